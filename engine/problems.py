@@ -1,0 +1,66 @@
+"""How anything in Athanor says that something is wrong: one value, told in the reader's language.
+
+The sentences themselves are in `engine/sentences/*.yaml`, English and Chinese side by side, so that whoever
+changes one sees the other. A sentence names the thing, what was given and the smallest fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SENTENCES = Path(__file__).parent / "sentences"
+LANGUAGES = ("en", "zh")
+
+
+@cache
+def sentences() -> Mapping[str, Mapping[str, str]]:
+    """All sentences: code → language → text with `{placeholders}`. Raises ValueError on a code given twice."""
+    found: dict[str, Mapping[str, str]] = {}
+    for path in sorted(SENTENCES.glob("*.yaml")):
+        for code, texts in yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader).items():
+            if code in found:
+                raise ValueError(f"sentence {code!r} is in two files; the second is {path.name}")
+            found[code] = texts
+    return found
+
+
+def say(code: str, language: str = "en", **values: Any) -> str:
+    """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
+    return sentences()[code][language].format(**values)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. `field` is the path of the spec field it belongs to ("" = none in particular)."""
+
+    code: str
+    field: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def text(self, language: str = "en") -> str:
+        return say(self.code, language, **self.values)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.text()}" if self.field else self.text()
+
+
+class Refusal(Exception):
+    """Raised where an action cannot be done; carries every problem found, not only the first."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def text(self, language: str = "en") -> str:
+        return "\n".join(problem.text(language) for problem in self.problems)
+
+
+def problem(code: str, field: str = "", **values: Any) -> Problem:
+    """Short form: `problem("model-missing", "model.model_name_or_path", path=path)`."""
+    return Problem(code, field, values)
