@@ -6,8 +6,9 @@ changes one sees the other. A sentence names the thing, what was given and the s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,15 @@ def say(code: str, language: str = "en", **values: Any) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong. `field` is the path of the spec field it belongs to ("" = none in particular)."""
+    """One thing that is wrong. `field` is the path of the spec field it belongs to ("" = none in particular),
+    which its sentence may name as `{field}`."""
 
     code: str
     field: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def text(self, language: str = "en") -> str:
-        return say(self.code, language, **self.values)
+        return say(self.code, language, field=self.field, **self.values)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.text()}" if self.field else self.text()

@@ -1,0 +1,609 @@
+"""RunSpec: everything that is needed to repeat a run, as one value.
+
+Each setting is declared here and nowhere else: its type, default, limits, English label and help. The form,
+the YAML, the shell, the validation and docs/spec.md read it from here. Names are those of transformers, peft
+and TRL. A part that does not apply is absent: a choice between kinds (`stage`, `method`, `quantization`,
+`rope_scaling`) is a union of parts, so a full fine-tuning has no LoRA rank to ignore.
+
+What a spec means on a particular machine is left to `engine.obstacles`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from functools import cache, reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from engine.problems import Problem, Refusal, problem
+
+TRAINER_ARGUMENTS = Path(__file__).parent / "trainer_arguments.json"
+
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+    "warmup_stable_decay", "greedy",
+]  # fmt: skip
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit",
+    "adafactor", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit", "sgd", "adagrad", "rmsprop",
+    "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
+    "paged_ademamix_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise",
+    "lomo", "adalomo", "grokadamw", "stable_adamw", "schedule_free_adamw", "schedule_free_sgd",
+    "schedule_free_radam", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+]  # fmt: skip
+
+
+class Part(BaseModel):
+    """A group of settings. Unknown keys are refused; numbers must be finite; a spec is never changed in place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
+    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups."""
+    if isinstance(default, (list, dict)):
+        given = default
+        return Field(
+            default_factory=lambda: given.copy(), title=label, description=help,
+            json_schema_extra={"essential": essential}, **limits,
+        )  # fmt: skip
+    return Field(default, title=label, description=help, json_schema_extra={"essential": essential}, **limits)
+
+
+def _kind_alone(given: Any) -> Any:
+    """`method: lora` in a file is short for `method: {kind: lora}`."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
+def one_of(*parts: type[Part]) -> Any:
+    """A choice between parts by their `kind`."""
+    return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_kind_alone)]
+
+
+def _weights(given: Any) -> Any:
+    """`datasets: [a, b]` in a file is short for `{a: 1, b: 1}`."""
+    return {name: 1.0 for name in given} if isinstance(given, (list, tuple)) else given
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+class NoQuantization(Part):
+    """Weights are loaded in the training precision."""
+
+    kind: Literal["none"] = "none"
+
+
+class EightBit(Part):
+    """Weights are loaded in 8 bits (LLM.int8(), Dettmers et al. 2022); only an adapter can be trained."""
+
+    kind: Literal["8bit"] = "8bit"
+
+
+class FourBit(Part):
+    """Weights are loaded in 4 bits (QLoRA, Dettmers et al. 2023); only an adapter can be trained."""
+
+    kind: Literal["4bit"] = "4bit"
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
+        "nf4", "4-bit type", "NF4 fits normally distributed weights best; FP4 is the plain 4-bit float."
+    )
+    bnb_4bit_use_double_quant: bool = setting(
+        True, "Double quantization", "Also quantize the scales: saves about 0.4 bit per parameter."
+    )
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto", "Compute type", "Type of the matrix products. Auto follows the training precision."
+    )
+
+
+class NoRopeScaling(Part):
+    """The model's own context length."""
+
+    kind: Literal["none"] = "none"
+
+
+class RopeScaling(Part):
+    """Stretch the rotary position embedding, so that the model takes texts longer than it was made for."""
+
+    factor: float = setting(2.0, "Context factor", "Context length after ÷ before.", gt=1, le=64)
+
+
+class LinearRope(RopeScaling):
+    """Linear position interpolation (Chen et al. 2023)."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class DynamicRope(RopeScaling):
+    """NTK-aware scaling that grows with the text."""
+
+    kind: Literal["dynamic"] = "dynamic"
+
+
+class YarnRope(RopeScaling):
+    """YaRN (Peng et al. 2023)."""
+
+    kind: Literal["yarn"] = "yarn"
+
+
+class Model(Part):
+    """Model: what is fine-tuned, and how it is loaded."""
+
+    model_name_or_path: str = setting(
+        "", "Model", "A model folder below the model roots, or a hub id such as Qwen/Qwen3-8B.",
+        essential=True, max_length=1024,
+    )  # fmt: skip
+    hub: Literal["huggingface", "modelscope"] = setting(
+        "huggingface", "Hub", "Where a hub id is fetched from. A local folder never asks the network."
+    )
+    model_revision: str | None = setting(
+        None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
+    )
+    adapter_path: str | None = setting(
+        None, "Continue from adapter", "Folder of a finished LoRA adapter whose training goes on in a new run.",
+        max_length=1024,
+    )  # fmt: skip
+    chat_template: str | None = setting(
+        None, "Chat template",
+        "Leave empty for the tokenizer's own. For a base model without one: chatml, alpaca, plain, or a .jinja file.",
+        max_length=1024,
+    )  # fmt: skip
+    quantization: one_of(NoQuantization, EightBit, FourBit) = setting(
+        NoQuantization(), "Quantization", "Load the frozen weights in fewer bits. LoRA on 4 bits is QLoRA.",
+        essential=True,
+    )  # fmt: skip
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = setting(
+        "auto", "Attention", "Auto takes PyTorch's scaled dot product. flash_attention_2 needs its own package."
+    )
+    rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
+        NoRopeScaling(), "RoPE scaling", "For texts longer than the model's own context."
+    )
+    trust_remote_code: bool = setting(
+        False, "Run the model's own code",
+        "Only for models that the operator allowed with --allow-remote-code.",
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- method
+
+
+class Full(Part):
+    """Every weight is trained. Needs about 16 bytes of device memory per parameter."""
+
+    kind: Literal["full"] = "full"
+
+
+class Freeze(Part):
+    """Some layers are trained, the others stay as they are."""
+
+    kind: Literal["freeze"] = "freeze"
+    trainable_layers: int = setting(
+        2, "Trained layers", "The last n transformer layers are trained.", ge=1, le=1000
+    )
+    trainable_modules: list[str] = setting(
+        [], "Trained modules",
+        "Names of modules to train instead, such as model.layers.3 or lm_head. When given, the number above is not used.",
+    )  # fmt: skip
+
+
+class Lora(Part):
+    """A small adapter is trained beside the frozen weights (Hu et al. 2021)."""
+
+    kind: Literal["lora"] = "lora"
+    r: int = setting(
+        16, "LoRA rank", "Width of the adapter. 8 to 64 is usual; more learns more and costs more.",
+        essential=True, ge=1, le=4096,
+    )  # fmt: skip
+    lora_alpha: int = setting(
+        32, "LoRA alpha", "The adapter's output is scaled by alpha ÷ rank.", essential=True, ge=1, le=65536
+    )
+    lora_dropout: float = setting(0.0, "LoRA dropout", "Share of the adapter's inputs dropped.", ge=0, lt=1)
+    target_modules: list[str] = setting(
+        ["all-linear"], "Target modules",
+        "Layers that get an adapter. all-linear: every linear layer but the output head.",
+    )  # fmt: skip
+    modules_to_save: list[str] = setting(
+        [], "Also train fully", "Modules trained in full and saved with the adapter, such as embed_tokens, lm_head."
+    )
+    use_dora: bool = setting(
+        False, "DoRA", "Train magnitude and direction apart (Liu et al. 2024). Better at low rank, slower."
+    )
+    use_rslora: bool = setting(
+        False, "rsLoRA", "Scale by alpha ÷ √rank (Kalajdzievski 2023), so that a high rank still learns."
+    )
+    init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = setting(
+        "default", "Initialization", "PiSSA starts from the main singular vectors of the weights (Meng et al. 2024)."
+    )
+    loraplus_lr_ratio: float | None = setting(
+        None, "LoRA+ ratio", "Learning rate of B ÷ that of A (Hayou et al. 2024); 16 is usual. Empty: equal.",
+        ge=1, le=1024,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- stage
+
+
+class Pretraining(Part):
+    """Pre-training: the model reads plain text and learns to continue it."""
+
+    kind: Literal["pt"] = "pt"
+
+
+class Sft(Part):
+    """Supervised fine-tuning: the model learns to answer as the examples answer."""
+
+    kind: Literal["sft"] = "sft"
+    train_on: Literal["answers", "last_answer", "everything"] = setting(
+        "answers", "Trained turns",
+        "answers: every assistant turn. last_answer: only the last. everything: the questions too.",
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------- data
+
+
+class Data(Part):
+    """Data: what the model learns from."""
+
+    datasets: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], BeforeValidator(_weights)] = setting(
+        {}, "Data sets",
+        "Names from dataset_info.json, with weights: 2 shows the rows twice per epoch, 0.5 shows half of them.",
+        essential=True,
+    )  # fmt: skip
+    dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
+    max_samples: int | None = setting(
+        None, "Max rows", "Use at most this many rows of each data set. Empty: all.", ge=1, le=10**10
+    )
+    max_length: int = setting(
+        2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",
+        essential=True, ge=8, le=10**7,
+    )  # fmt: skip
+    too_long: Literal["cut_end", "drop"] = setting(
+        "cut_end", "Longer rows", "cut_end: drop the last turns (or tokens) that do not fit. drop: leave the row out."
+    )
+    packing: bool = setting(
+        False, "Packing", "Put several short examples into one sequence; none of them sees another."
+    )
+    validation_share: float = setting(
+        0.0, "Validation share", "Share of the rows kept away from training to measure on. 0: none.", ge=0, le=0.5
+    )
+    eval_datasets: list[str] = setting(
+        [], "Validation sets", "Data sets to measure on, instead of a share of the training rows."
+    )
+
+
+# ------------------------------------------------------------------------------------------- training
+
+
+class Training(Part):
+    """Training: how long, how fast, in what precision."""
+
+    num_train_epochs: float = setting(
+        3.0, "Epochs", "How many times the model sees the data.", essential=True, gt=0, le=100_000
+    )
+    max_steps: int | None = setting(
+        None, "Max steps", "Stop after this many optimizer steps, whatever the epochs say.", ge=1, le=10**9
+    )
+    learning_rate: float = setting(
+        1e-4, "Learning rate", "LoRA: 5e-5 to 2e-4. Full: 1e-6 to 2e-5.", essential=True, gt=0, le=1
+    )
+    per_device_train_batch_size: int = setting(
+        2, "Batch size", "Examples per device and forward pass.", essential=True, ge=1, le=65536
+    )
+    gradient_accumulation_steps: int = setting(
+        8, "Accumulation", "Forward passes per optimizer step. Same effect as a larger batch, less memory.",
+        essential=True, ge=1, le=65536,
+    )  # fmt: skip
+    lr_scheduler_type: Scheduler = setting("cosine", "Schedule", "How the learning rate moves during training.")
+    warmup_steps: float = setting(
+        0.0, "Warm-up", "Steps in which the learning rate rises; below 1 it is a share of all steps.", ge=0, le=10**9
+    )
+    optim: Optimizer = setting("adamw_torch", "Optimizer", "The 8-bit and paged ones save memory on a GPU.")
+    weight_decay: float = setting(0.0, "Weight decay", "Pulls the weights towards zero.", ge=0, le=10)
+    max_grad_norm: float = setting(1.0, "Max gradient norm", "Longer gradients are cut to this. 0: never.", ge=0, le=10**6)
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "Precision", "Auto: bf16 where the card has it, else fp16; fp32 on a CPU."
+    )
+    gradient_checkpointing: bool = setting(
+        True, "Activation checkpointing", "Compute activations again in the backward pass: less memory, about 30 % slower."
+    )
+    neftune_noise_alpha: float | None = setting(
+        None, "NEFTune", "Noise on the embeddings (Jain et al. 2023); 5 is usual. Empty: none.", gt=0, le=1000
+    )
+    per_device_eval_batch_size: int = setting(
+        2, "Validation batch", "Examples per device when measuring.", ge=1, le=65536
+    )
+    seed: int = setting(42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1)
+
+
+class Logging(Part):
+    """Logging and checkpoints: what is written down, and how often."""
+
+    logging_steps: int = setting(5, "Log every", "Optimizer steps between two points of the curve.", ge=1, le=10**9)
+    eval_steps: int = setting(100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9)
+    save_steps: int = setting(100, "Save every", "Optimizer steps between two checkpoints.", ge=1, le=10**9)
+    save_total_limit: int | None = setting(
+        2, "Checkpoints kept", "The newest n (and the best, if it is kept). Empty: all.", ge=1, le=10**6
+    )
+    load_best_model_at_end: bool = setting(
+        False, "Keep the best", "The result is the checkpoint with the lowest validation loss. Needs validation data."
+    )
+    early_stopping_patience: int | None = setting(
+        None, "Early stopping", "Stop after this many validations without improvement. Empty: never.", ge=1, le=10**6
+    )
+    report_to: list[Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]] = setting(
+        [], "Report to", "Trackers besides Athanor's own curves. Each needs its own package."
+    )
+    plot_loss: bool = setting(True, "Plot the loss", "Leave training_loss.png beside the result.")
+
+
+class Hardware(Part):
+    """Devices: where the run computes."""
+
+    device: Literal["auto", "cuda", "cpu"] = setting(
+        "auto", "Device", "Auto: the GPUs if there are any. CPU is for small models and for trying things out."
+    )
+    num_processes: int = setting(
+        1, "Processes", "One per device. Four processes on four cards see four times the batch.", ge=1, le=1024
+    )
+    devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
+        [], "Cards", "Indices of the cards to use, such as 0, 1, 2, 3. Empty: the first ones."
+    )
+
+
+# ------------------------------------------------------------------------------------------- the whole
+
+
+class RunSpec(Part):
+    """Everything needed to repeat a run."""
+
+    name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
+    stage: one_of(Pretraining, Sft) = setting(
+        Sft(), "Stage", "What kind of learning this is.", essential=True
+    )
+    model: Model = Field(default_factory=Model)
+    method: one_of(Lora, Freeze, Full) = setting(
+        Lora(), "Method", "Which weights are trained.", essential=True
+    )
+    data: Data = Field(default_factory=Data)
+    training: Training = Field(default_factory=Training)
+    logging: Logging = Field(default_factory=Logging)
+    hardware: Hardware = Field(default_factory=Hardware)
+    extra: dict[str, Any] = setting(
+        {}, "Further arguments", "Any other argument of the trainer's configuration class, as YAML: adam_beta2: 0.95"
+    )
+
+    @classmethod
+    def read(cls, given: Any) -> RunSpec:
+        """A spec from plain data. Raises Refusal with every problem, each at its field."""
+        if not isinstance(given, dict):
+            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise Refusal([_explain(one) for one in error.errors()]) from None
+
+    @classmethod
+    def from_yaml(cls, text: str) -> RunSpec:
+        """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
+        try:
+            given = yaml.load(text, Loader=yaml.CSafeLoader)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            raise Refusal(
+                problem("spec-not-yaml", line=mark.line + 1, column=mark.column + 1, what=error.problem)
+            ) from None
+        except yaml.YAMLError as error:
+            raise Refusal(problem("spec-not-yaml", line=1, column=1, what=str(error))) from None
+        return cls.read(given)
+
+    def to_yaml(self, *, brief: bool = False) -> str:
+        """YAML that `from_yaml` reads back to an equal spec. `brief` leaves out what is at its default."""
+        plain = self.model_dump(mode="json", exclude_defaults=brief)
+        if brief:
+            plain = {"stage": {"kind": self.stage.kind}, "method": {"kind": self.method.kind}} | plain
+            for union in ("stage", "method"):
+                plain[union] = {"kind": getattr(self, union).kind} | plain[union]
+            for union in ("quantization", "rope_scaling"):
+                if union in plain.get("model", {}):
+                    plain["model"][union] = {"kind": getattr(self.model, union).kind} | plain["model"][union]
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+    def change(self, path: str, value: Any) -> RunSpec:
+        """A copy in which the field at `path` ("training.seed") is `value`. Raises Refusal as `read` does."""
+        plain = self.model_dump()
+        *parents, last = path.split(".")
+        inner = plain
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+        return RunSpec.read(plain)
+
+
+def _explain(error: Any) -> Problem:
+    """One of pydantic's errors as one of ours."""
+    # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
+    location = [str(step) for step in error["loc"]]
+    unions = {"stage": STAGES, "method": METHODS, "quantization": QUANTIZATIONS, "rope_scaling": ROPES}
+    steps = [
+        step for before, step in zip(["", *location], location, strict=False) if step not in unions.get(before, {})
+    ]
+    path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
+    given = _short(error.get("input"))
+    if kind == "extra_forbidden":
+        return problem("spec-unknown-key", path, key=path, hint=_did_you_mean(path))
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
+        return problem("spec-choice", path, given=_short(context.get("tag", given)), choices=tags.replace("'", ""))
+    if kind == "literal_error":
+        return problem("spec-choice", path, given=given, choices=_nearest(given, context["expected"].replace(" or ", ", ")))
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[kind]
+        limit = next(iter(context.values()))
+        return problem("spec-limit", path, given=given, limit=f"{sign} {limit:g}")
+    if kind == "string_too_long":
+        return problem("spec-too-long", path, limit=context["max_length"])
+    known = ("int", "float", "finite", "bool", "string", "list", "dict")
+    wanted = next((word for word in known if kind.startswith(word)), "value")
+    return problem(f"spec-type-{wanted}", path, given=given)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _nearest(given: str, choices: str) -> str:
+    """All choices, or of a long list the five nearest to what was given."""
+    every = [choice.strip().strip("'") for choice in choices.split(",")]
+    near = difflib.get_close_matches(given, every, 5, 0.3) if len(every) > 12 else every
+    return ", ".join(near or every)
+
+
+def _did_you_mean(path: str) -> str:
+    """The nearest known path to a misspelt one; a known key at the wrong place is found by its last step."""
+    known, last = list(fields()), path.rsplit(".", 1)[-1]
+    same_name = [one for one in known if one.rsplit(".", 1)[-1] == last]
+    by_last = {one.rsplit(".", 1)[-1]: one for one in known}
+    near = same_name or difflib.get_close_matches(path, known, 1, 0.8)
+    near = near or [by_last[one] for one in difflib.get_close_matches(last, by_last, 1, 0.6)]
+    return near[0] if near else "extra"
+
+
+STAGES = {"pt": Pretraining, "sft": Sft}
+METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
+QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
+ROPES = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}
+UNIONS = {"stage": STAGES, "method": METHODS, "model.quantization": QUANTIZATIONS, "model.rope_scaling": ROPES}
+
+
+@cache
+def fields() -> dict[str, Any]:
+    """Every setting: path → pydantic's FieldInfo, in the order of declaration.
+
+    A union stands under its own path ("method"); the settings of each of its kinds follow it ("method.r"). A
+    path that several kinds share ("model.rope_scaling.factor") is listed once, since it is one setting.
+    """
+    found: dict[str, Any] = {}
+
+    def walk(part: type[Part], prefix: str) -> None:
+        for name, info in part.model_fields.items():
+            path = prefix + name
+            if path in UNIONS:
+                found[path] = info
+                for kind in UNIONS[path].values():
+                    walk(kind, f"{path}.")
+            elif isinstance(info.annotation, type) and issubclass(info.annotation, Part):
+                walk(info.annotation, f"{path}.")
+            elif name != "kind":
+                found.setdefault(path, info)
+
+    walk(RunSpec, "")
+    return found
+
+
+@cache
+def trainer_arguments() -> dict[str, Any]:
+    """Names of the arguments of each stage's configuration class, as `python -m engine.worker.arguments` wrote them."""
+    return json.loads(TRAINER_ARGUMENTS.read_text(encoding="utf-8"))
+
+
+# Arguments of the configuration class that the spec has under another name, or that the run folder decides.
+DECIDED = {
+    "output_dir": "", "resume_from_checkpoint": "", "overwrite_output_dir": "", "do_train": "", "do_eval": "",
+    "do_predict": "", "local_rank": "", "disable_tqdm": "", "remove_unused_columns": "", "dataset_kwargs": "",
+    "model_init_kwargs": "model", "chat_template_path": "model.chat_template", "bf16": "training.precision",
+    "fp16": "training.precision", "use_cpu": "hardware.device", "save_strategy": "logging.save_steps",
+    "eval_strategy": "logging.eval_steps", "logging_strategy": "logging.logging_steps",
+    "assistant_only_loss": "stage.train_on", "completion_only_loss": "stage.train_on", "padding_free": "data.packing",
+    "activation_checkpointing": "training.gradient_checkpointing", "metric_for_best_model": "logging.load_best_model_at_end",
+    "max_length": "data.max_length", "packing": "data.packing", "run_name": "name", "data_seed": "training.seed",
+    "ignore_data_skip": "", "push_to_hub": "", "hub_token": "", "hub_model_id": "", "hub_strategy": "",
+    "hub_private_repo": "", "hub_always_push": "", "hub_revision": "", "logging_first_step": "",
+    "logging_nan_inf_filter": "", "trackio_space_id": "", "trackio_bucket_id": "", "trackio_static_space_id": "",
+    "greater_is_better": "logging.load_best_model_at_end", "save_only_model": "", "enable_jit_checkpoint": "",
+}  # fmt: skip
+
+
+def problems(spec: RunSpec) -> list[Problem]:
+    """What is wrong with the spec in itself, whatever the machine: settings that contradict each other."""
+    found: list[Problem] = []
+    if not spec.model.model_name_or_path.strip():
+        found.append(problem("model-not-chosen", "model.model_name_or_path"))
+    if not spec.data.datasets:
+        found.append(problem("data-not-chosen", "data.datasets"))
+    quantized = spec.model.quantization.kind != "none"
+    if quantized and spec.method.kind != "lora":
+        found.append(
+            problem("quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind)
+        )
+    if quantized and spec.method.kind == "lora" and spec.method.init_lora_weights in ("pissa", "olora"):
+        found.append(
+            problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights)
+        )
+    if spec.model.adapter_path and spec.method.kind != "lora":
+        found.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
+    if spec.method.kind == "lora" and not spec.method.target_modules:
+        found.append(problem("no-targets", "method.target_modules"))
+    measured = spec.data.validation_share > 0 or bool(spec.data.eval_datasets)
+    if spec.data.validation_share > 0 and spec.data.eval_datasets:
+        found.append(problem("two-validations", "data.validation_share"))
+    if shared := sorted(set(spec.data.eval_datasets) & set(spec.data.datasets)):
+        found.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
+    for path in ("load_best_model_at_end", "early_stopping_patience"):
+        if getattr(spec.logging, path) and not measured:
+            found.append(problem("needs-validation", f"logging.{path}"))
+    if spec.logging.load_best_model_at_end and spec.logging.save_steps % spec.logging.eval_steps:
+        found.append(
+            problem(
+                "best-needs-multiple", "logging.save_steps", save=spec.logging.save_steps, eval=spec.logging.eval_steps
+            )
+        )
+    if spec.training.lr_scheduler_type == "reduce_lr_on_plateau" and not measured:
+        found.append(problem("needs-validation", "training.lr_scheduler_type"))
+    cards = spec.hardware.devices
+    if len(set(cards)) != len(cards):
+        found.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, cards))))
+    if cards and len(cards) != spec.hardware.num_processes:
+        found.append(
+            problem("cards-count", "hardware.devices", cards=len(cards), processes=spec.hardware.num_processes)
+        )
+    if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
+        found.append(problem("fp16-on-cpu", "training.precision"))
+    found += _extra_problems(spec)
+    return found
+
+
+def _extra_problems(spec: RunSpec) -> list[Problem]:
+    known = trainer_arguments()[spec.stage.kind]
+    ours = {path.rsplit(".", 1)[-1]: path for path in fields() if path.split(".")[0] in ("training", "logging")}
+    found = []
+    for name, value in spec.extra.items():
+        if name in ours or name in DECIDED:
+            found.append(problem("extra-has-a-field", "extra", name=name, place=ours.get(name) or DECIDED[name] or "—"))
+        elif name not in known:
+            near = difflib.get_close_matches(str(name), known, 1, 0.6)
+            found.append(
+                problem("extra-unknown", "extra", name=name, config=f"{spec.stage.kind} config", hint=near[0] if near else "—")
+            )
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(problem("spec-type-finite", f"extra.{name}", given=value))
+    return found
+
+
+def optimizer_steps(spec: RunSpec, rows: int) -> int:
+    """Optimizer steps of a run over `rows` training examples, as transformers' Trainer counts them."""
+    if spec.training.max_steps:
+        return spec.training.max_steps
+    per_process = math.ceil(rows / spec.hardware.num_processes)
+    batches = math.ceil(per_process / spec.training.per_device_train_batch_size)
+    per_epoch = max(math.ceil(batches / spec.training.gradient_accumulation_steps), 1)
+    return math.ceil(spec.training.num_train_epochs * per_epoch)
