@@ -266,9 +266,10 @@ class Data(Part):
         2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",
         essential=True, ge=8, le=10**7,
     )  # fmt: skip
-    too_long: Literal["cut_end", "drop"] = setting(
-        "cut_end", "Longer rows", "cut_end: drop the last turns (or tokens) that do not fit. drop: leave the row out."
-    )
+    too_long: Literal["whole_turns", "cut_end", "drop"] = setting(
+        "whole_turns", "Longer rows",
+        "whole_turns: leave out the last turns that do not fit. cut_end: cut anywhere. drop: leave the row out.",
+    )  # fmt: skip
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )

@@ -1,0 +1,195 @@
+"""The studio's doings from a shell: `python -m engine VERB …`. Same folders, same spec, same defaults as the page."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from engine import failures, queue, runs, users
+from engine.problems import LANGUAGES, Refusal
+from engine.progress import last_loss, progress
+from engine.spec import RunSpec, problems
+from engine.workplace import Workplace, add_arguments, from_arguments
+
+
+def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Submit a spec and follow its log to the end. Ctrl-C: stop and save; twice: kill."""
+    run = _submit(arguments, workplace)
+    presses = iter(("save", "kill"))
+
+    def pressed(_signal: int, _frame: FrameType | None) -> None:
+        how = next(presses, "kill")
+        print(f"\nasked the run to stop ({how})", flush=True)
+        runs.stop(runs.get(workplace.saves, run.id), how, by=_me())
+
+    signal.signal(signal.SIGINT, pressed)
+    shown, told = 0, ""
+    while True:
+        now = runs.get(workplace.saves, run.id)
+        if now.state != told:
+            told = now.state
+            print(f"[{told}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
+        shown = _print_new(now.dir.log, shown)
+        if now.final:
+            _print_new(now.dir.log, shown)
+            return _print_end(now)
+        queue.advance(workplace.saves)
+        time.sleep(0.5)
+
+
+def _print_new(log: Path, shown: int) -> int:
+    if log.exists():
+        with log.open("rb") as file:
+            file.seek(shown)
+            new = file.read()
+        sys.stdout.buffer.write(new)
+        sys.stdout.flush()
+        return shown + len(new)
+    return shown
+
+
+def _print_end(run: runs.Run) -> int:
+    if why := failures.explain(run):
+        print(why.what(_language()), why.advice(_language()), sep="\n", file=sys.stderr)
+    print(run.dir.result() or run.path)
+    return 0 if run.state in ("finished", "stopped") else 1
+
+
+def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Put a spec into the queue and print the run's id."""
+    print(_submit(arguments, workplace).id)
+    return 0
+
+
+def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
+    text = sys.stdin.read() if arguments.spec == "-" else Path(arguments.spec).read_text(encoding="utf-8")
+    return runs.submit(RunSpec.from_yaml(text), workplace, by=_me())
+
+
+def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print a line for each run, newest first."""
+    for run in runs.find(workplace.saves):
+        loss = last_loss(run)
+        print(f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}  {run.spec.name}".rstrip())
+    return 0
+
+
+def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print a run's state, progress and spec."""
+    run = runs.get(workplace.saves, arguments.run)
+    now = progress(run)
+    print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
+    if why := failures.explain(run):
+        print(why.what(_language()), why.advice(_language()), sep="\n")
+    print(run.spec.to_yaml(brief=True))
+    return 0
+
+
+def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Ask a run to save a checkpoint and end, or end its processes."""
+    runs.stop(runs.get(workplace.saves, arguments.run), "kill" if arguments.kill else "save", by=_me())
+    return 0
+
+
+def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Queue a stopped, failed or interrupted run again, from its newest whole checkpoint."""
+    runs.resume(runs.get(workplace.saves, arguments.run), by=_me())
+    return 0
+
+
+def clone(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Submit a new run with the spec of another."""
+    spec = runs.get(workplace.saves, arguments.run).spec
+    print(runs.submit(spec, workplace, by=_me()).id)
+    return 0
+
+
+def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Remove a run and everything in its folder."""
+    runs.delete(runs.get(workplace.saves, arguments.run))
+    return 0
+
+
+def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Say everything that is wrong with a spec, and start nothing."""
+    from engine.obstacles import obstacles
+
+    spec = workplace.frozen(RunSpec.from_yaml(Path(arguments.spec).read_text(encoding="utf-8")))
+    found = problems(spec) + obstacles(spec, workplace)
+    print("\n".join(f"{one.field}: {one.text(_language())}" for one in found) or "ready to start")
+    return 1 if found else 0
+
+
+def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Print the JSON schema of a run spec."""
+    print(json.dumps(RunSpec.model_json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Add or remove a user of the login page."""
+    file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.json")
+    if arguments.what == "remove":
+        users.remove_user(file, arguments.name)
+        return 0
+    # From a pipe where there is no terminal, so that a script can add users; never as an argument, which ps shows.
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    users.add_user(file, arguments.name, password)
+    print(f"{arguments.name} can log in; the file is {file}")
+    return 0
+
+
+def _me() -> str:
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or ""
+
+
+def _language() -> str:
+    given = (os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or "")[:2]
+    return given if given in LANGUAGES else "en"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one verb per function above, its help the function's docstring."""
+    top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    takes = {
+        train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
+        clone: "run", delete: "run", schema: "", user: "",
+    }  # fmt: skip
+    for function, operand in takes.items():
+        verb = verbs.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
+        verb.set_defaults(function=function)
+        add_arguments(verb)
+        if operand:
+            meaning = "a spec file, or - for standard input" if operand == "spec" else "a run's id, as list prints it"
+            verb.add_argument(operand, help=meaning)
+        if function is stop:
+            verb.add_argument("--kill", action="store_true", help="end its processes without saving")
+        if function is user:
+            verb.add_argument("what", choices=("add", "remove"))
+            verb.add_argument("name")
+            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.json]")
+    return top
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        return arguments.function(arguments, from_arguments(arguments))
+    except Refusal as refusal:
+        for one in refusal.problems:
+            print(f"{one.field}: {one.text(_language())}" if one.field else one.text(_language()), file=sys.stderr)
+    except (OSError, UnicodeDecodeError) as error:
+        print(error, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

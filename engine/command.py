@@ -1,0 +1,86 @@
+"""A spec and its devices → the command line and environment of its processes. Pure: it starts nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engine.models import is_hub_id
+from engine.spec import RunSpec
+from engine.workplace import PROJECT
+
+# Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
+MARKER = "ATHANOR_RUN"
+
+
+def on_cpu(spec: RunSpec, cards: int) -> bool:
+    """Whether the run computes on the CPU of a machine that has this many cards."""
+    return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and cards == 0)
+
+
+def prepare_command(folder: Path) -> list[str]:
+    """The process that turns rows into token ids, before any process takes a device."""
+    return [sys.executable, "-m", "engine.worker.prepare", str(folder)]
+
+
+def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
+    """The command that trains `spec` in `folder`.
+
+    Every flag is given: a default configuration in somebody's home would otherwise change what is launched.
+    """
+    processes = spec.hardware.num_processes
+    flags = {
+        "num_processes": processes, "num_machines": 1, "machine_rank": 0, "main_process_port": port,
+        "mixed_precision": "no", "dynamo_backend": "no",
+    }  # fmt: skip
+    # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
+    mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, cards) else []
+    return [
+        sys.executable, "-m", "accelerate.commands.launch", *mode,
+        *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
+        "--module", "engine.worker.train", str(folder),
+    ]  # fmt: skip
+
+
+def environment(spec: RunSpec, folder: Path | str, cards: int, cores: int) -> dict[str, str]:
+    """What the run's processes find in their environment besides what the studio's own has."""
+    given = {
+        MARKER: str(folder),
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONUTF8": "1",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "WANDB_DIR": str(folder),
+        "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
+    }
+    if on_cpu(spec, cards):
+        given |= {
+            "ACCELERATE_USE_CPU": "true",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": str(max(cores // spec.hardware.num_processes, 1)),
+        }
+    else:
+        chosen = spec.hardware.devices or range(spec.hardware.num_processes)
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+    if is_hub_id(spec.model.model_name_or_path):
+        given["ATHANOR_HUB"] = spec.model.hub
+    else:
+        given |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return given
+
+
+def shell(command: Sequence[str], added: Mapping[str, str]) -> str:
+    """The command as a person can paste it into a shell, with the variables that matter to it."""
+    shown = ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "HF_HUB_OFFLINE", "PYTHONPATH")
+    words = [f"{name}={shlex.quote(added[name])}" for name in shown if name in added]
+    return " ".join([*words, shlex.join(command)])
+
+
+def inherited() -> dict[str, str]:
+    """The studio's environment as its children get it: without what only the studio needs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", MARKER))}

@@ -1,0 +1,187 @@
+"""The small detached parent of one run.
+
+It is a session of its own, so it outlives the studio; holds the run's lock; starts `prepare` and then the
+training; obeys stop requests; ends whatever process of the run is left; and writes exit.json last. It judges
+what it saw: "finished" takes exit code 0 *and* a result written by this very attempt.
+
+    python -m engine.keeper keep FOLDER    become the keeper of a run; returns once the keeper holds the lock
+    python -m engine.keeper end FOLDER     end every process of a run whose keeper is gone
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from engine import command, machine, queue
+from engine.rundir import ALIVE, KEPT, RESULT, RunDir, end_of, read_json, take, write_json
+from engine.spec import RunSpec
+from engine.workplace import PROJECT
+
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
+POLL_S = 0.3
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """Every process that carries the run's marker, whatever session, group or parent it has.
+
+    A pid alone is never trusted: psutil compares the start time before it signals.
+    """
+    marked = f"{command.MARKER}={folder}".encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if marked in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                found.append(psutil.Process(int(entry.name)))
+    return found
+
+
+def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
+    """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
+    deadline = time.monotonic() + grace_s
+    asked: set[psutil.Process] = set()
+    while alive := processes(folder):
+        late = time.monotonic() > deadline
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if late:
+                    process.kill()
+                elif process not in asked:
+                    process.terminate()
+                    asked.add(process)
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago, so that no two runs meet at accelerate's default."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def keep(run: RunDir) -> None:
+    """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
+    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    cards, port = len(machine.gpus()), free_port()
+    training = command.train_command(spec, run.path, port, cards)
+    environment = command.inherited() | command.environment(spec, run.path, cards, machine.cores())
+    write_json(run.keeper, {
+        "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
+        "attempt": attempt(run), "port": port, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": training,
+    })  # fmt: skip
+    code = _child(command.prepare_command(run.path), environment, run, stop_at_once=True)
+    if code == 0 and not stop_wanted(run):
+        code = _child(training, environment, run, stop_at_once=False)
+    end_processes(run.path)
+    write_json(run.exit, judge(run, code))
+
+
+def _child(arguments: list[str], environment: dict[str, str], run: RunDir, *, stop_at_once: bool) -> int:
+    """Run one child to its end and return its exit code (minus the signal that ended it).
+
+    `stop_at_once`: there is nothing to save yet, so stop-and-save ends it like kill.
+    """
+    print(f"$ {' '.join(arguments)}", flush=True)
+    # The descriptor of the lock goes along: the launcher itself takes no lock, and must count as alive.
+    lock = take(run.lock, ALIVE, shared=True)
+    child = subprocess.Popen(arguments, env=environment, cwd=PROJECT, stdin=subprocess.DEVNULL, pass_fds=(lock,))
+    os.close(lock)
+    while True:
+        try:
+            return child.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            wanted = stop_wanted(run)
+            if wanted == "kill" or (wanted == "save" and stop_at_once):
+                end_processes(run.path)
+
+
+def attempt(run: RunDir) -> int:
+    """Which attempt this is: 1, and one more for each resume."""
+    return read_json(run.request)["attempt"]
+
+
+def stop_wanted(run: RunDir) -> str | None:
+    """ "save", "kill", or None: what somebody asked of the run."""
+    return ((read_json(run.request) or {}).get("stop") or {}).get("how")
+
+
+def judge(run: RunDir, code: int) -> dict[str, Any]:
+    """What the end of the children means: the content of exit.json."""
+    folder = run.result()
+    result = read_json(folder / RESULT) if folder else None
+    written = bool(result) and result["attempt"] == attempt(run)
+    signals = re.findall(rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384))
+    number = -code if code < 0 else int(signals[-1][1] or 0) if signals and code else 0
+    name = signals[-1][0].decode() if signals and code > 0 and signals[-1][0] else None
+    killed_by = name or (signal.Signals(number).name if number else None)
+    if code == 0 and written and result["complete"]:
+        outcome, reason = "finished", "finished"
+    elif stop_wanted(run) and (code != 0 or written or not result):
+        outcome, reason = "stopped", "stopped"
+    elif code == 0:
+        outcome, reason = "failed", "no-result"
+    else:
+        outcome, reason = "failed", "killed" if killed_by else "exit"
+    return {
+        "outcome": outcome, "reason": reason, "code": code, "signal": killed_by, "ended": time.time(),
+        "attempt": attempt(run), "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }  # fmt: skip
+
+
+def become_keeper(folder: Path) -> int:
+    """Detach, take the lock, keep the run. Returns in the caller's process once the lock is held: 0, or 1 if
+    another keeper has the run."""
+    heard, told = os.pipe()
+    if os.fork():
+        os.close(told)
+        with os.fdopen(heard, "rb") as answer:
+            return 0 if answer.read() == b"held" else 1
+    os.close(heard)
+    os.setsid()
+    run = RunDir(folder)
+    kept = take(run.lock, KEPT, shared=False)
+    if kept is None:
+        os._exit(1)
+    alive = take(run.lock, ALIVE, shared=True)
+    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for given, standard in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(given, standard)
+    os.write(told, b"held")
+    os.close(told)
+    # A machine that shuts down leaves the run interrupted, not judged: no exit.json, and resume is offered.
+    signal.signal(signal.SIGTERM, lambda *_: (end_processes(folder), os._exit(143)))
+    with contextlib.suppress(BaseException):
+        keep(run)
+    os.close(alive)
+    os.close(kept)
+    queue.advance(queue.saves_of(folder))
+    os._exit(0)
+
+
+def main() -> int:
+    verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
+    if verb == "keep":
+        return become_keeper(folder)
+    end_processes(folder)
+    run = RunDir(folder)
+    if not run.exit.exists() and not run.alive():
+        write_json(run.exit, judge(run, -signal.SIGKILL))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""What this machine has: cards, cores, disk. Asks nvidia-smi, so that no process but a worker opens a CUDA context."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One card. Memory in bytes."""
+
+    index: int
+    uuid: str
+    name: str
+    memory: int
+    free: int
+    capability: float
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """The cards of this machine, as of at most five seconds ago; none where there is no NVIDIA driver."""
+    return _ask(int(time.monotonic() // 5))
+
+
+@lru_cache(maxsize=1)
+def _ask(_five_seconds: int) -> tuple[Gpu, ...]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(_parse(line) for line in answer.splitlines() if line.count(",") == len(QUERY) - 1)
+
+
+def _parse(line: str) -> Gpu:
+    index, uuid, name, total, free, capability = (cell.strip() for cell in line.split(","))
+    mebibyte = 2**20
+    return Gpu(int(index), uuid, name, int(total) * mebibyte, int(free) * mebibyte, float(capability))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes where `path` is or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

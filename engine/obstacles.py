@@ -1,0 +1,164 @@
+"""What stands in the way of a spec on this machine: files, cards, disk, packages. All of it at once, before start.
+
+`engine.spec.problems` is its pure counterpart, about the spec alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from engine import machine
+from engine.datasets import Dataset, read_catalogue
+from engine.models import Model, inspect, is_hub_id, lora_problems, model_problems, trainable_parameters
+from engine.problems import Problem, problem
+from engine.spec import RunSpec
+from engine.workplace import Workplace, template_file
+
+TEMPLATES = Path(__file__).parent / "templates"
+TRACKERS = {"comet_ml": "comet_ml", "trackio": "trackio", "tensorboard": "tensorboard"}  # package, if not the name
+OPTIMIZERS = {
+    "bitsandbytes": ("8bit", "paged", "lion", "bnb"), "galore_torch": ("galore",), "apollo_torch": ("apollo",),
+    "lomo_optim": ("lomo",), "grokadamw": ("grokadamw",), "schedulefree": ("schedule_free",),
+    "torchao": ("adamw_torch_4bit", "adamw_torch_8bit"), "torch_optimi": ("stable_adamw",),
+}  # fmt: skip
+
+
+def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Everything on this machine that would keep `spec` from running. Empty: it can start."""
+    found = workplace.problems(spec)
+    found += _of_model(spec, workplace)
+    if not any(one.field == "data.dataset_dir" for one in found):
+        found += _of_data(spec)
+    return found + _of_cards(spec) + _of_packages(spec) + _of_disk(spec, workplace)
+
+
+def _of_model(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    chosen = spec.model.model_name_or_path
+    if not chosen.strip():
+        return []  # engine.spec.problems has said so
+    allowed = spec.model.trust_remote_code and chosen in workplace.remote_code
+    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
+        return found
+    found = []
+    if spec.model.trust_remote_code and not allowed:
+        found.append(problem("remote-code-not-allowed", "model.trust_remote_code", model=chosen))
+    known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+    given = spec.model.chat_template
+    file = template_file(spec)
+    if given and not (Path(file).is_file() if file else (TEMPLATES / f"{given}.jinja").is_file()):
+        found.append(problem("template-missing", "model.chat_template", given=given, known=known))
+    if is_hub_id(chosen) and not Path(chosen).is_dir():
+        return found  # its files are not here yet
+    model = inspect(chosen)
+    if spec.stage.kind != "pt" and not given and not model.has_chat_template:
+        found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+    if spec.method.kind == "lora":
+        found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+    return found + _of_context(spec, model)
+
+
+def trainable(spec: RunSpec) -> int | None:
+    """How many parameters the run trains; None while the model is not here to be counted."""
+    model = inspect(spec.model.model_name_or_path)
+    chosen = spec.method.model_dump()
+    names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
+    return (
+        trainable_parameters(model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}) or None
+    )
+
+
+def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
+    context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
+    if context and spec.data.max_length > context:
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))]
+    return []
+
+
+def _of_data(spec: RunSpec) -> list[Problem]:
+    """Unknown, broken or unsuitable data sets. Rows are looked at when they are prepared."""
+    folder = Path(spec.data.dataset_dir)
+    catalogue, found = read_catalogue(folder)
+    found = list(found)
+    known = {dataset.name: dataset for dataset in catalogue}
+    for field, names in (("data.datasets", spec.data.datasets), ("data.eval_datasets", spec.data.eval_datasets)):
+        for name in names:
+            if name not in known:
+                there = ", ".join(known) or "—"
+                found.append(problem("data-unknown", field, name=name, folder=folder, known=there))
+            elif known[name].problem:
+                found.append(known[name].problem)
+            else:
+                found += _of_kind(spec, known[name], catalogue, field)
+    return found
+
+
+KINDS = {"pt": "text", "sft": "chat"}
+
+
+def _of_kind(spec: RunSpec, dataset: Dataset, catalogue: list[Dataset], field: str) -> list[Problem]:
+    wanted = KINDS[spec.stage.kind]
+    if dataset.kind == wanted:
+        return []
+    fitting = ", ".join(other.name for other in catalogue if other.kind == wanted and not other.problem) or "—"
+    return [
+        problem("data-wrong-kind", field, name=dataset.name, kind=dataset.kind, wanted=wanted, fitting=fitting)
+    ]
+
+
+def _of_cards(spec: RunSpec) -> list[Problem]:
+    hardware, cards = spec.hardware, machine.gpus()
+    if hardware.device == "cpu" or (hardware.device == "auto" and not cards):
+        return []
+    if not cards:
+        return [problem("no-cards", "hardware.device")]
+    unknown = [index for index in hardware.devices if index >= len(cards)]
+    if unknown:
+        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
+    if hardware.num_processes > len(cards):
+        return [problem("too-few-cards", "hardware.num_processes", wanted=hardware.num_processes, there=len(cards))]
+    first = cards[hardware.devices[0] if hardware.devices else 0]
+    if spec.training.precision == "bf16" and first.capability < 8:
+        return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
+    return []
+
+
+def _of_packages(spec: RunSpec) -> list[Problem]:
+    wanted = [(tracker, TRACKERS.get(tracker, tracker), "logging.report_to") for tracker in spec.logging.report_to]
+    for package, parts in OPTIMIZERS.items():
+        if any(part in spec.training.optim for part in parts):
+            wanted.append((spec.training.optim, package, "training.optim"))
+            break
+    if spec.model.attn_implementation == "flash_attention_2":
+        wanted.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
+    if spec.model.quantization.kind != "none":
+        wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
+    if spec.model.hub == "modelscope" and not Path(spec.model.model_name_or_path).is_dir():
+        wanted.append(("modelscope", "modelscope", "model.hub"))
+    return [
+        problem("package-missing", field, what=what, package=package)
+        for what, package, field in wanted
+        if importlib.util.find_spec(package) is None
+    ]
+
+
+def _of_disk(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    saves = workplace.saves
+    if not os.access(saves, os.W_OK | os.X_OK):
+        why = "no such folder" if not saves.exists() else "permission denied"
+        return [problem("saves-not-writable", folder=saves, why=why)]
+    needed, free = disk_needed(spec), machine.free_disk(saves)
+    if needed > free:
+        return [problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")]
+    return []
+
+
+def disk_needed(spec: RunSpec) -> int:
+    """Bytes the run will write, at the least: checkpoints with Adam's two moments, and the result; all in fp32.
+
+    A run that keeps all its checkpoints is counted with three.
+    """
+    weights = (trainable(spec) or 0) * 4
+    checkpoints = (spec.logging.save_total_limit or 2) + 1
+    return weights * (3 * checkpoints + 1) + 20_000_000

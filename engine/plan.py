@@ -1,0 +1,62 @@
+"""What a spec would do, told before it is started: rows, steps, parameters, command, and what stands in the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import command, machine
+from engine.datasets import count_rows, read_catalogue
+from engine.models import inspect
+from engine.obstacles import obstacles, trainable
+from engine.problems import Problem
+from engine.spec import RunSpec, optimizer_steps, problems
+from engine.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The plan of one run. None where it cannot be known yet."""
+
+    rows: int | None  # that one epoch trains on
+    steps: int | None  # optimizer steps of the whole run; an estimate if examples are packed or dropped
+    trainable: int | None
+    parameters: int | None
+    command: list[str]
+    shell: str  # the command, quoted for a shell
+    yaml: str
+    problems: list[Problem]
+
+
+def summary(spec: RunSpec, workplace: Workplace) -> Summary:
+    """Everything the page shows beside the Start button."""
+    spec = workplace.frozen(spec)
+    cards = len(machine.gpus())
+    folder = "saves/…"
+    training = command.train_command(spec, folder, 0, cards)
+    rows = rows_trained(spec)
+    return Summary(
+        rows=rows,
+        steps=optimizer_steps(spec, rows) if rows else None,
+        trainable=trainable(spec),
+        parameters=inspect(spec.model.model_name_or_path).parameters,
+        command=training,
+        shell=command.shell(training, command.environment(spec, folder, cards, machine.cores())),
+        yaml=spec.to_yaml(brief=True),
+        problems=problems(spec) + obstacles(spec, workplace),
+    )
+
+
+def rows_trained(spec: RunSpec) -> int | None:
+    """Rows of one epoch as their data sets, weights and limits say; None if one of them cannot be counted."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    total = 0
+    for name, weight in spec.data.datasets.items():
+        if name not in catalogue or catalogue[name].problem:
+            return None
+        count = count_rows(catalogue[name])
+        count = min(count, spec.data.max_samples or count)
+        if spec.data.validation_share:
+            count -= max(round(count * spec.data.validation_share), 1)
+        total += count * int(weight) + round(count * (weight % 1))
+    return total

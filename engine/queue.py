@@ -1,0 +1,78 @@
+"""Who runs next. A durable queue in first-come order: it is the set of run folders that have not started.
+
+One lane for now: a run starts when no other is alive. Whoever has reason to (a studio's tick, a keeper that
+ends, a shell command) calls `advance`; the queue's own lock lets one do so at a time, so two studios on one
+saves folder never start a run twice. Devices come in here: the lane becomes one per device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine import command
+from engine.rundir import RunDir, read_json, wait_for, write_json
+from engine.workplace import PROJECT
+
+
+def folders(saves: Path) -> list[Path]:
+    """Every run below `saves`: saves/<model>/<method>/<run id>, submitted in whole."""
+    return [path.parent for path in saves.glob("[!.]*/*/*/request.json")]
+
+
+def saves_of(folder: Path) -> Path:
+    """The saves folder that a run lies in."""
+    return folder.parents[2]
+
+
+@contextlib.contextmanager
+def closed(saves: Path) -> Iterator[None]:
+    """Nobody else starts, resumes or deletes a run meanwhile."""
+    lock = wait_for(saves / ".queue.lock")
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def waiting(saves: Path) -> list[Path]:
+    """Runs that have not started, in the order in which they will."""
+    found = []
+    for folder in folders(saves):
+        run = RunDir(folder)
+        if not run.exit.exists() and not run.keeper.exists() and not run.alive():
+            found.append((read_json(run.request)["queued"], folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def advance(saves: Path) -> None:
+    """Start the first waiting run if the lane is free."""
+    with closed(saves):
+        # The longest-waiting run that cannot even get a keeper is put aside, and the next one has its turn.
+        for folder in waiting(saves):
+            if any(RunDir(other).alive() for other in folders(saves)):
+                return
+            if _start(folder):
+                return
+
+
+def _start(folder: Path) -> bool:
+    keeper = [sys.executable, "-m", "engine.keeper", "keep", str(folder)]
+    environment = command.inherited() | {"PYTHONPATH": str(PROJECT), "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        keeper, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if done.returncode:
+        run = RunDir(folder)
+        with run.log.open("ab") as log:
+            log.write(done.stderr)
+        write_json(run.exit, {
+            "outcome": "failed", "reason": "no-keeper", "code": done.returncode, "signal": None,
+            "ended": time.time(), "attempt": read_json(run.request)["attempt"], "peak_memory": 0,
+        })  # fmt: skip
+    return done.returncode == 0

@@ -1,0 +1,143 @@
+"""The folder of a run: every path in it, whole-or-nothing writes, and the lock that says that it lives.
+
+docs/architecture.md lists what each file means; `tests/test_contract.py` freezes the names. This module
+knows nothing of processes and nothing of training.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Two bytes of the lock file, each locked on its own. ALIVE is shared by the keeper and every worker rank: held
+# by anyone means that the run lives. KEPT is held by the one keeper, so that no run ever gets two.
+ALIVE, KEPT = 0, 1
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run."""
+
+    path: Path
+
+    spec = property(lambda self: self.path / "spec.yaml")
+    request = property(lambda self: self.path / "request.json")
+    lock = property(lambda self: self.path / "lock")
+    keeper = property(lambda self: self.path / "keeper.json")
+    log = property(lambda self: self.path / "log.txt")
+    progress = property(lambda self: self.path / "progress.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    prepared = property(lambda self: self.path / "prepared")
+    adapter = property(lambda self: self.path / "adapter")
+    model = property(lambda self: self.path / "model")
+    plot = property(lambda self: self.path / "training_loss.png")
+    error = property(lambda self: self.path / "error.json")
+    exit = property(lambda self: self.path / "exit.json")
+    attempts = property(lambda self: self.path / "attempts")
+
+    def alive(self) -> bool:
+        """Whether any process of the run lives."""
+        return held(self.lock, ALIVE)
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first. One without its marker was cut off while being written."""
+        found = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE}")]
+        return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+
+    def result(self) -> Path | None:
+        """The folder with the trained weights, if this run has left one."""
+        return next((path for path in (self.adapter, self.model) if (path / RESULT).exists()), None)
+
+
+COMPLETE = "complete.json"  # marks a checkpoint whose every file is on disk
+RESULT = "result.json"  # marks a result, and says which attempt wrote it
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: a reader never sees half, a full disk leaves the old one in place."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; None if there is no such file or it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def end_of(path: Path, size: int) -> bytes:
+    """The last `size` bytes of a file; nothing if it is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+# -------------------------------------------------------------------------------------------- the lock
+#
+# Open-file-description locks (Linux): they end with the last process that has the file open, whatever kills it;
+# no pid is stored, so none can be mistaken; and F_OFD_GETLK asks without taking, so asking disturbs nobody.
+
+_FLOCK = struct.Struct("hhqqi4x")
+
+
+def _record(kind: int, byte: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+
+
+def take(path: Path, byte: int, *, shared: bool) -> int | None:
+    """Lock one byte of `path` and return the open descriptor that holds it; None if someone else has it.
+
+    The lock lives as long as the descriptor is open here or in a child that inherited it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _record(fcntl.F_RDLCK if shared else fcntl.F_WRLCK, byte))
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def wait_for(path: Path, byte: int = 0) -> int:
+    """Lock one byte of `path` for oneself, waiting as long as it takes. Close the descriptor to release it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
+    return descriptor
+
+
+def held(path: Path, byte: int) -> bool:
+    """Whether any process holds that byte of `path`, shared or alone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK, byte))
+    finally:
+        os.close(descriptor)
+    return _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK

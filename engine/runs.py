@@ -1,0 +1,228 @@
+"""Runs: submit, list, stop, resume, delete. What a run is right now is read from its folder each time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine import command, keeper, queue
+from engine.obstacles import obstacles
+from engine.problems import Refusal, problem
+from engine.rundir import KEPT, RunDir, held, read_json, write_json, write_text
+from engine.spec import RunSpec, problems
+from engine.workplace import PROJECT, Workplace
+
+ALIVE_STATES = ("preparing", "running", "stopping")
+FINAL_STATES = ("finished", "stopped", "failed", "interrupted")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder showed it at one moment."""
+
+    id: str  # model/method/run id, as below the saves folder
+    path: Path
+    state: str
+    request: dict[str, Any]
+    exit: dict[str, Any] | None
+
+    @property
+    def dir(self) -> RunDir:
+        return RunDir(self.path)
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        return _spec(self.dir.spec, self.dir.spec.stat().st_mtime_ns)
+
+    @property
+    def title(self) -> str:
+        return self.spec.name or self.path.name
+
+    @property
+    def by(self) -> str:
+        return self.request["by"]
+
+    @property
+    def submitted(self) -> float:
+        return self.request["submitted"]
+
+    @property
+    def started(self) -> float | None:
+        return (read_json(self.dir.keeper) or {}).get("started")
+
+    @property
+    def ended(self) -> float | None:
+        return self.exit["ended"] if self.exit else None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL_STATES
+
+    @property
+    def queue_position(self) -> int | None:
+        """1 for the run that is alive, 2 for the first that waits behind it; None if it does not wait."""
+        if self.state != "queued":
+            return None
+        return queue.waiting(queue.saves_of(self.path)).index(self.path) + 2
+
+    @property
+    def can(self) -> set[str]:
+        """What may be asked of the run in this state."""
+        if self.state in ALIVE_STATES:
+            return {"stop", "kill", "clone"}
+        if self.state == "queued":
+            return {"kill", "clone", "delete"}
+        return {"clone", "delete"} | ({"resume"} if self.state != "finished" else set())
+
+
+@lru_cache(maxsize=1024)
+def _spec(path: Path, _changed: int) -> RunSpec:
+    return RunSpec.from_yaml(path.read_text(encoding="utf-8"))
+
+
+def state(run: RunDir) -> str:
+    """What the folder says: see docs/architecture.md."""
+    alive = run.alive()
+    # Read after the lock: a keeper writes exit.json first and lets go of the lock then.
+    exit = read_json(run.exit)
+    if exit:
+        return exit["outcome"]
+    if alive:
+        if (read_json(run.request) or {}).get("stop"):
+            return "stopping"
+        phase = (read_json(run.progress) or {}).get("phase")
+        return "running" if phase in ("training", "evaluating", "saving") else "preparing"
+    return "interrupted" if run.keeper.exists() else "queued"
+
+
+def read(folder: Path, saves: Path) -> Run:
+    """The run in `folder` as it is now."""
+    run = RunDir(folder)
+    now = state(run)
+    return Run(
+        id=folder.relative_to(saves).as_posix(), path=folder, state=now,
+        request=read_json(run.request) or {}, exit=read_json(run.exit),
+    )  # fmt: skip
+
+
+def find(saves: Path) -> list[Run]:
+    """All runs, newest first."""
+    found = [read(folder, saves) for folder in queue.folders(saves)]
+    return sorted((run for run in found if run.request), key=lambda run: run.submitted, reverse=True)
+
+
+def get(saves: Path, id: str) -> Run:
+    """The run with that id. Raises Refusal if there is none below `saves`."""
+    if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
+        folder = saves / id
+        if (folder / "request.json").exists() and folder.resolve().is_relative_to(saves.resolve()):
+            return read(folder, saves)
+    raise Refusal(problem("run-unknown", id=id))
+
+
+def submit(spec: RunSpec, workplace: Workplace, by: str = "") -> Run:
+    """Freeze the spec into a new folder and put it in the queue. Raises Refusal with every problem."""
+    spec = workplace.frozen(spec)
+    if found := problems(spec) + obstacles(spec, workplace):
+        raise Refusal(found)
+    folder = _new_folder(spec, workplace.saves)
+    run, now = RunDir(folder), time.time()
+    write_text(run.spec, spec.to_yaml())
+    # Last: a folder without a request is no run yet.
+    write_json(run.request, {"by": by, "submitted": now, "queued": time.time_ns(), "attempt": 1, "stop": None})
+    queue.advance(workplace.saves)
+    return read(folder, workplace.saves)
+
+
+def _new_folder(spec: RunSpec, saves: Path) -> Path:
+    model = _slug(Path(spec.model.model_name_or_path).name) or "model"
+    stem = "-".join(filter(None, (time.strftime("%Y-%m-%d-%H-%M-%S"), _slug(spec.name))))
+    for number in range(1, 1000):
+        folder = saves / model / spec.method.kind / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=False)
+            return folder
+        except FileExistsError:
+            continue
+    raise Refusal(problem("too-many-runs", folder=folder.parent))
+
+
+def _slug(text: str) -> str:
+    """A file name of letters and digits of any script, so that quotes, spaces and dots of a name do no harm."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-._")[:60]
+
+
+def stop(run: Run, how: str = "save", by: str = "") -> None:
+    """Ask the run to end: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
+    wanted = "stop" if how == "save" else "kill"
+    if wanted not in run.can:
+        raise Refusal(problem("run-cannot", what=wanted, state=run.state))
+    saves = queue.saves_of(run.path)
+    with queue.closed(saves):
+        request = read_json(run.dir.request)
+        write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
+        if state(run.dir) == "queued":
+            write_json(run.dir.exit, keeper.judge(run.dir, -15))
+    if how == "kill" and not held(run.dir.lock, KEPT):
+        # The keeper is gone but something of the run lives: someone else has to end it.
+        subprocess.Popen(
+            [sys.executable, "-m", "engine.keeper", "end", str(run.path)], cwd=PROJECT, env=command.inherited(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+
+def resume(run: Run, by: str = "") -> None:
+    """Queue the run again; it goes on from its newest complete checkpoint. Raises Refusal."""
+    saves = queue.saves_of(run.path)
+    with queue.closed(saves):
+        run = read(run.path, saves)
+        if "resume" not in run.can:
+            raise Refusal(problem("run-cannot", what="resume", state=run.state))
+        if left := keeper.processes(run.path):
+            raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
+        number = run.request["attempt"]
+        past = run.dir.attempts / str(number)
+        past.mkdir(parents=True, exist_ok=True)
+        write_json(
+            run.dir.request,
+            run.request | {"attempt": number + 1, "queued": time.time_ns(), "stop": None, "resumed_by": by},
+        )
+        # exit.json goes last: until then the run is what it was.
+        for file in (run.dir.error, run.dir.progress, run.dir.keeper, run.dir.exit):
+            if file.exists():
+                file.rename(past / file.name)
+    queue.advance(saves)
+
+
+def delete(run: Run) -> None:
+    """Remove the run's folder and everything in it. Raises Refusal while it is alive."""
+    saves = queue.saves_of(run.path)
+    with queue.closed(saves):
+        run = read(run.path, saves)
+        if "delete" not in run.can:
+            raise Refusal(problem("run-cannot", what="delete", state=run.state))
+        gone = saves / ".deleted" / f"{run.path.name}-{time.time_ns()}"
+        gone.parent.mkdir(exist_ok=True)
+        run.path.rename(gone)  # one step: nobody sees half a run
+    shutil.rmtree(gone)
+
+
+def files(run: Run) -> list[tuple[str, int]]:
+    """Files of the run as (path relative to its folder, bytes), hidden ones left out."""
+    found = (path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
+    relative = ((path.relative_to(run.path), path.stat().st_size) for path in found)
+    return sorted((path.as_posix(), size) for path, size in relative if not path.name.startswith("."))
+
+
+def file(run: Run, name: str) -> Path:
+    """A file of the run by its relative name. Raises Refusal if it is not one, whatever the name says."""
+    if name not in dict(files(run)):
+        raise Refusal(problem("file-unknown", name=name))
+    return run.path / name

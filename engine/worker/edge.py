@@ -1,0 +1,75 @@
+"""Where a child process begins and ends: the lock is taken before anything slow, an error is written down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.problems import Refusal
+from engine.rundir import ALIVE, RunDir, read_json, take, write_json
+
+
+def rank() -> int:
+    """This process's rank among those of the run; 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def edge(folder: str) -> Iterator[RunDir]:
+    """Hold the run's lock; leave error.json and exit code 1 behind on an error.
+
+    The first rank that fails is the one whose error is kept: the others fail of its absence.
+    """
+    run = RunDir(Path(folder))
+    take(run.lock, ALIVE, shared=True)  # held until this process ends, whatever ends it
+    try:
+        yield run
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(FileExistsError):
+            _write_down(run, error)
+        sys.exit(1)
+
+
+def _write_down(run: RunDir, error: Exception) -> None:
+    told = {
+        "type": type(error).__name__, "message": str(error), "rank": rank(), "at": time.time(),
+        "traceback": traceback.format_exc(),
+    }  # fmt: skip
+    if isinstance(error, Refusal):
+        # As codes and values, so that the page can say it in the reader's language.
+        told["problems"] = [
+            {"code": one.code, "field": one.field, "values": {k: str(v) for k, v in one.values.items()}}
+            for one in error.problems
+        ]
+    with run.error.open("x", encoding="utf-8") as file:
+        json.dump(told, file, ensure_ascii=False, indent=1)
+
+
+class Report:
+    """Tells what the run is doing, in progress.json; at most twice a second, since a disk is no screen."""
+
+    def __init__(self, run: RunDir):
+        self.run, self.due, self.last = run, 0.0, ""
+        self.begun: dict[str, tuple[float, int]] = {}  # phase → when it first began, and how much was done then
+
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
+        if rank() or (phase == self.last and time.monotonic() < self.due and done != total):
+            return
+        self.last, self.due = phase, time.monotonic() + 0.5
+        began, began_with = self.begun.setdefault(phase, (time.time(), done))
+        write_json(self.run.progress, {
+            "phase": phase, "done": done, "total": total, "unit": unit, "began": began, "began_with": began_with,
+            "at": time.time(),
+        })  # fmt: skip
+
+
+def attempt(run: RunDir) -> int:
+    """Which attempt this is: 1, and one more for each resume."""
+    return read_json(run.request)["attempt"]

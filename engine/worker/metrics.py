@@ -1,0 +1,109 @@
+"""What happens at each step besides learning: curves, progress, stop requests, markers of whole checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from engine.problems import Refusal, problem
+from engine.rundir import COMPLETE, RunDir, read_json, write_json
+from engine.worker.edge import Report, rank
+
+
+class RunCallback(TrainerCallback):
+    """Rank 0 writes metrics.jsonl, progress.json and the checkpoints' markers; all ranks stop at the same step."""
+
+    def __init__(self, run: RunDir, report: Report):
+        self.run, self.report = run, report
+        self.asked_at = 0  # mtime of the request file when it was last read
+        self.stopping = False
+        self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A resumed run goes on where its checkpoint was: in steps, in seconds and in tokens."""
+        self.began = time.monotonic()
+        for line in _lines(self.run.metrics) if rank() == 0 else ():
+            if line["step"] <= state.global_step:
+                self.time_before = line["time"]
+                self.tokens_before = line.get("num_tokens", self.tokens_before)
+        self.report("training", state.global_step, state.max_steps, "steps")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        values = {name: value for name, value in logs.items() if isinstance(value, (int, float)) and name != "epoch"}
+        if "num_tokens" in values:
+            values["num_tokens"] += self.tokens_before
+        if "train_runtime" not in values:  # the summary at the end is no point of a curve
+            now = round(self.time_before + time.monotonic() - self.began, 3)
+            line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
+            with self.run.metrics.open("a", encoding="utf-8") as file:
+                # JSON has no NaN; a reader that meets null draws a gap.
+                file.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
+            print(" · ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()), flush=True)
+        if not _finite(values.get("loss", 0.0)):
+            raise Refusal(problem("loss-not-finite", "training.learning_rate", step=state.global_step, loss=values["loss"]))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self.report("training", state.global_step, state.max_steps, "steps")
+        if self._asked_to_stop(args):
+            self.stopping = True
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.report("evaluating", state.global_step, state.max_steps, "steps")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint as whole once every rank has written its part."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        folder = self.run.path / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            write_json(folder / COMPLETE, {"step": state.global_step})
+
+    def _asked_to_stop(self, args: TrainingArguments) -> bool:
+        """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that
+        never comes."""
+        wanted = rank() == 0 and self._read_request()
+        if args.world_size == 1:
+            return wanted
+        word = torch.tensor([float(wanted)], device=args.device)
+        torch.distributed.broadcast(word, src=0)
+        return bool(word.item())
+
+    def _read_request(self) -> bool:
+        changed = self.run.request.stat().st_mtime_ns
+        if changed != self.asked_at:
+            self.asked_at = changed
+            self.asked = bool((read_json(self.run.request) or {}).get("stop"))
+        return self.asked
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a metrics file; a last line that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole, _, torn = text.rpartition("\n")
+    if torn:
+        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]

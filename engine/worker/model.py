@@ -1,0 +1,130 @@
+"""Tokenizer, model, quantization and adapter of a spec."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from engine.problems import Refusal, problem
+from engine.spec import RunSpec
+
+
+def precision(spec: RunSpec) -> str:
+    """The spec's precision with "auto" decided by the device: bf16 where it has it, fp16 on older cards."""
+    if spec.training.precision != "auto":
+        return spec.training.precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    # is_bf16_supported() says yes to emulation on cards before Ampere, which is slower than fp16.
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
+    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen."""
+    # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
+    dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(
+        path,
+        config=_config(spec, path),
+        dtype=dtype,
+        quantization_config=_quantization(spec),
+        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if _on_card(spec) else None,
+        trust_remote_code=spec.model.trust_remote_code,
+        use_safetensors=True,
+        **({} if spec.model.attn_implementation == "auto" else {"attn_implementation": spec.model.attn_implementation}),
+    )
+    model.config.use_cache = False
+    return CHOOSE[spec.method.kind](spec, model)
+
+
+def _on_card(spec: RunSpec) -> bool:
+    """Quantized weights are made on the card they stay on; others are moved there by the trainer."""
+    return spec.model.quantization.kind != "none" and torch.cuda.is_available()
+
+
+def _config(spec: RunSpec, path: str) -> Any:
+    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
+    rope = spec.model.rope_scaling
+    if rope.kind != "none":
+        given = dict(getattr(config, "rope_parameters", None) or {})
+        given |= {"rope_type": rope.kind, "factor": rope.factor}
+        given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+        config.rope_parameters = given
+        config.max_position_embeddings = int(config.max_position_embeddings * rope.factor)
+    return config
+
+
+def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
+    quantization = spec.model.quantization
+    if quantization.kind == "none":
+        return None
+    if quantization.kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = quantization.bnb_4bit_compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=DTYPES[precision(spec)] if compute == "auto" else getattr(torch, compute),
+    )
+
+
+def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
+    method = spec.method
+    if spec.model.quantization.kind != "none":
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=spec.training.gradient_checkpointing
+        )
+    if spec.model.adapter_path:
+        return PeftModel.from_pretrained(model, spec.model.adapter_path, is_trainable=True)
+    targets = method.target_modules
+    return get_peft_model(model, LoraConfig(
+        task_type="CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        modules_to_save=method.modules_to_save or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
+        init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
+    ))  # fmt: skip
+
+
+def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    method = spec.method
+    chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(name == one or name.startswith(f"{one}.") for one in chosen)
+        trained += parameter.requires_grad
+    if not trained:
+        names = ", ".join(name for name, _ in model.named_children())
+        raise Refusal(problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names))
+    return model
+
+
+def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
+    """Names of the last `count` transformer layers: the longest list of modules is the stack of layers."""
+    stacks = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)]
+    name, stack = max(stacks, key=lambda pair: len(pair[1]))
+    return tuple(f"{name}.{index}" for index in range(max(len(stack) - count, 0), len(stack)))
+
+
+def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
+CHOOSE = {"lora": _lora, "freeze": _freeze, "full": _full}
+
+
+def save_weights(spec: RunSpec, model: Any, folder: Path) -> None:
+    """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
+    if spec.method.kind == "lora":
+        learned = [p for name, p in model.named_parameters() if "lora_B" in name]
+        if learned and not any(p.detach().any() for p in learned):
+            raise Refusal(problem("adapter-empty"))
+    model.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,52 @@
+"""What a run leaves: weights, tokenizer, chat template, and the loss curve as a file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Trainer
+
+from engine.rundir import RESULT, RunDir, write_json
+from engine.spec import RunSpec
+from engine.worker.edge import attempt
+from engine.worker.examples import end_of_turn_ids
+from engine.worker.model import save_weights
+from engine.worker.plot import plot_loss
+
+
+def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *, complete: bool) -> None:
+    """Rank 0 writes adapter/ or model/ whole, then says in it which attempt it belongs to."""
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return
+    folder = run.adapter if spec.method.kind == "lora" else run.model
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    save_weights(spec, model, partial)
+    tokenizer.save_pretrained(partial)
+    generation_config(spec, model, tokenizer).save_pretrained(partial)
+    write_json(partial / RESULT, {
+        "attempt": attempt(run), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
+        "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
+        "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    })  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    if spec.logging.plot_loss and run.metrics.exists():
+        plot_loss([json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()], run.plot)
+
+
+def generation_config(spec: RunSpec, model: Any, tokenizer: Any) -> GenerationConfig:
+    """The base model's, with the token that ends a turn of this run's template among those that end an answer."""
+    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    known = config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    turn_ends = end_of_turn_ids(tokenizer) if tokenizer.chat_template and spec.stage.kind != "pt" else []
+    config.eos_token_id = list(dict.fromkeys([*turn_ends, *ends])) or tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return config

@@ -1,0 +1,116 @@
+"""One short function per stage that makes its trainer, and the dict that names them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.optimizers import create_loraplus_optimizer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from engine.rundir import RunDir
+from engine.spec import RunSpec
+from engine.worker.model import precision
+
+
+def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str, Any]:
+    """Arguments that every stage's configuration class shares, as the spec says them."""
+    training, logging = spec.training, spec.logging
+    numbers = precision(spec)
+    names = (
+        "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
+        "neftune_noise_alpha", "per_device_eval_batch_size", "seed",
+    )  # fmt: skip
+    return {
+        **{name: getattr(training, name) for name in names},
+        "max_steps": training.max_steps or -1,
+        "bf16": numbers == "bf16",
+        "fp16": numbers == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "output_dir": str(run.path),
+        "run_name": spec.name or run.path.name,
+        "logging_steps": logging.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would print the last good loss instead of NaN
+        "eval_strategy": "steps" if measured else "no",
+        "eval_steps": logging.eval_steps if measured else None,
+        "save_strategy": "steps",
+        "save_steps": logging.save_steps,
+        "save_total_limit": logging.save_total_limit,
+        "load_best_model_at_end": logging.load_best_model_at_end,
+        "metric_for_best_model": "eval_loss" if measured else None,
+        "greater_is_better": False if measured else None,
+        "report_to": list(logging.report_to) or "none",
+        "disable_tqdm": True,
+        **spec.extra,
+    }
+
+
+def sft_trainer(
+    spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: dict[str, Any], callbacks: list[TrainerCallback]
+) -> Trainer:
+    """Supervised fine-tuning and pre-training: the next token, where `labels` say so.
+
+    The examples are token ids already. Packed ones come without padding: the collator restarts the positions at
+    each example, and attention takes them for separate sequences.
+    """
+    arguments = SFTConfig(
+        **{"max_length": spec.data.max_length}
+        | common_arguments(spec, run, measured="validation" in data)
+        | {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    )
+    if spec.logging.early_stopping_patience:
+        callbacks = [*callbacks, EarlyStoppingCallback(spec.logging.early_stopping_patience)]
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForLanguageModeling(
+            pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing
+        ),
+        callbacks=callbacks,
+        optimizers=(_loraplus(spec, arguments, model), None),
+    )
+    return trainer
+
+
+def _loraplus(spec: RunSpec, arguments: SFTConfig, model: Any) -> torch.optim.Optimizer | None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
+    ratio = getattr(spec.method, "loraplus_lr_ratio", None)
+    if not ratio:
+        return None
+    optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    keywords.pop("lr")
+    return create_loraplus_optimizer(
+        model, optimizer, lr=arguments.learning_rate, loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=arguments.weight_decay, **keywords,
+    )  # fmt: skip
+
+
+TRAINERS: dict[str, Callable[..., Trainer]] = {"pt": sft_trainer, "sft": sft_trainer}
+
+
+def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
+    """The trainer's configuration is what the spec says, whatever its constructor did to it in between.
+
+    Raises AssertionError with every setting that differs.
+    """
+    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None)
+    differing = []
+    for name, value in wanted.items():
+        effective = getattr(trainer.args, name)
+        effective = getattr(effective, "value", effective)
+        if name == "report_to":
+            effective, value = list(effective or []), [] if value == "none" else value
+        same = math.isclose(effective, value) if isinstance(value, float) and effective is not None else effective == value
+        if not same:
+            differing.append(f"{name}: the spec says {value!r}, the trainer has {effective!r}")
+    assert not differing, "; ".join(differing)

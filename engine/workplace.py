@@ -1,0 +1,127 @@
+"""Where this installation keeps its models, data and runs: the roots that nothing may leave.
+
+`app.py` and `python -m engine` read the same flags and environment variables from here, so that page and
+shell look at the same folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.problems import Problem, problem
+from engine.spec import RunSpec
+
+PROJECT = Path(__file__).resolve().parent.parent
+PRESETS = Path(__file__).parent / "presets"
+DEMO_MODEL = PROJECT / "data" / "demo_model"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The roots of one installation; every path is absolute."""
+
+    models: tuple[Path, ...] = (PROJECT / "models", PROJECT / "data")
+    data: Path = PROJECT / "data"
+    saves: Path = PROJECT / "saves"
+    remote_code: tuple[str, ...] = ()  # models whose own Python code the operator allows to run
+
+    def presets(self) -> dict[str, Mapping[str, Any]]:
+        """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
+        return {
+            path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            for path in sorted(PRESETS.glob("*.yaml"))
+        }
+
+    def default_spec(self) -> RunSpec:
+        """What the form shows first: the demo, whose model and data are there on a machine with nothing else."""
+        return self.preset("demo")
+
+    def preset(self, name: str) -> RunSpec:
+        """A preset as a whole spec, with the paths of this workplace filled in."""
+        spec = RunSpec.read(dict(self.presets()[name]["spec"])).change("data.dataset_dir", str(self.data))
+        if spec.model.model_name_or_path == "demo":
+            spec = spec.change("model.model_name_or_path", str(DEMO_MODEL))
+        return spec
+
+    def frozen(self, spec: RunSpec) -> RunSpec:
+        """The spec with every path absolute, so that it runs as it is from any folder."""
+        model = Path(spec.model.model_name_or_path)
+        for root in (Path.cwd(), *self.models):
+            if not model.is_absolute() and (root / model / "config.json").exists():
+                spec = spec.change("model.model_name_or_path", str((root / model).resolve()))
+                break
+        data = Path(spec.data.dataset_dir)
+        if not data.is_absolute():
+            # "data" is the default, and means the data folder of this installation wherever that is.
+            data = self.data if data == Path("data") else Path.cwd() / data
+        return spec.change("data.dataset_dir", str(data.resolve()))
+
+    def problems(self, spec: RunSpec) -> list[Problem]:
+        """Paths in the spec that leave the roots of this installation."""
+        found = []
+        roots = {
+            "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
+            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models)),
+            "model.chat_template": (template_file(spec), (self.data, *self.models)),
+        }
+        for field, (path, allowed) in roots.items():
+            if path and not inside(Path(path), allowed):
+                found.append(
+                    problem("path-outside", field, path=path, roots=", ".join(str(root) for root in allowed))
+                )
+        return found
+
+
+def inside(path: Path, roots: tuple[Path, ...]) -> bool:
+    """Whether `path`, its links followed, is one of `roots` or lies below one."""
+    try:
+        real = path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def template_file(spec: RunSpec) -> str | None:
+    """The path in `model.chat_template`, if it is a path and not the name of a template that comes with Athanor."""
+    given = spec.model.chat_template
+    return given if given and ("/" in given or given.endswith((".jinja", ".j2"))) else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that place an installation, each with its environment variable."""
+    parser.add_argument(
+        "--models", metavar="DIR", type=Path, nargs="+", action="extend",
+        help="folders below which models are found [ATHANOR_MODELS, separated by ':'; default: models and data]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DIR", type=Path, help="folder with dataset_info.json [ATHANOR_DATA; default: data]"
+    )
+    parser.add_argument("--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]")
+    parser.add_argument(
+        "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
+        help="models (paths or hub ids) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
+    )  # fmt: skip
+
+
+def from_arguments(arguments: argparse.Namespace) -> Workplace:
+    """The workplace that flags and environment say; makes the saves folder if it is not there."""
+    environment = os.environ.get
+    default = Workplace()
+    models = arguments.models or [Path(one) for one in environment("ATHANOR_MODELS", "").split(os.pathsep) if one]
+    remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
+    workplace = Workplace(
+        # The demo model stays at hand whatever other folders there are.
+        models=tuple(path.resolve() for path in models) + (DEMO_MODEL,) if models else default.models,
+        data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
+        saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
+        remote_code=tuple(one.strip() for one in remote if one.strip()),
+    )
+    workplace.saves.mkdir(parents=True, exist_ok=True)
+    return workplace

@@ -1,0 +1,181 @@
+"""The door of the studio: who gets through, who is sent to the login page, who is slowed down."""
+
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from engine import users
+from webui.login import ADDRESSES, FREE_TRIES, Attempts, LoginRequired
+
+HTML = {"Accept": "text/html,*/*", "Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
+RIGHT = {"name": "han", "password": "correct horse"}
+
+
+async def who(request):
+    return PlainTextResponse(request.state.user)
+
+
+async def socket(websocket):
+    await websocket.accept()
+    await websocket.send_text(websocket.state.user)
+    await websocket.close()
+
+
+@pytest.fixture
+def studio(tmp_path, monkeypatch):
+    """Makes a client of a studio with one user; `root_path` as an operator would give it."""
+    monkeypatch.setattr(users, "COST", (16, 8, 1))
+    users.add_user(tmp_path / "users", "han", "correct horse")
+    inner = Starlette(routes=[
+        Route("/", who), Route("/api", who, methods=["GET", "POST"]), WebSocketRoute("/ws", socket),
+        Route("/studio/", who),
+    ])  # fmt: skip
+
+    def client(root_path="", base_url="http://studio.lan:7860"):
+        app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", root_path)
+        return TestClient(app, base_url=base_url, follow_redirects=False)
+
+    return client
+
+
+def test_a_stranger_with_a_browser_is_shown_the_login_page(studio):
+    client = studio()
+    answer = client.get("/", headers=HTML)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/login")
+    page = client.get("/login", headers=HTML)
+    assert "丹炉" in page.text
+    assert "密码" in page.text
+    assert "Password" in client.get("/login", headers={"Accept-Language": "de, en;q=0.5"}).text
+
+
+def test_the_page_asks_nobody_outside(studio):
+    page = studio().get("/login").text
+    assert "http" not in page.replace("http%3A//www.w3.org/2000/svg", "")
+    assert "<script" not in page
+
+
+def test_a_stranger_gets_nothing_else(studio):
+    client = studio()
+    assert client.get("/api").status_code == 401
+    assert client.post("/api", headers=HTML).status_code == 401
+    assert client.get("/api", headers={"X-User": "han", "Cookie": "user=han"}).status_code == 401
+    assert client.get("//login").status_code == 401
+    assert client.get("/login/../api").status_code == 401
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/ws"):
+        pass
+
+
+def test_the_health_check_is_open(studio):
+    answer = studio().get("/healthz")
+    assert (answer.status_code, answer.text) == (200, "ok")
+
+
+def test_a_user_comes_in_and_goes_out(studio):
+    client = studio()
+    answer = client.post("/login", data=RIGHT)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert client.get("/", headers=HTML).text == "han"
+    assert client.post("/api").text == "han"
+    assert client.get("/login").status_code == 303  # nothing to do here any more
+    with client.websocket_connect("ws://studio.lan:7860/ws") as websocket:
+        assert websocket.receive_text() == "han"
+    assert client.get("/logout").status_code == 405  # a link in somebody's page must not log anybody out
+    assert client.post("/logout").headers["location"] == "/login"
+    assert client.get("/api").status_code == 401
+
+
+def test_a_changed_password_logs_out(studio, tmp_path):
+    client = studio()
+    client.post("/login", data=RIGHT)
+    users.add_user(tmp_path / "users", "han", "another horse")
+    assert client.get("/api").status_code == 401
+
+
+def test_the_cookie_follows_the_scheme(studio):
+    plain = studio().post("/login", data=RIGHT).headers["set-cookie"]
+    assert "Secure" not in plain
+    assert "HttpOnly" in plain
+    assert "SameSite=lax" in plain
+    assert "Secure" in studio(base_url="https://studio.lan").post("/login", data=RIGHT).headers["set-cookie"]
+    behind = studio().post("/login", data=RIGHT, headers={"X-Forwarded-Proto": "https"})
+    assert "Secure" in behind.headers["set-cookie"]
+
+
+def test_a_wrong_password_is_said_without_saying_who_exists(studio):
+    client = studio()
+    wrong = client.post("/login", data={"name": "han", "password": "x"}, headers=HTML)
+    unknown = client.post("/login", data={"name": "nobody", "password": "x"}, headers=HTML)
+    assert (wrong.status_code, unknown.status_code) == (401, 401)
+    assert wrong.text.replace('value="han"', "") == unknown.text.replace('value="nobody"', "")
+    assert "不匹配" in wrong.text
+
+
+def test_what_is_typed_into_the_form_is_not_run_as_html(studio):
+    page = studio().post("/login", data={"name": '"><script>alert(1)</script>', "password": "x"}).text
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://studio.lan.evil.example", "http://[bad"])
+def test_a_form_from_another_site_is_refused(studio, origin):
+    client = studio()
+    assert client.post("/login", data=RIGHT, headers={"Origin": origin}).status_code == 403
+    assert client.post("/login", data=RIGHT, headers={"Referer": f"{origin}/page"}).status_code == 403
+
+
+def test_a_form_from_the_studio_itself_is_taken(studio):
+    assert studio().post("/login", data=RIGHT, headers={"Origin": "http://studio.lan:7860"}).status_code == 303
+    proxied = {"Origin": "https://ai.example", "X-Forwarded-Host": "ai.example"}
+    assert studio().post("/login", data=RIGHT, headers=proxied).status_code == 303
+
+
+def test_a_huge_form_is_no_login(studio):
+    assert studio().post("/login", data=RIGHT | {"name": "x" * 100_000}).status_code == 401
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_sub_path_works_whether_or_not_the_proxy_cuts_it_off(studio, cut):
+    client = studio("/studio/")
+    prefix = "" if cut else "/studio"
+    assert client.get(f"{prefix}/", headers=HTML).headers["location"] == "/studio/login"
+    assert 'action="/studio/login"' in client.get(f"{prefix}/login").text
+    answer = client.post(f"{prefix}/login", data=RIGHT)
+    assert answer.headers["location"] == "/studio/"
+    assert "Path=/studio" in answer.headers["set-cookie"]
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert client.get(f"{prefix}/", headers={"Cookie": cookie}).text == "han"
+
+
+def test_two_studios_on_one_host_have_cookies_of_their_own(tmp_path):
+    doors = [LoginRequired(None, tmp_path / "users", tmp_path / name) for name in "ab"]
+    assert doors[0].cookie != doors[1].cookie
+
+
+def test_guessing_gets_slower(studio):
+    client = studio()
+    answers = [client.post("/login", data={"name": "han", "password": str(i)}) for i in range(FREE_TRIES + 1)]
+    assert [answer.status_code for answer in answers] == [401] * FREE_TRIES + [429]
+    assert int(answers[-1].headers["retry-after"]) == 1
+    assert client.post("/login", data=RIGHT).status_code == 429  # the right one waits too: else it would be told
+
+
+def test_the_wait_doubles_up_to_a_minute_and_is_forgotten():
+    attempts = Attempts()
+    waits = []
+    for _ in range(FREE_TRIES + 8):
+        attempts.failed("a", now=0)
+        waits.append(attempts.wait("a", now=0))
+    assert waits == [0, 0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert attempts.wait("a", now=60) == 0
+    assert attempts.wait("b", now=0) == 0
+    attempts.failed("a", now=4000)
+    assert attempts.wait("a", now=4000) == 0
+
+
+def test_a_flood_of_addresses_does_not_fill_the_memory():
+    attempts = Attempts()
+    for number in range(ADDRESSES + 50):
+        attempts.failed(str(number), now=0)
+    assert len(attempts.known) == ADDRESSES

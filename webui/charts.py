@@ -1,0 +1,293 @@
+"""Curves as inline SVG: pure functions from numbers to text, no library, no script needed to read them.
+
+Colours come from the page's CSS variables, so that light and dark need no second picture. `HOVER` is the one
+piece of script: it shows the values under the pointer, from the points that each figure carries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from webui.words import Words
+
+WIDTH, HEIGHT = 600, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
+AXES = ("step", "epoch", "time")
+# In this order first; whatever else a run logs follows by name.
+FIRST = ("loss", "learning_rate", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of a chart. `role` names its CSS class: "train" is a line, "eval" a line with dots."""
+
+    name: str
+    role: str
+    x: list[float]
+    value: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def charts(series: Mapping[str, Any], words: Words, x: str = "step", smoothing: float = 0.6, log: bool = False) -> str:
+    """Every curve of a run as a grid of figures; training and validation of the same quantity share one."""
+    bases = {name.removeprefix("eval_") for name in series}
+    order = [name for name in FIRST if name in bases] + sorted(bases - set(FIRST))
+    figures = [_figure(base, series, words, x, smoothing, log) for base in order]
+    if not any(figures):
+        return f'<p class="quiet">{escape(words("curves-none"))}</p>'
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool) -> str:
+    roles = {base: ("train", words("legend-train")), f"eval_{base}": ("eval", words("legend-eval"))}
+    lines = [line(series[name], x, role, title, log) for name, (role, title) in roles.items() if name in series]
+    lines = [one for one in lines if one.x]
+    if not lines:
+        return ""
+    code = f"curve-{base}"
+    title = words(code) if words.knows(code) else base.replace("_", " ")
+    # The learning rate is exact and needs no smoothing; nor do the few points of a validation.
+    return chart(title, lines, words, x, 0.0 if base == "learning_rate" else smoothing, log)
+
+
+def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:
+    """The finite points of a series; on a log scale only the positive ones."""
+    across = getattr(series, x if x in AXES else "step")
+    rows = zip(across, series.value, series.low, series.high, strict=True)
+    kept = [
+        tuple(map(float, row))
+        for row in rows
+        if all(map(math.isfinite, map(float, row))) and not (log and min(row[1:]) <= 0)
+    ]
+    columns = [list(column) for column in zip(*kept, strict=True)] or [[], [], [], []]
+    return Line(name, role, *columns)
+
+
+def chart(title: str, lines: Sequence[Line], words: Words, x: str, smoothing: float = 0.0, log: bool = False) -> str:
+    """One figure: title, legend, axes and curves, as HTML with an inline SVG."""
+    across = Scale.over((v for one in lines for v in one.x), LEFT, WIDTH - RIGHT)
+    up = Scale.over((v for one in lines for v in (*one.low, *one.high)), HEIGHT - BOTTOM, TOP, log, room=0.04)
+    body, points = [], []
+    for one in lines:
+        smooth = ema(one.value, smoothing) if one.role == "train" else one.value
+        body.append(_curve(one, smooth, across, up))
+        points.append(_points(one, smooth, across, up, x, words))
+    last = lines[0].value[-1]
+    text = words("chart-text", title=title, count=len(lines[0].x), last=short(last))
+    legend = "".join(f'<span class="key {one.role}">{escape(one.name)}</span>' for one in lines) if len(lines) > 1 else ""
+    return (
+        f'<figure class="chart" data-points="{escape(json.dumps(points, ensure_ascii=False))}">'
+        f"<figcaption><b>{escape(title)}</b>{legend}<output>{escape(short(last))}</output></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
+        f"{_axes(across, up, x, words)}{''.join(body)}</svg></figure>"
+    )
+
+
+def spark(values: Sequence[float], width: int = 96, height: int = 24) -> str:
+    """A word-sized curve. Empty text if there is nothing to draw."""
+    values = [value for value in values if math.isfinite(value)]
+    if len(values) < 2:
+        return ""
+    across = Scale(0, len(values) - 1, 1, width - 1)
+    up = Scale.over(values, height - 2, 2)
+    path = _path((across(i), up(value)) for i, value in enumerate(values))
+    return f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true"><path d="{path}"/></svg>'
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels, linear or logarithmic."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    @classmethod
+    def over(cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0) -> Scale:
+        """A scale that shows every value, with `room` left at both ends as a share of the range."""
+        values = list(values)
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        if log:
+            low, high = math.log10(low), math.log10(high)
+        if high - low <= abs(high) * 1e-9:
+            middle, half = low, (abs(low) * 0.1 or 0.5)
+            low, high = middle - half, middle + half
+        extra = (high - low) * room
+        return cls(low - extra, high + extra, start, end, log)
+
+    def __call__(self, value: float) -> float:
+        value = math.log10(value) if self.log else value
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        if not self.log:
+            return ticks(self.low, self.high, count)
+        tens = [10.0**power for power in range(math.ceil(self.low), math.floor(self.high) + 1)]
+        if len(tens) >= 3:
+            return tens[:: max(1, len(tens) // count)]
+        return [tick for tick in ticks(10**self.low, 10**self.high, count) if tick > 0]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2, 5 × a power of ten) between `low` and `high`, about `count` of them."""
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((power * m for m in (1, 2, 5) if power * m >= raw), power * 10)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def ema(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average without the pull towards zero at the start (as in Adam); weight 0 changes nothing."""
+    weight = min(max(weight, 0.0), 0.999)
+    if weight == 0:
+        return list(values)
+    smooth, total, mass = [], 0.0, 0.0
+    for value in values:
+        total = total * weight + value * (1 - weight)
+        mass = mass * weight + (1 - weight)
+        smooth.append(total / mass)
+    return smooth
+
+
+def short(value: float) -> str:
+    """A number in few characters: 1.234, 0.00012 → 1.2e-4, 12345 → 12.3k."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size >= 1e15 or size < 1e-3:
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if size >= unit:
+            return f"{value / (1e3 if name == 'k' else unit):.3g}{name}"
+    return f"{value:.4g}"
+
+
+def clock(seconds: float) -> str:
+    """45 → 0:45, 4000 → 1:06:40."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+# ------------------------------------------------------------------------------------------ drawing
+
+
+def _path(points: Iterable[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _columns(count: int) -> list[range]:
+    """Indices of the points, put into at most COLUMNS columns."""
+    wide = max(1, math.ceil(count / COLUMNS))
+    return [range(start, min(start + wide, count)) for start in range(0, count, wide)]
+
+
+def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale) -> str:
+    if one.role == "eval":
+        dots = "".join(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>' for x, y in zip(one.x, one.value, strict=True))
+        return f'<g class="eval"><path d="{_path((across(x), up(y)) for x, y in zip(one.x, one.value, strict=True))}"/>{dots}</g>'
+    columns = _columns(len(one.x))
+    raw = ""
+    if smooth != one.value:
+        # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
+        ends = ((column[0], min(one.low[i] for i in column), max(one.high[i] for i in column)) for column in columns)
+        pairs = ((x, y) for i, low, high in ends for x, y in ((one.x[i], low), (one.x[i], high))[: 1 + (high > low)])
+        raw = f'<path class="raw" d="{_path((across(x), up(y)) for x, y in pairs)}"/>'
+    strong = _path((across(one.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
+    dot = f'<circle cx="{across(one.x[-1]):.1f}" cy="{up(smooth[-1]):.1f}" r="3"/>'
+    return f'<g class="train">{raw}<path d="{strong}"/>{dot}</g>'
+
+
+def _points(one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, words: Words) -> dict[str, Any]:
+    """What the pointer finds: pixel positions, the place on the axis and the value, for every column."""
+    at = [column[-1] for column in _columns(len(one.x))]
+    return {
+        "role": one.role,
+        "name": one.name,
+        "x": [round(across(one.x[i]), 1) for i in at],
+        "y": [round(up(smooth[i]), 1) for i in at],
+        "at": [f"{words(f'x-{x}')} {_place(one.x[i], x)}" for i in at],
+        "value": [short(smooth[i]) for i in at],
+    }
+
+
+def _place(value: float, x: str) -> str:
+    return {"time": clock, "epoch": lambda v: f"{v:.2f}"}.get(x, lambda v: f"{v:.0f}")(value)
+
+
+def _axes(across: Scale, up: Scale, x: str, words: Words) -> str:
+    marks = []
+    for tick in up.ticks(4):
+        y = up(tick)
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+    # A first or last label that would run out of the picture is left out rather than cut.
+    for tick in _across_ticks(across, x):
+        label = {"time": clock}.get(x, short)(tick)
+        marks.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{label}</text>')
+    marks.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>')
+    marks.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
+    return f'<g class="axes">{"".join(marks)}</g>'
+
+
+def _across_ticks(across: Scale, x: str) -> list[float]:
+    if x == "step":
+        return [tick for tick in across.ticks(6) if abs(tick - round(tick)) < 1e-9]
+    if x == "time":
+        span = max((across.high - across.low) / 6, 1)
+        step = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400)
+        step *= max(1, math.ceil(span / step))
+        return [i * step for i in range(math.ceil(across.low / step), math.floor(across.high / step) + 1)]
+    return across.ticks(6)
+
+
+HOVER = """
+(() => {
+  const tip = document.createElement('div'); tip.className = 'chart-tip'; tip.hidden = true;
+  const rule = document.createElement('div'); rule.className = 'chart-rule'; rule.hidden = true;
+  const hide = () => { tip.hidden = rule.hidden = true; };
+  document.addEventListener('pointermove', (event) => {
+    const svg = event.target.closest?.('.chart svg');
+    if (!svg) return hide();
+    if (!tip.isConnected) document.body.append(tip, rule);
+    const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal, scale = box.width / view.width;
+    const at = (event.clientX - box.left) / scale;
+    let lines = [];
+    try { lines = JSON.parse(svg.closest('.chart').dataset.points); } catch { return hide(); }
+    const found = lines.map((line) => {
+      let best = 0;
+      line.x.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(line.x[best] - at)) best = i; });
+      return { line, best };
+    });
+    if (!found.length) return hide();
+    tip.replaceChildren(...[found[0].line.at[found[0].best], ...found].map((one, i) => {
+      const row = document.createElement('div');
+      if (i === 0) { row.className = 'at'; row.textContent = one; return row; }
+      row.className = 'key ' + one.line.role;
+      row.textContent = one.line.name + '  ' + one.line.value[one.best];
+      return row;
+    }));
+    const x = box.left + found[0].line.x[found[0].best] * scale;
+    tip.hidden = rule.hidden = false;
+    rule.style.cssText = `left:${x}px;top:${box.top}px;height:${box.height * 0.86}px`;
+    const left = x + 14 + tip.offsetWidth > innerWidth ? x - 14 - tip.offsetWidth : x + 14;
+    tip.style.cssText = `left:${left}px;top:${box.top + 12}px`;
+  }, { passive: true });
+  document.addEventListener('scroll', hide, { passive: true, capture: true });
+})();
+"""

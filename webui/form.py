@@ -1,0 +1,393 @@
+"""The one mapping between the fields of a RunSpec and the controls of the page, both ways.
+
+A setting gets its control from its type, so a new field of `engine/spec.py` appears on the page because it
+exists. What a control holds is text, a tick or a list; whether that is a good value is decided by RunSpec alone:
+nothing is clamped or guessed here, and whatever cannot be read comes back as a Problem at its field.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from html import escape
+from typing import Any, Literal, Union, get_args, get_origin
+
+import gradio as gr
+import yaml
+
+from engine.problems import Problem, Refusal, problem
+from engine.spec import UNIONS, RunSpec, fields
+from webui.words import Words
+
+DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
+# Names of data sets are picked, their weights are typed: one setting, two controls.
+WEIGHTS = "data.datasets:weights"
+DATASET_NAMES = (DATASETS, "data.eval_datasets")
+
+
+# ------------------------------------------------------------------------------------------ types
+
+
+@cache
+def shape(path: str) -> str:
+    """What kind of control the setting at `path` needs: a key of CONTROLS, READ and SHOW."""
+    if path in UNIONS:
+        return "union"
+    if path == WEIGHTS:
+        return "weights"
+    if path == MODEL or path in DATASET_NAMES:
+        return "model" if path == MODEL else "names"
+    kind = _plain_type(fields()[path].annotation)
+    if get_origin(kind) is Literal:
+        return "choice"
+    if get_origin(kind) is list:
+        return "choices" if get_origin(get_args(kind)[0]) is Literal else "list"
+    if get_origin(kind) is dict or kind is dict:
+        return "yaml"
+    return {bool: "tick", int: "number", float: "number", str: "text"}[kind]
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type without `| None` and without Annotated."""
+    if hasattr(annotation, "__metadata__"):
+        return _plain_type(annotation.__origin__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _plain_type(next(one for one in get_args(annotation) if one is not type(None)))
+    return annotation
+
+
+def optional(path: str) -> bool:
+    """Whether an empty control means "not set"."""
+    return path in fields() and type(None) in get_args(fields()[path].annotation)
+
+
+def choices(path: str) -> tuple[str, ...]:
+    """The values that the setting at `path` may have, if there is a list of them; else ()."""
+    if path in UNIONS:
+        return tuple(UNIONS[path])
+    kind = _plain_type(fields()[path].annotation)
+    kind = get_args(kind)[0] if get_origin(kind) is list else kind
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+@cache
+def union_of(path: str) -> str | None:
+    """The union whose kinds the setting belongs to: "method.r" → "method"."""
+    return next((union for union in UNIONS if path.startswith(f"{union}.")), None)
+
+
+@cache
+def kinds_of(path: str) -> tuple[str, ...]:
+    """The kinds of its union that have the setting; () for a setting that is always there."""
+    union = union_of(path)
+    if not union:
+        return ()
+    name = path.rsplit(".", 1)[-1]
+    return tuple(kind for kind, part in UNIONS[union].items() if name in part.model_fields)
+
+
+def essential(path: str) -> bool:
+    return bool((fields()[path].json_schema_extra or {}).get("essential"))
+
+
+def owner(path: str) -> str:
+    """The setting that a path is of: "data.datasets.identity" → "data.datasets"; "" if it is of none."""
+    steps = path.split(".")
+    tried = (".".join(steps[:count]) for count in range(len(steps), 0, -1))
+    return next((one for one in tried if one in fields()), "")
+
+
+def part_of(path: str) -> str:
+    """The part of the page that a setting is on: the settings of stage and method are one part."""
+    first = path.split(".")[0]
+    return "method" if first == "stage" else first
+
+
+def element_id(path: str) -> str:
+    return "f-" + path.replace(".", "-").replace(":", "--")
+
+
+def part_id(path: str) -> str:
+    return f"part-{part_of(path)}"
+
+
+# ------------------------------------------------------------------------------------------ controls
+
+
+def _words_of(path: str, words: Words) -> dict[str, Any]:
+    classes = ["field", f"field-{shape(path)}"]
+    if kinds := kinds_of(path):
+        union = element_id(union_of(path))
+        classes += [f"of-{union}", *(f"of-{union}-{kind}" for kind in kinds)]
+    return {
+        "label": words("weights") if path == WEIGHTS else words.label(path),
+        "info": words("weights-help") if path == WEIGHTS else words.help(path),
+        "elem_id": element_id(path),
+        "elem_classes": classes,
+        "interactive": True,
+    }
+
+
+def _text(path: str, words: Words) -> gr.Textbox:
+    return gr.Textbox(**_words_of(path, words), lines=1, max_lines=1, min_width=120)
+
+
+def _number(path: str, words: Words) -> gr.Textbox:
+    # A text box: a number box turns what it cannot read into nothing, and nothing into 0, without a word.
+    attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
+    return gr.Textbox(**_words_of(path, words), lines=1, max_lines=1, min_width=120, html_attributes=attributes)
+
+
+def _tick(path: str, words: Words) -> gr.Checkbox:
+    return gr.Checkbox(**_words_of(path, words), min_width=120)
+
+
+def _labelled(path: str, words: Words) -> list[tuple[str, str]]:
+    return [(words.choice(path, value), value) for value in choices(path)]
+
+
+def _choice(path: str, words: Words) -> gr.Dropdown:
+    return gr.Dropdown(_labelled(path, words), **_words_of(path, words), min_width=120)
+
+
+def _choices(path: str, words: Words) -> gr.Dropdown:
+    return gr.Dropdown(_labelled(path, words), value=[], multiselect=True, **_words_of(path, words), min_width=120)
+
+
+def _names(path: str, words: Words) -> gr.Dropdown:
+    # Any name is let through here: a clone may name a set that is gone, and engine says so in a sentence.
+    return gr.Dropdown(
+        [], value=[], multiselect=True, allow_custom_value=True, **_words_of(path, words), min_width=120
+    )
+
+
+def _model(path: str, words: Words) -> gr.Dropdown:
+    return gr.Dropdown([], value="", allow_custom_value=True, **_words_of(path, words), min_width=120)
+
+
+def _union(path: str, words: Words) -> gr.Radio:
+    return gr.Radio(_labelled(path, words), **_words_of(path, words), min_width=120)
+
+
+def _yaml(path: str, words: Words) -> gr.Textbox:
+    about = _words_of(path, words)
+    return gr.Textbox(**about | {"elem_classes": [*about["elem_classes"], "mono"]}, lines=3, max_lines=12)
+
+
+CONTROLS: dict[str, Callable[[str, Words], Any]] = {
+    "text": _text, "number": _number, "tick": _tick, "choice": _choice, "choices": _choices, "list": _text,
+    "names": _names, "weights": _text, "model": _model, "union": _union, "yaml": _yaml,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ control → value
+
+
+def _typed(raw: Any) -> str:
+    """What was typed, without the spaces around it; full-width digits of a Chinese keyboard become plain ones."""
+    return unicodedata.normalize("NFKC", "" if raw is None else str(raw)).strip()
+
+
+def _read_text(path: str, raw: Any) -> Any:
+    text = "" if raw is None else str(raw).strip()
+    return None if optional(path) and not text else text
+
+
+def _read_number(path: str, raw: Any) -> Any:
+    text = _typed(raw)
+    return None if optional(path) and not text else text
+
+
+def _read_list(path: str, raw: Any) -> list[str]:
+    return [one for one in re.split(r"[,，、;；\s]+", _typed(raw)) if one]
+
+
+def _read_several(path: str, raw: Any) -> list[Any]:
+    return list(raw or []) if isinstance(raw, (list, tuple, type(None))) else [raw]
+
+
+def _read_yaml(path: str, raw: Any) -> Any:
+    """Raises Refusal at the field if the text is no YAML."""
+    try:
+        value = yaml.load("" if raw is None else str(raw), Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = getattr(error, "problem", None) or str(error)
+        raise Refusal(problem("spec-not-yaml", owner(path.split(":")[0]), line=line, column=column, what=what)) from None
+    except ValueError as error:  # a date that does not exist, say
+        found = problem("spec-not-yaml", owner(path.split(":")[0]), line=1, column=1, what=str(error))
+        raise Refusal(found) from None
+    return {} if value is None else value
+
+
+def _read_weights(path: str, raw: Any) -> Any:
+    text = _typed(raw)
+    return _read_yaml(path, text if "\n" in text or text.startswith("{") else f"{{{text}}}")
+
+
+READ: dict[str, Callable[[str, Any], Any]] = {
+    "text": _read_text, "number": _read_number, "tick": lambda path, raw: raw, "choice": lambda path, raw: raw,
+    "choices": _read_several, "list": _read_list, "names": _read_several, "weights": _read_weights,
+    "model": _read_text, "union": lambda path, raw: raw, "yaml": _read_yaml,
+}  # fmt: skip
+
+
+def read(values: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
+    """The spec that the controls say, and everything that is wrong with them, each at its field.
+
+    Where a value cannot be read, the spec has the default instead, so that the rest can still be judged.
+    """
+    plain, found = _plain(values)
+    while True:
+        try:
+            return RunSpec.read(plain), found
+        except Refusal as refusal:
+            found += refusal.problems
+            if not all(_drop(plain, owner(one.field)) for one in refusal.problems):
+                return RunSpec(), found
+
+
+def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Nested plain data of the settings that apply, and what could not even be split into values."""
+    plain: dict[str, Any] = {}
+    found: list[Problem] = []
+    read_values: dict[str, Any] = {}
+    for path, raw in values.items():
+        try:
+            read_values[path] = READ[shape(path)](path, raw)
+        except Refusal as refusal:
+            found += refusal.problems
+    weights = read_values.pop(WEIGHTS, {})
+    if not isinstance(weights, dict):
+        found.append(problem("spec-type-dict", DATASETS, given=str(weights)[:60]))
+        weights = {}
+    if DATASETS in read_values:
+        read_values[DATASETS] = {str(name): weights.get(name, 1.0) for name in read_values[DATASETS]}
+    for path, value in read_values.items():
+        union = union_of(path)
+        if union and values.get(union) not in kinds_of(path):
+            continue
+        *parents, last = path.split(".")
+        inner = plain
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        if path in UNIONS:
+            inner.setdefault(last, {})["kind"] = value
+        else:
+            inner[last] = value
+    return plain, found
+
+
+def _drop(plain: dict[str, Any], path: str) -> bool:
+    """Take the value at `path` out. Returns whether there was one."""
+    *parents, last = path.split(".")
+    inner = plain
+    for parent in parents:
+        inner = inner.get(parent, {})
+    return inner.pop(last, None) is not None
+
+
+# ------------------------------------------------------------------------------------------ value → control
+
+
+def number_text(value: float | None) -> str:
+    """A number as people write it: 3.0 → "3", 1e-05 → "1e-5"; none → ""."""
+    if value is None:
+        return ""
+    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), repr(value)).removesuffix(".0")
+
+
+SHOW: dict[str, Callable[[Any], Any]] = {
+    "text": lambda value: value or "", "number": number_text, "tick": bool, "choice": str, "choices": list,
+    "list": lambda value: ", ".join(map(str, value)), "names": list, "model": str, "union": str,
+    "yaml": lambda value: yaml.safe_dump(value, allow_unicode=True, sort_keys=False) if value else "",
+    "weights": lambda value: ", ".join(f"{name}: {number_text(w)}" for name, w in value.items() if w != 1),
+}  # fmt: skip
+
+
+def show(spec: RunSpec) -> dict[str, Any]:
+    """What each control holds for `spec`. Settings of kinds that were not chosen are not mentioned."""
+    plain = spec.model_dump(mode="json")
+    shown = {}
+    for path in paths():
+        value: Any = plain
+        for step in path.split(":")[0].split("."):
+            value = value.get(step, ...) if isinstance(value, dict) else ...
+            if value is ...:
+                break
+        if value is not ...:
+            shown[path] = SHOW[shape(path)](value["kind"] if path in UNIONS else value)
+    return shown
+
+
+def paths() -> list[str]:
+    """Every control by the path of its setting, in the order of declaration."""
+    found = list(fields())
+    found.insert(found.index(DATASETS) + 1, WEIGHTS)
+    return found
+
+
+def defaults() -> dict[str, Any]:
+    """What the controls of kinds that are not chosen hold: the declared defaults."""
+    shown = {}
+    for path in fields():
+        if path not in UNIONS and (union := union_of(path)):
+            part = UNIONS[union][kinds_of(path)[0]]
+            shown[path] = SHOW[shape(path)](part().model_dump(mode="json")[path.rsplit(".", 1)[-1]])
+    return shown
+
+
+# ------------------------------------------------------------------------------------------ the form
+
+
+class Form:
+    """The controls of one page. `place` puts one where it is called; every setting must be placed once."""
+
+    def __init__(self, words: Words):
+        self.words = words
+        self.controls: dict[str, Any] = {}
+
+    def place(self, path: str) -> Any:
+        control = CONTROLS[shape(path)](path, self.words)
+        self.controls[path] = control
+        if path in UNIONS:
+            self._kinds(path)
+        if path == DATASETS:
+            return control
+        return control
+
+    def _kinds(self, path: str) -> None:
+        """One sentence for each kind; the style sheet shows that of the chosen one."""
+        union = element_id(path)
+        told = (
+            f'<p class="of-{union} of-{union}-{kind}">{escape(self.words.kind(path, kind))}</p>' for kind in UNIONS[path]
+        )
+        gr.HTML("".join(told), elem_classes=["kinds"])
+
+    @property
+    def inputs(self) -> list[Any]:
+        return list(self.controls.values())
+
+    def values(self, held: Sequence[Any]) -> dict[str, Any]:
+        """What the controls hold, by path, from the arguments of a handler."""
+        return dict(zip(self.controls, held, strict=True))
+
+    def updates(self, spec: RunSpec) -> list[Any]:
+        """New values for every control, in the order of `inputs`."""
+        shown = defaults() | show(spec)
+        return [shown[path] for path in self.controls]
+
+
+def kinds_css() -> str:
+    """Rules that show a setting only while its kind is chosen: at once, without asking the server."""
+    rules = []
+    for path, kinds in UNIONS.items():
+        union = element_id(path)
+        for kind in kinds:
+            chosen = f'.gradio-container:has(#{union} input[value="{kind}"]:checked)'
+            rules.append(f"{chosen} .of-{union}:not(.of-{union}-{kind}){{display:none!important}}")
+    return "\n".join(rules)

@@ -1,0 +1,292 @@
+"""The door of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
+
+Everything behind it is closed, websockets and API endpoints included; only /login, /logout and /healthz answer
+by themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users, hashes
+and tokens are `engine.users`; this module knows cookies, pages and slowing down those who guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections import OrderedDict
+from html import escape
+from http import HTTPStatus
+from pathlib import Path
+from string import Template
+from urllib.parse import parse_qs, quote, urlsplit
+
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine import users
+from engine.problems import say
+
+FREE_TRIES = 5  # failed logins of one address before it has to wait
+LONGEST_WAIT = 60  # seconds; bounded, because a whole office may come from one address
+FORGET = 3600  # seconds after which an address starts afresh
+ADDRESSES = 10_000  # remembered at most; the oldest is forgotten first
+LARGEST_FORM = 8192  # bytes
+AT_ONCE = 2  # passwords hashed at a time: each takes a core and 16 MiB
+
+PAGE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "same-origin",  # with no-referrer browsers would send `Origin: null` with the form
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class LoginRequired:
+    """Wraps an ASGI app. `root_path` is the path the studio has for the outside, "" or "/studio"; whether a proxy
+    cuts it off before passing a request on does not matter. Raises Refusal for a secret file without a key."""
+
+    def __init__(self, app: ASGIApp, users_file: Path, secret_file: Path, root_path: str = "") -> None:
+        self.app = app
+        self.users_file = users_file
+        self.key = users.secret(secret_file)
+        self.root = "/" + root if (root := urlsplit(root_path).path.strip("/")) else ""
+        # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
+        self.cookie = "athanor_" + hashlib.sha256(self.key).hexdigest()[:8]
+        self.attempts = Attempts()
+        self.hashing = asyncio.Semaphore(AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        name = self._user(HTTPConnection(scope))
+        if scope["type"] == "http" and (answer := await self._own_page(Request(scope, receive), name)):
+            return await answer(scope, receive, send)
+        if name is None:
+            return await self._turn_away(scope, receive, send)
+        # A copy: what a server put into its state stays, and what is put there here stays with this request.
+        inside = {**scope, "state": {**scope.get("state", {}), "user": name}}
+        return await self.app(inside, receive, send)
+
+    def _user(self, connection: HTTPConnection) -> str | None:
+        # Reads the users file each time: it is a few lines, and a user taken out is out at once.
+        return users.verify(self.users_file, connection.cookies.get(self.cookie, ""), self.key, time.time())
+
+    async def _own_page(self, request: Request, name: str | None) -> Response | None:
+        """The answer of /login, /logout and /healthz; None for every other path."""
+        path, reading = self._path(request.scope), request.method in ("GET", "HEAD")
+        if path == "/healthz" and reading:
+            return PlainTextResponse("ok")
+        if path == "/login" and reading:
+            return RedirectResponse(f"{self.root}/", 303) if name else _page(request, self.root)
+        if path == "/login" and request.method == "POST":
+            return await self._log_in(request)
+        if path == "/logout" and request.method == "POST":
+            return _foreign(request, self.root) or self._log_out()
+        if path in ("/login", "/logout"):
+            return PlainTextResponse("", 405, {"Allow": "GET, HEAD, POST" if path == "/login" else "POST"})
+        return None
+
+    def _path(self, scope: Scope) -> str:
+        path = scope["path"]
+        return path.removeprefix(self.root) if path.startswith(f"{self.root}/") else path
+
+    async def _log_in(self, request: Request) -> Response:
+        if foreign := _foreign(request, self.root):
+            return foreign
+        address = request.client.host if request.client else ""
+        now = time.monotonic()
+        if wait := self.attempts.wait(address, now):
+            words = say("login-wait", _language(request), seconds=wait)
+            return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait)})
+        # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass the line above.
+        self.attempts.failed(address, now)
+        form = await _form(request)
+        name, password = form.get("name", "").strip(), form.get("password", "")
+        async with self.hashing:
+            right = await asyncio.to_thread(users.check, self.users_file, name, password)
+        if not right:
+            words = say("login-wrong", _language(request))
+            return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name)
+        self.attempts.forget(address)
+        answer = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
+        answer.set_cookie(
+            self.cookie,
+            users.sign(self.users_file, name, self.key, time.time()),
+            max_age=users.SESSION,
+            path=self.root or "/",
+            secure=_is_https(
+                request
+            ),  # a Secure cookie on a plain-HTTP network would be dropped: a login loop
+            httponly=True,
+            samesite="lax",
+        )
+        return answer
+
+    def _log_out(self) -> Response:
+        answer = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
+        answer.delete_cookie(self.cookie, path=self.root or "/", httponly=True, samesite="lax")
+        return answer
+
+    async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            return await send(
+                {"type": "websocket.close", "code": 1008}
+            )  # before accepting: the client sees 403
+        request = Request(scope)
+        if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
+            answer: Response = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
+        else:
+            answer = PlainTextResponse(say("login-needed", _language(request)), HTTPStatus.UNAUTHORIZED)
+        answer.headers["Cache-Control"] = "no-store"
+        return await answer(scope, receive, send)
+
+
+class Attempts:
+    """Failed logins by client address: after FREE_TRIES each one doubles the wait. Times are seconds of one clock."""
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[str, tuple[int, float]] = OrderedDict()  # address → how many, when the last
+
+    def wait(self, address: str, now: float) -> int:
+        """Whole seconds until the address may try again; 0 = now."""
+        count, last = self.known.get(address, (0, now))
+        if count < FREE_TRIES:
+            return 0
+        return max(0, math.ceil(last + min(2.0 ** min(count - FREE_TRIES, 16), LONGEST_WAIT) - now))
+
+    def failed(self, address: str, now: float) -> None:
+        count, last = self.known.pop(address, (0, now))
+        self.known[address] = (1 if now - last > FORGET else count + 1, now)
+        if len(self.known) > ADDRESSES:
+            self.known.popitem(last=False)
+
+    def forget(self, address: str) -> None:
+        self.known.pop(address, None)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """The fields of a small url-encoded form; {} for anything else."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_FORM:
+            return {}
+    try:
+        fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        return {}
+    return {name: values[0] for name, values in fields.items()}
+
+
+def _foreign(request: Request, root: str) -> Response | None:
+    """A refusal if the form came from another site's page; browsers always say from where. Ports are not compared:
+    cookies do not tell them apart either, and many proxies leave them out of Host."""
+    origin = request.headers.get("origin") or request.headers.get("referer")
+    if origin is None:
+        return None  # no browser, hence nobody who could be tricked
+    hosts = [request.headers.get(header, "") for header in ("host", "x-forwarded-host")]
+    if _hostname(origin) and _hostname(origin) in [
+        _hostname(f"//{host.split(',')[0].strip()}") for host in hosts
+    ]:
+        return None
+    words = say("login-foreign", _language(request), origin=origin[:200], host=hosts[0][:200])
+    return _page(request, root, words, HTTPStatus.FORBIDDEN)
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _is_https(request: Request) -> bool:
+    forwarded = request.headers.get("x-forwarded-proto", "").split(",")[0].strip()
+    return (forwarded or request.url.scheme) == "https"
+
+
+def _language(request: Request) -> str:
+    """The first language of Accept-Language that the page speaks; browsers list them by preference."""
+    wanted = [part.strip()[:2].lower() for part in request.headers.get("accept-language", "").split(",")]
+    return next((language for language in wanted if language in ("en", "zh")), "en")
+
+
+def _page(
+    request: Request,
+    root: str,
+    error: str = "",
+    status: int = HTTPStatus.OK,
+    headers: dict[str, str] | None = None,
+    name: str = "",
+) -> HTMLResponse:
+    language = _language(request)
+    words = {word: say(f"login-{word}", language) for word in ("title", "tagline", "enter")}
+    html = PAGE.substitute(
+        {word: escape(text) for word, text in words.items()},
+        lang={"en": "en", "zh": "zh-CN"}[language],
+        name_label=escape(say("login-name", language)),
+        password_label=escape(say("login-password", language)),
+        action=escape(f"{root}/login"),
+        name=escape(name[:64]),
+        error=f'<p class="error" role="alert">{escape(error)}</p>' if error else "",
+        flame=FLAME,
+    )
+    return HTMLResponse(html, status, {**PAGE_HEADERS, **(headers or {})})
+
+
+FLAME = quote(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="#c2410c">'
+    '<path d="M12 1c.6 4.5 5.5 6 5.5 10.5a5.5 5.5 0 0 1-11 0c0-2 1-3.5 2.2-4.5 0 '
+    '1.5.8 2.5 1.8 2.8C10 7 10.2 3.5 12 1z"/><path d="M3 19h18l-2 4H5z"/></svg>'
+)
+
+PAGE = Template("""<!doctype html>
+<html lang="$lang">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title · Athanor 丹炉</title>
+<link rel="icon" href="data:image/svg+xml,$flame">
+<style>
+  :root { color-scheme: light dark; --back: #faf8f5; --card: #fff; --text: #1c1917; --soft: #78716c;
+          --line: #d6d3d1; --accent: #c2410c; --error: #b91c1c; --error-back: #fef2f2; }
+  @media (prefers-color-scheme: dark) {
+    :root { --back: #161412; --card: #211e1b; --text: #f5f5f4; --soft: #a8a29e; --line: #44403c;
+            --error: #fca5a5; --error-back: #3b1715; }
+  }
+  * { box-sizing: border-box; }
+  body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem; color: var(--text);
+         background: var(--back); font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
+  main { width: 100%; max-width: 23rem; padding: 2.25rem; background: var(--card); border: 1px solid var(--line);
+         border-radius: 14px; box-shadow: 0 10px 40px rgb(0 0 0 / .07); }
+  img { display: block; width: 2.75rem; height: 2.75rem; margin-bottom: .75rem; }
+  h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
+  main > p { margin: .15rem 0 1.5rem; color: var(--soft); }
+  label { display: block; margin-bottom: 1rem; font-size: .875rem; font-weight: 550; }
+  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem; font: inherit; color: inherit;
+          background: var(--back); border: 1px solid var(--line); border-radius: 8px; }
+  input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+  button { width: 100%; margin-top: .5rem; padding: .7rem; font: inherit; font-weight: 600; color: #fff;
+           background: var(--accent); border: 0; border-radius: 8px; cursor: pointer; }
+  button:hover { filter: brightness(1.08); }
+  main > p.error { margin: 0 0 1.25rem; padding: .6rem .75rem; font-size: .9rem; color: var(--error);
+                   background: var(--error-back); border-radius: 8px; overflow-wrap: anywhere; }
+</style>
+</head>
+<body>
+<main>
+<img src="data:image/svg+xml,$flame" alt="">
+<h1>Athanor 丹炉</h1>
+<p>$tagline</p>
+$error
+<form method="post" action="$action">
+<label>$name_label<input name="name" value="$name" autocomplete="username" autocapitalize="none" spellcheck="false"
+  required autofocus></label>
+<label>$password_label<input name="password" type="password" autocomplete="current-password" required></label>
+<button>$enter</button>
+</form>
+</main>
+</body>
+</html>
+""")

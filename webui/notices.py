@@ -1,0 +1,65 @@
+"""How the page says that something is wrong, or that something was done.
+
+A problem belongs to a field. The card lists all of them; the marks beside the fields are one small style sheet,
+so that showing them moves nothing on the page and needs one output instead of one for every field.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from engine.problems import Problem, say
+from webui.form import element_id, owner, part_id
+from webui.words import Words
+
+_parity = itertools.count()
+
+
+def sentence(problem: Problem, words: Words) -> str:
+    """The problem in the reader's language, its field called by its label."""
+    path = owner(problem.field)
+    values = {name: words("empty") if value == "" else value for name, value in problem.values.items()}
+    return say(problem.code, words.language, field=words.label(path) if path else problem.field, **values)
+
+
+def listed(problems: Sequence[Problem], words: Words) -> str:
+    """All problems as a list; each leads to its field."""
+    rows = []
+    for problem in problems:
+        path, text = owner(problem.field), escape(sentence(problem, words))
+        if path:
+            text = f'<a href="#{element_id(path)}" data-part="{part_id(path)}">{text}</a>'
+        rows.append(f"<li>{text}</li>")
+    return f'<ul class="problems" role="alert">{"".join(rows)}</ul>'
+
+
+def marks(problems: Iterable[Problem], words: Words) -> str:
+    """A style sheet that writes each problem under its field and a dot on the part that the field is in."""
+    by_field: dict[str, list[str]] = {}
+    for problem in problems:
+        if path := owner(problem.field):
+            by_field.setdefault(path, []).append(sentence(problem, words))
+    rules = []
+    for path, texts in by_field.items():
+        rules.append(f"#{element_id(path)}{{--wrong:1px;--field-edge:var(--bad)}}")
+        rules.append(f'#{element_id(path)}::after{{content:"{css_text(" ".join(texts))}"}}')
+        rules.append(f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}')
+    return f"<style>{''.join(rules)}</style>"
+
+
+def css_text(text: str) -> str:
+    """`text` inside a CSS string: whatever is not a plain letter or digit is written as its code point."""
+    return "".join(one if one.isascii() and (one.isalnum() or one == " ") else f"\\{ord(one):x} " for one in text)
+
+
+def toast(text: str, kind: str = "good") -> str:
+    """A short message in the corner that goes by itself; one that says that something is wrong stays longer."""
+    # Two names for one animation: a second message restarts it.
+    return f'<div class="toast {kind} turn-{next(_parity) % 2}" role="status">{escape(text)}</div>'
+
+
+def refused(problems: Sequence[Problem], words: Words) -> str:
+    """What an action was refused for."""
+    return toast(" ".join(sentence(problem, words) for problem in problems), "bad")

@@ -1,0 +1,66 @@
+"""Every word that the page shows, in one language.
+
+English labels and help of the settings are in `engine/spec.py`; `zh.yaml` has their Chinese, `en.yaml` English
+for choices whose bare value is no label, and `page.yaml` the page's own words side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.spec import UNIONS, RunSpec, fields
+
+FOLDER = Path(__file__).parent
+LANGUAGES = ("en", "zh")
+
+
+@cache
+def _read(name: str) -> Mapping[str, Any]:
+    return yaml.load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
+class Words:
+    """The words of one language: `words("start")` for the page's own, and methods for those of the settings."""
+
+    def __init__(self, language: str):
+        if language not in LANGUAGES:
+            raise ValueError(f"no words in {language!r}; there are: {', '.join(LANGUAGES)}")
+        self.language = language
+
+    def __call__(self, code: str, **values: Any) -> str:
+        return _read("page")[code][self.language].format(**values)
+
+    def knows(self, code: str) -> bool:
+        return code in _read("page")
+
+    def label(self, path: str) -> str:
+        """What the setting at `path` is called."""
+        return fields()[path].title if self.language == "en" else _read("zh")["settings"][path]["label"]
+
+    def help(self, path: str) -> str:
+        """One or two sentences about the setting at `path`."""
+        return fields()[path].description if self.language == "en" else _read("zh")["settings"][path]["help"]
+
+    def part(self, name: str) -> str:
+        """What a part of the spec ("training") is called."""
+        if self.language == "zh":
+            return _read("zh")["parts"][name]
+        if name in fields():
+            return fields()[name].title
+        about = RunSpec.model_fields[name].annotation.__doc__
+        return about.split(":", 1)[0]
+
+    def choice(self, path: str, value: str) -> str:
+        """What one choice of the setting at `path` is called; a proper name is its own label."""
+        return str(_read(self.language)["choices"].get(path, {}).get(value, value))
+
+    def kind(self, path: str, kind: str) -> str:
+        """One sentence about a kind of the union at `path`."""
+        if self.language == "zh":
+            return _read("zh")["kinds"][path][kind]
+        return " ".join(UNIONS[path][kind].__doc__.split())
