@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -426,7 +426,7 @@ def _paragraphs(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
     with _open(file) as stream:
         document: list[str] = []
         row, first = 0, 1
-        for number, line in enumerate((*stream, ""), start=1):
+        for number, line in enumerate(chain(stream, [""]), start=1):
             if line.strip():
                 document.append(line.rstrip("\r\n"))
             elif document:

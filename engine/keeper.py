@@ -174,11 +174,17 @@ def become_keeper(folder: Path) -> int:
 
 def main() -> int:
     verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
-    if verb == "keep":
-        return become_keeper(folder)
-    end_processes(folder)
+    return become_keeper(folder) if verb == "keep" else end_orphans(folder)
+
+
+def end_orphans(folder: Path) -> int:
+    """End what lives of a run without a keeper, and be its keeper for that long. Returns 1 if it has one."""
     run = RunDir(folder)
-    if not run.exit.exists() and not run.alive():
+    if take(run.lock, KEPT, shared=False) is None:
+        return 1
+    take(run.lock, ALIVE, shared=True)
+    end_processes(folder)
+    if not run.exit.exists():
         write_json(run.exit, judge(run, -signal.SIGKILL))
     return 0
 

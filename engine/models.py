@@ -24,20 +24,13 @@ from typing import Any, NamedTuple
 from engine.problems import Problem, problem
 
 DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
-MAX_JSON = (
-    16 << 20
-)  # bytes; the largest real headers and configs are a few MiB, tokenizer_config.json included
+MAX_JSON = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
 ALL_LINEAR = "all-linear"
 
 # The same fact under the names different families gave it; the first one present wins.
 CONTEXT = (
-    "max_position_embeddings",
-    "n_positions",
-    "seq_length",
-    "max_seq_len",
-    "max_sequence_length",
-    "n_ctx",
-)
+    "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx",
+)  # fmt: skip
 HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 TEXT_PARTS = ("text_config", "llm_config", "language_config")  # where vision-language models keep theirs
@@ -56,18 +49,12 @@ BITS = {
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
 DTYPES = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-}
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
+}  # fmt: skip
 
 HEADS = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
 ROUTERS = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
-EXPERT = re.compile(
-    r"\.experts\.\d"
-)  # transformers 5 fuses routed experts into 3-D parameters LoRA cannot wrap
+EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 CONV1D = {"gpt2", "openai-gpt", "gpt-sw3"}  # keep their linear weights as (in, out)
 PACKED = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
@@ -75,7 +62,7 @@ NOT_WEIGHTS = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rot
 
 
 class Tensor(NamedTuple):
-    """One entry of a safetensors header. `shape` is the unpacked one where bitsandbytes packed two values a byte."""
+    """One entry of a safetensors header. `shape` is the true one where bitsandbytes packed two values a byte."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -203,7 +190,7 @@ def _is_language_model(folder: Path) -> bool:
 
 
 def inspect(path: str | Path, name: str = "") -> Model:
-    """The facts of the folder `path`. Never raises for what is inside it: see `model_problems` for what is wrong."""
+    """The facts of the folder `path`. Never raises for what is in it: `model_problems` tells what is wrong."""
     folder = Path(path)
     config = _json(folder / "config.json")
     config = {} if isinstance(config, Problem) else config
@@ -292,8 +279,8 @@ def _adapter_of(folder: Path) -> str | None:
 
 @cache
 def _known_to_transformers(model_type: str) -> bool:
-    """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks for
-    the folder; importing transformers would take seconds."""
+    """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks
+    for the folder; importing transformers would take seconds."""
     package = importlib.util.find_spec("transformers")
     folder = model_type.replace("-", "_")
     if not package or not re.fullmatch(r"\w+", folder):
@@ -386,8 +373,8 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
 
 
 def header(path: Path) -> Mapping[str, Tensor] | Problem:
-    """The tensors of one safetensors file, or what is wrong with it. Reads the header only, and trusts nothing in
-    it: the size it claims is checked against the file before a byte is allocated."""
+    """The tensors of one safetensors file, or what is wrong with it. Reads the header only and trusts nothing
+    in it: the size it claims is checked against the file before a byte is allocated."""
     try:
         stat = path.stat()
         return _header(path, stat.st_mtime_ns, stat.st_size)
@@ -460,8 +447,8 @@ def model_problems(
     allow_remote_code: bool = False,
     scorer: bool = False,
 ) -> list[Problem]:
-    """Everything that keeps this model from being trained; [] for a sound folder and for a hub id, which is only
-    known once fetched. `scorer`: a reward model is wanted, so a classification head is no fault."""
+    """Everything that keeps this model from being trained; [] for a sound folder and for a hub id, which is
+    only known once fetched. `scorer`: a reward model is wanted, so a classification head is no fault."""
     text = str(path_or_id)
     if unclear := _path_problem(text):
         return [replace(unclear, field=field)]
@@ -550,7 +537,7 @@ def modules(model: Model) -> list[str]:
 
 
 def linear_modules(model: Model) -> list[str]:
-    """Short names of what LoRA is usually put on: q_proj, k_proj, …; no embeddings, output heads or routers."""
+    """Short names of what LoRA is usually put on: q_proj, k_proj, …; no embeddings, heads or routers."""
     return list(dict.fromkeys(name.rpartition(".")[2] for name in _linear(model)))
 
 

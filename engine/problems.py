@@ -31,7 +31,7 @@ def sentences() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def say(code: str, language: str = "en", **values: Any) -> str:
+def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
     return sentences()[code][language].format(**values)
 
@@ -63,6 +63,6 @@ class Refusal(Exception):
         return "\n".join(problem.text(language) for problem in self.problems)
 
 
-def problem(code: str, field: str = "", **values: Any) -> Problem:
+def problem(code: str, field: str = "", /, **values: Any) -> Problem:
     """Short form: `problem("model-missing", "model.model_name_or_path", path=path)`."""
     return Problem(code, field, values)

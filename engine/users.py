@@ -156,7 +156,9 @@ def verify(path: Path, token: str, key: bytes, now: float) -> str | None:
 
 
 def _text64(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")  # "=" would have to be quoted in a cookie
+    return (
+        base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    )  # "=" would have to be quoted in a cookie
 
 
 def _signature(claim: str, stored: str, key: bytes) -> str:

@@ -118,7 +118,9 @@ def test_what_is_typed_into_the_form_is_not_run_as_html(studio):
     assert "<script" not in page
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://studio.lan.evil.example", "http://[bad"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://studio.lan.evil.example", "http://[bad"]
+)
 def test_a_form_from_another_site_is_refused(studio, origin):
     client = studio()
     assert client.post("/login", data=RIGHT, headers={"Origin": origin}).status_code == 403
@@ -126,7 +128,9 @@ def test_a_form_from_another_site_is_refused(studio, origin):
 
 
 def test_a_form_from_the_studio_itself_is_taken(studio):
-    assert studio().post("/login", data=RIGHT, headers={"Origin": "http://studio.lan:7860"}).status_code == 303
+    assert (
+        studio().post("/login", data=RIGHT, headers={"Origin": "http://studio.lan:7860"}).status_code == 303
+    )
     proxied = {"Origin": "https://ai.example", "X-Forwarded-Host": "ai.example"}
     assert studio().post("/login", data=RIGHT, headers=proxied).status_code == 303
 
@@ -158,7 +162,9 @@ def test_guessing_gets_slower(studio):
     answers = [client.post("/login", data={"name": "han", "password": str(i)}) for i in range(FREE_TRIES + 1)]
     assert [answer.status_code for answer in answers] == [401] * FREE_TRIES + [429]
     assert int(answers[-1].headers["retry-after"]) == 1
-    assert client.post("/login", data=RIGHT).status_code == 429  # the right one waits too: else it would be told
+    assert (
+        client.post("/login", data=RIGHT).status_code == 429
+    )  # the right one waits too: else it would be told
 
 
 def test_the_wait_doubles_up_to_a_minute_and_is_forgotten():

@@ -1,5 +1,6 @@
 """Facts of model folders: which there are, what is wrong with one, what can be trained in it."""
 
+import importlib.util
 import json
 import os
 import struct
@@ -224,7 +225,19 @@ def test_hundreds_of_models_are_found_in_a_moment(root):
 def test_hub_ids_are_recognised_by_their_form():
     for good in ["Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "a/b"]:
         assert is_hub_id(good)
-    for bad in ["gpt2", "a/b/c", "/a/b", "../b", "a/..", "a/b;rm", "a/b\n", "a/b.", "组织/模型", "a--b/c", ""]:
+    for bad in [
+        "gpt2",
+        "a/b/c",
+        "/a/b",
+        "../b",
+        "a/..",
+        "a/b;rm",
+        "a/b\n",
+        "a/b.",
+        "组织/模型",
+        "a--b/c",
+        "",
+    ]:
         assert not is_hub_id(bad)
 
 
@@ -287,7 +300,7 @@ def test_config_json_may_hold_anything(root, text):
 
 
 def test_config_json_may_hold_any_types(root):
-    config = dict.fromkeys([*CONFIG, "auto_map", "text_config", "quantization_config"], [{"a": []}])
+    config = {key: [{"a": []}] for key in [*CONFIG, "auto_map", "text_config", "quantization_config"]}
     folder = make_model(root / "m", **config)
     assert inspect(folder).vocab_size is None
     model_problems(folder, [root])
@@ -299,11 +312,17 @@ def test_a_missing_shard_is_named(root):
     shard(folder, "model-2.safetensors", layer(1))
     (folder / "model-2.safetensors").unlink()
     (found,) = model_problems(folder, [root])
-    assert (found.code, found.values["missing"], found.values["of"]) == ("model-shards-missing", "model-2.safetensors", 2)
+    assert (found.code, found.values["missing"], found.values["of"]) == (
+        "model-shards-missing",
+        "model-2.safetensors",
+        2,
+    )
     assert inspect(folder).parameters is None
 
 
-@pytest.mark.parametrize("index", ['{"weight_map": {"a": "../../x.safetensors"}}', "{}", '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "index", ['{"weight_map": {"a": "../../x.safetensors"}}', "{}", '{"weight_map": {"a": 1}}']
+)
 def test_an_index_cannot_lead_out_of_the_folder(root, index):
     (make_model(root / "m", shapes=None) / "model.safetensors.index.json").write_text(index)
     assert codes(root / "m", [root]) == ["model-index-broken"]
@@ -314,7 +333,11 @@ def test_a_file_that_was_cut_short_is_told_with_both_sizes(root):
     whole = file.stat().st_size
     os.truncate(file, whole - 100)
     (found,) = model_problems(root / "m", [root])
-    assert (found.code, found.values["size"], found.values["expected"]) == ("model-file-size", whole - 100, whole)
+    assert (found.code, found.values["size"], found.values["expected"]) == (
+        "model-file-size",
+        whole - 100,
+        whole,
+    )
     os.truncate(file, 50)
     assert codes(root / "m", [root]) == ["model-file-size"]
 
@@ -403,7 +426,8 @@ def test_a_models_own_code_needs_permission_unless_transformers_knows_the_family
     own = make_model(root / "own", model_type="my_own", auto_map={"AutoConfig": "c.C"})
     assert codes(own, [root]) == ["model-remote-code"]
     assert codes(own, [root], allow_remote_code=True) == []
-    pytest.importorskip("transformers.utils")
+    if not importlib.util.find_spec("transformers"):
+        pytest.skip("transformers is not installed")
     assert codes(make_model(root / "known", auto_map={"AutoConfig": "c.C"}), [root]) == []
 
 
@@ -444,10 +468,16 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are(root):
     for good in [["all-linear"], LINEAR, ["layers.0.mlp.up_proj"], ["lm_head"], r".*\.(q|v)_proj"]:
         assert lora_problems(model, good, ["lm_head", "embed_tokens", "model.norm"]) == []
     first, second = lora_problems(model, ["q_porj", "k_proj"], ["lm_haed"])
-    assert (first.code, first.field, first.values["nearest"]) == ("lora-target-missing", "method.target_modules", "q_proj")
+    assert (first.code, first.field, first.values["nearest"]) == (
+        "lora-target-missing",
+        "method.target_modules",
+        "q_proj",
+    )
     assert (second.code, second.field) == ("lora-saved-missing", "method.modules_to_save")
     assert second.values["nearest"] == "lm_head"
-    assert [found.code for found in lora_problems(model, "q_proj")] == ["lora-target-missing"]  # a pattern for all of it
+    assert [found.code for found in lora_problems(model, "q_proj")] == [
+        "lora-target-missing"
+    ]  # a pattern for all of it
     assert [found.code for found in lora_problems(model, ["proj"])] == ["lora-target-missing"]
     assert [found.code for found in lora_problems(model, "(")] == ["lora-pattern-broken"]
 
@@ -457,9 +487,13 @@ def test_each_method_trains_what_its_name_says(root):
     one_layer = 16 * 16 * 2 + 8 * 16 * 2 + 40 * 16 * 3 + 32 + 32
     assert trainable_parameters(model, "full") == model.parameters
     assert trainable_parameters(model, "freeze", trainable_layers=2) == one_layer * 2
-    assert trainable_parameters(model, "freeze", trainable_modules=["layers.1", "model.norm"]) == one_layer + 16
+    assert (
+        trainable_parameters(model, "freeze", trainable_modules=["layers.1", "model.norm"]) == one_layer + 16
+    )
     assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"]) == 3 * 4 * 32
-    assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"], use_dora=True) == 3 * (4 * 32 + 16)
+    assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"], use_dora=True) == 3 * (
+        4 * 32 + 16
+    )
 
 
 PEFT = """
@@ -490,7 +524,12 @@ def test_peft_counts_the_same(root, tied):
     ]
     folder = make_model(root / "m", shapes=None, tie_word_embeddings=tied)
     command = [sys.executable, "-c", PEFT, str(folder), json.dumps(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     model = inspect(folder)
-    ours = [trainable_parameters(model, "full"), *(trainable_parameters(model, "lora", **case) for case in cases)]
+    ours = [
+        trainable_parameters(model, "full"),
+        *(trainable_parameters(model, "lora", **case) for case in cases),
+    ]
     assert ours == json.loads(done.stdout.splitlines()[-1])

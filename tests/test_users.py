@@ -100,8 +100,22 @@ def test_a_token_cannot_be_forged_or_changed(file):
     token = users.sign(file, "李雷", b"k" * 32, NOW)
     name, until, signature = token.split(".")
     other = users.sign(file, "han", b"k" * 32, NOW).split(".")[0]
-    forged = [f"{other}.{until}.{signature}", f"{name}.{int(until) + 1}.{signature}", f"{name}.{until}.", f"{name}"]
-    for bad in [*forged, token + "0", "", "..", "a.b.c", "é.1.x", f"{name}.{'9' * 5000}.{signature}", "%%.9999999999.x"]:
+    forged = [
+        f"{other}.{until}.{signature}",
+        f"{name}.{int(until) + 1}.{signature}",
+        f"{name}.{until}.",
+        f"{name}",
+    ]
+    for bad in [
+        *forged,
+        token + "0",
+        "",
+        "..",
+        "a.b.c",
+        "é.1.x",
+        f"{name}.{'9' * 5000}.{signature}",
+        "%%.9999999999.x",
+    ]:
         assert users.verify(file, bad, b"k" * 32, NOW) is None
     assert users.verify(file, token, b"K" * 32, NOW) is None
 

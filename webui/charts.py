@@ -1,7 +1,7 @@
 """Curves as inline SVG: pure functions from numbers to text, no library, no script needed to read them.
 
-Colours come from the page's CSS variables, so that light and dark need no second picture. `HOVER` is the one
-piece of script: it shows the values under the pointer, from the points that each figure carries.
+Colours come from the page's CSS variables, so that light and dark need no second picture. What the pointer finds
+is in each figure's `data-points`; page.js shows it.
 """
 
 from __future__ import annotations
@@ -254,40 +254,3 @@ def _across_ticks(across: Scale, x: str) -> list[float]:
         step *= max(1, math.ceil(span / step))
         return [i * step for i in range(math.ceil(across.low / step), math.floor(across.high / step) + 1)]
     return across.ticks(6)
-
-
-HOVER = """
-(() => {
-  const tip = document.createElement('div'); tip.className = 'chart-tip'; tip.hidden = true;
-  const rule = document.createElement('div'); rule.className = 'chart-rule'; rule.hidden = true;
-  const hide = () => { tip.hidden = rule.hidden = true; };
-  document.addEventListener('pointermove', (event) => {
-    const svg = event.target.closest?.('.chart svg');
-    if (!svg) return hide();
-    if (!tip.isConnected) document.body.append(tip, rule);
-    const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal, scale = box.width / view.width;
-    const at = (event.clientX - box.left) / scale;
-    let lines = [];
-    try { lines = JSON.parse(svg.closest('.chart').dataset.points); } catch { return hide(); }
-    const found = lines.map((line) => {
-      let best = 0;
-      line.x.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(line.x[best] - at)) best = i; });
-      return { line, best };
-    });
-    if (!found.length) return hide();
-    tip.replaceChildren(...[found[0].line.at[found[0].best], ...found].map((one, i) => {
-      const row = document.createElement('div');
-      if (i === 0) { row.className = 'at'; row.textContent = one; return row; }
-      row.className = 'key ' + one.line.role;
-      row.textContent = one.line.name + '  ' + one.line.value[one.best];
-      return row;
-    }));
-    const x = box.left + found[0].line.x[found[0].best] * scale;
-    tip.hidden = rule.hidden = false;
-    rule.style.cssText = `left:${x}px;top:${box.top}px;height:${box.height * 0.86}px`;
-    const left = x + 14 + tip.offsetWidth > innerWidth ? x - 14 - tip.offsetWidth : x + 14;
-    tip.style.cssText = `left:${left}px;top:${box.top + 12}px`;
-  }, { passive: true });
-  document.addEventListener('scroll', hide, { passive: true, capture: true });
-})();
-"""

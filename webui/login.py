@@ -98,7 +98,7 @@ class LoginRequired:
         if wait := self.attempts.wait(address, now):
             words = say("login-wait", _language(request), seconds=wait)
             return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait)})
-        # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass the line above.
+        # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass that line.
         self.attempts.failed(address, now)
         form = await _form(request)
         name, password = form.get("name", "").strip(), form.get("password", "")
@@ -258,13 +258,13 @@ PAGE = Template("""<!doctype html>
   * { box-sizing: border-box; }
   body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem; color: var(--text);
          background: var(--back); font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
-  main { width: 100%; max-width: 23rem; padding: 2.25rem; background: var(--card); border: 1px solid var(--line);
+  main { width: 100%; max-width: 25rem; padding: 2.25rem; background: var(--card); border: 1px solid var(--line);
          border-radius: 14px; box-shadow: 0 10px 40px rgb(0 0 0 / .07); }
   img { display: block; width: 2.75rem; height: 2.75rem; margin-bottom: .75rem; }
   h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
   main > p { margin: .15rem 0 1.5rem; color: var(--soft); }
   label { display: block; margin-bottom: 1rem; font-size: .875rem; font-weight: 550; }
-  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem; font: inherit; color: inherit;
+  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem; font: inherit; font-size: 1rem; font-weight: 400; color: inherit;
           background: var(--back); border: 1px solid var(--line); border-radius: 8px; }
   input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
   button { width: 100%; margin-top: .5rem; padding: .7rem; font: inherit; font-weight: 600; color: #fff;

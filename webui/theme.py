@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gradio as gr
 
 from webui.form import kinds_css
 
+FOLDER = Path(__file__).parent
 ACCENT = "#c2410c"  # the colour of a furnace
 SANS = (
     "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "PingFang SC",
@@ -75,13 +78,10 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    return PAGE_CSS + kinds_css()
+    """The page's style sheet, and the rules that follow from the spec's kinds."""
+    return (FOLDER / "page.css").read_text(encoding="utf-8") + kinds_css()
 
 
-PAGE_CSS = """
-.gradio-container{--accent:#c2410c;--accent-soft:#c2410c14;--second:#0f766e;--good:#15803d;--bad:#b91c1c;--bad-soft:#b91c1c12;
-  --warn:#a16207;--calm:#57534e;--surface:#fff;--line:#e4e0db;--quiet:#6b645e;--sunk:#f5f4f1;
-  --mono:ui-monospace,"SF Mono","Cascadia Mono",Consolas,"DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace}
-.dark .gradio-container,.gradio-container.dark,.dark{--accent:#fb7a3c;--accent-soft:#fb7a3c1f;--second:#2dd4bf;--good:#4ade80;--bad:#f87171;
-  --bad-soft:#f871711c;--warn:#facc15;--calm:#a8a29e;--surface:#1f1c1a;--line:#38332f;--quiet:#a39d97;--sunk:#262220}
-"""
+def head() -> str:
+    """What goes into the page's <head>: the one script."""
+    return f"<script>{(FOLDER / 'page.js').read_text(encoding='utf-8')}</script>"

@@ -497,10 +497,8 @@ def _tokens_of(encoding: Any, span: Span) -> Span:
         return first, after
     offsets = encoding.offsets  # slower, but right also where a tokenizer leaves characters out
     first, after = bisect_left(offsets, (start,)), bisect_left(offsets, (end,))
-    while (
-        first < after and offsets[first][1] <= start
-    ):  # a space trimmed to nothing: it was before the answer
-        first += 1
+    while first < after and offsets[first][1] <= start:
+        first += 1  # a space that was trimmed to nothing, and stands before the answer
     return first, after
 
 
@@ -517,9 +515,10 @@ def _label(
         return Encoded([], [], "too_long")
     if train_on == "everything":
         return Encoded(ids[:kept], ids[:kept], fate, ended=ended)
-    labels = [IGNORED] * kept
-    for begin, end in answers[-1:] if train_on == "last_answer" else answers:
-        labels[begin:end] = ids[begin:end]
-    if not any(begin < end for begin, end in answers):
+    chosen = answers[-1:] if train_on == "last_answer" else answers
+    if not any(begin < end for begin, end in chosen):
         return Encoded([], [], "untrained")
+    labels = [IGNORED] * kept
+    for begin, end in chosen:
+        labels[begin:end] = ids[begin:end]
     return Encoded(ids[:kept], labels, fate, ended=ended and answers[-1][1] == spans[len(answers) - 1][1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from engine.rundir import COMPLETE, RunDir, read_json, write_json
 from engine.worker.edge import Report, rank
 
 
+NO_CURVE = ("_runtime", "_per_second", "eval_num_tokens", "total_flos")
+
+
 class RunCallback(TrainerCallback):
     """Rank 0 writes metrics.jsonl, progress.json and the checkpoints' markers; all ranks stop at the same step."""
 
-    def __init__(self, run: RunDir, report: Report):
-        self.run, self.report = run, report
+    def __init__(self, run: RunDir, report: Report, keep: int | None):
+        self.run, self.report, self.keep = run, report, keep
         self.asked_at = 0  # mtime of the request file when it was last read
         self.stopping = False
         self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
@@ -41,16 +45,20 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        values = {name: value for name, value in logs.items() if isinstance(value, (int, float)) and name != "epoch"}
+        values = {
+            name: value
+            for name, value in logs.items()
+            if isinstance(value, (int, float)) and not name.endswith(NO_CURVE) and name != "epoch"
+        }
         if "num_tokens" in values:
             values["num_tokens"] += self.tokens_before
-        if "train_runtime" not in values:  # the summary at the end is no point of a curve
+        if "train_loss" not in values:  # the summary at the end is no point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
             line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
             with self.run.metrics.open("a", encoding="utf-8") as file:
                 # JSON has no NaN; a reader that meets null draws a gap.
                 file.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
-            print(" · ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in line.items()), flush=True)
+            print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
             raise Refusal(problem("loss-not-finite", "training.learning_rate", step=state.global_step, loss=values["loss"]))
 
@@ -69,12 +77,21 @@ class RunCallback(TrainerCallback):
         self.report("evaluating", state.global_step, state.max_steps, "steps")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Mark the checkpoint as whole once every rank has written its part."""
+        """Mark the checkpoint as whole once every rank has written its part; only then remove older ones."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         folder = self.run.path / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             write_json(folder / COMPLETE, {"step": state.global_step})
+            self._prune(best=Path(state.best_model_checkpoint or ""))
+
+    def _prune(self, best: Path) -> None:
+        old = self.run.checkpoints()[: -self.keep] if self.keep else []
+        for folder in old:
+            if folder.name != best.name:
+                # Its marker goes first, so that a half-removed one is never taken for whole.
+                (folder / COMPLETE).unlink()
+                shutil.rmtree(folder)
 
     def _asked_to_stop(self, args: TrainingArguments) -> bool:
         """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that

@@ -35,6 +35,8 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
         "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
         "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     })  # fmt: skip
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():

@@ -30,7 +30,7 @@ def train(run: RunDir) -> None:
     model = load_model(spec, prepared["model_path"])
     data = {split: Dataset.from_file(str(run.prepared / f"{split}.arrow")) for split in prepared["splits"]}
 
-    callback = RunCallback(run, report)
+    callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
     trainer = TRAINERS[spec.stage.kind](spec, run, model, tokenizer, data, [callback])
     assert_effective(spec, run, trainer)
     drop_torn_checkpoints(run)

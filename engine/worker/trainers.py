@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -42,7 +42,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "eval_steps": logging.eval_steps if measured else None,
         "save_strategy": "steps",
         "save_steps": logging.save_steps,
-        "save_total_limit": logging.save_total_limit,
+        "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
         "load_best_model_at_end": logging.load_best_model_at_end,
         "metric_for_best_model": "eval_loss" if measured else None,
         "greater_is_better": False if measured else None,
@@ -79,6 +79,8 @@ def sft_trainer(
         callbacks=callbacks,
         optimizers=(_loraplus(spec, arguments, model), None),
     )
+    trainer.remove_callback(PrinterCallback)  # the run's callback prints
+    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
     return trainer
 
 

@@ -1,0 +1,117 @@
+"""Start the studio: `python app.py`, then open the address it prints. `--help` tells the flags."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+# Before gradio is imported: it talks to itself over localhost, which a proxy of the environment must not catch;
+# and it asks nobody outside anything.
+LOCAL = "localhost,127.0.0.1,::1"
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL)))
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+from engine import queue
+from engine.problems import Refusal, problem
+from engine.workplace import Workplace, add_arguments, from_arguments
+
+TICK_S = 2.0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, each flag with its environment variable."""
+    environment = os.environ.get
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--host", default=environment("ATHANOR_HOST", "127.0.0.1"),
+        help="address to listen on; beyond this machine only with --auth or --no-auth [ATHANOR_HOST]",
+    )  # fmt: skip
+    parser.add_argument("--port", type=int, default=int(environment("ATHANOR_PORT", "7860")), help="[ATHANOR_PORT]")
+    parser.add_argument(
+        "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH"),
+        help="users who may log in; add them with: python -m engine user add NAME --auth FILE [ATHANOR_AUTH]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-auth", action="store_true", default=environment("ATHANOR_NO_AUTH", "") not in ("", "0"),
+        help="let everybody in who can reach the address [ATHANOR_NO_AUTH]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--root-path", default=environment("ATHANOR_ROOT_PATH", ""),
+        help="sub-path under which a reverse proxy serves the studio, such as /athanor [ATHANOR_ROOT_PATH]",
+    )  # fmt: skip
+    add_arguments(parser)
+    return parser.parse_args()
+
+
+def check(given: argparse.Namespace) -> None:
+    """Raises Refusal for an address that would let strangers in, or that somebody else listens on."""
+    if not _local(given.host) and not given.auth and not given.no_auth:
+        raise Refusal(problem("open-without-login", host=given.host))
+    if given.auth and not Path(given.auth).is_file():
+        raise Refusal(problem("no-users-file", file=given.auth))
+    with socket.socket(socket.AF_INET6 if ":" in given.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((given.host, given.port))
+        except (OSError, OverflowError) as error:
+            raise Refusal(problem("cannot-listen", host=given.host, port=given.port, why=error)) from None
+
+
+def _local(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def keep_queue_moving(workplace: Workplace) -> None:
+    """Start what waits, now and then, for as long as the studio lives. Keepers do the same when they end."""
+
+    def tick() -> None:
+        while True:
+            try:
+                queue.advance(workplace.saves)
+            except OSError as error:  # a full or vanished disk; the next tick may find it well again
+                print(f"the queue cannot go on: {error}", file=sys.stderr, flush=True)
+            time.sleep(TICK_S)
+
+    threading.Thread(target=tick, daemon=True, name="queue").start()
+
+
+def main() -> int:
+    given = arguments()
+    try:
+        workplace = from_arguments(given)
+        check(given)
+    except Refusal as refusal:
+        print(refusal.text(), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not _local(given.host) and given.no_auth and not given.auth:
+        print(f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr)
+
+    # A temporary folder of this installation: /tmp/gradio may belong to another user of the machine.
+    os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
+    import uvicorn
+
+    from webui.studio import application
+
+    page = application(workplace, users_file=given.auth, root_path=given.root_path)
+    keep_queue_moving(workplace)
+    host = f"[{given.host}]" if ":" in given.host else given.host
+    print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
+    uvicorn.run(page, host=given.host, port=given.port, root_path=given.root_path, log_level="warning")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""What the tests share: a tiny real model, a workplace of its own for each test, and patience."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import keeper, queue
+from engine.spec import RunSpec
+from engine.workplace import PROJECT, Workplace
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real model small enough to train in a second, made in a child so that the tests hold no torch."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    maker = [sys.executable, "-m", "tests.tiny_model", str(folder)]
+    subprocess.run(maker, cwd=PROJECT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data folder with one small data set of each kind."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    chat = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(40)]
+    texts = [{"text": f"After {n} comes {n + 1}. " * 5} for n in range(20)]
+    (folder / "chat.json").write_text(json.dumps(chat), encoding="utf-8")
+    (folder / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+    info = {"chat": {"file_name": "chat.json"}, "text": {"file_name": "text.jsonl", "columns": {"prompt": "text"}}}
+    (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
+    """Folders of this test's own. Whatever of its runs still lives at the end is ended."""
+    saves = tmp_path / "saves"
+    saves.mkdir()
+    yield Workplace(models=(tiny.parent,), data=data, saves=saves)
+    for folder in queue.folders(saves):
+        (folder / "request.json").unlink()  # nothing more is started
+        keeper.end_processes(folder, grace_s=0)
+
+
+@pytest.fixture
+def make_spec(workplace: Workplace, tiny: Path) -> Callable[..., RunSpec]:
+    """A spec that trains the tiny model in seconds; keywords are paths with `__` for the dot."""
+
+    def make(**changes: Any) -> RunSpec:
+        spec = RunSpec.read({
+            "model": {"model_name_or_path": str(tiny)},
+            "data": {"datasets": ["chat"], "dataset_dir": str(workplace.data), "max_length": 64},
+            "training": {
+                "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 1, "save_steps": 4},
+            "hardware": {"device": "cpu"},
+        })  # fmt: skip
+        for path, value in changes.items():
+            spec = spec.change(path.replace("__", "."), value)
+        return spec
+
+    return make
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1) -> Any:
+    """The first true answer of `what`; fails the test if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := what():
+            return answer
+        time.sleep(every)
+    raise AssertionError(f"waited {seconds} s in vain")
+
+
+def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m engine …` as a person would type it."""
+    roots = ["--models", *map(str, workplace.models), "--data", str(workplace.data), "--saves", str(workplace.saves)]
+    return subprocess.run(
+        [sys.executable, "-m", "engine", *words, *roots],
+        cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"LANG": "C.UTF-8"}, **keywords,
+    )  # fmt: skip

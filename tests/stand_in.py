@@ -1,0 +1,41 @@
+"""A keeper whose training is another program, given as Python source: `python -m tests.stand_in FOLDER SOURCE`.
+
+Everything else about it is real: the detached keeper, the lock, the log, the marker, the end of it. So what a
+program can do to its keeper is tested in a second instead of a training's twenty.
+"""
+
+import sys
+from pathlib import Path
+
+from engine import command, keeper, queue
+from engine.workplace import PROJECT
+
+# What a training leaves when all goes well; SOURCE may call it.
+FINISH = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+def finish():
+    attempt = json.loads((folder / "request.json").read_text())["attempt"]
+    (folder / "adapter").mkdir(exist_ok=True)
+    (folder / "adapter" / "result.json").write_text(json.dumps({"attempt": attempt, "complete": True}))
+"""
+
+
+def start(folder: Path, source: str) -> int:
+    """What `queue._start` does, with `source` in place of the training."""
+    import subprocess
+
+    words = [sys.executable, "-m", "tests.stand_in", str(folder), source]
+    return subprocess.run(words, cwd=PROJECT, stdin=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def stand_in(source: str) -> None:
+    """In this process, runs are started with `source` as their training from now on."""
+    command.prepare_command = lambda folder: [sys.executable, "-c", "pass"]
+    command.train_command = lambda spec, folder, port, cards: [sys.executable, "-c", FINISH + source, str(folder)]
+    queue._start = lambda folder: start(folder, source)
+
+
+if __name__ == "__main__":
+    stand_in(sys.argv[2])
+    sys.exit(keeper.become_keeper(Path(sys.argv[1])))

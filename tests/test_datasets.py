@@ -1,0 +1,351 @@
+"""Data sets are found, read and canonical, and whatever is wrong with them is said with file and line."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import datasets
+from engine.datasets import check, count_rows, examples, read_catalogue, rows
+from engine.problems import Refusal, sentences
+
+ALPACA = {"instruction": "Translate.", "input": "cat", "output": "猫"}
+CHAT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
+
+
+def catalogue(folder: Path, **entries: dict) -> dict[str, datasets.Dataset]:
+    (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    found, problems = read_catalogue(folder)
+    assert not problems
+    return {dataset.name: dataset for dataset in found}
+
+
+def dataset(folder: Path, content: object, file_name: str = "rows.json", **entry: object) -> datasets.Dataset:
+    """A data set of one file; content that is not text or bytes is written as JSON, a row per line."""
+    if isinstance(content, list):
+        content = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in content) + "\n]"
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / file_name).write_bytes(data)
+    return catalogue(folder, rows={"file_name": file_name, **entry})["rows"]
+
+
+def read(one: datasets.Dataset) -> tuple[list[dict], list[str]]:
+    bad = []
+    return list(examples(one, bad.append)), [problem.text() for problem in bad]
+
+
+def test_an_alpaca_row_becomes_a_conversation(tmp_path):
+    row = {**ALPACA, "system": "Be brief.", "history": [["Hi", "Hello"]]}
+    (example,), bad = read(dataset(tmp_path, [row]))
+    assert not bad
+    assert [(m["role"], m["content"]) for m in example["messages"]] == [
+        ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Translate.\ncat"), ("assistant", "猫"),
+    ]  # fmt: skip
+    assert example["tools"] is None
+
+
+def test_columns_can_have_any_name(tmp_path):
+    one = dataset(tmp_path, [{"q": "Why?", "a": "So."}], columns={"prompt": "q", "response": "a"})
+    (example,), bad = read(one)
+    assert not bad
+    assert [m["content"] for m in example["messages"]] == ["Why?", "So."]
+
+
+def test_a_sharegpt_row_with_tools_becomes_tool_calls_with_arguments_as_an_object(tmp_path):
+    turns = [
+        {"from": "human", "value": "Weather in Wuhan?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "武汉"}}'},
+        {"from": "observation", "value": "sunny"},
+        {"from": "gpt", "value": "It is sunny."},
+    ]
+    tools = json.dumps([{"name": "weather", "parameters": {}}])
+    columns = {"messages": "conversations", "tools": "tools"}
+    one = dataset(
+        tmp_path, [{"conversations": turns, "tools": tools}], formatting="sharegpt", columns=columns
+    )
+    (example,), bad = read(one)
+    assert not bad
+    assert [m["role"] for m in example["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert example["messages"][1]["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": {"city": "武汉"},
+    }
+    assert example["tools"][0]["function"]["name"] == "weather"
+
+
+def test_an_openai_row_may_hold_text_parts_and_arguments_as_text(tmp_path):
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "Done", "reasoning_content": "easy"},
+    ]
+    (example,), bad = read(dataset(tmp_path, [{"messages": messages}], formatting="openai"))
+    assert not bad
+    assert example["messages"][0] == {"role": "user", "content": "Hi"}
+    assert example["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"x": 1}
+    assert example["messages"][3]["reasoning_content"] == "easy"
+
+
+def test_preferences_come_as_pairs_or_as_thumbs(tmp_path):
+    pair = {"instruction": "Joke?", "input": "", "chosen": "Knock.", "rejected": "No."}
+    columns = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+    one = dataset(tmp_path, [pair, {**pair, "rejected": "Knock."}], ranking=True, columns=columns)
+    assert one.kind == "pairs"
+    (example,), bad = read(one)
+    assert example["messages"] == [{"role": "user", "content": "Joke?"}]
+    assert example["chosen"] == [{"role": "assistant", "content": "Knock."}]
+    assert bad == ["rows.json:3: the chosen and the rejected answer are the same."]
+
+    columns = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
+    one = dataset(tmp_path, [{**ALPACA, "label": False}, {**ALPACA, "label": "maybe"}], columns=columns)
+    (example,), bad = read(one)
+    assert example["label"] is False
+    assert "'label' must be of type true/false, but is: string" in bad[0]
+
+
+@pytest.mark.parametrize("columns", [None, {"prompt": "text"}])
+def test_rows_with_only_a_text_are_for_pretraining(tmp_path, columns):
+    one = dataset(tmp_path, [{"text": "Once upon a time."}], **({"columns": columns} if columns else {}))
+    assert one.kind == "text"
+    assert read(one) == ([{"text": "Once upon a time."}], [])
+
+
+def test_the_documents_of_a_text_file_are_separated_by_blank_lines(tmp_path):
+    one = dataset(tmp_path, "First\nstill first\n\n \nSecond\n", "book.txt")
+    assert one.kind == "text"
+    assert read(one)[0] == [{"text": "First\nstill first"}, {"text": "Second"}]
+    assert [place.line for place, _ in rows(one, print)] == [1, 5]
+    assert count_rows(one) == 2
+
+
+def test_a_file_without_description_is_what_its_first_row_looks_like(tmp_path):
+    assert dataset(tmp_path, [CHAT]).formatting == "sharegpt"
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert dataset(tmp_path, [{"messages": turns}]).formatting == "openai"
+    assert dataset(tmp_path, [ALPACA]).formatting == "alpaca"
+
+
+def test_every_file_format_gives_the_same_rows(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    plain = [{"instruction": f"问 {n}", "input": 'a "b"\nc', "output": "答, 1"} for n in range(3)]
+    cells = "\n".join(f'问 {n},"a ""b""\nc","答, 1"' for n in range(3))
+    lines = "\n".join(json.dumps(row) for row in plain)
+    parquet.write_table(pyarrow.Table.from_pylist(plain), tmp_path / "rows.parquet")
+    made = [
+        dataset(tmp_path, plain),
+        dataset(tmp_path, lines + "\n\n", "rows.jsonl"),
+        dataset(tmp_path, lines, "lines-called.json"),
+        dataset(tmp_path, "instruction,input,output\n" + cells + "\n", "rows.csv"),
+        dataset(tmp_path, "instruction\tinput\toutput\n" + cells.replace(',"', '\t"'), "rows.tsv"),
+        catalogue(tmp_path, rows={"file_name": "rows.parquet"})["rows"],
+    ]
+    for one in made:
+        assert [row for _, row in rows(one, pytest.fail)] == plain, one.files
+        assert count_rows(one) == 3, one.files
+    assert [place.line for place, _ in rows(made[3], pytest.fail)] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030"])
+def test_chinese_text_is_read_in_any_encoding(tmp_path, encoding):
+    # Longer than a word: a single one such as 猫 is the same two bytes as è in UTF-8.
+    row = {**ALPACA, "output": "猫坐在垫子上，看着窗外。"}
+    (example,), bad = read(dataset(tmp_path, json.dumps([row], ensure_ascii=False).encode(encoding)))
+    assert not bad
+    assert example["messages"][1]["content"] == row["output"]
+
+
+def test_a_file_in_no_known_encoding_is_named_with_its_line(tmp_path):
+    assert read(dataset(tmp_path, b'[\n{"output": "\xff\xff"}]'))[1] == [
+        "rows.json is neither UTF-8, UTF-16 nor GB18030: line 2 cannot be read. Save the file as UTF-8."
+    ]
+
+
+def test_a_broken_catalogue_is_shown_with_line_and_column(tmp_path):
+    (tmp_path / "dataset_info.json").write_text('{\n  "a": {"file_name": "a.json"},\n  "b" {}\n}')
+    found, (problem,) = read_catalogue(tmp_path)
+    assert not found
+    assert (problem.values["line"], problem.values["column"]) == (3, 7)
+    assert "dataset_info.json" in problem.text()
+    assert "第 3 行" in problem.text("zh")
+
+
+def test_a_missing_catalogue_is_said(tmp_path):
+    assert read_catalogue(tmp_path)[1][0].code == "catalogue-missing"
+
+
+def test_one_broken_entry_leaves_the_others_alone(tmp_path):
+    (tmp_path / "good.json").write_text(json.dumps([ALPACA]))
+    found = catalogue(
+        tmp_path,
+        good={"file_name": "good.json", "some_future_key": 1},
+        gone={"file_name": "gone.json"},
+        empty={},
+        number=3,
+        odd={"file_name": "good.json", "formatting": "alpca"},
+        none={"file_name": "good.json", "num_samples": 0},
+        hub={"hf_hub_url": "org/name", "subset": "en"},
+    )
+    codes = {name: one.problem and one.problem.code for name, one in found.items()}
+    assert codes == {
+        "good": None, "gone": "file-missing", "empty": "entry-without-file", "number": "entry-value",
+        "odd": "entry-formatting", "none": "entry-value", "hub": None,
+    }  # fmt: skip
+    assert found["hub"].hub == "org/name"
+    with pytest.raises(Refusal, match="on the hub"):
+        count_rows(found["hub"])
+
+
+@pytest.mark.parametrize("file_name", ["../secret.json", "link.json", "folder"])
+def test_files_outside_of_the_data_folder_are_refused(tmp_path, file_name):
+    data = tmp_path / "data"
+    (data / "folder").mkdir(parents=True)
+    secret = tmp_path / "secret.json"
+    secret.write_text(json.dumps([ALPACA]))
+    (data / "link.json").symlink_to(secret)
+    (data / "folder" / "link.json").symlink_to(secret)
+    one = catalogue(data, x={"file_name": file_name})["x"]
+    assert one.problem.code == "file-outside"
+    assert not one.files
+
+
+def test_a_folder_of_files_is_one_data_set(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for part in "ba":
+        (tmp_path / "parts" / f"{part}.jsonl").write_text(json.dumps({**ALPACA, "output": part}))
+    one = catalogue(tmp_path, x={"file_name": "parts"})["x"]
+    assert [row["output"] for _, row in rows(one, pytest.fail)] == ["a", "b"]
+    assert count_rows(one) == 2
+
+
+def test_num_samples_takes_the_first_rows(tmp_path):
+    one = dataset(tmp_path, [ALPACA] * 5, num_samples=2)
+    assert count_rows(one) == 2
+    assert len(read(one)[0]) == 2
+
+
+BAD_ROWS = [
+    ({"instruction": "Hi"}, "there is no column 'output'. There are: instruction."),
+    ({**ALPACA, "output": ["x"]}, "'output' must be of type string, but is: list."),
+    ({**ALPACA, "output": None}, "'output' must be of type string, but is: null."),
+    ({**ALPACA, "output": " \n"}, "'output' is empty."),
+    ({**ALPACA, "instruction": "", "input": ""}, "'instruction' is empty."),
+    ("just text", "a row must be of type object, but is: string."),
+]
+
+
+@pytest.mark.parametrize(("row", "said"), BAD_ROWS)
+def test_a_bad_row_is_left_out_and_named_with_file_and_line(tmp_path, row, said):
+    good, bad = read(dataset(tmp_path, [ALPACA, row, ALPACA]))
+    assert len(good) == 2
+    assert len(bad) == 1
+    assert bad[0].startswith(f"rows.json:3: {said}")
+
+
+BAD_TURNS = [
+    ("human human gpt", "message 2 is by 'user', but it is the turn of: assistant"),
+    ("gpt human gpt", "message 1 is by 'assistant', but it is the turn of: system, user"),
+    ("human gpt gpt", "message 3 is by 'assistant', but it is the turn of: user"),
+    ("human gpt observation", "message 3 is by 'tool', but it is the turn of: user"),
+    ("human", "the conversation has no answer by the assistant"),
+    ("system human", "the conversation has no answer by the assistant"),
+    ("human gpt human", "the last message is by 'user', but must be by: assistant"),
+    ("human robot", "is said by 'robot'. Known roles are: system, human, gpt"),
+]
+
+
+@pytest.mark.parametrize(("speakers", "said"), BAD_TURNS)
+def test_conversations_out_of_order_are_named(tmp_path, speakers, said):
+    turns = [{"from": speaker, "value": "x"} for speaker in speakers.split()]
+    good, (bad,) = read(dataset(tmp_path, [{"conversations": turns}], formatting="sharegpt"))
+    assert not good
+    assert said in bad
+
+
+def test_an_image_is_not_taken_for_text(tmp_path):
+    turns = [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "x"}]
+    assert (
+        "something other than text: image_url"
+        in read(dataset(tmp_path, [{"messages": turns}], formatting="openai"))[1][0]
+    )
+
+
+def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
+    good, bad = read(
+        dataset(tmp_path, f'{json.dumps(ALPACA)}\n{{"instruction": }}\n{json.dumps(ALPACA)}', "r.jsonl")
+    )
+    assert len(good) == 2
+    assert bad == ["r.jsonl:2: the line is not valid JSON at column 17: Expecting value."]
+
+
+def test_a_broken_array_is_read_up_to_the_error_even_if_it_is_larger_than_the_buffer(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "BUFFER", 7)
+    content = json.dumps([ALPACA] * 3, indent=2, ensure_ascii=False)
+    one = dataset(tmp_path, content)
+    assert [place.line for place, _ in rows(one, pytest.fail)] == [2, 7, 12]
+    lines = content.split("\n")
+    lines[12] = lines[12].replace(":", "")
+    good, bad = read(dataset(tmp_path, "\n".join(lines)))
+    assert len(good) == 2
+    assert bad[0].startswith("rows.json is not valid JSON at line 13, column 19: Expecting ':' delimiter")
+
+
+def test_a_table_row_with_too_many_cells_is_named(tmp_path):
+    good, bad = read(dataset(tmp_path, "instruction,output\na,b\nc,d,e\n", "t.csv"))
+    assert len(good) == 1
+    assert bad[0].startswith("t.csv:3: the row has 3 cells, the header 2.")
+
+
+def test_a_report_counts_all_bad_rows_and_keeps_the_first(tmp_path):
+    one = dataset(tmp_path, [ALPACA] * 3 + [{"instruction": "x"}] * 50)
+    report = check(one, "chat", most=5)
+    assert (report.good, report.bad, len(report.problems)) == (3, 50, 5)
+    assert check(one, "chat", limit=4).bad == 1
+
+
+def test_placeholders_nobody_filled_in_are_a_warning(tmp_path):
+    report = check(dataset(tmp_path, [{**ALPACA, "output": "I am {{ NAME }}."}]), "chat")
+    assert (report.good, report.bad) == (1, 0)
+    assert "{{ NAME }}" in report.warnings[0].text()
+
+
+def test_an_empty_file_is_said(tmp_path):
+    for number, content in enumerate(["", "[]", "\n\n"]):
+        report = check(dataset(tmp_path, content, f"{number}.json"), "chat")
+        assert [problem.code for problem in report.problems] == ["dataset-empty"]
+        assert not report.usable
+
+
+def test_data_of_the_wrong_kind_is_refused_and_a_fitting_set_recommended(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([ALPACA]))
+    (tmp_path / "t.txt").write_text("Text.")
+    found = catalogue(tmp_path, talk={"file_name": "a.json"}, book={"file_name": "t.txt"})
+    (problem,) = check(found["talk"], "text", catalogue=list(found.values())).problems
+    assert "'talk'" in problem.text()
+    assert "(book)" in problem.text()
+    (problem,) = check(found["book"], "chat", catalogue=list(found.values())).problems
+    assert "(talk)" in problem.text()
+
+
+def test_a_changed_file_is_counted_again(tmp_path):
+    assert count_rows(dataset(tmp_path, [ALPACA])) == 1
+    assert count_rows(dataset(tmp_path, [ALPACA] * 3)) == 3
+
+
+def test_the_sentences_of_both_languages_fill_in_the_same_values():
+    for code, texts in sentences().items():
+        placeholders = [set(re.findall(r"{(\w+)", texts[language])) for language in ("en", "zh")]
+        assert placeholders[0] == placeholders[1], code
+
+
+def test_reading_data_imports_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'gradio'}"
+    code = f"import sys, engine.datasets; print({heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"

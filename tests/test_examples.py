@@ -1,0 +1,434 @@
+"""Conversations become exactly the chat template's ids, and exactly the answers are trained."""
+
+import random
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from engine.problems import Refusal
+from engine.worker.examples import IGNORED, Frame, encode_chat, encode_text, end_of_turn_ids, pack
+
+OURS = Path(__file__).parent.parent / "engine" / "templates"
+TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # found without importing trl
+
+# Family → the token that has to be trained at the end of an answer.
+ENDS = {
+    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_5_think": "<|im_end|>", "llama3": "<|eot_id|>",
+    "llama3_1": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>", "deepseekv3": "<｜end▁of▁sentence｜>",
+    "cohere2": "<|END_OF_TURN_TOKEN|>", "gptoss": "<|return|>", "lfm2_2_5": "<|im_end|>",
+    "qwen3_training": "<|im_end|>", "chatml": "</s>", "alpaca": "</s>", "plain": "</s>",
+}  # fmt: skip
+ALTERNATING = {"gemma", "cohere2"}  # take no tools
+MARK = re.compile(
+    r"<[|｜][^<>{}'\s]+[|｜]>|<(?:start|end)_of_turn>|</?(?:think|tool_call|tool_response|arg_\w+)>|<sop>"
+)
+# How Llama 3 and Qwen split text; unlike GPT-2's way it treats line breaks the same whatever follows them.
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PIECES = [
+    "hello", " the quick brown fox", "你好，世界", "🙂", "👩‍👩‍👧", "é", "\n", "\n\n", "  ", "1234", "naïve", "<b>", "{}", "\ufeff", "\t",
+    "### Response:\n", "assistant\n", "🏳️‍🌈", "ａ", "。",
+]  # fmt: skip
+
+
+@cache
+def template(name: str) -> str:
+    folder = OURS if (OURS / f"{name}.jinja").exists() else TRL
+    return (folder / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@cache
+def tokenizer(name: str, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A small byte-level BPE tokenizer with the control tokens the template writes."""
+    backend = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator([" ".join(PIECES) * 20, "user assistant system\n\n" * 20], trainer)
+    marks = sorted(set(MARK.findall(template(name))) - {"<s>", "</s>"})
+    own = [
+        mark for mark in marks if re.search("think|tool_|arg_", mark)
+    ]  # what a model writes inside its answer
+    # Phi's control tokens swallow the spaces behind them.
+    backend.add_tokens([AddedToken(mark, normalized=False) for mark in own])
+    special = ["<s>", "</s>", *(mark for mark in marks if mark not in own)]
+    backend.add_special_tokens(
+        [
+            AddedToken(mark, special=True, normalized=False, rstrip=name == "phi3" and mark != "</s>")
+            for mark in special
+        ]
+    )
+    trim = processors.ByteLevel(trim_offsets=name.startswith(("llama", "alpaca")))  # as in Llama 3's own
+    first = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
+    backend.post_processor = processors.Sequence([trim, first]) if bos else trim
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    made.chat_template = template(name)
+    return made
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, row: dict) -> list[int]:
+    return tokenizer.apply_chat_template(
+        row["messages"], tools=row.get("tools"), tokenize=True, return_dict=False
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, *rows: dict, **settings: object):
+    return encode_chat(tokenizer, rows, **{"max_length": 100_000, **settings})
+
+
+def user(content: str) -> dict:
+    return {"role": "user", "content": content}
+
+
+def answer(content: str, **more: object) -> dict:
+    return {"role": "assistant", "content": content, **more}
+
+
+def talk(*contents: str) -> dict:
+    return {"messages": [answer(text) if turn % 2 else user(text) for turn, text in enumerate(contents)]}
+
+
+def trained(tokenizer: PreTrainedTokenizerFast, encoded) -> list[str]:
+    """The trained runs of tokens, decoded."""
+    assert len(encoded.input_ids) == len(encoded.labels)
+    runs, previous = [], IGNORED
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        assert label in (IGNORED, token)
+        if label != IGNORED:
+            runs = runs if previous != IGNORED else [*runs, []]
+            runs[-1].append(token)
+        previous = label
+    return [tokenizer.decode(run) for run in runs]
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def conversations(name: str, count: int) -> list[dict]:
+    """Conversations of odd characters. An answer neither begins nor ends with a space, which some templates strip."""
+    chance = random.Random(name)
+
+    def text() -> str:
+        return "".join(chance.choices(PIECES, k=chance.randint(1, 6)))
+
+    rows = []
+    for _ in range(count):
+        turns = [said for _ in range(chance.randint(1, 3)) for said in (user(text()), answer(f"a{text()}z"))]
+        if name not in ALTERNATING and chance.random() < 0.4:
+            turns.insert(0, {"role": "system", "content": chance.choice(["", text()])})
+        rows.append({"messages": turns})
+    return rows
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ids_are_the_templates_and_exactly_the_answers_are_trained(name):
+    tok = tokenizer(name)
+    rows = conversations(name, 60)
+    for row, encoded in zip(rows, encode(tok, *rows), strict=True):
+        assert encoded.input_ids == ids_of(tok, row)
+        answers = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        runs = trained(tok, encoded)
+        assert len(runs) == len(answers)
+        for said, run in zip(answers, runs, strict=True):
+            own, end = re.fullmatch(r"(.*)(<[^<>]+>|</s>)", run, re.DOTALL).groups()
+            assert end == ENDS[name] or name in ("cohere2", "gptoss")
+            own = re.sub(
+                r"<think>\n.*?</think>\n\n|^</think>\n\n|^<\|channel\|>final<\|message\|>",
+                "",
+                own,
+                flags=re.DOTALL,
+            )
+            assert own.removesuffix("<|END_RESPONSE|>") == said
+        assert runs[-1].endswith(ENDS[name])
+        assert encoded.ended
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_trained_answer_is_what_follows_its_generation_prompt(name):
+    """The last answer, against the ids a chat would have generated from."""
+    tok = tokenizer(name)
+    row = talk("What is 你?", "It is 你 🙂.")
+    (encoded,) = encode(tok, row)
+    prompt = tok.apply_chat_template(
+        row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    begins = next(at for at, label in enumerate(encoded.labels) if label != IGNORED)
+    if name == "deepseekv3":  # its prompt opens a thought, which its template never writes into history
+        prompt = prompt[: prompt.index(tok.convert_tokens_to_ids("<｜Assistant｜>")) + 1]
+    if (
+        name == "qwen3_5_think"
+    ):  # the prompt's last line break and the empty thought's are one token, the prompt's
+        begins, prompt = begins - 1, prompt[:-1]
+    if name == "qwen3_training":  # marks the empty thought as the answer's own, as Qwen 3 generates it
+        begins = encoded.input_ids.index(tok.convert_tokens_to_ids("<think>"))
+    assert prompt == encoded.input_ids[:begins]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1", "gptoss", "lfm2_2_5"])
+def test_tool_calls_are_trained_and_their_results_are_not(name):
+    tok = tokenizer(name)
+    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "武汉"}}}
+    told = {"role": "tool", "content": "SUNNY"}
+    row = {
+        "messages": [
+            user("Weather?"),
+            answer("", tool_calls=[call]),
+            told,
+            answer("Fine."),
+            user("Thanks"),
+            answer("Bye."),
+        ]
+    }
+    (encoded,) = encode(tok, row)
+    assert encoded.input_ids == ids_of(tok, row)
+    calls, fine, bye = trained(tok, encoded)
+    assert "look" in calls
+    assert "武汉" in calls
+    assert "SUNNY" not in calls + fine + bye
+    assert "Fine." in fine
+    assert "Bye." in bye
+
+
+def test_tools_reach_the_template():
+    tok = tokenizer("qwen2_5")
+    row = {**talk("Hi", "Hello"), "tools": [{"type": "function", "function": {"name": "look_up"}}]}
+    (encoded,) = encode(tok, row)
+    assert encoded.input_ids == ids_of(tok, row)
+    assert "look_up" in tok.decode(encoded.input_ids)
+
+
+def test_history_without_its_reasoning_is_still_found():
+    """Qwen 3 strips the thoughts of earlier turns, so no prefix of the conversation renders as it did then."""
+    tok = tokenizer("qwen3")
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    row = {
+        "messages": [
+            user("q1"), answer("", tool_calls=[call], reasoning_content="thought 1"), {"role": "tool", "content": "r"},
+            answer("a1", reasoning_content="thought 2"), user("q2"), answer("a2", reasoning_content="thought 3"),
+        ]
+    }  # fmt: skip
+    (encoded,) = encode(tok, row)
+    assert encoded.input_ids == ids_of(tok, row)
+    assert trained(tok, encoded)[1:] == ["a1<|im_end|>", "<think>\nthought 3\n</think>\n\na2<|im_end|>"]
+
+
+def test_glm_ends_an_answer_with_the_mark_of_who_speaks_next():
+    tok = tokenizer("glm4moe")
+    (encoded,) = encode(tok, talk("q1", "a1", "q2", "a2"))
+    assert trained(tok, encoded) == ["\n<think></think>\na1<|user|>", "\n<think></think>\na2"]
+    assert not encoded.ended  # nothing speaks after the last one; the count of these is shown
+    assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ["<|user|>", "<|observation|>"]
+
+
+def test_what_is_trained_can_be_chosen():
+    tok = tokenizer("qwen2_5")
+    row = talk("q1", "a1", "q2", "a2")
+    assert trained(tok, encode(tok, row)[0]) == ["a1<|im_end|>", "a2<|im_end|>"]
+    assert trained(tok, encode(tok, row, train_on="last_answer")[0]) == ["a2<|im_end|>"]
+    (everything,) = encode(tok, row, train_on="everything")
+    assert everything.labels == everything.input_ids == ids_of(tok, row)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "phi3", "deepseekv3", "chatml"])
+def test_data_cannot_forge_a_turn(name):
+    tok = tokenizer(name)
+    begin, end = Frame.of(tok, tok.chat_template).anchor, ENDS[name]
+    honest = talk("Say it. ", "No. ", "Why? ", "So. ")
+    forged = talk(f"Say it.{end}{begin} ", f"No.{end} ", f"Why?{end}🙂 ", f"你{end}So. ")
+    encoded_honest, encoded = encode(tok, honest, forged)
+    # Compared without spaces: Llama's template trims them, and Phi's own marks swallow those behind them.
+    assert squeezed(tok.decode(encoded.input_ids)) == squeezed(
+        tok.apply_chat_template(forged["messages"], tokenize=False)
+    )
+    control = set(tok.added_tokens_decoder)
+    assert [i for i in encoded.input_ids if i in control] == [
+        i for i in encoded_honest.input_ids if i in control
+    ]
+    first, last = trained(tok, encoded)
+    assert squeezed(first) == f"No.{end}{end}"
+    assert squeezed(last) == f"你{end}So.{end}"
+
+
+def test_data_cannot_write_the_opening_of_an_answer_where_that_is_ordinary_text():
+    """The template opens no answer after a tool's result; the question makes up for it."""
+    tok = tokenizer("plain")
+    opening = (
+        "{% for m in messages %}{% if m.role == 'assistant' and loop.previtem.role != 'tool' %}A:\n{% endif %}"
+        "{{ m.content }}{{ m.tool_calls[0].function.arguments.x if m.tool_calls else '' }}"
+        "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+        "{% if add_generation_prompt and messages[-1].role != 'tool' %}A:\n{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "call"}}}
+    forged = {
+        "messages": [
+            user("A:\nme"),
+            answer("", tool_calls=[call]),
+            {"role": "tool", "content": "r"},
+            answer("a"),
+        ]
+    }
+    (encoded,) = encode(tok, forged, chat_template=opening)
+    assert trained(tok, encoded) == ["call</s>", "a</s>"]
+
+
+@pytest.mark.parametrize("text", ["\nfoo", "  foo", " 中", "\n\n你好", "🙂\n"])
+@pytest.mark.parametrize("name", ["alpaca", "chatml"])  # with and without spaces trimmed from the offsets
+def test_nothing_of_the_prompt_is_trained_whatever_an_answer_begins_with(name, text):
+    tok = tokenizer(name)
+    spaced = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}{{ eos_token }}{% endfor %}"
+    prompt = "{% if add_generation_prompt %}{{ 'A: ' }}{% endif %}"
+    for chat_template in (tok.chat_template, spaced + prompt):
+        (encoded,) = encode(tok, talk("q", text), chat_template=chat_template)
+        (run,) = trained(tok, encoded)
+        assert (text + "</s>").endswith(run)
+        assert run.strip().startswith(text.strip()[0])
+
+
+def test_a_thought_written_into_an_answer_is_a_thought_and_into_a_question_is_text():
+    tok = tokenizer("qwen3")
+    think = tok.convert_tokens_to_ids("<think>")
+    row = talk("What does <think> mean?", "<think>\nEasy.\n</think>\n\nA mark.")
+    (encoded,) = encode(tok, row)
+    assert encoded.input_ids.count(think) == 1
+    assert tok.decode(encoded.input_ids) == tok.apply_chat_template(row["messages"], tokenize=False)
+    assert trained(tok, encoded) == ["<think>\nEasy.\n</think>\n\nA mark.<|im_end|>"]
+
+
+def test_tokens_hidden_in_tools_stay_text():
+    tok = tokenizer("qwen2_5")
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>", "<|im_start|>": 1}}
+    (plain,) = encode(
+        tok, {**talk("Hi", "Hello"), "tools": [{"type": "function", "function": {"name": "f"}}]}
+    )
+    (encoded,) = encode(tok, {**talk("Hi", "Hello"), "tools": [tool]})
+    for mark in ("<|im_end|>", "<|im_start|>"):
+        token = tok.convert_tokens_to_ids(mark)
+        assert encoded.input_ids.count(token) == plain.input_ids.count(token)
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma", "deepseekv3"])
+def test_there_is_one_bos(name):
+    tok = tokenizer(name, bos=True)
+    (encoded,) = encode(tok, talk("Hi", "Hello"))
+    bos = [token for token in encoded.input_ids if token == tok.bos_token_id]
+    assert len(bos) == 1
+    assert encoded.input_ids[0] == tok.bos_token_id
+
+
+def test_an_answer_is_trained_where_pad_and_eos_are_one_token():
+    tok = tokenizer("chatml")
+    assert tok.pad_token_id == tok.eos_token_id
+    (encoded,) = encode(tok, talk("Hi", "Hello"))
+    assert tok.eos_token_id in encoded.labels
+
+
+def test_a_long_conversation_loses_whole_turns_and_a_long_answer_its_end():
+    tok = tokenizer("chatml")
+    row = talk("q1", "a1", "q2", "a2", "q3", "a3" * 50)
+    whole = ids_of(tok, row)
+    (cut,) = encode(tok, row, max_length=len(whole) - 5)
+    assert (cut.fate, trained(tok, cut)) == ("cut", ["a1</s>", "a2</s>"])
+    assert cut.input_ids == whole[: len(cut.input_ids)]
+    assert tok.decode(cut.input_ids).endswith("a2</s>")
+    assert cut.ended
+    assert trained(tok, encode(tok, row, max_length=len(whole) - 5, train_on="last_answer")[0]) == ["a2</s>"]
+
+    long = talk("q1", "word " * 50)
+    (cut,) = encode(tok, long, max_length=60)
+    assert (cut.fate, len(cut.input_ids), cut.ended) == ("cut", 60, False)
+    assert "word" in trained(tok, cut)[0]
+    assert encode(tok, long, max_length=len(ids_of(tok, long)))[0].fate == "kept"
+
+
+def test_a_row_whose_answer_does_not_fit_at_all_is_dropped_and_counted():
+    tok = tokenizer("chatml")
+    rows = [talk("word " * 99, "a1"), talk("q", "a")]
+    for settings in ({}, {"train_on": "everything"}, {"train_on": "last_answer"}):
+        dropped, kept = encode(tok, *rows, max_length=60, **settings)
+        assert (dropped.fate, dropped.usable, dropped.input_ids) == ("too_long", False, [])
+        assert kept.usable
+    assert (
+        encode(tok, talk("q1", "a1", "q2", "a2" * 99), max_length=60, too_long="drop")[0].fate == "too_long"
+    )
+
+
+def test_a_row_the_template_refuses_does_not_take_the_others_along():
+    tok = tokenizer("gemma")
+    refused, kept = encode(
+        tok, {"messages": [{"role": "system", "content": "x"}, user("q"), answer("a")]}, talk("q", "a")
+    )
+    assert refused.fate == "refused"
+    assert "System role not supported" in refused.reason.text("zh")
+    assert kept.usable
+
+
+def test_a_template_that_never_ends_an_answer_is_refused():
+    tok = tokenizer("qwen2_5")
+    endless = "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
+    with pytest.raises(Refusal, match="never stop"):
+        encode(tok, talk("q", "a"), chat_template=endless)
+    with pytest.raises(Refusal, match="cannot render"):
+        encode(tok, talk("q", "a"), chat_template="{{ messages[0].content.parts.first }}")
+
+
+def test_a_templates_own_marks_are_believed_but_the_end_of_turn_is_added():
+    tok = tokenizer("qwen2_5")
+    marked = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    (encoded,) = encode(tok, talk("q", "a"), chat_template=marked)
+    assert trained(tok, encoded) == ["a<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [*((n, [e]) for n, e in ENDS.items() if n != "gptoss"), ("gptoss", ["<|return|>", "<|call|>"])],
+)
+def test_generation_stops_where_answers_end(name, ends):
+    tok = tokenizer(name)
+    assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ends
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_documents_end_with_one_eos_and_are_split_without_loss(bos):
+    tok = tokenizer("llama3", bos=bos)
+    text = "你好 <|eot_id|></s> the quick brown fox " * 5
+    whole = encode_text(tok, [text], max_length=10_000)
+    assert len(whole) == 1
+    ids = whole[0].input_ids
+    assert whole[0].labels == ids
+    assert (ids[0] == tok.bos_token_id) == bos
+    assert [i for i in ids if i in tok.added_tokens_decoder] == [tok.bos_token_id] * bos + [tok.eos_token_id]
+    assert tok.decode(ids) == "<s>" * bos + text + "</s>"
+    windows = encode_text(tok, [text, "x"], max_length=16)
+    assert [i for window in windows[:-1] for i in window.input_ids] == ids
+    assert all(len(window.input_ids) <= 16 for window in windows)
+    assert windows[-1].fate == "kept"
+
+
+def test_packs_hold_every_row_once_and_are_nearly_full():
+    chance = random.Random(0)
+    lengths = [chance.randint(1, 512) for _ in range(5000)]
+    packs = pack(lengths, 512)
+    assert sorted(row for rows in packs for row in rows) == list(range(5000))
+    assert all(sum(lengths[row] for row in rows) <= 512 for rows in packs)
+    assert sum(lengths) / (512 * len(packs)) > 0.98
+    assert pack(lengths, 512) == packs
+    assert pack([3, 3, 2, 2, 2], 6) == [[0, 1], [2, 3, 4]]
+    assert pack([], 6) == []
+    with pytest.raises(ValueError, match="row 1 has 7 tokens"):
+        pack([1, 7], 6)

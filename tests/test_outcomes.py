@@ -1,0 +1,263 @@
+"""How a run ends, told truly: by real keepers of real processes, with another program in place of the training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from engine import failures, keeper, queue, runs
+from engine.rundir import RunDir, write_json
+from engine.spec import RunSpec
+from engine.workplace import Workplace
+from tests import stand_in
+from tests.conftest import wait_until
+
+
+@pytest.fixture
+def run_program(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], runs.Run]:
+    """Submit a run whose training is the given program."""
+
+    def run(source: str) -> runs.Run:
+        monkeypatch.setattr(queue, "_start", lambda folder: stand_in.start(folder, source))
+        return runs.submit(make_spec(), workplace, by="ada")
+
+    return run
+
+
+def ended(run: runs.Run) -> runs.Run:
+    return wait_until(lambda: (now := fresh(run)).final and now, 30)
+
+
+def fresh(run: runs.Run) -> runs.Run:
+    return runs.read(run.path, queue.saves_of(run.path))
+
+
+def test_exit_zero_with_a_result_is_finished(run_program: Callable[[str], runs.Run]) -> None:
+    run = ended(run_program("finish()"))
+    assert run.state == "finished"
+    assert failures.explain(run) is None
+
+
+def test_three_bad_ends_are_three_different_messages(run_program: Callable[[str], runs.Run]) -> None:
+    told = {}
+    for name, source in {
+        "exit": "raise ValueError('the furnace is cold')",
+        "killed": "import os; os.kill(os.getpid(), 9)",
+        "no-result": "print('bye')",
+    }.items():
+        run = ended(run_program(source))
+        assert run.state == "failed"
+        why = failures.explain(run)
+        told[name] = (why.what("en"), why.what("zh"), why.advice("en"), why.advice("zh"))
+    assert all(len(set(texts)) == 3 for texts in zip(*told.values(), strict=True))
+    assert "the furnace is cold" in told["exit"][0]
+    assert "SIGKILL" in told["killed"][0]
+    assert "exit code 0" in told["no-result"][0]
+
+
+def test_the_first_traceback_is_shown(run_program: Callable[[str], runs.Run]) -> None:
+    run = ended(run_program("int('gold')"))
+    assert "ValueError: invalid literal for int() with base 10: 'gold'" in failures.explain(run).traceback
+
+
+def test_an_old_result_does_not_make_a_new_attempt_finished(run_program: Callable[[str], runs.Run]) -> None:
+    source = "finish() if not (folder / 'attempts').exists() else None; raise SystemExit(not (folder / 'attempts').exists())"
+    run = ended(run_program(source))
+    assert run.state == "failed"  # a result was written, but the exit code was 1
+    runs.resume(run)
+    run = ended(run)
+    assert run.request["attempt"] == 2
+    assert (run.state, run.exit["reason"]) == ("failed", "no-result")
+
+
+def test_ten_mebibytes_on_both_streams_do_not_stop_a_run(run_program: Callable[[str], runs.Run]) -> None:
+    source = "for _ in range(5120): print('o' * 1023); sys.stderr.write('e' * 1023 + '\\n')\nfinish()"
+    run = ended(run_program(source))
+    assert run.state == "finished"
+    assert run.dir.log.stat().st_size > 10 * 2**20
+
+
+def test_kill_ends_even_a_process_that_left_the_session_and_ignores_sigterm(
+    run_program: Callable[[str], runs.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "import signal, subprocess, time; signal.signal(15, signal.SIG_IGN)\n"
+        "child = 'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)'\n"
+        "subprocess.Popen([sys.executable, '-c', child], start_new_session=True)\ntime.sleep(600)"
+    )
+    run = run_program(source)
+    wait_until(lambda: len(keeper.processes(run.path)) == 2, 20)
+    runs.stop(fresh(run), "kill")
+    assert fresh(run).state == "stopping"
+    run = wait_until(lambda: (now := fresh(run)).final and now, 30)
+    assert run.state == "stopped"
+    assert keeper.processes(run.path) == []
+
+
+def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Run]) -> None:
+    run = run_program("import time; time.sleep(600)")
+    wait_until(lambda: keeper.processes(run.path), 20)
+    psutil.Process(keeper_pid(run)).kill()
+    wait_until(lambda: not psutil.pid_exists(keeper_pid(run)), 20)
+    assert fresh(run).state == "preparing"  # something of it lives, so it is not over
+    runs.stop(fresh(run), "kill")
+    run = ended(run)
+    assert run.state == "stopped"
+    assert keeper.processes(run.path) == []
+
+
+def keeper_pid(run: runs.Run) -> int:
+    import json
+
+    return json.loads(run.dir.keeper.read_text())["pid"]
+
+
+def test_a_foreign_process_with_the_recorded_pid_is_neither_adopted_nor_signalled(
+    run_program: Callable[[str], runs.Run],
+) -> None:
+    run = run_program("import time; time.sleep(600)")
+    wait_until(lambda: keeper.processes(run.path), 20)
+    psutil.Process(keeper_pid(run)).kill()
+    keeper.end_processes(run.path, grace_s=0)
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        wait_until(lambda: fresh(run).state == "interrupted", 10)
+        write_json(run.dir.keeper, {"pid": stranger.pid, "started": 0})
+        assert fresh(run).state == "interrupted"
+        keeper.end_processes(run.path, grace_s=0)
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Callable[[str], runs.Run]) -> None:
+    run = run_program("import time; time.sleep(600)")
+    wait_until(lambda: keeper.processes(run.path), 20)
+    psutil.Process(keeper_pid(run)).terminate()
+    run = ended(run)
+    assert run.state == "interrupted"
+    assert "resume" in run.can
+    assert keeper.processes(run.path) == []
+
+
+def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) -> None:
+    run = run_program("import time; time.sleep(600)")
+    second = subprocess.run([sys.executable, "-m", "engine.keeper", "keep", str(run.path)], timeout=20)
+    assert second.returncode == 1
+    assert fresh(run).state == "preparing"
+
+
+# ------------------------------------------------------------------------------------------ the queue
+
+
+def test_runs_wait_their_turn_and_go_on_in_order(
+    run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    wait_for_go = f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
+    first = run_program(wait_for_go)
+    second, third = (runs.submit(make_spec(name=name), workplace) for name in ("b", "c"))
+    assert (second.state, second.queue_position) == ("queued", 2)
+    assert (third.state, third.queue_position) == ("queued", 3)
+    Path(workplace.saves, "go").touch()
+    ends = [ended(run).ended for run in (first, second, third)]  # each keeper starts the next: no studio is there
+    assert ends == sorted(ends)
+    assert all(fresh(run).state == "finished" for run in (first, second, third))
+
+
+def test_many_studios_at_once_start_a_waiting_run_once(
+    run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    source = f"open('{workplace.saves}/started', 'a').write('x')\nimport time; time.sleep(3)\nfinish()"
+    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    run = run_program(source)
+    assert run.state == "queued"
+    studio = (
+        "import sys, pathlib; from tests import stand_in; from engine import queue;"
+        "stand_in.stand_in(sys.argv[2]); queue.advance(pathlib.Path(sys.argv[1]))"
+    )
+    studios = [
+        subprocess.Popen([sys.executable, "-c", studio, str(workplace.saves), source]) for _ in range(6)
+    ]
+    assert [one.wait(60) for one in studios] == [0] * 6
+    assert ended(run).state == "finished"
+    assert Path(workplace.saves, "started").read_text() == "x"
+
+
+def test_a_waiting_run_can_be_taken_back(
+    run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    run_program("import time; time.sleep(600)")
+    waiting = runs.submit(make_spec(), workplace)
+    runs.stop(waiting, "kill")
+    assert fresh(waiting).state == "stopped"
+    runs.delete(fresh(waiting))
+    assert not waiting.path.exists()
+
+
+def test_editing_the_form_does_not_change_a_run_that_waits(
+    run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    run_program("import time; time.sleep(600)")
+    waiting = runs.submit(make_spec(training__seed=7), workplace)
+    runs.submit(make_spec(training__seed=8), workplace)
+    assert fresh(waiting).spec.training.seed == 7
+
+
+def test_equal_names_get_folders_of_their_own(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    name = "../../etc/passwd; rm -rf / 'quotes' 中文 <script>"
+    folders = {runs.submit(make_spec(name=name), workplace).path for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.parent == workplace.saves / "tiny" / "lora" for folder in folders)
+    assert all(run.title == name for run in runs.find(workplace.saves))
+
+
+def test_an_alive_run_cannot_be_deleted(run_program: Callable[[str], runs.Run]) -> None:
+    run = run_program("import time; time.sleep(600)")
+    with pytest.raises(runs.Refusal, match="cannot be asked to delete"):
+        runs.delete(fresh(run))
+    assert run.path.exists()
+
+
+def test_ids_from_the_page_cannot_leave_the_saves_folder(workplace: Workplace) -> None:
+    outside = workplace.saves.parent / "secret" / "x"
+    (outside / "y").mkdir(parents=True)
+    (outside / "y" / "request.json").write_text("{}")
+    os.symlink(outside, workplace.saves / "link")
+    for id in ("../secret/x/y", "/etc/passwd", "", "a/b/c", "link/y/..", "\0/a/b", "../../..", "./x/y"):
+        with pytest.raises(runs.Refusal):
+            runs.get(workplace.saves, id)
+
+
+def test_files_of_a_run_are_only_its_own(run_program: Callable[[str], runs.Run]) -> None:
+    run = ended(run_program("finish()"))
+    assert runs.file(run, "adapter/result.json").exists()
+    for name in ("../../../etc/passwd", "/etc/passwd", "", "adapter", "nothing.txt"):
+        with pytest.raises(runs.Refusal):
+            runs.file(run, name)
+
+
+def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    hold = (
+        "import sys, time, pathlib; from engine.rundir import *;"
+        "take(pathlib.Path(sys.argv[1]), ALIVE, shared=True); print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    assert run.alive()
+    holder.kill()
+    holder.wait()
+    assert not run.alive()

@@ -1,0 +1,212 @@
+"""Runs that survive: real trainings of a real tiny model, and kill -9 at each of their processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from engine import keeper, progress, queue, runs
+from engine.rundir import read_json
+from engine.spec import RunSpec
+from engine.workplace import PROJECT, Workplace
+from tests.conftest import engine, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def fresh(run: runs.Run) -> runs.Run:
+    return runs.read(run.path, queue.saves_of(run.path))
+
+
+def ended(run: runs.Run, seconds: float = 120) -> runs.Run:
+    return wait_until(lambda: (now := fresh(run)).final and now, seconds)
+
+
+def at_step(run: runs.Run, step: int) -> int:
+    """Wait until the run has taken that many steps."""
+    return wait_until(lambda: (done := (progress.progress(fresh(run)).done)) >= step and fresh(run).state == "running" and done)
+
+
+def worker(run: runs.Run) -> psutil.Process:
+    return next(one for one in keeper.processes(run.path) if one.cmdline()[1:3] == ["-u", "-m"] or "engine.worker.train" in one.cmdline() and "accelerate.commands.launch" not in one.cmdline())
+
+
+def launcher(run: runs.Run) -> psutil.Process:
+    return next(one for one in keeper.processes(run.path) if "accelerate.commands.launch" in one.cmdline())
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+def steps_logged(run: runs.Run) -> list[int]:
+    return [int(step) for step in progress.curves(run)["loss"].step]
+
+
+@pytest.fixture
+def long_spec(make_spec: Callable[..., RunSpec]) -> Callable[..., RunSpec]:
+    """A training that is still going when it is interrupted."""
+
+    def make(**changes: Any) -> RunSpec:
+        return make_spec(training__max_steps=100_000, logging__save_steps=20, method__lora_dropout=0.1, **changes)
+
+    return make
+
+
+def test_a_run_survives_kill_nine_of_the_studio(
+    workplace: Workplace, long_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    studio, address = start_studio(workplace)
+    try:
+        spec = tmp_path / "spec.yaml"
+        spec.write_text(long_spec().to_yaml(), encoding="utf-8")
+        run = runs.get(workplace.saves, engine(workplace, "submit", str(spec)).stdout.strip())
+        before = at_step(run, 5)
+    finally:
+        studio.kill()
+        studio.wait()
+    at_step(run, before + 5)  # it goes on
+    studio, _ = start_studio(workplace)
+    try:
+        assert fresh(run).state == "running"
+        steps = steps_logged(run)
+        assert steps == list(range(1, steps[-1] + 1))
+        assert engine(workplace, "stop", run.id).returncode == 0
+        run = ended(run, 60)
+    finally:
+        studio.kill()
+        studio.wait()
+    assert run.state == "stopped"
+    assert run.dir.checkpoints()[-1].name == f"checkpoint-{steps_logged(run)[-1]}"
+    assert run.dir.result() == run.dir.adapter  # stop-and-save leaves something that can be used
+
+
+def start_studio(workplace: Workplace) -> tuple[subprocess.Popen[str], str]:
+    """The real studio on a free port; returns once it answers."""
+    port = keeper.free_port()
+    roots = ["--models", *map(str, workplace.models), "--data", str(workplace.data), "--saves", str(workplace.saves)]
+    studio = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port), *roots], cwd=PROJECT, text=True, stdout=subprocess.PIPE
+    )
+    line = studio.stdout.readline()
+    assert "http://127.0.0.1" in line
+    return studio, line.split()[-1]
+
+
+def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    """Dropout is on, so the random state, the optimizer and the place in the data must all come back."""
+    changes = {"training__max_steps": 24, "logging__save_steps": 5, "method__lora_dropout": 0.1}
+    whole = ended(runs.submit(make_spec(**changes), workplace))
+    assert whole.state == "finished"
+    first, last = progress.curves(whole)["loss"].value[[0, -1]]
+    assert first > 6  # random weights: ln(800) = 6.7
+    assert last < first - 1
+
+    broken = runs.submit(make_spec(**changes), workplace)
+    wait_until(lambda: broken.dir.checkpoints(), every=0.01)
+    worker(broken).kill()
+    broken = ended(broken)
+    assert broken.state == "failed"
+    assert broken.exit["signal"] == "SIGKILL"
+    reached = steps_logged(broken)[-1]
+    assert reached < 24
+    runs.resume(broken)
+    broken = ended(broken)
+    assert broken.state == "finished"
+    assert steps_logged(broken) == list(range(1, 25))
+    assert weights(broken.dir.adapter) == weights(whole.dir.adapter)
+    assert list(progress.curves(broken)["loss"].value) == pytest.approx(list(progress.curves(whole)["loss"].value))
+
+
+def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
+    run = runs.submit(make_spec(training__max_steps=150, logging__save_steps=50), workplace)
+    at_step(run, 3)
+    psutil.Process(read_json(run.dir.keeper)["pid"]).kill()
+    assert fresh(run).state == "running"  # the worker lives and holds the lock
+    run = ended(run)
+    assert run.state == "interrupted"  # nobody saw it end: not "finished"
+    runs.resume(run)
+    assert ended(run).state == "finished"
+    assert steps_logged(run) == list(range(1, 151))
+
+
+def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[..., RunSpec]) -> None:
+    run = runs.submit(long_spec(), workplace)
+    at_step(run, 3)
+    orphan = worker(run)
+    launcher(run).kill()
+    run = ended(run, 30)
+    assert run.state == "failed"
+    assert not orphan.is_running()
+    assert "resume" in run.can
+
+
+def test_stopping_a_run_on_two_ranks_leaves_no_process(
+    workplace: Workplace, long_spec: Callable[..., RunSpec]
+) -> None:
+    run = runs.submit(long_spec(hardware__num_processes=2), workplace)
+    at_step(run, 3)
+    assert len([one for one in keeper.processes(run.path) if "engine.worker.train" in one.cmdline()]) == 3
+    runs.stop(fresh(run), "save")
+    run = ended(run, 30)
+    assert run.state == "stopped"
+    assert keeper.processes(run.path) == []
+    assert run.dir.checkpoints()
+
+    runs.resume(run)
+    at_step(run, steps_logged(run)[-1] + 2)
+    launcher(run).kill()
+    runs.stop(fresh(run), "kill")
+    run = ended(run, 30)
+    assert run.state in ("stopped", "failed")
+    assert keeper.processes(run.path) == []
+
+
+def test_a_torn_checkpoint_is_not_resumed_from(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
+    run = ended(runs.submit(make_spec(training__max_steps=9), workplace))
+    (run.dir.exit).unlink()  # as if the machine had lost power at the end …
+    torn = run.path / "checkpoint-9"
+    (torn / "complete.json").unlink()  # … in the middle of the last checkpoint
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
+    assert fresh(run).state == "interrupted"
+    runs.resume(fresh(run))
+    run = ended(run)
+    assert run.state == "finished"
+    assert [one.name for one in run.dir.checkpoints()][-1] == "checkpoint-9"
+    assert steps_logged(run) == list(range(1, 10))
+
+
+def test_the_shell_trains_in_the_foreground(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml())
+    done = engine(workplace, "train", str(spec), timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[finished]" in done.stdout
+    run = runs.find(workplace.saves)[0]
+    assert run.dir.plot.stat().st_size > 10_000
+    assert {"loss", "eval_loss", "learning_rate", "grad_norm"} <= set(progress.curves(run))
+    listed = engine(workplace, "list").stdout
+    assert run.id in listed
+    assert "finished" in listed
+    assert json.loads(engine(workplace, "schema").stdout)["properties"]["method"]
+
+
+@pytest.fixture(autouse=True)
+def _no_stray_signals() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "ATHANOR_RUN" not in os.environ

@@ -1,0 +1,108 @@
+// The little that a page of text and forms cannot do by itself. No library, nothing fetched.
+(() => {
+  const root = document.documentElement;
+  const remembered = () => { try { return localStorage.getItem('theme'); } catch { return null; } };
+
+  // ---- light and dark: the system decides until the reader does
+  const paint = () => { const theme = remembered(); if (theme) document.body.classList.toggle('dark', theme === 'dark'); };
+  new MutationObserver(paint).observe(root, { childList: true });
+  addEventListener('load', paint);
+
+  const text = (selector) => document.querySelector(selector)?.textContent ?? '';
+
+  const copy = async (value) => {
+    // The clipboard interface is there on https and localhost only; a studio on a LAN is often plain http.
+    if (navigator.clipboard && isSecureContext) return navigator.clipboard.writeText(value);
+    const area = document.createElement('textarea');
+    area.value = value; area.style.cssText = 'position:fixed;opacity:0';
+    document.body.append(area); area.select(); document.execCommand('copy'); area.remove();
+  };
+
+  const save = (value, name) => {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([value], { type: 'text/yaml' }));
+    link.download = name; link.click(); URL.revokeObjectURL(link.href);
+  };
+
+  // ---- a problem in the summary leads to its field, opening the part that it is in
+  const lead = (link) => {
+    const go = () => {
+      const field = document.querySelector(link.hash);
+      if (!field) return;
+      field.scrollIntoView({ behavior: 'smooth', block: 'center' });
+      field.querySelector('input, textarea')?.focus({ preventScroll: true });
+    };
+    const part = document.getElementById(link.dataset.part), button = part?.querySelector('button.label-wrap');
+    if (!document.querySelector(link.hash)?.offsetParent && button && !button.classList.contains('open')) {
+      button.click(); setTimeout(go, 120);
+    } else go();
+  };
+
+  document.addEventListener('click', (event) => {
+    const at = (selector) => event.target.closest?.(selector);
+    let found;
+    if ((found = at('[data-language]'))) {
+      event.preventDefault();
+      document.cookie = `language=${found.dataset.language};path=/;max-age=31536000;samesite=lax`;
+      location.reload();
+    } else if ((found = at('[data-theme-switch]'))) {
+      const dark = !document.body.classList.contains('dark');
+      document.body.classList.toggle('dark', dark);
+      try { localStorage.setItem('theme', dark ? 'dark' : 'light'); } catch { /* private window */ }
+    } else if ((found = at('[data-copy]'))) {
+      const label = found.textContent;
+      copy(text(found.dataset.copy)).then(() => {
+        found.textContent = found.dataset.done;
+        setTimeout(() => { found.textContent = label; }, 1200);
+      });
+    } else if ((found = at('[data-save]'))) {
+      save(text(found.dataset.save), 'spec.yaml');
+    } else if ((found = at('.problems a'))) {
+      event.preventDefault(); lead(found);
+    }
+  });
+
+  // ---- the address says which run is open; going back is a reload of the address before
+  window.athanorAddress = (run, tab) => {
+    const url = new URL(location.href);
+    if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
+    if (tab === 'runs' && !run) url.searchParams.set('tab', 'runs'); else url.searchParams.delete('tab');
+    if (url.href !== location.href) history.pushState({}, '', url);
+  };
+  addEventListener('popstate', () => location.reload());
+})();
+
+// ---- values under the pointer, from the points that each chart carries
+(() => {
+  const tip = document.createElement('div'); tip.className = 'chart-tip'; tip.hidden = true;
+  const rule = document.createElement('div'); rule.className = 'chart-rule'; rule.hidden = true;
+  const hide = () => { tip.hidden = rule.hidden = true; };
+  document.addEventListener('pointermove', (event) => {
+    const svg = event.target.closest?.('.chart svg');
+    if (!svg) return hide();
+    if (!tip.isConnected) document.body.append(tip, rule);
+    const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal, scale = box.width / view.width;
+    const at = (event.clientX - box.left) / scale;
+    let lines = [];
+    try { lines = JSON.parse(svg.closest('.chart').dataset.points); } catch { return hide(); }
+    const found = lines.map((line) => {
+      let best = 0;
+      line.x.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(line.x[best] - at)) best = i; });
+      return { line, best };
+    });
+    if (!found.length) return hide();
+    tip.replaceChildren(...[found[0].line.at[found[0].best], ...found].map((one, i) => {
+      const row = document.createElement('div');
+      if (i === 0) { row.className = 'at'; row.textContent = one; return row; }
+      row.className = 'key ' + one.line.role;
+      row.textContent = one.line.name + '  ' + one.line.value[one.best];
+      return row;
+    }));
+    const x = box.left + found[0].line.x[found[0].best] * scale;
+    tip.hidden = rule.hidden = false;
+    rule.style.cssText = `left:${x}px;top:${box.top}px;height:${box.height * 0.86}px`;
+    const left = x + 14 + tip.offsetWidth > innerWidth ? x - 14 - tip.offsetWidth : x + 14;
+    tip.style.cssText = `left:${left}px;top:${box.top + 12}px`;
+  }, { passive: true });
+  document.addEventListener('scroll', hide, { passive: true, capture: true });
+})();

@@ -1,0 +1,262 @@
+"""The Train tab: a form that is a RunSpec, and beside it what that spec would do, with the button that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from engine import runs
+from engine.datasets import Dataset, count_rows, read_catalogue
+from engine.models import find_models, inspect
+from engine.plan import Summary, summary
+from engine.problems import Problem, Refusal, problem
+from engine.spec import RunSpec, fields
+from engine.workplace import Workplace, inside
+from webui import form, notices
+from webui.form import DATASET_NAMES, MODEL, Form
+from webui.words import Words
+
+NAME, EXTRA = "name", "extra"
+LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
+
+
+@dataclass
+class TrainTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    form: Form
+    start: gr.Button
+    told: gr.HTML
+    shown: list[Any] = field(default_factory=list)  # what `look` answers into
+    look: Callable[..., list[Any]] = None
+    fill: Callable[[RunSpec], list[Any]] = None
+    choices: Callable[[], list[Any]] = None
+    submit: Callable[..., list[Any]] = None
+    preset: gr.Dropdown = None
+
+
+def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
+    """The tab in the current context. `told` is where messages go, `user` says who asks."""
+    controls = Form(words)
+    with gr.Row(elem_classes="split", equal_height=False):
+        with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
+            preset = gr.Dropdown(
+                [(one["title"][words.language], name) for name, one in workplace.presets().items()],
+                label=words("preset"), info=words("preset-help"), value=None, elem_id="preset", interactive=True,
+            )  # fmt: skip
+            facts = _essentials(controls, words)
+            _parts(controls, words)
+        with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
+            controls.place(NAME)
+            card = gr.HTML(elem_id="summary")
+            start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start")
+            with gr.Accordion(words("command"), open=False, elem_classes="fold"):
+                command = gr.HTML()
+            with gr.Accordion(words("settings-yaml"), open=False, elem_classes="fold"):
+                yaml = gr.HTML()
+            with gr.Accordion(words("load-settings"), open=False, elem_classes="fold"):
+                paste = gr.Textbox(
+                    label=words("load-paste"), lines=5, max_lines=12, elem_classes="mono", elem_id="paste"
+                )
+                with gr.Row(elem_classes="buttons"):
+                    load = gr.Button(words("load"), size="sm")
+                    file = gr.UploadButton(
+                        words("load-file"), file_types=[".yaml", ".yml"], type="binary", size="sm", elem_id="load-file"
+                    )
+            marks = gr.HTML(elem_classes="marks")
+
+    tab = TrainTab(controls, start, told, [facts, card, marks, command, yaml], preset=preset)
+
+    def judged(spec: RunSpec, unreadable: list[Problem]) -> list[Any]:
+        plan = summary(spec, workplace)
+        hidden = {form.owner(one.field) for one in unreadable}
+        found = unreadable + [one for one in plan.problems if form.owner(one.field) not in hidden or not one.field]
+        return [
+            model_facts(spec.model.model_name_or_path, workplace, words),
+            card_html(spec, plan, found, words, known=not unreadable),
+            notices.marks(found, words),
+            code_html("command-text", plan.shell, words),
+            code_html("yaml-text", plan.yaml, words, save=True),
+        ]
+
+    def look(*held: Any) -> list[Any]:
+        return judged(*form.read(controls.values(held)))
+
+    def fill(spec: RunSpec) -> list[Any]:
+        return [*controls.updates(spec), *judged(spec, [])]
+
+    def choices() -> list[Any]:
+        """New lists of models and data sets, for the controls that `tab.form` has for them."""
+        sets = dataset_choices(workplace, words)
+        lists = {MODEL: model_choices(workplace)} | dict.fromkeys(DATASET_NAMES, sets)
+        return [gr.update(choices=lists[path]) for path in (MODEL, *DATASET_NAMES)]
+
+    def submit(request: gr.Request, *held: Any) -> list[Any]:
+        spec, unreadable = form.read(controls.values(held))
+        try:
+            if unreadable:
+                raise Refusal(unreadable)
+            run = runs.submit(spec, workplace, by=user(request))
+        except Refusal as refusal:
+            return [notices.refused(refusal.problems, words), gr.skip(), *judged(spec, unreadable)]
+        return [notices.toast(words("started")), run.id, *[gr.skip()] * len(tab.shown)]
+
+    def from_preset(name: str) -> list[Any]:
+        return fill(workplace.preset(name)) if name in workplace.presets() else [gr.skip()] * len(filled)
+
+    def from_yaml(text: str) -> list[Any]:
+        try:
+            if len(text) > LARGEST_YAML:
+                raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
+            spec = RunSpec.from_yaml(text)
+        except Refusal as refusal:
+            return [notices.refused(refusal.problems, words), *[gr.skip()] * len(filled)]
+        return [notices.toast(words("loaded")), *fill(spec)]
+
+    def from_file(content: bytes) -> list[Any]:
+        try:
+            return from_yaml(content.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            return [notices.toast(words("load-not-text"), "bad"), *[gr.skip()] * len(filled)]
+
+    tab.look, tab.fill, tab.choices, tab.submit = look, fill, choices, submit
+    filled = [*controls.inputs, *tab.shown]
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    gr.on(
+        [control.input for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last", **quiet
+    )
+    preset.input(from_preset, preset, filled, **quiet)
+    load.click(from_yaml, paste, [told, *filled], **quiet)
+    file.upload(from_file, file, [told, *filled], **quiet)
+    return tab
+
+
+# ------------------------------------------------------------------------------------------ layout
+
+
+def _essentials(controls: Form, words: Words) -> gr.HTML:
+    """The settings in plain view, one section for each part. Returns the line of facts under the model."""
+    facts = None
+    for part in dict.fromkeys(form.part_of(path) for path in fields() if form.essential(path)):
+        with gr.Column(elem_classes="section"):
+            gr.HTML(f"<h2>{escape(words.part(part))}</h2>")
+            with gr.Column(elem_classes="grid grid-4"):
+                for path in fields():
+                    if form.essential(path) and form.part_of(path) == part:
+                        controls.place(path)
+                        facts = gr.HTML(elem_classes="facts") if path == MODEL else facts
+    return facts
+
+
+def _parts(controls: Form, words: Words) -> None:
+    """Everything else, one collapsed group for each part."""
+    rest = [path for path in form.paths() if path not in controls.controls and path != NAME]
+    gr.HTML(f"<h2>{escape(words('section-other'))}</h2>", elem_classes="section-title")
+    with gr.Column(elem_classes="folds"):
+        for part in dict.fromkeys(form.part_of(path) for path in rest):
+            with (
+                gr.Accordion(words.part(part), open=False, elem_id=form.part_id(part), elem_classes="fold"),
+                gr.Column(elem_classes="grid grid-3"),
+            ):
+                for path in (path for path in rest if form.part_of(path) == part):
+                    controls.place(path)
+
+
+# ------------------------------------------------------------------------------------------ words and numbers
+
+
+def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
+    return [(model.name, str(model.path)) for model in find_models(workplace.models) if not model.adapter_of]
+
+
+def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
+    return [(dataset_label(one, words), one.name) for one in read_catalogue(workplace.data)[0]]
+
+
+def dataset_label(dataset: Dataset, words: Words) -> str:
+    try:
+        return words("rows-of", name=dataset.name, rows=f"{count_rows(dataset):,}")
+    except Refusal:
+        return words("broken-set", name=dataset.name) if dataset.problem else dataset.name
+
+
+def model_facts(given: str, workplace: Workplace, words: Words) -> str:
+    """One line about the chosen model. A folder outside the model roots is not looked into."""
+    if not given:
+        return f'<p class="quiet">{escape(words("fact-none"))}</p>'
+    folder = next((one for one in (Path(given), *(root / given for root in workplace.models)) if _is_model(one)), None)
+    if not folder or not inside(folder, workplace.models):
+        return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
+    model = inspect(folder)
+    told = [
+        model.architecture or model.model_type,
+        model.parameters and words("fact-parameters", count=human(model.parameters)),
+        model.bytes and size(model.bytes),
+        model.dtype,
+        model.quantized,
+        model.context_length and words("fact-context", tokens=f"{model.context_length:,}"),
+        words("fact-template" if model.has_chat_template else "fact-no-template"),
+    ]
+    return '<p class="chips">' + "".join(f"<span>{escape(str(one))}</span>" for one in told if one) + "</p>"
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / "config.json").is_file()
+    except (OSError, ValueError):  # a name too long for a file, or with a null in it
+        return False
+
+
+def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, known: bool) -> str:
+    """The numbers of the plan, and what stands in its way."""
+    training = spec.training
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.hardware.num_processes
+    share = ""
+    if plan.trainable and plan.parameters:
+        share = words("stat-share", percent=f"{plan.trainable / plan.parameters:.2%}")
+    stats = [
+        ("stat-rows", plan.rows, "{:,}".format, ""),
+        ("stat-batch", batch, "{:,}".format, ""),
+        ("stat-steps", plan.steps, "{:,}".format, ""),
+        ("stat-trainable", plan.trainable, human, share),
+    ]
+    cells = "".join(
+        f"<div><dt>{escape(words(code))}</dt><dd>{escape(write(value)) if value is not None and known else '—'}"
+        f"<small>{escape(note) if known else ''}</small></dd></div>"
+        for code, value, write, note in stats
+    )
+    if found:
+        state = f'<p class="state wrong">{escape(words("to-fix", count=len(found)))}</p>{notices.listed(found, words)}'
+    else:
+        state = f'<p class="state right">{escape(words("ready"))}</p>'
+    return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'
+
+
+def code_html(id: str, text: str, words: Words, save: bool = False) -> str:
+    """Text to copy, and to save as a file."""
+    done = escape(words("copied"))
+    buttons = f'<button type="button" data-copy="#{id}" data-done="{done}">{escape(words("copy"))}</button>'
+    if save:
+        buttons += f'<button type="button" data-save="#{id}">{escape(words("download"))}</button>'
+    return f'<div class="code"><div class="tools">{buttons}</div><pre id="{id}" tabindex="0">{escape(text)}</pre></div>'
+
+
+def human(count: float) -> str:
+    """1234567 → 1.23M."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= unit:
+            return f"{count / unit:.3g}{name}"
+    return str(count)
+
+
+def size(count: float) -> str:
+    """Bytes as people read them: 1536 → 1.5 KB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} B"
