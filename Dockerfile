@@ -38,8 +38,9 @@ RUN python3.12 -m venv /opt/venv && pip install --no-cache-dir -r /tmp/requireme
 
 WORKDIR /app
 COPY . .
-# A new named volume starts with what the image has at its place: the sample data sets.
-RUN cp -r data/. /data/ && chown -R athanor: /data
+# A new named volume starts with what the image has at its place: the sample data sets. The project's own data
+# folder is where the demo model is made.
+RUN cp -r data/. /data/ && chown -R athanor: /data data
 
 USER athanor
 VOLUME ["/models", "/data", "/saves", "/config"]

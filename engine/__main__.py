@@ -135,7 +135,7 @@ def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     """Add or remove a user of the login page."""
-    file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.json")
+    file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.txt")
     if arguments.what == "remove":
         users.remove_user(file, arguments.name)
         return 0
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
         if function is user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
-            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.json]")
+            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
     return top
 
 

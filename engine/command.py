@@ -45,8 +45,11 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
     ]  # fmt: skip
 
 
-def environment(spec: RunSpec, folder: Path | str, cards: int, cores: int) -> dict[str, str]:
-    """What the run's processes find in their environment besides what the studio's own has."""
+def environment(spec: RunSpec, folder: Path | str, cards: int, threads: int) -> dict[str, str]:
+    """What the run's processes find in their environment besides what the studio's own has.
+
+    `threads`: of the CPU, for all processes of the run together.
+    """
     given = {
         MARKER: str(folder),
         "PYTHONPATH": str(PROJECT),
@@ -62,7 +65,7 @@ def environment(spec: RunSpec, folder: Path | str, cards: int, cores: int) -> di
         given |= {
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": str(max(cores // spec.hardware.num_processes, 1)),
+            "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
         }
     else:
         chosen = spec.hardware.devices or range(spec.hardware.num_processes)

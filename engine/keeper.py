@@ -77,7 +77,7 @@ def keep(run: RunDir) -> None:
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     cards, port = len(machine.gpus()), free_port()
     training = command.train_command(spec, run.path, port, cards)
-    environment = command.inherited() | command.environment(spec, run.path, cards, machine.cores())
+    environment = command.inherited() | command.environment(spec, run.path, cards, machine.threads())
     write_json(run.keeper, {
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
         "attempt": attempt(run), "port": port, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": training,

@@ -46,9 +46,9 @@ def _parse(line: str) -> Gpu:
     return Gpu(int(index), uuid, name, int(total) * mebibyte, int(free) * mebibyte, float(capability))
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def threads() -> int:
+    """CPU threads for a run: OMP_NUM_THREADS where somebody has set it, else the cores this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def free_disk(path: Path) -> int:

@@ -395,6 +395,8 @@ def _header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Prob
             return problem("model-file-size", file=path.name, size=size, expected=8 + length)
         try:
             entries = json.loads(file.read(length))
+            if not all(map(str.isprintable, entries)):  # names are shown on the page
+                raise ValueError(path)
             tensors = {name: _tensor(entry) for name, entry in entries.items() if name != "__metadata__"}
             end = max(
                 (entry["data_offsets"][1] for name, entry in entries.items() if name in tensors), default=0

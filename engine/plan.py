@@ -41,7 +41,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         trainable=trainable(spec),
         parameters=inspect(spec.model.model_name_or_path).parameters,
         command=training,
-        shell=command.shell(training, command.environment(spec, folder, cards, machine.cores())),
+        shell=command.shell(training, command.environment(spec, folder, cards, machine.threads())),
         yaml=spec.to_yaml(brief=True),
         problems=problems(spec) + obstacles(spec, workplace),
     )

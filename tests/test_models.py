@@ -364,6 +364,7 @@ def framed(header):
         framed(b"not json"),
         framed(b"[" * 200_000),
         framed(b"[1, 2]"),
+        framed(b'{"a\\ud800\\n": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}') + bytes(4),
         framed(b'{"a": 1}'),
         framed(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + bytes(4),
         framed(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}') + bytes(4),

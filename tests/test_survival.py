@@ -32,12 +32,20 @@ def ended(run: runs.Run, seconds: float = 120) -> runs.Run:
 
 
 def at_step(run: runs.Run, step: int) -> int:
-    """Wait until the run has taken that many steps."""
-    return wait_until(lambda: (done := (progress.progress(fresh(run)).done)) >= step and fresh(run).state == "running" and done)
+    """Wait until the run has taken that many steps; returns how many it has."""
+
+    def reached() -> int:
+        now = fresh(run)
+        done = progress.progress(now).done
+        return done if now.state == "running" and done >= step else 0
+
+    return wait_until(reached)
 
 
 def worker(run: runs.Run) -> psutil.Process:
-    return next(one for one in keeper.processes(run.path) if one.cmdline()[1:3] == ["-u", "-m"] or "engine.worker.train" in one.cmdline() and "accelerate.commands.launch" not in one.cmdline())
+    """The process that trains: the one with the module's name that is not the launcher."""
+    named = (one for one in keeper.processes(run.path) if "engine.worker.train" in one.cmdline())
+    return next(one for one in named if "accelerate.commands.launch" not in one.cmdline())
 
 
 def launcher(run: runs.Run) -> psutil.Process:
@@ -107,6 +115,7 @@ def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
 ) -> None:
     """Dropout is on, so the random state, the optimizer and the place in the data must all come back."""
     changes = {"training__max_steps": 24, "logging__save_steps": 5, "method__lora_dropout": 0.1}
+    changes |= {"training__learning_rate": 2e-2}
     whole = ended(runs.submit(make_spec(**changes), workplace))
     assert whole.state == "finished"
     first, last = progress.curves(whole)["loss"].value[[0, -1]]
@@ -148,7 +157,8 @@ def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[...
     launcher(run).kill()
     run = ended(run, 30)
     assert run.state == "failed"
-    assert not orphan.is_running()
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+    assert keeper.processes(run.path) == []
     assert "resume" in run.can
 
 

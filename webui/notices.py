@@ -63,3 +63,12 @@ def toast(text: str, kind: str = "good") -> str:
 def refused(problems: Sequence[Problem], words: Words) -> str:
     """What an action was refused for."""
     return toast(" ".join(sentence(problem, words) for problem in problems), "bad")
+
+
+def code(id: str, text: str, words: Words, save: bool = False) -> str:
+    """Text to copy, and to save as a file."""
+    done = escape(words("copied"))
+    buttons = f'<button type="button" data-copy="#{id}" data-done="{done}">{escape(words("copy"))}</button>'
+    if save:
+        buttons += f'<button type="button" data-save="#{id}">{escape(words("download"))}</button>'
+    return f'<div class="code"><div class="tools">{buttons}</div><pre id="{id}" tabindex="0">{escape(text)}</pre></div>'

@@ -19,9 +19,10 @@ from engine.spec import RunSpec, fields
 from engine.workplace import Workplace, inside
 from webui import form, notices
 from webui.form import DATASET_NAMES, MODEL, Form
+from webui.numbers import human, size
 from webui.words import Words
 
-NAME, EXTRA = "name", "extra"
+NAME = "name"
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
@@ -80,8 +81,8 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             model_facts(spec.model.model_name_or_path, workplace, words),
             card_html(spec, plan, found, words, known=not unreadable),
             notices.marks(found, words),
-            code_html("command-text", plan.shell, words),
-            code_html("yaml-text", plan.yaml, words, save=True),
+            notices.code("command-text", plan.shell, words),
+            notices.code("yaml-text", plan.yaml, words, save=True),
         ]
 
     def look(*held: Any) -> list[Any]:
@@ -235,28 +236,3 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>'
     return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'
-
-
-def code_html(id: str, text: str, words: Words, save: bool = False) -> str:
-    """Text to copy, and to save as a file."""
-    done = escape(words("copied"))
-    buttons = f'<button type="button" data-copy="#{id}" data-done="{done}">{escape(words("copy"))}</button>'
-    if save:
-        buttons += f'<button type="button" data-save="#{id}">{escape(words("download"))}</button>'
-    return f'<div class="code"><div class="tools">{buttons}</div><pre id="{id}" tabindex="0">{escape(text)}</pre></div>'
-
-
-def human(count: float) -> str:
-    """1234567 → 1.23M."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if count >= unit:
-            return f"{count / unit:.3g}{name}"
-    return str(count)
-
-
-def size(count: float) -> str:
-    """Bytes as people read them: 1536 → 1.5 KB."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count} B"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def encode_chat(
     texts = [text for _, text, _, _ in drafts]
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     for (index, text, spans, hidden), encoding in zip(drafts, encodings, strict=True):
-        ids, answers = encoding.ids, [_tokens_of(encoding, span) for span in spans]
+        ids, answers = encoding.ids, [_tokens_of(encoding, span, shield.control) for span in spans]
         ended = all(frame.stop.search(text, *span) for span in spans)
         try:
             if hidden:
@@ -277,7 +277,7 @@ class Shield:
         framing = frame.anchor + "".join(frame.stops) if frame else ""
         self.in_answers = _any_of([token for token in control if control[token] or token in framing])
         self.elsewhere = _any_of(control)
-        self.forbidden = set(tokenizer.convert_tokens_to_ids(list(control)))
+        self.control = set(tokenizer.convert_tokens_to_ids(list(control)))
         backend = tokenizer.backend_tokenizer
         self.speller = Tokenizer(backend.model)  # the same vocabulary and merges, and no added tokens
         if backend.normalizer:
@@ -333,7 +333,7 @@ class Shield:
             ids = ids[len(newline) :]
         else:
             ids = self.speller.encode(token, add_special_tokens=False).ids
-        if self.forbidden.intersection(ids):
+        if self.control.intersection(ids):
             raise Refusal(problem("control-token-in-data", token=token))
         return ids
 
@@ -483,23 +483,23 @@ def _marked_spans(text: str, marked: list[Span], frame: Frame) -> list[Span]:
     return spans
 
 
-def _tokens_of(encoding: Any, span: Span) -> Span:
-    """The tokens that begin inside a span of characters.
+def _tokens_of(encoding: Any, span: Span, control: Collection[int]) -> Span:
+    """The tokens that hold any of the characters of an answer.
 
-    A token that reaches into an answer from the prompt before it ("\\n\\n", or a control token that swallows the
-    spaces behind it) is not the answer's: at generation time the prompt ends before the answer is known.
+    So an ordinary token that answer and prompt share (" yes" after "A: ") is the answer's: without it the answer
+    would lose its beginning. A control token is the prompt's even if it swallows the answer's leading spaces (Phi).
     """
     start, end = span
-    first, after = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-    if first is not None and after is not None and encoding.token_to_chars(first)[0] == start:
-        while after < len(encoding) and encoding.token_to_chars(after)[0] < end:
-            after += 1
-        return first, after
-    offsets = encoding.offsets  # slower, but right also where a tokenizer leaves characters out
-    first, after = bisect_left(offsets, (start,)), bisect_left(offsets, (end,))
-    while first < after and offsets[first][1] <= start:
-        first += 1  # a space that was trimmed to nothing, and stands before the answer
-    return first, after
+    first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+    if first is None or last is None:  # slower, but right also where a tokenizer leaves characters out
+        offsets = encoding.offsets
+        first = next((token for token, (_, ends) in enumerate(offsets) if ends > start), len(offsets))
+        last = bisect_left(offsets, (end,)) - 1
+    while last + 1 < len(encoding) and encoding.token_to_chars(last + 1)[0] < end:
+        last += 1  # several tokens may share one character
+    if first <= last and encoding.ids[first] in control and encoding.token_to_chars(first)[0] < start:
+        first += 1
+    return first, max(first, last + 1)
 
 
 def _label(

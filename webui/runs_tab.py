@@ -1,0 +1,396 @@
+"""The Runs tab: what has been started, and one run in full.
+
+Nothing about a run is kept here: each look reads its folder, so a reload, another browser and another user see
+the same. A short poll asks every two seconds and answers nothing where nothing has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from engine import progress, runs
+from engine.failures import explain
+from engine.problems import Problem, Refusal
+from engine.runs import Run
+from engine.workplace import Workplace
+from webui import charts, notices
+from webui.numbers import ago, duration, human, moment, size
+from webui.words import Words
+
+SHOWN = 100  # runs in the table before "show more"
+FILES = 200  # of a run, listed
+SECONDS = 2  # between two looks at the open run
+LIST_SECONDS = 4  # between two looks at the table
+
+# Clicks on a row or its link; with a modifier key the browser's own way: a new tab.
+ROWS_JS = """
+element.addEventListener('click', (event) => {
+  const row = event.target.closest('[data-run]');
+  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  trigger('select', { run: row.dataset.run });
+});
+"""
+
+
+@dataclass
+class RunsTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    timers: list[gr.Timer] = field(default_factory=list)
+    clone: gr.Button = None
+    shown: list[Any] = field(default_factory=list)  # what `open` answers into
+    open: Callable[..., list[Any]] = None
+    view: list[Any] = field(default_factory=list)  # what `open` asks besides the id
+
+
+def build(
+    words: Words, workplace: Workplace, root: str, selected: gr.Textbox, told: gr.HTML, user: Callable[[gr.Request], str]
+) -> RunsTab:
+    """The tab in the current context. `selected` holds the id of the open run ("" = the table)."""
+    saves = workplace.saves
+    with gr.Column(elem_classes="list") as table_view:
+        with gr.Row(elem_classes="bar-row"):
+            search = gr.Textbox(
+                placeholder=words("runs-search"), show_label=False, container=False, elem_id="search", max_lines=1, scale=1
+            )
+        table = gr.HTML(js_on_load=ROWS_JS, elem_id="runs")
+        limit = gr.Number(SHOWN, visible="hidden", precision=0)
+        more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")
+    with gr.Column(visible=False, elem_classes="one-run") as run_view:
+        head = gr.HTML(js_on_load=ROWS_JS, elem_id="run-head")
+        with gr.Row(elem_classes="buttons actions"):
+            stop = gr.Button(words("stop-save"), size="sm", elem_id="stop")
+            kill = gr.Button(words("kill"), size="sm", elem_id="kill", elem_classes="hurts")
+            resume = gr.Button(words("resume"), size="sm", variant="primary", elem_id="resume")
+            clone = gr.Button(words("clone"), size="sm", elem_id="clone")
+            delete = gr.Button(words("delete"), size="sm", elem_id="delete", elem_classes="hurts")
+        with gr.Row(visible=False, elem_classes="sure") as sure_kill:
+            gr.HTML(f"<p>{escape(words('sure-kill'))}</p>")
+            yes_kill = gr.Button(words("yes-kill"), variant="stop", size="sm", elem_id="yes-kill", scale=0)
+            no_kill = gr.Button(words("cancel"), size="sm", scale=0)
+        with gr.Row(visible=False, elem_classes="sure") as sure_delete:
+            gr.HTML(f"<p>{escape(words('sure-delete'))}</p>")
+            yes_delete = gr.Button(words("yes-delete"), variant="stop", size="sm", elem_id="yes-delete", scale=0)
+            no_delete = gr.Button(words("cancel"), size="sm", scale=0)
+        failure = gr.HTML(elem_id="failure")
+        with gr.Row(elem_classes="chart-tools"):
+            across = gr.Radio(
+                [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
+                elem_classes="field-union", scale=0, min_width=260,
+            )  # fmt: skip
+            smoothing = gr.Slider(0, 0.99, 0.6, step=0.01, label=words("smoothing"), scale=0, min_width=260)
+            log_scale = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
+        curves = gr.HTML(elem_id="curves")
+        with gr.Tabs(elem_classes="below"):
+            with gr.Tab(words("log")):
+                log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
+                log_link = gr.HTML(elem_classes="under")
+            with gr.Tab(words("settings-yaml")):
+                settings = gr.HTML()
+            with gr.Tab(words("files")):
+                files = gr.HTML(elem_id="files")
+    stamp = gr.Textbox(visible="hidden")
+    table_stamp = gr.Textbox(visible="hidden")
+    timer, table_timer = gr.Timer(SECONDS, active=False), gr.Timer(LIST_SECONDS, active=False)
+
+    look_at = [across, smoothing, log_scale]
+    moving = [stamp, timer, head, stop, kill, resume, clone, delete, failure, curves, log, files]
+    still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
+    listed = [table_stamp, table, more]
+
+    def draw(run: Run, x: str, smooth: float, log_axis: bool) -> str:
+        return charts.charts(progress.curves(run), words, x, smooth, log_axis)
+
+    def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
+        """What moves while a run goes on."""
+        buttons = [gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")]
+        return [
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, failure_html(run, words),
+            draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words), files_html(run, root, words),
+        ]  # fmt: skip
+
+    def to_table() -> list[Any]:
+        hidden = [gr.update(visible=False)] * 2
+        return [
+            *[gr.skip()] * len(moving), gr.update(visible=True), gr.update(visible=False), gr.Timer(active=True), *hidden,
+            gr.skip(), gr.skip(),
+        ]  # fmt: skip
+
+    def open(run_id: str, x: str, smooth: float, log_axis: bool, text: str, count: float) -> list[Any]:
+        """The run with that id in full; the table if there is none."""
+        try:
+            run = runs.get(saves, run_id) if run_id else None
+        except Refusal as refusal:
+            answer = to_table()
+            answer[moving.index(timer)] = gr.Timer(active=False)
+            return [notices.refused(refusal.problems, words), "", *answer, *rows(text, count)]
+        if not run:
+            answer = to_table()
+            answer[moving.index(timer)] = gr.Timer(active=False)
+            return [gr.skip(), gr.skip(), *answer, *rows(text, count)]
+        closed = [gr.update(visible=False)] * 2
+        link = f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
+        return [
+            gr.skip(), gr.skip(), *now(run, x, smooth, log_axis),
+            gr.update(visible=False), gr.update(visible=True), gr.Timer(active=False), *closed, settings_html(run, words), link,
+            *[gr.skip()] * len(listed),
+        ]  # fmt: skip
+
+    def tick(run_id: str, known: str, x: str, smooth: float, log_axis: bool) -> list[Any]:
+        """What has changed since `known`; nothing if nothing has."""
+        try:
+            run = runs.get(saves, run_id)
+        except Refusal:
+            return [gr.skip(), gr.Timer(active=False), *[gr.skip()] * (len(moving) - 2)]
+        return [gr.skip()] * len(moving) if stamp_of(run) == known else now(run, x, smooth, log_axis)
+
+    def redraw(run_id: str, x: str, smooth: float, log_axis: bool) -> Any:
+        try:
+            return draw(runs.get(saves, run_id), x, smooth, log_axis)
+        except Refusal:
+            return gr.skip()
+
+    def rows(text: str, count: float) -> list[Any]:
+        """The table, and whether there is more of it."""
+        found = [run for run in runs.find(saves) if matches(run, text)]
+        kept = max(int(count or SHOWN), 1)
+        html = table_html(found[:kept], words, text)
+        older = len(found) - kept
+        button = gr.update(visible=older > 0, value=words("runs-more", count=max(older, 0)))
+        return [hashlib.sha1(html.encode()).hexdigest(), html, button]
+
+    def table_tick(known: str, text: str, count: float) -> list[Any]:
+        fresh = rows(text, count)
+        return [gr.skip()] * 3 if fresh[0] == known else fresh
+
+    def more_rows(text: str, count: float) -> list[Any]:
+        return [count + SHOWN, *rows(text, count + SHOWN)]
+
+    def asked(act: Callable[[Run, str], None], done: str) -> Callable[..., list[Any]]:
+        """A handler that asks engine for one thing, says how it went and shows the run as it is then."""
+
+        def handler(request: gr.Request, run_id: str, *view: Any) -> list[Any]:
+            try:
+                act(runs.get(saves, run_id), user(request))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *open(run_id, *view)[1:]]
+            return [notices.toast(words(done)), *open(run_id, *view)[1:]]
+
+        return handler
+
+    def deleted(request: gr.Request, run_id: str, *view: Any) -> list[Any]:
+        try:
+            runs.delete(runs.get(saves, run_id))
+        except Refusal as refusal:
+            return [notices.refused(refusal.problems, words), *open(run_id, *view)[1:]]
+        return [notices.toast(words("told-delete")), "", *open("", *view)[2:]]
+
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    view = [*look_at, search, limit]
+    tab = RunsTab([timer, table_timer], clone, [told, selected, *moving, *still, *listed], open, view)
+    timer.tick(tick, [selected, stamp, *look_at], moving, **quiet)
+    table_timer.tick(table_tick, [table_stamp, search, limit], listed, **quiet)
+    gr.on([one.input for one in look_at], redraw, [selected, *look_at], curves, trigger_mode="always_last", **quiet)
+    search.input(rows, [search, limit], listed, trigger_mode="always_last", **quiet)
+    more.click(more_rows, [search, limit], [limit, *listed], **quiet)
+    for html in (table, head):
+        html.select(picked, None, selected, **quiet)
+
+    show, hide = (lambda: gr.update(visible=True)), (lambda: gr.update(visible=False))
+    for button, row in ((kill, sure_kill), (delete, sure_delete)):
+        button.click(show, None, row, **quiet)
+    for button, row in ((no_kill, sure_kill), (no_delete, sure_delete)):
+        button.click(hide, None, row, **quiet)
+    acts = [
+        (stop, lambda run, by: runs.stop(run, "save", by), "told-stop"),
+        (yes_kill, lambda run, by: runs.stop(run, "kill", by), "told-kill"),
+        (resume, lambda run, by: runs.resume(run, by), "told-resume"),
+    ]
+    for button, act, done in acts:
+        button.click(asked(act, done), [selected, *view], tab.shown, **quiet)
+    yes_delete.click(deleted, [selected, *view], tab.shown, **quiet)
+    return tab
+
+
+def picked(event: gr.EventData) -> str:
+    """The id of the row that was clicked."""
+    return str(event._data.get("run", ""))
+
+
+# ------------------------------------------------------------------------------------------ what changed
+
+
+def stamp_of(run: Run) -> str:
+    """Changes when anything that the page shows of the run changes."""
+    seen = [run.state, str(run.queue_position)]
+    for path in (run.dir.progress, run.dir.metrics, run.dir.log, run.dir.exit, run.dir.error, run.path):
+        try:
+            told = path.stat()
+            seen.append(f"{told.st_mtime_ns}:{told.st_size}")
+        except FileNotFoundError:
+            seen.append("-")
+    return "|".join(seen)
+
+
+# ------------------------------------------------------------------------------------------ the table
+
+
+def about(run: Run) -> dict[str, str]:
+    """Words about the run for the table and the search; a spec that cannot be read leaves them empty."""
+    try:
+        spec = run.spec
+    except (Refusal, OSError):
+        return {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
+    return {
+        "title": run.title,
+        "model": Path(spec.model.model_name_or_path).name,
+        "stage": spec.stage.kind,
+        "method": spec.method.kind,
+        "data": ", ".join(spec.data.datasets),
+    }
+
+
+def matches(run: Run, text: str) -> bool:
+    """Whether every word of `text` occurs in the run's id, name, model, data or owner."""
+    if not (text or "").strip():
+        return True
+    hay = " ".join([run.id, run.by, run.state, *about(run).values()]).casefold()
+    return all(word in hay for word in text.casefold().split())
+
+
+def state_html(run: Run, words: Words) -> str:
+    return f'<span class="dot {escape(run.state)}"></span><span>{escape(words(f"state-{run.state}"))}</span>'
+
+
+def table_html(shown: Sequence[Run], words: Words, text: str = "") -> str:
+    if not shown:
+        if text.strip():
+            return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
+        return f'<div class="empty"><b>{escape(words("runs-none"))}</b><p>{escape(words("runs-none-help"))}</p></div>'
+    owners = any(run.by for run in shown)
+    columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "loss", "curve"]
+    head = "".join(f'<th class="c-{column}">{escape(words(f"column-{column}"))}</th>' for column in columns)
+    body = "".join(_row(run, columns, words) for run in shown)
+    return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _row(run: Run, columns: Sequence[str], words: Words) -> str:
+    told, loss = about(run), progress.last_loss(run)
+    kind = " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
+    cells = {
+        "state": state_html(run, words),
+        "run": f'<a href="?run={quote(run.id)}">{escape(told["title"])}</a><small>{escape(told["model"])}</small>',
+        "stage": escape(kind),
+        "data": escape(told["data"]),
+        "owner": escape(run.by),
+        "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
+        "loss": "" if loss is None else charts.short(loss),
+        "curve": charts.spark(progress.spark(run)),
+    }
+    return f'<tr data-run="{escape(run.id)}">' + "".join(f'<td class="c-{one}">{cells[one]}</td>' for one in columns) + "</tr>"
+
+
+# ------------------------------------------------------------------------------------------ one run
+
+
+def head_html(run: Run, words: Words) -> str:
+    told, now = about(run), progress.progress(run)
+    kind = " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
+    facts = {
+        "fact-model": told["model"], "fact-method": kind, "fact-data": told["data"], "fact-owner": run.by,
+        "fact-submitted": moment(run.submitted),
+    }  # fmt: skip
+    rows = "".join(f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in facts.items() if value)
+    return (
+        f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
+        f'<div class="run-title"><h1>{escape(told["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
+        f"{_progress_html(run, now, words)}"
+        f'<dl class="facts-row">{rows}</dl>'
+    )
+
+
+def _progress_html(run: Run, now: Any, words: Words) -> str:
+    """Phase, bar and speed while it goes on; how long it took when it is over."""
+    told = []
+    if run.state == "queued":
+        told.append(words("queue-position", position=run.queue_position))
+    elif not run.final:
+        told.append(words(f"phase-{now.phase}"))
+    if now.total:
+        unit = f"unit-{now.unit}" if words.knows(f"unit-{now.unit}") else "unit-other"
+        told.append(words(unit, done=f"{now.done:,}", total=f"{now.total:,}"))
+    if now.fraction is not None and not run.final:
+        told.append(f"{now.fraction:.0%}")
+    if now.loss is not None:
+        told.append(words("loss-now", value=charts.short(now.loss)))
+    if now.tokens_per_s and not run.final:
+        told.append(words("speed", count=human(now.tokens_per_s)))
+    if now.eta_s is not None:
+        told.append(words("eta", time=duration(now.eta_s, words)))
+    if run.started and run.ended:
+        told.append(words("took", time=duration(run.ended - run.started, words)))
+    wide = 100 * min(max(now.fraction or 0.0, 0.0), 1.0)
+    unknown = " unknown" if now.fraction is None and not run.final and run.state != "queued" else ""
+    bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
+    return f'{bar}<p class="told">{" · ".join(f"<span>{escape(one)}</span>" for one in told)}</p>'
+
+
+def failure_html(run: Run, words: Words) -> str:
+    """What happened, what to do, and the first traceback for those who want it."""
+    why = explain(run)
+    if not why:
+        return ""
+    advice, traceback = why.advice(words.language), ""
+    if advice:
+        advice = f"<p><b>{escape(words('what-to-do'))}</b> {_lines(advice)}</p>"
+    if why.traceback:
+        traceback = (
+            f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
+        )
+    return f'<div class="failure" role="alert"><p class="what">{_lines(why.what(words.language))}</p>{advice}{traceback}</div>'
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def log_html(text: str, words: Words) -> str:
+    if not text:
+        return f'<p class="quiet">{escape(words("log-none"))}</p>'
+    return f'<pre class="log" tabindex="0">{escape(text)}</pre>'
+
+
+def settings_html(run: Run, words: Words) -> str:
+    try:
+        return notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
+    except (Refusal, OSError) as error:
+        problems: list[Problem] = getattr(error, "problems", [])
+        return notices.listed(problems, words)
+
+
+def files_html(run: Run, root: str, words: Words) -> str:
+    """The run's files; each link leads to a route that asks engine whether it is one."""
+    found = runs.files(run)
+    if not found:
+        return f'<p class="quiet">{escape(words("files-none"))}</p>'
+    rows = "".join(
+        f'<tr><td><a download href="{escape(address(run, name, root))}">{escape(name)}</a></td><td>{size(count)}</td></tr>'
+        for name, count in found[:FILES]
+    )
+    rest = f'<p class="quiet">{escape(words("files-more", count=len(found) - FILES))}</p>' if len(found) > FILES else ""
+    heads = f"<th>{escape(words('file-name'))}</th><th>{escape(words('file-size'))}</th>"
+    return f'<table class="files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{rest}'
+
+
+def address(run: Run, name: str, root: str) -> str:
+    """Where a file of the run is downloaded from."""
+    return f"{root}/download/{quote(run.id)}/{quote(name)}"

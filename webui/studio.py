@@ -1,0 +1,205 @@
+"""The studio: the tabs put together into one page, the page built in each language, and both behind one address.
+
+Two pages and not one that translates itself, because every word, the server's included, must be in the reader's
+language. Both come from the same function, so that a handler has the same number in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from html import escape
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.routing import Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine import progress, runs
+from engine.problems import Refusal
+from engine.spec import RunSpec
+from engine.workplace import Workplace
+from webui import downloads, runs_tab, theme, train_tab
+from webui.words import LANGUAGES, Words
+
+ADDRESS_JS = "(...held) => { const query = new URLSearchParams(location.search); return [query.get('run') || '', query.has('tab') ? 'runs' : '', ...held.slice(2)]; }"
+
+
+def user(request: gr.Request) -> str:
+    """Who asks: the name that the login put into the request; "" where there is no login."""
+    return getattr(request.state, "user", "") or ""
+
+
+def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
+    """The whole page in one language."""
+    words = Words(language)
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
+        head = gr.HTML(header(words, "", root), elem_id="head")
+        selected, wanted = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
+        told = gr.HTML(elem_id="told")
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab(words("tab-train"), id="train") as train_item:
+                train = train_tab.build(words, workplace, told, user)
+            with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
+                shown = runs_tab.build(words, workplace, root, selected, told, user)
+
+        def arrive(request: gr.Request, run_id: str, tab: str, *view: Any) -> list[Any]:
+            """The page as its address says: the form with the default spec, or a run."""
+            return [
+                header(words, user(request), root), run_id, *train.fill(workplace.default_spec()),
+                gr.Tabs(selected="runs") if run_id or tab else gr.skip(),
+            ]  # fmt: skip
+
+        def open_run(run_id: str, *view: Any) -> list[Any]:
+            return [gr.Tabs(selected="runs") if run_id else gr.skip(), *shown.open(run_id, *view)]
+
+        def clone(run_id: str) -> list[Any]:
+            try:
+                spec = runs.get(workplace.saves, run_id).spec
+            except Refusal:
+                return [gr.skip()] * (len(train.form.inputs) + len(train.shown) + 2)
+            said = train_tab.notices.toast(words("cloned", run=runs.get(workplace.saves, run_id).title))
+            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+
+        lists = [train.form.controls[path] for path in (train_tab.MODEL, *train_tab.DATASET_NAMES)]
+        filled = [*train.form.inputs, *train.shown]
+        blocks.load(train.choices, None, lists, **quiet).then(
+            arrive, [selected, wanted], [head, selected, *filled, tabs], js=ADDRESS_JS, **quiet
+        )
+        train.start.click(train.submit, train.form.inputs, [told, selected, *train.shown], **quiet)
+        selected.change(
+            open_run, [selected, *shown.view], [tabs, *shown.shown], js="(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }",
+            **quiet,
+        )  # fmt: skip
+        shown.clone.click(clone, selected, [told, tabs, *filled], **quiet)
+        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js="(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }", **quiet)
+        train_item.select(
+            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js="() => { athanorAddress('', 'train'); return []; }", **quiet
+        )
+        _endpoints(workplace)
+    return blocks
+
+
+def header(words: Words, name: str, root: str) -> str:
+    """Name of the studio, language, light or dark, and who is logged in."""
+    languages = "".join(
+        f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
+        for code, label in (("en", "EN"), ("zh", "中文"))
+    )
+    out = ""
+    if name:
+        out = (
+            f'<span class="who">{escape(name)}</span><form method="post" action="{escape(root)}/logout">'
+            f"<button>{escape(words('sign-out'))}</button></form>"
+        )
+    return (
+        f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b><span>{escape(words("subtitle"))}</span></div>'
+        f'<nav>{out}<span class="switch">{languages}</span>'
+        f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" aria-label="{escape(words("theme"))}">◐</button>'
+        "</nav></header>"
+    )
+
+
+MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
+
+
+def _endpoints(workplace: Workplace) -> None:
+    """What other programs may call: the same few actions as the page, checked by the same code."""
+
+    def start(spec: str, request: gr.Request) -> str:
+        """Start a run from its spec as YAML. Returns the run's id."""
+        return _said(lambda: runs.submit(RunSpec.from_yaml(spec), workplace, by=user(request)).id)
+
+    def list_runs() -> list[dict[str, Any]]:
+        """All runs, newest first."""
+        return [
+            {"id": run.id, "state": run.state, "by": run.by, "submitted": run.submitted} for run in runs.find(workplace.saves)
+        ]
+
+    def show_run(run: str) -> dict[str, Any]:
+        """State and progress of one run."""
+        found = _said(lambda: runs.get(workplace.saves, run))
+        return {"id": found.id, "state": found.state, **vars(progress.progress(found))}
+
+    def stop_run(run: str, how: str, request: gr.Request) -> str:
+        """Stop a run: how = "save" writes a checkpoint first, "kill" does not."""
+        _said(lambda: runs.stop(runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request)))
+        return _said(lambda: runs.get(workplace.saves, run)).state
+
+    for name, action in {"start": start, "runs": list_runs, "run": show_run, "stop": stop_run}.items():
+        gr.api(action, api_name=name, queue=False)
+
+
+def _said(act: Callable[[], Any]) -> Any:
+    """The action's answer; what it is refused for as the endpoint's error."""
+    try:
+        return act()
+    except Refusal as refusal:
+        raise gr.Error(str(refusal)) from None
+
+
+# ------------------------------------------------------------------------------------------ one address
+
+
+def application(
+    workplace: Workplace, *, auth: Callable[[ASGIApp], ASGIApp] | None = None, root_path: str = ""
+) -> ASGIApp:
+    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for the outside."""
+    root = root_path.rstrip("/")
+    pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> Any:
+        async with AsyncExitStack() as stack:
+            for one in pages.values():
+                await stack.enter_async_context(one.router.lifespan_context(one))
+            yield
+
+    inner = Starlette(routes=[downloads.route(workplace), Mount("/", _ByLanguage(pages))], lifespan=lifespan)
+    whole = _WithoutPrefix(inner, urlsplit(root).path)
+    return auth(whole) if auth else whole
+
+
+def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
+        head=theme.head(), footer_links=[], run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
+        app_kwargs={"openapi_url": None}, ssr_mode=False,
+    )  # fmt: skip
+
+
+class _ByLanguage:
+    """Hands each request to the page in the reader's language."""
+
+    def __init__(self, pages: dict[str, ASGIApp]):
+        self.pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.pages[language_of(HTTPConnection(scope))](scope, receive, send)
+
+
+class _WithoutPrefix:
+    """Cuts off the outer path where a proxy has left it on."""
+
+    def __init__(self, app: ASGIApp, prefix: str):
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] != "lifespan" and scope["path"].startswith(f"{self.prefix}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self.prefix)}
+        await self.app(scope, receive, send)
+
+
+def language_of(connection: HTTPConnection) -> str:
+    """What the reader has chosen, else what the browser asks for first of the languages there are, else English."""
+    chosen = connection.cookies.get("language")
+    if chosen in LANGUAGES:
+        return chosen
+    wanted = connection.headers.get("accept-language", "").lower().split(",")
+    found = (one.split(";")[0].strip()[:2] for one in wanted)
+    return next((one for one in found if one in LANGUAGES), "en")
