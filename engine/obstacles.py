@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from engine import machine
-from engine.datasets import Dataset, read_catalogue
+from engine.datasets import Kind, Report, check, read_catalogue
 from engine.models import Model, inspect, is_hub_id, lora_problems, model_problems, trainable_parameters
 from engine.problems import Problem, problem
 from engine.spec import RunSpec
@@ -76,35 +78,39 @@ def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
     return []
 
 
+KINDS: dict[str, Kind] = {"pt": "text", "sft": "chat"}
+LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
+TOLD = 5  # bad rows told in full
+
+
 def _of_data(spec: RunSpec) -> list[Problem]:
-    """Unknown, broken or unsuitable data sets. Rows are looked at when they are prepared."""
+    """Unknown, broken or unsuitable data sets, and bad rows among their first ones."""
     folder = Path(spec.data.dataset_dir)
-    catalogue, found = read_catalogue(folder)
-    found = list(found)
+    catalogue, broken = read_catalogue(folder)
     known = {dataset.name: dataset for dataset in catalogue}
+    found = [replace(one, field="data.datasets") for one in broken]
     for field, names in (("data.datasets", spec.data.datasets), ("data.eval_datasets", spec.data.eval_datasets)):
-        for name in names:
+        for name in names if not broken else ():
             if name not in known:
-                there = ", ".join(known) or "—"
-                found.append(problem("data-unknown", field, name=name, folder=folder, known=there))
-            elif known[name].problem:
-                found.append(known[name].problem)
-            else:
-                found += _of_kind(spec, known[name], catalogue, field)
+                found.append(problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—"))
+                continue
+            stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
+            report = _looked_at(folder, name, KINDS[spec.stage.kind], stamps)
+            if report.bad and report.usable and not spec.data.skip_bad_rows:
+                found.append(problem("bad-rows", field, name=name, bad=report.bad))
+            if not report.usable or not spec.data.skip_bad_rows:
+                found += [replace(one, field=field) for one in report.problems[:TOLD]]
     return found
 
 
-KINDS = {"pt": "text", "sft": "chat"}
-
-
-def _of_kind(spec: RunSpec, dataset: Dataset, catalogue: list[Dataset], field: str) -> list[Problem]:
-    wanted = KINDS[spec.stage.kind]
-    if dataset.kind == wanted:
-        return []
-    fitting = ", ".join(other.name for other in catalogue if other.kind == wanted and not other.problem) or "—"
-    return [
-        problem("data-wrong-kind", field, name=dataset.name, kind=dataset.kind, wanted=wanted, fitting=fitting)
-    ]
+@lru_cache(maxsize=256)
+def _looked_at(folder: Path, name: str, kind: Kind, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
+    """`check`, remembered until one of the files changes: the page asks at every key press."""
+    catalogue, _ = read_catalogue(folder)
+    dataset = next(one for one in catalogue if one.name == name)
+    if dataset.problem:
+        return Report(0, 0, (dataset.problem,))
+    return check(dataset, kind, limit=LOOKED_AT, catalogue=catalogue)
 
 
 def _of_cards(spec: RunSpec) -> list[Problem]:

@@ -266,10 +266,13 @@ class Data(Part):
         2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",
         essential=True, ge=8, le=10**7,
     )  # fmt: skip
-    too_long: Literal["whole_turns", "cut_end", "drop"] = setting(
-        "whole_turns", "Longer rows",
-        "whole_turns: leave out the last turns that do not fit. cut_end: cut anywhere. drop: leave the row out.",
+    too_long: Literal["cut_end", "drop"] = setting(
+        "cut_end", "Longer rows",
+        "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. drop: leave the row out.",
     )  # fmt: skip
+    skip_bad_rows: bool = setting(
+        False, "Leave out bad rows", "Rows with a problem are left out and counted. Off: a run does not start with any."
+    )
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )

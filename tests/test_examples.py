@@ -222,10 +222,32 @@ def test_history_without_its_reasoning_is_still_found():
 
 def test_glm_ends_an_answer_with_the_mark_of_who_speaks_next():
     tok = tokenizer("glm4moe")
-    (encoded,) = encode(tok, talk("q1", "a1", "q2", "a2"))
-    assert trained(tok, encoded) == ["\n<think></think>\na1<|user|>", "\n<think></think>\na2"]
+    (encoded,) = encode(tok, talk("q1", "a1", "q2", "a2 𠮷"))
+    assert trained(tok, encoded) == ["\n<think></think>\na1<|user|>", "\n<think></think>\na2 𠮷"]
     assert not encoded.ended  # nothing speaks after the last one; the count of these is shown
     assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ["<|user|>", "<|observation|>"]
+
+
+def test_the_parts_of_one_answer_are_one_span_and_two_answers_are_two():
+    tok = tokenizer("gptoss")
+    thinking = {"messages": [user("q"), answer("a", reasoning_content="hm")]}
+    (encoded,) = encode(tok, thinking)
+    parts = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>a<|return|>"
+    assert trained(tok, encoded) == [parts]
+    twice = {"messages": [user("q"), answer("a"), answer("b")]}
+    assert trained(tokenizer("llama3"), encode(tokenizer("llama3"), twice)[0]) == [
+        "a<|eot_id|>",
+        "b<|eot_id|>",
+    ]
+
+
+def test_tool_calls_are_refused_where_the_template_leaves_them_out():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    row = {
+        "messages": [user("q"), answer("", tool_calls=[call]), {"role": "tool", "content": "r"}, answer("a")]
+    }
+    (encoded,) = encode(tokenizer("llama3"), row)
+    assert (encoded.fate, encoded.reason.code) == ("refused", "template-without-tool-calls")
 
 
 def test_what_is_trained_can_be_chosen():
@@ -416,6 +438,14 @@ def test_documents_end_with_one_eos_and_are_split_without_loss(bos):
     assert [i for window in windows[:-1] for i in window.input_ids] == ids
     assert all(len(window.input_ids) <= 16 for window in windows)
     assert windows[-1].fate == "kept"
+
+
+def test_a_document_gets_no_second_eos_from_a_tokenizer_that_writes_one_itself():
+    backend = Tokenizer.from_str(tokenizer("plain").backend_tokenizer.to_str())
+    eos = [("</s>", backend.token_to_id("</s>"))]
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=eos)
+    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    assert tok.decode(encode_text(tok, ["hello"], max_length=99)[0].input_ids) == "hello</s>"
 
 
 def test_packs_hold_every_row_once_and_are_nearly_full():

@@ -115,12 +115,11 @@ def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
 ) -> None:
     """Dropout is on, so the random state, the optimizer and the place in the data must all come back."""
     changes = {"training__max_steps": 24, "logging__save_steps": 5, "method__lora_dropout": 0.1}
-    changes |= {"training__learning_rate": 2e-2}
     whole = ended(runs.submit(make_spec(**changes), workplace))
     assert whole.state == "finished"
     first, last = progress.curves(whole)["loss"].value[[0, -1]]
     assert first > 6  # random weights: ln(800) = 6.7
-    assert last < first - 1
+    assert last < first - 0.7
 
     broken = runs.submit(make_spec(**changes), workplace)
     wait_until(lambda: broken.dir.checkpoints(), every=0.01)

@@ -21,6 +21,7 @@ COLUMNS = 300  # the curve is drawn through at most this many columns, each with
 AXES = ("step", "epoch", "time")
 # In this order first; whatever else a run logs follows by name.
 FIRST = ("loss", "learning_rate", "grad_norm")
+EXACT = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,7 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
         return ""
     code = f"curve-{base}"
     title = words(code) if words.knows(code) else base.replace("_", " ")
-    # The learning rate is exact and needs no smoothing; nor do the few points of a validation.
-    return chart(title, lines, words, x, 0.0 if base == "learning_rate" else smoothing, log)
+    return chart(title, lines, words, x, 0.0 if base in EXACT else smoothing, log)
 
 
 def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:
@@ -247,7 +247,7 @@ def _axes(across: Scale, up: Scale, x: str, words: Words) -> str:
 
 def _across_ticks(across: Scale, x: str) -> list[float]:
     if x == "step":
-        return [tick for tick in across.ticks(6) if abs(tick - round(tick)) < 1e-9]
+        return [tick for tick in across.ticks(8) if abs(tick - round(tick)) < 1e-9]
     if x == "time":
         span = max((across.high - across.low) / 6, 1)
         step = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400)

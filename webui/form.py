@@ -169,7 +169,8 @@ def _model(path: str, words: Words) -> gr.Dropdown:
 
 
 def _union(path: str, words: Words) -> gr.Radio:
-    return gr.Radio(_labelled(path, words), **_words_of(path, words), min_width=120)
+    # No general help: the sentence of the chosen kind stands below.
+    return gr.Radio(_labelled(path, words), **_words_of(path, words) | {"info": None}, min_width=120)
 
 
 def _yaml(path: str, words: Words) -> gr.Textbox:
@@ -266,7 +267,13 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         found.append(problem("spec-type-dict", DATASETS, given=str(weights)[:60]))
         weights = {}
     if DATASETS in read_values:
-        read_values[DATASETS] = {str(name): weights.get(name, 1.0) for name in read_values[DATASETS]}
+        chosen = [str(name) for name in read_values[DATASETS]]
+        found += [
+            problem("weight-without-set", DATASETS, name=str(name)[:60], chosen=", ".join(chosen) or "—")
+            for name in weights
+            if str(name) not in chosen
+        ]
+        read_values[DATASETS] = {name: weights.get(name, 1.0) for name in chosen}
     for path, value in read_values.items():
         union = union_of(path)
         if union and values.get(union) not in kinds_of(path):
@@ -288,7 +295,7 @@ def _drop(plain: dict[str, Any], path: str) -> bool:
     inner = plain
     for parent in parents:
         inner = inner.get(parent, {})
-    return inner.pop(last, None) is not None
+    return inner.pop(last, ...) is not ...
 
 
 # ------------------------------------------------------------------------------------------ value → control
@@ -356,8 +363,6 @@ class Form:
         self.controls[path] = control
         if path in UNIONS:
             self._kinds(path)
-        if path == DATASETS:
-            return control
         return control
 
     def _kinds(self, path: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from engine.problems import Problem, say
-from webui.form import element_id, owner, part_id
+from webui.form import element_id, essential, owner, part_id
 from webui.words import Words
 
 _parity = itertools.count()
@@ -45,7 +45,8 @@ def marks(problems: Iterable[Problem], words: Words) -> str:
     for path, texts in by_field.items():
         rules.append(f"#{element_id(path)}{{--wrong:1px;--field-edge:var(--bad)}}")
         rules.append(f'#{element_id(path)}::after{{content:"{css_text(" ".join(texts))}"}}')
-        rules.append(f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}')
+        if not essential(path):
+            rules.append(f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}')
     return f"<style>{''.join(rules)}</style>"
 
 

@@ -63,7 +63,14 @@
   });
 
   // ---- the address says which run is open; going back is a reload of the address before
+  let arrived = false; // until the page has read its address, nothing may change it
+  window.athanorArrive = () => {
+    const query = new URLSearchParams(location.search);
+    arrived = true;
+    return [query.get('run') || '', query.has('tab') ? 'runs' : ''];
+  };
   window.athanorAddress = (run, tab) => {
+    if (!arrived) return;
     const url = new URL(location.href);
     if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
     if (tab === 'runs' && !run) url.searchParams.set('tab', 'runs'); else url.searchParams.delete('tab');

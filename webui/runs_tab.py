@@ -63,7 +63,7 @@ def build(
                 placeholder=words("runs-search"), show_label=False, container=False, elem_id="search", max_lines=1, scale=1
             )
         table = gr.HTML(js_on_load=ROWS_JS, elem_id="runs")
-        limit = gr.Number(SHOWN, visible="hidden", precision=0)
+        limit = gr.Textbox(str(SHOWN), elem_classes="unseen", container=False)
         more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")
     with gr.Column(visible=False, elem_classes="one-run") as run_view:
         head = gr.HTML(js_on_load=ROWS_JS, elem_id="run-head")
@@ -92,14 +92,13 @@ def build(
         curves = gr.HTML(elem_id="curves")
         with gr.Tabs(elem_classes="below"):
             with gr.Tab(words("log")):
-                log = gr.HTML(elem_id="log", autoscroll=True, max_height=420)
+                log = gr.HTML(elem_id="log")
                 log_link = gr.HTML(elem_classes="under")
             with gr.Tab(words("settings-yaml")):
                 settings = gr.HTML()
             with gr.Tab(words("files")):
                 files = gr.HTML(elem_id="files")
-    stamp = gr.Textbox(visible="hidden")
-    table_stamp = gr.Textbox(visible="hidden")
+    stamp, table_stamp = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
     timer, table_timer = gr.Timer(SECONDS, active=False), gr.Timer(LIST_SECONDS, active=False)
 
     look_at = [across, smoothing, log_scale]
@@ -125,7 +124,7 @@ def build(
             gr.skip(), gr.skip(),
         ]  # fmt: skip
 
-    def open(run_id: str, x: str, smooth: float, log_axis: bool, text: str, count: float) -> list[Any]:
+    def open(run_id: str, x: str, smooth: float, log_axis: bool, text: str, count: str) -> list[Any]:
         """The run with that id in full; the table if there is none."""
         try:
             run = runs.get(saves, run_id) if run_id else None
@@ -159,21 +158,22 @@ def build(
         except Refusal:
             return gr.skip()
 
-    def rows(text: str, count: float) -> list[Any]:
+    def rows(text: str, count: str) -> list[Any]:
         """The table, and whether there is more of it."""
         found = [run for run in runs.find(saves) if matches(run, text)]
-        kept = max(int(count or SHOWN), 1)
+        kept = whole(count)
         html = table_html(found[:kept], words, text)
         older = len(found) - kept
         button = gr.update(visible=older > 0, value=words("runs-more", count=max(older, 0)))
         return [hashlib.sha1(html.encode()).hexdigest(), html, button]
 
-    def table_tick(known: str, text: str, count: float) -> list[Any]:
+    def table_tick(known: str, text: str, count: str) -> list[Any]:
         fresh = rows(text, count)
         return [gr.skip()] * 3 if fresh[0] == known else fresh
 
-    def more_rows(text: str, count: float) -> list[Any]:
-        return [count + SHOWN, *rows(text, count + SHOWN)]
+    def more_rows(text: str, count: str) -> list[Any]:
+        wanted = str(whole(count) + SHOWN)
+        return [wanted, *rows(text, wanted)]
 
     def asked(act: Callable[[Run, str], None], done: str) -> Callable[..., list[Any]]:
         """A handler that asks engine for one thing, says how it went and shows the run as it is then."""
@@ -219,6 +219,11 @@ def build(
         button.click(asked(act, done), [selected, *view], tab.shown, **quiet)
     yes_delete.click(deleted, [selected, *view], tab.shown, **quiet)
     return tab
+
+
+def whole(count: str) -> int:
+    """How many rows are wanted; the page's own number again if somebody else has written something else."""
+    return min(int(count), 100_000) if count.isdecimal() and len(count) < 9 else SHOWN
 
 
 def picked(event: gr.EventData) -> str:
@@ -334,7 +339,7 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         told.append(words("loss-now", value=charts.short(now.loss)))
     if now.tokens_per_s and not run.final:
         told.append(words("speed", count=human(now.tokens_per_s)))
-    if now.eta_s is not None:
+    if now.eta_s is not None and now.eta_s > 0:
         told.append(words("eta", time=duration(now.eta_s, words)))
     if run.started and run.ended:
         told.append(words("took", time=duration(run.ended - run.started, words)))
@@ -366,7 +371,7 @@ def _lines(text: str) -> str:
 def log_html(text: str, words: Words) -> str:
     if not text:
         return f'<p class="quiet">{escape(words("log-none"))}</p>'
-    return f'<pre class="log" tabindex="0">{escape(text)}</pre>'
+    return f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>'
 
 
 def settings_html(run: Run, words: Words) -> str:

@@ -26,7 +26,10 @@ from engine.workplace import Workplace
 from webui import downloads, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
-ADDRESS_JS = "(...held) => { const query = new URLSearchParams(location.search); return [query.get('run') || '', query.has('tab') ? 'runs' : '', ...held.slice(2)]; }"
+# The open run is in the page's address, so that a reload or a link shows the same.
+ARRIVE_JS = "() => athanorArrive()"
+RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
+TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 
 
 def user(request: gr.Request) -> str:
@@ -40,7 +43,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         head = gr.HTML(header(words, "", root), elem_id="head")
-        selected, wanted = gr.Textbox(visible="hidden"), gr.Textbox(visible="hidden")
+        selected, wanted = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
         told = gr.HTML(elem_id="told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(words("tab-train"), id="train") as train_item:
@@ -69,17 +72,17 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         lists = [train.form.controls[path] for path in (train_tab.MODEL, *train_tab.DATASET_NAMES)]
         filled = [*train.form.inputs, *train.shown]
         blocks.load(train.choices, None, lists, **quiet).then(
-            arrive, [selected, wanted], [head, selected, *filled, tabs], js=ADDRESS_JS, **quiet
+            arrive, [selected, wanted], [head, selected, *filled, tabs], js=ARRIVE_JS, **quiet
         )
         train.start.click(train.submit, train.form.inputs, [told, selected, *train.shown], **quiet)
         selected.change(
-            open_run, [selected, *shown.view], [tabs, *shown.shown], js="(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }",
+            open_run, [selected, *shown.view], [tabs, *shown.shown], js=RUNS_JS,
             **quiet,
         )  # fmt: skip
         shown.clone.click(clone, selected, [told, tabs, *filled], **quiet)
-        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js="(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }", **quiet)
+        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         train_item.select(
-            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js="() => { athanorAddress('', 'train'); return []; }", **quiet
+            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         )
         _endpoints(workplace)
     return blocks

@@ -48,7 +48,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
                 [(one["title"][words.language], name) for name, one in workplace.presets().items()],
-                label=words("preset"), info=words("preset-help"), value=None, elem_id="preset", interactive=True,
+                label=words("preset"), info=words("preset-help"), value="demo", elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
             facts = _essentials(controls, words)
             _parts(controls, words)
@@ -143,7 +143,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
 def _essentials(controls: Form, words: Words) -> gr.HTML:
     """The settings in plain view, one section for each part. Returns the line of facts under the model."""
     facts = None
-    for part in dict.fromkeys(form.part_of(path) for path in fields() if form.essential(path)):
+    for part in (name for name in RunSpec.model_fields if name != "stage"):
+        if not any(form.essential(path) and form.part_of(path) == part for path in fields()):
+            continue
         with gr.Column(elem_classes="section"):
             gr.HTML(f"<h2>{escape(words.part(part))}</h2>")
             with gr.Column(elem_classes="grid grid-4"):
@@ -159,7 +161,7 @@ def _parts(controls: Form, words: Words) -> None:
     rest = [path for path in form.paths() if path not in controls.controls and path != NAME]
     gr.HTML(f"<h2>{escape(words('section-other'))}</h2>", elem_classes="section-title")
     with gr.Column(elem_classes="folds"):
-        for part in dict.fromkeys(form.part_of(path) for path in rest):
+        for part in (name for name in RunSpec.model_fields if any(form.part_of(path) == name for path in rest)):
             with (
                 gr.Accordion(words.part(part), open=False, elem_id=form.part_id(part), elem_classes="fold"),
                 gr.Column(elem_classes="grid grid-3"),

@@ -28,6 +28,7 @@ IGNORED = -100  # the label the loss skips, by torch's convention
 Span = tuple[int, int]
 TrainOn = Literal["answers", "last_answer", "everything"]
 TooLong = Literal["cut_end", "drop"]
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks around what is to be trained
 Fate = Literal["kept", "cut", "too_long", "untrained", "refused"]
 
 
@@ -71,14 +72,25 @@ def encode_chat(
     frame = Frame.of(tokenizer, template)
     shield = Shield(tokenizer, template, frame)
 
+    shielded = [shield.row(row) for row in rows]
+    renderings = _render_all(tokenizer, template, [row for row, _ in shielded])
     results: list[Encoded | None] = [None] * len(rows)
     drafts: list[tuple[int, str, list[Span], dict[str, str]]] = []
-    for index, row in enumerate(rows):
-        row, hidden = shield.row(row)
+    for index, ((row, hidden), rendering) in enumerate(zip(shielded, renderings, strict=True)):
         try:
-            text, spans = _draft(tokenizer, template, row, frame)
+            text, marked = rendering or _render(
+                tokenizer, template, row["messages"], row.get("tools") or None
+            )
+            spans = (
+                _marked_spans(text, marked, frame)
+                if marked
+                else _spans(tokenizer, template, text, row, frame)
+            )
         except Refusal as refusal:
             results[index] = Encoded([], [], "refused", refusal.problems[0])
+        except Exception as error:  # a template is a program of its own; whatever it raises is about this row
+            reason = problem("template-refuses-row", reason=str(error))
+            results[index] = Encoded([], [], "refused", reason)
         else:
             drafts.append((index, text, spans, hidden))
 
@@ -190,9 +202,7 @@ class Frame:
             return cls._learn(tokenizer, template)
         except Refusal:
             raise
-        except (
-            Exception
-        ) as error:  # a template is a program of its own; whatever it raises is said to the user
+        except Exception as error:  # a template is a program of its own, and may raise anything
             raise Refusal(problem("template-fails", reason=str(error))) from error
 
     @classmethod
@@ -222,10 +232,7 @@ class Frame:
             raise Refusal(problem("template-without-end"))
 
         calls: list[str] = []
-        for arguments in (
-            {"x": argument},
-            argument,
-        ):  # templates differ in wanting the arguments as JSON or as text
+        for arguments in ({"x": argument}, argument):  # some templates want an object, some its JSON
             function = {"type": "function", "function": {"name": "f", "arguments": arguments}}
             call = {"role": "assistant", "content": "", "tool_calls": [function]}
             try:
@@ -395,33 +402,40 @@ def _render(
     generate: bool = False,
 ) -> tuple[str, list[Span]]:
     """The text of one conversation and the character spans its template itself marks with {% generation %}."""
+    return _render_batch(tokenizer, template, [messages], tools, generate)[0]
+
+
+def _render_batch(
+    tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    conversations: list[list[dict[str, Any]]],
+    tools: list[dict[str, Any]] | None = None,
+    generate: bool = False,
+) -> list[tuple[str, list[Span]]]:
     texts, marked = render_jinja_template(
-        conversations=[messages],
+        conversations=conversations,
         tools=tools,
         chat_template=template,
         add_generation_prompt=generate,
-        return_assistant_tokens_mask=_MARKS.search(template) is not None,
+        return_assistant_tokens_mask=MARKS.search(template) is not None,
         **tokenizer.special_tokens_map,
     )
-    return texts[0], marked[0] if marked else []
+    return list(zip(texts, marked or [[] for _ in texts], strict=True))
 
 
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-def _draft(
-    tokenizer: PreTrainedTokenizerFast, template: str, row: dict[str, Any], frame: Frame
-) -> tuple[str, list[Span]]:
-    """A row's text and the character spans of its answers. Raises Refusal if the template does not take the row."""
+def _render_all(
+    tokenizer: PreTrainedTokenizerFast, template: str, rows: Sequence[dict[str, Any]]
+) -> list[tuple[str, list[Span]] | None]:
+    """The rows without tools, in one go, which is faster. None: a row to be rendered on its own."""
+    renderings: list[tuple[str, list[Span]] | None] = [None] * len(rows)
+    together = [index for index, row in enumerate(rows) if not row.get("tools")]
     try:
-        text, marked = _render(tokenizer, template, row["messages"], row.get("tools") or None)
-        if marked:
-            return text, _marked_spans(text, marked, frame)
-        return text, _spans(tokenizer, template, text, row, frame)
-    except Refusal:
-        raise
-    except Exception as error:  # a template is a program of its own; whatever it raises is about this row
-        raise Refusal(problem("template-refuses-row", reason=str(error))) from error
+        batch = _render_batch(tokenizer, template, [rows[index]["messages"] for index in together])
+    except Exception:  # which row it was about will show when each is rendered on its own
+        return renderings
+    for index, rendering in zip(together, batch, strict=True):
+        renderings[index] = rendering
+    return renderings
 
 
 def _spans(
@@ -441,27 +455,23 @@ def _spans(
     if not frame.unforgeable or len(starts) != len(turns):
         starts = []
         for turn in turns:
-            before = (
-                _render(tokenizer, template, messages[:turn], row.get("tools") or None, generate=True)[0]
-                if turn
-                else ""
-            )
+            before = ""
+            if turn:
+                before, _ = _render(
+                    tokenizer, template, messages[:turn], row.get("tools") or None, generate=True
+                )
             found = text.find(frame.anchor, starts[-1] if starts else 0) if frame.anchor else -1
-            if turn and text.startswith(before):
+            if before and text.startswith(before):
                 starts.append(len(before))
             elif found >= 0:  # the template renders history differently (without its reasoning, say)
                 starts.append(frame.after_anchor(text, found))
             else:
-                raise ValueError(
-                    f"the chat template does not show where the answer in message {turn + 1} begins"
-                )
+                raise Refusal(problem("answer-start-hidden", message=turn + 1))
     spans: list[Span] = []
     for start, limit in zip(starts, [*starts[1:], len(text)], strict=True):
         stop = frame.stop.search(text, start, limit)
         # An answer may consist of several framed parts (gpt-oss: analysis, then the final channel).
-        while stop and frame.anchor and text.startswith(frame.anchor, stop.end()):
-            if frame.after_anchor(text, stop.end()) in starts:
-                break
+        while stop and 0 < _end_of(frame.anchor, text, stop.end()) < limit:
             stop = frame.stop.search(text, stop.end(), limit)
         if stop:
             spans.append((start, stop.end()))
@@ -472,14 +482,21 @@ def _spans(
     return spans
 
 
+def _end_of(part: str, text: str, at: int) -> int:
+    """Where `part` ends if it stands in `text` at `at`; 0 if it does not, or is empty."""
+    return at + len(part) if part and text.startswith(part, at) else 0
+
+
 def _marked_spans(text: str, marked: list[Span], frame: Frame) -> list[Span]:
     """The spans a template marks itself, but each ending just behind the token that ends the turn."""
     spans = []
     for start, end in marked:
-        stop = re.compile(rf"({frame.stop.pattern})\s*\Z").search(text, start, end) or frame.stop.match(
-            text, end
-        )
-        spans.append((start, stop.end(stop.re.groups) if stop else end))
+        trimmed = start + len(
+            text[start:end].rstrip()
+        )  # a mark may include the line break, or lack the token
+        included = any(text[start:trimmed].endswith(stop) for stop in frame.stops)
+        behind = frame.stop.match(text, end)
+        spans.append((start, trimmed if included else behind.end() if behind else end))
     return spans
 
 

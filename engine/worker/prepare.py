@@ -47,7 +47,8 @@ def prepare(run: RunDir) -> None:
         splits["validation"] = {name: list(_rows(catalogue[name], spec, bad)) for name in spec.data.eval_datasets}
     splits["train"] = _weighted(splits["train"], spec)
 
-    encoder = Encoder(spec, tokenizer, report, sum(len(some) for split in splits.values() for some in split.values()))
+    count = sum(len(some) for split in splits.values() for some in split.values())
+    encoder = Encoder(spec, tokenizer, report, count, bad)
     summary = {
         split: encoder.write(run.prepared / f"{split}.arrow", (row for some in given.values() for row in some))
         for split, given in splits.items()
@@ -93,8 +94,9 @@ def _weighted(rows: dict[str, list[Any]], spec: RunSpec) -> dict[str, list[Any]]
 class Encoder:
     """Rows → Arrow files of input_ids and labels, counted."""
 
-    def __init__(self, spec: RunSpec, tokenizer: Any, report: Report, rows: int):
-        self.spec, self.tokenizer, self.report, self.rows, self.done = spec, tokenizer, report, rows, 0
+    def __init__(self, spec: RunSpec, tokenizer: Any, report: Report, rows: int, bad: list[Problem]):
+        self.spec, self.tokenizer, self.report, self.rows, self.bad = spec, tokenizer, report, rows, bad
+        self.done = 0
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Write the examples of `rows`; returns counts of examples, tokens, trained tokens and what was left out."""
@@ -117,6 +119,7 @@ class Encoder:
 
             for encoded in self._encoded(rows):
                 fates.update(one.fate for one in encoded)
+                self.bad += [one.reason for one in encoded if one.reason]
                 good = [one for one in encoded if one.usable]
                 unended += sum(not one.ended for one in good)
                 tokens += sum(len(one.input_ids) for one in good)

@@ -17,6 +17,7 @@ def train(run: RunDir) -> None:
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
     from datasets import Dataset
+    from transformers import set_seed
 
     from engine.worker.metrics import RunCallback
     from engine.worker.model import load_model
@@ -25,6 +26,7 @@ def train(run: RunDir) -> None:
     from engine.worker.trainers import TRAINERS, assert_effective
 
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
     prepared = read_json(run.prepared / "summary.json")
     tokenizer = load_tokenizer(spec, prepared["model_path"])
     model = load_model(spec, prepared["model_path"])

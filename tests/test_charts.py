@@ -1,0 +1,98 @@
+"""Charts are pure: the same numbers give the same picture, and no number breaks it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html import unescape
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from webui import charts
+from webui.words import Words
+
+EN = Words("en")
+
+
+def series(values, step=1):
+    value = np.asarray(values, dtype=float)
+    steps = np.arange(1, len(value) + 1) * float(step)
+    return SimpleNamespace(step=steps, epoch=steps / 100, time=steps * 2.5, value=value, low=value, high=value)
+
+
+def pictures(html: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+
+
+def test_training_and_validation_loss_share_one_picture():
+    html = charts.charts({"loss": series([3, 2, 1]), "eval_loss": series([2.5], 3), "grad_norm": series([1, 2])}, EN)
+    assert len(pictures(html)) == 2
+    assert "validation" in html
+
+
+@pytest.mark.parametrize("x", charts.AXES)
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [[1.0], [1, 1, 1], [0, 0], [-3, 5], [math.nan, math.nan], [1, math.inf, 2], [1e-30, 1e30], list(range(1, 5000)), []],
+    ids=["one", "flat", "zero", "negative", "nan", "infinite", "wide", "long", "none"],
+)
+def test_no_numbers_break_a_picture(values, x, log):
+    html = charts.charts({"loss": series(values)}, EN, x, 0.9, log)
+    for picture in pictures(html):
+        text = ElementTree.tostring(picture, encoding="unicode")
+        assert "nan" not in text
+        assert "inf" not in text
+
+
+def test_curves_stay_inside_the_picture_and_spikes_survive_thinning():
+    values = np.ones(5000)
+    values[1234] = 100.0
+    html = charts.charts({"loss": series(values)}, EN, smoothing=0.5)
+    ys = [float(y) for path in re.findall(r' d="M([^"]+)"', html) for y in re.findall(r" (-?[\d.]+)", path)]
+    assert min(ys) >= 0
+    assert max(ys) <= charts.HEIGHT
+    assert min(ys) < charts.HEIGHT * 0.15, "the spike is drawn"
+    assert len(html) < 60_000
+
+
+def test_the_name_of_a_curve_is_text_and_nothing_else():
+    html = charts.charts({"<script>alert(1)</script>": series([1, 2])}, EN)
+    assert "<script" not in html
+
+
+def test_the_pointer_finds_the_values_that_are_drawn():
+    html = charts.charts({"loss": series([3, 2, 1])}, EN, smoothing=0)
+    points = json.loads(unescape(re.search(r'data-points="([^"]+)"', html)[1]))
+    assert points[0]["value"] == ["3", "2", "1"]
+    assert points[0]["at"][-1] == "Step 3"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-5, 5), (0.001, 0.002), (0, 12345), (1e-9, 2e-9)])
+def test_ticks_are_few_round_and_inside(low, high):
+    found = charts.ticks(low, high)
+    assert 2 <= len(found) <= 11
+    assert all(low - 1e-12 <= tick <= high + abs(high) * 1e-9 for tick in found)
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_a_flat_line_flat():
+    assert charts.ema([5, 5, 5], 0.9) == pytest.approx([5, 5, 5])
+    assert charts.ema([1, 2, 3], 0) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1.23456, "1.235"), (0.00012, "1.2e-4"), (12345, "12.3k"), (2_590_000, "2.59M"), (-0.5, "-0.5")],
+)
+def test_numbers_are_short(value, text):
+    assert charts.short(value) == text
+
+
+def test_a_spark_line_needs_two_points():
+    assert charts.spark([1.0]) == ""
+    assert charts.spark([math.nan, 1.0]) == ""
+    assert "<svg" in charts.spark([3, 2, 1])

@@ -1,0 +1,150 @@
+"""The form says exactly what the spec says, both ways, and nothing a person types can break it."""
+
+from __future__ import annotations
+
+import gradio as gr
+import pytest
+
+from engine.spec import UNIONS, RunSpec, fields
+from webui import form, notices
+from webui.words import Words
+
+FULL = {
+    "name": "翻译", "stage": {"kind": "sft", "train_on": "last_answer"},
+    "model": {
+        "model_name_or_path": "models/a", "quantization": {"kind": "4bit", "bnb_4bit_quant_type": "fp4"},
+        "rope_scaling": {"kind": "yarn", "factor": 4}, "adapter_path": "saves/x",
+    },
+    "method": {"kind": "lora", "r": 64, "target_modules": ["q_proj", "v_proj"], "loraplus_lr_ratio": 16},
+    "data": {"datasets": {"identity": 2, "c4_demo": 0.5, "plain": 1}, "eval_datasets": ["held_out"], "max_samples": 1000},
+    "training": {"learning_rate": 3e-5, "max_steps": 10, "num_train_epochs": 1.5},
+    "logging": {"report_to": ["wandb", "mlflow"], "save_total_limit": None},
+    "hardware": {"devices": [0, 3], "num_processes": 2},
+    "extra": {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}},
+}  # fmt: skip
+
+SPECS = {
+    "default": {},
+    "full": FULL,
+    "other kinds": {"stage": "pt", "method": "freeze", "model": {"quantization": "8bit", "rope_scaling": "linear"}},
+    "small": {"method": "full"},
+}
+
+
+def shown(given: dict | None = None) -> dict:
+    return form.defaults() | form.show(RunSpec.read(given or {}))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_the_form_shows_of_a_spec_reads_back_as_that_spec(name):
+    spec = RunSpec.read(SPECS[name])
+    assert form.read(form.defaults() | form.show(spec)) == (spec, [])
+
+
+def test_every_setting_has_a_control_and_every_control_is_filled():
+    assert set(form.paths()) == set(fields()) | {form.WEIGHTS}
+    assert set(shown()) == set(form.paths())
+    assert all(form.shape(path) in form.CONTROLS for path in form.paths())
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_control_is_built_for_every_setting(language):
+    with gr.Blocks(analytics_enabled=False):
+        placed = form.Form(Words(language))
+        for path in form.paths():
+            placed.place(path)
+        assert len(placed.updates(RunSpec())) == len(placed.inputs)
+
+
+NUMBERS = [path for path in fields() if form.shape(path) == "number"]
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+@pytest.mark.parametrize("typed", ["abc", "<script>alert(1)</script>", "../../etc/passwd", "nan", "1e999", "-1e9", "1" * 5000])
+def test_a_bad_number_is_a_problem_at_its_field_and_nothing_is_clamped(path, typed):
+    kind = form.kinds_of(path)
+    values = shown({form.union_of(path): kind[0]} if kind and "." not in form.union_of(path) else {})
+    if kind:
+        values[form.union_of(path)] = kind[0]
+    spec, problems = form.read(values | {path: typed})
+    assert [one.field for one in problems] == [path]
+    assert isinstance(spec, RunSpec)
+
+
+@pytest.mark.parametrize("path", NUMBERS)
+def test_an_empty_number_is_none_where_that_means_something_and_a_problem_elsewhere(path):
+    values = shown()
+    if kinds := form.kinds_of(path):
+        values[form.union_of(path)] = kinds[0]
+    for empty in ("", "  ", None):
+        problems = form.read(values | {path: empty})[1]
+        assert bool(problems) != form.optional(path)
+
+
+def test_all_bad_values_are_told_at_once():
+    bad = {"training.seed": "x", "training.learning_rate": "", "data.max_length": "7", "extra": "a: [1", "method.r": "0"}
+    problems = form.read(shown() | bad)[1]
+    assert {one.field for one in problems} == set(bad)
+
+
+def test_digits_of_a_chinese_keyboard_are_digits():
+    spec, problems = form.read(shown() | {"training.seed": "１２３", "hardware.devices": "０，１、2"})
+    assert not problems
+    assert spec.training.seed == 123
+    assert spec.hardware.devices == [0, 1, 2]
+
+
+def test_settings_of_a_kind_that_is_not_chosen_are_not_read():
+    spec, problems = form.read(shown() | {"method": "full", "method.r": "nonsense"})
+    assert not problems
+    assert spec.method.kind == "full"
+
+
+@pytest.mark.parametrize("union", UNIONS)
+def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
+    problems = form.read(shown() | {union: "<b>"})[1]
+    assert union in {one.field for one in problems}
+
+
+@pytest.mark.parametrize("typed", ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words"])
+def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
+    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: typed})[1]
+    assert {form.owner(one.field) for one in problems} == {"data.datasets"}
+
+
+def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
+    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: "identiy: 2"})[1]
+    assert [one.code for one in problems] == ["weight-without-set"]
+
+
+@pytest.mark.parametrize("typed", ["- a", "just words", "a: [1", "!!python/object:os.system {}", "x: 2026-99-99"])
+def test_further_arguments_that_are_no_mapping_are_a_problem(typed):
+    assert [one.field for one in form.read(shown() | {"extra": typed})[1]] == ["extra"]
+
+
+def test_hostile_values_of_the_wrong_type_are_problems_too():
+    for path in form.paths():
+        for value in ({"a": 1}, [["x"]], 10**400, True, b"\xff"):
+            spec, _ = form.read(shown() | {path: value} if path not in UNIONS else shown())
+            assert isinstance(spec, RunSpec)
+
+
+def test_a_problem_speaks_of_its_field_by_its_label():
+    problem = form.read(shown() | {"training.seed": "x"})[1][0]
+    assert "Seed" in notices.sentence(problem, Words("en"))
+    assert "随机种子" in notices.sentence(problem, Words("zh"))
+
+
+def test_marks_cannot_break_out_of_their_style_sheet():
+    hostile = "</style><script>alert(1)</script>\";}*{display:none"
+    problems = form.read(shown() | {"training.seed": hostile})[1]
+    sheet = notices.marks(problems, Words("en"))
+    assert sheet.count("<") == 2  # <style> and </style>
+    assert "display:none" not in sheet
+    assert "<script" not in notices.listed(problems, Words("en"))
+
+
+def test_numbers_are_written_as_people_write_them():
+    assert [form.number_text(value) for value in (3.0, 1e-5, 0.0001, 0.05, 1e20, None, 42)] == [
+        "3", "1e-5", "0.0001", "0.05", "1e20", "", "42",
+    ]  # fmt: skip

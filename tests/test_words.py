@@ -1,0 +1,79 @@
+"""No word of the page is missing in a language, and both say the same thing about the same values."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.problems import sentences
+from engine.spec import UNIONS, RunSpec, fields
+from webui import form
+from webui.words import FOLDER, LANGUAGES, Words
+
+
+def words_file(name: str) -> dict:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def placeholders(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+ZH = words_file("zh")
+
+
+@pytest.mark.parametrize("path", fields())
+def test_a_setting_has_a_chinese_label_and_help(path):
+    told = ZH["settings"].get(path, {})
+    assert told.get("label"), f"webui/words/zh.yaml has no label for {path}"
+    assert told.get("help"), f"webui/words/zh.yaml has no help for {path}"
+
+
+@pytest.mark.parametrize("path", [path for path in fields() if form.choices(path)])
+def test_a_choice_has_a_chinese_name_or_is_listed_as_a_name_of_its_own(path):
+    if path in ZH["names_of"]:
+        return
+    known = set(ZH["choices"].get(path, {})) | set(ZH["names"])
+    assert set(form.choices(path)) <= known, f"webui/words/zh.yaml, choices.{path}"
+
+
+@pytest.mark.parametrize("path", UNIONS)
+def test_each_kind_has_a_sentence_and_an_english_name(path):
+    assert set(ZH["kinds"][path]) == set(UNIONS[path])
+    assert set(words_file("en")["choices"][path]) == set(UNIONS[path])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_part_of_the_spec_has_a_title(language):
+    assert all(Words(language).part(name) for name in RunSpec.model_fields if name != "name")
+
+
+def test_no_word_is_left_over_from_a_setting_that_is_gone():
+    known = fields()
+    assert set(ZH["settings"]) <= set(known)
+    for language in ("en", "zh"):
+        for path, values in words_file(language)["choices"].items():
+            assert set(values) <= set(form.choices(path)), f"{language}.yaml, choices.{path}"
+
+
+@pytest.mark.parametrize(("code", "texts"), words_file("page").items())
+def test_both_languages_of_a_page_word_fill_in_the_same_values(code, texts):
+    assert set(texts) == set(LANGUAGES), code
+    assert placeholders(texts["en"]) == placeholders(texts["zh"]), code
+
+
+def test_both_languages_of_a_sentence_fill_in_the_same_values():
+    for code, texts in sentences().items():
+        assert placeholders(texts["en"]) == placeholders(texts["zh"]), code
+
+
+def test_every_word_that_the_code_asks_for_exists():
+    import re
+
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(form.__file__).parent.glob("*.py"))
+    asked = set(re.findall(r'\bwords\("([a-z-]+)"', code))
+    assert asked
+    assert asked <= set(words_file("page"))
