@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import ipaddress
 import os
 import socket
@@ -103,9 +104,14 @@ def main() -> int:
     os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
     import uvicorn
 
+    from webui.login import LoginRequired
     from webui.studio import application
 
-    page = application(workplace, users_file=given.auth, root_path=given.root_path)
+    login = given.auth and functools.partial(
+        LoginRequired, users_file=Path(given.auth), secret_file=Path(given.auth).with_suffix(".secret"),
+        root_path=given.root_path,
+    )  # fmt: skip
+    page = application(workplace, auth=login, root_path=given.root_path)
     keep_queue_moving(workplace)
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)

@@ -199,8 +199,8 @@ def build(
     tab = RunsTab([timer, table_timer], clone, [told, selected, *moving, *still, *listed], open, view)
     timer.tick(tick, [selected, stamp, *look_at], moving, **quiet)
     table_timer.tick(table_tick, [table_stamp, search, limit], listed, **quiet)
-    gr.on([one.input for one in look_at], redraw, [selected, *look_at], curves, trigger_mode="always_last", **quiet)
-    search.input(rows, [search, limit], listed, trigger_mode="always_last", **quiet)
+    gr.on([one.change for one in look_at], redraw, [selected, *look_at], curves, trigger_mode="always_last", **quiet)
+    search.change(rows, [search, limit], listed, trigger_mode="always_last", **quiet)
     more.click(more_rows, [search, limit], [limit, *listed], **quiet)
     for html in (table, head):
         html.select(picked, None, selected, **quiet)

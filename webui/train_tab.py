@@ -128,8 +128,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     tab.look, tab.fill, tab.choices, tab.submit = look, fill, choices, submit
     filled = [*controls.inputs, *tab.shown]
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting.
     gr.on(
-        [control.input for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last", **quiet
+        [control.change for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last", **quiet
     )
     preset.input(from_preset, preset, filled, **quiet)
     load.click(from_yaml, paste, [told, *filled], **quiet)
