@@ -17,6 +17,9 @@ from engine import keeper, queue
 from engine.spec import RunSpec
 from engine.workplace import PROJECT, Workplace
 
+# Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -134,9 +134,12 @@ class Scale:
     def ticks(self, count: int = 5) -> list[float]:
         if not self.log:
             return ticks(self.low, self.high, count)
-        tens = [10.0**power for power in range(math.ceil(self.low), math.floor(self.high) + 1)]
-        if len(tens) >= 3:
-            return tens[:: max(1, len(tens) // count)]
+        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+        for steps in ((1,), (1, 2, 5)):
+            found = [m * 10.0**power for power in powers for m in steps]
+            found = [tick for tick in found if self.low <= math.log10(tick) <= self.high]
+            if len(found) >= 3:
+                return found[:: math.ceil(len(found) / (count + 2))]
         return [tick for tick in ticks(10**self.low, 10**self.high, count) if tick > 0]
 
 

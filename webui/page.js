@@ -62,6 +62,14 @@
     }
   });
 
+  // ---- the values once nothing has changed for a moment; a call that was overtaken is never answered, so never made
+  let turn = 0;
+  window.athanorSettled = async (held) => {
+    const mine = ++turn;
+    await new Promise((done) => setTimeout(done, 180));
+    return mine === turn ? held : new Promise(() => {});
+  };
+
   // ---- the address says which run is open; going back is a reload of the address before
   let arrived = false; // until the page has read its address, nothing may change it
   window.athanorArrive = () => {

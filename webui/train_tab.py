@@ -104,7 +104,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 raise Refusal(unreadable)
             run = runs.submit(spec, workplace, by=user(request))
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), gr.skip(), *judged(spec, unreadable)]
+            # The card lists them; the message only says that there are some.
+            counted = words("to-fix", count=len(refusal.problems))
+            return [notices.toast(counted, "bad"), gr.skip(), *judged(spec, unreadable)]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(tab.shown)]
 
     def from_preset(name: str) -> list[Any]:
@@ -128,10 +130,12 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     tab.look, tab.fill, tab.choices, tab.submit = look, fill, choices, submit
     filled = [*controls.inputs, *tab.shown]
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting.
+    # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
+    # script lets only the last of many changes through, so that a filled form is looked at once.
     gr.on(
-        [control.change for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last", **quiet
-    )
+        [control.change for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last",
+        js="(...held) => athanorSettled(held)", **quiet,
+    )  # fmt: skip
     preset.input(from_preset, preset, filled, **quiet)
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
