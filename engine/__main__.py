@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from engine import failures, queue, runs, users
+from engine import failures, importer, queue, runs, users
+from engine.obstacles import obstacles
 from engine.problems import LANGUAGES, Refusal
 from engine.progress import last_loss, progress
 from engine.spec import RunSpec, problems
@@ -69,8 +70,11 @@ def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
-    text = sys.stdin.read() if arguments.spec == "-" else Path(arguments.spec).read_text(encoding="utf-8")
-    return runs.submit(RunSpec.from_yaml(text), workplace, by=_me())
+    return runs.submit(RunSpec.from_yaml(_text(arguments.spec)), workplace, by=_me())
+
+
+def _text(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
 
 
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
@@ -119,12 +123,19 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Say everything that is wrong with a spec, and start nothing."""
-    from engine.obstacles import obstacles
-
-    spec = workplace.frozen(RunSpec.from_yaml(Path(arguments.spec).read_text(encoding="utf-8")))
+    spec = workplace.frozen(RunSpec.from_yaml(_text(arguments.spec)))
     found = problems(spec) + obstacles(spec, workplace)
     print("\n".join(f"{one.field}: {one.text(_language())}" for one in found) or "ready to start")
     return 1 if found else 0
+
+
+def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Turn a LLaMA-Factory command or YAML file into a spec; says on standard error what has no counterpart."""
+    imported = importer.read(_text(arguments.file))
+    print(imported.spec.to_yaml(brief=True), end="")
+    for one in imported.left_out:
+        print(one.text(_language()), file=sys.stderr)
+    return 0
 
 
 def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
@@ -161,14 +172,14 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
         train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
-        clone: "run", delete: "run", schema: "", user: "",
+        clone: "run", delete: "run", import_: "file", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = verbs.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
-            meaning = "a spec file, or - for standard input" if operand == "spec" else "a run's id, as list prints it"
+            meaning = "a run's id, as list prints it" if operand == "run" else "a file, or - for standard input"
             verb.add_argument(operand, help=meaning)
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")

@@ -21,7 +21,9 @@ EN = Words("en")
 def series(values, step=1):
     value = np.asarray(values, dtype=float)
     steps = np.arange(1, len(value) + 1) * float(step)
-    return SimpleNamespace(step=steps, epoch=steps / 100, time=steps * 2.5, value=value, low=value, high=value)
+    return SimpleNamespace(
+        step=steps, epoch=steps / 100, time=steps * 2.5, value=value, low=value, high=value
+    )
 
 
 def pictures(html: str) -> list[ElementTree.Element]:
@@ -29,7 +31,9 @@ def pictures(html: str) -> list[ElementTree.Element]:
 
 
 def test_training_and_validation_loss_share_one_picture():
-    html = charts.charts({"loss": series([3, 2, 1]), "eval_loss": series([2.5], 3), "grad_norm": series([1, 2])}, EN)
+    html = charts.charts(
+        {"loss": series([3, 2, 1]), "eval_loss": series([2.5], 3), "grad_norm": series([1, 2])}, EN
+    )
     assert len(pictures(html)) == 2
     assert "validation" in html
 
@@ -38,7 +42,17 @@ def test_training_and_validation_loss_share_one_picture():
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
     "values",
-    [[1.0], [1, 1, 1], [0, 0], [-3, 5], [math.nan, math.nan], [1, math.inf, 2], [1e-30, 1e30], list(range(1, 5000)), []],
+    [
+        [1.0],
+        [1, 1, 1],
+        [0, 0],
+        [-3, 5],
+        [math.nan, math.nan],
+        [1, math.inf, 2],
+        [1e-30, 1e30],
+        list(range(1, 5000)),
+        [],
+    ],
     ids=["one", "flat", "zero", "negative", "nan", "infinite", "wide", "long", "none"],
 )
 def test_no_numbers_break_a_picture(values, x, log):
@@ -86,7 +100,14 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_flat_line_flat():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1.23456, "1.235"), (0.00012, "1.2e-4"), (12345, "12.3k"), (2_590_000, "2.59M"), (-0.5, "-0.5")],
+    [
+        (0, "0"),
+        (1.23456, "1.235"),
+        (0.00012, "1.2e-4"),
+        (12345, "12.3k"),
+        (2_590_000, "2.59M"),
+        (-0.5, "-0.5"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert charts.short(value) == text

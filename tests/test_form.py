@@ -26,7 +26,11 @@ FULL = {
 SPECS = {
     "default": {},
     "full": FULL,
-    "other kinds": {"stage": "pt", "method": "freeze", "model": {"quantization": "8bit", "rope_scaling": "linear"}},
+    "other kinds": {
+        "stage": "pt",
+        "method": "freeze",
+        "model": {"quantization": "8bit", "rope_scaling": "linear"},
+    },
     "small": {"method": "full"},
 }
 
@@ -60,7 +64,9 @@ NUMBERS = [path for path in fields() if form.shape(path) == "number"]
 
 
 @pytest.mark.parametrize("path", NUMBERS)
-@pytest.mark.parametrize("typed", ["abc", "<script>alert(1)</script>", "../../etc/passwd", "nan", "1e999", "-1e9", "1" * 5000])
+@pytest.mark.parametrize(
+    "typed", ["abc", "<script>alert(1)</script>", "../../etc/passwd", "nan", "1e999", "-1e9", "1" * 5000]
+)
 def test_a_bad_number_is_a_problem_at_its_field_and_nothing_is_clamped(path, typed):
     kind = form.kinds_of(path)
     values = shown({form.union_of(path): kind[0]} if kind and "." not in form.union_of(path) else {})
@@ -82,7 +88,13 @@ def test_an_empty_number_is_none_where_that_means_something_and_a_problem_elsewh
 
 
 def test_all_bad_values_are_told_at_once():
-    bad = {"training.seed": "x", "training.learning_rate": "", "data.max_length": "7", "extra": "a: [1", "method.r": "0"}
+    bad = {
+        "training.seed": "x",
+        "training.learning_rate": "",
+        "data.max_length": "7",
+        "extra": "a: [1",
+        "method.r": "0",
+    }
     problems = form.read(shown() | bad)[1]
     assert {one.field for one in problems} == set(bad)
 
@@ -106,7 +118,9 @@ def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
     assert union in {one.field for one in problems}
 
 
-@pytest.mark.parametrize("typed", ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words"])
+@pytest.mark.parametrize(
+    "typed", ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words"]
+)
 def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
     problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: typed})[1]
     assert {form.owner(one.field) for one in problems} == {"data.datasets"}
@@ -117,7 +131,9 @@ def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
     assert [one.code for one in problems] == ["weight-without-set"]
 
 
-@pytest.mark.parametrize("typed", ["- a", "just words", "a: [1", "!!python/object:os.system {}", "x: 2026-99-99"])
+@pytest.mark.parametrize(
+    "typed", ["- a", "just words", "a: [1", "!!python/object:os.system {}", "x: 2026-99-99"]
+)
 def test_further_arguments_that_are_no_mapping_are_a_problem(typed):
     assert [one.field for one in form.read(shown() | {"extra": typed})[1]] == ["extra"]
 
@@ -136,7 +152,7 @@ def test_a_problem_speaks_of_its_field_by_its_label():
 
 
 def test_marks_cannot_break_out_of_their_style_sheet():
-    hostile = "</style><script>alert(1)</script>\";}*{display:none"
+    hostile = '</style><script>alert(1)</script>";}*{display:none'
     problems = form.read(shown() | {"training.seed": hostile})[1]
     sheet = notices.marks(problems, Words("en"))
     assert sheet.count("<") == 2  # <style> and </style>

@@ -36,7 +36,9 @@ class Line:
     high: list[float]
 
 
-def charts(series: Mapping[str, Any], words: Words, x: str = "step", smoothing: float = 0.6, log: bool = False) -> str:
+def charts(
+    series: Mapping[str, Any], words: Words, x: str = "step", smoothing: float = 0.6, log: bool = False
+) -> str:
     """Every curve of a run as a grid of figures; training and validation of the same quantity share one."""
     bases = {name.removeprefix("eval_") for name in series}
     order = [name for name in FIRST if name in bases] + sorted(bases - set(FIRST))
@@ -48,7 +50,9 @@ def charts(series: Mapping[str, Any], words: Words, x: str = "step", smoothing: 
 
 def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool) -> str:
     roles = {base: ("train", words("legend-train")), f"eval_{base}": ("eval", words("legend-eval"))}
-    lines = [line(series[name], x, role, title, log) for name, (role, title) in roles.items() if name in series]
+    lines = [
+        line(series[name], x, role, title, log) for name, (role, title) in roles.items() if name in series
+    ]
     lines = [one for one in lines if one.x]
     if not lines:
         return ""
@@ -70,7 +74,9 @@ def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:
     return Line(name, role, *columns)
 
 
-def chart(title: str, lines: Sequence[Line], words: Words, x: str, smoothing: float = 0.0, log: bool = False) -> str:
+def chart(
+    title: str, lines: Sequence[Line], words: Words, x: str, smoothing: float = 0.0, log: bool = False
+) -> str:
     """One figure: title, legend, axes and curves, as HTML with an inline SVG."""
     across = Scale.over((v for one in lines for v in one.x), LEFT, WIDTH - RIGHT)
     up = Scale.over((v for one in lines for v in (*one.low, *one.high)), HEIGHT - BOTTOM, TOP, log, room=0.04)
@@ -81,7 +87,11 @@ def chart(title: str, lines: Sequence[Line], words: Words, x: str, smoothing: fl
         points.append(_points(one, smooth, across, up, x, words))
     last = lines[0].value[-1]
     text = words("chart-text", title=title, count=len(lines[0].x), last=short(last))
-    legend = "".join(f'<span class="key {one.role}">{escape(one.name)}</span>' for one in lines) if len(lines) > 1 else ""
+    legend = (
+        "".join(f'<span class="key {one.role}">{escape(one.name)}</span>' for one in lines)
+        if len(lines) > 1
+        else ""
+    )
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(points, ensure_ascii=False))}">'
         f"<figcaption><b>{escape(title)}</b>{legend}<output>{escape(short(last))}</output></figcaption>"
@@ -115,7 +125,9 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def over(cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0) -> Scale:
+    def over(
+        cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0
+    ) -> Scale:
         """A scale that shows every value, with `room` left at both ends as a share of the range."""
         values = list(values)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -202,21 +214,33 @@ def _columns(count: int) -> list[range]:
 
 def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale) -> str:
     if one.role == "eval":
-        dots = "".join(f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>' for x, y in zip(one.x, one.value, strict=True))
+        dots = "".join(
+            f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
+            for x, y in zip(one.x, one.value, strict=True)
+        )
         return f'<g class="eval"><path d="{_path((across(x), up(y)) for x, y in zip(one.x, one.value, strict=True))}"/>{dots}</g>'
     columns = _columns(len(one.x))
     raw = ""
     if smooth != one.value:
         # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
-        ends = ((column[0], min(one.low[i] for i in column), max(one.high[i] for i in column)) for column in columns)
-        pairs = ((x, y) for i, low, high in ends for x, y in ((one.x[i], low), (one.x[i], high))[: 1 + (high > low)])
+        ends = (
+            (column[0], min(one.low[i] for i in column), max(one.high[i] for i in column))
+            for column in columns
+        )
+        pairs = (
+            (x, y)
+            for i, low, high in ends
+            for x, y in ((one.x[i], low), (one.x[i], high))[: 1 + (high > low)]
+        )
         raw = f'<path class="raw" d="{_path((across(x), up(y)) for x, y in pairs)}"/>'
     strong = _path((across(one.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
     dot = f'<circle cx="{across(one.x[-1]):.1f}" cy="{up(smooth[-1]):.1f}" r="3"/>'
     return f'<g class="train">{raw}<path d="{strong}"/>{dot}</g>'
 
 
-def _points(one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, words: Words) -> dict[str, Any]:
+def _points(
+    one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, words: Words
+) -> dict[str, Any]:
     """What the pointer finds: pixel positions, the place on the axis and the value, for every column."""
     at = [column[-1] for column in _columns(len(one.x))]
     return {
@@ -243,8 +267,12 @@ def _axes(across: Scale, up: Scale, x: str, words: Words) -> str:
     for tick in _across_ticks(across, x):
         label = {"time": clock}.get(x, short)(tick)
         marks.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{label}</text>')
-    marks.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>')
-    marks.append(f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>')
+    marks.append(
+        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>'
+    )
+    marks.append(
+        f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
+    )
     return f'<g class="axes">{"".join(marks)}</g>'
 
 
@@ -253,7 +281,9 @@ def _across_ticks(across: Scale, x: str) -> list[float]:
         return [tick for tick in across.ticks(8) if abs(tick - round(tick)) < 1e-9]
     if x == "time":
         span = max((across.high - across.low) / 6, 1)
-        step = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400)
+        step = next(
+            (s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400
+        )
         step *= max(1, math.ceil(span / step))
         return [i * step for i in range(math.ceil(across.low / step), math.floor(across.high / step) + 1)]
     return across.ticks(6)

@@ -138,7 +138,9 @@ def _text(path: str, words: Words) -> gr.Textbox:
 def _number(path: str, words: Words) -> gr.Textbox:
     # A text box: a number box turns what it cannot read into nothing, and nothing into 0, without a word.
     attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
-    return gr.Textbox(**_words_of(path, words), lines=1, max_lines=1, min_width=120, html_attributes=attributes)
+    return gr.Textbox(
+        **_words_of(path, words), lines=1, max_lines=1, min_width=120, html_attributes=attributes
+    )
 
 
 def _tick(path: str, words: Words) -> gr.Checkbox:
@@ -154,7 +156,9 @@ def _choice(path: str, words: Words) -> gr.Dropdown:
 
 
 def _choices(path: str, words: Words) -> gr.Dropdown:
-    return gr.Dropdown(_labelled(path, words), value=[], multiselect=True, **_words_of(path, words), min_width=120)
+    return gr.Dropdown(
+        _labelled(path, words), value=[], multiselect=True, **_words_of(path, words), min_width=120
+    )
 
 
 def _names(path: str, words: Words) -> gr.Dropdown:
@@ -218,7 +222,9 @@ def _read_yaml(path: str, raw: Any) -> Any:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = getattr(error, "problem", None) or str(error)
-        raise Refusal(problem("spec-not-yaml", owner(path.split(":")[0]), line=line, column=column, what=what)) from None
+        raise Refusal(
+            problem("spec-not-yaml", owner(path.split(":")[0]), line=line, column=column, what=what)
+        ) from None
     except ValueError as error:  # a date that does not exist, say
         found = problem("spec-not-yaml", owner(path.split(":")[0]), line=1, column=1, what=str(error))
         raise Refusal(found) from None
@@ -369,7 +375,8 @@ class Form:
         """One sentence for each kind; the style sheet shows that of the chosen one."""
         union = element_id(path)
         told = (
-            f'<p class="of-{union} of-{union}-{kind}">{escape(self.words.kind(path, kind))}</p>' for kind in UNIONS[path]
+            f'<p class="of-{union} of-{union}-{kind}">{escape(self.words.kind(path, kind))}</p>'
+            for kind in UNIONS[path]
         )
         gr.HTML("".join(told), elem_classes=["kinds"])
 

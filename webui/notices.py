@@ -46,13 +46,17 @@ def marks(problems: Iterable[Problem], words: Words) -> str:
         rules.append(f"#{element_id(path)}{{--wrong:1px;--field-edge:var(--bad)}}")
         rules.append(f'#{element_id(path)}::after{{content:"{css_text(" ".join(texts))}"}}')
         if not essential(path):
-            rules.append(f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}')
+            rules.append(
+                f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}'
+            )
     return f"<style>{''.join(rules)}</style>"
 
 
 def css_text(text: str) -> str:
     """`text` inside a CSS string: whatever is not a plain letter or digit is written as its code point."""
-    return "".join(one if one.isascii() and (one.isalnum() or one == " ") else f"\\{ord(one):x} " for one in text)
+    return "".join(
+        one if one.isascii() and (one.isalnum() or one == " ") else f"\\{ord(one):x} " for one in text
+    )
 
 
 def toast(text: str, kind: str = "good") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -41,26 +41,36 @@ element.addEventListener('click', (event) => {
 """
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunsTab:
     """The parts of the tab that the rest of the page is wired to."""
 
-    timers: list[gr.Timer] = field(default_factory=list)
-    clone: gr.Button = None
-    shown: list[Any] = field(default_factory=list)  # what `open` answers into
-    open: Callable[..., list[Any]] = None
-    view: list[Any] = field(default_factory=list)  # what `open` asks besides the id
+    open: Callable[..., list[Any]]
+    view: list[Any]  # what `open` asks besides the id
+    shown: list[Any]  # what `open` answers into
+    timers: list[gr.Timer]
+    clone: gr.Button
 
 
 def build(
-    words: Words, workplace: Workplace, root: str, selected: gr.Textbox, told: gr.HTML, user: Callable[[gr.Request], str]
+    words: Words,
+    workplace: Workplace,
+    root: str,
+    selected: gr.Textbox,
+    told: gr.HTML,
+    user: Callable[[gr.Request], str],
 ) -> RunsTab:
     """The tab in the current context. `selected` holds the id of the open run ("" = the table)."""
     saves = workplace.saves
     with gr.Column(elem_classes="list") as table_view:
         with gr.Row(elem_classes="bar-row"):
             search = gr.Textbox(
-                placeholder=words("runs-search"), show_label=False, container=False, elem_id="search", max_lines=1, scale=1
+                placeholder=words("runs-search"),
+                show_label=False,
+                container=False,
+                elem_id="search",
+                max_lines=1,
+                scale=1,
             )
         table = gr.HTML(js_on_load=ROWS_JS, elem_id="runs")
         limit = gr.Textbox(str(SHOWN), elem_classes="unseen", container=False)
@@ -79,7 +89,9 @@ def build(
             no_kill = gr.Button(words("cancel"), size="sm", scale=0)
         with gr.Row(visible=False, elem_classes="sure") as sure_delete:
             gr.HTML(f"<p>{escape(words('sure-delete'))}</p>")
-            yes_delete = gr.Button(words("yes-delete"), variant="stop", size="sm", elem_id="yes-delete", scale=0)
+            yes_delete = gr.Button(
+                words("yes-delete"), variant="stop", size="sm", elem_id="yes-delete", scale=0
+            )
             no_delete = gr.Button(words("cancel"), size="sm", scale=0)
         failure = gr.HTML(elem_id="failure")
         with gr.Row(elem_classes="chart-tools"):
@@ -111,31 +123,31 @@ def build(
 
     def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
         """What moves while a run goes on."""
-        buttons = [gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")]
+        buttons = [
+            gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")
+        ]
         return [
             stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, failure_html(run, words),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words), files_html(run, root, words),
         ]  # fmt: skip
 
-    def to_table() -> list[Any]:
-        hidden = [gr.update(visible=False)] * 2
+    def to_table(text: str, count: str) -> list[Any]:
+        """The table in place of a run."""
+        resting = [gr.Timer(active=False) if one is timer else gr.skip() for one in moving]
+        closed = [gr.update(visible=False)] * 2
         return [
-            *[gr.skip()] * len(moving), gr.update(visible=True), gr.update(visible=False), gr.Timer(active=True), *hidden,
-            gr.skip(), gr.skip(),
+            *resting, gr.update(visible=True), gr.update(visible=False), gr.Timer(active=True), *closed, gr.skip(), gr.skip(),
+            *rows(text, count),
         ]  # fmt: skip
 
     def open(run_id: str, x: str, smooth: float, log_axis: bool, text: str, count: str) -> list[Any]:
         """The run with that id in full; the table if there is none."""
+        if not run_id:
+            return [gr.skip(), gr.skip(), *to_table(text, count)]
         try:
-            run = runs.get(saves, run_id) if run_id else None
+            run = runs.get(saves, run_id)
         except Refusal as refusal:
-            answer = to_table()
-            answer[moving.index(timer)] = gr.Timer(active=False)
-            return [notices.refused(refusal.problems, words), "", *answer, *rows(text, count)]
-        if not run:
-            answer = to_table()
-            answer[moving.index(timer)] = gr.Timer(active=False)
-            return [gr.skip(), gr.skip(), *answer, *rows(text, count)]
+            return [notices.refused(refusal.problems, words), "", *to_table(text, count)]
         closed = [gr.update(visible=False)] * 2
         link = f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
         return [
@@ -148,9 +160,11 @@ def build(
         """What has changed since `known`; nothing if nothing has."""
         try:
             run = runs.get(saves, run_id)
+            return [gr.skip()] * len(moving) if stamp_of(run) == known else now(run, x, smooth, log_axis)
         except Refusal:
-            return [gr.skip(), gr.Timer(active=False), *[gr.skip()] * (len(moving) - 2)]
-        return [gr.skip()] * len(moving) if stamp_of(run) == known else now(run, x, smooth, log_axis)
+            return [gr.Timer(active=False) if one is timer else gr.skip() for one in moving]
+        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+            return [gr.skip()] * len(moving)
 
     def redraw(run_id: str, x: str, smooth: float, log_axis: bool) -> Any:
         try:
@@ -168,8 +182,11 @@ def build(
         return [hashlib.sha1(html.encode()).hexdigest(), html, button]
 
     def table_tick(known: str, text: str, count: str) -> list[Any]:
-        fresh = rows(text, count)
-        return [gr.skip()] * 3 if fresh[0] == known else fresh
+        try:
+            fresh = rows(text, count)
+        except FileNotFoundError:  # a run was deleted while it was looked at
+            return [gr.skip()] * len(listed)
+        return [gr.skip()] * len(listed) if fresh[0] == known else fresh
 
     def more_rows(text: str, count: str) -> list[Any]:
         wanted = str(whole(count) + SHOWN)
@@ -196,10 +213,17 @@ def build(
 
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     view = [*look_at, search, limit]
-    tab = RunsTab([timer, table_timer], clone, [told, selected, *moving, *still, *listed], open, view)
+    shown = [told, selected, *moving, *still, *listed]
     timer.tick(tick, [selected, stamp, *look_at], moving, **quiet)
     table_timer.tick(table_tick, [table_stamp, search, limit], listed, **quiet)
-    gr.on([one.change for one in look_at], redraw, [selected, *look_at], curves, trigger_mode="always_last", **quiet)
+    gr.on(
+        [one.change for one in look_at],
+        redraw,
+        [selected, *look_at],
+        curves,
+        trigger_mode="always_last",
+        **quiet,
+    )
     search.change(rows, [search, limit], listed, trigger_mode="always_last", **quiet)
     more.click(more_rows, [search, limit], [limit, *listed], **quiet)
     for html in (table, head):
@@ -216,9 +240,9 @@ def build(
         (resume, lambda run, by: runs.resume(run, by), "told-resume"),
     ]
     for button, act, done in acts:
-        button.click(asked(act, done), [selected, *view], tab.shown, **quiet)
-    yes_delete.click(deleted, [selected, *view], tab.shown, **quiet)
-    return tab
+        button.click(asked(act, done), [selected, *view], shown, **quiet)
+    yes_delete.click(deleted, [selected, *view], shown, **quiet)
+    return RunsTab(open, view, shown, [timer, table_timer], clone)
 
 
 def whole(count: str) -> int:
@@ -301,7 +325,11 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
         "loss": "" if loss is None else charts.short(loss),
         "curve": charts.spark(progress.spark(run)),
     }
-    return f'<tr data-run="{escape(run.id)}">' + "".join(f'<td class="c-{one}">{cells[one]}</td>' for one in columns) + "</tr>"
+    return (
+        f'<tr data-run="{escape(run.id)}">'
+        + "".join(f'<td class="c-{one}">{cells[one]}</td>' for one in columns)
+        + "</tr>"
+    )
 
 
 # ------------------------------------------------------------------------------------------ one run
@@ -314,7 +342,11 @@ def head_html(run: Run, words: Words) -> str:
         "fact-model": told["model"], "fact-method": kind, "fact-data": told["data"], "fact-owner": run.by,
         "fact-submitted": moment(run.submitted),
     }  # fmt: skip
-    rows = "".join(f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in facts.items() if value)
+    rows = "".join(
+        f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>"
+        for code, value in facts.items()
+        if value
+    )
     return (
         f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
         f'<div class="run-title"><h1>{escape(told["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
@@ -358,9 +390,7 @@ def failure_html(run: Run, words: Words) -> str:
     if advice:
         advice = f"<p><b>{escape(words('what-to-do'))}</b> {_lines(advice)}</p>"
     if why.traceback:
-        traceback = (
-            f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
-        )
+        traceback = f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
     return f'<div class="failure" role="alert"><p class="what">{_lines(why.what(words.language))}</p>{advice}{traceback}</div>'
 
 
@@ -391,7 +421,11 @@ def files_html(run: Run, root: str, words: Words) -> str:
         f'<tr><td><a download href="{escape(address(run, name, root))}">{escape(name)}</a></td><td>{size(count)}</td></tr>'
         for name, count in found[:FILES]
     )
-    rest = f'<p class="quiet">{escape(words("files-more", count=len(found) - FILES))}</p>' if len(found) > FILES else ""
+    rest = (
+        f'<p class="quiet">{escape(words("files-more", count=len(found) - FILES))}</p>'
+        if len(found) > FILES
+        else ""
+    )
     heads = f"<th>{escape(words('file-name'))}</th><th>{escape(words('file-size'))}</th>"
     return f'<table class="files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{rest}'
 

@@ -23,7 +23,7 @@ from engine import progress, runs
 from engine.problems import Refusal
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import downloads, runs_tab, theme, train_tab
+from webui import downloads, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -65,25 +65,21 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             try:
                 spec = runs.get(workplace.saves, run_id).spec
             except Refusal:
-                return [gr.skip()] * (len(train.form.inputs) + len(train.shown) + 2)
-            said = train_tab.notices.toast(words("cloned", run=runs.get(workplace.saves, run_id).title))
+                return [gr.skip()] * (len(train.filled) + 2)
+            said = notices.toast(words("cloned", run=spec.name or run_id.rsplit("/", 1)[-1]))
             return [said, gr.Tabs(selected="train"), *train.fill(spec)]
 
-        lists = [train.form.controls[path] for path in (train_tab.MODEL, *train_tab.DATASET_NAMES)]
-        filled = [*train.form.inputs, *train.shown]
-        blocks.load(train.choices, None, lists, **quiet).then(
-            arrive, [selected, wanted], [head, selected, *filled, tabs], js=ARRIVE_JS, **quiet
+        blocks.load(train.choices, None, train.lists, **quiet).then(
+            arrive, [selected, wanted], [head, selected, *train.filled, tabs], js=ARRIVE_JS, **quiet
         )
-        train.start.click(train.submit, train.form.inputs, [told, selected, *train.shown], **quiet)
+        train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **quiet)
         selected.change(
             open_run, [selected, *shown.view], [tabs, *shown.shown], js=RUNS_JS,
             **quiet,
         )  # fmt: skip
-        shown.clone.click(clone, selected, [told, tabs, *filled], **quiet)
+        shown.clone.click(clone, selected, [told, tabs, *train.filled], **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
-        train_item.select(
-            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
-        )
+        train_item.select(lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet)
         _endpoints(workplace)
     return blocks
 
@@ -121,7 +117,8 @@ def _endpoints(workplace: Workplace) -> None:
     def list_runs() -> list[dict[str, Any]]:
         """All runs, newest first."""
         return [
-            {"id": run.id, "state": run.state, "by": run.by, "submitted": run.submitted} for run in runs.find(workplace.saves)
+            {"id": run.id, "state": run.state, "by": run.by, "submitted": run.submitted}
+            for run in runs.find(workplace.saves)
         ]
 
     def show_run(run: str) -> dict[str, Any]:
@@ -131,7 +128,11 @@ def _endpoints(workplace: Workplace) -> None:
 
     def stop_run(run: str, how: str, request: gr.Request) -> str:
         """Stop a run: how = "save" writes a checkpoint first, "kill" does not."""
-        _said(lambda: runs.stop(runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request)))
+        _said(
+            lambda: runs.stop(
+                runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request)
+            )
+        )
         return _said(lambda: runs.get(workplace.saves, run)).state
 
     for name, action in {"start": start, "runs": list_runs, "run": show_run, "stop": stop_run}.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,22 +23,22 @@ from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
+LISTS = (MODEL, *DATASET_NAMES)  # settings whose choices are what is on disk
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainTab:
     """The parts of the tab that the rest of the page is wired to."""
 
-    form: Form
+    inputs: list[Any]  # every control of the form
+    filled: list[Any]  # what `fill` answers into: the form and its summary
+    fill: Callable[[RunSpec], list[Any]]
+    lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
+    choices: Callable[[], list[Any]]
     start: gr.Button
-    told: gr.HTML
-    shown: list[Any] = field(default_factory=list)  # what `look` answers into
-    look: Callable[..., list[Any]] = None
-    fill: Callable[[RunSpec], list[Any]] = None
-    choices: Callable[[], list[Any]] = None
-    submit: Callable[..., list[Any]] = None
-    preset: gr.Dropdown = None
+    submit: Callable[..., list[Any]]  # answers into the message, the id of the run, and `shown`
+    shown: list[Any]  # the summary and the marks
 
 
 def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
@@ -67,16 +67,23 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 with gr.Row(elem_classes="buttons"):
                     load = gr.Button(words("load"), size="sm")
                     file = gr.UploadButton(
-                        words("load-file"), file_types=[".yaml", ".yml"], type="binary", size="sm", elem_id="load-file"
+                        words("load-file"),
+                        file_types=[".yaml", ".yml"],
+                        type="binary",
+                        size="sm",
+                        elem_id="load-file",
                     )
             marks = gr.HTML(elem_classes="marks")
 
-    tab = TrainTab(controls, start, told, [facts, card, marks, command, yaml], preset=preset)
+    shown = [facts, card, marks, command, yaml]
+    filled = [*controls.inputs, *shown]
 
     def judged(spec: RunSpec, unreadable: list[Problem]) -> list[Any]:
         plan = summary(spec, workplace)
         hidden = {form.owner(one.field) for one in unreadable}
-        found = unreadable + [one for one in plan.problems if form.owner(one.field) not in hidden or not one.field]
+        found = unreadable + [
+            one for one in plan.problems if form.owner(one.field) not in hidden or not one.field
+        ]
         return [
             model_facts(spec.model.model_name_or_path, workplace, words),
             card_html(spec, plan, found, words, known=not unreadable),
@@ -92,10 +99,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         return [*controls.updates(spec), *judged(spec, [])]
 
     def choices() -> list[Any]:
-        """New lists of models and data sets, for the controls that `tab.form` has for them."""
-        sets = dataset_choices(workplace, words)
-        lists = {MODEL: model_choices(workplace)} | dict.fromkeys(DATASET_NAMES, sets)
-        return [gr.update(choices=lists[path]) for path in (MODEL, *DATASET_NAMES)]
+        """The models and data sets that there are now."""
+        models, sets = model_choices(workplace), dataset_choices(workplace, words)
+        return [gr.update(choices=models if path == MODEL else sets) for path in LISTS]
 
     def submit(request: gr.Request, *held: Any) -> list[Any]:
         spec, unreadable = form.read(controls.values(held))
@@ -107,7 +113,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             # The card lists them; the message only says that there are some.
             counted = words("to-fix", count=len(refusal.problems))
             return [notices.toast(counted, "bad"), gr.skip(), *judged(spec, unreadable)]
-        return [notices.toast(words("started")), run.id, *[gr.skip()] * len(tab.shown)]
+        return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
     def from_preset(name: str) -> list[Any]:
         return fill(workplace.preset(name)) if name in workplace.presets() else [gr.skip()] * len(filled)
@@ -127,19 +133,18 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         except UnicodeDecodeError:
             return [notices.toast(words("load-not-text"), "bad"), *[gr.skip()] * len(filled)]
 
-    tab.look, tab.fill, tab.choices, tab.submit = look, fill, choices, submit
-    filled = [*controls.inputs, *tab.shown]
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
     # script lets only the last of many changes through, so that a filled form is looked at once.
     gr.on(
-        [control.change for control in controls.inputs], look, controls.inputs, tab.shown, trigger_mode="always_last",
+        [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **quiet,
     )  # fmt: skip
     preset.input(from_preset, preset, filled, **quiet)
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
-    return tab
+    lists = [controls.controls[path] for path in LISTS]
+    return TrainTab(controls.inputs, filled, fill, lists, choices, start, submit, shown)
 
 
 # ------------------------------------------------------------------------------------------ layout
@@ -166,7 +171,9 @@ def _parts(controls: Form, words: Words) -> None:
     rest = [path for path in form.paths() if path not in controls.controls and path != NAME]
     gr.HTML(f"<h2>{escape(words('section-other'))}</h2>", elem_classes="section-title")
     with gr.Column(elem_classes="folds"):
-        for part in (name for name in RunSpec.model_fields if any(form.part_of(path) == name for path in rest)):
+        for part in (
+            name for name in RunSpec.model_fields if any(form.part_of(path) == name for path in rest)
+        ):
             with (
                 gr.Accordion(words.part(part), open=False, elem_id=form.part_id(part), elem_classes="fold"),
                 gr.Column(elem_classes="grid grid-3"),
@@ -197,7 +204,9 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
     """One line about the chosen model. A folder outside the model roots is not looked into."""
     if not given:
         return f'<p class="quiet">{escape(words("fact-none"))}</p>'
-    folder = next((one for one in (Path(given), *(root / given for root in workplace.models)) if _is_model(one)), None)
+    folder = next(
+        (one for one in (Path(given), *(root / given for root in workplace.models)) if _is_model(one)), None
+    )
     if not folder or not inside(folder, workplace.models):
         return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
     model = inspect(folder)
@@ -223,7 +232,11 @@ def _is_model(folder: Path) -> bool:
 def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, known: bool) -> str:
     """The numbers of the plan, and what stands in its way."""
     training = spec.training
-    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.hardware.num_processes
+    batch = (
+        training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * spec.hardware.num_processes
+    )
     share = ""
     if plan.trainable and plan.parameters:
         share = words("stat-share", percent=f"{plan.trainable / plan.parameters:.2%}")

@@ -1,0 +1,183 @@
+"""A LLaMA-Factory command line or YAML → a spec of ours, and what could not be carried over, each with the reason."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from engine.problems import Problem, Refusal, problem
+from engine.spec import RunSpec, fields, trainer_arguments
+
+# Their name → our path. Names that are equal in both need no row: they are found among the spec's fields.
+NAMES = {
+    "cutoff_len": "data.max_length", "max_samples": "data.max_samples", "dataset_dir": "data.dataset_dir",
+    "val_size": "data.validation_share", "packing": "data.packing", "lora_rank": "method.r",
+    "lora_alpha": "method.lora_alpha", "lora_dropout": "method.lora_dropout",
+    "additional_target": "method.modules_to_save", "freeze_trainable_layers": "method.trainable_layers",
+    "num_layer_trainable": "method.trainable_layers", "warmup_ratio": "training.warmup_steps",
+    "quantization_type": "model.quantization.bnb_4bit_quant_type", "adapter_name_or_path": "model.adapter_path",
+    "double_quantization": "model.quantization.bnb_4bit_use_double_quant",
+}  # fmt: skip
+# Named for what Athanor decides by itself, or does always.
+NEEDLESS = {
+    "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "template",
+    "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout", "trust_remote_code", "config_file",
+    "save_only_model", "eval_strategy", "evaluation_strategy", "include_num_input_tokens_seen", "flash_attn",
+    "resume_from_checkpoint", "deepspeed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A spec, and what of the original it leaves out."""
+
+    spec: RunSpec
+    left_out: tuple[Problem, ...]
+
+
+def read(text: str) -> Imported:
+    """A pasted command (`… train_bash.py --stage sft …`, `llamafactory-cli train file.yaml` content) as a spec.
+
+    Raises Refusal if it is neither, or if the settings it has do not make a spec.
+    """
+    given = _flags(text) if "--" in text else _yaml(text)
+    if not given:
+        raise Refusal(problem("import-nothing"))
+    plain: dict[str, Any] = {"stage": {"kind": "sft"}, "method": {"kind": "lora"}, "model": {}, "data": {}, "training": {}, "logging": {}}
+    plain |= {"hardware": _devices(text)}
+    left_out = []
+    for name, value in given.items():
+        if name in WAYS:
+            WAYS[name](plain, value)
+        elif path := NAMES.get(name) or OWN.get(name):
+            _put(plain, path, value)
+        elif name in trainer_arguments()["sft"] and name not in NEEDLESS:
+            plain.setdefault("extra", {})[name] = value
+        elif name in NEEDLESS:
+            left_out.append(problem("import-needless", name=name, value=value))
+        else:
+            left_out.append(problem("import-unknown", name=name, value=value))
+    if plain["method"]["kind"] != "lora":
+        lora_only = [key for key in plain["method"] if key not in ("kind", "trainable_layers", "trainable_modules")]
+        for key in lora_only:
+            del plain["method"][key]
+    return Imported(RunSpec.read({part: value for part, value in plain.items() if value}), tuple(left_out))
+
+
+OWN = {path.rsplit(".", 1)[-1]: path for path in fields() if "." in path}
+
+
+def _put(plain: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for parent in parents:
+        plain = plain.setdefault(parent, {})
+    listed = str(fields()[path].annotation).startswith("list")
+    plain[last] = [part.strip() for part in value.split(",")] if listed and isinstance(value, str) else value
+
+
+def _stage(plain: dict[str, Any], value: str) -> None:
+    plain["stage"]["kind"] = value
+
+
+def _method(plain: dict[str, Any], value: str) -> None:
+    plain["method"]["kind"] = value
+
+
+def _datasets(plain: dict[str, Any], value: str) -> None:
+    plain["data"]["datasets"] = dict.fromkeys((name.strip() for name in value.split(",")), 1)
+
+
+def _eval_datasets(plain: dict[str, Any], value: str) -> None:
+    plain["data"]["eval_datasets"] = [name.strip() for name in value.split(",")]
+
+
+def _targets(plain: dict[str, Any], value: str) -> None:
+    names = [name.strip() for name in value.split(",")]
+    plain["method"]["target_modules"] = ["all-linear"] if names == ["all"] else names
+
+
+def _precision(name: str) -> Callable[[dict[str, Any], Any], None]:
+    def put(plain: dict[str, Any], value: Any) -> None:
+        if value is True:
+            plain["training"]["precision"] = name
+
+    return put
+
+
+def _quantization(plain: dict[str, Any], value: int) -> None:
+    plain["model"].setdefault("quantization", {})["kind"] = f"{value}bit"
+
+
+def _report_to(plain: dict[str, Any], value: Any) -> None:
+    names = value if isinstance(value, list) else str(value).split(",")
+    plain["logging"]["report_to"] = [name for name in names if name != "none"]
+
+
+def _disable_checkpointing(plain: dict[str, Any], value: bool) -> None:
+    plain["training"]["gradient_checkpointing"] = not value
+
+
+def _train_on(kind: str) -> Callable[[dict[str, Any], Any], None]:
+    def put(plain: dict[str, Any], value: Any) -> None:
+        if value is True:
+            plain["stage"]["train_on"] = kind
+
+    return put
+
+
+# Settings whose value changes its form on the way.
+WAYS: dict[str, Callable[[dict[str, Any], Any], None]] = {
+    "stage": _stage, "finetuning_type": _method, "dataset": _datasets, "eval_dataset": _eval_datasets,
+    "lora_target": _targets, "fp16": _precision("fp16"), "bf16": _precision("bf16"),
+    "quantization_bit": _quantization, "report_to": _report_to, "disable_gradient_checkpointing": _disable_checkpointing,
+    "train_on_prompt": _train_on("everything"), "mask_history": _train_on("last_answer"),
+}  # fmt: skip
+
+
+def _devices(text: str) -> Mapping[str, Any]:
+    """`CUDA_VISIBLE_DEVICES=0,1,2,3 accelerate launch` is four processes on four cards."""
+    found = re.search(r"CUDA_VISIBLE_DEVICES=([\d,]+)", text)
+    cards = [int(card) for card in found[1].split(",") if card] if found else []
+    return {"devices": cards, "num_processes": len(cards)} if cards else {}
+
+
+def _flags(text: str) -> dict[str, Any]:
+    try:
+        words = shlex.split(text.replace("\\\n", " "), comments=True)
+    except ValueError as error:
+        raise Refusal(problem("import-unreadable", why=error)) from None
+    # The flags of the launcher stand before the script: only those behind it are the training's.
+    script = max((index for index, word in enumerate(words) if word.endswith(".py") or word == "train"), default=-1)
+    found: dict[str, Any] = {}
+    name = None
+    for word in words[script + 1 :]:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            found[name] = yaml.safe_load(value) if equals else True
+        elif name:
+            found[name] = _value(word)
+            name = None
+    return found
+
+
+def _value(word: str) -> Any:
+    """As YAML reads it; but 5e-05 is a number to everybody except YAML 1.1."""
+    try:
+        return float(word) if re.fullmatch(r"[\d.]+[eE][+-]?\d+", word) else yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    try:
+        given = yaml.load(text, Loader=yaml.CSafeLoader)
+    except yaml.YAMLError as error:
+        raise Refusal(problem("import-unreadable", why=error)) from None
+    if not isinstance(given, dict):
+        raise Refusal(problem("import-nothing"))
+    return {name: _value(value) if isinstance(value, str) else value for name, value in given.items()}

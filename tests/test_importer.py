@@ -1,0 +1,62 @@
+"""The user comes from LLaMA-Factory: his commands become specs, and nothing of them is lost in silence."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.importer import read
+from engine.problems import Refusal
+
+# In the form of the user's own commands: every flag they have.
+COMMAND = """CUDA_VISIBLE_DEVICES=0,1,2,3 accelerate launch \\
+    --config_file examples/accelerate/single_config.yaml \\
+    src/train_bash.py \\
+    --stage sft --do_train True --model_name_or_path /models/Qwen1.5-7B-Chat \\
+    --finetuning_type lora --template qwen --dataset_dir data --dataset one,two \\
+    --cutoff_len 1024 --learning_rate 5e-05 --num_train_epochs 100.0 --max_samples 100000 \\
+    --per_device_train_batch_size 2 --gradient_accumulation_steps 8 --lr_scheduler_type cosine \\
+    --max_grad_norm 1.0 --logging_steps 5 --save_steps 100 --warmup_steps 0 --optim adamw_torch \\
+    --report_to none --output_dir saves/x --fp16 True --lora_rank 8 --lora_alpha 16 \\
+    --lora_dropout 0.1 --lora_target q_proj,v_proj --plot_loss True
+"""
+
+
+def test_every_flag_of_the_users_commands_is_in_the_spec() -> None:
+    imported = read(COMMAND)
+    spec = imported.spec
+    assert spec.stage.kind == "sft"
+    assert spec.model.model_name_or_path == "/models/Qwen1.5-7B-Chat"
+    assert spec.data.datasets == {"one": 1, "two": 1}
+    assert (spec.data.dataset_dir, spec.data.max_length, spec.data.max_samples) == ("data", 1024, 100_000)
+    method = spec.method
+    assert (method.kind, method.r, method.lora_alpha, method.lora_dropout) == ("lora", 8, 16, 0.1)
+    assert method.target_modules == ["q_proj", "v_proj"]
+    training = spec.training
+    assert (training.learning_rate, training.num_train_epochs, training.precision) == (5e-5, 100, "fp16")
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2, 8)
+    assert (training.lr_scheduler_type, training.warmup_steps, training.optim) == ("cosine", 0, "adamw_torch")
+    assert (training.max_grad_norm, spec.logging.logging_steps, spec.logging.save_steps) == (1, 5, 100)
+    assert spec.logging.plot_loss
+    assert spec.logging.report_to == []
+    assert (spec.hardware.devices, spec.hardware.num_processes) == ([0, 1, 2, 3], 4)
+    assert {one.values["name"] for one in imported.left_out} == {"do_train", "template", "output_dir"}
+
+
+def test_a_yaml_file_of_theirs_is_read_too() -> None:
+    spec = read("stage: pt\nfinetuning_type: full\ndataset: c4_demo\nbf16: true\nlora_rank: 8\nwarmup_ratio: 0.1").spec
+    assert (spec.stage.kind, spec.method.kind, spec.training.precision) == ("pt", "full", "bf16")
+    assert spec.training.warmup_steps == 0.1
+
+
+def test_qlora_and_other_switches_change_their_form() -> None:
+    spec = read("train --finetuning_type lora --quantization_bit 4 --lora_target all --mask_history true --adam_beta2 0.95").spec
+    assert spec.model.quantization.kind == "4bit"
+    assert spec.method.target_modules == ["all-linear"]
+    assert spec.stage.train_on == "last_answer"
+    assert spec.extra == {"adam_beta2": 0.95}
+
+
+@pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "--a 'b", "{", "x: y: z"])
+def test_what_is_no_command_is_refused_with_a_sentence(text: str) -> None:
+    with pytest.raises(Refusal):
+        read(text)
