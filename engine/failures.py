@@ -63,7 +63,7 @@ def explain(run: Run) -> Explanation | None:
     log = end_of(run.dir.log, 65_536).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(one for one in error.get("problems", ()) if one["code"] in sentences())
-    exit = run.exit or {"reason": "interrupted", "code": None, "signal": None}
+    exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
     values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
     if known:
         return Explanation("", {}, traceback, known)

@@ -16,7 +16,8 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
-from starlette.routing import Mount
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import progress, runs
@@ -164,7 +165,9 @@ def application(
                 await stack.enter_async_context(one.router.lifespan_context(one))
             yield
 
-    inner = Starlette(routes=[downloads.route(workplace), Mount("/", _ByLanguage(pages))], lifespan=lifespan)
+    healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
+    routes = [healthy, downloads.route(workplace), Mount("/", _ByLanguage(pages))]
+    inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     return auth(whole) if auth else whole
 

@@ -1,0 +1,203 @@
+"""Every method and every setting that changes the training, on a tiny real model: it runs, and it does what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import runs
+from engine.progress import curves
+from engine.rundir import RunDir, read_json, write_json, write_text
+from engine.spec import RunSpec, optimizer_steps
+from engine.workplace import PROJECT
+
+pytestmark = pytest.mark.slow
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dora": {"method.use_dora": True},
+    "rslora": {"method.use_rslora": True},
+    "pissa": {"method.init_lora_weights": "pissa"},
+    "slow_lora": {"training.learning_rate": 5e-4},
+    "slow_lora_plus": {"training.learning_rate": 5e-4, "method.loraplus_lr_ratio": 16.0},
+    "named_targets": {"method.target_modules": ["q_proj", "v_proj"], "method.modules_to_save": ["embed_tokens"]},
+    "qlora": {"model.quantization": {"kind": "4bit"}},
+    "freeze": {"method": {"kind": "freeze", "trainable_layers": 1}},
+    "full": {"method": {"kind": "full"}},
+    "everything": {"stage": {"kind": "sft", "train_on": "everything"}},
+    "packed": {"data.packing": True, "data.max_length": 128},
+    "pretraining": {"stage": {"kind": "pt"}, "data.datasets": {"text": 1}},
+    "pretraining_packed": {"stage": {"kind": "pt"}, "data.datasets": {"text": 1}, "data.packing": True},
+    "keep_best": {
+        "data.validation_share": 0.2, "logging.eval_steps": 2, "logging.save_steps": 2,
+        "logging.load_best_model_at_end": True, "logging.early_stopping_patience": 1,
+        "training.learning_rate": 1e-9, "logging.save_total_limit": 1,
+    },
+    "many_settings": {
+        "training.lr_scheduler_type": "cosine_with_min_lr", "extra": {"lr_scheduler_kwargs": {"min_lr": 1e-4}, "adam_beta2": 0.95},
+        "training.warmup_steps": 0.25, "training.optim": "adafactor", "training.neftune_noise_alpha": 5.0,
+        "training.weight_decay": 0.1, "training.gradient_checkpointing": True, "training.gradient_accumulation_steps": 2,
+        "model.rope_scaling": {"kind": "yarn", "factor": 2.0}, "model.attn_implementation": "eager",
+    },
+    "weights": {"data.datasets": {"chat": 2.5}, "data.max_samples": 10, "training.max_steps": None, "training.num_train_epochs": 2},
+    "diverging": {"method": {"kind": "full"}, "training.learning_rate": 1.0, "training.optim": "sgd", "training.max_grad_norm": 0.0, "training.max_steps": 100},
+    "too_short": {"data.max_length": 8},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
+    """Every variant, trained in one child process."""
+    root = tmp_path_factory.mktemp("variants")
+    data = root / "data"
+    data.mkdir()
+    rows = [{"instruction": f"What comes after {n}?", "output": f"{n + 1}."} for n in range(40)]
+    write_json(data / "chat.json", rows)
+    write_json(data / "text.json", [{"text": f"After {n} comes {n + 1}. " * 12} for n in range(40)])
+    write_json(data / "dataset_info.json", {
+        "chat": {"file_name": "chat.json"}, "text": {"file_name": "text.json", "columns": {"prompt": "text"}},
+    })  # fmt: skip
+    folders = {}
+    for name, changes in VARIANTS.items():
+        spec = RunSpec.read({
+            "model": {"model_name_or_path": str(tiny)},
+            "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+            "training": {
+                "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 1, "save_steps": 100}, "hardware": {"device": "cpu"},
+        })  # fmt: skip
+        for path, value in changes.items():
+            spec = spec.change(path, value)
+        run = RunDir(root / "saves" / "tiny" / spec.method.kind / name)
+        run.path.mkdir(parents=True)
+        write_text(run.spec, spec.to_yaml())
+        write_json(run.request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
+        folders[name] = run
+    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in folders.values())]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folders
+
+
+def spec_of(run: RunDir) -> RunSpec:
+    return RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+
+
+def losses(run: RunDir) -> list[float]:
+    return list(curves(runs.read(run.path, run.path.parents[2]))["loss"].value)
+
+
+def tensors(file: Path) -> dict[str, list[int]]:
+    """Names and shapes in a safetensors file."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+
+
+FAILING = ("diverging", "too_short")
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in FAILING])
+def test_a_variant_trains_to_a_result_that_says_it_is_whole(trained: dict[str, RunDir], name: str) -> None:
+    run = trained[name]
+    assert read_json(run.error) is None
+    assert read_json(run.result() / "result.json")["complete"]
+    assert all(math.isfinite(loss) for loss in losses(run))
+    assert (run.result() / "tokenizer.json").exists()
+    assert (run.result() / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "dora", "rslora", "pissa", "qlora", "freeze", "full", "everything", "pretraining"]
+)
+def test_the_loss_begins_at_chance_and_falls(trained: dict[str, RunDir], name: str) -> None:
+    found = losses(trained[name])
+    assert found[0] == pytest.approx(math.log(800), abs=0.4)  # the model's weights are random
+    assert sum(found[-2:]) / 2 < found[0] - 0.05
+
+
+def test_full_learns_more_than_lora(trained: dict[str, RunDir]) -> None:
+    assert losses(trained["full"])[-1] < losses(trained["lora"])[-1] - 1
+
+
+def test_the_spec_decides_what_is_in_the_result(trained: dict[str, RunDir]) -> None:
+    named = tensors(trained["named_targets"].adapter / "adapter_model.safetensors")
+    assert {"q_proj", "v_proj"} == {name.split(".")[-3] for name in named if "lora_" in name}
+    assert any("embed_tokens" in name for name in named)
+    dora = tensors(trained["dora"].adapter / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in dora)
+    lora = tensors(trained["lora"].adapter / "adapter_model.safetensors")
+    assert {min(shape) for shape in lora.values()} == {16}
+    assert (trained["full"].model / "model.safetensors").exists()
+    assert read_json(trained["rslora"].adapter / "adapter_config.json")["use_rslora"]
+
+
+def test_lora_plus_learns_faster_at_the_same_learning_rate(trained: dict[str, RunDir]) -> None:
+    assert losses(trained["slow_lora_plus"])[-1] < losses(trained["slow_lora"])[-1] - 0.05
+
+
+def test_more_tokens_are_trained_when_the_questions_are_too(trained: dict[str, RunDir]) -> None:
+    few, all_ = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "everything"))
+    assert 0 < few["trained_tokens"] < all_["trained_tokens"] == all_["tokens"]
+
+
+def test_only_the_last_layer_moves_when_the_others_are_frozen(trained: dict[str, RunDir], tiny: Path) -> None:
+    from safetensors.numpy import load_file
+
+    before, after = load_file(tiny / "model.safetensors"), load_file(trained["freeze"].model / "model.safetensors")
+    moved = {name for name in after if (before[name] != after[name]).any()}
+    assert moved
+    assert all(".layers.1." in name for name in moved)
+
+
+def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[str, RunDir]) -> None:
+    plain, packed = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "packed"))
+    assert packed["tokens"] == plain["tokens"]
+    assert packed["examples"] < plain["examples"] / 2
+
+
+def test_packed_examples_do_not_see_each_other(tiny: Path) -> None:
+    words = [sys.executable, "-m", "tests.packed_alike", str(tiny)]
+    told = json.loads(subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+    assert told["packed"] == pytest.approx(told["plain"], rel=1e-5)
+    assert told["one_text"] != pytest.approx(told["plain"], rel=1e-4)  # as it would be if they saw each other
+
+
+def test_the_best_checkpoint_is_kept_and_training_stops_early(trained: dict[str, RunDir]) -> None:
+    run = trained["keep_best"]  # a learning rate so small that nothing gets better
+    assert read_json(run.result() / "result.json")["step"] < 8
+    assert len(run.checkpoints()) <= 2
+
+
+def test_weights_and_limits_decide_how_often_rows_are_seen(trained: dict[str, RunDir]) -> None:
+    run = trained["weights"]
+    assert read_json(run.prepared / "summary.json")["train"]["rows"] == 25  # 2.5 × 10
+    assert read_json(run.result() / "result.json")["step"] == optimizer_steps(spec_of(run), 25) == 14
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(trained: dict[str, RunDir]) -> None:
+    error = read_json(trained["diverging"].error)
+    assert error["problems"][0]["code"] == "loss-not-finite"
+    assert trained["diverging"].result() is None
+
+
+def test_rows_that_are_all_too_long_are_refused_with_the_count(trained: dict[str, RunDir]) -> None:
+    error = read_json(trained["too_short"].error)
+    assert error["problems"][0]["code"] == "all-too-long"
+    assert "40" in error["message"]
+
+
+def test_resuming_a_finished_run_is_not_offered(trained: dict[str, RunDir]) -> None:
+    run = trained["lora"]
+    write_json(run.exit, {"outcome": "finished", "ended": 0})
+    assert "resume" not in runs.read(run.path, run.path.parents[2]).can
