@@ -30,12 +30,16 @@ TICK_S = 2.0
 def arguments() -> argparse.Namespace:
     """The command line, each flag with its environment variable."""
     environment = os.environ.get
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument(
         "--host", default=environment("ATHANOR_HOST", "127.0.0.1"),
         help="address to listen on; beyond this machine only with --auth or --no-auth [ATHANOR_HOST]",
     )  # fmt: skip
-    parser.add_argument("--port", type=int, default=int(environment("ATHANOR_PORT", "7860")), help="[ATHANOR_PORT]")
+    parser.add_argument(
+        "--port", type=int, default=int(environment("ATHANOR_PORT", "7860")), help="[ATHANOR_PORT]"
+    )
     parser.add_argument(
         "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH"),
         help="users who may log in; add them with: python -m engine user add NAME --auth FILE [ATHANOR_AUTH]",
@@ -98,7 +102,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     if not _local(given.host) and given.no_auth and not given.auth:
-        print(f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr)
+        print(
+            f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
+        )
 
     # A temporary folder of this installation: /tmp/gradio may belong to another user of the machine.
     os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")

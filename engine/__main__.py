@@ -81,7 +81,9 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
         loss = last_loss(run)
-        print(f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}  {run.spec.name}".rstrip())
+        print(
+            f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}  {run.spec.name}".rstrip()
+        )
     return 0
 
 
@@ -175,18 +177,24 @@ def parser() -> argparse.ArgumentParser:
         clone: "run", delete: "run", import_: "file", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
-        verb = verbs.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
+        verb = verbs.add_parser(
+            function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__
+        )
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
-            meaning = "a run's id, as list prints it" if operand == "run" else "a file, or - for standard input"
+            meaning = (
+                "a run's id, as list prints it" if operand == "run" else "a file, or - for standard input"
+            )
             verb.add_argument(operand, help=meaning)
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
         if function is user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
-            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
+            verb.add_argument(
+                "--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]"
+            )
     return top
 
 
@@ -196,7 +204,10 @@ def main() -> int:
         return arguments.function(arguments, from_arguments(arguments))
     except Refusal as refusal:
         for one in refusal.problems:
-            print(f"{one.field}: {one.text(_language())}" if one.field else one.text(_language()), file=sys.stderr)
+            print(
+                f"{one.field}: {one.text(_language())}" if one.field else one.text(_language()),
+                file=sys.stderr,
+            )
     except (OSError, UnicodeDecodeError) as error:
         print(error, file=sys.stderr)
     return 2

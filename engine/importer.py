@@ -40,6 +40,19 @@ class Imported:
     left_out: tuple[Problem, ...]
 
 
+def read_any(text: str) -> Imported:
+    """A spec of ours as it is, or theirs translated: for a box into which either may be pasted. Raises Refusal."""
+    try:
+        return Imported(RunSpec.from_yaml(text), ())
+    except Refusal:
+        theirs = re.search(
+            r"--(stage|model_name_or_path|finetuning_type)\b|^(finetuning_type|cutoff_len):", text, re.M
+        )
+        if theirs and not re.search(r"^(model|training|data):", text, re.M):
+            return read(text)
+        raise
+
+
 def read(text: str) -> Imported:
     """A pasted command (`… train_bash.py --stage sft …`, `llamafactory-cli train file.yaml` content) as a spec.
 
@@ -48,7 +61,14 @@ def read(text: str) -> Imported:
     given = _flags(text) if "--" in text else _yaml(text)
     if not given:
         raise Refusal(problem("import-nothing"))
-    plain: dict[str, Any] = {"stage": {"kind": "sft"}, "method": {"kind": "lora"}, "model": {}, "data": {}, "training": {}, "logging": {}}
+    plain: dict[str, Any] = {
+        "stage": {"kind": "sft"},
+        "method": {"kind": "lora"},
+        "model": {},
+        "data": {},
+        "training": {},
+        "logging": {},
+    }
     plain |= {"hardware": _devices(text)}
     left_out = []
     for name, value in given.items():
@@ -63,7 +83,9 @@ def read(text: str) -> Imported:
         else:
             left_out.append(problem("import-unknown", name=name, value=value))
     if plain["method"]["kind"] != "lora":
-        lora_only = [key for key in plain["method"] if key not in ("kind", "trainable_layers", "trainable_modules")]
+        lora_only = [
+            key for key in plain["method"] if key not in ("kind", "trainable_layers", "trainable_modules")
+        ]
         for key in lora_only:
             del plain["method"][key]
     return Imported(RunSpec.read({part: value for part, value in plain.items() if value}), tuple(left_out))
@@ -152,7 +174,9 @@ def _flags(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise Refusal(problem("import-unreadable", why=error)) from None
     # The flags of the launcher stand before the script: only those behind it are the training's.
-    script = max((index for index, word in enumerate(words) if word.endswith(".py") or word == "train"), default=-1)
+    script = max(
+        (index for index, word in enumerate(words) if word.endswith(".py") or word == "train"), default=-1
+    )
     found: dict[str, Any] = {}
     name = None
     for word in words[script + 1 :]:

@@ -97,7 +97,9 @@ def _child(arguments: list[str], environment: dict[str, str], run: RunDir, *, st
     print(f"$ {' '.join(arguments)}", flush=True)
     # The descriptor of the lock goes along: the launcher itself takes no lock, and must count as alive.
     lock = take(run.lock, ALIVE, shared=True)
-    child = subprocess.Popen(arguments, env=environment, cwd=PROJECT, stdin=subprocess.DEVNULL, pass_fds=(lock,))
+    child = subprocess.Popen(
+        arguments, env=environment, cwd=PROJECT, stdin=subprocess.DEVNULL, pass_fds=(lock,)
+    )
     os.close(lock)
     while True:
         try:

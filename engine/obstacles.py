@@ -19,7 +19,11 @@ from engine.spec import RunSpec
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-TRACKERS = {"comet_ml": "comet_ml", "trackio": "trackio", "tensorboard": "tensorboard"}  # package, if not the name
+TRACKERS = {
+    "comet_ml": "comet_ml",
+    "trackio": "trackio",
+    "tensorboard": "tensorboard",
+}  # package, if not the name
 OPTIMIZERS = {
     "bitsandbytes": ("8bit", "paged", "lion", "bnb"), "galore_torch": ("galore",), "apollo_torch": ("apollo",),
     "lomo_optim": ("lomo",), "grokadamw": ("grokadamw",), "schedulefree": ("schedule_free",),
@@ -67,14 +71,19 @@ def trainable(spec: RunSpec) -> int | None:
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
     return (
-        trainable_parameters(model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}) or None
+        trainable_parameters(
+            model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}
+        )
+        or None
     )
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
     context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
     if context and spec.data.max_length > context:
-        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))]
+        return [
+            problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
+        ]
     return []
 
 
@@ -89,10 +98,15 @@ def _of_data(spec: RunSpec) -> list[Problem]:
     catalogue, broken = read_catalogue(folder)
     known = {dataset.name: dataset for dataset in catalogue}
     found = [replace(one, field="data.datasets") for one in broken]
-    for field, names in (("data.datasets", spec.data.datasets), ("data.eval_datasets", spec.data.eval_datasets)):
+    for field, names in (
+        ("data.datasets", spec.data.datasets),
+        ("data.eval_datasets", spec.data.eval_datasets),
+    ):
         for name in names if not broken else ():
             if name not in known:
-                found.append(problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—"))
+                found.append(
+                    problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
+                )
                 continue
             stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
             report = _looked_at(folder, name, KINDS[spec.stage.kind], stamps)
@@ -123,7 +137,11 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
     if unknown:
         return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
     if hardware.num_processes > len(cards):
-        return [problem("too-few-cards", "hardware.num_processes", wanted=hardware.num_processes, there=len(cards))]
+        return [
+            problem(
+                "too-few-cards", "hardware.num_processes", wanted=hardware.num_processes, there=len(cards)
+            )
+        ]
     first = cards[hardware.devices[0] if hardware.devices else 0]
     if spec.training.precision == "bf16" and first.capability < 8:
         return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
@@ -131,7 +149,9 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
 
 
 def _of_packages(spec: RunSpec) -> list[Problem]:
-    wanted = [(tracker, TRACKERS.get(tracker, tracker), "logging.report_to") for tracker in spec.logging.report_to]
+    wanted = [
+        (tracker, TRACKERS.get(tracker, tracker), "logging.report_to") for tracker in spec.logging.report_to
+    ]
     for package, parts in OPTIMIZERS.items():
         if any(part in spec.training.optim for part in parts):
             wanted.append((spec.training.optim, package, "training.optim"))
@@ -156,7 +176,9 @@ def _of_disk(spec: RunSpec, workplace: Workplace) -> list[Problem]:
         return [problem("saves-not-writable", folder=saves, why=why)]
     needed, free = disk_needed(spec), machine.free_disk(saves)
     if needed > free:
-        return [problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")]
+        return [
+            problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")
+        ]
     return []
 
 

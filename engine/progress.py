@@ -61,7 +61,9 @@ def progress(run: Run) -> Progress:
     if not run.final and total and done > said.get("began_with", 0):
         eta = (total - done) * (said["at"] - said["began"]) / (done - said["began_with"])
     curve = curves(run)
-    return Progress(phase, done, total, said.get("unit", ""), fraction, eta, _rate(curve.get("num_tokens")), _last(curve))
+    return Progress(
+        phase, done, total, said.get("unit", ""), fraction, eta, _rate(curve.get("num_tokens")), _last(curve)
+    )
 
 
 def _rate(tokens: Series | None) -> float | None:
@@ -160,7 +162,12 @@ class _Reader:
         lines = from_json(b"[" + b",".join(text.splitlines()) + b"]", allow_inf_nan=True)
         for name in {name for line in lines for name in line} - set(AXES):
             points = [
-                (line["step"], line["epoch"] or 0.0, line["time"], *(float("nan") if line[name] is None else line[name],) * 3)
+                (
+                    line["step"],
+                    line["epoch"] or 0.0,
+                    line["time"],
+                    *(float("nan") if line[name] is None else line[name],) * 3,
+                )
                 for line in lines
                 if name in line
             ]
@@ -204,7 +211,13 @@ def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
     groups = points[: len(points) // by * by].reshape(-1, by, 6)
     with np.errstate(all="ignore"):
         return np.concatenate(
-            [groups[:, -1, :3], groups[:, :, 3:4].mean(1), groups[:, :, 4:5].min(1), groups[:, :, 5:6].max(1)], axis=1
+            [
+                groups[:, -1, :3],
+                groups[:, :, 3:4].mean(1),
+                groups[:, :, 4:5].min(1),
+                groups[:, :, 5:6].max(1),
+            ],
+            axis=1,
         )
 
 

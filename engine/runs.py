@@ -136,7 +136,9 @@ def submit(spec: RunSpec, workplace: Workplace, by: str = "") -> Run:
     run, now = RunDir(folder), time.time()
     write_text(run.spec, spec.to_yaml())
     # Last: a folder without a request is no run yet.
-    write_json(run.request, {"by": by, "submitted": now, "queued": time.time_ns(), "attempt": 1, "stop": None})
+    write_json(
+        run.request, {"by": by, "submitted": now, "queued": time.time_ns(), "attempt": 1, "stop": None}
+    )
     queue.advance(workplace.saves)
     return read(folder, workplace.saves)
 

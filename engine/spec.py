@@ -161,7 +161,9 @@ class Model(Part):
         essential=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = setting(
-        "auto", "Attention", "Auto takes PyTorch's scaled dot product. flash_attention_2 needs its own package."
+        "auto",
+        "Attention",
+        "Auto takes PyTorch's scaled dot product. flash_attention_2 needs its own package.",
     )
     rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
         NoRopeScaling(), "RoPE scaling", "For texts longer than the model's own context."
@@ -211,7 +213,9 @@ class Lora(Part):
         "Layers that get an adapter. all-linear: every linear layer but the output head.",
     )  # fmt: skip
     modules_to_save: list[str] = setting(
-        [], "Also train fully", "Modules trained in full and saved with the adapter, such as embed_tokens, lm_head."
+        [],
+        "Also train fully",
+        "Modules trained in full and saved with the adapter, such as embed_tokens, lm_head.",
     )
     use_dora: bool = setting(
         False, "DoRA", "Train magnitude and direction apart (Liu et al. 2024). Better at low rank, slower."
@@ -220,7 +224,9 @@ class Lora(Part):
         False, "rsLoRA", "Scale by alpha ÷ √rank (Kalajdzievski 2023), so that a high rank still learns."
     )
     init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = setting(
-        "default", "Initialization", "PiSSA starts from the main singular vectors of the weights (Meng et al. 2024)."
+        "default",
+        "Initialization",
+        "PiSSA starts from the main singular vectors of the weights (Meng et al. 2024).",
     )
     loraplus_lr_ratio: float | None = setting(
         None, "LoRA+ ratio", "Learning rate of B ÷ that of A (Hayou et al. 2024); 16 is usual. Empty: equal.",
@@ -271,13 +277,19 @@ class Data(Part):
         "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. drop: leave the row out.",
     )  # fmt: skip
     skip_bad_rows: bool = setting(
-        False, "Leave out bad rows", "Rows with a problem are left out and counted. Off: a run does not start with any."
+        False,
+        "Leave out bad rows",
+        "Rows with a problem are left out and counted. Off: a run does not start with any.",
     )
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )
     validation_share: float = setting(
-        0.0, "Validation share", "Share of the rows kept away from training to measure on. 0: none.", ge=0, le=0.5
+        0.0,
+        "Validation share",
+        "Share of the rows kept away from training to measure on. 0: none.",
+        ge=0,
+        le=0.5,
     )
     eval_datasets: list[str] = setting(
         [], "Validation sets", "Data sets to measure on, instead of a share of the training rows."
@@ -306,18 +318,28 @@ class Training(Part):
         8, "Accumulation", "Forward passes per optimizer step. Same effect as a larger batch, less memory.",
         essential=True, ge=1, le=65536,
     )  # fmt: skip
-    lr_scheduler_type: Scheduler = setting("cosine", "Schedule", "How the learning rate moves during training.")
+    lr_scheduler_type: Scheduler = setting(
+        "cosine", "Schedule", "How the learning rate moves during training."
+    )
     warmup_steps: float = setting(
-        0.0, "Warm-up", "Steps in which the learning rate rises; below 1 it is a share of all steps.", ge=0, le=10**9
+        0.0,
+        "Warm-up",
+        "Steps in which the learning rate rises; below 1 it is a share of all steps.",
+        ge=0,
+        le=10**9,
     )
     optim: Optimizer = setting("adamw_torch", "Optimizer", "The 8-bit and paged ones save memory on a GPU.")
     weight_decay: float = setting(0.0, "Weight decay", "Pulls the weights towards zero.", ge=0, le=10)
-    max_grad_norm: float = setting(1.0, "Max gradient norm", "Longer gradients are cut to this. 0: never.", ge=0, le=10**6)
+    max_grad_norm: float = setting(
+        1.0, "Max gradient norm", "Longer gradients are cut to this. 0: never.", ge=0, le=10**6
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "Precision", "Auto: bf16 where the card has it, else fp16; fp32 on a CPU."
     )
     gradient_checkpointing: bool = setting(
-        True, "Activation checkpointing", "Compute activations again in the backward pass: less memory, about 30 % slower."
+        True,
+        "Activation checkpointing",
+        "Compute activations again in the backward pass: less memory, about 30 % slower.",
     )
     neftune_noise_alpha: float | None = setting(
         None, "NEFTune", "Noise on the embeddings (Jain et al. 2023); 5 is usual. Empty: none.", gt=0, le=1000
@@ -325,27 +347,39 @@ class Training(Part):
     per_device_eval_batch_size: int = setting(
         2, "Validation batch", "Examples per device when measuring.", ge=1, le=65536
     )
-    seed: int = setting(42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1)
+    seed: int = setting(
+        42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1
+    )
 
 
 class Logging(Part):
     """Logging and checkpoints: what is written down, and how often."""
 
-    logging_steps: int = setting(5, "Log every", "Optimizer steps between two points of the curve.", ge=1, le=10**9)
-    eval_steps: int = setting(100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9)
+    logging_steps: int = setting(
+        5, "Log every", "Optimizer steps between two points of the curve.", ge=1, le=10**9
+    )
+    eval_steps: int = setting(
+        100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9
+    )
     save_steps: int = setting(100, "Save every", "Optimizer steps between two checkpoints.", ge=1, le=10**9)
     save_total_limit: int | None = setting(
         2, "Checkpoints kept", "The newest n (and the best, if it is kept). Empty: all.", ge=1, le=10**6
     )
     load_best_model_at_end: bool = setting(
-        False, "Keep the best", "The result is the checkpoint with the lowest validation loss. Needs validation data."
+        False,
+        "Keep the best",
+        "The result is the checkpoint with the lowest validation loss. Needs validation data.",
     )
     early_stopping_patience: int | None = setting(
-        None, "Early stopping", "Stop after this many validations without improvement. Empty: never.", ge=1, le=10**6
+        None,
+        "Early stopping",
+        "Stop after this many validations without improvement. Empty: never.",
+        ge=1,
+        le=10**6,
     )
-    report_to: list[Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]] = setting(
-        [], "Report to", "Trackers besides Athanor's own curves. Each needs its own package."
-    )
+    report_to: list[
+        Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]
+    ] = setting([], "Report to", "Trackers besides Athanor's own curves. Each needs its own package.")
     plot_loss: bool = setting(True, "Plot the loss", "Leave training_loss.png beside the result.")
 
 
@@ -353,10 +387,16 @@ class Hardware(Part):
     """Devices: where the run computes."""
 
     device: Literal["auto", "cuda", "cpu"] = setting(
-        "auto", "Device", "Auto: the GPUs if there are any. CPU is for small models and for trying things out."
+        "auto",
+        "Device",
+        "Auto: the GPUs if there are any. CPU is for small models and for trying things out.",
     )
     num_processes: int = setting(
-        1, "Processes", "One per device. Four processes on four cards see four times the batch.", ge=1, le=1024
+        1,
+        "Processes",
+        "One per device. Four processes on four cards see four times the batch.",
+        ge=1,
+        le=1024,
     )
     devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
         [], "Cards", "Indices of the cards to use, such as 0, 1, 2, 3. Empty: the first ones."
@@ -382,7 +422,9 @@ class RunSpec(Part):
     logging: Logging = Field(default_factory=Logging)
     hardware: Hardware = Field(default_factory=Hardware)
     extra: dict[str, Any] = setting(
-        {}, "Further arguments", "Any other argument of the trainer's configuration class, as YAML: adam_beta2: 0.95"
+        {},
+        "Further arguments",
+        "Any other argument of the trainer's configuration class, as YAML: adam_beta2: 0.95",
     )
 
     @classmethod
@@ -438,7 +480,9 @@ def _explain(error: Any) -> Problem:
     location = [str(step) for step in error["loc"]]
     unions = {"stage": STAGES, "method": METHODS, "quantization": QUANTIZATIONS, "rope_scaling": ROPES}
     steps = [
-        step for before, step in zip(["", *location], location, strict=False) if step not in unions.get(before, {})
+        step
+        for before, step in zip(["", *location], location, strict=False)
+        if step not in unions.get(before, {})
     ]
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
     given = _short(error.get("input"))
@@ -446,11 +490,20 @@ def _explain(error: Any) -> Problem:
         return problem("spec-unknown-key", path, key=path, hint=_did_you_mean(path))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
-        return problem("spec-choice", path, given=_short(context.get("tag", given)), choices=tags.replace("'", ""))
+        return problem(
+            "spec-choice", path, given=_short(context.get("tag", given)), choices=tags.replace("'", "")
+        )
     if kind == "literal_error":
-        return problem("spec-choice", path, given=given, choices=_nearest(given, context["expected"].replace(" or ", ", ")))
+        return problem(
+            "spec-choice",
+            path,
+            given=given,
+            choices=_nearest(given, context["expected"].replace(" or ", ", ")),
+        )
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[kind]
+        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
+            kind
+        ]
         limit = next(iter(context.values()))
         return problem("spec-limit", path, given=given, limit=f"{sign} {limit:g}")
     if kind == "string_too_long":
@@ -486,7 +539,12 @@ STAGES = {"pt": Pretraining, "sft": Sft}
 METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
 QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
 ROPES = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}
-UNIONS = {"stage": STAGES, "method": METHODS, "model.quantization": QUANTIZATIONS, "model.rope_scaling": ROPES}
+UNIONS = {
+    "stage": STAGES,
+    "method": METHODS,
+    "model.quantization": QUANTIZATIONS,
+    "model.rope_scaling": ROPES,
+}
 
 
 @cache
@@ -547,7 +605,9 @@ def problems(spec: RunSpec) -> list[Problem]:
     quantized = spec.model.quantization.kind != "none"
     if quantized and spec.method.kind != "lora":
         found.append(
-            problem("quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind)
+            problem(
+                "quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind
+            )
         )
     if quantized and spec.method.kind == "lora" and spec.method.init_lora_weights in ("pissa", "olora"):
         found.append(
@@ -568,7 +628,10 @@ def problems(spec: RunSpec) -> list[Problem]:
     if spec.logging.load_best_model_at_end and spec.logging.save_steps % spec.logging.eval_steps:
         found.append(
             problem(
-                "best-needs-multiple", "logging.save_steps", save=spec.logging.save_steps, eval=spec.logging.eval_steps
+                "best-needs-multiple",
+                "logging.save_steps",
+                save=spec.logging.save_steps,
+                eval=spec.logging.eval_steps,
             )
         )
     if spec.training.lr_scheduler_type == "reduce_lr_on_plateau" and not measured:
@@ -578,7 +641,9 @@ def problems(spec: RunSpec) -> list[Problem]:
         found.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, cards))))
     if cards and len(cards) != spec.hardware.num_processes:
         found.append(
-            problem("cards-count", "hardware.devices", cards=len(cards), processes=spec.hardware.num_processes)
+            problem(
+                "cards-count", "hardware.devices", cards=len(cards), processes=spec.hardware.num_processes
+            )
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         found.append(problem("fp16-on-cpu", "training.precision"))
@@ -588,15 +653,25 @@ def problems(spec: RunSpec) -> list[Problem]:
 
 def _extra_problems(spec: RunSpec) -> list[Problem]:
     known = trainer_arguments()[spec.stage.kind]
-    ours = {path.rsplit(".", 1)[-1]: path for path in fields() if path.split(".")[0] in ("training", "logging")}
+    ours = {
+        path.rsplit(".", 1)[-1]: path for path in fields() if path.split(".")[0] in ("training", "logging")
+    }
     found = []
     for name, value in spec.extra.items():
         if name in ours or name in DECIDED:
-            found.append(problem("extra-has-a-field", "extra", name=name, place=ours.get(name) or DECIDED[name] or "—"))
+            found.append(
+                problem("extra-has-a-field", "extra", name=name, place=ours.get(name) or DECIDED[name] or "—")
+            )
         elif name not in known:
             near = difflib.get_close_matches(str(name), known, 1, 0.6)
             found.append(
-                problem("extra-unknown", "extra", name=name, config=f"{spec.stage.kind} config", hint=near[0] if near else "—")
+                problem(
+                    "extra-unknown",
+                    "extra",
+                    name=name,
+                    config=f"{spec.stage.kind} config",
+                    hint=near[0] if near else "—",
+                )
             )
         elif isinstance(value, float) and not math.isfinite(value):
             found.append(problem("spec-type-finite", f"extra.{name}", given=value))

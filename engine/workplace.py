@@ -103,7 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder with dataset_info.json [ATHANOR_DATA; default: data]"
     )
-    parser.add_argument("--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]")
+    parser.add_argument(
+        "--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]"
+    )
     parser.add_argument(
         "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
         help="models (paths or hub ids) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
@@ -114,7 +116,9 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     """The workplace that flags and environment say; makes the saves folder if it is not there."""
     environment = os.environ.get
     default = Workplace()
-    models = arguments.models or [Path(one) for one in environment("ATHANOR_MODELS", "").split(os.pathsep) if one]
+    models = arguments.models or [
+        Path(one) for one in environment("ATHANOR_MODELS", "").split(os.pathsep) if one
+    ]
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
     workplace = Workplace(
         # The demo model stays at hand whatever other folders there are.

@@ -39,7 +39,10 @@ def data(tmp_path: Path) -> Path:
     texts = [{"text": f"After {n} comes {n + 1}. " * 5} for n in range(20)]
     (folder / "chat.json").write_text(json.dumps(chat), encoding="utf-8")
     (folder / "text.jsonl").write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
-    info = {"chat": {"file_name": "chat.json"}, "text": {"file_name": "text.jsonl", "columns": {"prompt": "text"}}}
+    info = {
+        "chat": {"file_name": "chat.json"},
+        "text": {"file_name": "text.jsonl", "columns": {"prompt": "text"}},
+    }
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
 
@@ -89,7 +92,14 @@ def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1)
 
 def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
     """`python -m engine …` as a person would type it."""
-    roots = ["--models", *map(str, workplace.models), "--data", str(workplace.data), "--saves", str(workplace.saves)]
+    roots = [
+        "--models",
+        *map(str, workplace.models),
+        "--data",
+        str(workplace.data),
+        "--saves",
+        str(workplace.saves),
+    ]
     return subprocess.run(
         [sys.executable, "-m", "engine", *words, *roots],
         cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"LANG": "C.UTF-8"}, **keywords,

@@ -32,7 +32,12 @@ def start(folder: Path, source: str) -> int:
 def stand_in(source: str) -> None:
     """In this process, runs are started with `source` as their training from now on."""
     command.prepare_command = lambda folder: [sys.executable, "-c", "pass"]
-    command.train_command = lambda spec, folder, port, cards: [sys.executable, "-c", FINISH + source, str(folder)]
+    command.train_command = lambda spec, folder, port, cards: [
+        sys.executable,
+        "-c",
+        FINISH + source,
+        str(folder),
+    ]
     queue._start = lambda folder: start(folder, source)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.importer import read
+from engine.importer import read, read_any
 from engine.problems import Refusal
 
 # In the form of the user's own commands: every flag they have.
@@ -43,13 +43,17 @@ def test_every_flag_of_the_users_commands_is_in_the_spec() -> None:
 
 
 def test_a_yaml_file_of_theirs_is_read_too() -> None:
-    spec = read("stage: pt\nfinetuning_type: full\ndataset: c4_demo\nbf16: true\nlora_rank: 8\nwarmup_ratio: 0.1").spec
+    spec = read(
+        "stage: pt\nfinetuning_type: full\ndataset: c4_demo\nbf16: true\nlora_rank: 8\nwarmup_ratio: 0.1"
+    ).spec
     assert (spec.stage.kind, spec.method.kind, spec.training.precision) == ("pt", "full", "bf16")
     assert spec.training.warmup_steps == 0.1
 
 
 def test_qlora_and_other_switches_change_their_form() -> None:
-    spec = read("train --finetuning_type lora --quantization_bit 4 --lora_target all --mask_history true --adam_beta2 0.95").spec
+    spec = read(
+        "train --finetuning_type lora --quantization_bit 4 --lora_target all --mask_history true --adam_beta2 0.95"
+    ).spec
     assert spec.model.quantization.kind == "4bit"
     assert spec.method.target_modules == ["all-linear"]
     assert spec.stage.train_on == "last_answer"
@@ -60,3 +64,10 @@ def test_qlora_and_other_switches_change_their_form() -> None:
 def test_what_is_no_command_is_refused_with_a_sentence(text: str) -> None:
     with pytest.raises(Refusal):
         read(text)
+
+
+def test_the_box_takes_a_spec_of_ours_or_a_command_of_theirs() -> None:
+    assert read_any("method: {kind: lora, r: 7}").spec.method.r == 7
+    assert read_any(COMMAND).spec.method.r == 8
+    with pytest.raises(Refusal, match="no setting 'methd'"):
+        read_any("methd: lora\nstage: sft")

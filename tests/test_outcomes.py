@@ -162,13 +162,17 @@ def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) ->
 def test_runs_wait_their_turn_and_go_on_in_order(
     run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
-    wait_for_go = f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
+    wait_for_go = (
+        f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
+    )
     first = run_program(wait_for_go)
     second, third = (runs.submit(make_spec(name=name), workplace) for name in ("b", "c"))
     assert (second.state, second.queue_position) == ("queued", 2)
     assert (third.state, third.queue_position) == ("queued", 3)
     Path(workplace.saves, "go").touch()
-    ends = [ended(run).ended for run in (first, second, third)]  # each keeper starts the next: no studio is there
+    ends = [
+        ended(run).ended for run in (first, second, third)
+    ]  # each keeper starts the next: no studio is there
     assert ends == sorted(ends)
     assert all(fresh(run).state == "finished" for run in (first, second, third))
 

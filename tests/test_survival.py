@@ -65,7 +65,9 @@ def long_spec(make_spec: Callable[..., RunSpec]) -> Callable[..., RunSpec]:
     """A training that is still going when it is interrupted."""
 
     def make(**changes: Any) -> RunSpec:
-        return make_spec(training__max_steps=100_000, logging__save_steps=20, method__lora_dropout=0.1, **changes)
+        return make_spec(
+            training__max_steps=100_000, logging__save_steps=20, method__lora_dropout=0.1, **changes
+        )
 
     return make
 
@@ -101,9 +103,19 @@ def test_a_run_survives_kill_nine_of_the_studio(
 def start_studio(workplace: Workplace) -> tuple[subprocess.Popen[str], str]:
     """The real studio on a free port; returns once it answers."""
     port = keeper.free_port()
-    roots = ["--models", *map(str, workplace.models), "--data", str(workplace.data), "--saves", str(workplace.saves)]
+    roots = [
+        "--models",
+        *map(str, workplace.models),
+        "--data",
+        str(workplace.data),
+        "--saves",
+        str(workplace.saves),
+    ]
     studio = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port), *roots], cwd=PROJECT, text=True, stdout=subprocess.PIPE
+        [sys.executable, "app.py", "--port", str(port), *roots],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
     )
     line = studio.stdout.readline()
     assert "http://127.0.0.1" in line
@@ -134,7 +146,9 @@ def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
     assert broken.state == "finished"
     assert steps_logged(broken) == list(range(1, 25))
     assert weights(broken.dir.adapter) == weights(whole.dir.adapter)
-    assert list(progress.curves(broken)["loss"].value) == pytest.approx(list(progress.curves(whole)["loss"].value))
+    assert list(progress.curves(broken)["loss"].value) == pytest.approx(
+        list(progress.curves(whole)["loss"].value)
+    )
 
 
 def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
@@ -182,7 +196,9 @@ def test_stopping_a_run_on_two_ranks_leaves_no_process(
     assert keeper.processes(run.path) == []
 
 
-def test_a_torn_checkpoint_is_not_resumed_from(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
+def test_a_torn_checkpoint_is_not_resumed_from(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
     run = ended(runs.submit(make_spec(training__max_steps=9), workplace))
     (run.dir.exit).unlink()  # as if the machine had lost power at the end …
     torn = run.path / "checkpoint-9"
@@ -200,7 +216,9 @@ def test_the_shell_trains_in_the_foreground(
     workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml())
+    spec.write_text(
+        make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml()
+    )
     done = engine(workplace, "train", str(spec), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[finished]" in done.stdout

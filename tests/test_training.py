@@ -147,21 +147,28 @@ def test_lora_plus_learns_faster_at_the_same_learning_rate(trained: dict[str, Ru
 
 
 def test_more_tokens_are_trained_when_the_questions_are_too(trained: dict[str, RunDir]) -> None:
-    few, all_ = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "everything"))
+    few, all_ = (
+        read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "everything")
+    )
     assert 0 < few["trained_tokens"] < all_["trained_tokens"] == all_["tokens"]
 
 
 def test_only_the_last_layer_moves_when_the_others_are_frozen(trained: dict[str, RunDir], tiny: Path) -> None:
     from safetensors.numpy import load_file
 
-    before, after = load_file(tiny / "model.safetensors"), load_file(trained["freeze"].model / "model.safetensors")
+    before, after = (
+        load_file(tiny / "model.safetensors"),
+        load_file(trained["freeze"].model / "model.safetensors"),
+    )
     moved = {name for name in after if (before[name] != after[name]).any()}
     assert moved
     assert all(".layers.1." in name for name in moved)
 
 
 def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[str, RunDir]) -> None:
-    plain, packed = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "packed"))
+    plain, packed = (
+        read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "packed")
+    )
     assert packed["tokens"] == plain["tokens"]
     assert packed["examples"] < plain["examples"] / 2
 

@@ -28,7 +28,9 @@ def make(folder: Path) -> None:
         show_progress=False,
     )
     bpe.train_from_iterator([row["instruction"] + row["output"] for row in rows], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = CHATML
     tokenizer.save_pretrained(folder)
     config = Qwen2Config(

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine import runs
+from engine import importer, runs
 from engine.datasets import Dataset, count_rows, read_catalogue
 from engine.models import find_models, inspect
 from engine.plan import Summary, summary
@@ -122,10 +122,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         try:
             if len(text) > LARGEST_YAML:
                 raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
-            spec = RunSpec.from_yaml(text)
+            loaded = importer.read_any(text)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * len(filled)]
-        return [notices.toast(words("loaded")), *fill(spec)]
+        said = notices.refused(loaded.left_out, words) if loaded.left_out else notices.toast(words("loaded"))
+        return [said, *fill(loaded.spec)]
 
     def from_file(content: bytes) -> list[Any]:
         try:

@@ -13,7 +13,9 @@ CONFIGS = {"pt": SFTConfig, "sft": SFTConfig}
 
 def arguments() -> dict[str, list[str]]:
     """Stage → sorted names of the arguments of its configuration class."""
-    return {stage: sorted(field.name for field in dataclasses.fields(config)) for stage, config in CONFIGS.items()}
+    return {
+        stage: sorted(field.name for field in dataclasses.fields(config)) for stage, config in CONFIGS.items()
+    }
 
 
 if __name__ == "__main__":

@@ -57,7 +57,9 @@ class Report:
 
     def __init__(self, run: RunDir):
         self.run, self.due, self.last = run, 0.0, ""
-        self.begun: dict[str, tuple[float, int]] = {}  # phase → when it first began, and how much was done then
+        self.begun: dict[
+            str, tuple[float, int]
+        ] = {}  # phase → when it first began, and how much was done then
 
     def __call__(self, phase: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
         if rank() or (phase == self.last and time.monotonic() < self.due and done != total):

@@ -44,14 +44,18 @@ def _huggingface(name: str, spec: RunSpec, report: Report) -> str:
             return shown
 
     patterns = WANTED + (["*.py"] if spec.model.trust_remote_code else [])
-    return snapshot_download(name, revision=spec.model.model_revision, allow_patterns=patterns, tqdm_class=Progress)
+    return snapshot_download(
+        name, revision=spec.model.model_revision, allow_patterns=patterns, tqdm_class=Progress
+    )
 
 
 def _modelscope(name: str, spec: RunSpec, _report: Report) -> str:
     try:
         from modelscope import snapshot_download
     except ImportError:
-        raise Refusal(problem("package-missing", "model.hub", what="modelscope", package="modelscope")) from None
+        raise Refusal(
+            problem("package-missing", "model.hub", what="modelscope", package="modelscope")
+        ) from None
     return snapshot_download(name, revision=spec.model.model_revision, allow_patterns=WANTED)
 
 

@@ -41,7 +41,12 @@ class RunCallback(TrainerCallback):
         self.report("training", state.global_step, state.max_steps, "steps")
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **_: Any,
     ) -> None:
         if not state.is_world_process_zero:
             return
@@ -60,7 +65,11 @@ class RunCallback(TrainerCallback):
                 file.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
             print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
-            raise Refusal(problem("loss-not-finite", "training.learning_rate", step=state.global_step, loss=values["loss"]))
+            raise Refusal(
+                problem(
+                    "loss-not-finite", "training.learning_rate", step=state.global_step, loss=values["loss"]
+                )
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -76,7 +85,9 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self.report("evaluating", state.global_step, state.max_steps, "steps")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Mark the checkpoint as whole once every rank has written its part; only then remove older ones."""
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

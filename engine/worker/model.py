@@ -39,7 +39,11 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if _on_card(spec) else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
-        **({} if spec.model.attn_implementation == "auto" else {"attn_implementation": spec.model.attn_implementation}),
+        **(
+            {}
+            if spec.model.attn_implementation == "auto"
+            else {"attn_implementation": spec.model.attn_implementation}
+        ),
     )
     model.config.use_cache = False
     return CHOOSE[spec.method.kind](spec, model)
@@ -103,7 +107,9 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
         trained += parameter.requires_grad
     if not trained:
         names = ", ".join(name for name, _ in model.named_children())
-        raise Refusal(problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names))
+        raise Refusal(
+            problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names)
+        )
     return model
 
 

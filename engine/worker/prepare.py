@@ -44,13 +44,17 @@ def prepare(run: RunDir) -> None:
     if spec.data.validation_share:
         splits["train"], splits["validation"] = _set_aside(rows, spec)
     elif spec.data.eval_datasets:
-        splits["validation"] = {name: list(_rows(catalogue[name], spec, bad)) for name in spec.data.eval_datasets}
+        splits["validation"] = {
+            name: list(_rows(catalogue[name], spec, bad)) for name in spec.data.eval_datasets
+        }
     splits["train"] = _weighted(splits["train"], spec)
 
     count = sum(len(some) for split in splits.values() for some in split.values())
     encoder = Encoder(spec, tokenizer, report, count, bad)
     summary = {
-        split: encoder.write(run.prepared / f"{split}.arrow", (row for some in given.values() for row in some))
+        split: encoder.write(
+            run.prepared / f"{split}.arrow", (row for some in given.values() for row in some)
+        )
         for split, given in splits.items()
     }
     for split, counts in summary.items():
@@ -173,7 +177,9 @@ class Encoder:
 def _nothing_left(split: str, counts: dict[str, Any], spec: RunSpec, bad: list[Problem]) -> list[Problem]:
     """Why there is not one example to learn from."""
     if counts.get("rows_too_long"):
-        why = problem("all-too-long", "data.max_length", rows=counts["rows_too_long"], length=spec.data.max_length)
+        why = problem(
+            "all-too-long", "data.max_length", rows=counts["rows_too_long"], length=spec.data.max_length
+        )
     elif counts.get("rows_untrained"):
         why = problem("none-trained", "data.datasets", rows=counts["rows_untrained"])
     else:

@@ -40,7 +40,9 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():
-        plot_loss([json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()], run.plot)
+        plot_loss(
+            [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()], run.plot
+        )
 
 
 def generation_config(spec: RunSpec, model: Any, tokenizer: Any) -> GenerationConfig:

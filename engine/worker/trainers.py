@@ -53,7 +53,12 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
 
 
 def sft_trainer(
-    spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: dict[str, Any], callbacks: list[TrainerCallback]
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
 ) -> Trainer:
     """Supervised fine-tuning and pre-training: the next token, where `labels` say so.
 
@@ -112,7 +117,11 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
         effective = getattr(effective, "value", effective)
         if name == "report_to":
             effective, value = list(effective or []), [] if value == "none" else value
-        same = math.isclose(effective, value) if isinstance(value, float) and effective is not None else effective == value
+        same = (
+            math.isclose(effective, value)
+            if isinstance(value, float) and effective is not None
+            else effective == value
+        )
         if not same:
             differing.append(f"{name}: the spec says {value!r}, the trainer has {effective!r}")
     assert not differing, "; ".join(differing)

@@ -35,7 +35,10 @@ def main() -> int:
         try:
             install()
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"No Chromium, and none could be installed ({error}). Install {' '.join(PACKAGES)}.", file=sys.stderr)
+            print(
+                f"No Chromium, and none could be installed ({error}). Install {' '.join(PACKAGES)}.",
+                file=sys.stderr,
+            )
             return 1
     print(f"browser tests use {chromium()}")
     return 0

@@ -1,0 +1,170 @@
+"""RunSpec: one value, every setting declared once, and everything that is wrong with it said at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from engine.problems import Refusal
+from engine.spec import Optimizer, RunSpec, Scheduler, fields, optimizer_steps, problems, trainer_arguments
+from engine.workplace import PROJECT, Workplace
+
+
+def refused(given: Any) -> dict[str, str]:
+    with pytest.raises(Refusal) as caught:
+        RunSpec.read(given)
+    return {one.field: one.text() for one in caught.value.problems}
+
+
+def test_a_spec_survives_yaml_both_ways() -> None:
+    for preset in Workplace().presets():
+        spec = Workplace().preset(preset)
+        assert RunSpec.from_yaml(spec.to_yaml()) == spec
+        assert RunSpec.from_yaml(spec.to_yaml(brief=True)) == spec
+
+
+def test_short_forms_mean_the_long_ones() -> None:
+    short = RunSpec.from_yaml(
+        "{stage: pt, method: full, data: {datasets: [a, b]}, model: {quantization: 8bit}}"
+    )
+    assert (short.stage.kind, short.method.kind) == ("pt", "full")
+    assert short.data.datasets == {"a": 1, "b": 1}
+    assert short.model.quantization.kind == "8bit"
+
+
+def test_all_problems_come_at_once_each_at_its_field() -> None:
+    found = refused({
+        "methd": "lora", "method": {"kind": "lora", "r": -1}, "training": {"learning_rat": 1, "seed": "x"},
+        "data": {"datasets": {"a": 0}}, "stage": "dance",
+    })  # fmt: skip
+    assert set(found) == {
+        "methd",
+        "method.r",
+        "training.learning_rat",
+        "training.seed",
+        "data.datasets.a",
+        "stage",
+    }
+    assert "Did you mean 'method'?" in found["methd"]
+    assert "Did you mean 'training.learning_rate'?" in found["training.learning_rat"]
+    assert "≥ 1; -1 was given" in found["method.r"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 10**9, "", None, "much", [], {}])
+def test_absurd_learning_rates_are_refused(value: Any) -> None:
+    assert "training.learning_rate" in refused({"training": {"learning_rate": value}})
+
+
+def test_settings_of_another_kind_are_absent_not_ignored() -> None:
+    assert "method.r" in refused({"method": {"kind": "full", "r": 8}})
+    assert "r" not in RunSpec.read({"method": "full"}).model_dump()["method"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a: [1", 1), ("a: 1\n b: 2", 2), ("\tx: 1", 1), ("a: 1\n\nb: {", 3)]
+)
+def test_text_that_is_no_yaml_is_refused_with_line_and_column(text: str, line: int) -> None:
+    with pytest.raises(Refusal) as caught:
+        RunSpec.from_yaml(text)
+    assert caught.value.problems[0].code == "spec-not-yaml"
+    assert caught.value.problems[0].values["line"] >= line
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "hello", "3", "null"])
+def test_yaml_that_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(Refusal, match="mapping"):
+        RunSpec.from_yaml(text)
+
+
+def test_yaml_cannot_make_python_objects() -> None:
+    with pytest.raises(Refusal):
+        RunSpec.from_yaml("!!python/object/apply:os.system ['true']")
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"method": "full", "model": {"quantization": "4bit"}}, "quantized-needs-lora"),
+        (
+            {"method": {"kind": "lora", "init_lora_weights": "pissa"}, "model": {"quantization": "4bit"}},
+            "quantized-svd-init",
+        ),
+        ({"logging": {"load_best_model_at_end": True}}, "needs-validation"),
+        ({"logging": {"early_stopping_patience": 3}}, "needs-validation"),
+        ({"data": {"datasets": ["a"], "eval_datasets": ["a"]}}, "validation-is-training"),
+        ({"hardware": {"devices": [0, 0], "num_processes": 2}}, "cards-twice"),
+        ({"hardware": {"devices": [0, 1], "num_processes": 1}}, "cards-count"),
+        ({"hardware": {"device": "cpu"}, "training": {"precision": "fp16"}}, "fp16-on-cpu"),
+        ({"extra": {"learning_rate": 1}}, "extra-has-a-field"),
+        ({"extra": {"adam_beta3": 1}}, "extra-unknown"),
+        ({"extra": {"hub_token": "hf_x"}}, "extra-has-a-field"),
+        ({"method": {"kind": "lora", "target_modules": []}}, "no-targets"),
+        ({"method": "full", "model": {"adapter_path": "x"}}, "adapter-needs-lora"),
+    ],
+)
+def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
+    assert code in {one.code for one in problems(RunSpec.read(given))}
+
+
+def test_every_setting_has_a_label_a_help_and_is_declared_once() -> None:
+    for path, info in fields().items():
+        assert info.title, path
+        assert info.description, path
+    labels = [info.title for path, info in fields().items()]
+    assert len(labels) == len(set(labels))
+
+
+def test_the_schema_is_json_and_names_every_part() -> None:
+    schema = json.loads(json.dumps(RunSpec.model_json_schema()))
+    assert set(schema["properties"]) == set(RunSpec.model_fields)
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "processes", "epochs", "steps"),
+    [
+        (120, 16, 1, 1, 30, 240),
+        (100, 2, 8, 1, 3, 21),
+        (100, 2, 8, 4, 3, 6),
+        (1, 4, 4, 1, 1, 1),
+        (10, 4, 1, 1, 0.5, 2),
+    ],
+)
+def test_optimizer_steps_are_counted_as_the_trainer_counts_them(
+    rows: int, batch: int, accumulation: int, processes: int, epochs: float, steps: int
+) -> None:
+    spec = RunSpec.read({
+        "training": {
+            "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "num_train_epochs": epochs,
+        },
+        "hardware": {"num_processes": processes},
+    })  # fmt: skip
+    assert optimizer_steps(spec, rows) == steps
+
+
+def test_what_is_offered_is_all_that_the_library_has() -> None:
+    """Schedulers, optimizers and further arguments are written down here, so that the page needs no torch."""
+    ask = (
+        "import json; from transformers.training_args import OptimizerNames; from transformers import SchedulerType;"
+        "from engine.worker.arguments import arguments;"
+        "print(json.dumps([[o.value for o in OptimizerNames], [s.value for s in SchedulerType], arguments()]))"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    optimizers, schedulers, arguments = json.loads(asked.stdout)
+    assert set(Optimizer.__args__) == set(optimizers)
+    assert set(Scheduler.__args__) == set(schedulers)
+    assert trainer_arguments() == arguments
+
+
+def test_brief_yaml_has_only_what_differs_from_the_defaults() -> None:
+    brief = yaml.safe_load(RunSpec.read({"training": {"seed": 7}}).to_yaml(brief=True))
+    assert brief == {"stage": {"kind": "sft"}, "method": {"kind": "lora"}, "training": {"seed": 7}}
+    assert math.isclose(RunSpec().training.learning_rate, 1e-4)
