@@ -13,18 +13,21 @@ import threading
 import time
 from pathlib import Path
 
-# Before gradio is imported: it talks to itself over localhost, which a proxy of the environment must not catch;
-# and it asks nobody outside anything.
-LOCAL = "localhost,127.0.0.1,::1"
-for name in ("no_proxy", "NO_PROXY"):
-    os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL)))
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-
 from engine import queue
 from engine.problems import Refusal, problem
 from engine.workplace import Workplace, add_arguments, from_arguments
 
 TICK_S = 2.0
+LOCAL = "localhost,127.0.0.1,::1"
+
+
+def settle_environment(workplace: Workplace) -> None:
+    """Before gradio is imported: it talks to itself over localhost, which a proxy must not catch; it asks nobody
+    outside anything; and it keeps temporary files here, since /tmp/gradio may belong to another user."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL)))
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+    os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
 
 
 def arguments() -> argparse.Namespace:
@@ -38,7 +41,7 @@ def arguments() -> argparse.Namespace:
         help="address to listen on; beyond this machine only with --auth or --no-auth [ATHANOR_HOST]",
     )  # fmt: skip
     parser.add_argument(
-        "--port", type=int, default=int(environment("ATHANOR_PORT", "7860")), help="[ATHANOR_PORT]"
+        "--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]"
     )
     parser.add_argument(
         "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH"),
@@ -106,8 +109,7 @@ def main() -> int:
             f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
         )
 
-    # A temporary folder of this installation: /tmp/gradio may belong to another user of the machine.
-    os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
+    settle_environment(workplace)
     import uvicorn
 
     from webui.login import LoginRequired

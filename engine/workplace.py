@@ -122,7 +122,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
     workplace = Workplace(
         # The demo model stays at hand whatever other folders there are.
-        models=tuple(path.resolve() for path in models) + (DEMO_MODEL,) if models else default.models,
+        models=(*(path.resolve() for path in models), DEMO_MODEL) if models else default.models,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
         remote_code=tuple(one.strip() for one in remote if one.strip()),

@@ -16,7 +16,7 @@ ROWS = [[5, 9, 100, 7, 300, 42], [11, 12, 13, 14], [700, 20, 60, 61, 62, 63, 64,
 def main(path: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     plain = [{"input_ids": ids, "labels": ids} for ids in ROWS]
-    together = sum(ROWS, [])
+    together = [token for ids in ROWS for token in ids]
     labels = [label for ids in ROWS for label in (-100, *ids[1:])]
     packed = [{"input_ids": together, "labels": labels, "seq_lengths": [len(ids) for ids in ROWS]}]
     blind = [{"input_ids": together, "labels": labels}]

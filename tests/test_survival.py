@@ -75,7 +75,7 @@ def long_spec(make_spec: Callable[..., RunSpec]) -> Callable[..., RunSpec]:
 def test_a_run_survives_kill_nine_of_the_studio(
     workplace: Workplace, long_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    studio, address = start_studio(workplace)
+    studio, _ = start_studio(workplace)
     try:
         spec = tmp_path / "spec.yaml"
         spec.write_text(long_spec().to_yaml(), encoding="utf-8")

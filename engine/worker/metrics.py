@@ -16,7 +16,6 @@ from engine.problems import Refusal, problem
 from engine.rundir import COMPLETE, RunDir, read_json, write_json
 from engine.worker.edge import Report, rank
 
-
 NO_CURVE = ("_runtime", "_per_second", "eval_num_tokens", "total_flos")
 
 
