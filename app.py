@@ -59,18 +59,26 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check(given: argparse.Namespace) -> None:
-    """Raises Refusal for an address that would let strangers in, or that somebody else listens on."""
+def open_door(given: argparse.Namespace) -> socket.socket:
+    """The socket to serve on. Raises Refusal if it would let strangers in, or if somebody else listens there."""
     if not _local(given.host) and not given.auth and not given.no_auth:
         raise Refusal(problem("open-without-login", host=given.host))
     if given.auth and not Path(given.auth).is_file():
         raise Refusal(problem("no-users-file", file=given.auth))
-    with socket.socket(socket.AF_INET6 if ":" in given.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((given.host, given.port))
-        except (OSError, OverflowError) as error:
-            raise Refusal(problem("cannot-listen", host=given.host, port=given.port, why=error)) from None
+    return listen(given.host, given.port)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that strangers may knock at from now on: who comes before the page is built waits a moment."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise Refusal(problem("cannot-listen", host=host, port=port, why=error)) from None
+    return listener
 
 
 def _local(host: str) -> bool:
@@ -97,7 +105,7 @@ def main() -> int:
     given = arguments()
     try:
         workplace = from_arguments(given)
-        check(given)
+        door = open_door(given)
     except Refusal as refusal:
         print(refusal.text(), file=sys.stderr)
         return 2
@@ -123,7 +131,7 @@ def main() -> int:
     keep_queue_moving(workplace)
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
-    uvicorn.run(page, host=given.host, port=given.port, root_path=given.root_path, log_level="warning")
+    uvicorn.Server(uvicorn.Config(page, root_path=given.root_path, log_level="warning")).run(sockets=[door])
     return 0
 
 

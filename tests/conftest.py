@@ -104,3 +104,24 @@ def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.Com
         [sys.executable, "-m", "engine", *words, *roots],
         cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"LANG": "C.UTF-8"}, **keywords,
     )  # fmt: skip
+
+
+def start_studio(
+    workplace: Workplace, *flags: str, port: int = 0, **environment: str
+) -> tuple[subprocess.Popen[str], str]:
+    """The real studio, on a free port if none is given; returns its process and address once it is ready."""
+    roots = [
+        "--models",
+        *map(str, workplace.models),
+        "--data",
+        str(workplace.data),
+        "--saves",
+        str(workplace.saves),
+    ]
+    studio = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port or keeper.free_port()), *flags, *roots],
+        cwd=PROJECT, text=True, stdout=subprocess.PIPE, env=os.environ | environment,
+    )  # fmt: skip
+    line = studio.stdout.readline()
+    assert line.startswith("Athanor is at http://"), line
+    return studio, line.split()[-1]

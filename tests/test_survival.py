@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import pytest
 from engine import keeper, progress, queue, runs
 from engine.rundir import read_json
 from engine.spec import RunSpec
-from engine.workplace import PROJECT, Workplace
-from tests.conftest import engine, wait_until
+from engine.workplace import Workplace
+from tests.conftest import engine, start_studio, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -98,28 +96,6 @@ def test_a_run_survives_kill_nine_of_the_studio(
     assert run.state == "stopped"
     assert run.dir.checkpoints()[-1].name == f"checkpoint-{steps_logged(run)[-1]}"
     assert run.dir.result() == run.dir.adapter  # stop-and-save leaves something that can be used
-
-
-def start_studio(workplace: Workplace) -> tuple[subprocess.Popen[str], str]:
-    """The real studio on a free port; returns once it answers."""
-    port = keeper.free_port()
-    roots = [
-        "--models",
-        *map(str, workplace.models),
-        "--data",
-        str(workplace.data),
-        "--saves",
-        str(workplace.saves),
-    ]
-    studio = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port), *roots],
-        cwd=PROJECT,
-        text=True,
-        stdout=subprocess.PIPE,
-    )
-    line = studio.stdout.readline()
-    assert "http://127.0.0.1" in line
-    return studio, line.split()[-1]
 
 
 def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(

@@ -174,6 +174,7 @@ def build(
 
     def rows(text: str, count: str) -> list[Any]:
         """The table, and whether there is more of it."""
+        text = text or ""  # an untouched box holds nothing at all
         found = [run for run in runs.find(saves) if matches(run, text)]
         kept = whole(count)
         html = table_html(found[:kept], words, text)
@@ -290,7 +291,7 @@ def about(run: Run) -> dict[str, str]:
 
 def matches(run: Run, text: str) -> bool:
     """Whether every word of `text` occurs in the run's id, name, model, data or owner."""
-    if not (text or "").strip():
+    if not text.strip():
         return True
     hay = " ".join([run.id, run.by, run.state, *about(run).values()]).casefold()
     return all(word in hay for word in text.casefold().split())

@@ -1,0 +1,1 @@
+"""What Athanor promises in numbers, measured: `python -m bench`. See README.md here."""

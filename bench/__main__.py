@@ -1,0 +1,97 @@
+"""Prints every figure beside its target and the peer's: `python -m bench`, with `--peer PYTHON` measured now."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import pages, start, tick
+from bench.figures import Figure, table
+from tests.browser.find_chromium import chromium
+
+# Measured once on the machine of RESULTS.md; printed in brackets where the peer is not at hand.
+REMEMBERED = {"ready": "(8.8 s)", "resident": "(631 MB)", "torch": "(yes)", "outside": "(2)"}
+
+
+def starting(peer_python: Path | None) -> list[Figure]:
+    ours, other = start.measure(peer_python)
+    theirs = REMEMBERED | {"page": None, "usable": None}
+    if other:
+        theirs = {
+            "ready": other.ready_s, "page": other.page_s, "usable": other.usable_s, "resident": other.resident_mb,
+            "torch": "yes" if other.torch else "no", "outside": len(other.outside),
+        }  # fmt: skip
+    return [
+        Figure("command → page answers", ours.ready_s, "s", 4.5, theirs["ready"]),
+        Figure("page asked for → usable", ours.page_s, "s", None, theirs["page"]),
+        Figure("command → usable", ours.usable_s, "s", None, theirs["usable"]),
+        Figure("resident when idle", ours.resident_mb, "MB", 300, theirs["resident"]),
+        Figure("torch in the web process", "yes" if ours.torch else "no", "", "no", theirs["torch"]),
+        Figure("outside hosts the page asks", len(ours.outside), "", 0, theirs["outside"]),
+    ]
+
+
+def ticking() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = tick.in_a_process(Path(folder))
+    return [
+        Figure("first opening, 1 GB log, 1M metric lines", told["first_s"], "s"),
+        Figure("a tick on it, median of 200", told["tick_ms"], "ms", 50),
+        Figure("… of it computing", told["computed_ms"], "ms"),
+        Figure("a tick on it, the slowest 5 %", told["slow_ms"], "ms"),
+        Figure("a tick when nothing is new", told["still_ms"], "ms"),
+        Figure("memory grown over 200 ticks", told["grown_mb"], "MB", 5),
+    ]
+
+
+def living() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = pages.measure(Path(folder))
+    ticks = f"{told['ticks']:,.0f} ticks of {pages.PAGES} pages"
+    return [
+        Figure(f"memory grown over {ticks}", told["grown_mb"], "MB", 20),
+        Figure(f"… after the first {pages.WARM}", told["grown_warm_mb"], "MB"),
+        Figure("answer to a tick, all pages asking at once", told["answer_ms"], "ms"),
+        Figure("ticks answered a second", told["ticks"] / told["seconds"]),
+    ]
+
+
+PARTS = {"start": starting, "tick": lambda _: ticking(), "pages": lambda _: living()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--peer", type=Path, metavar="PYTHON", help="python of an environment with LLaMA-Factory"
+    )
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    given = parser.parse_args()
+    if not chromium():
+        print("This needs a Chromium: python -m tests.browser.find_chromium installs one.", file=sys.stderr)
+        return 2
+    if given.peer and not (given.peer.parent / "llamafactory-cli").exists():
+        print(f"There is no llamafactory-cli beside {given.peer}.", file=sys.stderr)
+        return 2
+    if os.getloadavg()[0] > 0.7:
+        print(
+            f"Something else is at work here (load {os.getloadavg()[0]:.1f}): times will be long.",
+            file=sys.stderr,
+        )
+    figures = []
+    for name, part in PARTS.items():
+        if given.only in (None, name):
+            print(f"measuring: {name} …", file=sys.stderr, flush=True)
+            figures += part(given.peer.absolute() if given.peer else None)
+    print(table(figures, "LLaMA-Factory 0.9.5"))
+    if not given.peer and given.only in (None, "start"):
+        print(
+            "\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md."
+        )
+    return 1 if any(figure.met is False for figure in figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

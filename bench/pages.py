@@ -1,0 +1,85 @@
+"""What many ticks from several open browser pages leave behind in the studio's memory.
+
+The pages are real ones with a very long run open; only their clock is quick: the script below makes the page's
+own two-second timer ring more often, and everything after the ring is as always.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import threading
+import time
+from pathlib import Path
+
+from playwright.sync_api import Page, Response, sync_playwright
+
+from bench.bigrun import LINES, LOG_BYTES, BigRun
+from bench.server import studio
+from tests.browser.find_chromium import ARGUMENTS, chromium
+
+PAGES, TICKS = 5, 2000
+WARM = 100  # ticks after which every path has been taken once and every cache holds what it will
+QUICK = """
+const real = window.setInterval;
+window.setInterval = (act, ms, ...rest) => real(act, ms === 2000 ? 100 : ms, ...rest);
+"""
+
+
+def measure(
+    folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES
+) -> dict[str, float]:
+    """Memory before and after, and the milliseconds from asking to the answer while all pages ask at once."""
+    saves = folder / "saves"
+    run = BigRun(saves, lines, log_bytes)
+    done = threading.Event()
+    writer = threading.Thread(target=_write, args=(run, done))
+    with studio(folder, saves) as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        took: list[float] = []
+        pages = [browser.new_context(locale="en-US").new_page() for _ in range(PAGES)]
+        for page in pages:
+            page.add_init_script(QUICK)
+            page.set_default_timeout(60_000)
+            page.goto(f"{server.address}/?run={run.id}")
+            page.locator("#curves svg").first.wait_for(state="visible")
+        opened = server.resident_mb()
+        for page in pages:
+            page.on("response", lambda answer: _note(answer, took))
+        writer.start()
+        began, warm = time.monotonic(), None
+        try:
+            while len(took) < ticks:
+                pages[0].wait_for_timeout(200)
+                if warm is None and len(took) >= WARM:
+                    warm = server.resident_mb()
+                if time.monotonic() - began > 900:
+                    break
+        finally:
+            done.set()
+            writer.join()
+        seconds = time.monotonic() - began
+        after, shown = server.resident_mb(), min(map(_shown_step, pages))
+        browser.close()
+    run.close()
+    return {
+        "ticks": len(took), "seconds": seconds, "opened_mb": opened, "after_mb": after, "grown_mb": after - opened,
+        "grown_warm_mb": after - (warm or opened), "answer_ms": statistics.median(took), "behind": run.step - shown,
+    }  # fmt: skip
+
+
+def _write(run: BigRun, done: threading.Event) -> None:
+    """A new line of metrics between any two ticks of a page."""
+    while not done.wait(0.05):
+        run.add()
+
+
+def _note(answer: Response, took: list[float]) -> None:
+    if answer.request.method == "POST" and answer.status == 200 and "/run/" in answer.url:
+        took.append(answer.request.timing["responseStart"])
+
+
+def _shown_step(page: Page) -> int:
+    """The step that the head of the open run tells."""
+    numbers = re.findall(r"\d[\d,]*", page.locator("#run-head .told").inner_text())
+    return int(numbers[0].replace(",", ""))

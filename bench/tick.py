@@ -1,0 +1,73 @@
+"""What the page's two-second tick costs on a very long run, through the very handler that the page calls.
+
+Run as a process of its own, `python -m bench.tick FOLDER`, so that nothing else is in the memory it measures.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.bigrun import BigRun
+from bench.server import MB, wait_until_quiet
+from engine.workplace import PROJECT, Workplace
+
+TICKS = 200
+VIEW = ("step", 0.6, False)  # the axis, smoothing and scale that the page begins with
+
+
+def handler(saves: Path, name: str) -> Callable[..., list[Any]]:
+    """One of the page's handlers, as Gradio has it."""
+    from webui.studio import page
+
+    blocks = page(Workplace(saves=saves), "en")
+    return next(one.fn for one in blocks.fns.values() if getattr(one.fn, "__name__", "") == name)
+
+
+def measure(saves: Path) -> dict[str, float]:
+    """Seconds of the first tick, milliseconds of the later ones, growth of the memory; each tick finds a new line."""
+    run = BigRun(saves)
+    tick, here = handler(saves, "tick"), psutil.Process()
+    wait_until_quiet()
+    began = time.perf_counter()
+    stamp = tick(run.id, "", *VIEW)[0]
+    first, took, computed, before = time.perf_counter() - began, [], [], here.memory_info().rss
+    for _ in range(TICKS):
+        run.add()
+        began, worked = time.perf_counter(), time.thread_time()
+        changed = tick(run.id, stamp, *VIEW)[0]
+        took.append(time.perf_counter() - began)
+        computed.append(time.thread_time() - worked)
+        assert isinstance(changed, str), "the tick has not seen the new line"
+        stamp = changed
+    grown = here.memory_info().rss - before
+    began = time.perf_counter()
+    tick(run.id, stamp, *VIEW)
+    still = time.perf_counter() - began
+    took.sort()
+    run.close()
+    return {
+        "first_s": first, "tick_ms": statistics.median(took) * 1000, "slow_ms": took[int(len(took) * 0.95)] * 1000,
+        "computed_ms": statistics.median(computed) * 1000, "still_ms": still * 1000, "grown_mb": grown / MB, "resident_mb": before / MB,
+    }  # fmt: skip
+
+
+def in_a_process(saves: Path) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, "-m", "bench.tick", str(saves)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]))))

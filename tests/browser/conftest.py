@@ -1,0 +1,86 @@
+"""A real Chromium and a real studio. Whatever the page asks of anybody but the studio is refused and noted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.find_chromium import ARGUMENTS, chromium
+from tests.conftest import start_studio
+
+expect.set_options(timeout=20_000)  # patience with a machine that has other things to do
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in Path(item.fspath).parts:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
+        yield opened
+        opened.close()
+
+
+class Outside(list[str]):
+    """Addresses outside the studio that a page asked for."""
+
+
+@pytest.fixture
+def outside() -> Outside:
+    return Outside()
+
+
+@pytest.fixture
+def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page]]:
+    """Open a page as a new person would: own cookies, own language, own screen."""
+    contexts = []
+
+    def guard(route: Route) -> None:
+        if route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    def open_(address: str, locale: str = "en-US", width: int = 1280, **settings: Any) -> Page:
+        context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, **settings)
+        contexts.append(context)
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.goto(address)
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def demo_workplace(workplace: Workplace) -> Workplace:
+    """As on a fresh machine: the demo model and the bundled data; runs in a folder of this test's own."""
+    return Workplace(models=(DEMO_MODEL, *workplace.models), data=PROJECT / "data", saves=workplace.saves)
+
+
+@pytest.fixture
+def studio(demo_workplace: Workplace) -> Iterator[str]:
+    """Address of a studio on a fresh workplace, started under a useless proxy and the C locale."""
+    process, address = start_studio(
+        demo_workplace,
+        http_proxy="http://127.0.0.1:9",
+        https_proxy="http://127.0.0.1:9",
+        LANG="C",
+        LC_ALL="C",
+    )
+    yield address
+    process.kill()
+    process.wait()

@@ -1,0 +1,197 @@
+"""The studio as a person meets it: a real browser, a real studio, a real training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine import runs, users
+from engine.spec import fields
+from engine.workplace import Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio, wait_until
+from webui.words import Words
+
+OpenPage = Callable[..., Page]
+
+
+def ready(page: Page) -> Page:
+    expect(page.locator("#summary .state")).to_be_visible()
+    return page
+
+
+def type_into(page: Page, path: str, text: str) -> None:
+    page.locator(f"#f-{path.replace('.', '-')} input").first.fill(text)
+
+
+def test_a_stranger_clicks_start_and_comes_back_to_a_finished_adapter(
+    demo_workplace: Workplace, open_page: OpenPage, outside: Outside
+) -> None:
+    """With a kill -9 of the studio in the middle, and a second person watching in Chinese."""
+    studio, address = start_studio(demo_workplace)
+    port = int(address.rsplit(":", 1)[-1])
+    try:
+        page = ready(open_page(address))
+        expect(page.locator("#summary")).to_contain_text("240")  # optimizer steps
+        page.locator("#start").click()
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
+        expect(page.locator("#curves svg").first).to_be_visible()
+        run_address = page.url
+        assert "?run=demo_model" in run_address
+    finally:
+        studio.kill()
+        studio.wait()
+    studio, _ = start_studio(demo_workplace, port=port)
+    try:
+        page.reload()
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running|Finished"), timeout=30_000)
+        other = open_page(run_address, locale="zh-CN", width=800)
+        expect(other.locator("#run-head .badge")).to_have_text(
+            re.compile("运行中|训练中|已完成"), timeout=30_000
+        )
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=180_000)
+        expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"), timeout=30_000)
+        run = runs.find(demo_workplace.saves)[0]
+        assert (run.dir.adapter / "adapter_model.safetensors").exists()
+        assert run.dir.plot.exists()
+        page.locator(".below button[role=tab]").nth(2).click()
+        with page.expect_download() as download:
+            page.locator("#files a", has_text="adapter_model.safetensors").first.click()
+        assert (
+            Path(download.value.path()).read_bytes()
+            == (run.dir.adapter / "adapter_model.safetensors").read_bytes()
+        )
+    finally:
+        studio.kill()
+        studio.wait()
+    assert outside == []
+
+
+def test_the_page_is_complete_without_a_network_and_all_chinese_in_a_chinese_browser(
+    studio: str, open_page: OpenPage, outside: Outside
+) -> None:
+    errors: list[str] = []
+    page = open_page("about:blank", locale="zh-CN")
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(studio)
+    ready(page)
+    for fold in page.locator("button.label-wrap").all():
+        fold.click()
+    seen = page.locator("body").inner_text()
+    for path, info in fields().items():
+        if Words("zh").label(path) != info.title:  # some names are the same in both: DoRA
+            assert f"\n{info.title}\n" not in seen, path
+        assert info.description not in seen, path
+    page.get_by_role("tab").nth(1).click()
+    expect(page.locator("#runs .empty")).to_be_visible()
+    assert "No runs" not in page.locator("body").inner_text()
+    assert outside == []
+    assert [one for one in errors if "favicon" not in one] == []
+
+
+BAD = {
+    "training.learning_rate": ["", "nan", "-1", "1e9", "<script>alert(1)</script>"],
+    "training.num_train_epochs": ["", "0", "ten", "1e300"],
+    "training.per_device_train_batch_size": ["", "0", "2.5", "; rm -rf /"],
+    "training.gradient_accumulation_steps": ["", "-3", "99999999999"],
+    "data.max_length": ["", "7", "100000", "../../etc/passwd"],
+    "method.r": ["", "0", "'", "999999"],
+    "method.lora_alpha": ["", "-1", "𝔸"],
+}
+
+
+def test_bad_values_are_told_at_their_fields_and_start_nothing(
+    studio: str, open_page: OpenPage, demo_workplace: Workplace
+) -> None:
+    page = ready(open_page(studio))
+    alerts: list[str] = []
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    for path, values in BAD.items():
+        good = page.locator(f"#f-{path.replace('.', '-')} input").first.input_value()
+        for value in values:
+            type_into(page, path, value)
+            expect(page.locator("#summary .problems a")).to_have_count(1)
+        type_into(page, path, good)
+        expect(page.locator("#summary .state.right")).to_be_visible()
+    type_into(page, "training.learning_rate", "nan")
+    type_into(page, "method.r", "-1")
+    expect(page.locator("#summary .problems a")).to_have_count(2)  # all at once
+    page.locator("#start").click()
+    expect(page.locator("#told")).to_contain_text("2")
+    assert runs.find(demo_workplace.saves) == []
+    assert alerts == []
+
+
+def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_and_deleted(
+    studio: str, open_page: OpenPage, demo_workplace: Workplace
+) -> None:
+    page = ready(open_page(studio))
+    name = "../../x; rm -rf / '\"<img src=x onerror=alert(1)> 中文"
+    type_into(page, "name", name)
+    type_into(page, "training.num_train_epochs", "2000")
+    expect(page.locator("#summary")).to_contain_text("16,000")
+    page.locator("#start").click()
+    badge = page.locator("#run-head .badge")
+    expect(badge).to_have_text(re.compile("Running"), timeout=60_000)
+    expect(page.locator("#run-head h1")).to_have_text(name)
+    page.locator("#stop").click()
+    expect(badge).to_have_text(re.compile("Stopped"), timeout=60_000)
+    page.locator("#resume").click()
+    expect(badge).to_have_text(re.compile("Running"), timeout=60_000)
+    page.locator("#kill").click()
+    page.locator("#yes-kill").click()
+    expect(badge).to_have_text(re.compile("Stopped"), timeout=60_000)
+    page.locator("#clone").click()
+    expect(page.locator("#told")).to_contain_text("are in the form")
+    expect(page.locator("#f-name input").first).to_have_value(name)
+    page.get_by_role("tab").nth(1).click()
+    expect(page.locator("#run-head h1")).to_have_text(name)
+    page.locator("#delete").click()
+    page.locator("#yes-delete").click()
+    expect(page.locator("#runs .empty")).to_be_visible()
+    assert runs.find(demo_workplace.saves) == []
+
+
+def test_nobody_gets_in_without_a_name_and_a_password(
+    demo_workplace: Workplace, open_page: OpenPage, tmp_path: Path
+) -> None:
+    file = tmp_path / "users.txt"
+    users.add_user(file, "ada", "correct horse")
+    studio, address = start_studio(demo_workplace, "--auth", str(file), "--host", "0.0.0.0")
+    try:
+        page = open_page(address.replace("0.0.0.0", "127.0.0.1"))
+        for name, password in (("ada", "wrong"), ("", ""), ("' or 1=1", "x")):
+            page.locator("input[name=name]").evaluate("(box, text) => { box.value = text }", name)
+            page.locator("input[name=password]").evaluate("(box, text) => { box.value = text }", password)
+            page.locator("form").first.evaluate("form => form.submit()")
+            page.wait_for_load_state()
+            expect(page.locator("input[name=password]")).to_be_visible()
+        page.locator("input[name=name]").fill("ada")
+        page.locator("input[name=password]").fill("correct horse")
+        page.keyboard.press("Enter")
+        ready(page)
+        expect(page.locator("#head")).to_contain_text("ada")
+        page.locator("#start").click()
+        run = wait_until(lambda: runs.find(demo_workplace.saves), 30)[0]
+        assert run.by == "ada"
+        runs.stop(run, "kill")
+        anonymous = page.context.browser.new_context()
+        assert (
+            anonymous.request.get(address.replace("0.0.0.0", "127.0.0.1") + "/gradio_api/info").status == 401
+        )
+        anonymous.close()
+    finally:
+        studio.kill()
+        studio.wait()
+
+
+@pytest.mark.parametrize(
+    "path", ["/download/a/b/c/../../../../etc/passwd", "/download/x/y/z/spec.yaml", "/file=/etc/passwd"]
+)
+def test_no_address_leads_out_of_the_runs(studio: str, open_page: OpenPage, path: str) -> None:
+    page = ready(open_page(studio))
+    assert page.context.request.get(studio + path).status in (403, 404)
