@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from engine import queue
@@ -44,7 +45,7 @@ def arguments() -> argparse.Namespace:
         "--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]"
     )
     parser.add_argument(
-        "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH"),
+        "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH") or None,
         help="users who may log in; add them with: python -m engine user add NAME --auth FILE [ATHANOR_AUTH]",
     )  # fmt: skip
     parser.add_argument(
@@ -94,8 +95,8 @@ def keep_queue_moving(workplace: Workplace) -> None:
         while True:
             try:
                 queue.advance(workplace.saves)
-            except OSError as error:  # a full or vanished disk; the next tick may find it well again
-                print(f"the queue cannot go on: {error}", file=sys.stderr, flush=True)
+            except Exception:  # a full or vanished disk, say; the next tick may find it well again
+                traceback.print_exc()
             time.sleep(TICK_S)
 
     threading.Thread(target=tick, daemon=True, name="queue").start()

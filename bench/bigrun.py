@@ -15,6 +15,7 @@ from engine.workplace import Workplace
 LINES = 1_000_000  # of metrics, each as engine/worker/metrics.py writes it
 LOG_BYTES = 10**9
 SECONDS_PER_STEP = 0.5
+RUN = "bench/lora/weeks"
 
 
 class BigRun:
@@ -24,7 +25,7 @@ class BigRun:
     """
 
     def __init__(self, saves: Path, lines: int = LINES, log_bytes: int = LOG_BYTES):
-        self.id, self.step, self.total = "bench/lora/weeks", 0, 2 * lines
+        self.id, self.step, self.total = RUN, 0, 2 * lines
         self.dir = RunDir(saves / self.id)
         self.dir.path.mkdir(parents=True)
         self.began = time.time() - lines * SECONDS_PER_STEP

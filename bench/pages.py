@@ -37,7 +37,10 @@ def measure(
     with studio(folder, saves) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
         took: list[float] = []
-        pages = [browser.new_context(locale="en-US").new_page() for _ in range(PAGES)]
+        pages = [
+            browser.new_context(locale="en-US", viewport={"width": 800, "height": 600}).new_page()
+            for _ in range(PAGES)
+        ]
         for page in pages:
             page.add_init_script(QUICK)
             page.set_default_timeout(60_000)

@@ -6,7 +6,6 @@ makes its two log files from ours and calls the function that its page calls whi
 """
 
 import json
-import os
 import resource
 import statistics
 import sys
@@ -20,7 +19,10 @@ TICKS = 3
 def make(folder: Path, metrics: Path, log: Path) -> None:
     """The same steps and losses in its format, and the same log."""
     (folder / "running_log.txt").symlink_to(log)
-    with metrics.open(encoding="utf-8") as ours, (folder / "trainer_log.jsonl").open("w", encoding="utf-8") as theirs:
+    with (
+        metrics.open(encoding="utf-8") as ours,
+        (folder / "trainer_log.jsonl").open("w", encoding="utf-8") as theirs,
+    ):
         for text in ours:
             line = json.loads(text)
             told = {
@@ -44,8 +46,6 @@ def main() -> None:
     assert "loss_viewer" in shown[2], "it has drawn no curve"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"tick_ms": statistics.median(took) * 1000, "peak_mb": peak}))
-    sys.stdout.flush()
-    os._exit(0)
 
 
 if __name__ == "__main__":

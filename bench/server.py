@@ -108,7 +108,7 @@ def peer(folder: Path, python: Path) -> Iterator[Server]:
         server.end()
 
 
-def wait_until_quiet(seconds: float = 120) -> bool:
+def wait_until_quiet(seconds: float = 60) -> bool:
     """Wait until others leave the cores idle; False if they do not in that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

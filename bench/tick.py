@@ -6,6 +6,7 @@ Run as a process of its own, `python -m bench.tick FOLDER`, so that nothing else
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 
 import psutil
 
-from bench.bigrun import BigRun
+from bench.bigrun import RUN, BigRun
 from bench.server import MB, wait_until_quiet
+from engine.rundir import RunDir
 from engine.workplace import PROJECT, Workplace
 
 TICKS = 200
@@ -56,14 +58,25 @@ def measure(saves: Path) -> dict[str, float]:
     run.close()
     return {
         "first_s": first, "tick_ms": statistics.median(took) * 1000, "slow_ms": took[int(len(took) * 0.95)] * 1000,
-        "computed_ms": statistics.median(computed) * 1000, "still_ms": still * 1000, "grown_mb": grown / MB, "resident_mb": before / MB,
+        "computed_ms": statistics.median(computed) * 1000, "still_ms": still * 1000, "grown_mb": grown / MB,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB,
     }  # fmt: skip
 
 
 def in_a_process(saves: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
-    command = [sys.executable, "-m", "bench.tick", str(saves)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    return _told([sys.executable, "-m", "bench.tick", str(saves)], PROJECT)
+
+
+def of_peer(saves: Path, python: Path) -> dict[str, float]:
+    """The peer's tick on the run that `measure` has left in `saves`."""
+    run = RunDir(saves / RUN)
+    script = str(PROJECT / "bench" / "peer_tick.py")
+    return _told([str(python), script, str(run.metrics), str(run.log)], saves)
+
+
+def _told(command: list[str], folder: Path) -> dict[str, float]:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -10,7 +11,6 @@ import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from engine import failures, importer, queue, runs, users
 from engine.obstacles import obstacles
@@ -23,15 +23,10 @@ from engine.workplace import Workplace, add_arguments, from_arguments
 def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Submit a spec and follow its log to the end. Ctrl-C: stop and save; twice: kill."""
     run = _submit(arguments, workplace)
-    presses = iter(("save", "kill"))
-
-    def pressed(_signal: int, _frame: FrameType | None) -> None:
-        how = next(presses, "kill")
-        print(f"\nasked the run to stop ({how})", flush=True)
-        runs.stop(runs.get(workplace.saves, run.id), how, by=_me())
-
-    signal.signal(signal.SIGINT, pressed)
-    shown, told = 0, ""
+    presses: list[int] = []
+    # Only noted here: a handler that took the queue's lock could meet itself holding it.
+    signal.signal(signal.SIGINT, lambda *_: presses.append(1))
+    shown, told, obeyed = 0, "", 0
     while True:
         now = runs.get(workplace.saves, run.id)
         if now.state != told:
@@ -39,8 +34,13 @@ def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
             print(f"[{told}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
         shown = _print_new(now.dir.log, shown)
         if now.final:
-            _print_new(now.dir.log, shown)
             return _print_end(now)
+        if len(presses) > obeyed:
+            obeyed = len(presses)
+            how = "kill" if obeyed > 1 or now.state == "queued" else "save"
+            print(f"[asked to stop: {how}]", flush=True)
+            with contextlib.suppress(Refusal):  # it ended in the same moment
+                runs.stop(now, how, by=_me())
         queue.advance(workplace.saves)
         time.sleep(0.5)
 
@@ -81,9 +81,7 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
         loss = last_loss(run)
-        print(
-            f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}  {run.spec.name}".rstrip()
-        )
+        print(f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}")
     return 0
 
 

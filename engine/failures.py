@@ -60,7 +60,7 @@ def explain(run: Run) -> Explanation | None:
     if run.state not in ("failed", "interrupted"):
         return None
     error = read_json(run.dir.error) or {}
-    log = end_of(run.dir.log, 65_536).decode("utf-8", errors="replace")
+    log = end_of(run.dir.log, 65_536, run.dir.log_from()).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(one for one in error.get("problems", ()) if one["code"] in sentences())
     exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
@@ -69,7 +69,7 @@ def explain(run: Run) -> Explanation | None:
         return Explanation("", {}, traceback, known)
     text = f"{error.get('type', '')}: {error.get('message', '')}\n{traceback}"
     for code, pattern in PATTERNS.items():
-        if exit["reason"] == "exit" and (found := re.search(pattern, text)):
+        if (error or exit["reason"] == "exit") and (found := re.search(pattern, text)):
             return Explanation(code, values | {"what": found.groupdict().get("what") or ""}, traceback)
     return Explanation(exit["reason"], values, traceback)
 

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ def processes(folder: Path) -> list[psutil.Process]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            process = psutil.Process(int(entry.name))  # first: it remembers when the process began
             if marked in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                found.append(psutil.Process(int(entry.name)))
+                found.append(process)
     return found
 
 
@@ -78,9 +80,10 @@ def keep(run: RunDir) -> None:
     cards, port = len(machine.gpus()), free_port()
     training = command.train_command(spec, run.path, port, cards)
     environment = command.inherited() | command.environment(spec, run.path, cards, machine.threads())
+    log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
-        "attempt": attempt(run), "port": port, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": training,
+        "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": training,
     })  # fmt: skip
     code = _child(command.prepare_command(run.path), environment, run, stop_at_once=True)
     if code == 0 and not stop_wanted(run):
@@ -110,11 +113,6 @@ def _child(arguments: list[str], environment: dict[str, str], run: RunDir, *, st
                 end_processes(run.path)
 
 
-def attempt(run: RunDir) -> int:
-    """Which attempt this is: 1, and one more for each resume."""
-    return read_json(run.request)["attempt"]
-
-
 def stop_wanted(run: RunDir) -> str | None:
     """ "save", "kill", or None: what somebody asked of the run."""
     return ((read_json(run.request) or {}).get("stop") or {}).get("how")
@@ -124,14 +122,15 @@ def judge(run: RunDir, code: int) -> dict[str, Any]:
     """What the end of the children means: the content of exit.json."""
     folder = run.result()
     result = read_json(folder / RESULT) if folder else None
-    written = bool(result) and result["attempt"] == attempt(run)
-    signals = re.findall(rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384))
-    number = -code if code < 0 else int(signals[-1][1] or 0) if signals and code else 0
-    name = signals[-1][0].decode() if signals and code > 0 and signals[-1][0] else None
-    killed_by = name or (signal.Signals(number).name if number else None)
+    written = bool(result) and result["attempt"] == run.attempt()
+    said = (
+        run.error.exists()
+    )  # a program that reports an error was not killed, whatever happened to its siblings
+    killed_by = None if said else _signal(code, run)
+    stopped = {"kill": True, "save": not said}.get(stop_wanted(run), False)
     if code == 0 and written and result["complete"]:
         outcome, reason = "finished", "finished"
-    elif stop_wanted(run) and (code != 0 or written or not result):
+    elif stopped and (code != 0 or written or not result):
         outcome, reason = "stopped", "stopped"
     elif code == 0:
         outcome, reason = "failed", "no-result"
@@ -139,8 +138,21 @@ def judge(run: RunDir, code: int) -> dict[str, Any]:
         outcome, reason = "failed", "killed" if killed_by else "exit"
     return {
         "outcome": outcome, "reason": reason, "code": code, "signal": killed_by, "ended": time.time(),
-        "attempt": attempt(run), "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "attempt": run.attempt(), "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }  # fmt: skip
+
+
+def _signal(code: int, run: RunDir) -> str | None:
+    """Name of the signal that ended the training: the launcher's own, or the one it reports of its child."""
+    number = -code if code < 0 else 0
+    if code > 0:
+        told = re.findall(
+            rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384, run.log_from())
+        )
+        if told and told[-1][0]:
+            return told[-1][0].decode()
+        number = int(told[-1][1]) if told else 0
+    return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
 def become_keeper(folder: Path) -> int:
@@ -166,11 +178,17 @@ def become_keeper(folder: Path) -> int:
     os.close(told)
     # A machine that shuts down leaves the run interrupted, not judged: no exit.json, and resume is offered.
     signal.signal(signal.SIGTERM, lambda *_: (end_processes(folder), os._exit(143)))
-    with contextlib.suppress(BaseException):
+    try:
         keep(run)
+    except BaseException:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            queue.give_up(run, 1)
     os.close(alive)
     os.close(kept)
-    queue.advance(queue.saves_of(folder))
+    if run.exit.exists():  # else the disk is full, and a studio's tick will try again
+        with contextlib.suppress(OSError):
+            queue.advance(queue.saves_of(folder))
     os._exit(0)
 
 

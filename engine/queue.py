@@ -46,7 +46,9 @@ def waiting(saves: Path) -> list[Path]:
     for folder in folders(saves):
         run = RunDir(folder)
         if not run.exit.exists() and not run.keeper.exists() and not run.alive():
-            found.append((read_json(run.request)["queued"], folder))
+            request = read_json(run.request)
+            if isinstance(request, dict):  # it may have been deleted meanwhile
+                found.append((request.get("queued", 0), folder))
     return [folder for _, folder in sorted(found)]
 
 
@@ -71,8 +73,13 @@ def _start(folder: Path) -> bool:
         run = RunDir(folder)
         with run.log.open("ab") as log:
             log.write(done.stderr)
-        write_json(run.exit, {
-            "outcome": "failed", "reason": "no-keeper", "code": done.returncode, "signal": None,
-            "ended": time.time(), "attempt": read_json(run.request)["attempt"], "peak_memory": 0,
-        })  # fmt: skip
+        give_up(run, done.returncode)
     return done.returncode == 0
+
+
+def give_up(run: RunDir, code: int) -> None:
+    """Put a run aside that could not be kept, so that it does not stand at the head of the queue for ever."""
+    write_json(run.exit, {
+        "outcome": "failed", "reason": "no-keeper", "code": code, "signal": None, "ended": time.time(),
+        "attempt": run.attempt(), "peak_memory": 0,
+    })  # fmt: skip

@@ -45,6 +45,14 @@ class RunDir:
         """Whether any process of the run lives."""
         return held(self.lock, ALIVE)
 
+    def attempt(self) -> int:
+        """Which attempt this is: 1, and one more for each resume."""
+        return read_json(self.request)["attempt"]
+
+    def log_from(self) -> int:
+        """Where in the log this attempt begins."""
+        return (read_json(self.keeper) or {}).get("log_from", 0)
+
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One without its marker was cut off while being written."""
         found = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE}")]
@@ -87,11 +95,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def end_of(path: Path, size: int) -> bytes:
-    """The last `size` bytes of a file; nothing if it is not there."""
+def end_of(path: Path, size: int, after: int = 0) -> bytes:
+    """The last `size` bytes of a file, none of them before `after`; nothing if it is not there."""
     try:
         with path.open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
+            file.seek(max(file.seek(0, os.SEEK_END) - size, after))
             return file.read()
     except FileNotFoundError:
         return b""

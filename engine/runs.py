@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -70,7 +73,8 @@ class Run:
         """1 for the run that is alive, 2 for the first that waits behind it; None if it does not wait."""
         if self.state != "queued":
             return None
-        return queue.waiting(queue.saves_of(self.path)).index(self.path) + 2
+        order = queue.waiting(queue.saves_of(self.path))
+        return order.index(self.path) + 2 if self.path in order else None  # it may have started meanwhile
 
     @property
     def can(self) -> set[str]:
@@ -132,15 +136,29 @@ def submit(spec: RunSpec, workplace: Workplace, by: str = "") -> Run:
     spec = workplace.frozen(spec)
     if found := problems(spec) + obstacles(spec, workplace):
         raise Refusal(found)
-    folder = _new_folder(spec, workplace.saves)
-    run, now = RunDir(folder), time.time()
-    write_text(run.spec, spec.to_yaml())
-    # Last: a folder without a request is no run yet.
-    write_json(
-        run.request, {"by": by, "submitted": now, "queued": time.time_ns(), "attempt": 1, "stop": None}
-    )
-    queue.advance(workplace.saves)
+    with _writing(workplace.saves):
+        folder = _new_folder(spec, workplace.saves)
+        try:
+            write_text(RunDir(folder).spec, spec.to_yaml())
+            # Last: a folder without a request is no run yet.
+            write_json(
+                RunDir(folder).request,
+                {"by": by, "submitted": time.time(), "queued": time.time_ns(), "attempt": 1, "stop": None},
+            )
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        queue.advance(workplace.saves)
     return read(folder, workplace.saves)
+
+
+@contextlib.contextmanager
+def _writing(saves: Path) -> Iterator[None]:
+    """A disk that does not take what it is given is told in a sentence. Raises Refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
 
 
 def _new_folder(spec: RunSpec, saves: Path) -> Path:
@@ -167,7 +185,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     if wanted not in run.can:
         raise Refusal(problem("run-cannot", what=wanted, state=run.state))
     saves = queue.saves_of(run.path)
-    with queue.closed(saves):
+    with _writing(saves), queue.closed(saves):
         request = read_json(run.dir.request)
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
@@ -183,7 +201,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
 def resume(run: Run, by: str = "") -> None:
     """Queue the run again; it goes on from its newest complete checkpoint. Raises Refusal."""
     saves = queue.saves_of(run.path)
-    with queue.closed(saves):
+    with _writing(saves), queue.closed(saves):
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
@@ -206,21 +224,26 @@ def resume(run: Run, by: str = "") -> None:
 def delete(run: Run) -> None:
     """Remove the run's folder and everything in it. Raises Refusal while it is alive."""
     saves = queue.saves_of(run.path)
-    with queue.closed(saves):
+    with _writing(saves), queue.closed(saves):
         run = read(run.path, saves)
         if "delete" not in run.can:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))
         gone = saves / ".deleted" / f"{run.path.name}-{time.time_ns()}"
         gone.parent.mkdir(exist_ok=True)
         run.path.rename(gone)  # one step: nobody sees half a run
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def files(run: Run) -> list[tuple[str, int]]:
     """Files of the run as (path relative to its folder, bytes), hidden ones left out."""
-    found = (path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
-    relative = ((path.relative_to(run.path), path.stat().st_size) for path in found)
-    return sorted((path.as_posix(), size) for path, size in relative if not path.name.startswith("."))
+    found = []
+    for folder, _, names in os.walk(run.path):
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # pruned while we look
+                if not name.startswith(".") and not path.is_symlink():
+                    found.append((path.relative_to(run.path).as_posix(), path.stat().st_size))
+    return sorted(found)
 
 
 def file(run: Run, name: str) -> Path:

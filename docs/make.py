@@ -1,0 +1,50 @@
+"""Write docs/spec.md from the declarations in engine/spec.py: `python -m docs.make`. A test compares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.spec import UNIONS, fields
+
+PAGE = Path(__file__).parent / "spec.md"
+HEAD = """# Settings of a run
+
+Made from `engine/spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and the shell's checks.
+A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    lines, part = [HEAD], ""
+    for path, info in fields().items():
+        if path.split(".")[0] != part:
+            part = path.split(".")[0]
+            lines += [f"\n## {part}\n", "| setting | default | limits | meaning |", "|---|---|---|---|"]
+        lines.append(f"| `{path}` | {_default(info)} | {_limits(path, info)} | **{info.title}.** {info.description} |")
+    return "\n".join(lines).replace("\\\n", "\n") + "\n"
+
+
+def _default(info: Any) -> str:
+    value = info.get_default(call_default_factory=True)
+    if hasattr(value, "kind"):
+        return f"`{value.kind}`"
+    return "—" if value in (None, "", [], {}) else f"`{value}`"
+
+
+def _limits(path: str, info: Any) -> str:
+    if path in UNIONS:
+        return " ".join(f"`{kind}`" for kind in UNIONS[path])
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    found = [
+        f"{sign} {getattr(limit, name):g}"
+        for limit in info.metadata
+        for name, sign in signs.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return ", ".join(found) or "—"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
