@@ -22,7 +22,7 @@ PAGES, TICKS = 5, 2000
 WARM = 100  # ticks after which every path has been taken once and every cache holds what it will
 QUICK = """
 const real = window.setInterval;
-window.setInterval = (act, ms, ...rest) => real(act, ms === 2000 ? 100 : ms, ...rest);
+window.setInterval = (act, ms, ...rest) => real(act, ms === RINGS_MS ? 100 : ms, ...rest);
 """
 
 
@@ -30,6 +30,8 @@ def measure(
     folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES
 ) -> dict[str, float]:
     """Memory before and after, and the milliseconds from asking to the answer while all pages ask at once."""
+    from webui.runs_tab import SECONDS  # imports gradio, which the other parts do without
+
     saves = folder / "saves"
     run = BigRun(saves, lines, log_bytes)
     done = threading.Event()
@@ -42,7 +44,7 @@ def measure(
             for _ in range(PAGES)
         ]
         for page in pages:
-            page.add_init_script(QUICK)
+            page.add_init_script(QUICK.replace("RINGS_MS", str(1000 * SECONDS)))
             page.set_default_timeout(60_000)
             page.goto(f"{server.address}/?run={run.id}")
             page.locator("#curves svg").first.wait_for(state="visible")

@@ -14,6 +14,8 @@ from engine.workplace import PROJECT
 
 # Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
 MARKER = "ATHANOR_RUN"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+LAUNCHER = PROJECT / "engine" / "accelerate.yaml"
 
 
 def on_cpu(spec: RunSpec, cards: int) -> bool:
@@ -29,7 +31,7 @@ def prepare_command(folder: Path) -> list[str]:
 def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
     """The command that trains `spec` in `folder`.
 
-    Every flag is given: a default configuration in somebody's home would otherwise change what is launched.
+    A configuration of our own is given: one in somebody's home would otherwise change what is launched.
     """
     processes = spec.hardware.num_processes
     flags = {
@@ -39,7 +41,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
     # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
     mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, cards) else []
     return [
-        sys.executable, "-m", "accelerate.commands.launch", *mode,
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER), *mode,
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
         "--module", "engine.worker.train", str(folder),
     ]  # fmt: skip
@@ -54,6 +56,7 @@ def environment(spec: RunSpec, folder: Path | str, cards: int, threads: int) -> 
         MARKER: str(folder),
         "PYTHONPATH": str(PROJECT),
         "PYTHONUTF8": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -73,7 +76,7 @@ def environment(spec: RunSpec, folder: Path | str, cards: int, threads: int) -> 
     if is_hub_id(spec.model.model_name_or_path):
         given["ATHANOR_HUB"] = spec.model.hub
     else:
-        given |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+        given |= OFFLINE
     return given
 
 

@@ -87,7 +87,8 @@ def keep(run: RunDir) -> None:
     })  # fmt: skip
     code = _child(command.prepare_command(run.path), environment, run, stop_at_once=True)
     if code == 0 and not stop_wanted(run):
-        code = _child(training, environment, run, stop_at_once=False)
+        # Whatever had to be fetched is here by now.
+        code = _child(training, environment | command.OFFLINE, run, stop_at_once=False)
     end_processes(run.path)
     write_json(run.exit, judge(run, code))
 

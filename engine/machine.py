@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,7 +16,7 @@ QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card. Memory in bytes."""
+    """One card. Memory in bytes. A number that the driver does not tell is 0."""
 
     index: int
     uuid: str
@@ -43,16 +44,28 @@ def _ask(_five_seconds: int) -> tuple[Gpu, ...]:
 def _parse(line: str) -> Gpu:
     index, uuid, name, total, free, capability = (cell.strip() for cell in line.split(","))
     mebibyte = 2**20
-    return Gpu(int(index), uuid, name, int(total) * mebibyte, int(free) * mebibyte, float(capability))
+    return Gpu(
+        int(_number(index)), uuid, name, int(_number(total)) * mebibyte, int(_number(free)) * mebibyte,
+        _number(capability),
+    )  # fmt: skip
+
+
+def _number(cell: str) -> float:
+    """0 for [N/A], which a card says that shares the memory of the machine, or is divided."""
+    try:
+        return float(cell)
+    except ValueError:
+        return 0
 
 
 def threads() -> int:
     """CPU threads for a run: OMP_NUM_THREADS where somebody has set it, else the cores this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    said = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is 4 outside and 2 inside
+    return int(said[1]) if said else len(os.sched_getaffinity(0))
 
 
 def free_disk(path: Path) -> int:
     """Free bytes where `path` is or will be."""
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free

@@ -42,6 +42,7 @@ TOKENIZERS = (
     "tekken.json",
 )  # fmt: skip
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft names them
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 BITS = {
@@ -127,6 +128,16 @@ def locate(text: str, roots: Sequence[Path]) -> Path | None:
         if os.path.exists(candidate):
             return Path(candidate)
     return None
+
+
+def identity(text: str) -> str:
+    """What a model is called wherever it lies: the id of a folder in the hub's cache, the real path of any other
+    folder, and the text itself where nothing is on this machine."""
+    if not os.path.exists(text):
+        return text
+    real, cache = os.path.realpath(text), os.path.realpath(hub_cache())
+    cached_as = re.match(r"models--(.+?)--(.+?)/snapshots/", os.path.relpath(real, cache))
+    return "/".join(cached_as.groups()) if cached_as else real
 
 
 def _allowed(roots: Sequence[Path]) -> list[str]:
@@ -258,20 +269,20 @@ def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
     how = config.get("quantization_config")
     if isinstance(how, dict):
         return _text(how.get("quant_method")) or "bitsandbytes"  # its first releases did not name themselves
-    if (folder / "quantize_config.json").is_file():
+    if os.path.isfile(folder / "quantize_config.json"):
         return "gptq"  # AutoGPTQ and AutoAWQ kept it in a file of their own at first
-    return "awq" if (folder / "quant_config.json").is_file() else None
+    return "awq" if os.path.isfile(folder / "quant_config.json") else None
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).exists() for name in TEMPLATES):
+    if any(os.path.exists(folder / name) for name in TEMPLATES):
         return True
     tokenizer = _json(folder / "tokenizer_config.json")
     return not isinstance(tokenizer, Problem) and bool(tokenizer.get("chat_template"))
 
 
 def _adapter_of(folder: Path) -> str | None:
-    if not (folder / "adapter_config.json").is_file():
+    if not os.path.isfile(folder / "adapter_config.json"):
         return None
     adapter = _json(folder / "adapter_config.json")
     return "?" if isinstance(adapter, Problem) else _text(adapter.get("base_model_name_or_path")) or "?"
@@ -319,10 +330,10 @@ def _json(path: Path) -> dict[str, Any] | Problem:
 def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     """The safetensors files transformers would load, and what is wrong with the set."""
     single = folder / "model.safetensors"
-    if single.is_file():
+    if os.path.isfile(single):
         return [single], []
     index = folder / "model.safetensors.index.json"
-    if not index.exists():
+    if not os.path.exists(index):
         return [], [_no_weights(folder)]
     content = _json(index)
     if isinstance(content, Problem):
@@ -543,6 +554,12 @@ def linear_modules(model: Model) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in _linear(model)))
 
 
+def whole_modules(model: Model) -> list[str]:
+    """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
+    linear = set(_linear(model))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in _matrices(model) if name not in linear))
+
+
 def lora_problems(
     model: Model,
     target_modules: str | Sequence[str],
@@ -581,6 +598,60 @@ def lora_problems(
     return found
 
 
+def freeze_problems(
+    model: Model, trainable_modules: Sequence[str], field: str = "method.trainable_modules"
+) -> list[Problem]:
+    """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
+    names = list(_parameters(model))
+    known = [*modules(model), *names]
+    return [
+        problem("freeze-unknown", field, given=one, nearest=difflib.get_close_matches(one, known, 1, 0.0)[0])
+        for one in trainable_modules
+        if names and not any(is_or_below(name, one) for name in names)
+    ]
+
+
+def is_or_below(parameter: str, name: str) -> bool:
+    """Whether `name` names the parameter, or a module that it is in: both are full names."""
+    return parameter == name or parameter.startswith(f"{name}.")
+
+
+def adapter_problems(
+    folder: str | Path, base: str, settings: Mapping[str, Any], field: str = "model.adapter_path"
+) -> list[Problem]:
+    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, and
+    `settings` (name in peft's LoraConfig → value) that are not the adapter's, each at "method." and its name."""
+    folder = Path(folder)
+    for name in ADAPTER_FILES:
+        if not os.path.isfile(folder / name):
+            return [problem("adapter-file-missing", field, file=name, folder=folder)]
+    config, weights = _json(folder / ADAPTER_FILES[0]), header(folder / ADAPTER_FILES[1])
+    if broken := [one for one in (config, weights) if isinstance(one, Problem)]:
+        return [replace(one, field=field) for one in broken]
+    found = []
+    trained_on = _text(config.get("base_model_name_or_path"))
+    if not _same_base(trained_on, base):
+        found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+    return found + [
+        problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
+        for name, value in settings.items()
+        if name in config and config[name] != value
+    ]
+
+
+def _same_base(trained_on: str, chosen: str) -> bool:
+    """A base that is not on this machine under the name it had is known by the last part of that name."""
+    one, other = identity(trained_on), identity(chosen)
+    moved = not os.path.exists(trained_on) and Path(one).name == Path(other).name
+    return one == other or (moved and bool(one))
+
+
+def adapter_parameters(folder: str | Path) -> int:
+    """How many weights an adapter has; 0 where its header cannot be read."""
+    weights = header(Path(folder) / ADAPTER_FILES[1])
+    return 0 if isinstance(weights, Problem) else sum(math.prod(tensor.shape) for tensor in weights.values())
+
+
 def trainable_parameters(
     model: Model,
     method: str,
@@ -595,24 +666,23 @@ def trainable_parameters(
     """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has
     r × (in + out) per matrix (Hu et al. 2021), DoRA one magnitude per output more (Liu et al. 2024).
     0 where the headers cannot be read. Raises KeyError for another method."""
-    weights = _weights(model)
-    sizes = {name: math.prod(tensor.shape) for name, tensor in weights.items()}
+    sizes = _parameters(model)
 
     def full() -> int:
-        head = "lm_head.weight" if model.tied else ""
-        return sum(size for name, size in sizes.items() if name != head)
+        return sum(sizes.values())
 
     def freeze() -> int:
         if trainable_modules:
             return sum(
-                size for name, size in sizes.items() if any(_inside(name, m) for m in trainable_modules)
+                size for name, size in sizes.items() if any(is_or_below(name, one) for one in trainable_modules)
             )
         layer = {name: int(found[1]) for name in sizes if (found := LAYER.search(name))}
         last = sorted(set(layer.values()))[-trainable_layers:]
         return sum(sizes[name] for name, number in layer.items() if number in last)
 
     def lora() -> int:
-        saved = sum(size for name, size in sizes.items() if _saved(name, modules_to_save))
+        whole = {name: math.prod(tensor.shape) for name, tensor in _weights(model).items()}
+        saved = sum(size for name, size in whole.items() if _saved(name, modules_to_save))
         out = 1 if model.model_type in CONV1D else 0
         return saved + sum(
             r * sum(shape) + (shape[out] if use_dora else 0)
@@ -629,6 +699,12 @@ def _weights(model: Model) -> Mapping[str, Tensor]:
     if model.tied and embedding and "lm_head.weight" not in tensors:
         tensors["lm_head.weight"] = tensors[embedding]
     return tensors
+
+
+def _parameters(model: Model) -> dict[str, int]:
+    """Size of every parameter by name; a tied head is no parameter of its own."""
+    head = "lm_head.weight" if model.tied else ""
+    return {name: math.prod(one.shape) for name, one in _weights(model).items() if name != head}
 
 
 def _matrices(model: Model) -> dict[str, tuple[int, ...]]:

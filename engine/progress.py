@@ -159,7 +159,10 @@ class _Reader:
         return text[:end]
 
     def _take(self, text: bytes) -> None:
-        lines = from_json(b"[" + b",".join(text.splitlines()) + b"]", allow_inf_nan=True)
+        try:
+            lines = from_json(b"[" + b",".join(text.splitlines()) + b"]", allow_inf_nan=True)
+        except ValueError:  # one of them is spoiled
+            lines = [line for line in map(_object, text.splitlines()) if line]
         for name in {name for line in lines for name in line} - set(AXES):
             points = [
                 (
@@ -172,6 +175,14 @@ class _Reader:
                 if name in line
             ]
             self.growing.setdefault(name, _Growing()).add(np.array(points, dtype=np.float64))
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = from_json(line, allow_inf_nan=True)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and set(AXES) <= set(value) else None
 
 
 class _Growing:

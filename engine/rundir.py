@@ -95,6 +95,19 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
 def end_of(path: Path, size: int, after: int = 0) -> bytes:
     """The last `size` bytes of a file, none of them before `after`; nothing if it is not there."""
     try:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from engine.models import ADAPTER_FILES, identity
 from engine.problems import Problem, problem
 from engine.spec import RunSpec
 
@@ -30,7 +31,7 @@ class Workplace:
     models: tuple[Path, ...] = (PROJECT / "models", PROJECT / "data")
     data: Path = PROJECT / "data"
     saves: Path = PROJECT / "saves"
-    remote_code: tuple[str, ...] = ()  # models whose own Python code the operator allows to run
+    remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
 
     def presets(self) -> dict[str, Mapping[str, Any]]:
         """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
@@ -52,16 +53,21 @@ class Workplace:
 
     def frozen(self, spec: RunSpec) -> RunSpec:
         """The spec with every path absolute, so that it runs as it is from any folder."""
-        model = Path(spec.model.model_name_or_path)
-        for root in (Path.cwd(), *self.models):
-            if not model.is_absolute() and (root / model / "config.json").exists():
-                spec = spec.change("model.model_name_or_path", str((root / model).resolve()))
-                break
-        data = Path(spec.data.dataset_dir)
-        if not data.is_absolute():
-            # "data" is the default, and means the data folder of this installation wherever that is.
-            data = self.data if data == Path("data") else Path.cwd() / data
-        return spec.change("data.dataset_dir", str(data.resolve()))
+        paths = {
+            "model.model_name_or_path": (spec.model.model_name_or_path, self.models, "config.json"),
+            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models), ADAPTER_FILES[0]),
+            "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
+        }
+        for field, (text, roots, holds) in paths.items():
+            if text:
+                spec = spec.change(field, absolute(text, roots, holds))
+        # "data" is the default, and means the data folder of this installation wherever that is.
+        data = self.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
+        return spec.change("data.dataset_dir", os.path.abspath(data))
+
+    def allows_code_of(self, model: str) -> bool:
+        """Whether the operator lets this model's own Python code run."""
+        return identity(model) in self.remote_code
 
     def problems(self, spec: RunSpec) -> list[Problem]:
         """Paths in the spec that leave the roots of this installation."""
@@ -86,6 +92,16 @@ def inside(path: Path, roots: tuple[Path, ...]) -> bool:
     except (OSError, ValueError, RuntimeError):
         return False
     return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def absolute(text: str, roots: Sequence[Path], holds: str = "") -> str:
+    """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
+    in it; else `text` as it is."""
+    candidates = (os.path.join(root, text) for root in ("", *roots))
+    # os.path answers False for what cannot be a path at all, where Path raises.
+    return next(
+        (os.path.abspath(one) for one in candidates if os.path.exists(os.path.join(one, holds))), text
+    )
 
 
 def template_file(spec: RunSpec) -> str | None:
@@ -120,12 +136,13 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         Path(one) for one in environment("ATHANOR_MODELS", "").split(os.pathsep) if one
     ]
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
+    # The demo model stays at hand whatever other folders there are.
+    roots = (*(path.resolve() for path in models), DEMO_MODEL) if models else default.models
     workplace = Workplace(
-        # The demo model stays at hand whatever other folders there are.
-        models=(*(path.resolve() for path in models), DEMO_MODEL) if models else default.models,
+        models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
-        remote_code=tuple(one.strip() for one in remote if one.strip()),
+        remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
     )
     workplace.saves.mkdir(parents=True, exist_ok=True)
     return workplace

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.problems import Refusal
-from engine.rundir import ALIVE, RunDir, read_json, take, write_json
+from engine.rundir import ALIVE, RunDir, take, write_json
 
 
 def rank() -> int:
@@ -66,12 +66,9 @@ class Report:
             return
         self.last, self.due = phase, time.monotonic() + 0.5
         began, began_with = self.begun.setdefault(phase, (time.time(), done))
-        write_json(self.run.progress, {
+        said = {
             "phase": phase, "done": done, "total": total, "unit": unit, "began": began, "began_with": began_with,
             "at": time.time(),
-        })  # fmt: skip
-
-
-def attempt(run: RunDir) -> int:
-    """Which attempt this is: 1, and one more for each resume."""
-    return read_json(run.request)["attempt"]
+        }  # fmt: skip
+        with contextlib.suppress(OSError):  # a full disk is no reason to lose a training
+            write_json(self.run.progress, said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -13,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.problems import Refusal, problem
-from engine.rundir import COMPLETE, RunDir, read_json, write_json
+from engine.rundir import COMPLETE, RunDir, end_of, read_json, read_lines, write_json
 from engine.worker.edge import Report, rank
 
 NO_CURVE = ("_runtime", "_per_second", "eval_num_tokens", "total_flos")
@@ -33,7 +34,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         """A resumed run goes on where its checkpoint was: in steps, in seconds and in tokens."""
         self.began = time.monotonic()
-        for line in _lines(self.run.metrics) if rank() == 0 else ():
+        for line in read_lines(self.run.metrics):
             if line["step"] <= state.global_step:
                 self.time_before = line["time"]
                 self.tokens_before = line.get("num_tokens", self.tokens_before)
@@ -59,9 +60,11 @@ class RunCallback(TrainerCallback):
         if "train_loss" not in values:  # the summary at the end is no point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
             line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
-            with self.run.metrics.open("a", encoding="utf-8") as file:
-                # JSON has no NaN; a reader that meets null draws a gap.
-                file.write(json.dumps({k: v if _finite(v) else None for k, v in line.items()}) + "\n")
+            with contextlib.suppress(OSError), self.run.metrics.open("a", encoding="utf-8") as file:
+                # Begins a line of its own, should a kill have left half a one. JSON has no NaN; null is a gap.
+                torn = file.tell() and not end_of(self.run.metrics, 1).endswith(b"\n")
+                told = {name: value if _finite(value) else None for name, value in line.items()}
+                file.write("\n" * torn + json.dumps(told) + "\n")
             print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
             raise Refusal(
@@ -74,7 +77,9 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.report("training", state.global_step, state.max_steps, "steps")
-        if self._asked_to_stop(args):
+        if args.load_best_model_at_end and control.should_evaluate:
+            control.should_save = True  # what is best by measure must be there to be loaded
+        if self._asked_to_stop(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
         return control
@@ -92,7 +97,9 @@ class RunCallback(TrainerCallback):
             torch.distributed.barrier()
         folder = self.run.path / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / COMPLETE, {"step": state.global_step})
+            # "done": there is nothing left to train, whether by steps or by early stopping.
+            done = control.should_training_stop and not self.stopping
+            write_json(folder / COMPLETE, {"step": state.global_step, "done": done})
             self._prune(best=Path(state.best_model_checkpoint or ""))
 
     def _prune(self, best: Path) -> None:
@@ -123,14 +130,3 @@ class RunCallback(TrainerCallback):
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics file; a last line that a kill cut off is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole, _, torn = text.rpartition("\n")
-    if torn:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]

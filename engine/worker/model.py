@@ -36,7 +36,8 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
         config=_config(spec, path),
         dtype=dtype,
         quantization_config=_quantization(spec),
-        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if _on_card(spec) else None,
+        # Straight to the card it stays on: several ranks would else hold as many copies in main memory.
+        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
         **(
@@ -45,13 +46,7 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
             else {"attn_implementation": spec.model.attn_implementation}
         ),
     )
-    model.config.use_cache = False
     return CHOOSE[spec.method.kind](spec, model)
-
-
-def _on_card(spec: RunSpec) -> bool:
-    """Quantized weights are made on the card they stay on; others are moved there by the trainer."""
-    return spec.model.quantization.kind != "none" and torch.cuda.is_available()
 
 
 def _config(spec: RunSpec, path: str) -> Any:
@@ -84,9 +79,8 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     method = spec.method
     if spec.model.quantization.kind != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=spec.training.gradient_checkpointing
-        )
+        # The trainer turns activation checkpointing on itself.
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if spec.model.adapter_path:
         return PeftModel.from_pretrained(model, spec.model.adapter_path, is_trainable=True)
     targets = method.target_modules
@@ -114,9 +108,10 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers: the longest list of modules is the stack of layers."""
-    stacks = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList)]
-    name, stack = max(stacks, key=lambda pair: len(pair[1]))
+    """Names of the last `count` transformer layers: the stack is the list of as many modules as the config says."""
+    layers = model.config.get_text_config().num_hidden_layers
+    stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
+    name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)
     return tuple(f"{name}.{index}" for index in range(max(len(stack) - count, 0), len(stack)))
 
 
@@ -133,4 +128,8 @@ def save_weights(spec: RunSpec, model: Any, folder: Path) -> None:
         learned = [p for name, p in model.named_parameters() if "lora_B" in name]
         if learned and not any(p.detach().any() for p in learned):
             raise Refusal(problem("adapter-empty"))
+        for config in model.peft_config.values():
+            # What others can fetch, too; a hub's model was loaded from a cache of this machine.
+            config.base_model_name_or_path = spec.model.model_name_or_path
+            config.revision = spec.model.model_revision
     model.save_pretrained(folder, safe_serialization=True)

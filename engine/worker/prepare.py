@@ -16,7 +16,7 @@ from typing import Any
 
 from engine.datasets import Dataset, examples, read_catalogue
 from engine.problems import Problem, Refusal, problem
-from engine.rundir import RunDir, write_json
+from engine.rundir import RunDir, read_json, write_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge
 
@@ -25,7 +25,13 @@ SHOWN = 20  # bad rows told in full
 
 
 def prepare(run: RunDir) -> None:
-    """Prepare the run in its folder. Raises Refusal if there would be nothing to learn."""
+    """Prepare the run in its folder. Raises Refusal if there would be nothing to learn.
+
+    A resumed run keeps what it has: its checkpoint remembers a place in just these rows.
+    """
+    prepared = read_json(run.prepared / "summary.json")
+    if prepared and Path(prepared["model_path"]).is_dir():
+        return
     report = Report(run)
     report("preparing")
 
@@ -60,6 +66,9 @@ def prepare(run: RunDir) -> None:
     for split, counts in summary.items():
         if not counts["examples"]:
             raise Refusal(_nothing_left(split, counts, spec, bad))
+    if bad and not spec.data.skip_bad_rows:
+        names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
+        raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=len(bad)), *bad[:SHOWN]])
     write_json(run.prepared / "summary.json", {
         "model_path": model_path, "splits": list(splits), **summary, "bad_rows": len(bad),
         "bad_rows_shown": [str(one) for one in bad[:SHOWN]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Trainer
 
-from engine.rundir import RESULT, RunDir, write_json
+from engine.rundir import RESULT, RunDir, read_lines, write_json
 from engine.spec import RunSpec
-from engine.worker.edge import attempt
 from engine.worker.examples import end_of_turn_ids
 from engine.worker.model import save_weights
 from engine.worker.plot import plot_loss
@@ -31,7 +29,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     tokenizer.save_pretrained(partial)
     generation_config(spec, model, tokenizer).save_pretrained(partial)
     write_json(partial / RESULT, {
-        "attempt": attempt(run), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
+        "attempt": run.attempt(), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
         "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
         "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     })  # fmt: skip
@@ -40,9 +38,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():
-        plot_loss(
-            [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()], run.plot
-        )
+        plot_loss(read_lines(run.metrics), run.plot)
 
 
 def generation_config(spec: RunSpec, model: Any, tokenizer: Any) -> GenerationConfig:

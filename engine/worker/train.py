@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
+from typing import Any
 
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
-from engine.worker.edge import Report, edge
+from engine.worker.edge import Report, edge, rank
 
 
 def train(run: RunDir) -> None:
@@ -35,20 +36,26 @@ def train(run: RunDir) -> None:
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
     trainer = TRAINERS[spec.stage.kind](spec, run, model, tokenizer, data, [callback])
     assert_effective(spec, run, trainer)
-    drop_torn_checkpoints(run)
-    newest = run.checkpoints()[-1:]
-    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
+    resume_or_begin(run, trainer)
     report("saving")
     save_result(spec, run, trainer, tokenizer, complete=not callback.stopping)
 
 
-def drop_torn_checkpoints(run: RunDir) -> None:
-    """Put aside checkpoints that were cut off while being written: the trainer counts them when it prunes."""
-    if int(os.environ.get("RANK", "0")):
-        return
-    for folder in run.path.glob("checkpoint-*"):
-        if not (folder / COMPLETE).exists():
-            folder.rename(folder.with_name(f"torn-{folder.name}"))
+def resume_or_begin(run: RunDir, trainer: Any) -> None:
+    """Train to the end: from the newest whole checkpoint, or from the beginning where there is none."""
+    if rank() == 0:
+        for folder in run.path.glob("checkpoint-*"):
+            if not (folder / COMPLETE).exists():
+                shutil.rmtree(folder)  # cut off while it was being written
+    trainer.accelerator.wait_for_everyone()
+    newest = next(reversed(run.checkpoints()), None)
+    if newest and read_json(newest / COMPLETE)["done"]:
+        # Only the result was missing. The trainer would take one step more before it looks at the count.
+        trainer.state = trainer.state.load_from_json(str(newest / "trainer_state.json"))
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        trainer._load_from_checkpoint(best or str(newest))
+    else:
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "greater_is_better": False if measured else None,
         "report_to": list(logging.report_to) or "none",
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
         **spec.extra,
     }
 
@@ -84,6 +85,11 @@ def sft_trainer(
         callbacks=callbacks,
         optimizers=(_loraplus(spec, arguments, model), None),
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # TRL makes a quantized model's adapter bf16, and peft leaves modules_to_save in the type of the base;
+            # an optimizer's small steps are lost in both.
+            parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
     trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
     return trainer
