@@ -22,7 +22,9 @@ def page() -> str:
         if path.split(".")[0] != part:
             part = path.split(".")[0]
             lines += [f"\n## {part}\n", "| setting | default | limits | meaning |", "|---|---|---|---|"]
-        lines.append(f"| `{path}` | {_default(info)} | {_limits(path, info)} | **{info.title}.** {info.description} |")
+        lines.append(
+            f"| `{path}` | {_default(info)} | {_limits(path, info)} | **{info.title}.** {info.description} |"
+        )
     return "\n".join(lines).replace("\\\n", "\n") + "\n"
 
 

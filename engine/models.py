@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -542,8 +542,12 @@ def _some(names: Any, most: int = 5) -> str:
 
 def modules(model: Model) -> list[str]:
     """Full names of all modules that hold weights, containers included: model.layers.0.mlp, …mlp.up_proj."""
+    return _modules(_weights(model))
+
+
+def _modules(tensors: Iterable[str]) -> list[str]:
     names: dict[str, None] = {}
-    for tensor in _weights(model):
+    for tensor in tensors:
         parts = tensor.split(".")[:-1]
         names.update((".".join(parts[:end]), None) for end in range(1, len(parts) + 1))
     return list(names)
@@ -603,11 +607,12 @@ def freeze_problems(
 ) -> list[Problem]:
     """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
     names = list(_parameters(model))
-    known = [*modules(model), *names]
+    unknown = [one for one in trainable_modules if not any(is_or_below(name, one) for name in names)]
+    known = _modules(name for name in names if not EXPERT.search(name))
     return [
         problem("freeze-unknown", field, given=one, nearest=difflib.get_close_matches(one, known, 1, 0.0)[0])
-        for one in trainable_modules
-        if names and not any(is_or_below(name, one) for name in names)
+        for one in unknown
+        if known
     ]
 
 
@@ -643,7 +648,7 @@ def _same_base(trained_on: str, chosen: str) -> bool:
     """A base that is not on this machine under the name it had is known by the last part of that name."""
     one, other = identity(trained_on), identity(chosen)
     moved = not os.path.exists(trained_on) and Path(one).name == Path(other).name
-    return one == other or (moved and bool(one))
+    return one == other or moved
 
 
 def adapter_parameters(folder: str | Path) -> int:
@@ -674,7 +679,9 @@ def trainable_parameters(
     def freeze() -> int:
         if trainable_modules:
             return sum(
-                size for name, size in sizes.items() if any(is_or_below(name, one) for one in trainable_modules)
+                size
+                for name, size in sizes.items()
+                if any(is_or_below(name, one) for one in trainable_modules)
             )
         layer = {name: int(found[1]) for name in sizes if (found := LAYER.search(name))}
         last = sorted(set(layer.values()))[-trainable_layers:]

@@ -118,7 +118,7 @@ def curves(run: Run) -> dict[str, Series]:
     return _reader(run.dir.metrics).read()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _reader(path: Path) -> _Reader:
     return _Reader(path)
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
+import reprlib
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
@@ -40,6 +42,46 @@ Optimizer = Literal[
     "schedule_free_radam", "adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "adamw_torch_xla",
     "adamw_torch_npu_fused",
 ]  # fmt: skip
+
+
+class _Loader(yaml.CSafeLoader):
+    """1e-5 is a number to everybody except YAML 1.1, which wants 1.0e-5."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text that looks like 1e-5 in quotes."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+DEEPEST = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
+
+
+def read_yaml(text: str, field: str = "") -> Any:
+    """Plain data from YAML, with aliases refused: a few lines of them stand for more than a machine holds.
+
+    Raises Refusal at `field`, with line and column where the text is not YAML at all.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                code = "yaml-too-deep" if depth > DEEPEST else "yaml-alias"
+                raise Refusal(problem(code, field, line=event.start_mark.line + 1))
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = getattr(error, "problem", None) or str(error)
+        raise Refusal(problem("spec-not-yaml", field, line=line, column=column, what=what)) from None
+
+
+def write_yaml(plain: Any) -> str:
+    """YAML that `read_yaml` reads back to the same."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class Part(BaseModel):
@@ -440,16 +482,7 @@ class RunSpec(Part):
     @classmethod
     def from_yaml(cls, text: str) -> RunSpec:
         """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
-        try:
-            given = yaml.load(text, Loader=yaml.CSafeLoader)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            raise Refusal(
-                problem("spec-not-yaml", line=mark.line + 1, column=mark.column + 1, what=error.problem)
-            ) from None
-        except yaml.YAMLError as error:
-            raise Refusal(problem("spec-not-yaml", line=1, column=1, what=str(error))) from None
-        return cls.read(given)
+        return cls.read(read_yaml(text))
 
     def to_yaml(self, *, brief: bool = False) -> str:
         """YAML that `from_yaml` reads back to an equal spec. `brief` leaves out what is at its default."""
@@ -461,7 +494,7 @@ class RunSpec(Part):
             for union in ("quantization", "rope_scaling"):
                 if union in plain.get("model", {}):
                     plain["model"][union] = {"kind": getattr(self.model, union).kind} | plain["model"][union]
-        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+        return write_yaml(plain)
 
     def change(self, path: str, value: Any) -> RunSpec:
         """A copy in which the field at `path` ("training.seed") is `value`. Raises Refusal as `read` does."""
@@ -514,7 +547,7 @@ def _explain(error: Any) -> Problem:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -574,7 +607,8 @@ def fields() -> dict[str, Any]:
 
 @cache
 def trainer_arguments() -> dict[str, Any]:
-    """Names of the arguments of each stage's configuration class, as `python -m engine.worker.arguments` wrote them."""
+    """Stage → name → types of the arguments of its configuration class ("int|null"), as
+    `python -m engine.worker.arguments` wrote them."""
     return json.loads(TRAINER_ARGUMENTS.read_text(encoding="utf-8"))
 
 
@@ -592,6 +626,9 @@ DECIDED = {
     "hub_private_repo": "", "hub_always_push": "", "hub_revision": "", "logging_first_step": "",
     "logging_nan_inf_filter": "", "trackio_space_id": "", "trackio_bucket_id": "", "trackio_static_space_id": "",
     "greater_is_better": "logging.load_best_model_at_end", "save_only_model": "", "enable_jit_checkpoint": "",
+    # How a model is spread over cards is Athanor's own to say; most of these can name a file, too.
+    "deepspeed": "hardware", "fsdp": "hardware", "fsdp_config": "hardware", "accelerator_config": "hardware",
+    "parallelism_config": "hardware",
 }  # fmt: skip
 
 
@@ -615,8 +652,8 @@ def problems(spec: RunSpec) -> list[Problem]:
         )
     if spec.model.adapter_path and spec.method.kind != "lora":
         found.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
-    if spec.method.kind == "lora" and not spec.method.target_modules:
-        found.append(problem("no-targets", "method.target_modules"))
+    if spec.method.kind == "lora":
+        found += _target_problems(spec.method.target_modules)
     measured = spec.data.validation_share > 0 or bool(spec.data.eval_datasets)
     if spec.data.validation_share > 0 and spec.data.eval_datasets:
         found.append(problem("two-validations", "data.validation_share"))
@@ -634,8 +671,17 @@ def problems(spec: RunSpec) -> list[Problem]:
                 eval=spec.logging.eval_steps,
             )
         )
-    if spec.training.lr_scheduler_type == "reduce_lr_on_plateau" and not measured:
+    schedule = spec.training.lr_scheduler_type
+    if schedule in ("reduce_lr_on_plateau", "greedy") and not measured:
         found.append(problem("needs-validation", "training.lr_scheduler_type"))
+    given, needed = spec.extra.get("lr_scheduler_kwargs"), SCHEDULES.get(schedule, ())
+    if needed and sum(name in given for name in needed if isinstance(given, dict)) != 1:
+        found.append(
+            problem("schedule-needs", "training.lr_scheduler_type", schedule=schedule, name=needed[0],
+                    needed=" / ".join(needed))
+        )  # fmt: skip
+    if spec.training.optim.startswith(("galore", "apollo")) and not spec.extra.get("optim_target_modules"):
+        found.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
     cards = spec.hardware.devices
     if len(set(cards)) != len(cards):
         found.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, cards))))
@@ -649,6 +695,23 @@ def problems(spec: RunSpec) -> list[Problem]:
         found.append(problem("fp16-on-cpu", "training.precision"))
     found += _extra_problems(spec)
     return found
+
+
+# What a schedule cannot do without, as a key of lr_scheduler_kwargs: exactly one of these.
+SCHEDULES = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"), "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}  # fmt: skip
+
+
+def _target_problems(targets: list[str]) -> list[Problem]:
+    if not targets:
+        return [problem("no-targets", "method.target_modules")]
+    if "all-linear" in targets and len(targets) > 1:
+        others = ", ".join(target for target in targets if target != "all-linear")
+        return [problem("all-linear-alone", "method.target_modules", others=others)]
+    heads = [target for target in targets if target.rpartition(".")[2] == "lm_head"]
+    return [problem("lora-on-head", "method.target_modules", given=head) for head in heads]
 
 
 def _extra_problems(spec: RunSpec) -> list[Problem]:
@@ -673,9 +736,18 @@ def _extra_problems(spec: RunSpec) -> list[Problem]:
                     hint=near[0] if near else "—",
                 )
             )
+        elif not _is_of(value, known[name]):
+            types = known[name].replace("|", ", ")
+            found.append(problem("extra-type", "extra", name=name, types=types, given=_short(value)))
         elif isinstance(value, float) and not math.isfinite(value):
             found.append(problem("spec-type-finite", f"extra.{name}", given=value))
     return found
+
+
+def _is_of(value: Any, types: str) -> bool:
+    kind = {"NoneType": "null"}.get(type(value).__name__, type(value).__name__)
+    allowed = types.split("|")
+    return "any" in allowed or kind in allowed or (kind == "int" and "float" in allowed)
 
 
 def optimizer_steps(spec: RunSpec, rows: int) -> int:

@@ -97,11 +97,9 @@ def inside(path: Path, roots: tuple[Path, ...]) -> bool:
 def absolute(text: str, roots: Sequence[Path], holds: str = "") -> str:
     """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
     in it; else `text` as it is."""
-    candidates = (os.path.join(root, text) for root in ("", *roots))
-    # os.path answers False for what cannot be a path at all, where Path raises.
-    return next(
-        (os.path.abspath(one) for one in candidates if os.path.exists(os.path.join(one, holds))), text
-    )
+    candidates = (Path(root, text) for root in ("", *roots))
+    # os.path.exists answers False for what cannot be a path at all, where Path.exists raises.
+    return next((os.path.abspath(one) for one in candidates if os.path.exists(one / holds)), text)
 
 
 def template_file(spec: RunSpec) -> str | None:

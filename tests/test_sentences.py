@@ -39,3 +39,9 @@ def test_every_code_that_is_said_has_a_sentence_and_every_sentence_is_said() -> 
         if f'"{code}"' not in source and not code.startswith(("failure-", "spec-type-", "kind-", "login-"))
     }
     assert not unused
+
+
+def test_the_settings_page_of_the_docs_is_what_the_spec_declares() -> None:
+    from docs.make import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page()

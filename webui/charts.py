@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from webui.words import Words
 
 WIDTH, HEIGHT = 600, 250
@@ -63,15 +65,11 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
 
 def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:
     """The finite points of a series; on a log scale only the positive ones."""
-    across = getattr(series, x if x in AXES else "step")
-    rows = zip(across, series.value, series.low, series.high, strict=True)
-    kept = [
-        tuple(map(float, row))
-        for row in rows
-        if all(map(math.isfinite, map(float, row))) and not (log and min(row[1:]) <= 0)
-    ]
-    columns = [list(column) for column in zip(*kept, strict=True)] or [[], [], [], []]
-    return Line(name, role, *columns)
+    table = np.stack([getattr(series, x if x in AXES else "step"), series.value, series.low, series.high])
+    kept = np.isfinite(table).all(0)
+    if log:
+        kept &= (table[1:] > 0).all(0)
+    return Line(name, role, *table[:, kept].tolist())
 
 
 def chart(
