@@ -489,7 +489,8 @@ def test_each_method_trains_what_its_name_says(root):
     assert trainable_parameters(model, "full") == model.parameters
     assert trainable_parameters(model, "freeze", trainable_layers=2) == one_layer * 2
     assert (
-        trainable_parameters(model, "freeze", trainable_modules=["layers.1", "model.norm"]) == one_layer + 16
+        trainable_parameters(model, "freeze", trainable_modules=["model.layers.1", "model.norm"])
+        == one_layer + 16
     )
     assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"]) == 3 * 4 * 32
     assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"], use_dora=True) == 3 * (
