@@ -34,6 +34,7 @@ class RunDir:
     progress = property(lambda self: self.path / "progress.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     prepared = property(lambda self: self.path / "prepared")
+    initial = property(lambda self: self.path / "initial_adapter")
     adapter = property(lambda self: self.path / "adapter")
     model = property(lambda self: self.path / "model")
     plot = property(lambda self: self.path / "training_loss.png")

@@ -153,6 +153,22 @@ def test_more_tokens_are_trained_when_the_questions_are_too(trained: dict[str, R
     assert 0 < few["trained_tokens"] < all_["trained_tokens"] == all_["tokens"]
 
 
+def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDir], tiny: Path) -> None:
+    run = trained["pissa"]
+    config = read_json(run.adapter / "adapter_config.json")
+    assert (config["init_lora_weights"], config["r"]) == (True, 32)
+    score = (
+        "import sys; from datasets import Dataset; from peft import PeftModel; from transformers import *; import torch;"
+        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]);"
+        "rows = Dataset.from_file(sys.argv[3]);"
+        "print(sum(model(input_ids=torch.tensor([r['input_ids']]), labels=torch.tensor([r['labels']])).loss.item()"
+        " for r in rows) / len(rows))"
+    )
+    words = [sys.executable, "-c", score, str(tiny), str(run.adapter), str(run.prepared / "train.arrow")]
+    loss = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert loss == pytest.approx(losses(run)[-1], abs=0.15)
+
+
 def test_only_the_last_layer_moves_when_the_others_are_frozen(trained: dict[str, RunDir], tiny: Path) -> None:
     from safetensors.numpy import load_file
 

@@ -122,8 +122,19 @@ def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 CHOOSE = {"lora": _lora, "freeze": _freeze, "full": _full}
 
 
-def save_weights(spec: RunSpec, model: Any, folder: Path) -> None:
+def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
+    """Keep the adapter of a PiSSA or OLoRA run as it begins.
+
+    These move a part of the base into the adapter. With what it was at first, the result can be written as a change
+    of the *untouched* base, an ordinary LoRA of twice the rank, which every tool can use.
+    """
+    if getattr(spec.method, "init_lora_weights", "") in ("pissa", "olora") and not folder.exists():
+        model.save_pretrained(folder)
+
+
+def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
+    options = {}
     if spec.method.kind == "lora":
         learned = [p for name, p in model.named_parameters() if "lora_B" in name]
         if learned and not any(p.detach().any() for p in learned):
@@ -132,4 +143,6 @@ def save_weights(spec: RunSpec, model: Any, folder: Path) -> None:
             # What others can fetch, too; a hub's model was loaded from a cache of this machine.
             config.base_model_name_or_path = spec.model.model_name_or_path
             config.revision = spec.model.model_revision
-    model.save_pretrained(folder, safe_serialization=True)
+        if initial.exists():
+            options["path_initial_model_for_weight_conversion"] = str(initial)
+    model.save_pretrained(folder, safe_serialization=True, **options)

@@ -45,13 +45,13 @@ def prepare(run: RunDir) -> None:
     tokenizer = load_tokenizer(spec, model_path)
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
     bad: list[Problem] = []
-    rows = {name: list(_rows(catalogue[name], spec, bad)) for name in spec.data.datasets}
+    rows = {name: list(_rows(catalogue[name], spec, bad, report)) for name in spec.data.datasets}
     splits = {"train": rows}
     if spec.data.validation_share:
         splits["train"], splits["validation"] = _set_aside(rows, spec)
     elif spec.data.eval_datasets:
         splits["validation"] = {
-            name: list(_rows(catalogue[name], spec, bad)) for name in spec.data.eval_datasets
+            name: list(_rows(catalogue[name], spec, bad, report)) for name in spec.data.eval_datasets
         }
     splits["train"] = _weighted(splits["train"], spec)
 
@@ -77,9 +77,12 @@ def prepare(run: RunDir) -> None:
     report("preparing", 1, 1)
 
 
-def _rows(dataset: Dataset, spec: RunSpec, bad: list[Problem]) -> Iterator[dict[str, Any]]:
+def _rows(dataset: Dataset, spec: RunSpec, bad: list[Problem], report: Report) -> Iterator[dict[str, Any]]:
     """The good rows of a data set, in the form its kind has; the others go into `bad`."""
-    return islice(examples(dataset, bad.append), spec.data.max_samples)
+    for count, row in enumerate(islice(examples(dataset, bad.append), spec.data.max_samples), 1):
+        if count % BATCH == 0:
+            report("preparing", count, None, "rows")
+        yield row
 
 
 def _set_aside(

@@ -21,7 +21,7 @@ def train(run: RunDir) -> None:
     from transformers import set_seed
 
     from engine.worker.metrics import RunCallback
-    from engine.worker.model import load_model
+    from engine.worker.model import keep_initial, load_model
     from engine.worker.result import save_result
     from engine.worker.tokenizer import load_tokenizer
     from engine.worker.trainers import TRAINERS, assert_effective
@@ -31,6 +31,8 @@ def train(run: RunDir) -> None:
     prepared = read_json(run.prepared / "summary.json")
     tokenizer = load_tokenizer(spec, prepared["model_path"])
     model = load_model(spec, prepared["model_path"])
+    if rank() == 0:
+        keep_initial(spec, model, run.initial)
     data = {split: Dataset.from_file(str(run.prepared / f"{split}.arrow")) for split in prepared["splits"]}
 
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
