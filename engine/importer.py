@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from engine.problems import Problem, Refusal, problem
-from engine.spec import RunSpec, fields, trainer_arguments
+from engine.spec import DECIDED, RunSpec, fields, read_yaml, trainer_arguments
 
 # Their name → our path. Names that are equal in both need no row: they are found among the spec's fields.
 NAMES = {
@@ -58,7 +56,7 @@ def read(text: str) -> Imported:
 
     Raises Refusal if it is neither, or if the settings it has do not make a spec.
     """
-    given = _flags(text) if "--" in text else _yaml(text)
+    launcher, given = _command(text) if "--" in text else ({}, _yaml(text))
     if not given:
         raise Refusal(problem("import-nothing"))
     plain: dict[str, Any] = {
@@ -69,17 +67,17 @@ def read(text: str) -> Imported:
         "training": {},
         "logging": {},
     }
-    plain |= {"hardware": _devices(text)}
+    plain |= {"hardware": _hardware(text, launcher)}
     left_out = []
     for name, value in given.items():
         if name in WAYS:
             WAYS[name](plain, value)
         elif path := NAMES.get(name) or OWN.get(name):
             _put(plain, path, value)
-        elif name in trainer_arguments()["sft"] and name not in NEEDLESS:
-            plain.setdefault("extra", {})[name] = value
-        elif name in NEEDLESS:
+        elif name in NEEDLESS or name in DECIDED:
             left_out.append(problem("import-needless", name=name, value=value))
+        elif name in trainer_arguments()["sft"]:
+            plain.setdefault("extra", {})[name] = value
         else:
             left_out.append(problem("import-unknown", name=name, value=value))
     if plain["method"]["kind"] != "lora":
@@ -96,10 +94,23 @@ OWN = {path.rsplit(".", 1)[-1]: path for path in fields() if "." in path}
 
 def _put(plain: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
-    for parent in parents:
-        plain = plain.setdefault(parent, {})
+    plain = _part(plain, *parents)
     listed = str(fields()[path].annotation).startswith("list")
-    plain[last] = [part.strip() for part in value.split(",")] if listed and isinstance(value, str) else value
+    plain[last] = _several(value) if listed else value
+
+
+def _part(plain: dict[str, Any], *steps: str) -> dict[str, Any]:
+    """The part at these steps, made if it is not there; a value that stands in its place gives way."""
+    for step in steps:
+        if not isinstance(plain.get(step), dict):
+            plain[step] = {}
+        plain = plain[step]
+    return plain
+
+
+def _several(value: Any) -> list[Any]:
+    """`a,b` is what a list is on their command line; in YAML it may be one."""
+    return value if isinstance(value, list) else [name.strip() for name in str(value).split(",")]
 
 
 def _stage(plain: dict[str, Any], value: str) -> None:
@@ -111,15 +122,15 @@ def _method(plain: dict[str, Any], value: str) -> None:
 
 
 def _datasets(plain: dict[str, Any], value: str) -> None:
-    plain["data"]["datasets"] = dict.fromkeys((name.strip() for name in value.split(",")), 1)
+    plain["data"]["datasets"] = dict.fromkeys(map(str, _several(value)), 1)
 
 
 def _eval_datasets(plain: dict[str, Any], value: str) -> None:
-    plain["data"]["eval_datasets"] = [name.strip() for name in value.split(",")]
+    plain["data"]["eval_datasets"] = _several(value)
 
 
 def _targets(plain: dict[str, Any], value: str) -> None:
-    names = [name.strip() for name in value.split(",")]
+    names = _several(value)
     plain["method"]["target_modules"] = ["all-linear"] if names == ["all"] else names
 
 
@@ -132,12 +143,11 @@ def _precision(name: str) -> Callable[[dict[str, Any], Any], None]:
 
 
 def _quantization(plain: dict[str, Any], value: int) -> None:
-    plain["model"].setdefault("quantization", {})["kind"] = f"{value}bit"
+    _part(plain, "model", "quantization")["kind"] = f"{value}bit"
 
 
 def _report_to(plain: dict[str, Any], value: Any) -> None:
-    names = value if isinstance(value, list) else str(value).split(",")
-    plain["logging"]["report_to"] = [name for name in names if name != "none"]
+    plain["logging"]["report_to"] = [name for name in _several(value) if name != "none"]
 
 
 def _disable_checkpointing(plain: dict[str, Any], value: bool) -> None:
@@ -161,47 +171,59 @@ WAYS: dict[str, Callable[[dict[str, Any], Any], None]] = {
 }  # fmt: skip
 
 
-def _devices(text: str) -> Mapping[str, Any]:
-    """`CUDA_VISIBLE_DEVICES=0,1,2,3 accelerate launch` is four processes on four cards."""
+def _hardware(text: str, launcher: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`CUDA_VISIBLE_DEVICES=0,1,2,3 accelerate launch --num_processes 4` is four processes on four cards."""
     found = re.search(r"CUDA_VISIBLE_DEVICES=([\d,]+)", text)
     cards = [int(card) for card in found[1].split(",") if card] if found else []
-    return {"devices": cards, "num_processes": len(cards)} if cards else {}
+    said = launcher.get("num_processes", launcher.get("nproc_per_node"))  # of accelerate, of torchrun
+    processes = said if isinstance(said, int) else len(cards)  # torchrun takes words, too: auto, gpu
+    return {"devices": cards[:processes], "num_processes": processes} if processes else {}
 
 
-def _flags(text: str) -> dict[str, Any]:
+def _command(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flags of the launcher, which stand before the script, and those of the training behind it."""
     try:
         words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise Refusal(problem("import-unreadable", why=error)) from None
-    # The flags of the launcher stand before the script: only those behind it are the training's.
-    script = max(
-        (index for index, word in enumerate(words) if word.endswith(".py") or word == "train"), default=-1
+    script = next(
+        (
+            index
+            for index, (before, word) in enumerate(zip(["", *words], words, strict=False))
+            # A data set may be called train.
+            if word.endswith(".py") or (word == "train" and not before.startswith("--"))
+        ),
+        None,
     )
-    found: dict[str, Any] = {}
-    name = None
-    for word in words[script + 1 :]:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            found[name] = yaml.safe_load(value) if equals else True
+    if script is None:
+        return {}, _flags(words)
+    return _flags(words[:script]), _flags(words[script + 1 :])
+
+
+def _flags(words: Sequence[str]) -> dict[str, Any]:
+    """`--a 1 --b=2 --c --d x y` is {a: 1, b: 2, c: True, d: "x,y"}; words before the first flag are no flag's."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if re.match(r"--?[a-zA-Z]", word):  # and not -1, which is a value
+            name, equals, value = word.lstrip("-").partition("=")
+            name = name.replace("-", "_")
+            found[name] = [value] if equals else []
         elif name:
-            found[name] = _value(word)
-            name = None
-    return found
+            found[name].append(word)
+    return {name: _value(",".join(values)) if values else True for name, values in found.items()}
 
 
 def _value(word: str) -> Any:
-    """As YAML reads it; but 5e-05 is a number to everybody except YAML 1.1."""
+    """As YAML reads it; what it cannot read is text."""
     try:
-        return float(word) if re.fullmatch(r"[\d.]+[eE][+-]?\d+", word) else yaml.safe_load(word)
-    except yaml.YAMLError:
+        return read_yaml(word)
+    except Refusal:
         return word
 
 
 def _yaml(text: str) -> dict[str, Any]:
-    try:
-        given = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        raise Refusal(problem("import-unreadable", why=error)) from None
+    given = read_yaml(text)
     if not isinstance(given, dict):
         raise Refusal(problem("import-nothing"))
-    return {name: _value(value) if isinstance(value, str) else value for name, value in given.items()}
+    return given

@@ -13,38 +13,58 @@ from pathlib import Path
 
 from engine import machine
 from engine.datasets import Kind, Report, check, read_catalogue
-from engine.models import Model, inspect, is_hub_id, lora_problems, model_problems, trainable_parameters
+from engine.models import (
+    Model,
+    adapter_parameters,
+    adapter_problems,
+    freeze_problems,
+    inspect,
+    is_hub_id,
+    lora_problems,
+    model_problems,
+    trainable_parameters,
+)
 from engine.problems import Problem, problem
 from engine.spec import RunSpec
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-TRACKERS = {
-    "comet_ml": "comet_ml",
-    "trackio": "trackio",
-    "tensorboard": "tensorboard",
-}  # package, if not the name
+# What an optimizer's name holds → the modules it imports. The first that fits is the one.
 OPTIMIZERS = {
-    "bitsandbytes": ("8bit", "paged", "lion", "bnb"), "galore_torch": ("galore",), "apollo_torch": ("apollo",),
-    "lomo_optim": ("lomo",), "grokadamw": ("grokadamw",), "schedulefree": ("schedule_free",),
-    "torchao": ("adamw_torch_4bit", "adamw_torch_8bit"), "torch_optimi": ("stable_adamw",),
+    "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
+    "adamw_torch_npu_fused": ("torch_npu",), "adamw_anyprecision": ("torchdistx",),
+    "galore_adamw_8bit": ("galore_torch", "bitsandbytes"), "galore": ("galore_torch",), "apollo": ("apollo_torch",),
+    "lomo": ("lomo_optim",), "grokadamw": ("grokadamw",), "schedule_free": ("schedulefree",),
+    "stable_adamw": ("optimi",), "8bit": ("bitsandbytes",), "paged": ("bitsandbytes",), "lion": ("bitsandbytes",),
+    "bnb": ("bitsandbytes",), "ademamix": ("bitsandbytes",),
 }  # fmt: skip
+PACKAGES = {"optimi": "torch-optimi", "flash_attn": "flash-attn"}  # what to install, if it has another name
+MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
+CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a continued adapter has already
 
 
 def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Everything on this machine that would keep `spec` from running. Empty: it can start."""
     found = workplace.problems(spec)
-    found += _of_model(spec, workplace)
-    if not any(one.field == "data.dataset_dir" for one in found):
+    outside = {one.field for one in found}  # not looked at, not even whether it is there
+    found += _of_model(spec, workplace, outside)
+    if "data.dataset_dir" not in outside:
         found += _of_data(spec)
-    return found + _of_cards(spec) + _of_packages(spec) + _of_disk(spec, workplace)
+    found += _of_cards(spec) + _of_packages(spec)
+    weights = trainable(spec) if countable({one.field for one in found}) else 0
+    return found + _of_disk(spec, workplace, weights or 0)
 
 
-def _of_model(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+def countable(wrong: set[str]) -> bool:
+    """Whether the model and the adapter may be looked into, if these fields have problems."""
+    return wrong.isdisjoint(MODEL_PATHS)
+
+
+def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
     chosen = spec.model.model_name_or_path
     if not chosen.strip():
         return []  # engine.spec.problems has said so
-    allowed = spec.model.trust_remote_code and chosen in workplace.remote_code
+    allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
     if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
         return found
     found = []
@@ -53,20 +73,28 @@ def _of_model(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
     given = spec.model.chat_template
     file = template_file(spec)
-    if given and not (Path(file).is_file() if file else (TEMPLATES / f"{given}.jinja").is_file()):
+    there = os.path.isfile(file or TEMPLATES / f"{given}.jinja")
+    if given and not there and "model.chat_template" not in outside:
         found.append(problem("template-missing", "model.chat_template", given=given, known=known))
-    if is_hub_id(chosen) and not Path(chosen).is_dir():
+    if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
+        settings = {name: getattr(spec.method, name) for name in CONTINUED}
+        found += adapter_problems(spec.model.adapter_path, chosen, settings)
+    if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet
     model = inspect(chosen)
     if spec.stage.kind != "pt" and not given and not model.has_chat_template:
         found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
     if spec.method.kind == "lora":
         found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+    if spec.method.kind == "freeze":
+        found += freeze_problems(model, spec.method.trainable_modules)
     return found + _of_context(spec, model)
 
 
 def trainable(spec: RunSpec) -> int | None:
     """How many parameters the run trains; None while the model is not here to be counted."""
+    if spec.method.kind == "lora" and spec.model.adapter_path:
+        return adapter_parameters(spec.model.adapter_path) or None
     model = inspect(spec.model.model_name_or_path)
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
@@ -95,6 +123,8 @@ TOLD = 5  # bad rows told in full
 def _of_data(spec: RunSpec) -> list[Problem]:
     """Unknown, broken or unsuitable data sets, and bad rows among their first ones."""
     folder = Path(spec.data.dataset_dir)
+    if not os.path.isdir(folder):
+        return [problem("data-folder-missing", "data.dataset_dir", folder=folder)]
     catalogue, broken = read_catalogue(folder)
     known = {dataset.name: dataset for dataset in catalogue}
     found = [replace(one, field="data.datasets") for one in broken]
@@ -129,6 +159,8 @@ def _looked_at(folder: Path, name: str, kind: Kind, _stamps: tuple[tuple[Path, i
 
 def _of_cards(spec: RunSpec) -> list[Problem]:
     hardware, cards = spec.hardware, machine.gpus()
+    if hardware.device == "auto" and not cards and spec.training.precision == "fp16":
+        return [problem("fp16-on-cpu", "training.precision")]
     if hardware.device == "cpu" or (hardware.device == "auto" and not cards):
         return []
     if not cards:
@@ -143,38 +175,35 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
             )
         ]
     first = cards[hardware.devices[0] if hardware.devices else 0]
-    if spec.training.precision == "bf16" and first.capability < 8:
+    if spec.training.precision == "bf16" and 0 < first.capability < 8:
         return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
     return []
 
 
 def _of_packages(spec: RunSpec) -> list[Problem]:
-    wanted = [
-        (tracker, TRACKERS.get(tracker, tracker), "logging.report_to") for tracker in spec.logging.report_to
-    ]
-    for package, parts in OPTIMIZERS.items():
-        if any(part in spec.training.optim for part in parts):
-            wanted.append((spec.training.optim, package, "training.optim"))
-            break
+    wanted = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
+    optimizer = spec.training.optim
+    imported = next((modules for part, modules in OPTIMIZERS.items() if part in optimizer), ())
+    wanted += [(optimizer, module, "training.optim") for module in imported]
     if spec.model.attn_implementation == "flash_attention_2":
         wanted.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
         wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
-    if spec.model.hub == "modelscope" and not Path(spec.model.model_name_or_path).is_dir():
+    if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         wanted.append(("modelscope", "modelscope", "model.hub"))
     return [
-        problem("package-missing", field, what=what, package=package)
-        for what, package, field in wanted
-        if importlib.util.find_spec(package) is None
+        problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
+        for what, module, field in wanted
+        if importlib.util.find_spec(module) is None
     ]
 
 
-def _of_disk(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
     if not os.access(saves, os.W_OK | os.X_OK):
         why = "no such folder" if not saves.exists() else "permission denied"
         return [problem("saves-not-writable", folder=saves, why=why)]
-    needed, free = disk_needed(spec), machine.free_disk(saves)
+    needed, free = disk_needed(spec, trained), machine.free_disk(saves)
     if needed > free:
         return [
             problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")
@@ -182,11 +211,11 @@ def _of_disk(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     return []
 
 
-def disk_needed(spec: RunSpec) -> int:
-    """Bytes the run will write, at the least: checkpoints with Adam's two moments, and the result; all in fp32.
+def disk_needed(spec: RunSpec, trained: int) -> int:
+    """Bytes that a run of `trained` weights writes, at the least, all in fp32: checkpoints with Adam's two moments,
+    and the result.
 
     A run that keeps all its checkpoints is counted with three.
     """
-    weights = (trainable(spec) or 0) * 4
     checkpoints = (spec.logging.save_total_limit or 2) + 1
-    return weights * (3 * checkpoints + 1) + 20_000_000
+    return 4 * trained * (3 * checkpoints + 1) + 20_000_000

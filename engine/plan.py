@@ -8,7 +8,7 @@ from pathlib import Path
 from engine import command, machine
 from engine.datasets import count_rows, read_catalogue
 from engine.models import inspect
-from engine.obstacles import obstacles, trainable
+from engine.obstacles import countable, obstacles, trainable
 from engine.problems import Problem
 from engine.spec import RunSpec, optimizer_steps, problems
 from engine.workplace import Workplace
@@ -19,7 +19,8 @@ class Summary:
     """The plan of one run. None where it cannot be known yet."""
 
     rows: int | None  # that one epoch trains on
-    steps: int | None  # optimizer steps of the whole run; an estimate if examples are packed or dropped
+    steps: int | None  # optimizer steps of the whole run
+    exact: bool  # whether rows and steps are: preparation may still pack, cut into windows or leave out
     trainable: int | None
     parameters: int | None
     command: list[str]
@@ -34,16 +35,22 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     cards = len(machine.gpus())
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, cards)
-    rows = rows_trained(spec)
+    found = obstacles(spec, workplace)
+    wrong = {one.field for one in found}
+    # A folder that is not this installation's is not looked into, not even to count.
+    rows = None if "data.dataset_dir" in wrong else rows_trained(spec)
+    model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
+    data = spec.data
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
-        trainable=trainable(spec),
-        parameters=inspect(spec.model.model_name_or_path).parameters,
+        exact=not (spec.stage.kind == "pt" or data.packing or data.skip_bad_rows or data.too_long == "drop"),
+        trainable=trainable(spec) if model else None,
+        parameters=model.parameters if model else None,
         command=training,
         shell=command.shell(training, command.environment(spec, folder, cards, machine.threads())),
         yaml=spec.to_yaml(brief=True),
-        problems=problems(spec) + obstacles(spec, workplace),
+        problems=problems(spec) + found,
     )
 
 

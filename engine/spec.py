@@ -113,7 +113,8 @@ def one_of(*parts: type[Part]) -> Any:
 
 def _weights(given: Any) -> Any:
     """`datasets: [a, b]` in a file is short for `{a: 1, b: 1}`."""
-    return {name: 1.0 for name in given} if isinstance(given, (list, tuple)) else given
+    names = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
+    return dict.fromkeys(given, 1.0) if names else given
 
 
 # ---------------------------------------------------------------------------------------------- model

@@ -5,8 +5,12 @@ from __future__ import annotations
 import gradio as gr
 import pytest
 
+from engine.models import linear_modules, whole_modules
+from engine.plan import Summary
 from engine.spec import UNIONS, RunSpec, fields
-from webui import form, notices
+from engine.workplace import Workplace
+from tests.test_models import make_model
+from webui import form, notices, train_tab
 from webui.words import Words
 
 FULL = {
@@ -106,6 +110,40 @@ def test_digits_of_a_chinese_keyboard_are_digits():
     assert spec.hardware.devices == [0, 1, 2]
 
 
+def test_targets_are_picked_and_a_pasted_list_of_them_is_taken_apart():
+    spec, problems = form.read(shown() | {"method.target_modules": ["q_proj", "k_proj,v_proj，o_proj"]})
+    assert not problems
+    assert spec.method.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_the_targets_to_pick_are_the_modules_of_the_chosen_model(tmp_path):
+    make_model(tmp_path / "models" / "qwen")
+    place = Workplace(models=(tmp_path / "models",), data=tmp_path, saves=tmp_path)
+    model = train_tab.chosen("qwen", place)
+    assert linear_modules(model)[0] == "q_proj"
+    assert set(whole_modules(model)) == {"embed_tokens", "lm_head"}
+    for nothing in ("", None, "qwem", "x" * 300, "a\0b", "/etc"):
+        assert train_tab.chosen(nothing, place) is None
+
+
+def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
+    with gr.Blocks(analytics_enabled=False) as page:
+        tab = train_tab.build(Words("en"), Workplace(data=tmp_path), gr.HTML(), lambda _: "")
+        model = next(one for one in tab.inputs if one.elem_id == form.element_id(form.MODEL))
+    events = [one for one in page.fns.values() if (model._id, "change") in one.targets]
+    assert [[one.elem_id for one in event.outputs][:2] for event in events][0] == [
+        form.element_id(form.TARGETS), form.element_id(form.SAVED),
+    ]  # fmt: skip
+    assert len(events) == 2
+
+
+@pytest.mark.parametrize(("packing", "told"), [(False, "<dd>4<"), (True, "<dd>≈ 4<")])
+def test_an_estimate_is_shown_as_one(packing, told):
+    spec = RunSpec.read({"data": {"packing": packing}})
+    plan = Summary(4, 4, not packing, None, None, [], "", "", [])
+    assert train_tab.card_html(spec, plan, [], Words("en"), known=True).count(told) == 2
+
+
 def test_settings_of_a_kind_that_is_not_chosen_are_not_read():
     spec, problems = form.read(shown() | {"method": "full", "method.r": "nonsense"})
     assert not problems
@@ -119,7 +157,8 @@ def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
 
 
 @pytest.mark.parametrize(
-    "typed", ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words"]
+    "typed",
+    ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words", "identity: *a"],
 )
 def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
     problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: typed})[1]
@@ -132,7 +171,16 @@ def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
 
 
 @pytest.mark.parametrize(
-    "typed", ["- a", "just words", "a: [1", "!!python/object:os.system {}", "x: 2026-99-99"]
+    "typed",
+    [
+        "- a",
+        "just words",
+        "a: [1",
+        "a: &a [1]\nb: *a",
+        "[" * 100_000,
+        "!!python/object:os.system {}",
+        "x: 2026-99-99",
+    ],
 )
 def test_further_arguments_that_are_no_mapping_are_a_problem(typed):
     assert [one.field for one in form.read(shown() | {"extra": typed})[1]] == ["extra"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from engine.importer import read, read_any
@@ -48,6 +50,55 @@ def test_a_yaml_file_of_theirs_is_read_too() -> None:
     ).spec
     assert (spec.stage.kind, spec.method.kind, spec.training.precision) == ("pt", "full", "bf16")
     assert spec.training.warmup_steps == 0.1
+
+
+def test_a_data_set_may_be_called_train() -> None:
+    spec = read(
+        "llamafactory-cli train --stage sft --model_name_or_path /m --dataset train --lora_rank 4"
+    ).spec
+    assert (spec.model.model_name_or_path, spec.data.datasets) == ("/m", {"train": 1})
+    assert spec.method.r == 4
+    assert read("--stage sft --model_name_or_path /m --dataset train").spec.data.datasets == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices", "processes"),
+    [
+        ("accelerate launch --num_processes 4 --mixed_precision bf16", [], 4),
+        ("accelerate launch --num-processes=4", [], 4),
+        ("CUDA_VISIBLE_DEVICES=2,3 accelerate launch --num_processes 2", [2, 3], 2),
+        ("CUDA_VISIBLE_DEVICES=2,3 accelerate launch --num_processes 1", [2], 1),
+        ("torchrun --standalone --nproc_per_node 8", [], 8),
+        ("CUDA_VISIBLE_DEVICES=0,1 torchrun --nproc_per_node=gpu", [0, 1], 2),
+        ("python", [], 1),
+    ],
+)
+def test_how_many_processes_is_what_the_launcher_is_told(
+    launcher: str, devices: list[int], processes: int
+) -> None:
+    hardware = read(f"{launcher} src/train.py --stage sft --dataset a --num_train_epochs 1").spec.hardware
+    assert (hardware.devices, hardware.num_processes) == (devices, processes)
+
+
+def test_several_words_behind_a_flag_are_all_read() -> None:
+    spec = read("train --stage sft --report_to wandb mlflow --lora_target q_proj v_proj").spec
+    assert (spec.logging.report_to, spec.method.target_modules) == (["wandb", "mlflow"], ["q_proj", "v_proj"])
+
+
+def test_how_a_model_is_spread_over_cards_is_left_out_and_told() -> None:
+    imported = read("train --stage sft --deepspeed ds.json --fsdp full_shard")
+    assert imported.spec.extra == {}
+    assert {one.values["name"] for one in imported.left_out} == {"deepspeed", "fsdp"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dataset: [a, b]", "dataset: 1", "datasets: [[1]]", "lora_target: {a: 1}",
+     "quantization: x\nquantization_bit: y", "cutoff_len: *a", "report_to: null"],
+)  # fmt: skip
+def test_values_of_another_type_are_read_or_refused_and_never_an_error(text: str) -> None:
+    with contextlib.suppress(Refusal):
+        read(text)
 
 
 def test_qlora_and_other_switches_change_their_form() -> None:

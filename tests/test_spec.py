@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -12,7 +13,16 @@ import pytest
 import yaml
 
 from engine.problems import Refusal
-from engine.spec import Optimizer, RunSpec, Scheduler, fields, optimizer_steps, problems, trainer_arguments
+from engine.spec import (
+    Optimizer,
+    RunSpec,
+    Scheduler,
+    fields,
+    optimizer_steps,
+    problems,
+    read_yaml,
+    trainer_arguments,
+)
 from engine.workplace import PROJECT, Workplace
 
 
@@ -76,6 +86,45 @@ def test_text_that_is_no_yaml_is_refused_with_line_and_column(text: str, line: i
     assert caught.value.problems[0].values["line"] >= line
 
 
+LAUGHS = "a: &a [ha, ha]\n" + "\n".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [(LAUGHS, "yaml-alias"), ("[" * 200_000, "yaml-too-deep"), ("a: &b 1\nc: *b", "yaml-alias")],
+)
+def test_yaml_that_grows_or_sinks_without_end_is_refused_at_once(text: str, code: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        RunSpec.from_yaml(text)
+    assert caught.value.problems[0].code == code
+
+
+def test_numbers_are_read_as_people_write_them_and_texts_stay_texts() -> None:
+    assert read_yaml("[1e-5, 2E+3, .5e1, 1.5e-08]") == [1e-5, 2000.0, 5.0, 1.5e-8]
+    spec = RunSpec.read({"name": "1e5", "data": {"datasets": {"2e-1": 2, "true": 1}}})
+    assert RunSpec.from_yaml(spec.to_yaml()) == spec
+
+
+def test_values_that_are_one_object_are_written_out_twice() -> None:
+    shared = {"min_lr": 1e-6}
+    spec = RunSpec.read({"extra": {"lr_scheduler_kwargs": shared, "liger_kernel_config": shared}})
+    assert RunSpec.from_yaml(spec.to_yaml()) == spec
+
+
+def test_a_huge_wrong_value_is_named_in_a_few_words() -> None:
+    grown: list[Any] = []
+    for _ in range(40):
+        grown = [grown] * 9
+    assert len(refused({"name": grown})["name"]) < 200
+
+
+@pytest.mark.parametrize("given", [[["x"]], [1], "x", [{}], [None]])
+def test_data_sets_that_are_no_names_are_refused(given: Any) -> None:
+    assert any(field.startswith("data.datasets") for field in refused({"data": {"datasets": given}}))
+
+
 @pytest.mark.parametrize("text", ["", "- 1", "hello", "3", "null"])
 def test_yaml_that_is_no_mapping_is_refused(text: str) -> None:
     with pytest.raises(Refusal, match="mapping"):
@@ -104,12 +153,37 @@ def test_yaml_cannot_make_python_objects() -> None:
         ({"extra": {"learning_rate": 1}}, "extra-has-a-field"),
         ({"extra": {"adam_beta3": 1}}, "extra-unknown"),
         ({"extra": {"hub_token": "hf_x"}}, "extra-has-a-field"),
+        ({"extra": {"deepspeed": "/etc/passwd"}}, "extra-has-a-field"),
+        ({"extra": {"fsdp_config": {}}}, "extra-has-a-field"),
+        ({"extra": {"adam_beta2": "high"}}, "extra-type"),
+        ({"extra": {"full_determinism": 1}}, "extra-type"),
+        ({"extra": {"lr_scheduler_kwargs": "{}"}}, "extra-type"),
+        ({"extra": {"adam_epsilon": float("nan")}}, "spec-type-finite"),
+        ({"training": {"lr_scheduler_type": "greedy"}}, "needs-validation"),
+        ({"training": {"lr_scheduler_type": "cosine_with_min_lr"}}, "schedule-needs"),
+        ({"training": {"lr_scheduler_type": "warmup_stable_decay"}}, "schedule-needs"),
+        ({"training": {"optim": "galore_adamw"}}, "optimizer-needs-targets"),
         ({"method": {"kind": "lora", "target_modules": []}}, "no-targets"),
         ({"method": "full", "model": {"adapter_path": "x"}}, "adapter-needs-lora"),
     ],
 )
 def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
     assert code in {one.code for one in problems(RunSpec.read(given))}
+
+
+@pytest.mark.parametrize(
+    ("training", "extra"),
+    [
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, {"lr_scheduler_kwargs": {"min_lr": 1e-6}}),
+        ({"lr_scheduler_type": "cosine_warmup_with_min_lr"}, {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, {"lr_scheduler_kwargs": {"num_decay_steps": 5}}),
+        ({"optim": "apollo_adamw"}, {"optim_target_modules": ["q_proj"]}),
+        ({}, {"adam_beta2": 1, "tf32": None, "optim_args": "a=1", "label_names": ["labels"]}),
+    ],
+)
+def test_what_a_choice_needs_besides_is_enough(training: dict[str, Any], extra: dict[str, Any]) -> None:
+    found = problems(RunSpec.read({"training": training, "extra": extra}))
+    assert {one.code for one in found} == {"model-not-chosen", "data-not-chosen"}
 
 
 def test_every_setting_has_a_label_a_help_and_is_declared_once() -> None:

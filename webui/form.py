@@ -16,16 +16,16 @@ from html import escape
 from typing import Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
-import yaml
 
 from engine.problems import Problem, Refusal, problem
-from engine.spec import UNIONS, RunSpec, fields
+from engine.spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
 from webui.words import Words
 
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
 # Names of data sets are picked, their weights are typed: one setting, two controls.
 WEIGHTS = "data.datasets:weights"
 DATASET_NAMES = (DATASETS, "data.eval_datasets")
+TARGETS, SAVED = "method.target_modules", "method.modules_to_save"  # names of modules of the chosen model
 
 
 # ------------------------------------------------------------------------------------------ types
@@ -38,8 +38,10 @@ def shape(path: str) -> str:
         return "union"
     if path == WEIGHTS:
         return "weights"
-    if path == MODEL or path in DATASET_NAMES:
-        return "model" if path == MODEL else "names"
+    if path == MODEL:
+        return "model"
+    if path in (*DATASET_NAMES, TARGETS, SAVED):
+        return "names" if path in DATASET_NAMES else "modules"
     kind = _plain_type(fields()[path].annotation)
     if get_origin(kind) is Literal:
         return "choice"
@@ -162,7 +164,8 @@ def _choices(path: str, words: Words) -> gr.Dropdown:
 
 
 def _names(path: str, words: Words) -> gr.Dropdown:
-    # Any name is let through here: a clone may name a set that is gone, and engine says so in a sentence.
+    # Any name is let through here: a clone may name what is gone, and engine says so in a sentence. The choices
+    # are what is on disk, and the page fills them in.
     return gr.Dropdown(
         [], value=[], multiselect=True, allow_custom_value=True, **_words_of(path, words), min_width=120
     )
@@ -184,7 +187,7 @@ def _yaml(path: str, words: Words) -> gr.Textbox:
 
 CONTROLS: dict[str, Callable[[str, Words], Any]] = {
     "text": _text, "number": _number, "tick": _tick, "choice": _choice, "choices": _choices, "list": _text,
-    "names": _names, "weights": _text, "model": _model, "union": _union, "yaml": _yaml,
+    "names": _names, "modules": _names, "weights": _text, "model": _model, "union": _union, "yaml": _yaml,
 }  # fmt: skip
 
 
@@ -214,20 +217,14 @@ def _read_several(path: str, raw: Any) -> list[Any]:
     return list(raw or []) if isinstance(raw, (list, tuple, type(None))) else [raw]
 
 
+def _read_modules(path: str, raw: Any) -> list[str]:
+    # One of them may be a whole list that was pasted.
+    return [one for part in _read_several(path, raw) for one in _read_list(path, part)]
+
+
 def _read_yaml(path: str, raw: Any) -> Any:
     """Raises Refusal at the field if the text is no YAML."""
-    try:
-        value = yaml.load("" if raw is None else str(raw), Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        what = getattr(error, "problem", None) or str(error)
-        raise Refusal(
-            problem("spec-not-yaml", owner(path.split(":")[0]), line=line, column=column, what=what)
-        ) from None
-    except ValueError as error:  # a date that does not exist, say
-        found = problem("spec-not-yaml", owner(path.split(":")[0]), line=1, column=1, what=str(error))
-        raise Refusal(found) from None
+    value = read_yaml("" if raw is None else str(raw), path.split(":")[0])
     return {} if value is None else value
 
 
@@ -238,7 +235,8 @@ def _read_weights(path: str, raw: Any) -> Any:
 
 READ: dict[str, Callable[[str, Any], Any]] = {
     "text": _read_text, "number": _read_number, "tick": lambda path, raw: raw, "choice": lambda path, raw: raw,
-    "choices": _read_several, "list": _read_list, "names": _read_several, "weights": _read_weights,
+    "choices": _read_several, "list": _read_list, "names": _read_several, "modules": _read_modules,
+    "weights": _read_weights,
     "model": _read_text, "union": lambda path, raw: raw, "yaml": _read_yaml,
 }  # fmt: skip
 
@@ -316,8 +314,8 @@ def number_text(value: float | None) -> str:
 
 SHOW: dict[str, Callable[[Any], Any]] = {
     "text": lambda value: value or "", "number": number_text, "tick": bool, "choice": str, "choices": list,
-    "list": lambda value: ", ".join(map(str, value)), "names": list, "model": str, "union": str,
-    "yaml": lambda value: yaml.safe_dump(value, allow_unicode=True, sort_keys=False) if value else "",
+    "list": lambda value: ", ".join(map(str, value)), "names": list, "modules": list, "model": str, "union": str,
+    "yaml": lambda value: write_yaml(value) if value else "",
     "weights": lambda value: ", ".join(f"{name}: {number_text(w)}" for name, w in value.items() if w != 1),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -12,13 +13,21 @@ import gradio as gr
 
 from engine import importer, runs
 from engine.datasets import Dataset, count_rows, read_catalogue
-from engine.models import find_models, inspect
+from engine.models import (
+    ALL_LINEAR,
+    Model,
+    find_models,
+    hub_cache,
+    inspect,
+    linear_modules,
+    whole_modules,
+)
 from engine.plan import Summary, summary
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec, fields
-from engine.workplace import Workplace, inside
+from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
-from webui.form import DATASET_NAMES, MODEL, Form
+from webui.form import DATASET_NAMES, MODEL, SAVED, TARGETS, Form
 from webui.numbers import human, size
 from webui.words import Words
 
@@ -103,6 +112,14 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         models, sets = model_choices(workplace), dataset_choices(workplace, words)
         return [gr.update(choices=models if path == MODEL else sets) for path in LISTS]
 
+    def modules(given: str) -> list[Any]:
+        """The modules of the chosen model: those that LoRA can target, and those that can be trained in full."""
+        model = chosen(given, workplace)
+        return [
+            gr.update(choices=[ALL_LINEAR, *(linear_modules(model) if model else ())]),
+            gr.update(choices=whole_modules(model) if model else []),
+        ]
+
     def submit(request: gr.Request, *held: Any) -> list[Any]:
         spec, unreadable = form.read(controls.values(held))
         try:
@@ -135,6 +152,10 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             return [notices.toast(words("load-not-text"), "bad"), *[gr.skip()] * len(filled)]
 
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
+    # overtaken call of `look` never ends.
+    model, named = controls.controls[MODEL], [controls.controls[path] for path in (TARGETS, SAVED)]
+    model.change(modules, model, named, trigger_mode="always_last", **quiet)
     # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
     # script lets only the last of many changes through, so that a filled form is looked at once.
     gr.on(
@@ -205,12 +226,9 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
     """One line about the chosen model. A folder outside the model roots is not looked into."""
     if not given:
         return f'<p class="quiet">{escape(words("fact-none"))}</p>'
-    folder = next(
-        (one for one in (Path(given), *(root / given for root in workplace.models)) if _is_model(one)), None
-    )
-    if not folder or not inside(folder, workplace.models):
+    model = chosen(given, workplace)
+    if not model:
         return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
-    model = inspect(folder)
     told = [
         model.architecture or model.model_type,
         model.parameters and words("fact-parameters", count=human(model.parameters)),
@@ -223,15 +241,19 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
     return '<p class="chips">' + "".join(f"<span>{escape(str(one))}</span>" for one in told if one) + "</p>"
 
 
-def _is_model(folder: Path) -> bool:
-    try:
-        return (folder / "config.json").is_file()
-    except (OSError, ValueError):  # a name too long for a file, or with a null in it
-        return False
+def chosen(given: str, workplace: Workplace) -> Model | None:
+    """The model that the text means, if it is a folder that the studio may look into."""
+    folder = Path(absolute(given or "", workplace.models, "config.json"))
+    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.models, hub_cache()))
+    return inspect(folder) if known else None
 
 
 def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, known: bool) -> str:
     """The numbers of the plan, and what stands in its way."""
+
+    def about(exact: bool) -> Callable[[int], str]:
+        return "{:,}".format if exact else "≈ {:,}".format
+
     training = spec.training
     batch = (
         training.per_device_train_batch_size
@@ -242,9 +264,9 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
     if plan.trainable and plan.parameters:
         share = words("stat-share", percent=f"{plan.trainable / plan.parameters:.2%}")
     stats = [
-        ("stat-rows", plan.rows, "{:,}".format, ""),
+        ("stat-rows", plan.rows, about(plan.exact), ""),
         ("stat-batch", batch, "{:,}".format, ""),
-        ("stat-steps", plan.steps, "{:,}".format, ""),
+        ("stat-steps", plan.steps, about(plan.exact or bool(training.max_steps)), ""),
         ("stat-trainable", plan.trainable, human, share),
     ]
     cells = "".join(
