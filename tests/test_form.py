@@ -130,11 +130,9 @@ def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
     with gr.Blocks(analytics_enabled=False) as page:
         tab = train_tab.build(Words("en"), Workplace(data=tmp_path), gr.HTML(), lambda _: "")
         model = next(one for one in tab.inputs if one.elem_id == form.element_id(form.MODEL))
-    events = [one for one in page.fns.values() if (model._id, "change") in one.targets]
-    assert [[one.elem_id for one in event.outputs][:2] for event in events][0] == [
-        form.element_id(form.TARGETS), form.element_id(form.SAVED),
-    ]  # fmt: skip
-    assert len(events) == 2
+    first, _look = [one for one in page.fns.values() if (model._id, "change") in one.targets]
+    named = [form.element_id(path) for path in (form.TARGETS, form.SAVED)]
+    assert [one.elem_id for one in first.outputs] == named
 
 
 @pytest.mark.parametrize(("packing", "told"), [(False, "<dd>4<"), (True, "<dd>≈ 4<")])
