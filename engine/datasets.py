@@ -132,6 +132,9 @@ def _dataset(data_dir: Path, name: str, entry: Any) -> Dataset:
         return _read_entry(data_dir, name, entry)
     except Refusal as refusal:
         return Dataset(name, problem=refusal.problems[0])
+    except (OSError, ValueError) as error:  # a name too long for a file, or with a NUL in it
+        values = {"key": "file_name", "expected": "file name", "found": error}
+        return Dataset(name, problem=problem("entry-value", name=name, **values))
 
 
 def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:

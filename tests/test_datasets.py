@@ -349,3 +349,11 @@ def test_reading_data_imports_nothing_heavy():
     code = f"import sys, engine.datasets; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("file", ["x" * 300 + ".json", "nul\0.json"])
+def test_a_file_name_that_is_none_is_a_problem_of_that_set_alone(tmp_path: Path, file: str) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"bad": {"file_name": file}}), encoding="utf-8")
+    (bad,), broken = read_catalogue(tmp_path)
+    assert bad.problem is not None
+    assert broken == []

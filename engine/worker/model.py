@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
+from engine.models import is_or_below
 from engine.problems import Refusal, problem
 from engine.spec import RunSpec
 
@@ -97,7 +98,7 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
     trained = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = any(name == one or name.startswith(f"{one}.") for one in chosen)
+        parameter.requires_grad = any(is_or_below(name, one) for one in chosen)
         trained += parameter.requires_grad
     if not trained:
         names = ", ".join(name for name, _ in model.named_children())
