@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine import keeper, queue
@@ -88,6 +89,14 @@ def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1)
             return answer
         time.sleep(every)
     raise AssertionError(f"waited {seconds} s in vain")
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Its words; none if it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.CompletedProcess[str]:

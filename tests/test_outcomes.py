@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
 from engine.workplace import Workplace
 from tests import stand_in
-from tests.conftest import wait_until
+from tests.conftest import command_line, wait_until
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def run_program(
 
 def ended(run: runs.Run) -> runs.Run:
     return wait_until(lambda: (now := fresh(run)).final and now, 30)
+
+
+def wait_for_program(run: runs.Run) -> None:
+    """Until the program itself runs, and not what is prepared for it."""
+    wait_until(
+        lambda: any("sleep(600)" in " ".join(command_line(one)) for one in keeper.processes(run.path)), 30
+    )
 
 
 def fresh(run: runs.Run) -> runs.Run:
@@ -94,6 +102,7 @@ def test_kill_ends_even_a_process_that_left_the_session_and_ignores_sigterm(
         "subprocess.Popen([sys.executable, '-c', child], start_new_session=True)\ntime.sleep(600)"
     )
     run = run_program(source)
+    wait_for_program(run)
     wait_until(lambda: len(keeper.processes(run.path)) == 2, 20)
     runs.stop(fresh(run), "kill")
     assert fresh(run).state == "stopping"
@@ -104,7 +113,7 @@ def test_kill_ends_even_a_process_that_left_the_session_and_ignores_sigterm(
 
 def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Run]) -> None:
     run = run_program("import time; time.sleep(600)")
-    wait_until(lambda: keeper.processes(run.path), 20)
+    wait_for_program(run)
     psutil.Process(keeper_pid(run)).kill()
     wait_until(lambda: not psutil.pid_exists(keeper_pid(run)), 20)
     assert fresh(run).state == "preparing"  # something of it lives, so it is not over
@@ -115,8 +124,6 @@ def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Ru
 
 
 def keeper_pid(run: runs.Run) -> int:
-    import json
-
     return json.loads(run.dir.keeper.read_text())["pid"]
 
 
@@ -124,7 +131,7 @@ def test_a_foreign_process_with_the_recorded_pid_is_neither_adopted_nor_signalle
     run_program: Callable[[str], runs.Run],
 ) -> None:
     run = run_program("import time; time.sleep(600)")
-    wait_until(lambda: keeper.processes(run.path), 20)
+    wait_for_program(run)
     psutil.Process(keeper_pid(run)).kill()
     keeper.end_processes(run.path, grace_s=0)
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -141,7 +148,7 @@ def test_a_foreign_process_with_the_recorded_pid_is_neither_adopted_nor_signalle
 
 def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Callable[[str], runs.Run]) -> None:
     run = run_program("import time; time.sleep(600)")
-    wait_until(lambda: keeper.processes(run.path), 20)
+    wait_for_program(run)
     psutil.Process(keeper_pid(run)).terminate()
     run = ended(run)
     assert run.state == "interrupted"

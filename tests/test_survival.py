@@ -16,7 +16,7 @@ from engine import keeper, progress, queue, runs
 from engine.rundir import read_json
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from tests.conftest import engine, start_studio, wait_until
+from tests.conftest import command_line, engine, start_studio, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -42,12 +42,14 @@ def at_step(run: runs.Run, step: int) -> int:
 
 def worker(run: runs.Run) -> psutil.Process:
     """The process that trains: the one with the module's name that is not the launcher."""
-    named = (one for one in keeper.processes(run.path) if "engine.worker.train" in one.cmdline())
-    return next(one for one in named if "accelerate.commands.launch" not in one.cmdline())
+    named = (one for one in keeper.processes(run.path) if "engine.worker.train" in command_line(one))
+    return next(one for one in named if "accelerate.commands.launch" not in command_line(one))
 
 
 def launcher(run: runs.Run) -> psutil.Process:
-    return next(one for one in keeper.processes(run.path) if "accelerate.commands.launch" in one.cmdline())
+    return next(
+        one for one in keeper.processes(run.path) if "accelerate.commands.launch" in command_line(one)
+    )
 
 
 def weights(folder: Path) -> bytes:
@@ -156,7 +158,7 @@ def test_stopping_a_run_on_two_ranks_leaves_no_process(
 ) -> None:
     run = runs.submit(long_spec(hardware__num_processes=2), workplace)
     at_step(run, 3)
-    assert len([one for one in keeper.processes(run.path) if "engine.worker.train" in one.cmdline()]) == 3
+    assert len([one for one in keeper.processes(run.path) if "engine.worker.train" in command_line(one)]) == 3
     runs.stop(fresh(run), "save")
     run = ended(run, 30)
     assert run.state == "stopped"
