@@ -27,6 +27,8 @@ PATTERNS = {
     "package": r"(?:ModuleNotFoundError: No module named|requires the) '?(?P<what>[\w.-]+)'?",
     "configuration": r"AssertionError: (?P<what>.*the spec says.*)",
     "nccl": r"NCCL error|ncclSystemError|Watchdog caught collective operation timeout",
+    "architecture": r"does not recognize this architecture",
+    "damaged": r"ignore_mismatched_sizes|JSONDecodeError|ClassValidationError|SafetensorError",
     "shapes": r"size mismatch for (?P<what>[\w.]+)",
 }
 
