@@ -259,9 +259,12 @@ def _version(file: Path) -> tuple[int, int]:
 @lru_cache(maxsize=1024)
 def _count(file: Path, mtime_ns: int, size: int) -> int:
     if file.suffix.lower() == ".parquet":
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
 
-        return parquet.ParquetFile(file).metadata.num_rows
+        try:
+            return parquet.ParquetFile(file).metadata.num_rows
+        except (ArrowException, OSError) as error:
+            raise Refusal(problem("file-broken-parquet", file=file.name, reason=str(error))) from error
     if file.suffix.lower() in (".json", ".jsonl") and _first_character(file) != "[":
         with _open(file) as stream:
             return sum(1 for line in stream if not line.isspace())

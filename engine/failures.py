@@ -69,9 +69,11 @@ def explain(run: Run) -> Explanation | None:
     values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
     if known:
         return Explanation("", {}, traceback, known)
-    text = f"{error.get('type', '')}: {error.get('message', '')}\n{traceback}"
+    text = f"{error.get('type', '')}: {error.get('message', '')}\n{traceback}\n{'' if run.exit else log}"
     for code, pattern in PATTERNS.items():
-        if (error or exit["reason"] == "exit") and (found := re.search(pattern, text)):
+        # A disk that filled up may have kept the keeper itself from saying so: then only the log knows.
+        told = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
+        if told and (found := re.search(pattern, text)):
             return Explanation(code, values | {"what": found.groupdict().get("what") or ""}, traceback)
     return Explanation(exit["reason"], values, traceback)
 

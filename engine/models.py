@@ -303,7 +303,7 @@ def _files(folder: Path) -> list[tuple[str, int]]:
     """(name, bytes) of the files directly in `folder`, links followed."""
     try:
         return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name
         return []
 
 

@@ -357,3 +357,11 @@ def test_a_file_name_that_is_none_is_a_problem_of_that_set_alone(tmp_path: Path,
     (bad,), broken = read_catalogue(tmp_path)
     assert bad.problem is not None
     assert broken == []
+
+
+def test_a_damaged_parquet_file_is_a_sentence_also_when_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "bin.parquet").write_bytes(b"\x00damaged\xff" * 50)
+    (tmp_path / "dataset_info.json").write_text('{"bin": {"file_name": "bin.parquet"}}', encoding="utf-8")
+    (dataset,), _ = read_catalogue(tmp_path)
+    with pytest.raises(Refusal, match="Parquet"):
+        count_rows(dataset)
