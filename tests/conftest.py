@@ -99,18 +99,16 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def flags_of(workplace: Workplace) -> list[str]:
+    """The flags that place a studio or a shell command in `workplace`."""
+    models = ["--models", *map(str, workplace.models)]
+    return [*models, "--data", str(workplace.data), "--saves", str(workplace.saves)]
+
+
 def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
     """`python -m engine …` as a person would type it."""
-    roots = [
-        "--models",
-        *map(str, workplace.models),
-        "--data",
-        str(workplace.data),
-        "--saves",
-        str(workplace.saves),
-    ]
     return subprocess.run(
-        [sys.executable, "-m", "engine", *words, *roots],
+        [sys.executable, "-m", "engine", *words, *flags_of(workplace)],
         cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"LANG": "C.UTF-8"}, **keywords,
     )  # fmt: skip
 
@@ -119,16 +117,8 @@ def start_studio(
     workplace: Workplace, *flags: str, port: int = 0, **environment: str
 ) -> tuple[subprocess.Popen[str], str]:
     """The real studio, on a free port if none is given; returns its process and address once it is ready."""
-    roots = [
-        "--models",
-        *map(str, workplace.models),
-        "--data",
-        str(workplace.data),
-        "--saves",
-        str(workplace.saves),
-    ]
     studio = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port or keeper.free_port()), *flags, *roots],
+        [sys.executable, "app.py", "--port", str(port or keeper.free_port()), *flags, *flags_of(workplace)],
         cwd=PROJECT, text=True, stdout=subprocess.PIPE, env=os.environ | environment,
     )  # fmt: skip
     line = studio.stdout.readline()
