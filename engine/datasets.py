@@ -7,6 +7,7 @@ A catalogue is a folder with a `dataset_info.json`, as LLaMA-Factory's users hav
     chat    {"messages": [{"role", "content", "tool_calls"?, "reasoning_content"?}, ...], "tools": [...] | None}
     pairs   {"messages": prompt, "chosen": [message], "rejected": [message], "tools": ...}
     thumbs  {"messages": prompt and answer, "label": bool, "tools": ...}
+    prompts {"messages": prompt, "answer": str | None, "tools": ...}; any of the three above, read for its questions
 
 A row that does not fit is a Problem with file and line, and the others go on. Tokens are left to `engine.worker`.
 """
@@ -22,14 +23,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from engine.problems import Problem, Refusal, problem
+from engine.stages import FITS, Form, Kind
 
 INFO_FILE = "dataset_info.json"
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
-Kind = Literal["text", "chat", "pairs", "thumbs"]
 Example = dict[str, Any]
 OnBad = Callable[[Problem], None]
 
@@ -451,12 +452,13 @@ READERS = {
 # ----------------------------------------------------------------------------------------------- rows
 
 
-def examples(dataset: Dataset, on_bad: OnBad) -> Iterator[Example]:
-    """The rows in canonical form (see the module's docstring); each bad one goes to `on_bad` and is left out.
+def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Iterator[Example]:
+    """The rows in a canonical form (see the module's docstring), that of their own kind if none is named; each bad
+    one goes to `on_bad` and is left out.
 
     Raises Refusal if the data set itself cannot be used.
     """
-    convert = CONVERSIONS[dataset.kind]
+    convert = CONVERSIONS[form or dataset.kind]
     for place, row in rows(dataset, on_bad):
         try:
             yield convert(_Row(dataset, place, row))
@@ -465,16 +467,17 @@ def examples(dataset: Dataset, on_bad: OnBad) -> Iterator[Example]:
 
 
 def check(
-    dataset: Dataset, kind: Kind, limit: int | None = None, catalogue: Sequence[Dataset] = (), most: int = 20
+    dataset: Dataset, form: Form, limit: int | None = None, catalogue: Sequence[Dataset] = (), most: int = 20
 ) -> Report:
-    """Reads up to `limit` rows and reports which can be used for a stage that needs `kind`.
+    """Reads up to `limit` rows and reports which can be used for a stage that needs `form`.
 
     At most `most` problems and warnings are kept; `bad` counts them all. `catalogue` is where other data sets are
     recommended from, if this one is of the wrong kind.
     """
-    if dataset.problem is None and dataset.kind != kind:
-        fitting = [other.name for other in catalogue if other.kind == kind and other.problem is None]
-        return Report(0, 0, (problem(f"kind-{kind}-wanted", name=dataset.name, fitting=_names(fitting)),))
+    fits = FITS[form]
+    if dataset.problem is None and dataset.kind not in fits:
+        fitting = [other.name for other in catalogue if other.kind in fits and other.problem is None]
+        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=_names(fitting)),))
     good = bad = 0
     problems: list[Problem] = []
     warnings: list[Problem] = []
@@ -485,7 +488,7 @@ def check(
         if len(problems) < most:
             problems.append(each)
 
-    convert = CONVERSIONS[kind]
+    convert = CONVERSIONS[form]
     try:
         for place, row in islice(rows(dataset, on_bad), limit):
             try:
@@ -583,8 +586,18 @@ def _thumbs(row: _Row) -> Example:
     return {**_chat(row), "label": label}
 
 
-CONVERSIONS: Mapping[str, Callable[[_Row], Example]] = {
-    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs,
+def _prompts(row: _Row) -> Example:
+    """The questions of a row, and its answer where it has one: what follows the last turn of anybody else."""
+    messages = _prompt(row)
+    answer = row.get("response") if row.dataset.formatting == "alpaca" else None
+    if messages and messages[-1]["role"] == "assistant":
+        answer = messages.pop()["content"]
+    answer = row.string(answer, row.column("response")) if answer else None
+    return {"messages": _in_order(row, messages, "user", "tool"), "answer": answer, "tools": _tools(row)}
+
+
+CONVERSIONS: Mapping[Form, Callable[[_Row], Example]] = {
+    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs, "prompts": _prompts,
 }  # fmt: skip
 
 

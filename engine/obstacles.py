@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine import machine
-from engine.datasets import Kind, Report, check, read_catalogue
+from engine.datasets import Report, check, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
@@ -26,6 +26,7 @@ from engine.models import (
 )
 from engine.problems import Problem, problem
 from engine.spec import RunSpec
+from engine.stages import STAGES
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -115,7 +116,6 @@ def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
     return []
 
 
-KINDS: dict[str, Kind] = {"pt": "text", "sft": "chat"}
 LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
 TOLD = 5  # bad rows told in full
 
@@ -139,7 +139,7 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                 )
                 continue
             stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
-            report = _looked_at(folder, name, KINDS[spec.stage.kind], stamps)
+            report = _looked_at(folder, name, spec.stage.kind, stamps)
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:
@@ -148,13 +148,13 @@ def _of_data(spec: RunSpec) -> list[Problem]:
 
 
 @lru_cache(maxsize=256)
-def _looked_at(folder: Path, name: str, kind: Kind, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
+def _looked_at(folder: Path, name: str, stage: str, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
     catalogue, _ = read_catalogue(folder)
     dataset = next(one for one in catalogue if one.name == name)
     if dataset.problem:
         return Report(0, 0, (dataset.problem,))
-    return check(dataset, kind, limit=LOOKED_AT, catalogue=catalogue)
+    return check(dataset, STAGES[stage].form, limit=LOOKED_AT, catalogue=catalogue)
 
 
 def _of_cards(spec: RunSpec) -> list[Problem]:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from engine import stages
 from engine.problems import Problem, Refusal, problem
 
 TRAINER_ARGUMENTS = Path(__file__).parent / "trainer_arguments.json"
@@ -296,6 +297,87 @@ class Sft(Part):
     )  # fmt: skip
 
 
+class RewardModel(Part):
+    """Reward model: the model learns to give the better of two answers the higher score."""
+
+    kind: Literal["rm"] = "rm"
+    center_rewards_coefficient: float | None = setting(
+        None, "Centre the scores",
+        "Pulls the scores towards zero mean (Eisenstein et al. 2023); 0.01 is usual. Empty: not at all.", gt=0, le=10,
+    )  # fmt: skip
+
+
+DpoLoss = Literal[
+    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+]  # fmt: skip
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses whose formula has label smoothing in it
+
+
+class Preference(Part):
+    """What the stages share that keep near a frozen reference."""
+
+    beta: float = setting(
+        0.1, "Beta",
+        "How strongly the model is held to what it was before: larger stays nearer. 0.05 to 0.5 is usual.",
+        essential=True, gt=0, le=100,
+    )  # fmt: skip
+
+
+class Dpo(Preference):
+    """DPO: the model learns from pairs to prefer the better answer, without a reward model (Rafailov et al. 2023)."""
+
+    kind: Literal["dpo"] = "dpo"
+    loss_type: DpoLoss = setting(
+        "sigmoid", "Loss", "sigmoid is DPO's own; ipo overfits less on clear-cut pairs; robust allows for wrong labels.",
+        essential=True,
+    )  # fmt: skip
+    label_smoothing: float = setting(
+        0.0, "Label smoothing", "Share of the pairs thought to be labelled the wrong way round. For robust, exo_pair and aot.",
+        ge=0, lt=0.5,
+    )  # fmt: skip
+    sft_weight: float = setting(
+        0.0, "Answer loss", "Weight of the ordinary loss on the better answer, added to keep its probability up.",
+        ge=0, le=100,
+    )  # fmt: skip
+
+
+class Kto(Preference):
+    """KTO: the model learns from single answers marked good or bad (Ethayarajh et al. 2024)."""
+
+    kind: Literal["kto"] = "kto"
+    desirable_weight: float = setting(
+        1.0, "Weight of good answers",
+        "If good answers are rarer than bad ones, raise it until weight × count is about equal on both sides.", gt=0, le=1000,
+    )  # fmt: skip
+    undesirable_weight: float = setting(
+        1.0, "Weight of bad answers", "If bad answers are rarer than good ones, raise it.", gt=0, le=1000
+    )
+
+
+class Orpo(Part):
+    """ORPO: answering and preferring are learned at once, without a reference model (Hong et al. 2024)."""
+
+    kind: Literal["orpo"] = "orpo"
+    orpo_lambda: float = setting(
+        0.1, "Lambda", "Weight of the odds ratio of better to worse answer, beside the ordinary loss.",
+        essential=True, gt=0, le=100,
+    )  # fmt: skip
+
+
+class Simpo(Part):
+    """SimPO: preference by average log-probability, without a reference model (Meng et al. 2024)."""
+
+    kind: Literal["simpo"] = "simpo"
+    simpo_beta: float = setting(
+        2.0, "SimPO beta", "Scale of the difference; 2 to 2.5 is usual.", essential=True, gt=0, le=100
+    )
+    simpo_gamma: float = setting(
+        1.0, "SimPO margin", "By how much the better answer is to lead; 0.5 to 1.5 is usual.",
+        essential=True, ge=0, le=100,
+    )  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------------- data
 
 
@@ -453,7 +535,7 @@ class RunSpec(Part):
     """Everything needed to repeat a run."""
 
     name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
-    stage: one_of(Pretraining, Sft) = setting(
+    stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo) = setting(
         Sft(), "Stage", "What kind of learning this is.", essential=True
     )
     model: Model = Field(default_factory=Model)
@@ -569,7 +651,9 @@ def _did_you_mean(path: str) -> str:
     return near[0] if near else "extra"
 
 
-STAGES = {"pt": Pretraining, "sft": Sft}
+STAGES = {
+    "pt": Pretraining, "sft": Sft, "rm": RewardModel, "dpo": Dpo, "kto": Kto, "orpo": Orpo, "simpo": Simpo,
+}  # fmt: skip
 METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
 QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
 ROPES = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}
@@ -627,6 +711,10 @@ DECIDED = {
     "hub_private_repo": "", "hub_always_push": "", "hub_revision": "", "logging_first_step": "",
     "logging_nan_inf_filter": "", "trackio_space_id": "", "trackio_bucket_id": "", "trackio_static_space_id": "",
     "greater_is_better": "logging.load_best_model_at_end", "save_only_model": "", "enable_jit_checkpoint": "",
+    # A stage has its own names for these, or makes the data itself.
+    "loss_weights": "stage.sft_weight", "truncation_mode": "data.too_long",
+    "precompute_ref_log_probs": "", "precompute_ref_batch_size": "", "dataset_num_proc": "", "disable_dropout": "method.lora_dropout",
+    "ref_model_init_kwargs": "", "sync_ref_model": "", "eos_token": "", "pad_token": "",
     # How a model is spread over cards is Athanor's own to say; most of these can name a file, too.
     "deepspeed": "hardware", "fsdp": "hardware", "fsdp_config": "hardware", "accelerator_config": "hardware",
     "parallelism_config": "hardware",
@@ -694,7 +782,24 @@ def problems(spec: RunSpec) -> list[Problem]:
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         found.append(problem("fp16-on-cpu", "training.precision"))
-    found += _extra_problems(spec)
+    found += _stage_problems(spec) + _extra_problems(spec)
+    return found
+
+
+def _stage_problems(spec: RunSpec) -> list[Problem]:
+    stage, found = spec.stage, []
+    if spec.data.packing and stages.STAGES[stage.kind].form not in ("text", "chat"):
+        found.append(problem("packing-not-here", "data.packing", stage=stage.kind))
+    if stage.kind == "dpo":
+        smoothed = stage.loss_type in SMOOTHED
+        if stage.label_smoothing and not smoothed:
+            found.append(
+                problem("smoothing-not-here", "stage.label_smoothing", loss=stage.loss_type, known=", ".join(SMOOTHED))
+            )  # fmt: skip
+        if stage.loss_type == "exo_pair" and not stage.label_smoothing:
+            found.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
+    if stage.kind == "kto" and spec.training.per_device_train_batch_size < 2:
+        found.append(problem("kto-batch", "training.per_device_train_batch_size"))
     return found
 
 
@@ -718,7 +823,9 @@ def _target_problems(targets: list[str]) -> list[Problem]:
 def _extra_problems(spec: RunSpec) -> list[Problem]:
     known = trainer_arguments()[spec.stage.kind]
     ours = {
-        path.rsplit(".", 1)[-1]: path for path in fields() if path.split(".")[0] in ("training", "logging")
+        path.rsplit(".", 1)[-1]: path
+        for path in fields()
+        if path.split(".")[0] in ("training", "logging", "stage")
     }
     found = []
     for name, value in spec.extra.items():

@@ -103,9 +103,8 @@ def owner(path: str) -> str:
 
 
 def part_of(path: str) -> str:
-    """The part of the page that a setting is on: the settings of stage and method are one part."""
-    first = path.split(".")[0]
-    return "method" if first == "stage" else first
+    """The part of the page that a setting is on."""
+    return path.split(".")[0]
 
 
 def element_id(path: str) -> str:

@@ -175,7 +175,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
 def _essentials(controls: Form, words: Words) -> gr.HTML:
     """The settings in plain view, one section for each part. Returns the line of facts under the model."""
     facts = None
-    for part in (name for name in RunSpec.model_fields if name != "stage"):
+    for part in RunSpec.model_fields:
         if not any(form.essential(path) and form.part_of(path) == part for path in fields()):
             continue
         with gr.Column(elem_classes="section"):

@@ -18,6 +18,7 @@ from engine.datasets import Dataset, examples, read_catalogue
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RunDir, read_json, write_json
 from engine.spec import RunSpec
+from engine.stages import STAGES
 from engine.worker.edge import Report, edge
 
 BATCH = 1000  # rows rendered and tokenized at a time
@@ -79,7 +80,9 @@ def prepare(run: RunDir) -> None:
 
 def _rows(dataset: Dataset, spec: RunSpec, bad: list[Problem], report: Report) -> Iterator[dict[str, Any]]:
     """The good rows of a data set, in the form its kind has; the others go into `bad`."""
-    for count, row in enumerate(islice(examples(dataset, bad.append), spec.data.max_samples), 1):
+    for count, row in enumerate(
+        islice(examples(dataset, bad.append, STAGES[spec.stage.kind].form), spec.data.max_samples), 1
+    ):
         if count % BATCH == 0:
             report("preparing", count, None, "rows")
         yield row

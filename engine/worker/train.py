@@ -24,7 +24,7 @@ def train(run: RunDir) -> None:
     from engine.worker.model import keep_initial, load_model
     from engine.worker.result import save_result
     from engine.worker.tokenizer import load_tokenizer
-    from engine.worker.trainers import TRAINERS, assert_effective
+    from engine.worker.trainers import assert_effective, trainer_of
 
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
@@ -36,7 +36,7 @@ def train(run: RunDir) -> None:
     data = {split: Dataset.from_file(str(run.prepared / f"{split}.arrow")) for split in prepared["splits"]}
 
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
-    trainer = TRAINERS[spec.stage.kind](spec, run, model, tokenizer, data, [callback])
+    trainer = trainer_of(spec.stage.kind)(spec, run, model, tokenizer, data, [callback])
     assert_effective(spec, run, trainer)
     resume_or_begin(run, trainer)
     report("saving")

@@ -1,20 +1,32 @@
-"""One short function per stage that makes its trainer, and the dict that names them."""
+"""What the trainers of all stages have in common, and which function makes that of each stage."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.worker.model import precision
+
+# Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
+# begun. Named and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
+TRAINERS = {
+    "pt": "engine.worker.sft:sft_trainer",
+    "sft": "engine.worker.sft:sft_trainer",
+}
+
+
+def trainer_of(stage: str) -> Callable[..., Trainer]:
+    """The function that makes the trainer of a stage."""
+    module, name = TRAINERS[stage].split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str, Any]:
@@ -53,49 +65,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     }
 
 
-def sft_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
-    """Supervised fine-tuning and pre-training: the next token, where `labels` say so.
-
-    The examples are token ids already. Packed ones come without padding: the collator restarts the positions at
-    each example, and attention takes them for separate sequences.
-    """
-    arguments = SFTConfig(
-        **{"max_length": spec.data.max_length}
-        | common_arguments(spec, run, measured="validation" in data)
-        | {"dataset_kwargs": {"skip_prepare_dataset": True}}
-    )
-    if spec.logging.early_stopping_patience:
-        callbacks = [*callbacks, EarlyStoppingCallback(spec.logging.early_stopping_patience)]
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data["train"],
-        eval_dataset=data.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForLanguageModeling(
-            pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing
-        ),
-        callbacks=callbacks,
-        optimizers=(_loraplus(spec, arguments, model), None),
-    )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            # TRL makes a quantized model's adapter bf16, and peft leaves modules_to_save in the type of the base;
-            # an optimizer's small steps are lost in both.
-            parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)  # the run's callback prints
-    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
-    return trainer
-
-
-def _loraplus(spec: RunSpec, arguments: SFTConfig, model: Any) -> torch.optim.Optimizer | None:
+def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
     ratio = getattr(spec.method, "loraplus_lr_ratio", None)
     if not ratio:
@@ -108,7 +78,22 @@ def _loraplus(spec: RunSpec, arguments: SFTConfig, model: Any) -> torch.optim.Op
     )  # fmt: skip
 
 
-TRAINERS: dict[str, Callable[..., Trainer]] = {"pt": sft_trainer, "sft": sft_trainer}
+def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
+    """The callback that ends a run whose validation does not improve, if the spec wants it."""
+    patience = spec.logging.early_stopping_patience
+    return [EarlyStoppingCallback(patience)] if patience else []
+
+
+def ours(trainer: Trainer) -> Trainer:
+    """The trainer as Athanor needs it, whatever its constructor did."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # TRL makes a quantized model's adapter bf16, and peft leaves modules_to_save in the type of the base;
+            # an optimizer's small steps are lost in both.
+            parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)  # the run's callback prints
+    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
+    return trainer
 
 
 def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:

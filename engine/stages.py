@@ -1,0 +1,57 @@
+"""Facts of each stage: what data it learns from, what its curves are called, what may follow it.
+
+What a stage's settings are is in `engine.spec`; how it trains, in `engine.worker`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "chat", "pairs", "thumbs"]  # of a data set
+Form = Literal["text", "chat", "pairs", "thumbs", "prompts"]  # of a row that a stage is given
+# The kinds of data sets whose rows can be made into each form.
+FITS: dict[Form, tuple[Kind, ...]] = {
+    "text": ("text",), "chat": ("chat",), "pairs": ("pairs",), "thumbs": ("thumbs",),
+    "prompts": ("chat", "pairs", "thumbs"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`form` is what a row is made into; `curves` are drawn first, in this order.
+
+    `answers`: the model writes answers of its own while it trains. `follows`: the stages whose result is a good
+    start for this one, the most usual first.
+    """
+
+    form: Form
+    curves: tuple[str, ...] = ("loss",)
+    answers: bool = False
+    follows: tuple[str, ...] = ()
+
+
+_PREFERENCE = ("rewards/margins", "rewards/accuracies", "loss", "rewards/chosen", "rewards/rejected")
+STAGES: dict[str, Stage] = {
+    "pt": Stage("text"),
+    "sft": Stage("chat", follows=("pt",)),
+    "rm": Stage("pairs", ("accuracy", "margin", "loss"), follows=("sft",)),
+    "dpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
+    "kto": Stage("thumbs", _PREFERENCE, follows=("sft",)),
+    "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft")),
+    "simpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
+    "ppo": Stage(
+        "prompts",
+        ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),
+        answers=True, follows=("sft", "dpo"),
+    ),
+    "grpo": Stage(
+        "prompts", ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
+        answers=True, follows=("sft", "dpo"),
+    ),
+}  # fmt: skip
+
+
+def next_stages(kind: str) -> list[str]:
+    """Stages that a result of this one is a good start for."""
+    return [name for name, stage in STAGES.items() if kind in stage.follows]
