@@ -66,7 +66,7 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
+    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed):
         return found
     found = []
     if spec.model.trust_remote_code and not allowed:

@@ -192,8 +192,8 @@ class Model(Part):
         None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
     )
     adapter_path: str | None = setting(
-        None, "Continue from adapter", "Folder of a finished LoRA adapter whose training goes on in a new run.",
-        max_length=1024,
+        None, "Continue from", "The LoRA adapter of a finished run, of this stage or another. Empty: begin anew.",
+        essential=True, max_length=1024,
     )  # fmt: skip
     chat_template: str | None = setting(
         None, "Chat template",

@@ -33,6 +33,11 @@ class Workplace:
     saves: Path = PROJECT / "saves"
     remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
 
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """Where a model may lie: below the model folders, or among the results of runs."""
+        return (*self.models, self.saves)
+
     def presets(self) -> dict[str, Mapping[str, Any]]:
         """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
         return {
@@ -54,8 +59,8 @@ class Workplace:
     def frozen(self, spec: RunSpec) -> RunSpec:
         """The spec with every path absolute, so that it runs as it is from any folder."""
         paths = {
-            "model.model_name_or_path": (spec.model.model_name_or_path, self.models, "config.json"),
-            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models), ADAPTER_FILES[0]),
+            "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
             "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
         }
         for field, (text, roots, holds) in paths.items():
@@ -74,7 +79,7 @@ class Workplace:
         found = []
         roots = {
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
-            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models)),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots),
             "model.chat_template": (template_file(spec), (self.data, *self.models)),
         }
         for field, (path, allowed) in roots.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,15 +24,16 @@ from engine.models import (
 )
 from engine.plan import Summary, summary
 from engine.problems import Problem, Refusal, problem
+from engine.results import Result, results
 from engine.spec import RunSpec, fields
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
-from webui.form import DATASET_NAMES, MODEL, SAVED, TARGETS, Form
+from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
 from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
-LISTS = (MODEL, *DATASET_NAMES)  # settings whose choices are what is on disk
+LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
@@ -108,9 +109,12 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         return [*controls.updates(spec), *judged(spec, [])]
 
     def choices() -> list[Any]:
-        """The models and data sets that there are now."""
-        models, sets = model_choices(workplace), dataset_choices(workplace, words)
-        return [gr.update(choices=models if path == MODEL else sets) for path in LISTS]
+        """The models, data sets and results that there are now."""
+        left = results(workplace.saves)
+        there = {path: result_choices(left, path, words) for path in RESULTS}
+        there[MODEL] = model_choices(workplace) + result_choices(left, MODEL, words)
+        sets = dataset_choices(workplace, words)
+        return [gr.update(choices=there.get(path, sets)) for path in LISTS]
 
     def modules(given: str) -> list[Any]:
         """The modules of the chosen model: those that LoRA can target, and those that can be trained in full."""
@@ -211,6 +215,22 @@ def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
     return [(model.name, str(model.path)) for model in find_models(workplace.models) if not model.adapter_of]
 
 
+def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
+    """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models."""
+    fits: dict[str, Callable[[Result], bool]] = {
+        ADAPTER: lambda one: one.adapter,
+        MODEL: lambda one: not one.adapter and one.stage != "rm",
+    }
+    return [
+        (
+            f"{one.run.title} · {words.choice('stage', one.stage)} · {one.run.id.split('/')[0]}",
+            str(one.folder),
+        )
+        for one in left
+        if fits.get(path, lambda one: one.stage == "rm")(one)
+    ]
+
+
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
     return [(dataset_label(one, words), one.name) for one in read_catalogue(workplace.data)[0]]
 
@@ -243,8 +263,8 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
 
 def chosen(given: str, workplace: Workplace) -> Model | None:
     """The model that the text means, if it is a folder that the studio may look into."""
-    folder = Path(absolute(given or "", workplace.models, "config.json"))
-    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.models, hub_cache()))
+    folder = Path(absolute(given or "", workplace.model_roots, "config.json"))
+    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect(folder) if known else None
 
 
