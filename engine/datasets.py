@@ -57,6 +57,7 @@ MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of too
     "call": ("tool",), "tool": ("tool", "assistant"),
 }  # fmt: skip
 BUFFER = 1 << 20  # characters of a JSON array held at a time
+RECOMMENDED_AFTER = 100  # rows, of which one at least is good
 SPACE = re.compile(r"[ \t\r\n]*")
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 
@@ -80,13 +81,20 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines."""
+    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines.
+
+    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be
+    written in one line.
+    """
 
     file: Path
     row: int
     line: int | None = None
+    column: int | None = None
 
     def __str__(self) -> str:
+        if self.column:
+            return f"{self.file.name}:{self.line}:{self.column} (#{self.row})"
         return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
 
 
@@ -342,15 +350,16 @@ def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
     # fits into memory. What looks like an error may be a row cut off at the end of the buffer, until the file ends.
     with _open(file) as stream:
         text, first_line = stream.read(BUFFER), 1
-        at, row, line, counted = text.index("[") + 1, 0, 1, 0
+        at, row, line, counted, line_at = text.index("[") + 1, 0, 1, 0, 0
         while True:
+            before = at
             try:
                 start, value, at = _next_in_array(text, at, first=row == 0)
             except json.JSONDecodeError as error:
                 if more := stream.read(max(BUFFER, len(text))):
                     cut = text.rfind("\n", 0, at) + 1
                     first_line += text.count("\n", 0, cut)
-                    text, at, counted, line = text[cut:] + more, at - cut, 0, first_line
+                    text, at, counted, line, line_at = text[cut:] + more, at - cut, 0, first_line, 0
                     continue
                 line = first_line + error.lineno - 1
                 on_bad(
@@ -361,8 +370,11 @@ def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
                 return
             if start is None:
                 return
+            line_at = max(line_at, text.rfind("\n", counted, start) + 1)
             row, line, counted = row + 1, line + text.count("\n", counted, start), start
-            yield Place(file, row, line), value
+            newline = text.rfind("\n", before, start)
+            first_there = newline >= 0 and text[newline:start].isspace()
+            yield Place(file, row, line, None if first_there else start - line_at + 1), value
 
 
 def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
@@ -473,7 +485,7 @@ def check(
     recommended from, if this one is of the wrong kind.
     """
     if dataset.problem is None and dataset.kind != kind:
-        fitting = [other.name for other in catalogue if other.kind == kind and other.problem is None]
+        fitting = [other.name for other in catalogue if _fits(other, kind)]
         return Report(0, 0, (problem(f"kind-{kind}-wanted", name=dataset.name, fitting=_names(fitting)),))
     good = bad = 0
     problems: list[Problem] = []
@@ -501,6 +513,11 @@ def check(
     if not good and not bad:
         problems.append(problem("dataset-empty", name=dataset.name))
     return Report(good, bad, tuple(problems), tuple(warnings))
+
+
+def _fits(dataset: Dataset, kind: Kind) -> bool:
+    """Whether a data set can be recommended: of that kind, and with a good row among its first ones."""
+    return dataset.kind == kind and check(dataset, kind, limit=RECOMMENDED_AFTER).usable
 
 
 @dataclass(frozen=True)

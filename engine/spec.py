@@ -309,7 +309,11 @@ class Data(Part):
     )  # fmt: skip
     dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
     max_samples: int | None = setting(
-        None, "Max rows", "Use at most this many rows of each data set. Empty: all.", ge=1, le=10**10
+        None,
+        "Max rows",
+        "Use only the first rows of each data set, at most this many. Empty: all.",
+        ge=1,
+        le=10**10,
     )
     max_length: int = setting(
         2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",

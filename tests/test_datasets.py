@@ -276,6 +276,21 @@ def test_an_image_is_not_taken_for_text(tmp_path):
     )
 
 
+def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "BUFFER", 7)
+    bad_row = {**ALPACA, "output": 7}
+    one = dataset(tmp_path, json.dumps([ALPACA, bad_row, ALPACA]) + "\n")
+    column = len(json.dumps([ALPACA])) + 2
+    good, bad = read(one)
+    assert len(good) == 2
+    assert bad == [f"rows.json:1:{column} (#2): 'output' must be of type string, but is: number."]
+    assert one.files[0].read_text()[column - 1 :].startswith(json.dumps(bad_row))
+    mixed = dataset(tmp_path, f"[ {json.dumps(bad_row)},\n  {json.dumps(bad_row)}, {json.dumps(bad_row)}]")
+    assert [text.split(": ")[0] for text in read(mixed)[1]] == [
+        "rows.json:1:3 (#1)", "rows.json:2", f"rows.json:2:{len(json.dumps(bad_row)) + 5} (#3)",
+    ]  # fmt: skip
+
+
 def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
     good, bad = read(
         dataset(tmp_path, f'{json.dumps(ALPACA)}\n{{"instruction": }}\n{json.dumps(ALPACA)}', "r.jsonl")
@@ -325,7 +340,16 @@ def test_an_empty_file_is_said(tmp_path):
 def test_data_of_the_wrong_kind_is_refused_and_a_fitting_set_recommended(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([ALPACA]))
     (tmp_path / "t.txt").write_text("Text.")
-    found = catalogue(tmp_path, talk={"file_name": "a.json"}, book={"file_name": "t.txt"})
+    (tmp_path / "broken.json").write_text('[{"instruction": ')
+    (tmp_path / "nothing.txt").write_text("\n")
+    found = catalogue(
+        tmp_path,
+        broken={"file_name": "broken.json", "columns": {"prompt": "instruction", "response": "output"}},
+        nothing={"file_name": "nothing.txt"},
+        talk={"file_name": "a.json"},
+        book={"file_name": "t.txt"},
+        far={"hf_hub_url": "org/far"},
+    )
     (problem,) = check(found["talk"], "text", catalogue=list(found.values())).problems
     assert "'talk'" in problem.text()
     assert "(book)" in problem.text()
