@@ -56,6 +56,10 @@ MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of too
     "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
     "call": ("tool",), "tool": ("tool", "assistant"),
 }  # fmt: skip
+SPLITS = {  # what the names of files call them
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
 BUFFER = 1 << 20  # characters of a JSON array held at a time
 RECOMMENDED_AFTER = 100  # rows, of which one at least is good
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -161,7 +165,10 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     hub = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "om_hub_url") if entry.get(key)), "")
     if not entry.get("file_name") and not hub:
         raise Refusal(problem("entry-without-file", name=name, keys=_names(entry)))
-    files = _files(data_dir, name, entry["file_name"]) if entry.get("file_name") else ()
+    files = ()
+    if entry.get("file_name"):
+        subset, split = (str(entry.get(key) or "") for key in ("subset", "split"))
+        files = _of_split(name, _files(data_dir, name, entry["file_name"], subset), split)
     # An entry that says nothing about its rows is believed to be what its first row looks like.
     entry = (guess(files[0]) if files and not {"formatting", "columns"} & set(entry) else {}) | entry
     formatting = entry.get("formatting") or "alpaca"
@@ -197,9 +204,12 @@ def _kind(
     return "chat"
 
 
-def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
-    """Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed."""
-    root, path = data_dir.resolve(), data_dir / file_name
+def _files(data_dir: Path, name: str, file_name: str, subset: str) -> tuple[Path, ...]:
+    """A file, or those of a folder; of the folder in it that is called `subset`, if one is wanted.
+
+    Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
+    """
+    root, path = data_dir.resolve(), data_dir / file_name / subset
     if not path.resolve().is_relative_to(root):
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
@@ -212,6 +222,23 @@ def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
         if not file.resolve().is_relative_to(root):
             raise Refusal(problem("file-outside", name=name, file=file.name, folder=str(data_dir)))
     return files
+
+
+def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
+
+    Where none is wanted they are the ones for training, or all if no name says so. Raises Refusal for a wanted split
+    that no file has.
+    """
+    wanted = split or "train"
+    words = "|".join(map(re.escape, SPLITS.get(wanted, (wanted,))))
+    named = re.compile(
+        rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE
+    )  # no letter before or after it
+    found = tuple(file for file in files if named.search(file.stem))
+    if split and split != "train" and not found:
+        raise Refusal(problem("split-missing", name=name, split=split, files=_names(f.name for f in files)))
+    return found or files
 
 
 def guess(file: Path) -> dict[str, Any]:

@@ -224,6 +224,39 @@ def test_a_folder_of_files_is_one_data_set(tmp_path):
     assert count_rows(one) == 2
 
 
+def test_a_folder_gives_the_files_of_the_wanted_split_and_subset(tmp_path):
+    for file in ("train-00000-of-00001", "test-00000-of-00001", "my_valid", "testimony"):
+        (tmp_path / "parts" / "zh").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / f"{file}.json").write_text(json.dumps([{**ALPACA, "output": file}]))
+    (tmp_path / "parts" / "zh" / "a.json").write_text(json.dumps([{**ALPACA, "output": "zh"}]))
+    found = catalogue(
+        tmp_path,
+        plain={"file_name": "parts"},
+        test={"file_name": "parts", "split": "test"},
+        validation={"file_name": "parts", "split": "validation"},
+        own={"file_name": "parts", "split": "testimony"},
+        zh={"file_name": "parts", "subset": "zh"},
+        file={"file_name": "parts/testimony.json", "split": "train"},
+        none={"file_name": "parts/zh/a.json", "split": "test"},
+        slice={"file_name": "parts", "split": "train[:10%]"},
+        gone={"file_name": "parts", "subset": "fr"},
+        out={"file_name": "parts", "subset": "../.."},
+    )
+    read_of = {
+        name: [row["output"] for _, row in rows(one, pytest.fail)]
+        for name, one in found.items()
+        if not one.problem
+    }
+    assert read_of == {
+        "plain": ["train-00000-of-00001"], "test": ["test-00000-of-00001"], "validation": ["my_valid"],
+        "own": ["testimony"], "zh": ["zh"], "file": ["testimony"],
+    }  # fmt: skip
+    assert {name: one.problem.code for name, one in found.items() if one.problem} == {
+        "none": "split-missing", "slice": "split-missing", "gone": "file-missing", "out": "file-outside",
+    }  # fmt: skip
+    assert "a.json" in found["none"].problem.text()
+
+
 def test_num_samples_takes_the_first_rows(tmp_path):
     one = dataset(tmp_path, [ALPACA] * 5, num_samples=2)
     assert count_rows(one) == 2
