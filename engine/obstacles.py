@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 from dataclasses import replace
@@ -200,9 +201,10 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
 
 def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
-    if not os.access(saves, os.W_OK | os.X_OK):
-        why = "no such folder" if not saves.exists() else "permission denied"
-        return [problem("saves-not-writable", folder=saves, why=why)]
+    # A folder that is not there yet will be made.
+    there = next(folder for folder in (saves, *saves.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
     needed, free = disk_needed(spec, trained), machine.free_disk(saves)
     if needed > free:
         return [

@@ -75,7 +75,7 @@ def read_yaml(text: str, field: str = "") -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        what = getattr(error, "problem", None) or str(error)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise Refusal(problem("spec-not-yaml", field, line=line, column=column, what=what)) from None
 
 
