@@ -512,8 +512,8 @@ def check(
     recommended from, if this one is of the wrong kind.
     """
     if dataset.problem is None and dataset.kind != kind:
-        fitting = [other.name for other in catalogue if _fits(other, kind)]
-        return Report(0, 0, (problem(f"kind-{kind}-wanted", name=dataset.name, fitting=_names(fitting)),))
+        fitting = _names(recommended(catalogue, kind))
+        return Report(0, 0, (problem(f"kind-{kind}-wanted", name=dataset.name, fitting=fitting),))
     good = bad = 0
     problems: list[Problem] = []
     warnings: list[Problem] = []
@@ -542,9 +542,11 @@ def check(
     return Report(good, bad, tuple(problems), tuple(warnings))
 
 
-def _fits(dataset: Dataset, kind: Kind) -> bool:
-    """Whether a data set can be recommended: of that kind, and with a good row among its first ones."""
-    return dataset.kind == kind and check(dataset, kind, limit=RECOMMENDED_AFTER).usable
+def recommended(catalogue: Sequence[Dataset], kind: Kind) -> list[str]:
+    """Names of the data sets of that kind that have a good row among their first ones."""
+    return [
+        one.name for one in catalogue if one.kind == kind and check(one, kind, limit=RECOMMENDED_AFTER).usable
+    ]
 
 
 @dataclass(frozen=True)
