@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from engine import runs
-from engine.datasets import read_catalogue
+from engine.datasets import read_catalogue, recommended
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
 from engine.spec import RunSpec
-from engine.stages import FITS, STAGES, next_stages
+from engine.stages import STAGES, next_stages
 from engine.workplace import Workplace
 
 
@@ -72,9 +72,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     else:
         plain["model"] |= {"model_name_or_path": str(found.folder), "adapter_path": None}
     form = STAGES[stage].form
-    fitting = [
-        one.name for one in read_catalogue(workplace.data)[0] if one.kind in FITS[form] and not one.problem
-    ]
+    fitting = recommended(read_catalogue(workplace.data)[0], form)
     kept = {name: weight for name, weight in before.data.datasets.items() if name in fitting}
     plain["data"]["datasets"] = kept or dict.fromkeys(fitting[:1], 1.0)
     plain["data"]["eval_datasets"] = [name for name in before.data.eval_datasets if name in fitting]

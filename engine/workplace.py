@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from engine.models import ADAPTER_FILES, identity
-from engine.problems import Problem, problem
+from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -132,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(arguments: argparse.Namespace) -> Workplace:
-    """The workplace that flags and environment say; makes the saves folder if it is not there."""
+    """The workplace that flags and environment say. Makes nothing: see `make_saves`."""
     environment = os.environ.get
     default = Workplace()
     models = arguments.models or [
@@ -141,11 +141,20 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
     # The demo model stays at hand whatever other folders there are.
     roots = (*(path.resolve() for path in models), DEMO_MODEL) if models else default.models
-    workplace = Workplace(
+    return Workplace(
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
         remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
     )
-    workplace.saves.mkdir(parents=True, exist_ok=True)
-    return workplace
+
+
+def make_saves(workplace: Workplace) -> Problem | None:
+    """Make the saves folder if it is not there, and say so: it may be a slip of the pen. Raises Refusal."""
+    if workplace.saves.is_dir():
+        return None
+    try:
+        workplace.saves.mkdir(parents=True)
+    except OSError as error:
+        raise Refusal(problem("saves-not-writable", folder=workplace.saves, why=error.strerror)) from error
+    return problem("saves-made", folder=workplace.saves)

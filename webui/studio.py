@@ -57,7 +57,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         def arrive(request: gr.Request, run_id: str, tab: str, *view: Any) -> list[Any]:
             """The page as its address says: the form with the default spec, or a run."""
             return [
-                header(words, user(request), root), run_id, *train.fill(workplace.default_spec()),
+                header(words, user(request), root), run_id, *train.begin(train_tab.FIRST),
                 gr.Tabs(selected="runs") if run_id or tab else gr.skip(),
             ]  # fmt: skip
 
@@ -84,7 +84,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
         blocks.load(train.choices, None, train.lists, **quiet).then(
-            arrive, [selected, wanted], [head, selected, *train.filled, tabs], js=ARRIVE_JS, **quiet
+            arrive, [selected, wanted], [head, selected, told, *train.filled, tabs], js=ARRIVE_JS, **quiet
         )
         train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **quiet)
         selected.change(

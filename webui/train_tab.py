@@ -22,7 +22,7 @@ from engine.models import (
     linear_modules,
     whole_modules,
 )
-from engine.plan import Summary, summary
+from engine.plan import Summary, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results
 from engine.spec import RunSpec, fields
@@ -33,6 +33,7 @@ from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
+FIRST = "demo"  # the preset that the form shows first: what it names is there on a machine with nothing else
 LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
@@ -44,6 +45,7 @@ class TrainTab:
     inputs: list[Any]  # every control of the form
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
+    begin: Callable[[str], list[Any]]  # answers a preset into the message and `filled`
     lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
     choices: Callable[[], list[Any]]
     start: gr.Button
@@ -58,7 +60,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
                 [(one["title"][words.language], name) for name, one in workplace.presets().items()],
-                label=words("preset"), info=words("preset-help"), value="demo", elem_id="preset", elem_classes="field", interactive=True,
+                label=words("preset"), info=words("preset-help"), value=FIRST, elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
             facts = _essentials(controls, words)
             _parts(controls, words)
@@ -136,8 +138,13 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             return [notices.toast(counted, "bad"), gr.skip(), *judged(spec, unreadable)]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
+    def begin(name: str) -> list[Any]:
+        """The form as a preset fills it, after a word on what it could not take from the preset."""
+        spec, said = start_from(workplace, name)
+        return [notices.toast(notices.sentence(said, words)) if said else gr.skip(), *fill(spec)]
+
     def from_preset(name: str) -> list[Any]:
-        return fill(workplace.preset(name)) if name in workplace.presets() else [gr.skip()] * len(filled)
+        return begin(name) if name in workplace.presets() else [gr.skip()] * (1 + len(filled))
 
     def from_yaml(text: str) -> list[Any]:
         try:
@@ -166,11 +173,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **quiet,
     )  # fmt: skip
-    preset.input(from_preset, preset, filled, **quiet)
+    preset.input(from_preset, preset, [told, *filled], **quiet)
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
     lists = [controls.controls[path] for path in LISTS]
-    return TrainTab(controls.inputs, filled, fill, lists, choices, start, submit, shown)
+    return TrainTab(controls.inputs, filled, fill, begin, lists, choices, start, submit, shown)
 
 
 # ------------------------------------------------------------------------------------------ layout
