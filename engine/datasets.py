@@ -18,7 +18,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
@@ -264,18 +264,22 @@ def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any
 
     Raises Refusal if the data set itself cannot be used.
     """
+    found = (place_and_row for file in files_of(dataset) for place_and_row in _rows_of(file, on_bad))
+    return islice(found, dataset.num_samples)
+
+
+def files_of(dataset: Dataset) -> tuple[Path, ...]:
+    """Its files. Raises Refusal if the data set itself cannot be used."""
     if dataset.problem:
         raise Refusal(dataset.problem)
     if not dataset.files:
         raise Refusal(problem("dataset-on-hub", name=dataset.name, hub=dataset.hub))
-    found = (place_and_row for file in dataset.files for place_and_row in _rows_of(file, on_bad))
-    return islice(found, dataset.num_samples)
+    return dataset.files
 
 
 def count_rows(dataset: Dataset) -> int:
     """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `rows`."""
-    rows(dataset, lambda _: None)
-    total = sum(_count(file, *_version(file)) for file in dataset.files)
+    total = sum(_count(file, *_version(file)) for file in files_of(dataset))
     return total if dataset.num_samples is None else min(total, dataset.num_samples)
 
 
@@ -349,15 +353,25 @@ def _read_text(file: Path) -> str:
 
 
 def _rows_of(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
+    return objects(entries(file, on_bad), on_bad)
+
+
+def entries(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
+    """Whatever stands in a file where a row should, one after the other."""
     try:
-        for place, row in READERS[file.suffix.lower()](file, on_bad):
-            if isinstance(row, dict):
-                yield place, row
-            else:
-                on_bad(problem("row-type", place=str(place), expected="object", found=_type(row)))
+        yield from READERS[file.suffix.lower()](file, on_bad)
     except Refusal as refusal:
         for each in refusal.problems:
             on_bad(each)
+
+
+def objects(found: Iterable[tuple[Place, Any]], on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Those that are rows; the others go to `on_bad`."""
+    for place, row in found:
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            on_bad(problem("row-type", place=str(place), expected="object", found=_type(row)))
 
 
 def _json(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
@@ -497,8 +511,18 @@ def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Itera
 
     Raises Refusal if the data set itself cannot be used.
     """
+    return canonical(dataset, rows(dataset, on_bad), on_bad, form)
+
+
+def canonical(
+    dataset: Dataset,
+    found: Iterable[tuple[Place, Mapping[str, Any]]],
+    on_bad: OnBad,
+    form: Form | None = None,
+) -> Iterator[Example]:
+    """The same of rows that are read already."""
     convert = CONVERSIONS[form or dataset.kind]
-    for place, row in rows(dataset, on_bad):
+    for place, row in found:
         try:
             yield convert(_Row(dataset, place, row))
         except Refusal as refusal:
@@ -576,13 +600,13 @@ class _Row:
 
     def string(self, value: Any, column: str) -> str:
         """Raises Refusal unless the value is a string, or a list of text parts as OpenAI writes it."""
+        if isinstance(value, str):
+            return value
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
             if other := next((part for part in value if not isinstance(part.get("text"), str)), None):
                 raise self.bad("row-not-text", column=column, found=other.get("type") or _names(other))
             return "".join(part["text"] for part in value)
-        if not isinstance(value, str):
-            raise self.bad("row-value-type", column=column, expected="string", found=_type(value))
-        return value
+        raise self.bad("row-value-type", column=column, expected="string", found=_type(value))
 
     def filled(self, value: Any, column: str) -> str:
         text = self.string(value, column)
@@ -658,7 +682,8 @@ def _prompt(row: _Row) -> list[dict[str, Any]]:
             _message(row, turn, f"{row.column('messages')}[{number}]") for number, turn in enumerate(turns)
         ]
         return spoken if spoken and spoken[0]["role"] == "system" else messages + spoken
-    for number, exchange in enumerate(row.items(row.get("history") or [], row.column("history"))):
+    history = row.get("history")
+    for number, exchange in enumerate(row.items(history, row.column("history")) if history else ()):
         column = f"{row.column('history')}[{number}]"
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise row.bad(

@@ -79,6 +79,9 @@ class Refusal(Exception):
         self.problems = [problems] if isinstance(problems, Problem) else list(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[list[Problem]]]:
+        return type(self), (self.problems,)  # from one process to another
+
     def text(self, language: str = "en") -> str:
         return "\n".join(problem.text(language) for problem in self.problems)
 

@@ -401,15 +401,21 @@ class Data(Part):
         2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",
         essential=True, ge=8, le=10**7,
     )  # fmt: skip
-    too_long: Literal["cut_end", "drop"] = setting(
+    too_long: Literal["cut_end", "cut_start", "drop"] = setting(
         "cut_end", "Longer rows",
-        "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. drop: leave the row out.",
+        "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. cut_start: keep the end, "
+        "and leave out the oldest turns after the system message. drop: leave the row out.",
     )  # fmt: skip
     skip_bad_rows: bool = setting(
         False,
         "Leave out bad rows",
         "Rows with a problem are left out and counted. Off: a run does not start with any.",
     )
+    preprocessing_num_workers: int | None = setting(
+        None, "Preparing processes",
+        "How many processes turn rows into tokens before the training. Empty: as many as there are cores.",
+        ge=1, le=256,
+    )  # fmt: skip
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )
