@@ -38,7 +38,10 @@ STAGES: dict[str, Stage] = {
     "sft": Stage("chat", follows=("pt",)),
     "rm": Stage("pairs", ("accuracy", "margin", "loss"), follows=("sft",)),
     "dpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
-    "kto": Stage("thumbs", _PREFERENCE, follows=("sft",), pace=0.1),
+    "kto": Stage(
+        "thumbs", ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
+        follows=("sft",), pace=0.1,
+    ),
     "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft"), pace=0.2),
     "simpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
     "ppo": Stage(
