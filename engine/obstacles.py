@@ -9,10 +9,11 @@ import importlib.util
 import os
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from engine import machine
-from engine.datasets import Report, check, read_catalogue
+from engine.datasets import Dataset, Report, check, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
@@ -25,8 +26,9 @@ from engine.models import (
     trainable_parameters,
 )
 from engine.problems import Problem, problem
+from engine.rundir import RESULT, read_json
 from engine.spec import RunSpec
-from engine.stages import STAGES
+from engine.stages import FITS, STAGES
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +53,7 @@ def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     found += _of_model(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
+    found += _of_rewards(spec, workplace, outside)
     found += _of_cards(spec) + _of_packages(spec)
     weights = trainable(spec) if countable({one.field for one in found}) else 0
     return found + _of_disk(spec, workplace, weights or 0)
@@ -108,12 +111,59 @@ def trainable(spec: RunSpec) -> int | None:
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
-    context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
-    if context and spec.data.max_length > context:
+    context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and answer and spec.data.max_length + answer > context:
         return [
-            problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
-        ]
+            problem("context-too-short-for-answers", "data.max_length", given=spec.data.max_length,
+                    answer=answer, context=context, fits=max(context - answer, 0))
+        ]  # fmt: skip
+    if context and spec.data.max_length > context:
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
     return []
+
+
+def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
+    """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
+    stage, found = spec.stage, []
+    model, file = getattr(stage, "reward_model", None), getattr(stage, "reward_file", None)
+    if model and "stage.reward_model" not in outside:
+        told = read_json(Path(model) / RESULT)
+        if not isinstance(told, dict):
+            found.append(problem("reward-model-missing", "stage.reward_model", path=model, file=RESULT))
+        elif told.get("stage") != "rm":
+            found.append(
+                problem("reward-model-stage", "stage.reward_model", path=model, stage=told.get("stage"))
+            )
+    if file and "stage.reward_file" not in outside and not os.path.isfile(file):
+        roots = ", ".join(map(str, workplace.reward_files))
+        found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
+    comparing = [one for one in getattr(stage, "rewards", ()) if one in ("exact", "numeric")]
+    if comparing and "data.dataset_dir" not in outside and not _with_answers(spec):
+        names = ", ".join(spec.data.datasets)
+        found.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
+    return found
+
+
+def _with_answers(spec: RunSpec) -> bool:
+    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
+    fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
+    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, stamps(one)) for one in fit)
+
+
+def stamps(dataset: Dataset) -> tuple[tuple[Path, int, int], ...]:
+    """What changes when one of the files does."""
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
+
+
+@lru_cache(maxsize=256)
+def _answered(folder: Path, name: str, _stamps: tuple[tuple[Path, int, int], ...]) -> bool:
+    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    rows = examples(dataset, lambda _bad: None, "prompts")
+    return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
 
 LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
@@ -138,8 +188,7 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                     problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
                 )
                 continue
-            stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
-            report = _looked_at(folder, name, spec.stage.kind, stamps)
+            report = _looked_at(folder, name, spec.stage.kind, stamps(known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:

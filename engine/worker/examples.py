@@ -140,6 +140,18 @@ def encode_text(
     return windows
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Rows `{"messages": [...], "tools": [...] | None}` → the ids of each with the generation prompt behind it."""
+    template = tokenizer.get_chat_template()
+    shield = Shield(tokenizer, template, Frame.of(tokenizer, template))
+    encoded = []
+    for row, hidden in map(shield.row, rows):
+        text, _ = _render(tokenizer, template, row["messages"], row.get("tools") or None, generate=True)
+        encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        encoded.append(shield.restore(text, encoding, [], hidden)[0] if hidden else encoding.ids)
+    return encoded
+
+
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
     """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
     frame = Frame.of(tokenizer, tokenizer.get_chat_template(chat_template))

@@ -47,6 +47,10 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
             else {"attn_implementation": spec.model.attn_implementation}
         ),
     )
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would pack 4-bit weights anew in the first evaluation, and could not train through them then.
+            part.support_avx512bf16_for_cpu = False
     return CHOOSE[spec.method.kind](spec, model)
 
 
@@ -146,4 +150,5 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
             config.revision = spec.model.model_revision
         if initial.exists():
             options["path_initial_model_for_weight_conversion"] = str(initial)
+        options["selected_adapters"] = ["default"]  # a copy that was kept to compare with is no result
     model.save_pretrained(folder, safe_serialization=True, **options)

@@ -6,6 +6,7 @@ kept, cut and dropped. It needs no GPU and holds none while it works.
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections import Counter
@@ -119,6 +120,8 @@ class Encoder:
 
     def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         """Write the examples of `rows`; returns counts of examples, tokens, trained tokens and what was left out."""
+        if STAGES[self.spec.stage.kind].form == "prompts":
+            return self._write_prompts(path, rows)
         import pyarrow as pa
 
         from engine.worker.examples import IGNORED
@@ -156,6 +159,30 @@ class Encoder:
         return {
             "examples": examples_written, "rows": sum(fates.values()), "tokens": tokens, "trained_tokens": trained,
             "longest": longest, "without_end": unended, **{f"rows_{fate}": count for fate, count in fates.items()},
+        }  # fmt: skip
+
+    def _write_prompts(self, path: Path, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        import pyarrow as pa
+
+        from engine.worker.examples import encode_prompts
+
+        fields = [("prompt_ids", pa.list_(pa.int32())), ("prompt", pa.string()), ("answer", pa.string())]
+        lengths: list[int] = []
+        seen, rows = 0, iter(rows)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.schema(fields)) as stream:
+            while batch := list(islice(rows, BATCH)):
+                seen += len(batch)
+                made = zip(encode_prompts(self.tokenizer, batch), batch, strict=True)
+                kept = [
+                    {"prompt_ids": ids, "prompt": json.dumps(row["messages"], ensure_ascii=False), "answer": row["answer"]}
+                    for ids, row in made
+                    if len(ids) <= self.spec.data.max_length
+                ]  # fmt: skip
+                lengths += [len(one["prompt_ids"]) for one in kept]
+                stream.write_batch(pa.RecordBatch.from_pylist(kept, schema=pa.schema(fields)))
+        return {
+            "examples": len(lengths), "rows": seen, "tokens": sum(lengths), "trained_tokens": 0,
+            "longest": max(lengths, default=0), "rows_too_long": seen - len(lengths),
         }  # fmt: skip
 
     def _encoded(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:

@@ -12,7 +12,8 @@ from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine.rundir import RunDir
-from engine.spec import RunSpec
+from engine.spec import RENAMED, RunSpec
+from engine.stages import STAGES
 from engine.worker.model import precision
 
 # Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
@@ -20,6 +21,7 @@ from engine.worker.model import precision
 TRAINERS = {
     "pt": "engine.worker.sft:sft_trainer",
     "sft": "engine.worker.sft:sft_trainer",
+    "grpo": "engine.worker.grpo:grpo_trainer",
 }
 
 
@@ -33,6 +35,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     """Arguments that every stage's configuration class shares, as the spec says them."""
     training, logging = spec.training, spec.logging
     numbers = precision(spec)
+    best = STAGES[spec.stage.kind].best
     names = (
         "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
         "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
@@ -56,13 +59,20 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "save_steps": logging.save_steps,
         "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
         "load_best_model_at_end": logging.load_best_model_at_end,
-        "metric_for_best_model": "eval_loss" if measured else None,
-        "greater_is_better": False if measured else None,
+        "metric_for_best_model": f"eval_{best}" if measured else None,
+        "greater_is_better": best != "loss" if measured else None,
         "report_to": list(logging.report_to) or "none",
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
         **spec.extra,
     }
+
+
+def stage_arguments(spec: RunSpec, config: type[TrainingArguments]) -> dict[str, Any]:
+    """The stage's own settings that its configuration class has, too, by the names they have there."""
+    renamed = RENAMED.get(spec.stage.kind, {})
+    settings = {renamed.get(name, name): value for name, value in spec.stage}
+    return {name: value for name, value in settings.items() if name in config.__dataclass_fields__}
 
 
 def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
@@ -102,6 +112,7 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
     Raises AssertionError with every setting that differs.
     """
     wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None)
+    wanted |= stage_arguments(spec, type(trainer.args))
     differing = []
     for name, value in wanted.items():
         effective = getattr(trainer.args, name)
