@@ -25,6 +25,7 @@ from engine.models import (
     trainable_parameters,
 )
 from engine.problems import Problem, problem
+from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import Workplace, template_file
@@ -49,6 +50,8 @@ def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     found = workplace.problems(spec)
     outside = {one.field for one in found}  # not looked at, not even whether it is there
     found += _of_model(spec, workplace, outside)
+    if spec.stage.kind == "ppo" and spec.stage.reward_model.strip() and "stage.reward_model" not in outside:
+        found += reward_model_problems(Path(spec.stage.reward_model))
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
     found += _of_cards(spec) + _of_packages(spec)
@@ -113,6 +116,16 @@ def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
         return [
             problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
         ]
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and spec.data.max_length + answer > context:
+        room = int(context) - answer
+        values = {
+            "given": spec.data.max_length,
+            "answer": answer,
+            "context": int(context),
+            "room": max(room, 1),
+        }
+        return [problem("context-without-answer", "data.max_length", **values)]
     return []
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from engine.models import ADAPTER_FILES, identity
 from engine.problems import Problem, problem
+from engine.rundir import RESULT
 from engine.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,11 @@ class Workplace:
             "model.model_name_or_path": (spec.model.model_name_or_path, self.models, "config.json"),
             "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models), ADAPTER_FILES[0]),
             "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
+            "stage.reward_model": (
+                getattr(spec.stage, "reward_model", None),
+                (self.saves, *self.models),
+                RESULT,
+            ),
         }
         for field, (text, roots, holds) in paths.items():
             if text:
@@ -76,6 +82,7 @@ class Workplace:
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
             "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models)),
             "model.chat_template": (template_file(spec), (self.data, *self.models)),
+            "stage.reward_model": (getattr(spec.stage, "reward_model", None), (self.saves, *self.models)),
         }
         for field, (path, allowed) in roots.items():
             if path and not inside(Path(path), allowed):

@@ -20,6 +20,7 @@ from engine.worker.model import precision
 TRAINERS = {
     "pt": "engine.worker.sft:sft_trainer",
     "sft": "engine.worker.sft:sft_trainer",
+    "ppo": "engine.worker.ppo:ppo_trainer",
 }
 
 
