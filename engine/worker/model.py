@@ -137,7 +137,8 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
     options = {}
     if spec.method.kind == "lora":
-        learned = [p for name, p in model.named_parameters() if "lora_B" in name]
+        options["selected_adapters"] = ["default"]  # PPO has a critic's and maybe a reference's, too
+        learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
         if learned and not any(p.detach().any() for p in learned):
             raise Refusal(problem("adapter-empty"))
         for config in model.peft_config.values():
