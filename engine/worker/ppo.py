@@ -30,11 +30,8 @@ from engine.rundir import RunDir
 from engine.spec import Ppo, RunSpec
 from engine.worker import ppo_maths
 from engine.worker.result import generation_config
-from engine.worker.scorer import reward_of
+from engine.worker.scorer import Reward, reward_of
 from engine.worker.trainers import common_arguments, early_stopping, loraplus, ours
-
-# Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
-Reward = Callable[[list[list[int]], list[list[int]]], Tensor]
 
 WEIGHTS = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
 SAMPLES = 4  # answers shown of a batch
@@ -487,10 +484,11 @@ def ppo_trainer(
     arguments = TrainingArguments(
         **common_arguments(spec, run, measured="validation" in data) | {"remove_unused_columns": False}
     )
+    reward = reward_of(Path(spec.stage.reward_model), tokenizer)
+    generation = generation_config(spec, model, tokenizer)
     cast = ActorCritic(model)
     return ours(PpoTrainer(
-        cast, spec.stage, reward_of(spec, tokenizer, arguments.device), generation_config(spec, model, tokenizer),
-        run.samples, args=arguments, train_dataset=data["train"], eval_dataset=data.get("validation"),
-        processing_class=tokenizer, callbacks=[*callbacks, *early_stopping(spec)],
-        optimizers=(loraplus(spec, arguments, cast), None),
+        cast, spec.stage, reward, generation, run.samples, args=arguments, train_dataset=data["train"],
+        eval_dataset=data.get("validation"), processing_class=tokenizer,
+        callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus(spec, arguments, cast), None),
     ))  # fmt: skip
