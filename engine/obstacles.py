@@ -26,7 +26,7 @@ from engine.models import (
     trainable_parameters,
 )
 from engine.problems import Problem, problem
-from engine.rundir import RESULT, read_json
+from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace, template_file
@@ -112,29 +112,26 @@ def trainable(spec: RunSpec) -> int | None:
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
     context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
-    answer = getattr(spec.stage, "max_new_tokens", 0)
-    if context and answer and spec.data.max_length + answer > context:
-        return [
-            problem("context-too-short-for-answers", "data.max_length", given=spec.data.max_length,
-                    answer=answer, context=context, fits=max(context - answer, 0))
-        ]  # fmt: skip
     if context and spec.data.max_length > context:
         return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and spec.data.max_length + answer > context:
+        values = {
+            "given": spec.data.max_length,
+            "answer": answer,
+            "context": context,
+            "room": max(context - answer, 1),
+        }
+        return [problem("context-without-answer", "data.max_length", **values)]
     return []
 
 
 def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
     """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
     stage, found = spec.stage, []
-    model, file = getattr(stage, "reward_model", None), getattr(stage, "reward_file", None)
+    model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
     if model and "stage.reward_model" not in outside:
-        told = read_json(Path(model) / RESULT)
-        if not isinstance(told, dict):
-            found.append(problem("reward-model-missing", "stage.reward_model", path=model, file=RESULT))
-        elif told.get("stage") != "rm":
-            found.append(
-                problem("reward-model-stage", "stage.reward_model", path=model, stage=told.get("stage"))
-            )
+        found += reward_model_problems(Path(model))
     if file and "stage.reward_file" not in outside and not os.path.isfile(file):
         roots = ", ".join(map(str, workplace.reward_files))
         found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))

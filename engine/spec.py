@@ -393,14 +393,99 @@ class Answering(Part):
     top_p: float = setting(
         1.0, "Top p", "Draw only from the likeliest tokens that make up this share. 1: from all.", gt=0, le=1
     )
-    reward_model: str | None = setting(
-        None, "Reward model", "Result folder of a finished reward model run, which scores the answers.",
+    reward_model: str = setting(
+        "", "Reward model", "Result folder of a finished reward model run, which scores the answers.",
         essential=True, max_length=1024,
     )  # fmt: skip
     sample_steps: int = setting(
         10, "Show answers every", "Optimizer steps between two looks at a few of the answers, on the run's page.",
         ge=1, le=10**9,
     )  # fmt: skip
+
+
+class Ppo(Answering):
+    """PPO: the model writes answers of its own, a reward model scores them, and better ones become likelier (Schulman et al. 2017)."""
+
+    kind: Literal["ppo"] = "ppo"
+    init_kl_coef: float = setting(
+        0.05, "KL weight",
+        "How strongly the model is held to what it was before: raise it if answers turn into gibberish, lower it if the reward does not rise.",
+        essential=True, ge=0, le=100,
+    )  # fmt: skip
+    kl_target: float | None = setting(
+        None, "KL target",
+        "The weight is adapted so that an answer is on average this far (in nats) from what the model would have written before; 6 is usual. Empty: the weight stays.",
+        gt=0, le=10_000,
+    )  # fmt: skip
+    kl_horizon: int = setting(
+        10_000,
+        "KL horizon",
+        "Answers in which an adapted weight moves by at most 20 %. Only with a target.",
+        ge=1,
+        le=10**9,
+    )
+    missing_eos_penalty: float | None = setting(
+        1.0, "Penalty without an end",
+        "Taken from the score of an answer that is broken off before it ends, so that the model learns to finish. Empty: none.",
+        ge=0, le=10_000,
+    )  # fmt: skip
+    score_clip: float | None = setting(
+        None,
+        "Score limit",
+        "Scores beyond ± this are cut to it, so that single ones do not decide. Empty: never.",
+        gt=0,
+        le=10_000,
+    )
+    num_ppo_epochs: int = setting(
+        4,
+        "Passes",
+        "How many times the model learns from each batch of answers before it writes new ones.",
+        ge=1,
+        le=1000,
+    )
+    num_mini_batches: int = setting(
+        1,
+        "Parts of a batch",
+        "Updates in each pass over a batch of answers. More are faster and less steady.",
+        ge=1,
+        le=65536,
+    )
+    cliprange: float = setting(
+        0.2,
+        "Clip range",
+        "A token's probability gains nothing by changing more than this share in one step.",
+        gt=0,
+        lt=1,
+    )
+    cliprange_value: float = setting(
+        0.2,
+        "Clip range of values",
+        "The same for what the critic expects, in units of reward.",
+        gt=0,
+        le=10_000,
+    )
+    vf_coef: float = setting(
+        0.1, "Weight of the critic", "Weight of the critic's loss beside the policy's.", ge=0, le=100
+    )
+    gamma: float = setting(
+        1.0,
+        "Discount",
+        "How much less a reward counts for each token it lies ahead. 1: nothing less.",
+        gt=0,
+        le=1,
+    )
+    lam: float = setting(
+        0.95,
+        "GAE lambda",
+        "1 trusts the rewards alone, lower values trust the critic more (Schulman et al. 2016).",
+        ge=0,
+        le=1,
+    )
+    whiten_rewards: bool = setting(
+        False,
+        "Whiten rewards",
+        "Scale the rewards of each batch to variance 1. For reward models whose scores are very large or small.",
+    )
 
 
 GrpoLoss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"]
@@ -635,7 +720,7 @@ class RunSpec(Part):
     """Everything needed to repeat a run."""
 
     name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
-    stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo, Grpo) = setting(
+    stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo, Ppo, Grpo) = setting(
         Sft(), "Stage", "What kind of learning this is.", essential=True
     )
     model: Model = Field(default_factory=Model)
@@ -755,7 +840,7 @@ def _did_you_mean(path: str) -> str:
 
 STAGES = {
     "pt": Pretraining, "sft": Sft, "rm": RewardModel, "dpo": Dpo, "kto": Kto, "orpo": Orpo, "simpo": Simpo,
-    "grpo": Grpo,
+    "ppo": Ppo, "grpo": Grpo,
 }  # fmt: skip
 METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
 QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
@@ -910,6 +995,14 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
             )  # fmt: skip
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
             found.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
+    if stage.kind == "ppo":
+        if not stage.reward_model.strip():
+            found.append(problem("reward-not-chosen", "stage.reward_model"))
+        # A new answer is as likely as it was a moment ago: nothing may be left to chance in between.
+        if getattr(spec.method, "lora_dropout", 0):
+            found.append(problem("ppo-no-noise", "method.lora_dropout"))
+        if spec.training.neftune_noise_alpha:
+            found.append(problem("ppo-no-noise", "training.neftune_noise_alpha"))
     if stage.kind == "kto" and spec.training.per_device_train_batch_size < 2:
         found.append(problem("kto-batch", "training.per_device_train_batch_size"))
     if stage.kind == "grpo":

@@ -21,7 +21,7 @@ def answer(text: str = "", wanted: str | None = None, tokens: int = 1) -> Answer
 
 
 def score(reward: str, *answers: Answer, **settings: Any) -> list[float | None]:
-    return score_of(reward, SimpleNamespace(**settings), None, "cpu")(answers)
+    return score_of(reward, SimpleNamespace(**settings), None)(answers)
 
 
 @pytest.mark.parametrize(

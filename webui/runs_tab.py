@@ -453,6 +453,8 @@ def _nothing(words: Words) -> str:
 
 def _asked(prompt: Any) -> str:
     """The messages of a prompt; the roles are named where there is more than one."""
+    if isinstance(prompt, str):
+        return prompt
     messages = [one for one in prompt if isinstance(one, dict)] if isinstance(prompt, list) else []
     if len(messages) == 1:
         return str(messages[0].get("content", ""))

@@ -14,7 +14,7 @@ from engine.spec import TRAINER_ARGUMENTS
 
 CONFIGS = {
     "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
-    "orpo": TrainingArguments, "simpo": TrainingArguments, "grpo": GRPOConfig,
+    "orpo": TrainingArguments, "simpo": TrainingArguments, "ppo": TrainingArguments, "grpo": GRPOConfig,
 }  # fmt: skip
 PLAIN = {int: "int", float: "float", bool: "bool", str: "str", dict: "dict", list: "list", type(None): "null"}
 

@@ -26,7 +26,15 @@ from engine.worker.edge import rank
 from engine.worker.result import generation_config
 from engine.worker.rewards import Answer, Score, check_references, score_of
 from engine.worker.samples import KEPT, Sample, due, write_samples
-from engine.worker.trainers import common_arguments, early_stopping, loraplus, ours, stage_arguments
+from engine.worker.trainers import (
+    common_arguments,
+    early_stopping,
+    exact_adapter,
+    loraplus,
+    ours,
+    reference_adapter,
+    stage_arguments,
+)
 
 EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
 ALIKE_ROUNDS = 20  # in which all answers of each group score the same are told
@@ -54,29 +62,29 @@ def grpo_trainer(
         check_references(list(stage.rewards), rows["answer"])
     arguments = GRPOConfig(
         **common_arguments(spec, run, measured=measured)
-        | stage_arguments(spec, GRPOConfig)
+        | stage_arguments(spec)
         | {
-            "reward_weights": list(stage.rewards.values()),
             "num_generations_eval": 1,  # measured is the mean reward, for which one answer to each question is enough
         }
         | ({} if spec.method.kind == "lora" or not stage.grpo_beta else _reference(model))
     )
     # An answer ends with the token that the template ends a turn with.
     model.generation_config.eos_token_id = generation_config(spec, model, tokenizer).eos_token_id
-    device = arguments.device
-    return ours(GroupTrainer(
-        run,
-        stage.sample_steps,
-        model=model,
-        reward_funcs=[_as_trl(name, score_of(name, stage, tokenizer, device)) for name in stage.rewards],
-        args=arguments,
-        # What TRL calls the prompt are our ids.
-        train_dataset=_renamed(data["train"]),
-        eval_dataset=_renamed(data["validation"]) if measured else None,
-        processing_class=tokenizer,
-        callbacks=[*callbacks, *early_stopping(spec)],
-        optimizers=(loraplus(spec, arguments, model), None),
-    ))  # fmt: skip
+    with exact_adapter(model), reference_adapter(spec, model):
+        trainer = GroupTrainer(
+            run,
+            stage.sample_steps,
+            model=model,
+            reward_funcs=[_as_trl(name, score_of(name, stage, tokenizer)) for name in stage.rewards],
+            args=arguments,
+            # What TRL calls the prompt are our ids.
+            train_dataset=_renamed(data["train"]),
+            eval_dataset=_renamed(data["validation"]) if measured else None,
+            processing_class=tokenizer,
+            callbacks=[*callbacks, *early_stopping(spec)],
+            optimizers=(loraplus(spec, arguments, model), None),
+        )
+    return ours(trainer)
 
 
 def _reference(model: Any) -> dict[str, Any]:
@@ -151,9 +159,9 @@ class GroupTrainer(GRPOTrainer):
         TRL's logs hold the answers of all ranks, this rank's rows first on rank 0.
         """
         texts = list(self._logs["completion"])
-        stride = max(self.num_iterations, 1)
-        if rank() == 0 and due(self.state.global_step, self.sample_steps, stride):
-            write_samples(self.run, self.state.global_step + 1, self._samples(inputs, texts))
+        step = self.state.global_step + 1  # that is learned from them first
+        if rank() == 0 and due(step, self.sample_steps, self.num_iterations):
+            write_samples(self.run, step, self._samples(inputs, texts))
         self.empty = 0 if any(text.strip() for text in texts) else self.empty + 1
         if self.empty == EMPTY_ROUNDS:
             raise Refusal(problem("answers-empty", "training.learning_rate", rounds=EMPTY_ROUNDS))

@@ -45,12 +45,12 @@ class Answer:
 Score = Callable[[Sequence[Answer]], list[float | None]]
 
 
-def score_of(reward: str, stage: Answering, tokenizer: Any, device: Any) -> Score:
+def score_of(reward: str, stage: Answering, tokenizer: Any) -> Score:
     """The function of a reward with the settings of `stage`, its answers checked to be numbers.
 
     Raises Refusal if its file or its model cannot be used.
     """
-    score = REWARDS[reward](stage, tokenizer, device)
+    score = REWARDS[reward](stage, tokenizer)
 
     def checked(answers: Sequence[Answer]) -> list[float | None]:
         scores = score(answers)
@@ -73,7 +73,7 @@ def _each(score: Callable[[Answer], float | None]) -> Score:
 # --------------------------------------------------------------------------------------- from the text
 
 
-def _format(stage: Any, _tokenizer: Any, _device: Any) -> Score:
+def _format(stage: Any, _tokenizer: Any) -> Score:
     """1 if the whole answer matches the pattern, else 0."""
     pattern = regex.compile(stage.reward_pattern, regex.DOTALL)
 
@@ -119,7 +119,7 @@ def last_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
-def _length(stage: Any, _tokenizer: Any, _device: Any) -> Score:
+def _length(stage: Any, _tokenizer: Any) -> Score:
     """exp(-|n - wanted| / wanted) of an answer of n tokens: smooth, so that every token nearer counts."""
     wanted = stage.reward_length
     return _each(lambda answer: math.exp(-abs(len(answer.ids) - wanted) / wanted))
@@ -128,40 +128,18 @@ def _length(stage: Any, _tokenizer: Any, _device: Any) -> Score:
 # --------------------------------------------------------------------------------------- from a model
 
 
-def _reward_model(stage: Answering, tokenizer: Any, device: Any) -> Score:
+def _reward_model(stage: Answering, tokenizer: Any) -> Score:
     """The score of a reward model run for prompt and answer together."""
-    import torch
+    from engine.worker.scorer import reward_of  # with torch, which the others do without
 
-    from engine.worker.reward import load_reward_model
-
-    model, its_tokenizer = load_reward_model(Path(stage.reward_model))
-    if its_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise Refusal(problem("reward-model-tokenizer", "stage.reward_model", path=stage.reward_model))
-    model.to(device).eval().requires_grad_(False)
-    pad = its_tokenizer.pad_token_id
-
-    def score_few(answers: Sequence[Answer]) -> list[float]:
-        rows = [answer.prompt_ids + answer.ids for answer in answers]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-        with torch.no_grad():
-            return model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-
-    def score(answers: Sequence[Answer]) -> list[float | None]:
-        lots = (answers[at : at + TOGETHER] for at in range(0, len(answers), TOGETHER))
-        return [value for lot in lots for value in score_few(lot)]
-
-    return score
-
-
-TOGETHER = 8  # answers that the reward model scores at a time
+    judge = reward_of(Path(stage.reward_model), tokenizer)
+    return lambda answers: judge([one.prompt_ids for one in answers], [one.ids for one in answers]).tolist()
 
 
 # --------------------------------------------------------------------------------------- from a file
 
 
-def _file(stage: Any, _tokenizer: Any, _device: Any) -> Score:
+def _file(stage: Any, _tokenizer: Any) -> Score:
     """What `reward(prompt, completion, answer)` of the operator's file says."""
     path = Path(stage.reward_file)
     module = _run_file(path)
@@ -216,7 +194,7 @@ def _named(answer: Answer) -> str:
     return asked if len(asked) <= 80 else f"{asked[:79]}…"
 
 
-REWARDS: dict[str, Callable[[Any, Any, Any], Score]] = {
+REWARDS: dict[str, Callable[[Any, Any], Score]] = {
     "format": _format, "exact": _exact, "numeric": _numeric, "length": _length, "reward_model": _reward_model,
     "file": _file,
 }  # fmt: skip

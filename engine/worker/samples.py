@@ -14,17 +14,17 @@ KEPT = 4  # answers of a step
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer as it was scored. `prompt` is the list of messages; `rewards` are without their weights."""
+    """An answer as it was scored. `prompt`: messages, or text as it was read; `rewards` are without their weights."""
 
-    prompt: list[dict[str, Any]]
+    prompt: list[dict[str, Any]] | str
     completion: str
     reward: float | None
     rewards: dict[str, float | None]
 
 
 def due(step: int, every: int, stride: int = 1) -> bool:
-    """Whether answers of this step are to be shown, if `step` is counted from 0 and new ones come each `stride` steps."""
-    return step % every < stride
+    """Whether answers that serve `stride` steps from this one on are to be shown, which are counted from 1."""
+    return (step + stride - 1) // every > (step - 1) // every
 
 
 def write_samples(run: RunDir, step: int, samples: Iterable[Sample]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -21,6 +23,12 @@ from engine.worker.model import precision
 TRAINERS = {
     "pt": "engine.worker.sft:sft_trainer",
     "sft": "engine.worker.sft:sft_trainer",
+    "rm": "engine.worker.reward:reward_trainer",
+    "dpo": "engine.worker.preference:dpo_trainer",
+    "kto": "engine.worker.preference:kto_trainer",
+    "orpo": "engine.worker.preference:reference_free_trainer",
+    "simpo": "engine.worker.preference:reference_free_trainer",
+    "ppo": "engine.worker.ppo:ppo_trainer",
     "grpo": "engine.worker.grpo:grpo_trainer",
 }
 
@@ -68,11 +76,54 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     }
 
 
-def stage_arguments(spec: RunSpec, config: type[TrainingArguments]) -> dict[str, Any]:
-    """The stage's own settings that its configuration class has, too, by the names they have there."""
-    renamed = RENAMED.get(spec.stage.kind, {})
-    settings = {renamed.get(name, name): value for name, value in spec.stage}
-    return {name: value for name, value in settings.items() if name in config.__dataclass_fields__}
+def stage_arguments(spec: RunSpec) -> dict[str, Any]:
+    """Arguments of the stage's own configuration class, as its part of the spec says them."""
+    return STAGE_ARGUMENTS.get(spec.stage.kind, lambda _: {})(spec.stage)
+
+
+# Rows are no longer than they may be, and dropout is as the spec and the model have it: TRL would turn off all.
+_AS_PREPARED = {"max_length": None, "disable_dropout": False}
+
+
+def _of_dpo(stage: Any) -> dict[str, Any]:
+    also = stage.sft_weight > 0
+    return {
+        "beta": stage.beta,
+        "loss_type": [stage.loss_type, "sft"] if also else [stage.loss_type],
+        "loss_weights": [1.0, stage.sft_weight] if also else None,
+        "label_smoothing": stage.label_smoothing,
+        **_AS_PREPARED,
+    }
+
+
+def _of_kto(stage: Any) -> dict[str, Any]:
+    names = ("beta", "desirable_weight", "undesirable_weight")
+    return {**{name: getattr(stage, name) for name in names}, **_AS_PREPARED}
+
+
+def _of_grpo(stage: Any) -> dict[str, Any]:
+    renamed = RENAMED["grpo"]
+    elsewhere = (
+        "kind",
+        "rewards",
+        "reward_pattern",
+        "reward_length",
+        "reward_file",
+        "reward_model",
+        "sample_steps",
+    )
+    return {
+        **{renamed.get(name, name): value for name, value in stage if name not in elsewhere},
+        "reward_weights": list(stage.rewards.values()),
+    }
+
+
+STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "rm": lambda stage: {"center_rewards_coefficient": stage.center_rewards_coefficient, **_AS_PREPARED},
+    "dpo": _of_dpo,
+    "kto": _of_kto,
+    "grpo": _of_grpo,
+}
 
 
 def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
@@ -94,12 +145,43 @@ def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(patience)] if patience else []
 
 
+@contextlib.contextmanager
+def exact_adapter(model: Any) -> Iterator[None]:
+    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    kept = {one: one.data for one in model.parameters() if one.requires_grad} if quantized else {}
+    yield
+    for parameter, value in kept.items():
+        parameter.data = value
+
+
+@contextlib.contextmanager
+def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
+    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
+
+    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
+    changes nothing yet: what the model was is the model without it.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    yield
+    config.init_lora_weights = kept
+    if (
+        "ref" in model.peft_config
+        and not spec.model.adapter_path
+        and spec.method.init_lora_weights not in ("pissa", "olora")
+    ):
+        model.delete_adapter("ref")
+
+
 def ours(trainer: Trainer) -> Trainer:
     """The trainer as Athanor needs it, whatever its constructor did."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            # TRL makes a quantized model's adapter bf16, and peft leaves modules_to_save in the type of the base;
-            # an optimizer's small steps are lost in both.
+            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
     trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
@@ -111,8 +193,7 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
 
     Raises AssertionError with every setting that differs.
     """
-    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None)
-    wanted |= stage_arguments(spec, type(trainer.args))
+    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None) | stage_arguments(spec)
     differing = []
     for name, value in wanted.items():
         effective = getattr(trainer.args, name)
