@@ -21,6 +21,7 @@ from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
+    adapter_scores,
     chat_template,
     freeze_problems,
     has_reward_model,
@@ -127,14 +128,15 @@ def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
 
 def trainable(spec: RunSpec) -> int | None:
     """How many parameters the run trains; None while the model is not here to be counted."""
-    if spec.method.kind == "lora" and spec.model.adapter_path:
-        return adapter_parameters(spec.model.adapter_path) or None
-    model = inspect(spec.model.model_name_or_path)
+    model, judge = inspect(spec.model.model_name_or_path), spec.stage.kind == "rm"
+    if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
+        head = (model.hidden_size or 0) if judge and not adapter_scores(adapter) else 0
+        return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
     return (
         trainable_parameters(
-            model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}
+            model, spec.method.kind, scorer=judge, **{name: chosen[name] for name in names if name in chosen}
         )
         or None
     )

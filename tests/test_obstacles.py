@@ -37,6 +37,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return made
 
 
+COLUMNS = {
+    "text": {"columns": {"prompt": "text"}},
+    "pairs": {"ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
+    "thumbs": {"columns": {"prompt": "q", "response": "a", "kto_tag": "up"}},
+}
+
+
 def write_data(place: Workplace, **sets: Any) -> None:
     """Each data set as rows, or as the very text of its file."""
     info = {}
@@ -44,8 +51,8 @@ def write_data(place: Workplace, **sets: Any) -> None:
         lines = rows if isinstance(rows, str) else "\n".join(json.dumps(row) for row in rows)
         (place.data / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         info[name] = {"file_name": f"{name}.jsonl"}
-        if name == "text":
-            info[name]["columns"] = {"prompt": "text"}
+        if name in COLUMNS:
+            info[name] |= COLUMNS[name]
     (place.data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
@@ -317,6 +324,36 @@ def test_data_of_another_kind_names_what_would_fit(
     found = only(told(place, stage={"kind": stage}, data__datasets=[wrong]))
     assert found.values["name"] == wrong
     assert right in found.values["fitting"]
+
+
+def test_thumbs_that_all_point_one_way_are_told_before_the_start(place: Workplace) -> None:
+    rows = [{"q": "Hi", "a": f"Hello {n}", "up": True} for n in range(5)]
+    kto = {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"]}
+    write_data(place, thumbs=rows)
+    assert only(told(place, **kto)).code == "thumbs-all-good"
+    write_data(place, thumbs=[*rows, rows[0] | {"up": False}])
+    assert told(place, **kto) == []
+
+
+def test_a_reward_model_needs_a_family_that_has_one(place: Workplace) -> None:
+    rm = {"stage": {"kind": "rm"}, "data__datasets": ["pairs"]}
+    write_data(place, pairs=[{"q": "Hi", "good": "Hello", "bad": "No"}])
+    assert told(place, **rm) == []
+    config = place.models[0] / "qwen" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "bamba"}))
+    found = only(told(place, **rm))
+    assert (found.code, found.values["model_type"]) == ("no-score-head", "bamba")
+
+
+def test_what_judges_is_no_start_for_what_writes_and_the_other_way_round_it_is(place: Workplace) -> None:
+    write_data(place, pairs=[{"q": "Hi", "good": "Hello", "bad": "No"}])
+    pairs = {"data__datasets": ["pairs"], "model__adapter_path": "run/adapter"}
+    folder = make_adapter(place, task_type="SEQ_CLS")
+    assert only(told(place, stage={"kind": "dpo"}, **pairs)).code == "adapter-scores"
+    assert told(place, stage={"kind": "rm"}, **pairs) == []
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace("SEQ_CLS", "CAUSAL_LM"))
+    assert told(place, stage={"kind": "rm"}, **pairs) == []
 
 
 @pytest.mark.parametrize(
