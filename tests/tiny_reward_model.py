@@ -22,7 +22,9 @@ PAIRS = 24
 def make(model_path: str, folder: Path) -> None:
     run = RunDir(folder)
     run.adapter.mkdir(parents=True)
-    spec = RunSpec.read({"stage": "rm", "model": {"model_name_or_path": model_path}, "method": {"kind": "lora", "r": 4}})
+    spec = RunSpec.read(
+        {"stage": "rm", "model": {"model_name_or_path": model_path}, "method": {"kind": "lora", "r": 4}}
+    )
     write_text(run.spec, spec.to_yaml())
     torch.manual_seed(1)
     tokenizer = load_tokenizer(spec, model_path)

@@ -1,0 +1,293 @@
+"""PPO: its arithmetic against numbers worked by hand, that it learns, that it survives, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from engine import progress, queue, runs
+from engine.rundir import read_lines, write_json
+from engine.spec import RunSpec
+from engine.worker import ppo_maths
+from engine.workplace import PROJECT, Workplace
+from tests.conftest import wait_until
+
+NAN = float("nan")
+
+
+def tensor(*rows: Any) -> torch.Tensor:
+    return torch.tensor(rows if len(rows) > 1 else rows[0])
+
+
+# ------------------------------------------------------------------------------------------- arithmetic
+
+
+def test_an_answer_goes_up_to_its_first_end_and_may_have_none() -> None:
+    mask, ended = ppo_maths.answer_mask(tensor([5, 2, 2, 7], [5, 6, 7, 8], [9, 3, 5, 5]), ends=[2, 3])
+    assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, True, False, False]]
+    assert ended.tolist() == [True, False, True]
+
+
+def test_the_score_comes_with_the_last_token_and_the_kl_with_each() -> None:
+    mask = tensor([True, True, False], [True, True, True])
+    kl = tensor([1.0, -2.0, NAN], [0.0, 0.5, 1.0])
+    rewards = ppo_maths.token_rewards(tensor([3.0, -1.0]), kl, mask, kl_coef=0.1)
+    assert rewards.flatten().tolist() == pytest.approx([-0.1, 3.2, 0.0, 0.0, -0.05, -1.1])
+
+
+def test_scores_are_held_in_a_limit_and_lowered_where_there_is_no_end() -> None:
+    told = ppo_maths.final_scores(
+        tensor([9.0, -9.0, 1.0]), tensor([True, True, False]), clip=4.0, penalty=2.5
+    )
+    assert told.tolist() == [4.0, -4.0, -1.5]
+    assert ppo_maths.final_scores(tensor([9.0, 1.0]), tensor([False, True]), None, None).tolist() == [
+        9.0,
+        1.0,
+    ]
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.97, 0.0)])
+def test_advantages_are_the_sum_of_the_discounted_errors_of_the_values(gamma: float, lam: float) -> None:
+    """A_t = Σ_l (γλ)^l δ_{t+l}, written out (Schulman et al. 2016, eq. 16); nothing comes from behind the end."""
+    torch.manual_seed(0)
+    lengths, width = [5, 1, 3], 5
+    rewards, values = torch.randn(3, width).double(), torch.randn(3, width).double()
+    mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+    rewards[~mask] = values[~mask] = NAN
+    advantages, returns = ppo_maths.advantages_and_returns(rewards, values, mask, gamma, lam)
+    for row, length in enumerate(lengths):
+        value = [*values[row, :length].tolist(), 0.0]
+        error = [rewards[row, t].item() + gamma * value[t + 1] - value[t] for t in range(length)]
+        for t in range(length):
+            expected = sum((gamma * lam) ** step * error[t + step] for step in range(length - t))
+            assert advantages[row, t].item() == pytest.approx(expected)
+            assert returns[row, t].item() == pytest.approx(expected + value[t])
+        assert advantages[row, length:].tolist() == returns[row, length:].tolist() == [0.0] * (width - length)
+
+
+def test_with_lambda_one_a_return_is_what_was_really_earned() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    advantages, returns = ppo_maths.advantages_and_returns(
+        tensor([1.0, 2.0, 4.0]).unsqueeze(0), tensor([0.5, -3.0, 9.0]).unsqueeze(0), mask, gamma=0.5, lam=1.0
+    )
+    assert returns.tolist() == [[3.0, 4.0, 4.0]]  # 1 + 2/2 + 4/4, 2 + 4/2, 4
+    assert advantages.tolist() == [[2.5, 7.0, -5.0]]
+
+
+def test_the_clipped_policy_loss_by_hand() -> None:
+    ratios, advantages = [1.5, 0.5, 1.5, 0.5, 1.1], [1.0, 1.0, -1.0, -1.0, 2.0]
+    old = torch.full((5,), -1.0)
+    loss, clipped = ppo_maths.policy_loss(old + tensor(ratios).log(), old, tensor(advantages), cliprange=0.2)
+    # Too far in the good direction gains no more; in the bad direction all of it counts.
+    assert loss.tolist() == pytest.approx([-1.2, -0.5, 1.5, 0.8, -2.2])
+    assert clipped.tolist() == [True, False, False, True, False]
+
+
+def test_no_gradient_pushes_a_probability_farther_than_the_clip() -> None:
+    log_probs = tensor([0.5, -0.5, 0.1]).requires_grad_()
+    loss, _ = ppo_maths.policy_loss(log_probs, torch.zeros(3), tensor([1.0, -1.0, 1.0]), cliprange=0.2)
+    loss.sum().backward()
+    assert log_probs.grad.tolist() == pytest.approx([0.0, 0.0, -math.exp(0.1)])
+
+
+def test_the_clipped_value_loss_by_hand() -> None:
+    values, old, returns = tensor([2.0, 1.1, 0.0]), tensor([1.0, 1.0, 1.0]), tensor([2.0, 3.0, 0.0])
+    loss = ppo_maths.value_loss(values, old, returns, cliprange=0.2)
+    # ½·max(0², 0.8²): right by too large a step; ½·1.9²: within the clip; ½·max(0², 0.8²)
+    assert loss.tolist() == pytest.approx([0.32, 1.805, 0.32])
+
+
+def test_whitening_looks_at_the_answers_alone() -> None:
+    values, mask = tensor([1.0, 2.0, NAN], [3.0, 6.0, NAN]), tensor([True, True, False], [True, True, False])
+    white = ppo_maths.whiten(values, mask)[mask]
+    assert white.mean().item() == pytest.approx(0, abs=1e-6)
+    assert white.square().mean().item() == pytest.approx(1)
+    kept = ppo_maths.whiten(values, mask, keep_mean=True)[mask]
+    assert kept.mean().item() == pytest.approx(3)
+    halves = [ppo_maths.whiten(values[row : row + 1], mask[row : row + 1]) for row in (0, 1)]
+    assert halves[0][0, 0].item() != pytest.approx(white[0].item())  # why processes add up what they know
+
+
+def test_the_kls_weight_follows_the_target_and_stays_without_one() -> None:
+    assert ppo_maths.next_kl_coef(0.1, kl=99.0, target=None, horizon=1000, answers=50) == 0.1
+    assert ppo_maths.next_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(
+        0.1 * 1.005
+    )
+    assert ppo_maths.next_kl_coef(0.1, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
+        0.1 * 1.01
+    )
+    assert ppo_maths.next_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
+        0.1 * 0.99
+    )
+
+
+def test_log_probabilities_and_entropy_of_a_coin() -> None:
+    log_probs, entropy = ppo_maths.log_probs_and_entropy(
+        tensor([[0.0, 0.0], [math.log(3), 0.0]]).unsqueeze(0), tensor([[1, 0]])
+    )
+    assert log_probs.flatten().tolist() == pytest.approx([math.log(0.5), math.log(0.75)])
+    assert entropy.flatten().tolist() == pytest.approx([math.log(2), 0.5623351])
+
+
+# --------------------------------------------------------------------------------------- the trainer alone
+
+
+def story(name: str, tiny: Path, folder: Path, **changes: Any) -> Any:
+    """One of the stories of tests.ppo_toy, told by a child process."""
+    words = [sys.executable, "-m", "tests.ppo_toy", name, str(tiny), str(folder), json.dumps(changes)]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_what_is_rewarded_becomes_three_times_as_frequent(tiny: Path, tmp_path: Path) -> None:
+    lines = story("learn", tiny, tmp_path / "run", max_steps=24, seed=1)
+    rewards = [line["reward"] for line in lines]
+    assert sum(rewards[:2]) / 2 < 0.15  # chance is a tenth
+    assert sum(rewards[-3:]) / 3 > 3 * sum(rewards[:2]) / 2
+    assert lines[0]["kl"] == 0.0  # exactly
+    assert lines[-1]["kl"] > 1
+    wanted = {
+        "entropy", "policy_loss", "value_loss", "clip_fraction", "answer_length", "ended", "kl_coef", "advantage_mean",
+        "advantage_std", "num_tokens", "loss", "grad_norm", "learning_rate",
+    }  # fmt: skip
+    assert wanted <= set(lines[-1])
+    samples = read_lines(tmp_path / "run" / "samples.jsonl")
+    assert [line["step"] for line in samples] == list(range(2, 25, 2))
+    assert set(samples[0]["samples"][0]) == {"prompt", "answer", "reward", "kl", "ended"}
+
+
+@pytest.mark.slow
+def test_the_reference_is_the_policy_as_it_begins_however_it_begins(tiny: Path, tmp_path: Path) -> None:
+    told = story("begin", tiny, tmp_path)
+    assert {name: one["kl"] for name, one in told.items()} == dict.fromkeys(told, 0.0)
+    moved = {name for name, one in told.items() if one["from_base"] > 0.1}
+    assert moved == {"pissa", "continued"}  # the others begin as the base itself
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny: Path, tmp_path: Path) -> None:
+    told = story("resume", tiny, tmp_path)
+    assert {name: one["apart"] for name, one in told.items()} == dict.fromkeys(told, 0.0)
+    for one in told.values():
+        moved = one["moved"]
+        assert {"kl_coef", "head.weight"} <= set(moved)
+        assert any(name.endswith("lora_B.critic.weight") for name in moved)
+        assert len(moved) > 0.9 * one["weights"]
+
+
+# --------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of a reward-model run on the tiny model."""
+    folder = tmp_path_factory.mktemp("judge")
+    maker = [sys.executable, "-m", "tests.tiny_reward_model", str(tiny), str(folder)]
+    subprocess.run(maker, cwd=PROJECT, check=True, capture_output=True)
+    return folder / "adapter"
+
+
+@pytest.fixture
+def start(
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    judge: Path,
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., runs.Run]:
+    """Start a PPO run on prompts that are prepared already."""
+
+    kept = workplace.saves / "judge" / "adapter"
+    shutil.copytree(judge.parent, kept.parent)
+
+    def begin(**changes: Any) -> runs.Run:
+        spec = make_spec(
+            stage={"kind": "ppo", "reward_model": str(kept), "max_new_tokens": 8, "sample_steps": 1},
+            **changes,
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.queue, "advance", lambda saves: None)
+            run = runs.submit(spec, workplace)
+        write_prompts(run, tiny)
+        queue.advance(workplace.saves)
+        return run
+
+    return begin
+
+
+def write_prompts(run: runs.Run, tiny: Path) -> None:
+    run.dir.prepared.mkdir()
+    ids = [[1, 300 + number, 301, 2, 1, 302] for number in range(16)]
+    table = pa.table({"prompt_ids": pa.array(ids, pa.list_(pa.int32()))})
+    for split in ("train", "validation"):
+        with (
+            pa.OSFile(str(run.dir.prepared / f"{split}.arrow"), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as file,
+        ):
+            file.write_table(table)
+    write_json(
+        run.dir.prepared / "summary.json", {"model_path": str(tiny), "splits": ["train", "validation"]}
+    )
+
+
+def ended(run: runs.Run) -> runs.Run:
+    return wait_until(lambda: (now := runs.read(run.path, queue.saves_of(run.path))).final and now, 120)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
+    start: Callable[..., runs.Run], tiny: Path
+) -> None:
+    run = ended(start(training__max_steps=4, data__validation_share=0.5, logging__eval_steps=2))
+    assert run.state == "finished", run.dir.log.read_text()[-3000:]
+    curves = progress.curves(run)
+    assert curves["kl"].value[0] == 0.0
+    assert {"reward", "value_loss", "clip_fraction", "eval_reward", "eval_loss"} <= set(curves)
+    assert "ranks 100.0% of its own evaluation pairs" in run.dir.log.read_text()
+    samples = read_lines(run.dir.samples)
+    assert [line["step"] for line in samples] == [1, 2, 3, 4]
+    assert {
+        path.name for path in run.dir.adapter.iterdir() if path.is_dir()
+    } == set()  # neither critic nor reference
+    told = subprocess.run(
+        [sys.executable, "-m", "tests.ask", str(tiny), str(run.dir.adapter)], cwd=PROJECT, check=True, text=True,
+        input='[{"instruction": "say", "output": ""}]', capture_output=True,
+    )  # fmt: skip
+    assert json.loads(told.stdout)["answers"]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_resume_where_they_were(start: Callable[..., runs.Run]) -> None:
+    changes = {
+        "hardware__num_processes": 2,
+        "training__per_device_train_batch_size": 2,
+        "logging__save_steps": 3,
+    }
+    whole = ended(start(training__max_steps=6, **changes))
+    assert whole.state == "finished", whole.dir.log.read_text()[-3000:]
+    assert progress.curves(whole)["kl"].value[0] == 0.0
+
+    broken = start(training__max_steps=6, **changes)
+    wait_until(lambda: broken.dir.checkpoints(), every=0.01)
+    runs.stop(runs.read(broken.path, queue.saves_of(broken.path)), "save")
+    broken = ended(broken)
+    assert broken.state in ("stopped", "finished")
+    if broken.state == "stopped":
+        runs.resume(broken)
+        broken = ended(broken)
+    assert broken.state == "finished"
+    assert [int(step) for step in progress.curves(broken)["reward"].step] == list(range(1, 7))
+    weights = [run.dir.adapter / "adapter_model.safetensors" for run in (whole, broken)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
