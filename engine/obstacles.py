@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 from dataclasses import replace
@@ -12,11 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine import machine
+from engine.chat_templates import file_problem, template_problem
 from engine.datasets import Report, check, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
+    chat_template,
     freeze_problems,
     inspect,
     is_hub_id,
@@ -69,7 +72,7 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
+    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed):
         return found
     found = []
     if spec.model.trust_remote_code and not allowed:
@@ -80,14 +83,23 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     there = os.path.isfile(file or TEMPLATES / f"{given}.jinja")
     if given and not there and "model.chat_template" not in outside:
         found.append(problem("template-missing", "model.chat_template", given=given, known=known))
+    elif file and "model.chat_template" not in outside and (broken := file_problem(Path(file))):
+        found.append(replace(broken, field="model.chat_template"))
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
         found += adapter_problems(spec.model.adapter_path, chosen, settings)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet
     model = inspect(chosen)
-    if spec.stage.kind != "pt" and not given and not model.has_chat_template:
-        found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+    if spec.stage.kind != "pt" and not given:
+        own = chat_template(model.path)
+        if not model.has_chat_template:
+            found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+        elif own and (broken := template_problem(*own)):
+            found.append(replace(broken, field="model.chat_template"))
+    if model.rope and spec.model.rope_scaling.kind != "none":
+        context = model.context_length or "?"
+        found.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
         found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
     if spec.method.kind == "freeze":
@@ -213,9 +225,10 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
 
 def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
-    if not os.access(saves, os.W_OK | os.X_OK):
-        why = "no such folder" if not saves.exists() else "permission denied"
-        return [problem("saves-not-writable", folder=saves, why=why)]
+    # A folder that is not there yet will be made.
+    there = next(folder for folder in (saves, *saves.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
     needed, free = disk_needed(spec, trained), machine.free_disk(saves)
     if needed > free:
         return [
