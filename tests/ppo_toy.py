@@ -27,9 +27,10 @@ from transformers import (
 
 from engine.rundir import RunDir, read_lines, write_json
 from engine.spec import Ppo
+from engine.worker.actor_critic import ActorCritic
 from engine.worker.edge import Report
 from engine.worker.metrics import RunCallback
-from engine.worker.ppo import WEIGHTS, ActorCritic, PpoTrainer
+from engine.worker.ppo import WEIGHTS, PpoTrainer
 from engine.worker.trainers import ours
 
 

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
 from engine import progress, queue, runs
-from engine.rundir import read_lines, write_json
-from engine.spec import RunSpec
+from engine.obstacles import obstacles
+from engine.reward_models import reward_model_problems
+from engine.rundir import read_json, read_lines, write_json
+from engine.spec import RunSpec, problems
 from engine.worker import ppo_maths
+from engine.worker.ppo_watch import WATCHED, Watch
 from engine.workplace import PROJECT, Workplace
 from tests.conftest import wait_until
 
@@ -200,46 +202,16 @@ def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(
-    workplace: Workplace,
-    make_spec: Callable[..., RunSpec],
-    judge: Path,
-    tiny: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., runs.Run]:
-    """Start a PPO run on prompts that are prepared already."""
-
+def make_ppo(workplace: Workplace, make_spec: Callable[..., RunSpec], judge: Path) -> Callable[..., RunSpec]:
+    """A spec of PPO with a reward model in this test's own saves folder."""
     kept = workplace.saves / "judge" / "adapter"
     shutil.copytree(judge.parent, kept.parent)
 
-    def begin(**changes: Any) -> runs.Run:
-        spec = make_spec(
-            stage={"kind": "ppo", "reward_model": str(kept), "max_new_tokens": 8, "sample_steps": 1},
-            **changes,
-        )
-        with monkeypatch.context() as patch:
-            patch.setattr(runs.queue, "advance", lambda saves: None)
-            run = runs.submit(spec, workplace)
-        write_prompts(run, tiny)
-        queue.advance(workplace.saves)
-        return run
+    def make(**changes: Any) -> RunSpec:
+        stage = {"kind": "ppo", "reward_model": str(kept), "max_new_tokens": 8, "sample_steps": 1}
+        return make_spec(stage=stage, **changes)
 
-    return begin
-
-
-def write_prompts(run: runs.Run, tiny: Path) -> None:
-    run.dir.prepared.mkdir()
-    ids = [[1, 300 + number, 301, 2, 1, 302] for number in range(16)]
-    table = pa.table({"prompt_ids": pa.array(ids, pa.list_(pa.int32()))})
-    for split in ("train", "validation"):
-        with (
-            pa.OSFile(str(run.dir.prepared / f"{split}.arrow"), "wb") as sink,
-            pa.ipc.new_stream(sink, table.schema) as file,
-        ):
-            file.write_table(table)
-    write_json(
-        run.dir.prepared / "summary.json", {"model_path": str(tiny), "splits": ["train", "validation"]}
-    )
+    return make
 
 
 def ended(run: runs.Run) -> runs.Run:
@@ -248,9 +220,10 @@ def ended(run: runs.Run) -> runs.Run:
 
 @pytest.mark.slow
 def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
-    start: Callable[..., runs.Run], tiny: Path
+    workplace: Workplace, make_ppo: Callable[..., RunSpec], tiny: Path
 ) -> None:
-    run = ended(start(training__max_steps=4, data__validation_share=0.5, logging__eval_steps=2))
+    spec = make_ppo(training__max_steps=4, data__validation_share=0.5, logging__eval_steps=2)
+    run = ended(runs.submit(spec, workplace))
     assert run.state == "finished", run.dir.log.read_text()[-3000:]
     curves = progress.curves(run)
     assert curves["kl"].value[0] == 0.0
@@ -258,9 +231,8 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
     assert "ranks 100.0% of its own evaluation pairs" in run.dir.log.read_text()
     samples = read_lines(run.dir.samples)
     assert [line["step"] for line in samples] == [1, 2, 3, 4]
-    assert {
-        path.name for path in run.dir.adapter.iterdir() if path.is_dir()
-    } == set()  # neither critic nor reference
+    assert "What comes after" in samples[0]["samples"][0]["prompt"]
+    assert not [path for path in run.dir.adapter.iterdir() if path.is_dir()]  # neither critic nor reference
     told = subprocess.run(
         [sys.executable, "-m", "tests.ask", str(tiny), str(run.dir.adapter)], cwd=PROJECT, check=True, text=True,
         input='[{"instruction": "say", "output": ""}]', capture_output=True,
@@ -269,25 +241,151 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_resume_where_they_were(start: Callable[..., runs.Run]) -> None:
-    changes = {
-        "hardware__num_processes": 2,
-        "training__per_device_train_batch_size": 2,
-        "logging__save_steps": 3,
-    }
-    whole = ended(start(training__max_steps=6, **changes))
+def test_two_processes_stop_together_and_resume_where_they_were(
+    workplace: Workplace, make_ppo: Callable[..., RunSpec]
+) -> None:
+    spec = make_ppo(hardware__num_processes=2, training__per_device_train_batch_size=2, training__max_steps=6)
+    whole = ended(runs.submit(spec, workplace))
     assert whole.state == "finished", whole.dir.log.read_text()[-3000:]
     assert progress.curves(whole)["kl"].value[0] == 0.0
 
-    broken = start(training__max_steps=6, **changes)
+    broken = runs.submit(spec, workplace)
     wait_until(lambda: broken.dir.checkpoints(), every=0.01)
     runs.stop(runs.read(broken.path, queue.saves_of(broken.path)), "save")
     broken = ended(broken)
-    assert broken.state in ("stopped", "finished")
-    if broken.state == "stopped":
-        runs.resume(broken)
-        broken = ended(broken)
+    assert broken.state == "stopped"
+    runs.resume(broken)
+    broken = ended(broken)
     assert broken.state == "finished"
     assert [int(step) for step in progress.curves(broken)["reward"].step] == list(range(1, 7))
     weights = [run.dir.adapter / "adapter_model.safetensors" for run in (whole, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- refusals
+
+
+def codes(problems_found: list[Any]) -> list[str]:
+    return [one.code for one in problems_found]
+
+
+def test_what_would_only_disturb_is_refused(make_spec: Callable[..., RunSpec]) -> None:
+    spec = make_spec(stage={"kind": "ppo"}, method__lora_dropout=0.1, training__neftune_noise_alpha=5.0)
+    assert codes(problems(spec)) == ["reward-not-chosen", "ppo-no-noise", "ppo-no-noise"]
+
+
+def test_a_reward_model_is_judged_by_what_its_run_says_of_it(tmp_path: Path) -> None:
+    def refused() -> list[str]:
+        return codes(reward_model_problems(tmp_path / "adapter"))
+
+    assert refused() == ["reward-missing"]
+    (tmp_path / "adapter").mkdir()
+    assert refused() == ["reward-is-none"]
+    write_json(tmp_path / "adapter" / "result.json", {"stage": "sft"})
+    assert refused() == ["reward-is-none"]
+    write_json(tmp_path / "adapter" / "result.json", {"stage": "rm"})
+    assert refused() == ["reward-unmeasured"]
+    pair = {
+        "prompt_ids": [1],
+        "chosen_ids": [2],
+        "rejected_ids": [3],
+        "chosen_score": 1.0,
+        "rejected_score": 0.0,
+    }
+    write_json(tmp_path / "adapter" / "evaluation.json", {"accuracy": 0.56, "pairs": 64})
+    assert refused() == ["reward-unmeasured"]
+    (tmp_path / "adapter" / "evaluation_pairs.jsonl").write_text(json.dumps(pair) + "\n")
+    assert refused() == ["reward-at-chance"]  # a fair coin does as well one time in six
+    write_json(tmp_path / "adapter" / "evaluation.json", {"accuracy": 0.56, "pairs": 1024})
+    assert refused() == []
+
+
+def test_prompt_and_answer_have_to_fit_into_the_context(
+    workplace: Workplace, make_ppo: Callable[..., RunSpec]
+) -> None:
+    found = obstacles(make_ppo(data__max_length=512), workplace)  # the tiny model's whole context
+    assert codes(found) == ["context-without-answer"]
+    assert "504" in found[0].text()
+
+
+@pytest.mark.slow
+def test_a_reward_model_that_is_not_what_it_was_is_not_learned_from(
+    workplace: Workplace, make_ppo: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs.queue, "advance", lambda saves: None)
+    spec, told = make_ppo(), {}
+
+    def spoil_pairs(folder: Path) -> None:
+        lines = read_lines(folder / "evaluation_pairs.jsonl")
+        for line in lines:
+            line["chosen_ids"], line["rejected_ids"] = line["rejected_ids"], line["chosen_ids"]
+        (folder / "evaluation_pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def spoil_template(folder: Path) -> None:
+        file = folder / "chat_template.jinja"
+        file.write_text(file.read_text() + " ")
+
+    def spoil_vocabulary(folder: Path) -> None:
+        file = folder / "tokenizer.json"
+        tokenizer = read_json(file)
+        words = list(tokenizer["model"]["vocab"])
+        one, other = words[700], words[701]
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+        write_json(file, tokenizer)
+
+    for spoil in (spoil_pairs, spoil_template, spoil_vocabulary):
+        folder = workplace.saves / spoil.__name__ / "adapter"
+        shutil.copytree(workplace.saves / "judge", folder.parent)
+        spoil(folder)
+        told[spoil.__name__] = runs.submit(spec.change("stage.reward_model", str(folder)), workplace)
+    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in told.values())]
+    subprocess.run(words, cwd=PROJECT, capture_output=True, timeout=300, check=True)
+    assert {name: read_json(run.dir.error)["problems"][0]["code"] for name, run in told.items()} == {
+        "spoil_pairs": "reward-model-changed", "spoil_template": "reward-other-reading",
+        "spoil_vocabulary": "reward-other-vocabulary",
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- when it makes no sense
+
+
+GOOD = {"reward": 1.0, "kl": 3.0, "answer_length": 20.0, "ended": 0.9, "entropy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("figures", "code"),
+    [
+        ({}, None),
+        ({"kl": -0.3}, None),  # the mean of few samples may be below zero
+        ({"kl": -3.0}, "ppo-negative-kl"),
+        ({"kl": 70.0}, None),  # 3.5 nats a token
+        ({"kl": 120.0}, "ppo-runaway-kl"),
+        ({"answer_length": 1.0, "ended": 1.0, "kl": 1.0}, "ppo-empty-answers"),
+        (
+            {"answer_length": 1.0, "ended": 0.0, "kl": 1.0},
+            None,
+        ),  # not empty: one token is all that was allowed
+    ],
+)
+def test_training_stops_when_it_has_gone_wrong_for_a_while(
+    figures: dict[str, float], code: str | None
+) -> None:
+    watch = Watch()
+    first = [watch(GOOD | figures, step) for step in range(1, WATCHED)]
+    assert first == [None] * (WATCHED - 1)
+    found = watch(GOOD | figures, WATCHED)
+    assert (found and found.code) == code
+    assert found is None or str(WATCHED) in found.text("zh")
+
+
+def test_one_bad_batch_among_good_ones_stops_nothing() -> None:
+    watch = Watch()
+    assert [watch(GOOD | ({"kl": -4.0} if step % 5 == 0 else {}), step) for step in range(20)] == [None] * 20
+
+
+def test_a_figure_that_is_no_number_stops_the_run_at_once() -> None:
+    found = Watch()(GOOD | {"value_loss": NAN, "reward": math.inf}, 7)
+    assert found.code == "ppo-not-finite"
+    assert "value_loss" in found.text()
+    assert "step 7" in found.text()
