@@ -332,18 +332,23 @@ def _known_to_transformers(model_type: str) -> bool:
 
 
 @cache
-def _causal_classes() -> Mapping[str, str]:
-    """Family → the class that the installed transformers loads it as to write text. Read from its source, since
+def _auto_classes(table: str) -> Mapping[str, str]:
+    """Family → class of one of the installed transformers' tables, such as "CAUSAL_LM". Read from its source, since
     importing it would take seconds."""
     package = importlib.util.find_spec("transformers")
     places = package.submodule_search_locations if package else ()
     for place in places or ():
         source = Path(place, "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
-        if table := re.search(
-            r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = .*?^\)", source, re.MULTILINE | re.DOTALL
-        ):
-            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', table[0]))
+        start = rf"^MODEL_FOR_{table}_MAPPING_NAMES = .*?^\)"
+        if found := re.search(start, source, re.MULTILINE | re.DOTALL):
+            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', found[0]))
     return {}
+
+
+def has_reward_model(model_type: str) -> bool:
+    """Whether the installed transformers can put a score in place of the next token of this family."""
+    families = _auto_classes("SEQUENCE_CLASSIFICATION")
+    return not families or model_type in families  # without transformers nothing is trained on this machine
 
 
 def _files(folder: Path) -> list[tuple[str, int]]:
@@ -593,7 +598,9 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
 
 def _writes_alone(model: Model) -> bool:
     """Whether the part of the model that writes is loaded without those that see or hear."""
-    return model.needs_remote_code or _causal_classes().get(model.model_type, "").endswith("ForCausalLM")
+    return model.needs_remote_code or _auto_classes("CAUSAL_LM").get(model.model_type, "").endswith(
+        "ForCausalLM"
+    )
 
 
 def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
@@ -726,10 +733,16 @@ def is_or_below(parameter: str, name: str) -> bool:
 
 
 def adapter_problems(
-    folder: str | Path, base: str, settings: Mapping[str, Any], field: str = "model.adapter_path"
+    folder: str | Path,
+    base: str,
+    settings: Mapping[str, Any],
+    field: str = "model.adapter_path",
+    *,
+    scorer: bool = False,
 ) -> list[Problem]:
-    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, and
-    `settings` (name in peft's LoraConfig → value) that are not the adapter's, each at "method." and its name."""
+    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, that it
+    judges texts where none is wanted that does (`scorer`), and `settings` (name in peft's LoraConfig → value) that
+    are not the adapter's, each at "method." and its name."""
     folder = Path(folder)
     for name in ADAPTER_FILES:
         if not os.path.isfile(folder / name):
@@ -741,6 +754,8 @@ def adapter_problems(
     trained_on = _text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
         found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+    if config.get("task_type") == "SEQ_CLS" and not scorer:
+        found.append(problem("adapter-scores", field, folder=folder))
     return found + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
         for name, value in settings.items()

@@ -8,19 +8,22 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from engine import machine
 from engine.chat_templates import file_problem, template_problem
-from engine.datasets import Report, check, read_catalogue
+from engine.datasets import Dataset, Report, check, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
     chat_template,
     freeze_problems,
+    has_reward_model,
     inspect,
     is_hub_id,
     lora_problems,
@@ -30,10 +33,13 @@ from engine.models import (
 from engine.problems import Problem, problem
 from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
-from engine.stages import STAGES
+from engine.stages import FITS, STAGES
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
+LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
+TOLD = 5  # bad rows told in full
+Stamps = tuple[tuple[Path, int, int], ...]
 # What an optimizer's name holds → the modules it imports. The first that fits is the one.
 OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
@@ -53,10 +59,9 @@ def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     found = workplace.problems(spec)
     outside = {one.field for one in found}  # not looked at, not even whether it is there
     found += _of_model(spec, workplace, outside)
-    if spec.stage.kind == "ppo" and spec.stage.reward_model.strip() and "stage.reward_model" not in outside:
-        found += reward_model_problems(Path(spec.stage.reward_model))
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
+    found += _of_rewards(spec, workplace, outside)
     found += _of_cards(spec) + _of_packages(spec)
     weights = trainable(spec) if countable({one.field for one in found}) else 0
     return found + _of_disk(spec, workplace, weights or 0)
@@ -72,7 +77,8 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed):
+    judge = spec.stage.kind == "rm"
+    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=judge):
         return found
     found = []
     if spec.model.trust_remote_code and not allowed:
@@ -87,10 +93,12 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
         found.append(replace(broken, field="model.chat_template"))
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
-        found += adapter_problems(spec.model.adapter_path, chosen, settings)
+        found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet
     model = inspect(chosen)
+    if judge and not has_reward_model(model.model_type):
+        found.append(problem("no-score-head", "stage", model_type=model.model_type))
     if spec.stage.kind != "pt" and not given:
         own = chat_template(model.path)
         if not model.has_chat_template:
@@ -123,26 +131,56 @@ def trainable(spec: RunSpec) -> int | None:
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
-    context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
+    context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
     if context and spec.data.max_length > context:
-        return [
-            problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
-        ]
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
     answer = getattr(spec.stage, "max_new_tokens", 0)
     if context and spec.data.max_length + answer > context:
-        room = int(context) - answer
         values = {
             "given": spec.data.max_length,
             "answer": answer,
-            "context": int(context),
-            "room": max(room, 1),
+            "context": context,
+            "room": max(context - answer, 1),
         }
         return [problem("context-without-answer", "data.max_length", **values)]
     return []
 
 
-LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
-TOLD = 5  # bad rows told in full
+def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
+    """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
+    stage, found = spec.stage, []
+    model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
+    if model and "stage.reward_model" not in outside:
+        found += reward_model_problems(Path(model))
+    if file and "stage.reward_file" not in outside and not os.path.isfile(file):
+        roots = ", ".join(map(str, workplace.reward_files))
+        found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
+    comparing = [one for one in getattr(stage, "rewards", ()) if one in ("exact", "numeric")]
+    if comparing and "data.dataset_dir" not in outside and not _with_answers(spec):
+        names = ", ".join(spec.data.datasets)
+        found.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
+    return found
+
+
+def _with_answers(spec: RunSpec) -> bool:
+    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
+    fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
+    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, _stamps(one)) for one in fit)
+
+
+@lru_cache(maxsize=256)
+def _answered(folder: Path, name: str, _of: Stamps) -> bool:
+    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    rows = examples(dataset, lambda _bad: None, "prompts")
+    return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
+
+
+def _stamps(dataset: Dataset) -> Stamps:
+    """Changes when one of its files does."""
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
 
 
 def _of_data(spec: RunSpec) -> list[Problem]:
@@ -163,17 +201,38 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                     problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
                 )
                 continue
-            stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
-            report = _looked_at(folder, name, spec.stage.kind, stamps)
+            report = _looked_at(folder, name, spec.stage.kind, _stamps(known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:
                 found += [replace(one, field=field) for one in report.problems[:TOLD]]
+    if spec.stage.kind == "kto" and not found:
+        marks = sum((_marks(folder, name, _stamps(known[name])) for name in spec.data.datasets), Counter())
+        # Of more rows than these, all are looked at when the run begins.
+        if len(marks) == 1 and marks.total() < LOOKED_AT:
+            found.append(one_kind_alone(True in marks, marks.total()))
     return found
 
 
 @lru_cache(maxsize=256)
-def _looked_at(folder: Path, name: str, stage: str, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
+def _marks(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
+    """How many answers of a data set are marked good and bad, counted until there is one of each."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    marks: Counter[bool] = Counter()
+    for row in islice(examples(dataset, lambda _: None, "thumbs"), LOOKED_AT):
+        marks[row["label"]] += 1
+        if len(marks) == 2:
+            break
+    return marks
+
+
+def one_kind_alone(good: bool, rows: int) -> Problem:
+    """KTO has nothing to tell apart."""
+    return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
+
+
+@lru_cache(maxsize=256)
+def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
     catalogue, _ = read_catalogue(folder)
     dataset = next(one for one in catalogue if one.name == name)

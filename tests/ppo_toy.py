@@ -74,7 +74,7 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
     generation = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     trainer = PpoTrainer(
-        ActorCritic(model or policy(model_path, method)), Ppo(**settings), share_of_wanted, generation, run.samples,
+        ActorCritic(model or policy(model_path, method)), Ppo(**settings), share_of_wanted, generation, run,
         args=TrainingArguments(output_dir=str(folder), **arguments), processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt_ids": prompts}),
         callbacks=[RunCallback(run, Report(run), keep=None)],

@@ -166,8 +166,8 @@ def test_what_is_rewarded_becomes_three_times_as_frequent(tiny: Path, tmp_path: 
     }  # fmt: skip
     assert wanted <= set(lines[-1])
     samples = read_lines(tmp_path / "run" / "samples.jsonl")
-    assert [line["step"] for line in samples] == list(range(2, 25, 2))
-    assert set(samples[0]["samples"][0]) == {"prompt", "answer", "reward", "kl", "ended"}
+    assert sorted({line["step"] for line in samples}) == list(range(2, 25, 2))
+    assert samples[-1]["prompt"].startswith("user\nsay say")
 
 
 @pytest.mark.slow
@@ -230,8 +230,8 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
     assert {"reward", "value_loss", "clip_fraction", "eval_reward", "eval_loss"} <= set(curves)
     assert "ranks 100.0% of its own evaluation pairs" in run.dir.log.read_text()
     samples = read_lines(run.dir.samples)
-    assert [line["step"] for line in samples] == [1, 2, 3, 4]
-    assert "What comes after" in samples[0]["samples"][0]["prompt"]
+    assert sorted({line["step"] for line in samples}) == [1, 2, 3, 4]
+    assert "What comes after" in samples[0]["prompt"]
     assert not [path for path in run.dir.adapter.iterdir() if path.is_dir()]  # neither critic nor reference
     told = subprocess.run(
         [sys.executable, "-m", "tests.ask", str(tiny), str(run.dir.adapter)], cwd=PROJECT, check=True, text=True,
@@ -241,25 +241,22 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_resume_where_they_were(
-    workplace: Workplace, make_ppo: Callable[..., RunSpec]
-) -> None:
-    spec = make_ppo(hardware__num_processes=2, training__per_device_train_batch_size=2, training__max_steps=6)
-    whole = ended(runs.submit(spec, workplace))
-    assert whole.state == "finished", whole.dir.log.read_text()[-3000:]
-    assert progress.curves(whole)["kl"].value[0] == 0.0
+def test_two_processes_resume_where_they_were(workplace: Workplace, make_ppo: Callable[..., RunSpec]) -> None:
+    spec = make_ppo(hardware__num_processes=2, training__per_device_train_batch_size=2, training__max_steps=5)
+    run = ended(runs.submit(spec, workplace))
+    assert run.state == "finished", run.dir.log.read_text()[-3000:]
+    assert progress.curves(run)["kl"].value[0] == 0.0
+    before = (run.dir.adapter / "adapter_model.safetensors").read_bytes()
 
-    broken = runs.submit(spec, workplace)
-    wait_until(lambda: broken.dir.checkpoints(), every=0.01)
-    runs.stop(runs.read(broken.path, queue.saves_of(broken.path)), "save")
-    broken = ended(broken)
-    assert broken.state == "stopped"
-    runs.resume(broken)
-    broken = ended(broken)
-    assert broken.state == "finished"
-    assert [int(step) for step in progress.curves(broken)["reward"].step] == list(range(1, 7))
-    weights = [run.dir.adapter / "adapter_model.safetensors" for run in (whole, broken)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    (
+        run.dir.checkpoints()[-1] / "complete.json"
+    ).unlink()  # as if all had been killed in the middle of step 5
+    run.dir.exit.unlink()
+    runs.resume(runs.read(run.path, workplace.saves))
+    run = ended(run)
+    assert run.state == "finished", run.dir.log.read_text()[-3000:]
+    assert [line["step"] for line in read_lines(run.dir.metrics) if "reward" in line] == [1, 2, 3, 4, 5, 5]
+    assert (run.dir.adapter / "adapter_model.safetensors").read_bytes() == before
 
 
 # ---------------------------------------------------------------------------------------------- refusals

@@ -9,7 +9,6 @@ takes part in `actor_critic`, the reward model in `scorer`; docs/stages/ppo.md s
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -29,11 +28,11 @@ from engine.worker import ppo_maths
 from engine.worker.actor_critic import ActorCritic
 from engine.worker.ppo_watch import Watch
 from engine.worker.result import generation_config
+from engine.worker.samples import KEPT, Sample, due, write_samples
 from engine.worker.scorer import Reward, reward_of
 from engine.worker.trainers import common_arguments, early_stopping, loraplus, ours
 
 WEIGHTS = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
-SAMPLES = 4  # answers shown of a batch
 
 
 @dataclass
@@ -62,11 +61,11 @@ class PpoTrainer(Trainer):
         settings: Ppo,
         reward: Reward,
         generation: GenerationConfig,
-        samples: Path,
+        run: RunDir,
         **given: Any,
     ):
         super().__init__(model=model, data_collator=_prompts_of, **given)
-        self.settings, self.reward, self.samples = settings, reward, samples
+        self.settings, self.reward, self.run = settings, reward, run
         self.generation = GenerationConfig(
             do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=0, use_cache=True,
             max_new_tokens=settings.max_new_tokens, eos_token_id=generation.eos_token_id,
@@ -89,9 +88,7 @@ class PpoTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         prompts, self.prompts = self.prompts, []
         step = self.state.global_step + 1
-        rollout, answered = self.answer_and_judge(
-            prompts, step, kept=bool(step % self.settings.sample_steps == 0)
-        )
+        rollout, answered = self.answer_and_judge(prompts, step, kept=due(step, self.settings.sample_steps))
         self.tokens += self._total(rollout.attention.sum().double()).item()
         loss, learned = self.learn(model, rollout, step)
         told = answered | learned | {"kl_coef": self.kl_coef}
@@ -142,7 +139,7 @@ class PpoTrainer(Trainer):
             "advantage_mean": mean.item(), "advantage_std": variance.sqrt().item(),
         }  # fmt: skip
         if kept and self.is_world_process_zero():
-            self._keep_samples(step, prompts, told_answers, scores, kl_of_answers, ended)
+            self._keep_samples(step, prompts, told_answers, scores)
         advantages = ppo_maths.whiten(advantages, mask, self._total)
         return Rollout(texts, attention, mask, log_probs, values, advantages, returns), told
 
@@ -221,24 +218,15 @@ class PpoTrainer(Trainer):
             yield
 
     def _keep_samples(
-        self,
-        step: int,
-        prompts: list[list[int]],
-        answers: list[list[int]],
-        scores: Tensor,
-        kl: Tensor,
-        ended: Tensor,
+        self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor
     ) -> None:
         words = self.processing_class.batch_decode
-        few = slice(SAMPLES)
+        few = slice(KEPT)
         shown = zip(
             words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
-            scores[few].tolist(), kl[few].tolist(), ended[few].tolist(), strict=True,
+            scores[few].tolist(), strict=True,
         )  # fmt: skip
-        names = ("prompt", "answer", "reward", "kl", "ended")
-        line = {"step": step, "samples": [dict(zip(names, one, strict=True)) for one in shown]}
-        with contextlib.suppress(OSError), self.samples.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        write_samples(self.run, step, (Sample(asked, said, score, {}) for asked, said, score in shown))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's own points of the curves, and the means of ours since the last."""
@@ -315,7 +303,7 @@ def ppo_trainer(
     generation = generation_config(spec, model, tokenizer)
     cast = ActorCritic(model)
     return ours(PpoTrainer(
-        cast, spec.stage, reward, generation, run.samples, args=arguments, train_dataset=data["train"],
+        cast, spec.stage, reward, generation, run, args=arguments, train_dataset=data["train"],
         eval_dataset=data.get("validation"), processing_class=tokenizer,
         callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus(spec, arguments, cast), None),
     ))  # fmt: skip

@@ -7,10 +7,9 @@ they are one short `Trainer` over TRL's own batches and log-probabilities, and a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,7 +24,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.problems import Refusal, problem
+from engine.obstacles import one_kind_alone
+from engine.problems import Refusal
 from engine.rundir import RunDir
 from engine.spec import Orpo, RunSpec, Simpo
 from engine.worker.trainers import (
@@ -34,6 +34,7 @@ from engine.worker.trainers import (
     exact_adapter,
     loraplus,
     ours,
+    reference_adapter,
     stage_arguments,
 )
 
@@ -78,8 +79,7 @@ def kto_trainer(
     """KTO (Ethayarajh et al. 2024, arXiv:2402.01306), from rows of prompt_ids, completion_ids, label."""
     labels = data["train"]["label"]
     if (good := sum(labels)) in (0, len(labels)):
-        which = "good" if good else "bad"
-        raise Refusal(problem(f"thumbs-all-{which}", "data.datasets", rows=len(labels)))
+        raise Refusal(one_kind_alone(bool(good), len(labels)))
     # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
     # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
     arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
@@ -131,7 +131,7 @@ def _beside_a_reference(
     base (PiSSA), the copy that TRL makes of it; and for trained weights a copy of these alone, the frozen ones shared.
     """
     lora = spec.method.kind == "lora"
-    with exact_adapter(model), _copied_as_it_is(model):
+    with exact_adapter(model), reference_adapter(spec, model):
         trainer = kind(
             model=model,
             ref_model=None if lora else frozen_copy(model),
@@ -143,24 +143,10 @@ def _beside_a_reference(
             callbacks=[*callbacks, *early_stopping(spec)],
             optimizers=(loraplus(spec, arguments, model), None),
         )
-    if lora and not spec.model.adapter_path and spec.method.init_lora_weights not in ("pissa", "olora"):
-        model.delete_adapter("ref")
     for one in (model, trainer.ref_model):
         if one is not None:
             _steady(one)
     return ours(trainer)
-
-
-@contextlib.contextmanager
-def _copied_as_it_is(model: Any) -> Iterator[None]:
-    """Let a second adapter be added without changing the base once more, as an initialization from it would."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    if config is None:
-        yield
-        return
-    kept, config.init_lora_weights = config.init_lora_weights, True
-    yield
-    config.init_lora_weights = kept
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
