@@ -299,6 +299,20 @@ def _known_to_transformers(model_type: str) -> bool:
     return any(Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ())
 
 
+@cache
+def has_reward_model(model_type: str) -> bool:
+    """Whether the installed transformers can put a score in place of the next token of this family. Reads its list;
+    importing transformers would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    if not package or not package.origin:
+        return True  # nothing is trained on this machine
+    listed = Path(package.origin).parent / "models" / "auto" / "modeling_auto.py"
+    families = listed.read_text(encoding="utf-8").partition(
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = "
+    )[2]
+    return f'("{model_type}", ' in families.partition("\n)\n")[0]
+
+
 def _files(folder: Path) -> list[tuple[str, int]]:
     """(name, bytes) of the files directly in `folder`, links followed."""
     try:
@@ -622,10 +636,16 @@ def is_or_below(parameter: str, name: str) -> bool:
 
 
 def adapter_problems(
-    folder: str | Path, base: str, settings: Mapping[str, Any], field: str = "model.adapter_path"
+    folder: str | Path,
+    base: str,
+    settings: Mapping[str, Any],
+    field: str = "model.adapter_path",
+    *,
+    scorer: bool = False,
 ) -> list[Problem]:
-    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, and
-    `settings` (name in peft's LoraConfig → value) that are not the adapter's, each at "method." and its name."""
+    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, that it
+    judges texts where none is wanted that does (`scorer`), and `settings` (name in peft's LoraConfig → value) that
+    are not the adapter's, each at "method." and its name."""
     folder = Path(folder)
     for name in ADAPTER_FILES:
         if not os.path.isfile(folder / name):
@@ -637,6 +657,8 @@ def adapter_problems(
     trained_on = _text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
         found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+    if config.get("task_type") == "SEQ_CLS" and not scorer:
+        found.append(problem("adapter-scores", field, folder=folder))
     return found + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
         for name, value in settings.items()

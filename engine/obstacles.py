@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -19,6 +20,7 @@ from engine.models import (
     adapter_parameters,
     adapter_problems,
     freeze_problems,
+    has_reward_model,
     inspect,
     is_hub_id,
     lora_problems,
@@ -69,7 +71,8 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
+    judge = spec.stage.kind == "rm"
+    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed, scorer=judge):
         return found
     found = []
     if spec.model.trust_remote_code and not allowed:
@@ -82,10 +85,12 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
         found.append(problem("template-missing", "model.chat_template", given=given, known=known))
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
-        found += adapter_problems(spec.model.adapter_path, chosen, settings)
+        found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet
     model = inspect(chosen)
+    if judge and not has_reward_model(model.model_type):
+        found.append(problem("no-score-head", "stage", model_type=model.model_type))
     if spec.stage.kind != "pt" and not given and not model.has_chat_template:
         found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
     if spec.method.kind == "lora":
@@ -147,16 +152,11 @@ def _with_answers(spec: RunSpec) -> bool:
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
     fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
-    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, stamps(one)) for one in fit)
-
-
-def stamps(dataset: Dataset) -> tuple[tuple[Path, int, int], ...]:
-    """What changes when one of the files does."""
-    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
+    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, _stamps(one)) for one in fit)
 
 
 @lru_cache(maxsize=256)
-def _answered(folder: Path, name: str, _stamps: tuple[tuple[Path, int, int], ...]) -> bool:
+def _answered(folder: Path, name: str, _stamps: Stamps) -> bool:
     """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
     dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
     rows = examples(dataset, lambda _bad: None, "prompts")
@@ -165,6 +165,14 @@ def _answered(folder: Path, name: str, _stamps: tuple[tuple[Path, int, int], ...
 
 LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
 TOLD = 5  # bad rows told in full
+
+
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def _stamps(dataset: Dataset) -> Stamps:
+    """Changes when one of its files does."""
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
 
 
 def _of_data(spec: RunSpec) -> list[Problem]:
@@ -185,16 +193,38 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                     problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
                 )
                 continue
-            report = _looked_at(folder, name, spec.stage.kind, stamps(known[name]))
+            report = _looked_at(folder, name, spec.stage.kind, _stamps(known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:
                 found += [replace(one, field=field) for one in report.problems[:TOLD]]
+    if spec.stage.kind == "kto" and not found:
+        marks = sum((_marks(folder, name, _stamps(known[name])) for name in spec.data.datasets), Counter())
+        # Of more rows than these, all are looked at when the run begins.
+        if len(marks) == 1 and marks.total() < LOOKED_AT:
+            found.append(one_kind_alone(True in marks, marks.total()))
     return found
 
 
 @lru_cache(maxsize=256)
-def _looked_at(folder: Path, name: str, stage: str, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
+def _marks(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
+    """How many answers of a data set are marked good and bad, counted until there is one of each."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    marks: Counter[bool] = Counter()
+    for row in islice(examples(dataset, lambda _: None, "thumbs"), LOOKED_AT):
+        marks[row["label"]] += 1
+        if len(marks) == 2:
+            break
+    return marks
+
+
+def one_kind_alone(good: bool, rows: int) -> Problem:
+    """KTO has nothing to tell apart."""
+    return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
+
+
+@lru_cache(maxsize=256)
+def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
     catalogue, _ = read_catalogue(folder)
     dataset = next(one for one in catalogue if one.name == name)

@@ -39,7 +39,7 @@ STAGES: dict[str, Stage] = {
     "sft": Stage("chat", follows=("pt",)),
     "rm": Stage("pairs", ("accuracy", "margin", "loss"), follows=("sft",)),
     "dpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
-    "kto": Stage("thumbs", _PREFERENCE, follows=("sft",)),
+    "kto": Stage("thumbs", ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"), follows=("sft",)),
     "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft")),
     "simpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
     "ppo": Stage(

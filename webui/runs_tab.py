@@ -20,6 +20,7 @@ from engine import progress, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
 from engine.runs import Run
+from engine.stages import STAGES
 from engine.workplace import Workplace
 from webui import charts, notices
 from webui.numbers import ago, duration, human, moment, size
@@ -136,7 +137,8 @@ def build(
     listed = [table_stamp, table, more]
 
     def draw(run: Run, x: str, smooth: float, log_axis: bool) -> str:
-        return charts.charts(progress.curves(run), words, x, smooth, log_axis)
+        stage = STAGES.get(about(run)["stage"])
+        return charts.charts(progress.curves(run), words, x, smooth, log_axis, stage.curves if stage else ())
 
     def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
         """What moves while a run goes on."""

@@ -70,6 +70,10 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
             part.support_avx512bf16_for_cpu = False
     if judges(spec):
         _in_fp32(model.get_submodule(SCORE))
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # On a CPU bitsandbytes would round the scales of 4-bit weights at the first validation, for good.
+            part.support_avx512bf16_for_cpu = False
     return CHOOSE[spec.method.kind](spec, model)
 
 
@@ -134,8 +138,9 @@ def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     over by a model that judges them, which begins with the head it has."""
     folder = spec.model.adapter_path
     config = PeftConfig.from_pretrained(folder)
+    config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
     if not judges(spec) or config.task_type == "SEQ_CLS":
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
     config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
     config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
     config.inference_mode = False

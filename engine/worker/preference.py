@@ -24,7 +24,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from engine.problems import Refusal, problem
+from engine.obstacles import one_kind_alone
+from engine.problems import Refusal
 from engine.rundir import RunDir
 from engine.spec import Orpo, RunSpec, Simpo
 from engine.worker.trainers import (
@@ -78,8 +79,7 @@ def kto_trainer(
     """KTO (Ethayarajh et al. 2024, arXiv:2402.01306), from rows of prompt_ids, completion_ids, label."""
     labels = data["train"]["label"]
     if (good := sum(labels)) in (0, len(labels)):
-        which = "good" if good else "bad"
-        raise Refusal(problem(f"thumbs-all-{which}", "data.datasets", rows=len(labels)))
+        raise Refusal(one_kind_alone(bool(good), len(labels)))
     # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
     # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
     arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
