@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from engine import machine
-from engine.datasets import Report, check, read_catalogue
+from engine.datasets import read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
@@ -27,6 +27,7 @@ from engine.models import (
 from engine.problems import Problem, problem
 from engine.spec import RunSpec
 from engine.stages import STAGES
+from engine.validation import Report, check
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
