@@ -96,6 +96,15 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
     return [_dataset(data_dir, name, entry) for name, entry in entries.items()], []
 
 
+def find(data_dir: Path, name: str) -> Dataset:
+    """One data set of a folder. Raises Refusal if it is not there, or if the catalogue is broken."""
+    found, broken = read_catalogue(data_dir)
+    for dataset in found:
+        if dataset.name == name:
+            return dataset
+    raise Refusal(broken or problem("set-unknown", name=name))
+
+
 def _dataset(data_dir: Path, name: str, entry: Any) -> Dataset:
     try:
         return _read_entry(data_dir, name, entry)

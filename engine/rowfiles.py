@@ -97,14 +97,13 @@ def version(file: Path) -> tuple[int, int]:
 def _places(file: Path, mtime_ns: int, size: int) -> tuple[list[Place], int]:
     found, number = [], 0
     if by_lines(file):
-        walk: Iterator[Place] = (
-            Place(file, row, line, at=at) for row, line, at, _ in _full_lines(file, 1, 1, 0)
-        )
+        for number, line, at, _ in _full_lines(file, 1, 1, 0):
+            if number % EVERY == 1:
+                found.append(Place(file, number, line, at=at))
     else:
-        walk = (place for place, _ in entries(file))
-    for number, place in enumerate(walk, start=1):
-        if number % EVERY == 1:
-            found.append(place)
+        for number, (place, _) in enumerate(entries(file), start=1):
+            if number % EVERY == 1:
+                found.append(place)
     return found, number
 
 

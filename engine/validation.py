@@ -34,7 +34,7 @@ SCRIPTS = {
     "thai": "\u0e00-\u0e7f", "greek": "\u0370-\u03ff", "hebrew": "\u0590-\u05ff", "latin": "A-Za-z\u00c0-\u024f",
 }  # fmt: skip
 RUNS = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
-LOOKED_AT = 400  # characters of an answer that tell its script
+LOOKED_AT = 120  # characters of an answer that tell its script
 
 OnBad = Callable[[Place, Problem, Any], None]
 OnRows = Callable[[int], None]
@@ -207,7 +207,7 @@ class _Fingerprints:
             self.files.append(place)
         self.prints.append(fingerprint)
         self.numbers.append(place.row)
-        self.lines.append(place.line or 0)
+        self.lines.append(0 if place.column else place.line or 0)
 
     def repeated(self) -> list[tuple[int, int]]:
         """(row, the first row that is the same) for each that has been there before, by the order of the rows."""
