@@ -97,3 +97,14 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(one)
     elif isinstance(value, (int, float)):
         yield str(value)
+
+
+def sample(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
+    """At most `size` rows and how many there are: all of them, or stretches that are spread evenly over the set."""
+    total = count_rows(dataset)
+    if total <= size:
+        return entries(dataset), total
+    stretches = max(size // EVERY, 1)
+    starts = [1 + (total // stretches // EVERY * EVERY) * number for number in range(stretches)]
+    found = (entry for start in starts for _, entry in islice(_from(dataset, start), EVERY))
+    return found, total
