@@ -93,7 +93,7 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
         return [], refusal.problems
     if not isinstance(entries, dict):
         return [], [problem("catalogue-not-object", file=str(path), found=type_of(entries))]
-    return [_dataset(data_dir, name, entry) for name, entry in entries.items()], []
+    return [dataset_of(data_dir, name, entry) for name, entry in entries.items()], []
 
 
 def find(data_dir: Path, name: str) -> Dataset:
@@ -105,7 +105,7 @@ def find(data_dir: Path, name: str) -> Dataset:
     raise Refusal(broken or problem("set-unknown", name=name))
 
 
-def _dataset(data_dir: Path, name: str, entry: Any) -> Dataset:
+def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
     try:
         return _read_entry(data_dir, name, entry)
     except Refusal as refusal:

@@ -76,8 +76,7 @@ class Errand:
 
 def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
     """Have `what` done, if it has not been done already or is being done. Comes back at once."""
-    told = json.dumps([what, given, _versions(given)], sort_keys=True, ensure_ascii=False)
-    errand = Errand(saves / FOLDER / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:20]}")
+    errand = _named(saves, what, given)
     errand.path.mkdir(parents=True, exist_ok=True)
     lock = take(errand.path / "lock", ALIVE, shared=False)
     if lock is None:
@@ -92,6 +91,17 @@ def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
         os.close(lock)  # the child has it now
     _prune(saves)
     return errand
+
+
+def known(saves: Path, what: str, given: Mapping[str, Any]) -> Errand | None:
+    """The errand that has done just that with the data as it is now; None if it has not been done."""
+    errand = _named(saves, what, given)
+    return errand if errand.state == "done" else None
+
+
+def _named(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
+    told = json.dumps([what, given, _versions(given)], sort_keys=True, ensure_ascii=False)
+    return Errand(saves / FOLDER / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:20]}")
 
 
 def get(saves: Path, id: str) -> Errand | None:
@@ -129,7 +139,7 @@ def _begin(errand: Errand, module: str, lock: int) -> None:
 def _versions(given: Mapping[str, Any]) -> list[Any]:
     """Changes when a file changes that the errand is about."""
     with contextlib.suppress(Refusal, OSError):
-        names = [given["name"], *given.get("against", ())]
+        names = [given["name"], *given.get("against", ())] if "name" in given else []
         sets = [find(Path(given["data"]), name) for name in names]
         return [[str(file), *version(file)] for one in sets for file in one.files] + [repr(sets)]
     return []

@@ -8,7 +8,6 @@ from functools import cache
 
 from engine import machine, progress, runs
 from engine.command import on_cpu
-from engine.models import inspect
 from engine.problems import Refusal
 from engine.spec import RunSpec
 from engine.workplace import Workplace
@@ -73,8 +72,3 @@ def _cpu_speed() -> float:
     for _ in range(4):
         one @ one
     return 4 * 2 * size**3 / (time.perf_counter() - began)
-
-
-def parameters_of(spec: RunSpec) -> int | None:
-    """Weights of the spec's model, as its files say."""
-    return inspect(spec.model.model_name_or_path).parameters or None
