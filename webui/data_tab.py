@@ -33,7 +33,9 @@ PAGE = 10  # rows of one page
 SHOWN_AS_TOKENS = 5
 SECONDS = 0.7  # between two looks at an errand
 AT_ONCE = 100_000_000  # bytes of a set that is checked as soon as one asks what is wrong with it
-ALL_ROLES = tuple(dict.fromkeys(role for roles in ROLES.values() for role in roles))
+ALL_ROLES = (
+    "prompt", "query", "response", "chosen", "rejected", "kto_tag", "messages", "history", "system", "tools",
+)  # fmt: skip
 
 SETS_JS = """
 element.addEventListener('click', (event) => {
@@ -164,7 +166,7 @@ def build(
                         about = {"interactive": True, "min_width": 120}
                         model = gr.Dropdown(
                             [], value="", allow_custom_value=True, label=words.label("model.model_name_or_path"),
-                            elem_classes="field", elem_id="seen-model", **about,
+                            elem_classes="field field-choice", elem_id="seen-model", **about,
                         )  # fmt: skip
                         stage = gr.Dropdown(
                             [],

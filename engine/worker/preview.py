@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import select
 import sys
@@ -228,10 +229,12 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
     if not lengths:
         return {"edges": [], "counts": [], "longest": 0, "median": 0}
     found = np.array(lengths)
-    top = max(float(np.quantile(found, 0.998)), float(found.min()) + 1)
+    top = max(float(np.quantile(found, 0.998)), 1.0)
     # The line of max_length is in the picture where it is anywhere near.
     top = max_length * 1.05 if top < max_length <= top * 2 else top
-    counts, edges = np.histogram(np.minimum(found, top), bins=BINS, range=(0, top))
+    wide = math.ceil((top + 1) / BINS)
+    edges = np.arange(0, top + 1 + wide, wide)
+    counts, edges = np.histogram(np.minimum(found, edges[-1]), bins=edges)
     return {
         "edges": edges.tolist(), "counts": counts.tolist(), "longest": int(found.max()), "median": float(np.median(found)),
     }  # fmt: skip
