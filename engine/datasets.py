@@ -15,21 +15,20 @@ A row that does not fit is a Problem with file and line, and the others go on. T
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine import rowfiles
 from engine.problems import Problem, Refusal, problem
-from engine.rowfiles import SUFFIXES, Entry, Place, type_of
+from engine.rowfiles import SUFFIXES, Entry, OnBad, Place, type_of
 from engine.stages import Form, Kind
 
 INFO_FILE = "dataset_info.json"
 
 Example = dict[str, Any]
-OnBad = Callable[[Problem], None]
 
 # LLaMA-Factory's defaults, which users' files rely on. Where an entry gives columns, those it leaves out do not exist.
 COLUMNS = {
@@ -53,6 +52,10 @@ TAGS = {
 MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of tools
     "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
     "call": ("tool",), "tool": ("tool", "assistant"),
+}  # fmt: skip
+SPLITS = {  # what the names of files call them
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }  # fmt: skip
 
 
@@ -131,7 +134,10 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     hub = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "om_hub_url") if entry.get(key)), "")
     if not entry.get("file_name") and not hub:
         raise Refusal(problem("entry-without-file", name=name, keys=_names(entry)))
-    files = _files(data_dir, name, entry["file_name"]) if entry.get("file_name") else ()
+    files = ()
+    if entry.get("file_name"):
+        subset, split = (str(entry.get(key) or "") for key in ("subset", "split"))
+        files = _of_split(name, _files(data_dir, name, entry["file_name"], subset), split)
     # An entry that says nothing about its rows is believed to be what its first row looks like.
     entry = (guess(files[0]) if files and not {"formatting", "columns"} & set(entry) else {}) | entry
     formatting = entry.get("formatting") or "alpaca"
@@ -167,9 +173,12 @@ def _kind(
     return "chat"
 
 
-def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
-    """Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed."""
-    root, path = data_dir.resolve(), data_dir / file_name
+def _files(data_dir: Path, name: str, file_name: str, subset: str) -> tuple[Path, ...]:
+    """A file, or those of a folder; of the folder in it that is called `subset`, if one is wanted.
+
+    Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
+    """
+    root, path = data_dir.resolve(), data_dir / file_name / subset
     if not path.resolve().is_relative_to(root):
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
@@ -182,6 +191,23 @@ def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
         if not file.resolve().is_relative_to(root):
             raise Refusal(problem("file-outside", name=name, file=file.name, folder=str(data_dir)))
     return files
+
+
+def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
+
+    Where none is wanted they are the ones for training, or all if no name says so. Raises Refusal for a wanted split
+    that no file has.
+    """
+    wanted = split or "train"
+    words = "|".join(map(re.escape, SPLITS.get(wanted, (wanted,))))
+    named = re.compile(
+        rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE
+    )  # no letter before or after it
+    found = tuple(file for file in files if named.search(file.stem))
+    if split and split != "train" and not found:
+        raise Refusal(problem("split-missing", name=name, split=split, files=_names(f.name for f in files)))
+    return found or files
 
 
 def guess(file: Path) -> dict[str, Any]:
@@ -202,37 +228,39 @@ def guess(file: Path) -> dict[str, Any]:
 
 
 def entries(dataset: Dataset) -> Iterator[Entry]:
-    """The rows as they are in the files, lazily, `num_samples` at most; a Problem in the place of what is no row.
+    """The rows as they are in the files, lazily, the first `num_samples`; a Problem in the place of what is no row.
 
     Raises Refusal if the data set itself cannot be used.
     """
+    found = (entry for file in files_of(dataset) for entry in rowfiles.entries(file))
+    return found if dataset.num_samples is None else _first(found, dataset.num_samples)
+
+
+def _first(found: Iterable[Entry], count: int) -> Iterator[Entry]:
+    for place, row in found:
+        yield place, row
+        count -= isinstance(row, dict)
+        if not count:
+            return
+
+
+def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The same without what is no row, which goes to `on_bad`. Raises Refusal as `entries`."""
+    return rowfiles.objects(entries(dataset), on_bad)
+
+
+def files_of(dataset: Dataset) -> tuple[Path, ...]:
+    """Its files. Raises Refusal if the data set itself cannot be used."""
     if dataset.problem:
         raise Refusal(dataset.problem)
     if not dataset.files:
         raise Refusal(problem("dataset-on-hub", name=dataset.name, hub=dataset.hub))
-    return islice((entry for file in dataset.files for entry in rowfiles.entries(file)), dataset.num_samples)
-
-
-def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The rows as they are in the files, lazily, of the first `num_samples`; what is no row goes to `on_bad`.
-
-    Raises Refusal if the data set itself cannot be used.
-    """
-    return _good(entries(dataset), on_bad)
-
-
-def _good(found: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    for place, row in found:
-        if isinstance(row, Problem):
-            on_bad(row)
-        else:
-            yield place, row
+    return dataset.files
 
 
 def count_rows(dataset: Dataset) -> int:
-    """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `rows`."""
-    entries(dataset)
-    total = sum(map(rowfiles.count, dataset.files))
+    """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `entries`."""
+    total = sum(map(rowfiles.count, files_of(dataset)))
     return total if dataset.num_samples is None else min(total, dataset.num_samples)
 
 
@@ -245,9 +273,20 @@ def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Itera
 
     Raises Refusal if the data set itself cannot be used.
     """
-    for place, row in rows(dataset, on_bad):
+    return canonical(dataset, rows(dataset, on_bad), on_bad, form)
+
+
+def canonical(
+    dataset: Dataset,
+    found: Iterable[tuple[Place, Mapping[str, Any]]],
+    on_bad: OnBad,
+    form: Form | None = None,
+) -> Iterator[Example]:
+    """The same of rows that are read already."""
+    convert = CONVERSIONS[form or dataset.kind]
+    for place, row in found:
         try:
-            yield example(dataset, place, row, form)
+            yield convert(_Row(dataset, place, row))
         except Refusal as refusal:
             on_bad(refusal.problems[0])
 
@@ -280,13 +319,13 @@ class _Row:
 
     def string(self, value: Any, column: str) -> str:
         """Raises Refusal unless the value is a string, or a list of text parts as OpenAI writes it."""
+        if isinstance(value, str):
+            return value
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
             if other := next((part for part in value if not isinstance(part.get("text"), str)), None):
                 raise self.bad("row-not-text", column=column, found=other.get("type") or _names(other))
             return "".join(part["text"] for part in value)
-        if not isinstance(value, str):
-            raise self.bad("row-value-type", column=column, expected="string", found=type_of(value))
-        return value
+        raise self.bad("row-value-type", column=column, expected="string", found=type_of(value))
 
     def filled(self, value: Any, column: str) -> str:
         text = self.string(value, column)
@@ -362,7 +401,8 @@ def _prompt(row: _Row) -> list[dict[str, Any]]:
             _message(row, turn, f"{row.column('messages')}[{number}]") for number, turn in enumerate(turns)
         ]
         return spoken if spoken and spoken[0]["role"] == "system" else messages + spoken
-    for number, exchange in enumerate(row.items(row.get("history") or [], row.column("history"))):
+    history = row.get("history")
+    for number, exchange in enumerate(row.items(history, row.column("history")) if history else ()):
         column = f"{row.column('history')}[{number}]"
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise row.bad(

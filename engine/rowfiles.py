@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,8 +35,8 @@ decode_next = json.JSONDecoder().raw_decode
 class Place:
     """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines.
 
-    `column` is where it begins in that line, counted from 1, if a row before it has begun there too. `at` is where
-    reading can go on with it: bytes from the start of the file, taken as UTF-8.
+    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be
+    written in one line. `at` is where reading can go on with it: bytes from the start of the file, taken as UTF-8.
     """
 
     file: Path
@@ -51,9 +51,9 @@ class Place:
         return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
 
 
-Entry = tuple[
-    Place, Any
-]  # a row (whatever the file holds: an object, one hopes), or the Problem in its place
+Row = dict[str, Any]
+Entry = tuple[Place, Any]  # what stands where a row should: a row, one hopes, or the Problem in its place
+OnBad = Callable[[Problem], None]
 
 
 def entries(file: Path, start: Place | None = None) -> Iterator[Entry]:
@@ -64,14 +64,25 @@ def entries(file: Path, start: Place | None = None) -> Iterator[Entry]:
     start = start or Place(file, 1)
     try:
         for place, row in READERS[file.suffix.lower()](file, start):
-            if isinstance(row, (dict, Problem)):
-                yield place, row
-            else:
-                yield place, problem("row-type", place=str(place), expected="object", found=type_of(row))
+            yield place, row if isinstance(row, (dict, Problem)) else no_row(place, row)
     except Refusal as refusal:
         yield start, refusal.problems[0]
     except UnicodeDecodeError:  # UTF-16 is believed to be what its mark says, and read only now
         yield start, problem("file-encoding", file=file.name, line=start.line or 1)
+
+
+def objects(found: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+    """Those that are rows; the others go to `on_bad`."""
+    for place, row in found:
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            on_bad(row if isinstance(row, Problem) else no_row(place, row))
+
+
+def no_row(place: Place, value: Any) -> Problem:
+    """What to say of something that is no object."""
+    return problem("row-type", place=str(place), expected="object", found=type_of(value))
 
 
 def places(file: Path) -> tuple[list[Place], int]:
@@ -255,14 +266,15 @@ def _json_lines(file: Path, start: Place) -> Iterator[Entry]:
         if text is None:
             yield place, _too_long(place)
             continue
-        try:
-            yield place, from_json(text, cache_strings="keys")
-        except ValueError:
-            yield place, _slowly(place, text)
+        yield place, of_line(place, text)
 
 
-def _slowly(place: Place, line: bytes) -> Any:
-    """The row that a line holds, read by a parser that is kinder and says better what is wrong; or what is."""
+def of_line(place: Place, line: bytes) -> Any:
+    """What a line of JSON holds, or the Problem with it."""
+    try:
+        return from_json(line, cache_strings="keys")
+    except ValueError:  # the other parser is kinder, and says better what is wrong
+        pass
     try:
         value = json.loads(line.decode())
     except json.JSONDecodeError as error:
@@ -296,12 +308,12 @@ def _json_array(file: Path, start: Place) -> Iterator[Entry]:
         at_byte = start.at or (stream.tell() if stream.seekable() else 0)
         text, at, counted = more(BUFFER), 0, 0  # counted: up to where the lines and bytes of `text` are known
         row, line, column, first = start.row, start.line or 1, start.column or 1, True
-        before = 0 if start.column is None else line  # the line that the row before began in
         if not start.at:
             while not (opening := text.lstrip()):
                 text += more(BUFFER)
             at = len(text) - len(opening) + 1
         while True:
+            ended = at
             try:
                 begins, value, at = _next_in_array(text, at, first)
             except (json.JSONDecodeError, RecursionError) as error:
@@ -325,9 +337,13 @@ def _json_array(file: Path, start: Place) -> Iterator[Entry]:
             if begins is None:
                 return
             line, column, at_byte = _moved(text[counted:begins], line, column, at_byte)
-            place = Place(file, row, line, column if line == before else None, at_byte)
+            newline = text.rfind("\n", ended, begins)
+            alone = newline >= 0 and text[newline:begins].isspace()
+            if first and start.at:
+                alone = start.column is None
+            place = Place(file, row, line, None if alone else column, at_byte)
             yield place, _without_halves(place, value, text[begins:at])
-            counted, before, row, first = begins, line, row + 1, False
+            counted, row, first = begins, row + 1, False
 
 
 def _moved(passed: str, line: int, column: int, at: int) -> tuple[int, int, int]:

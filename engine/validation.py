@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from engine.datasets import Dataset, Example, entries, example
+from engine.datasets import Dataset, Example, canonical, entries, example, rows
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
 from engine.stages import FITS, Form
 
 COMPARED = 50_000_000  # rows of a set that are compared with each other
 TELL_EVERY = 5_000  # rows
+RECOMMENDED_AFTER = 100  # rows, of which one at least is good
 RARE = 0.05  # a script that fewer answers are in than this share stands out
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 # What chat templates write between turns. A text that holds it was most likely rendered by a template already.
@@ -76,12 +77,9 @@ def check(
     data sets are recommended from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
     this one, since they are measured on. `on_bad` is told every bad row, `on_rows` now and then how many were read.
     """
-    fits = FITS[form]
-    if dataset.problem is None and dataset.kind not in fits:
-        fitting = [other.name for other in catalogue if other.kind in fits and usable(other)]
-        return Report(
-            0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=", ".join(fitting) or "—"),)
-        )
+    if dataset.problem is None and dataset.kind not in FITS[form]:
+        fitting = ", ".join(recommended(catalogue, form)) or "—"
+        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
     good = bad = 0
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
@@ -111,18 +109,21 @@ def check(
     return Report(good, bad, tuple(problems), warnings, counts | doubts.counts, dict(doubts.scripts))
 
 
-def usable(dataset: Dataset) -> bool:
-    """Whether a data set can be recommended: whole, and with a good row among its first ones."""
+def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
+    """Names of the data sets that have a row of that form among their first ones."""
+    return [one.name for one in catalogue if one.kind in FITS[form] and _has_row(one, form)]
+
+
+def _has_row(dataset: Dataset, form: Form) -> bool:
     if dataset.problem or not dataset.files:
         return False
-    for place, row in islice(entries(dataset), 100):
-        try:
-            if not isinstance(row, Problem):
-                example(dataset, place, row)
-                return True
-        except Refusal:
-            continue
-    return False
+    return any(
+        True for _ in canonical(dataset, islice(rows(dataset, _unheard), RECOMMENDED_AFTER), _unheard, form)
+    )
+
+
+def _unheard(_: Problem) -> None:
+    """Nobody wants to know."""
 
 
 # -------------------------------------------------------------------------------------------- warnings

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from engine.models import is_hub_id
 from engine.problems import Refusal, problem
 from engine.spec import RunSpec
@@ -34,6 +32,7 @@ def fetch_model(spec: RunSpec, report: Report) -> str:
 
 def _huggingface(name: str, spec: RunSpec, report: Report) -> str:
     from huggingface_hub import snapshot_download
+    from tqdm.auto import tqdm
 
     class Progress(tqdm):
         """The hub's progress bar, told to the page in bytes."""
