@@ -18,7 +18,7 @@ import select
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -30,6 +30,7 @@ from engine.datasets import example, find
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 from engine.stages import STAGES, Form
+from engine.workplace import template_file
 
 IDLE_S = 600
 SAMPLE = 20_000  # rows that statistics look at
@@ -66,33 +67,34 @@ class Encoded:
     reason: Problem | None = None
 
 
-def encode(tokenizer: Any, spec: RunSpec, rows: Sequence[dict[str, Any]], max_length: int) -> list[Encoded]:
-    """Canonical rows of the stage's form as tokens, shortened as the spec says to `max_length`."""
-    from engine.worker import examples
-
-    form = STAGES[spec.stage.kind].form
-    if form == "text":
-        found = examples.encode_text(tokenizer, [row["text"] for row in rows], max_length=NO_LIMIT)
-    else:
-        found = examples.encode_chat(
-            tokenizer, rows, max_length=max_length, train_on=getattr(spec.stage, "train_on", "answers"),
-            too_long=spec.data.too_long,
-        )  # fmt: skip
+def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
+    """Canonical rows as a run gets them that has them made by `encoder`."""
     return [
-        Encoded((Side("", one.input_ids, _runs(one.labels)),) if one.usable else (), one.fate, one.reason)
-        for one in found
+        Encoded(SIDES[encoder.form](one) if len(one.values[0]) else (), one.fate, one.reason)
+        for one in encoder.examples(rows)
     ]
 
 
-def _runs(labels: Sequence[int]) -> list[tuple[int, int]]:
-    spans: list[tuple[int, int]] = []
-    for at, label in enumerate(labels):
-        if label != -100:
-            if spans and spans[-1][1] == at:
-                spans[-1] = (spans[-1][0], at + 1)
-            else:
-                spans.append((at, at + 1))
-    return spans
+def _pair(example: Any) -> tuple[Side, ...]:
+    prompt, *answers = example.values
+    return tuple(
+        Side(name, [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))])
+        for name, answer in zip(("chosen", "rejected"), answers, strict=True)
+    )
+
+
+def _thumb(example: Any) -> tuple[Side, ...]:
+    prompt, answer, _ = example.values
+    return (Side("", [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))]),)
+
+
+def _whole(example: Any) -> tuple[Side, ...]:
+    return (Side("", example.values[0].tolist(), example.trained),)
+
+
+SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
+    "text": _whole, "chat": _whole, "pairs": _pair, "thumbs": _thumb, "prompts": _whole,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ questions
@@ -102,7 +104,8 @@ def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Rows from number `first` on, `size` of them, as tokens."""
     dataset = find(Path(given["data"]), given["name"])
     form = STAGES[spec.stage.kind].form
-    tokenizer = _tokenizer(spec)
+    whole_rows, cut_rows = encoders(spec)
+    tokenizer = cut_rows.tokenizer
     special = set(tokenizer.all_special_ids) | _added(tokenizer)
     shown = browse.page(dataset, int(given["first"]), int(given["size"]))
     made: list[tuple[browse.Shown, Any]] = []
@@ -113,8 +116,8 @@ def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
             made.append((one, refusal.problems[0]))
     good = [row for _, row in made if not isinstance(row, Problem)]
     # The whole row, and what is left of it: what was cut off is shown too, as such.
-    whole = iter(encode(tokenizer, spec, good, NO_LIMIT))
-    kept = iter(encode(tokenizer, spec, good, spec.data.max_length))
+    whole = iter(encode(whole_rows, good))
+    kept = iter(encode(cut_rows, good))
     rows = []
     for one, row in made:
         if isinstance(row, Problem):
@@ -178,7 +181,7 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     """Counts over at most SAMPLE rows, spread over the set."""
     dataset = find(Path(given["data"]), given["name"])
     form = STAGES[spec.stage.kind].form
-    tokenizer = _tokenizer(spec)
+    whole_rows, cut_rows = encoders(spec)
     entries, total = browse.sample(dataset, SAMPLE)
     fates: Counter[str] = Counter()
     lengths: list[int] = []
@@ -186,7 +189,7 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     while batch := list(islice(entries, BATCH)):
         seen += len(batch)
         good = list(_good(dataset, batch, form, fates))
-        whole = encode(tokenizer, spec, good, NO_LIMIT)
+        whole = encode(whole_rows, good)
         long = [n for n, one in enumerate(whole) if _longest(one) > spec.data.max_length]
         lengths += [_longest(one) for one in whole if one.sides]
         if form == "text":  # nothing of a text is cut off: what does not fit goes into the next window
@@ -194,7 +197,7 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
             kept = whole
             fates.update("kept" for one in whole if one.sides)
         else:
-            again = encode(tokenizer, spec, [good[n] for n in long], spec.data.max_length)
+            again = encode(cut_rows, [good[n] for n in long])
             kept = list(whole)
             for n, one in zip(long, again, strict=True):
                 kept[n] = one
@@ -240,21 +243,31 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tokenizer(spec: RunSpec) -> Any:
+def encoders(spec: RunSpec) -> tuple[Any, Any]:
+    """Two that make rows into tokens: one that leaves them whole, and the one that a run of the spec has."""
     path = spec.model.model_name_or_path
     if not os.path.isdir(path):
         raise Refusal(problem("preview-needs-model", "model.model_name_or_path", name=path or "—"))
     files = [Path(path, name) for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    if own := template_file(spec):
+        files.append(Path(own))
     stamps = tuple(file.stat().st_mtime_ns for file in files if file.exists())
-    return _load(path, spec.model.chat_template or "", spec.model.trust_remote_code, stamps)
+    tells = {
+        "model": spec.model.model_dump(),
+        "stage": spec.stage.model_dump(),
+        "data": spec.data.model_dump(),
+    }
+    return _encoders(json.dumps(tells | {"data": tells["data"] | {"datasets": {}}}), stamps)
 
 
-@lru_cache(maxsize=4)
-def _load(path: str, template: str, trust: bool, _stamps: tuple[int, ...]) -> Any:
+@lru_cache(maxsize=8)
+def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
+    from engine.worker.examples import Encoder
     from engine.worker.tokenizer import load_tokenizer
 
-    model = {"model_name_or_path": path, "chat_template": template or None, "trust_remote_code": trust}
-    return load_tokenizer(RunSpec.read({"model": model}), path)
+    spec = RunSpec.read(json.loads(tells))
+    tokenizer = load_tokenizer(spec, spec.model.model_name_or_path)
+    return Encoder.of(spec, tokenizer, NO_LIMIT), Encoder.of(spec, tokenizer)
 
 
 def _added(tokenizer: Any) -> set[int]:
