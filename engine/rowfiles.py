@@ -393,7 +393,7 @@ def _table(file: Path, start: Place) -> Iterator[Entry]:
             return
         if cells is None:
             return
-        if not cells:
+        if not cells and not read.too_long:
             continue
         if read.ended:  # the reader asked for another line before the row was over
             yield place, problem("row-quote-open", place=str(place))

@@ -118,7 +118,7 @@ def _parse(
     start: Callable[[str, dict[str, str]], None],
     end: Callable[[str], None] = lambda tag: None,
     text: Callable[[str], None] = lambda said: None,
-    limit: int = UNPACKED,
+    limit: int | None = None,
 ) -> Iterator[None]:
     """Reads one XML part in blocks, and comes back after each, so that what was found can be handed on."""
     parser = expat.ParserCreate(namespace_separator=" ")
@@ -131,7 +131,7 @@ def _parse(
         raise Refusal(problem("sheet-broken", file=name, reason="DOCTYPE"))
 
     parser.StartDoctypeDeclHandler = refuse
-    info, size = packed.getinfo(part), 0
+    info, size, limit = packed.getinfo(part), 0, limit or UNPACKED
     with packed.open(info) as stream:
         while block := stream.read(BLOCK):
             size += len(block)
