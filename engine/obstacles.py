@@ -31,12 +31,16 @@ from engine.models import (
     trainable_parameters,
 )
 from engine.problems import Problem, problem
+from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
-from engine.stages import STAGES
+from engine.stages import FITS, STAGES
 from engine.validation import Report, check
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
+LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
+TOLD = 5  # bad rows told in full
+Stamps = tuple[tuple[Path, int, int], ...]
 # What an optimizer's name holds → the modules it imports. The first that fits is the one.
 OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
@@ -58,6 +62,7 @@ def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     found += _of_model(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
+    found += _of_rewards(spec, workplace, outside)
     found += _of_cards(spec) + _of_packages(spec)
     weights = trainable(spec) if countable({one.field for one in found}) else 0
     return found + _of_disk(spec, workplace, weights or 0)
@@ -127,19 +132,51 @@ def trainable(spec: RunSpec) -> int | None:
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
-    context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
+    context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
     if context and spec.data.max_length > context:
-        return [
-            problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
-        ]
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and spec.data.max_length + answer > context:
+        values = {
+            "given": spec.data.max_length,
+            "answer": answer,
+            "context": context,
+            "room": max(context - answer, 1),
+        }
+        return [problem("context-without-answer", "data.max_length", **values)]
     return []
 
 
-LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
-TOLD = 5  # bad rows told in full
+def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
+    """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
+    stage, found = spec.stage, []
+    model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
+    if model and "stage.reward_model" not in outside:
+        found += reward_model_problems(Path(model))
+    if file and "stage.reward_file" not in outside and not os.path.isfile(file):
+        roots = ", ".join(map(str, workplace.reward_files))
+        found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
+    comparing = [one for one in getattr(stage, "rewards", ()) if one in ("exact", "numeric")]
+    if comparing and "data.dataset_dir" not in outside and not _with_answers(spec):
+        names = ", ".join(spec.data.datasets)
+        found.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
+    return found
 
 
-Stamps = tuple[tuple[Path, int, int], ...]
+def _with_answers(spec: RunSpec) -> bool:
+    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
+    fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
+    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, _stamps(one)) for one in fit)
+
+
+@lru_cache(maxsize=256)
+def _answered(folder: Path, name: str, _of: Stamps) -> bool:
+    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    rows = examples(dataset, lambda _bad: None, "prompts")
+    return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
 
 def _stamps(dataset: Dataset) -> Stamps:

@@ -143,7 +143,11 @@ def test_own_code_is_allowed_by_any_name_of_the_model(
     make_model(place.models[0] / "odd", model_type="odd", auto_map={"AutoConfig": "x.X"})
     for allowed, chosen in (("models/odd", "odd"), ("odd", "models/odd"), ("org/odd", str(snapshot))):
         given = SimpleNamespace(
-            models=list(place.models), data=place.data, saves=place.saves, allow_remote_code=[allowed]
+            models=list(place.models),
+            data=place.data,
+            saves=place.saves,
+            reward_files=None,
+            allow_remote_code=[allowed],
         )
         changes = {"model__model_name_or_path": chosen, "model__trust_remote_code": True}
         assert told(workplaces.from_arguments(given), **changes) == []
