@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine import machine
 from engine.chat_templates import file_problem, template_problem
-from engine.datasets import Dataset, Report, check, examples, read_catalogue
+from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
@@ -35,6 +35,7 @@ from engine.problems import Problem, problem
 from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
 from engine.stages import FITS, STAGES
+from engine.validation import Report, check
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
