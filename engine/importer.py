@@ -45,7 +45,7 @@ THEIR_DEFAULTS: dict[str, dict[str, Any]] = {"simpo": {"pref_beta": 0.1, "simpo_
 # Named for what Athanor decides by itself, or does always.
 NEEDLESS = {
     "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "template",
-    "preprocessing_num_workers", "dataloader_num_workers", "ddp_timeout", "trust_remote_code", "config_file",
+    "dataloader_num_workers", "ddp_timeout", "trust_remote_code", "config_file",
     "save_only_model", "eval_strategy", "evaluation_strategy", "include_num_input_tokens_seen", "flash_attn",
     "resume_from_checkpoint", "deepspeed",
 }  # fmt: skip

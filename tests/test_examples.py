@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from engine.problems import Refusal
-from engine.worker.examples import IGNORED, Frame, encode_chat, encode_text, end_of_turn_ids, pack
+from engine.problems import Problem, Refusal
+from engine.worker.examples import FATES, IGNORED, USABLE, Encoder, table
+from engine.worker.frame import Frame, end_of_turn_ids
 
 OURS = Path(__file__).parent.parent / "engine" / "templates"
 TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # found without importing trl
@@ -86,8 +88,37 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, row: dict) -> list[int]:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, *rows: dict, **settings: object):
-    return encode_chat(tokenizer, rows, **{"max_length": 100_000, **settings})
+@dataclass
+class Seen:
+    """One example as a trainer will see it."""
+
+    fate: str
+    ended: bool
+    reason: Problem | None
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    prompt_ids: list[int] = field(default_factory=list)
+    chosen_ids: list[int] = field(default_factory=list)
+    rejected_ids: list[int] = field(default_factory=list)
+    completion_ids: list[int] = field(default_factory=list)
+    label: bool | None = None
+    prompt: str | None = None
+    answer: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.fate in FATES[:USABLE]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, *rows: dict, form: str = "chat", **settings: object
+) -> list[Seen]:
+    encoder = Encoder(tokenizer, form, **{"max_length": 100_000, **settings})
+    examples = encoder.examples(rows)
+    return [
+        Seen(**(columns | {"fate": FATES[columns["fate"]]}), reason=example.reason)
+        for columns, example in zip(table(form, examples).to_pylist(), examples, strict=True)
+    ]
 
 
 def user(content: str) -> dict:
@@ -421,42 +452,3 @@ def test_a_templates_own_marks_are_believed_but_the_end_of_turn_is_added():
 def test_generation_stops_where_answers_end(name, ends):
     tok = tokenizer(name)
     assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ends
-
-
-@pytest.mark.parametrize("bos", [True, False])
-def test_documents_end_with_one_eos_and_are_split_without_loss(bos):
-    tok = tokenizer("llama3", bos=bos)
-    text = "你好 <|eot_id|></s> the quick brown fox " * 5
-    whole = encode_text(tok, [text], max_length=10_000)
-    assert len(whole) == 1
-    ids = whole[0].input_ids
-    assert whole[0].labels == ids
-    assert (ids[0] == tok.bos_token_id) == bos
-    assert [i for i in ids if i in tok.added_tokens_decoder] == [tok.bos_token_id] * bos + [tok.eos_token_id]
-    assert tok.decode(ids) == "<s>" * bos + text + "</s>"
-    windows = encode_text(tok, [text, "x"], max_length=16)
-    assert [i for window in windows[:-1] for i in window.input_ids] == ids
-    assert all(len(window.input_ids) <= 16 for window in windows)
-    assert windows[-1].fate == "kept"
-
-
-def test_a_document_gets_no_second_eos_from_a_tokenizer_that_writes_one_itself():
-    backend = Tokenizer.from_str(tokenizer("plain").backend_tokenizer.to_str())
-    eos = [("</s>", backend.token_to_id("</s>"))]
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=eos)
-    tok = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    assert tok.decode(encode_text(tok, ["hello"], max_length=99)[0].input_ids) == "hello</s>"
-
-
-def test_packs_hold_every_row_once_and_are_nearly_full():
-    chance = random.Random(0)
-    lengths = [chance.randint(1, 512) for _ in range(5000)]
-    packs = pack(lengths, 512)
-    assert sorted(row for rows in packs for row in rows) == list(range(5000))
-    assert all(sum(lengths[row] for row in rows) <= 512 for rows in packs)
-    assert sum(lengths) / (512 * len(packs)) > 0.98
-    assert pack(lengths, 512) == packs
-    assert pack([3, 3, 2, 2, 2], 6) == [[0, 1], [2, 3, 4]]
-    assert pack([], 6) == []
-    with pytest.raises(ValueError, match="row 1 has 7 tokens"):
-        pack([1, 7], 6)

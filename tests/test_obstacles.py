@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +14,13 @@ import pytest
 
 from engine import machine, obstacles
 from engine import workplace as workplaces
+from engine.chat_templates import file_problem
 from engine.models import hub_cache
-from engine.plan import summary
+from engine.plan import start_from, summary
 from engine.problems import Problem
 from engine.spec import RunSpec, problems
 from engine.workplace import Workplace
-from tests.test_models import QWEN, make_model, safetensors
+from tests.test_models import CONFIG, QWEN, make_model, safetensors
 
 CHAT = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(4)]
 TEXT = [{"text": f"After {n} comes {n + 1}."} for n in range(4)]
@@ -149,11 +152,77 @@ def test_own_code_is_allowed_by_any_name_of_the_model(
     make_model(place.models[0] / "odd", model_type="odd", auto_map={"AutoConfig": "x.X"})
     for allowed, chosen in (("models/odd", "odd"), ("odd", "models/odd"), ("org/odd", str(snapshot))):
         given = SimpleNamespace(
-            models=list(place.models), data=place.data, saves=place.saves, allow_remote_code=[allowed]
+            models=list(place.models),
+            data=place.data,
+            saves=place.saves,
+            reward_files=None,
+            allow_remote_code=[allowed],
         )
         changes = {"model__model_name_or_path": chosen, "model__trust_remote_code": True}
         assert told(workplaces.from_arguments(given), **changes) == []
         assert {one.code for one in told(place, **changes)} == {"model-remote-code"}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("tokenizer.json", '{"model": ', "model-json-broken"),
+        ("tokenizer.json", "{}", "model-tokenizer-broken"),
+        ("tokenizer_config.json", '{"chat_template": "x",}', "model-json-broken"),
+        ("config.json", '{"architectures": [', "model-json-broken"),
+        ("config.json", json.dumps(CONFIG | {"hidden_size": 32}), "model-config-differs"),
+    ],
+)
+def test_a_damaged_file_of_the_model_is_told_before_the_start(
+    place: Workplace, file: str, content: str, code: str
+) -> None:
+    (place.models[0] / "qwen" / file).write_text(content)
+    found = next(one for one in told(place) if one.field == "model.model_name_or_path")
+    assert found.code == code
+    assert file in found.text()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_damaged_chat_template_is_told_at_its_field_and_another_one_helps(
+    place: Workplace, name: str
+) -> None:
+    template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+    file = place.models[0] / "qwen" / name
+    file.write_text(json.dumps({"chat_template": template}) if name.endswith("json") else template)
+    found = only(told(place))
+    assert (found.field, found.code, found.values["line"]) == ("model.chat_template", "template-broken", 2)
+    assert told(place, model__chat_template="chatml") == []
+    assert told(place, stage={"kind": "pt"}, data__datasets=["text"]) == []
+
+
+def test_a_chosen_template_is_read_too(place: Workplace) -> None:
+    file = place.data / "own.jinja"
+    for content, code in (
+        (b"{% if %}", "template-broken"),
+        (b"\xff\xfe", "file-not-text"),
+        (b"{{" * 2**20, "template-too-large"),
+    ):
+        file.write_bytes(content)
+        found = only(told(place, model__chat_template=str(file)))
+        assert (found.field, found.code) == ("model.chat_template", code)
+    file.write_text(
+        "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    assert told(place, model__chat_template=str(file)) == []
+
+
+def test_every_template_that_comes_with_athanor_is_sound(place: Workplace) -> None:
+    for file in obstacles.TEMPLATES.glob("*.jinja"):
+        assert told(place, model__chat_template=file.stem) == []
+        assert file_problem(file) is None
+
+
+def test_a_model_that_is_stretched_already_is_not_stretched_again(place: Workplace) -> None:
+    make_model(place.models[0] / "long", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    stretched = {"model__rope_scaling": {"kind": "linear", "factor": 2.0}}
+    assert told(place, **stretched) == []
+    found = only(told(place, model__model_name_or_path="long", **stretched))
+    assert (found.field, found.values["own"]) == ("model.rope_scaling", "yarn")
 
 
 # ------------------------------------------------------------------------------------------ the method
@@ -301,6 +370,19 @@ def test_a_plan_says_whether_its_steps_are_an_estimate(
     assert (plan.problems, plan.exact, plan.rows) == ([], exact, 4)
 
 
+def test_a_preset_takes_a_data_set_that_is_there(place: Workplace) -> None:
+    write_data(place, broken='{"instruction": oops', text=TEXT, chat=CHAT)
+    spec, said = start_from(place, "demo")
+    assert spec.data.datasets == {"chat": 1}
+    assert "alpaca_translate_zh" in said.text()
+    assert "chat" in said.text("zh")
+    write_data(place, text=TEXT)
+    spec, said = start_from(place, "demo")
+    assert (spec.data.datasets, said.code) == ({}, "preset-no-data")
+    write_data(place, alpaca_translate_zh=CHAT)
+    assert start_from(place, "demo") == (place.preset("demo"), None)
+
+
 # ------------------------------------------------------------------------------------------ the machine
 
 
@@ -345,3 +427,82 @@ def test_threads_are_the_first_number_that_is_said_or_the_cores(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert machine.threads() == (threads or len(os.sched_getaffinity(0)))
+
+
+# ------------------------------------------------------------------------------------------ rewards
+
+
+def rewarded(place: Workplace, **stage: Any) -> list[Problem]:
+    return told(place, stage={"kind": "grpo", "max_new_tokens": 64, **stage})
+
+
+def test_a_reward_file_runs_only_from_a_folder_that_the_operator_named(
+    place: Workplace, tmp_path: Path
+) -> None:
+    allowed, elsewhere = tmp_path / "rewards", tmp_path / "mine.py"
+    allowed.mkdir()
+    for file in (allowed / "good.py", elsewhere):
+        file.write_text("def reward(prompt, completion, answer):\n    return 1\n")
+    (allowed / "link.py").symlink_to(elsewhere)
+    opened = replace(place, reward_files=(allowed,))
+    for path in (
+        str(elsewhere),
+        str(allowed / "link.py"),
+        str(allowed / ".." / "mine.py"),
+        "/etc/passwd",
+        "mine.py",
+    ):
+        assert only(rewarded(opened, rewards=["file"], reward_file=path)).code == "reward-file-not-allowed"
+    assert (
+        only(rewarded(place, rewards=["file"], reward_file=str(allowed / "good.py"))).field
+        == "stage.reward_file"
+    )
+    assert rewarded(opened, rewards=["file"], reward_file="good.py") == []
+    missing = only(rewarded(opened, rewards=["file"], reward_file=str(allowed / "god.py")))
+    assert missing.code == "reward-file-missing"
+    assert str(allowed) in missing.text()
+
+
+def test_folders_of_reward_files_are_named_by_flag_or_environment(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    workplaces.add_arguments(parser)
+    saves = ["--saves", str(place.saves)]
+    assert workplaces.from_arguments(parser.parse_args(saves)).reward_files == ()
+    flags = parser.parse_args([*saves, "--reward-files", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert workplaces.from_arguments(flags).reward_files == (tmp_path / "a", tmp_path / "b")
+    monkeypatch.setenv("ATHANOR_REWARD_FILES", f"{tmp_path / 'c'}:{tmp_path / 'd'}")
+    assert workplaces.from_arguments(parser.parse_args(saves)).reward_files == (
+        tmp_path / "c",
+        tmp_path / "d",
+    )
+
+
+def test_a_reward_model_has_to_be_the_result_of_a_reward_model_run(place: Workplace, tmp_path: Path) -> None:
+    result = place.saves / "qwen" / "lora" / "one" / "adapter"
+    result.mkdir(parents=True)
+    (result / "result.json").write_text(json.dumps({"stage": "sft"}))
+    inside = only(rewarded(place, rewards=["reward_model"], reward_model=str(result)))
+    assert (inside.code, inside.field) == ("reward-is-none", "stage.reward_model")
+    outside = only(rewarded(place, rewards=["reward_model"], reward_model=str(tmp_path / "elsewhere")))
+    assert (outside.code, outside.field) == ("path-outside", "stage.reward_model")
+
+
+def test_a_reward_that_compares_needs_data_with_answers(place: Workplace) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"What comes after {n}?"}]} for n in range(4)]
+    write_data(place, chat=CHAT, asked=asked)
+    info = json.loads((place.data / "dataset_info.json").read_text())
+    info["asked"]["formatting"] = "openai"
+    (place.data / "dataset_info.json").write_text(json.dumps(info))
+    changes = {"stage": {"kind": "grpo", "max_new_tokens": 64, "rewards": ["exact"]}}
+    assert told(place, **changes) == []
+    assert only(told(place, **changes, data__datasets={"asked": 1})).code == "references-not-there"
+    assert told(place, **changes, data__datasets={"asked": 1, "chat": 1}) == []
+    changes["stage"] |= {"rewards": ["format"], "reward_pattern": ".+"}
+    assert told(place, **changes, data__datasets={"asked": 1}) == []
+
+
+def test_questions_and_answers_have_to_fit_into_the_context_together(place: Workplace) -> None:
+    found = only(rewarded(place, rewards=["exact"], max_new_tokens=10**6))
+    assert (found.code, found.field) == ("context-without-answer", "data.max_length")

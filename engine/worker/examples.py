@@ -1,541 +1,319 @@
-"""Canonical rows → token ids and labels, ready to be trained on; needs a fast tokenizer and no GPU.
+"""Canonical rows → examples that a stage can be trained on: token ids, what of them is trained, and what was cut.
 
-A chat row becomes exactly the ids `tokenizer.apply_chat_template` gives, and its labels are the answers: all that
-follows the generation prompt of an assistant turn, up to and including the token that ends the turn. The template
-itself is asked where that is (`Frame`), so no list of model families is kept here. A conversation is rendered once
-and tokenized once, in batches.
+    text     → input_ids, labels                              every token trained; each document ends with eos
+    chat     → input_ids, labels                              the answers trained, the token that ends each included
+    pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
+    thumbs   → prompt_ids, completion_ids, label
+    prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
 
-There is one exception to "exactly": where a *value* of the data contains the text of a control token, that text
-stays text, so that data cannot forge a turn. Reading the data is left to `engine.datasets`, storing and counting
-to `engine.worker.prepare`.
+No form is longer than `max_length`. Reading the data is left to `engine.datasets`, storing to `engine.worker.prepare`.
 """
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_left, insort
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from tokenizers import Tokenizer
+import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from engine.problems import Problem, Refusal, problem
+from engine.spec import RunSpec
+from engine.stages import STAGES, Form
+from engine.worker.conversations import Conversations, Row, Tokens
+from engine.worker.frame import Span
+from engine.worker.shield import Shield
 
 IGNORED = -100  # the label the loss skips, by torch's convention
-Span = tuple[int, int]
 TrainOn = Literal["answers", "last_answer", "everything"]
-TooLong = Literal["cut_end", "drop"]
-MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks around what is to be trained
-Fate = Literal["kept", "cut", "too_long", "untrained", "refused"]
+TooLong = Literal["cut_end", "cut_start", "drop"]
+
+# What became of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
+# survive a cut, or the policy forbids one. "untrained": no label at all. "equal": a pair without a difference.
+# "refused": the template or the tokenizer cannot write it.
+FATES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
+USABLE = 2  # the first so many of them
+
+IDS = pa.list_(pa.int32())
+COLUMNS: dict[Form, dict[str, pa.DataType]] = {
+    "text": {"input_ids": IDS, "labels": IDS},
+    "chat": {"input_ids": IDS, "labels": IDS},
+    "pairs": {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS},
+    "thumbs": {"prompt_ids": IDS, "completion_ids": IDS, "label": pa.bool_()},
+    "prompts": {"prompt_ids": IDS, "prompt": pa.string(), "answer": pa.string()},
+}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example. Of a row that cannot be trained on, `fate` says why and both lists are empty.
+class Example(NamedTuple):
+    """One row. Of one that cannot be used, the values are empty.
 
-    "cut": shortened to max_length. "too_long": longer than max_length, and the policy or the lack of a surviving
-    answer forbids cutting. "untrained": no label at all. "refused": the template does not take the row (`reason`).
-    `ended`: every trained answer includes the token that ends it; a model never shown one never stops.
+    `trained`: spans of the first value that are trained (text, chat). `ended`: every trained answer includes the token
+    that ends it; a model never shown one never stops.
     """
 
-    input_ids: list[int]
-    labels: list[int]
-    fate: Fate = "kept"
-    reason: Problem | None = None
+    values: tuple[Any, ...]
+    fate: str = "kept"
     ended: bool = True
-
-    @property
-    def usable(self) -> bool:
-        return self.fate in ("kept", "cut")
+    trained: Sequence[Span] = ()
+    reason: Problem | None = None
 
 
-def encode_chat(
-    tokenizer: PreTrainedTokenizerFast,
-    rows: Sequence[dict[str, Any]],
-    *,
-    max_length: int,
-    train_on: TrainOn = "answers",
-    too_long: TooLong = "cut_end",
-    chat_template: str | None = None,
-) -> list[Encoded]:
-    """Rows `{"messages": [...], "tools": [...] | None}` → one `Encoded` per row, in the same order.
+@dataclass
+class Encoder:
+    """Makes examples of one form. `too_long` says what becomes of a row of more than `max_length` tokens:
 
-    `too_long` says what becomes of a row of more than `max_length` tokens. "cut_end" keeps the turns up to the last
-    answer that fits, and where not even the first does, the tokens that fit, if some of an answer are among them.
-    "drop" leaves the row out.
-    Raises Refusal if the template writes nothing at the end of an answer that a model could learn to stop with.
+    "cut_end" keeps the turns up to the last answer that fits, and where not even the first does, the tokens that fit;
+    of a pair it shortens the answers, never the prompt. "cut_start" leaves out the oldest turns behind the system
+    message, as few as will do, and if the last ones alone are too long, cuts their end. "drop" leaves the row out. Text
+    is never cut: what does not fit into one example goes into the next.
+
+    Raises Refusal if the template does not show where an answer ends, or the tokenizer has no eos for texts.
     """
-    template = tokenizer.get_chat_template(chat_template)
-    frame = Frame.of(tokenizer, template)
-    shield = Shield(tokenizer, template, frame)
 
-    shielded = [shield.row(row) for row in rows]
-    renderings = _render_all(tokenizer, template, [row for row, _ in shielded])
-    results: list[Encoded | None] = [None] * len(rows)
-    drafts: list[tuple[int, str, list[Span], dict[str, str]]] = []
-    for index, ((row, hidden), rendering) in enumerate(zip(shielded, renderings, strict=True)):
-        try:
-            text, marked = rendering or _render(
-                tokenizer, template, row["messages"], row.get("tools") or None
-            )
-            spans = (
-                _marked_spans(text, marked, frame)
-                if marked
-                else _spans(tokenizer, template, text, row, frame)
-            )
-        except Refusal as refusal:
-            results[index] = Encoded([], [], "refused", refusal.problems[0])
-        except Exception as error:  # a template is a program of its own; whatever it raises is about this row
-            reason = problem("template-refuses-row", reason=str(error))
-            results[index] = Encoded([], [], "refused", reason)
+    tokenizer: PreTrainedTokenizerFast
+    form: Form
+    max_length: int
+    train_on: TrainOn = "answers"
+    too_long: TooLong = "cut_end"
+    chat_template: str | None = None
+    conversations: Conversations | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
+        """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
+        train_on = getattr(spec.stage, "train_on", "answers")
+        length = max_length or spec.data.max_length
+        return cls(tokenizer, STAGES[spec.stage.kind].form, length, train_on, spec.data.too_long)
+
+    def __post_init__(self) -> None:
+        if self.form == "text":
+            if self.tokenizer.eos_token_id is None:
+                raise Refusal(problem("tokenizer-without-eos"))
+            self.shield = Shield(self.tokenizer)
         else:
-            drafts.append((index, text, spans, hidden))
+            self.conversations = Conversations(self.tokenizer, self.chat_template)
 
-    texts = [text for _, text, _, _ in drafts]
-    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    for (index, text, spans, hidden), encoding in zip(drafts, encodings, strict=True):
-        ids, answers = encoding.ids, [_tokens_of(encoding, span, shield.control) for span in spans]
-        ended = all(frame.stop.search(text, *span) for span in spans)
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        """One example per row, in the same order. A text is one example, however long: see `windows`."""
+        examples = FORMS[self.form](self, rows)
+        if self.too_long == "cut_start" and self.form != "text":
+            self._cut_start(rows, examples)
+        return examples
+
+    def _cut_start(self, rows: Sequence[Row], examples: list[Example]) -> None:
+        """Replaces each example that was too long by that of the row with as few turns less as will do."""
+        least = {n: 1 for n, example in enumerate(examples) if _too_long(example)}
+        most = {n: len(_turns(rows[n]["messages"])) - 1 for n in least}
+        while open_ := [n for n in least if least[n] <= most[n]]:
+            tried = {n: (least[n] + most[n]) // 2 for n in open_}
+            made = FORMS[self.form](self, [_without_oldest(rows[n], tried[n]) for n in open_])
+            for n, example in zip(open_, made, strict=True):
+                if _too_long(example):
+                    least[n] = tried[n] + 1
+                    if least[n] > most[n] and _too_long(examples[n]):
+                        examples[n] = example
+                else:
+                    most[n] = tried[n] - 1
+                    examples[n] = example._replace(fate="cut" if example.fate == "kept" else example.fate)
+
+
+def _too_long(example: Example) -> bool:
+    return example.fate in ("cut", "too_long")
+
+
+def _turns(messages: Sequence[dict[str, Any]]) -> list[int]:
+    """Where each question is, and with it all that belongs to its answer."""
+    return [number for number, message in enumerate(messages) if message["role"] == "user"]
+
+
+def _without_oldest(row: Row, count: int) -> Row:
+    turns = _turns(row["messages"])
+    return row | {"messages": row["messages"][: turns[0]] + row["messages"][turns[count] :]}
+
+
+# ---------------------------------------------------------------------------------------------- forms
+
+
+def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    """Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS
+    or nothing)."""
+    backend, shield, eos = encoder.tokenizer.backend_tokenizer, encoder.shield, encoder.tokenizer.eos_token_id
+    shielded = [shield.text(row["text"]) for row in rows]
+    # Offsets are needed only where something stands for something else.
+    plain = iter(backend.encode_batch_fast([text for text, hidden in shielded if not hidden]))
+    marked = iter(backend.encode_batch([text for text, hidden in shielded if hidden]))
+    examples = []
+    for text, hidden in shielded:
         try:
-            if hidden:
-                ids, answers = shield.restore(text, encoding, answers, hidden)
+            ids = shield.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
         except Refusal as refusal:
-            results[index] = Encoded([], [], "refused", refusal.problems[0])
-        else:
-            results[index] = _label(ids, answers, train_on, max_length, too_long, ended)
-    return results
-
-
-def encode_text(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, max_length: int
-) -> list[Encoded]:
-    """Documents → consecutive windows of at most `max_length` tokens, every token trained, nothing thrown away.
-
-    Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS or
-    nothing). So there may be more results than texts. Raises Refusal if the tokenizer has no eos token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise Refusal(problem("tokenizer-without-eos"))
-    shield = Shield(tokenizer)
-    shielded = [shield.text(text) for text in texts]
-    encodings = tokenizer.backend_tokenizer.encode_batch(
-        [text for text, _ in shielded], add_special_tokens=True
-    )
-    windows: list[Encoded] = []
-    for (text, hidden), encoding in zip(shielded, encodings, strict=True):
-        try:
-            ids = shield.restore(text, encoding, [], hidden)[0] if hidden else encoding.ids
-        except Refusal as refusal:
-            windows.append(Encoded([], [], "refused", refusal.problems[0]))
+            examples.append(_refused("text", refusal.problems[0]))
             continue
-        if not ids or ids[-1] != tokenizer.eos_token_id:
-            ids = [*ids, tokenizer.eos_token_id]
-        fate: Fate = "kept" if len(ids) <= max_length else "cut"
-        for start in range(0, len(ids), max_length):
-            window = ids[start : start + max_length]
-            windows.append(Encoded(window, list(window), fate))
-    return windows
+        ids = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+        fate = "kept" if len(ids) <= encoder.max_length else "cut"
+        examples.append(Example((ids,), fate, trained=[(0, len(ids))]))
+    return examples
 
 
-def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
-    """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
-    frame = Frame.of(tokenizer, tokenizer.get_chat_template(chat_template))
-    return [tokenizer.convert_tokens_to_ids(token) for token in frame.ends]
-
-
-def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Best-fit decreasing: the row numbers that go together into each pack of at most `max_length` tokens.
-
-    Deterministic. Raises ValueError on a row longer than a pack. Rows are taken longest first, each into the fullest
-    pack it fits; open packs are looked up by the room they have left, of which there are at most `max_length` values.
-    """
-    packs: list[list[int]] = []
-    packs_with: dict[int, list[int]] = {}  # room left → packs with just that room
-    rooms: list[int] = []  # the keys of packs_with, sorted
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        length = lengths[row]
-        if length > max_length:
-            raise ValueError(f"row {row} has {length} tokens, a pack holds {max_length}")
-        at = bisect_left(rooms, length)
-        if at == len(rooms):
-            room, chosen = max_length, len(packs)
-            packs.append([])
-        else:
-            room = rooms[at]
-            chosen = packs_with[room].pop()
-            if not packs_with[room]:
-                del packs_with[room], rooms[at]
-        packs[chosen].append(row)
-        left = room - length
-        if left:
-            if left not in packs_with:
-                packs_with[left] = []
-                insort(rooms, left)
-            packs_with[left].append(chosen)
-    return packs
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a chat template writes around an answer, learned by rendering a few conversations of sentinels.
-
-    `anchor` opens every answer ("<|im_start|>assistant\\n"); `opening` is what only the generation prompt adds to it
-    (reasoning models: "<think>\\n"). `stops` are the control tokens that may end an answer, `ends` those of them that
-    end one which nothing follows.
-    """
-
-    anchor: str
-    opening: str
-    stops: tuple[str, ...]
-    ends: tuple[str, ...]
-    stop: re.Pattern[str]
-    calls: bool  # the template writes tool calls, and their end is among the stops
-    unforgeable: bool  # the anchor holds a control token, so data cannot write it
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> Frame:
-        """Raises Refusal if the template does not show where an answer ends."""
-        try:
-            return cls._learn(tokenizer, template)
-        except Refusal:
-            raise
-        except Exception as error:  # a template is a program of its own, and may raise anything
-            raise Refusal(problem("template-fails", reason=str(error))) from error
-
-    @classmethod
-    def _learn(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> Frame:
-        control = control_tokens(tokenizer, template)
-        any_control, special = _any_of(control), _any_of([token for token in control if control[token]])
-        # Private-use characters: no template writes them, so whatever differs around them is the template's.
-        question, answer, question_2, answer_2, argument = map(chr, range(0xE000, 0xE005))
-        ask, ask_again = ({"role": "user", "content": text} for text in (question, question_2))
-        reply, reply_again = ({"role": "assistant", "content": text} for text in (answer, answer_2))
-
-        def after(mark: str, messages: list[dict[str, Any]], generate: bool = False) -> str:
-            return _render(tokenizer, template, messages, generate=generate)[0].partition(mark)[2]
-
-        bare, prompt = after(question, [ask]), after(question, [ask], generate=True)
-        full = after(question, [ask, reply, ask_again, reply_again])
-        opens, shared = _agree(prompt, bare, any_control), _agree(prompt, full, any_control)
-        anchor = prompt[opens:shared]
-
-        # What follows an answer in the middle may already be the next turn; what it has in common with the end is not.
-        run = re.compile(f"(?:{any_control.pattern})+")
-        tails = (full.partition(answer_2)[2], full.partition(answer)[2].partition(question_2)[0])
-        runs = [found[0] for found in map(run.search, tails) if found]
-        common = _agree(*runs, any_control) if len(runs) == 2 else 0
-        stops = [runs[0][:common]] if common else [any_control.findall(each)[0] for each in runs]
-        if not stops:
-            raise Refusal(problem("template-without-end"))
-
-        calls: list[str] = []
-        for arguments in ({"x": argument}, argument):  # some templates want an object, some its JSON
-            function = {"type": "function", "function": {"name": "f", "arguments": arguments}}
-            call = {"role": "assistant", "content": "", "tool_calls": [function]}
-            try:
-                alone = after(argument, [ask, call])
-                followed = after(argument, [ask, call, {"role": "tool", "content": "x"}, reply])
-            except Exception:  # a template may refuse tools in any way it likes
-                continue
-            own = re.search(rf"({special.pattern})\s*\Z", alone)  # or else what opens the tool's result (GLM)
-            end = own or re.compile(rf"\s*({special.pattern})").match(followed, len(alone))
-            if end and alone and not calls:
-                calls.append(end[1])
-
-        return cls(
-            anchor=anchor,
-            opening=prompt[max(opens, shared) :],
-            stops=tuple(dict.fromkeys(stops + calls)),
-            ends=tuple(dict.fromkeys(any_control.findall(stop)[-1] for stop in stops[:1] + calls)),
-            stop=_any_of(stops + calls),
-            calls=bool(calls),
-            unforgeable=any_control.search(anchor) is not None,
+def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    max_length, everything = encoder.max_length, encoder.train_on == "everything"
+    examples = []
+    for one in encoder.conversations.encode(rows):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("chat", one))
+            continue
+        ids, answers, ended = one
+        fate = "kept"
+        if len(ids) > max_length:
+            ids, answers, fate, ended = _cut(one, max_length, encoder.too_long)
+        chosen = (
+            [(0, len(ids))] if everything else answers[-1:] if encoder.train_on == "last_answer" else answers
         )
-
-    def starts(self, text: str) -> list[int]:
-        """Where the answers of a rendered conversation begin, going by the anchor alone."""
-        found = text.find(self.anchor) if self.anchor else -1
-        starts = []
-        while found >= 0:
-            starts.append(self.after_anchor(text, found))
-            found = text.find(self.anchor, found + len(self.anchor))
-        return starts
-
-    def after_anchor(self, text: str, found: int) -> int:
-        start = found + len(self.anchor)
-        return start + len(self.opening) if text.startswith(self.opening, start) else start
-
-
-class Shield:
-    """Keeps control tokens that are written in the data from becoming control tokens.
-
-    Their text is replaced by spare private-use characters before the template is rendered and the text tokenized; then
-    the tokens of each such character are replaced by those of the text it stands for, spelled out.
-
-    Nobody but the assistant may write any control token. In an answer only those that frame turns are shielded, and
-    `<think>` or `<tool_call>` is what it looks like: the model writes these itself.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str = "", frame: Frame | None = None):
-        control = control_tokens(tokenizer, template)
-        framing = frame.anchor + "".join(frame.stops) if frame else ""
-        self.in_answers = _any_of([token for token in control if control[token] or token in framing])
-        self.elsewhere = _any_of(control)
-        self.control = set(tokenizer.convert_tokens_to_ids(list(control)))
-        backend = tokenizer.backend_tokenizer
-        self.speller = Tokenizer(backend.model)  # the same vocabulary and merges, and no added tokens
-        if backend.normalizer:
-            self.speller.normalizer = backend.normalizer
-        if backend.pre_tokenizer:
-            self.speller.pre_tokenizer = backend.pre_tokenizer
-
-    def row(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-        """A chat row without control tokens, and what stands for what. The same row if it holds none."""
-        written = repr(row)
-        if not self.elsewhere.search(written):
-            return row, {}
-        stand_ins = _StandIns(written)
-        messages = [
-            stand_ins.hide(message, self.in_answers if message["role"] == "assistant" else self.elsewhere)
-            for message in row["messages"]
-        ]
-        tools = stand_ins.hide(row.get("tools"), self.elsewhere)
-        return {**row, "messages": messages, "tools": tools}, stand_ins.hidden()
-
-    def text(self, text: str) -> tuple[str, dict[str, str]]:
-        """The same for a document."""
-        if not self.elsewhere.search(text):
-            return text, {}
-        stand_ins = _StandIns(text)
-        return stand_ins.hide(text, self.elsewhere), stand_ins.hidden()
-
-    def restore(
-        self, text: str, encoding: Any, spans: list[Span], hidden: dict[str, str]
-    ) -> tuple[list[int], list[Span]]:
-        """Ids and token spans with the spelled-out text where a stand-in was. Raises Refusal if it cannot be."""
-        ids: list[int] = []
-        moved = [0]  # where each old token now begins
-        spelled: list[Span] = []  # one stand-in may be several tokens (bytes), with the same offsets
-        for token, offset in zip(encoding.ids, encoding.offsets, strict=True):
-            stands_for = hidden.get(text[slice(*offset)])
-            if stands_for is None:
-                ids.append(token)
-            elif not spelled or spelled[-1] != offset:
-                ids += self.spell(stands_for)
-                spelled.append(offset)
-            moved.append(len(ids))
-        if len(spelled) != sum(char in hidden for char in text):
-            raise Refusal(problem("control-token-in-data", token=", ".join(hidden.values())))
-        return ids, [(moved[begin], moved[end]) for begin, end in spans]
-
-    def spell(self, token: str) -> list[int]:
-        """The text of a control token as ordinary tokens. Raises Refusal if the vocabulary cannot."""
-        # Behind a newline, since some tokenizers put a space before whatever stands at the very beginning.
-        newline = self.speller.encode("\n", add_special_tokens=False).ids
-        ids = self.speller.encode("\n" + token, add_special_tokens=False).ids
-        if ids[: len(newline)] == newline:
-            ids = ids[len(newline) :]
+        if fate == "too_long":
+            examples.append(_left_out("chat", fate))
+        elif not any([begin < end for begin, end in chosen]):
+            examples.append(_left_out("chat", "untrained"))
         else:
-            ids = self.speller.encode(token, add_special_tokens=False).ids
-        if self.control.intersection(ids):
-            raise Refusal(problem("control-token-in-data", token=token))
-        return ids
+            examples.append(Example((ids,), fate, ended, chosen))
+    return examples
 
 
-class _StandIns:
-    """Which spare character stands for which control token, for one row."""
-
-    def __init__(self, written: str):
-        self.spare = (char for char in map(chr, range(0x100000, 0x10FFFE)) if char not in written)
-        self.by_token: dict[str, str] = {}
-
-    def hide(self, value: Any, pattern: re.Pattern[str]) -> Any:
-        if isinstance(value, str):
-            return pattern.sub(self._stand_in, value)
-        if isinstance(value, dict):
-            return {self.hide(key, pattern): self.hide(item, pattern) for key, item in value.items()}
-        if isinstance(value, list):
-            return [self.hide(item, pattern) for item in value]
-        return value
-
-    def hidden(self) -> dict[str, str]:
-        return {char: token for token, char in self.by_token.items()}
-
-    def _stand_in(self, found: re.Match[str]) -> str:
-        if found[0] not in self.by_token:
-            self.by_token[found[0]] = next(self.spare)
-        return self.by_token[found[0]]
+def _cut(one: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray, list[Span], str, bool]:
+    """Ids and answers up to the last answer that fits; of the first one, as much as fits."""
+    whole = [end for _, end in one.answers if end <= max_length]
+    kept = 0 if too_long == "drop" else whole[-1] if whole else max_length
+    answers = [(begin, min(end, kept)) for begin, end in one.answers if begin < kept]
+    ended = one.ended and bool(whole)
+    return one.ids[:kept], answers, "cut" if answers else "too_long", ended
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> dict[str, bool]:
-    """Text of each control token → whether it is special: all special tokens and the added ones the template writes.
-
-    Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags.
-    """
-    return {
-        token.content: token.special
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content in template and not token.content.isspace())
-    }
-
-
-def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # (?!) never matches
-
-
-def _agree(a: str, b: str, control: re.Pattern[str]) -> int:
-    """Length of the common beginning of `a` and `b`, no control token cut in two ("<|end|>" against "<|user|>")."""
-    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    cut = [m.start() for text in (a, b) for m in control.finditer(text) if m.start() < length < m.end()]
-    return min([length, *cut])
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerFast,
-    template: str,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None = None,
-    generate: bool = False,
-) -> tuple[str, list[Span]]:
-    """The text of one conversation and the character spans its template itself marks with {% generation %}."""
-    return _render_batch(tokenizer, template, [messages], tools, generate)[0]
-
-
-def _render_batch(
-    tokenizer: PreTrainedTokenizerFast,
-    template: str,
-    conversations: list[list[dict[str, Any]]],
-    tools: list[dict[str, Any]] | None = None,
-    generate: bool = False,
-) -> list[tuple[str, list[Span]]]:
-    texts, marked = render_jinja_template(
-        conversations=conversations,
-        tools=tools,
-        chat_template=template,
-        add_generation_prompt=generate,
-        return_assistant_tokens_mask=MARKS.search(template) is not None,
-        **tokenizer.special_tokens_map,
+def _pairs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    sides = encoder.conversations.encode(
+        [{**row, "messages": row["messages"] + row[side]} for side in ("chosen", "rejected") for row in rows]
     )
-    return list(zip(texts, marked or [[] for _ in texts], strict=True))
+    examples = []
+    for chosen, rejected in zip(sides[: len(rows)], sides[len(rows) :], strict=True):
+        if refused := next((side for side in (chosen, rejected) if not isinstance(side, Tokens)), None):
+            examples.append(_refused("pairs", refused))
+            continue
+        at = _common(chosen, rejected)
+        example = _answered(encoder, "pairs", at, chosen, rejected)
+        _, *answers = example.values
+        if example.fate in FATES[:USABLE] and np.array_equal(*answers):
+            example = _left_out("pairs", "equal")
+        examples.append(example)
+    return examples
 
 
-def _render_all(
-    tokenizer: PreTrainedTokenizerFast, template: str, rows: Sequence[dict[str, Any]]
-) -> list[tuple[str, list[Span]] | None]:
-    """The rows without tools, in one go, which is faster. None: a row to be rendered on its own."""
-    renderings: list[tuple[str, list[Span]] | None] = [None] * len(rows)
-    together = [index for index, row in enumerate(rows) if not row.get("tools")]
-    try:
-        batch = _render_batch(tokenizer, template, [rows[index]["messages"] for index in together])
-    except Exception:  # which row it was about will show when each is rendered on its own
-        return renderings
-    for index, rendering in zip(together, batch, strict=True):
-        renderings[index] = rendering
-    return renderings
+def _common(one: Tokens, other: Tokens) -> int:
+    """Where the last answers of two conversations begin; if a token holds the end of the question and the beginning
+    of only one of the answers, before that."""
+    at = min(one.answers[-1][0], other.answers[-1][0])
+    differs = one.ids[:at] != other.ids[:at]
+    return int(differs.argmax()) if differs.any() else at
 
 
-def _spans(
-    tokenizer: PreTrainedTokenizerFast, template: str, text: str, row: dict[str, Any], frame: Frame
-) -> list[Span]:
-    """Character spans of the answers in a rendered conversation. Raises Refusal where they cannot be told.
+def _thumbs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    examples = []
+    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("thumbs", one))
+            continue
+        example = _answered(encoder, "thumbs", one.answers[-1][0], one)
+        if example.fate in FATES[:USABLE]:
+            example = example._replace(values=(*example.values, row["label"]))
+        examples.append(example)
+    return examples
 
-    Data cannot write the anchor if that holds a control token; so where there are as many anchors as answers, those
-    are the answers. Otherwise (no such token, several anchors to one answer, none after a tool's result) an answer
-    begins where the conversation before it, rendered with the generation prompt, ends.
-    """
-    messages = row["messages"]
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not frame.calls and any(messages[turn].get("tool_calls") for turn in turns):
-        raise Refusal(problem("template-without-tool-calls"))
-    starts = frame.starts(text)
-    if not frame.unforgeable or len(starts) != len(turns):
-        starts = []
-        for turn in turns:
-            before = ""
-            if turn:
-                before, _ = _render(
-                    tokenizer, template, messages[:turn], row.get("tools") or None, generate=True
-                )
-            found = text.find(frame.anchor, starts[-1] if starts else 0) if frame.anchor else -1
-            if before and text.startswith(before):
-                starts.append(len(before))
-            elif found >= 0:  # the template renders history differently (without its reasoning, say)
-                starts.append(frame.after_anchor(text, found))
-            else:
-                raise Refusal(problem("answer-start-hidden", message=turn + 1))
-    spans: list[Span] = []
-    for start, limit in zip(starts, [*starts[1:], len(text)], strict=True):
-        stop = frame.stop.search(text, start, limit)
-        # An answer may consist of several framed parts (gpt-oss: analysis, then the final channel).
-        while stop and 0 < _end_of(frame.anchor, text, stop.end()) < limit:
-            stop = frame.stop.search(text, stop.end(), limit)
-        if stop:
-            spans.append((start, stop.end()))
-        elif limit == len(text) and turns[-1] == len(messages) - 1:
-            spans.append((start, limit))
+
+def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
+    """A prompt that ends at `at`, and the last answer of each side."""
+    prompt = sides[0].ids[:at]
+    answers = [side.ids[at : side.answers[-1][1]] for side in sides]
+    room = encoder.max_length - at
+    if max(map(len, answers)) <= room:
+        return Example((prompt, *answers), ended=all(side.ended for side in sides))
+    if room <= 0 or encoder.too_long == "drop":
+        return _left_out(form, "too_long")
+    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False)
+
+
+def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    examples = []
+    for row, one in zip(rows, encoder.conversations.encode(rows, generate=True), strict=True):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("prompts", one))
+        elif len(one.ids) > encoder.max_length:
+            examples.append(_left_out("prompts", "too_long"))
         else:
-            raise Refusal(problem("answer-end-hidden"))
-    return spans
+            messages = json.dumps(row["messages"], ensure_ascii=False)
+            examples.append(Example((one.ids, messages, row.get("answer"))))
+    return examples
 
 
-def _end_of(part: str, text: str, at: int) -> int:
-    """Where `part` ends if it stands in `text` at `at`; 0 if it does not, or is empty."""
-    return at + len(part) if part and text.startswith(part, at) else 0
+FORMS: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] = {
+    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs, "prompts": _prompts,
+}  # fmt: skip
+
+NOTHING = np.zeros(0, dtype=np.int32)
+EMPTY: dict[Form, tuple[Any, ...]] = {
+    form: tuple(NOTHING if kind == IDS else None for kind in columns.values())
+    for form, columns in COLUMNS.items()
+}
 
 
-def _marked_spans(text: str, marked: list[Span], frame: Frame) -> list[Span]:
-    """The spans a template marks itself, but each ending just behind the token that ends the turn."""
-    spans = []
-    for start, end in marked:
-        trimmed = start + len(
-            text[start:end].rstrip()
-        )  # a mark may include the line break, or lack the token
-        included = any(text[start:trimmed].endswith(stop) for stop in frame.stops)
-        behind = frame.stop.match(text, end)
-        spans.append((start, trimmed if included else behind.end() if behind else end))
-    return spans
+def _left_out(form: Form, fate: str) -> Example:
+    return Example(EMPTY[form], fate)
 
 
-def _tokens_of(encoding: Any, span: Span, control: Collection[int]) -> Span:
-    """The tokens that hold any of the characters of an answer.
-
-    So an ordinary token that answer and prompt share (" yes" after "A: ") is the answer's: without it the answer
-    would lose its beginning. A control token is the prompt's even if it swallows the answer's leading spaces (Phi).
-    """
-    start, end = span
-    first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-    if first is None or last is None:  # slower, but right also where a tokenizer leaves characters out
-        offsets = encoding.offsets
-        first = next((token for token, (_, ends) in enumerate(offsets) if ends > start), len(offsets))
-        last = bisect_left(offsets, (end,)) - 1
-    while last + 1 < len(encoding) and encoding.token_to_chars(last + 1)[0] < end:
-        last += 1  # several tokens may share one character
-    if first <= last and encoding.ids[first] in control and encoding.token_to_chars(first)[0] < start:
-        first += 1
-    return first, max(first, last + 1)
+def _refused(form: Form, reason: Problem) -> Example:
+    return Example(EMPTY[form], "refused", reason=reason)
 
 
-def _label(
-    ids: list[int], spans: list[Span], train_on: TrainOn, max_length: int, too_long: TooLong, ended: bool
-) -> Encoded:
-    kept = len(ids)
-    if kept > max_length:
-        whole = [end for _, end in spans if end <= max_length]
-        kept = 0 if too_long == "drop" else whole[-1] if whole else max_length
-    fate: Fate = "kept" if kept == len(ids) else "cut"
-    answers = [(begin, min(end, kept)) for begin, end in spans if begin < kept]
-    if not kept or (fate == "cut" and not answers):
-        return Encoded([], [], "too_long")
-    if train_on == "everything":
-        return Encoded(ids[:kept], ids[:kept], fate, ended=ended)
-    chosen = answers[-1:] if train_on == "last_answer" else answers
-    if not any(begin < end for begin, end in chosen):
-        return Encoded([], [], "untrained")
-    labels = [IGNORED] * kept
-    for begin, end in chosen:
-        labels[begin:end] = ids[begin:end]
-    return Encoded(ids[:kept], labels, fate, ended=ended and answers[-1][1] == spans[len(answers) - 1][1])
+# --------------------------------------------------------------------------------------------- tables
+
+
+def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
+    """The examples as columns, one row each, unusable ones empty; with `fate` (its number) and `ended` at the end."""
+    columns: list[pa.Array] = []
+    for at, (name, kind) in enumerate(COLUMNS[form].items()):
+        if name == "labels":
+            columns.append(_labels(columns[0], examples))
+        elif kind == IDS:
+            columns.append(ragged([example.values[at] for example in examples]))
+        else:
+            columns.append(pa.array([example.values[at] for example in examples], kind))
+    number = {fate: at for at, fate in enumerate(FATES)}
+    columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
+    columns.append(pa.array([example.ended for example in examples], pa.bool_()))
+    return pa.RecordBatch.from_arrays(columns, names=[*COLUMNS[form], "fate", "ended"])
+
+
+def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    """Arrays of int32 as one column."""
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([len(one) for one in arrays], out=offsets[1:])
+    flat = np.concatenate(arrays) if arrays else NOTHING
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _labels(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
+    """The ids where they are trained."""
+    offsets = input_ids.offsets.to_numpy()
+    starts = [
+        (start + begin, start + end)
+        for start, example in zip(offsets.tolist(), examples, strict=False)
+        for begin, end in example.trained
+    ]
+    edges = np.zeros(offsets[-1] + 1, dtype=np.int8)
+    if starts:
+        begins, ends = np.array(starts).T
+        np.add.at(edges, begins, 1)
+        np.add.at(edges, ends, -1)
+    ids = input_ids.values.to_numpy()
+    return pa.ListArray.from_arrays(
+        input_ids.offsets, pa.array(np.where(edges[:-1].cumsum(dtype=np.int8) > 0, ids, np.int32(IGNORED)))
+    )

@@ -1,27 +1,33 @@
 """Rows → token ids and labels on disk, before any process takes a device: `python -m engine.worker.prepare FOLDER`.
 
 Leaves in the run's prepared/: train.arrow, validation.arrow (if there is one), and summary.json with what was
-kept, cut and dropped. It needs no GPU and holds none while it works.
+kept, cut and dropped. It needs no GPU and holds none while it works. What was prepared before is not prepared again
+(`engine.worker.cache`).
+
+The rows go through three steps, and no list of them is ever kept: a file is cut into blocks (`engine.blocks`); each block
+becomes a table of examples, on disk, by one of several processes (`engine.worker.examples`); and when the last is done and
+it is known how many rows there are, the tables are written into the splits (`engine.worker.splits`).
 """
 
 from __future__ import annotations
 
-import random
+import os
+import shutil
+import signal
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from engine.datasets import Dataset, examples, read_catalogue
+from engine.datasets import Dataset, files_of, read_catalogue
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RunDir, read_json, write_json
 from engine.spec import RunSpec
 from engine.stages import STAGES
+from engine.worker import cache
 from engine.worker.edge import Report, edge
 
-BATCH = 1000  # rows rendered and tokenized at a time
+LEAST = 1 << 20  # bytes of data for which one more process pays
 SHOWN = 20  # bad rows told in full
 
 
@@ -30,166 +36,106 @@ def prepare(run: RunDir) -> None:
 
     A resumed run keeps what it has: its checkpoint remembers a place in just these rows.
     """
-    prepared = read_json(run.prepared / "summary.json")
+    prepared = read_json(run.prepared / cache.SUMMARY)
     if prepared and Path(prepared["model_path"]).is_dir():
         return
     report = Report(run)
     report("preparing")
-
-    # Imported here: the page is told before transformers has begun to load.
-    from engine.worker.fetch import fetch_model
-    from engine.worker.tokenizer import load_tokenizer
-
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
-    run.prepared.mkdir(exist_ok=True)
-    model_path = fetch_model(spec, report)
-    tokenizer = load_tokenizer(spec, model_path)
+    model_path = _model_path(spec, report)
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
-    bad: list[Problem] = []
-    rows = {name: list(_rows(catalogue[name], spec, bad, report)) for name in spec.data.datasets}
-    splits = {"train": rows}
-    if spec.data.validation_share:
-        splits["train"], splits["validation"] = _set_aside(rows, spec)
-    elif spec.data.eval_datasets:
-        splits["validation"] = {
-            name: list(_rows(catalogue[name], spec, bad, report)) for name in spec.data.eval_datasets
-        }
-    splits["train"] = _weighted(splits["train"], spec)
-
-    count = sum(len(some) for split in splits.values() for some in split.values())
-    encoder = Encoder(spec, tokenizer, report, count, bad)
-    summary = {
-        split: encoder.write(
-            run.prepared / f"{split}.arrow", (row for some in given.values() for row in some)
-        )
-        for split, given in splits.items()
-    }
-    for split, counts in summary.items():
-        if not counts["examples"]:
-            raise Refusal(_nothing_left(split, counts, spec, bad))
-    if bad and not spec.data.skip_bad_rows:
-        names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
-        raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=len(bad)), *bad[:SHOWN]])
-    write_json(run.prepared / "summary.json", {
-        "model_path": model_path, "splits": list(splits), **summary, "bad_rows": len(bad),
-        "bad_rows_shown": [str(one) for one in bad[:SHOWN]],
-    })  # fmt: skip
-    _print_summary(summary, bad)
+    datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
+    store = run.path.parents[2] / ".prepared"
+    key = cache.key_of(spec, datasets, model_path, store)
+    if folder := cache.find(store, key):
+        print("These rows were prepared before.", flush=True)
+        summary = cache.hand_over(folder, run.prepared)
+    else:
+        with cache.building(store, key) as folder:
+            build(spec, model_path, datasets, folder, report)
+            summary = cache.hand_over(folder, run.prepared)
+    write_json(run.prepared / cache.SUMMARY, {"model_path": model_path, "key": key, **summary})
+    _print_summary(summary)
     report("preparing", 1, 1)
 
 
-def _rows(dataset: Dataset, spec: RunSpec, bad: list[Problem], report: Report) -> Iterator[dict[str, Any]]:
-    """The good rows of a data set, in the form its kind has; the others go into `bad`."""
-    for count, row in enumerate(
-        islice(examples(dataset, bad.append, STAGES[spec.stage.kind].form), spec.data.max_samples), 1
-    ):
-        if count % BATCH == 0:
-            report("preparing", count, None, "rows")
-        yield row
+def _model_path(spec: RunSpec, report: Report) -> str:
+    if os.path.isdir(spec.model.model_name_or_path):
+        return spec.model.model_name_or_path
+    from engine.worker.fetch import fetch_model
+
+    return fetch_model(spec, report)
 
 
-def _set_aside(
-    rows: dict[str, list[Any]], spec: RunSpec
-) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Training and validation rows: a share of each data set, by the seed; at least one row is measured on."""
-    train, validation = {}, {}
-    for name, some in rows.items():
-        shuffled = random.Random(spec.training.seed).sample(some, len(some))
-        count = max(round(len(some) * spec.data.validation_share), 1)
-        validation[name], train[name] = shuffled[:count], shuffled[count:]
-    return train, validation
+def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: Report) -> None:
+    """Prepare the rows of `datasets` (those to train on, then those to measure on) in `folder`."""
+    size = sum(file.stat().st_size for dataset in datasets for file in files_of(dataset))
+    cores = len(os.sched_getaffinity(0))
+    processes = min(spec.data.preprocessing_num_workers or cores, max(size // LEAST, 1))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes > 1 else "true"
+
+    # Imported here: the page was told before transformers has begun to load, and a cached run never loads it.
+    from engine.worker import tables
+    from engine.worker.crew import Crew
+    from engine.worker.examples import Encoder
+    from engine.worker.tokenizer import load_tokenizer
+
+    encoder = Encoder.of(spec, load_tokenizer(spec, model_path))
+    found = [tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
+    drafts = folder / "tables"
+    drafts.mkdir()
+    paths = (drafts / str(number) for number in count())
+    crew = Crew(processes, lambda task: tables.make(encoder, datasets, task))
+    try:
+        for one in found:
+            for _ in one.make(crew, lambda: next(paths)):
+                rows, seen = sum(each.good for each in found), sum(each.bytes_done for each in found)
+                report("preparing", rows, round(rows * size / seen) if seen else None, "rows")
+    finally:
+        crew.close()
+    summary = write_splits(spec, found, folder)
+    shutil.rmtree(drafts)
+    bad, bad_count = (
+        [one for each in found for one in each.bad][:SHOWN],
+        sum(each.bad_count for each in found),
+    )
+    for split, counts in summary.items():
+        if not counts["examples"]:
+            raise Refusal(_nothing_left(split, counts, spec, bad, bad_count))
+    if bad_count and not spec.data.skip_bad_rows:
+        names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
+        raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
+    write_json(folder / cache.SUMMARY, {
+        "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(one) for one in bad],
+    })  # fmt: skip
 
 
-def _weighted(rows: dict[str, list[Any]], spec: RunSpec) -> dict[str, list[Any]]:
-    """Each data set as often as its weight says: 2.5 is every row twice, and a random half once more."""
-    weighted = {}
-    for name, some in rows.items():
-        whole, part = divmod(spec.data.datasets[name], 1)
-        more = random.Random(spec.training.seed).sample(some, round(len(some) * part))
-        weighted[name] = some * int(whole) + more
-    return weighted
+def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of all data sets (`engine.worker.tables.Tables`), each where it belongs; returns the counts."""
+    from engine.worker.splits import Split, read, set_aside, times
+
+    names = ["train", "validation"] if spec.data.validation_share or spec.data.eval_datasets else ["train"]
+    form, seed, share = STAGES[spec.stage.kind].form, spec.training.seed, spec.data.validation_share
+    splits = {
+        name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing) for name in names
+    }
+    for one in found:
+        weight = spec.data.datasets.get(one.dataset.name)
+        aside = set_aside(one.good, share if weight else 1.0, seed)
+        often = {"train": times(~aside, weight or 0, seed), "validation": aside.astype("uint16")}
+        at = 0
+        for part in one.parts:
+            for table in read(part.path):
+                for name, split in splits.items():
+                    split.add(table.slice(0, part.good), often[name][at : at + part.good])
+            at += part.good
+            part.path.unlink()
+    return {name: split.close() for name, split in splits.items()}
 
 
-class Encoder:
-    """Rows → Arrow files of input_ids and labels, counted."""
-
-    def __init__(self, spec: RunSpec, tokenizer: Any, report: Report, rows: int, bad: list[Problem]):
-        self.spec, self.tokenizer, self.report, self.rows, self.bad = spec, tokenizer, report, rows, bad
-        self.done = 0
-
-    def write(self, path: Path, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Write the examples of `rows`; returns counts of examples, tokens, trained tokens and what was left out."""
-        import pyarrow as pa
-
-        from engine.worker.examples import IGNORED
-
-        fates: Counter[str] = Counter()
-        tokens = trained = longest = unended = 0
-        packed = self.spec.data.packing
-        columns = ("input_ids", "labels", "seq_lengths") if packed else ("input_ids", "labels")
-        schema = pa.schema([(name, pa.list_(pa.int32())) for name in columns])
-        kept: list[tuple[list[int], list[int]]] = []
-        examples_written = 0
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-
-            def flush(batch: list[dict[str, list[int]]]) -> None:
-                if batch:
-                    stream.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-
-            for encoded in self._encoded(rows):
-                fates.update(one.fate for one in encoded)
-                self.bad += [one.reason for one in encoded if one.reason]
-                good = [one for one in encoded if one.usable]
-                unended += sum(not one.ended for one in good)
-                tokens += sum(len(one.input_ids) for one in good)
-                trained += sum(len(one.labels) - one.labels.count(IGNORED) for one in good)
-                longest = max([longest, *(len(one.input_ids) for one in good)])
-                if packed:
-                    kept += [(one.input_ids, one.labels) for one in good]
-                else:
-                    flush([{"input_ids": one.input_ids, "labels": one.labels} for one in good])
-                    examples_written += len(good)
-            if packed:
-                for batch in self._packed(kept):
-                    flush(batch)
-                    examples_written += len(batch)
-        return {
-            "examples": examples_written, "rows": sum(fates.values()), "tokens": tokens, "trained_tokens": trained,
-            "longest": longest, "without_end": unended, **{f"rows_{fate}": count for fate, count in fates.items()},
-        }  # fmt: skip
-
-    def _encoded(self, rows: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:
-        from engine.worker.examples import encode_chat, encode_text
-
-        data, rows = self.spec.data, iter(rows)
-        while batch := list(islice(rows, BATCH)):
-            if self.spec.stage.kind == "pt":
-                yield encode_text(self.tokenizer, [row["text"] for row in batch], max_length=data.max_length)
-            else:
-                yield encode_chat(
-                    self.tokenizer, batch, max_length=data.max_length, train_on=self.spec.stage.train_on,
-                    too_long=data.too_long,
-                )  # fmt: skip
-            self.done += len(batch)
-            self.report("preparing", self.done, self.rows, "rows")
-
-    def _packed(self, kept: list[tuple[list[int], list[int]]]) -> Iterator[list[dict[str, list[int]]]]:
-        from engine.worker.examples import IGNORED, pack
-
-        packs = iter(pack([len(ids) for ids, _ in kept], self.spec.data.max_length))
-        while some := list(islice(packs, BATCH)):
-            yield [
-                {
-                    "input_ids": [token for index in rows for token in kept[index][0]],
-                    # The first token of an example is not to be predicted from the end of the one before.
-                    "labels": [label for index in rows for label in (IGNORED, *kept[index][1][1:])],
-                    "seq_lengths": [len(kept[index][0]) for index in rows],
-                }
-                for rows in some
-            ]
-
-
-def _nothing_left(split: str, counts: dict[str, Any], spec: RunSpec, bad: list[Problem]) -> list[Problem]:
+def _nothing_left(
+    split: str, counts: dict[str, Any], spec: RunSpec, bad: list[Problem], bad_count: int
+) -> list[Problem]:
     """Why there is not one example to learn from."""
     if counts.get("rows_too_long"):
         why = problem(
@@ -198,25 +144,28 @@ def _nothing_left(split: str, counts: dict[str, Any], spec: RunSpec, bad: list[P
     elif counts.get("rows_untrained"):
         why = problem("none-trained", "data.datasets", rows=counts["rows_untrained"])
     else:
-        why = problem("no-rows-left", "data.datasets", split=split, bad=len(bad))
-    return [why, *bad[:SHOWN]]
+        why = problem("no-rows-left", "data.datasets", split=split, bad=bad_count)
+    return [why, *bad]
 
 
-def _print_summary(summary: dict[str, dict[str, Any]], bad: list[Problem]) -> None:
-    for split, counts in summary.items():
+def _print_summary(summary: dict[str, Any]) -> None:
+    for split in summary["splits"]:
+        counts = summary[split]
         share = counts["trained_tokens"] / max(counts["tokens"], 1)
+        dropped = sum(counts.get(f"rows_{fate}", 0) for fate in ("too_long", "untrained", "equal"))
         print(
             f"{split}: {counts['examples']} examples, {counts['tokens']} tokens, {share:.0%} of them trained, "
-            f"longest {counts['longest']}; rows cut {counts.get('rows_cut', 0)}, "
-            f"dropped {counts.get('rows_too_long', 0) + counts.get('rows_untrained', 0)}",
+            f"longest {counts['longest']}; rows cut {counts.get('rows_cut', 0)}, dropped {dropped}",
             flush=True,
         )
-    for one in bad[:SHOWN]:
+    for one in summary["bad_rows_shown"]:
         print(f"left out: {one}", flush=True)
-    if len(bad) > SHOWN:
-        print(f"left out: {len(bad) - SHOWN} more rows", flush=True)
+    if summary["bad_rows"] > SHOWN:
+        print(f"left out: {summary['bad_rows'] - SHOWN} more rows", flush=True)
 
 
 if __name__ == "__main__":
+    # A stop is told by SIGTERM: what is half prepared goes away, with the processes that prepare it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with edge(sys.argv[1]) as here:
         prepare(here)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, Trainer
 
 from engine.rundir import RESULT, RunDir, read_lines, write_json
 from engine.spec import RunSpec
-from engine.worker.examples import end_of_turn_ids
+from engine.worker.frame import end_of_turn_ids
 from engine.worker.model import judges, save_weights
 from engine.worker.plot import plot_loss
 
@@ -25,6 +25,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    model = getattr(model, "policy", model)  # PPO trains a critic beside it
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
     if judges(spec):

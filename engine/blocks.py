@@ -1,0 +1,160 @@
+"""Data files in blocks whose rows can be parsed apart from each other, so that several processes share the work.
+
+A block of a JSON file is a stretch of its bytes, found without parsing it. Where a block of an array ends is guessed from
+how its first row begins, and proved by parsing: a stretch that begins at a row and is whole JSON ends at one. What the
+guess does not fit is read row by row, as are the other formats, by the readers of `engine.rowfiles`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from pydantic_core import from_json
+
+from engine.rowfiles import LONGEST, Entry, OnBad, Place, Row, encoding_of, entries, objects, of_line
+
+SIZE = 1 << 19  # bytes of a block, or about so many
+ROWS = 2000  # rows of a block of a file that is read row by row
+FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
+
+
+class Broken(Exception):
+    """A stretch is no whole JSON: its file has to be read row by row from there on."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Bytes of a UTF-8 file that begin and end with a row. `before` and `after` make an array of them; lines need
+    neither."""
+
+    file: Path
+    begin: int
+    end: int
+    line: int  # where the bytes begin
+    before: bytes = b""
+    after: bytes = b""
+
+    @cached_property
+    def data(self) -> bytes:
+        with self.file.open("rb") as stream:
+            stream.seek(self.begin)
+            return stream.read(self.end - self.begin)
+
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+        """Each row and its place, which is good until the next; what is no row goes to `on_bad`.
+
+        Raises Broken before the first of them.
+        """
+        return objects(self._array() if self.before else self._lines(), on_bad)
+
+    def _array(self) -> Iterator[Entry]:
+        try:
+            values = from_json(self.before + self.data + self.after)
+        except ValueError as error:
+            raise Broken from error
+        place = _Place(self.file, stretch=self)
+        for place.row, value in enumerate(values):
+            yield place, value
+
+    def _lines(self) -> Iterator[Entry]:
+        place = _Place(self.file)
+        for place.line, line in enumerate(self.data.split(b"\n"), start=self.line):
+            if line and not line.isspace():
+                yield place, of_line(place, line)
+
+    def line_of(self, row: int) -> int:
+        """The line of a row of an array, counted anew: only a row with a problem is asked for it."""
+        text = (self.before + self.data + self.after).decode()
+        decoder, at = json.JSONDecoder(), 1
+        for _ in range(row + 1):
+            start = re.compile(r"[\s,]*").match(text, at).end()
+            _, at = decoder.raw_decode(text, start)
+        return self.line + text.count("\n", 0, start)
+
+
+@dataclass
+class _Place:
+    """Like a Place, but moved from row to row, and its line found only when it is told."""
+
+    file: Path
+    row: int = 0
+    line: int | None = None
+    stretch: Stretch | None = None
+
+    def __str__(self) -> str:
+        line = self.stretch.line_of(self.row) if self.stretch else self.line
+        return f"{self.file.name}:{line}"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Rows that had to be parsed to be found, and Problems in the place of what was none."""
+
+    entries: tuple[Entry, ...]
+
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+        return objects(self.entries, on_bad)
+
+
+Block = Stretch | Parsed
+
+
+def blocks(file: Path) -> Iterator[Block]:
+    """The blocks of a file, in order. One of them may prove Broken: then `row_by_row` has the rest."""
+    encoding = encoding_of(file) if file.suffix.lower() in (".json", ".jsonl") else ""
+    if encoding not in ("utf-8", "utf-8-sig"):
+        return row_by_row(file)
+    skipped = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+    with file.open("rb") as stream:
+        stream.seek(skipped)
+        start = stream.read(1 << 16)
+    if not start.lstrip().startswith(b"["):
+        return _stretches(file, skipped, 1)
+    found = FIRST_ROW.match(start)
+    if not found:  # an empty array, or no rows in it
+        return row_by_row(file)
+    return _stretches(file, skipped + found.start(1), 1 + start.count(b"\n", 0, found.start(1)), found[1])
+
+
+def row_by_row(file: Path, skip: int = 0) -> Iterator[Parsed]:
+    """A file as its reader reads it, without the first `skip` entries."""
+    found = islice(entries(file), skip, None)
+    while some := tuple(islice(found, ROWS)):
+        yield Parsed(some)
+
+
+def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[Stretch]:
+    """Stretches of about SIZE, of lines or of an array whose rows begin with `row`."""
+    before, after = (b"[", b"]") if row else (b"", b"")
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        rest = b""
+        while more := stream.read(max(SIZE, len(rest))):
+            rest += more
+            end = _last_comma(rest, row) if row else rest.rfind(b"\n")
+            if end >= 0:
+                yield Stretch(file, begin, begin + end, line, before, after)
+                begin, line, rest = begin + end + 1, line + rest.count(b"\n", 0, end + 1), rest[end + 1 :]
+            elif len(rest) > LONGEST:
+                yield Stretch(file, begin, begin, line, b"[")  # broken
+                return
+    if rest:
+        yield Stretch(file, begin, begin + len(rest), line, before)
+
+
+def _last_comma(data: bytes, row: bytes) -> int:
+    """Where the comma before the last row is; -1 if there is none."""
+    start = data.rfind(row, 1)
+    while start > 0:
+        comma = len(data[max(start - 256, 0) : start].rstrip()) + max(start - 256, 0) - 1
+        if comma >= 0 and data[comma] == ord(","):
+            return comma
+        start = data.rfind(row, 1, start)
+    return -1

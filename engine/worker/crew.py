@@ -1,0 +1,96 @@
+"""Processes that share one piece of work: tasks go in, results come out in the order of the tasks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+AHEAD = 2  # tasks that a process has been given and not yet answered
+PR_SET_PDEATHSIG = 1
+
+
+class Crew:
+    """`count` forks of this process that do `work`; with 1, this process does it. End it with `close`.
+
+    A fork knows all that this process knows; only tasks and results are sent, and they should be small. What `work`
+    raises is raised here, where its result would have come. The forks die with this process, whatever ends it.
+    """
+
+    def __init__(self, count: int, work: Callable[[Any], Any]):
+        self.work = work
+        self.members: list[tuple[int, Connection]] = []
+        sys.stdout.flush()
+        for _ in range(count if count > 1 else 0):
+            ours, theirs = Pipe()
+            if pid := os.fork():
+                theirs.close()
+                self.members.append((pid, ours))
+            else:
+                for _, other in self.members:
+                    other.close()
+                ours.close()
+                _serve(theirs, work)
+
+    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+        """The results of the tasks. To be read to the end, or closed."""
+        if not self.members:
+            yield from map(self.work, tasks)
+            return
+        waiting: deque[Connection] = deque()
+        try:
+            for number, task in enumerate(tasks):
+                _, member = self.members[number % len(self.members)]
+                member.send(task)
+                waiting.append(member)
+                if len(waiting) == AHEAD * len(self.members):
+                    yield _answer(waiting.popleft())
+            while waiting:
+                yield _answer(waiting.popleft())
+        finally:
+            for member in waiting:
+                member.recv()
+
+    def close(self) -> None:
+        """Ends the forks, at once."""
+        for pid, connection in self.members:
+            connection.close()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.members.clear()
+
+
+def _answer(member: Connection) -> Any:
+    try:
+        good, answer = member.recv()
+    except EOFError:
+        raise ChildProcessError(
+            "A process of the preparation was killed. Is there enough memory for so many?"
+        ) from None
+    if not good:
+        raise answer
+    return answer
+
+
+def _serve(tasks: Connection, work: Callable[[Any], Any]) -> None:
+    """The life of a fork. Never returns."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        while True:
+            task = tasks.recv()
+            try:
+                answer = (True, work(task))
+            except Exception as error:
+                traceback.print_exc()
+                answer = (False, error)
+            tasks.send(answer)
+    finally:
+        os._exit(0)

@@ -1,0 +1,286 @@
+"""Learns what a chat template writes around the contents of a conversation, by running it on contents that remember
+what they were asked.
+
+A template is a program, and it may look into a content: strip it, search it for `</think>`, leave it out where it is
+empty. So it is run on strings that answer such questions and write them down. Whatever other contents answer the same
+questions in the same way, the template writes the same around them: nothing else it does can depend on them. A template
+that does anything else with a content (cuts it, measures it, turns it into JSON) cannot be learned, and is run for each
+conversation instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.runtime import Undefined
+from jinja2.visitor import NodeTransformer
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+Check = tuple[int, Callable[[str], bool]]  # number of a content, and what has to hold of it
+
+# Filters and tests that look at a list of messages and not at what is said in them, or that do nothing to a string.
+HARMLESS_FILTERS = {
+    "length", "count", "list", "first", "last", "reverse", "items", "selectattr", "rejectattr", "select", "reject",
+    "map", "default", "d", "string", "trim",
+}  # fmt: skip
+HARMLESS_TESTS = {
+    "defined", "undefined", "string", "none", "mapping", "iterable", "boolean", "number", "integer", "float", "true",
+    "false", "eq", "equalto", "==", "ne", "!=",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the template writes: texts of its own and, as numbers, the contents; and when it writes just that."""
+
+    parts: tuple[str | int, ...]
+    checks: tuple[Check, ...]
+
+
+def sentinel(number: int) -> str:
+    """A content that no template writes, and that any way of quoting would change."""
+    return f"{chr(0xE000 + number)}\"'\\<&é{chr(0xE800 + number)}"
+
+
+def outline(
+    template: str, roles: Sequence[str], variables: dict[str, Any], *, generate: bool = False
+) -> Outline | None:
+    """The outline of a conversation in which these speak, one message each; None if there is none.
+
+    `variables` is what the template sees besides the messages. Whatever the template raises is raised.
+    """
+    asked = _Asked()
+    messages = [
+        {"role": role, "content": asked.content(sentinel(number), number)}
+        for number, role in enumerate(roles)
+    ]
+    try:
+        written = _traceable(template, asked).render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=generate, **variables
+        )
+    except Exception:
+        if asked.too_much:
+            return None
+        raise
+    if asked.too_much:
+        return None
+    known = {sentinel(number): number for number in range(len(roles))}
+    split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
+    parts = tuple(known.get(part, part) for part in split if part)
+    leftover = re.compile("[\ue000-\uefff]")
+    if any(isinstance(part, str) and leftover.search(part) for part in parts):
+        return None  # a content was changed on its way
+    return Outline(parts, tuple(asked.asked.values()))
+
+
+class _Asked:
+    """What a template asked of the contents of one conversation. `too_much`: something only the content itself
+    could answer."""
+
+    def __init__(self) -> None:
+        self.asked: dict[tuple[Any, ...], Check] = {}
+        self.too_much = False
+
+    def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
+        self.asked[number, *question] = number, check
+
+    def content(self, text: str, number: int) -> str:
+        return _content_type(self)(text, number)
+
+    def refuse(self) -> None:
+        # Raised too, but a template may catch what is raised; the mark stays.
+        self.too_much = True
+        raise TypeError("only the content itself could answer this")
+
+
+def _content_type(asked: _Asked) -> type:
+    """The type of strings whose questions `asked` writes down."""
+
+    class Spliced(str):
+        """A text with a content in it. It may be joined and written, nothing else."""
+
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return self
+
+        def __add__(self, other: str) -> str:
+            return Spliced(str.__add__(self, other))
+
+        def __radd__(self, other: str) -> str:
+            return Spliced(other + str.__str__(self)) if type(other) is str else asked.refuse()
+
+    class Content(Spliced):
+        """A content on its own: it may be stripped and searched, too."""
+
+        number: int
+
+        def __new__(cls, text: str, number: int) -> Content:
+            made = str.__new__(cls, text)
+            made.number = number
+            return made
+
+    def question(name: str) -> Callable[..., bool]:
+        """A yes or no, which another content has to answer in the same way."""
+        ask = getattr(str, name)
+
+        def answer(self: Content, *given: Any) -> bool:
+            if any(isinstance(one, Spliced) for one in given):
+                asked.refuse()
+            said = ask(self, *given)
+            if said is not NotImplemented:
+                asked.note(self.number, (name, given), lambda text: ask(text, *given) == said)
+            return said
+
+        return answer
+
+    def unchanged(name: str) -> Callable[..., Content]:
+        """A change that is none: another content has to stay as it is under it, too."""
+        change = getattr(str, name)
+
+        def answer(self: Content, *given: Any) -> Content:
+            if change(self, *given) != str.__str__(self):
+                asked.refuse()
+            asked.note(self.number, (name, given), lambda text: change(text, *given) == text)
+            return self
+
+        return answer
+
+    def unsplit(name: str) -> Callable[..., Any]:
+        """A split at what does not occur, nor does in another content."""
+
+        def answer(self: Content, mark: str | None = None, *_: Any) -> Any:
+            if type(mark) is not str or not mark or str.__contains__(self, mark):
+                asked.refuse()
+            asked.note(self.number, (name, mark), lambda text: mark not in text)
+            return {"partition": (self, "", ""), "rpartition": ("", "", self)}.get(name, [self])
+
+        return answer
+
+    def truth(self: Content) -> bool:
+        asked.note(self.number, (), bool)
+        return True
+
+    kept = {"__new__", "__init__", "__str__", "__repr__", "__class__", "__doc__", "__init_subclass__"}
+    kept |= {"__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__add__"}
+    kept |= {"__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"}
+    for name in set(dir(str)) - kept:
+        setattr(Spliced, name, lambda *_, **__: asked.refuse())
+    Spliced.__rmod__ = Spliced.__bool__ = Spliced.__int__ = lambda *_: asked.refuse()
+    for name in ("__contains__", "startswith", "endswith", "__eq__", "__ne__"):
+        setattr(Content, name, question(name))
+    for name in ("strip", "lstrip", "rstrip", "replace"):
+        setattr(Content, name, unchanged(name))
+    for name in ("split", "rsplit", "partition", "rpartition"):
+        setattr(Content, name, unsplit(name))
+    Content.__bool__ = truth
+    asked.spliced = Spliced
+    return Content
+
+
+class _Visible(NodeTransformer):
+    """Rewrites what Jinja does in C, out of sight: `a ~ b`, and `a in "text"`."""
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return nodes.Call(nodes.EnvironmentAttribute("spliced"), node.nodes, [], None, None)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        for operand in node.ops:
+            if operand.op in ("in", "notin"):
+                operand.expr = nodes.Call(
+                    nodes.EnvironmentAttribute("searched"), [operand.expr], [], None, None
+                )
+        return node
+
+
+def _traceable(template: str, asked: _Asked) -> Any:
+    """The template compiled as transformers compiles it, but so that every use of a content is seen."""
+    environment = _compile_jinja_template(template).environment.overlay()
+
+    def spliced(parts: Sequence[Any]) -> str:
+        parts = [part for part in map(str, parts) if str.__len__(part)]
+        if len(parts) == 1:
+            return parts[0]
+        whole = "".join(parts)
+        traced = any(isinstance(part, asked.spliced) for part in parts)
+        return asked.spliced(whole) if traced else whole
+
+    class Searched(str):
+        """A text in which something is looked for; not a content, it has no other way of knowing."""
+
+        __slots__ = ()
+
+        def __contains__(self, wanted: Any) -> bool:
+            return asked.refuse() if isinstance(wanted, asked.spliced) else str.__contains__(self, wanted)
+
+    environment.concat = spliced
+    environment.spliced = lambda *parts: spliced(parts)
+    environment.searched = lambda where: Searched(where) if type(where) is str else where
+    environment.filters = {
+        name: _watched(name, function, HARMLESS_FILTERS, asked)
+        for name, function in environment.filters.items()
+    }
+    environment.tests = {
+        name: _watched(name, function, HARMLESS_TESTS, asked) for name, function in environment.tests.items()
+    }
+    environment.filters["trim"] = lambda text, chars=None: str(text).strip(chars)
+    environment.filters["string"] = lambda text: text if isinstance(text, str) else str(text)
+    for name in ("iterable", "sequence"):  # which a string is
+        plain = environment.tests[name]
+        environment.tests[name] = lambda value, plain=plain: isinstance(value, str) or plain(value)
+    tree = _Visible().visit(environment.parse(template))
+    tree.set_environment(environment)
+    return environment.from_string(tree)
+
+
+def _watched(
+    name: str, function: Callable[..., Any], harmless: set[str], asked: _Asked
+) -> Callable[..., Any]:
+    """A filter or test that must not be given a content, nor anything with one in it, unless it is harmless."""
+    if name in harmless:
+        if name not in (
+            "length",
+            "count",
+            "list",
+            "first",
+            "last",
+            "reverse",
+            "items",
+            "map",
+            "select",
+            "reject",
+        ):
+            return function
+
+        @wraps(function)
+        def on_lists(*given: Any, **named: Any) -> Any:
+            if any(isinstance(one, asked.spliced) for one in given):
+                asked.refuse()
+            return function(*given, **named)
+
+        return on_lists
+
+    @wraps(function)
+    def watched(*given: Any, **named: Any) -> Any:
+        if any(_holds(one, asked) for one in (*given, *named.values())):
+            asked.refuse()
+        return function(*given, **named)
+
+    return watched
+
+
+def _holds(value: Any, asked: _Asked) -> bool:
+    if isinstance(value, Undefined):
+        return False
+    if isinstance(value, dict):
+        return any(_holds(one, asked) for one in (*value, *value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(_holds(one, asked) for one in value)
+    return isinstance(value, asked.spliced)
