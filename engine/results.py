@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import runs
-from engine.datasets import read_catalogue, recommended
+from engine.datasets import read_catalogue
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
 from engine.spec import RunSpec
 from engine.stages import STAGES, next_stages
+from engine.validation import recommended
 from engine.workplace import Workplace
 
 

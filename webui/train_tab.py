@@ -43,6 +43,7 @@ class TrainTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     inputs: list[Any]  # every control of the form
+    read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
     begin: Callable[[str], list[Any]]  # answers a preset into the message and `filled`
@@ -177,7 +178,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
     lists = [controls.controls[path] for path in LISTS]
-    return TrainTab(controls.inputs, filled, fill, begin, lists, choices, start, submit, shown)
+
+    def read(held: Sequence[Any]) -> RunSpec:
+        return form.read(controls.values(held))[0]
+
+    return TrainTab(controls.inputs, read, filled, fill, begin, lists, choices, start, submit, shown)
 
 
 # ------------------------------------------------------------------------------------------ layout
