@@ -21,6 +21,7 @@ from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
+    adapter_scores,
     chat_template,
     freeze_problems,
     has_reward_model,
@@ -50,7 +51,11 @@ OPTIMIZERS = {
     "stable_adamw": ("optimi",), "8bit": ("bitsandbytes",), "paged": ("bitsandbytes",), "lion": ("bitsandbytes",),
     "bnb": ("bitsandbytes",), "ademamix": ("bitsandbytes",),
 }  # fmt: skip
-PACKAGES = {"optimi": "torch-optimi", "flash_attn": "flash-attn"}  # what to install, if it has another name
+PACKAGES = {
+    "optimi": "torch-optimi",
+    "flash_attn": "flash-attn",
+    "modelscope_hub": "modelscope-hub",
+}  # what to install, if it has another name
 MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
 CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a continued adapter has already
 
@@ -96,9 +101,15 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
         found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
-        return found  # its files are not here yet
-    model = inspect(chosen)
-    if judge and not has_reward_model(model.model_type):
+        return found  # its files are not here yet; once they are, the worker asks the same
+    return found + model_obstacles(spec, inspect(chosen))
+
+
+def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
+    """What of the settings does not go with a model that is sound in itself."""
+    found, given = [], spec.model.chat_template
+    known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+    if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
         found.append(problem("no-score-head", "stage", model_type=model.model_type))
     if spec.stage.kind != "pt" and not given:
         own = chat_template(model.path)
@@ -118,14 +129,15 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
 
 def trainable(spec: RunSpec) -> int | None:
     """How many parameters the run trains; None while the model is not here to be counted."""
-    if spec.method.kind == "lora" and spec.model.adapter_path:
-        return adapter_parameters(spec.model.adapter_path) or None
-    model = inspect(spec.model.model_name_or_path)
+    model, judge = inspect(spec.model.model_name_or_path), spec.stage.kind == "rm"
+    if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
+        head = (model.hidden_size or 0) if judge and not adapter_scores(adapter) else 0
+        return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
     return (
         trainable_parameters(
-            model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}
+            model, spec.method.kind, scorer=judge, **{name: chosen[name] for name in names if name in chosen}
         )
         or None
     )
@@ -275,7 +287,7 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
     if spec.model.quantization.kind != "none":
         wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
-        wanted.append(("modelscope", "modelscope", "model.hub"))
+        wanted.append(("modelscope", "modelscope_hub", "model.hub"))
     return [
         problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
         for what, module, field in wanted

@@ -27,9 +27,10 @@ from transformers import (
 
 from engine.rundir import RunDir, read_lines, write_json
 from engine.spec import Ppo
+from engine.worker.actor_critic import ActorCritic
 from engine.worker.edge import Report
 from engine.worker.metrics import RunCallback
-from engine.worker.ppo import WEIGHTS, ActorCritic, PpoTrainer
+from engine.worker.ppo import WEIGHTS, PpoTrainer
 from engine.worker.trainers import ours
 
 
@@ -57,12 +58,12 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
     if not run.request.exists():
         write_json(run.request, {"attempt": 1, "stop": None})
     settings = {
-        "max_new_tokens": 12, "init_kl_coef": 0.002, "num_mini_batches": 2, "sample_steps": 2,
+        "max_new_tokens": 12, "init_kl_coef": 0.002, "sample_steps": 2,
         "missing_eos_penalty": None, "vf_coef": 0.5,
     }  # fmt: skip
     arguments = {
-        "max_steps": 8, "learning_rate": 3e-3, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 2,
-        "seed": 0, "lr_scheduler_type": "constant", "save_steps": 4, "logging_steps": 1, "use_cpu": True,
+        "max_steps": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
+        "seed": 0, "lr_scheduler_type": "constant", "save_steps": 2, "logging_steps": 1, "use_cpu": True,
         "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False, "dataloader_pin_memory": False,
     }  # fmt: skip
     settings |= {name: value for name, value in changes.items() if name in Ppo.model_fields}
@@ -113,7 +114,7 @@ def begin(model_path: str, folder: Path) -> Any:
 
 class _CutOff(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 5:
+        if state.global_step == 3:
             raise KeyboardInterrupt
 
 
@@ -123,7 +124,10 @@ def resume(model_path: str, folder: Path) -> Any:
     for name, changes in {
         "lora": {}, "full": {"method": "full"}, "checkpointed": {"gradient_checkpointing": True},
     }.items():  # fmt: skip
-        given = changes | {"per_device_train_batch_size": 8, "kl_target": 2.0, "kl_horizon": 200}
+        given = changes | {
+            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_mini_batches": 2,
+            "kl_target": 2.0, "kl_horizon": 200, "num_ppo_epochs": 2, "max_new_tokens": 6,
+        }  # fmt: skip
         whole, broken = folder / name / "whole", folder / name / "broken"
         toy(model_path, whole, **given).train()
         cut = toy(model_path, broken, **given)
@@ -131,16 +135,16 @@ def resume(model_path: str, folder: Path) -> Any:
         try:
             cut.train()
         except KeyboardInterrupt:
-            toy(model_path, broken, **given).train(resume_from_checkpoint=str(broken / "checkpoint-4"))
+            toy(model_path, broken, **given).train(resume_from_checkpoint=str(broken / "checkpoint-2"))
         told[name] = _alike(whole, broken)
     told["checkpointing"] = _alike(folder / "lora" / "whole", folder / "checkpointed" / "whole")
     return told
 
 
 def _alike(one: Path, other: Path) -> Any:
-    """The farthest that two runs' last weights are apart, their number, and how far they moved since step 4."""
-    ends = [load_file(folder / "checkpoint-8" / WEIGHTS) for folder in (one, other)]
-    before = load_file(one / "checkpoint-4" / WEIGHTS)
+    """The farthest that two runs' last weights are apart, their number, and which of them moved since step 2."""
+    ends = [load_file(folder / "checkpoint-4" / WEIGHTS) for folder in (one, other)]
+    before = load_file(one / "checkpoint-2" / WEIGHTS)
     assert ends[0].keys() == ends[1].keys()
     return {
         "apart": max((ends[0][name] - ends[1][name]).abs().max().item() for name in before),

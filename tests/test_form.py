@@ -36,6 +36,7 @@ SPECS = {
         "model": {"quantization": "8bit", "rope_scaling": "linear"},
     },
     "small": {"method": "full"},
+    "rewards": {"stage": {"kind": "grpo", "rewards": {"exact": 1, "length": -0.5}, "reward_length": 8}},
 }
 
 
@@ -168,6 +169,14 @@ def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
         shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": "identiy: 2"}
     )[1]
     assert [one.code for one in problems] == ["weight-without-set"]
+
+
+def test_weights_of_rewards_are_read_where_there_are_rewards_and_not_looked_at_elsewhere():
+    typed = {"stage.rewards:weights": "exact: 2, lenght: 3"}
+    spec, problems = form.read(shown(SPECS["rewards"]) | typed)
+    assert spec.stage.rewards == {"exact": 2, "length": 1}
+    assert [(one.code, one.field) for one in problems] == [("weight-without-set", "stage.rewards")]
+    assert form.read(shown() | typed)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "extra": {"top_k": 50}, "training.gradient_accumulation_steps": 2,
     },
     "rounds": ROUNDS,
+    "stopped": ROUNDS,
     "rounds_with_reference": ROUNDS | {"stage.grpo_beta": 0.1, "stage.num_iterations": 1},
+    "judged": {"stage.rewards": {"reward_model": 1}, "stage.reward_model": "saves/tiny/lora/rm/adapter"},
     "nothing_said": {"stage.max_new_tokens": 1, "extra": {"generation_kwargs": {"forced_eos_token_id": 0}}, "training.max_steps": 40},
     "all_alike": {"stage.rewards": {"format": 1}, "stage.reward_pattern": ".*", "training.max_steps": 25},
     "cut_ignored": {"stage.mask_truncated_completions": True, "extra": {"generation_kwargs": {"suppress_tokens": [0, 2]}}},
@@ -59,7 +61,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "nothing_to_compare": {"data.datasets": {"unanswered": 1}, "stage.rewards": {"exact": 1}},
     "too_few": {"training.gradient_accumulation_steps": 16},
 }  # fmt: skip
-FAILING = ("nothing_said", "all_alike", "cut_ignored", "raises", "nothing_to_compare", "too_few")
+STOP = {"how": "save", "at": 0, "by": ""}
+IN_PLACE = ("stage.reward_file", "stage.reward_model")
+UNFINISHED = (
+    "stopped",
+    "nothing_said",
+    "all_alike",
+    "cut_ignored",
+    "raises",
+    "nothing_to_compare",
+    "too_few",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +93,14 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = {name: {"file_name": f"{name}.json"} for name in sets}
     info["unanswered"] |= {"formatting": "openai"}
     write_json(root / "dataset_info.json", info)
+    judge = [
+        sys.executable,
+        "-m",
+        "tests.tiny_reward_model",
+        str(root / "tiny"),
+        str(root / "saves" / "tiny" / "lora" / "rm"),
+    ]
+    subprocess.run(judge, cwd=PROJECT, check=True, capture_output=True)
     write_text(root / "vowels.py", VOWELS)
     write_text(root / "raises.py", "def reward(prompt, completion, answer):\n    return 1 / 0\n")
     return root
@@ -101,7 +121,7 @@ def spec_for(place: Path, **changes: Any) -> RunSpec:
         "logging": {"logging_steps": 1, "save_steps": 100, "save_total_limit": None}, "hardware": {"device": "cpu"},
     })  # fmt: skip
     for path, value in changes.items():
-        spec = spec.change(path, str(place / value) if path == "stage.reward_file" else value)
+        spec = spec.change(path, str(place / value) if path in IN_PLACE else value)
     return spec
 
 
@@ -120,7 +140,16 @@ def trained(place: Path) -> dict[str, RunDir]:
         run = RunDir(place / "saves" / "tiny" / "grpo" / name)
         run.path.mkdir(parents=True)
         write_text(run.spec, spec_for(place, **changes).to_yaml())
-        write_json(run.request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
+        write_json(
+            run.request,
+            {
+                "by": "",
+                "submitted": 0,
+                "queued": 0,
+                "attempt": 1,
+                "stop": STOP if name == "stopped" else None,
+            },
+        )
         found[name] = run
     train([run.path for run in found.values()])
     return found
@@ -188,7 +217,7 @@ def test_a_plan_counts_the_steps_that_the_trainer_takes(trained: dict[str, RunDi
     assert read_lines(trained["rounds"].metrics)[-1]["epoch"] == pytest.approx(2.5)  # after 10 steps
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in FAILING])
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in UNFINISHED])
 def test_a_variant_trains_to_a_result_that_says_it_is_whole(trained: dict[str, RunDir], name: str) -> None:
     run = trained[name]
     assert read_json(run.error) is None
@@ -225,14 +254,14 @@ def test_the_best_is_what_is_rewarded_most_in_a_validation(trained: dict[str, Ru
 
 def test_a_few_answers_of_a_step_are_kept_as_they_were_scored(trained: dict[str, RunDir]) -> None:
     written = read_lines(trained["reference"].samples)
-    assert [line["step"] for line in written] == [1] * 4 + [4] * 4
+    assert [line["step"] for line in written] == [3] * 4 + [6] * 4
     for line in written:
         (message,) = line["prompt"]
         assert message["content"].startswith("What comes after")
         vowels = sum(letter in "aeiou" for letter in line["completion"]) / max(len(line["completion"]), 1)
         assert line["rewards"] == {"file": pytest.approx(vowels)}
         assert line["reward"] == pytest.approx(vowels)
-    assert len({line["prompt"][0]["content"] for line in written if line["step"] == 1}) == 2
+    assert len({line["prompt"][0]["content"] for line in written if line["step"] == 3}) == 2
 
 
 def test_a_sample_adds_its_rewards_up_by_their_weights(trained: dict[str, RunDir]) -> None:
@@ -244,6 +273,12 @@ def test_a_sample_adds_its_rewards_up_by_their_weights(trained: dict[str, RunDir
 
 
 # --------------------------------------------------------------------------------------- it stops by itself
+
+
+def test_a_reward_model_run_scores_the_answers(trained: dict[str, RunDir]) -> None:
+    written = read_lines(trained["judged"].samples)
+    assert all(line["rewards"] == {"reward_model": line["reward"]} for line in written)
+    assert len({line["reward"] for line in written}) > 10
 
 
 def test_a_model_that_says_nothing_any_more_ends_its_run(trained: dict[str, RunDir]) -> None:
@@ -325,6 +360,17 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained: di
         assert samples.latest(broken, 100) == samples.latest(whole, 100)
 
 
+def test_stop_and_save_in_the_middle_of_a_round_leaves_what_can_be_used_and_gone_on_from(
+    trained: dict[str, RunDir],
+) -> None:
+    run = trained["stopped"]
+    assert not read_json(run.adapter / "result.json")["complete"]
+    assert weights(run.adapter)
+    (checkpoint,) = run.checkpoints()
+    assert checkpoint.name == "checkpoint-1"
+    assert (checkpoint / "answers-0.pt").exists()
+
+
 def test_two_ranks_share_the_groups_and_are_resumed_to_the_same_weights(place: Path, tmp_path: Path) -> None:
     saves = tmp_path / "saves"
     saves.mkdir()
@@ -357,18 +403,3 @@ def fresh(run: runs.Run) -> runs.Run:
 
 def ended(run: runs.Run) -> runs.Run:
     return wait_until(lambda: (now := fresh(run)).final and now, 120)
-
-
-def test_stop_and_save_leaves_a_result_that_can_be_used(place: Path, tmp_path: Path) -> None:
-    saves = tmp_path / "saves"
-    saves.mkdir()
-    workplace = Workplace(models=(place,), data=place, saves=saves, reward_files=(place,))
-    run = runs.submit(
-        spec_for(place, **{"training.max_steps": 100_000, "logging.save_steps": 100_000}), workplace
-    )
-    wait_until(lambda: len(read_lines(run.dir.metrics)) > 2)
-    runs.stop(fresh(run), "save")
-    run = ended(run)
-    assert run.state == "stopped"
-    assert run.dir.checkpoints()[-1].name == f"checkpoint-{read_lines(run.dir.metrics)[-1]['step']}"
-    assert weights(run.dir.result())

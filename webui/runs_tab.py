@@ -394,7 +394,8 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         told.append(words(f"phase-{now.phase}"))
     if now.total:
         unit = f"unit-{now.unit}" if words.knows(f"unit-{now.unit}") else "unit-other"
-        told.append(words(unit, done=f"{now.done:,}", total=f"{now.total:,}"))
+        write = size if now.unit == "B" else "{:,}".format
+        told.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
         told.append(f"{now.fraction:.0%}")
     if now.loss is not None:

@@ -1,15 +1,13 @@
 """GRPO: several answers to each question, each learned from by how much better than its group it is.
 
 Shao et al. 2024 (arXiv:2402.03300); the loss dapo is Yu et al. 2025 (arXiv:2503.14476). The arithmetic is TRL's. Here
-are what it is given (our own token ids, our rewards), and what makes a run repeatable from any step.
+are what it is given (our own token ids, our rewards), and what lets a run be resumed at any step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +111,11 @@ def _as_trl(name: str, score: Score) -> Callable[..., list[float | None]]:
 
 
 class GroupTrainer(GRPOTrainer):
-    """TRL's trainer on prompts that are token ids already; what it draws depends on the step alone."""
+    """TRL's trainer on prompts that are token ids already, which can be resumed at any step.
+
+    The random state is in the checkpoint, as the Trainer keeps it; what is not is added here: the answers of a round
+    that is not over yet, the step in it, and the order of the prompts.
+    """
 
     def __init__(self, run: RunDir, sample_steps: int, **given: Any):
         super().__init__(**given)
@@ -128,24 +130,14 @@ class GroupTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *rest: Any, **named: Any) -> Any:
+    def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
         """Answers without dropout."""
         training = self.model.training
         self.model.eval()
         try:
-            with self._drawn_for(prompt_ids):
-                return super()._generate_single_turn(prompt_ids, *rest, **named)
+            return super()._generate_single_turn(*given, **named)
         finally:
             self.model.train(training)
-
-    @contextlib.contextmanager
-    def _drawn_for(self, prompts: list[list[int]]) -> Iterator[None]:
-        """Random numbers that follow from seed, step, rank and prompts: a resumed run draws what it would have."""
-        known = (self.args.seed, self.state.global_step, self.accelerator.process_index, prompts)
-        device = self.accelerator.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(zlib.crc32(repr(known).encode()))
-            yield
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)

@@ -2,180 +2,37 @@
 
 Proximal policy optimization (Schulman et al. 2017) with a penalty on the KL to what the model was (Ziegler et al.
 2019; Ouyang et al. 2022). A `Trainer` of transformers whose one step is a whole batch: answer, judge, learn. So data,
-schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_maths`, the
-reward model in `scorer`; docs/stages/ppo.md says why it is built this way.
+schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_maths`, who
+takes part in `actor_critic`, the reward model in `scorer`; docs/stages/ppo.md says why it is built this way.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import math
 import random
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArguments
 
-from engine.problems import Problem, Refusal, problem
+from engine.problems import Refusal
 from engine.rundir import RunDir
 from engine.spec import Ppo, RunSpec
 from engine.worker import ppo_maths
+from engine.worker.actor_critic import ActorCritic
+from engine.worker.ppo_watch import Watch
 from engine.worker.result import generation_config
 from engine.worker.samples import KEPT, Sample, due, write_samples
 from engine.worker.scorer import Reward, reward_of
 from engine.worker.trainers import common_arguments, early_stopping, loraplus, ours
 
 WEIGHTS = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
-WATCHED = 5  # batches in a row that have to look bad
-LOWEST_KL = (
-    -1.0
-)  # nats an answer. A KL is never negative; a mean of samples this far below zero is no accident
-HIGHEST_KL = 5.0  # nats a token: what the model writes, the reference would write one time in 150 a token
-SHORTEST = 1.1  # tokens an answer, the end among them
-
-
-class ActorCritic(nn.Module):
-    """The policy and the critic, which learn, and the reference, which stays what the policy was.
-
-    With LoRA all three are one model with different adapters on: "default", "critic" and none. If the policy begins
-    with an adapter that has learned already, the reference is a frozen copy of that, and the critic begins as one.
-    Otherwise a frozen copy of the whole model is the reference, and with an adapter on it the critic. A value is
-    read off the critic's last hidden state by a linear head, which begins at zero.
-    """
-
-    def __init__(self, policy: PreTrainedModel | PeftModel):
-        super().__init__()
-        self.policy = policy
-        if isinstance(policy, PeftModel):
-            self.copy = None
-            adapted, config = policy, policy.peft_config["default"]
-            begun = any(weight.any() for name, weight in policy.named_parameters() if "lora_B" in name)
-            reference = "reference" if begun else None
-            if begun:
-                _add_twin(policy, "reference", config)
-            # No whole modules: an output head beside the critic's own would only lie about.
-            _add_twin(policy, "critic", config, modules_to_save=None)
-            self.learning, roles = ["default", "critic"], {"policy": (policy, "default")}
-        else:
-            frozen = copy.deepcopy(policy).requires_grad_(False)
-            adapted = self.copy = get_peft_model(
-                frozen, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), adapter_name="critic"
-            )
-            reference = None
-            self.learning, roles = ["critic"], {"policy": (policy, None)}
-        self.roles = roles | {"critic": (adapted, "critic"), "reference": (adapted, reference)}
-        self.role = self.acting = ""  # played last, and the adapter that is on
-        self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        for module in self.modules():
-            # The ratio of new to old probability has to begin at 1.
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
-        adapted.set_requires_grad("reference", False)
-        self.play("critic")
-
-    def play(self, role: str) -> PreTrainedModel:
-        """The language model with the adapter of `role` on."""
-        model, adapter = self.roles[role]
-        self.role = role
-        if not isinstance(model, PeftModel):
-            return model
-        if self.acting != adapter:
-            if adapter:
-                model.base_model.enable_adapter_layers()
-                model.set_adapter(adapter, inference_mode=True)
-            else:
-                model.base_model.disable_adapter_layers()
-            model.set_requires_grad(self.learning, True)  # peft takes what is not on for frozen
-            self.acting = adapter
-        return model.get_base_model()
-
-    def forward(
-        self, texts: Tensor, attention: Tensor, length: int, temperature: float
-    ) -> tuple[Tensor, ...]:
-        """Of the last `length` tokens of texts (B, L): log-probabilities, entropies and values, each (B, length)."""
-        log_probs, entropy = self.judge("policy", texts, attention, length, temperature)
-        backbone = self.play("critic").base_model
-        hidden = backbone(**_inputs(texts, attention)).last_hidden_state[:, -length - 1 : -1]
-        with torch.autocast(hidden.device.type, enabled=False):
-            return log_probs, entropy, self.head(hidden.float()).squeeze(-1)
-
-    def judge(
-        self, role: str, texts: Tensor, attention: Tensor, length: int, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies (B, length) of the last tokens, for "policy" or "reference"."""
-        model = self.play(role)
-        logits = model(**_inputs(texts, attention), logits_to_keep=length + 1).logits[:, :-1]
-        return ppo_maths.log_probs_and_entropy(logits / temperature, texts[:, -length:])
-
-    def answer(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
-        """Sampled answers (B, at most max_new_tokens) to prompts that are padded on the left."""
-        model = self.play("policy")
-        # What the model's own config says for chatting (a repetition penalty, top-k) is not what is learned from.
-        own, model.generation_config = model.generation_config, GenerationConfig()
-        try:
-            texts = model.generate(prompts, attention_mask=attention, generation_config=config)
-        finally:
-            model.generation_config = own
-        return texts[:, prompts.shape[1] :]
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
-    ) -> None:
-        """As transformers' own. What is computed again in the backward pass is computed in the role it had."""
-
-        def again() -> tuple[Any, Any]:
-            role = self.role
-            return contextlib.nullcontext(), _OnEntering(lambda: self.play(role))
-
-        given = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
-        for role in ("policy", "critic"):
-            self.play(role).activation_checkpointing_enable(given, **options)
-
-
-class _OnEntering(contextlib.AbstractContextManager):
-    """Does something when it is entered, and leaves it done."""
-
-    def __init__(self, do: Callable[[], Any]):
-        self.do = do
-
-    def __enter__(self) -> None:
-        self.do()
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _add_twin(model: PeftModel, name: str, config: LoraConfig, **changes: Any) -> None:
-    """Add an adapter that is what "default" is now."""
-    twin = copy.deepcopy(config)
-    for key, value in {"init_lora_weights": True, "lora_dropout": 0.0, **changes}.items():
-        setattr(twin, key, value)
-    model.add_adapter(name, twin)
-    weights = dict(model.named_parameters())
-    with torch.no_grad():
-        for path, weight in weights.items():
-            if (
-                f".{name}" in path
-                and (source := weights.get(path.replace(f".{name}", ".default"))) is not None
-            ):
-                weight.copy_(source)
-
-
-def _inputs(texts: Tensor, attention: Tensor) -> dict[str, Any]:
-    places = (attention.cumsum(1) - 1).clamp(min=0)  # a text begins at 0 however far it is padded
-    return {"input_ids": texts, "attention_mask": attention, "position_ids": places, "use_cache": False}
 
 
 @dataclass
@@ -416,36 +273,6 @@ class PpoTrainer(Trainer):
 
     def _learned(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
-
-
-class Watch:
-    """Looks at each batch, and says after a few bad ones in a row why it makes no sense to go on."""
-
-    def __init__(self) -> None:
-        self.kl: deque[float] = deque(maxlen=WATCHED)
-        self.kl_of_token: deque[float] = deque(maxlen=WATCHED)
-        self.length: deque[float] = deque(maxlen=WATCHED)
-
-    def __call__(self, told: dict[str, float], step: int) -> Problem | None:
-        """`told`: the figures of a batch by their names. None: it may go on."""
-        spoiled = [name for name, value in told.items() if not math.isfinite(value)]
-        if spoiled:
-            return problem("ppo-not-finite", "training.learning_rate", step=step, names=", ".join(spoiled))
-        self.kl.append(told["kl"])
-        self.kl_of_token.append(told["kl"] / told["answer_length"])
-        self.length.append(told["answer_length"])
-        if len(self.kl) < WATCHED:
-            return None
-        kl, kl_of_token = sum(self.kl) / WATCHED, sum(self.kl_of_token) / WATCHED
-        if kl < LOWEST_KL:
-            return problem("ppo-negative-kl", "stage.temperature", step=step, kl=f"{kl:.2f}", batches=WATCHED)
-        if kl_of_token > HIGHEST_KL:
-            return problem(
-                "ppo-runaway-kl", "stage.init_kl_coef", step=step, kl=f"{kl_of_token:.1f}", batches=WATCHED
-            )
-        if max(self.length) <= SHORTEST and told["ended"] > 0.5:
-            return problem("ppo-empty-answers", "stage.reward_model", step=step, batches=WATCHED)
-        return None
 
 
 def _prompts_of(rows: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
