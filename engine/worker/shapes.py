@@ -25,9 +25,11 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.worker.frame import Frame, Span, answers_in, any_of, control_tokens, render
 from engine.worker.tracing import Check, outline, sentinel
+from engine.worker.words import Words
 
 MOST_TURNS, MOST_SHAPES = 64, 512
-ROWS = 256  # conversations whose contents are tokenized as one text
+ROWS = 1024  # conversations that are put together at a time
+THREADS = 16  # of the tokenizer, at the most
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 BEFORE = ("", "a", " ", "\n", ".")
@@ -118,6 +120,7 @@ class Shapes:
             ),
             ("", -1),
         )
+        self.words = Words.of(tokenizer)
         self.splits_at_breaks = _splits_at_breaks(tokenizer)
 
     def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
@@ -152,22 +155,36 @@ class Shapes:
 
     def _tokenized(self, shape: Shape, indices: list[int], said: list[list[str]]) -> Iterator[Group]:
         slots = shape.plan.slots
-        blocks = [said[start : start + ROWS] for start in range(0, len(said), ROWS)]
-        contents = [[row[slot] for row in block for slot in slots] for block in blocks]
-        encodings = self.backend.encode_batch_fast(
-            [self.fence.join(["", *some, ""]) for some in contents], add_special_tokens=False
-        )
-        for number, (block, encoding) in enumerate(zip(blocks, encodings, strict=True)):
-            rows = indices[number * ROWS :][: len(block)]
-            ids = np.array(encoding.ids, dtype=np.int32)
-            fences = np.flatnonzero(self.is_control[ids])
-            if len(fences) == len(block) * len(slots) + 1 and (ids[fences] == self.fence_id).all():
-                yield _together(shape, rows, ids, fences)
+        for start in range(0, len(said), ROWS):
+            block, rows = said[start : start + ROWS], indices[start : start + ROWS]
+            contents = [row[slot] for row in block for slot in slots]
+            if found := (self.words and self.words.ids(contents)) or self._fenced(contents):
+                yield _together(shape, rows, *found)
                 continue
             # Someone wrote a control token into the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
             if 0 < len(honest) < len(block):
                 yield from self._tokenized(shape, [rows[at] for at in honest], [block[at] for at in honest])
+
+    def _fenced(self, contents: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """The ids of all contents, one after the other, and how many each has, with one call of the tokenizer.
+
+        None if there is a control token in one of them.
+        """
+        # Several texts, since it has several threads.
+        step = -(-len(contents) // THREADS)
+        texts = [[*contents[at : at + step], ""] for at in range(0, len(contents), step)]
+        encodings = self.backend.encode_batch_fast(
+            [self.fence + self.fence.join(some) for some in texts], add_special_tokens=False
+        )
+        ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in encodings])
+        fences = np.flatnonzero(self.is_control[ids])
+        if len(fences) != len(contents) + len(texts) or (ids[fences] != self.fence_id).any():
+            return None
+        lengths = np.diff(fences) - 1
+        # Between two texts there are two fences, and nothing.
+        ends = np.cumsum([len(some) for some in texts])[:-1] - 1
+        return np.delete(ids, fences), np.delete(lengths, ends)
 
     def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
         frame = self.frame
@@ -312,11 +329,11 @@ def _alternating(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]
     return runs, numbers
 
 
-def _together(shape: Shape, rows: list[int], ids: np.ndarray, fences: np.ndarray) -> Group:
-    """Contents, fenced off from each other, into their frames."""
+def _together(shape: Shape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> Group:
+    """Contents into their frames."""
     plan, count = shape.plan, len(rows)
-    begins = (fences[:-1] + 1 + len(plan.frame)).reshape(count, -1)
-    lengths = np.diff(fences).reshape(count, -1) - 1
+    begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
+    lengths = lengths.reshape(count, -1)
     begin, length = (np.empty((count, len(plan.parts)), dtype=np.int64) for _ in range(2))
     for at, part in enumerate(plan.parts):
         if isinstance(part, int):
