@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from engine.datasets import OnBad, Place, encoding_of, entries, objects
+from engine.datasets import OnBad, Place, encoding_of, entries, objects, whole
 from engine.problems import Problem, problem
 
 SIZE = 1 << 19  # bytes of a block, or about so many
@@ -79,7 +79,8 @@ class Stretch:
                     value = json.loads(line)  # which says what is wrong as the other readers do
                 except json.JSONDecodeError as error:
                     on_bad(problem("row-not-json", place=str(place), column=error.colno, reason=error.msg))
-                else:
+                    continue
+                if whole(place, value, line.decode(), on_bad):
                     yield place, value
 
     def line_of(self, row: int) -> int:

@@ -59,6 +59,7 @@ MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of too
 }  # fmt: skip
 BUFFER = 1 << 20  # characters of a JSON array held at a time
 SPACE = re.compile(r"[ \t\r\n]*")
+HALF, HALF_READ = re.compile(r"\\u[dD][89a-fA-F]\w\w"), re.compile("[\ud800-\udfff]")
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 
 
@@ -377,7 +378,8 @@ def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
             if start is None:
                 return
             row, line, counted = row + 1, line + text.count("\n", counted, start), start
-            yield Place(file, row, line), value
+            if whole(place := Place(file, row, line), value, text[start:at], on_bad):
+                yield place, value
 
 
 def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
@@ -408,8 +410,18 @@ def _json_lines(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 on_bad(problem("row-not-json", place=str(place), column=error.colno, reason=error.msg))
-            else:
+                continue
+            if whole(place, value, line, on_bad):
                 yield place, value
+
+
+def whole(place: Place, value: Any, written: str, on_bad: OnBad) -> bool:
+    """Whether all of a row is text. JSON can write half of a character beyond the first 65,536, which is none."""
+    found = HALF.search(written)
+    if found and HALF_READ.search(json.dumps(value, ensure_ascii=False)):
+        on_bad(problem("row-half-character", place=str(place), found=found[0]))
+        return False
+    return True
 
 
 def _table(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
