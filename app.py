@@ -15,8 +15,8 @@ import traceback
 from pathlib import Path
 
 from engine import queue
-from engine.problems import Refusal, problem
-from engine.workplace import Workplace, add_arguments, from_arguments
+from engine.problems import Refusal, problem, shell_language
+from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
 TICK_S = 2.0
 LOCAL = "localhost,127.0.0.1,::1"
@@ -78,7 +78,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(128)
     except (OSError, OverflowError) as error:
         listener.close()
-        raise Refusal(problem("cannot-listen", host=host, port=port, why=error)) from None
+        raise Refusal(
+            problem("cannot-listen", host=host, port=port, why=getattr(error, "strerror", None) or error)
+        ) from None
     return listener
 
 
@@ -102,17 +104,12 @@ def keep_queue_moving(workplace: Workplace) -> None:
     threading.Thread(target=tick, daemon=True, name="queue").start()
 
 
-def main() -> int:
-    given = arguments()
-    try:
-        workplace = from_arguments(given)
-        door = open_door(given)
-    except Refusal as refusal:
-        print(refusal.text(), file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
+def serve(given: argparse.Namespace) -> None:
+    """Build the studio and serve it until it is ended. Raises Refusal for what keeps it from starting."""
+    workplace = from_arguments(given)
+    door = open_door(given)
+    if made := make_saves(workplace):
+        print(made.text(shell_language()), file=sys.stderr)
     if not _local(given.host) and given.no_auth and not given.auth:
         print(
             f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
@@ -133,7 +130,18 @@ def main() -> int:
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
     uvicorn.Server(uvicorn.Config(page, root_path=given.root_path, log_level="warning")).run(sockets=[door])
-    return 0
+
+
+def main() -> int:
+    try:
+        serve(arguments())
+        return 0
+    except Refusal as refusal:
+        print(refusal.text(shell_language()), file=sys.stderr)
+    except OSError as error:
+        refused = problem("system-refused", file=error.filename or "—", why=error.strerror or error)
+        print(refused.text(shell_language()), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

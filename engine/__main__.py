@@ -14,10 +14,10 @@ from pathlib import Path
 
 from engine import failures, importer, queue, runs, users
 from engine.obstacles import obstacles
-from engine.problems import LANGUAGES, Refusal
+from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last_loss, progress
 from engine.spec import RunSpec, problems
-from engine.workplace import Workplace, add_arguments, from_arguments
+from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
 
 def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
@@ -58,7 +58,7 @@ def _print_new(log: Path, shown: int) -> int:
 
 def _print_end(run: runs.Run) -> int:
     if why := failures.explain(run):
-        print(why.what(_language()), why.advice(_language()), sep="\n", file=sys.stderr)
+        print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
     print(run.dir.result() or run.path)
     return 0 if run.state in ("finished", "stopped") else 1
 
@@ -74,7 +74,12 @@ def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
 
 
 def _text(file: str) -> str:
-    return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise Refusal(problem("file-not-text", file=file)) from error
 
 
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
@@ -91,7 +96,7 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
     if why := failures.explain(run):
-        print(why.what(_language()), why.advice(_language()), sep="\n")
+        print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
     print(run.spec.to_yaml(brief=True))
     return 0
 
@@ -125,7 +130,7 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Say everything that is wrong with a spec, and start nothing."""
     spec = workplace.frozen(RunSpec.from_yaml(_text(arguments.spec)))
     found = problems(spec) + obstacles(spec, workplace)
-    print("\n".join(f"{one.field}: {one.text(_language())}" for one in found) or "ready to start")
+    print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0
 
 
@@ -134,7 +139,7 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     imported = importer.read(_text(arguments.file))
     print(imported.spec.to_yaml(brief=True), end="")
     for one in imported.left_out:
-        print(one.text(_language()), file=sys.stderr)
+        print(_told(one), file=sys.stderr)
     return 0
 
 
@@ -161,9 +166,24 @@ def _me() -> str:
     return os.environ.get("USER") or os.environ.get("LOGNAME") or ""
 
 
-def _language() -> str:
-    given = (os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or "")[:2]
-    return given if given in LANGUAGES else "en"
+def _told(one: Problem) -> str:
+    told = one.text(shell_language())
+    return f"{one.field}: {told}" if one.field else told
+
+
+MAKING = (train, submit)  # verbs that may begin a saves folder
+ELSEWHERE = (check, import_, schema, user)  # verbs that look into none
+
+
+def _placed(arguments: argparse.Namespace) -> Workplace:
+    """The workplace of a verb. Raises Refusal if the verb is about runs and there is no folder with any."""
+    workplace = from_arguments(arguments)
+    if arguments.function in MAKING:
+        if made := make_saves(workplace):
+            print(made.text(shell_language()), file=sys.stderr)
+    elif arguments.function not in ELSEWHERE and not workplace.saves.is_dir():
+        raise Refusal(problem("saves-missing", folder=workplace.saves))
+    return workplace
 
 
 def parser() -> argparse.ArgumentParser:
@@ -199,15 +219,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parser().parse_args()
     try:
-        return arguments.function(arguments, from_arguments(arguments))
+        return arguments.function(arguments, _placed(arguments))
     except Refusal as refusal:
-        for one in refusal.problems:
-            print(
-                f"{one.field}: {one.text(_language())}" if one.field else one.text(_language()),
-                file=sys.stderr,
-            )
-    except (OSError, UnicodeDecodeError) as error:
-        print(error, file=sys.stderr)
+        found = refusal.problems
+    except OSError as error:
+        found = [problem("system-refused", file=error.filename or "—", why=error.strerror or error)]
+    print("\n".join(map(_told, found)), file=sys.stderr)
     return 2
 
 

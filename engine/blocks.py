@@ -26,6 +26,7 @@ SIZE = 1 << 19  # bytes of a block, or about so many
 ROWS = 2000  # rows of a block of a file that is read row by row
 LARGEST = 1 << 26  # bytes of one row, beyond which a file is read row by row
 FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
+BETWEEN = re.compile(r"[\s,]*")
 Row = dict[str, Any]
 
 
@@ -83,19 +84,28 @@ class Stretch:
                 if whole(place, value, line.decode(), on_bad):
                     yield place, value
 
-    def line_of(self, row: int) -> int:
-        """The line of a row of an array, counted anew: only a row with a problem is asked for it."""
-        text = (self.before + self.data + self.after).decode()
-        decoder, at = json.JSONDecoder(), 1
-        for _ in range(row + 1):
-            start = re.compile(r"[\s,]*").match(text, at).end()
+    @cached_property
+    def places(self) -> list[tuple[int, int | None]]:
+        """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
+        asked where it is."""
+        with self.file.open("rb") as stream:
+            before = stream.read(self.begin).rpartition(b"\n")[2]  # of the line in which the bytes begin
+        lead = before.decode("utf-8-sig")
+        text = lead + self.data.decode() + self.after.decode()
+        decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
+        while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":
+            line, line_at = (
+                line + text.count("\n", line_at, start),
+                max(line_at, text.rfind("\n", line_at, start) + 1),
+            )
+            found.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
             _, at = decoder.raw_decode(text, start)
-        return self.line + text.count("\n", 0, start)
+        return found
 
 
 @dataclass
 class _Place:
-    """Like a Place, but moved from row to row, and its line found only when it is told."""
+    """Like a Place, but moved from row to row, and found only when it is told."""
 
     file: Path
     row: int = 0
@@ -103,8 +113,8 @@ class _Place:
     stretch: Stretch | None = None
 
     def __str__(self) -> str:
-        line = self.stretch.line_of(self.row) if self.stretch else self.line
-        return f"{self.file.name}:{line}"
+        line, column = self.stretch.places[self.row] if self.stretch else (self.line, None)
+        return f"{self.file.name}:{line}:{column}" if column else f"{self.file.name}:{line}"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,12 @@ MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of too
     "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
     "call": ("tool",), "tool": ("tool", "assistant"),
 }  # fmt: skip
+SPLITS = {  # what the names of files call them
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
 BUFFER = 1 << 20  # characters of a JSON array held at a time
+RECOMMENDED_AFTER = 100  # rows, of which one at least is good
 SPACE = re.compile(r"[ \t\r\n]*")
 HALF, HALF_READ = re.compile(r"\\u[dD][89a-fA-F]\w\w"), re.compile("[\ud800-\udfff]")
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
@@ -82,13 +87,20 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines."""
+    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines.
+
+    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be
+    written in one line.
+    """
 
     file: Path
     row: int
     line: int | None = None
+    column: int | None = None
 
     def __str__(self) -> str:
+        if self.column:
+            return f"{self.file.name}:{self.line}:{self.column} (#{self.row})"
         return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
 
 
@@ -155,7 +167,10 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     hub = next((entry[key] for key in ("hf_hub_url", "ms_hub_url", "om_hub_url") if entry.get(key)), "")
     if not entry.get("file_name") and not hub:
         raise Refusal(problem("entry-without-file", name=name, keys=_names(entry)))
-    files = _files(data_dir, name, entry["file_name"]) if entry.get("file_name") else ()
+    files = ()
+    if entry.get("file_name"):
+        subset, split = (str(entry.get(key) or "") for key in ("subset", "split"))
+        files = _of_split(name, _files(data_dir, name, entry["file_name"], subset), split)
     # An entry that says nothing about its rows is believed to be what its first row looks like.
     entry = (guess(files[0]) if files and not {"formatting", "columns"} & set(entry) else {}) | entry
     formatting = entry.get("formatting") or "alpaca"
@@ -191,9 +206,12 @@ def _kind(
     return "chat"
 
 
-def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
-    """Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed."""
-    root, path = data_dir.resolve(), data_dir / file_name
+def _files(data_dir: Path, name: str, file_name: str, subset: str) -> tuple[Path, ...]:
+    """A file, or those of a folder; of the folder in it that is called `subset`, if one is wanted.
+
+    Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
+    """
+    root, path = data_dir.resolve(), data_dir / file_name / subset
     if not path.resolve().is_relative_to(root):
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
@@ -206,6 +224,23 @@ def _files(data_dir: Path, name: str, file_name: str) -> tuple[Path, ...]:
         if not file.resolve().is_relative_to(root):
             raise Refusal(problem("file-outside", name=name, file=file.name, folder=str(data_dir)))
     return files
+
+
+def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
+
+    Where none is wanted they are the ones for training, or all if no name says so. Raises Refusal for a wanted split
+    that no file has.
+    """
+    wanted = split or "train"
+    words = "|".join(map(re.escape, SPLITS.get(wanted, (wanted,))))
+    named = re.compile(
+        rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE
+    )  # no letter before or after it
+    found = tuple(file for file in files if named.search(file.stem))
+    if split and split != "train" and not found:
+        raise Refusal(problem("split-missing", name=name, split=split, files=_names(f.name for f in files)))
+    return found or files
 
 
 def guess(file: Path) -> dict[str, Any]:
@@ -358,15 +393,16 @@ def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
     # fits into memory. What looks like an error may be a row cut off at the end of the buffer, until the file ends.
     with _open(file) as stream:
         text, first_line = stream.read(BUFFER), 1
-        at, row, line, counted = text.index("[") + 1, 0, 1, 0
+        at, row, line, counted, line_at = text.index("[") + 1, 0, 1, 0, 0
         while True:
+            before = at
             try:
                 start, value, at = _next_in_array(text, at, first=row == 0)
             except json.JSONDecodeError as error:
                 if more := stream.read(max(BUFFER, len(text))):
                     cut = text.rfind("\n", 0, at) + 1
                     first_line += text.count("\n", 0, cut)
-                    text, at, counted, line = text[cut:] + more, at - cut, 0, first_line
+                    text, at, counted, line, line_at = text[cut:] + more, at - cut, 0, first_line, 0
                     continue
                 line = first_line + error.lineno - 1
                 on_bad(
@@ -377,8 +413,12 @@ def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
                 return
             if start is None:
                 return
+            line_at = max(line_at, text.rfind("\n", counted, start) + 1)
             row, line, counted = row + 1, line + text.count("\n", counted, start), start
-            if whole(place := Place(file, row, line), value, text[start:at], on_bad):
+            newline = text.rfind("\n", before, start)
+            first_there = newline >= 0 and text[newline:start].isspace()
+            place = Place(file, row, line, None if first_there else start - line_at + 1)
+            if whole(place, value, text[start:at], on_bad):
                 yield place, value
 
 
@@ -510,10 +550,9 @@ def check(
     At most `most` problems and warnings are kept; `bad` counts them all. `catalogue` is where other data sets are
     recommended from, if this one is of the wrong kind.
     """
-    fits = FITS[form]
-    if dataset.problem is None and dataset.kind not in fits:
-        fitting = [other.name for other in catalogue if other.kind in fits and other.problem is None]
-        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=_names(fitting)),))
+    if dataset.problem is None and dataset.kind not in FITS[form]:
+        fitting = _names(recommended(catalogue, form))
+        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
     good = bad = 0
     problems: list[Problem] = []
     warnings: list[Problem] = []
@@ -540,6 +579,15 @@ def check(
     if not good and not bad:
         problems.append(problem("dataset-empty", name=dataset.name))
     return Report(good, bad, tuple(problems), tuple(warnings))
+
+
+def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
+    """Names of the data sets that have a row of that form among their first ones."""
+    return [
+        one.name
+        for one in catalogue
+        if one.kind in FITS[form] and check(one, form, limit=RECOMMENDED_AFTER).usable
+    ]
 
 
 @dataclass(frozen=True)

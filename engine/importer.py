@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.problems import Problem, Refusal, problem
-from engine.spec import DECIDED, RunSpec, fields, read_yaml, trainer_arguments
+from engine.spec import DECIDED, STAGES, RunSpec, fields, read_yaml, trainer_arguments
 
 # Their name → our path. Names that are equal in both need no row: they are found among the spec's fields.
 NAMES = {
@@ -21,6 +21,27 @@ NAMES = {
     "quantization_type": "model.quantization.bnb_4bit_quant_type", "adapter_name_or_path": "model.adapter_path",
     "double_quantization": "model.quantization.bnb_4bit_use_double_quant",
 }  # fmt: skip
+# The same, of one stage: several of their names, of older versions and newer ones, stand for one of ours.
+OF_STAGE: dict[str, dict[str, str]] = {
+    "dpo": {
+        "pref_beta": "beta", "dpo_beta": "beta", "pref_loss": "loss_type", "dpo_loss": "loss_type",
+        "pref_ftx": "sft_weight", "dpo_ftx": "sft_weight", "dpo_label_smoothing": "label_smoothing",
+    },
+    "kto": {
+        "pref_beta": "beta", "kto_beta": "beta", "kto_chosen_weight": "desirable_weight",
+        "kto_rejected_weight": "undesirable_weight",
+    },
+    "orpo": {"pref_beta": "orpo_lambda", "orpo_beta": "orpo_lambda"},
+    "simpo": {"pref_beta": "simpo_beta", "simpo_gamma": "simpo_gamma"},
+    "ppo": {"ppo_epochs": "num_ppo_epochs", "ppo_target": "kl_target", "ppo_whiten_rewards": "whiten_rewards"},
+}  # fmt: skip
+NOT_HERE = (
+    ("pref_loss", "kto_pair"),
+    ("dpo_loss", "kto_pair"),
+    ("dpo_loss", "kto"),
+)  # no loss of TRL's any more
+# What is theirs where nothing is said, and other than ours.
+THEIR_DEFAULTS: dict[str, dict[str, Any]] = {"simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5}}
 # Named for what Athanor decides by itself, or does always.
 NEEDLESS = {
     "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "template",
@@ -59,8 +80,10 @@ def read(text: str) -> Imported:
     launcher, given = _command(text) if "--" in text else ({}, _yaml(text))
     if not given:
         raise Refusal(problem("import-nothing"))
+    kind, given = _stage(given)
+    known = trainer_arguments().get(kind, {})
     plain: dict[str, Any] = {
-        "stage": {"kind": "sft"},
+        "stage": {"kind": kind},
         "method": {"kind": "lora"},
         "model": {},
         "data": {},
@@ -70,13 +93,17 @@ def read(text: str) -> Imported:
     plain |= {"hardware": _hardware(text, launcher)}
     left_out = []
     for name, value in given.items():
-        if name in WAYS:
+        if (name, value) in NOT_HERE:
+            left_out.append(problem("import-unknown", name=name, value=value))
+        elif name in OF_STAGE.get(kind, {}):
+            plain["stage"][OF_STAGE[kind][name]] = value
+        elif name in WAYS:
             WAYS[name](plain, value)
         elif path := NAMES.get(name) or OWN.get(name):
             _put(plain, path, value)
         elif name in NEEDLESS or name in DECIDED:
             left_out.append(problem("import-needless", name=name, value=value))
-        elif name in trainer_arguments()["sft"]:
+        elif name in known:
             plain.setdefault("extra", {})[name] = value
         else:
             left_out.append(problem("import-unknown", name=name, value=value))
@@ -86,6 +113,8 @@ def read(text: str) -> Imported:
         ]
         for key in lora_only:
             del plain["method"][key]
+    for key in sorted(set(plain["stage"]) - {*STAGES[kind].model_fields}) if kind in STAGES else ():
+        left_out.append(problem("import-unknown", name=key, value=plain["stage"].pop(key)))
     return Imported(RunSpec.read({part: value for part, value in plain.items() if value}), tuple(left_out))
 
 
@@ -113,8 +142,14 @@ def _several(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [name.strip() for name in str(value).split(",")]
 
 
-def _stage(plain: dict[str, Any], value: str) -> None:
-    plain["stage"]["kind"] = value
+def _stage(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of stage, and the settings without it. To them ORPO and SimPO are losses of DPO."""
+    rest = dict(given)
+    kind = str(rest.pop("stage", "sft"))
+    loss = next((name for name in ("pref_loss", "dpo_loss") if rest.get(name) in ("orpo", "simpo")), None)
+    if kind == "dpo" and loss:
+        kind = rest.pop(loss)
+    return kind, THEIR_DEFAULTS.get(kind, {}) | rest
 
 
 def _method(plain: dict[str, Any], value: str) -> None:
@@ -164,7 +199,7 @@ def _train_on(kind: str) -> Callable[[dict[str, Any], Any], None]:
 
 # Settings whose value changes its form on the way.
 WAYS: dict[str, Callable[[dict[str, Any], Any], None]] = {
-    "stage": _stage, "finetuning_type": _method, "dataset": _datasets, "eval_dataset": _eval_datasets,
+    "finetuning_type": _method, "dataset": _datasets, "eval_dataset": _eval_datasets,
     "lora_target": _targets, "fp16": _precision("fp16"), "bf16": _precision("bf16"),
     "quantization_bit": _quantization, "report_to": _report_to, "disable_gradient_checkpointing": _disable_checkpointing,
     "train_on_prompt": _train_on("everything"), "mask_history": _train_on("last_answer"),

@@ -25,6 +25,7 @@ from engine.problems import Problem, problem
 
 DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
 MAX_JSON = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
+MAX_TOKENIZER = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
 ALL_LINEAR = "all-linear"
 
 # The same fact under the names different families gave it; the first one present wins.
@@ -56,6 +57,8 @@ DTYPES = {
 HEADS = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
 ROUTERS = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
 EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
+SENSES = ("vision_config", "audio_config")
+PART_THAT_WRITES = ".language_model."
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 CONV1D = {"gpt2", "openai-gpt", "gpt-sw3"}  # keep their linear weights as (in, out)
 PACKED = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
@@ -85,6 +88,7 @@ class Model:
     hidden_size: int | None = None
     layers: int | None = None
     tied: bool = False  # the output head is the embedding
+    rope: str | None = None  # how its positions are stretched already: "yarn", "llama3", …
     has_chat_template: bool = False
     quantized: str | None = None  # "gptq", "awq", "bitsandbytes", "fp8", …
     needs_remote_code: bool = False
@@ -224,6 +228,7 @@ def inspect(path: str | Path, name: str = "") -> Model:
         hidden_size=_fact(config, HIDDEN),
         layers=_fact(config, LAYERS),
         tied=tied,
+        rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
         quantized=quantized,
         needs_remote_code="auto_map" in config
@@ -274,11 +279,38 @@ def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
     return "awq" if os.path.isfile(folder / "quant_config.json") else None
 
 
+def _rope(config: Mapping[str, Any]) -> str | None:
+    """The kind of scaling in the config, under the names it has had; families may have one for each kind of layer."""
+    for part in (config, _text_part(config)):
+        for given in (part.get("rope_parameters"), part.get("rope_scaling")):
+            if isinstance(given, dict):
+                kinds = [given, *(one for one in given.values() if isinstance(one, dict))]
+                named = [_text(one.get("rope_type") or one.get("type")) for one in kinds]
+                if own := [name for name in named if name not in ("", "default", "mrope")]:
+                    return own[0]
+                if len(kinds) > 1:
+                    return ", ".join(given)
+    return None
+
+
 def _has_chat_template(folder: Path) -> bool:
-    if any(os.path.exists(folder / name) for name in TEMPLATES):
-        return True
-    tokenizer = _json(folder / "tokenizer_config.json")
-    return not isinstance(tokenizer, Problem) and bool(tokenizer.get("chat_template"))
+    return bool(chat_template(folder)) or any(os.path.exists(folder / name) for name in TEMPLATES)
+
+
+def chat_template(folder: Path) -> tuple[str, str] | None:
+    """(file, text) of the template that transformers takes for plain conversations; None if there is none."""
+    file = folder / TEMPLATES[0]
+    try:
+        if os.path.isfile(file) and file.stat().st_size <= MAX_JSON:
+            return file.name, file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    config = _json(folder / "tokenizer_config.json")
+    given = None if isinstance(config, Problem) else config.get("chat_template")
+    if isinstance(given, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        given = named.get("default")
+    return ("tokenizer_config.json", given) if given and isinstance(given, str) else None
 
 
 def _adapter_of(folder: Path) -> str | None:
@@ -299,6 +331,26 @@ def _known_to_transformers(model_type: str) -> bool:
     return any(Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ())
 
 
+@cache
+def _auto_classes(table: str) -> Mapping[str, str]:
+    """Family → class of one of the installed transformers' tables, such as "CAUSAL_LM". Read from its source, since
+    importing it would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    places = package.submodule_search_locations if package else ()
+    for place in places or ():
+        source = Path(place, "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
+        start = rf"^MODEL_FOR_{table}_MAPPING_NAMES = .*?^\)"
+        if found := re.search(start, source, re.MULTILINE | re.DOTALL):
+            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', found[0]))
+    return {}
+
+
+def has_reward_model(model_type: str) -> bool:
+    """Whether the installed transformers can put a score in place of the next token of this family."""
+    families = _auto_classes("SEQUENCE_CLASSIFICATION")
+    return not families or model_type in families  # without transformers nothing is trained on this machine
+
+
 def _files(folder: Path) -> list[tuple[str, int]]:
     """(name, bytes) of the files directly in `folder`, links followed."""
     try:
@@ -307,11 +359,11 @@ def _files(folder: Path) -> list[tuple[str, int]]:
         return []
 
 
-def _json(path: Path) -> dict[str, Any] | Problem:
-    """A small JSON object, or what is wrong with it."""
+def _json(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | Problem:
+    """A JSON object of at most `limit` bytes, or what is wrong with it."""
     try:
-        if path.stat().st_size > MAX_JSON:
-            return problem("model-json-too-large", file=path.name, limit=MAX_JSON >> 20)
+        if path.stat().st_size > limit:
+            return problem("model-json-too-large", file=path.name, limit=limit >> 20)
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         return problem(
@@ -380,6 +432,13 @@ def _tensors(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
             problems.append(found)
         else:
             tensors.update(found)
+    # Of a model that also sees or hears, the part that writes is loaded, under the names of a model that only writes.
+    if any(PART_THAT_WRITES in name for name in tensors):
+        tensors = {
+            name.replace(PART_THAT_WRITES, ".", 1): tensor
+            for name, tensor in tensors.items()
+            if PART_THAT_WRITES in name or name.startswith("lm_head.")
+        }
     return tensors, problems
 
 
@@ -467,7 +526,7 @@ def model_problems(
         return [replace(unclear, field=field)]
     place = locate(text, roots)
     if place is None:
-        return [] if is_hub_id(text) else [replace(_missing(text, roots), field=field)]
+        return [] if is_hub_id(text) else [replace(_not_a_name(text) or _missing(text, roots), field=field)]
     if not _below(place, _allowed(roots)):
         return [problem("model-outside-roots", field, path=text, roots=_some(map(str, roots)))]
     if place.is_file():
@@ -477,16 +536,23 @@ def model_problems(
 
 
 def _path_problem(text: str) -> Problem | None:
-    """Names are never given to a shell; but whoever pastes half a command should hear of it, and early."""
+    """What no path of a model is, whether it is there or not."""
     if not text.strip():
         return problem("model-empty")
-    shown = ascii(text[:80])[1:-1] if not text.isprintable() else text[:80]
-    if not text.isprintable() or re.search(r"[;|&<>$`!*?\"']", text) or text[0] in "-~":
-        return problem("model-path-characters", given=shown)
+    if not text.isprintable():
+        return problem("model-path-characters", given=ascii(text[:80])[1:-1])
     if ".." in Path(text).parts:
-        return problem("model-path-dots", given=shown)
+        return problem("model-path-dots", given=text[:80])
     if len(os.fsencode(text)) > 1024 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
-        return problem("model-path-long", given=shown)
+        return problem("model-path-long", given=text[:80])
+    return None
+
+
+def _not_a_name(text: str) -> Problem | None:
+    """A folder that is there may be called anything, since no name is given to a shell; but where there is none,
+    whoever pasted half a command should hear of it."""
+    if re.search(r"[;|&<>$`!*?\"']", text) or text[0] in "-~":
+        return problem("model-path-characters", given=text[:80])
     return None
 
 
@@ -524,11 +590,56 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
         found.append(
             problem("model-not-language", architecture=model.architecture or model.model_type or "?")
         )
-    found += _tensors(folder)[1]
+    elif any(part in config for part in SENSES) and not _writes_alone(model):
+        found.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
+    tensors, damaged = _tensors(folder)
+    return found + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
+
+
+def _writes_alone(model: Model) -> bool:
+    """Whether the part of the model that writes is loaded without those that see or hear."""
+    return model.needs_remote_code or _auto_classes("CAUSAL_LM").get(model.model_type, "").endswith(
+        "ForCausalLM"
+    )
+
+
+def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
+    """A config.json of another model than the weights are, seen at the embedding."""
+    embedding = tensors.get("model.embed_tokens.weight")
+    said = {"vocab_size": _fact(config, ("vocab_size",)), "hidden_size": _fact(config, HIDDEN)}
+    if not embedding or len(embedding.shape) != 2 or embedding.dtype not in DTYPES:
+        return []
+    return [
+        problem("model-config-differs", name=name, said=number, size=size)
+        for (name, number), size in zip(said.items(), embedding.shape, strict=True)
+        if number and number != size
+    ]
+
+
+def _tokenizer_problems(folder: Path) -> list[Problem]:
     names = [name for name, _ in _files(folder)]
     if not any(name in TOKENIZERS or name.endswith(".tiktoken") for name in names):
-        found.append(problem("model-no-tokenizer", folder=folder.name))
-    return found
+        return [problem("model-no-tokenizer", folder=folder.name)]
+    found = []
+    if "tokenizer.json" in names:
+        status = (folder / "tokenizer.json").stat()
+        found.append(_tokenizer_file(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
+    if "tokenizer_config.json" in names and isinstance(
+        config := _json(folder / "tokenizer_config.json"), Problem
+    ):
+        found.append(config)
+    return [one for one in found if one]
+
+
+@lru_cache(maxsize=256)
+def _tokenizer_file(path: Path, modified: int, size: int) -> Problem | None:
+    """What is wrong with a tokenizer.json; these are larger than any other JSON of a model, so read once."""
+    content = _json(path, MAX_TOKENIZER)
+    if isinstance(content, Problem):
+        return content
+    model = content.get("model")
+    sound = isinstance(model, dict) and isinstance(model.get("vocab"), (dict, list))
+    return None if sound else problem("model-tokenizer-broken", file=path.name)
 
 
 def _some(names: Any, most: int = 5) -> str:
@@ -622,10 +733,16 @@ def is_or_below(parameter: str, name: str) -> bool:
 
 
 def adapter_problems(
-    folder: str | Path, base: str, settings: Mapping[str, Any], field: str = "model.adapter_path"
+    folder: str | Path,
+    base: str,
+    settings: Mapping[str, Any],
+    field: str = "model.adapter_path",
+    *,
+    scorer: bool = False,
 ) -> list[Problem]:
-    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, and
-    `settings` (name in peft's LoraConfig → value) that are not the adapter's, each at "method." and its name."""
+    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, that it
+    judges texts where none is wanted that does (`scorer`), and `settings` (name in peft's LoraConfig → value) that
+    are not the adapter's, each at "method." and its name."""
     folder = Path(folder)
     for name in ADAPTER_FILES:
         if not os.path.isfile(folder / name):
@@ -637,6 +754,8 @@ def adapter_problems(
     trained_on = _text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
         found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+    if config.get("task_type") == "SEQ_CLS" and not scorer:
+        found.append(problem("adapter-scores", field, folder=folder))
     return found + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
         for name, value in settings.items()

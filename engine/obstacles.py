@@ -5,19 +5,25 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from engine import machine
-from engine.datasets import Report, check, read_catalogue
+from engine.chat_templates import file_problem, template_problem
+from engine.datasets import Dataset, Report, check, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
+    chat_template,
     freeze_problems,
+    has_reward_model,
     inspect,
     is_hub_id,
     lora_problems,
@@ -66,7 +72,8 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    if found := model_problems(chosen, workplace.models, allow_remote_code=allowed):
+    judge = spec.stage.kind == "rm"
+    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=judge):
         return found
     found = []
     if spec.model.trust_remote_code and not allowed:
@@ -77,14 +84,25 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     there = os.path.isfile(file or TEMPLATES / f"{given}.jinja")
     if given and not there and "model.chat_template" not in outside:
         found.append(problem("template-missing", "model.chat_template", given=given, known=known))
+    elif file and "model.chat_template" not in outside and (broken := file_problem(Path(file))):
+        found.append(replace(broken, field="model.chat_template"))
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
-        found += adapter_problems(spec.model.adapter_path, chosen, settings)
+        found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet
     model = inspect(chosen)
-    if spec.stage.kind != "pt" and not given and not model.has_chat_template:
-        found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+    if judge and not has_reward_model(model.model_type):
+        found.append(problem("no-score-head", "stage", model_type=model.model_type))
+    if spec.stage.kind != "pt" and not given:
+        own = chat_template(model.path)
+        if not model.has_chat_template:
+            found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+        elif own and (broken := template_problem(*own)):
+            found.append(replace(broken, field="model.chat_template"))
+    if model.rope and spec.model.rope_scaling.kind != "none":
+        context = model.context_length or "?"
+        found.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
         found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
     if spec.method.kind == "freeze":
@@ -120,6 +138,14 @@ LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparat
 TOLD = 5  # bad rows told in full
 
 
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def _stamps(dataset: Dataset) -> Stamps:
+    """Changes when one of its files does."""
+    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
+
+
 def _of_data(spec: RunSpec) -> list[Problem]:
     """Unknown, broken or unsuitable data sets, and bad rows among their first ones."""
     folder = Path(spec.data.dataset_dir)
@@ -138,17 +164,38 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                     problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
                 )
                 continue
-            stamps = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in known[name].files)
-            report = _looked_at(folder, name, spec.stage.kind, stamps)
+            report = _looked_at(folder, name, spec.stage.kind, _stamps(known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:
                 found += [replace(one, field=field) for one in report.problems[:TOLD]]
+    if spec.stage.kind == "kto" and not found:
+        marks = sum((_marks(folder, name, _stamps(known[name])) for name in spec.data.datasets), Counter())
+        # Of more rows than these, all are looked at when the run begins.
+        if len(marks) == 1 and marks.total() < LOOKED_AT:
+            found.append(one_kind_alone(True in marks, marks.total()))
     return found
 
 
 @lru_cache(maxsize=256)
-def _looked_at(folder: Path, name: str, stage: str, _stamps: tuple[tuple[Path, int, int], ...]) -> Report:
+def _marks(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
+    """How many answers of a data set are marked good and bad, counted until there is one of each."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    marks: Counter[bool] = Counter()
+    for row in islice(examples(dataset, lambda _: None, "thumbs"), LOOKED_AT):
+        marks[row["label"]] += 1
+        if len(marks) == 2:
+            break
+    return marks
+
+
+def one_kind_alone(good: bool, rows: int) -> Problem:
+    """KTO has nothing to tell apart."""
+    return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
+
+
+@lru_cache(maxsize=256)
+def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
     catalogue, _ = read_catalogue(folder)
     dataset = next(one for one in catalogue if one.name == name)
@@ -200,9 +247,10 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
 
 def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
-    if not os.access(saves, os.W_OK | os.X_OK):
-        why = "no such folder" if not saves.exists() else "permission denied"
-        return [problem("saves-not-writable", folder=saves, why=why)]
+    # A folder that is not there yet will be made.
+    there = next(folder for folder in (saves, *saves.parents) if folder.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
     needed, free = disk_needed(spec, trained), machine.free_disk(saves)
     if needed > free:
         return [

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import command, machine
-from engine.datasets import count_rows, read_catalogue
+from engine.datasets import count_rows, read_catalogue, recommended
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable
-from engine.problems import Problem
+from engine.problems import Problem, problem
 from engine.spec import RunSpec, optimizer_steps, problems
+from engine.stages import STAGES
 from engine.workplace import Workplace
 
 
@@ -27,6 +28,25 @@ class Summary:
     shell: str  # the command, quoted for a shell
     yaml: str
     problems: list[Problem]
+
+
+def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
+    """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
+    to none; the second answer says so."""
+    spec = workplace.preset(preset)
+    catalogue = read_catalogue(workplace.data)[0]
+    there = {dataset.name for dataset in catalogue}
+    missing = [name for name in spec.data.datasets if name not in there]
+    if not missing:
+        return spec, None
+    instead = recommended(catalogue, STAGES[spec.stage.kind].form)[:1]
+    gone = {"names": ", ".join(missing), "folder": workplace.data}
+    said = (
+        problem("preset-other-data", instead=instead[0], **gone)
+        if instead
+        else problem("preset-no-data", **gone)
+    )
+    return spec.change("data.datasets", instead), said
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:

@@ -1,12 +1,14 @@
 """How anything in Athanor says that something is wrong: one value, told in the reader's language.
 
 The sentences themselves are in `engine/sentences/*.yaml`, English and Chinese side by side, so that whoever
-changes one sees the other. A sentence names the thing, what was given and the smallest fix.
+changes one sees the other. A sentence names the thing, what was given and the smallest fix. What a parser or the
+system gives as its reason is told in the reader's language too, by `engine/reasons.yaml`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +18,7 @@ from typing import Any
 import yaml
 
 SENTENCES = Path(__file__).parent / "sentences"
+REASONS = Path(__file__).parent / "reasons.yaml"
 LANGUAGES = ("en", "zh")
 
 
@@ -31,9 +34,26 @@ def sentences() -> Mapping[str, Mapping[str, str]]:
     return found
 
 
+@cache
+def reasons() -> Mapping[str, Mapping[str, str]]:
+    """What others say in English → language → how it is told here."""
+    return yaml.load(REASONS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
-    return sentences()[code][language].format(**values)
+    told = {name: reasons()[value][language] if _known(value) else value for name, value in values.items()}
+    return sentences()[code][language].format(**told)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, str) and value in reasons()
+
+
+def shell_language() -> str:
+    """The language of whoever reads this process's output, by the variables that say so to every program."""
+    given = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")[:2]
+    return given if given in LANGUAGES else "en"
 
 
 @dataclass(frozen=True)

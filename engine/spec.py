@@ -76,7 +76,7 @@ def read_yaml(text: str, field: str = "") -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        what = getattr(error, "problem", None) or str(error)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
         raise Refusal(problem("spec-not-yaml", field, line=line, column=column, what=what)) from None
 
 
@@ -192,8 +192,8 @@ class Model(Part):
         None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
     )
     adapter_path: str | None = setting(
-        None, "Continue from adapter", "Folder of a finished LoRA adapter whose training goes on in a new run.",
-        max_length=1024,
+        None, "Continue from", "The LoRA adapter of a finished run, of this stage or another. Empty: begin anew.",
+        essential=True, max_length=1024,
     )  # fmt: skip
     chat_template: str | None = setting(
         None, "Chat template",
@@ -391,7 +391,11 @@ class Data(Part):
     )  # fmt: skip
     dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
     max_samples: int | None = setting(
-        None, "Max rows", "Use at most this many rows of each data set. Empty: all.", ge=1, le=10**10
+        None,
+        "Max rows",
+        "Use only the first rows of each data set, at most this many. Empty: all.",
+        ge=1,
+        le=10**10,
     )
     max_length: int = setting(
         2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",

@@ -22,13 +22,14 @@ class Stage:
     """`form` is what a row is made into; `curves` are drawn first, in this order.
 
     `answers`: the model writes answers of its own while it trains. `follows`: the stages whose result is a good
-    start for this one, the most usual first.
+    start for this one, the most usual first. `pace`: the usual learning rate, as a multiple of that of SFT.
     """
 
     form: Form
     curves: tuple[str, ...] = ("loss",)
     answers: bool = False
     follows: tuple[str, ...] = ()
+    pace: float = 1.0
 
 
 _PREFERENCE = ("rewards/margins", "rewards/accuracies", "loss", "rewards/chosen", "rewards/rejected")
@@ -36,18 +37,21 @@ STAGES: dict[str, Stage] = {
     "pt": Stage("text"),
     "sft": Stage("chat", follows=("pt",)),
     "rm": Stage("pairs", ("accuracy", "margin", "loss"), follows=("sft",)),
-    "dpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
-    "kto": Stage("thumbs", _PREFERENCE, follows=("sft",)),
-    "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft")),
-    "simpo": Stage("pairs", _PREFERENCE, follows=("sft",)),
+    "dpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
+    "kto": Stage(
+        "thumbs", ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
+        follows=("sft",), pace=0.1,
+    ),
+    "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft"), pace=0.2),
+    "simpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
     "ppo": Stage(
         "prompts",
         ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),
-        answers=True, follows=("sft", "dpo"),
+        answers=True, follows=("sft", "dpo"), pace=0.1,
     ),
     "grpo": Stage(
         "prompts", ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
-        answers=True, follows=("sft", "dpo"),
+        answers=True, follows=("sft", "dpo"), pace=0.1,
     ),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from engine.models import ADAPTER_FILES, identity
-from engine.problems import Problem, problem
+from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,11 @@ class Workplace:
     data: Path = PROJECT / "data"
     saves: Path = PROJECT / "saves"
     remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
+
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """Where a model may lie: below the model folders, or among the results of runs."""
+        return (*self.models, self.saves)
 
     def presets(self) -> dict[str, Mapping[str, Any]]:
         """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
@@ -54,8 +59,8 @@ class Workplace:
     def frozen(self, spec: RunSpec) -> RunSpec:
         """The spec with every path absolute, so that it runs as it is from any folder."""
         paths = {
-            "model.model_name_or_path": (spec.model.model_name_or_path, self.models, "config.json"),
-            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models), ADAPTER_FILES[0]),
+            "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
             "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
         }
         for field, (text, roots, holds) in paths.items():
@@ -74,7 +79,7 @@ class Workplace:
         found = []
         roots = {
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
-            "model.adapter_path": (spec.model.adapter_path, (self.saves, *self.models)),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots),
             "model.chat_template": (template_file(spec), (self.data, *self.models)),
         }
         for field, (path, allowed) in roots.items():
@@ -127,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(arguments: argparse.Namespace) -> Workplace:
-    """The workplace that flags and environment say; makes the saves folder if it is not there."""
+    """The workplace that flags and environment say. Makes nothing: see `make_saves`."""
     environment = os.environ.get
     default = Workplace()
     models = arguments.models or [
@@ -136,11 +141,20 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
     # The demo model stays at hand whatever other folders there are.
     roots = (*(path.resolve() for path in models), DEMO_MODEL) if models else default.models
-    workplace = Workplace(
+    return Workplace(
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
         remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
     )
-    workplace.saves.mkdir(parents=True, exist_ok=True)
-    return workplace
+
+
+def make_saves(workplace: Workplace) -> Problem | None:
+    """Make the saves folder if it is not there, and say so: it may be a slip of the pen. Raises Refusal."""
+    if workplace.saves.is_dir():
+        return None
+    try:
+        workplace.saves.mkdir(parents=True)
+    except OSError as error:
+        raise Refusal(problem("saves-not-writable", folder=workplace.saves, why=error.strerror)) from error
+    return problem("saves-made", folder=workplace.saves)

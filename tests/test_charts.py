@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from engine.stages import STAGES
 from webui import charts
 from webui.words import Words
 
@@ -72,6 +73,15 @@ def test_curves_stay_inside_the_picture_and_spikes_survive_thinning():
     assert max(ys) <= charts.HEIGHT
     assert min(ys) < charts.HEIGHT * 0.15, "the spike is drawn"
     assert len(html) < 60_000
+
+
+def test_the_curves_that_matter_to_the_stage_come_first():
+    logged = dict.fromkeys(
+        ("loss", "grad_norm", "eval_rewards/margins", "rewards/margins", "entropy"), series([1, 2])
+    )
+    html = charts.charts(logged, EN, first=STAGES["dpo"].curves)
+    titles = re.findall(r"<figcaption><b>([^<]+)</b>", html)
+    assert titles == ["Lead of the better answers", "Loss", "Gradient norm", "Entropy"]
 
 
 def test_the_name_of_a_curve_is_text_and_nothing_else():

@@ -224,6 +224,39 @@ def test_a_folder_of_files_is_one_data_set(tmp_path):
     assert count_rows(one) == 2
 
 
+def test_a_folder_gives_the_files_of_the_wanted_split_and_subset(tmp_path):
+    for file in ("train-00000-of-00001", "test-00000-of-00001", "my_valid", "testimony"):
+        (tmp_path / "parts" / "zh").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / f"{file}.json").write_text(json.dumps([{**ALPACA, "output": file}]))
+    (tmp_path / "parts" / "zh" / "a.json").write_text(json.dumps([{**ALPACA, "output": "zh"}]))
+    found = catalogue(
+        tmp_path,
+        plain={"file_name": "parts"},
+        test={"file_name": "parts", "split": "test"},
+        validation={"file_name": "parts", "split": "validation"},
+        own={"file_name": "parts", "split": "testimony"},
+        zh={"file_name": "parts", "subset": "zh"},
+        file={"file_name": "parts/testimony.json", "split": "train"},
+        none={"file_name": "parts/zh/a.json", "split": "test"},
+        slice={"file_name": "parts", "split": "train[:10%]"},
+        gone={"file_name": "parts", "subset": "fr"},
+        out={"file_name": "parts", "subset": "../.."},
+    )
+    read_of = {
+        name: [row["output"] for _, row in rows(one, pytest.fail)]
+        for name, one in found.items()
+        if not one.problem
+    }
+    assert read_of == {
+        "plain": ["train-00000-of-00001"], "test": ["test-00000-of-00001"], "validation": ["my_valid"],
+        "own": ["testimony"], "zh": ["zh"], "file": ["testimony"],
+    }  # fmt: skip
+    assert {name: one.problem.code for name, one in found.items() if one.problem} == {
+        "none": "split-missing", "slice": "split-missing", "gone": "file-missing", "out": "file-outside",
+    }  # fmt: skip
+    assert "a.json" in found["none"].problem.text()
+
+
 def test_num_samples_takes_the_first_rows(tmp_path):
     one = dataset(tmp_path, [ALPACA] * 5, num_samples=2)
     assert count_rows(one) == 2
@@ -276,6 +309,21 @@ def test_an_image_is_not_taken_for_text(tmp_path):
     )
 
 
+def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "BUFFER", 7)
+    bad_row = {**ALPACA, "output": 7}
+    one = dataset(tmp_path, json.dumps([ALPACA, bad_row, ALPACA]) + "\n")
+    column = len(json.dumps([ALPACA])) + 2
+    good, bad = read(one)
+    assert len(good) == 2
+    assert bad == [f"rows.json:1:{column} (#2): 'output' must be of type string, but is: number."]
+    assert one.files[0].read_text()[column - 1 :].startswith(json.dumps(bad_row))
+    mixed = dataset(tmp_path, f"[ {json.dumps(bad_row)},\n  {json.dumps(bad_row)}, {json.dumps(bad_row)}]")
+    assert [text.split(": ")[0] for text in read(mixed)[1]] == [
+        "rows.json:1:3 (#1)", "rows.json:2", f"rows.json:2:{len(json.dumps(bad_row)) + 5} (#3)",
+    ]  # fmt: skip
+
+
 def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
     good, bad = read(
         dataset(tmp_path, f'{json.dumps(ALPACA)}\n{{"instruction": }}\n{json.dumps(ALPACA)}', "r.jsonl")
@@ -325,7 +373,16 @@ def test_an_empty_file_is_said(tmp_path):
 def test_data_of_the_wrong_kind_is_refused_and_a_fitting_set_recommended(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([ALPACA]))
     (tmp_path / "t.txt").write_text("Text.")
-    found = catalogue(tmp_path, talk={"file_name": "a.json"}, book={"file_name": "t.txt"})
+    (tmp_path / "broken.json").write_text('[{"instruction": ')
+    (tmp_path / "nothing.txt").write_text("\n")
+    found = catalogue(
+        tmp_path,
+        broken={"file_name": "broken.json", "columns": {"prompt": "instruction", "response": "output"}},
+        nothing={"file_name": "nothing.txt"},
+        talk={"file_name": "a.json"},
+        book={"file_name": "t.txt"},
+        far={"hf_hub_url": "org/far"},
+    )
     (problem,) = check(found["talk"], "text", catalogue=list(found.values())).problems
     assert "'talk'" in problem.text()
     assert "(book)" in problem.text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from engine.importer import read, read_any
@@ -111,6 +113,36 @@ def test_qlora_and_other_switches_change_their_form() -> None:
     assert spec.method.target_modules == ["all-linear"]
     assert spec.stage.train_on == "last_answer"
     assert spec.extra == {"adam_beta2": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("flags", "stage"),
+    [
+        ("--stage rm", {"kind": "rm"}),
+        ("--stage dpo --pref_beta 0.3 --pref_loss ipo --pref_ftx 0.5", {"kind": "dpo", "beta": 0.3, "loss_type": "ipo", "sft_weight": 0.5}),
+        ("--stage dpo --dpo_beta 0.2 --dpo_loss hinge", {"kind": "dpo", "beta": 0.2, "loss_type": "hinge"}),
+        ("--pref_loss orpo --pref_beta 0.2 --stage dpo", {"kind": "orpo", "orpo_lambda": 0.2}),
+        ("--stage orpo --orpo_beta 0.05", {"kind": "orpo", "orpo_lambda": 0.05}),
+        ("--stage dpo --pref_loss simpo --pref_beta 2 --simpo_gamma 1.5", {"kind": "simpo", "simpo_beta": 2, "simpo_gamma": 1.5}),
+        # Where nothing is said, theirs are 0.1 and 0.5, and ours are not.
+        ("--stage dpo --pref_loss simpo", {"kind": "simpo", "simpo_beta": 0.1, "simpo_gamma": 0.5}),
+        ("--stage kto --pref_beta 0.4 --kto_chosen_weight 2 --kto_rejected_weight 0.5",
+         {"kind": "kto", "beta": 0.4, "desirable_weight": 2, "undesirable_weight": 0.5}),
+    ],
+)  # fmt: skip
+def test_stages_that_learn_from_preferences_keep_their_settings(flags: str, stage: dict[str, Any]) -> None:
+    imported = read(f"llamafactory-cli train {flags} --dataset pairs --finetuning_type lora")
+    assert stage.items() <= imported.spec.stage.model_dump().items()
+    assert not imported.left_out
+
+
+def test_what_a_stage_does_not_have_is_left_out_and_told() -> None:
+    imported = read(
+        "train --stage dpo --pref_loss kto_pair --mask_history true --kto_chosen_weight 2 --ref_model /m"
+    )
+    assert imported.spec.stage.loss_type == "sigmoid"
+    left_out = {one.values["name"] for one in imported.left_out}
+    assert left_out == {"pref_loss", "train_on", "kto_chosen_weight", "ref_model"}
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "--a 'b", "{", "x: y: z"])

@@ -1,5 +1,9 @@
 """The door of the studio: who gets through, who is sent to the login page, who is slowed down."""
 
+import html
+import re
+from urllib.parse import parse_qs, urlsplit
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -49,6 +53,34 @@ def test_a_stranger_with_a_browser_is_shown_the_login_page(studio):
     assert "丹炉" in page.text
     assert "密码" in page.text
     assert "Password" in client.get("/login", headers={"Accept-Language": "de, en;q=0.5"}).text
+
+
+def test_after_login_one_is_where_one_wanted_to_be(studio):
+    for root in ("", "/studio"):
+        client = studio(root)
+        sent = client.get(f"{root}/?run=tiny/lora/中文&tab=runs", headers=HTML).headers["location"]
+        assert sent.startswith(f"{root}/login?next=")
+        page = client.get(sent, headers=HTML).text
+        wanted = html.unescape(re.search(r'name="next" value="([^"]*)"', page)[1])
+        wrong = client.post(f"{root}/login", data={"name": "han", "password": "x", "next": wanted}).text
+        assert f'value="{html.escape(wanted)}"' in wrong  # a slip of the pen does not lose it
+        answer = client.post(f"{root}/login", data=RIGHT | {"next": wanted})
+        there = urlsplit(answer.headers["location"])
+        assert (there.netloc, there.path) == ("", f"{root}/")
+        assert parse_qs(there.query) == {"run": ["tiny/lora/中文"], "tab": ["runs"]}
+        assert client.get(sent).headers["location"] == answer.headers["location"]  # logged in already
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    ["https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil.example", "/a\\..\\", "javascript:alert(1)",
+     "/\nSet-Cookie: a=b", "/\t/evil.example", " //evil.example", "", "/" + "x" * 5000, "@evil.example", ".evil.example"],
+)  # fmt: skip
+def test_no_link_makes_the_login_lead_to_another_site(studio, elsewhere):
+    client = studio()
+    answer = client.post("/login", data=RIGHT | {"next": elsewhere})
+    assert answer.headers["location"] == "/"
+    assert client.get("/login", params={"next": elsewhere}).headers["location"] == "/"
 
 
 def test_the_page_asks_nobody_outside(studio):

@@ -55,7 +55,7 @@ def safetensors(path, shapes, dtype="BF16", size=2):
 def make_model(folder, shapes=QWEN, **config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     if shapes:
         safetensors(folder / "model.safetensors", shapes)
@@ -151,6 +151,47 @@ def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
     assert model.parameters == 640
     assert trainable_parameters(model, "lora", r=2) == 2 * 56
     assert model_problems(folder, [root]) == []
+
+
+def test_of_a_model_that_also_sees_the_part_that_writes_is_counted_and_named(root):
+    writing = {
+        f"model.language_model{name[5:]}" if name != "lm_head.weight" else name: shape
+        for name, shape in QWEN.items()
+    }
+    seeing = {"model.visual.blocks.0.attn.qkv.weight": (48, 16), "model.visual.pos_embed.weight": (9, 16)}
+    config = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "vision_config": {},
+    }
+    folder = make_model(root / "sees", writing | seeing, **config)
+    assert model_problems(folder, [root]) == []
+    assert inspect(folder).parameters == inspect(make_model(root / "plain")).parameters
+    assert models.linear_modules(inspect(folder)) == LINEAR
+    assert models.freeze_problems(inspect(folder), ["model.layers.1"]) == []
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl", "a_family_of_tomorrow"])
+def test_a_model_whose_part_that_writes_is_not_loaded_alone_is_refused(root, model_type):
+    config = {"architectures": ["XForConditionalGeneration"], "model_type": model_type, "vision_config": {}}
+    assert codes(make_model(root / "sees", **config), [root]) == ["model-with-senses"]
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "proportional"}, "sliding_attention": {"rope_type": "default"}}}, "proportional"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}, "full_attention, sliding_attention"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, None),
+        ({"rope_scaling": None}, None),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, None),
+    ],
+)  # fmt: skip
+def test_a_stretched_context_is_a_fact(root, given, own):
+    assert inspect(make_model(root / "m", **given)).rope == own
 
 
 # ------------------------------------------------------------------------------------------ finding

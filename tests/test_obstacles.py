@@ -12,12 +12,13 @@ import pytest
 
 from engine import machine, obstacles
 from engine import workplace as workplaces
+from engine.chat_templates import file_problem
 from engine.models import hub_cache
-from engine.plan import summary
+from engine.plan import start_from, summary
 from engine.problems import Problem
 from engine.spec import RunSpec, problems
 from engine.workplace import Workplace
-from tests.test_models import QWEN, make_model, safetensors
+from tests.test_models import CONFIG, QWEN, make_model, safetensors
 
 CHAT = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(4)]
 TEXT = [{"text": f"After {n} comes {n + 1}."} for n in range(4)]
@@ -149,6 +150,68 @@ def test_own_code_is_allowed_by_any_name_of_the_model(
         assert {one.code for one in told(place, **changes)} == {"model-remote-code"}
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("tokenizer.json", '{"model": ', "model-json-broken"),
+        ("tokenizer.json", "{}", "model-tokenizer-broken"),
+        ("tokenizer_config.json", '{"chat_template": "x",}', "model-json-broken"),
+        ("config.json", '{"architectures": [', "model-json-broken"),
+        ("config.json", json.dumps(CONFIG | {"hidden_size": 32}), "model-config-differs"),
+    ],
+)
+def test_a_damaged_file_of_the_model_is_told_before_the_start(
+    place: Workplace, file: str, content: str, code: str
+) -> None:
+    (place.models[0] / "qwen" / file).write_text(content)
+    found = next(one for one in told(place) if one.field == "model.model_name_or_path")
+    assert found.code == code
+    assert file in found.text()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_damaged_chat_template_is_told_at_its_field_and_another_one_helps(
+    place: Workplace, name: str
+) -> None:
+    template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
+    file = place.models[0] / "qwen" / name
+    file.write_text(json.dumps({"chat_template": template}) if name.endswith("json") else template)
+    found = only(told(place))
+    assert (found.field, found.code, found.values["line"]) == ("model.chat_template", "template-broken", 2)
+    assert told(place, model__chat_template="chatml") == []
+    assert told(place, stage={"kind": "pt"}, data__datasets=["text"]) == []
+
+
+def test_a_chosen_template_is_read_too(place: Workplace) -> None:
+    file = place.data / "own.jinja"
+    for content, code in (
+        (b"{% if %}", "template-broken"),
+        (b"\xff\xfe", "file-not-text"),
+        (b"{{" * 2**20, "template-too-large"),
+    ):
+        file.write_bytes(content)
+        found = only(told(place, model__chat_template=str(file)))
+        assert (found.field, found.code) == ("model.chat_template", code)
+    file.write_text(
+        "{% for m in messages %}{% generation %}{{ m.content | tojson }}{% endgeneration %}{% break %}{% endfor %}"
+    )
+    assert told(place, model__chat_template=str(file)) == []
+
+
+def test_every_template_that_comes_with_athanor_is_sound(place: Workplace) -> None:
+    for file in obstacles.TEMPLATES.glob("*.jinja"):
+        assert told(place, model__chat_template=file.stem) == []
+        assert file_problem(file) is None
+
+
+def test_a_model_that_is_stretched_already_is_not_stretched_again(place: Workplace) -> None:
+    make_model(place.models[0] / "long", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    stretched = {"model__rope_scaling": {"kind": "linear", "factor": 2.0}}
+    assert told(place, **stretched) == []
+    found = only(told(place, model__model_name_or_path="long", **stretched))
+    assert (found.field, found.values["own"]) == ("model.rope_scaling", "yarn")
+
+
 # ------------------------------------------------------------------------------------------ the method
 
 
@@ -262,6 +325,19 @@ def test_a_plan_says_whether_its_steps_are_an_estimate(
 ) -> None:
     plan = summary(make_spec(place, **changes), place)
     assert (plan.problems, plan.exact, plan.rows) == ([], exact, 4)
+
+
+def test_a_preset_takes_a_data_set_that_is_there(place: Workplace) -> None:
+    write_data(place, broken='{"instruction": oops', text=TEXT, chat=CHAT)
+    spec, said = start_from(place, "demo")
+    assert spec.data.datasets == {"chat": 1}
+    assert "alpaca_translate_zh" in said.text()
+    assert "chat" in said.text("zh")
+    write_data(place, text=TEXT)
+    spec, said = start_from(place, "demo")
+    assert (spec.data.datasets, said.code) == ({}, "preset-no-data")
+    write_data(place, alpaca_translate_zh=CHAT)
+    assert start_from(place, "demo") == (place.preset("demo"), None)
 
 
 # ------------------------------------------------------------------------------------------ the machine

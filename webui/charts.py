@@ -21,8 +21,8 @@ WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
 AXES = ("step", "epoch", "time")
-# In this order first; whatever else a run logs follows by name.
-FIRST = ("loss", "learning_rate", "grad_norm")
+# In this order, behind those that matter most to the stage; whatever else a run logs follows by name.
+THEN = ("loss", "learning_rate", "grad_norm")
 EXACT = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
 
 
@@ -39,11 +39,18 @@ class Line:
 
 
 def charts(
-    series: Mapping[str, Any], words: Words, x: str = "step", smoothing: float = 0.6, log: bool = False
+    series: Mapping[str, Any],
+    words: Words,
+    x: str = "step",
+    smoothing: float = 0.6,
+    log: bool = False,
+    first: Sequence[str] = (),
 ) -> str:
-    """Every curve of a run as a grid of figures; training and validation of the same quantity share one."""
+    """Every curve of a run as a grid of figures, those named in `first` before the others; training and validation
+    of the same quantity share one."""
     bases = {name.removeprefix("eval_") for name in series}
-    order = [name for name in FIRST if name in bases] + sorted(bases - set(FIRST))
+    ahead = dict.fromkeys((*first, *THEN))
+    order = [name for name in ahead if name in bases] + sorted(bases - set(ahead))
     figures = [_figure(base, series, words, x, smoothing, log) for base in order]
     if not any(figures):
         return f'<p class="quiet">{escape(words("curves-none"))}</p>'

@@ -25,6 +25,8 @@ DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
 # Names of data sets are picked, their weights are typed: one setting, two controls.
 WEIGHTS = "data.datasets:weights"
 DATASET_NAMES = (DATASETS, "data.eval_datasets")
+ADAPTER = "model.adapter_path"
+RESULTS = (ADAPTER, "stage.reward_model")  # what a finished run left
 TARGETS, SAVED = "method.target_modules", "method.modules_to_save"  # names of modules of the chosen model
 
 
@@ -40,6 +42,8 @@ def shape(path: str) -> str:
         return "weights"
     if path == MODEL:
         return "model"
+    if path in RESULTS:
+        return "result"
     if path in (*DATASET_NAMES, TARGETS, SAVED):
         return "names" if path in DATASET_NAMES else "modules"
     kind = _plain_type(fields()[path].annotation)
@@ -186,7 +190,8 @@ def _yaml(path: str, words: Words) -> gr.Textbox:
 
 CONTROLS: dict[str, Callable[[str, Words], Any]] = {
     "text": _text, "number": _number, "tick": _tick, "choice": _choice, "choices": _choices, "list": _text,
-    "names": _names, "modules": _names, "weights": _text, "model": _model, "union": _union, "yaml": _yaml,
+    "names": _names, "modules": _names, "weights": _text, "model": _model, "result": _model, "union": _union,
+    "yaml": _yaml,
 }  # fmt: skip
 
 
@@ -236,7 +241,7 @@ READ: dict[str, Callable[[str, Any], Any]] = {
     "text": _read_text, "number": _read_number, "tick": lambda path, raw: raw, "choice": lambda path, raw: raw,
     "choices": _read_several, "list": _read_list, "names": _read_several, "modules": _read_modules,
     "weights": _read_weights,
-    "model": _read_text, "union": lambda path, raw: raw, "yaml": _read_yaml,
+    "model": _read_text, "result": _read_text, "union": lambda path, raw: raw, "yaml": _read_yaml,
 }  # fmt: skip
 
 
@@ -313,7 +318,7 @@ def number_text(value: float | None) -> str:
 
 SHOW: dict[str, Callable[[Any], Any]] = {
     "text": lambda value: value or "", "number": number_text, "tick": bool, "choice": str, "choices": list,
-    "list": lambda value: ", ".join(map(str, value)), "names": list, "modules": list, "model": str, "union": str,
+    "list": lambda value: ", ".join(map(str, value)), "names": list, "modules": list, "model": str, "union": str, "result": lambda value: value or "",
     "yaml": lambda value: write_yaml(value) if value else "",
     "weights": lambda value: ", ".join(f"{name}: {number_text(w)}" for name, w in value.items() if w != 1),
 }  # fmt: skip

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 import time
 from collections import OrderedDict
 from html import escape
 from http import HTTPStatus
 from pathlib import Path
 from string import Template
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -30,6 +31,8 @@ LONGEST_WAIT = 60  # seconds; bounded, because a whole office may come from one 
 FORGET = 3600  # seconds after which an address starts afresh
 ADDRESSES = 10_000  # remembered at most; the oldest is forgotten first
 LARGEST_FORM = 8192  # bytes
+# Where somebody wanted to go: a path of this studio. "//host" and "/\\host" are other sites to a browser.
+TARGET = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
 AT_ONCE = 2  # passwords hashed at a time: each takes a core and 16 MiB
 
 PAGE_HEADERS = {
@@ -77,7 +80,10 @@ class LoginRequired:
         if path == "/healthz" and reading:
             return PlainTextResponse("ok")
         if path == "/login" and reading:
-            return RedirectResponse(f"{self.root}/", 303) if name else _page(request, self.root)
+            target = _target(request.query_params.get("next", ""))
+            if name:
+                return RedirectResponse(self.root + target, 303)
+            return _page(request, self.root, target=target)
         if path == "/login" and request.method == "POST":
             return await self._log_in(request)
         if path == "/logout" and request.method == "POST":
@@ -94,21 +100,22 @@ class LoginRequired:
         if foreign := _foreign(request, self.root):
             return foreign
         address = request.client.host if request.client else ""
-        now = time.monotonic()
+        form = await _form(request)
+        target, now = _target(form.get("next", "")), time.monotonic()
         if wait := self.attempts.wait(address, now):
             words = say("login-wait", _language(request), seconds=wait)
-            return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(wait)})
+            headers = {"Retry-After": str(wait)}
+            return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
         # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass that line.
         self.attempts.failed(address, now)
-        form = await _form(request)
         name, password = form.get("name", "").strip(), form.get("password", "")
         async with self.hashing:
             right = await asyncio.to_thread(users.check, self.users_file, name, password)
         if not right:
             words = say("login-wrong", _language(request))
-            return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name)
+            return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
         self.attempts.forget(address)
-        answer = RedirectResponse(f"{self.root}/", HTTPStatus.SEE_OTHER)
+        answer = RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER)
         answer.set_cookie(
             self.cookie,
             users.sign(self.users_file, name, self.key, time.time()),
@@ -135,7 +142,9 @@ class LoginRequired:
             )  # before accepting: the client sees 403
         request = Request(scope)
         if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
-            answer: Response = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
+            wanted = quote(self._path(scope)) + f"?{request.url.query}" * bool(request.url.query)
+            login = "/login" if wanted == "/" else f"/login?{urlencode({'next': wanted})}"
+            answer: Response = RedirectResponse(self.root + login, HTTPStatus.SEE_OTHER)
         else:
             answer = PlainTextResponse(say("login-needed", _language(request)), HTTPStatus.UNAUTHORIZED)
         answer.headers["Cache-Control"] = "no-store"
@@ -179,6 +188,11 @@ async def _form(request: Request) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
+def _target(given: str) -> str:
+    """The path, below the studio's root, that a person is sent to after login: `given`, or the start page."""
+    return given if TARGET.fullmatch(given) else "/"
+
+
 def _foreign(request: Request, root: str) -> Response | None:
     """A refusal if the form came from another site's page; browsers always say from where. Ports are not compared:
     cookies do not tell them apart either, and many proxies leave them out of Host."""
@@ -219,6 +233,7 @@ def _page(
     status: int = HTTPStatus.OK,
     headers: dict[str, str] | None = None,
     name: str = "",
+    target: str = "/",
 ) -> HTMLResponse:
     language = _language(request)
     words = {word: say(f"login-{word}", language) for word in ("title", "tagline", "enter")}
@@ -229,6 +244,7 @@ def _page(
         password_label=escape(say("login-password", language)),
         action=escape(f"{root}/login"),
         name=escape(name[:64]),
+        target=escape(target),
         error=f'<p class="error" role="alert">{escape(error)}</p>' if error else "",
         flame=FLAME,
     )
@@ -281,6 +297,7 @@ PAGE = Template("""<!doctype html>
 <p>$tagline</p>
 $error
 <form method="post" action="$action">
+<input type="hidden" name="next" value="$target">
 <label>$name_label<input name="name" value="$name" autocomplete="username" autocapitalize="none" spellcheck="false"
   required autofocus></label>
 <label>$password_label<input name="password" type="password" autocomplete="current-password" required></label>

@@ -19,7 +19,9 @@ import gradio as gr
 from engine import progress, runs
 from engine.failures import explain
 from engine.problems import Problem, Refusal
+from engine.results import following
 from engine.runs import Run
+from engine.stages import STAGES
 from engine.workplace import Workplace
 from webui import charts, notices
 from webui.numbers import ago, duration, human, moment, size
@@ -50,6 +52,7 @@ class RunsTab:
     shown: list[Any]  # what `open` answers into
     timers: list[gr.Timer]
     clone: gr.Button
+    follow: gr.Dropdown  # the stage that is to go on from the open run
 
 
 def build(
@@ -81,6 +84,10 @@ def build(
             stop = gr.Button(words("stop-save"), size="sm", elem_id="stop")
             kill = gr.Button(words("kill"), size="sm", elem_id="kill", elem_classes="hurts")
             resume = gr.Button(words("resume"), size="sm", variant="primary", elem_id="resume")
+            follow = gr.Dropdown(
+                [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
+                min_width=190, interactive=True, label=words("follow"),
+            )  # fmt: skip
             clone = gr.Button(words("clone"), size="sm", elem_id="clone")
             delete = gr.Button(words("delete"), size="sm", elem_id="delete", elem_classes="hurts")
         with gr.Row(visible=False, elem_classes="sure") as sure_kill:
@@ -114,12 +121,13 @@ def build(
     timer, table_timer = gr.Timer(SECONDS, active=False), gr.Timer(LIST_SECONDS, active=False)
 
     look_at = [across, smoothing, log_scale]
-    moving = [stamp, timer, head, stop, kill, resume, clone, delete, failure, curves, log, files]
+    moving = [stamp, timer, head, stop, kill, resume, clone, delete, follow, failure, curves, log, files]
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
 
     def draw(run: Run, x: str, smooth: float, log_axis: bool) -> str:
-        return charts.charts(progress.curves(run), words, x, smooth, log_axis)
+        stage = STAGES.get(about(run)["stage"])
+        return charts.charts(progress.curves(run), words, x, smooth, log_axis, stage.curves if stage else ())
 
     def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
         """What moves while a run goes on."""
@@ -127,7 +135,7 @@ def build(
             gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, failure_html(run, words),
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, follow_update(run, words), failure_html(run, words),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words), files_html(run, root, words),
         ]  # fmt: skip
 
@@ -243,7 +251,14 @@ def build(
     for button, act, done in acts:
         button.click(asked(act, done), [selected, *view], shown, **quiet)
     yes_delete.click(deleted, [selected, *view], shown, **quiet)
-    return RunsTab(open, view, shown, [timer, table_timer], clone)
+    return RunsTab(open, view, shown, [timer, table_timer], clone, follow)
+
+
+def follow_update(run: Run, words: Words) -> Any:
+    """The stages that can go on from the run, if it has left something."""
+    stages = following(run)
+    named = [(words("follow-with", stage=words.choice("stage", stage)), stage) for stage in stages]
+    return gr.update(choices=[(words("follow"), ""), *named], value="", visible=bool(stages))
 
 
 def whole(count: str) -> int:

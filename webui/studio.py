@@ -22,6 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import progress, runs
 from engine.problems import Refusal
+from engine.results import next_spec
+from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
 from webui import downloads, notices, runs_tab, theme, train_tab
@@ -55,23 +57,34 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         def arrive(request: gr.Request, run_id: str, tab: str, *view: Any) -> list[Any]:
             """The page as its address says: the form with the default spec, or a run."""
             return [
-                header(words, user(request), root), run_id, *train.fill(workplace.default_spec()),
+                header(words, user(request), root), run_id, *train.begin(train_tab.FIRST),
                 gr.Tabs(selected="runs") if run_id or tab else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
             return [gr.Tabs(selected="runs") if run_id else gr.skip(), *shown.open(run_id, *view)]
 
-        def clone(run_id: str) -> list[Any]:
+        def into_form(make: Callable[[Run], RunSpec], run_id: str, said: str) -> list[Any]:
+            """The Train tab with a spec made from a run."""
             try:
-                spec = runs.get(workplace.saves, run_id).spec
-            except Refusal:
+                run = runs.get(workplace.saves, run_id)
+                spec = make(run)
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (len(train.filled) + 1)]
+            return [
+                notices.toast(words(said, run=run.title)), gr.Tabs(selected="train"), *train.fill(spec),
+            ]  # fmt: skip
+
+        def clone(run_id: str) -> list[Any]:
+            return into_form(lambda run: run.spec, run_id, "cloned")
+
+        def follow(run_id: str, stage: str) -> list[Any]:
+            if not stage:
                 return [gr.skip()] * (len(train.filled) + 2)
-            said = notices.toast(words("cloned", run=spec.name or run_id.rsplit("/", 1)[-1]))
-            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+            return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
         blocks.load(train.choices, None, train.lists, **quiet).then(
-            arrive, [selected, wanted], [head, selected, *train.filled, tabs], js=ARRIVE_JS, **quiet
+            arrive, [selected, wanted], [head, selected, told, *train.filled, tabs], js=ARRIVE_JS, **quiet
         )
         train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **quiet)
         selected.change(
@@ -79,8 +92,13 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             **quiet,
         )  # fmt: skip
         shown.clone.click(clone, selected, [told, tabs, *train.filled], **quiet)
+        shown.follow.input(train.choices, None, train.lists, **quiet).then(
+            follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
+        )
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
-        train_item.select(lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet)
+        train_item.select(
+            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
+        ).then(train.choices, None, train.lists, **quiet)
         _endpoints(workplace)
     return blocks
 

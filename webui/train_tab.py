@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,17 +22,19 @@ from engine.models import (
     linear_modules,
     whole_modules,
 )
-from engine.plan import Summary, summary
+from engine.plan import Summary, start_from, summary
 from engine.problems import Problem, Refusal, problem
+from engine.results import Result, results
 from engine.spec import RunSpec, fields
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
-from webui.form import DATASET_NAMES, MODEL, SAVED, TARGETS, Form
+from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
 from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
-LISTS = (MODEL, *DATASET_NAMES)  # settings whose choices are what is on disk
+FIRST = "demo"  # the preset that the form shows first: what it names is there on a machine with nothing else
+LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
@@ -43,6 +45,7 @@ class TrainTab:
     inputs: list[Any]  # every control of the form
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
+    begin: Callable[[str], list[Any]]  # answers a preset into the message and `filled`
     lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
     choices: Callable[[], list[Any]]
     start: gr.Button
@@ -57,7 +60,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
                 [(one["title"][words.language], name) for name, one in workplace.presets().items()],
-                label=words("preset"), info=words("preset-help"), value="demo", elem_id="preset", elem_classes="field", interactive=True,
+                label=words("preset"), info=words("preset-help"), value=FIRST, elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
             facts = _essentials(controls, words)
             _parts(controls, words)
@@ -108,9 +111,12 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         return [*controls.updates(spec), *judged(spec, [])]
 
     def choices() -> list[Any]:
-        """The models and data sets that there are now."""
-        models, sets = model_choices(workplace), dataset_choices(workplace, words)
-        return [gr.update(choices=models if path == MODEL else sets) for path in LISTS]
+        """The models, data sets and results that there are now."""
+        left = results(workplace.saves)
+        there = {path: result_choices(left, path, words) for path in RESULTS}
+        there[MODEL] = model_choices(workplace) + result_choices(left, MODEL, words)
+        sets = dataset_choices(workplace, words)
+        return [gr.update(choices=there.get(path, sets)) for path in LISTS]
 
     def modules(given: str) -> list[Any]:
         """The modules of the chosen model: those that LoRA can target, and those that can be trained in full."""
@@ -132,8 +138,13 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             return [notices.toast(counted, "bad"), gr.skip(), *judged(spec, unreadable)]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
+    def begin(name: str) -> list[Any]:
+        """The form as a preset fills it, after a word on what it could not take from the preset."""
+        spec, said = start_from(workplace, name)
+        return [notices.toast(notices.sentence(said, words)) if said else gr.skip(), *fill(spec)]
+
     def from_preset(name: str) -> list[Any]:
-        return fill(workplace.preset(name)) if name in workplace.presets() else [gr.skip()] * len(filled)
+        return begin(name) if name in workplace.presets() else [gr.skip()] * (1 + len(filled))
 
     def from_yaml(text: str) -> list[Any]:
         try:
@@ -162,11 +173,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **quiet,
     )  # fmt: skip
-    preset.input(from_preset, preset, filled, **quiet)
+    preset.input(from_preset, preset, [told, *filled], **quiet)
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
     lists = [controls.controls[path] for path in LISTS]
-    return TrainTab(controls.inputs, filled, fill, lists, choices, start, submit, shown)
+    return TrainTab(controls.inputs, filled, fill, begin, lists, choices, start, submit, shown)
 
 
 # ------------------------------------------------------------------------------------------ layout
@@ -211,6 +222,22 @@ def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
     return [(model.name, str(model.path)) for model in find_models(workplace.models) if not model.adapter_of]
 
 
+def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
+    """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models."""
+    fits: dict[str, Callable[[Result], bool]] = {
+        ADAPTER: lambda one: one.adapter,
+        MODEL: lambda one: not one.adapter and one.stage != "rm",
+    }
+    return [
+        (
+            f"{one.run.title} · {words.choice('stage', one.stage)} · {one.run.id.split('/')[0]}",
+            str(one.folder),
+        )
+        for one in left
+        if fits.get(path, lambda one: one.stage == "rm")(one)
+    ]
+
+
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
     return [(dataset_label(one, words), one.name) for one in read_catalogue(workplace.data)[0]]
 
@@ -243,8 +270,8 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
 
 def chosen(given: str, workplace: Workplace) -> Model | None:
     """The model that the text means, if it is a folder that the studio may look into."""
-    folder = Path(absolute(given or "", workplace.models, "config.json"))
-    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.models, hub_cache()))
+    folder = Path(absolute(given or "", workplace.model_roots, "config.json"))
+    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect(folder) if known else None
 
 

@@ -7,8 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    load_peft_weights,
+    prepare_model_for_kbit_training,
+    set_peft_model_state_dict,
+)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
 
 from engine.models import is_or_below
 from engine.problems import Refusal, problem
@@ -26,13 +40,16 @@ def precision(spec: RunSpec) -> str:
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SCORE = "score"  # what transformers calls the head of a model that judges a text
 
 
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
-    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen."""
+    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. For a reward model
+    it has one score in place of the next token; a head that is not in `path` begins with random weights."""
+    auto = AutoModelForSequenceClassification if judges(spec) else AutoModelForCausalLM
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto.from_pretrained(
         path,
         config=_config(spec, path),
         dtype=dtype,
@@ -47,7 +64,24 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
             else {"attn_implementation": spec.model.attn_implementation}
         ),
     )
+    if judges(spec):
+        _in_fp32(model.get_submodule(SCORE))
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # On a CPU bitsandbytes would round the scales of 4-bit weights at the first validation, for good.
+            part.support_avx512bf16_for_cpu = False
     return CHOOSE[spec.method.kind](spec, model)
+
+
+def judges(spec: RunSpec) -> bool:
+    """Whether the model of this run is to judge texts, not to write them."""
+    return spec.stage.kind == "rm"
+
+
+def _in_fp32(head: torch.nn.Module) -> None:
+    """Keep a head that is trained in fp32 over a base that is not, with autocast or without."""
+    head.float()
+    head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
 
 
 def _config(spec: RunSpec, path: str) -> Any:
@@ -59,6 +93,8 @@ def _config(spec: RunSpec, path: str) -> Any:
         given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
         config.rope_parameters = given
         config.max_position_embeddings = int(config.max_position_embeddings * rope.factor)
+    if judges(spec):
+        config.num_labels = 1
     return config
 
 
@@ -83,19 +119,37 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
         # The trainer turns activation checkpointing on itself.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if spec.model.adapter_path:
-        return PeftModel.from_pretrained(model, spec.model.adapter_path, is_trainable=True)
+        return _continued(spec, model)
     targets = method.target_modules
     return get_peft_model(model, LoraConfig(
-        task_type="CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
+        task_type="SEQ_CLS" if judges(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         modules_to_save=method.modules_to_save or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
         init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
     ))  # fmt: skip
 
 
+def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
+    """The adapter of the spec on the model. A reward model's own has its head with it; one that wrote texts is taken
+    over by a model that judges them, which begins with the head it has."""
+    folder = spec.model.adapter_path
+    config = PeftConfig.from_pretrained(folder)
+    config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
+    if not judges(spec) or config.task_type == "SEQ_CLS":
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+    config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
+    config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
+    config.inference_mode = False
+    head = {f"base_model.model.{SCORE}.weight": model.get_submodule(SCORE).weight.detach().clone()}
+    adapted = get_peft_model(model, config)
+    set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu") | head)
+    return adapted
+
+
 def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     method = spec.method
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
+    chosen += (SCORE,) if judges(spec) else ()
     trained = 0
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(is_or_below(name, one) for one in chosen)
@@ -146,4 +200,5 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
             config.revision = spec.model.model_revision
         if initial.exists():
             options["path_initial_model_for_weight_conversion"] = str(initial)
+        options["selected_adapters"] = ["default"]  # and not the copy that some stages keep to compare with
     model.save_pretrained(folder, safe_serialization=True, **options)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, Trainer
 from engine.rundir import RESULT, RunDir, read_lines, write_json
 from engine.spec import RunSpec
 from engine.worker.frame import end_of_turn_ids
-from engine.worker.model import save_weights
+from engine.worker.model import judges, save_weights
 from engine.worker.plot import plot_loss
 
 
@@ -27,7 +27,12 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     model = trainer.accelerator.unwrap_model(trainer.model)
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
-    generation_config(spec, model, tokenizer).save_pretrained(partial)
+    if judges(spec):
+        from engine.worker.reward import write_evaluation
+
+        write_evaluation(trainer, partial)
+    else:
+        generation_config(spec, model, tokenizer).save_pretrained(partial)
     write_json(partial / RESULT, {
         "attempt": run.attempt(), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
         "base": spec.model.model_name_or_path, "stage": spec.stage.kind,

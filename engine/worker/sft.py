@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from engine.rundir import RunDir
 from engine.spec import RunSpec
-from engine.worker.trainers import common_arguments, early_stopping, loraplus, ours
+from engine.worker.trainers import common_arguments, early_stopping, exact_adapter, loraplus, ours
 
 
 def sft_trainer(
@@ -29,15 +29,17 @@ def sft_trainer(
         | common_arguments(spec, run, measured="validation" in data)
         | {"dataset_kwargs": {"skip_prepare_dataset": True}}
     )
-    return ours(SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data["train"],
-        eval_dataset=data.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForLanguageModeling(
-            pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing
-        ),
-        callbacks=[*callbacks, *early_stopping(spec)],
-        optimizers=(loraplus(spec, arguments, model), None),
-    ))  # fmt: skip
+    with exact_adapter(model):
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data["train"],
+            eval_dataset=data.get("validation"),
+            processing_class=tokenizer,
+            data_collator=DataCollatorForLanguageModeling(
+                pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing
+            ),
+            callbacks=[*callbacks, *early_stopping(spec)],
+            optimizers=(loraplus(spec, arguments, model), None),
+        )
+    return ours(trainer)

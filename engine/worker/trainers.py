@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from engine.worker.model import precision
 TRAINERS = {
     "pt": "engine.worker.sft:sft_trainer",
     "sft": "engine.worker.sft:sft_trainer",
+    "rm": "engine.worker.reward:reward_trainer",
+    "dpo": "engine.worker.preference:dpo_trainer",
+    "kto": "engine.worker.preference:kto_trainer",
+    "orpo": "engine.worker.preference:reference_free_trainer",
+    "simpo": "engine.worker.preference:reference_free_trainer",
 }
 
 
@@ -65,6 +71,38 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     }
 
 
+def stage_arguments(spec: RunSpec) -> dict[str, Any]:
+    """Arguments of the stage's own configuration class, as its part of the spec says them."""
+    return STAGE_ARGUMENTS.get(spec.stage.kind, lambda _: {})(spec.stage)
+
+
+# Rows are no longer than they may be, and dropout is as the spec and the model have it: TRL would turn off all.
+_AS_PREPARED = {"max_length": None, "disable_dropout": False}
+
+
+def _of_dpo(stage: Any) -> dict[str, Any]:
+    also = stage.sft_weight > 0
+    return {
+        "beta": stage.beta,
+        "loss_type": [stage.loss_type, "sft"] if also else [stage.loss_type],
+        "loss_weights": [1.0, stage.sft_weight] if also else None,
+        "label_smoothing": stage.label_smoothing,
+        **_AS_PREPARED,
+    }
+
+
+def _of_kto(stage: Any) -> dict[str, Any]:
+    names = ("beta", "desirable_weight", "undesirable_weight")
+    return {**{name: getattr(stage, name) for name in names}, **_AS_PREPARED}
+
+
+STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "rm": lambda stage: {"center_rewards_coefficient": stage.center_rewards_coefficient, **_AS_PREPARED},
+    "dpo": _of_dpo,
+    "kto": _of_kto,
+}
+
+
 def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
     ratio = getattr(spec.method, "loraplus_lr_ratio", None)
@@ -84,12 +122,21 @@ def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(patience)] if patience else []
 
 
+@contextlib.contextmanager
+def exact_adapter(model: Any) -> Iterator[None]:
+    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    kept = {one: one.data for one in model.parameters() if one.requires_grad} if quantized else {}
+    yield
+    for parameter, value in kept.items():
+        parameter.data = value
+
+
 def ours(trainer: Trainer) -> Trainer:
     """The trainer as Athanor needs it, whatever its constructor did."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            # TRL makes a quantized model's adapter bf16, and peft leaves modules_to_save in the type of the base;
-            # an optimizer's small steps are lost in both.
+            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
     trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
@@ -101,7 +148,7 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
 
     Raises AssertionError with every setting that differs.
     """
-    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None)
+    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None) | stage_arguments(spec)
     differing = []
     for name, value in wanted.items():
         effective = getattr(trainer.args, name)

@@ -1,0 +1,82 @@
+"""What finished runs left for others to begin from, and the spec of the run that goes on from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import runs
+from engine.datasets import read_catalogue, recommended
+from engine.problems import Refusal, problem
+from engine.rundir import RESULT, read_json
+from engine.runs import Run
+from engine.spec import STAGES as PARTS
+from engine.spec import RunSpec
+from engine.stages import STAGES, next_stages
+from engine.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Result:
+    """The trained weights of a run: a LoRA `adapter`, or a whole model. `stage` is the one that made them."""
+
+    run: Run
+    folder: Path
+    stage: str
+    adapter: bool
+
+
+def results(saves: Path) -> list[Result]:
+    """What every run below `saves` has left, newest first."""
+    return [found for run in runs.find(saves) if (found := of(run))]
+
+
+def of(run: Run) -> Result | None:
+    """What the run has left; None while it is going on, and where it left nothing."""
+    folder = run.dir.result() if run.final else None
+    said = read_json(folder / RESULT) if folder else None
+    if not said:
+        return None
+    return Result(run, folder, said["stage"], folder == run.dir.adapter)
+
+
+def following(run: Run) -> list[str]:
+    """Stages that can go on from what the run left: answering ones from a reward model, which judges them."""
+    found = of(run)
+    if not found:
+        return []
+    after = (
+        [name for name, stage in STAGES.items() if stage.answers]
+        if found.stage == "rm"
+        else next_stages(found.stage)
+    )
+    return [stage for stage in after if stage in PARTS]
+
+
+def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
+    """The spec of a run of `stage` that begins from the result of `run`.
+
+    It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, and data
+    sets that do not fit give way to the first that does. Raises Refusal where `stage` is none of `following(run)`.
+    """
+    if stage not in following(run):
+        raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
+    before, found = run.spec, of(run)
+    plain: dict[str, Any] = before.model_dump()
+    plain |= {"name": "", "stage": {"kind": stage}, "extra": {}}
+    if found.stage == "rm":
+        plain["stage"]["reward_model"] = str(found.folder)
+    elif found.adapter:
+        plain["model"]["adapter_path"] = str(found.folder)
+    else:
+        plain["model"] |= {"model_name_or_path": str(found.folder), "adapter_path": None}
+    form = STAGES[stage].form
+    fitting = recommended(read_catalogue(workplace.data)[0], form)
+    kept = {name: weight for name, weight in before.data.datasets.items() if name in fitting}
+    plain["data"]["datasets"] = kept or dict.fromkeys(fitting[:1], 1.0)
+    plain["data"]["eval_datasets"] = [name for name in before.data.eval_datasets if name in fitting]
+    if form not in ("text", "chat"):
+        plain["data"]["packing"] = False
+    plain["training"]["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
+    return RunSpec.read(plain)

@@ -1,0 +1,92 @@
+"""What a finished run left is found, offered where it fits, and gone on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import runs
+from engine.problems import Refusal
+from engine.results import following, next_spec, results
+from engine.rundir import write_json, write_text
+from engine.runs import Run
+from engine.spec import RunSpec, problems
+from engine.workplace import Workplace
+
+
+@pytest.fixture
+def finished(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> Callable[..., Run]:
+    """A run as one that has finished leaves it; the weights themselves are not looked at here."""
+
+    def make(name: str, **changes: object) -> Run:
+        spec = make_spec(name=name, **changes)
+        folder = workplace.saves / "tiny" / spec.method.kind / name
+        left = folder / ("adapter" if spec.method.kind == "lora" else "model")
+        left.mkdir(parents=True)
+        write_text(folder / "spec.yaml", spec.to_yaml())
+        write_json(folder / "request.json", {"by": "", "submitted": 1.0, "attempt": 1})
+        write_json(folder / "exit.json", {"outcome": "finished", "reason": "finished", "ended": 2.0})
+        write_json(left / "result.json", {"attempt": 1, "stage": spec.stage.kind, "complete": True})
+        return runs.read(folder, workplace.saves)
+
+    return make
+
+
+def add_pairs(data: Path) -> None:
+    rows = [{"instruction": "a?", "chosen": "b", "rejected": "c"}]
+    (data / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
+    info["pairs"] = {"file_name": "pairs.json", "ranking": True}
+    (data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def test_a_run_that_goes_on_and_one_that_left_nothing_offer_nothing(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    done = finished("done")
+    assert [one.run.id for one in results(workplace.saves)] == [done.id]
+    (done.path / "exit.json").unlink()
+    assert results(workplace.saves) == []
+    assert following(runs.read(done.path, workplace.saves)) == []
+
+
+def test_dpo_goes_on_from_an_adapter_with_pairs_and_a_tenth_of_the_learning_rate(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    add_pairs(workplace.data)
+    run = finished("first", data__max_length=48)
+    assert {"rm", "dpo", "kto"} <= set(following(run))
+    spec = next_spec(run, "dpo", workplace)
+    assert spec.model.adapter_path == str(run.path / "adapter")
+    assert spec.data.datasets == {"pairs": 1.0}
+    assert spec.data.max_length == 48
+    assert spec.training.learning_rate == pytest.approx(run.spec.training.learning_rate / 10)
+    assert spec.name == ""
+    assert problems(spec) == []
+
+
+def test_a_whole_model_is_the_model_of_the_next_run(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    run = finished("whole", method={"kind": "full"})
+    spec = next_spec(run, "orpo", workplace)
+    assert spec.model.model_name_or_path == str(run.path / "model")
+    assert spec.model.adapter_path is None
+
+
+def test_data_sets_that_fit_the_next_stage_stay(finished: Callable[..., Run], workplace: Workplace) -> None:
+    run = finished("read", stage={"kind": "pt"}, data__datasets={"text": 2.0}, data__packing=True)
+    assert next_spec(run, "sft", workplace).data.datasets == {"chat": 1.0}
+    again = finished("again", data__datasets={"chat": 2.0})
+    add_pairs(workplace.data)
+    assert next_spec(again, "dpo", workplace).data.packing is False
+
+
+def test_a_stage_that_cannot_follow_is_refused(finished: Callable[..., Run], workplace: Workplace) -> None:
+    run = finished("first")
+    for stage in ("pt", "no such stage", ""):
+        with pytest.raises(Refusal, match="cannot go on"):
+            next_spec(run, stage, workplace)
