@@ -89,8 +89,9 @@ class Stretch:
         """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
         asked where it is."""
         with self.file.open("rb") as stream:
-            before = stream.read(self.begin).rpartition(b"\n")[2]  # of the line in which the bytes begin
-        lead = before.decode("utf-8-sig")
+            stream.seek(max(self.begin - LARGEST, 0))  # a longer line has columns that tell nobody anything
+            before = stream.read(min(self.begin, LARGEST)).rpartition(b"\n")[2]
+        lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
         decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
         while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":

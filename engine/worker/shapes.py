@@ -24,7 +24,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.worker.frame import Frame, Span, answers_in, any_of, control_tokens, render
-from engine.worker.tracing import Check, outline, sentinel
+from engine.worker.tracing import Check, Outline, outline, sentinel
 from engine.worker.words import Words
 
 MOST_TURNS, MOST_SHAPES = 64, 512
@@ -187,33 +187,54 @@ class Shapes:
         return np.delete(ids, fences), np.delete(lengths, ends)
 
     def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
-        frame = self.frame
         contents = [sentinel(number) for number in range(len(roles))]
-        row = {
-            "messages": [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
-        }
+        messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
         try:
             found = outline(self.template, roles, self.tokenizer.special_tokens_map, generate=generate)
-            text, marked = render(self.tokenizer, self.template, row["messages"], generate=generate)
-            spans = [] if generate else answers_in(self.tokenizer, self.template, text, marked, row, frame)
+            text, marked = render(self.tokenizer, self.template, messages, generate=generate)
+            if found is None or found.text(contents) != text:
+                return None
+            if generate:
+                return self._shape(found, contents, text, [], [])
+            row = {"messages": messages}
+            spans = answers_in(self.tokenizer, self.template, text, marked, row, self.frame)
+            checks = self._checks_of_answers(roles, contents, text, marked)
+            return None if checks is None else self._shape(found, contents, text, spans, checks)
         except (
             Exception
         ):  # a template is a program of its own, and may refuse these roles in any way it likes
             return None
-        if found is None or not (frame.unforgeable or marked or generate):
-            return None
+
+    def _checks_of_answers(
+        self, roles: tuple[str, ...], contents: list[str], text: str, marked: list[Span]
+    ) -> list[Check] | None:
+        """What has to hold for the answers to be where they are, besides what the template asks; None if that cannot
+        be told. See `engine.worker.frame.answers_in` for where they are looked for."""
+        frame, answering = self.frame, [number for number, role in enumerate(roles) if role == "assistant"]
+        if marked:  # spaces at the end of a mark are not part of the answer
+            return [(number, lambda said: said == said.rstrip()) for number in answering]
+        checks: list[Check] = []
+        if frame.opening:  # at the beginning of an answer it would be taken for the template's own
+            checks += [(number, lambda said: not said.startswith(frame.opening)) for number in answering]
+        if frame.unforgeable and len(frame.starts(text)) == len(answering):
+            return checks
+        for number in answering:
+            before = outline(self.template, roles[:number], self.tokenizer.special_tokens_map, generate=True)
+            if before is None or not text.startswith(before.text(contents)):
+                return None
+            checks += before.checks
+        return checks
+
+    def _shape(
+        self, found: Outline, contents: list[str], text: str, spans: list[Span], checks: Sequence[Check]
+    ) -> Shape | None:
+        """None if an answer begins or ends within a content."""
         cut = _cut(found.parts, contents, spans)
-        if cut is None or "".join(contents[p] if isinstance(p, int) else p for p in cut[0]) != text:
+        if cut is None:
             return None
-        checks = list(found.checks)
-        if not generate:
-            # The rest of what the answers' place depends on.
-            answering = [number for number, role in enumerate(roles) if role == "assistant"]
-            checks += [(number, lambda said: said == said.rstrip()) for number in answering if marked]
-            if frame.opening:
-                checks += [(number, lambda said: not said.startswith(frame.opening)) for number in answering]
-        ended = all(frame.stop.search(text, *span) for span in spans)
-        return Shape(cut[0], tuple(checks), cut[1], ended, self._plan(cut[0]))
+        parts, answers = cut
+        ended = all(self.frame.stop.search(text, *span) for span in spans)
+        return Shape(parts, (*found.checks, *checks), answers, ended, self._plan(parts))
 
     def _plan(self, parts: tuple[str | int, ...]) -> Plan | None:
         """None if control tokens do not close every content off from the frame."""

@@ -41,6 +41,9 @@ class Outline:
     parts: tuple[str | int, ...]
     checks: tuple[Check, ...]
 
+    def text(self, contents: Sequence[str]) -> str:
+        return "".join(contents[part] if isinstance(part, int) else part for part in self.parts)
+
 
 def sentinel(number: int) -> str:
     """A content that no template writes, and that any way of quoting would change."""
@@ -85,12 +88,10 @@ class _Asked:
     def __init__(self) -> None:
         self.asked: dict[tuple[Any, ...], Check] = {}
         self.too_much = False
+        self.spliced, self.content = _types(self)
 
     def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
         self.asked[number, *question] = number, check
-
-    def content(self, text: str, number: int) -> str:
-        return _content_type(self)(text, number)
 
     def refuse(self) -> None:
         # Raised too, but a template may catch what is raised; the mark stays.
@@ -98,8 +99,8 @@ class _Asked:
         raise TypeError("only the content itself could answer this")
 
 
-def _content_type(asked: _Asked) -> type:
-    """The type of strings whose questions `asked` writes down."""
+def _types(asked: _Asked) -> tuple[type, type]:
+    """The types of texts with contents in them, and of contents, whose questions `asked` writes down."""
 
     class Spliced(str):
         """A text with a content in it. It may be joined and written, nothing else."""
@@ -166,7 +167,7 @@ def _content_type(asked: _Asked) -> type:
         asked.note(self.number, (), bool)
         return True
 
-    kept = {"__new__", "__init__", "__str__", "__repr__", "__class__", "__doc__", "__init_subclass__"}
+    kept = {"__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__"}
     kept |= {"__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__add__"}
     kept |= {"__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"}
     for name in set(dir(str)) - kept:
@@ -179,8 +180,7 @@ def _content_type(asked: _Asked) -> type:
     for name in ("split", "rsplit", "partition", "rpartition"):
         setattr(Content, name, unsplit(name))
     Content.__bool__ = truth
-    asked.spliced = Spliced
-    return Content
+    return Spliced, Content
 
 
 class _Visible(NodeTransformer):
