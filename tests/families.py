@@ -54,8 +54,8 @@ def template(name: str) -> str:
 
 
 @cache
-def tokenizer(name: str, bos: bool = False) -> PreTrainedTokenizerFast:
-    """A small byte-level BPE tokenizer with the control tokens the template writes."""
+def words_and_merges() -> str:
+    """What all the tokenizers share: byte-level BPE that knows the words of PIECES."""
     backend = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -65,6 +65,13 @@ def tokenizer(name: str, bos: bool = False) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator([" ".join(PIECES) * 20, "user assistant system\n\n" * 20], trainer)
+    return backend.to_str()
+
+
+@cache
+def tokenizer(name: str, bos: bool = False) -> PreTrainedTokenizerFast:
+    """A small byte-level BPE tokenizer with the control tokens the template writes."""
+    backend = Tokenizer.from_str(words_and_merges())
     marks = sorted(set(MARK.findall(template(name))) - {"<s>", "</s>"})
     own = [
         mark for mark in marks if re.search("think|tool_|arg_", mark)

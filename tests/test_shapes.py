@@ -6,7 +6,7 @@ import pytest
 from tokenizers import normalizers
 
 from engine.worker.conversations import Conversations, Tokens
-from engine.worker.tracing import outline
+from engine.worker.tracing import Tracer
 from engine.worker.words import Words
 from tests.families import ENDS, OURS, TRL, answer, ids_of, talk, tokenizer, user
 
@@ -96,8 +96,9 @@ def test_a_control_token_in_one_conversation_does_not_take_the_others_off_the_sh
 )  # fmt: skip
 def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(written: str) -> None:
     template = "{% for m in messages %}" + written + "{% endfor %}"
-    assert outline(template, ["user"], {}) is None
-    assert outline(template, ["user", "assistant", "user"], {}) is None
+    tracer = Tracer(template, {})
+    assert tracer.outline(["user"]) is None
+    assert tracer.outline(["user", "assistant", "user"]) is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(w
 def test_what_a_template_asks_of_a_content_has_to_be_answered_alike(
     written: str, said: str, same_as_usual: bool
 ) -> None:
-    found = outline("{% for m in messages %}" + written + "{% endfor %}", ["user"], {})
+    found = Tracer("{% for m in messages %}" + written + "{% endfor %}", {}).outline(["user"])
     assert all(check(said) for _, check in found.checks) == same_as_usual
 
 

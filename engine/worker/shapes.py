@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.worker.frame import Frame, Span, answers_in, any_of, control_tokens, render
-from engine.worker.tracing import Check, Outline, outline, sentinel
+from engine.worker.tracing import Check, Outline, Tracer, sentinel
 from engine.worker.words import Words
 
 MOST_TURNS, MOST_SHAPES = 64, 512
@@ -123,6 +124,10 @@ class Shapes:
         self.words = Words.of(tokenizer)
         self.splits_at_breaks = _splits_at_breaks(tokenizer)
 
+    @cached_property
+    def tracer(self) -> Tracer:
+        return Tracer(self.template, self.tokenizer.special_tokens_map)
+
     def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
         """The shape of a conversation of plain messages; None if the template has to be asked each time."""
         key = generate, tuple([message["role"] for message in messages])
@@ -190,7 +195,7 @@ class Shapes:
         contents = [sentinel(number) for number in range(len(roles))]
         messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
         try:
-            found = outline(self.template, roles, self.tokenizer.special_tokens_map, generate=generate)
+            found = self.tracer.outline(roles, generate=generate)
             text, marked = render(self.tokenizer, self.template, messages, generate=generate)
             if found is None or found.text(contents) != text:
                 return None
@@ -219,7 +224,7 @@ class Shapes:
         if frame.unforgeable and len(frame.starts(text)) == len(answering):
             return checks
         for number in answering:
-            before = outline(self.template, roles[:number], self.tokenizer.special_tokens_map, generate=True)
+            before = self.tracer.outline(roles[:number], generate=True)
             if before is None or not text.startswith(before.text(contents)):
                 return None
             checks += before.checks

@@ -50,35 +50,47 @@ def sentinel(number: int) -> str:
     return f"{chr(0xE000 + number)}\"'\\<&é{chr(0xE800 + number)}"
 
 
-def outline(
-    template: str, roles: Sequence[str], variables: dict[str, Any], *, generate: bool = False
-) -> Outline | None:
-    """The outline of a conversation in which these speak, one message each; None if there is none.
+class Tracer:
+    """A template, compiled so that it can be run on contents that remember what they were asked.
 
-    `variables` is what the template sees besides the messages. Whatever the template raises is raised.
+    `variables` is what it sees besides the messages.
     """
-    asked = _Asked()
-    messages = [
-        {"role": role, "content": asked.content(sentinel(number), number)}
-        for number, role in enumerate(roles)
-    ]
-    try:
-        written = _traceable(template, asked).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=generate, **variables
-        )
-    except Exception:
+
+    def __init__(self, template: str, variables: dict[str, Any]):
+        self.variables, self.asked = variables, _Asked()
+        self.template = _traceable(template, self.asked)
+
+    def outline(self, roles: Sequence[str], *, generate: bool = False) -> Outline | None:
+        """The outline of a conversation in which these speak, one message each; None if there is none.
+
+        Whatever the template raises is raised.
+        """
+        asked = self.asked.again()
+        messages = [
+            {"role": role, "content": asked.content(sentinel(number), number)}
+            for number, role in enumerate(roles)
+        ]
+        try:
+            written = self.template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generate,
+                **self.variables,
+            )
+        except Exception:
+            if asked.too_much:
+                return None
+            raise
         if asked.too_much:
             return None
-        raise
-    if asked.too_much:
-        return None
-    known = {sentinel(number): number for number in range(len(roles))}
-    split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
-    parts = tuple(known.get(part, part) for part in split if part)
-    leftover = re.compile("[\ue000-\uefff]")
-    if any(isinstance(part, str) and leftover.search(part) for part in parts):
-        return None  # a content was changed on its way
-    return Outline(parts, tuple(asked.asked.values()))
+        known = {sentinel(number): number for number in range(len(roles))}
+        split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
+        parts = tuple(known.get(part, part) for part in split if part)
+        leftover = re.compile("[\ue000-\uefff]")
+        if any(isinstance(part, str) and leftover.search(part) for part in parts):
+            return None  # a content was changed on its way
+        return Outline(parts, tuple(asked.asked.values()))
 
 
 class _Asked:
@@ -89,6 +101,11 @@ class _Asked:
         self.asked: dict[tuple[Any, ...], Check] = {}
         self.too_much = False
         self.spliced, self.content = _types(self)
+
+    def again(self) -> _Asked:
+        self.asked.clear()
+        self.too_much = False
+        return self
 
     def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
         self.asked[number, *question] = number, check
