@@ -223,6 +223,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rm": {"stage": {"kind": "rm"}, **LORA},
     "rm_full": {"stage": {"kind": "rm"}, **WHOLE},
     "rm_freeze": {"stage": {"kind": "rm"}, "method": {"kind": "freeze", "trainable_layers": 1}, **LORA},
+    "rm_bf16": {"stage": {"kind": "rm"}, "training.precision": "bf16", **LORA},
+    "rm_pissa": {"stage": {"kind": "rm"}, "method.init_lora_weights": "pissa", **LORA},
     "rm_qlora": {"stage": {"kind": "rm"}, "model.quantization": {"kind": "4bit"}, **LORA},
     "rm_stretched": {"stage": {"kind": "rm"}, "model.rope_scaling": {"kind": "linear", "factor": 4.0}, **WHOLE},
     "dpo": {"stage": {"kind": "dpo"}, "method.lora_dropout": 0.2, **LORA},
