@@ -693,7 +693,8 @@ class Logging(Part):
     load_best_model_at_end: bool = setting(
         False,
         "Keep the best",
-        "The result is the checkpoint with the lowest validation loss. Needs validation data.",
+        "The result is the checkpoint that did best in validation: the lowest loss, or the highest reward in a "
+        "stage that scores answers. Needs validation data.",
     )
     early_stopping_patience: int | None = setting(
         None,
