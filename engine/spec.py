@@ -604,6 +604,11 @@ class Data(Part):
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )
+    group_by_length: bool = setting(
+        True, "Batches by length",
+        "Put examples of similar length into a batch: less is computed for padding, and each is still seen once per epoch. "
+        "Without packing only.",
+    )  # fmt: skip
     validation_share: float = setting(
         0.0,
         "Validation share",
