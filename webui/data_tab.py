@@ -110,7 +110,7 @@ def build(
                 no = gr.Button(words("cancel"), size="sm", scale=0)
             work = gr.HTML(elem_id="work")
             with gr.Tabs(visible=False, elem_classes="below", elem_id="set-tabs") as parts:
-                with gr.Tab(words("part-rows"), id="rows", render_children=True):
+                with gr.Tab(words("part-rows"), id="rows"):
                     with gr.Row(elem_classes="bar-row"):
                         text = gr.Textbox(
                             placeholder=words("rows-search"), show_label=False, container=False, max_lines=1,
@@ -124,7 +124,7 @@ def build(
                         on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="rows-on")
                     shown_rows = gr.HTML(elem_id="rows")
                     further = gr.Button(words("search-on"), size="sm", visible=False, elem_id="search-on")
-                with gr.Tab(words("part-check"), id="check", render_children=True) as check_tab:
+                with gr.Tab(words("part-check"), id="check") as check_tab:
                     with gr.Row(elem_classes="tools-row"):
                         against = gr.Dropdown(
                             [], value=[], multiselect=True, label=words("against"), info=words("against-help"),
@@ -161,7 +161,7 @@ def build(
                             halve = gr.Button(
                                 words("split-off"), size="sm", scale=0, min_width=150, elem_id="split-off"
                             )
-                with gr.Tab(words("part-seen"), id="seen", render_children=True) as seen_tab:
+                with gr.Tab(words("part-seen"), id="seen") as seen_tab:
                     with gr.Column(elem_classes="grid grid-4"):
                         about = {"interactive": True, "min_width": 120}
                         model = gr.Dropdown(
@@ -192,7 +192,7 @@ def build(
                         )  # fmt: skip
                         seen_on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="seen-on")
                     seen = gr.HTML(elem_id="seen")
-                with gr.Tab(words("part-columns"), id="columns", render_children=True):
+                with gr.Tab(words("part-columns"), id="columns"):
                     with gr.Column(elem_classes="grid grid-4"):
                         name = gr.Textbox(
                             label=words("set-name"),

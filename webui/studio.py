@@ -54,7 +54,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
-            with gr.Tab(words("tab-data"), id="data", render_children=True) as data_item:
+            with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
                     workplace,

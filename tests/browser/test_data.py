@@ -98,7 +98,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     part(page, 2)
     expect(page.locator("#seen .tok.on").first).to_be_visible()
     expect(page.locator("#seen article").first).to_contain_text("<|im_end|>")
-    assert page.locator("#seen .tok").first.get_attribute("title").isdecimal()
+    assert page.locator("#seen article .tok").first.get_attribute("title").isdecimal()
     expect(page.locator("#seen-numbers svg .mark")).to_be_visible()
     page.locator("#seen-where input").fill("61")
     page.keyboard.press("Enter")
@@ -108,7 +108,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     part(page, 0)
     page.locator("#search-rows input").fill("AFTER 33")
     page.keyboard.press("Enter")
-    expect(page.locator("#rows article")).to_have_count(1)
+    expect(page.locator("#rows article")).to_have_count(2)  # the other one answers with 33
     expect(page.locator("#rows mark").first).to_have_text("after")
     page.locator("#use-set").click()
     expect(page.locator("#f-data-datasets")).to_contain_text(HOSTILE)
@@ -130,7 +130,8 @@ def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
     assert "set=identity-train" in page.url
     page.locator("#remove-set").click()
     page.locator("#yes-remove").click()
-    expect(page.locator("#sets")).not_to_contain_text("identity-train")
+    expect(page.locator("#sets a[data-set='set:identity-train']")).to_have_count(0)
+    expect(page.locator("#sets a[data-set='file:identity-train.jsonl']")).to_have_count(1)
     assert "identity-train" not in json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
     assert (place.data / "identity-train.jsonl").exists()
     seen = page.locator("body").inner_text()
