@@ -27,6 +27,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONUTF8=1 \
     HF_HOME=/models/.huggingface \
+    MODELSCOPE_CACHE=/models/.modelscope \
     ATHANOR_MODELS=/models \
     ATHANOR_DATA=/data \
     ATHANOR_SAVES=/saves \

@@ -16,7 +16,9 @@ from engine import failures, importer, queue, runs, users
 from engine.obstacles import obstacles
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last_loss, progress
+from engine.results import next_spec
 from engine.spec import RunSpec, problems
+from engine.stages import STAGES
 from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
 
@@ -120,6 +122,13 @@ def clone(arguments: argparse.Namespace, workplace: Workplace) -> int:
     return 0
 
 
+def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print the spec of a run of another stage that begins from a run's result."""
+    run = runs.get(workplace.saves, arguments.run)
+    print(next_spec(run, arguments.stage, workplace).to_yaml(brief=True), end="")
+    return 0
+
+
 def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Remove a run and everything in its folder."""
     runs.delete(runs.get(workplace.saves, arguments.run))
@@ -192,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
         train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
-        clone: "run", delete: "run", import_: "file", schema: "", user: "",
+        clone: "run", follow: "run", delete: "run", import_: "file", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = verbs.add_parser(
@@ -205,6 +214,8 @@ def parser() -> argparse.ArgumentParser:
                 "a run's id, as list prints it" if operand == "run" else "a file, or - for standard input"
             )
             verb.add_argument(operand, help=meaning)
+        if function is follow:
+            verb.add_argument("stage", help="the next stage: " + ", ".join(STAGES))
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
         if function is user:

@@ -2,7 +2,7 @@
 
 A block of a JSON file is a stretch of its bytes, found without parsing it. Where a block of an array ends is guessed from
 how its first row begins, and proved by parsing: a stretch that begins at a row and is whole JSON ends at one. What the
-guess does not fit is read row by row, as are the other formats, by the readers of `engine.datasets`.
+guess does not fit is read row by row, as are the other formats, by the readers of `engine.rowfiles`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pydantic_core import from_json
 
-from engine.datasets import OnBad, Place, encoding_of, entries, objects, whole
-from engine.problems import Problem, problem
+from engine.rowfiles import LONGEST, Entry, OnBad, Place, Row, encoding_of, entries, objects, of_line
 
 SIZE = 1 << 19  # bytes of a block, or about so many
 ROWS = 2000  # rows of a block of a file that is read row by row
-LARGEST = 1 << 26  # bytes of one row, beyond which a file is read row by row
 FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
 BETWEEN = re.compile(r"[\s,]*")
-Row = dict[str, Any]
 
 
 class Broken(Exception):
@@ -57,9 +53,9 @@ class Stretch:
 
         Raises Broken before the first of them.
         """
-        return objects(self._array() if self.before else self._lines(on_bad), on_bad)
+        return objects(self._array() if self.before else self._lines(), on_bad)
 
-    def _array(self) -> Iterator[tuple[Place, Any]]:
+    def _array(self) -> Iterator[Entry]:
         try:
             values = from_json(self.before + self.data + self.after)
         except ValueError as error:
@@ -68,29 +64,19 @@ class Stretch:
         for place.row, value in enumerate(values):
             yield place, value
 
-    def _lines(self, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
+    def _lines(self) -> Iterator[Entry]:
         place = _Place(self.file)
         for place.line, line in enumerate(self.data.split(b"\n"), start=self.line):
-            try:
-                yield place, from_json(line)
-            except ValueError:
-                if not line.strip():
-                    continue
-                try:
-                    value = json.loads(line)  # which says what is wrong as the other readers do
-                except json.JSONDecodeError as error:
-                    on_bad(problem("row-not-json", place=str(place), column=error.colno, reason=error.msg))
-                    continue
-                if whole(place, value, line.decode(), on_bad):
-                    yield place, value
+            if line and not line.isspace():
+                yield place, of_line(place, line)
 
     @cached_property
     def places(self) -> list[tuple[int, int | None]]:
         """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
         asked where it is."""
         with self.file.open("rb") as stream:
-            stream.seek(max(self.begin - LARGEST, 0))  # a longer line has columns that tell nobody anything
-            before = stream.read(min(self.begin, LARGEST)).rpartition(b"\n")[2]
+            stream.seek(max(self.begin - LONGEST, 0))  # a longer line has columns that tell nobody anything
+            before = stream.read(min(self.begin, LONGEST)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
         decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
@@ -120,14 +106,11 @@ class _Place:
 
 @dataclass(frozen=True)
 class Parsed:
-    """Rows that had to be parsed to be found; `bad` is what was no row."""
+    """Rows that had to be parsed to be found, and Problems in the place of what was none."""
 
-    entries: tuple[tuple[Place, Any], ...]
-    bad: tuple[Problem, ...] = ()
+    entries: tuple[Entry, ...]
 
     def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
-        for one in self.bad:
-            on_bad(one)
         return objects(self.entries, on_bad)
 
 
@@ -153,11 +136,9 @@ def blocks(file: Path) -> Iterator[Block]:
 
 def row_by_row(file: Path, skip: int = 0) -> Iterator[Parsed]:
     """A file as its reader reads it, without the first `skip` entries."""
-    bad: list[Problem] = []
-    found = islice(entries(file, bad.append), skip, None)
-    while (some := tuple(islice(found, ROWS))) or bad:
-        yield Parsed(some, tuple(bad))
-        bad.clear()
+    found = islice(entries(file), skip, None)
+    while some := tuple(islice(found, ROWS)):
+        yield Parsed(some)
 
 
 def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[Stretch]:
@@ -172,8 +153,8 @@ def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[
             if end >= 0:
                 yield Stretch(file, begin, begin + end, line, before, after)
                 begin, line, rest = begin + end + 1, line + rest.count(b"\n", 0, end + 1), rest[end + 1 :]
-            elif row and len(rest) > LARGEST:
-                yield Stretch(file, begin, begin, line, before)  # broken
+            elif len(rest) > LONGEST:
+                yield Stretch(file, begin, begin, line, b"[")  # broken
                 return
     if rest:
         yield Stretch(file, begin, begin + len(rest), line, before)

@@ -14,25 +14,21 @@ A row that does not fit is a Problem with file and line, and the others go on. T
 
 from __future__ import annotations
 
-import codecs
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from engine import rowfiles
 from engine.problems import Problem, Refusal, problem
-from engine.stages import FITS, Form, Kind
+from engine.rowfiles import SUFFIXES, Entry, OnBad, Place, type_of
+from engine.stages import Form, Kind
 
 INFO_FILE = "dataset_info.json"
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 Example = dict[str, Any]
-OnBad = Callable[[Problem], None]
 
 # LLaMA-Factory's defaults, which users' files rely on. Where an entry gives columns, those it leaves out do not exist.
 COLUMNS = {
@@ -61,11 +57,6 @@ SPLITS = {  # what the names of files call them
     "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }  # fmt: skip
-BUFFER = 1 << 20  # characters of a JSON array held at a time
-RECOMMENDED_AFTER = 100  # rows, of which one at least is good
-SPACE = re.compile(r"[ \t\r\n]*")
-HALF, HALF_READ = re.compile(r"\\u[dD][89a-fA-F]\w\w"), re.compile("[\ud800-\udfff]")
-PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 
 
 @dataclass(frozen=True)
@@ -85,39 +76,6 @@ class Dataset:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a row is: its number from 1 in its file, and its line from 1 where the file has lines.
-
-    `column`, from 1, is where it begins in that line, if it is not the first thing there: an array of rows may be
-    written in one line.
-    """
-
-    file: Path
-    row: int
-    line: int | None = None
-    column: int | None = None
-
-    def __str__(self) -> str:
-        if self.column:
-            return f"{self.file.name}:{self.line}:{self.column} (#{self.row})"
-        return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `check` found: rows that can be used and not, and the first of the problems and warnings."""
-
-    good: int
-    bad: int
-    problems: tuple[Problem, ...] = ()
-    warnings: tuple[Problem, ...] = ()
-
-    @property
-    def usable(self) -> bool:
-        return self.good > 0
-
-
 # ------------------------------------------------------------------------------------------ catalogue
 
 
@@ -130,18 +88,27 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
     if not path.is_file():
         return [], [problem("catalogue-missing", file=str(path))]
     try:
-        entries = json.loads(_read_text(path))
+        entries = json.loads(rowfiles.read_text(path))
     except json.JSONDecodeError as error:
         values = {"line": error.lineno, "column": error.colno, "reason": error.msg}
         return [], [problem("catalogue-broken", file=str(path), **values)]
     except Refusal as refusal:
         return [], refusal.problems
     if not isinstance(entries, dict):
-        return [], [problem("catalogue-not-object", file=str(path), found=_type(entries))]
-    return [_dataset(data_dir, name, entry) for name, entry in entries.items()], []
+        return [], [problem("catalogue-not-object", file=str(path), found=type_of(entries))]
+    return [dataset_of(data_dir, name, entry) for name, entry in entries.items()], []
 
 
-def _dataset(data_dir: Path, name: str, entry: Any) -> Dataset:
+def find(data_dir: Path, name: str) -> Dataset:
+    """One data set of a folder. Raises Refusal if it is not there, or if the catalogue is broken."""
+    found, broken = read_catalogue(data_dir)
+    for dataset in found:
+        if dataset.name == name:
+            return dataset
+    raise Refusal(broken or problem("set-unknown", name=name))
+
+
+def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
     try:
         return _read_entry(data_dir, name, entry)
     except Refusal as refusal:
@@ -245,7 +212,7 @@ def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...
 
 def guess(file: Path) -> dict[str, Any]:
     """What to write into dataset_info.json for a file, going by its first row. {} where that tells nothing."""
-    row = next((row for _, row in _rows_of(file, lambda _: None)), {})
+    row = next((row for _, row in rowfiles.entries(file) if isinstance(row, dict)), {})
     for formatting, role_tag in (("sharegpt", "from"), ("openai", "role")):
         for column in ("messages", "conversations"):
             turns = _parsed(row.get(column))
@@ -260,13 +227,26 @@ def guess(file: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """The rows as they are in the files, lazily, `num_samples` at most; what is no row goes to `on_bad`.
+def entries(dataset: Dataset) -> Iterator[Entry]:
+    """The rows as they are in the files, lazily, the first `num_samples`; a Problem in the place of what is no row.
 
     Raises Refusal if the data set itself cannot be used.
     """
-    found = (place_and_row for file in files_of(dataset) for place_and_row in _rows_of(file, on_bad))
-    return islice(found, dataset.num_samples)
+    found = (entry for file in files_of(dataset) for entry in rowfiles.entries(file))
+    return found if dataset.num_samples is None else _first(found, dataset.num_samples)
+
+
+def _first(found: Iterable[Entry], count: int) -> Iterator[Entry]:
+    for place, row in found:
+        yield place, row
+        count -= isinstance(row, dict)
+        if not count:
+            return
+
+
+def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """The same without what is no row, which goes to `on_bad`. Raises Refusal as `entries`."""
+    return rowfiles.objects(entries(dataset), on_bad)
 
 
 def files_of(dataset: Dataset) -> tuple[Path, ...]:
@@ -279,240 +259,9 @@ def files_of(dataset: Dataset) -> tuple[Path, ...]:
 
 
 def count_rows(dataset: Dataset) -> int:
-    """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `rows`."""
-    total = sum(_count(file, *_version(file)) for file in files_of(dataset))
+    """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `entries`."""
+    total = sum(map(rowfiles.count, files_of(dataset)))
     return total if dataset.num_samples is None else min(total, dataset.num_samples)
-
-
-def encoding_of(file: Path) -> str:
-    """The text encoding of a file: by its byte order mark, else UTF-8 if all of it is, else GB18030 if all of it is.
-
-    Raises Refusal if it is neither.
-    """
-    return _encoding(file, *_version(file))
-
-
-def _version(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_mtime_ns, status.st_size
-
-
-@lru_cache(maxsize=1024)
-def _count(file: Path, mtime_ns: int, size: int) -> int:
-    if file.suffix.lower() == ".parquet":
-        from pyarrow import ArrowException, parquet
-
-        try:
-            return parquet.ParquetFile(file).metadata.num_rows
-        except (ArrowException, OSError) as error:
-            raise Refusal(problem("file-broken-parquet", file=file.name, reason=str(error))) from error
-    if file.suffix.lower() in (".json", ".jsonl") and _first_character(file) != "[":
-        with _open(file) as stream:
-            return sum(1 for line in stream if not line.isspace())
-    bad: list[Problem] = []
-    return sum(1 for _ in _rows_of(file, bad.append)) + len(bad)
-
-
-@lru_cache(maxsize=1024)
-def _encoding(file: Path, mtime_ns: int, size: int) -> str:
-    with file.open("rb") as stream:
-        start = stream.read(4096)
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if start.startswith(mark):
-            return encoding
-    # Without a mark, UTF-16 shows in the zero bytes of its Latin letters, digits and brackets: every second byte.
-    zeros = start[::2].count(0), start[1::2].count(0)
-    if max(zeros) * 8 > len(start):
-        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-    for encoding in ("utf-8", "gb18030"):
-        decoder = codecs.getincrementaldecoder(encoding)()
-        lines = 1
-        with file.open("rb") as stream:
-            try:
-                while block := stream.read(1 << 20):
-                    decoder.decode(block)
-                    lines += block.count(b"\n")
-                decoder.decode(b"", final=True)
-                return encoding
-            except UnicodeDecodeError as error:
-                if encoding == "utf-8":
-                    line = lines + error.object[: error.start].count(b"\n")
-    raise Refusal(problem("file-encoding", file=file.name, line=line))
-
-
-def _open(file: Path) -> TextIO:
-    return file.open(encoding=encoding_of(file), newline="")
-
-
-def _read_text(file: Path) -> str:
-    with _open(file) as stream:
-        return stream.read()
-
-
-def _rows_of(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    return objects(entries(file, on_bad), on_bad)
-
-
-def entries(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    """Whatever stands in a file where a row should, one after the other."""
-    try:
-        yield from READERS[file.suffix.lower()](file, on_bad)
-    except Refusal as refusal:
-        for each in refusal.problems:
-            on_bad(each)
-
-
-def objects(found: Iterable[tuple[Place, Any]], on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Those that are rows; the others go to `on_bad`."""
-    for place, row in found:
-        if isinstance(row, dict):
-            yield place, row
-        else:
-            on_bad(problem("row-type", place=str(place), expected="object", found=_type(row)))
-
-
-def _json(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    """An array of rows, or one row per line: files are often named .json for .jsonl and the other way about."""
-    return (_json_array if _first_character(file) == "[" else _json_lines)(file, on_bad)
-
-
-def _first_character(file: Path) -> str:
-    with _open(file) as stream:
-        while block := stream.read(4096):
-            if block := block.lstrip():
-                return block[0]
-    return ""
-
-
-def _json_array(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    # Decoded row by row from a buffer of whole lines, so that rows and errors have a line, and a file of any size
-    # fits into memory. What looks like an error may be a row cut off at the end of the buffer, until the file ends.
-    with _open(file) as stream:
-        text, first_line = stream.read(BUFFER), 1
-        at, row, line, counted, line_at = text.index("[") + 1, 0, 1, 0, 0
-        while True:
-            before = at
-            try:
-                start, value, at = _next_in_array(text, at, first=row == 0)
-            except json.JSONDecodeError as error:
-                if more := stream.read(max(BUFFER, len(text))):
-                    cut = text.rfind("\n", 0, at) + 1
-                    first_line += text.count("\n", 0, cut)
-                    text, at, counted, line, line_at = text[cut:] + more, at - cut, 0, first_line, 0
-                    continue
-                line = first_line + error.lineno - 1
-                on_bad(
-                    problem(
-                        "file-broken-json", file=file.name, line=line, column=error.colno, reason=error.msg
-                    )
-                )
-                return
-            if start is None:
-                return
-            line_at = max(line_at, text.rfind("\n", counted, start) + 1)
-            row, line, counted = row + 1, line + text.count("\n", counted, start), start
-            newline = text.rfind("\n", before, start)
-            first_there = newline >= 0 and text[newline:start].isspace()
-            place = Place(file, row, line, None if first_there else start - line_at + 1)
-            if whole(place, value, text[start:at], on_bad):
-                yield place, value
-
-
-def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
-    """Where the next element begins, the element, and where it ends; None for all at the end of the array.
-
-    Raises JSONDecodeError.
-    """
-    at = SPACE.match(text, at).end()
-    if text.startswith("]", at):
-        return None, None, at
-    if not first:
-        if not text.startswith(",", at):
-            raise json.JSONDecodeError("',' or ']' expected", text, at)
-        at = SPACE.match(text, at + 1).end()
-    value, end = json.JSONDecoder().raw_decode(text, at)
-    return at, value, end
-
-
-def _json_lines(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    with _open(file) as stream:
-        row = 0
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            row += 1
-            place = Place(file, row, number)
-            try:
-                value = json.loads(line)
-            except json.JSONDecodeError as error:
-                on_bad(problem("row-not-json", place=str(place), column=error.colno, reason=error.msg))
-                continue
-            if whole(place, value, line, on_bad):
-                yield place, value
-
-
-def whole(place: Place, value: Any, written: str, on_bad: OnBad) -> bool:
-    """Whether all of a row is text. JSON can write half of a character beyond the first 65,536, which is none."""
-    found = HALF.search(written)
-    if found and HALF_READ.search(json.dumps(value, ensure_ascii=False)):
-        on_bad(problem("row-half-character", place=str(place), found=found[0]))
-        return False
-    return True
-
-
-def _table(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    with _open(file) as stream:
-        reader = csv.reader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-        header = next(reader, [])
-        row, line = 0, reader.line_num + 1
-        for cells in reader:
-            place, line = Place(file, row + 1, line), reader.line_num + 1
-            if not cells:
-                continue
-            row += 1
-            if len(cells) != len(header):
-                on_bad(problem("row-cells", place=str(place), expected=len(header), found=len(cells)))
-            else:
-                yield place, dict(zip(header, cells, strict=True))
-
-
-def _parquet(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    from pyarrow import ArrowException, parquet
-
-    row = 0
-    try:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=1000):
-            for value in batch.to_pylist():
-                row += 1
-                yield Place(file, row), value
-    except (ArrowException, OSError) as error:
-        on_bad(problem("file-broken-parquet", file=file.name, reason=str(error)))
-
-
-def _paragraphs(file: Path, on_bad: OnBad) -> Iterator[tuple[Place, Any]]:
-    """A text file's documents are separated by blank lines."""
-    with _open(file) as stream:
-        document: list[str] = []
-        row, first = 0, 1
-        for number, line in enumerate(chain(stream, [""]), start=1):
-            if line.strip():
-                document.append(line.rstrip("\r\n"))
-            elif document:
-                row += 1
-                yield Place(file, row, first), {"text": "\n".join(document)}
-                document = []
-            if not document:
-                first = number + 1
-
-
-READERS = {
-    ".json": _json, ".jsonl": _json, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _paragraphs,
-}  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------- rows
@@ -542,55 +291,12 @@ def canonical(
             on_bad(refusal.problems[0])
 
 
-def check(
-    dataset: Dataset, form: Form, limit: int | None = None, catalogue: Sequence[Dataset] = (), most: int = 20
-) -> Report:
-    """Reads up to `limit` rows and reports which can be used for a stage that needs `form`.
-
-    At most `most` problems and warnings are kept; `bad` counts them all. `catalogue` is where other data sets are
-    recommended from, if this one is of the wrong kind.
-    """
-    if dataset.problem is None and dataset.kind not in FITS[form]:
-        fitting = _names(recommended(catalogue, form))
-        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
-    good = bad = 0
-    problems: list[Problem] = []
-    warnings: list[Problem] = []
-
-    def on_bad(each: Problem) -> None:
-        nonlocal bad
-        bad += 1
-        if len(problems) < most:
-            problems.append(each)
-
-    convert = CONVERSIONS[form]
-    try:
-        for place, row in islice(rows(dataset, on_bad), limit):
-            try:
-                example = convert(_Row(dataset, place, row))
-            except Refusal as refusal:
-                on_bad(refusal.problems[0])
-                continue
-            good += 1
-            if len(warnings) < most and (found := PLACEHOLDER.search(_written(example))):
-                warnings.append(problem("row-placeholder", place=str(place), found=found[0]))
-    except Refusal as refusal:
-        return Report(0, 0, tuple(refusal.problems))
-    if not good and not bad:
-        problems.append(problem("dataset-empty", name=dataset.name))
-    return Report(good, bad, tuple(problems), tuple(warnings))
+def example(dataset: Dataset, place: Place, row: Mapping[str, Any], form: Form | None = None) -> Example:
+    """One row in a canonical form, that of its own kind if none is named. Raises Refusal with what is wrong with it."""
+    return CONVERSIONS[form or dataset.kind](_Row(dataset, place, row))
 
 
-def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
-    """Names of the data sets that have a row of that form among their first ones."""
-    return [
-        one.name
-        for one in catalogue
-        if one.kind in FITS[form] and check(one, form, limit=RECOMMENDED_AFTER).usable
-    ]
-
-
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Row:
     """One row, asked for its values by LLaMA-Factory's names of the columns."""
 
@@ -619,7 +325,7 @@ class _Row:
             if other := next((part for part in value if not isinstance(part.get("text"), str)), None):
                 raise self.bad("row-not-text", column=column, found=other.get("type") or _names(other))
             return "".join(part["text"] for part in value)
-        raise self.bad("row-value-type", column=column, expected="string", found=_type(value))
+        raise self.bad("row-value-type", column=column, expected="string", found=type_of(value))
 
     def filled(self, value: Any, column: str) -> str:
         text = self.string(value, column)
@@ -631,7 +337,7 @@ class _Row:
         """A list, or the JSON of one: tables can hold nothing else."""
         value = _parsed(value)
         if not isinstance(value, list):
-            raise self.bad("row-value-type", column=column, expected="list", found=_type(value))
+            raise self.bad("row-value-type", column=column, expected="list", found=type_of(value))
         return value
 
     def column(self, key: str) -> str:
@@ -665,7 +371,7 @@ def _thumbs(row: _Row) -> Example:
     label = {"true": True, "false": False}.get(label.lower(), label) if isinstance(label, str) else label
     if not isinstance(label, bool):
         raise row.bad(
-            "row-value-type", column=row.column("kto_tag"), expected="true/false", found=_type(label)
+            "row-value-type", column=row.column("kto_tag"), expected="true/false", found=type_of(label)
         )
     return {**_chat(row), "label": label}
 
@@ -700,7 +406,7 @@ def _prompt(row: _Row) -> list[dict[str, Any]]:
         column = f"{row.column('history')}[{number}]"
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise row.bad(
-                "row-value-type", column=column, expected="[question, answer]", found=_type(exchange)
+                "row-value-type", column=column, expected="[question, answer]", found=type_of(exchange)
             )
         question, answer = (row.filled(text, column) for text in exchange)
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -723,7 +429,7 @@ def _choice(row: _Row, key: str) -> dict[str, Any]:
 def _message(row: _Row, turn: Any, column: str) -> dict[str, Any]:
     tags = row.dataset.tags
     if not isinstance(turn, dict):
-        raise row.bad("row-value-type", column=column, expected="object", found=_type(turn))
+        raise row.bad("row-value-type", column=column, expected="object", found=type_of(turn))
     if tags["role_tag"] not in turn:
         raise row.bad("row-without-column", column=f"{column}.{tags['role_tag']}", columns=_names(turn))
     said, column = turn.get(tags["content_tag"]), f"{column}.{tags['content_tag']}"
@@ -754,7 +460,7 @@ def _calls(row: _Row, value: Any, column: str) -> list[dict[str, Any]]:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise row.bad(
-                "row-value-type", column=column, expected='{"name", "arguments"}', found=_type(call)
+                "row-value-type", column=column, expected='{"name", "arguments"}', found=type_of(call)
             )
         arguments = _parsed(function.get("arguments") or {})
         found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
@@ -790,7 +496,7 @@ def _in_order(row: _Row, messages: list[dict[str, Any]], *last: str) -> list[dic
 
 def _expect(value: Any, shape: type, code: str, **values: Any) -> None:
     if not isinstance(value, shape) or (shape is int and isinstance(value, bool)):
-        raise Refusal(problem(code, found=_type(value), **values))
+        raise Refusal(problem(code, found=type_of(value), **values))
 
 
 def _parsed(value: Any) -> Any:
@@ -803,18 +509,5 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _type(value: Any) -> str:
-    """The word JSON has for it."""
-    words = {str: "string", bool: "true/false", int: "number", float: "number", list: "list", dict: "object"}
-    return "null" if value is None else words.get(type(value), type(value).__name__)
-
-
 def _names(names: Any) -> str:
     return ", ".join(map(str, names)) or "—"
-
-
-def _written(example: Example) -> str:
-    if "text" in example:
-        return example["text"]
-    turns = [*example["messages"], *example.get("chosen", ()), *example.get("rejected", ())]
-    return "\n".join(turn["content"] for turn in turns)

@@ -754,13 +754,23 @@ def adapter_problems(
     trained_on = _text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
         found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
-    if config.get("task_type") == "SEQ_CLS" and not scorer:
+    if _scores(config) and not scorer:
         found.append(problem("adapter-scores", field, folder=folder))
     return found + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
         for name, value in settings.items()
         if name in config and config[name] != value
     ]
+
+
+def adapter_scores(folder: str | Path) -> bool:
+    """Whether an adapter has the head of a reward model."""
+    config = _json(Path(folder) / ADAPTER_FILES[0])
+    return not isinstance(config, Problem) and _scores(config)
+
+
+def _scores(config: Mapping[str, Any]) -> bool:
+    return config.get("task_type") == "SEQ_CLS"
 
 
 def _same_base(trained_on: str, chosen: str) -> bool:
@@ -786,11 +796,16 @@ def trainable_parameters(
     use_dora: bool = False,
     trainable_layers: int = 2,
     trainable_modules: Sequence[str] = (),
+    scorer: bool = False,
 ) -> int:
     """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has
     r × (in + out) per matrix (Hu et al. 2021), DoRA one magnitude per output more (Liu et al. 2024).
-    0 where the headers cannot be read. Raises KeyError for another method."""
-    sizes = _parameters(model)
+    A `scorer` has one score in place of the output head. 0 where the headers cannot be read. Raises KeyError for
+    another method."""
+    sizes, score = _parameters(model), 0
+    if scorer and sizes:
+        sizes = {name: size for name, size in sizes.items() if HEADS.isdisjoint(name.split(".")[:-1])}
+        score = model.hidden_size or 0
 
     def full() -> int:
         return sum(sizes.values())
@@ -815,7 +830,7 @@ def trainable_parameters(
             for shape in _lora_shapes(model, target_modules, modules_to_save)
         )
 
-    return {"full": full, "freeze": freeze, "lora": lora}[method]()
+    return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
 
 
 def _weights(model: Model) -> Mapping[str, Tensor]:

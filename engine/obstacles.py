@@ -16,11 +16,12 @@ from pathlib import Path
 
 from engine import machine
 from engine.chat_templates import file_problem, template_problem
-from engine.datasets import Dataset, Report, check, examples, read_catalogue
+from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
     adapter_problems,
+    adapter_scores,
     chat_template,
     freeze_problems,
     has_reward_model,
@@ -31,11 +32,16 @@ from engine.models import (
     trainable_parameters,
 )
 from engine.problems import Problem, problem
+from engine.reward_models import reward_model_problems
 from engine.spec import RunSpec
-from engine.stages import STAGES
+from engine.stages import FITS, STAGES
+from engine.validation import Report, check
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
+LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
+TOLD = 5  # bad rows told in full
+Stamps = tuple[tuple[Path, int, int], ...]
 # What an optimizer's name holds → the modules it imports. The first that fits is the one.
 OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
@@ -45,7 +51,11 @@ OPTIMIZERS = {
     "stable_adamw": ("optimi",), "8bit": ("bitsandbytes",), "paged": ("bitsandbytes",), "lion": ("bitsandbytes",),
     "bnb": ("bitsandbytes",), "ademamix": ("bitsandbytes",),
 }  # fmt: skip
-PACKAGES = {"optimi": "torch-optimi", "flash_attn": "flash-attn"}  # what to install, if it has another name
+PACKAGES = {
+    "optimi": "torch-optimi",
+    "flash_attn": "flash-attn",
+    "modelscope_hub": "modelscope-hub",
+}  # what to install, if it has another name
 MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
 CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a continued adapter has already
 
@@ -57,6 +67,7 @@ def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     found += _of_model(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
+    found += _of_rewards(spec, workplace, outside)
     found += _of_cards(spec) + _of_packages(spec)
     weights = trainable(spec) if countable({one.field for one in found}) else 0
     return found + _of_disk(spec, workplace, weights or 0)
@@ -90,9 +101,15 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
         found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
-        return found  # its files are not here yet
-    model = inspect(chosen)
-    if judge and not has_reward_model(model.model_type):
+        return found  # its files are not here yet; once they are, the worker asks the same
+    return found + model_obstacles(spec, inspect(chosen))
+
+
+def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
+    """What of the settings does not go with a model that is sound in itself."""
+    found, given = [], spec.model.chat_template
+    known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+    if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
         found.append(problem("no-score-head", "stage", model_type=model.model_type))
     if spec.stage.kind != "pt" and not given:
         own = chat_template(model.path)
@@ -112,33 +129,66 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
 
 def trainable(spec: RunSpec) -> int | None:
     """How many parameters the run trains; None while the model is not here to be counted."""
-    if spec.method.kind == "lora" and spec.model.adapter_path:
-        return adapter_parameters(spec.model.adapter_path) or None
-    model = inspect(spec.model.model_name_or_path)
+    model, judge = inspect(spec.model.model_name_or_path), spec.stage.kind == "rm"
+    if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
+        head = (model.hidden_size or 0) if judge and not adapter_scores(adapter) else 0
+        return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
     return (
         trainable_parameters(
-            model, spec.method.kind, **{name: chosen[name] for name in names if name in chosen}
+            model, spec.method.kind, scorer=judge, **{name: chosen[name] for name in names if name in chosen}
         )
         or None
     )
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
-    context = (model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1)
+    context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
     if context and spec.data.max_length > context:
-        return [
-            problem("context-too-short", "data.max_length", given=spec.data.max_length, context=int(context))
-        ]
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and spec.data.max_length + answer > context:
+        values = {
+            "given": spec.data.max_length,
+            "answer": answer,
+            "context": context,
+            "room": max(context - answer, 1),
+        }
+        return [problem("context-without-answer", "data.max_length", **values)]
     return []
 
 
-LOOKED_AT = 20_000  # rows of a data set that are checked before start; preparation checks all
-TOLD = 5  # bad rows told in full
+def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
+    """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
+    stage, found = spec.stage, []
+    model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
+    if model and "stage.reward_model" not in outside:
+        found += reward_model_problems(Path(model))
+    if file and "stage.reward_file" not in outside and not os.path.isfile(file):
+        roots = ", ".join(map(str, workplace.reward_files))
+        found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
+    comparing = [one for one in getattr(stage, "rewards", ()) if one in ("exact", "numeric")]
+    if comparing and "data.dataset_dir" not in outside and not _with_answers(spec):
+        names = ", ".join(spec.data.datasets)
+        found.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
+    return found
 
 
-Stamps = tuple[tuple[Path, int, int], ...]
+def _with_answers(spec: RunSpec) -> bool:
+    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
+    fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
+    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, _stamps(one)) for one in fit)
+
+
+@lru_cache(maxsize=256)
+def _answered(folder: Path, name: str, _of: Stamps) -> bool:
+    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    rows = examples(dataset, lambda _bad: None, "prompts")
+    return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
 
 def _stamps(dataset: Dataset) -> Stamps:
@@ -237,7 +287,7 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
     if spec.model.quantization.kind != "none":
         wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
-        wanted.append(("modelscope", "modelscope", "model.hub"))
+        wanted.append(("modelscope", "modelscope_hub", "model.hub"))
     return [
         problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
         for what, module, field in wanted

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import command, machine
-from engine.datasets import count_rows, read_catalogue, recommended
+from engine.datasets import count_rows, read_catalogue
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable
 from engine.problems import Problem, problem
 from engine.spec import RunSpec, optimizer_steps, problems
 from engine.stages import STAGES
+from engine.validation import recommended
 from engine.workplace import Workplace
 
 

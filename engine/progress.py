@@ -163,18 +163,27 @@ class _Reader:
             lines = from_json(b"[" + b",".join(text.splitlines()) + b"]", allow_inf_nan=True)
         except ValueError:  # one of them is spoiled
             lines = [line for line in map(_object, text.splitlines()) if line]
-        for name in {name for line in lines for name in line} - set(AXES):
-            points = [
-                (
-                    line["step"],
-                    line["epoch"] or 0.0,
-                    line["time"],
-                    *(float("nan") if line[name] is None else line[name],) * 3,
-                )
-                for line in lines
-                if name in line
-            ]
-            self.growing.setdefault(name, _Growing()).add(np.array(points, dtype=np.float64))
+        for name, points in _points(lines).items():
+            self.growing.setdefault(name, _Growing()).add(points)
+
+
+def _points(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Name → what the lines say of it, in their order: step, epoch, time, and the value as mean, lowest and highest.
+
+    Lines of one kind (of training, of validation) have the same names in the same order, and are converted at once.
+    """
+    kinds: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
+    for number, line in enumerate(lines):
+        kinds.setdefault(tuple(line), []).append((number, *line.values()))
+    parts: dict[str, list[np.ndarray]] = {}
+    for names, rows in kinds.items():
+        numbers, *columns = np.array(rows, dtype=np.float64).T  # null is NaN
+        column = dict(zip(names, columns, strict=True))
+        place = numbers, column["step"], np.nan_to_num(column["epoch"]), column["time"]
+        for name in (one for one in names if one not in AXES):
+            parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
+    together = {name: np.concatenate(some) if len(some) > 1 else some[0] for name, some in parts.items()}
+    return {name: table[np.argsort(table[:, 0], kind="stable"), 1:] for name, table in together.items()}
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from engine import runs
-from engine.datasets import read_catalogue, recommended
+from engine.datasets import read_catalogue
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
 from engine.spec import RunSpec
 from engine.stages import STAGES, next_stages
+from engine.validation import recommended
 from engine.workplace import Workplace
 
 
@@ -58,15 +59,20 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     """The spec of a run of `stage` that begins from the result of `run`.
 
     It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, and data
-    sets that do not fit give way to the first that does. Raises Refusal where `stage` is none of `following(run)`.
+    sets that do not fit give way to the first that does. An answering stage is judged by the run itself if that is a
+    reward model, else by the newest one of the same model. Raises Refusal where `stage` is none of `following(run)`.
     """
     if stage not in following(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
     before, found = run.spec, of(run)
     plain: dict[str, Any] = before.model_dump()
     plain |= {"name": "", "stage": {"kind": stage}, "extra": {}}
+    if STAGES[stage].answers and (judge := found if found.stage == "rm" else _judge(before, workplace)):
+        plain["stage"]["reward_model"] = str(judge.folder)
+        if "rewards" in PARTS[stage].model_fields:
+            plain["stage"]["rewards"] = {"reward_model": 1.0}
     if found.stage == "rm":
-        plain["stage"]["reward_model"] = str(found.folder)
+        pass  # what is trained begins where the reward model itself began
     elif found.adapter:
         plain["model"]["adapter_path"] = str(found.folder)
     else:
@@ -80,3 +86,10 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         plain["data"]["packing"] = False
     plain["training"]["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
     return RunSpec.read(plain)
+
+
+def _judge(spec: RunSpec, workplace: Workplace) -> Result | None:
+    """The newest reward model of the same base."""
+    base = spec.model.model_name_or_path
+    models = (one for one in results(workplace.saves) if one.stage == "rm")
+    return next((one for one in models if one.run.spec.model.model_name_or_path == base), None)

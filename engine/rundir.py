@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import struct
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ class RunDir:
     log = property(lambda self: self.path / "log.txt")
     progress = property(lambda self: self.path / "progress.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    samples = property(lambda self: self.path / "samples.jsonl")
     prepared = property(lambda self: self.path / "prepared")
     initial = property(lambda self: self.path / "initial_adapter")
     adapter = property(lambda self: self.path / "adapter")
@@ -107,6 +110,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Add JSON objects to a file of lines, behind half a line that a kill may have left. JSON has no NaN: null."""
+    lines = "".join(json.dumps(_plain(value), ensure_ascii=False) + "\n" for value in values)
+    with path.open("a", encoding="utf-8") as file:
+        torn = file.tell() and not end_of(path, 1).endswith(b"\n")
+        file.write("\n" * bool(torn) + lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def end_of(path: Path, size: int, after: int = 0) -> bytes:

@@ -18,8 +18,9 @@ import reprlib
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
+import regex
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -378,6 +379,190 @@ class Simpo(Part):
     )  # fmt: skip
 
 
+class Answering(Part):
+    """What the stages share in which the model writes answers of its own, and these are scored."""
+
+    max_new_tokens: int = setting(
+        256, "Longest answer", "An answer is cut off after this many tokens. Most of the time of a step goes into writing them.",
+        essential=True, ge=1, le=10**6,
+    )  # fmt: skip
+    temperature: float = setting(
+        1.0, "Temperature", "How freely the answers are drawn. Near 0 all of them are alike, and nothing can be learned.",
+        gt=0, le=10,
+    )  # fmt: skip
+    top_p: float = setting(
+        1.0, "Top p", "Draw only from the likeliest tokens that make up this share. 1: from all.", gt=0, le=1
+    )
+    reward_model: str = setting(
+        "", "Reward model", "Result folder of a finished reward model run, which scores the answers.",
+        essential=True, max_length=1024,
+    )  # fmt: skip
+    sample_steps: int = setting(
+        10, "Show answers every", "Optimizer steps between two looks at a few of the answers, on the run's page.",
+        ge=1, le=10**9,
+    )  # fmt: skip
+
+
+class Ppo(Answering):
+    """PPO: the model writes answers of its own, a reward model scores them, and better ones become likelier (Schulman et al. 2017)."""
+
+    kind: Literal["ppo"] = "ppo"
+    init_kl_coef: float = setting(
+        0.05, "KL weight",
+        "How strongly the model is held to what it was before: raise it if answers turn into gibberish, lower it if the reward does not rise.",
+        essential=True, ge=0, le=100,
+    )  # fmt: skip
+    kl_target: float | None = setting(
+        None, "KL target",
+        "The weight is adapted so that an answer is on average this far (in nats) from what the model would have written before; 6 is usual. Empty: the weight stays.",
+        gt=0, le=10_000,
+    )  # fmt: skip
+    kl_horizon: int = setting(
+        10_000,
+        "KL horizon",
+        "Answers in which an adapted weight moves by at most 20 %. Only with a target.",
+        ge=1,
+        le=10**9,
+    )
+    missing_eos_penalty: float | None = setting(
+        1.0, "Penalty without an end",
+        "Taken from the score of an answer that is broken off before it ends, so that the model learns to finish. Empty: none.",
+        ge=0, le=10_000,
+    )  # fmt: skip
+    score_clip: float | None = setting(
+        None,
+        "Score limit",
+        "Scores beyond ± this are cut to it, so that single ones do not decide. Empty: never.",
+        gt=0,
+        le=10_000,
+    )
+    num_ppo_epochs: int = setting(
+        4,
+        "Passes",
+        "How many times the model learns from each batch of answers before it writes new ones.",
+        ge=1,
+        le=1000,
+    )
+    num_mini_batches: int = setting(
+        1,
+        "Parts of a batch",
+        "Updates in each pass over a batch of answers. More are faster and less steady.",
+        ge=1,
+        le=65536,
+    )
+    cliprange: float = setting(
+        0.2,
+        "Clip range",
+        "A token's probability gains nothing by changing more than this share in one step.",
+        gt=0,
+        lt=1,
+    )
+    cliprange_value: float = setting(
+        0.2,
+        "Clip range of values",
+        "The same for what the critic expects, in units of reward.",
+        gt=0,
+        le=10_000,
+    )
+    vf_coef: float = setting(
+        0.1, "Weight of the critic", "Weight of the critic's loss beside the policy's.", ge=0, le=100
+    )
+    gamma: float = setting(
+        1.0,
+        "Discount",
+        "How much less a reward counts for each token it lies ahead. 1: nothing less.",
+        gt=0,
+        le=1,
+    )
+    lam: float = setting(
+        0.95,
+        "GAE lambda",
+        "1 trusts the rewards alone, lower values trust the critic more (Schulman et al. 2016).",
+        ge=0,
+        le=1,
+    )
+    whiten_rewards: bool = setting(
+        False,
+        "Whiten rewards",
+        "Scale the rewards of each batch to variance 1. For reward models whose scores are very large or small.",
+    )
+
+
+GrpoLoss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"]
+Reward = Literal["format", "exact", "numeric", "length", "reward_model", "file"]
+# What a reward cannot do without.
+REWARD_NEEDS = {
+    "format": "reward_pattern", "length": "reward_length", "reward_model": "reward_model", "file": "reward_file",
+}  # fmt: skip
+
+
+class Grpo(Answering):
+    """GRPO: several answers to each question are scored, and the better ones become likelier (Shao et al. 2024)."""
+
+    kind: Literal["grpo"] = "grpo"
+    rewards: Annotated[dict[Reward, Annotated[float, Field(ge=-1000, le=1000)]], BeforeValidator(_weights)] = setting(
+        {}, "Rewards",
+        "What makes an answer good. Each is multiplied by its weight, and all are added up; a negative weight punishes.",
+        essential=True,
+    )  # fmt: skip
+    reward_pattern: str | None = setting(
+        None, "Pattern of the format",
+        "For the reward format: a regular expression that the whole answer must match, such as .*Answer: [0-9]+ "
+        "(a dot is any character, line breaks too). 1 if it does, else 0.",
+        max_length=1000,
+    )  # fmt: skip
+    reward_length: int | None = setting(
+        None, "Wanted length", "For the reward length, in tokens: 1 for just as many, the less the further away.",
+        ge=1, le=10**6,
+    )  # fmt: skip
+    reward_file: str | None = setting(
+        None, "Reward file",
+        "For the reward file: Python that defines reward(prompt, completion, answer) -> float. prompt is the list of "
+        "messages, completion the text of the answer, answer the one in the data or None. "
+        "Only below a folder that the operator named with --reward-files.",
+        max_length=1024,
+    )  # fmt: skip
+    num_generations: int = setting(
+        8, "Group size", "Answers to each question. Each is judged against the others of its group.",
+        essential=True, ge=2, le=1024,
+    )  # fmt: skip
+    grpo_beta: float = setting(
+        0.0, "KL coefficient",
+        "How strongly the model is held to what it was before. 0: not at all, and no memory for a reference. 0.001 to 0.04 is usual.",
+        ge=0, le=100,
+    )  # fmt: skip
+    epsilon: float = setting(
+        0.2,
+        "Clip below",
+        "A token's probability counts no further down than by this share in one update.",
+        gt=0,
+        le=1,
+    )
+    epsilon_high: float | None = setting(
+        None,
+        "Clip above",
+        "The same upwards. Empty: as below; 0.28 is DAPO's (Yu et al. 2025).",
+        gt=0,
+        le=100,
+    )
+    grpo_loss: GrpoLoss = setting(
+        "dapo", "GRPO loss",
+        "dapo weighs every token alike; grpo every answer, so that short ones weigh more; dr_grpo divides by the longest answer.",
+    )  # fmt: skip
+    importance_sampling_level: Literal["token", "sequence"] = setting(
+        "token", "Ratio per", "Compare new and old probability of each token, or of the whole answer (GSPO, Zheng et al. 2025)."
+    )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "group", "Scale rewards", "Divide what is above or below the group's mean by the spread in the group, or of all answers."
+    )  # fmt: skip
+    num_iterations: int = setting(
+        1, "Updates per answers", "How many times the same answers are learned from. More is cheaper and less stable.", ge=1, le=100
+    )  # fmt: skip
+    mask_truncated_completions: bool = setting(
+        False, "Ignore cut answers", "Learn nothing from answers that were cut off at the longest length."
+    )
+
+
 # ----------------------------------------------------------------------------------------------- data
 
 
@@ -550,7 +735,7 @@ class RunSpec(Part):
     """Everything needed to repeat a run."""
 
     name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
-    stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo) = setting(
+    stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo, Ppo, Grpo) = setting(
         Sft(), "Stage", "What kind of learning this is.", essential=True
     )
     model: Model = Field(default_factory=Model)
@@ -609,6 +794,8 @@ def _explain(error: Any) -> Problem:
     """One of pydantic's errors as one of ours."""
     # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
     location = [str(step) for step in error["loc"]]
+    if location[-1:] == ["[key]"]:  # of a mapping whose keys are a choice: it is the mapping that is wrong
+        location = location[:-2]
     unions = {"stage": STAGES, "method": METHODS, "quantization": QUANTIZATIONS, "rope_scaling": ROPES}
     steps = [
         step
@@ -668,6 +855,7 @@ def _did_you_mean(path: str) -> str:
 
 STAGES = {
     "pt": Pretraining, "sft": Sft, "rm": RewardModel, "dpo": Dpo, "kto": Kto, "orpo": Orpo, "simpo": Simpo,
+    "ppo": Ppo, "grpo": Grpo,
 }  # fmt: skip
 METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
 QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
@@ -712,7 +900,11 @@ def trainer_arguments() -> dict[str, Any]:
     return json.loads(TRAINER_ARGUMENTS.read_text(encoding="utf-8"))
 
 
-# Arguments of the configuration class that the spec has under another name, or that the run folder decides.
+# Settings of a stage that its configuration class has under another name.
+RENAMED: dict[str, dict[str, str]] = {
+    "grpo": {"grpo_beta": "beta", "grpo_loss": "loss_type", "max_new_tokens": "max_completion_length"},
+}
+# Arguments of the configuration class that the spec has elsewhere, or that the run folder decides.
 DECIDED = {
     "output_dir": "", "resume_from_checkpoint": "", "overwrite_output_dir": "", "do_train": "", "do_eval": "",
     "do_predict": "", "local_rank": "", "disable_tqdm": "", "remove_unused_columns": "", "dataset_kwargs": "",
@@ -730,6 +922,11 @@ DECIDED = {
     "loss_weights": "stage.sft_weight", "truncation_mode": "data.too_long",
     "precompute_ref_log_probs": "", "precompute_ref_batch_size": "", "dataset_num_proc": "", "disable_dropout": "method.lora_dropout",
     "ref_model_init_kwargs": "", "sync_ref_model": "", "eos_token": "", "pad_token": "",
+    "trust_remote_code": "model.trust_remote_code", "reward_weights": "stage.rewards", "num_generations_eval": "",
+    "generation_batch_size": "training.gradient_accumulation_steps", "chat_template_kwargs": "model.chat_template",
+    "steps_per_generation": "training.gradient_accumulation_steps", "log_completions": "stage.sample_steps",
+    "log_completions_hub_repo": "", "num_completions_to_print": "stage.sample_steps",
+    "log_unique_prompts": "stage.sample_steps", "use_transformers_continuous_batching": "", "use_transformers_paged": "",
     # How a model is spread over cards is Athanor's own to say; most of these can name a file, too.
     "deepspeed": "hardware", "fsdp": "hardware", "fsdp_config": "hardware", "accelerator_config": "hardware",
     "parallelism_config": "hardware",
@@ -813,8 +1010,67 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
             )  # fmt: skip
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
             found.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
+    if stage.kind == "ppo":
+        if not stage.reward_model.strip():
+            found.append(problem("reward-not-chosen", "stage.reward_model"))
+        # A new answer is as likely as it was a moment ago: nothing may be left to chance in between.
+        if getattr(spec.method, "lora_dropout", 0):
+            found.append(problem("ppo-no-noise", "method.lora_dropout"))
+        if spec.training.neftune_noise_alpha:
+            found.append(problem("ppo-no-noise", "training.neftune_noise_alpha"))
     if stage.kind == "kto" and spec.training.per_device_train_batch_size < 2:
         found.append(problem("kto-batch", "training.per_device_train_batch_size"))
+    if stage.kind == "grpo":
+        found += _grpo_problems(spec)
+    return found
+
+
+def examples_per_step(spec: RunSpec) -> int:
+    """How many examples, or answers that the model writes, one optimizer step is made from, on all devices."""
+    training = spec.training
+    return (
+        training.per_device_train_batch_size
+        * training.gradient_accumulation_steps
+        * spec.hardware.num_processes
+    )
+
+
+def _grpo_problems(spec: RunSpec) -> list[Problem]:
+    stage, found = spec.stage, []
+    if not any(stage.rewards.values()):
+        found.append(problem("rewards-not-chosen", "stage.rewards", known=", ".join(get_args(Reward))))
+    for reward in stage.rewards:
+        needed = REWARD_NEEDS.get(reward)
+        if needed and not getattr(stage, needed):
+            found.append(problem("reward-needs", f"stage.{needed}", reward=reward, needed=needed))
+    if "format" in stage.rewards and stage.reward_pattern:
+        try:
+            regex.compile(stage.reward_pattern)
+        except (regex.error, ValueError, OverflowError, RecursionError) as error:
+            found.append(
+                problem("pattern-broken", "stage.reward_pattern", pattern=_short(stage.reward_pattern), why=error)
+            )  # fmt: skip
+    if "length" in stage.rewards and (stage.reward_length or 0) > stage.max_new_tokens:
+        found.append(
+            problem("length-unreachable", "stage.reward_length", given=stage.reward_length, longest=stage.max_new_tokens)
+        )  # fmt: skip
+    answers, group = examples_per_step(spec), stage.num_generations
+    if answers % group:
+        others = [size for size in range(2, answers + 1) if answers % size == 0]
+        more = spec.training.gradient_accumulation_steps
+        while more * answers // spec.training.gradient_accumulation_steps % group:
+            more += 1
+        nearest = min(others, key=lambda size: abs(size - group), default=None)
+        found.append(
+            problem("group-does-not-divide", "stage.num_generations", group=group, answers=answers,
+                    nearest=nearest or "—", accumulation=more)
+        )  # fmt: skip
+    if stage.grpo_loss == "cispo" and (stage.epsilon_high or 0) < 1:
+        found.append(
+            problem("cispo-clips-all", "stage.epsilon_high", given=stage.epsilon_high or stage.epsilon)
+        )
+    if stage.grpo_loss == "luspo" and stage.importance_sampling_level != "sequence":
+        found.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
     return found
 
 
@@ -837,11 +1093,10 @@ def _target_problems(targets: list[str]) -> list[Problem]:
 
 def _extra_problems(spec: RunSpec) -> list[Problem]:
     known = trainer_arguments()[spec.stage.kind]
-    ours = {
-        path.rsplit(".", 1)[-1]: path
-        for path in fields()
-        if path.split(".")[0] in ("training", "logging", "stage")
-    }
+    here = [path for path in fields() if path.split(".")[0] in ("training", "logging")]
+    here += [f"stage.{name}" for name in type(spec.stage).model_fields]
+    renamed = RENAMED.get(spec.stage.kind, {})
+    ours = {renamed.get(path.rsplit(".", 1)[-1], path.rsplit(".", 1)[-1]): path for path in here}
     found = []
     for name, value in spec.extra.items():
         if name in ours or name in DECIDED:
@@ -877,6 +1132,10 @@ def optimizer_steps(spec: RunSpec, rows: int) -> int:
     """Optimizer steps of a run over `rows` training examples, as transformers' Trainer counts them."""
     if spec.training.max_steps:
         return spec.training.max_steps
+    if spec.stage.kind == "grpo":
+        # A step has as many questions as there is room for groups of answers; the last, smaller lot is left out.
+        questions = max(examples_per_step(spec) // spec.stage.num_generations, 1)
+        return math.ceil(spec.training.num_train_epochs * (rows // questions) * spec.stage.num_iterations)
     per_process = math.ceil(rows / spec.hardware.num_processes)
     batches = math.ceil(per_process / spec.training.per_device_train_batch_size)
     per_epoch = max(math.ceil(batches / spec.training.gradient_accumulation_steps), 1)

@@ -21,12 +21,14 @@ FITS: dict[Form, tuple[Kind, ...]] = {
 class Stage:
     """`form` is what a row is made into; `curves` are drawn first, in this order.
 
+    `best`: what a validation measures that says which checkpoint is best: the lowest loss, the highest of all else.
     `answers`: the model writes answers of its own while it trains. `follows`: the stages whose result is a good
     start for this one, the most usual first. `pace`: the usual learning rate, as a multiple of that of SFT.
     """
 
     form: Form
     curves: tuple[str, ...] = ("loss",)
+    best: str = "loss"
     answers: bool = False
     follows: tuple[str, ...] = ()
     pace: float = 1.0
@@ -47,11 +49,11 @@ STAGES: dict[str, Stage] = {
     "ppo": Stage(
         "prompts",
         ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),
-        answers=True, follows=("sft", "dpo"), pace=0.1,
+        best="reward", answers=True, follows=("sft", "dpo"), pace=0.1,
     ),
     "grpo": Stage(
         "prompts", ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
-        answers=True, follows=("sft", "dpo"), pace=0.1,
+        best="reward", answers=True, follows=("sft", "dpo"), pace=0.1,
     ),
 }  # fmt: skip
 

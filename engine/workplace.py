@@ -17,6 +17,7 @@ import yaml
 
 from engine.models import ADAPTER_FILES, identity
 from engine.problems import Problem, Refusal, problem
+from engine.rundir import RESULT
 from engine.spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ class Workplace:
     models: tuple[Path, ...] = (PROJECT / "models", PROJECT / "data")
     data: Path = PROJECT / "data"
     saves: Path = PROJECT / "saves"
+    reward_files: tuple[Path, ...] = ()  # folders whose Python files may run as rewards
     remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
 
     @property
@@ -62,6 +64,8 @@ class Workplace:
             "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
             "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
+            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots, RESULT),
+            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files, ""),
         }
         for field, (text, roots, holds) in paths.items():
             if text:
@@ -81,13 +85,19 @@ class Workplace:
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots),
             "model.chat_template": (template_file(spec), (self.data, *self.models)),
+            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots),
+            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files),
         }
         for field, (path, allowed) in roots.items():
             if path and not inside(Path(path), allowed):
-                found.append(
-                    problem("path-outside", field, path=path, roots=", ".join(str(root) for root in allowed))
-                )
+                code = "reward-file-not-allowed" if field == "stage.reward_file" else "path-outside"
+                found.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
         return found
+
+
+def _of_stage(spec: RunSpec, name: str) -> str | None:
+    """A setting that only some stages have."""
+    return getattr(spec.stage, name, None)
 
 
 def inside(path: Path, roots: tuple[Path, ...]) -> bool:
@@ -126,6 +136,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]"
     )
     parser.add_argument(
+        "--reward-files", metavar="DIR", type=Path, nargs="+", action="extend",
+        help="folders whose Python files may run as rewards of GRPO [ATHANOR_REWARD_FILES, separated by ':'; default: none]",
+    )  # fmt: skip
+    parser.add_argument(
         "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
         help="models (paths or hub ids) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
     )  # fmt: skip
@@ -135,9 +149,11 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     """The workplace that flags and environment say. Makes nothing: see `make_saves`."""
     environment = os.environ.get
     default = Workplace()
-    models = arguments.models or [
-        Path(one) for one in environment("ATHANOR_MODELS", "").split(os.pathsep) if one
-    ]
+
+    def folders(given: list[Path] | None, variable: str) -> list[Path]:
+        return given or [Path(one) for one in environment(variable, "").split(os.pathsep) if one]
+
+    models = folders(arguments.models, "ATHANOR_MODELS")
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
     # The demo model stays at hand whatever other folders there are.
     roots = (*(path.resolve() for path in models), DEMO_MODEL) if models else default.models
@@ -145,6 +161,9 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
+        reward_files=tuple(
+            path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")
+        ),
         remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
     )
 

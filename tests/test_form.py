@@ -36,6 +36,7 @@ SPECS = {
         "model": {"quantization": "8bit", "rope_scaling": "linear"},
     },
     "small": {"method": "full"},
+    "rewards": {"stage": {"kind": "grpo", "rewards": {"exact": 1, "length": -0.5}, "reward_length": 8}},
 }
 
 
@@ -50,7 +51,7 @@ def test_what_the_form_shows_of_a_spec_reads_back_as_that_spec(name):
 
 
 def test_every_setting_has_a_control_and_every_control_is_filled():
-    assert set(form.paths()) == set(fields()) | {form.WEIGHTS}
+    assert set(form.paths()) == set(fields()) | set(form.WEIGHTS)
     assert set(shown()) == set(form.paths())
     assert all(form.shape(path) in form.CONTROLS for path in form.paths())
 
@@ -159,13 +160,23 @@ def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
     ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words", "identity: *a"],
 )
 def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
-    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: typed})[1]
+    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": typed})[1]
     assert {form.owner(one.field) for one in problems} == {"data.datasets"}
 
 
 def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
-    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {form.WEIGHTS: "identiy: 2"})[1]
+    problems = form.read(
+        shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": "identiy: 2"}
+    )[1]
     assert [one.code for one in problems] == ["weight-without-set"]
+
+
+def test_weights_of_rewards_are_read_where_there_are_rewards_and_not_looked_at_elsewhere():
+    typed = {"stage.rewards:weights": "exact: 2, lenght: 3"}
+    spec, problems = form.read(shown(SPECS["rewards"]) | typed)
+    assert spec.stage.rewards == {"exact": 2, "length": 1}
+    assert [(one.code, one.field) for one in problems] == [("weight-without-set", "stage.rewards")]
+    assert form.read(shown() | typed)[1] == []
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     return made
 
 
+COLUMNS = {
+    "text": {"columns": {"prompt": "text"}},
+    "pairs": {"ranking": True, "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"}},
+    "thumbs": {"columns": {"prompt": "q", "response": "a", "kto_tag": "up"}},
+}
+
+
 def write_data(place: Workplace, **sets: Any) -> None:
     """Each data set as rows, or as the very text of its file."""
     info = {}
@@ -44,8 +53,8 @@ def write_data(place: Workplace, **sets: Any) -> None:
         lines = rows if isinstance(rows, str) else "\n".join(json.dumps(row) for row in rows)
         (place.data / f"{name}.jsonl").write_text(lines, encoding="utf-8")
         info[name] = {"file_name": f"{name}.jsonl"}
-        if name == "text":
-            info[name]["columns"] = {"prompt": "text"}
+        if name in COLUMNS:
+            info[name] |= COLUMNS[name]
     (place.data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
@@ -143,7 +152,11 @@ def test_own_code_is_allowed_by_any_name_of_the_model(
     make_model(place.models[0] / "odd", model_type="odd", auto_map={"AutoConfig": "x.X"})
     for allowed, chosen in (("models/odd", "odd"), ("odd", "models/odd"), ("org/odd", str(snapshot))):
         given = SimpleNamespace(
-            models=list(place.models), data=place.data, saves=place.saves, allow_remote_code=[allowed]
+            models=list(place.models),
+            data=place.data,
+            saves=place.saves,
+            reward_files=None,
+            allow_remote_code=[allowed],
         )
         changes = {"model__model_name_or_path": chosen, "model__trust_remote_code": True}
         assert told(workplaces.from_arguments(given), **changes) == []
@@ -315,6 +328,36 @@ def test_data_of_another_kind_names_what_would_fit(
     assert right in found.values["fitting"]
 
 
+def test_thumbs_that_all_point_one_way_are_told_before_the_start(place: Workplace) -> None:
+    rows = [{"q": "Hi", "a": f"Hello {n}", "up": True} for n in range(5)]
+    kto = {"stage": {"kind": "kto"}, "data__datasets": ["thumbs"]}
+    write_data(place, thumbs=rows)
+    assert only(told(place, **kto)).code == "thumbs-all-good"
+    write_data(place, thumbs=[*rows, rows[0] | {"up": False}])
+    assert told(place, **kto) == []
+
+
+def test_a_reward_model_needs_a_family_that_has_one(place: Workplace) -> None:
+    rm = {"stage": {"kind": "rm"}, "data__datasets": ["pairs"]}
+    write_data(place, pairs=[{"q": "Hi", "good": "Hello", "bad": "No"}])
+    assert told(place, **rm) == []
+    config = place.models[0] / "qwen" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "bamba"}))
+    found = only(told(place, **rm))
+    assert (found.code, found.values["model_type"]) == ("no-score-head", "bamba")
+
+
+def test_what_judges_is_no_start_for_what_writes_and_the_other_way_round_it_is(place: Workplace) -> None:
+    write_data(place, pairs=[{"q": "Hi", "good": "Hello", "bad": "No"}])
+    pairs = {"data__datasets": ["pairs"], "model__adapter_path": "run/adapter"}
+    folder = make_adapter(place, task_type="SEQ_CLS")
+    assert only(told(place, stage={"kind": "dpo"}, **pairs)).code == "adapter-scores"
+    assert told(place, stage={"kind": "rm"}, **pairs) == []
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace("SEQ_CLS", "CAUSAL_LM"))
+    assert told(place, stage={"kind": "rm"}, **pairs) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "exact"),
     [({}, True), ({"data__packing": True}, False), ({"data__too_long": "drop"}, False),
@@ -384,3 +427,82 @@ def test_threads_are_the_first_number_that_is_said_or_the_cores(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert machine.threads() == (threads or len(os.sched_getaffinity(0)))
+
+
+# ------------------------------------------------------------------------------------------ rewards
+
+
+def rewarded(place: Workplace, **stage: Any) -> list[Problem]:
+    return told(place, stage={"kind": "grpo", "max_new_tokens": 64, **stage})
+
+
+def test_a_reward_file_runs_only_from_a_folder_that_the_operator_named(
+    place: Workplace, tmp_path: Path
+) -> None:
+    allowed, elsewhere = tmp_path / "rewards", tmp_path / "mine.py"
+    allowed.mkdir()
+    for file in (allowed / "good.py", elsewhere):
+        file.write_text("def reward(prompt, completion, answer):\n    return 1\n")
+    (allowed / "link.py").symlink_to(elsewhere)
+    opened = replace(place, reward_files=(allowed,))
+    for path in (
+        str(elsewhere),
+        str(allowed / "link.py"),
+        str(allowed / ".." / "mine.py"),
+        "/etc/passwd",
+        "mine.py",
+    ):
+        assert only(rewarded(opened, rewards=["file"], reward_file=path)).code == "reward-file-not-allowed"
+    assert (
+        only(rewarded(place, rewards=["file"], reward_file=str(allowed / "good.py"))).field
+        == "stage.reward_file"
+    )
+    assert rewarded(opened, rewards=["file"], reward_file="good.py") == []
+    missing = only(rewarded(opened, rewards=["file"], reward_file=str(allowed / "god.py")))
+    assert missing.code == "reward-file-missing"
+    assert str(allowed) in missing.text()
+
+
+def test_folders_of_reward_files_are_named_by_flag_or_environment(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    workplaces.add_arguments(parser)
+    saves = ["--saves", str(place.saves)]
+    assert workplaces.from_arguments(parser.parse_args(saves)).reward_files == ()
+    flags = parser.parse_args([*saves, "--reward-files", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert workplaces.from_arguments(flags).reward_files == (tmp_path / "a", tmp_path / "b")
+    monkeypatch.setenv("ATHANOR_REWARD_FILES", f"{tmp_path / 'c'}:{tmp_path / 'd'}")
+    assert workplaces.from_arguments(parser.parse_args(saves)).reward_files == (
+        tmp_path / "c",
+        tmp_path / "d",
+    )
+
+
+def test_a_reward_model_has_to_be_the_result_of_a_reward_model_run(place: Workplace, tmp_path: Path) -> None:
+    result = place.saves / "qwen" / "lora" / "one" / "adapter"
+    result.mkdir(parents=True)
+    (result / "result.json").write_text(json.dumps({"stage": "sft"}))
+    inside = only(rewarded(place, rewards=["reward_model"], reward_model=str(result)))
+    assert (inside.code, inside.field) == ("reward-is-none", "stage.reward_model")
+    outside = only(rewarded(place, rewards=["reward_model"], reward_model=str(tmp_path / "elsewhere")))
+    assert (outside.code, outside.field) == ("path-outside", "stage.reward_model")
+
+
+def test_a_reward_that_compares_needs_data_with_answers(place: Workplace) -> None:
+    asked = [{"messages": [{"role": "user", "content": f"What comes after {n}?"}]} for n in range(4)]
+    write_data(place, chat=CHAT, asked=asked)
+    info = json.loads((place.data / "dataset_info.json").read_text())
+    info["asked"]["formatting"] = "openai"
+    (place.data / "dataset_info.json").write_text(json.dumps(info))
+    changes = {"stage": {"kind": "grpo", "max_new_tokens": 64, "rewards": ["exact"]}}
+    assert told(place, **changes) == []
+    assert only(told(place, **changes, data__datasets={"asked": 1})).code == "references-not-there"
+    assert told(place, **changes, data__datasets={"asked": 1, "chat": 1}) == []
+    changes["stage"] |= {"rewards": ["format"], "reward_pattern": ".+"}
+    assert told(place, **changes, data__datasets={"asked": 1}) == []
+
+
+def test_questions_and_answers_have_to_fit_into_the_context_together(place: Workplace) -> None:
+    found = only(rewarded(place, rewards=["exact"], max_new_tokens=10**6))
+    assert (found.code, found.field) == ("context-without-answer", "data.max_length")

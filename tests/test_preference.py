@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine.models import header
+from engine.obstacles import trainable
 from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.spec import SMOOTHED, Dpo, RunSpec
 from engine.workplace import PROJECT
@@ -410,6 +412,16 @@ def test_a_reward_model_scores_the_same_in_a_fresh_process(
     assert len(written) == 20
     for side in ("chosen", "rejected"):
         assert [one[f"{side}_score"] for one in written] == pytest.approx(reread[name][side], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rm", "rm_full", "rm_after_dpo", "rm_after_rm"])
+def test_the_weights_of_a_reward_model_are_counted_with_its_head_before_it_starts(
+    trained: dict[str, RunDir], name: str
+) -> None:
+    run = trained[name]
+    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    left = header(next(run.result().glob("*model.safetensors")))
+    assert trainable(spec) == sum(math.prod(tensor.shape) for tensor in left.values())
 
 
 def test_a_reward_model_of_an_adapter_that_wrote_begins_with_what_it_knew(trained: dict[str, RunDir]) -> None:

@@ -136,6 +136,11 @@ def test_yaml_cannot_make_python_objects() -> None:
         RunSpec.from_yaml("!!python/object/apply:os.system ['true']")
 
 
+def grpo(**changes: Any) -> dict[str, Any]:
+    """A spec of GRPO whose 16 answers to a step are two groups."""
+    return {"stage": {"kind": "grpo", "rewards": ["exact"]} | changes}
+
+
 @pytest.mark.parametrize(
     ("given", "code"),
     [
@@ -165,6 +170,20 @@ def test_yaml_cannot_make_python_objects() -> None:
         ({"training": {"optim": "galore_adamw"}}, "optimizer-needs-targets"),
         ({"method": {"kind": "lora", "target_modules": []}}, "no-targets"),
         ({"method": "full", "model": {"adapter_path": "x"}}, "adapter-needs-lora"),
+        (grpo(rewards={}), "rewards-not-chosen"),
+        (grpo(rewards={"exact": 0}), "rewards-not-chosen"),
+        (grpo(rewards=["format"]), "reward-needs"),
+        (grpo(rewards=["length"]), "reward-needs"),
+        (grpo(rewards=["reward_model"]), "reward-needs"),
+        (grpo(rewards=["file"]), "reward-needs"),
+        (grpo(rewards=["format"], reward_pattern="(a"), "pattern-broken"),
+        (grpo(rewards=["length"], reward_length=300), "length-unreachable"),
+        (grpo(num_generations=6), "group-does-not-divide"),
+        (grpo(grpo_loss="cispo", epsilon_high=0.28), "cispo-clips-all"),
+        (grpo(grpo_loss="luspo"), "luspo-needs-sequence"),
+        (grpo() | {"extra": {"beta": 0.1}}, "extra-has-a-field"),
+        (grpo() | {"extra": {"steps_per_generation": 2}}, "extra-has-a-field"),
+        (grpo() | {"data": {"packing": True}}, "packing-not-here"),
     ],
 )
 def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
@@ -184,6 +203,39 @@ def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
 def test_what_a_choice_needs_besides_is_enough(training: dict[str, Any], extra: dict[str, Any]) -> None:
     found = problems(RunSpec.read({"training": training, "extra": extra}))
     assert {one.code for one in found} == {"model-not-chosen", "data-not-chosen"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "group", "nearest", "more"),
+    [(2, 8, 1, 6, 4, 9), (2, 8, 1, 3, 2, 9), (1, 1, 1, 8, "—", 8), (3, 1, 2, 4, 3, 2), (7, 1, 1, 8, 7, 8)],
+)
+def test_a_group_that_does_not_divide_is_told_the_nearest_that_does(
+    batch: int, accumulation: int, processes: int, group: int, nearest: Any, more: int
+) -> None:
+    training = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    given = grpo(num_generations=group) | {"training": training, "hardware": {"num_processes": processes}}
+    spec = RunSpec.read(given)
+    (found,) = (one for one in problems(spec) if one.code == "group-does-not-divide")
+    assert (found.values["nearest"], found.values["accumulation"]) == (nearest, more)
+    mended = [spec.change("training.gradient_accumulation_steps", more)]
+    mended += [spec.change("stage.num_generations", nearest)] if nearest != "—" else []
+    assert not [one for each in mended for one in problems(each) if one.code == "group-does-not-divide"]
+
+
+def test_a_reward_that_does_not_exist_is_a_problem_of_the_rewards() -> None:
+    assert "formt" in refused(grpo(rewards={"formt": 1}))["stage.rewards"]
+    assert RunSpec.read(grpo(rewards=["exact", "length"])).stage.rewards == {"exact": 1, "length": 1}
+
+
+def test_an_argument_with_another_name_in_the_spec_is_told_that_name() -> None:
+    told = {
+        "beta": "stage.grpo_beta",
+        "loss_type": "stage.grpo_loss",
+        "max_completion_length": "stage.max_new_tokens",
+    }
+    spec = RunSpec.read(grpo() | {"extra": dict.fromkeys(told, 1)})
+    found = {one.values["name"]: one.values["place"] for one in problems(spec) if one.field == "extra"}
+    assert found == told
 
 
 def test_every_setting_has_a_label_a_help_and_is_declared_once() -> None:

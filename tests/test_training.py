@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "slow_lora_plus": {"training.learning_rate": 5e-4, "method.loraplus_lr_ratio": 16.0},
     "named_targets": {"method.target_modules": ["q_proj", "v_proj"], "method.modules_to_save": ["embed_tokens"]},
     "qlora": {"model.quantization": {"kind": "4bit"}},
+    "qlora_measured": {"model.quantization": {"kind": "4bit"}, "data.validation_share": 0.2, "logging.eval_steps": 2},
     "freeze": {"method": {"kind": "freeze", "trainable_layers": 1}},
     "full": {"method": {"kind": "full"}},
     "everything": {"stage": {"kind": "sft", "train_on": "everything"}},

@@ -105,6 +105,43 @@ def chart(
     )
 
 
+def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words: Words) -> str:
+    """Rows by their length in tokens, with a line at the longest that is kept; "" if there are none."""
+    if not counts:
+        return ""
+    across = Scale(edges[0], max(edges[-1], 1), LEFT, WIDTH - RIGHT)
+    up = Scale(0, max(counts) * 1.06, HEIGHT - BOTTOM, TOP)
+    bars, points = [], {"role": "train", "name": words("stat-rows"), "x": [], "y": [], "at": [], "value": []}
+    for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        left, right, top = across(begin) + 0.5, across(end) - 0.5, up(count)
+        beyond = " beyond" if begin >= mark else ""
+        bars.append(
+            f'<rect class="count{beyond}" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 0.5):.1f}" '
+            f'height="{HEIGHT - BOTTOM - top:.1f}"/>'
+        )
+        points["x"].append(round((left + right) / 2, 1))
+        points["y"].append(round(top, 1))
+        points["at"].append(words("count-tokens", count=f"{begin:,.0f}–{end:,.0f}"))
+        points["value"].append(f"{count:,}")
+    line = ""
+    if mark <= edges[-1]:
+        x = across(mark)
+        anchor, text_x = ("end", x - 6) if x > WIDTH / 2 else ("start", x + 6)
+        line = (
+            f'<g class="mark"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            f'<text x="{text_x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">'
+            f"{escape(words('mark-max-length', length=f'{mark:,}'))}</text></g>"
+        )
+    title = words("lengths-title")
+    text = words("chart-text", title=title, count=len(counts), last=f"{counts[-1]:,}")
+    return (
+        f'<figure class="chart lengths" data-points="{escape(json.dumps([points], ensure_ascii=False))}">'
+        f"<figcaption><b>{escape(title)}</b></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
+        f"{_axes(across, up, 'tokens', words)}{''.join(bars)}{line}</svg></figure>"
+    )
+
+
 def spark(values: Sequence[float], width: int = 96, height: int = 24) -> str:
     """A word-sized curve. Empty text if there is nothing to draw."""
     values = [value for value in values if math.isfinite(value)]

@@ -1,4 +1,5 @@
-"""Files of a run over HTTP. Whether a name is a file of the run is engine's to say; nothing is copied to serve it."""
+"""Files of a run, and what an errand has found, over HTTP. Whether a name is such a file is engine's to say; nothing
+is copied to serve it."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from engine import runs
+from engine import errands, runs
 from engine.problems import Refusal
 from engine.workplace import Workplace
 
 
-def route(workplace: Workplace) -> Route:
-    """`/download/<model>/<method>/<run>/<file>`; 404 for whatever is not a file of a run."""
+def routes(workplace: Workplace) -> list[Route]:
+    """`/download/<model>/<method>/<run>/<file>` and `/data/<errand>/bad-rows.jsonl`; 404 for whatever is no such file."""
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params
@@ -24,4 +25,14 @@ def route(workplace: Workplace) -> Route:
             raise HTTPException(404, str(refusal)) from None
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
-    return Route("/download/{model}/{method}/{run}/{file:path}", download)
+    def bad_rows(request: Request) -> FileResponse:
+        errand = errands.get(workplace.saves, request.path_params["errand"])
+        path = errand.path / errands.BAD_ROWS if errand else None
+        if path is None or not path.is_file():
+            raise HTTPException(404)
+        return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
+
+    return [
+        Route("/download/{model}/{method}/{run}/{file:path}", download),
+        Route(f"/data/{{errand}}/{errands.BAD_ROWS}", bad_rows),
+    ]

@@ -22,8 +22,8 @@ from engine.spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
 from webui.words import Words
 
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
-# Names of data sets are picked, their weights are typed: one setting, two controls.
-WEIGHTS = "data.datasets:weights"
+# Names are picked, their weights are typed: one setting, two controls.
+WEIGHTS = {f"{path}:weights": path for path in (DATASETS, "stage.rewards")}
 DATASET_NAMES = (DATASETS, "data.eval_datasets")
 ADAPTER = "model.adapter_path"
 RESULTS = (ADAPTER, "stage.reward_model")  # what a finished run left
@@ -38,7 +38,7 @@ def shape(path: str) -> str:
     """What kind of control the setting at `path` needs: a key of CONTROLS, READ and SHOW."""
     if path in UNIONS:
         return "union"
-    if path == WEIGHTS:
+    if path in WEIGHTS:
         return "weights"
     if path == MODEL:
         return "model"
@@ -52,7 +52,7 @@ def shape(path: str) -> str:
     if get_origin(kind) is list:
         return "choices" if get_origin(get_args(kind)[0]) is Literal else "list"
     if get_origin(kind) is dict or kind is dict:
-        return "yaml"
+        return "choices" if path in WEIGHTS.values() else "yaml"
     return {bool: "tick", int: "number", float: "number", str: "text"}[kind]
 
 
@@ -75,7 +75,7 @@ def choices(path: str) -> tuple[str, ...]:
     if path in UNIONS:
         return tuple(UNIONS[path])
     kind = _plain_type(fields()[path].annotation)
-    kind = get_args(kind)[0] if get_origin(kind) is list else kind
+    kind = get_args(kind)[0] if get_origin(kind) in (list, dict) else kind
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
@@ -91,7 +91,7 @@ def kinds_of(path: str) -> tuple[str, ...]:
     union = union_of(path)
     if not union:
         return ()
-    name = path.rsplit(".", 1)[-1]
+    name = WEIGHTS.get(path, path).rsplit(".", 1)[-1]
     return tuple(kind for kind, part in UNIONS[union].items() if name in part.model_fields)
 
 
@@ -128,8 +128,10 @@ def _words_of(path: str, words: Words) -> dict[str, Any]:
         union = element_id(union_of(path))
         classes += [f"of-{union}", *(f"of-{union}-{kind}" for kind in kinds)]
     return {
-        "label": words("weights") if path == WEIGHTS else words.label(path),
-        "info": words("weights-help") if path == WEIGHTS else words.help(path),
+        "label": words("weights-of", what=words.label(WEIGHTS[path]))
+        if path in WEIGHTS
+        else words.label(path),
+        "info": words("weights-help") if path in WEIGHTS else words.help(path),
         "elem_id": element_id(path),
         "elem_classes": classes,
         "interactive": True,
@@ -262,6 +264,11 @@ def read(values: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
 
 def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Nested plain data of the settings that apply, and what could not even be split into values."""
+
+    def applies(path: str) -> bool:
+        union = union_of(path)
+        return not union or values.get(union) in kinds_of(path)
+
     plain: dict[str, Any] = {}
     found: list[Problem] = []
     read_values: dict[str, Any] = {}
@@ -270,22 +277,21 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             read_values[path] = READ[shape(path)](path, raw)
         except Refusal as refusal:
             found += refusal.problems
-    weights = read_values.pop(WEIGHTS, {})
-    if not isinstance(weights, dict):
-        found.append(problem("spec-type-dict", DATASETS, given=str(weights)[:60]))
-        weights = {}
-    if DATASETS in read_values:
-        chosen = [str(name) for name in read_values[DATASETS]]
-        found += [
-            problem("weight-without-set", DATASETS, name=str(name)[:60], chosen=", ".join(chosen) or "—")
-            for name in weights
-            if str(name) not in chosen
-        ]
-        read_values[DATASETS] = {name: weights.get(name, 1.0) for name in chosen}
+    read_values = {path: value for path, value in read_values.items() if applies(path)}
+    for typed, path in WEIGHTS.items():
+        weights = read_values.pop(typed, {})
+        if not isinstance(weights, dict):
+            found.append(problem("spec-type-dict", path, given=str(weights)[:60]))
+            weights = {}
+        if path in read_values:
+            chosen = [str(name) for name in read_values[path]]
+            found += [
+                problem("weight-without-set", path, name=str(name)[:60], chosen=", ".join(chosen) or "—")
+                for name in weights
+                if str(name) not in chosen
+            ]
+            read_values[path] = {name: weights.get(name, 1.0) for name in chosen}
     for path, value in read_values.items():
-        union = union_of(path)
-        if union and values.get(union) not in kinds_of(path):
-            continue
         *parents, last = path.split(".")
         inner = plain
         for parent in parents:
@@ -342,17 +348,18 @@ def show(spec: RunSpec) -> dict[str, Any]:
 def paths() -> list[str]:
     """Every control by the path of its setting, in the order of declaration."""
     found = list(fields())
-    found.insert(found.index(DATASETS) + 1, WEIGHTS)
+    for typed, path in WEIGHTS.items():
+        found.insert(found.index(path) + 1, typed)
     return found
 
 
 def defaults() -> dict[str, Any]:
     """What the controls of kinds that are not chosen hold: the declared defaults."""
     shown = {}
-    for path in fields():
+    for path in paths():
         if path not in UNIONS and (union := union_of(path)):
-            part = UNIONS[union][kinds_of(path)[0]]
-            shown[path] = SHOW[shape(path)](part().model_dump(mode="json")[path.rsplit(".", 1)[-1]])
+            part, name = UNIONS[union][kinds_of(path)[0]], WEIGHTS.get(path, path).rsplit(".", 1)[-1]
+            shown[path] = SHOW[shape(path)](part().model_dump(mode="json")[name])
     return shown
 
 

@@ -75,14 +75,24 @@
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;
-    return [query.get('run') || '', query.has('tab') ? 'runs' : ''];
+    return [query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : ''];
   };
   window.athanorAddress = (run, tab) => {
     if (!arrived) return;
     const url = new URL(location.href);
     if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
-    if (tab === 'runs' && !run) url.searchParams.set('tab', 'runs'); else url.searchParams.delete('tab');
+    if (tab !== 'train' && !run) url.searchParams.set('tab', tab); else url.searchParams.delete('tab');
+    if (tab !== 'data') url.searchParams.delete('set');
     if (url.href !== location.href) history.pushState({}, '', url);
+  };
+  // the open data set is named there too, without a step of its own to go back
+  window.athanorSet = (id) => {
+    const url = new URL(location.href);
+    if (arrived && url.searchParams.get('tab') === 'data') {
+      if (id.startsWith('set:')) url.searchParams.set('set', id.slice(4)); else url.searchParams.delete('set');
+      history.replaceState({}, '', url);
+    }
+    return [id];
   };
   addEventListener('popstate', () => location.reload());
 })();
@@ -120,4 +130,22 @@
     tip.style.cssText = `left:${left}px;top:${box.top + 12}px`;
   }, { passive: true });
   document.addEventListener('scroll', hide, { passive: true, capture: true });
+})();
+
+// ---- a file that is dropped on the upload button is what a click on it would have chosen
+(() => {
+  const zone = (event) => event.dataTransfer?.types.includes('Files') && document.querySelector('#upload');
+  const shown = (event, on) => zone(event)?.classList.toggle('over', on);
+  document.addEventListener('dragover', (event) => { if (zone(event)?.offsetParent) { event.preventDefault(); shown(event, true); } });
+  document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) shown(event, false); });
+  document.addEventListener('drop', (event) => {
+    const button = zone(event);
+    if (!button?.offsetParent || event.defaultPrevented) return;
+    event.preventDefault(); shown(event, false);
+    const input = button.parentElement.querySelector('input[type=file]');
+    if (!input || !event.dataTransfer.files.length) return;
+    const one = new DataTransfer(); one.items.add(event.dataTransfer.files[0]);
+    input.files = one.files;
+    input.dispatchEvent(new Event('change', { bubbles: true }));
+  });
 })();

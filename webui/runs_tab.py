@@ -7,7 +7,7 @@ the same. A short poll asks every two seconds and answers nothing where nothing 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import progress, runs
+from engine import progress, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
 from engine.results import following
@@ -113,6 +113,8 @@ def build(
             with gr.Tab(words("log")):
                 log = gr.HTML(elem_id="log")
                 log_link = gr.HTML(elem_classes="under")
+            with gr.Tab(words("samples"), visible=False) as samples_tab:
+                written = gr.HTML(elem_id="samples")
             with gr.Tab(words("settings-yaml")):
                 settings = gr.HTML()
             with gr.Tab(words("files")):
@@ -121,7 +123,9 @@ def build(
     timer, table_timer = gr.Timer(SECONDS, active=False), gr.Timer(LIST_SECONDS, active=False)
 
     look_at = [across, smoothing, log_scale]
-    moving = [stamp, timer, head, stop, kill, resume, clone, delete, follow, failure, curves, log, files]
+    moving = [
+        stamp, timer, head, stop, kill, resume, clone, delete, follow, failure, curves, log, samples_tab, written, files,
+    ]  # fmt: skip
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
 
@@ -136,7 +140,9 @@ def build(
         ]
         return [
             stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, follow_update(run, words), failure_html(run, words),
-            draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words), files_html(run, root, words),
+            draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
+            gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
+            files_html(run, root, words),
         ]  # fmt: skip
 
     def to_table(text: str, count: str) -> list[Any]:
@@ -277,7 +283,15 @@ def picked(event: gr.EventData) -> str:
 def stamp_of(run: Run) -> str:
     """Changes when anything that the page shows of the run changes."""
     seen = [run.state, str(run.queue_position)]
-    for path in (run.dir.progress, run.dir.metrics, run.dir.log, run.dir.exit, run.dir.error, run.path):
+    for path in (
+        run.dir.progress,
+        run.dir.metrics,
+        run.dir.samples,
+        run.dir.log,
+        run.dir.exit,
+        run.dir.error,
+        run.path,
+    ):
         try:
             told = path.stat()
             seen.append(f"{told.st_mtime_ns}:{told.st_size}")
@@ -380,7 +394,8 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         told.append(words(f"phase-{now.phase}"))
     if now.total:
         unit = f"unit-{now.unit}" if words.knows(f"unit-{now.unit}") else "unit-other"
-        told.append(words(unit, done=f"{now.done:,}", total=f"{now.total:,}"))
+        write = size if now.unit == "B" else "{:,}".format
+        told.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
         told.append(f"{now.fraction:.0%}")
     if now.loss is not None:
@@ -418,6 +433,46 @@ def log_html(text: str, words: Words) -> str:
     if not text:
         return f'<p class="quiet">{escape(words("log-none"))}</p>'
     return f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>'
+
+
+def samples_html(found: Sequence[Mapping[str, Any]], words: Words) -> str:
+    """The newest answers of the model, each with its question and what it scored."""
+    if not found:
+        return f'<p class="quiet">{escape(words("samples-none"))}</p>'
+    heads = "".join(
+        f"<th>{escape(words(f'samples-{one}'))}</th>" for one in ("step", "prompt", "answer", "reward")
+    )
+    body = "".join(
+        f"<tr><td>{sample['step']:,}</td><td>{_lines(_asked(sample['prompt']))}</td>"
+        f"<td>{_lines(str(sample['completion'])) or _nothing(words)}</td><td>{_scored(sample)}</td></tr>"
+        for sample in found
+    )
+    return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _nothing(words: Words) -> str:
+    return f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+
+
+def _asked(prompt: Any) -> str:
+    """The messages of a prompt; the roles are named where there is more than one."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [one for one in prompt if isinstance(one, dict)] if isinstance(prompt, list) else []
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    return "\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in messages)
+
+
+def _scored(sample: Mapping[str, Any]) -> str:
+    """The reward, and under it what it is made of."""
+    parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
+    told = " · ".join(f"{name} {_number(value)}" for name, value in parts.items())
+    return f"{_number(sample['reward'])}<small>{escape(told)}</small>"
+
+
+def _number(value: Any) -> str:
+    return charts.short(value) if isinstance(value, (int, float)) else "—"
 
 
 def settings_html(run: Run, words: Words) -> str:

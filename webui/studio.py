@@ -20,19 +20,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine import progress, runs
+from engine import preview, progress, runs, uploads
 from engine.problems import Refusal
 from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import downloads, notices, runs_tab, theme, train_tab
+from webui import data_tab, downloads, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
 ARRIVE_JS = "() => athanorArrive()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
+DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
 def user(request: gr.Request) -> str:
@@ -53,12 +54,23 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
+            with gr.Tab(words("tab-data"), id="data", render_children=True) as data_item:
+                data = data_tab.build(
+                    words,
+                    workplace,
+                    root,
+                    told,
+                    train.inputs,
+                    train.read,
+                    lambda: train_tab.model_choices(workplace),
+                )
 
-        def arrive(request: gr.Request, run_id: str, tab: str, *view: Any) -> list[Any]:
-            """The page as its address says: the form with the default spec, or a run."""
+        def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
+            """The page as its address says: the form with the default spec, a run, or a data set."""
+            tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, *train.begin(train_tab.FIRST),
-                gr.Tabs(selected="runs") if run_id or tab else gr.skip(),
+                header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST),
+                gr.Tabs(selected=tab) if tab in ("runs", "data") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -83,8 +95,24 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [gr.skip()] * (len(train.filled) + 2)
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
+        def look_at_data(chosen: str) -> list[Any]:
+            preview.warm()  # whoever comes here will want to see tokens
+            return data.arrive(chosen)
+
+        def use_set(chosen: str, *held: Any) -> list[Any]:
+            try:
+                spec = data.use_in(chosen, train.read(held))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
+            said = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
+            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
-            arrive, [selected, wanted], [head, selected, told, *train.filled, tabs], js=ARRIVE_JS, **quiet
+            arrive,
+            [selected, wanted, data.chosen],
+            [head, selected, data.chosen, told, *train.filled, tabs],
+            js=ARRIVE_JS,
+            **quiet,
         )
         train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **quiet)
         selected.change(
@@ -96,6 +124,10 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
         )
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
+        data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
+        data.use.click(train.choices, None, train.lists, **quiet).then(
+            use_set, [data.chosen, *train.inputs], [told, tabs, *train.filled], **quiet
+        )
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
@@ -184,7 +216,7 @@ def application(
             yield
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
-    routes = [healthy, downloads.route(workplace), Mount("/", _ByLanguage(pages))]
+    routes = [healthy, *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     return auth(whole) if auth else whole
@@ -193,7 +225,7 @@ def application(
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
-        head=theme.head(), footer_links=[], run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
+        head=theme.head(), footer_links=[], max_file_size=uploads.LARGEST, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
         app_kwargs={"openapi_url": None}, ssr_mode=False,
     )  # fmt: skip
 

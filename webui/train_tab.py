@@ -25,7 +25,7 @@ from engine.models import (
 from engine.plan import Summary, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results
-from engine.spec import RunSpec, fields
+from engine.spec import RunSpec, examples_per_step, fields
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
 from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
@@ -43,6 +43,7 @@ class TrainTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     inputs: list[Any]  # every control of the form
+    read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
     begin: Callable[[str], list[Any]]  # answers a preset into the message and `filled`
@@ -177,7 +178,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     load.click(from_yaml, paste, [told, *filled], **quiet)
     file.upload(from_file, file, [told, *filled], **quiet)
     lists = [controls.controls[path] for path in LISTS]
-    return TrainTab(controls.inputs, filled, fill, begin, lists, choices, start, submit, shown)
+
+    def read(held: Sequence[Any]) -> RunSpec:
+        return form.read(controls.values(held))[0]
+
+    return TrainTab(controls.inputs, read, filled, fill, begin, lists, choices, start, submit, shown)
 
 
 # ------------------------------------------------------------------------------------------ layout
@@ -281,19 +286,13 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
     def about(exact: bool) -> Callable[[int], str]:
         return "{:,}".format if exact else "≈ {:,}".format
 
-    training = spec.training
-    batch = (
-        training.per_device_train_batch_size
-        * training.gradient_accumulation_steps
-        * spec.hardware.num_processes
-    )
     share = ""
     if plan.trainable and plan.parameters:
         share = words("stat-share", percent=f"{plan.trainable / plan.parameters:.2%}")
     stats = [
         ("stat-rows", plan.rows, about(plan.exact), ""),
-        ("stat-batch", batch, "{:,}".format, ""),
-        ("stat-steps", plan.steps, about(plan.exact or bool(training.max_steps)), ""),
+        ("stat-batch", examples_per_step(spec), "{:,}".format, ""),
+        ("stat-steps", plan.steps, about(plan.exact or bool(spec.training.max_steps)), ""),
         ("stat-trainable", plan.trainable, human, share),
     ]
     cells = "".join(

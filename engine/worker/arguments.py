@@ -8,13 +8,13 @@ import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from transformers import TrainingArguments
-from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from engine.spec import TRAINER_ARGUMENTS
 
 CONFIGS = {
     "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
-    "orpo": TrainingArguments, "simpo": TrainingArguments,
+    "orpo": TrainingArguments, "simpo": TrainingArguments, "ppo": TrainingArguments, "grpo": GRPOConfig,
 }  # fmt: skip
 PLAIN = {int: "int", float: "float", bool: "bool", str: "str", dict: "dict", list: "list", type(None): "null"}
 

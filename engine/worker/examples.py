@@ -21,7 +21,8 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from engine.problems import Problem, Refusal, problem
-from engine.stages import Form
+from engine.spec import RunSpec
+from engine.stages import STAGES, Form
 from engine.worker.conversations import Conversations, Row, Tokens
 from engine.worker.frame import Span
 from engine.worker.shield import Shield
@@ -79,6 +80,13 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     conversations: Conversations | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
+        """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
+        train_on = getattr(spec.stage, "train_on", "answers")
+        length = max_length or spec.data.max_length
+        return cls(tokenizer, STAGES[spec.stage.kind].form, length, train_on, spec.data.too_long)
 
     def __post_init__(self) -> None:
         if self.form == "text":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,10 +14,26 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.problems import Refusal, problem
-from engine.rundir import COMPLETE, RunDir, end_of, read_json, read_lines, write_json
+from engine.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
 from engine.worker.edge import Report, rank
 
-NO_CURVE = ("_runtime", "_per_second", "eval_num_tokens", "total_flos")
+NO_CURVE = re.compile(
+    r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
+)
+# What TRL calls what the stages share → what it is called here.
+NAMES = {
+    "completions/mean_length": "answer_length", "completions/clipped_ratio": "cut_answers",
+    "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction",
+}  # fmt: skip
+
+
+def our_name(name: str) -> str:
+    """A curve's name in metrics.jsonl, with the prefix of a validation if it has one."""
+    prefix = "eval_" if name.startswith("eval_") else ""
+    bare = name.removeprefix(prefix)
+    if bare.startswith("rewards/"):
+        bare = bare.removesuffix("/mean")
+    return prefix + NAMES.get(bare, bare)
 
 
 class RunCallback(TrainerCallback):
@@ -38,6 +54,8 @@ class RunCallback(TrainerCallback):
             if line["step"] <= state.global_step:
                 self.time_before = line["time"]
                 self.tokens_before = line.get("num_tokens", self.tokens_before)
+        if state.num_input_tokens_seen:  # a trainer that counts in its state goes on counting by itself
+            self.tokens_before = 0.0
         self.report("training", state.global_step, state.max_steps, "steps")
 
     def on_log(
@@ -52,19 +70,16 @@ class RunCallback(TrainerCallback):
             return
         values = {
             name: value
-            for name, value in logs.items()
-            if isinstance(value, (int, float)) and not name.endswith(NO_CURVE) and name != "epoch"
+            for name, value in ((our_name(theirs), value) for theirs, value in logs.items())
+            if isinstance(value, (int, float)) and not NO_CURVE.fullmatch(name) and name != "epoch"
         }
         if "num_tokens" in values:
             values["num_tokens"] += self.tokens_before
         if "train_loss" not in values:  # the summary at the end is no point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
             line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
-            with contextlib.suppress(OSError), self.run.metrics.open("a", encoding="utf-8") as file:
-                # Begins a line of its own, should a kill have left half a one. JSON has no NaN; null is a gap.
-                torn = file.tell() and not end_of(self.run.metrics, 1).endswith(b"\n")
-                told = {name: value if _finite(value) else None for name, value in line.items()}
-                file.write("\n" * torn + json.dumps(told) + "\n")
+            with contextlib.suppress(OSError):
+                append_lines(self.run.metrics, [line])
             print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
             raise Refusal(

@@ -64,6 +64,10 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
             else {"attn_implementation": spec.model.attn_implementation}
         ),
     )
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would pack 4-bit weights anew in the first evaluation, and could not train through them then.
+            part.support_avx512bf16_for_cpu = False
     if judges(spec):
         _in_fp32(model.get_submodule(SCORE))
     for part in model.modules():
@@ -191,7 +195,7 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
     options = {}
     if spec.method.kind == "lora":
-        learned = [p for name, p in model.named_parameters() if "lora_B" in name]
+        learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
         if learned and not any(p.detach().any() for p in learned):
             raise Refusal(problem("adapter-empty"))
         for config in model.peft_config.values():
@@ -200,5 +204,6 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
             config.revision = spec.model.model_revision
         if initial.exists():
             options["path_initial_model_for_weight_conversion"] = str(initial)
-        options["selected_adapters"] = ["default"]  # and not the copy that some stages keep to compare with
+        # and not a critic's, nor the copy that some stages keep to compare with
+        options["selected_adapters"] = ["default"]
     model.save_pretrained(folder, safe_serialization=True, **options)

@@ -7,10 +7,9 @@ they are one short `Trainer` over TRL's own batches and log-probabilities, and a
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -35,6 +34,7 @@ from engine.worker.trainers import (
     exact_adapter,
     loraplus,
     ours,
+    reference_adapter,
     stage_arguments,
 )
 
@@ -131,7 +131,7 @@ def _beside_a_reference(
     base (PiSSA), the copy that TRL makes of it; and for trained weights a copy of these alone, the frozen ones shared.
     """
     lora = spec.method.kind == "lora"
-    with exact_adapter(model), _copied_as_it_is(model):
+    with exact_adapter(model), reference_adapter(spec, model):
         trainer = kind(
             model=model,
             ref_model=None if lora else frozen_copy(model),
@@ -143,24 +143,10 @@ def _beside_a_reference(
             callbacks=[*callbacks, *early_stopping(spec)],
             optimizers=(loraplus(spec, arguments, model), None),
         )
-    if lora and not spec.model.adapter_path and spec.method.init_lora_weights not in ("pissa", "olora"):
-        model.delete_adapter("ref")
     for one in (model, trainer.ref_model):
         if one is not None:
             _steady(one)
     return ours(trainer)
-
-
-@contextlib.contextmanager
-def _copied_as_it_is(model: Any) -> Iterator[None]:
-    """Let a second adapter be added without changing the base once more, as an initialization from it would."""
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    if config is None:
-        yield
-        return
-    kept, config.init_lora_weights = config.init_lora_weights, True
-    yield
-    config.init_lora_weights = kept
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

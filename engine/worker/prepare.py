@@ -80,10 +80,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     from engine.worker.examples import Encoder
     from engine.worker.tokenizer import load_tokenizer
 
-    encoder = Encoder(
-        load_tokenizer(spec, model_path), STAGES[spec.stage.kind].form, spec.data.max_length,
-        getattr(spec.stage, "train_on", "answers"), spec.data.too_long,
-    )  # fmt: skip
+    encoder = Encoder.of(spec, load_tokenizer(spec, model_path))
     found = [tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
     drafts = folder / "tables"
     drafts.mkdir()

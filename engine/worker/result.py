@@ -25,6 +25,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
+    model = getattr(model, "policy", model)  # PPO trains a critic beside it
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
     if judges(spec):

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine.rundir import RunDir
-from engine.spec import RunSpec
+from engine.spec import RENAMED, RunSpec
+from engine.stages import STAGES
 from engine.worker.model import precision
 
 # Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
@@ -26,6 +28,8 @@ TRAINERS = {
     "kto": "engine.worker.preference:kto_trainer",
     "orpo": "engine.worker.preference:reference_free_trainer",
     "simpo": "engine.worker.preference:reference_free_trainer",
+    "ppo": "engine.worker.ppo:ppo_trainer",
+    "grpo": "engine.worker.grpo:grpo_trainer",
 }
 
 
@@ -39,6 +43,7 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     """Arguments that every stage's configuration class shares, as the spec says them."""
     training, logging = spec.training, spec.logging
     numbers = precision(spec)
+    best = STAGES[spec.stage.kind].best
     names = (
         "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
         "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
@@ -62,8 +67,8 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "save_steps": logging.save_steps,
         "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
         "load_best_model_at_end": logging.load_best_model_at_end,
-        "metric_for_best_model": "eval_loss" if measured else None,
-        "greater_is_better": False if measured else None,
+        "metric_for_best_model": f"eval_{best}" if measured else None,
+        "greater_is_better": best != "loss" if measured else None,
         "report_to": list(logging.report_to) or "none",
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
@@ -96,10 +101,28 @@ def _of_kto(stage: Any) -> dict[str, Any]:
     return {**{name: getattr(stage, name) for name in names}, **_AS_PREPARED}
 
 
+def _of_grpo(stage: Any) -> dict[str, Any]:
+    renamed = RENAMED["grpo"]
+    elsewhere = (
+        "kind",
+        "rewards",
+        "reward_pattern",
+        "reward_length",
+        "reward_file",
+        "reward_model",
+        "sample_steps",
+    )
+    return {
+        **{renamed.get(name, name): value for name, value in stage if name not in elsewhere},
+        "reward_weights": list(stage.rewards.values()),
+    }
+
+
 STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "rm": lambda stage: {"center_rewards_coefficient": stage.center_rewards_coefficient, **_AS_PREPARED},
     "dpo": _of_dpo,
     "kto": _of_kto,
+    "grpo": _of_grpo,
 }
 
 
@@ -130,6 +153,28 @@ def exact_adapter(model: Any) -> Iterator[None]:
     yield
     for parameter, value in kept.items():
         parameter.data = value
+
+
+@contextlib.contextmanager
+def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
+    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
+
+    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
+    changes nothing yet: what the model was is the model without it.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    yield
+    config.init_lora_weights = kept
+    if (
+        "ref" in model.peft_config
+        and not spec.model.adapter_path
+        and spec.method.init_lora_weights not in ("pissa", "olora")
+    ):
+        model.delete_adapter("ref")
 
 
 def ours(trainer: Trainer) -> Trainer:

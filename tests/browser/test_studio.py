@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from engine import runs, users
 from engine.spec import fields
-from engine.workplace import Workplace
+from engine.workplace import DEMO_MODEL, Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio, wait_until
 from webui.words import Words
@@ -124,6 +126,54 @@ def test_bad_values_are_told_at_their_fields_and_start_nothing(
     expect(page.locator("#told")).to_contain_text("2")
     assert runs.find(demo_workplace.saves) == []
     assert alerts == []
+
+
+def test_on_a_narrow_screen_start_stays_in_view_and_in_front(studio: str, open_page: OpenPage) -> None:
+    page = ready(open_page(studio, width=800))
+    seen = "([x, y]) => document.elementFromPoint(x, y).closest('#start, .state')?.textContent.trim() ?? ''"
+    for offset in range(0, 1800, 150):  # past labels, fields and folds
+        page.evaluate("y => scrollTo(0, y)", offset)
+        for selector, text in (("#start", "Start training"), ("#summary .state", "Ready to start")):
+            box = page.locator(selector).bounding_box()
+            middle = [box["x"] + min(box["width"] / 2, 60), box["y"] + box["height"] / 2]
+            assert page.evaluate(seen, middle) == text, (selector, offset)
+    type_into(page, "training.learning_rate", "nan")
+    expect(page.locator("#summary .state")).to_have_text("1 to fix before the start")
+    expect(page.locator("#summary .state")).to_be_in_viewport()
+
+
+def test_after_login_a_link_to_a_run_shows_that_run(
+    demo_workplace: Workplace, open_page: OpenPage, tmp_path: Path
+) -> None:
+    file = tmp_path / "users.txt"
+    users.add_user(file, "ada", "correct horse")
+    spec = demo_workplace.default_spec().change("name", "中文 & run")
+    run = runs.submit(spec, demo_workplace)
+    runs.stop(runs.get(demo_workplace.saves, run.id), "kill")
+    studio, address = start_studio(demo_workplace, "--auth", str(file))
+    try:
+        page = open_page(f"{address}/?run={quote(run.id)}")
+        page.locator("input[name=name]").fill("ada")
+        page.locator("input[name=password]").fill("correct horse")
+        page.keyboard.press("Enter")
+        expect(page.locator("#run-head h1")).to_have_text("中文 & run")
+    finally:
+        studio.kill()
+        studio.wait()
+
+
+def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(
+    workplace: Workplace, open_page: OpenPage
+) -> None:
+    studio, address = start_studio(dataclasses.replace(workplace, models=(DEMO_MODEL,)))
+    try:
+        page = ready(open_page(address, locale="zh-CN"))
+        expect(page.locator("#f-data-datasets")).to_contain_text("chat")
+        expect(page.locator("#summary .state.right")).to_be_visible()
+        expect(page.locator("#told")).to_contain_text("alpaca_translate_zh，已改选 chat")
+    finally:
+        studio.kill()
+        studio.wait()
 
 
 def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_and_deleted(

@@ -1,0 +1,14 @@
+"""Fetch the model of the spec in a run's folder, as its preparation does first: `python -m tests.fetch FOLDER`.
+
+Prints where it is; leaves progress.json, and error.json if it cannot be had.
+"""
+
+import sys
+
+from engine.spec import RunSpec
+from engine.worker.edge import Report, edge
+from engine.worker.fetch import fetch_model
+
+if __name__ == "__main__":
+    with edge(sys.argv[1]) as run:
+        print(fetch_model(RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), Report(run)))

@@ -1,0 +1,102 @@
+"""Longer work on data is done by real processes, each with a folder that tells how far it is and what came of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import errands
+from engine.keeper import processes
+from engine.problems import Refusal
+from tests.conftest import wait_until
+
+
+@pytest.fixture
+def given(data: Path) -> dict[str, Any]:
+    """What to ask of the data folder's chat set, to which a bad row is added."""
+    rows = json.loads((data / "chat.json").read_text())
+    (data / "chat.json").write_text(json.dumps([*rows, {"instruction": "?"}]))
+    return {"data": str(data), "name": "chat", "against": [], "language": "zh"}
+
+
+def test_a_check_tells_what_it_found_and_leaves_the_bad_rows_in_a_file(tmp_path, given):
+    errand = errands.start(tmp_path, "check", given)
+    result = errands.wait(errand, 60)
+    assert (result["good"], result["bad"], result["counts"]) == (40, 1, {"row-without-column": 1})
+    (bad,) = map(json.loads, (errand.path / errands.BAD_ROWS).read_text(encoding="utf-8").splitlines())
+    assert (bad["row"], bad["content"]) == (41, {"instruction": "?"})
+    assert "没有“output”列" in bad["problem"]
+
+
+def test_the_same_question_about_the_same_data_is_answered_at_once_and_about_changed_data_anew(
+    tmp_path, given
+):
+    first = errands.start(tmp_path, "check", given)
+    errands.wait(first, 60)
+    assert errands.known(tmp_path, "check", given) == first
+    again = errands.start(tmp_path, "check", given)
+    assert (again.id, again.state) == (first.id, "done")
+    (Path(given["data"]) / "chat.json").write_text("[]")
+    assert errands.known(tmp_path, "check", given) is None
+    changed = errands.start(tmp_path, "check", given)
+    assert changed.id != first.id
+    assert errands.wait(changed, 60)["good"] == 0
+
+
+def test_a_refusal_comes_back_as_the_sentence_it_is_in_either_language(tmp_path, given):
+    errand = errands.start(tmp_path, "split", {"data": given["data"], "name": "chat", "share": 2, "seed": 1})
+    with pytest.raises(Refusal) as refused:
+        errands.wait(errand, 60)
+    assert "must lie between 0 and 1" in refused.value.text("en")
+    assert "应在 0 与 1 之间" in refused.value.text("zh")
+    assert errand.state == "failed"
+    gone = errands.start(tmp_path, "deduplicate", {"data": given["data"], "name": "'; rm -rf /"})
+    with pytest.raises(Refusal, match="no data set"):
+        errands.wait(gone, 60)
+
+
+def test_work_that_is_killed_has_failed_and_can_be_begun_again(tmp_path, given, monkeypatch):
+    data = Path(given["data"])
+    row = json.dumps({"instruction": "What?", "output": "That."})
+    (data / "chat.json").write_text("\n".join(f'{row[:-1]}, "n": {n}}}' for n in range(400_000)))
+    errand = errands.start(tmp_path, "check", given)
+    wait_until(lambda: errand.progress.get("done"), 60)
+    assert errand.state == "working"
+    assert len(processes(errand.path)) == 1
+    assert errands.start(tmp_path, "check", given) == errand  # no second one
+    assert len(processes(errand.path)) == 1
+    errands.stop(errand)
+    wait_until(lambda: errand.state == "failed", 20)
+    assert "ended without a result" in errand.problems[0].text()
+    (data / "chat.json").write_text(row)
+    assert errands.wait(errands.start(tmp_path, "check", given), 60)["good"] == 1
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "../chat", "check-0/../..", "/etc", "nothing"])
+def test_an_id_leads_nowhere_but_to_an_errand(tmp_path, given, id):
+    errands.wait(errands.start(tmp_path, "check", given), 60)
+    assert errands.get(tmp_path, id) is None
+
+
+def test_old_errands_are_forgotten(tmp_path, given, monkeypatch):
+    monkeypatch.setattr(errands, "KEPT", 2)
+    for language in ("en", "zh", "en-2", "zh"):
+        asked = {"data": given["data"], "name": "gone", "share": 0.5, "seed": hash(language)}
+        with pytest.raises(Refusal):
+            errands.wait(errands.start(tmp_path, "split", asked), 60)
+    assert len(list((tmp_path / errands.FOLDER).iterdir())) <= 3
+
+
+def test_a_workbook_is_taken_in(tmp_path, data):
+    from tests.test_uploads import HEADER, text, workbook
+
+    file = workbook(tmp_path / "x.xlsx", f"{HEADER}<row>{text('A2', 'Hi')}{text('B2', 'Hello')}</row>")
+    asked = {"data": str(data), "source": str(file), "called": "我的 表.xlsx"}
+    assert errands.wait(errands.start(tmp_path, "receive", asked), 60) == {"file": "我的 表.jsonl"}
+    assert json.loads((data / "我的 表.jsonl").read_text(encoding="utf-8")) == {
+        "instruction": "Hi",
+        "output": "Hello",
+    }

@@ -1,0 +1,62 @@
+"""What a run has logged, as curves: each number in its order, whatever else stands in its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine import progress
+from engine.runs import Run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run("tiny/lora/run", tmp_path, "running", {}, None)
+
+
+def log(run: Run, *lines: dict[str, Any] | str) -> None:
+    with run.dir.metrics.open("a", encoding="utf-8") as file:
+        for line in lines:
+            file.write(line if isinstance(line, str) else json.dumps(line) + "\n")
+
+
+def at(step: int, **values: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": step / 10, "time": step * 2.0, **values}
+
+
+def points(run: Run, name: str) -> list[tuple[float, float]]:
+    curve = progress.curves(run)[name]
+    return list(zip(curve.step.tolist(), curve.value.tolist(), strict=True))
+
+
+def test_lines_of_different_kinds_in_turn_keep_the_order_of_each_curve(run: Run) -> None:
+    log(run, at(1, loss=9.0), at(2, loss=8.0, grad_norm=1.0), at(2, eval_loss=7.0), at(3, loss=6.0))
+    log(run, at(4, grad_norm=2.0, loss=5.0), at(4, eval_loss=4.0), at(5, loss=3.0, grad_norm=3.0))
+    assert points(run, "loss") == [(1, 9), (2, 8), (3, 6), (4, 5), (5, 3)]
+    assert points(run, "grad_norm") == [(2, 1), (4, 2), (5, 3)]
+    assert points(run, "eval_loss") == [(2, 7), (4, 4)]
+    assert progress.curves(run)["loss"].time.tolist() == [2, 4, 6, 8, 10]
+
+
+def test_only_new_whole_lines_are_taken_and_a_spoiled_one_is_passed_over(run: Run) -> None:
+    log(run, at(1, loss=9.0), "spoiled\n", at(2, loss=8.0), '{"step": 3, "epo')
+    assert points(run, "loss") == [(1, 9), (2, 8)]
+    log(run, 'ch": null, "time": 6.0, "loss": 7.0}\n')
+    assert points(run, "loss") == [(1, 9), (2, 8), (3, 7)]
+    assert progress.curves(run)["loss"].epoch[-1] == 0
+
+
+def test_a_number_that_is_none_is_a_gap(run: Run) -> None:
+    log(run, at(1, loss=9.0), at(2, loss=None), at(3, loss=float("nan")), at(4, loss=6.0))
+    assert np.isnan(progress.curves(run)["loss"].value).tolist() == [False, True, True, False]
+
+
+def test_what_a_resumed_run_logs_again_replaces_what_stood_there(run: Run) -> None:
+    log(run, *(at(step, loss=float(step)) for step in range(1, 7)))
+    assert len(points(run, "loss")) == 6
+    log(run, at(4, loss=40.0), at(5, loss=50.0))
+    assert points(run, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]

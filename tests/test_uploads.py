@@ -1,0 +1,227 @@
+"""Files from outside are taken in under safe names, never over another, and a workbook only if it is what it says."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from engine import sheets, uploads
+from engine.datasets import read_catalogue
+from engine.problems import Refusal
+from engine.uploads import receive, safe_name
+
+MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+
+
+def workbook(
+    file: Path, sheet: str, shared: str = "", styles: str = "", more: dict[str, str] | None = None
+) -> Path:
+    """A workbook as Excel writes it, with this as the rows of its second, only visible sheet."""
+    parts = {
+        "xl/workbook.xml": f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>'
+        '<sheet name="hidden" state="hidden" r:id="r1"/><sheet name="数据" r:id="r2"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": '<Relationships><Relationship Id="r2" Target="worksheets/two.xml"/>'
+        '<Relationship Id="r1" Target="worksheets/one.xml"/></Relationships>',
+        "xl/worksheets/two.xml": f'<worksheet xmlns="{MAIN}"><sheetData>{sheet}</sheetData></worksheet>',
+    }
+    if shared:
+        parts["xl/sharedStrings.xml"] = f'<sst xmlns="{MAIN}">{shared}</sst>'
+    if styles:
+        parts["xl/styles.xml"] = f'<styleSheet xmlns="{MAIN}">{styles}</styleSheet>'
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, text in (parts | (more or {})).items():
+            packed.writestr(name, text)
+    return file
+
+
+def text(cell: str, said: str) -> str:
+    return f'<c r="{cell}" t="inlineStr"><is><t>{said}</t></is></c>'
+
+
+HEADER = f"<row>{text('A1', 'instruction')}{text('B1', 'output')}</row>"
+
+
+def rows_of(file: Path, folder: Path) -> list[dict[str, str]]:
+    arrived = receive(file, file.name, folder)
+    assert arrived.suffix == ".jsonl"
+    return [json.loads(line) for line in arrived.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("names.json", "names.json"), ("../../etc/passwd.txt", "passwd.txt"), ("C:\\files\\x.CSV", "x.csv"),
+        ("数据 集 (1).jsonl", "数据 集 (1).jsonl"), ("it's \"x\"; rm -rf .json", "it_s _x_ rm -rf.json"),
+        (".hidden.json", "hidden.json"), ("...", "data"), ("a\0b\n.txt", "a_b_.txt"), ("день.txt", "день.txt"),
+    ],
+)  # fmt: skip
+def test_a_name_becomes_a_safe_one_of_the_same_letters(given, name):
+    assert safe_name(given) == name
+
+
+def test_a_very_long_name_is_shortened_and_keeps_its_end():
+    name = safe_name("长" * 300 + ".parquet")
+    assert len(name.encode()) < 200
+    assert name.endswith(".parquet")
+
+
+def test_a_file_never_overwrites_another(tmp_path, data):
+    source = tmp_path / "x"
+    for content in ("[1]", "[2]", "[3]"):
+        source.write_text(content)
+        receive(source, "../names.json", data)
+    assert {file.name: file.read_text() for file in data.iterdir()} == {
+        "names.json": "[1]", "names-2.json": "[2]", "names-3.json": "[3]",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["x.exe", "x", "dataset_info", "x.json.zip"])
+def test_what_is_no_data_file_is_refused_with_what_may_come(tmp_path, data, given):
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(Refusal, match=r"\.xlsx"):
+        receive(tmp_path / "x", given, data)
+    assert list(data.iterdir()) == []
+
+
+def test_the_catalogue_itself_cannot_be_uploaded_over(tmp_path, data):
+    (data / "dataset_info.json").write_text("{}")
+    (tmp_path / "x").write_text('{"evil": {"file_name": "/etc/passwd"}}')
+    assert receive(tmp_path / "x", "dataset_info.json", data).name == "dataset_info-2.json"
+    assert (data / "dataset_info.json").read_text() == "{}"
+
+
+def test_an_empty_or_a_too_large_file_is_a_sentence(tmp_path, data, monkeypatch):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(Refusal, match="is empty"):
+        receive(tmp_path / "x", "x.json", data)
+    (tmp_path / "x").write_text("x" * 100)
+    monkeypatch.setattr(uploads, "LARGEST", 10)
+    with pytest.raises(Refusal, match="an upload may have"):
+        receive(tmp_path / "x", "x.json", data)
+
+
+def test_files_that_no_set_names_are_offered(tmp_path, data):
+    (data / "named.json").write_text("[]")
+    (data / "loose.csv").write_text("a")
+    (data / "deep").mkdir()
+    (data / "deep" / "more.txt").write_text("x")
+    (data / ".hidden.json").write_text("[]")
+    (data / "note.md").write_text("x")
+    (data / "model").mkdir()
+    (data / "model" / "config.json").write_text("{}")
+    (tmp_path / "secret.json").write_text("[]")
+    (data / "link.json").symlink_to(tmp_path / "secret.json")
+    (data / "dataset_info.json").write_text('{"named": {"file_name": "named.json"}}')
+    assert set(uploads.unregistered(data, read_catalogue(data)[0])) == {"loose.csv", "deep/more.txt"}
+
+
+# ------------------------------------------------------------------------------------------ workbooks
+
+
+def test_a_workbook_becomes_rows_of_text(tmp_path, data):
+    shared = (
+        "<si><t>What is it?</t></si><si><r><t>rich </t></r><r><t>text</t></r><rPh><t>reading</t></rPh></si>"
+    )
+    styles = (
+        '<numFmts><numFmt numFmtId="164" formatCode="yyyy/mm/dd"/><numFmt numFmtId="165" formatCode="&quot;day&quot; 0"/></numFmts>'
+        '<cellXfs><xf numFmtId="0"/><xf numFmtId="164"/><xf numFmtId="165"/><xf numFmtId="22"/></cellXfs>'
+    )
+    sheet = (
+        f"{HEADER}<row/>"
+        '<row><c r="A3" t="s"><v>0</v></c><c r="B3" t="s"><v>1</v></c></row>'
+        '<row><c r="A4"><v>3</v></c><c r="B4"><v>0.1</v></c></row>'
+        '<row><c r="A5" s="1"><v>45292</v></c><c r="B5" s="2"><v>7</v></c></row>'
+        '<row><c r="A6" s="3"><v>45292.5</v></c><c r="B6" t="b"><v>1</v></c></row>'
+        f"<row>{text('B7', 'only &lt;b&gt; _x000A_ line')}{text('D7', 'beside')}</row>"
+        '<row><c r="A8" t="str"><f>1+1</f><v>two</v></c><c r="B8" t="e"><v>#N/A</v></c></row>'
+    )
+    assert rows_of(workbook(tmp_path / "表 1.xlsx", sheet, shared, styles), data) == [
+        {"instruction": "What is it?", "output": "rich text"},
+        {"instruction": "3", "output": "0.1"},
+        {"instruction": "2024-01-01", "output": "7"},
+        {"instruction": "2024-01-01 12:00:00", "output": "true"},
+        {"instruction": "", "output": "only <b> \n line", "column D": "beside"},
+        {"instruction": "two", "output": ""},
+    ]
+    assert [file.name for file in data.iterdir()] == ["表 1.jsonl"]
+
+
+@pytest.mark.parametrize("where", ["sheet", "shared"])
+def test_a_zip_bomb_is_refused_before_it_fills_anything(tmp_path, data, where):
+    bomb = "<row>" + text("A1", "x" * 60_000_000) + "</row>"
+    if where == "sheet":
+        file = workbook(tmp_path / "bomb.xlsx", HEADER + bomb)
+    else:
+        file = workbook(tmp_path / "bomb.xlsx", HEADER, f"<si><t>{'x' * 60_000_000}</t></si>")
+    assert file.stat().st_size < 200_000
+    with pytest.raises(Refusal, match="unpacks to far more"):
+        receive(file, file.name, data)
+    assert list(data.iterdir()) == []
+
+
+def test_a_sheet_of_much_text_that_packs_well_is_no_bomb(tmp_path, data):
+    row = (
+        "<row>"
+        + text("A{n}", "Translate the name of this organisation: {n}")
+        + text("B{n}", "答案 {n}")
+        + "</row>"
+    )
+    sheet = HEADER + "".join(row.replace("{n}", str(n)) for n in range(2, 3000))
+    assert len(rows_of(workbook(tmp_path / "x.xlsx", sheet), data)) == 2998
+
+
+def test_a_limit_holds_however_well_it_is_hidden(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(sheets, "UNPACKED", 1000)
+    with pytest.raises(Refusal, match="unpacks to far more"):
+        receive(workbook(tmp_path / "x.xlsx", HEADER * 20), "x.xlsx", data)
+
+
+def test_entities_that_multiply_are_refused(tmp_path, data):
+    laughs = (
+        '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
+        f'<worksheet xmlns="{MAIN}"><sheetData><row>{text("A1", "&b;")}</row></sheetData></worksheet>'
+    )
+    file = workbook(tmp_path / "x.xlsx", "", more={"xl/worksheets/two.xml": laughs})
+    with pytest.raises(Refusal, match="DOCTYPE"):
+        receive(file, "x.xlsx", data)
+
+
+@pytest.mark.parametrize(
+    "content", [b"PK\x03\x04 not really", b"\xd0\xcf\x11\xe0 an old or locked one", b"a,b\n1,2\n"]
+)
+def test_what_only_calls_itself_a_workbook_is_a_sentence(tmp_path, data, content):
+    (tmp_path / "x.xlsx").write_bytes(content)
+    with pytest.raises(Refusal, match="cannot be read as an Excel workbook"):
+        receive(tmp_path / "x.xlsx", "x.xlsx", data)
+    assert list(data.iterdir()) == []
+
+
+def test_a_damaged_workbook_or_one_without_sheets_is_a_sentence(tmp_path, data):
+    whole = workbook(tmp_path / "x.xlsx", HEADER * 500).read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:200] + b"\xff" * 40 + whole[240:]):
+        (tmp_path / "x.xlsx").write_bytes(content)
+        with pytest.raises(Refusal, match="cannot be read as an Excel workbook"):
+            receive(tmp_path / "x.xlsx", "x.xlsx", data)
+    file = workbook(tmp_path / "y.xlsx", "", more={"xl/workbook.xml": f'<workbook xmlns="{MAIN}"/>'})
+    with pytest.raises(Refusal, match="no sheet"):
+        receive(file, "y.xlsx", data)
+    file = workbook(tmp_path / "z.xlsx", '<row><c r="A1" t="s"><v>9</v></c></row>')
+    with pytest.raises(Refusal, match="cannot be read as an Excel workbook"):
+        receive(file, "z.xlsx", data)
+
+
+def test_two_columns_of_one_name_in_a_workbook_are_refused(tmp_path, data):
+    file = workbook(tmp_path / "x.xlsx", f"<row>{text('A1', 'a')}{text('B1', 'a')}</row>")
+    with pytest.raises(Refusal, match="several columns alike: a"):
+        receive(file, "x.xlsx", data)
