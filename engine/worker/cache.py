@@ -127,6 +127,8 @@ def building(cache: Path, key: str) -> Iterator[Path]:
         yield partial
         (partial / "lock").unlink()
         partial.chmod(0o755)
+        if (cache / key).exists() and not (cache / key / SUMMARY).exists():
+            shutil.rmtree(cache / key)  # somebody has taken pieces out of it
         with contextlib.suppress(OSError):  # somebody else was quicker, with the same
             partial.rename(cache / key)
     finally:

@@ -12,7 +12,9 @@ from transformers import Trainer
 
 from engine.spec import RunSpec
 
-POOL = 50  # batches whose examples are sorted together: the more, the less padding and the less chance
+# Batches whose examples are sorted together: the more, the less padding and the less chance. Of few examples there are
+# several pools, or the same ones would meet in each epoch.
+POOL, POOLS = 100, 4
 
 
 class ByLength(Sampler[int]):
@@ -39,9 +41,9 @@ def order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
     """Numbers of all examples; what does not fill a batch is at the end."""
     chance = np.random.default_rng([seed, epoch])
     shuffled = chance.permutation(len(lengths))
-    pool = np.arange(len(lengths)) // (batch * POOL)
-    ordered = shuffled[np.lexsort((-lengths[shuffled], pool))]
     whole = len(lengths) // batch
+    pool = np.arange(len(lengths)) // (batch * max(min(POOL, whole // POOLS), 1))
+    ordered = shuffled[np.lexsort((-lengths[shuffled], pool))]
     batches = ordered[: whole * batch].reshape(whole, batch)[chance.permutation(whole)]
     if whole:
         longest = lengths[batches].max(axis=1).argmax()
