@@ -196,6 +196,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
     tiny: Path, tmp_path: Path, make_spec: Callable[..., RunSpec]
 ) -> None:
     together = story("share", tiny, tmp_path / "one", processes=1)
+    assert together["grad_norm"] > 0.01
     spec = make_spec(hardware__num_processes=2)
     words = command.train_command(spec, tmp_path / "two", keeper.free_port(), cards=0)
     words[words.index("--module") + 1 :] = [

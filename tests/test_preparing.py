@@ -238,7 +238,7 @@ def test_a_run_stays_whole_when_the_cache_is_pruned_and_what_was_used_last_stays
     for at, run in enumerate(runs):
         folders.append(run.path.parents[2] / ".prepared" / prepared(run)["key"])
         os.utime(folders[-1] / "summary.json", (at, at))
-    assert cache.find(folders[0].parent, folders[0].name) == folders[0]  # used again just now
+    prepare(make_run(data__max_samples=10))  # used again just now
     size = sum(file.stat().st_size for file in folders[0].iterdir())
     cache.prune(folders[0].parent, most=size)
     assert kept(runs[0]) == [folders[0]]

@@ -223,6 +223,9 @@ def application(
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
+    # Only of a page that was launched does gradio look whether a file that a request names was uploaded; of a mounted
+    # one it would hand any file of this machine to a handler.
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
         head=theme.head(), footer_links=[], max_file_size=uploads.LARGEST, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),

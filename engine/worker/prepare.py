@@ -47,9 +47,8 @@ def prepare(run: RunDir) -> None:
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
     store = run.path.parents[2] / ".prepared"
     key = cache.key_of(spec, datasets, model_path, store)
-    if folder := cache.find(store, key):
+    if summary := cache.hand_over(store / key, run.prepared):
         print("These rows were prepared before.", flush=True)
-        summary = cache.hand_over(folder, run.prepared)
     else:
         with cache.building(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
