@@ -77,7 +77,9 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#role-prompt input")).to_have_value("question")
     expect(page.locator("#role-response input")).to_have_value("answer")
     expect(page.locator("#mapped .turn.assistant").first).to_contain_text("1.")
-    page.locator("#set-name input").first.fill(HOSTILE)
+    name = page.locator("#set-name input").first
+    expect(name).to_have_value("my questions 问题")  # suggested; only then is there something to type over
+    name.fill(HOSTILE)
     page.locator("#save-set").click()
     expect(page.locator("#set-head h1")).to_have_text(HOSTILE)
     info = json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
