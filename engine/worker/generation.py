@@ -72,6 +72,7 @@ class Answer:
     source: torch.Generator = field(init=False)
     written: list[int] = field(default_factory=list)
     untold: list[Token] = field(default_factory=list)
+    finish: str = ""
 
     def __post_init__(self) -> None:
         self.source = self.sampling.generator()
@@ -92,6 +93,7 @@ class Answer:
         return False
 
     def end(self, finish: str, text: str = "", why: Problem | None = None) -> bool:
+        self.finish = finish
         text += self.wording.rest()
         self.tell(Piece(text, tuple(self.untold), len(self.written), finish, why))
         return True

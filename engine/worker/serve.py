@@ -195,6 +195,8 @@ async def _pieces(house: House, wanted: Wanted) -> AsyncIterator[tuple[Answer, P
                 return
     finally:
         answer.cancelled = True
+        how = answer.finish or "nobody listens any more"
+        print(f"{wanted.model}: {len(answer.prompt)} + {len(answer.written)} tokens, {how}", flush=True)
         together.remove(answer)
         if not together:
             house.answering.pop(wanted.request_id, None)

@@ -18,24 +18,32 @@ class Wording:
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.stream = DecodeStream(skip_special_tokens=True)
-        self.held = ""
+        self.tokens: list[int] = []
+        self.given, self.held = 0, ""  # characters given out; text that is not
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What can be given out after one more token; often nothing."""
+        self.tokens.append(token)
         self.held += self.stream.step(self.tokenizer, token) or ""
         found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            self.held = self.held[: min(found)]
-            return self.rest()
+            return self._give(min(found))
         kept = max((_begun(self.held, stop) for stop in self.stops), default=0)
-        ready, self.held = self.held[: len(self.held) - kept], self.held[len(self.held) - kept :]
-        return ready
+        return self._give(len(self.held) - kept)
 
     def rest(self) -> str:
-        """What was held back, once nothing more comes."""
-        ready, self.held = self.held, ""
+        """What was held back, once nothing more comes: all pieces together are what the tokens say."""
+        if self.stopped:
+            return ""
+        whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        self.held = whole[self.given :]
+        return self._give(len(self.held))
+
+    def _give(self, count: int) -> str:
+        ready, self.held = self.held[:count], self.held[count:]
+        self.given += len(ready)
         return ready
 
 
