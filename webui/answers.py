@@ -12,6 +12,11 @@ from webui.numbers import duration
 from webui.words import Words
 
 Titles = Mapping[str, str]  # what a voice is called on the page
+# A thumb, drawn here: not every system has a font with one.
+THUMB = (
+    '<svg viewBox="0 0 20 20" width="15" height="15" aria-hidden="true"><path d="M3 9h3v8H3zM6 16.2 8 17h5.6a2 2 0 0 0 '
+    '1.9-1.4l1.4-4.4A1.7 1.7 0 0 0 15.3 9H11.7l.7-3.6A1.7 1.7 0 0 0 10.8 3.3L6 9.6"/></svg>'
+)
 
 
 def past(talk: Talk, titles: Titles, words: Words) -> str:
@@ -67,8 +72,8 @@ def _answer(
             f'title="{escape(words(f"rate-{what}"))}" aria-label="{escape(words(f"rate-{what}"))}">{label}</button>'
         )
 
-    tools = button("up", "👍", one.rating == "up", bool(one.rating))
-    tools += button("down", "👎", one.rating == "down", bool(one.rating))
+    tools = button("up", THUMB, one.rating == "up", bool(one.rating))
+    tools += button("down", THUMB, one.rating == "down", bool(one.rating))
     if several:
         tools += button("better", escape(words("rate-better-short")), one.preferred, rated)
     copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
@@ -76,7 +81,7 @@ def _answer(
     return (
         f'<article class="answer{" best" if one.preferred else ""}"><header><b>{escape(titles.get(voice, voice))}</b>'
         f"<small>{escape(speed(one, words))}</small></header>{_body(one.text, words)}"
-        f'<pre id="{id}" hidden>{escape(one.text)}</pre><footer>{tools}{copy}{cut}</footer></article>'
+        f'<pre id="{id}" hidden>{escape(one.text)}</pre><div class="tools">{tools}{copy}{cut}</div></article>'
     )
 
 
@@ -84,7 +89,7 @@ def speed(one: Said, words: Words) -> str:
     """Tokens, tokens a second, and seconds to the first of them."""
     told = [words("answer-tokens", count=one.tokens)]
     if one.tokens_per_s:
-        told.append(words("speed", count=f"{one.tokens_per_s:.3g}"))
+        told.append(words("answer-speed", count=f"{one.tokens_per_s:.3g}"))
     if one.first_s is not None:
         told.append(words("answer-first", seconds=f"{one.first_s:.2f}"))
     return " · ".join(told)

@@ -36,6 +36,13 @@ element.addEventListener('click', (event) => {
   if (button && !button.disabled) trigger('select', { ...button.dataset });
 });
 """
+# Who reads at the end of the page stays there while it grows.
+LIVE_JS = """
+watch('value', () => {
+  const page = document.scrollingElement;
+  if (page.scrollHeight - innerHeight - page.scrollTop < 300) page.scrollTo({ top: page.scrollHeight });
+});
+"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def build(
     with gr.Row(elem_classes="split chat", equal_height=False):
         with gr.Column(scale=8, min_width=420, elem_classes="talk"):
             past = gr.HTML(answers.nothing(words), js_on_load=RATE_JS, elem_id="talk")
-            live = gr.HTML(elem_id="live")
+            live = gr.HTML(js_on_load=LIVE_JS, elem_id="live")
             with gr.Column(elem_classes="ask"):
                 prompt = gr.Textbox(
                     placeholder=words("chat-prompt"), show_label=False, container=False, lines=1, max_lines=10,
@@ -85,10 +92,12 @@ def build(
                 [], value=[], label=words("chat-adapters"), info=words("chat-adapters-help"), multiselect=True,
                 max_choices=ADAPTERS, elem_classes="field", elem_id="chat-adapters", interactive=True,
             )  # fmt: skip
-            held = gr.HTML(elem_id="held")
-            with gr.Row(elem_classes="buttons"):
-                load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load")
-                unload = gr.Button(words("chat-unload"), size="sm", visible=False, elem_id="chat-unload")
+            with gr.Row(elem_classes="held-row"):
+                held = gr.HTML(elem_id="held")
+                load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0)
+                unload = gr.Button(
+                    words("chat-unload"), size="sm", visible=False, elem_id="chat-unload", scale=0
+                )
             system = gr.Textbox(
                 label=words("chat-system"), lines=2, max_lines=8, elem_classes="field", elem_id="chat-system"
             )
@@ -149,22 +158,31 @@ def build(
 
     def arrive(kept: Any, base: str | None, ids: Sequence[str] | None) -> list[Any]:
         """The lists as they are now, and the conversation that the browser has kept."""
-        known = models()
+        known, now = models(), talk.read(kept)
         base = base or next((folder for _, folder in known), None)
+        fits = adapters_of(base)
+        wanted = ids or (list(now[-1].said) if now else [])
+        ids = [one.run.id for one in fits if one.run.id in wanted]
         return [
             gr.Timer(active=True), gr.update(choices=known, value=base), *of_base(base, ids), *look(base, ids),
-            *drawn(talk.read(kept), base, ids),
+            *drawn(now, base, ids),
         ]  # fmt: skip
+
+    def adapters_of(base: str | None) -> list[Result]:
+        """What finished runs have left that can be talked to on this base."""
+        return [one for one in results(saves) if one.adapter and one.stage != "rm" and _same(one, base)]
 
     def of_base(base: str | None, ids: Sequence[str] | None) -> list[Any]:
         """The adapters of a base, whether it can think aloud, and how a program would ask the same."""
-        fits = [one for one in results(saves) if one.adapter and one.stage != "rm" and _same(one, base)]
+        fits = adapters_of(base)
         known = [(f"{one.run.title} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
-        kept = [id for id in ids or () if id in {id for _, id in known}]
-        folders = [Path(base or ""), *(one.folder for one in fits if one.run.id in kept)]
+        kept = [one for one in fits if one.run.id in (ids or ())]
+        folders = [Path(base or ""), *(one.folder for one in kept)]
         thinks = any(THINKING in (chat_template(folder) or ("", ""))[1] for folder in folders)
+        chosen_ids = [one.run.id for one in kept]
         return [
-            gr.update(choices=known, value=kept), gr.update(visible=thinks), notices.code("serve-text", _command(base, kept), words),
+            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks),
+            notices.code("serve-text", _command(base, chosen_ids), words),
         ]  # fmt: skip
 
     def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None) -> list[Any]:
