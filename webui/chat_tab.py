@@ -105,7 +105,9 @@ def build(
                 True, label=words("chat-greedy"), info=words("chat-greedy-help"), elem_id="chat-greedy"
             )
             with gr.Column(visible=False, elem_classes="grid grid-2") as chance:
-                temperature = gr.Number(0.7, label=words("chat-temperature"), minimum=0, maximum=10, step=0.1)
+                temperature = gr.Number(
+                    0.7, label=words("chat-temperature"), minimum=0, maximum=10, step=0.1, elem_id="chat-temperature"
+                )  # fmt: skip
                 top_p = gr.Number(0.9, label="Top-p", minimum=0.01, maximum=1, step=0.05)
                 top_k = gr.Number(0, label="Top-k", minimum=0, precision=0)
                 seed = gr.Textbox(label=words("chat-seed"), placeholder=words("chat-seed-none"), max_lines=1)
