@@ -325,6 +325,26 @@ def add(server: Server, adapters: Mapping[str, Path]) -> None:
             _call(server, "POST", "/v1/adapters", {"name": name, "folder": str(folder)})
 
 
+def judges(saves: Path) -> list[Result]:
+    """The reward models that finished runs have left."""
+    return [one for one in results(saves) if one.stage == "rm"]
+
+
+def score(
+    server: Server, saves: Path, judge: str, conversations: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, float]:
+    """What the reward model of the run `judge` thinks of each conversation, higher for better. Raises Refusal.
+
+    It is loaded by the same server, as a model of its own, when it is first asked.
+    """
+    folder = next((one.folder for one in judges(saves) if one.run.id == judge), None)
+    if folder is None:
+        raise Refusal(problem("chat-no-result", id=judge))
+    asked = {"judge": str(folder), "conversations": [list(one) for one in conversations.values()]}
+    scores = _call(server, "POST", "/v1/score", asked)["scores"]
+    return dict(zip(conversations, scores, strict=True))
+
+
 def cancel(server: Server, request_id: str) -> None:
     """End the answers that were asked for under that id; what is written of them stays."""
     with contextlib.suppress(Refusal):  # it is gone, and its answers with it

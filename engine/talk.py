@@ -32,12 +32,9 @@ class Said:
     first_s: float | None = None
     tokens_per_s: float | None = None
     finish: str = ""
+    score: float | None = None  # of a reward model
     rating: Rating = ""
     preferred: bool = False
-
-    @classmethod
-    def of(cls, answer: Answer) -> Said:
-        return cls(answer.text, answer.tokens, answer.first_s, answer.tokens_per_s, answer.finish)
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,18 @@ class Turn:
 
 
 Talk = tuple[Turn, ...]
+
+
+def turn(question: str, system: str, told: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
+    """A question and what has been answered; None if nobody has answered anything."""
+    said = {
+        one.voice: Said(
+            one.text, one.tokens, one.first_s, one.tokens_per_s, one.finish, scores.get(one.voice)
+        )
+        for one in told
+        if one.text or not one.problem
+    }
+    return Turn(question, system, said) if said else None
 
 
 def read(kept: Any) -> Talk:

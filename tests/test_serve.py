@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,12 +202,13 @@ def last_line(server: chat.Server) -> str:
     return (server.path / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
 
 
-LONG = 1900  # tokens, which the adapter would write: it never ends by itself
+LONG = 1900  # tokens of an answer that somebody or something ends before
+ON_AND_ON = {"max_tokens": LONG, "ignore_eos": True}
 
 
 def test_whoever_leaves_ends_the_answer(client: openai.OpenAI, server: chat.Server) -> None:
     before = last_line(server)
-    stream = ask(client, ONE, QUESTIONS[0], max_tokens=LONG, stream=True)
+    stream = ask(client, ONE, QUESTIONS[0], max_tokens=LONG, stream=True, extra_body=ON_AND_ON)
     for _, _chunk in zip(range(5), stream, strict=False):
         pass
     stream.close()
@@ -214,7 +216,7 @@ def test_whoever_leaves_ends_the_answer(client: openai.OpenAI, server: chat.Serv
     assert int(re.search(r"\+ (\d+) tokens", line)[1]) < LONG
     # One who does not stream and gives up waiting is missed, too.
     with pytest.raises(openai.APITimeoutError):
-        ask(client.with_options(timeout=0.3), TWO, QUESTIONS[0], max_tokens=LONG)
+        ask(client.with_options(timeout=0.3), TWO, QUESTIONS[0], max_tokens=LONG, extra_body=ON_AND_ON)
     line = wait_until(lambda: (now := last_line(server)).startswith(TWO) and now, 20)
     assert int(re.search(r"\+ (\d+) tokens", line)[1]) < LONG
 
@@ -223,7 +225,7 @@ def test_a_stopped_answer_keeps_what_it_has(server: chat.Server) -> None:
     """By its id, so that whoever has it can stop it; the other answers under that id end, too."""
     asked = {ONE: said(QUESTIONS[0]), TWO: said(QUESTIONS[0])}
     stopped = False
-    for now in chat.ask(server, asked, {"temperature": 0, "max_tokens": LONG, "request_id": "me"}):
+    for now in chat.ask(server, asked, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
         if not stopped and all(len(one.text) > 20 for one in now):
             chat.cancel(server, "me")
             stopped = True
@@ -242,6 +244,30 @@ def test_one_more_adapter_is_taken_in_while_it_serves(trained: Workplace, client
     assert text_of(ask(client, TWO, QUESTIONS[0])) == before
 
 
+def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: chat.Server) -> None:
+    folder = trained.saves / "demo_model" / "lora" / "judge"
+    making = [sys.executable, "-m", "tests.tiny_reward_model", str(DEMO_MODEL), str(folder)]
+    subprocess.run(making, cwd=PROJECT, check=True, capture_output=True)
+    write_json(folder / "exit.json", {"outcome": "finished", "reason": "finished", "ended": 1.0})
+    write_json(folder / "request.json", {"by": "", "submitted": 3.0, "attempt": 1, "stop": None})
+    asked = {
+        text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")
+    }
+    judge = "demo_model/lora/judge"
+    scores = chat.score(server, trained.saves, judge, asked)
+    by_hand = subprocess.run(
+        [sys.executable, "-m", "tests.scored", str(DEMO_MODEL), str(folder / "adapter")],
+        input=json.dumps(list(asked.values())), capture_output=True, text=True, check=True, cwd=PROJECT,
+    )  # fmt: skip
+    assert list(scores.values()) == pytest.approx(json.loads(by_hand.stdout), abs=1e-4)
+    assert len(set(scores.values())) == 2
+    with pytest.raises(Refusal, match="left no result"):
+        chat.score(server, trained.saves, "demo_model/lora/nobody", asked)
+    with pytest.raises(Refusal, match="is a reward model"):
+        chat.choose(trained, "", [judge])
+    shutil.rmtree(folder)
+
+
 def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_path: Path) -> None:
     saves = tmp_path / "saves"
     workplace = dataclasses.replace(trained, models=(DEMO_MODEL,), saves=saves)
@@ -251,8 +277,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     chat.wait(server)
     assert chat.start(workplace, choice).path == server.path  # found, not started again
     [process] = keeper.processes(server.path)
-    settings = {"temperature": 2.0, "seed": 1, "max_tokens": LONG}
-    for now in chat.ask(server, {BASE: said(QUESTIONS[0])}, settings):
+    for now in chat.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
         if now[0].text and process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     assert now[0].finish == "error"

@@ -92,6 +92,8 @@ def speed(one: Said, words: Words) -> str:
         told.append(words("answer-speed", count=f"{one.tokens_per_s:.3g}"))
     if one.first_s is not None:
         told.append(words("answer-first", seconds=f"{one.first_s:.2f}"))
+    if one.score is not None:
+        told.append(words("answer-score", score=f"{one.score:.2f}"))
     return " · ".join(told)
 
 

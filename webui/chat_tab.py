@@ -7,7 +7,7 @@ again. An answer comes through a handler that goes on until it ends; Stop asks t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ import gradio as gr
 from engine import chat, talk
 from engine.chat import Choice, Server
 from engine.models import chat_template, identity
-from engine.problems import Refusal
+from engine.problems import Problem, Refusal
 from engine.results import Result, results
 from engine.runs import Run
 from engine.workplace import Workplace
@@ -110,13 +110,19 @@ def build(
                 )  # fmt: skip
                 top_p = gr.Number(0.9, label="Top-p", minimum=0.01, maximum=1, step=0.05)
                 top_k = gr.Number(0, label="Top-k", minimum=0, precision=0)
-                seed = gr.Textbox(label=words("chat-seed"), placeholder=words("chat-seed-none"), max_lines=1)
+                seed = gr.Textbox(
+                    label=words("chat-seed"), placeholder=words("chat-seed-none"), max_lines=1, elem_id="chat-seed"
+                )  # fmt: skip
             with gr.Column(elem_classes="grid grid-2"):
                 longest = gr.Number(
                     512, label=words("chat-longest"), minimum=1, precision=0, elem_id="chat-longest"
                 )
                 penalty = gr.Number(1.0, label=words("chat-penalty"), minimum=0.1, maximum=10, step=0.05)
             thinking = gr.Checkbox(True, label=words("chat-thinking"), visible=False, elem_id="chat-thinking")
+            judge = gr.Dropdown(
+                [], value=None, label=words("chat-judge"), info=words("chat-judge-help"), visible=False,
+                elem_classes="field", elem_id="chat-judge", interactive=True,
+            )  # fmt: skip
             with gr.Accordion(words("chat-program"), open=False, elem_classes="fold"):
                 program = gr.HTML()
 
@@ -183,9 +189,13 @@ def build(
         thinks = any(THINKING in (chat_template(folder) or ("", ""))[1] for folder in folders)
         chosen_ids = [one.run.id for one in kept]
         return [
-            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks),
+            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), judge_update(),
             notices.code("serve-text", _command(base, chosen_ids), words),
         ]  # fmt: skip
+
+    def judge_update() -> Any:
+        known = [(one.run.title, one.run.id) for one in chat.judges(saves)]
+        return gr.update(choices=[(words("chat-judge-none"), ""), *known], visible=bool(known))
 
     def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None) -> list[Any]:
         try:
@@ -213,7 +223,8 @@ def build(
         return [answers.past(now, named, words) or answers.nothing(words), export_html(now, words)]
 
     def ask(
-        request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, system: str, *held: Any
+        request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, system: str,
+        judge: str | None, *held: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers as they come; at last the conversation with them in it. Answers into `asking`."""
         resting = [gr.skip()] * len(asking)
@@ -246,15 +257,31 @@ def build(
                 held_html(server) if server else gr.skip(), *model_buttons(server),
             ]  # fmt: skip
             return
-        wrong = [one.problem for one in told if one.problem]
-        said = {one.voice: talk.Said.of(one) for one in told if one.text or not one.problem}
-        if said:
-            now = (*now, talk.Turn(question, system or "", said))
+        scores, wrong = judged(server, judge, asked, told)
+        wrong = [one.problem for one in told if one.problem] + wrong
+        turn = talk.turn(question, system or "", told, scores)
+        now = (*now, turn) if turn else now
         page, file = drawn(now, base, ids)
         yield [
-            notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if said else question, talk.kept(now), page, "",
+            notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if turn else question, talk.kept(now), page, "",
             file, held_html(server), *model_buttons(server),
         ]  # fmt: skip
+
+    def judged(
+        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[chat.Answer]
+    ) -> tuple[dict[str, float], list[Problem]]:
+        """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
+        whole = {
+            one.voice: [*asked[one.voice], {"role": "assistant", "content": one.text}]
+            for one in told
+            if one.text
+        }
+        if not judge or not whole:
+            return {}, []
+        try:
+            return chat.score(server, saves, judge, whole), []
+        except Refusal as refusal:
+            return {}, refusal.problems
 
     def sent(request: gr.Request, question: str, kept: Any, *rest: Any) -> Iterator[list[Any]]:
         if (question or "").strip():
@@ -302,7 +329,7 @@ def build(
     going = {
         "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": AT_ONCE, "concurrency_id": "answers",
     }  # fmt: skip
-    question = [prompt, history, *who, system, *settings]
+    question = [prompt, history, *who, system, judge, *settings]
     gr.on([send.click, prompt.submit], sent, question, asking, **going)
     again.click(once_more, question, asking, **going)
     stop.click(stopped, None, None, **quiet)
@@ -311,13 +338,13 @@ def build(
     past.select(rated, [history, *who], [told, history, past, export], **quiet)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **quiet)
     look_at = [held, load, unload]
-    gr.on([base.input, adapters.input], of_base, who, [adapters, thinking, program], **quiet).then(
+    gr.on([base.input, adapters.input], of_base, who, [adapters, thinking, judge, program], **quiet).then(
         look, who, look_at, **quiet
     )
     timer.tick(look, who, look_at, **quiet)
     load.click(loaded, who, [told, *look_at], **quiet)
     unload.click(unloaded, who, [told, *look_at], **quiet)
-    shown = [timer, base, adapters, thinking, program, *look_at, past, export]
+    shown = [timer, base, adapters, thinking, judge, program, *look_at, past, export]
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""

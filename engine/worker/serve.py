@@ -6,9 +6,11 @@ nobody has asked anything for a while, and sooner when no studio lives that may 
 
     GET  /health                   whether it answers, and how many answers are being written
     GET  /v1/models                the voices
-    POST /v1/chat/completions      stream or not; beside OpenAI's settings top_k, repetition_penalty, thinking, request_id
+    POST /v1/chat/completions      stream or not; beside OpenAI's settings top_k, repetition_penalty, thinking, request_id,
+                                   and ignore_eos: write on to max_tokens, whatever the model thinks
     POST /v1/cancel                {"request_id"}: the answers that were asked for under it end now
     POST /v1/adapters              {"name", "folder"}: one more voice, of a result below the roots
+    POST /v1/score                 {"judge", "conversations"}: what a reward model below the roots thinks of each
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import secrets
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +40,7 @@ from engine.door import listen
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import ALIVE, RunDir, held, read_json, write_json
 from engine.spec import RunSpec
+from engine.worker.conversations import Conversations
 from engine.worker.edge import Report, edge
 from engine.worker.generation import Answer, Piece, Token, Writer
 from engine.worker.model import DTYPES, load_base, precision
@@ -76,6 +79,7 @@ class Wanted(BaseModel):
     top_logprobs: int = Field(0, ge=0, le=20)
     n: Literal[1] = 1
     thinking: bool = True
+    ignore_eos: bool = False
     request_id: str = Field("", max_length=100)
 
     @field_validator("stop", mode="before")
@@ -118,6 +122,13 @@ def _function(call: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
+class Judged(BaseModel):
+    """The body of a request for scores. `judge` is the result folder of a reward model."""
+
+    judge: str
+    conversations: list[list[dict[str, Any]]] = Field(min_length=1, max_length=64)
+
+
 @dataclass
 class House:
     """All that the server has: the writing thread, the voices by name, and what is being answered."""
@@ -127,6 +138,7 @@ class House:
     spec: RunSpec
     writer: Writer
     voices: dict[str, Voice] = field(default_factory=dict)
+    judges: dict[str, Any] = field(default_factory=dict)  # by folder: model and conversations
     answering: dict[str, list[Answer]] = field(default_factory=dict)  # by the id that the asker gave
     asked: float = field(default_factory=time.monotonic)  # when the last question or answer was
 
@@ -134,8 +146,7 @@ class House:
         """One more voice: the adapter in `folder`. Raises Refusal if it cannot be one."""
         if name in self.voices:
             return
-        if not inside(Path(folder), tuple(map(Path, self.given["roots"]))):
-            raise Refusal(problem("path-outside", path=folder, roots=", ".join(self.given["roots"])))
+        self._allow(folder)
         made = voice(name, folder, self.spec, self.writer.model, adapter=True)
         try:
             self.writer.call(lambda: self.writer.load_adapter(folder)).result()
@@ -150,6 +161,30 @@ class House:
         name, folder = self.given["name"], self.given["base"]
         base = voice(name, folder, self.spec, self.writer.model, adapter=False, instead=instead)
         self.voices = {name: base, **self.voices}
+
+    def score(self, folder: str, conversations: list[list[dict[str, Any]]]) -> list[float]:
+        """The scores of a reward model, which is loaded beside the base when it is first asked. Raises Refusal."""
+        self._allow(folder)
+        return self.writer.call(lambda: self._score(Path(folder), conversations)).result()
+
+    def _score(self, folder: Path, conversations: list[list[dict[str, Any]]]) -> list[float]:
+        from engine.worker.reward import load_reward_model, scores  # trl takes seconds to import
+
+        if str(folder) not in self.judges:
+            model, tokenizer = load_reward_model(folder)
+            self.judges[str(folder)] = model, Conversations(tokenizer)
+        model, reading = self.judges[str(folder)]
+        told = reading.encode(
+            [{"messages": list(map(_message, one)), "tools": None} for one in conversations]
+        )
+        if bad := [one for one in told if isinstance(one, Problem)]:
+            raise Refusal(bad)
+        # As it was trained: up to the token that ends the last answer.
+        return scores(model, [one.ids[: one.answers[-1][1]].tolist() for one in told]).tolist()
+
+    def _allow(self, folder: str) -> None:
+        if not inside(Path(folder), tuple(map(Path, self.given["roots"]))):
+            raise Refusal(problem("path-outside", path=folder, roots=", ".join(self.given["roots"])))
 
     def busy(self) -> bool:
         return any(self.answering.values())
@@ -171,7 +206,7 @@ def _answer(house: House, wanted: Wanted, tell: Callable[[Piece], None]) -> Answ
     most = wanted.max_completion_tokens or wanted.max_tokens or speaking.config.max_new_tokens or room
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return Answer(
-        adapter=speaking.adapter, prompt=prompt, most=min(most, room), ends=speaking.ends,
+        adapter=speaking.adapter, prompt=prompt, most=min(most, room), ends=frozenset() if wanted.ignore_eos else speaking.ends,
         sampling=speaking.sampling({name: getattr(wanted, name) for name in names}),
         wording=Wording(speaking.words, wanted.stop or ()), tell=tell,
         logprobs=wanted.top_logprobs if wanted.logprobs else None,
@@ -221,27 +256,38 @@ async def complete(request: Request) -> Response:
     if wanted.stream:
         return StreamingResponse(_events(read, first, pieces), media_type="text/event-stream")
     read.add(*first)
-    while not read.finish:
-        if (more := await _unless_gone(request, anext(pieces))) is None:
-            await pieces.aclose()
-            return Response(status_code=499)
-        read.add(*more)
+    if await _unless_gone(request, _read_on(read, pieces)) is None:
+        return Response(status_code=499)
     if read.problem:
         raise Refusal(read.problem)
     return JSONResponse(read.whole())
 
 
-async def _unless_gone(request: Request, work: Any) -> Any:
+async def _read_on(read: _Reading, pieces: AsyncIterator[tuple[Answer, Piece]]) -> _Reading:
+    async for answer, piece in pieces:
+        read.add(answer, piece)
+    return read
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> Any:
     """What `work` gives; None once the asker has gone away, and `work` is ended."""
-    working = asyncio.ensure_future(work)
-    while not working.done():
-        await asyncio.wait([working], timeout=0.1)
-        if not working.done() and await request.is_disconnected():
-            working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await working
-            return None
-    return working.result()
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+        return None
+    finally:
+        leaving.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Comes back when the asker has gone away; the body has been read, so nothing else is to be heard."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(
@@ -376,6 +422,15 @@ async def adapters(request: Request) -> Response:
     return await models(request)
 
 
+async def score(request: Request) -> Response:
+    """POST /v1/score"""
+    house: House = request.app.state.house
+    house.asked = time.monotonic()
+    wanted = Judged.model_validate(await _body(request))
+    told = await run_in_threadpool(house.score, wanted.judge, wanted.conversations)
+    return JSONResponse({"scores": told})
+
+
 async def cancel(request: Request) -> Response:
     """POST /v1/cancel"""
     house: House = request.app.state.house
@@ -440,6 +495,7 @@ def application(house: House, key: str = "") -> ASGIApp:
             Route("/health", health), Route("/v1/models", models),
             Route("/v1/chat/completions", complete, methods=["POST"]),
             Route("/v1/adapters", adapters, methods=["POST"]), Route("/v1/cancel", cancel, methods=["POST"]),
+            Route("/v1/score", score, methods=["POST"]),
         ],
         exception_handlers={Refusal: _refused, ValidationError: _refused},
     )  # fmt: skip
