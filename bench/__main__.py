@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import pages, start, tick
+from bench import pages, start, tick, validation
 from bench.figures import Figure, table
 from tests.browser.find_chromium import chromium
 
@@ -62,7 +62,22 @@ def living() -> list[Figure]:
     ]
 
 
-PARTS = {"start": starting, "tick": ticking, "pages": lambda _: living()}
+def looking() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = validation.in_a_process(Path(folder))
+    return [
+        Figure("every one of 1,000,000 rows checked", told["check_s"], "s", 60),
+        Figure("… of it computing, on one core", told["core_s"], "s"),
+        Figure("… peak memory", told["peak_mb"], "MB"),
+        Figure("the last page of them, first time", told["page_s"], "s"),
+        Figure("a page in the middle, later", told["again_s"] * 1000, "ms"),
+        Figure("first rows as tokens, nothing warm", told["tokens_s"], "s", 4),
+        Figure("… from the middle, later", told["next_s"] * 1000, "ms"),
+        Figure("lengths of 20,000 of the rows", told["numbers_s"], "s"),
+    ]
+
+
+PARTS = {"start": starting, "tick": ticking, "pages": lambda _: living(), "data": lambda _: looking()}
 
 
 def main() -> int:
@@ -89,7 +104,7 @@ def main() -> int:
             print(f"measuring: {name} …", file=sys.stderr, flush=True)
             figures += part(given.peer.absolute() if given.peer else None)
     print(table(figures, "LLaMA-Factory 0.9.5"))
-    if not given.peer and given.only != "pages":
+    if not given.peer and given.only not in ("pages", "data"):
         print(
             "\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md."
         )

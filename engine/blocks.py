@@ -23,6 +23,7 @@ from engine.rowfiles import LONGEST, Entry, OnBad, Place, Row, encoding_of, entr
 SIZE = 1 << 19  # bytes of a block, or about so many
 ROWS = 2000  # rows of a block of a file that is read row by row
 FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
+BETWEEN = re.compile(r"[\s,]*")
 
 
 class Broken(Exception):
@@ -69,19 +70,29 @@ class Stretch:
             if line and not line.isspace():
                 yield place, of_line(place, line)
 
-    def line_of(self, row: int) -> int:
-        """The line of a row of an array, counted anew: only a row with a problem is asked for it."""
-        text = (self.before + self.data + self.after).decode()
-        decoder, at = json.JSONDecoder(), 1
-        for _ in range(row + 1):
-            start = re.compile(r"[\s,]*").match(text, at).end()
+    @cached_property
+    def places(self) -> list[tuple[int, int | None]]:
+        """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
+        asked where it is."""
+        with self.file.open("rb") as stream:
+            stream.seek(max(self.begin - LONGEST, 0))  # a longer line has columns that tell nobody anything
+            before = stream.read(min(self.begin, LONGEST)).rpartition(b"\n")[2]
+        lead = before.decode("utf-8-sig", errors="ignore")
+        text = lead + self.data.decode() + self.after.decode()
+        decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
+        while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":
+            line, line_at = (
+                line + text.count("\n", line_at, start),
+                max(line_at, text.rfind("\n", line_at, start) + 1),
+            )
+            found.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
             _, at = decoder.raw_decode(text, start)
-        return self.line + text.count("\n", 0, start)
+        return found
 
 
 @dataclass
 class _Place:
-    """Like a Place, but moved from row to row, and its line found only when it is told."""
+    """Like a Place, but moved from row to row, and found only when it is told."""
 
     file: Path
     row: int = 0
@@ -89,8 +100,8 @@ class _Place:
     stretch: Stretch | None = None
 
     def __str__(self) -> str:
-        line = self.stretch.line_of(self.row) if self.stretch else self.line
-        return f"{self.file.name}:{line}"
+        line, column = self.stretch.places[self.row] if self.stretch else (self.line, None)
+        return f"{self.file.name}:{line}:{column}" if column else f"{self.file.name}:{line}"
 
 
 @dataclass(frozen=True)

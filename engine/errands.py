@@ -58,6 +58,11 @@ class Errand:
         return "working" if held(self.path / "lock", ALIVE) else "failed"
 
     @property
+    def asked(self) -> Mapping[str, Any]:
+        """What was given: the set it is about, and more."""
+        return (read_json(self.path / "request.json") or {}).get("given", {})
+
+    @property
     def progress(self) -> Mapping[str, Any]:
         return read_json(self.path / "progress.json") or {}
 

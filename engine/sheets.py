@@ -31,6 +31,10 @@ DATES = {
 }  # number formats that come with Excel
 ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
 IN_FORMAT = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]')  # what a number format only shows
+# What a damaged, cut off, locked or lying file makes the readers raise.
+BROKEN = (
+    zipfile.BadZipFile, zlib.error, expat.ExpatError, LookupError, ValueError, ArithmeticError, RuntimeError, EOFError,
+)  # fmt: skip
 RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
@@ -43,17 +47,9 @@ def to_jsonl(workbook: Path, target: Path) -> int:
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
             return count
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        expat.ExpatError,
-        KeyError,
-        ValueError,
-        NotImplementedError,
-    ) as error:
-        raise Refusal(problem("sheet-broken", file=workbook.name, reason=str(error).strip("'\""))) from error
-    except (RuntimeError, EOFError) as error:  # a password, or a file cut off
-        raise Refusal(problem("sheet-broken", file=workbook.name, reason=str(error))) from error
+    except BROKEN as error:
+        reason = str(error).strip("'\"")
+        raise Refusal(problem("sheet-broken", file=workbook.name, reason=reason)) from error
 
 
 def _rows(packed: zipfile.ZipFile, name: str) -> Iterator[dict[str, str]]:

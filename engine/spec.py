@@ -604,6 +604,11 @@ class Data(Part):
     packing: bool = setting(
         False, "Packing", "Put several short examples into one sequence; none of them sees another."
     )
+    group_by_length: bool = setting(
+        True, "Batches by length",
+        "Put examples of similar length into a batch: less is computed for padding, and each is still seen once per epoch. "
+        "Without packing only.",
+    )  # fmt: skip
     validation_share: float = setting(
         0.0,
         "Validation share",
@@ -688,7 +693,8 @@ class Logging(Part):
     load_best_model_at_end: bool = setting(
         False,
         "Keep the best",
-        "The result is the checkpoint with the lowest validation loss. Needs validation data.",
+        "The result is the checkpoint that did best in validation: the lowest loss, or the highest reward in a "
+        "stage that scores answers. Needs validation data.",
     )
     early_stopping_patience: int | None = setting(
         None,

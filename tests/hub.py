@@ -93,7 +93,7 @@ class _Answer(BaseHTTPRequestHandler):
         if status != 200:
             return self._say({"error": why}, status, {"X-Error-Code": why})
         before, rest = (part.strip("/") for part in path.split(name, 1))
-        if before == "api/v1/models":
+        if before in ("api/v1/models", "api/v1/datasets"):
             return self._modelscope(name, rest, query)
         kind, revision, file = (
             ["resolve", *rest.split("/", 2)[1:], ""][:3] if not before else [*rest.split("/", 2), ""][:3]
@@ -119,7 +119,7 @@ class _Answer(BaseHTTPRequestHandler):
         folder = self.server.folder(name, query.get("Revision", ["master"])[0])
         if folder is None:
             return self._say({"Code": 404, "Message": "no such revision", "Success": False}, 404)
-        if rest == "repo/files":
+        if rest in ("repo/files", "repo/tree"):  # of a model, of a data set
             listed = [
                 {"Path": str(one.relative_to(folder)), "Type": "blob", "Size": one.stat().st_size,
                  "Sha256": hashlib.sha256(one.read_bytes()).hexdigest()}

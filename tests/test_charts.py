@@ -84,6 +84,16 @@ def test_the_curves_that_matter_to_the_stage_come_first():
     assert titles == ["Lead of the better answers", "Loss", "Gradient norm", "Entropy"]
 
 
+@pytest.mark.parametrize(
+    ("words", "titles"), [(EN, ["Reward", "Reward: Exact answer"]), (Words("zh"), ["奖励", "奖励：完全一致"])]
+)
+def test_one_of_several_rewards_is_called_as_on_the_form(words, titles):
+    html = charts.charts(
+        {"reward": series([1, 2]), "rewards/exact": series([0, 1])}, words, first=STAGES["grpo"].curves
+    )
+    assert re.findall(r"<figcaption><b>([^<]+)</b>", html) == titles
+
+
 def test_the_name_of_a_curve_is_text_and_nothing_else():
     html = charts.charts({"<script>alert(1)</script>": series([1, 2])}, EN)
     assert "<script" not in html

@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rounds_with_reference": ROUNDS | {"stage.grpo_beta": 0.1, "stage.num_iterations": 1},
     "judged": {"stage.rewards": {"reward_model": 1}, "stage.reward_model": "saves/tiny/lora/rm/adapter"},
     "nothing_said": {"stage.max_new_tokens": 1, "extra": {"generation_kwargs": {"forced_eos_token_id": 0}}, "training.max_steps": 40},
-    "all_alike": {"stage.rewards": {"format": 1}, "stage.reward_pattern": ".*", "training.max_steps": 25},
+    "all_alike": {"stage.rewards": {"format": 1}, "stage.reward_pattern": ".*", "training.max_steps": 21},
     "cut_ignored": {"stage.mask_truncated_completions": True, "extra": {"generation_kwargs": {"suppress_tokens": [0, 2]}}},
     "raises": {"stage.reward_file": "raises.py"},
     "nothing_to_compare": {"data.datasets": {"unanswered": 1}, "stage.rewards": {"exact": 1}},
@@ -151,6 +151,11 @@ def trained(place: Path) -> dict[str, RunDir]:
             },
         )
         found[name] = run
+    found["demo"] = RunDir(place / "saves" / "demo" / "lora" / "grpo")
+    found["demo"].path.mkdir(parents=True)
+    workplace = Workplace()
+    write_text(found["demo"].spec, workplace.frozen(workplace.preset("demo_grpo")).to_yaml())
+    write_json(found["demo"].request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
     train([run.path for run in found.values()])
     return found
 
@@ -175,6 +180,13 @@ def test_what_is_rewarded_becomes_much_likelier_than_chance(trained: dict[str, R
     rewards = curve(trained["vowels"], "reward")
     assert rewards[0] < 0.3  # five letters of all that random weights write
     assert sum(rewards[-3:]) / 3 > 0.8
+
+
+def test_the_demo_learns_to_write_names_of_the_wanted_length(trained: dict[str, RunDir]) -> None:
+    rewards, lengths = curve(trained["demo"], "reward"), curve(trained["demo"], "answer_length")
+    assert rewards[0] < 1.5
+    assert rewards[-1] > 1.8
+    assert abs(lengths[-1] - 6) < 1 < abs(lengths[0] - 6)
 
 
 def test_answers_end_where_the_template_ends_a_turn(trained: dict[str, RunDir]) -> None:

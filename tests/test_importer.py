@@ -128,6 +128,8 @@ def test_qlora_and_other_switches_change_their_form() -> None:
         ("--stage dpo --pref_loss simpo", {"kind": "simpo", "simpo_beta": 0.1, "simpo_gamma": 0.5}),
         ("--stage kto --pref_beta 0.4 --kto_chosen_weight 2 --kto_rejected_weight 0.5",
          {"kind": "kto", "beta": 0.4, "desirable_weight": 2, "undesirable_weight": 0.5}),
+        ("--stage ppo --reward_model /r --ppo_epochs 2 --ppo_target 6 --ppo_whiten_rewards true",
+         {"kind": "ppo", "reward_model": "/r", "num_ppo_epochs": 2, "kl_target": 6, "whiten_rewards": True}),
     ],
 )  # fmt: skip
 def test_stages_that_learn_from_preferences_keep_their_settings(flags: str, stage: dict[str, Any]) -> None:

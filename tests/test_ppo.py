@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from engine import progress, queue, runs
+from engine import command, keeper, progress, queue, runs
 from engine.obstacles import obstacles
 from engine.reward_models import reward_model_problems
 from engine.rundir import read_json, read_lines, write_json
@@ -187,6 +189,33 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny: Path,
         assert {"kl_coef", "head.weight"} <= set(moved)
         assert any(name.endswith("lora_B.critic.weight") for name in moved)
         assert len(moved) > 0.9 * one["weights"]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_with_twice_the_batch(
+    tiny: Path, tmp_path: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    together = story("share", tiny, tmp_path / "one", processes=1)
+    assert together["grad_norm"] > 0.01
+    spec = make_spec(hardware__num_processes=2)
+    words = command.train_command(spec, tmp_path / "two", keeper.free_port(), cards=0)
+    words[words.index("--module") + 1 :] = [
+        "tests.ppo_toy",
+        "share",
+        str(tiny),
+        str(tmp_path / "two"),
+        '{"processes": 2}',
+    ]
+    environment = os.environ | command.environment(spec, tmp_path, cards=0, threads=2)
+    subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, timeout=300, check=True)
+    shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
+    names = set(together) - {"time"}
+    assert {name: shared[name] for name in names} == pytest.approx(
+        {name: together[name] for name in names}, rel=1e-4, abs=1e-6
+    )
+    one, two = (load_file(tmp_path / name / "checkpoint-1" / "ppo.safetensors") for name in ("one", "two"))
+    for name in one:
+        assert torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-6), name
 
 
 # --------------------------------------------------------------------------------------------- whole runs

@@ -223,6 +223,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rm": {"stage": {"kind": "rm"}, **LORA},
     "rm_full": {"stage": {"kind": "rm"}, **WHOLE},
     "rm_freeze": {"stage": {"kind": "rm"}, "method": {"kind": "freeze", "trainable_layers": 1}, **LORA},
+    "rm_bf16": {"stage": {"kind": "rm"}, "training.precision": "bf16", **LORA},
+    "rm_pissa": {"stage": {"kind": "rm"}, "method.init_lora_weights": "pissa", **LORA},
     "rm_qlora": {"stage": {"kind": "rm"}, "model.quantization": {"kind": "4bit"}, **LORA},
     "rm_stretched": {"stage": {"kind": "rm"}, "model.rope_scaling": {"kind": "linear", "factor": 4.0}, **WHOLE},
     "dpo": {"stage": {"kind": "dpo"}, "method.lora_dropout": 0.2, **LORA},
@@ -234,19 +236,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "orpo": {"stage": {"kind": "orpo", "orpo_lambda": 1.0}, "training.gradient_checkpointing": True, **LORA},
     "simpo": {"stage": {"kind": "simpo"}, "training.gradient_accumulation_steps": 2, **LORA},
 }  # fmt: skip
+ON = {"training.learning_rate": 1e-3}  # what has learned already is moved more gently
 # These begin with what the others have left.
 CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpo_after_dpo": ("dpo", {"stage": {"kind": "dpo"}, **LORA}),
-    "dpo_after_dpo_quantized": ("dpo", {"stage": {"kind": "dpo"}, "model.quantization": {"kind": "4bit"}, **LORA}),
-    "rm_after_dpo": ("dpo", {"stage": {"kind": "rm"}, **LORA}),
-    "rm_after_rm": ("rm", {"stage": {"kind": "rm"}, **LORA}),
+    "dpo_after_dpo": ("dpo", {"stage": {"kind": "dpo"}, **ON}),
+    "dpo_after_dpo_quantized": ("dpo", {"stage": {"kind": "dpo"}, "model.quantization": {"kind": "4bit"}, **ON}),
+    "rm_after_dpo": ("dpo", {"stage": {"kind": "rm"}, **ON}),
+    "rm_after_rm": ("rm", {"stage": {"kind": "rm"}, **ON}),
 }  # fmt: skip
 FAILING = ("kto_all_good",)
 EVERY = [name for name in (*VARIANTS, *CONTINUED) if name not in FAILING]
 REWARD = [name for name in EVERY if name.startswith("rm")]
 WRITERS = [name for name in EVERY if name not in REWARD]
 RESUMED = ("rm", "rm_qlora", "dpo", "dpo_full", "dpo_pissa", "dpo_after_dpo", "kto", "orpo", "simpo")
-STEPS = 16
+STEPS = 24
 
 
 def lay_out(run: RunDir, tiny: Path, changes: dict[str, Any]) -> RunDir:
@@ -354,7 +357,7 @@ def test_the_better_answers_come_to_lead(trained: dict[str, RunDir], name: str) 
     assert len(margins) == 2
     assert margins[-1] > margins[0]
     assert curve(run, "eval_loss")[-1] < curve(run, "eval_loss")[0]
-    if "kto" not in name:
+    if name != "kto":  # which knows no pairs
         assert curve(run, "eval_rewards/accuracies")[-1] > 0.7
 
 

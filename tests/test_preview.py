@@ -52,7 +52,7 @@ def test_the_tokens_shown_are_those_that_a_real_run_has_prepared(workplace, make
         {"instruction": "Hi 猫 <|im_end|>", "output": "🎉 <|im_start|>", "history": [["a", "b"]], "system": "Be brief."},
         {"instruction": "long", "output": "word " * 200},
     ])  # fmt: skip
-    changes = {"data__datasets": {"odd": 1}, "data__max_length": 48}
+    changes = {"data__datasets": {"odd": 1}, "data__max_length": 96}
     run = runs.submit(make_spec(**changes), workplace)
     wait_until(lambda: runs.get(workplace.saves, run.id).final)
     told = look("page", "odd", **changes)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.datasets import check, read_catalogue
+from engine.datasets import read_catalogue
 from engine.stages import STAGES
+from engine.validation import check
 from engine.workplace import PROJECT
 
 PAGES = PROJECT / "docs" / "stages"

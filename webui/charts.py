@@ -65,9 +65,16 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
     lines = [one for one in lines if one.x]
     if not lines:
         return ""
-    code = f"curve-{base}"
-    title = words(code) if words.knows(code) else base.replace("_", " ")
-    return chart(title, lines, words, x, 0.0 if base in EXACT else smoothing, log)
+    return chart(_title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log)
+
+
+def _title(base: str, words: Words) -> str:
+    """What a curve is called; that of one of several rewards by the reward's name on the form."""
+    if words.knows(f"curve-{base}"):
+        return words(f"curve-{base}")
+    if base.startswith("rewards/"):
+        return words("curve-one-reward", name=words.choice("stage.rewards", base.removeprefix("rewards/")))
+    return base.replace("_", " ")
 
 
 def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:

@@ -110,7 +110,7 @@ def build(
                 no = gr.Button(words("cancel"), size="sm", scale=0)
             work = gr.HTML(elem_id="work")
             with gr.Tabs(visible=False, elem_classes="below", elem_id="set-tabs") as parts:
-                with gr.Tab(words("part-rows"), id="rows", render_children=True):
+                with gr.Tab(words("part-rows"), id="rows"):
                     with gr.Row(elem_classes="bar-row"):
                         text = gr.Textbox(
                             placeholder=words("rows-search"), show_label=False, container=False, max_lines=1,
@@ -124,7 +124,7 @@ def build(
                         on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="rows-on")
                     shown_rows = gr.HTML(elem_id="rows")
                     further = gr.Button(words("search-on"), size="sm", visible=False, elem_id="search-on")
-                with gr.Tab(words("part-check"), id="check", render_children=True) as check_tab:
+                with gr.Tab(words("part-check"), id="check") as check_tab:
                     with gr.Row(elem_classes="tools-row"):
                         against = gr.Dropdown(
                             [], value=[], multiselect=True, label=words("against"), info=words("against-help"),
@@ -161,7 +161,7 @@ def build(
                             halve = gr.Button(
                                 words("split-off"), size="sm", scale=0, min_width=150, elem_id="split-off"
                             )
-                with gr.Tab(words("part-seen"), id="seen", render_children=True) as seen_tab:
+                with gr.Tab(words("part-seen"), id="seen") as seen_tab:
                     with gr.Column(elem_classes="grid grid-4"):
                         about = {"interactive": True, "min_width": 120}
                         model = gr.Dropdown(
@@ -192,7 +192,7 @@ def build(
                         )  # fmt: skip
                         seen_on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="seen-on")
                     seen = gr.HTML(elem_id="seen")
-                with gr.Tab(words("part-columns"), id="columns", render_children=True):
+                with gr.Tab(words("part-columns"), id="columns"):
                     with gr.Column(elem_classes="grid grid-4"):
                         name = gr.Textbox(
                             label=words("set-name"),
@@ -344,7 +344,7 @@ def build(
             small = False
         return begin("check", check_given)(id, against) if small else [gr.skip()] * 4
 
-    def watch(errand_id: str) -> list[Any]:
+    def watch(errand_id: str, id: str) -> list[Any]:
         """How far the errand is, and what came of it when it is done."""
         one = errands.get(saves, errand_id)
         still = [gr.skip()] * 3  # findings, open set, list
@@ -354,21 +354,23 @@ def build(
             return [gr.skip(), gr.skip(), rows.working(one.progress, words), *still]
         if one.state == "failed":
             return [notices.refused(one.problems, words), gr.Timer(active=False), "", *still]
-        return done[one.id.partition("-")[0]](one)
+        # Whoever has gone on to another set meanwhile stays there.
+        here = one.asked.get("name") in (None, id.partition(":")[2])
+        told, *shown = done[one.id.partition("-")[0]](one, here)
+        return [told, gr.Timer(active=False), "", *shown]
 
     def check_html(one: Errand) -> str:
         return rows.findings(one.result, f"{root}/data/{quote(one.id)}/{errands.BAD_ROWS}", words)
 
-    def check_done(one: Errand) -> list[Any]:
-        return [gr.skip(), gr.Timer(active=False), "", check_html(one), gr.skip(), gr.skip()]
+    def check_done(one: Errand, here: bool) -> list[Any]:
+        return [gr.skip(), check_html(one) if here else gr.skip(), gr.skip(), gr.skip()]
 
-    def made_done(one: Errand) -> list[Any]:
-        made = one.result["made"]
-        counts = one.result["counts"]
-        told_of = ", ".join(f"{name} ({counts[name]:,})" for name in made)
-        said = words("sets-made", sets=told_of, out=f"{counts.get('left out', 0):,}")
-        id = f"set:{made[0]}"
-        return [notices.toast(said), gr.Timer(active=False), "", gr.skip(), id, list_html(id)]
+    def made_done(one: Errand, here: bool) -> list[Any]:
+        made, counts = one.result["made"], one.result["counts"]
+        sets = ", ".join(f"{name} ({counts[name]:,})" for name in made)
+        said = words("sets-made", sets=sets, out=f"{counts.get('left out', 0):,}")
+        id = f"set:{made[0]}" if here else gr.skip()
+        return [notices.toast(said), gr.skip(), id, list_html(f"set:{made[0]}" if here else "")]
 
     done = {"check": check_done, "deduplicate": made_done, "split": made_done, "download": made_done}
 
@@ -634,7 +636,7 @@ def build(
     check_tab.select(check_at_once, [chosen, against], working, **quiet)
     unique.click(begin("deduplicate", dict), [chosen], working, **quiet)
     halve.click(begin("split", split_given), [chosen, share, seed], working, **quiet)
-    timer.tick(watch, errand, [told, timer, work, found, *listed], **quiet)
+    timer.tick(watch, [errand, chosen], [told, timer, work, found, *listed], **quiet)
     fetch.click(fetch_given, [hub_id, hub, subset, split_of], working, **quiet)
     get.click(fetch_known, chosen, working, **quiet)
 

@@ -454,7 +454,7 @@ def samples_html(found: Sequence[Mapping[str, Any]], words: Words) -> str:
     )
     body = "".join(
         f"<tr><td>{sample['step']:,}</td><td>{_lines(_asked(sample['prompt']))}</td>"
-        f"<td>{_lines(str(sample['completion'])) or _nothing(words)}</td><td>{_scored(sample)}</td></tr>"
+        f"<td>{_lines(str(sample['completion'])) or _nothing(words)}</td><td>{_scored(sample, words)}</td></tr>"
         for sample in found
     )
     return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
@@ -474,10 +474,12 @@ def _asked(prompt: Any) -> str:
     return "\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in messages)
 
 
-def _scored(sample: Mapping[str, Any]) -> str:
+def _scored(sample: Mapping[str, Any], words: Words) -> str:
     """The reward, and under it what it is made of."""
     parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
-    told = " · ".join(f"{name} {_number(value)}" for name, value in parts.items())
+    told = " · ".join(
+        f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items()
+    )
     return f"{_number(sample['reward'])}<small>{escape(told)}</small>"
 
 

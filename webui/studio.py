@@ -55,11 +55,11 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
-            with gr.Tab(words("tab-chat"), id="chat", render_children=True) as chat_item:
+            with gr.Tab(words("tab-chat"), id="chat") as chat_item:
                 talk = chat_tab.build(
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
-            with gr.Tab(words("tab-data"), id="data", render_children=True) as data_item:
+            with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
                     workplace,
@@ -242,6 +242,9 @@ def application(
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
+    # Only of a page that was launched does gradio look whether a file that a request names was uploaded; of a mounted
+    # one it would hand any file of this machine to a handler.
+    blocks.has_launched = True
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
         head=theme.head(), footer_links=[], max_file_size=uploads.LARGEST, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),

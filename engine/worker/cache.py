@@ -107,16 +107,6 @@ class Fingerprints:
                 write_json(self.path, there)
 
 
-def find(cache: Path, key: str) -> Path | None:
-    """The folder of what was prepared under this key, if it is there; from now on the last to be pruned."""
-    folder = cache / key
-    try:
-        os.utime(folder / SUMMARY)
-    except OSError:
-        return None
-    return folder
-
-
 @contextlib.contextmanager
 def building(cache: Path, key: str) -> Iterator[Path]:
     """A folder to prepare in, which is found under `key` from the end of the block on; gone if the block fails."""
@@ -127,6 +117,8 @@ def building(cache: Path, key: str) -> Iterator[Path]:
         yield partial
         (partial / "lock").unlink()
         partial.chmod(0o755)
+        if (cache / key).exists() and not (cache / key / SUMMARY).exists():
+            shutil.rmtree(cache / key)  # somebody has taken pieces out of it
         with contextlib.suppress(OSError):  # somebody else was quicker, with the same
             partial.rename(cache / key)
     finally:
@@ -157,20 +149,23 @@ def prune(cache: Path, most: int = MOST) -> None:
                 shutil.rmtree(gone)
 
 
-def hand_over(folder: Path, to: Path) -> dict[str, Any]:
-    """The files of a prepared folder into a run's, by hard links where the file system has them; returns the summary.
+def hand_over(folder: Path, to: Path) -> dict[str, Any] | None:
+    """The files of a prepared folder into a run's, by hard links where the file system has them; returns its summary.
 
-    Raises FileNotFoundError if the folder was pruned meanwhile.
+    None if there is no such folder, or it is pruned just now. From now on it is the last to be.
     """
-    to.mkdir(exist_ok=True)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    for split in summary["splits"]:
-        file = f"{split}.arrow"
-        (to / file).unlink(missing_ok=True)
-        try:
-            os.link(folder / file, to / file)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            shutil.copyfile(folder / file, to / file)
+    try:
+        os.utime(folder / SUMMARY)
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        to.mkdir(exist_ok=True)
+        for file in (f"{split}.arrow" for split in summary["splits"]):
+            (to / file).unlink(missing_ok=True)
+            try:
+                os.link(folder / file, to / file)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(folder / file, to / file)
+    except FileNotFoundError:
+        return None
     return summary

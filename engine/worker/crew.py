@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -48,15 +49,17 @@ class Crew:
         try:
             for number, task in enumerate(tasks):
                 _, member = self.members[number % len(self.members)]
-                member.send(task)
+                with _alive():
+                    member.send(task)
                 waiting.append(member)
                 if len(waiting) == AHEAD * len(self.members):
                     yield _answer(waiting.popleft())
             while waiting:
                 yield _answer(waiting.popleft())
         finally:
-            for member in waiting:
-                member.recv()
+            with contextlib.suppress(EOFError, OSError):
+                for member in waiting:
+                    member.recv()
 
     def close(self) -> None:
         """Ends the forks, at once."""
@@ -68,15 +71,21 @@ class Crew:
 
 
 def _answer(member: Connection) -> Any:
-    try:
+    with _alive():
         good, answer = member.recv()
-    except EOFError:
-        raise ChildProcessError(
-            "A process of the preparation was killed. Is there enough memory for so many?"
-        ) from None
     if not good:
         raise answer
     return answer
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        raise ChildProcessError(
+            "A process that prepared rows was killed. There may be too little memory for so many of them."
+        ) from None
 
 
 def _serve(tasks: Connection, work: Callable[[Any], Any]) -> None:

@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,12 +101,25 @@ def _huggingface(name: str, folder: Path, report: Report) -> None:
 
 def _modelscope(name: str, folder: Path, report: Report) -> None:
     try:
-        from modelscope_hub import HubApi
+        from modelscope_hub import HubApi, ProgressCallback
     except ImportError:
         package = problem("package-missing", what="ModelScope", package="modelscope-hub")
         raise Refusal(package) from None
+    done, adding = 0, threading.Lock()  # files come in threads
+
+    class File(ProgressCallback):
+        """The progress of one file."""
+
+        def update(self, size: int) -> None:
+            nonlocal done
+            with adding:
+                done += size
+                report(done, None, "B")
+
     report(0, None, "B")
-    HubApi().download_repo(name, "dataset", allow_patterns=WANTED, local_dir=str(folder))
+    HubApi().download_repo(
+        name, "dataset", allow_patterns=WANTED, local_dir=str(folder), progress_callbacks=[File]
+    )
 
 
 FETCH: dict[str, Callable[[str, Path, Report], None]] = {

@@ -52,15 +52,17 @@ class Bytes:
 
     def __init__(self, report: Report):
         self.report, self.over, self.adding = report, threading.Event(), threading.Lock()
+        self.teller = threading.Thread(target=self._tell, daemon=True)
         self.done = self.total = 0
 
     def __enter__(self) -> Bytes:
         self.report("downloading")
-        threading.Thread(target=self._tell, daemon=True).start()
+        self.teller.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
+        self.teller.join()
 
     def _tell(self) -> None:
         while not self.over.wait(0.5):

@@ -63,6 +63,8 @@ class Frame:
         full = after(question, [ask, reply, ask_again, reply_again])
         opens, shared = _agree(prompt, bare, any_control), _agree(prompt, full, any_control)
         anchor = prompt[opens:shared]
+        if not anchor and any_control.search(prompt[:shared]):
+            anchor = prompt[:shared]  # nothing opens an answer, but something closes each question (Mistral)
 
         # What follows an answer in the middle may already be the next turn; what it has in common with the end is not.
         run = re.compile(f"(?:{any_control.pattern})+")

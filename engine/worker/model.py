@@ -12,10 +12,13 @@ from peft import (
     PeftConfig,
     PeftModel,
     get_peft_model,
+    get_peft_model_state_dict,
     load_peft_weights,
     prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -209,3 +212,12 @@ def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None
         # and not a critic's, nor the copy that some stages keep to compare with
         options["selected_adapters"] = ["default"]
     model.save_pretrained(folder, safe_serialization=True, **options)
+    if "path_initial_model_for_weight_conversion" in options:
+        _add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)
+
+
+def _add_whole_modules(model: PeftModel, file: Path) -> None:
+    """Add what is trained in full beside an adapter that peft has converted: it writes the converted matrices alone."""
+    adapter = get_peft_model_state_dict(model)
+    whole = {name: tensor.contiguous() for name, tensor in adapter.items() if "lora_" not in name}
+    save_file(load_file(file) | whole, file, metadata={"format": "pt"})

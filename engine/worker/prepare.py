@@ -47,9 +47,8 @@ def prepare(run: RunDir) -> None:
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
     store = run.path.parents[2] / ".prepared"
     key = cache.key_of(spec, datasets, model_path, store)
-    if folder := cache.find(store, key):
+    if summary := cache.hand_over(store / key, run.prepared):
         print("These rows were prepared before.", flush=True)
-        summary = cache.hand_over(folder, run.prepared)
     else:
         with cache.building(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
@@ -165,6 +164,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    # A tokenizer needs no torch, and without it transformers loads in half the time.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it would tell
     # A stop is told by SIGTERM: what is half prepared goes away, with the processes that prepare it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with edge(sys.argv[1]) as here:

@@ -108,12 +108,10 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     if rows is None:
         split, rows, most = "train", trainer.train_dataset, SHOWN
     pairs = list(islice(rows, most))
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    training = model.training
-    model.eval()
+    # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
     told = {side: scores(model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]) for side in sides}
-    model.train(training)
     lead = told["chosen"] - told["rejected"]
     write_json(folder / "evaluation.json", {
         "split": split, "pairs": len(pairs), "accuracy": (lead > 0).double().mean().item(), "margin": lead.mean().item(),

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -24,10 +25,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.worker.frame import Frame, Span, answers_in, any_of, control_tokens, render
-from engine.worker.tracing import Check, outline, sentinel
+from engine.worker.tracing import Check, Outline, Tracer, sentinel
+from engine.worker.words import Words
 
 MOST_TURNS, MOST_SHAPES = 64, 512
-ROWS = 256  # conversations whose contents are tokenized as one text
+ROWS = 1024  # conversations that are put together at a time
+THREADS = 16  # of the tokenizer, at the most
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 BEFORE = ("", "a", " ", "\n", ".")
@@ -118,7 +121,12 @@ class Shapes:
             ),
             ("", -1),
         )
+        self.words = Words.of(tokenizer)
         self.splits_at_breaks = _splits_at_breaks(tokenizer)
+
+    @cached_property
+    def tracer(self) -> Tracer:
+        return Tracer(self.template, self.tokenizer.special_tokens_map)
 
     def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
         """The shape of a conversation of plain messages; None if the template has to be asked each time."""
@@ -152,51 +160,86 @@ class Shapes:
 
     def _tokenized(self, shape: Shape, indices: list[int], said: list[list[str]]) -> Iterator[Group]:
         slots = shape.plan.slots
-        blocks = [said[start : start + ROWS] for start in range(0, len(said), ROWS)]
-        contents = [[row[slot] for row in block for slot in slots] for block in blocks]
-        encodings = self.backend.encode_batch_fast(
-            [self.fence.join(["", *some, ""]) for some in contents], add_special_tokens=False
-        )
-        for number, (block, encoding) in enumerate(zip(blocks, encodings, strict=True)):
-            rows = indices[number * ROWS :][: len(block)]
-            ids = np.array(encoding.ids, dtype=np.int32)
-            fences = np.flatnonzero(self.is_control[ids])
-            if len(fences) == len(block) * len(slots) + 1 and (ids[fences] == self.fence_id).all():
-                yield _together(shape, rows, ids, fences)
+        for start in range(0, len(said), ROWS):
+            block, rows = said[start : start + ROWS], indices[start : start + ROWS]
+            contents = [row[slot] for row in block for slot in slots]
+            if found := (self.words and self.words.ids(contents)) or self._fenced(contents):
+                yield _together(shape, rows, *found)
                 continue
             # Someone wrote a control token into the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
             if 0 < len(honest) < len(block):
                 yield from self._tokenized(shape, [rows[at] for at in honest], [block[at] for at in honest])
 
+    def _fenced(self, contents: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """The ids of all contents, one after the other, and how many each has, with one call of the tokenizer.
+
+        None if there is a control token in one of them.
+        """
+        # Several texts, since it has several threads.
+        step = -(-len(contents) // THREADS)
+        texts = [[*contents[at : at + step], ""] for at in range(0, len(contents), step)]
+        encodings = self.backend.encode_batch_fast(
+            [self.fence + self.fence.join(some) for some in texts], add_special_tokens=False
+        )
+        ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in encodings])
+        fences = np.flatnonzero(self.is_control[ids])
+        if len(fences) != len(contents) + len(texts) or (ids[fences] != self.fence_id).any():
+            return None
+        lengths = np.diff(fences) - 1
+        # Between two texts there are two fences, and nothing.
+        ends = np.cumsum([len(some) for some in texts])[:-1] - 1
+        return np.delete(ids, fences), np.delete(lengths, ends)
+
     def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
-        frame = self.frame
         contents = [sentinel(number) for number in range(len(roles))]
-        row = {
-            "messages": [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
-        }
+        messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
         try:
-            found = outline(self.template, roles, self.tokenizer.special_tokens_map, generate=generate)
-            text, marked = render(self.tokenizer, self.template, row["messages"], generate=generate)
-            spans = [] if generate else answers_in(self.tokenizer, self.template, text, marked, row, frame)
+            found = self.tracer.outline(roles, generate=generate)
+            text, marked = render(self.tokenizer, self.template, messages, generate=generate)
+            if found is None or found.text(contents) != text:
+                return None
+            if generate:
+                return self._shape(found, contents, text, [], [])
+            row = {"messages": messages}
+            spans = answers_in(self.tokenizer, self.template, text, marked, row, self.frame)
+            checks = self._checks_of_answers(roles, contents, text, marked)
+            return None if checks is None else self._shape(found, contents, text, spans, checks)
         except (
             Exception
         ):  # a template is a program of its own, and may refuse these roles in any way it likes
             return None
-        if found is None or not (frame.unforgeable or marked or generate):
-            return None
+
+    def _checks_of_answers(
+        self, roles: tuple[str, ...], contents: list[str], text: str, marked: list[Span]
+    ) -> list[Check] | None:
+        """What has to hold for the answers to be where they are, besides what the template asks; None if that cannot
+        be told. See `engine.worker.frame.answers_in` for where they are looked for."""
+        frame, answering = self.frame, [number for number, role in enumerate(roles) if role == "assistant"]
+        if marked:  # spaces at the end of a mark are not part of the answer
+            return [(number, lambda said: said == said.rstrip()) for number in answering]
+        checks: list[Check] = []
+        if frame.opening:  # at the beginning of an answer it would be taken for the template's own
+            checks += [(number, lambda said: not said.startswith(frame.opening)) for number in answering]
+        if frame.unforgeable and len(frame.starts(text)) == len(answering):
+            return checks
+        for number in answering:
+            before = self.tracer.outline(roles[:number], generate=True)
+            if before is None or not text.startswith(before.text(contents)):
+                return None
+            checks += before.checks
+        return checks
+
+    def _shape(
+        self, found: Outline, contents: list[str], text: str, spans: list[Span], checks: Sequence[Check]
+    ) -> Shape | None:
+        """None if an answer begins or ends within a content."""
         cut = _cut(found.parts, contents, spans)
-        if cut is None or "".join(contents[p] if isinstance(p, int) else p for p in cut[0]) != text:
+        if cut is None:
             return None
-        checks = list(found.checks)
-        if not generate:
-            # The rest of what the answers' place depends on.
-            answering = [number for number, role in enumerate(roles) if role == "assistant"]
-            checks += [(number, lambda said: said == said.rstrip()) for number in answering if marked]
-            if frame.opening:
-                checks += [(number, lambda said: not said.startswith(frame.opening)) for number in answering]
-        ended = all(frame.stop.search(text, *span) for span in spans)
-        return Shape(cut[0], tuple(checks), cut[1], ended, self._plan(cut[0]))
+        parts, answers = cut
+        ended = all(self.frame.stop.search(text, *span) for span in spans)
+        return Shape(parts, (*found.checks, *checks), answers, ended, self._plan(parts))
 
     def _plan(self, parts: tuple[str | int, ...]) -> Plan | None:
         """None if control tokens do not close every content off from the frame."""
@@ -312,11 +355,11 @@ def _alternating(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]
     return runs, numbers
 
 
-def _together(shape: Shape, rows: list[int], ids: np.ndarray, fences: np.ndarray) -> Group:
-    """Contents, fenced off from each other, into their frames."""
+def _together(shape: Shape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> Group:
+    """Contents into their frames."""
     plan, count = shape.plan, len(rows)
-    begins = (fences[:-1] + 1 + len(plan.frame)).reshape(count, -1)
-    lengths = np.diff(fences).reshape(count, -1) - 1
+    begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
+    lengths = lengths.reshape(count, -1)
     begin, length = (np.empty((count, len(plan.parts)), dtype=np.int64) for _ in range(2))
     for at, part in enumerate(plan.parts):
         if isinstance(part, int):

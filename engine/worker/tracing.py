@@ -41,41 +41,56 @@ class Outline:
     parts: tuple[str | int, ...]
     checks: tuple[Check, ...]
 
+    def text(self, contents: Sequence[str]) -> str:
+        return "".join(contents[part] if isinstance(part, int) else part for part in self.parts)
+
 
 def sentinel(number: int) -> str:
     """A content that no template writes, and that any way of quoting would change."""
     return f"{chr(0xE000 + number)}\"'\\<&é{chr(0xE800 + number)}"
 
 
-def outline(
-    template: str, roles: Sequence[str], variables: dict[str, Any], *, generate: bool = False
-) -> Outline | None:
-    """The outline of a conversation in which these speak, one message each; None if there is none.
+class Tracer:
+    """A template, compiled so that it can be run on contents that remember what they were asked.
 
-    `variables` is what the template sees besides the messages. Whatever the template raises is raised.
+    `variables` is what it sees besides the messages.
     """
-    asked = _Asked()
-    messages = [
-        {"role": role, "content": asked.content(sentinel(number), number)}
-        for number, role in enumerate(roles)
-    ]
-    try:
-        written = _traceable(template, asked).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=generate, **variables
-        )
-    except Exception:
+
+    def __init__(self, template: str, variables: dict[str, Any]):
+        self.variables, self.asked = variables, _Asked()
+        self.template = _traceable(template, self.asked)
+
+    def outline(self, roles: Sequence[str], *, generate: bool = False) -> Outline | None:
+        """The outline of a conversation in which these speak, one message each; None if there is none.
+
+        Whatever the template raises is raised.
+        """
+        asked = self.asked.again()
+        messages = [
+            {"role": role, "content": asked.content(sentinel(number), number)}
+            for number, role in enumerate(roles)
+        ]
+        try:
+            written = self.template.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=generate,
+                **self.variables,
+            )
+        except Exception:
+            if asked.too_much:
+                return None
+            raise
         if asked.too_much:
             return None
-        raise
-    if asked.too_much:
-        return None
-    known = {sentinel(number): number for number in range(len(roles))}
-    split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
-    parts = tuple(known.get(part, part) for part in split if part)
-    leftover = re.compile("[\ue000-\uefff]")
-    if any(isinstance(part, str) and leftover.search(part) for part in parts):
-        return None  # a content was changed on its way
-    return Outline(parts, tuple(asked.asked.values()))
+        known = {sentinel(number): number for number in range(len(roles))}
+        split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
+        parts = tuple(known.get(part, part) for part in split if part)
+        leftover = re.compile("[\ue000-\uefff]")
+        if any(isinstance(part, str) and leftover.search(part) for part in parts):
+            return None  # a content was changed on its way
+        return Outline(parts, tuple(asked.asked.values()))
 
 
 class _Asked:
@@ -85,12 +100,15 @@ class _Asked:
     def __init__(self) -> None:
         self.asked: dict[tuple[Any, ...], Check] = {}
         self.too_much = False
+        self.spliced, self.content = _types(self)
+
+    def again(self) -> _Asked:
+        self.asked.clear()
+        self.too_much = False
+        return self
 
     def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
         self.asked[number, *question] = number, check
-
-    def content(self, text: str, number: int) -> str:
-        return _content_type(self)(text, number)
 
     def refuse(self) -> None:
         # Raised too, but a template may catch what is raised; the mark stays.
@@ -98,8 +116,8 @@ class _Asked:
         raise TypeError("only the content itself could answer this")
 
 
-def _content_type(asked: _Asked) -> type:
-    """The type of strings whose questions `asked` writes down."""
+def _types(asked: _Asked) -> tuple[type, type]:
+    """The types of texts with contents in them, and of contents, whose questions `asked` writes down."""
 
     class Spliced(str):
         """A text with a content in it. It may be joined and written, nothing else."""
@@ -166,7 +184,7 @@ def _content_type(asked: _Asked) -> type:
         asked.note(self.number, (), bool)
         return True
 
-    kept = {"__new__", "__init__", "__str__", "__repr__", "__class__", "__doc__", "__init_subclass__"}
+    kept = {"__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__"}
     kept |= {"__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__add__"}
     kept |= {"__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"}
     for name in set(dir(str)) - kept:
@@ -179,8 +197,7 @@ def _content_type(asked: _Asked) -> type:
     for name in ("split", "rsplit", "partition", "rpartition"):
         setattr(Content, name, unsplit(name))
     Content.__bool__ = truth
-    asked.spliced = Spliced
-    return Content
+    return Spliced, Content
 
 
 class _Visible(NodeTransformer):

@@ -20,6 +20,7 @@ def train(run: RunDir) -> None:
     from datasets import Dataset
     from transformers import set_seed
 
+    from engine.worker.lengths import group_by_length
     from engine.worker.metrics import RunCallback
     from engine.worker.model import keep_initial, load_model
     from engine.worker.result import save_result
@@ -37,6 +38,7 @@ def train(run: RunDir) -> None:
 
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
     trainer = trainer_of(spec.stage.kind)(spec, run, model, tokenizer, data, [callback])
+    group_by_length(spec, trainer)
     assert_effective(spec, run, trainer)
     resume_or_begin(run, trainer)
     report("saving")

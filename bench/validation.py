@@ -1,0 +1,107 @@
+"""What it takes to look at a million rows: to judge them all, to open any of them, and to see the first as tokens.
+
+Run as a process of its own, `python -m bench.validation FOLDER`, so that nothing else is in the memory it measures.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.server import MB, wait_until_quiet
+from engine import browse, preview
+from engine.datasets import Dataset, find
+from engine.validation import check
+from engine.workplace import PROJECT, Workplace
+
+ROWS = 1_000_000
+SET = "million"
+WORDS = [
+    "apple",
+    "river",
+    "model",
+    "answer",
+    "question",
+    "language",
+    "the",
+    "of",
+    "a",
+    "in",
+    "data",
+    "train",
+    "weight",
+    "模型",
+    "训练",
+    "回答",
+    "数据",
+    "语言",
+    "问题",
+    "学习",
+    "network",
+    "loss",
+    "token",
+    "sentence",
+    "文本",
+    "example",
+]
+
+
+def make(folder: Path) -> Dataset:
+    """A million alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one repeated."""
+    some = random.Random(1)
+    with (folder / f"{SET}.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(ROWS):
+            row: dict[str, Any] = {
+                "instruction": f"{number} {' '.join(some.choices(WORDS, k=10))}",
+                "input": " ".join(some.choices(WORDS, k=5)) if number % 3 else "",
+                "output": " ".join(some.choices(WORDS, k=20)),
+            }
+            if number % 1000 == 7:
+                del row["output"]
+            line = json.dumps(row, ensure_ascii=False) + "\n"
+            file.write(line * (1 + (number % 1000 == 9)))
+    (folder / "dataset_info.json").write_text(json.dumps({SET: {"file_name": f"{SET}.jsonl"}}))
+    return find(folder, SET)
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Seconds of each, of a process that has done nothing before; and the most memory it had."""
+    dataset = make(folder)
+    wait_until_quiet()
+
+    def seconds(act: Any) -> float:
+        began = time.perf_counter()
+        act()
+        return time.perf_counter() - began
+
+    told = {"page_s": seconds(lambda: browse.page(dataset, ROWS - 10, 10))}
+    told["again_s"] = seconds(lambda: browse.page(dataset, ROWS // 2, 10))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    told["check_s"] = seconds(lambda: check(dataset, "chat"))
+    told["core_s"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+    told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
+    workplace = Workplace()
+    spec = workplace.frozen(workplace.default_spec())
+    told["tokens_s"] = seconds(lambda: preview.ask("page", spec, folder, SET, first=1, size=5))
+    told["next_s"] = seconds(lambda: preview.ask("page", spec, folder, SET, first=ROWS // 2, size=5))
+    told["numbers_s"] = seconds(lambda: preview.ask("statistics", spec, folder, SET))
+    return told
+
+
+def in_a_process(folder: Path) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    command = [sys.executable, "-m", "bench.validation", str(folder)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]))))

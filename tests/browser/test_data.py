@@ -1,0 +1,156 @@
+"""The Data tab as a person meets it: a file is dropped, understood, checked, seen as tokens, and trained on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio
+
+OpenPage = Callable[..., Page]
+HOSTILE = '<img src=x onerror=alert(1)> it\'s "мой" 数据'
+ROWS = [{"question": f"What comes after {n}?", "answer": f"{n + 1}."} for n in range(60)] + [
+    {"question": "Who are you?", "answer": "I am {{NAME}}."},
+    {"question": "broken", "answer": 3},
+    {"question": "What comes after 3?", "answer": "4."},
+    {"question": "<script>alert(1)</script>", "answer": "<b>bold</b>"},
+    {"question": "long", "answer": "very long text " * 200},
+]
+
+
+@pytest.fixture
+def place(demo_workplace: Workplace, tmp_path: Path) -> Workplace:
+    """The bundled data in a folder of this test's own, with an entry that is broken."""
+    folder = tmp_path / "own"
+    shutil.copytree(PROJECT / "data", folder, ignore=shutil.ignore_patterns("demo_model*"))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["gone"] = {"file_name": "gone.json"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return Workplace(models=(DEMO_MODEL,), data=folder, saves=demo_workplace.saves)
+
+
+@pytest.fixture
+def data_studio(place: Workplace) -> Iterator[str]:
+    process, address = start_studio(place)
+    yield address
+    process.kill()
+    process.wait()
+
+
+def part(page: Page, number: int) -> None:
+    page.locator("#set-tabs").get_by_role("tab").nth(number).click()
+
+
+def drop(page: Page, name: str, content: str) -> None:
+    """Drop a file on the upload button, as from a desktop."""
+    transfer = page.evaluate_handle(
+        """([name, content]) => { const data = new DataTransfer();
+        data.items.add(new File([content], name, { type: 'text/plain' })); return data; }""",
+        [name, content],
+    )
+    for event in ("dragover", "drop"):
+        page.dispatch_event("#upload", event, {"dataTransfer": transfer})
+
+
+def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_training(
+    place: Workplace, data_studio: str, open_page: OpenPage, outside: Outside
+) -> None:
+    page = open_page(data_studio)
+    alerts: list[str] = []
+    page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
+    expect(page.locator("#summary .state")).to_be_visible()
+    page.get_by_role("tab").nth(2).click()
+    expect(page.locator("#sets a.on b")).to_have_text("alpaca_translate_zh")
+    expect(page.locator("#sets .wrong")).to_contain_text("there is no")
+    expect(page.locator("#rows article")).to_have_count(10)
+
+    drop(page, "../../my questions 问题.jsonl", "\n".join(json.dumps(row) for row in ROWS))
+    expect(page.locator("#set-head h1")).to_have_text(re.compile(r"my questions 问题\.jsonl"))
+    expect(page.locator("#role-prompt input")).to_have_value("question")
+    expect(page.locator("#role-response input")).to_have_value("answer")
+    expect(page.locator("#mapped .turn.assistant").first).to_contain_text("1.")
+    page.locator("#set-name input").first.fill(HOSTILE)
+    page.locator("#save-set").click()
+    expect(page.locator("#set-head h1")).to_have_text(HOSTILE)
+    info = json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
+    assert info[HOSTILE]["columns"] == {"prompt": "question", "response": "answer"}
+    assert list(info)[:3] == ["alpaca_translate_zh", "c4_demo", "identity"]
+
+    part(page, 1)
+    expect(page.locator("#found .finding.bad")).to_contain_text(
+        "'answer' must be of type string, but is: number"
+    )
+    expect(page.locator("#found")).to_contain_text("{{NAME}}")
+    expect(page.locator("#found")).to_contain_text("the row is the same as")
+    with page.expect_download() as download:
+        page.locator("#found a.load").click()
+    (bad,) = map(json.loads, Path(download.value.path()).read_text(encoding="utf-8").splitlines())
+    assert (bad["line"], bad["content"]["question"]) == (62, "broken")
+
+    part(page, 2)
+    expect(page.locator("#seen .tok.on").first).to_be_visible()
+    expect(page.locator("#seen article").first).to_contain_text("<|im_end|>")
+    assert page.locator("#seen article .tok").first.get_attribute("title").isdecimal()
+    expect(page.locator("#seen-numbers svg .mark")).to_be_visible()
+    page.locator("#seen-where input").fill("61")
+    page.keyboard.press("Enter")
+    expect(page.locator("#seen article.bad")).to_contain_text("must be of type string")
+    expect(page.locator("#seen article em.cut")).to_contain_text("shortened")
+
+    part(page, 0)
+    page.locator("#search-rows input").fill("AFTER 33")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows article")).to_have_count(2)  # the other one answers with 33
+    expect(page.locator("#rows mark").first).to_have_text("after")
+    page.locator("#use-set").click()
+    expect(page.locator("#f-data-datasets")).to_contain_text(HOSTILE)
+    expect(page.locator("#summary")).to_contain_text("1 rows")
+    assert alerts == []
+    assert outside == []
+
+
+def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
+    place: Workplace, data_studio: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{data_studio}/?tab=data&set=identity", locale="zh-CN", width=800)
+    expect(page.locator("#set-head h1")).to_have_text("identity")
+    part(page, 1)
+    expect(page.locator("#found .stats")).to_contain_text("40")
+    page.locator("#split-off").click()
+    expect(page.locator("#set-head h1")).to_have_text("identity-train", timeout=30_000)
+    expect(page.locator("#set-head .chips")).to_contain_text("36 行")
+    assert "set=identity-train" in page.url
+    page.locator("#remove-set").click()
+    page.locator("#yes-remove").click()
+    expect(page.locator("#sets a[data-set='set:identity-train']")).to_have_count(0)
+    expect(page.locator("#sets a[data-set='file:identity-train.jsonl']")).to_have_count(1)
+    assert "identity-train" not in json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
+    assert (place.data / "identity-train.jsonl").exists()
+    seen = page.locator("body").inner_text()
+    for english in ("Data set", "Rows", "Check", "What the model sees", "Search", "Remove", "Upload", "Drop"):
+        assert english not in seen, english
+
+
+def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_sentence(
+    place: Workplace, data_studio: str, open_page: OpenPage
+) -> None:
+    page = open_page(f"{data_studio}/?tab=data")
+    expect(page.locator("#rows article").first).to_be_visible()
+    drop(page, "book.xlsx", "not a workbook")
+    expect(page.locator("#told .bad")).to_contain_text("cannot be read as an Excel workbook")
+    (place.data / "dataset_info.json").write_text('{\n "a": {"file_name": "a.json"},\n "b" {}\n}')
+    page.reload()
+    expect(page.locator("#sets .problems")).to_contain_text("line 3, column 6")
+    drop(page, "new.jsonl", '{"instruction": "a", "output": "b"}')
+    expect(page.locator("#set-name input").first).to_have_value("new")
+    page.locator("#save-set").click()
+    expect(page.locator("#told .bad")).to_contain_text("line 3, column 6")
+    assert '"b" {}' in (place.data / "dataset_info.json").read_text()

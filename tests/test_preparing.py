@@ -1,0 +1,322 @@
+"""Data files become what a run trains on: whole, the same whoever prepares it, once, and never stale."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from engine.problems import Refusal
+from engine.rundir import RunDir, read_json, write_json, write_text
+from engine.spec import RunSpec
+from engine.worker import cache
+from engine.worker.prepare import prepare
+from engine.workplace import PROJECT
+from tests.conftest import wait_until
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Callable[..., RunDir]:
+    """A run that has everything to be prepared; keywords are paths with `__` for the dot."""
+    made = []
+
+    def make(**changes: Any) -> RunDir:
+        run = RunDir(tmp_path / "saves" / "tiny" / "lora" / f"run{len(made)}")
+        run.path.mkdir(parents=True)
+        write_text(run.spec, make_spec(**changes).to_yaml())
+        made.append(run)
+        return run
+
+    return make
+
+
+def prepared(run: RunDir) -> dict[str, Any]:
+    prepare(run)
+    return read_json(run.prepared / "summary.json")
+
+
+def table(run: RunDir, split: str = "train") -> list[dict[str, Any]]:
+    with pa.memory_map(str(run.prepared / f"{split}.arrow")) as source:
+        return pa.ipc.open_stream(source).read_all().to_pylist()
+
+
+def kept(run: RunDir) -> list[Path]:
+    """What the cache holds."""
+    return sorted((run.path.parents[2] / ".prepared").glob("[!.]*/"))
+
+
+def child(run: RunDir, *before: str) -> subprocess.Popen[str]:
+    """The preparation as a keeper starts it; `before` is run in the same process first."""
+    code = "\n".join(
+        [*before, "import runpy, sys", "runpy.run_module('engine.worker.prepare', run_name='__main__')"]
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)],
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def many_rows(data: Path, count: int) -> None:
+    """As many different chats, in a file of several megabytes if they are many."""
+    chance = random.Random(0)
+    words = ["apple", "银行", "river", "of", "the", "<|im_end|>", "</s>", "1984", "\n", "大学", "it's"]
+    rows = [
+        {
+            "instruction": f"{n}: " + " ".join(chance.choices(words, k=9)),
+            "output": " ".join(chance.choices(words, k=7)),
+        }
+        for n in range(count)
+    ]
+    write_json(data / "chat.json", rows)
+
+
+# ---------------------------------------------------------------------------------------- what is made
+
+
+def test_the_share_for_validation_and_the_weights_are_exact_and_no_row_is_in_both(
+    make_run: Callable[..., RunDir],
+) -> None:
+    run = make_run(data__validation_share=0.3, data__datasets={"chat": 2.5})
+    summary = prepared(run)
+    assert summary["splits"] == ["train", "validation"]
+    assert (summary["validation"]["rows"], summary["train"]["rows"]) == (12, 70)  # 28 × 2.5
+    train, validation = (
+        [tuple(row["input_ids"]) for row in table(run, split)] for split in summary["splits"]
+    )
+    assert len(set(validation)) == 12
+    assert not set(train) & set(validation)
+    assert sorted({train.count(row) for row in train}) == [2, 3]
+    again = make_run(data__validation_share=0.3, data__datasets={"chat": 2.5}, training__seed=7)
+    prepared(again)
+    assert {tuple(row["input_ids"]) for row in table(again, "validation")} != set(validation)
+
+
+def test_limits_count_good_rows_only_and_the_first_ones_are_taken(
+    make_run: Callable[..., RunDir], data: Path
+) -> None:
+    rows: list[Any] = [{"instruction": f"q{n}", "output": f"a{n}"} for n in range(20)]
+    rows[1], rows[3], rows[18] = {"instruction": "no answer"}, "no row", {"output": "no question"}
+    write_json(data / "chat.json", rows)
+    run = make_run(data__max_samples=5, data__skip_bad_rows=True)
+    summary = prepared(run)
+    assert (summary["train"]["rows"], summary["bad_rows"]) == (5, 2)  # what comes later is not looked at
+    info = read_json(data / "dataset_info.json")
+    info["chat"]["num_samples"] = 4  # rows of the file, be they good or not
+    write_json(data / "dataset_info.json", info)
+    assert prepared(make_run(data__skip_bad_rows=True))["train"]["rows"] == 3
+    with pytest.raises(Refusal, match=r"chat\.json:\d+.*(input|output|column)"):
+        prepare(make_run())
+
+
+def test_several_data_sets_and_one_to_measure_on(make_run: Callable[..., RunDir], data: Path) -> None:
+    info = read_json(data / "dataset_info.json")
+    write_json(
+        data / "dataset_info.json",
+        info | {"more": {"file_name": "more.jsonl"}, "own": {"file_name": "own.json"}},
+    )
+    (data / "more.jsonl").write_text('{"instruction": "more", "output": "yes"}\n' * 3)
+    write_json(data / "own.json", [{"instruction": "own", "output": "no"}])
+    run = make_run(data__datasets={"chat": 1, "more": 2}, data__eval_datasets=["own"])
+    summary = prepared(run)
+    assert (summary["train"]["rows"], summary["validation"]["rows"]) == (46, 1)
+    assert len(table(run)) == 46
+    assert len(table(run, "validation")) == 1
+
+
+@pytest.mark.slow
+def test_rows_and_splits_do_not_depend_on_the_number_of_processes(
+    make_run: Callable[..., RunDir], data: Path
+) -> None:
+    many_rows(data, 25_000)
+    settings = {"data__validation_share": 0.1, "data__max_length": 48, "data__too_long": "cut_start"}
+    tables = []
+    for processes in (1, 3):
+        run = make_run(**settings, data__preprocessing_num_workers=processes)
+        done = child(run)
+        assert done.wait(120) == 0, done.stdout.read()
+        tables.append((table(run), table(run, "validation"), read_json(run.prepared / "summary.json")))
+        shutil.rmtree(kept(run)[0])
+    assert tables[0] == tables[1]
+    train, validation = (tables[0][2][split]["rows"] for split in ("train", "validation"))
+    assert (train, validation) == (22_500, 2_500)
+
+
+# ------------------------------------------------------------------------------------------ the cache
+
+
+@pytest.mark.slow
+def test_what_was_prepared_before_is_handed_over_without_loading_anything(
+    make_run: Callable[..., RunDir],
+) -> None:
+    first, second = make_run(), make_run(training__learning_rate=1e-5, data__preprocessing_num_workers=2)
+    prepare(first)
+    nothing = "import sys; sys.modules |= dict.fromkeys(['transformers', 'tokenizers', 'pyarrow', 'torch', 'numpy', 'pandas'])"
+    done = child(second, nothing)
+    assert done.wait(60) == 0, done.stdout.read()
+    assert table(first) == table(second)
+    assert len(kept(first)) == 1
+    assert read_json(first.prepared / "summary.json") == read_json(second.prepared / "summary.json")
+
+
+def test_an_edited_file_is_never_stale_even_if_its_time_and_size_are_the_same(
+    make_run: Callable[..., RunDir], data: Path
+) -> None:
+    file = data / "chat.json"
+    before = file.stat()
+    first = make_run()
+    prepare(first)
+    file.write_text(file.read_text().replace("5.", "6."))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = make_run()
+    prepare(second)
+    assert table(first) != table(second)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("data__max_samples", 7), ("data__max_length", 35), ("data__too_long", "drop"), ("data__packing", True),
+        ("data__validation_share", 0.2), ("data__datasets", {"chat": 3}), ("stage", {"kind": "sft", "train_on": "everything"}),
+        ("model__chat_template", "plain"),
+    ],
+)  # fmt: skip
+def test_every_setting_that_changes_a_row_is_in_the_key(
+    make_run: Callable[..., RunDir], path: str, value: Any
+) -> None:
+    one, other = make_run(data__max_length=36), make_run(**{"data__max_length": 36, path: value})
+    prepare(one)
+    prepare(other)
+    assert len(kept(one)) == 2
+    assert table(one) != table(other)
+
+
+def test_the_columns_of_a_data_set_and_the_tokenizer_are_in_the_key(
+    make_run: Callable[..., RunDir], data: Path, tmp_path: Path, tiny: Path
+) -> None:
+    copied = tmp_path / "models" / "copied"
+    shutil.copytree(tiny, copied)
+    keys = []
+
+    def key() -> str:
+        run = make_run(model__model_name_or_path=str(copied))
+        keys.append(prepared(run)["key"])
+        return keys[-1]
+
+    key()
+    info = read_json(data / "dataset_info.json")
+    info["chat"]["columns"] = {"prompt": "output", "response": "instruction"}
+    write_json(data / "dataset_info.json", info)
+    key()
+    template = copied / "chat_template.jinja"
+    template.write_text(template.read_text().replace("\\n", " \\n"))
+    key()
+    (copied / "model.safetensors").write_bytes(b"")  # weights change no row
+    key()
+    assert len(set(keys)) == 3
+
+
+def test_a_run_stays_whole_when_the_cache_is_pruned_and_what_was_used_last_stays(
+    make_run: Callable[..., RunDir],
+) -> None:
+    runs = [make_run(data__max_samples=count) for count in (10, 11, 12)]
+    folders = []
+    for at, run in enumerate(runs):
+        folders.append(run.path.parents[2] / ".prepared" / prepared(run)["key"])
+        os.utime(folders[-1] / "summary.json", (at, at))
+    prepare(make_run(data__max_samples=10))  # used again just now
+    size = sum(file.stat().st_size for file in folders[0].iterdir())
+    cache.prune(folders[0].parent, most=size)
+    assert kept(runs[0]) == [folders[0]]
+    assert [len(table(run)) for run in runs] == [10, 11, 12]
+
+
+def test_what_a_kill_left_half_is_removed_and_what_somebody_works_on_is_not(tmp_path: Path) -> None:
+    left = tmp_path / ".partial-left"
+    left.mkdir()
+    (left / "lock").touch()
+    with cache.building(tmp_path, "key") as mine:
+        for folder in (left, mine):
+            os.utime(folder, (0, 0))
+        cache.prune(tmp_path)
+        assert not left.exists()
+        assert mine.exists()
+        write_json(mine / "summary.json", {"splits": []})
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_of_two_that_prepare_the_same_at_once_both_have_it_whole(tmp_path: Path) -> None:
+    with cache.building(tmp_path, "key") as one, cache.building(tmp_path, "key") as other:
+        for folder in (one, other):
+            write_json(folder / "summary.json", {"splits": []})
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_rows_that_are_refused_leave_nothing_behind(make_run: Callable[..., RunDir], data: Path) -> None:
+    write_json(data / "chat.json", [{"instruction": "q", "output": ""}])
+    run = make_run()
+    with pytest.raises(Refusal):
+        prepare(run)
+    assert [path.name for path in (run.path.parents[2] / ".prepared").iterdir() if path.is_dir()] == []
+    assert not run.prepared.exists()
+
+
+# ----------------------------------------------------------------------------------------- being ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_preparation_that_is_ended_leaves_no_process_and_soon_no_file(
+    make_run: Callable[..., RunDir], data: Path, ended_by: signal.Signals
+) -> None:
+    many_rows(data, 150_000)
+    run = make_run(data__preprocessing_num_workers=2)
+    done = child(run)
+    try:
+        forks = wait_until(
+            lambda: (there := psutil.Process(done.pid).children()) and len(there) == 2 and there
+        )
+        wait_until(lambda: (read_json(run.progress) or {}).get("done"))
+        assert read_json(run.progress)["unit"] == "rows"
+        began = time.monotonic()
+        done.send_signal(ended_by)
+        done.wait(20)
+        psutil.wait_procs(forks, timeout=5)
+        assert not any(fork.is_running() and fork.status() != psutil.STATUS_ZOMBIE for fork in forks)
+        assert time.monotonic() - began < 20
+    finally:
+        done.kill()
+    store = run.path.parents[2] / ".prepared"
+    if ended_by == signal.SIGKILL:  # nobody was left to tidy up: the next one does
+        for folder in store.glob(".partial-*"):
+            os.utime(folder, (0, 0))
+        cache.prune(store)
+    assert [path for path in store.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_for_memory_ends_the_preparation_with_a_sentence(
+    make_run: Callable[..., RunDir], data: Path
+) -> None:
+    many_rows(data, 100_000)
+    run = make_run(data__preprocessing_num_workers=2)
+    done = child(run)
+    forks = wait_until(lambda: (there := psutil.Process(done.pid).children()) and len(there) == 2 and there)
+    forks[0].kill()
+    assert done.wait(60) == 1
+    assert "was killed" in read_json(run.error)["message"]
+    assert kept(run) == []

@@ -1,0 +1,43 @@
+"""The sample data of the preference stages is what its recipe makes, and every demo could start on it."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.obstacles import obstacles
+from engine.spec import problems
+from engine.workplace import PROJECT, Workplace
+
+DATA = PROJECT / "data"
+RECIPE = runpy.run_path(str(DATA / "preference_recipe.py"))
+
+
+def rows_of(file: str) -> list[dict[str, Any]]:
+    return json.loads((DATA / file).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", RECIPE["FILES"])
+def test_the_sample_data_is_what_the_recipe_makes(file: str) -> None:
+    assert rows_of(file) == RECIPE["FILES"][file]()
+
+
+def test_the_better_answers_are_the_translations_and_no_worse_one_is() -> None:
+    right = {row["instruction"]: row["output"] for row in rows_of("alpaca_translate_zh.json")}
+    pairs = rows_of("translate_pairs_zh.json")
+    assert all(right[row["instruction"]] == row["chosen"] != row["rejected"] for row in pairs)
+    thumbs = rows_of("translate_thumbs_zh.json")
+    assert all((right[row["instruction"]] == row["output"]) == row["kto_tag"] for row in thumbs)
+    assert Counter(row["kto_tag"] for row in thumbs) == {True: 120, False: 120}
+
+
+@pytest.mark.parametrize("preset", [name for name in Workplace().presets() if name.startswith("demo")])
+def test_nothing_stands_in_the_way_of_a_demo(preset: str, tmp_path: Path) -> None:
+    place = Workplace(saves=tmp_path)
+    spec = place.frozen(place.preset(preset))
+    assert problems(spec) + obstacles(spec, place) == []

@@ -1,0 +1,130 @@
+"""What is made of prepared rows: packs that waste little, windows that lose nothing, orders that pad little."""
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.worker.examples import IGNORED, Example, table
+from engine.worker.lengths import order
+from engine.worker.packing import pack, packed
+from engine.worker.splits import Split, set_aside, times
+
+
+def realistic(count: int, seed: int = 0) -> np.ndarray:
+    """Lengths as instruction data has them: most short, some very long, none longer than 1024."""
+    return np.random.default_rng(seed).lognormal(4.4, 0.9, count).astype(int).clip(8, 1024)
+
+
+def chats(lengths: np.ndarray) -> list[Example]:
+    """Examples whose every token tells whose it is; the second half is trained."""
+    return [
+        Example((np.full(length, number, dtype=np.int32),), trained=[(length // 2, length)])
+        for number, length in enumerate(lengths.tolist())
+    ]
+
+
+def test_packs_hold_every_row_once_and_are_nearly_full():
+    chance = random.Random(0)
+    lengths = np.array([chance.randint(1, 512) for _ in range(5000)])
+    packs = pack(lengths, 512)
+    assert sorted(row for rows in packs for row in rows) == list(range(5000))
+    assert all(lengths[rows].sum() <= 512 for rows in packs)
+    assert lengths.sum() / (512 * len(packs)) > 0.98
+    assert pack(lengths, 512) == packs
+    assert pack(np.array([3, 3, 2, 2, 2]), 6) == [[0, 1], [2, 3, 4]]
+    assert pack(np.array([], dtype=int), 6) == []
+    with pytest.raises(ValueError, match="row 1 has 7 tokens"):
+        pack(np.array([1, 7]), 6)
+
+
+def test_packed_examples_keep_their_tokens_and_labels_but_the_first():
+    lengths = np.array([30, 5, 17, 40, 9, 22])
+    made = packed(table("chat", chats(lengths)), 48).to_pylist()
+    seen = []
+    for row in made:
+        assert len(row["input_ids"]) == len(row["labels"]) == sum(row["seq_lengths"]) <= 48
+        at = 0
+        for length in row["seq_lengths"]:
+            ids, labels = row["input_ids"][at : at + length], row["labels"][at : at + length]
+            number = ids[0]
+            assert ids == [number] * length
+            assert labels == [IGNORED] * (length // 2) + [number] * (length - length // 2)
+            seen.append((number, length))
+            at += length
+    assert sorted(seen) == list(enumerate(lengths.tolist()))
+    everything = [Example((np.arange(4, dtype=np.int32),), trained=[(0, 4)])] * 2
+    assert packed(table("chat", everything), 8).to_pylist()[0]["labels"] == [IGNORED, 1, 2, 3] * 2
+
+
+def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.worker.splits.TOGETHER", 300_000)
+    split = Split(tmp_path / "train.arrow", "chat", 1024, packing=True)
+    for seed in range(20):
+        lengths = realistic(1000, seed)
+        split.add(table("chat", chats(lengths)), np.ones(1000, dtype=np.uint16))
+    counts = split.close()
+    assert counts["tokens"] / (counts["examples"] * 1024) > 0.98
+    with pa.memory_map(str(tmp_path / "train.arrow")) as source:
+        rows = pa.ipc.open_stream(source).read_all()
+    assert rows.num_rows == counts["examples"]
+    assert sum(map(len, rows["seq_lengths"].to_pylist())) == 20_000
+    assert sum(map(len, rows["input_ids"])) == counts["tokens"]
+
+
+def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_path):
+    split = Split(tmp_path / "train.arrow", "text", 16, packing=False)
+    examples = [
+        Example(
+            (np.arange(length, dtype=np.int32),), "kept" if length <= 16 else "cut", trained=[(0, length)]
+        )
+        for length in (16, 40, 3)
+    ]
+    refused = Example((np.zeros(0, dtype=np.int32),), "refused")
+    split.add(table("text", [*examples, refused]), np.array([1, 2, 1, 1]))
+    counts = split.close()
+    assert (counts["rows"], counts["rows_cut"], counts["rows_refused"]) == (5, 2, 1)
+    assert (counts["examples"], counts["tokens"], counts["longest"]) == (8, 99, 16)
+    with pa.memory_map(str(tmp_path / "train.arrow")) as source:
+        rows = pa.ipc.open_stream(source).read_all().to_pylist()
+    lengths = [len(row["input_ids"]) for row in rows]
+    assert lengths == [16, 16, 16, 8, 16, 16, 8, 3]
+    assert [row["input_ids"][0] for row in rows] == [0, 0, 16, 32, 0, 16, 32, 0]
+
+
+def test_what_is_set_aside_depends_on_number_and_seed_alone():
+    aside = set_aside(1000, 0.25, seed=3)
+    assert aside.sum() == 250
+    assert (aside == set_aside(1000, 0.25, seed=3)).all()
+    assert (aside != set_aside(1000, 0.25, seed=4)).any()
+    assert set_aside(7, 0.01, seed=0).sum() == 1
+    often = times(~aside, 2.4, seed=3)
+    assert (often[aside] == 0).all()
+    assert sorted(np.unique(often[~aside])) == [2, 3]
+    assert often.sum() == 750 * 2 + 300
+
+
+def test_an_epoch_by_length_has_every_example_once_and_pads_little():
+    lengths = realistic(4003)
+    first = order(lengths, batch=8, seed=1, epoch=0)
+    assert sorted(first.tolist()) == list(range(4003))
+    assert (first == order(lengths, 8, 1, 0)).all()
+    assert (first != order(lengths, 8, 1, 1)).any()
+    assert (first != order(lengths, 8, 2, 0)).any()
+
+    def padded(numbers: np.ndarray) -> int:
+        batches = lengths[numbers[:4000]].reshape(500, 8)
+        return int((batches.max(axis=1) * 8).sum())
+
+    assert padded(first) < 1.06 * lengths.sum()
+    assert padded(np.random.default_rng(0).permutation(4003)) > 1.8 * lengths.sum()
+    # The longest is met at once, and the batches come in no order of length.
+    assert lengths[first[:8]].max() == lengths.max()
+    means = lengths[first[8:4000]].reshape(-1, 8).mean(axis=1)
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.15
+    few = realistic(40)  # of which the same ones do not meet in each epoch
+    met = {frozenset(some) for epoch in range(20) for some in order(few, 4, 0, epoch).reshape(-1, 4).tolist()}
+    assert len(met) > 150
+    assert order(np.array([5, 3, 9]), 8, 0, 0).tolist() == [2, 0, 1]
+    assert order(np.array([], dtype=int), 8, 0, 0).tolist() == []
