@@ -55,10 +55,6 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
-            with gr.Tab(words("tab-chat"), id="chat") as chat_item:
-                talk = chat_tab.build(
-                    words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
-                )
             with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
@@ -68,6 +64,10 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     train.inputs,
                     train.read,
                     lambda: train_tab.model_choices(workplace),
+                )
+            with gr.Tab(words("tab-chat"), id="chat") as chat_item:
+                talk = chat_tab.build(
+                    words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
 
         def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
