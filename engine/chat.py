@@ -177,9 +177,14 @@ def _loading(
 
 
 def attend(saves: Path) -> int | None:
-    """Say that a studio lives which may ask, for as long as this process does. Servers end sooner without one."""
-    (saves / FOLDER).mkdir(exist_ok=True)
-    return take(_studios(saves), ALIVE, shared=True)
+    """Say that a studio lives which may ask, for as long as this process does. Servers end sooner without one.
+
+    Returns the open descriptor that says it; None where the saves folder cannot be written, and so has no servers.
+    """
+    with contextlib.suppress(OSError):
+        (saves / FOLDER).mkdir(exist_ok=True)
+        return take(_studios(saves), ALIVE, shared=True)
+    return None
 
 
 def servers(saves: Path) -> list[Server]:

@@ -39,17 +39,20 @@ class Said:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by voice."""
+    """One question and the answers to it, by voice. One that stands `alone` was asked as if nothing had been said."""
 
     question: str
     system: str = ""
     said: Mapping[str, Said] = field(default_factory=dict)
+    alone: bool = False
 
 
 Talk = tuple[Turn, ...]
 
 
-def turn(question: str, system: str, told: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
+def turn(
+    question: str, system: str, told: Sequence[Answer], scores: Mapping[str, float], alone: bool = False
+) -> Turn | None:
     """A question and what has been answered; None if nobody has answered anything."""
     said = {
         one.voice: Said(
@@ -58,7 +61,7 @@ def turn(question: str, system: str, told: Sequence[Answer], scores: Mapping[str
         for one in told
         if one.text or not one.problem
     }
-    return Turn(question, system, said) if said else None
+    return Turn(question, system, said, alone) if said else None
 
 
 def read(kept: Any) -> Talk:
@@ -69,6 +72,7 @@ def read(kept: Any) -> Talk:
                 str(turn["question"]),
                 str(turn["system"]),
                 {str(voice): Said(**one) for voice, one in turn["said"].items()},
+                bool(turn["alone"]),
             )
             for turn in kept or ()
         )
@@ -82,12 +86,15 @@ def kept(talk: Talk) -> list[dict[str, Any]]:
 
 
 def messages(talk: Talk, voice: str, system: str = "") -> list[Message]:
-    """What a voice has heard and said. A turn that it was not there for is told with the first answer it got."""
-    told = [{"role": "system", "content": system}] if system.strip() else []
+    """What a voice has heard and said since the last turn that stood alone. A turn that it was not there for is told
+    with the first answer it got."""
+    told = begun = [{"role": "system", "content": system}] if system.strip() else []
     for turn in talk:
+        told = begun if turn.alone else told
         answers = [turn.said[voice]] if voice in turn.said else list(turn.said.values())
         if answers:
-            told += [
+            told = [
+                *told,
                 {"role": "user", "content": turn.question},
                 {"role": "assistant", "content": answers[0].text},
             ]
@@ -97,14 +104,19 @@ def messages(talk: Talk, voice: str, system: str = "") -> list[Message]:
 def prompt(talk: Talk, voice: str, number: int) -> list[Message]:
     """What a voice was asked in turn `number`, the question included."""
     turn = talk[number]
-    return [*messages(talk[:number], voice, turn.system), {"role": "user", "content": turn.question}]
+    before = () if turn.alone else talk[:number]
+    return [*messages(before, voice, turn.system), {"role": "user", "content": turn.question}]
 
 
 def jsonl(talk: Talk) -> str:
-    """One line for each voice, {"messages", "model"}: a data set as it is."""
+    """One line for each voice, and for each turn that stands alone, {"messages", "model"}: a data set as it is."""
     voices = dict.fromkeys(voice for turn in talk for voice in turn.said)
-    system = talk[-1].system if talk else ""
-    rows = ({"messages": messages(talk, voice, system), "model": voice} for voice in voices)
+    ends = [end for end in range(1, len(talk) + 1) if end == len(talk) or talk[end].alone]
+    rows = (
+        {"messages": messages(talk[:end], voice, talk[end - 1].system), "model": voice}
+        for end in ends
+        for voice in voices
+    )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -53,11 +53,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 @pytest.fixture(scope="module")
 def server(trained: Workplace) -> Iterator[chat.Server]:
-    """One server for all who only ask."""
+    """One server for all who only ask; it stays, however slow a test is in between."""
+    here = chat.attend(trained.saves)
     started = chat.start(trained, chat.choose(trained, "", [ONE, TWO]), by="ada")
     chat.wait(started)
     yield started
     chat.end(started)
+    os.close(here)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -68,6 +69,16 @@ def test_an_answer_is_rated_once_and_pairs_need_the_same_conversation(data: Path
             talk.thumb(data, BOTH, number, voice, up=True)
     with pytest.raises(Refusal, match="empty answer"):
         talk.thumb(data, (Turn("x", "", {"a": Said(" ")}),), 0, "a", up=True)
+
+
+def test_a_turn_that_stands_alone_has_heard_nothing_and_can_be_a_pair(data: Path) -> None:
+    alone = (BOTH[0], dataclasses.replace(BOTH[1], alone=True))
+    assert talk.read(json.loads(json.dumps(talk.kept(alone)))) == alone
+    assert [one["content"] for one in talk.prompt(alone, "tuned", 1)] == ["Be short.", "And 2 + 2?"]
+    assert [one["content"] for one in talk.messages(alone, "base")] == ["And 2 + 2?", "Twenty-two."]
+    assert talk.prefer(data, alone, 1, "tuned")[1].said["tuned"].preferred
+    lines = [json.loads(line) for line in talk.jsonl(alone).splitlines()]
+    assert [len(line["messages"]) for line in lines] == [3, 3, 3, 3]
 
 
 def test_the_exported_conversation_is_a_data_set(data: Path) -> None:

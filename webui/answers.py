@@ -72,10 +72,11 @@ def _answer(
             f'title="{escape(words(f"rate-{what}"))}" aria-label="{escape(words(f"rate-{what}"))}">{label}</button>'
         )
 
-    tools = button("up", THUMB, one.rating == "up", bool(one.rating))
-    tools += button("down", THUMB, one.rating == "down", bool(one.rating))
+    empty = not one.text.strip()  # nothing can be learned from it
+    tools = button("up", THUMB, one.rating == "up", empty or bool(one.rating))
+    tools += button("down", THUMB, one.rating == "down", empty or bool(one.rating))
     if several:
-        tools += button("better", escape(words("rate-better-short")), one.preferred, rated)
+        tools += button("better", escape(words("rate-better-short")), one.preferred, empty or rated)
     copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
     cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if one.finish == "length" else ""
     return (

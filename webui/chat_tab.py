@@ -118,6 +118,9 @@ def build(
                     512, label=words("chat-longest"), minimum=1, precision=0, elem_id="chat-longest"
                 )
                 penalty = gr.Number(1.0, label=words("chat-penalty"), minimum=0.1, maximum=10, step=0.05)
+            remember = gr.Checkbox(
+                True, label=words("chat-remember"), info=words("chat-remember-help"), elem_id="chat-remember"
+            )
             thinking = gr.Checkbox(True, label=words("chat-thinking"), visible=False, elem_id="chat-thinking")
             judge = gr.Dropdown(
                 [], value=None, label=words("chat-judge"), info=words("chat-judge-help"), visible=False,
@@ -224,7 +227,7 @@ def build(
 
     def ask(
         request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, system: str,
-        judge: str | None, *held: Any,
+        judge: str | None, remember: bool, *held: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers as they come; at last the conversation with them in it. Answers into `asking`."""
         resting = [gr.skip()] * len(asking)
@@ -243,7 +246,10 @@ def build(
             yield shown(gr.skip(), server, first=True)
             named, voices = titles(choice), [choice.name, *choice.adapters]
             asked = {
-                voice: [*talk.messages(now, voice, system), {"role": "user", "content": question}]
+                voice: [
+                    *talk.messages(now if remember else (), voice, system),
+                    {"role": "user", "content": question},
+                ]
                 for voice in voices
             }
             given = _given(*held) | {"request_id": request.session_hash}
@@ -259,7 +265,7 @@ def build(
             return
         scores, wrong = judged(server, judge, asked, told)
         wrong = [one.problem for one in told if one.problem] + wrong
-        turn = talk.turn(question, system or "", told, scores)
+        turn = talk.turn(question, system or "", told, scores, alone=not remember)
         now = (*now, turn) if turn else now
         page, file = drawn(now, base, ids)
         yield [
@@ -329,7 +335,7 @@ def build(
     going = {
         "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": AT_ONCE, "concurrency_id": "answers",
     }  # fmt: skip
-    question = [prompt, history, *who, system, judge, *settings]
+    question = [prompt, history, *who, system, judge, remember, *settings]
     gr.on([send.click, prompt.submit], sent, question, asking, **going)
     again.click(once_more, question, asking, **going)
     stop.click(stopped, None, None, **quiet)
