@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import ipaddress
 import os
 import socket
 import sys
@@ -14,7 +12,8 @@ import time
 import traceback
 from pathlib import Path
 
-from engine import queue
+from engine import chat, queue
+from engine.door import listen, loopback
 from engine.problems import Refusal, problem, shell_language
 from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
@@ -62,32 +61,11 @@ def arguments() -> argparse.Namespace:
 
 def open_door(given: argparse.Namespace) -> socket.socket:
     """The socket to serve on. Raises Refusal if it would let strangers in, or if somebody else listens there."""
-    if not _local(given.host) and not given.auth and not given.no_auth:
+    if not loopback(given.host) and not given.auth and not given.no_auth:
         raise Refusal(problem("open-without-login", host=given.host))
     if given.auth and not Path(given.auth).is_file():
         raise Refusal(problem("no-users-file", file=given.auth))
     return listen(given.host, given.port)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that strangers may knock at from now on: who comes before the page is built waits a moment."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise Refusal(
-            problem("cannot-listen", host=host, port=port, why=getattr(error, "strerror", None) or error)
-        ) from None
-    return listener
-
-
-def _local(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def keep_queue_moving(workplace: Workplace) -> None:
@@ -110,7 +88,7 @@ def serve(given: argparse.Namespace) -> None:
     door = open_door(given)
     if made := make_saves(workplace):
         print(made.text(shell_language()), file=sys.stderr)
-    if not _local(given.host) and given.no_auth and not given.auth:
+    if not loopback(given.host) and given.no_auth and not given.auth:
         print(
             f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
         )
@@ -127,6 +105,7 @@ def serve(given: argparse.Namespace) -> None:
     )  # fmt: skip
     page = application(workplace, auth=login, root_path=given.root_path)
     keep_queue_moving(workplace)
+    chat.attend(workplace.saves)
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
     uvicorn.Server(uvicorn.Config(page, root_path=given.root_path, log_level="warning")).run(sockets=[door])

@@ -24,8 +24,8 @@ MB = 1e6
 class Server:
     """One running server, its address, and how long it took to answer."""
 
-    def __init__(self, command: list[str], port: int, folder: Path, **environment: str):
-        self.address = f"http://127.0.0.1:{port}"
+    def __init__(self, command: list[str], port: int, folder: Path, path: str = "", **environment: str):
+        self.address, self.path = f"http://127.0.0.1:{port}", path
         self.began = time.perf_counter()
         self.output = (folder / "output.txt").open("ab")
         self.process = psutil.Popen(
@@ -44,7 +44,7 @@ class Server:
         while time.perf_counter() - self.began < PATIENCE_S and self.process.poll() is None:
             with (
                 contextlib.suppress(urllib.error.URLError, OSError),
-                direct.open(self.address, timeout=5) as answer,
+                direct.open(self.address + self.path, timeout=5) as answer,
             ):
                 if answer.status == 200:
                     return

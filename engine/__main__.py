@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from engine import failures, importer, queue, runs, users
+from engine import chat, failures, importer, queue, runs, users
+from engine.door import loopback
 from engine.obstacles import obstacles
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last_loss, progress
@@ -158,6 +159,27 @@ def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Serve the results of runs to other programs, as OpenAI's interface does, until Ctrl-C."""
+    key = os.environ.get("ATHANOR_API_KEY", "")
+    if arguments.api_key_file:
+        key = _text(arguments.api_key_file).strip()
+    if not loopback(arguments.host) and not key:
+        raise Refusal(problem("chat-open-without-key", host=arguments.host))
+    given = chat.serving(workplace, chat.choose(workplace, arguments.base, arguments.runs), _me())
+    given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
+    server = chat.Server(workplace.saves / chat.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
+    child = chat.begin(server, given, key, foreground=True)
+    # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    code = child.wait()
+    why = server.problems if code > 0 else []
+    print("".join(f"{_told(one)}\n" for one in why), end="", file=sys.stderr)
+    chat.end(server)
+    return 1 if why else 0
+
+
 def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     """Add or remove a user of the login page."""
     file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.txt")
@@ -201,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
         train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
-        clone: "run", follow: "run", delete: "run", import_: "file", schema: "", user: "",
+        clone: "run", follow: "run", delete: "run", import_: "file", serve: "", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = verbs.add_parser(
@@ -218,6 +240,8 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("stage", help="the next stage: " + ", ".join(STAGES))
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
+        if function is serve:
+            _serve_arguments(verb)
         if function is user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
@@ -225,6 +249,23 @@ def parser() -> argparse.ArgumentParser:
                 "--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]"
             )
     return top
+
+
+def _serve_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("runs", nargs="*", metavar="RUN", help="ids of finished runs, as list prints them")
+    verb.add_argument(
+        "--base", default="", metavar="MODEL", help="model folder; default: the one the runs are of"
+    )
+    verb.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; beyond this machine only with a key"
+    )
+    verb.add_argument("--port", type=int, default=8000, help="default: 8000")
+    verb.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the key that a request must say [ATHANOR_API_KEY]"
+    )
+    verb.add_argument(
+        "--idle", type=float, default=0, metavar="MINUTES", help="end after so long without a request"
+    )
 
 
 def main() -> int:

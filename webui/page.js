@@ -20,7 +20,7 @@
 
   const save = (value, name) => {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([value], { type: 'text/yaml' }));
+    link.href = URL.createObjectURL(new Blob([value], { type: 'text/plain' }));
     link.download = name; link.click(); URL.revokeObjectURL(link.href);
   };
 
@@ -56,7 +56,7 @@
         setTimeout(() => { found.textContent = label; }, 1200);
       });
     } else if ((found = at('[data-save]'))) {
-      save(text(found.dataset.save), 'spec.yaml');
+      save(text(found.dataset.save), found.dataset.name || 'spec.yaml');
     } else if ((found = at('.problems a'))) {
       event.preventDefault(); lead(found);
     }

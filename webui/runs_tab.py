@@ -19,7 +19,7 @@ import gradio as gr
 from engine import progress, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
-from engine.results import following
+from engine.results import following, of
 from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
@@ -52,6 +52,7 @@ class RunsTab:
     shown: list[Any]  # what `open` answers into
     timers: list[gr.Timer]
     clone: gr.Button
+    chat: gr.Button
     follow: gr.Dropdown  # the stage that is to go on from the open run
 
 
@@ -84,6 +85,9 @@ def build(
             stop = gr.Button(words("stop-save"), size="sm", elem_id="stop")
             kill = gr.Button(words("kill"), size="sm", elem_id="kill", elem_classes="hurts")
             resume = gr.Button(words("resume"), size="sm", variant="primary", elem_id="resume")
+            chat = gr.Button(
+                words("chat-with"), size="sm", variant="primary", visible=False, elem_id="chat-with"
+            )
             follow = gr.Dropdown(
                 [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
                 min_width=190, interactive=True, label=words("follow"),
@@ -124,7 +128,7 @@ def build(
 
     look_at = [across, smoothing, log_scale]
     moving = [
-        stamp, timer, head, stop, kill, resume, clone, delete, follow, failure, curves, log, samples_tab, written, files,
+        stamp, timer, head, stop, kill, resume, clone, delete, chat, follow, failure, curves, log, samples_tab, written, files,
     ]  # fmt: skip
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
@@ -139,7 +143,7 @@ def build(
             gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, follow_update(run, words), failure_html(run, words),
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), follow_update(run, words), failure_html(run, words),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
             gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
             files_html(run, root, words),
@@ -257,7 +261,13 @@ def build(
     for button, act, done in acts:
         button.click(asked(act, done), [selected, *view], shown, **quiet)
     yes_delete.click(deleted, [selected, *view], shown, **quiet)
-    return RunsTab(open, view, shown, [timer, table_timer], clone, follow)
+    return RunsTab(open, view, shown, [timer, table_timer], clone, chat, follow)
+
+
+def can_talk(run: Run) -> bool:
+    """Whether the run has left something that writes answers."""
+    left = of(run)
+    return left is not None and left.stage != "rm"
 
 
 def follow_update(run: Run, words: Words) -> Any:

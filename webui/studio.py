@@ -26,13 +26,14 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import data_tab, downloads, notices, runs_tab, theme, train_tab
+from webui import chat_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
 ARRIVE_JS = "() => athanorArrive()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
+CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -64,13 +65,17 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     train.read,
                     lambda: train_tab.model_choices(workplace),
                 )
+            with gr.Tab(words("tab-chat"), id="chat") as chat_item:
+                talk = chat_tab.build(
+                    words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
+                )
 
         def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
             """The page as its address says: the form with the default spec, a run, or a data set."""
             tab = "runs" if run_id else tab
             return [
                 header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST),
-                gr.Tabs(selected=tab) if tab in ("runs", "data") else gr.skip(),
+                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -107,6 +112,14 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             said = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
             return [said, gr.Tabs(selected="train"), *train.fill(spec)]
 
+        def talk_with(run_id: str, kept: Any, *_: Any) -> list[Any]:
+            """The Chat tab with the run and its base chosen."""
+            try:
+                base, adapters = talk.pick(runs.get(workplace.saves, run_id))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
+            return [gr.skip(), gr.Tabs(selected="chat"), *talk.arrive(kept, base, adapters)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
             [selected, wanted, data.chosen],
@@ -123,6 +136,8 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         shown.follow.input(train.choices, None, train.lists, **quiet).then(
             follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
         )
+        shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
+        chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
         data.use.click(train.choices, None, train.lists, **quiet).then(
@@ -131,6 +146,10 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
+        gr.on(
+            [one.select for one in (train_item, runs_item, data_item)], lambda: gr.Timer(active=False), None, talk.timer,
+            **quiet,
+        )  # fmt: skip
         _endpoints(workplace)
     return blocks
 

@@ -115,7 +115,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         """The models, data sets and results that there are now."""
         left = results(workplace.saves)
         there = {path: result_choices(left, path, words) for path in RESULTS}
-        there[MODEL] = model_choices(workplace) + result_choices(left, MODEL, words)
+        there[MODEL] = models_and_results(workplace, words)
         sets = dataset_choices(workplace, words)
         return [gr.update(choices=there.get(path, sets)) for path in LISTS]
 
@@ -225,6 +225,11 @@ def _parts(controls: Form, words: Words) -> None:
 
 def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
     return [(model.name, str(model.path)) for model in find_models(workplace.models) if not model.adapter_of]
+
+
+def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
+    """Whole models: those of the model folders, and those that runs have made."""
+    return model_choices(workplace) + result_choices(results(workplace.saves), MODEL, words)
 
 
 def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:

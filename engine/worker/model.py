@@ -49,9 +49,14 @@ SCORE = "score"  # what transformers calls the head of a model that judges a tex
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. For a reward model
     it has one score in place of the next token; a head that is not in `path` begins with random weights."""
-    auto = AutoModelForSequenceClassification if judges(spec) else AutoModelForCausalLM
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
+    return CHOOSE[spec.method.kind](spec, load_base(spec, path, dtype))
+
+
+def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `path` as the spec's `model` part says: stretched, quantized, and on its card."""
+    auto = AutoModelForSequenceClassification if judges(spec) else AutoModelForCausalLM
     model = auto.from_pretrained(
         path,
         config=_config(spec, path),
@@ -69,15 +74,12 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     )
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
-            # bitsandbytes would pack 4-bit weights anew in the first evaluation, and could not train through them then.
+            # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
+            # and could not train through them then.
             part.support_avx512bf16_for_cpu = False
     if judges(spec):
         _in_fp32(model.get_submodule(SCORE))
-    for part in model.modules():
-        if hasattr(part, "support_avx512bf16_for_cpu"):
-            # On a CPU bitsandbytes would round the scales of 4-bit weights at the first validation, for good.
-            part.support_avx512bf16_for_cpu = False
-    return CHOOSE[spec.method.kind](spec, model)
+    return model
 
 
 def judges(spec: RunSpec) -> bool:

@@ -1,0 +1,158 @@
+"""Answers of our server beside those of `transformers serve`, on the same model: `python -m bench.serve [--shape JSON]`.
+
+The weights are random: speed does not depend on what a model knows. Both servers stay up and are asked by turns, with
+OpenAI's client, greedily, for the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import openai
+
+from bench.figures import Figure, table
+from bench.server import Server, free_port
+from engine import machine
+from engine.workplace import PROJECT
+
+# The demo model's words only: a token without a text would be told late, or not at all.
+SHAPE = {
+    "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12,
+    "num_key_value_heads": 4, "vocab_size": 2048, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+TOKENS, TIMES, AT_ONCE = 128, 3, 4
+QUESTION = [{"role": "user", "content": "Write about rivers, and then about the sea. " * 6}]
+
+
+def make_model(folder: Path, shape: str) -> None:
+    """In a child, which gives its memory back when it ends."""
+    device = "cuda" if machine.gpus() else "cpu"
+    code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, str(folder), shape, device], cwd=PROJECT, check=True)
+
+
+@contextmanager
+def ours(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
+    (folder / "saves").mkdir()
+    port = free_port()
+    flags = [
+        "--base",
+        str(model),
+        "--models",
+        str(model),
+        "--saves",
+        str(folder / "saves"),
+        "--port",
+        str(port),
+    ]
+    command = [sys.executable, "-m", "engine", "serve", *flags]
+    with closing_server(Server(command, port, folder, path="/health", PYTHONPATH=str(PROJECT))) as client:
+        yield client
+
+
+@contextmanager
+def theirs(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
+    port = free_port()
+    dtype = "bfloat16" if machine.gpus() else "float32"  # as ours is loaded
+    command = [
+        str(Path(sys.executable).parent / "transformers"),
+        "serve",
+        str(model),
+        "--port",
+        str(port),
+        "--dtype",
+        dtype,
+    ]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with closing_server(Server(command, port, folder, path="/health", **offline)) as client:
+        yield client
+
+
+@contextmanager
+def closing_server(server: Server) -> Iterator[openai.OpenAI]:
+    try:
+        with closing(openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", timeout=300)) as client:
+            yield client
+    finally:
+        server.end()
+
+
+def ask(client: openai.OpenAI, model: str, most: int = TOKENS) -> tuple[float, int]:
+    """Seconds to the end of a streamed answer, and its tokens. When its first words come depends on what they are: some
+    are half a character. So an answer of one token is what tells of the beginning."""
+    began, tokens = time.perf_counter(), 0
+    stream = client.chat.completions.create(
+        model=model, messages=QUESTION, max_tokens=most, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    for chunk in stream:
+        if chunk.usage:
+            tokens = chunk.usage.completion_tokens
+    return time.perf_counter() - began, tokens
+
+
+def together(client: openai.OpenAI, model: str) -> float:
+    """Milliseconds for each token of several answers asked for at once."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        told = list(threads.map(lambda _: ask(client, model), range(AT_ONCE)))
+    return 1000 * (time.perf_counter() - began) / sum(tokens for _, tokens in told)
+
+
+def compare(model: Path) -> list[Figure]:
+    measured: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+    with ExitStack() as stack:
+        clients = {}
+        for name, start in (("ours", ours), ("theirs", theirs)):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            client = stack.enter_context(start(folder, model))
+            clients[name] = (client, client.models.list().data[0].id if name == "ours" else str(model))
+            ask(*clients[name])  # the first answer of a server is slower
+        for _ in range(TIMES):
+            for name, asked in clients.items():
+                first, _ = ask(*asked, most=1)
+                whole, tokens = ask(*asked)
+                each = (whole - first) / (tokens - 1)
+                measured[name].append([1000 * first, 1000 * each, together(*asked)])
+    mine, peer = (
+        [statistics.median(column) for column in zip(*measured[name], strict=True)]
+        for name in ("ours", "theirs")
+    )
+    names = ("an answer of one token", "a token of one answer", f"a token of {AT_ONCE} answers at once")
+    figures = []
+    for what, value, other in zip(names, mine, peer, strict=True):
+        figures.append(Figure(what, value, "ms", None, other))
+        figures.append(
+            Figure("… as a share of the peer's", value / other, "", None if what is names[0] else 1.0)
+        )
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--shape", default="{}", help="JSON: how the model differs from the usual one of 52M parameters"
+    )
+    given = parser.parse_args()
+    if os.getloadavg()[0] > 0.7:
+        print(f"Something else is at work here (load {os.getloadavg()[0]:.1f}).", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder), json.dumps(SHAPE | json.loads(given.shape)))
+        figures = compare(Path(folder))
+    print(table(figures, "transformers serve"))
+    return 1 if any(figure.met is False for figure in figures) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

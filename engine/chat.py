@@ -1,0 +1,467 @@
+"""The studio's side of the servers that answer: start one, find it again, ask it, end it.
+
+A server is a folder `saves/.chat/<id>/` and a child process of its own (`engine.worker.serve`) with one base model in
+memory and any number of its adapters. As with a run, the folder is the truth: a studio that is restarted finds its
+servers, and whatever kills one is seen.
+
+    serve.json     what to serve             lock           held while the process lives
+    key            who may ask               address.json   where it listens, once it has loaded
+    log.txt        what it printed           ended.json or error.json, last
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import queue
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from engine import command, machine
+from engine.keeper import end_processes
+from engine.models import identity, is_hub_id
+from engine.problems import Problem, Refusal, problem, sentences
+from engine.results import Result, results
+from engine.rundir import ALIVE, held, read_json, take, wait_for, write_json
+from engine.spec import Model, NoRopeScaling, RunSpec
+from engine.workplace import PROJECT, Workplace, inside
+
+FOLDER = ".chat"
+MOST = 2  # servers that a studio keeps at once: each holds a whole model
+IDLE_S = 900.0  # without a question, after which a server of a studio ends
+LOADING_S = 1800.0
+SNAPSHOTS_S = 0.1  # between two looks at answers that are being written
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server, by its folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def given(self) -> Mapping[str, Any]:
+        """What it was started with."""
+        return read_json(self.path / "serve.json") or {}
+
+    @property
+    def name(self) -> str:
+        """What its base is called, and asked as."""
+        return self.given.get("name", "")
+
+    @property
+    def state(self) -> Literal["loading", "ready", "ended", "failed"]:
+        """Failed is also what has ended without a word: killed, or out of memory."""
+        if held(self.path / "lock", ALIVE):
+            return "ready" if (self.path / "address.json").exists() else "loading"
+        return "ended" if (self.path / "ended.json").exists() else "failed"
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("loading", "ready")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Why it failed; empty if it has not."""
+        if self.state != "failed":
+            return []
+        error = read_json(self.path / "error.json")
+        if error is None:
+            return [problem("chat-died", name=self.name)]
+        told = [Problem(one["code"], one["field"], one["values"]) for one in error.get("problems", ())]
+        if known := [one for one in told if one.code in sentences()]:
+            return known
+        if "OutOfMemoryError" in error["type"] or "out of memory" in error["message"]:
+            return [problem("chat-no-memory", name=self.name)]
+        why = f"{error['type']}: {error['message']}".split("\n")[0][:300]
+        return [problem("chat-not-loaded", name=self.name, why=why)]
+
+
+# ------------------------------------------------------------------------------------------ what can be asked
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person has chosen to talk to: a base and adapters of it. `model` says how the base is loaded."""
+
+    base: Path
+    name: str
+    adapters: Mapping[str, Path] = field(default_factory=dict)  # name → folder of the result
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choose(workplace: Workplace, base: str, ids: Sequence[str] = ()) -> Choice:
+    """The model folder `base` and the results of the runs with these ids, looked at before anything is loaded.
+
+    An empty `base` is what the first of them is or belongs to. Raises Refusal if something is not there, or is of
+    another base.
+    """
+    left = {one.run.id: one for one in results(workplace.saves)}
+    chosen = [_result(left, id) for id in ids]
+    wholes, adapters = [[one for one in chosen if one.adapter is kind] for kind in (False, True)]
+    base = base or next((str(one.folder) for one in wholes), "")
+    base = base or next((str(one.run.spec.model.model_name_or_path) for one in adapters), "")
+    if not base:
+        raise Refusal(problem("chat-nothing-chosen"))
+    folder = _folder(base, adapters)
+    if not _cached(folder) and not inside(folder, workplace.model_roots):
+        raise Refusal(problem("path-outside", path=folder, roots=", ".join(map(str, workplace.model_roots))))
+    if not (folder / "config.json").is_file():
+        raise Refusal(problem("chat-no-model", folder=folder))
+    for one in chosen:
+        theirs = one.run.spec.model.model_name_or_path if one.adapter else str(one.folder)
+        if identity(theirs) != identity(str(folder)):
+            raise Refusal(problem("chat-other-base", name=one.run.title, theirs=theirs, base=folder))
+    whole = next((one for one in left.values() if not one.adapter and one.folder == folder), None)
+    if whole:
+        _result(left, whole.run.id)
+    return Choice(
+        folder, whole.run.id if whole else identity(str(folder)) if _cached(folder) else folder.name,
+        {one.run.id: one.folder for one in adapters}, _loading(workplace, folder, whole, adapters),
+    )  # fmt: skip
+
+
+def _result(left: Mapping[str, Result], id: str) -> Result:
+    if id not in left:
+        raise Refusal(problem("chat-no-result", id=id))
+    if left[id].stage == "rm":
+        raise Refusal(problem("chat-judge", name=left[id].run.title))
+    return left[id]
+
+
+def _folder(base: str, adapters: Sequence[Result]) -> Path:
+    """Where the base lies: a hub's model is where the run of an adapter found it."""
+    if os.path.isdir(base) or not is_hub_id(base):
+        return Path(os.path.abspath(base))
+    summaries = (read_json(one.run.dir.prepared / "summary.json") or {} for one in adapters)
+    return Path(next((one["model_path"] for one in summaries if one.get("model_path")), base))
+
+
+def _cached(folder: Path) -> bool:
+    """Whether the folder is a hub's model in the cache of this machine."""
+    return is_hub_id(identity(str(folder)))
+
+
+def _loading(
+    workplace: Workplace, folder: Path, whole: Result | None, adapters: Sequence[Result]
+) -> dict[str, Any]:
+    """The `model` part of a spec by which the base is loaded: as the run that made the result had it."""
+    made_by = [*filter(None, [whole]), *adapters]
+    model = made_by[0].run.spec.model if made_by else Model(model_name_or_path=str(folder))
+    changes: dict[str, Any] = {
+        "model_name_or_path": str(folder), "adapter_path": None, "chat_template": None,
+        "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(str(folder)),
+    }  # fmt: skip
+    if whole:
+        changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
+    return model.model_copy(update=changes).model_dump()
+
+
+# ------------------------------------------------------------------------------------------ start, find, end
+
+
+def attend(saves: Path) -> int | None:
+    """Say that a studio lives which may ask, for as long as this process does. Servers end sooner without one.
+
+    Returns the open descriptor that says it; None where the saves folder cannot be written, and so has no servers.
+    """
+    with contextlib.suppress(OSError):
+        (saves / FOLDER).mkdir(exist_ok=True)
+        return take(_studios(saves), ALIVE, shared=True)
+    return None
+
+
+def servers(saves: Path) -> list[Server]:
+    """All servers that there are or were and have left their folder, the newest last."""
+    found = [Server(path.parent) for path in (saves / FOLDER).glob("[!.]*/serve.json")]
+    return sorted((one for one in found if one.given), key=lambda one: one.given["started"])
+
+
+def find(saves: Path, choice: Choice) -> Server | None:
+    """The studio's server of the chosen base, alive or not."""
+    found = Server(saves / FOLDER / _id(choice))
+    return found if found.given else None
+
+
+def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
+    """The server of the chosen base: the one that lives, or a new one. Comes back at once; it may still be loading.
+
+    Raises Refusal if as many others live as this machine is allowed.
+    """
+    saves = workplace.saves
+    (saves / FOLDER).mkdir(exist_ok=True)
+    closed = wait_for(saves / FOLDER / ".lock")
+    try:
+        server = Server(saves / FOLDER / _id(choice))
+        if server.alive:
+            return server
+        others = [one for one in servers(saves) if one.alive and not one.given.get("shell")]
+        if len(others) >= MOST:
+            who = "; ".join(f"{one.name} ({one.given['by'] or '—'})" for one in others)
+            raise Refusal(problem("chat-too-many", most=MOST, who=who))
+        end(server)
+        begin(
+            server,
+            serving(workplace, choice, by) | {"studios": str(_studios(saves))},
+            secrets.token_urlsafe(24),
+        )
+        return Server(server.path)
+    except OSError as error:
+        raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
+    finally:
+        os.close(closed)
+
+
+def serving(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
+    """The content of serve.json for what is chosen."""
+    return {
+        "base": str(choice.base), "name": choice.name, "model": dict(choice.model),
+        "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
+        "roots": [str(root) for root in workplace.model_roots], "host": "127.0.0.1", "port": 0, "idle_s": IDLE_S,
+        "studios": None, "by": by, "started": time.time(),
+    }  # fmt: skip
+
+
+def begin(
+    server: Server, given: Mapping[str, Any], key: str, foreground: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start the process of a server whose folder is new. In the `foreground` it prints to this terminal and ends
+    with it; else into its log, and it outlives whoever started it."""
+    server.path.mkdir(parents=True)
+    # The lock is handed down: the server is alive before it has imported anything.
+    lock = take(server.path / "lock", ALIVE, shared=True)
+    if key:
+        (server.path / "key").touch(0o600)
+        (server.path / "key").write_text(key, encoding="utf-8")
+    write_json(server.path / "serve.json", given)
+    log = None if foreground else (server.path / "log.txt").open("ab")
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "engine.worker.serve", str(server.path)], cwd=PROJECT, env=_environment(given, server.path),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=not foreground, pass_fds=(lock,),
+        )  # fmt: skip
+    finally:
+        os.close(lock)
+        if log:
+            log.close()
+
+
+def _environment(given: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """That of a run on one device: the card with the most free memory, or the CPU where there is none."""
+    spec = RunSpec.read({"model": given["model"]})
+    cards = machine.gpus()
+    told = (
+        command.inherited()
+        | command.environment(spec, folder, len(cards), machine.threads())
+        | command.OFFLINE
+    )
+    if cards:
+        told["CUDA_VISIBLE_DEVICES"] = str(max(cards, key=lambda card: card.free).index)
+    return told
+
+
+def end(server: Server) -> None:
+    """End the process of a server, and wait until nothing of it is left; then its folder goes, too."""
+    end_processes(server.path, grace_s=3)
+    shutil.rmtree(server.path, ignore_errors=True)
+
+
+def _id(choice: Choice) -> str:
+    stretched = json.dumps(choice.model.get("rope_scaling"), sort_keys=True)
+    told = f"{identity(str(choice.base))}\n{stretched}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _studios(saves: Path) -> Path:
+    return saves / FOLDER / ".studios"
+
+
+# ------------------------------------------------------------------------------------------ asking
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One voice's answer as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on."""
+
+    voice: str
+    text: str = ""
+    tokens: int = 0
+    first_s: float | None = None
+    tokens_per_s: float | None = None
+    finish: str = ""  # "stop", "length", "error"
+    problem: Problem | None = None
+
+
+def wait(server: Server, seconds: float = LOADING_S) -> None:
+    """Come back once the server answers. Raises Refusal if it has ended instead."""
+    deadline = time.monotonic() + seconds
+    while server.state == "loading" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if server.state != "ready":
+        raise Refusal(server.problems or [problem("chat-died", name=server.name)])
+
+
+def voices(server: Server) -> list[dict[str, Any]]:
+    """What a server can be asked as: id, max_model_len, thinking. Raises Refusal if it does not answer."""
+    return _call(server, "GET", "/v1/models")["data"]
+
+
+def add(server: Server, adapters: Mapping[str, Path]) -> None:
+    """Have a server take adapters in that it does not have. Raises Refusal if it cannot."""
+    there = {one["id"] for one in voices(server)}
+    for name, folder in adapters.items():
+        if name not in there:
+            _call(server, "POST", "/v1/adapters", {"name": name, "folder": str(folder)})
+
+
+def judges(saves: Path) -> list[Result]:
+    """The reward models that finished runs have left."""
+    return [one for one in results(saves) if one.stage == "rm"]
+
+
+def score(
+    server: Server, saves: Path, judge: str, conversations: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, float]:
+    """What the reward model of the run `judge` thinks of each conversation, higher for better. Raises Refusal.
+
+    It is loaded by the same server, as a model of its own, when it is first asked.
+    """
+    folder = next((one.folder for one in judges(saves) if one.run.id == judge), None)
+    if folder is None:
+        raise Refusal(problem("chat-no-result", id=judge))
+    asked = {"judge": str(folder), "conversations": [list(one) for one in conversations.values()]}
+    scores = _call(server, "POST", "/v1/score", asked)["scores"]
+    return dict(zip(conversations, scores, strict=True))
+
+
+def cancel(server: Server, request_id: str) -> None:
+    """End the answers that were asked for under that id; what is written of them stays."""
+    with contextlib.suppress(Refusal):  # it is gone, and its answers with it
+        _call(server, "POST", "/v1/cancel", {"request_id": request_id})
+
+
+def ask(
+    server: Server, asked: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
+) -> Iterator[list[Answer]]:
+    """Have each voice answer the conversation it is given, all at once; yields how far they are until all have ended.
+
+    `settings` are those of POST /v1/chat/completions. Whoever stops reading ends the answers. What goes wrong with one
+    is told in its `problem`, and the others go on.
+    """
+    told: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    connections = [_connection(server) for _ in asked]
+    threads = []
+    for (voice, messages), connection in zip(asked.items(), connections, strict=True):
+        body = {**settings, "model": voice, "messages": list(messages), "stream": True}
+        threads.append(threading.Thread(target=_read, args=(server, connection, body, told.put), daemon=True))
+    for thread in threads:
+        thread.start()
+    now = {voice: Answer(voice) for voice in asked}
+    try:
+        yield list(now.values())
+        while not all(one.finish for one in now.values()):
+            due = time.monotonic() + SNAPSHOTS_S
+            answer = told.get()
+            now[answer.voice] = answer
+            with contextlib.suppress(queue.Empty):
+                while (left := due - time.monotonic()) > 0 and not all(one.finish for one in now.values()):
+                    answer = told.get(timeout=left)
+                    now[answer.voice] = answer
+            yield list(now.values())
+    finally:
+        for connection in connections:
+            _hang_up(connection)
+
+
+def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str, Any], tell: Any) -> None:
+    """Read one answer to its end, and tell each time there is more of it."""
+    answer, began = Answer(body["model"]), time.monotonic()
+    try:
+        response = _send(server, connection, "POST", "/v1/chat/completions", body)
+        for line in response:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise Refusal(_problem(event))
+            choice = event["choices"][0]
+            if text := choice["delta"].get("content"):
+                first = answer.first_s if answer.first_s is not None else time.monotonic() - began
+                answer = replace(answer, text=answer.text + text, first_s=first)
+            if choice["finish_reason"]:
+                answer = replace(answer, **event["timing"], finish=choice["finish_reason"])
+            if text or answer.finish:
+                tell(answer)
+        if not answer.finish:
+            raise ConnectionError("the answer broke off")
+    except Refusal as refusal:
+        tell(replace(answer, finish="error", problem=refusal.problems[0]))
+    except (OSError, ValueError, http.client.HTTPException, AttributeError):
+        # AttributeError: hung up in another thread. The process may need a moment to be seen as gone.
+        time.sleep(0.2)
+        gone = server.problems or [problem("chat-died", name=server.name)]
+        tell(replace(answer, finish="error", problem=gone[0]))
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    """End a connection that another thread may be reading from: only a shutdown wakes it."""
+    if connection.sock:
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(2)
+    connection.close()
+
+
+def _connection(server: Server) -> http.client.HTTPConnection:
+    address = read_json(server.path / "address.json")
+    if not address:
+        raise Refusal(server.problems or [problem("chat-died", name=server.name)])
+    return http.client.HTTPConnection(address["host"], address["port"], timeout=600)
+
+
+def _send(
+    server: Server, connection: http.client.HTTPConnection, method: str, path: str, body: Any = None
+) -> http.client.HTTPResponse:
+    key = server.path / "key"
+    headers = {"Content-Type": "application/json"}
+    if key.exists():
+        headers["Authorization"] = f"Bearer {key.read_text(encoding='utf-8')}"
+    connection.request(method, path, None if body is None else json.dumps(body), headers)
+    response = connection.getresponse()
+    if response.status >= 400:
+        raise Refusal(_problem(json.loads(response.read())))
+    return response
+
+
+def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
+    """The server's answer to one request. Raises Refusal with what it refuses, or if it is gone."""
+    connection = _connection(server)
+    try:
+        return json.loads(_send(server, connection, method, path, body).read())
+    except (OSError, ValueError, http.client.HTTPException):
+        raise Refusal(server.problems or [problem("chat-died", name=server.name)]) from None
+    finally:
+        connection.close()
+
+
+def _problem(told: Mapping[str, Any]) -> Problem:
+    """What a server refused something for, to be told in the reader's language."""
+    error = told["error"]
+    one = error.get("problem") or {}
+    known = one.get("code") in sentences()
+    return Problem(one["code"], "", one["values"]) if known else problem("chat-error", why=error["message"])

@@ -1,0 +1,102 @@
+"""What can be asked by name: a base model, and each adapter of it with the tokenizer, template and settings of its run.
+
+A voice turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples unless it
+is told otherwise. Everything of it comes from the folder of the result, as whoever uses the result elsewhere has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from engine.problems import Problem, Refusal, problem
+from engine.spec import RunSpec
+from engine.worker.conversations import Conversations
+from engine.worker.sampling import Sampling
+from engine.worker.tokenizer import load_tokenizer
+
+THINKING = "enable_thinking"  # what templates of reasoning models call the switch
+
+
+@dataclass
+class Voice:
+    """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
+    template has the switch."""
+
+    name: str
+    adapter: str | None
+    conversations: Conversations
+    unthinking: Conversations | None
+    config: GenerationConfig
+    ends: frozenset[int]
+    context: int | None  # tokens
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.conversations.tokenizer
+
+    @property
+    def words(self) -> Tokenizer:
+        return self.tokenizer.backend_tokenizer
+
+    def prompt(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+    ) -> list[int]:
+        """The tokens that the answer follows. A control token in a message stays text. Raises Refusal if the template
+        cannot write the conversation, or if no answer fits behind it."""
+        how = self.conversations if thinking or not self.unthinking else self.unthinking
+        [told] = how.encode([{"messages": list(messages), "tools": tools or None}], generate=True)
+        if isinstance(told, Problem):
+            raise Refusal(told)
+        if self.context and len(told.ids) >= self.context:
+            raise Refusal(
+                problem("chat-too-long", tokens=len(told.ids), context=self.context, voice=self.name)
+            )
+        return told.ids.tolist()
+
+    def sampling(self, given: dict[str, Any]) -> Sampling:
+        """The settings that are `given`; for the rest those of the model's own generation config."""
+        own = self.config
+        usual = {
+            "temperature": (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0,
+            "top_p": own.top_p, "top_k": own.top_k, "repetition_penalty": own.repetition_penalty,
+        }  # fmt: skip
+        chosen = {name: value for name, value in {**usual, **given}.items() if value is not None}
+        return Sampling(**chosen)
+
+
+def voice(
+    name: str, folder: str, spec: RunSpec, model: PreTrainedModel, adapter: bool, instead: Voice | None = None
+) -> Voice:
+    """The voice whose tokenizer and settings are in `folder`. A base that has no chat template speaks in that of the
+    voice `instead`, so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
+    tokenizer = load_tokenizer(spec, folder)
+    if not tokenizer.chat_template and instead:
+        tokenizer = instead.tokenizer
+    if not tokenizer.chat_template:
+        raise Refusal(problem("chat-no-template", model=name))
+    template = tokenizer.get_chat_template()
+    conversations = Conversations(tokenizer)
+    unthinking = None
+    if THINKING in template:
+        unthinking = Conversations(tokenizer, f"{{%- set {THINKING} = false -%}}{template}")
+    if (Path(folder) / "generation_config.json").exists():
+        config = GenerationConfig.from_pretrained(folder)
+    else:
+        config = model.generation_config
+    ends = config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    turns = tokenizer.convert_tokens_to_ids(list(conversations.frame.ends))
+    return Voice(
+        name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking, config=config,
+        ends=frozenset([*known, *turns]),
+        context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )  # fmt: skip

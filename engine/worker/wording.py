@@ -1,0 +1,52 @@
+"""The tokens of an answer → its text, piece by piece as they come, up to a stop sequence.
+
+A piece is given out only when nothing that comes later can change it: half a character waits for its other half, and
+what may be the beginning of a stop sequence for what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Wording:
+    """The text of one answer. `stopped` once a stop sequence was written; it is not part of the text."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+        self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
+        self.stream = DecodeStream(skip_special_tokens=True)
+        self.tokens: list[int] = []
+        self.given, self.held = 0, ""  # characters given out; text that is not
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """What can be given out after one more token; often nothing."""
+        self.tokens.append(token)
+        self.held += self.stream.step(self.tokenizer, token) or ""
+        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._give(min(found))
+        kept = max((_begun(self.held, stop) for stop in self.stops), default=0)
+        return self._give(len(self.held) - kept)
+
+    def rest(self) -> str:
+        """What was held back, once nothing more comes: all pieces together are what the tokens say."""
+        if self.stopped:
+            return ""
+        whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        self.held = whole[self.given :]
+        return self._give(len(self.held))
+
+    def _give(self, count: int) -> str:
+        ready, self.held = self.held[:count], self.held[count:]
+        self.given += len(ready)
+        return ready
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of `text` are the beginning of `stop`."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,111 @@
+"""The Chat tab as a person uses it: from a finished run to two answers side by side, a rating, a crash, an end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine import chat, keeper, talk
+from engine.datasets import count_rows, find
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio, wait_until
+
+RUN = "demo_model/lora/one"
+
+
+@pytest.fixture
+def trained(workplace: Workplace) -> Workplace:
+    """The demo model, a finished run of it, and a data folder of this test's own."""
+    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one"]
+    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
+    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
+
+
+def ask(page: Page, text: str, turns: int) -> None:
+    page.locator("#prompt textarea").fill(text)
+    page.locator("#prompt textarea").press("Enter")
+    expect(page.locator("#talk .turn")).to_have_count(turns, timeout=90_000)
+
+
+def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
+    trained: Workplace, open_page: Callable[..., Page], outside: Outside
+) -> None:
+    studio, address = start_studio(trained)
+    try:
+        page = open_page(f"{address}/?run={RUN}")
+        page.locator("#chat-with").click()
+        expect(page.locator("#chat-adapters")).to_contain_text("one")
+        expect(page.locator("#held")).to_contain_text("Not loaded")
+        page.locator("#chat-longest input").fill("40")
+        ask(page, "Translate BSIC Group", 1)
+        said = page.locator("#talk .said")
+        expect(said).to_have_count(2)
+        base, tuned = said.all_inner_texts()
+        assert base
+        assert tuned
+        assert base != tuned
+        expect(page.locator("#talk .answer header").first).to_contain_text("/s")  # tokens a second
+        expect(page.locator("#held")).to_contain_text("In memory")
+
+        page.locator("#talk [data-rate=down]").first.click()
+        expect(page.locator("#told")).to_contain_text(talk.THUMBS)
+        page.locator("#talk [data-rate=better]").nth(1).click()
+        expect(page.locator("#told")).to_contain_text(talk.PAIRS)
+        expect(page.locator("#talk .answer.best")).to_have_count(1)
+        assert count_rows(find(trained.data, talk.THUMBS)) == 1
+        pair = json.loads((trained.data / f"{talk.PAIRS}.jsonl").read_text(encoding="utf-8"))
+        assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
+
+        page.locator("#chat-longest input").fill("1900")
+        page.locator("#chat-greedy input").uncheck()
+        # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
+        page.locator("#chat-temperature input").fill("10")
+        page.locator("#chat-seed input, #chat-seed textarea").fill("4")
+        page.locator("#prompt textarea").fill("Go on")
+        page.locator("#send").click()
+        expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+        page.locator("#chat-stop").click()
+        expect(page.locator("#talk .turn")).to_have_count(2)
+        assert said.nth(3).inner_text()
+
+        page.reload()
+        expect(page.locator("#talk .turn")).to_have_count(2)
+        expect(page.locator("#talk .answer.best")).to_have_count(1)
+        expect(page.locator("#chat-adapters")).to_contain_text("one")
+        with page.expect_download() as download:
+            page.locator("#chat-export button").click()
+        rows = [json.loads(line) for line in Path(download.value.path()).read_text("utf-8").splitlines()]
+        assert [row["model"] for row in rows] == ["demo_model", RUN]
+        assert [one["role"] for one in rows[1]["messages"]] == ["user", "assistant"] * 2
+        assert rows[1]["messages"][1]["content"] == tuned
+
+        [server] = chat.servers(trained.saves)
+        [process] = keeper.processes(server.path)
+        os.kill(process.pid, signal.SIGKILL)
+        expect(page.locator("#held")).to_contain_text("was killed")
+        expect(page.locator("#chat-load")).to_have_text("Restart")
+        page.locator("#chat-load").click()
+        expect(page.locator("#held")).to_contain_text("In memory", timeout=90_000)
+        page.locator("#chat-edit").click()
+        expect(page.locator("#prompt textarea")).to_have_value("Go on")
+        expect(page.locator("#talk .turn")).to_have_count(1)
+        page.locator("#chat-unload").click()
+        expect(page.locator("#held")).to_contain_text("Not loaded")
+        wait_until(lambda: not keeper.processes(server.path), 20)
+        page.locator("#chat-clear").click()
+        expect(page.locator("#talk .empty")).to_be_visible()
+    finally:
+        studio.kill()
+        studio.wait()
+        for server in chat.servers(trained.saves):
+            chat.end(server)
+    assert outside == []

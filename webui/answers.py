@@ -1,0 +1,150 @@
+"""A conversation with several voices as HTML: pure functions from what engine says to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from engine.chat import Answer, Server
+from engine.talk import Said, Talk, Turn
+from webui import notices
+from webui.numbers import duration
+from webui.words import Words
+
+Titles = Mapping[str, str]  # what a voice is called on the page
+# A thumb, drawn here: not every system has a font with one.
+THUMB = (
+    '<svg viewBox="0 0 20 20" width="15" height="15" aria-hidden="true"><path d="M3 9h3v8H3zM6 16.2 8 17h5.6a2 2 0 0 0 '
+    '1.9-1.4l1.4-4.4A1.7 1.7 0 0 0 15.3 9H11.7l.7-3.6A1.7 1.7 0 0 0 10.8 3.3L6 9.6"/></svg>'
+)
+
+
+def past(talk: Talk, titles: Titles, words: Words) -> str:
+    """All turns that are over, each answer with what can be done with it."""
+    if not talk:
+        return ""
+    return "".join(_turn(turn, number, titles, words) for number, turn in enumerate(talk))
+
+
+def live(question: str, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
+    """The turn that is being answered."""
+    cells = "".join(
+        f'<article class="answer"><header><b>{escape(titles.get(one.voice, one.voice))}</b>{_waiting(one, words)}</header>'
+        f"{_body(one.text, words, writing=not one.finish)}{_wrong(one, words)}</article>"
+        for one in answers
+    )
+    return f'<section class="turn">{_question(question)}<div class="answers">{cells}</div></section>'
+
+
+def waiting(question: str, told: str) -> str:
+    """A question before there are answers to it."""
+    return f'<section class="turn">{_question(question)}<p class="quiet loading">{escape(told)}</p></section>'
+
+
+def nothing(words: Words) -> str:
+    """The page before the first question."""
+    return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
+
+
+def _question(text: str) -> str:
+    return f'<div class="question">{escape(text)}</div>'
+
+
+def _turn(turn: Turn, number: int, titles: Titles, words: Words) -> str:
+    several = len(turn.said) > 1
+    cells = "".join(
+        _answer(turn, number, voice, one, titles, words, several) for voice, one in turn.said.items()
+    )
+    return f'<section class="turn">{_question(turn.question)}<div class="answers">{cells}</div></section>'
+
+
+def _answer(
+    turn: Turn, number: int, voice: str, one: Said, titles: Titles, words: Words, several: bool
+) -> str:  # fmt: skip
+    id = f"said-{number}-{list(turn.said).index(voice)}"
+    rated = any(other.preferred for other in turn.said.values())
+    place = f'data-turn="{number}" data-voice="{escape(voice)}"'
+
+    def button(what: str, label: str, on: bool, off: bool) -> str:
+        state = ' class="on" aria-pressed="true"' if on else ""
+        return (
+            f'<button type="button" {place} data-rate="{what}"{state}{" disabled" if off else ""} '
+            f'title="{escape(words(f"rate-{what}"))}" aria-label="{escape(words(f"rate-{what}"))}">{label}</button>'
+        )
+
+    empty = not one.text.strip()  # nothing can be learned from it
+    tools = button("up", THUMB, one.rating == "up", empty or bool(one.rating))
+    tools += button("down", THUMB, one.rating == "down", empty or bool(one.rating))
+    if several:
+        tools += button("better", escape(words("rate-better-short")), one.preferred, empty or rated)
+    copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
+    cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if one.finish == "length" else ""
+    return (
+        f'<article class="answer{" best" if one.preferred else ""}"><header><b>{escape(titles.get(voice, voice))}</b>'
+        f"<small>{escape(speed(one, words))}</small></header>{_body(one.text, words)}"
+        f'<pre id="{id}" hidden>{escape(one.text)}</pre><div class="tools">{tools}{copy}{cut}</div></article>'
+    )
+
+
+def speed(one: Said, words: Words) -> str:
+    """Tokens, tokens a second, and seconds to the first of them."""
+    told = [words("answer-tokens", count=one.tokens)]
+    if one.tokens_per_s:
+        told.append(words("answer-speed", count=f"{one.tokens_per_s:.3g}"))
+    if one.first_s is not None:
+        told.append(words("answer-first", seconds=f"{one.first_s:.2f}"))
+    if one.score is not None:
+        told.append(words("answer-score", score=f"{one.score:.2f}"))
+    return " · ".join(told)
+
+
+def _waiting(one: Answer, words: Words) -> str:
+    if one.finish or one.first_s is None:
+        return ""
+    return f"<small>{escape(words('answer-first', seconds=f'{one.first_s:.2f}'))}</small>"
+
+
+def _body(text: str, words: Words, writing: bool = False) -> str:
+    """The answer as it is, its reasoning folded once it is over."""
+    thought, answer, thinking = reasoning(text)
+    folded = ""
+    if thought.strip():
+        folded = (
+            f"<details{' open' if thinking and writing else ''}><summary>{escape(words('answer-thinking'))}</summary>"
+            f"<div>{escape(thought.strip())}</div></details>"
+        )
+    shown = escape(answer.strip("\n") if thought else answer)
+    empty = f'<i class="quiet">{escape(words("samples-empty"))}</i>' if not text and not writing else ""
+    return f'<div class="said{" writing" if writing else ""}">{folded}{shown}{empty}</div>'
+
+
+def reasoning(text: str) -> tuple[str, str, bool]:
+    """What a model thought, what it answered, and whether it is still thinking. A template may have opened the
+    thought already, so only its end need be there."""
+    opened = text.lstrip().startswith("<think>")
+    rest = text.partition("<think>")[2] if opened else text
+    if "</think>" in rest:
+        thought, _, answer = rest.partition("</think>")
+        return thought, answer, False
+    return (rest, "", True) if opened else ("", text, False)
+
+
+def _wrong(one: Answer, words: Words) -> str:
+    return notices.listed([one.problem], words) if one.problem else ""
+
+
+def status(server: Server | None, others: Sequence[Server], seconds: float, words: Words) -> str:
+    """Whether the chosen model is in memory, why not, and what else is."""
+    state = server.state if server else "ended"
+    dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
+    told = words(f"chat-{state}", time=duration(seconds, words))
+    wrong = notices.listed(server.problems, words) if server and state == "failed" else ""
+    rows = "".join(
+        f"<li><b>{escape(one.name)}</b> {escape(one.given.get('by') or '')}</li>"
+        for one in others
+        if one.alive
+    )
+    beside = (
+        f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
+    )
+    return f'<p class="held"><span class="dot {dot}"></span>{escape(told)}</p>{wrong}{beside}'
