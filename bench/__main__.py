@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import pages, start, tick, validation
+from bench import pages, prepare, start, tick, validation
 from bench.figures import Figure, table
 from tests.browser.find_chromium import chromium
 
@@ -77,7 +77,35 @@ def looking() -> list[Figure]:
     ]
 
 
-PARTS = {"start": starting, "tick": ticking, "pages": lambda _: living(), "data": lambda _: looking()}
+def preparing(peer_python: Path | None) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = prepare.measure(Path(folder), peer_python)
+    figures = []
+    for processes, name in ((1, "one process"), (2, "two")):
+        ours, theirs = told[f"rate_{processes}"], told.get(f"peer_rate_{processes}")
+        figures.append(Figure(f"100,000 short rows prepared, {name}", ours, "rows/s", None, theirs))
+        if theirs:
+            figures.append(Figure("… its time as a share of the peer's", theirs / ours, "", 1 / 5))
+    figures.append(Figure("500,000 rows prepared: memory of all processes", told["peak_mb"], "MB", 2048))
+    first = told.get("peer_first_s")
+    for key, name, share in (("cold_s", "nothing prepared", 1 / 2), ("cached_s", "prepared before", 1 / 3)):
+        figures.append(Figure(f"submitted → first step on 100,000 rows, {name}", told[key], "s", None, first))
+        if first:
+            figures.append(Figure("… as a share of the peer's", told[key] / first, "", share))
+    ours, theirs = told["samples"], told.get("peer_samples")
+    figures.append(Figure("training on rows of mixed length, 26M model", ours, "rows/s", None, theirs))
+    if theirs:
+        figures.append(Figure("… its time as a share of the peer's", theirs / ours, "", 1 / 1.8))
+    return figures
+
+
+PARTS = {
+    "start": starting,
+    "tick": ticking,
+    "pages": lambda _: living(),
+    "data": lambda _: looking(),
+    "prepare": preparing,
+}
 
 
 def main() -> int:
