@@ -87,11 +87,11 @@ def preparing(peer_python: Path | None) -> list[Figure]:
         if theirs:
             figures.append(Figure("… its time as a share of the peer's", theirs / ours, "", 1 / 5))
     figures.append(Figure("500,000 rows prepared: memory of all processes", told["peak_mb"], "MB", 2048))
-    first = told.get("peer_first_s")
-    for key, name, share in (("cold_s", "nothing prepared", 1 / 2), ("cached_s", "prepared before", 1 / 3)):
-        figures.append(Figure(f"submitted → first step on 100,000 rows, {name}", told[key], "s", None, first))
-        if first:
-            figures.append(Figure("… as a share of the peer's", told[key] / first, "", share))
+    for kind, name, share in (("cold", "nothing prepared", 1 / 2), ("cached", "prepared before", 1 / 3)):
+        ours, theirs = told[f"{kind}_s"], told.get(f"peer_{kind}_s")
+        figures.append(Figure(f"submitted → first step on 100,000 rows, {name}", ours, "s", None, theirs))
+        if theirs:
+            figures.append(Figure("… as a share of the peer's", ours / theirs, "", share))
     ours, theirs = told["samples"], told.get("peer_samples")
     figures.append(Figure("training on rows of mixed length, 26M model", ours, "rows/s", None, theirs))
     if theirs:

@@ -46,23 +46,8 @@ def short_rows(folder: Path, count: int, name: str) -> None:
 
 def mixed_rows(folder: Path, count: int, name: str) -> None:
     """Lengths as those of alpaca: most answers of a few dozen words, some of several hundred (log-normal)."""
-    draw, words = (
-        random.Random(0),
-        [
-            "data",
-            "model",
-            "answer",
-            "question",
-            "river",
-            "language",
-            "the",
-            "of",
-            "a",
-            "in",
-            "train",
-            "weight",
-        ],
-    )
+    draw = random.Random(0)
+    words = "data model answer question river language the of a in train weight".split()
 
     def text(median: float) -> str:
         return " ".join(draw.choices(words, k=max(2, min(int(draw.lognormvariate(0, 1.0) * median), 450))))
@@ -232,9 +217,7 @@ def _seconds(clock: str) -> int:
 
 def _peer(python: Path, words: list[str], cache: Path) -> str:
     environment = os.environ | OFFLINE | {"HF_DATASETS_CACHE": str(cache)}
-    done = subprocess.run(
-        [str(python), *words], env=environment, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    done = subprocess.run([str(python), *words], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return done.stdout
@@ -260,8 +243,9 @@ def measure(folder: Path, peer: Path | None) -> dict[str, float]:
     told["peak_mb"] = peak_of_preparing(folder)
     told["cold_s"], told["cached_s"] = first_step(folder)
     if peer:
-        wait_until_quiet()
-        told["peer_first_s"], _ = peer_train(folder, peer, "short", DEMO_MODEL, max_steps=3)
+        for kind in ("cold", "cached"):
+            wait_until_quiet()
+            told[f"peer_{kind}_s"], _ = peer_train(folder, peer, "short", DEMO_MODEL, max_steps=3)
     wait_until_quiet()
     told["samples"] = samples_per_second(folder, model)
     if peer:
