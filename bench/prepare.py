@@ -190,7 +190,7 @@ def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) 
         "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "logging_steps": 1,
         "report_to": "none", "save_strategy": "no", "preprocessing_num_workers": os.cpu_count(), "use_cpu": True, **more,
     }  # fmt: skip
-    file = out.with_suffix(".json")
+    file = out.with_suffix(".yaml")  # its reader of JSON files raises
     file.write_text(json.dumps(given), encoding="utf-8")
     log, seen = out / "trainer_log.jsonl", threading.Event()
     began, first = time.perf_counter(), [0.0]
