@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from engine import chat, failures, importer, queue, runs, users
+from engine import chat, failures, importer, kinds, queue, runs, users
 from engine.door import loopback
-from engine.obstacles import obstacles
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last_loss, progress
 from engine.results import next_spec
-from engine.spec import RunSpec, problems
+from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
@@ -62,7 +61,7 @@ def _print_new(log: Path, shown: int) -> int:
 def _print_end(run: runs.Run) -> int:
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
-    print(run.dir.result() or run.path)
+    print(run.dir.left() or run.path)
     return 0 if run.state in ("finished", "stopped") else 1
 
 
@@ -73,7 +72,7 @@ def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
-    return runs.submit(RunSpec.from_yaml(_text(arguments.spec)), workplace, by=_me())
+    return runs.submit(kinds.read(_text(arguments.spec)), workplace, by=_me())
 
 
 def _text(file: str) -> str:
@@ -138,8 +137,9 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Say everything that is wrong with a spec, and start nothing."""
-    spec = workplace.frozen(RunSpec.from_yaml(_text(arguments.spec)))
-    found = problems(spec) + obstacles(spec, workplace)
+    spec = kinds.read(_text(arguments.spec))
+    kind = kinds.KINDS[spec.kind]
+    found = kind.problems(kind.frozen(spec, workplace), workplace)
     print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0
 

@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.models import is_hub_id
-from engine.spec import RunSpec
+from engine.spec import RunSpec, Spec
 from engine.workplace import PROJECT
 
 # Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
@@ -18,14 +19,29 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 LAUNCHER = PROJECT / "engine" / "accelerate.yaml"
 
 
-def on_cpu(spec: RunSpec, cards: int) -> bool:
+def on_cpu(spec: Spec, cards: int) -> bool:
     """Whether the run computes on the CPU of a machine that has this many cards."""
     return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and cards == 0)
 
 
-def prepare_command(folder: Path) -> list[str]:
-    """The process that turns rows into token ids, before any process takes a device."""
-    return [sys.executable, "-m", "engine.worker.prepare", str(folder)]
+@dataclass(frozen=True)
+class Step:
+    """One child of a run. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
+
+    arguments: list[str]
+    saves: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def worker_step(module: str, folder: Path) -> Step:
+    """A process of `engine.worker.<module>` on the folder of a run."""
+    return Step([sys.executable, "-m", f"engine.worker.{module}", str(folder)])
+
+
+def training_steps(spec: RunSpec, folder: Path, port: int, cards: int) -> list[Step]:
+    """Rows are turned into token ids before any process takes a device. Whatever had to be fetched is here by then."""
+    training = train_command(spec, folder, port, cards)
+    return [worker_step("prepare", folder), Step(training, saves=True, environment=OFFLINE)]
 
 
 def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
@@ -47,7 +63,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
     ]  # fmt: skip
 
 
-def environment(spec: RunSpec, folder: Path | str, cards: int, threads: int) -> dict[str, str]:
+def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dict[str, str]:
     """What the run's processes find in their environment besides what the studio's own has.
 
     `threads`: of the CPU, for all processes of the run together.

@@ -1,7 +1,7 @@
 """The small detached parent of one run.
 
-It is a session of its own, so it outlives the studio; holds the run's lock; starts `prepare` and then the
-training; obeys stop requests; ends whatever process of the run is left; and writes exit.json last. It judges
+It is a session of its own, so it outlives the studio; holds the run's lock; starts what the run's kind says, of a
+training `prepare` and then the training itself; obeys stop requests; ends whatever process of the run is left; and writes exit.json last. It judges
 what it saw: "finished" takes exit code 0 *and* a result written by this very attempt.
 
     python -m engine.keeper keep FOLDER    become the keeper of a run; returns once the keeper holds the lock
@@ -25,9 +25,8 @@ from typing import Any
 
 import psutil
 
-from engine import command, machine, queue
+from engine import command, kinds, machine, queue
 from engine.rundir import ALIVE, KEPT, RESULT, RunDir, end_of, read_json, take, write_json
-from engine.spec import RunSpec
 from engine.workplace import PROJECT
 
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
@@ -76,19 +75,19 @@ def free_port() -> int:
 
 def keep(run: RunDir) -> None:
     """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
-    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     cards, port = len(machine.gpus()), free_port()
-    training = command.train_command(spec, run.path, port, cards)
+    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, cards)
     environment = command.inherited() | command.environment(spec, run.path, cards, machine.threads())
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
-        "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": training,
+        "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
     })  # fmt: skip
-    code = _child(command.prepare_command(run.path), environment, run, stop_at_once=True)
-    if code == 0 and not stop_wanted(run):
-        # Whatever had to be fetched is here by now.
-        code = _child(training, environment | command.OFFLINE, run, stop_at_once=False)
+    code = 0
+    for step in steps:
+        if code == 0 and not stop_wanted(run):
+            code = _child(step.arguments, environment | step.environment, run, stop_at_once=not step.saves)
     end_processes(run.path)
     write_json(run.exit, judge(run, code))
 
@@ -121,7 +120,7 @@ def stop_wanted(run: RunDir) -> str | None:
 
 def judge(run: RunDir, code: int) -> dict[str, Any]:
     """What the end of the children means: the content of exit.json."""
-    folder = run.result()
+    folder = run.left()
     result = read_json(folder / RESULT) if folder else None
     written = bool(result) and result["attempt"] == run.attempt()
     said = (

@@ -45,7 +45,7 @@ def of(run: Run) -> Result | None:
 def following(run: Run) -> list[str]:
     """Stages that can go on from what the run left: answering ones from a reward model, which judges them."""
     found = of(run)
-    if not found:
+    if not found or run.kind != "training":
         return []
     after = (
         [name for name, stage in STAGES.items() if stage.answers]
@@ -91,5 +91,5 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
 def _judge(spec: RunSpec, workplace: Workplace) -> Result | None:
     """The newest reward model of the same base."""
     base = spec.model.model_name_or_path
-    models = (one for one in results(workplace.saves) if one.stage == "rm")
+    models = (one for one in results(workplace.saves) if one.stage == "rm" and one.run.kind == "training")
     return next((one for one in models if one.run.spec.model.model_name_or_path == base), None)

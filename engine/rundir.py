@@ -40,6 +40,7 @@ class RunDir:
     initial = property(lambda self: self.path / "initial_adapter")
     adapter = property(lambda self: self.path / "adapter")
     model = property(lambda self: self.path / "model")
+    report = property(lambda self: self.path / "report")
     plot = property(lambda self: self.path / "training_loss.png")
     error = property(lambda self: self.path / "error.json")
     exit = property(lambda self: self.path / "exit.json")
@@ -63,8 +64,16 @@ class RunDir:
         return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
 
     def result(self) -> Path | None:
-        """The folder with the trained weights, if this run has left one."""
-        return next((path for path in (self.adapter, self.model) if (path / RESULT).exists()), None)
+        """The folder with the weights that this run has left, if it has."""
+        return _marked(self.adapter, self.model)
+
+    def left(self) -> Path | None:
+        """The folder with what this run was for: weights, or of an evaluation its report."""
+        return _marked(self.adapter, self.model, self.report)
+
+
+def _marked(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if (folder / RESULT).exists()), None)
 
 
 COMPLETE = "complete.json"  # marks a checkpoint whose every file is on disk

@@ -15,11 +15,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine import command, keeper, queue
-from engine.obstacles import obstacles
+from engine import command, keeper, kinds, queue
 from engine.problems import Refusal, problem
 from engine.rundir import KEPT, RunDir, held, read_json, write_json, write_text
-from engine.spec import RunSpec, problems
+from engine.spec import Spec
 from engine.workplace import PROJECT, Workplace
 
 ALIVE_STATES = ("preparing", "running", "stopping")
@@ -40,8 +39,14 @@ class Run:
     def dir(self) -> RunDir:
         return RunDir(self.path)
 
+    @property
+    def kind(self) -> str:
+        """A key of `engine.kinds.KINDS`."""
+        return self.request.get("kind", "training")
+
     @cached_property
-    def spec(self) -> RunSpec:
+    def spec(self) -> Any:
+        """A RunSpec, or the spec of the run's kind."""
         return _spec(self.dir.spec, self.dir.spec.stat().st_mtime_ns)
 
     @property
@@ -87,8 +92,8 @@ class Run:
 
 
 @lru_cache(maxsize=1024)
-def _spec(path: Path, _changed: int) -> RunSpec:
-    return RunSpec.from_yaml(path.read_text(encoding="utf-8"))
+def _spec(path: Path, _changed: int) -> Spec:
+    return kinds.read(path.read_text(encoding="utf-8"))
 
 
 def state(run: RunDir) -> str:
@@ -102,7 +107,7 @@ def state(run: RunDir) -> str:
         if (read_json(run.request) or {}).get("stop"):
             return "stopping"
         phase = (read_json(run.progress) or {}).get("phase")
-        return "running" if phase in ("training", "evaluating", "saving") else "preparing"
+        return "running" if phase in ("training", "evaluating", "exporting", "saving") else "preparing"
     return "interrupted" if run.keeper.exists() else "queued"
 
 
@@ -116,10 +121,11 @@ def read(folder: Path, saves: Path) -> Run:
     )  # fmt: skip
 
 
-def find(saves: Path) -> list[Run]:
-    """All runs, newest first."""
+def find(saves: Path, *kinds: str) -> list[Run]:
+    """All runs, or those of some kinds, newest first."""
     found = [read(folder, saves) for folder in queue.folders(saves)]
-    return sorted((run for run in found if run.request), key=lambda run: run.submitted, reverse=True)
+    wanted = (run for run in found if run.request and (not kinds or run.kind in kinds))
+    return sorted(wanted, key=lambda run: run.submitted, reverse=True)
 
 
 def get(saves: Path, id: str) -> Run:
@@ -131,10 +137,11 @@ def get(saves: Path, id: str) -> Run:
     raise Refusal(problem("run-unknown", id=id))
 
 
-def submit(spec: RunSpec, workplace: Workplace, by: str = "") -> Run:
+def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
     """Freeze the spec into a new folder and put it in the queue. Raises Refusal with every problem."""
-    spec = workplace.frozen(spec)
-    if found := problems(spec) + obstacles(spec, workplace):
+    kind = kinds.KINDS[spec.kind]
+    spec = kind.frozen(spec, workplace)
+    if found := kind.problems(spec, workplace):
         raise Refusal(found)
     with _writing(workplace.saves):
         folder = _new_folder(spec, workplace.saves)
@@ -143,7 +150,14 @@ def submit(spec: RunSpec, workplace: Workplace, by: str = "") -> Run:
             # Last: a folder without a request is no run yet.
             write_json(
                 RunDir(folder).request,
-                {"by": by, "submitted": time.time(), "queued": time.time_ns(), "attempt": 1, "stop": None},
+                {
+                    "kind": spec.kind,
+                    "by": by,
+                    "submitted": time.time(),
+                    "queued": time.time_ns(),
+                    "attempt": 1,
+                    "stop": None,
+                },
             )
         except OSError:
             shutil.rmtree(folder, ignore_errors=True)
@@ -161,11 +175,11 @@ def _writing(saves: Path) -> Iterator[None]:
         raise Refusal(problem("cannot-write", folder=saves, why=error.strerror or error)) from error
 
 
-def _new_folder(spec: RunSpec, saves: Path) -> Path:
+def _new_folder(spec: Spec, saves: Path) -> Path:
     model = _slug(Path(spec.model.model_name_or_path).name) or "model"
     stem = "-".join(filter(None, (time.strftime("%Y-%m-%d-%H-%M-%S"), _slug(spec.name))))
     for number in range(1, 1000):
-        folder = saves / model / spec.method.kind / (stem if number == 1 else f"{stem}-{number}")
+        folder = saves / model / spec.shelf / (stem if number == 1 else f"{stem}-{number}")
         try:
             folder.mkdir(parents=True, exist_ok=False)
             return folder

@@ -18,7 +18,7 @@ import reprlib
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import regex
 import yaml
@@ -732,9 +732,48 @@ class Hardware(Part):
 # ------------------------------------------------------------------------------------------- the whole
 
 
-class RunSpec(Part):
-    """Everything needed to repeat a run."""
+class Spec(Part):
+    """A whole: everything needed to repeat a run of one kind. Each has a name, a model and hardware; its `shelf` is
+    the folder below the model's in which such runs lie."""
 
+    @property
+    def shelf(self) -> str:
+        return self.kind
+
+    @classmethod
+    def read(cls, given: Any) -> Self:
+        """A spec from plain data. Raises Refusal with every problem, each at its field."""
+        if not isinstance(given, dict):
+            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise Refusal([_explain(one) for one in error.errors()]) from None
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
+        return cls.read(read_yaml(text))
+
+    def to_yaml(self, *, brief: bool = False) -> str:
+        """YAML that `from_yaml` reads back to an equal spec. `brief` leaves out what is at its default."""
+        return write_yaml({"kind": self.kind} | self.model_dump(mode="json", exclude_defaults=brief))
+
+    def change(self, path: str, value: Any) -> Self:
+        """A copy in which the field at `path` ("training.seed") is `value`. Raises Refusal as `read` does."""
+        plain = self.model_dump()
+        *parents, last = path.split(".")
+        inner = plain
+        for parent in parents:
+            inner = inner[parent]
+        inner[last] = value
+        return self.read(plain)
+
+
+class RunSpec(Spec):
+    """Everything needed to repeat a training."""
+
+    kind: ClassVar[str] = "training"
     name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
     stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo, Ppo, Grpo) = setting(
         Sft(), "Stage", "What kind of learning this is.", essential=True
@@ -753,23 +792,11 @@ class RunSpec(Part):
         "Any other argument of the trainer's configuration class, as YAML: adam_beta2: 0.95",
     )
 
-    @classmethod
-    def read(cls, given: Any) -> RunSpec:
-        """A spec from plain data. Raises Refusal with every problem, each at its field."""
-        if not isinstance(given, dict):
-            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            raise Refusal([_explain(one) for one in error.errors()]) from None
-
-    @classmethod
-    def from_yaml(cls, text: str) -> RunSpec:
-        """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
-        return cls.read(read_yaml(text))
+    @property
+    def shelf(self) -> str:
+        return self.method.kind
 
     def to_yaml(self, *, brief: bool = False) -> str:
-        """YAML that `from_yaml` reads back to an equal spec. `brief` leaves out what is at its default."""
         plain = self.model_dump(mode="json", exclude_defaults=brief)
         if brief:
             plain = {"stage": {"kind": self.stage.kind}, "method": {"kind": self.method.kind}} | plain
@@ -779,16 +806,6 @@ class RunSpec(Part):
                 if union in plain.get("model", {}):
                     plain["model"][union] = {"kind": getattr(self.model, union).kind} | plain["model"][union]
         return write_yaml(plain)
-
-    def change(self, path: str, value: Any) -> RunSpec:
-        """A copy in which the field at `path` ("training.seed") is `value`. Raises Refusal as `read` does."""
-        plain = self.model_dump()
-        *parents, last = path.split(".")
-        inner = plain
-        for parent in parents:
-            inner = inner[parent]
-        inner[last] = value
-        return RunSpec.read(plain)
 
 
 def _explain(error: Any) -> Problem:

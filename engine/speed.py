@@ -34,7 +34,7 @@ class Guess:
 
 def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace) -> Guess | None:
     """For so many tokens, all epochs together; None if nothing is known to go by."""
-    for run in runs.find(workplace.saves)[:LOOKED_AT]:
+    for run in runs.find(workplace.saves, "training")[:LOOKED_AT]:
         try:
             alike = (run.spec.model, run.spec.method, run.spec.stage.kind, run.spec.hardware) == (
                 spec.model, spec.method, spec.stage.kind, spec.hardware,

@@ -140,7 +140,8 @@ def build(
     def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
         """What moves while a run goes on."""
         buttons = [
-            gr.update(visible=what in run.can) for what in ("stop", "kill", "resume", "clone", "delete")
+            gr.update(visible=what in run.can and (what != "clone" or run.kind == "training"))
+            for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
             stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), follow_update(run, words), failure_html(run, words),
@@ -315,17 +316,22 @@ def stamp_of(run: Run) -> str:
 
 def about(run: Run) -> dict[str, str]:
     """Words about the run for the table and the search; a spec that cannot be read leaves them empty."""
+    told = {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
     try:
         spec = run.spec
     except (Refusal, OSError):
-        return {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
-    return {
-        "title": run.title,
-        "model": Path(spec.model.model_name_or_path).name,
-        "stage": spec.stage.kind,
-        "method": spec.method.kind,
-        "data": ", ".join(spec.data.datasets),
-    }
+        return told
+    told |= {"title": run.title, "model": Path(spec.model.model_name_or_path).name}
+    if run.kind == "training":
+        told |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
+    return told
+
+
+def kind_of(run: Run, told: Mapping[str, str], words: Words) -> str:
+    """Stage and method of a training; of another run, what it is."""
+    if run.kind != "training":
+        return words(f"kind-{run.kind}")
+    return " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
 
 
 def matches(run: Run, text: str) -> bool:
@@ -354,11 +360,10 @@ def table_html(shown: Sequence[Run], words: Words, text: str = "") -> str:
 
 def _row(run: Run, columns: Sequence[str], words: Words) -> str:
     told, loss = about(run), progress.last_loss(run)
-    kind = " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
     cells = {
         "state": state_html(run, words),
         "run": f'<a href="?run={quote(run.id)}">{escape(told["title"])}</a><small>{escape(told["model"])}</small>',
-        "stage": escape(kind),
+        "stage": escape(kind_of(run, told, words)),
         "data": escape(told["data"]),
         "owner": escape(run.by),
         "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
@@ -377,9 +382,8 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
 
 def head_html(run: Run, words: Words) -> str:
     told, now = about(run), progress.progress(run)
-    kind = " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
     facts = {
-        "fact-model": told["model"], "fact-method": kind, "fact-data": told["data"], "fact-owner": run.by,
+        "fact-model": told["model"], "fact-method": kind_of(run, told, words), "fact-data": told["data"], "fact-owner": run.by,
         "fact-submitted": moment(run.submitted),
     }  # fmt: skip
     rows = "".join(

@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine import preview, progress, runs, uploads
+from engine import kinds, preview, progress, runs, uploads
 from engine.problems import Refusal
 from engine.results import next_spec
 from engine.runs import Run
@@ -182,7 +182,7 @@ def _endpoints(workplace: Workplace) -> None:
 
     def start(spec: str, request: gr.Request) -> str:
         """Start a run from its spec as YAML. Returns the run's id."""
-        return _said(lambda: runs.submit(RunSpec.from_yaml(spec), workplace, by=user(request)).id)
+        return _said(lambda: runs.submit(kinds.read(spec), workplace, by=user(request)).id)
 
     def list_runs() -> list[dict[str, Any]]:
         """All runs, newest first."""

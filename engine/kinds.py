@@ -1,0 +1,55 @@
+"""The kinds of run: what its spec is, what stands in its way, what it starts.
+
+Everything else about a run (queue, keeper, lock, log, stop, resume, delete) is the same whatever its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine import evaluation, export, obstacles
+from engine.command import Step, training_steps, worker_step
+from engine.problems import Problem, Refusal, problem
+from engine.spec import RunSpec, Spec, problems, read_yaml
+from engine.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from running here;
+    `steps` are its children, one after the other: (spec, folder, port, cards) → steps."""
+
+    spec: type[Spec]
+    frozen: Callable[[Any, Workplace], Any]
+    problems: Callable[[Any, Workplace], list[Problem]]
+    steps: Callable[[Any, Path, int, int], list[Step]]
+
+
+KINDS = {
+    "training": Kind(
+        RunSpec,
+        lambda spec, workplace: workplace.frozen(spec),
+        lambda spec, workplace: problems(spec) + obstacles.obstacles(spec, workplace),
+        training_steps,
+    ),
+    "evaluation": Kind(
+        evaluation.EvaluationSpec, evaluation.frozen, evaluation.problems,
+        lambda _spec, folder, _port, _cards: [worker_step("evaluate", folder)],
+    ),
+    "export": Kind(
+        export.ExportSpec, export.frozen, export.problems,
+        lambda _spec, folder, _port, _cards: [worker_step("export", folder)],
+    ),
+}  # fmt: skip
+
+
+def read(text: str) -> Spec:
+    """The spec in a YAML text, of the kind that it says; without a word, a training's. Raises Refusal."""
+    plain = read_yaml(text)
+    kind = plain.pop("kind", RunSpec.kind) if isinstance(plain, dict) else RunSpec.kind
+    if kind not in list(KINDS):
+        raise Refusal(problem("spec-choice", "kind", given=kind, choices=", ".join(KINDS)))
+    return KINDS[kind].spec.read(plain)
