@@ -47,7 +47,20 @@ def short_rows(folder: Path, count: int, name: str) -> None:
 def mixed_rows(folder: Path, count: int, name: str) -> None:
     """Lengths as those of alpaca: most answers of a few dozen words, some of several hundred (log-normal)."""
     draw = random.Random(0)
-    words = "data model answer question river language the of a in train weight".split()
+    words = [
+        "data",
+        "model",
+        "answer",
+        "question",
+        "river",
+        "language",
+        "the",
+        "of",
+        "a",
+        "in",
+        "train",
+        "weight",
+    ]
 
     def text(median: float) -> str:
         return " ".join(draw.choices(words, k=max(2, min(int(draw.lognormvariate(0, 1.0) * median), 450))))

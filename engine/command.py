@@ -15,6 +15,7 @@ from engine.workplace import PROJECT
 
 # Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
 MARKER = "ATHANOR_RUN"
+WAITS = "ATHANOR_WAITS"  # said to a child that is to wait for a line on its standard input
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 LAUNCHER = PROJECT / "engine" / "accelerate.yaml"
 
@@ -26,9 +27,11 @@ def on_cpu(spec: Spec, cards: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One child of a run. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
+    """One child of a run. One that `waits` is started with the first and begins when it is its turn, told by a line on its
+    standard input. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
 
     arguments: list[str]
+    waits: bool = False
     saves: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -39,13 +42,14 @@ def worker_step(module: str, folder: Path) -> Step:
 
 
 def training_steps(spec: RunSpec, folder: Path, port: int, cards: int) -> list[Step]:
-    """Rows are turned into token ids before any process takes a device. Whatever had to be fetched is here by then."""
+    """Rows are turned into token ids before any process takes a device; meanwhile the launcher imports its libraries.
+    Whatever had to be fetched is here by the time it begins."""
     training = train_command(spec, folder, port, cards)
-    return [worker_step("prepare", folder), Step(training, saves=True, environment=OFFLINE)]
+    return [worker_step("prepare", folder), Step(training, waits=True, saves=True, environment=OFFLINE)]
 
 
 def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
-    """The command that trains `spec` in `folder`.
+    """The command that trains `spec` in `folder`: `accelerate launch`, by way of `engine.worker.launch`.
 
     A configuration of our own is given: one in somebody's home would otherwise change what is launched.
     """
@@ -57,7 +61,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
     # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
     mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, cards) else []
     return [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER), *mode,
+        sys.executable, "-m", "engine.worker.launch", "--config_file", str(LAUNCHER), *mode,
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
         "--module", "engine.worker.train", str(folder),
     ]  # fmt: skip

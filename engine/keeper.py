@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from engine import command, kinds, machine, queue
+from engine.command import Step
 from engine.rundir import ALIVE, KEPT, RESULT, RunDir, end_of, read_json, take, write_json
 from engine.workplace import PROJECT
 
@@ -84,32 +85,46 @@ def keep(run: RunDir) -> None:
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
         "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
     })  # fmt: skip
-    code = 0
-    for step in steps:
+    code, early = (
+        0,
+        {number: _start(step, environment, run) for number, step in enumerate(steps) if step.waits},
+    )
+    for number, step in enumerate(steps):
         if code == 0 and not stop_wanted(run):
-            code = _child(step.arguments, environment | step.environment, run, stop_at_once=not step.saves)
+            code = _see_through(step, early.get(number) or _start(step, environment, run), run)
     end_processes(run.path)
     write_json(run.exit, judge(run, code))
 
 
-def _child(arguments: list[str], environment: dict[str, str], run: RunDir, *, stop_at_once: bool) -> int:
-    """Run one child to its end and return its exit code (minus the signal that ended it).
-
-    `stop_at_once`: there is nothing to save yet, so stop-and-save ends it like kill.
-    """
-    print(f"$ {' '.join(arguments)}", flush=True)
-    # The descriptor of the lock goes along: the launcher itself takes no lock, and must count as alive.
+def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
+    """Start a child of the run; one that waits has a pipe as its standard input, which ends if the keeper does."""
+    print(f"$ {' '.join(step.arguments)}", flush=True)
+    # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
     lock = take(run.lock, ALIVE, shared=True)
+    told = environment | step.environment | ({command.WAITS: "1"} if step.waits else {})
     child = subprocess.Popen(
-        arguments, env=environment, cwd=PROJECT, stdin=subprocess.DEVNULL, pass_fds=(lock,)
-    )
+        step.arguments, env=told, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
+        pass_fds=(lock,),
+    )  # fmt: skip
     os.close(lock)
+    return child
+
+
+def _see_through(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int:
+    """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
+
+    Where there is nothing to save yet, stop-and-save ends it like kill.
+    """
+    if child.stdin:
+        with contextlib.suppress(BrokenPipeError):  # it has failed already, as its exit code will say
+            child.stdin.write(b"begin\n")
+            child.stdin.close()
     while True:
         try:
             return child.wait(POLL_S)
         except subprocess.TimeoutExpired:
             wanted = stop_wanted(run)
-            if wanted == "kill" or (wanted == "save" and stop_at_once):
+            if wanted == "kill" or (wanted == "save" and not step.saves):
                 end_processes(run.path)
 
 

@@ -277,7 +277,8 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
     return []
 
 
-def _of_packages(spec: RunSpec) -> list[Problem]:
+def packages(spec: RunSpec) -> list[tuple[str, str, str]]:
+    """What the spec needs that not every installation has: (what needs it, module, field)."""
     wanted = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
     optimizer = spec.training.optim
     imported = next((modules for part, modules in OPTIMIZERS.items() if part in optimizer), ())
@@ -288,9 +289,13 @@ def _of_packages(spec: RunSpec) -> list[Problem]:
         wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         wanted.append(("modelscope", "modelscope_hub", "model.hub"))
+    return wanted
+
+
+def _of_packages(spec: RunSpec) -> list[Problem]:
     return [
         problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
-        for what, module, field in wanted
+        for what, module, field in packages(spec)
         if importlib.util.find_spec(module) is None
     ]
 

@@ -4,10 +4,12 @@ Everything else about it is real: the detached keeper, the lock, the log, the ma
 program can do to its keeper is tested in a second instead of a training's twenty.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
-from engine import command, keeper, queue
+from engine import keeper, kinds, queue
+from engine.command import Step
 from engine.workplace import PROJECT
 
 # What a training leaves when all goes well; SOURCE may call it.
@@ -31,13 +33,9 @@ def start(folder: Path, source: str) -> int:
 
 def stand_in(source: str) -> None:
     """In this process, runs are started with `source` as their training from now on."""
-    command.prepare_command = lambda folder: [sys.executable, "-c", "pass"]
-    command.train_command = lambda spec, folder, port, cards: [
-        sys.executable,
-        "-c",
-        FINISH + source,
-        str(folder),
-    ]
+    program = [sys.executable, "-c", FINISH + source]
+    steps = lambda spec, folder, port, cards: [Step([*program, str(folder)], saves=True)]  # noqa: E731
+    kinds.KINDS["training"] = dataclasses.replace(kinds.KINDS["training"], steps=steps)
     queue._start = lambda folder: start(folder, source)
 
 

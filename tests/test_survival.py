@@ -41,15 +41,14 @@ def at_step(run: runs.Run, step: int) -> int:
 
 
 def worker(run: runs.Run) -> psutil.Process:
-    """The process that trains: the one with the module's name that is not the launcher."""
-    named = (one for one in keeper.processes(run.path) if "engine.worker.train" in command_line(one))
-    return next(one for one in named if "accelerate.commands.launch" not in command_line(one))
+    """A process that trains: the launcher itself where there is one, else the first of its ranks."""
+    named = [one for one in keeper.processes(run.path) if "engine.worker.train" in command_line(one)]
+    ranks = [one for one in named if "engine.worker.launch" not in command_line(one)]
+    return (ranks or named)[0]
 
 
 def launcher(run: runs.Run) -> psutil.Process:
-    return next(
-        one for one in keeper.processes(run.path) if "accelerate.commands.launch" in command_line(one)
-    )
+    return next(one for one in keeper.processes(run.path) if "engine.worker.launch" in command_line(one))
 
 
 def weights(folder: Path) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
+from engine.worker.libraries import import_libraries
 
 
 def train(run: RunDir) -> None:
@@ -17,6 +18,8 @@ def train(run: RunDir) -> None:
     report("loading")
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
+    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    import_libraries(spec)
     from datasets import Dataset
     from transformers import set_seed
 
@@ -27,7 +30,6 @@ def train(run: RunDir) -> None:
     from engine.worker.tokenizer import load_tokenizer
     from engine.worker.trainers import assert_effective, trainer_of
 
-    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
     prepared = read_json(run.prepared / "summary.json")
     tokenizer = load_tokenizer(spec, prepared["model_path"])

@@ -1,0 +1,46 @@
+"""`accelerate launch` for a run: takes the same arguments and does the same, sooner.
+
+    python -m engine.worker.launch --config_file FILE … --module engine.worker.train FOLDER
+
+The keeper starts it beside the preparation of the rows. It imports the libraries of the training meanwhile, and begins
+when it reads a line from standard input (see `engine.keeper`). And where there is one process, it is this one: accelerate
+would start another, which imports torch again.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from engine.command import WAITS
+from engine.rundir import RunDir
+from engine.spec import RunSpec
+
+
+def main() -> None:
+    """Import, wait if told to, launch."""
+    folder = RunDir(Path(sys.argv[-1]))
+    spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
+    if alone := spec.hardware.num_processes == 1:
+        from engine.worker.libraries import import_libraries
+
+        import_libraries(spec)
+    from accelerate.commands import launch
+
+    if os.environ.pop(WAITS, "") and not sys.stdin.readline():
+        return  # whoever was to say that it may begin is gone, or the rows could not be prepared
+    arguments = launch.launch_command_parser().parse_args()
+    if not alone:
+        launch.launch_command(arguments)
+        return
+    arguments, *_ = launch._validate_launch_command(arguments)
+    _, environment = launch.prepare_simple_launcher_cmd_env(arguments)
+    os.environ.update(environment)
+    sys.argv = [arguments.training_script, *arguments.training_script_args]
+    runpy.run_module(arguments.training_script, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
