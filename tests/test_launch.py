@@ -1,0 +1,54 @@
+"""The launcher of a training: it imports early, waits for its turn, and is itself the one process that trains."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import command
+from engine.rundir import RunDir, write_text
+from engine.spec import RunSpec
+from engine.workplace import PROJECT
+
+LOOK = """
+import sys
+from engine.spec import RunSpec
+from engine.worker.libraries import import_libraries
+import_libraries(RunSpec.from_yaml(sys.stdin.read()))
+import torch
+print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())
+"""
+
+
+def loaded(spec: RunSpec) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], input=spec.to_yaml(), cwd=PROJECT, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_only_a_run_that_quantizes_meets_bitsandbytes_and_none_takes_a_device(
+    make_spec: Callable[..., RunSpec],
+) -> None:
+    assert loaded(make_spec()) == "False False"
+    assert loaded(make_spec(model__quantization={"kind": "4bit"})) == "True False"
+
+
+@pytest.mark.slow
+def test_a_launcher_whose_keeper_is_gone_trains_nothing(
+    make_spec: Callable[..., RunSpec], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    spec = make_spec()
+    write_text(run.spec, spec.to_yaml())
+    words = command.train_command(spec, run.path, 0, cards=0)
+    environment = os.environ | {command.WAITS: "1"}
+    done = subprocess.run(words, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+    assert done.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
