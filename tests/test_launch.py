@@ -44,11 +44,12 @@ def test_only_a_run_that_quantizes_meets_bitsandbytes_and_none_takes_a_device(
 def test_a_launcher_whose_keeper_is_gone_trains_nothing(
     make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
-    run = RunDir(tmp_path)
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
     spec = make_spec()
     write_text(run.spec, spec.to_yaml())
     words = command.train_command(spec, run.path, 0, cards=0)
     environment = os.environ | {command.WAITS: "1"}
     done = subprocess.run(words, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
+    assert [path.name for path in run.path.iterdir()] == ["spec.yaml"]
