@@ -1,0 +1,53 @@
+"""How far PPO comes with different seeds: `python -m bench.ppo`.
+
+The toy of the tests: a tiny model with random weights, rewarded for the share of its tokens that are in a set of a tenth of
+the vocabulary. Printed for each seed: the mean reward of the first two and the last three batches of answers.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.figures import Figure, table
+from engine.workplace import PROJECT
+
+SEEDS, STEPS = range(5), 24
+
+
+def learn(model: Path, folder: Path, seed: int) -> tuple[float, float, float]:
+    """Mean reward at first and at last, and the seconds it took, imports included."""
+    began = time.perf_counter()
+    changes = json.dumps({"max_steps": STEPS, "seed": seed})
+    words = [sys.executable, "-m", "tests.ppo_toy", "learn", str(model), str(folder), changes]
+    told = subprocess.run(words, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    rewards = [line["reward"] for line in json.loads(told.splitlines()[-1])]
+    return statistics.mean(rewards[:2]), statistics.mean(rewards[-3:]), time.perf_counter() - began
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as root:
+        model = Path(root) / "tiny"
+        subprocess.run([sys.executable, "-m", "tests.tiny_model", str(model)], cwd=PROJECT, check=True)
+        told = {seed: learn(model, Path(root) / str(seed), seed) for seed in SEEDS}
+    figures = [
+        Figure(f"seed {seed}: mean reward, {first:.3f} at first, after {STEPS} steps", last)
+        for seed, (first, last, _) in told.items()
+    ]
+    risen = [last / first for first, last, _ in told.values()]
+    figures += [
+        Figure("… as a multiple of the first: mean", statistics.mean(risen)),
+        Figure("… standard deviation between seeds", statistics.stdev(risen)),
+        Figure("… as a share of what is asked, three times: the worst", 3 / min(risen), "", 1),
+        Figure("seconds for one, the slowest", max(seconds for *_, seconds in told.values()), "s", 120),
+    ]
+    print(table(figures, ""))
+
+
+if __name__ == "__main__":
+    main()
