@@ -122,6 +122,20 @@ def test_limits_count_good_rows_only_and_the_first_ones_are_taken(
         prepare(make_run())
 
 
+@pytest.mark.parametrize("good", [0, 3])
+def test_no_more_rows_than_num_samples_are_read_where_the_last_of_them_are_bad(
+    make_run: Callable[..., RunDir], data: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    monkeypatch.setattr("engine.blocks.ROWS", 10)  # so that the limit is within the first of several blocks
+    rows = [("q", "a")] * good + [("q", "")] * (10 - good) + [("later", "a")] * 10
+    lines = "".join(f"{question},{answer}\n" for question, answer in [("instruction", "output"), *rows])
+    (data / "some.csv").write_text(lines)
+    info = read_json(data / "dataset_info.json")
+    write_json(data / "dataset_info.json", info | {"some": {"file_name": "some.csv", "num_samples": 5}})
+    run = make_run(data__datasets={"chat": 1, "some": 1}, data__skip_bad_rows=True)
+    assert prepared(run)["train"]["rows"] == 40 + good
+
+
 def test_several_data_sets_and_one_to_measure_on(make_run: Callable[..., RunDir], data: Path) -> None:
     info = read_json(data / "dataset_info.json")
     write_json(
