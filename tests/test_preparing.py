@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -242,6 +243,30 @@ def test_the_columns_of_a_data_set_and_the_tokenizer_are_in_the_key(
     (copied / "model.safetensors").write_bytes(b"")  # weights change no row
     key()
     assert len(set(keys)) == 3
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_rows_of_a_template_that_writes_the_day_are_of_that_day(
+    make_run: Callable[..., RunDir], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    copied = tmp_path / "models" / "copied"
+    shutil.copytree(tiny, copied)
+    template = (copied / "chat_template.jinja").read_text() + "{# {{ strftime_now('%d %b %Y') }} #}"
+    (copied / "chat_template.jinja").unlink()
+    config = read_json(copied / "tokenizer_config.json")
+    if file == "tokenizer_config.json":  # where most of those that do are
+        write_json(copied / file, config | {"chat_template": template})
+    else:
+        write_text(copied / file, template)
+    keys = []
+    for day in ("2026-01-01", "2026-01-01", "2026-01-02"):
+        monkeypatch.setattr(
+            cache,
+            "time",
+            SimpleNamespace(strftime=lambda _, day=day: day, time=time.time, time_ns=time.time_ns),
+        )
+        keys.append(prepared(make_run(model__model_name_or_path=str(copied)))["key"])
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_run_stays_whole_when_the_cache_is_pruned_and_what_was_used_last_stays(

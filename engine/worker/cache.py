@@ -71,10 +71,9 @@ def _entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
 
 
 def _knows_the_day(file: Path) -> bool:
-    return (
-        "template" in file.name + file.suffix.replace("jinja", "template")
-        and b"strftime_now" in file.read_bytes()
-    )
+    """Whether the file can hold a chat template, and has one that asks for the day."""
+    holds = file.suffix == ".jinja" or "template" in file.name or file.name == "tokenizer_config.json"
+    return holds and b"strftime_now" in file.read_bytes()
 
 
 class Fingerprints:
