@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 
 from engine import runs
 from engine.progress import curves
@@ -168,6 +170,50 @@ def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDi
     words = [sys.executable, "-c", score, str(tiny), str(run.adapter), str(run.prepared / "train.arrow")]
     loss = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert loss == pytest.approx(losses(run)[-1], abs=0.15)
+
+
+def test_an_adapter_that_is_continued_is_left_whole_whatever_a_new_one_would_begin_with(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from engine.worker.model import keep_initial, load_model, save_weights
+
+    ids = torch.arange(10)[None]
+    model = {"model_name_or_path": str(tiny)}
+    settings = {
+        "training": {"precision": "fp32"},
+        "method": {"kind": "lora", "r": 4, "init_lora_weights": "pissa"},
+    }
+    first = RunSpec.read(settings | {"model": model, "method": {"kind": "lora", "r": 4}})
+    learned = load_model(first, str(tiny))
+    for name, weight in learned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    save_weights(first, learned, tmp_path / "first", tmp_path / "none")
+
+    second = RunSpec.read(settings | {"model": model | {"adapter_path": str(tmp_path / "first")}})
+    continued = load_model(second, str(tiny))
+    keep_initial(second, continued, tmp_path / "initial")
+    save_weights(second, continued, tmp_path / "second", tmp_path / "initial")
+    again = load_model(first.change("model.adapter_path", str(tmp_path / "second")), str(tiny))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, learned(ids).logits)
+
+
+def test_what_a_pissa_adapter_began_with_is_kept_whole_or_not_at_all(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.worker import model as models
+
+    spec = RunSpec.read({
+        "model": {"model_name_or_path": str(tiny)}, "method": {"kind": "lora", "init_lora_weights": "pissa"},
+    })  # fmt: skip
+    made = models.load_model(spec, str(tiny))
+    with monkeypatch.context() as patched:
+        patched.setattr("peft.peft_model.safe_save_file", Mock(side_effect=OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            models.keep_initial(spec, made, tmp_path / "initial")
+    models.keep_initial(spec, made, tmp_path / "initial")
+    assert (tmp_path / "initial" / "adapter_model.safetensors").is_file()
 
 
 def test_only_the_last_layer_moves_when_the_others_are_frozen(trained: dict[str, RunDir], tiny: Path) -> None:
