@@ -359,3 +359,12 @@ def test_a_process_that_is_killed_for_memory_ends_the_preparation_with_a_sentenc
     assert done.wait(60) == 1
     assert "was killed" in read_json(run.error)["message"]
     assert kept(run) == []
+
+
+def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
+    code = (
+        "from engine.worker.crew import Crew; crew = Crew(2, bytes.upper);"
+        "print(sum(map(len, crew.map([b'x' * 1_000_000] * 8)))); crew.close()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60)
+    assert int(told.stdout) == 8_000_000
