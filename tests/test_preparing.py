@@ -298,6 +298,18 @@ def test_what_a_kill_left_half_is_removed_and_what_somebody_works_on_is_not(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_resumed_run_keeps_its_rows_though_its_model_was_moved_and_its_data_edited(
+    make_run: Callable[..., RunDir], data: Path, tmp_path: Path, tiny: Path
+) -> None:
+    run = make_run()
+    before, rows = prepared(run), table(run)
+    moved = before | {"model_path": str(tmp_path / "a hub's cache that was emptied")}
+    write_json(run.prepared / "summary.json", moved)
+    write_json(data / "chat.json", [{"instruction": "another", "output": "row"}])
+    assert prepared(run) == before
+    assert table(run) == rows
+
+
 def test_of_two_that_prepare_the_same_at_once_both_have_it_whole(tmp_path: Path) -> None:
     with cache.building(tmp_path, "key") as one, cache.building(tmp_path, "key") as other:
         for folder in (one, other):
