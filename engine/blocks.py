@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pydantic_core import from_json
 
 from engine.rowfiles import LONGEST, Entry, OnBad, Place, Row, encoding_of, entries, objects, of_line
 
 SIZE = 1 << 19  # bytes of a block, or about so many
-ROWS = 2000  # rows of a block of a file that is read row by row
+ROWS = 2000  # rows of a block of a file that is read row by row, at the most: long ones are fewer, of SIZE characters
 FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
 BETWEEN = re.compile(r"[\s,]*")
 
@@ -136,9 +137,27 @@ def blocks(file: Path) -> Iterator[Block]:
 
 def row_by_row(file: Path, skip: int = 0) -> Iterator[Parsed]:
     """A file as its reader reads it, without the first `skip` entries."""
-    found = islice(entries(file), skip, None)
-    while some := tuple(islice(found, ROWS)):
-        yield Parsed(some)
+    some: list[Entry] = []
+    size = 0
+    for entry in islice(entries(file), skip, None):
+        some.append(entry)
+        size += _size(entry[1])
+        if len(some) == ROWS or size >= SIZE:
+            yield Parsed(tuple(some))
+            some, size = [], 0
+    if some:
+        yield Parsed(tuple(some))
+
+
+def _size(value: Any) -> int:
+    """About how many characters a row has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return 1
+    return sum(map(_size, value))
 
 
 def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[Stretch]:

@@ -127,6 +127,9 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     for key, (shape, expected) in shapes.items():
         if entry.get(key) is not None:
             _expect(entry[key], shape, "entry-value", name=name, key=key, expected=expected)
+    for tag, written in (entry.get("tags") or {}).items():
+        if written is not None:
+            _expect(written, str, "entry-value", name=name, key=f"tags.{tag}", expected="string")
     if entry.get("num_samples") is not None and entry["num_samples"] < 1:
         raise Refusal(
             problem("entry-value", name=name, key="num_samples", expected="≥ 1", found=entry["num_samples"])
@@ -333,9 +336,16 @@ class _Row:
             raise self.bad("row-empty", column=column)
         return text
 
+    def parsed(self, value: Any) -> Any:
+        """What `_parsed` gives. Raises Refusal for half of a character, which JSON in a string can hide."""
+        found = _parsed(value)
+        if found is not value and (half := rowfiles.half_character(found, value)):
+            raise self.bad("row-half-character", found=half)
+        return found
+
     def items(self, value: Any, column: str) -> list[Any]:
         """A list, or the JSON of one: tables can hold nothing else."""
-        value = _parsed(value)
+        value = self.parsed(value)
         if not isinstance(value, list):
             raise self.bad("row-value-type", column=column, expected="list", found=type_of(value))
         return value
@@ -454,7 +464,7 @@ def _message(row: _Row, turn: Any, column: str) -> dict[str, Any]:
 
 def _calls(row: _Row, value: Any, column: str) -> list[dict[str, Any]]:
     """Tool calls as OpenAI writes them, with the arguments as an object, which is what chat templates expect."""
-    calls = _parsed(value)
+    calls = row.parsed(value)
     found = []
     for call in calls if isinstance(calls, list) else [calls]:
         function = call.get("function", call) if isinstance(call, dict) else None
@@ -462,7 +472,7 @@ def _calls(row: _Row, value: Any, column: str) -> list[dict[str, Any]]:
             raise row.bad(
                 "row-value-type", column=column, expected='{"name", "arguments"}', found=type_of(call)
             )
-        arguments = _parsed(function.get("arguments") or {})
+        arguments = row.parsed(function.get("arguments") or {})
         found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return found
 
@@ -472,6 +482,8 @@ def _tools(row: _Row) -> list[dict[str, Any]] | None:
     if not value:
         return None
     tools = row.items(value, row.column("tools"))
+    if any(not isinstance(other := tool, dict) for tool in tools):
+        raise row.bad("row-value-type", column=row.column("tools"), expected="[object]", found=type_of(other))
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools] or None
 
 
@@ -504,7 +516,7 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return value
     return value
 

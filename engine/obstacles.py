@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine import machine
 from engine.chat_templates import file_problem, template_problem
-from engine.datasets import Dataset, examples, read_catalogue
+from engine.datasets import INFO_FILE, Dataset, examples, read_catalogue
 from engine.models import (
     Model,
     adapter_parameters,
@@ -33,6 +33,7 @@ from engine.models import (
 )
 from engine.problems import Problem, problem
 from engine.reward_models import reward_model_problems
+from engine.rowfiles import version
 from engine.spec import RunSpec
 from engine.stages import FITS, STAGES
 from engine.validation import Report, check
@@ -177,10 +178,11 @@ def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[
 
 def _with_answers(spec: RunSpec) -> bool:
     """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
-    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    folder = Path(spec.data.dataset_dir)
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
     fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
-    return not fit or any(_answered(Path(spec.data.dataset_dir), one.name, _stamps(one)) for one in fit)
+    return not fit or any(_answered(folder, one.name, _stamps(folder, one)) for one in fit)
 
 
 @lru_cache(maxsize=256)
@@ -191,9 +193,9 @@ def _answered(folder: Path, name: str, _of: Stamps) -> bool:
     return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
 
-def _stamps(dataset: Dataset) -> Stamps:
-    """Changes when one of its files does."""
-    return tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in dataset.files)
+def _stamps(folder: Path, dataset: Dataset) -> Stamps:
+    """Changes when one of its files does, or the catalogue, which says how they are read."""
+    return tuple((file, *version(file)) for file in (folder / INFO_FILE, *dataset.files))
 
 
 def _of_data(spec: RunSpec) -> list[Problem]:
@@ -214,13 +216,15 @@ def _of_data(spec: RunSpec) -> list[Problem]:
                     problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
                 )
                 continue
-            report = _looked_at(folder, name, spec.stage.kind, _stamps(known[name]))
+            report = _looked_at(folder, name, spec.stage.kind, _stamps(folder, known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
             if not report.usable or not spec.data.skip_bad_rows:
                 found += [replace(one, field=field) for one in report.problems[:TOLD]]
     if spec.stage.kind == "kto" and not found:
-        marks = sum((_marks(folder, name, _stamps(known[name])) for name in spec.data.datasets), Counter())
+        marks = sum(
+            (_marks(folder, name, _stamps(folder, known[name])) for name in spec.data.datasets), Counter()
+        )
         # Of more rows than these, all are looked at when the run begins.
         if len(marks) == 1 and marks.total() < LOOKED_AT:
             found.append(one_kind_alone(True in marks, marks.total()))

@@ -8,6 +8,8 @@ from typing import Any
 
 from engine import runs
 from engine.datasets import read_catalogue
+from engine.models import ADAPTER_FILES
+from engine.obstacles import CONTINUED
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
@@ -75,8 +77,17 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         pass  # what is trained begins where the reward model itself began
     elif found.adapter:
         plain["model"]["adapter_path"] = str(found.folder)
+        # A PiSSA adapter was left as an ordinary one, of twice the rank.
+        config = read_json(found.folder / ADAPTER_FILES[0]) or {}
+        plain["method"] |= {name: config[name] for name in CONTINUED if name in config}
+        plain["method"]["init_lora_weights"] = "default"
     else:
-        plain["model"] |= {"model_name_or_path": str(found.folder), "adapter_path": None}
+        # Its own configuration has been stretched already.
+        plain["model"] |= {
+            "model_name_or_path": str(found.folder),
+            "adapter_path": None,
+            "rope_scaling": {"kind": "none"},
+        }
     form = STAGES[stage].form
     fitting = recommended(read_catalogue(workplace.data)[0], form)
     kept = {name: weight for name, weight in before.data.datasets.items() if name in fitting}

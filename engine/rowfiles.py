@@ -285,14 +285,20 @@ def of_line(place: Place, line: bytes) -> Any:
 
 
 def _without_halves(place: Place, value: Any, written: str | bytes) -> Any:
-    """The value, unless its text holds half of a character: "\\ud83d" alone, which nothing can be trained on."""
+    """The value, or the Problem if its text holds half of a character."""
+    found = half_character(value, written)
+    return problem("row-half-character", place=str(place), found=found) if found else value
+
+
+def half_character(value: Any, written: str | bytes) -> str | None:
+    """The first half of a character in a value, as JSON has it: "\\ud83d" alone, which nothing can be trained on.
+    `written` is the JSON that the value was."""
     if (b"\\ud" if isinstance(written, bytes) else "\\ud") in written.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            found = ascii(error.object[error.start]).strip("'")
-            return problem("row-half-character", place=str(place), found=found)
-    return value
+            return ascii(error.object[error.start]).strip("'")
+    return None
 
 
 def _json_array(file: Path, start: Place) -> Iterator[Entry]:

@@ -145,3 +145,13 @@ def test_other_formats_are_read_row_by_row(tmp_path: Path, name: str) -> None:
     found, bad, _ = by_blocks(file)
     assert (found, bad) == by_reader(file)
     assert len(found) == 100
+
+
+def test_a_block_of_long_rows_holds_few_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setattr(blocks, "SIZE", 1000)
+    said = [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y" * 300}]] * 20
+    parquet.write_table(pa.table({"messages": said}), tmp_path / "long.parquet")
+    assert [len(block.entries) for block in blocks.blocks(tmp_path / "long.parquet")] == [2] * 10

@@ -191,12 +191,14 @@ def test_one_broken_entry_leaves_the_others_alone(tmp_path):
         number=3,
         odd={"file_name": "good.json", "formatting": "alpca"},
         none={"file_name": "good.json", "num_samples": 0},
+        tag={"file_name": "good.json", "formatting": "sharegpt", "tags": {"user_tag": ["human", "user"]}},
         hub={"hf_hub_url": "org/name", "subset": "en"},
     )
     codes = {name: one.problem and one.problem.code for name, one in found.items()}
     assert codes == {
         "good": None, "gone": "file-missing", "empty": "entry-without-file", "number": "entry-value",
-        "odd": "entry-formatting", "none": "entry-value", "hub": None,
+        "odd": "entry-formatting", "none": "entry-value", "tag": "entry-value",
+        "hub": None,
     }  # fmt: skip
     assert found["hub"].hub == "org/name"
     with pytest.raises(Refusal, match="on the hub"):
@@ -277,6 +279,22 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("row", "said"), BAD_ROWS)
 def test_a_bad_row_is_left_out_and_named_with_file_and_line(tmp_path, row, said):
     good, bad = read(dataset(tmp_path, [ALPACA, row, ALPACA]))
+    assert len(good) == 2
+    assert len(bad) == 1
+    assert bad[0].startswith(f"rows.json:3: {said}")
+
+
+IN_STRINGS = [
+    ({"tools": [1]}, "'tools' must be of type [object], but is: number."),
+    ({"tools": '["f"]'}, "'tools' must be of type [object], but is: string."),
+    ({"tools": "[" * 100_000}, "'tools' must be of type list, but is: string."),
+    ({"history": r'[["\ud83d", "Hello"]]'}, r"the text holds \ud83d, which is half of a character"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), IN_STRINGS)
+def test_json_in_a_column_is_as_mistrusted_as_the_file_around_it(tmp_path, values, said):
+    good, bad = read(dataset(tmp_path, [ALPACA, {**ALPACA, **values}, ALPACA]))
     assert len(good) == 2
     assert len(bad) == 1
     assert bad[0].startswith(f"rows.json:3: {said}")

@@ -314,6 +314,15 @@ def test_a_value_of_another_type_is_named_by_line_and_column_name(place: Workpla
     assert any("mixed.jsonl:5" in text and "'output'" in text for text in texts), texts
 
 
+def test_columns_that_were_put_right_in_the_catalogue_are_looked_at_again(place: Workplace) -> None:
+    write_data(place, asked=[{"q": row["instruction"], "a": row["output"]} for row in CHAT])
+    assert told(place, data__datasets=["asked"])
+    info = json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))
+    info["asked"]["columns"] = {"prompt": "q", "response": "a"}
+    (place.data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    assert not told(place, data__datasets=["asked"])
+
+
 def test_an_empty_file_is_told(place: Workplace) -> None:
     write_data(place, nothing="")
     assert "dataset-empty" in {one.code for one in told(place, data__datasets=["nothing"])}

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -122,6 +123,20 @@ def test_limits_count_good_rows_only_and_the_first_ones_are_taken(
         prepare(make_run())
 
 
+@pytest.mark.parametrize("good", [0, 3])
+def test_no_more_rows_than_num_samples_are_read_where_the_last_of_them_are_bad(
+    make_run: Callable[..., RunDir], data: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
+    monkeypatch.setattr("engine.blocks.ROWS", 10)  # so that the limit is within the first of several blocks
+    rows = [("q", "a")] * good + [("q", "")] * (10 - good) + [("later", "a")] * 10
+    lines = "".join(f"{question},{answer}\n" for question, answer in [("instruction", "output"), *rows])
+    (data / "some.csv").write_text(lines)
+    info = read_json(data / "dataset_info.json")
+    write_json(data / "dataset_info.json", info | {"some": {"file_name": "some.csv", "num_samples": 5}})
+    run = make_run(data__datasets={"chat": 1, "some": 1}, data__skip_bad_rows=True)
+    assert prepared(run)["train"]["rows"] == 40 + good
+
+
 def test_several_data_sets_and_one_to_measure_on(make_run: Callable[..., RunDir], data: Path) -> None:
     info = read_json(data / "dataset_info.json")
     write_json(
@@ -230,6 +245,30 @@ def test_the_columns_of_a_data_set_and_the_tokenizer_are_in_the_key(
     assert len(set(keys)) == 3
 
 
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_rows_of_a_template_that_writes_the_day_are_of_that_day(
+    make_run: Callable[..., RunDir], tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    copied = tmp_path / "models" / "copied"
+    shutil.copytree(tiny, copied)
+    template = (copied / "chat_template.jinja").read_text() + "{# {{ strftime_now('%d %b %Y') }} #}"
+    (copied / "chat_template.jinja").unlink()
+    config = read_json(copied / "tokenizer_config.json")
+    if file == "tokenizer_config.json":  # where most of those that do are
+        write_json(copied / file, config | {"chat_template": template})
+    else:
+        write_text(copied / file, template)
+    keys = []
+    for day in ("2026-01-01", "2026-01-01", "2026-01-02"):
+        monkeypatch.setattr(
+            cache,
+            "time",
+            SimpleNamespace(strftime=lambda _, day=day: day, time=time.time, time_ns=time.time_ns),
+        )
+        keys.append(prepared(make_run(model__model_name_or_path=str(copied)))["key"])
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_run_stays_whole_when_the_cache_is_pruned_and_what_was_used_last_stays(
     make_run: Callable[..., RunDir],
 ) -> None:
@@ -257,6 +296,18 @@ def test_what_a_kill_left_half_is_removed_and_what_somebody_works_on_is_not(tmp_
         assert mine.exists()
         write_json(mine / "summary.json", {"splits": []})
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_resumed_run_keeps_its_rows_though_its_model_was_moved_and_its_data_edited(
+    make_run: Callable[..., RunDir], data: Path, tmp_path: Path, tiny: Path
+) -> None:
+    run = make_run()
+    before, rows = prepared(run), table(run)
+    moved = before | {"model_path": str(tmp_path / "a hub's cache that was emptied")}
+    write_json(run.prepared / "summary.json", moved)
+    write_json(data / "chat.json", [{"instruction": "another", "output": "row"}])
+    assert prepared(run) == before
+    assert table(run) == rows
 
 
 def test_of_two_that_prepare_the_same_at_once_both_have_it_whole(tmp_path: Path) -> None:
@@ -320,3 +371,12 @@ def test_a_process_that_is_killed_for_memory_ends_the_preparation_with_a_sentenc
     assert done.wait(60) == 1
     assert "was killed" in read_json(run.error)["message"]
     assert kept(run) == []
+
+
+def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
+    code = (
+        "from engine.worker.crew import Crew; crew = Crew(2, bytes.upper);"
+        "print(sum(map(len, crew.map([b'x' * 1_000_000] * 8)))); crew.close()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60)
+    assert int(told.stdout) == 8_000_000

@@ -77,6 +77,25 @@ def test_a_whole_model_is_the_model_of_the_next_run(
     assert spec.model.adapter_path is None
 
 
+def test_what_a_result_has_already_is_not_done_to_it_again(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    pissa = {"kind": "lora", "r": 8, "lora_alpha": 16, "init_lora_weights": "pissa"}
+    run = finished("pissa", method=pissa)
+    left = {
+        "r": 16,
+        "lora_alpha": 32,
+        "use_dora": False,
+        "use_rslora": False,
+    }  # an ordinary one of twice the rank
+    write_json(run.path / "adapter" / "adapter_config.json", left)
+    method = next_spec(run, "dpo", workplace).method
+    assert (method.r, method.lora_alpha, method.init_lora_weights) == (16, 32, "default")
+    rope = {"kind": "linear", "factor": 2.0}
+    whole = finished("stretched", method={"kind": "full"}, model__rope_scaling=rope)
+    assert next_spec(whole, "dpo", workplace).model.rope_scaling.kind == "none"
+
+
 def test_data_sets_that_fit_the_next_stage_stay(finished: Callable[..., Run], workplace: Workplace) -> None:
     run = finished("read", stage={"kind": "pt"}, data__datasets={"text": 2.0}, data__packing=True)
     assert next_spec(run, "sft", workplace).data.datasets == {"chat": 1.0}

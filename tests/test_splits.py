@@ -79,18 +79,18 @@ def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_pa
         Example(
             (np.arange(length, dtype=np.int32),), "kept" if length <= 16 else "cut", trained=[(0, length)]
         )
-        for length in (16, 40, 3)
+        for length in (16, 40, 3, 33)
     ]
     refused = Example((np.zeros(0, dtype=np.int32),), "refused")
-    split.add(table("text", [*examples, refused]), np.array([1, 2, 1, 1]))
+    split.add(table("text", [*examples, refused]), np.array([1, 2, 1, 1, 1]))
     counts = split.close()
-    assert (counts["rows"], counts["rows_cut"], counts["rows_refused"]) == (5, 2, 1)
-    assert (counts["examples"], counts["tokens"], counts["longest"]) == (8, 99, 16)
+    assert (counts["rows"], counts["rows_cut"], counts["rows_refused"]) == (6, 3, 1)
+    assert (counts["examples"], counts["tokens"], counts["longest"]) == (11, 132, 16)
     with pa.memory_map(str(tmp_path / "train.arrow")) as source:
         rows = pa.ipc.open_stream(source).read_all().to_pylist()
     lengths = [len(row["input_ids"]) for row in rows]
-    assert lengths == [16, 16, 16, 8, 16, 16, 8, 3]
-    assert [row["input_ids"][0] for row in rows] == [0, 0, 16, 32, 0, 16, 32, 0]
+    assert lengths == [16, 16, 16, 8, 16, 16, 8, 3, 16, 15, 2]  # nobody predicts a token that is alone
+    assert [row["input_ids"][0] for row in rows] == [0, 0, 16, 32, 0, 16, 32, 0, 0, 16, 31]
 
 
 def test_what_is_set_aside_depends_on_number_and_seed_alone():

@@ -26,7 +26,7 @@ from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import template_file
 
-VERSION = 1  # of the code that prepares: one more whenever it makes something else of the same rows
+VERSION = 2  # of the code that prepares: one more whenever it makes something else of the same rows
 MOST = 20 * 10**9  # bytes; what was not used for longest goes first
 SUMMARY = "summary.json"
 # What a tokenizer is made of, in a model's folder.
@@ -71,10 +71,9 @@ def _entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
 
 
 def _knows_the_day(file: Path) -> bool:
-    return (
-        "template" in file.name + file.suffix.replace("jinja", "template")
-        and b"strftime_now" in file.read_bytes()
-    )
+    """Whether the file can hold a chat template, and has one that asks for the day."""
+    holds = file.suffix == ".jinja" or "template" in file.name or file.name == "tokenizer_config.json"
+    return holds and b"strftime_now" in file.read_bytes()
 
 
 class Fingerprints:

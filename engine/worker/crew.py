@@ -7,11 +7,13 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 AHEAD = 2  # tasks that a process has been given and not yet answered
@@ -92,14 +94,25 @@ def _serve(tasks: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a fork. Never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    taken: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_take, args=(tasks, taken), daemon=True).start()
     try:
         while True:
-            task = tasks.recv()
+            task = taken.get()
             try:
                 answer = (True, work(task))
             except Exception as error:
                 traceback.print_exc()
                 answer = (False, error)
             tasks.send(answer)
+    finally:
+        os._exit(0)
+
+
+def _take(tasks: Connection, taken: SimpleQueue[Any]) -> None:
+    """Take the tasks as they come: while a long answer waits to be read, its reader may be sending a long task."""
+    try:
+        while True:
+            taken.put(tasks.recv())
     finally:
         os._exit(0)

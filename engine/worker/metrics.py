@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from engine.problems import Refusal, problem
+from engine.problems import Problem, Refusal, problem
 from engine.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
 from engine.worker.edge import Report, rank
 
@@ -82,11 +82,7 @@ class RunCallback(TrainerCallback):
                 append_lines(self.run.metrics, [line])
             print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
-            raise Refusal(
-                problem(
-                    "loss-not-finite", "training.learning_rate", step=state.global_step, loss=values["loss"]
-                )
-            )
+            raise Refusal(_not_finite(state.global_step, values["loss"]))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -105,9 +101,19 @@ class RunCallback(TrainerCallback):
         self.report("evaluating", state.global_step, state.max_steps, "steps")
 
     def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **_: Any,
     ) -> None:
-        """Mark the checkpoint as whole once every rank has written its part; only then remove older ones."""
+        """Mark the checkpoint as whole once every rank has written its part; only then remove older ones.
+
+        Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
+        """
+        if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
+            raise Refusal(_not_finite(state.global_step, math.nan))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         folder = self.run.path / f"checkpoint-{state.global_step}"
@@ -145,3 +151,7 @@ class RunCallback(TrainerCallback):
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _not_finite(step: int, loss: float) -> Problem:
+    return problem("loss-not-finite", "training.learning_rate", step=step, loss=loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,14 +187,23 @@ def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 CHOOSE = {"lora": _lora, "freeze": _freeze, "full": _full}
 
 
+def moves_base(spec: RunSpec) -> bool:
+    """Whether the adapter begins with a part of the base (PiSSA, OLoRA); one that is continued does not."""
+    new = spec.method.kind == "lora" and not spec.model.adapter_path
+    return new and spec.method.init_lora_weights in ("pissa", "olora")
+
+
 def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
-    """Keep the adapter of a PiSSA or OLoRA run as it begins.
+    """Keep the adapter of a PiSSA or OLoRA run as it begins, whole or not at all.
 
     These move a part of the base into the adapter. With what it was at first, the result can be written as a change
     of the *untouched* base, an ordinary LoRA of twice the rank, which every tool can use.
     """
-    if getattr(spec.method, "init_lora_weights", "") in ("pissa", "olora") and not folder.exists():
-        model.save_pretrained(folder)
+    if moves_base(spec) and not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        partial.rename(folder)
 
 
 def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:

@@ -34,7 +34,8 @@ SHOWN = 20  # bad rows told in full
 def prepare(run: RunDir) -> None:
     """Prepare the run in its folder. Raises Refusal if there would be nothing to learn.
 
-    A resumed run keeps what it has: its checkpoint remembers a place in just these rows.
+    A resumed run keeps the rows it has, even if its model has to be fetched again: its checkpoint remembers a place in
+    just these rows.
     """
     prepared = read_json(run.prepared / cache.SUMMARY)
     if prepared and Path(prepared["model_path"]).is_dir():
@@ -43,6 +44,9 @@ def prepare(run: RunDir) -> None:
     report("preparing")
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     model_path = _model_path(spec, report)
+    if prepared:
+        write_json(run.prepared / cache.SUMMARY, prepared | {"model_path": model_path})
+        return
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
     store = run.path.parents[2] / ".prepared"

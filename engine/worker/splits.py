@@ -127,14 +127,19 @@ class Split:
 
 
 def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
-    """Each document as consecutive examples of at most `max_length` tokens; nothing is thrown away."""
+    """Each document as consecutive examples of at most `max_length` tokens; nothing is thrown away.
+
+    A last token that would be alone, the end of its document, takes the one before with it: it is to be learned, too.
+    """
     ids = batch.column("input_ids")
     offsets = ids.offsets.to_numpy()
-    counts = -(-np.diff(offsets) // max_length)
+    lengths = np.diff(offsets)
+    counts = -(-lengths // max_length)
     number = np.arange(counts.sum()) - np.repeat(
         counts.cumsum() - counts, counts
     )  # of a window in its document
     starts = np.repeat(offsets[:-1], counts) + number * max_length
+    starts[counts.cumsum()[(counts > 1) & (lengths % max_length == 1)] - 1] -= 1
     cuts = pa.array(np.append(starts, offsets[-1]).astype(np.int32))
     columns = [pa.ListArray.from_arrays(cuts, column.values) for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)

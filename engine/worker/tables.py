@@ -140,7 +140,7 @@ class Tables:
             with pa.memory_map(str(part.path)) as source:
                 numbers = pa.ipc.open_stream(source).read_all().column("row").to_numpy()
             good = min(int((numbers <= most_read).sum()), most_good)
-            last = int(numbers[good - 1]) if good == most_good else most_read
+            last = int(numbers[good - 1]) if good == most_good and self.limit is not None else most_read
             bad = tuple(one for one in part.bad if one[0] <= last)
             part = replace(part, good=good, read=last, bad=bad, bad_count=min(part.bad_count, len(bad)))
         self.parts.append(part)

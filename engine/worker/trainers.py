@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from engine.rundir import RunDir
 from engine.spec import RENAMED, RunSpec
 from engine.stages import STAGES
-from engine.worker.model import precision
+from engine.worker.model import moves_base, precision
 
 # Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
 # begun. Named and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
@@ -169,11 +169,7 @@ def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
     kept, config.init_lora_weights = config.init_lora_weights, True
     yield
     config.init_lora_weights = kept
-    if (
-        "ref" in model.peft_config
-        and not spec.model.adapter_path
-        and spec.method.init_lora_weights not in ("pissa", "olora")
-    ):
+    if "ref" in model.peft_config and not spec.model.adapter_path and not moves_base(spec):
         model.delete_adapter("ref")
 
 
