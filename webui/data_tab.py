@@ -21,6 +21,7 @@ from engine.catalogue import ROLES, Mapping
 from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
 from engine.errands import Errand
 from engine.models import inspect, model_problems
+from engine.obstacles import chosen_template_problems
 from engine.problems import Refusal, problem
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
@@ -416,7 +417,7 @@ def build(
         allowed = spec.model.trust_remote_code and workplace.allows_code_of(model)
         spec = workplace.frozen(spec.change("model.trust_remote_code", allowed))
         if wrong := [
-            *workplace.problems(spec),
+            *(workplace.problems(spec) or chosen_template_problems(spec)),
             *model_problems(spec.model.model_name_or_path, workplace.models, allow_remote_code=allowed),
         ]:
             raise Refusal(wrong)

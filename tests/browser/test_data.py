@@ -107,6 +107,11 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#seen article.bad")).to_contain_text("must be of type string")
     expect(page.locator("#seen article em.cut")).to_contain_text("shortened")
 
+    template = page.get_by_label("Chat template").last
+    template.fill("nowhere")
+    template.press("Enter")
+    expect(page.locator("#seen")).to_contain_text("'nowhere' is no file")
+
     part(page, 0)
     page.locator("#search-rows input").fill("AFTER 33")
     page.keyboard.press("Enter")
