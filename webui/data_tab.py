@@ -7,8 +7,9 @@ errand's folder or the preview's child. Names of sets and files are looked up be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogu
 from engine.errands import Errand
 from engine.models import inspect, model_problems
 from engine.obstacles import chosen_template_problems
-from engine.problems import Refusal, problem
+from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
@@ -526,7 +527,17 @@ def build(
         before = catalogue.entry_of(data, one.name) if id.startswith("set:") else {}
         file_name = before.get("file_name") or id.partition(":")[2]
         rows_there = catalogue.first_rows(one.files[0])
-        return one, catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+        try:
+            return one, catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+        except Refusal as refusal:
+            raise Refusal([called_as_here(one) for one in refusal.problems]) from None
+
+    def called_as_here(found: Problem) -> Problem:
+        """The problem with the parts that columns play called by their labels."""
+        if "parts" not in found.values:
+            return found
+        parts = re.sub(r"\w+", lambda role: words(f"role-{role[0]}"), found.values["parts"])
+        return replace(found, values=found.values | {"parts": parts})
 
     def kind_changed(id: str, kind: str, *held: Any) -> list[Any]:
         """Other parts to play; columns that were chosen stay, those that can be guessed are filled in."""

@@ -156,6 +156,9 @@ def test_a_file_is_no_set_of_its_name_and_a_search_goes_through_all_rows_hit_by_
     page.locator("#sets a[data-set='file:identity.jsonl']").click()
     expect(page.locator("#set-head h1")).to_have_text("identity.jsonl")
     expect(page.locator("#set-name input").first).to_have_value("identity")
+    page.locator("#role-response input").fill("")
+    page.keyboard.press("Enter")
+    expect(page.locator("#mapped")).to_contain_text("needed are: Conversation / Question, or text + Answer")
     for number, told in ((1, "#found"), (2, "#seen")):
         part(page, number)
         expect(page.locator(told)).to_contain_text("'identity.jsonl' is in no data set yet")
