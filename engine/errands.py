@@ -2,7 +2,8 @@
 
 Like a run, each is a folder and a child process that fills it; the folder is the truth, so a page that is closed loses
 nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no keeper: what it was
-asked is in its name, and who asks the same of the same data again finds the answer there.
+asked is in its name, and who asks the same of the same data meanwhile finds it there, and its answer if it is one that
+changes nothing.
 
     request.json    what was asked                  progress.json   how far it is
     lock            held while it goes on           result.json or error.json, last
@@ -37,6 +38,9 @@ FOLDER = ".errands"
 KEPT = 40  # finished ones
 MOST = 50  # problems of a set that its page shows, and warnings of each sort
 BAD_ROWS = "bad-rows.jsonl"
+ANSWERS = frozenset(
+    {"check"}
+)  # what is only looked up; the others make something, which may be gone when asked again
 Report = Callable[[int, int | None, str], None]  # done, of how many, of what
 
 
@@ -80,15 +84,15 @@ class Errand:
 
 
 def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
-    """Have `what` done, if it has not been done already or is being done. Comes back at once."""
+    """Have `what` done, unless it is being done, or is an answer that is known already. Comes back at once."""
     errand = _named(saves, what, given)
     errand.path.mkdir(parents=True, exist_ok=True)
     lock = take(errand.path / "lock", ALIVE, shared=False)
     if lock is None:
         return errand
     try:
-        if not (errand.path / "result.json").exists():
-            for left in ("error.json", "progress.json"):
+        if what not in ANSWERS or not (errand.path / "result.json").exists():
+            for left in ("result.json", "error.json", "progress.json"):
                 (errand.path / left).unlink(missing_ok=True)
             write_json(errand.path / "request.json", {"what": what, "given": given, "at": time.time()})
             _begin(errand, MODULES.get(what, __spec__.name), lock)

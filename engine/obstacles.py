@@ -90,20 +90,24 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     found = []
     if spec.model.trust_remote_code and not allowed:
         found.append(problem("remote-code-not-allowed", "model.trust_remote_code", model=chosen))
-    known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-    given = spec.model.chat_template
-    file = template_file(spec)
-    there = os.path.isfile(file or TEMPLATES / f"{given}.jinja")
-    if given and not there and "model.chat_template" not in outside:
-        found.append(problem("template-missing", "model.chat_template", given=given, known=known))
-    elif file and "model.chat_template" not in outside and (broken := file_problem(Path(file))):
-        found.append(replace(broken, field="model.chat_template"))
+    if "model.chat_template" not in outside:
+        found += chosen_template_problems(spec)
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
         found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
         return found  # its files are not here yet; once they are, the worker asks the same
     return found + model_obstacles(spec, inspect(chosen))
+
+
+def chosen_template_problems(spec: RunSpec) -> list[Problem]:
+    """What keeps the chat template that was chosen from being used; [] also where the model's own is."""
+    given, file = spec.model.chat_template, template_file(spec)
+    if given and not os.path.isfile(file or TEMPLATES / f"{given}.jinja"):
+        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+        return [problem("template-missing", "model.chat_template", given=given, known=known)]
+    broken = file_problem(Path(file)) if file else None
+    return [replace(broken, field="model.chat_template")] if broken else []
 
 
 def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:

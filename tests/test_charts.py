@@ -137,3 +137,10 @@ def test_a_spark_line_needs_two_points():
     assert charts.spark([1.0]) == ""
     assert charts.spark([math.nan, 1.0]) == ""
     assert "<svg" in charts.spark([3, 2, 1])
+
+
+def test_a_length_limit_far_beyond_all_rows_is_told_though_its_line_is_out_of_the_picture():
+    near, far = (charts.histogram([0, 10, 20], [3, 4], mark, EN) for mark in (15, 128))
+    assert near.count("<line") == far.count("<line") + 1
+    assert "max length 15<" in near
+    assert "max length 128 →" in far

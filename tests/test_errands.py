@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine import errands
+from engine import catalogue, errands
+from engine.datasets import find
 from engine.keeper import processes
 from engine.problems import Refusal
 from tests.conftest import wait_until
@@ -44,6 +45,17 @@ def test_the_same_question_about_the_same_data_is_answered_at_once_and_about_cha
     changed = errands.start(tmp_path, "check", given)
     assert changed.id != first.id
     assert errands.wait(changed, 60)["good"] == 0
+
+
+def test_a_set_that_was_made_and_removed_is_made_again_when_asked_again(tmp_path, given):
+    data = Path(given["data"])
+    asked = {"data": given["data"], "name": "chat", "share": 0.25, "seed": 1}
+    first = errands.start(tmp_path, "split", asked)
+    for name in errands.wait(first, 60)["made"]:
+        catalogue.remove(data, name)
+    wait_until(lambda: not processes(first.path))
+    for name in errands.wait(errands.start(tmp_path, "split", asked), 60)["made"]:
+        assert find(data, name).problem is None
 
 
 def test_a_refusal_comes_back_as_the_sentence_it_is_in_either_language(tmp_path, given):

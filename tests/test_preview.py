@@ -133,6 +133,8 @@ def test_a_long_text_becomes_several_examples(look):
     told = look("statistics", "text", stage={"kind": "pt"}, data__max_length=16)
     assert told["examples"] > 20
     assert told["trained"] == told["tokens"]
+    row = look("page", "text", stage={"kind": "pt"}, data__max_length=16)["rows"][0]
+    assert (row["fate"], row["sides"][0]["tokens"]) == ("spread", row["whole"])
 
 
 def test_a_child_that_was_killed_is_replaced_and_one_that_fails_says_so(look, workplace):

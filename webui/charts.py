@@ -113,7 +113,7 @@ def chart(
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words: Words) -> str:
-    """Rows by their length in tokens, with a line at the longest that is kept; "" if there are none."""
+    """Rows by their length in tokens, with a line at the longest that is kept, or an arrow to it; "" without rows."""
     if not counts:
         return ""
     across = Scale(edges[0], max(edges[-1], 1), LEFT, WIDTH - RIGHT)
@@ -130,15 +130,15 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
         points["y"].append(round(top, 1))
         points["at"].append(words("count-tokens", count=f"{begin:,.0f}–{end:,.0f}"))
         points["value"].append(f"{count:,}")
-    line = ""
-    if mark <= edges[-1]:
-        x = across(mark)
-        anchor, text_x = ("end", x - 6) if x > WIDTH / 2 else ("start", x + 6)
-        line = (
-            f'<g class="mark"><line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            f'<text x="{text_x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">'
-            f"{escape(words('mark-max-length', length=f'{mark:,}'))}</text></g>"
-        )
+    within = mark <= edges[-1]  # else the picture would be all margin: an arrow says where the line is
+    x = across(mark) if within else WIDTH - RIGHT
+    anchor, text_x = ("end", x - 6) if x > WIDTH / 2 else ("start", x + 6)
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' if within else ""
+    said = words("mark-max-length", length=f"{mark:,}") + ("" if within else " →")
+    line = (
+        f'<g class="mark">{line}<text x="{text_x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">'
+        f"{escape(said)}</text></g>"
+    )
     title = words("lengths-title")
     text = words("chart-text", title=title, count=len(counts), last=f"{counts[-1]:,}")
     return (

@@ -7,8 +7,9 @@ errand's folder or the preview's child. Names of sets and files are looked up be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from engine.catalogue import ROLES, Mapping
 from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
 from engine.errands import Errand
 from engine.models import inspect, model_problems
-from engine.problems import Refusal, problem
+from engine.obstacles import chosen_template_problems
+from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
@@ -31,6 +33,7 @@ from webui.words import Words
 
 PAGE = 10  # rows of one page
 SHOWN_AS_TOKENS = 5
+SEARCHED = "0"  # where a search goes on that has come to the end of the set
 SECONDS = 0.7  # between two looks at an errand
 AT_ONCE = 100_000_000  # bytes of a set that is checked as soon as one asks what is wrong with it
 ALL_ROLES = (
@@ -227,7 +230,7 @@ def build(
     in_editor = [name, kind, *roles]
     in_rows = [first, after, where, shown_rows, further]
     in_seen = [model, stage, max_length, template]
-    panel = [nothing, head, actions, get, use, sure, parts, against, found, numbers, seen]
+    panel = [nothing, head, actions, get, use, sure, parts, against, found, numbers, seen, text]
     listed = [chosen, listing]
 
     # ------------------------------------------------------------------------------------ the list
@@ -258,11 +261,18 @@ def build(
             entry = {"file_name": name}
         return dataset_of(data, title, entry)
 
+    def saved(id: str) -> Dataset:
+        """The set that an id names. Raises Refusal also for a file: what asks by name would get a set of its name."""
+        one = opened(id)
+        if not id.startswith("set:"):
+            raise Refusal(problem("set-unsaved", file=id.partition(":")[2]))
+        return one
+
     def open(id: str) -> list[Any]:
         """Everything about one set; nothing where there is none."""
         hidden, skipped = gr.update(visible=False), [gr.skip()] * len(in_editor)
         nothing_open = [
-            gr.update(visible=True), "", hidden, hidden, hidden, hidden, hidden, gr.skip(), "", "", "",
+            gr.update(visible=True), "", hidden, hidden, hidden, hidden, hidden, gr.skip(), "", "", "", "",
             *[gr.skip()] * len(in_rows), *skipped, "", list_html(""), gr.skip(),
         ]  # fmt: skip
         if not id:
@@ -280,10 +290,13 @@ def build(
         return [
             hidden, title, gr.update(visible=is_set), gr.update(visible=bool(one.hub)), gr.update(visible=usable),
             hidden, gr.Tabs(visible=bool(one.files), selected="rows" if is_set and usable else "columns"),
-            gr.update(choices=others, value=[]), checked(one), "", "",
+            gr.update(choices=others, value=[]), checked(one) if is_set else unsaved(id), "", "", "",
             *(page(one, 1, "") if usable else [gr.skip(), "", "1", "", hidden]),
             *(editor(one) if one.files else skipped), mapped_html(one), list_html(id), gr.skip(),
         ]  # fmt: skip
+
+    def unsaved(id: str) -> str:
+        return notices.listed([problem("set-unsaved", file=id.partition(":")[2])], words)
 
     def checked(one: Dataset) -> str:
         """What a check of this very data has found before; else what one could find."""
@@ -293,22 +306,30 @@ def build(
     # ------------------------------------------------------------------------------------ rows
 
     def page(one: Dataset, number: int, text: str) -> list[Any]:
-        """Rows from a number on, or those that hold a text."""
+        """Rows from a number on, or those from there on that hold a text."""
         if text.strip():
             hits, go_on = browse.search(one, text, number - 1, PAGE)
             html = rows.page(hits, words, text)
             if not hits:
-                html = f'<p class="empty">{escape(words("rows-no-match", text=text.strip()))}</p>'
+                said = words("rows-no-match" if number == 1 else "rows-no-more", text=text.strip())
                 if go_on:
-                    html = f'<p class="empty">{escape(words("rows-not-yet", count=f"{go_on:,}"))}</p>'
-            return [str(number), str(go_on or ""), str(number), html, gr.update(visible=go_on is not None)]
+                    said = words("rows-not-yet", count=f"{go_on:,}")
+                html = f'<p class="empty">{escape(said)}</p>'
+            more = gr.update(visible=go_on is not None)
+            return [str(number), str(go_on or SEARCHED), str(number), html, more]
         shown = browse.page(one, number, PAGE)
         html = rows.page(shown, words) if shown else f'<p class="empty">{escape(words("rows-end"))}</p>'
         return [str(number), "", str(number), html, gr.update(visible=False)]
 
     def turn(by: int) -> Callable[..., list[Any]]:
-        def handler(id: str, at: str, text: str) -> list[Any]:
-            return rows_of(id, str(max(whole(at) + by * PAGE, 1)), "" if by else text)
+        """A page on or back; while a text is searched for, on to further hits or back to the first."""
+
+        def handler(id: str, at: str, after: str, text: str) -> list[Any]:
+            if not (text or "").strip():
+                return rows_of(id, str(max(whole(at) + by * PAGE, 1)), "")
+            if by > 0 and after == SEARCHED:
+                return [gr.skip()] * (1 + len(in_rows))
+            return rows_of(id, str(whole(after) + 1) if by > 0 and after else "1", text)
 
         return handler
 
@@ -322,8 +343,7 @@ def build(
 
         def handler(id: str, *held: Any) -> list[Any]:
             def start() -> list[Any]:
-                one = opened(id)
-                asked = {"data": str(data), "name": one.name, **given(*held)}
+                asked = {"data": str(data), "name": saved(id).name, **given(*held)}
                 return watching(errands.start(saves, what, asked))
 
             return tell(start, 3)
@@ -339,7 +359,7 @@ def build(
     def check_at_once(id: str, against: Sequence[str]) -> list[Any]:
         """The check of a set that is not large, without being asked."""
         try:
-            small = rows.bytes_of(opened(id)) <= AT_ONCE
+            small = rows.bytes_of(saved(id)) <= AT_ONCE
         except Refusal:
             small = False
         return begin("check", check_given)(id, against) if small else [gr.skip()] * 4
@@ -398,7 +418,7 @@ def build(
         allowed = spec.model.trust_remote_code and workplace.allows_code_of(model)
         spec = workplace.frozen(spec.change("model.trust_remote_code", allowed))
         if wrong := [
-            *workplace.problems(spec),
+            *(workplace.problems(spec) or chosen_template_problems(spec)),
             *model_problems(spec.model.model_name_or_path, workplace.models, allow_remote_code=allowed),
         ]:
             raise Refusal(wrong)
@@ -408,7 +428,7 @@ def build(
         """The settings of the form that matter here, for the open set; a stage that fits if the form's does not."""
         spec = form_read(held)
         try:
-            one = opened(id)
+            one = saved(id)
         except Refusal:
             return [gr.skip()] * len(in_seen)
         kinds = [name for name in UNIONS["stage"] if name in STAGES and one.kind in FITS[STAGES[name].form]]
@@ -424,7 +444,7 @@ def build(
         view, form_held = held[: len(in_seen)], held[len(in_seen) :]
         at = whole(number)
         try:
-            one = opened(id)
+            one = saved(id)
             spec = spec_for(one, *map(_said, view), form_held)
             answer = preview.ask("page", spec, data, one.name, first=at, size=SHOWN_AS_TOKENS)
         except Refusal as refusal:
@@ -435,7 +455,7 @@ def build(
         """Lengths, what is left out, steps and time of the open set alone."""
         view, form_held = held[: len(in_seen)], held[len(in_seen) :]
         try:
-            one = opened(id)
+            one = saved(id)
             spec = spec_for(one, *map(_said, view), form_held)
             answer = preview.ask("statistics", spec, data, one.name)
         except Refusal:
@@ -507,7 +527,17 @@ def build(
         before = catalogue.entry_of(data, one.name) if id.startswith("set:") else {}
         file_name = before.get("file_name") or id.partition(":")[2]
         rows_there = catalogue.first_rows(one.files[0])
-        return one, catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+        try:
+            return one, catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+        except Refusal as refusal:
+            raise Refusal([called_as_here(one) for one in refusal.problems]) from None
+
+    def called_as_here(found: Problem) -> Problem:
+        """The problem with the parts that columns play called by their labels."""
+        if "parts" not in found.values:
+            return found
+        parts = re.sub(r"\w+", lambda role: words(f"role-{role[0]}"), found.values["parts"])
+        return replace(found, values=found.values | {"parts": parts})
 
     def kind_changed(id: str, kind: str, *held: Any) -> list[Any]:
         """Other parts to play; columns that were chosen stay, those that can be guessed are filled in."""
@@ -544,7 +574,7 @@ def build(
 
     def removed(id: str) -> list[Any]:
         def act() -> list[Any]:
-            one = opened(id)
+            one = saved(id)
             catalogue.remove(data, one.name)
             return [notices.toast(words("set-removed", name=one.name)), "", list_html("")]
 
@@ -583,7 +613,7 @@ def build(
 
     def fetch_known(id: str) -> list[Any]:
         def act() -> list[Any]:
-            one = opened(id)
+            one = saved(id)
             entry = catalogue.entry_of(data, one.name)
             asked = {
                 "data": str(data), "id": one.hub, "hub": "modelscope" if entry.get("ms_hub_url") else "huggingface",
@@ -595,7 +625,7 @@ def build(
 
     def use_in(id: str, spec: RunSpec) -> RunSpec:
         """The form's spec on this set, with a stage that takes it. Raises Refusal."""
-        one = opened(id)
+        one = saved(id)
         if one.problem or not one.files:
             raise Refusal(one.problem or problem("dataset-on-hub", name=one.name, hub=one.hub))
         if one.kind not in FITS[STAGES[spec.stage.kind].form]:
@@ -621,15 +651,11 @@ def build(
     chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **quiet)
     upload.upload(uploaded, upload, [told, *listed], **quiet | {"show_progress": "minimal"})
 
-    gr.on([text.submit, where.submit], rows_of, [chosen, where, text], [told, *in_rows], **quiet)
-    back.click(turn(-1), [chosen, first, text], [told, *in_rows], **quiet)
-    on.click(turn(+1), [chosen, first, text], [told, *in_rows], **quiet)
-    further.click(
-        lambda id, at, text: rows_of(id, str(whole(at) + 1), text),
-        [chosen, after, text],
-        [told, *in_rows],
-        **quiet,
-    )
+    in_turn = [chosen, first, after, text]
+    text.submit(lambda id, text: rows_of(id, "1", text), [chosen, text], [told, *in_rows], **quiet)
+    where.submit(rows_of, [chosen, where, text], [told, *in_rows], **quiet)
+    back.click(turn(-1), in_turn, [told, *in_rows], **quiet)
+    gr.on([on.click, further.click], turn(+1), in_turn, [told, *in_rows], **quiet)
 
     working = [told, errand, timer, work]
     check.click(begin("check", check_given), [chosen, against], working, **quiet)
@@ -684,12 +710,14 @@ def whole(number: str) -> int:
 
 
 def split_given(share: str, seed: str) -> dict[str, Any]:
-    """Raises Refusal if the share is no number; an odd seed is seed 42."""
+    """Raises Refusal if the share is no number, or the seed none from 0 on."""
     try:
         wanted = float(str(share).strip().replace("%", "e-2"))
     except ValueError:
         raise Refusal(problem("split-share", share=share or "—")) from None
-    return {"share": wanted, "seed": whole(seed) if str(seed).strip().isdecimal() else 42}
+    if not (str(seed).strip().isdecimal() and len(str(seed)) < 19):
+        raise Refusal(problem("split-seed", seed=str(seed)[:40] or "—"))
+    return {"share": wanted, "seed": int(seed)}
 
 
 def _said(value: Any) -> str:

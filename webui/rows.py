@@ -201,7 +201,8 @@ def findings(result: Mapping[str, Any], download: str, words: Words) -> str:
 
 def _group(code: str, count: int, told: Sequence[Mapping[str, Any]], bad: bool, words: Words) -> str:
     lines = [
-        f"<li>{escape(notices.sentence(Problem(one['code'], '', one['values']), words))}</li>" for one in told
+        f"<li>{escape(notices.sentence(Problem(one['code'], '', _named(one, words)), words))}</li>"
+        for one in told
     ]
     rest = ""
     if len(lines) > FINDINGS:
@@ -211,6 +212,14 @@ def _group(code: str, count: int, told: Sequence[Mapping[str, Any]], bad: bool, 
         f'<section class="finding {"bad" if bad else ""}"><h3>{escape(name)}<span>{count:,}</span></h3>'
         f"<ul>{''.join(lines[:FINDINGS])}</ul>{rest}</section>"
     )
+
+
+def _named(one: Mapping[str, Any], words: Words) -> Mapping[str, Any]:
+    """The values of a finding; writing systems by the names that people have for them."""
+    values = one["values"]
+    if one["code"] != "row-other-script":
+        return values
+    return values | {name: words(f"script-{values[name]}") for name in ("found", "usual")}
 
 
 def working(progress: Mapping[str, Any], words: Words) -> str:
@@ -255,7 +264,7 @@ def _token_row(row: Mapping[str, Any], words: Words) -> str:
         found = Problem(row["reason"]["code"], "", row["reason"]["values"])
         reason = f'<p class="wrong">{escape(notices.sentence(found, words))}</p>'
     sides = "".join(_side(side, words) for side in row["sides"])
-    out = row["fate"] not in ("kept", "cut")
+    out = row["fate"] not in ("kept", "cut", "spread")
     return f'<article class="{"bad" if out else ""}">{head}{reason}{sides}</article>'
 
 

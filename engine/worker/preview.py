@@ -133,8 +133,11 @@ def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         all_of_it, left = next(whole), next(kept)
         told = left if left.sides else all_of_it
+        spread = (
+            form == "text" and left.fate == "cut"
+        )  # into one example after another; nothing of it is lost
         rows.append({
-            "number": one.number, "place": str(one.place), "fate": left.fate,
+            "number": one.number, "place": str(one.place), "fate": "spread" if spread else left.fate,
             "reason": _plain(left.reason) if left.reason else None,
             "sides": [_side(tokenizer, side, special) for side in told.sides],
             "whole": max((len(side.ids) for side in all_of_it.sides), default=0),

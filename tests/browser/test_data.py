@@ -107,6 +107,11 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#seen article.bad")).to_contain_text("must be of type string")
     expect(page.locator("#seen article em.cut")).to_contain_text("shortened")
 
+    template = page.get_by_label("Chat template").last
+    template.fill("nowhere")
+    template.press("Enter")
+    expect(page.locator("#seen")).to_contain_text("'nowhere' is no file")
+
     part(page, 0)
     page.locator("#search-rows input").fill("AFTER 33")
     page.keyboard.press("Enter")
@@ -139,6 +144,41 @@ def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
     seen = page.locator("body").inner_text()
     for english in ("Data set", "Rows", "Check", "What the model sees", "Search", "Remove", "Upload", "Drop"):
         assert english not in seen, english
+
+
+def test_a_file_is_no_set_of_its_name_and_a_search_goes_through_all_rows_hit_by_hit(
+    place: Workplace, data_studio: str, open_page: OpenPage
+) -> None:
+    rows = [{"question": f"number {n}", "answer": "even" if n % 2 == 0 else "odd"} for n in range(60)]
+    (place.data / "identity.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = open_page(f"{data_studio}/?tab=data&set=identity")
+    expect(page.locator("#set-head h1")).to_have_text("identity")
+    page.locator("#sets a[data-set='file:identity.jsonl']").click()
+    expect(page.locator("#set-head h1")).to_have_text("identity.jsonl")
+    expect(page.locator("#set-name input").first).to_have_value("identity")
+    page.locator("#role-response input").fill("")
+    page.keyboard.press("Enter")
+    expect(page.locator("#mapped")).to_contain_text("needed are: Conversation / Question, or text + Answer")
+    for number, told in ((1, "#found"), (2, "#seen")):
+        part(page, number)
+        expect(page.locator(told)).to_contain_text("'identity.jsonl' is in no data set yet")
+    part(page, 0)
+    where, search = page.locator("#rows-where input"), page.locator("#search-rows input")
+    first = page.locator("#rows article header b").first
+    where.fill("41")
+    where.press("Enter")
+    expect(first).to_have_text("41")
+    search.fill("EVEN")
+    search.press("Enter")
+    expect(first).to_have_text("1")
+    for hit in ("21", "41"):
+        page.locator("#rows-on").click()
+        expect(first).to_have_text(hit)
+    page.locator("#rows-back").click()
+    expect(first).to_have_text("1")
+    page.locator("#sets a[data-set='set:identity']").click()
+    expect(page.locator("#set-head h1")).to_have_text("identity")
+    expect(search).to_have_value("")
 
 
 def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_sentence(
