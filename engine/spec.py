@@ -841,7 +841,7 @@ def _explain(error: Any) -> Problem:
             kind
         ]
         limit = next(iter(context.values()))
-        return problem("spec-limit", path, given=given, limit=f"{sign} {limit:g}")
+        return problem("spec-limit", path, given=given, limit=f"{sign} {limit:.12g}")
     if kind == "string_too_long":
         return problem("spec-too-long", path, limit=context["max_length"])
     known = ("int", "float", "finite", "bool", "string", "list", "dict")

@@ -18,8 +18,10 @@ from engine.workplace import PROJECT
 LOOK = """
 import sys
 from engine.spec import RunSpec
-from engine.worker.libraries import import_libraries
-import_libraries(RunSpec.from_yaml(sys.stdin.read()))
+from engine.worker.libraries import import_libraries, leave_out_unused
+spec = RunSpec.from_yaml(sys.stdin.read())
+leave_out_unused(spec)
+import_libraries(spec)
 import torch
 print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())
 """

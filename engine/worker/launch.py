@@ -24,8 +24,9 @@ def main() -> None:
     folder = RunDir(Path(sys.argv[-1]))
     spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
     if alone := spec.hardware.num_processes == 1:
-        from engine.worker.libraries import import_libraries
+        from engine.worker.libraries import import_libraries, leave_out_unused
 
+        leave_out_unused(spec)
         import_libraries(spec)
     from accelerate.commands import launch
 

@@ -13,14 +13,17 @@ from engine.spec import RunSpec
 UNUSED_UNLESS_ASKED = "bitsandbytes"
 
 
-def import_libraries(spec: RunSpec) -> None:
-    """Import what training `spec` needs. Touches no device.
+def leave_out_unused(spec: RunSpec) -> None:
+    """Hide from this process, for good, what others import wherever it is installed.
 
-    bitsandbytes is imported by others wherever it is installed, takes a second, and fails where it does not fit the
-    driver: a run that quantizes nothing does not see it.
+    bitsandbytes takes a second and fails where it does not fit the driver: a run that quantizes nothing does not see it.
     """
     if not _quantizes(spec):
         sys.modules[UNUSED_UNLESS_ASKED] = None  # type: ignore[assignment]  # for whoever asks it is not installed
+
+
+def import_libraries(spec: RunSpec) -> None:
+    """Import what training `spec` needs. Touches no device."""
     for name in ("datasets", "engine.worker.metrics", "engine.worker.model", "engine.worker.result"):
         importlib.import_module(name)
     from engine.worker.trainers import trainer_of

@@ -9,7 +9,7 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import import_libraries
+from engine.worker.libraries import leave_out_unused
 
 
 def train(run: RunDir) -> None:
@@ -18,8 +18,6 @@ def train(run: RunDir) -> None:
     report("loading")
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
-    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
-    import_libraries(spec)
     from datasets import Dataset
     from transformers import set_seed
 
@@ -30,6 +28,7 @@ def train(run: RunDir) -> None:
     from engine.worker.tokenizer import load_tokenizer
     from engine.worker.trainers import assert_effective, trainer_of
 
+    spec = spec_of(run)
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
     prepared = read_json(run.prepared / "summary.json")
     tokenizer = load_tokenizer(spec, prepared["model_path"])
@@ -45,6 +44,10 @@ def train(run: RunDir) -> None:
     resume_or_begin(run, trainer)
     report("saving")
     save_result(spec, run, trainer, tokenizer, complete=not callback.stopping)
+
+
+def spec_of(run: RunDir) -> RunSpec:
+    return RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
 
 
 def resume_or_begin(run: RunDir, trainer: Any) -> None:
@@ -66,4 +69,5 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 
 if __name__ == "__main__":
     with edge(sys.argv[1]) as here:
+        leave_out_unused(spec_of(here))
         train(here)
