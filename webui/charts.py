@@ -21,7 +21,9 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
 OVERLAID = 4000  # columns of all curves of one figure together: the text of fifty runs stays short, too
 AXES = ("step", "epoch", "tokens", "time")
-COLOURS, DASHES = 12, 5  # of overlaid runs, as page.css has them: sixty look different
+# Of overlaid runs, as page.css has them: no two of sixty are alike, and of the first twelve four are solid, four have
+# dashes, four dots, for those who cannot tell all colours.
+COLOURS, DASHES, SOLID = 12, 5, 4
 # In this order, behind those that matter most to the stage; whatever else a run logs follows by name.
 THEN = ("loss", "learning_rate", "grad_norm")
 EXACT = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
@@ -95,7 +97,10 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
     if not lines:
         return ""
     last = short(lines[0].value[-1])
-    return chart(title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log, last=last)
+    legend = [(one.name, one.role) for one in lines] if len(lines) > 1 else []
+    return chart(
+        title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log, legend, last=last
+    )
 
 
 def overlay(
@@ -105,22 +110,27 @@ def overlay(
     x: str = "step",
     smoothing: float = 0.6,
     log: bool = False,
+    legend: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """One curve of several runs in one figure: (name, CSS classes, series) of each. "" if there is nothing to draw."""
+    """One curve of several runs in one figure: (name, CSS classes, series) of each. `legend`: (name, CSS classes) where
+    the classes stand for something else than the runs. "" if there is nothing to draw."""
     dots = metric.startswith("eval_")
     lines = [line(series, x, role, name, log, dots) for name, role, series in runs]
     lines = [one for one in lines if one.x]
     if not lines:
         return ""
-    columns = max(min(COLUMNS, OVERLAID // len(lines)), 2)
+    legend = legend or [(one.name, one.role) for one in lines]
     smoothing = 0.0 if metric in EXACT else smoothing
+    columns = max(min(COLUMNS, OVERLAID // len(lines)), 2)
     # What smoothing has taken away is told of a few; of many it would hide the curves.
-    return chart(title(metric, words), lines, words, x, smoothing, log, WIDE, columns, raw=len(lines) <= 3)
+    return chart(
+        title(metric, words), lines, words, x, smoothing, log, legend, WIDE, columns, raw=len(lines) <= 3
+    )
 
 
 def look(place: int) -> str:
-    """CSS classes of the run at a place: its colour, and after all colours the next kind of dashes."""
-    return f"run c{place % COLOURS} d{place // COLOURS % DASHES}"
+    """CSS classes of the run at a place: its colour and its dashes."""
+    return f"run c{place % COLOURS} d{place // SOLID % DASHES}"
 
 
 def title(metric: str, words: Words) -> str:
@@ -151,13 +161,14 @@ def chart(
     x: str,
     smoothing: float = 0.0,
     log: bool = False,
+    legend: Sequence[tuple[str, str]] = (),
     frame: Frame = SMALL,
     columns: int = COLUMNS,
     raw: bool = True,
     last: str = "",
 ) -> str:
-    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `raw`: under a smoothed curve, what was
-    logged. `last` is written beside the title, and the legend where there is none or more than one line."""
+    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
+    draws what was logged under a smoothed curve; `last` is written at the end of the title's line."""
     across = Scale.over((v for one in lines for v in one.x), LEFT, frame.right)
     up = Scale.over((v for one in lines for v in (*one.low, *one.high)), frame.bottom, TOP, log, room=0.04)
     body, points = [], []
@@ -166,10 +177,10 @@ def chart(
         body.append(_curve(one, smooth, across, up, columns, raw))
         points.append(_points(one, smooth, across, up, x, columns, words))
     text = words("chart-text", title=title, count=len(lines[0].x), last=short(lines[0].value[-1]))
-    legend = "".join(f'<span class="key {one.role}">{escape(one.name)}</span>' for one in lines)
+    keys = "".join(f'<span class="key {role}">{escape(name)}</span>' for name, role in legend)
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(points, ensure_ascii=False))}">'
-        f"<figcaption><b>{escape(title)}</b>{legend if len(lines) > 1 or not last else ''}"
+        f"<figcaption><b>{escape(title)}</b>{keys}"
         f"{f'<output>{escape(last)}</output>' if last else ''}</figcaption>"
         f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(text)}">'
         f"{_axes(across, up, x, frame, words)}{''.join(body)}</svg></figure>"
