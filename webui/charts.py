@@ -381,7 +381,7 @@ def _place(value: float, x: str) -> str:
 
 def _axes(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> str:
     marks = []
-    for tick in up.ticks(4):
+    for tick in up.ticks(frame.height // 60):
         y = up(tick)
         marks.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')

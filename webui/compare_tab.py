@@ -23,7 +23,7 @@ from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
 from webui import charts
-from webui.numbers import duration, human, moment, size
+from webui.numbers import duration, human, size
 from webui.words import Words
 
 SECONDS = 4  # between two looks at runs that go on
@@ -141,7 +141,7 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
     def choices() -> list[tuple[str, str]]:
         found = compare.trainings(saves)
         return [
-            (f"{name} · {run.id.split('/')[0]} · {moment(run.submitted)}", run.id)
+            (f"{name} · {run.id.split('/')[0]}", run.id)
             for run, name in zip(found, compare.names(found), strict=True)
         ]
 
@@ -275,7 +275,7 @@ def save_html(link: str, words: Words, picture: bool) -> str:
         f'<button type="button" class="plain" data-png="#compare-chart .chart" data-name="compare.png">{escape(words("compare-png"))}</button>'
         if picture
         else "",
-        f'<a class="quiet" id="compare-curves-csv" download href="{escape(link)}">{escape(words("compare-curves-csv"))}</a>'
+        f'<a class="plain" id="compare-curves-csv" download href="{escape(link)}">{escape(words("compare-curves-csv"))}</a>'
         if link
         else "",
         f'<button type="button" class="plain" data-save="#compare-csv" data-name="compare.csv">{escape(words("compare-table-csv"))}</button>',
@@ -383,9 +383,7 @@ def group_rows(groups: Sequence[Group], figures: Sequence[Figure], words: Words)
         for group in groups:
             mean, spread, _ = compare.mean_and_spread(figure.values, group)
             text = number(figure, mean, words)
-            cells.append(
-                (escape(f"{text} ± {number(figure, spread, words)}" if np.isfinite(spread) else text), "")
-            )
+            cells.append((escape(f"{text} ± {number(figure, spread, words)}" if spread > 0 else text), ""))
         rows.append((figure_title(figure, words), cells))
     return rows
 
