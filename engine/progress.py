@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -187,14 +187,8 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
 
     Lines of one kind (of training, of validation) are equal but for their numbers, and are converted at once.
     """
-    bare = text.translate(None, OF_NUMBERS).split(b"\n")[:-1]
-    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(bare))}
-    which = np.fromiter(map(kinds.__getitem__, bare), np.int64, len(bare))
-    lines = text.split(b"\n") if len(kinds) > 1 else []
     parts: dict[str, list[np.ndarray]] = {}
-    for kind in kinds.values():
-        numbers = np.flatnonzero(which == kind)
-        alike = b"\n".join([lines[number] for number in numbers]) if lines else text[:-1]
+    for numbers, alike in _kinds(text):
         kept, column = _columns(alike, len(numbers))
         if not column:
             continue
@@ -202,6 +196,22 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
         for name in (one for one in column if one not in AXES):
             parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
     return {name: _in_order(some)[:, 1:] for name, some in parts.items()}
+
+
+def _kinds(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Of each kind of lines: their numbers among all lines, and their text."""
+    bare = text.translate(None, OF_NUMBERS)
+    first = bare[: bare.index(b"\n") + 1]
+    count = len(bare) // len(first)
+    if bare == first * count:
+        yield np.arange(count), text[:-1]
+        return
+    kinds, lines = bare.split(b"\n")[:-1], text.split(b"\n")
+    known = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    which = np.fromiter(map(known.__getitem__, kinds), np.int64, len(kinds))
+    for kind in known.values():
+        numbers = np.flatnonzero(which == kind)
+        yield numbers, b"\n".join([lines[number] for number in numbers])
 
 
 def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -213,7 +223,7 @@ def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _columns(alike: bytes, count: int) -> tuple[Any, dict[str, np.ndarray]]:
     """The numbers by name of `count` lines that are equal but for their numbers, and which of the lines have any."""
-    line = alike.partition(b"\n")[0]
+    line = alike[: alike.find(b"\n") if count > 1 else None]
     first = _object(line)
     plain = first and all(type(value) in (int, float) for value in first.values())
     # Without its names such a line is a row of numbers between commas, which pyarrow reads faster than JSON.
@@ -242,7 +252,7 @@ def _as_rows(alike: bytes, names: int) -> list[np.ndarray] | None:
     try:
         table = csv.read_csv(
             io.BytesIO(rows),
-            csv.ReadOptions(use_threads=False, autogenerate_column_names=True),
+            csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows) + 1),
             csv.ParseOptions(quote_char=False),
             csv.ConvertOptions(
                 include_columns=wanted, column_types=dict.fromkeys(wanted, float64()), null_values=[]
