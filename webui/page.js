@@ -147,7 +147,8 @@
   // and so are the compared runs, and how one looks at them
   window.athanorCompare = (held) => {
     const url = new URL(location.href);
-    if (arrived && url.searchParams.get('tab') === 'compare') {
+    if (arrived) {
+      url.searchParams.set('tab', 'compare');
       COMPARED.forEach((name, i) => {
         url.searchParams.delete(name);
         for (const value of [held[i]].flat()) if (value !== '' && value !== null && value !== false) url.searchParams.append(name, value);
