@@ -28,7 +28,7 @@ from engine.spec import UNIONS, RunSpec, fields
 from engine.stages import STAGES
 
 MOST = 50  # runs beside each other
-READERS = 4  # curves read at once
+READERS = 2  # curves read at once
 ABSENT = Ellipsis  # in place of a value where a run has no such setting; None is a value
 BY_NAME = "name"  # groups runs by the beginning of their names
 

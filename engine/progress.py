@@ -22,10 +22,11 @@ from engine.rundir import end_of, read_json
 from engine.runs import Run
 
 POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
-CHUNK = 1 << 22  # bytes of a metrics file parsed at a time
+CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
 FEW = 500  # lines for which it is not worth to have pyarrow in memory
 AXES = ("step", "epoch", "time")  # what every line says besides its numbers
 OF_NUMBERS = b"0123456789.+-eE "
+OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _as_rows(alike: bytes, names: int) -> list[np.ndarray] | None:
     """One array for each name; None if a number is none."""
     from pyarrow import ArrowInvalid, csv, float64
 
-    rows = alike.translate(bytes.maketrans(b":", b","), b'{}"')
+    rows = alike.translate(bytes.maketrans(b":", b","), OF_NAMES)
     wanted = [f"f{2 * column + 1}" for column in range(names)]
     try:
         table = csv.read_csv(
@@ -282,8 +283,9 @@ class _Growing:
     def add(self, points: np.ndarray) -> None:
         # A resumed run goes back to its checkpoint: what it logs from there replaces what stood there.
         steps = points[:, 0]
-        later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
-        points = points[steps < later]
+        if not (np.diff(steps) > 0).all():
+            later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+            points = points[steps < later]
         first = points[0, 0]
         self.merged = self.merged[self.merged[:, 0] < first]
         self.fresh = np.concatenate([self.fresh[self.fresh[:, 0] < first], points])
@@ -303,18 +305,16 @@ class _Growing:
 
 
 def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
-    """Every `by` neighbours as one: the last one's place, their mean, lowest and highest."""
-    groups = points[: len(points) // by * by].reshape(-1, by, 6)
+    """Every `by` neighbours, a power of two, as one: the last one's place, their mean, lowest and highest."""
     with np.errstate(all="ignore"):
-        return np.concatenate(
-            [
-                groups[:, -1, :3],
-                groups[:, :, 3:4].mean(1),
-                groups[:, :, 4:5].min(1),
-                groups[:, :, 5:6].max(1),
-            ],
-            axis=1,
-        )
+        while by > 1:
+            pairs = points[: len(points) // 2 * 2].reshape(-1, 2, 6)
+            one, other = pairs[:, 0], pairs[:, 1]
+            points, by = other.copy(), by // 2
+            points[:, 3] = (one[:, 3] + other[:, 3]) / 2
+            np.minimum(one[:, 4], other[:, 4], out=points[:, 4])
+            np.maximum(one[:, 5], other[:, 5], out=points[:, 5])
+    return points
 
 
 def log_tail(run: Run, lines: int = 200) -> str:
