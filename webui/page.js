@@ -55,7 +55,7 @@
       x += wide;
     });
     add('g', { transform: `translate(0 ${y + 16})` }).append(...copy.childNodes);
-    const high = y + 16 + height, twice = 2;
+    const high = y + 28 + height, twice = 2;
     back.setAttribute('height', high);
     Object.entries({ width: width * twice, height: high * twice, viewBox: `0 0 ${width} ${high}` }).forEach(([key, value]) => whole.setAttribute(key, value));
     const image = new Image();
