@@ -302,7 +302,7 @@ def test_many_lines_are_read_as_few_are(past: Make) -> None:
     spoiled = past("a", many)
     with spoiled.dir.metrics.open("a") as file:
         file.write(json.dumps(at(3999, loss=6.0)) + "\n")
-        file.write('{"step": 4000, "epoch": 1.0, "time": , "loss": 1.0}\n' * 700)
+        file.write('{"step": 3999, "epoch": 1.0, "time": , "loss": 1.0}\n' * 700)
         file.write(json.dumps(at(4000, loss=7.0)) + "\n")
     told = curves(spoiled)["loss"]
     expected = [line["loss"] for line in many if "loss" in line] + [6.0, 7.0]
