@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import pages, prepare, start, tick, validation
+from bench import compare, pages, prepare, start, tick, validation
 from bench.figures import Figure, table
 from tests.browser.find_chromium import chromium
 
@@ -62,6 +62,24 @@ def living() -> list[Figure]:
     ]
 
 
+def comparing() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        told = compare.in_processes(Path(folder))
+    return [
+        Figure(
+            f"{compare.RUNS} runs of {compare.POINTS:,} points in one figure, first time",
+            told["first_s"],
+            "s",
+            1,
+        ),
+        Figure("… of it reading", told["read_s"], "s"),
+        Figure("… computing, on all cores together", told["computed_s"], "s"),
+        Figure("the same figure again", told["again_s"] * 1000, "ms"),
+        Figure("its SVG", told["svg_mb"], "MB", 1),
+        Figure("all that is sent to the page", told["sent_mb"], "MB"),
+    ]
+
+
 def looking() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         told = validation.in_a_process(Path(folder))
@@ -103,6 +121,7 @@ PARTS = {
     "start": starting,
     "tick": ticking,
     "pages": lambda _: living(),
+    "compare": lambda _: comparing(),
     "data": lambda _: looking(),
     "prepare": preparing,
 }
@@ -132,7 +151,7 @@ def main() -> int:
             print(f"measuring: {name} …", file=sys.stderr, flush=True)
             figures += part(given.peer.absolute() if given.peer else None)
     print(table(figures, "LLaMA-Factory 0.9.5"))
-    if not given.peer and given.only not in ("pages", "data"):
+    if not given.peer and given.only not in ("pages", "compare", "data"):
         print(
             "\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md."
         )

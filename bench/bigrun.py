@@ -24,8 +24,8 @@ class BigRun:
     It holds the run's lock as a training process does, until `close`.
     """
 
-    def __init__(self, saves: Path, lines: int = LINES, log_bytes: int = LOG_BYTES):
-        self.id, self.step, self.total = RUN, 0, 2 * lines
+    def __init__(self, saves: Path, lines: int = LINES, log_bytes: int = LOG_BYTES, id: str = RUN):
+        self.id, self.step, self.total = id, 0, 2 * lines
         self.dir = RunDir(saves / self.id)
         self.dir.path.mkdir(parents=True)
         self.began = time.time() - lines * SECONDS_PER_STEP

@@ -65,17 +65,18 @@ def measure(saves: Path) -> dict[str, float]:
 
 def in_a_process(saves: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
-    return _told([sys.executable, "-m", "bench.tick", str(saves)], PROJECT)
+    return told([sys.executable, "-m", "bench.tick", str(saves)])
 
 
 def of_peer(saves: Path, python: Path) -> dict[str, float]:
     """The peer's tick on the run that `measure` has left in `saves`."""
     run = RunDir(saves / RUN)
     script = str(PROJECT / "bench" / "peer_tick.py")
-    return _told([str(python), script, str(run.metrics), str(run.log)], saves)
+    return told([str(python), script, str(run.metrics), str(run.log)], saves)
 
 
-def _told(command: list[str], folder: Path) -> dict[str, float]:
+def told(command: list[str], folder: Path = PROJECT) -> dict[str, float]:
+    """The JSON that a command says last."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -6,9 +6,11 @@ continued, and kept in a bounded number of points, each the mean, lowest and hig
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +23,11 @@ from engine.rundir import end_of, read_json
 from engine.runs import Run
 
 POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
-CHUNK = 1 << 20  # bytes of a metrics file parsed at a time
-AXES = ("step", "epoch", "time")
+CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
+FEW = 500  # lines for which it is not worth to have pyarrow in memory
+AXES = ("step", "epoch", "time")  # what every line says besides its numbers
+OF_NUMBERS = b"0123456789.+-eE "
+OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; all arrays of shape (points,). `time` is in seconds of training since the start."""
+    """One curve; all arrays of shape (points,). `time` is in seconds of training since the start, `tokens` counts
+    what was trained on until then: NaN in a run that does not count them."""
 
     step: np.ndarray
     epoch: np.ndarray
@@ -49,6 +55,7 @@ class Series:
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    tokens: np.ndarray
 
 
 def progress(run: Run) -> Progress:
@@ -146,7 +153,7 @@ class _Reader:
                         self._take(lines)
             except FileNotFoundError:
                 self._begin(0)
-            return {name: growing.series() for name, growing in self.growing.items()}
+            return _counted({name: growing.table() for name, growing in self.growing.items()})
 
     def _whole_lines(self, file: Any) -> bytes:
         """The next lines up to about a chunk; nothing while the last line is still being written."""
@@ -159,31 +166,117 @@ class _Reader:
         return text[:end]
 
     def _take(self, text: bytes) -> None:
-        try:
-            lines = from_json(b"[" + b",".join(text.splitlines()) + b"]", allow_inf_nan=True)
-        except ValueError:  # one of them is spoiled
-            lines = [line for line in map(_object, text.splitlines()) if line]
-        for name, points in _points(lines).items():
+        for name, points in _points(text).items():
             self.growing.setdefault(name, _Growing()).add(points)
 
 
-def _points(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Name → what the lines say of it, in their order: step, epoch, time, and the value as mean, lowest and highest.
+def _counted(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
+    """The curves, each with the tokens seen at its points: as counted there, or between two counts in proportion."""
+    counts = tables.get("num_tokens", np.empty((0, 6)))
+    counts = counts[np.isfinite(counts[:, 5])]
+    steps, counted = (np.append(0.0, counts[:, column]) for column in (0, 5))
+    return {
+        name: Series(
+            *(table[:, column] for column in range(6)),
+            tokens=np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan),
+        )
+        for name, table in tables.items()
+    }
 
-    Lines of one kind (of training, of validation) have the same names in the same order, and are converted at once.
+
+def _points(text: bytes) -> dict[str, np.ndarray]:
+    """Name → what whole lines say of it, in their order: step, epoch, time, and the value as mean, lowest and highest.
+
+    Lines of one kind (of training, of validation) are equal but for their numbers, and are converted at once.
     """
-    kinds: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-    for number, line in enumerate(lines):
-        kinds.setdefault(tuple(line), []).append((number, *line.values()))
     parts: dict[str, list[np.ndarray]] = {}
-    for names, rows in kinds.items():
-        numbers, *columns = np.array(rows, dtype=np.float64).T  # null is NaN
-        column = dict(zip(names, columns, strict=True))
-        place = numbers, column["step"], np.nan_to_num(column["epoch"]), column["time"]
-        for name in (one for one in names if one not in AXES):
+    for numbers, alike in _kinds(text):
+        kept, column = _columns(alike, len(numbers))
+        if not column:
+            continue
+        place = numbers[kept], column["step"], np.nan_to_num(column["epoch"]), column["time"]
+        for name in (one for one in column if one not in AXES):
             parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
-    together = {name: np.concatenate(some) if len(some) > 1 else some[0] for name, some in parts.items()}
-    return {name: table[np.argsort(table[:, 0], kind="stable"), 1:] for name, table in together.items()}
+    return {name: _in_order(some)[:, 1:] for name, some in parts.items()}
+
+
+def _kinds(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Of each kind of lines: their numbers among all lines, and their text."""
+    bare = text.translate(None, OF_NUMBERS)
+    first = bare[: bare.index(b"\n") + 1]
+    count = len(bare) // len(first)
+    if bare == first * count:
+        yield from _named_alike(np.arange(count), text[:-1])
+        return
+    kinds, lines = bare.split(b"\n")[:-1], text.split(b"\n")
+    known = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    which = np.fromiter(map(known.__getitem__, kinds), np.int64, len(kinds))
+    for kind in known.values():
+        numbers = np.flatnonzero(which == kind)
+        yield from _named_alike(numbers, b"\n".join([lines[number] for number in numbers]))
+
+
+def _named_alike(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
+    """The lines as they are; parted where names differ in a digit, which was taken for one of a number."""
+    names = re.findall(rb'"[^"]*":', alike[: alike.find(b"\n") if len(numbers) > 1 else None])
+    if all(alike.count(name) == len(numbers) for name in names):
+        yield numbers, alike
+        return
+    parted: dict[tuple[bytes, ...], list[int]] = {}
+    lines = alike.split(b"\n")
+    for place, line in enumerate(lines):
+        parted.setdefault(tuple(re.findall(rb'"[^"]*":', line)), []).append(place)
+    for places in parted.values():
+        yield numbers[places], b"\n".join([lines[place] for place in places])
+
+
+def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    together = np.concatenate(parts)
+    return together[np.argsort(together[:, 0], kind="stable")]
+
+
+def _columns(alike: bytes, count: int) -> tuple[Any, dict[str, np.ndarray]]:
+    """The numbers by name of `count` lines that are equal but for their numbers, and which of the lines have any."""
+    line = alike[: alike.find(b"\n") if count > 1 else None]
+    first = _object(line)
+    plain = first and all(type(value) in (int, float) for value in first.values())
+    # Without its names such a line is a row of numbers between commas, which pyarrow reads faster than JSON.
+    if plain and count >= FEW and line.count(b",") + 1 == line.count(b":") == len(first):
+        table = _as_rows(alike, len(first))
+        if table is not None:
+            return slice(None), dict(zip(first, table, strict=True))
+    try:
+        found = list(enumerate(from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)))
+        found = found if first else []
+    except ValueError:  # one of them is spoiled
+        found = [(number, one) for number, one in enumerate(map(_object, alike.split(b"\n"))) if one]
+    if not found:
+        return [], {}
+    kept, objects = zip(*found, strict=True)
+    table = np.array([tuple(one.values()) for one in objects], dtype=np.float64).T  # null is NaN
+    return list(kept), dict(zip(objects[0], table, strict=True))
+
+
+def _as_rows(alike: bytes, names: int) -> list[np.ndarray] | None:
+    """One array for each name; None if a number is none."""
+    from pyarrow import ArrowInvalid, csv, float64
+
+    rows = alike.translate(bytes.maketrans(b":", b","), OF_NAMES)
+    wanted = [f"f{2 * column + 1}" for column in range(names)]
+    try:
+        table = csv.read_csv(
+            io.BytesIO(rows),
+            csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows) + 1),
+            csv.ParseOptions(quote_char=False),
+            csv.ConvertOptions(
+                include_columns=wanted, column_types=dict.fromkeys(wanted, float64()), null_values=[]
+            ),
+        )
+    except ArrowInvalid:
+        return None
+    return [table[name].to_numpy() for name in wanted]
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -205,8 +298,9 @@ class _Growing:
     def add(self, points: np.ndarray) -> None:
         # A resumed run goes back to its checkpoint: what it logs from there replaces what stood there.
         steps = points[:, 0]
-        later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
-        points = points[steps < later]
+        if not (np.diff(steps) > 0).all():
+            later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+            points = points[steps < later]
         first = points[0, 0]
         self.merged = self.merged[self.merged[:, 0] < first]
         self.fresh = np.concatenate([self.fresh[self.fresh[:, 0] < first], points])
@@ -221,24 +315,21 @@ class _Growing:
             self.merged = np.concatenate([self.merged, _merged_by(self.fresh[:whole], self.stride)])
             self.fresh = self.fresh[whole:]
 
-    def series(self) -> Series:
-        table = np.concatenate([self.merged, self.fresh]) if self.stride > 1 else self.merged
-        return Series(*(table[:, column] for column in range(6)))
+    def table(self) -> np.ndarray:
+        return np.concatenate([self.merged, self.fresh]) if self.stride > 1 else self.merged
 
 
 def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
-    """Every `by` neighbours as one: the last one's place, their mean, lowest and highest."""
-    groups = points[: len(points) // by * by].reshape(-1, by, 6)
+    """Every `by` neighbours, a power of two, as one: the last one's place, their mean, lowest and highest."""
     with np.errstate(all="ignore"):
-        return np.concatenate(
-            [
-                groups[:, -1, :3],
-                groups[:, :, 3:4].mean(1),
-                groups[:, :, 4:5].min(1),
-                groups[:, :, 5:6].max(1),
-            ],
-            axis=1,
-        )
+        while by > 1:
+            pairs = points[: len(points) // 2 * 2].reshape(-1, 2, 6)
+            one, other = pairs[:, 0], pairs[:, 1]
+            points, by = other.copy(), by // 2
+            points[:, 3] = (one[:, 3] + other[:, 3]) / 2
+            np.minimum(one[:, 4], other[:, 4], out=points[:, 4])
+            np.maximum(one[:, 5], other[:, 5], out=points[:, 5])
+    return points
 
 
 def log_tail(run: Run, lines: int = 200) -> str:

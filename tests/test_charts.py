@@ -23,7 +23,7 @@ def series(values, step=1):
     value = np.asarray(values, dtype=float)
     steps = np.arange(1, len(value) + 1) * float(step)
     return SimpleNamespace(
-        step=steps, epoch=steps / 100, time=steps * 2.5, value=value, low=value, high=value
+        step=steps, epoch=steps / 100, time=steps * 2.5, tokens=steps * 64, value=value, low=value, high=value
     )
 
 
@@ -70,8 +70,8 @@ def test_curves_stay_inside_the_picture_and_spikes_survive_thinning():
     html = charts.charts({"loss": series(values)}, EN, smoothing=0.5)
     ys = [float(y) for path in re.findall(r' d="M([^"]+)"', html) for y in re.findall(r" (-?[\d.]+)", path)]
     assert min(ys) >= 0
-    assert max(ys) <= charts.HEIGHT
-    assert min(ys) < charts.HEIGHT * 0.15, "the spike is drawn"
+    assert max(ys) <= charts.SMALL.height
+    assert min(ys) < charts.SMALL.height * 0.15, "the spike is drawn"
     assert len(html) < 60_000
 
 

@@ -60,3 +60,9 @@ def test_what_a_resumed_run_logs_again_replaces_what_stood_there(run: Run) -> No
     assert len(points(run, "loss")) == 6
     log(run, at(4, loss=40.0), at(5, loss=50.0))
     assert points(run, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
+
+
+def test_names_that_differ_in_a_digit_are_different_curves(run: Run) -> None:
+    log(run, *(at(step, **{f"rewards/{step % 3}": float(step)}) for step in range(1, 61)))
+    for number in range(3):
+        assert points(run, f"rewards/{number}") == [(step, step) for step in range(1, 61) if step % 3 == number]

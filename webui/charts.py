@@ -17,18 +17,40 @@ import numpy as np
 
 from webui.words import Words
 
-WIDTH, HEIGHT = 600, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
 COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
-AXES = ("step", "epoch", "time")
+OVERLAID = 4000  # columns of all curves of one figure together: the text of fifty runs stays short, too
+AXES = ("step", "epoch", "tokens", "time")
+# Of overlaid runs, as page.css has them: no two of sixty are alike, and of the first twelve four are solid, four have
+# dashes, four dots, for those who cannot tell all colours.
+COLOURS, DASHES, SOLID = 12, 5, 4
 # In this order, behind those that matter most to the stage; whatever else a run logs follows by name.
 THEN = ("loss", "learning_rate", "grad_norm")
 EXACT = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A picture's size in pixels, and the pixels in it where curves are drawn."""
+
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        return self.width - RIGHT
+
+    @property
+    def bottom(self) -> int:
+        return self.height - BOTTOM
+
+
+SMALL, WIDE = Frame(600, 250), Frame(1200, 420)
+
+
+@dataclass(frozen=True)
 class Line:
-    """One curve of a chart. `role` names its CSS class: "train" is a line, "eval" a line with dots."""
+    """One curve of a chart. `role` names its CSS classes; one with `dots` has few points, which are never smoothed."""
 
     name: str
     role: str
@@ -36,6 +58,7 @@ class Line:
     value: list[float]
     low: list[float]
     high: list[float]
+    dots: bool = False
 
 
 def charts(
@@ -53,23 +76,68 @@ def charts(
     order = [name for name in ahead if name in bases] + sorted(bases - set(ahead))
     figures = [_figure(base, series, words, x, smoothing, log) for base in order]
     if not any(figures):
-        return f'<p class="quiet">{escape(words("curves-none"))}</p>'
+        return f'<p class="quiet">{escape(words(none_because(series.values(), x)))}</p>'
     return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def none_because(series: Iterable[Any], x: str) -> str:
+    """The word for a chart without curves: nothing is logged yet, or not what the axis counts."""
+    uncounted = any(len(one.step) and not np.isfinite(getattr(one, x)).any() for one in series)
+    return "curves-no-tokens" if x == "tokens" and uncounted else "curves-none"
 
 
 def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool) -> str:
     roles = {base: ("train", words("legend-train")), f"eval_{base}": ("eval", words("legend-eval"))}
     lines = [
-        line(series[name], x, role, title, log) for name, (role, title) in roles.items() if name in series
+        line(series[name], x, role, called, log, dots=role == "eval")
+        for name, (role, called) in roles.items()
+        if name in series
     ]
     lines = [one for one in lines if one.x]
     if not lines:
         return ""
-    return chart(_title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log)
+    last = short(lines[0].value[-1])
+    legend = [(one.name, one.role) for one in lines] if len(lines) > 1 else []
+    return chart(
+        title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log, legend, last=last
+    )
 
 
-def _title(base: str, words: Words) -> str:
-    """What a curve is called; that of one of several rewards by the reward's name on the form."""
+def overlay(
+    metric: str,
+    runs: Sequence[tuple[str, str, Any]],
+    words: Words,
+    x: str = "step",
+    smoothing: float = 0.6,
+    log: bool = False,
+    legend: Sequence[tuple[str, str]] = (),
+) -> str:
+    """One curve of several runs in one figure: (name, CSS classes, series) of each. `legend`: (name, CSS classes) where
+    the classes stand for something else than the runs. "" if there is nothing to draw."""
+    dots = metric.startswith("eval_")
+    lines = [line(series, x, role, name, log, dots) for name, role, series in runs]
+    lines = [one for one in lines if one.x]
+    if not lines:
+        return ""
+    legend = legend or [(one.name, one.role) for one in lines]
+    smoothing = 0.0 if metric in EXACT else smoothing
+    columns = max(min(COLUMNS, OVERLAID // len(lines)), 2)
+    # What smoothing has taken away is told of a few; of many it would hide the curves.
+    return chart(
+        title(metric, words), lines, words, x, smoothing, log, legend, WIDE, columns, raw=len(lines) <= 3
+    )
+
+
+def look(place: int) -> str:
+    """CSS classes of the run at a place: its colour and its dashes."""
+    return f"run c{place % COLOURS} d{place // SOLID % DASHES}"
+
+
+def title(metric: str, words: Words) -> str:
+    """What a curve is called, of a validation too; that of one of several rewards by the reward's name on the form."""
+    base = metric.removeprefix("eval_")
+    if base != metric:
+        return words("curve-eval", title=title(base, words))
     if words.knows(f"curve-{base}"):
         return words(f"curve-{base}")
     if base.startswith("rewards/"):
@@ -77,38 +145,45 @@ def _title(base: str, words: Words) -> str:
     return base.replace("_", " ")
 
 
-def line(series: Any, x: str, role: str, name: str, log: bool = False) -> Line:
+def line(series: Any, x: str, role: str, name: str, log: bool = False, dots: bool = False) -> Line:
     """The finite points of a series; on a log scale only the positive ones."""
     table = np.stack([getattr(series, x if x in AXES else "step"), series.value, series.low, series.high])
     kept = np.isfinite(table).all(0)
     if log:
         kept &= (table[1:] > 0).all(0)
-    return Line(name, role, *table[:, kept].tolist())
+    return Line(name, role, *table[:, kept].tolist(), dots=dots)
 
 
 def chart(
-    title: str, lines: Sequence[Line], words: Words, x: str, smoothing: float = 0.0, log: bool = False
+    title: str,
+    lines: Sequence[Line],
+    words: Words,
+    x: str,
+    smoothing: float = 0.0,
+    log: bool = False,
+    legend: Sequence[tuple[str, str]] = (),
+    frame: Frame = SMALL,
+    columns: int = COLUMNS,
+    raw: bool = True,
+    last: str = "",
 ) -> str:
-    """One figure: title, legend, axes and curves, as HTML with an inline SVG."""
-    across = Scale.over((v for one in lines for v in one.x), LEFT, WIDTH - RIGHT)
-    up = Scale.over((v for one in lines for v in (*one.low, *one.high)), HEIGHT - BOTTOM, TOP, log, room=0.04)
+    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
+    draws what was logged under a smoothed curve; `last` is written at the end of the title's line."""
+    across = Scale.over((v for one in lines for v in one.x), LEFT, frame.right)
+    up = Scale.over((v for one in lines for v in (*one.low, *one.high)), frame.bottom, TOP, log, room=0.04)
     body, points = [], []
     for one in lines:
-        smooth = ema(one.value, smoothing) if one.role == "train" else one.value
-        body.append(_curve(one, smooth, across, up))
-        points.append(_points(one, smooth, across, up, x, words))
-    last = lines[0].value[-1]
-    text = words("chart-text", title=title, count=len(lines[0].x), last=short(last))
-    legend = (
-        "".join(f'<span class="key {one.role}">{escape(one.name)}</span>' for one in lines)
-        if len(lines) > 1
-        else ""
-    )
+        smooth = one.value if one.dots else ema(one.value, smoothing)
+        body.append(_curve(one, smooth, across, up, columns, raw))
+        points.append(_points(one, smooth, across, up, x, columns, words))
+    text = words("chart-text", title=title, count=len(lines[0].x), last=short(lines[0].value[-1]))
+    keys = "".join(f'<span class="key {role}">{escape(name)}</span>' for name, role in legend)
     return (
         f'<figure class="chart" data-points="{escape(json.dumps(points, ensure_ascii=False))}">'
-        f"<figcaption><b>{escape(title)}</b>{legend}<output>{escape(short(last))}</output></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
-        f"{_axes(across, up, x, words)}{''.join(body)}</svg></figure>"
+        f"<figcaption><b>{escape(title)}</b>{keys}"
+        f"{f'<output>{escape(last)}</output>' if last else ''}</figcaption>"
+        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(text)}">'
+        f"{_axes(across, up, x, frame, words)}{''.join(body)}</svg></figure>"
     )
 
 
@@ -116,36 +191,36 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
     """Rows by their length in tokens, with a line at the longest that is kept, or an arrow to it; "" without rows."""
     if not counts:
         return ""
-    across = Scale(edges[0], max(edges[-1], 1), LEFT, WIDTH - RIGHT)
-    up = Scale(0, max(counts) * 1.06, HEIGHT - BOTTOM, TOP)
+    across = Scale(edges[0], max(edges[-1], 1), LEFT, SMALL.right)
+    up = Scale(0, max(counts) * 1.06, SMALL.bottom, TOP)
     bars, points = [], {"role": "train", "name": words("stat-rows"), "x": [], "y": [], "at": [], "value": []}
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         left, right, top = across(begin) + 0.5, across(end) - 0.5, up(count)
         beyond = " beyond" if begin >= mark else ""
         bars.append(
             f'<rect class="count{beyond}" x="{left:.1f}" y="{top:.1f}" width="{max(right - left, 0.5):.1f}" '
-            f'height="{HEIGHT - BOTTOM - top:.1f}"/>'
+            f'height="{SMALL.bottom - top:.1f}"/>'
         )
         points["x"].append(round((left + right) / 2, 1))
         points["y"].append(round(top, 1))
         points["at"].append(words("count-tokens", count=f"{begin:,.0f}–{end:,.0f}"))
         points["value"].append(f"{count:,}")
     within = mark <= edges[-1]  # else the picture would be all margin: an arrow says where the line is
-    x = across(mark) if within else WIDTH - RIGHT
-    anchor, text_x = ("end", x - 6) if x > WIDTH / 2 else ("start", x + 6)
-    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' if within else ""
+    x = across(mark) if within else SMALL.right
+    anchor, text_x = ("end", x - 6) if x > SMALL.width / 2 else ("start", x + 6)
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{SMALL.bottom}"/>' if within else ""
     said = words("mark-max-length", length=f"{mark:,}") + ("" if within else " →")
     line = (
         f'<g class="mark">{line}<text x="{text_x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">'
         f"{escape(said)}</text></g>"
     )
-    title = words("lengths-title")
-    text = words("chart-text", title=title, count=len(counts), last=f"{counts[-1]:,}")
+    heading = words("lengths-title")
+    text = words("chart-text", title=heading, count=len(counts), last=f"{counts[-1]:,}")
     return (
         f'<figure class="chart lengths" data-points="{escape(json.dumps([points], ensure_ascii=False))}">'
-        f"<figcaption><b>{escape(title)}</b></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">'
-        f"{_axes(across, up, 'tokens', words)}{''.join(bars)}{line}</svg></figure>"
+        f"<figcaption><b>{escape(heading)}</b></figcaption>"
+        f'<svg viewBox="0 0 {SMALL.width} {SMALL.height}" role="img" aria-label="{escape(text)}">'
+        f"{_axes(across, up, 'tokens', SMALL, words)}{''.join(bars)}{line}</svg></figure>"
     )
 
 
@@ -255,22 +330,20 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _columns(count: int) -> list[range]:
-    """Indices of the points, put into at most COLUMNS columns."""
-    wide = max(1, math.ceil(count / COLUMNS))
+def _columns(count: int, most: int) -> list[range]:
+    """Indices of the points, put into at most so many columns."""
+    wide = max(1, math.ceil(count / most))
     return [range(start, min(start + wide, count)) for start in range(0, count, wide)]
 
 
-def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale) -> str:
-    if one.role == "eval":
-        dots = "".join(
-            f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
-            for x, y in zip(one.x, one.value, strict=True)
-        )
-        return f'<g class="eval"><path d="{_path((across(x), up(y)) for x, y in zip(one.x, one.value, strict=True))}"/>{dots}</g>'
-    columns = _columns(len(one.x))
+def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale, most: int, with_raw: bool) -> str:
+    columns = _columns(len(one.x), most)
+    if one.dots:
+        at = [(across(one.x[column[-1]]), up(one.value[column[-1]])) for column in columns]
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at)
+        return f'<g class="{one.role} dots"><path d="{_path(at)}"/>{dots}</g>'
     raw = ""
-    if smooth != one.value:
+    if with_raw and smooth != one.value:
         # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
         ends = (
             (column[0], min(one.low[i] for i in column), max(one.high[i] for i in column))
@@ -284,14 +357,14 @@ def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale) -> str:
         raw = f'<path class="raw" d="{_path((across(x), up(y)) for x, y in pairs)}"/>'
     strong = _path((across(one.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
     dot = f'<circle cx="{across(one.x[-1]):.1f}" cy="{up(smooth[-1]):.1f}" r="3"/>'
-    return f'<g class="train">{raw}<path d="{strong}"/>{dot}</g>'
+    return f'<g class="{one.role}">{raw}<path d="{strong}"/>{dot}</g>'
 
 
 def _points(
-    one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, words: Words
+    one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, most: int, words: Words
 ) -> dict[str, Any]:
     """What the pointer finds: pixel positions, the place on the axis and the value, for every column."""
-    at = [column[-1] for column in _columns(len(one.x))]
+    at = [column[-1] for column in _columns(len(one.x), most)]
     return {
         "role": one.role,
         "name": one.name,
@@ -303,24 +376,26 @@ def _points(
 
 
 def _place(value: float, x: str) -> str:
-    return {"time": clock, "epoch": lambda v: f"{v:.2f}"}.get(x, lambda v: f"{v:.0f}")(value)
+    return {"time": clock, "epoch": lambda v: f"{v:.2f}", "tokens": short}.get(x, lambda v: f"{v:.0f}")(value)
 
 
-def _axes(across: Scale, up: Scale, x: str, words: Words) -> str:
+def _axes(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> str:
     marks = []
-    for tick in up.ticks(4):
+    for tick in up.ticks(frame.height // 60):
         y = up(tick)
-        marks.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
     # A first or last label that would run out of the picture is left out rather than cut.
     for tick in _across_ticks(across, x):
         label = {"time": clock}.get(x, short)(tick)
-        marks.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{label}</text>')
+        marks.append(
+            f'<text x="{across(tick):.1f}" y="{frame.height - 14}" text-anchor="middle">{label}</text>'
+        )
     marks.append(
-        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>'
+        f'<text class="axis" x="{frame.right}" y="{frame.height - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>'
     )
     marks.append(
-        f'<line class="base" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<line class="base" x1="{LEFT}" x2="{frame.right}" y1="{frame.bottom}" y2="{frame.bottom}"/>'
     )
     return f'<g class="axes">{"".join(marks)}</g>'
 

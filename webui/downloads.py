@@ -1,20 +1,21 @@
-"""Files of a run, and what an errand has found, over HTTP. Whether a name is such a file is engine's to say; nothing
-is copied to serve it."""
+"""Files of a run, what an errand has found, and curves of several runs, over HTTP. Whether a name is such a file is
+engine's to say; no file is copied to serve it."""
 
 from __future__ import annotations
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from engine import errands, runs
+from engine import compare, errands, runs
 from engine.problems import Refusal
 from engine.workplace import Workplace
 
 
 def routes(workplace: Workplace) -> list[Route]:
-    """`/download/<model>/<method>/<run>/<file>` and `/data/<errand>/bad-rows.jsonl`; 404 for whatever is no such file."""
+    """`/download/<model>/<method>/<run>/<file>` and `/data/<errand>/bad-rows.jsonl`; 404 for whatever is no such file.
+    `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
 
     def download(request: Request) -> FileResponse:
         steps = request.path_params
@@ -32,7 +33,19 @@ def routes(workplace: Workplace) -> list[Route]:
             raise HTTPException(404)
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
+    def curves(request: Request) -> Response:
+        found, _ = compare.chosen(workplace.saves, request.query_params.getlist("runs"))
+        if not found:
+            raise HTTPException(404)
+        text = compare.curves_csv(found, request.query_params.get("curve", ""))
+        named = {
+            "Content-Disposition": 'attachment; filename="curves.csv"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(text, media_type="text/csv; charset=utf-8", headers=named)
+
     return [
+        Route("/compare/curves.csv", curves),
         Route("/download/{model}/{method}/{run}/{file:path}", download),
         Route(f"/data/{{errand}}/{errands.BAD_ROWS}", bad_rows),
     ]

@@ -18,10 +18,53 @@
     document.body.append(area); area.select(); document.execCommand('copy'); area.remove();
   };
 
-  const save = (value, name) => {
+  const keep = (blob, name) => {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([value], { type: 'text/plain' }));
-    link.download = name; link.click(); URL.revokeObjectURL(link.href);
+    link.href = URL.createObjectURL(blob);
+    link.download = name; link.click(); setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  };
+  const save = (value, name) => keep(new Blob([value], { type: 'text/plain' }), name);
+
+  // ---- a chart as a PNG: the SVG with the colours that it has now, its title and its legend, drawn on a canvas
+  const LOOK = ['fill', 'stroke', 'stroke-width', 'stroke-dasharray', 'opacity', 'font-size', 'font-family'];
+  const picture = async (chart, name) => {
+    const svg = chart?.querySelector('svg');
+    if (!svg) return;
+    const { width, height } = svg.viewBox.baseVal, copy = svg.cloneNode(true), parts = copy.querySelectorAll('*');
+    const dress = (from, to) => { const now = getComputedStyle(from); LOOK.forEach((one) => to.style.setProperty(one, now.getPropertyValue(one))); };
+    svg.querySelectorAll('*').forEach((one, i) => dress(one, parts[i]));
+    const page = getComputedStyle(document.body), ink = getComputedStyle(chart).color, font = getComputedStyle(chart).fontFamily;
+    const whole = document.createElementNS(svg.namespaceURI, 'svg'), ruler = document.createElement('canvas').getContext('2d');
+    const add = (tag, given, text) => {
+      const made = document.createElementNS(svg.namespaceURI, tag);
+      Object.entries(given).forEach(([key, value]) => made.setAttribute(key, value));
+      if (text) made.textContent = text;
+      return whole.appendChild(made);
+    };
+    const back = add('rect', { width: '100%', height: '100%', fill: page.backgroundColor });
+    add('text', { x: 16, y: 28, fill: ink, 'font-size': 15, 'font-weight': 600, 'font-family': font }, chart.querySelector('figcaption b').textContent);
+    let x = 16, y = 52;
+    ruler.font = `12px ${font}`;
+    chart.querySelectorAll('.key').forEach((key) => {
+      const wide = 30 + ruler.measureText(key.textContent).width + 16;
+      if (x > 16 && x + wide > width - 16) { x = 16; y += 20; }
+      const curve = svg.querySelector([...key.classList].filter((one) => one !== 'key').map((one) => `.${one}`).join('') + ' path');
+      const stroke = add('line', { x1: x, x2: x + 22, y1: y - 4, y2: y - 4 });
+      if (curve) { dress(curve, stroke); stroke.style.opacity = 1; stroke.style.strokeWidth = 2; }
+      add('text', { x: x + 28, y, fill: ink, 'font-size': 12, 'font-family': font }, key.textContent);
+      x += wide;
+    });
+    add('g', { transform: `translate(0 ${y + 16})` }).append(...copy.childNodes);
+    const high = y + 28 + height, twice = 2;
+    back.setAttribute('height', high);
+    Object.entries({ width: width * twice, height: high * twice, viewBox: `0 0 ${width} ${high}` }).forEach(([key, value]) => whole.setAttribute(key, value));
+    const image = new Image();
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(whole))}`;
+    await image.decode();
+    const canvas = document.createElement('canvas');
+    canvas.width = width * twice; canvas.height = high * twice;
+    canvas.getContext('2d').drawImage(image, 0, 0);
+    canvas.toBlob((blob) => keep(blob, name), 'image/png');
   };
 
   // ---- a problem in the summary leads to its field, opening the part that it is in
@@ -57,6 +100,8 @@
       });
     } else if ((found = at('[data-save]'))) {
       save(text(found.dataset.save), found.dataset.name || 'spec.yaml');
+    } else if ((found = at('[data-png]'))) {
+      picture(document.querySelector(found.dataset.png), found.dataset.name);
     } else if ((found = at('.problems a'))) {
       event.preventDefault(); lead(found);
     }
@@ -71,11 +116,15 @@
   };
 
   // ---- the address says which run is open; going back is a reload of the address before
+  const COMPARED = ['runs', 'curve', 'x', 'smooth', 'log', 'by'];
   let arrived = false; // until the page has read its address, nothing may change it
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;
-    return [query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : ''];
+    return [
+      query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : '',
+      query.get('tab') === 'compare' ? query.toString() : '',
+    ];
   };
   window.athanorAddress = (run, tab) => {
     if (!arrived) return;
@@ -83,6 +132,7 @@
     if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
     if (tab !== 'train' && !run) url.searchParams.set('tab', tab); else url.searchParams.delete('tab');
     if (tab !== 'data') url.searchParams.delete('set');
+    if (tab !== 'compare') COMPARED.forEach((name) => url.searchParams.delete(name));
     if (url.href !== location.href) history.pushState({}, '', url);
   };
   // the open data set is named there too, without a step of its own to go back
@@ -93,6 +143,19 @@
       history.replaceState({}, '', url);
     }
     return [id];
+  };
+  // and so are the compared runs, and how one looks at them
+  window.athanorCompare = (held) => {
+    const url = new URL(location.href);
+    if (arrived) {
+      url.searchParams.set('tab', 'compare');
+      COMPARED.forEach((name, i) => {
+        url.searchParams.delete(name);
+        for (const value of [held[i]].flat()) if (value !== '' && value !== null && value !== false) url.searchParams.append(name, value);
+      });
+      history.replaceState({}, '', url);
+    }
+    return held;
   };
   addEventListener('popstate', () => location.reload());
 })();
@@ -110,20 +173,25 @@
     const at = (event.clientX - box.left) / scale;
     let lines = [];
     try { lines = JSON.parse(svg.closest('.chart').dataset.points); } catch { return hide(); }
-    const found = lines.map((line) => {
+    let found = lines.map((line) => {
       let best = 0;
       line.x.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(line.x[best] - at)) best = i; });
-      return { line, best };
+      return { line, best, off: Math.abs(line.x[best] - at) };
     });
     if (!found.length) return hide();
-    tip.replaceChildren(...[found[0].line.at[found[0].best], ...found].map((one, i) => {
+    // The nearest point says where this is. A line that has no point thereabouts has nothing to say; many are told from
+    // the highest to the lowest.
+    const nearest = found.reduce((one, other) => (other.off < one.off ? other : one));
+    found = found.filter((one) => one.off <= nearest.off + 24 || one.line.x.length < 12);
+    if (found.length > 2) found.sort((one, other) => one.line.y[one.best] - other.line.y[other.best]);
+    tip.replaceChildren(...[nearest.line.at[nearest.best], ...found].map((one, i) => {
       const row = document.createElement('div');
       if (i === 0) { row.className = 'at'; row.textContent = one; return row; }
       row.className = 'key ' + one.line.role;
       row.textContent = one.line.name + '  ' + one.line.value[one.best];
       return row;
     }));
-    const x = box.left + found[0].line.x[found[0].best] * scale;
+    const x = box.left + nearest.line.x[nearest.best] * scale;
     tip.hidden = rule.hidden = false;
     rule.style.cssText = `left:${x}px;top:${box.top}px;height:${box.height * 0.86}px`;
     const left = x + 14 + tip.offsetWidth > innerWidth ? x - 14 - tip.offsetWidth : x + 14;

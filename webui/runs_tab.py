@@ -52,6 +52,7 @@ class RunsTab:
     shown: list[Any]  # what `open` answers into
     timers: list[gr.Timer]
     clone: gr.Button
+    compare: gr.Button
     chat: gr.Button
     follow: gr.Dropdown  # the stage that is to go on from the open run
 
@@ -93,6 +94,7 @@ def build(
                 min_width=190, interactive=True, label=words("follow"),
             )  # fmt: skip
             clone = gr.Button(words("clone"), size="sm", elem_id="clone")
+            compare = gr.Button(words("compare"), size="sm", elem_id="compare")
             delete = gr.Button(words("delete"), size="sm", elem_id="delete", elem_classes="hurts")
         with gr.Row(visible=False, elem_classes="sure") as sure_kill:
             gr.HTML(f"<p>{escape(words('sure-kill'))}</p>")
@@ -262,7 +264,7 @@ def build(
     for button, act, done in acts:
         button.click(asked(act, done), [selected, *view], shown, **quiet)
     yes_delete.click(deleted, [selected, *view], shown, **quiet)
-    return RunsTab(open, view, shown, [timer, table_timer], clone, chat, follow)
+    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, follow)
 
 
 def can_talk(run: Run) -> bool:

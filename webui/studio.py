@@ -26,7 +26,7 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import chat_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
+from webui import chat_tab, compare_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -34,6 +34,7 @@ ARRIVE_JS = "() => athanorArrive()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
+COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -48,13 +49,15 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         head = gr.HTML(header(words, "", root), elem_id="head")
-        selected, wanted = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
+        selected, wanted, asked = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(3))
         told = gr.HTML(elem_id="told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(words("tab-train"), id="train") as train_item:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
+            with gr.Tab(words("tab-compare"), id="compare", render_children=True) as compare_item:
+                beside = compare_tab.build(words, workplace, root)
             with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
@@ -70,12 +73,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
 
-        def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
-            """The page as its address says: the form with the default spec, a run, or a data set."""
+        def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, query: str) -> list[Any]:
+            """The page as its address says: the form with the default spec, a run, some runs, or a data set."""
             tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST),
-                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data") else gr.skip(),
+                header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST), *beside.asked(query),
+                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -120,10 +123,18 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
             return [gr.skip(), gr.Tabs(selected="chat"), *talk.arrive(kept, base, adapters)]
 
+        def compare_with(run_id: str) -> list[Any]:
+            """The Compare tab with the run and those like it chosen."""
+            try:
+                chosen = beside.beside(runs.get(workplace.saves, run_id))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(beside.chosen))]
+            return [gr.skip(), gr.Tabs(selected="compare"), *chosen]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
-            [selected, wanted, data.chosen],
-            [head, selected, data.chosen, told, *train.filled, tabs],
+            [selected, wanted, data.chosen, asked],
+            [head, selected, data.chosen, told, *train.filled, *beside.chosen, tabs],
             js=ARRIVE_JS,
             **quiet,
         )
@@ -137,6 +148,8 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
         )
         shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
+        shown.compare.click(compare_with, selected, [told, tabs, *beside.chosen], **quiet)
+        compare_item.select(beside.arrive, beside.chosen, beside.shown, js=COMPARE_JS, **quiet)
         chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
@@ -147,8 +160,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
         gr.on(
-            [one.select for one in (train_item, runs_item, data_item)], lambda: gr.Timer(active=False), None, talk.timer,
-            **quiet,
+            [one.select for one in (train_item, runs_item, compare_item, data_item)], lambda: gr.Timer(active=False), None,
+            talk.timer, **quiet,
+        )  # fmt: skip
+        gr.on(
+            [one.select for one in (train_item, runs_item, data_item, chat_item)], lambda: gr.Timer(active=False), None,
+            beside.timer, **quiet,
         )  # fmt: skip
         _endpoints(workplace)
     return blocks

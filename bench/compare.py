@@ -1,0 +1,60 @@
+"""What it costs to see ten runs of 100,000 points in one figure, through the very handler that the page calls.
+
+Run as a process of its own, `python -m bench.compare FOLDER`, which has read none of the files before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from bench.bigrun import BigRun
+from bench.server import MB, wait_until_quiet
+from bench.tick import handler, told
+
+RUNS, POINTS = 10, 100_000
+TIMES = 3
+VIEW = ("loss", "step", 0.6, False, "")  # curve, axis, smoothing, scale, group
+
+
+def make(saves: Path) -> None:
+    """The runs, each with six curves of so many points."""
+    for number in range(RUNS):
+        BigRun(saves, POINTS, log_bytes=1, id=f"bench/lora/run-{number}").close()
+
+
+def measure(saves: Path) -> dict[str, float]:
+    """Seconds until the figure of runs that nobody has read, how much of that is reading, and seconds of the next."""
+    from engine import compare
+
+    draw, found = handler(saves, "draw"), compare.trainings(saves)
+    ids = [run.id for run in found]
+    wait_until_quiet()
+    began, worked = time.perf_counter(), time.process_time()
+    compare.curves(found)
+    read = time.perf_counter() - began
+    shown = draw(ids, *VIEW)
+    first, computed = time.perf_counter() - began, time.process_time() - worked
+    draw(ids, *VIEW)
+    again = time.perf_counter() - began - first
+    chart = next(one for one in shown if isinstance(one, str) and one.startswith("<figure"))
+    svg = re.search(r"<svg.*</svg>", chart, re.DOTALL)[0]
+    return {
+        "first_s": first, "computed_s": computed, "read_s": read, "again_s": again, "svg_mb": len(svg.encode()) / MB,
+        "sent_mb": sum(len(one.encode()) for one in shown if isinstance(one, str)) / MB,
+    }  # fmt: skip
+
+
+def in_processes(saves: Path) -> dict[str, float]:
+    """The medians of `measure` in a few fresh processes."""
+    make(saves)
+    found = [told([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(TIMES)]
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]))))
