@@ -6,10 +6,12 @@ continued, and kept in a bounded number of points, each the mean, lowest and hig
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +26,8 @@ from engine.runs import Run
 
 POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
 CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
+KEPT = ".curves.npz"  # beside a metrics file, after as many new bytes as are worth it
+WORTH_KEEPING = 4 << 20
 FEW = 500  # lines for which it is not worth to have pyarrow in memory
 AXES = ("step", "epoch", "time")  # what every line says besides its numbers
 OF_NUMBERS = b"0123456789.+-eE "
@@ -131,15 +135,50 @@ def _reader(path: Path) -> _Reader:
 
 
 class _Reader:
-    """Follows one metrics file."""
+    """Follows one metrics file. What was read of a long one is kept beside it, for whoever begins to read it later."""
 
     def __init__(self, path: Path):
         self.path, self.busy = path, threading.Lock()
+        self.beside = path.with_name(KEPT)
         self._begin(0)
 
     def _begin(self, inode: int) -> None:
-        self.inode, self.offset = inode, 0
+        self.inode, self.offset, self.kept = inode, 0, 0
         self.growing: dict[str, _Growing] = {}
+
+    def _recall(self, file: Any) -> None:
+        """Go on from what is kept, if the file still begins as it did then."""
+        try:
+            with np.load(self.beside) as kept:
+                offset, end = int(kept["offset"]), kept["end"].tobytes()
+                file.seek(offset - len(end))
+                if file.read(len(end)) == end:
+                    tables = zip(kept["names"].tolist(), kept["strides"].tolist(), strict=True)
+                    self.growing = {
+                        name: _Growing(kept[f"merged{number}"], kept[f"fresh{number}"], stride)
+                        for number, (name, stride) in enumerate(tables)
+                    }
+                    self.offset = self.kept = offset
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # there is none, or it is none
+
+    def _keep(self, file: Any) -> None:
+        size = min(self.offset, 256)
+        file.seek(self.offset - size)
+        tables = {
+            f"{part}{number}": getattr(growing, part)
+            for number, growing in enumerate(self.growing.values())
+            for part in ("merged", "fresh")
+        }
+        # In one step, and by a name of this process's own: two studios may look at one run.
+        partial = self.beside.with_suffix(f".{os.getpid()}.npz")
+        with contextlib.suppress(OSError):  # a folder that cannot be written to is read again each time
+            np.savez(
+                partial, offset=self.offset, end=np.frombuffer(file.read(size), np.uint8), names=list(self.growing),
+                strides=[growing.stride for growing in self.growing.values()], **tables,
+            )  # fmt: skip
+            partial.replace(self.beside)
+        self.kept = self.offset
 
     def read(self) -> dict[str, Series]:
         with self.busy:
@@ -148,9 +187,12 @@ class _Reader:
                     told = os.fstat(file.fileno())
                     if told.st_ino != self.inode or told.st_size < self.offset:
                         self._begin(told.st_ino)
+                        self._recall(file)
                     file.seek(self.offset)
                     while lines := self._whole_lines(file):
                         self._take(lines)
+                    if self.offset - self.kept > WORTH_KEEPING:
+                        self._keep(file)
             except FileNotFoundError:
                 self._begin(0)
             return _counted({name: growing.table() for name, growing in self.growing.items()})
@@ -290,10 +332,10 @@ def _object(line: bytes) -> dict[str, Any] | None:
 class _Growing:
     """A curve that keeps its shape in a bounded number of points. Columns: step, epoch, time, mean, low, high."""
 
-    def __init__(self) -> None:
-        self.merged = np.empty((0, 6))  # each of `stride` logged points
-        self.fresh = np.empty((0, 6))  # not yet enough for one more
-        self.stride = 1
+    def __init__(self, merged: np.ndarray | None = None, fresh: np.ndarray | None = None, stride: int = 1):
+        self.merged = np.empty((0, 6)) if merged is None else merged  # each of `stride` logged points
+        self.fresh = np.empty((0, 6)) if fresh is None else fresh  # not yet enough for one more
+        self.stride = stride
 
     def add(self, points: np.ndarray) -> None:
         # A resumed run goes back to its checkpoint: what it logs from there replaces what stood there.

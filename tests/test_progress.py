@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import progress
+from engine import progress, runs
 from engine.runs import Run
 
 
@@ -62,7 +62,37 @@ def test_what_a_resumed_run_logs_again_replaces_what_stood_there(run: Run) -> No
     assert points(run, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
 
 
+def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "WORTH_KEEPING", 1000)
+    log(run, *(at(step, loss=float(step)) for step in range(1, 20_001)))
+    whole = points(run, "loss")
+    assert runs.files(run) == [("metrics.jsonl", run.dir.metrics.stat().st_size)]
+
+    def later(run: Run) -> list[tuple[float, float]]:
+        progress._reader.cache_clear()
+        return points(run, "loss")
+
+    seen: list[bytes] = []
+    with monkeypatch.context() as patch:
+        read = progress._points
+        patch.setattr(progress, "_points", lambda text: (seen.append(text), read(text))[1])
+        assert later(run) == whole
+        assert seen == []
+        log(run, at(20_001, loss=0.0))
+        assert later(run)[-1] == (20_001, 0)
+        assert len(seen) == 1
+    # Another file in its place, and a kept one that is spoiled, are read from the beginning.
+    (run.path / progress.KEPT).write_bytes(b"spoiled")
+    assert len(later(run)) == len(whole) + 1
+    run.dir.metrics.write_text(run.dir.metrics.read_text().replace(', "loss": 20000.0', ', "loss": 7.0'))
+    assert later(run)[-2] == (20_000, (sum(range(19_993, 20_000)) + 7) / 8)
+
+
 def test_names_that_differ_in_a_digit_are_different_curves(run: Run) -> None:
     log(run, *(at(step, **{f"rewards/{step % 3}": float(step)}) for step in range(1, 61)))
     for number in range(3):
-        assert points(run, f"rewards/{number}") == [(step, step) for step in range(1, 61) if step % 3 == number]
+        assert points(run, f"rewards/{number}") == [
+            (step, step) for step in range(1, 61) if step % 3 == number
+        ]
