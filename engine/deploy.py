@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,9 @@ def _cut(given: Pieces) -> tuple[str, str]:
     before = [given.after, given.head]
     if given.system and not given.late:
         before.append(given.system[1])
-    shared = os.path.commonprefix([text[::-1] for text in before])[::-1]
-    return given.after[: len(given.after) - len(shared)], shared
+    shared = len(list(takewhile(lambda ends: len(set(ends)) == 1, zip(*map(reversed, before), strict=False))))
+    close = given.after[: len(given.after) - shared]
+    return close, given.after[len(close) :]
 
 
 def _literal(text: str) -> str:

@@ -59,9 +59,11 @@ class ExportSpec(Spec):
         "Form",
         "merged: a whole model. adapter: LoRA alone, which needs its base wherever it is used.",
     )
-    precision: Literal["bf16", "fp16", "fp32"] = setting(
-        "bf16", "Precision", "Of the weights that are written. The merge itself is computed in fp32."
-    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "Precision",
+        "Of the weights that are written. Auto: as the base's are; of LoRA alone fp32, as it was trained. "
+        "The merge itself is computed in fp32.",
+    )  # fmt: skip
     quantize: Literal["none", "8bit", "4bit"] = setting(
         "none", "Quantize", "Write a whole model in fewer bits, by bitsandbytes. It is merged in full precision first."
     )  # fmt: skip
@@ -96,7 +98,16 @@ def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
         absolute(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
         for folder, weight in spec.adapters.items()
     }
-    return spec.change(BASE, base).change(ADAPTERS, adapters)
+    spec = spec.change(BASE, base).change(ADAPTERS, adapters)
+    return spec.change("precision", precision(spec)).change("model.quantization", {"kind": "none"})
+
+
+def precision(spec: ExportSpec) -> str:
+    """The precision of the weights that are written, with "auto" decided by the base."""
+    if spec.precision != "auto":
+        return spec.precision
+    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(inspect(spec.model.model_name_or_path).dtype, "fp32")
+    return "fp32" if spec.form == "adapter" else stored
 
 
 def problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
@@ -232,7 +243,7 @@ def disk_needed(spec: ExportSpec) -> int:
         return (
             3 * adapters + SLACK
         )  # of fp32, zipped once more; a combination is as large as its parts together
-    whole = weights(spec) * BYTES[spec.precision]
+    whole = weights(spec) * BYTES[precision(spec)]
     if not whole:
         return 0
     quantized = int(whole * SHRUNK[spec.quantize]) if spec.quantize != "none" else 0
