@@ -46,7 +46,7 @@ def _follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
         if len(presses) > obeyed:
             obeyed = len(presses)
             how = "kill" if obeyed > 1 or now.state == "queued" else "save"
-            print(f"[asked to stop: {how}]", file=sys.stderr, flush=True)
+            print(f"[asked to stop: {how}]", flush=True)
             with contextlib.suppress(Refusal):  # it ended in the same moment
                 runs.stop(now, how, by=_me())
         queue.advance(workplace.saves)

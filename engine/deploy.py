@@ -226,6 +226,16 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
+def tag(name: str) -> str:
+    """A name as Ollama and vLLM take one: small letters, digits, dots and dashes."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "model"
+
+
+def quoted(path: Path | str) -> str:
+    """A path as one word of a shell command."""
+    return shlex.quote(str(path))
+
+
 # ------------------------------------------------------------------------------------------ GGUF
 
 CONVERTER = "convert_hf_to_gguf.py"
@@ -249,13 +259,13 @@ def gguf_text(folder: Path, base: str = "") -> str:
     """The commands for a shell where llama.cpp is still to be had; `base` is of LoRA alone."""
     llama = str((converter() or Path("llama.cpp") / CONVERTER).parent)
     if base:
-        script = f"{shlex.quote(llama)}/convert_lora_to_gguf.py {shlex.quote(str(folder))} --base {shlex.quote(base)}"
-        return f"python {script} --outfile {shlex.quote(str(folder / 'adapter.gguf'))} --outtype f16"
-    out = shlex.quote(str(folder / "model-f16.gguf"))
-    small = shlex.quote(str(folder / "model-q4_k_m.gguf"))
+        script = f"{quoted(llama)}/convert_lora_to_gguf.py {quoted(folder)} --base {quoted(base)}"
+        return f"python {script} --outfile {quoted(folder / 'adapter.gguf')} --outtype f16"
+    out = quoted(folder / "model-f16.gguf")
+    small = quoted(folder / "model-q4_k_m.gguf")
     return (
-        f"python {shlex.quote(llama)}/{CONVERTER} {shlex.quote(str(folder))} --outfile {out} --outtype f16\n"
-        f"{shlex.quote(llama)}/build/bin/llama-quantize {out} {small} Q4_K_M"
+        f"python {quoted(llama)}/{CONVERTER} {quoted(folder)} --outfile {out} --outtype f16\n"
+        f"{quoted(llama)}/build/bin/llama-quantize {out} {small} Q4_K_M"
     )
 
 
@@ -268,7 +278,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 def vllm_text(folder: Path, name: str, base: str = "", adapter: Mapping[str, Any] | None = None) -> str:
     """`vllm serve` of a whole model, or of a base with LoRA beside it."""
     if not adapter:
-        return f"vllm serve {shlex.quote(str(folder))} --served-model-name {shlex.quote(name)}"
+        return f"vllm serve {quoted(folder)} --served-model-name {quoted(name)}"
     words = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"{name}={folder}"]
     if (needed := max_lora_rank(adapter)) and needed > 16:
         words += ["--max-lora-rank", str(needed)]

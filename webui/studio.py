@@ -26,7 +26,7 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import chat_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
+from webui import chat_tab, data_tab, downloads, export_tab, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -34,6 +34,7 @@ ARRIVE_JS = "() => athanorArrive()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
+EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -69,13 +70,15 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 talk = chat_tab.build(
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
+            with gr.Tab(words("tab-export"), id="export") as export_item:
+                exporting = export_tab.build(words, workplace, root, told, user)
 
         def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
             """The page as its address says: the form with the default spec, a run, or a data set."""
             tab = "runs" if run_id else tab
             return [
                 header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST),
-                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data") else gr.skip(),
+                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data", "export") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -120,6 +123,20 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
             return [gr.skip(), gr.Tabs(selected="chat"), *talk.arrive(kept, base, adapters)]
 
+        def export_it(run_id: str, _chosen: Any, *held: Any) -> list[Any]:
+            """The Export tab with the run chosen."""
+            return [gr.Tabs(selected="export"), *exporting.arrive([run_id], *held)]
+
+        def use_export(event: gr.EventData, *held: Any) -> list[Any]:
+            """The Train tab with an export in place of its model."""
+            id = str(event._data.get("run", ""))
+            try:
+                spec = exporting.use(id, train.read(held))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
+            said = notices.toast(words("export-used", name=runs.get(workplace.saves, id).title))
+            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
             [selected, wanted, data.chosen],
@@ -137,6 +154,9 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
         )
         shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
+        shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **quiet)
+        export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **quiet)
+        exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **quiet)
         chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
@@ -146,10 +166,11 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
-        gr.on(
-            [one.select for one in (train_item, runs_item, data_item)], lambda: gr.Timer(active=False), None, talk.timer,
-            **quiet,
-        )  # fmt: skip
+        for others, timer in (
+            ((train_item, runs_item, data_item, export_item), talk.timer),
+            ((train_item, runs_item, data_item, chat_item), exporting.timer),
+        ):
+            gr.on([one.select for one in others], lambda: gr.Timer(active=False), None, timer, **quiet)
         _endpoints(workplace)
     return blocks
 

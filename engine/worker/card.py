@@ -191,7 +191,7 @@ def _compared(spec: ExportSpec, told: Mapping[str, Any]) -> str:
 
 def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
     where, base = str(lasting), _base_name(sources)
-    name = "-".join(title.lower().split()) or "model"
+    name = deploy.tag(title)
     auto = "AutoModelForSequenceClassification" if sources.stage == "rm" else "AutoModelForCausalLM"
     load = f'model = {auto}.from_pretrained("{where}", dtype="auto")'
     imports = f"from transformers import {auto}, AutoTokenizer"
@@ -223,5 +223,8 @@ def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title:
         wrong = deploy.vllm_problems(adapter) if adapter else []
         serve = deploy.vllm_text(lasting, name, str(sources.base), adapter)
         lines += ["", "vLLM: " + " ".join(one.text() for one in wrong) if wrong else f"vLLM:\n\n    {serve}"]
-        lines += ["", f"Ollama:\n\n    cd {where} && ollama create {name} -f Modelfile && ollama run {name}"]
+        lines += [
+            "",
+            f"Ollama:\n\n    cd {deploy.quoted(where)} && ollama create {name} -f Modelfile && ollama run {name}",
+        ]
     return "\n".join(lines)
