@@ -67,7 +67,7 @@ class ExportSpec(Spec):
     quantize: Literal["none", "8bit", "4bit"] = setting(
         "none", "Quantize", "Write a whole model in fewer bits, by bitsandbytes. It is merged in full precision first."
     )  # fmt: skip
-    shard_gb: float = setting(5.0, "Shard size", "Gigabytes of one weight file, at most.", ge=0.001, le=1000)
+    shard_gb: float = setting(5.0, "Shard size", "Gigabytes of one weight file, at most.", ge=0.0001, le=1000)
     combination: Combination = setting(
         "cat", "Combination", "How several adapters become one. cat adds them exactly; svd fits the sum into one rank."
     )  # fmt: skip

@@ -308,11 +308,7 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
     ]
     if left:
         chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
-    title = (
-        spec.name
-        or " + ".join(map(export.called, spec.adapters))
-        or Path(spec.model.model_name_or_path).parent.name
-    )
+    title = title_of(spec)
     head = (
         f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(title)}</b>'
         f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
@@ -321,6 +317,15 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
     body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
     opened = " open" if number == 0 or not run.final else ""
     return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
+
+
+def title_of(spec: ExportSpec) -> str:
+    """Its name; without one, the runs that it is made of."""
+    return (
+        spec.name
+        or " + ".join(map(export.called, spec.adapters))
+        or export.called(spec.model.model_name_or_path)
+    )
 
 
 def _unfinished(run: Run, words: Words) -> str:
@@ -347,7 +352,8 @@ def _unfinished(run: Run, words: Words) -> str:
 
 
 def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
-    spec, adapter = run.spec, adapter_config(left) if left == run.dir.adapter else {}
+    spec, name = run.spec, deploy.tag(title_of(run.spec))
+    adapter = adapter_config(left) if left == run.dir.adapter else {}
     folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
     buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
@@ -360,13 +366,11 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
     if not judge:
         base = str(spec.model.model_name_or_path)
         wrong = deploy.vllm_problems(adapter) if adapter else []
-        serve = notices.code(
-            f"vllm-{number}", deploy.vllm_text(left, run.path.name, base, adapter or None), words
-        )
+        serve = notices.code(f"vllm-{number}", deploy.vllm_text(left, name, base, adapter or None), words)
         parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
         file = left / "Modelfile"
         text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
-        ollama = f"cd {deploy.quoted(left)} && ollama create {deploy.tag(run.path.name)} -f Modelfile"
+        ollama = f"cd {deploy.quoted(left)} && ollama create {name} -f Modelfile"
         parts.append(
             _block(
                 "Ollama",

@@ -96,7 +96,7 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
             model = model.merge_and_unload()
     for name, weight in model.named_parameters():
         weight.data = rounded(name, weight.data, dtype)
-    model.save_pretrained(folder, max_shard_size=f"{round(spec.shard_gb * 1000)}MB")
+    model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
 
 
 def _merge_layer(name: str, part: Any, dtype: torch.dtype) -> None:
@@ -146,7 +146,7 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
         )
     )
     model = _auto(sources).from_pretrained(whole, quantization_config=how, dtype=dtype, device_map=_device())
-    model.save_pretrained(folder, max_shard_size=f"{round(spec.shard_gb * 1000)}MB")
+    model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
 
 
 def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from engine import kinds
 from engine.export import ExportSpec, adapter_config
 from engine.models import inspect
 from engine.problems import Refusal
-from engine.rundir import RESULT, RunDir, read_json
+from engine.reward_models import EVALUATION, PAIRS
+from engine.rundir import RESULT, RunDir, read_json, read_lines
 from engine.spec import RunSpec
 from engine.worker.tokenizer import load_tokenizer
 
@@ -69,11 +71,12 @@ class Sources:
         self.tokenizer().save_pretrained(folder)
         if (self.settings / "generation_config.json").exists():
             GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
+        for name in (EVALUATION, PAIRS):  # by which whoever learns from a reward model knows it again
+            if self.stage == "rm" and (self.settings / name).exists():
+                shutil.copyfile(self.settings / name, folder / name)
 
     def metrics(self) -> list[dict[str, Any]]:
         """For each training the last values that it logged, by name."""
-        from engine.rundir import read_lines
-
         told = []
         for run in self.runs:
             last: dict[str, Any] = {}
