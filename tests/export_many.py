@@ -26,7 +26,7 @@ LORA = {"kind": "lora", "r": 4}
 RESULTS: dict[str, dict[str, Any]] = {
     "plain": {"method": LORA},
     "other": {"method": LORA | {"r": 6}},
-    "dora": {"method": LORA | {"use_dora": True}, "strong": 0.1},
+    "dora": {"method": LORA | {"use_dora": True}},
     "rslora": {"method": LORA | {"use_rslora": True}},
     "pissa": {"method": LORA | {"init_lora_weights": "pissa"}},
     "olora": {"method": LORA | {"init_lora_weights": "olora"}},
@@ -75,6 +75,8 @@ def disturb(model: Any, strong: float) -> None:
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             weight.data += strong * torch.randn_like(weight) * (1 if "lora_B" in name else 0.1)
+            if "magnitude" in name:
+                weight.data *= 8  # the tiny model's own are too small to be heard
 
 
 def make_with_words(model_path: str, run: RunDir) -> None:
