@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import deploy, export, progress, runs
+from engine import deploy, export, progress, publish, runs
 from engine.export import ExportSpec, adapter_config
 from engine.failures import explain
 from engine.problems import Problem, Refusal, problem
@@ -31,6 +31,7 @@ from webui.numbers import ago, moment, size
 from webui.words import Words
 
 SECONDS = 2  # between two looks at exports that are being made
+UPLOADS = 2  # at once: each holds a thread
 SHOWN = 12  # exports in the list
 LONG = 65_536  # characters of a Modelfile that are shown
 SEVERAL = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
@@ -102,6 +103,28 @@ def build(
             card = gr.HTML(elem_id="export-card")
             start = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
     exports = gr.HTML(js_on_load=USE_JS, elem_id="exports")
+    with (
+        gr.Column(elem_classes="folds", visible=False) as upload_view,
+        gr.Accordion(words("upload-hub"), open=False, elem_classes="fold", elem_id="upload-hub"),
+    ):
+        gr.HTML(f'<p class="quiet">{escape(words("upload-help"))}</p>')
+        with gr.Column(elem_classes="grid grid-3"):
+            which = gr.Dropdown(
+                [], value=None, label=words("upload-which"), elem_id="upload-which", elem_classes="field field-choice",
+                interactive=True,
+            )  # fmt: skip
+            repo = gr.Textbox(
+                label=words("upload-repo"), placeholder="owner/name", max_lines=1, elem_id="upload-repo",
+                elem_classes="field field-number",
+            )  # fmt: skip
+            token = gr.Textbox(
+                label=words("upload-token"), type="password", max_lines=1, elem_id="upload-token",
+                elem_classes="field field-number",
+            )  # fmt: skip
+            private = gr.Checkbox(True, label=words("upload-private"), elem_id="upload-private")
+        with gr.Row(elem_classes="buttons"):
+            upload = gr.Button(words("upload-start"), size="sm", elem_id="upload-start")
+        uploaded = gr.HTML(elem_id="uploaded")
 
     controls = {
         "runs": chosen, "weights": weights, "combination": combination, "form": form, "precision": precision,
@@ -133,7 +156,13 @@ def build(
         found = runs.find(saves, ExportSpec.kind)[:SHOWN]
         html = list_html(found, root, words)
         waiting = any(not run.final for run in found)
-        return [hashlib.sha1(html.encode()).hexdigest(), html, gr.Timer(active=waiting)]
+        done = [
+            (f"{title_of(run.spec)} · {moment(run.submitted)}", run.id)
+            for run in found
+            if run.final and run.dir.result()
+        ]
+        stamp = hashlib.sha1(html.encode()).hexdigest()
+        return [stamp, html, gr.Timer(active=waiting), gr.update(visible=bool(done)), gr.update(choices=done)]
 
     def arrive(*held: Any) -> list[Any]:
         left = results(saves)
@@ -153,20 +182,45 @@ def build(
         try:
             fresh = listed()
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
-            return [gr.skip()] * 3
-        return [gr.skip(), gr.skip(), fresh[2]] if fresh[0] == known else fresh
+            return [gr.skip()] * len(seen)
+        return [gr.skip()] * len(seen) if fresh[0] == known else fresh
 
     def use(id: str, spec: RunSpec) -> RunSpec:
         return in_form(runs.get(saves, id), spec)
 
+    def send(
+        request: gr.Request, id: str | None, repo: str, secret: str, private: bool
+    ) -> Iterator[list[Any]]:
+        """Upload an export. The token leaves the page with the click, and its box is empty at once."""
+        yield [
+            f'<p class="told">{escape(words("uploading", repo=repo or ""))}</p>',
+            "",
+            gr.update(interactive=False),
+        ]
+        try:
+            told = publish.publish(
+                runs.get(saves, id or ""), repo or "", secret or "", private=bool(private), by=user(request)
+            )
+            said = f'<p class="state right">{escape(words("uploaded", url=told["url"]))}</p>'
+        except Refusal as refusal:
+            said = notices.listed(refusal.problems, words)
+        yield [said, "", gr.update(interactive=True)]
+
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    seen = [stamp, exports, timer]
+    seen = [stamp, exports, timer, upload_view, which]
     gr.on(
         [one.change for one in given], look, given, changing, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **quiet,
     )  # fmt: skip
     start.click(begun, given, [told, *changing, *seen], **quiet)
     timer.tick(tick, stamp, seen, **quiet)
+    going = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_limit": UPLOADS,
+        "concurrency_id": "uploads",
+    }
+    upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going)
     return ExportTab(timer, arrive, given, [chosen, *changing, *seen], exports, use)
 
 
@@ -357,6 +411,9 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
     folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
     buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
+    if sent := publish.published(run):
+        link = f'<a href="{escape(sent["url"])}" rel="noreferrer">{escape(sent["url"])}</a>'
+        folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
     parts = [
         folder,
         comparison_html(read_json(left / "comparison.json") or {}, words),
