@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from engine import chat, failures, importer, kinds, queue, runs, users
 from engine.door import loopback
+from engine.export import ExportSpec
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last_loss, progress
-from engine.results import next_spec
+from engine.results import export_spec, next_spec
 from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
@@ -24,17 +26,21 @@ from engine.workplace import Workplace, add_arguments, from_arguments, make_save
 
 def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Submit a spec and follow its log to the end. Ctrl-C: stop and save; twice: kill."""
-    run = _submit(arguments, workplace)
+    return _follow(_submit(arguments, workplace), workplace)
+
+
+def _follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
+    """Print what the run prints until it ends; `quiet`: only where its result is."""
     presses: list[int] = []
     # Only noted here: a handler that took the queue's lock could meet itself holding it.
     signal.signal(signal.SIGINT, lambda *_: presses.append(1))
     shown, told, obeyed = 0, "", 0
     while True:
         now = runs.get(workplace.saves, run.id)
-        if now.state != told:
+        if now.state != told and not quiet:
             told = now.state
             print(f"[{told}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
-        shown = _print_new(now.dir.log, shown)
+        shown = shown if quiet else _print_new(now.dir.log, shown)
         if now.final:
             return _print_end(now)
         if len(presses) > obeyed:
@@ -159,6 +165,22 @@ def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Write the results of runs as one model, or one adapter, and print its folder. RUN=0.5 gives a weight."""
+    weights = {}
+    for one in arguments.runs:
+        run, equals, weight = one.partition("=")
+        try:
+            weights[run] = float(weight) if equals else 1.0
+        except ValueError:
+            raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
+    names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given["hardware"] = {"device": arguments.device}
+    spec = export_spec(workplace, weights, **given)
+    return _follow(runs.submit(spec, workplace, by=_me()), workplace, quiet=True)
+
+
 def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Serve the results of runs to other programs, as OpenAI's interface does, until Ctrl-C."""
     key = os.environ.get("ATHANOR_API_KEY", "")
@@ -223,7 +245,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
         train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
-        clone: "run", follow: "run", delete: "run", import_: "file", serve: "", schema: "", user: "",
+        clone: "run", follow: "run", delete: "run", import_: "file", export: "", serve: "", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = verbs.add_parser(
@@ -240,6 +262,8 @@ def parser() -> argparse.ArgumentParser:
             verb.add_argument("stage", help="the next stage: " + ", ".join(STAGES))
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
+        if function is export:
+            _export_arguments(verb)
         if function is serve:
             _serve_arguments(verb)
         if function is user:
@@ -249,6 +273,23 @@ def parser() -> argparse.ArgumentParser:
                 "--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]"
             )
     return top
+
+
+def _export_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "runs", nargs="+", metavar="RUN[=WEIGHT]", help="ids of finished runs, as list prints them"
+    )
+    for name in ("form", "precision", "quantize", "combination", "gguf"):
+        field = ExportSpec.model_fields[name]
+        verb.add_argument(f"--{name}", choices=get_args(field.annotation), help=field.description)
+    verb.add_argument(
+        "--shard-gb", type=float, metavar="GB", help=ExportSpec.model_fields["shard_gb"].description
+    )
+    for name in ("license", "name"):
+        verb.add_argument(f"--{name}", metavar="TEXT", help=ExportSpec.model_fields[name].description)
+    verb.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="where it is computed"
+    )
 
 
 def _serve_arguments(verb: argparse.ArgumentParser) -> None:

@@ -33,7 +33,7 @@ from engine import command, machine
 from engine.keeper import end_processes
 from engine.models import identity, is_hub_id
 from engine.problems import Problem, Refusal, problem, sentences
-from engine.results import Result, results
+from engine.results import Result, base_of, results
 from engine.rundir import ALIVE, held, read_json, take, wait_for, write_json
 from engine.spec import Model, NoRopeScaling, RunSpec
 from engine.workplace import PROJECT, Workplace, inside
@@ -149,8 +149,7 @@ def _folder(base: str, adapters: Sequence[Result]) -> Path:
     """Where the base lies: a hub's model is where the run of an adapter found it."""
     if os.path.isdir(base) or not is_hub_id(base):
         return Path(os.path.abspath(base))
-    summaries = (read_json(one.run.dir.prepared / "summary.json") or {} for one in adapters)
-    return Path(next((one["model_path"] for one in summaries if one.get("model_path")), base))
+    return next((base_of(one) for one in adapters), Path(base))
 
 
 def _cached(folder: Path) -> bool:

@@ -1,14 +1,45 @@
-"""ExportSpec: which weights are made of which results, in which form."""
+"""ExportSpec: which weights are made of which results, in which form; and what stands in the way of making them.
+
+The weights themselves are `engine.worker.export`'s; what other programs need to run them is `engine.deploy`'s.
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import importlib.util
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from engine.problems import Problem
-from engine.spec import Hardware, Model, Spec, setting
-from engine.workplace import Workplace
+from engine import deploy, machine
+from engine.models import (
+    ADAPTER_FILES,
+    adapter_problems,
+    adapter_scores,
+    header,
+    inspect,
+    model_problems,
+)
+from engine.problems import Problem, problem
+from engine.rundir import RESULT, RunDir, read_json
+from engine.spec import Hardware, Model, Spec, named_weights, setting
+from engine.workplace import Workplace, absolute, inside
+
+BASE, ADAPTERS = "model.model_name_or_path", "adapters"
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# What remains of a full-precision model of two bytes a weight: the embeddings stay as they are.
+SHRUNK = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
+SLACK = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
+EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd",
+           "magnitude_prune_svd")  # fmt: skip
+Combination = Literal[
+    "cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
+    "magnitude_prune", "magnitude_prune_svd",
+]  # fmt: skip
 
 
 class ExportSpec(Spec):
@@ -18,14 +49,219 @@ class ExportSpec(Spec):
 
     name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=80)
     model: Model = Field(default_factory=Model)
+    adapters: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(named_weights)
+    ] = setting(
+        {}, "Adapters", "Result folders of finished runs of this base, each with its weight. None: the base alone."
+    )  # fmt: skip
+    form: Literal["merged", "adapter"] = setting(
+        "merged",
+        "Form",
+        "merged: a whole model. adapter: LoRA alone, which needs its base wherever it is used.",
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
+        "auto", "Precision",
+        "Of the weights that are written. Auto: as the base's are; of LoRA alone fp32, as it was trained. "
+        "The merge itself is computed in fp32.",
+    )  # fmt: skip
+    quantize: Literal["none", "8bit", "4bit"] = setting(
+        "none", "Quantize", "Write a whole model in fewer bits, by bitsandbytes. It is merged in full precision first."
+    )  # fmt: skip
+    shard_gb: float = setting(5.0, "Shard size", "Gigabytes of one weight file, at most.", ge=0.0001, le=1000)
+    combination: Combination = setting(
+        "cat", "Combination", "How several adapters become one. cat adds them exactly; svd fits the sum into one rank."
+    )  # fmt: skip
+    density: float = setting(
+        0.5, "Density", "Share of the weights that ties, dare and magnitude_prune keep.", gt=0, le=1
+    )
+    svd_rank: int | None = setting(
+        None, "Rank", "Rank of the combined adapter, for svd. Empty: the largest of the given.", ge=1, le=4096
+    )
+    gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = setting(
+        "none", "GGUF", "Also write a GGUF file of this type, by llama.cpp's converter, where that is installed."
+    )  # fmt: skip
+    check_prompts: int = setting(
+        8, "Prompts to compare", "Answered before and after; the answers are compared token by token.", ge=0, le=200
+    )  # fmt: skip
+    prompts: list[Annotated[str, Field(max_length=20_000)]] = setting(
+        [], "Own prompts", "Compared too, before those of the data.", max_length=200
+    )
+    license: str = setting("", "Licence", "As the model card says it, such as apache-2.0.", max_length=200)
+    remark: str = setting("", "Remark", "Stands in the model card.", max_length=20_000)
     hardware: Hardware = Field(default_factory=Hardware)
 
 
 def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
     """The spec with every path absolute."""
-    return spec
+    base = absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json")
+    adapters = {
+        absolute(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
+        for folder, weight in spec.adapters.items()
+    }
+    spec = spec.change(BASE, base).change(ADAPTERS, adapters)
+    return spec.change("precision", precision(spec)).change("model.quantization", {"kind": "none"})
+
+
+def precision(spec: ExportSpec) -> str:
+    """The precision of the weights that are written, with "auto" decided by the base."""
+    if spec.precision != "auto":
+        return spec.precision
+    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(inspect(spec.model.model_name_or_path).dtype, "fp32")
+    return "fp32" if spec.form == "adapter" else stored
 
 
 def problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     """Everything that would keep it from running here."""
+    found = _of_base(spec, workplace) + _of_adapters(spec, workplace) + _of_form(spec) + _of_device(spec)
+    return found or _of_combination(spec) + _of_disk(spec, workplace)
+
+
+def _of_base(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+    base = spec.model.model_name_or_path
+    if not base.strip():
+        return [problem("model-not-chosen", BASE)]
+    allowed = spec.model.trust_remote_code and workplace.allows_code_of(base)
+    found = model_problems(base, workplace.model_roots, allow_remote_code=allowed, scorer=True)
+    if found:
+        return found
+    if not os.path.isdir(base):
+        return [problem("export-no-base", BASE, base=base)]
+    if how := inspect(base).quantized:
+        return [problem("export-base-quantized", BASE, base=base, how=how)]
+    return [_unfinished(Path(base), BASE)] if _unfinished(Path(base), BASE) else []
+
+
+def _of_adapters(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+    found = []
+    for folder in spec.adapters:
+        if not inside(Path(folder), workplace.model_roots):
+            roots = ", ".join(map(str, workplace.model_roots))
+            found.append(problem("path-outside", ADAPTERS, path=folder, roots=roots))
+        elif unfinished := _unfinished(Path(folder), ADAPTERS):
+            found.append(unfinished)
+        else:
+            found += adapter_problems(folder, spec.model.model_name_or_path, {}, ADAPTERS, scorer=True)
+    return found
+
+
+def _unfinished(folder: Path, field: str) -> Problem | None:
+    """A result is not taken while its run is alive: a resumed one writes it anew."""
+    run = RunDir(folder.parent)
+    if not run.request.exists() or folder.name not in (run.adapter.name, run.model.name):
+        return None  # not a run's: a model folder, or an adapter that was brought here
+    done = (folder / RESULT).exists() and not run.alive()
+    return None if done else problem("export-unfinished", field, run=folder.parent.name)
+
+
+def _of_form(spec: ExportSpec) -> list[Problem]:
+    found = []
+    if spec.form == "adapter" and not spec.adapters:
+        found.append(problem("export-nothing-to-merge", "form"))
+    if spec.form == "adapter" and spec.quantize != "none":
+        found.append(problem("export-quantized-adapter", "quantize", bits=spec.quantize))
+    if spec.quantize != "none" and spec.gguf != "none":
+        found.append(problem("export-quantized-gguf", "gguf", bits=spec.quantize))
+    if spec.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        found.append(problem("package-missing", "quantize", what=spec.quantize, package="bitsandbytes"))
+    if spec.gguf != "none" and deploy.converter() is None:
+        found.append(problem("export-no-converter", "gguf"))
+    return found
+
+
+def _of_device(spec: ExportSpec) -> list[Problem]:
+    cards = machine.gpus()
+    if spec.hardware.device == "cuda" and not cards:
+        return [problem("no-cards", "hardware.device")]
+    unknown = [index for index in spec.hardware.devices if index >= len(cards)]
+    if unknown and spec.hardware.device != "cpu":
+        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
     return []
+
+
+def _of_combination(spec: ExportSpec) -> list[Problem]:
+    """What peft would only say in the middle, or would do wrongly without a word."""
+    configs = {folder: adapter_config(folder) for folder in spec.adapters}
+    if not combined(spec):
+        return []
+    found = []
+    names = {folder: called(folder) for folder in configs}
+    ranks = {names[folder]: rank(config) for folder, config in configs.items()}
+    if spec.combination in EQUAL_RANKS and len(configs) > 1 and len(set(ranks.values())) > 1:
+        told = ", ".join(f"{name}: {number}" for name, number in ranks.items())
+        found.append(problem("export-ranks-differ", "combination", how=spec.combination, ranks=told))
+    if dora := [names[folder] for folder, config in configs.items() if config.get("use_dora")]:
+        found.append(problem("export-dora-combined", ADAPTERS, names=", ".join(dora)))
+    # The head of a reward model is one, too.
+    whole = [
+        names[folder]
+        for folder, one in configs.items()
+        if one.get("modules_to_save") or adapter_scores(folder)
+    ]
+    if whole:
+        found.append(problem("export-whole-modules", ADAPTERS, names=", ".join(whole)))
+    if not any(spec.adapters.values()):
+        found.append(problem("export-weights-zero", ADAPTERS))
+    return found
+
+
+def combined(spec: ExportSpec) -> bool:
+    """Whether a new adapter has to be computed: of several, or of one whose weight is not 1."""
+    return list(spec.adapters.values()) not in ([], [1.0])
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter's adapter_config.json; empty where it cannot be read."""
+    found = read_json(Path(folder) / ADAPTER_FILES[0])
+    return found if isinstance(found, dict) else {}
+
+
+def rank(config: Mapping[str, Any]) -> int:
+    """The largest rank of an adapter's matrices."""
+    return max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
+
+
+def called(folder: str | Path) -> str:
+    """What a result is called: the folder of its run."""
+    return Path(folder).parent.name
+
+
+def _of_disk(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+    if spec.form == "merged" and inspect(spec.model.model_name_or_path).parameters is None:
+        return []  # quantized in a way whose weights cannot be counted; the base has been refused for it
+    needed, free = disk_needed(spec), machine.free_disk(workplace.saves)
+    if needed <= free:
+        return []
+    sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
+    return [problem("export-no-room", folder=workplace.saves, **sizes)]
+
+
+def disk_needed(spec: ExportSpec) -> int:
+    """Bytes that the export writes, from the headers of the weight files: what it leaves, and what lies beside it
+    meanwhile. 0 for a base that cannot be counted."""
+    adapters = sum(_size(Path(folder) / ADAPTER_FILES[1]) for folder in spec.adapters)
+    if spec.form == "adapter":
+        return (
+            3 * adapters + SLACK
+        )  # of fp32, zipped once more; a combination is as large as its parts together
+    whole = weights(spec) * BYTES[precision(spec)]
+    if not whole:
+        return 0
+    quantized = int(whole * SHRUNK[spec.quantize]) if spec.quantize != "none" else 0
+    gguf = weights(spec) * {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 1.1}[spec.gguf]
+    return whole + quantized + int(gguf) + SLACK
+
+
+def weights(spec: ExportSpec) -> int:
+    """How many weights the merged model has; 0 where that cannot be known."""
+    base = inspect(spec.model.model_name_or_path)
+    untied = 0  # embeddings that were trained in full no longer are the output head
+    for folder in spec.adapters if base.tied else ():
+        found = header(Path(folder) / ADAPTER_FILES[1])
+        if not isinstance(found, Problem):
+            sizes = [math.prod(one.shape) for name, one in found.items() if "embed_tokens.weight" in name]
+            untied = max([untied, *sizes])
+    return (base.parameters or 0) + untied
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0

@@ -1,20 +1,23 @@
-"""What finished runs left for others to begin from, and the spec of the run that goes on from one."""
+"""What finished runs left for others to begin from, and the specs of the runs that train it further or export it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine import runs
 from engine.datasets import read_catalogue
+from engine.export import ExportSpec
 from engine.models import ADAPTER_FILES
 from engine.obstacles import CONTINUED
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
-from engine.spec import RunSpec
+from engine.spec import NoQuantization, NoRopeScaling, RunSpec
 from engine.stages import STAGES, next_stages
 from engine.validation import recommended
 from engine.workplace import Workplace
@@ -42,6 +45,42 @@ def of(run: Run) -> Result | None:
     if not said:
         return None
     return Result(run, folder, said["stage"], folder == run.dir.adapter)
+
+
+def base_of(result: Result) -> Path:
+    """The folder of the model that an adapter is of, as far as it is known: a hub's is where the run found it."""
+    base = result.run.spec.model.model_name_or_path
+    summary = read_json(result.run.dir.prepared / "summary.json") or {}
+    return Path(base if os.path.isdir(base) else summary.get("model_path") or base)
+
+
+def export_spec(workplace: Workplace, weights: Mapping[str, float], **settings: Any) -> ExportSpec:
+    """The spec that exports the results of the runs with these ids, each adapter with its weight; or a whole model
+    alone. The base is loaded as the run had it, in full precision.
+
+    Raises Refusal where a run has left no weights, is of another base than the first, or is whole and not alone.
+    """
+    left = {one.run.id: one for one in results(workplace.saves)}
+    if not weights:
+        raise Refusal(problem("export-no-runs"))
+    if missing := [id for id in weights if id not in left]:
+        raise Refusal([problem("export-no-result", id=id) for id in missing])
+    chosen = [left[id] for id in weights]
+    whole = next((one for one in chosen if not one.adapter), None)
+    if whole and len(chosen) > 1:
+        raise Refusal(problem("export-whole-beside", name=whole.run.title))
+    model = chosen[0].run.spec.model
+    changes: dict[str, Any] = {
+        "model_name_or_path": str(whole.folder if whole else base_of(chosen[0])), "adapter_path": None,
+        "chat_template": None, "quantization": NoQuantization(),
+        "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(model.model_name_or_path),
+    }  # fmt: skip
+    if whole:
+        changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
+    adapters = {str(one.folder): weights[one.run.id] for one in chosen if one.adapter}
+    return ExportSpec.read(
+        {"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings
+    )
 
 
 def following(run: Run) -> list[str]:

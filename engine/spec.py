@@ -113,7 +113,7 @@ def one_of(*parts: type[Part]) -> Any:
     return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_kind_alone)]
 
 
-def _weights(given: Any) -> Any:
+def named_weights(given: Any) -> Any:
     """`datasets: [a, b]` in a file is short for `{a: 1, b: 1}`."""
     names = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
     return dict.fromkeys(given, 1.0) if names else given
@@ -500,7 +500,7 @@ class Grpo(Answering):
     """GRPO: several answers to each question are scored, and the better ones become likelier (Shao et al. 2024)."""
 
     kind: Literal["grpo"] = "grpo"
-    rewards: Annotated[dict[Reward, Annotated[float, Field(ge=-1000, le=1000)]], BeforeValidator(_weights)] = setting(
+    rewards: Annotated[dict[Reward, Annotated[float, Field(ge=-1000, le=1000)]], BeforeValidator(named_weights)] = setting(
         {}, "Rewards",
         "What makes an answer good. Each is multiplied by its weight, and all are added up; a negative weight punishes.",
         essential=True,
@@ -569,7 +569,7 @@ class Grpo(Answering):
 class Data(Part):
     """Data: what the model learns from."""
 
-    datasets: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], BeforeValidator(_weights)] = setting(
+    datasets: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], BeforeValidator(named_weights)] = setting(
         {}, "Data sets",
         "Names from dataset_info.json, with weights: 2 shows the rows twice per epoch, 0.5 shows half of them.",
         essential=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from engine.export import ExportSpec
 from engine.problems import sentences
 from engine.spec import UNIONS, RunSpec, fields
 from webui import form
@@ -38,6 +39,14 @@ def test_a_choice_has_a_chinese_name_or_is_listed_as_a_name_of_its_own(path):
         return
     known = set(ZH["choices"].get(path, {})) | set(ZH["names"])
     assert set(form.choices(path)) <= known, f"webui/words/zh.yaml, choices.{path}"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ExportSpec.model_fields if name not in ("model", "hardware")]
+)
+def test_a_setting_of_an_export_has_a_chinese_label_and_help(name):
+    assert set(ZH["export"][name]) == {"label", "help"}
+    assert set(ZH["export"]) < set(ExportSpec.model_fields)
 
 
 @pytest.mark.parametrize("path", UNIONS)

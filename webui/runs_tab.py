@@ -54,6 +54,7 @@ class RunsTab:
     clone: gr.Button
     compare: gr.Button
     chat: gr.Button
+    export: gr.Button
     follow: gr.Dropdown  # the stage that is to go on from the open run
 
 
@@ -89,6 +90,7 @@ def build(
             chat = gr.Button(
                 words("chat-with"), size="sm", variant="primary", visible=False, elem_id="chat-with"
             )
+            export = gr.Button(words("export-it"), size="sm", visible=False, elem_id="export-it")
             follow = gr.Dropdown(
                 [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
                 min_width=190, interactive=True, label=words("follow"),
@@ -130,7 +132,7 @@ def build(
 
     look_at = [across, smoothing, log_scale]
     moving = [
-        stamp, timer, head, stop, kill, resume, clone, delete, chat, follow, failure, curves, log, samples_tab, written, files,
+        stamp, timer, head, stop, kill, resume, clone, delete, chat, export, follow, failure, curves, log, samples_tab, written, files,
     ]  # fmt: skip
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
@@ -146,7 +148,7 @@ def build(
             for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), follow_update(run, words), failure_html(run, words),
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), gr.update(visible=of(run) is not None), follow_update(run, words), failure_html(run, words),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
             gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
             files_html(run, root, words),
@@ -264,7 +266,7 @@ def build(
     for button, act, done in acts:
         button.click(asked(act, done), [selected, *view], shown, **quiet)
     yes_delete.click(deleted, [selected, *view], shown, **quiet)
-    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, follow)
+    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, export, follow)
 
 
 def can_talk(run: Run) -> bool:

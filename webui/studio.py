@@ -26,7 +26,7 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import chat_tab, compare_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
+from webui import chat_tab, compare_tab, data_tab, downloads, export_tab, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -35,6 +35,7 @@ RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
 COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
+EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -72,13 +73,17 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 talk = chat_tab.build(
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
+            with gr.Tab(words("tab-export"), id="export") as export_item:
+                exporting = export_tab.build(words, workplace, root, told, user)
+
+        items = [train_item, runs_item, compare_item, data_item, chat_item, export_item]
 
         def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, query: str) -> list[Any]:
             """The page as its address says: the form with the default spec, a run, some runs, or a data set."""
             tab = "runs" if run_id else tab
             return [
                 header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST), *beside.asked(query),
-                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data") else gr.skip(),
+                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -131,6 +136,20 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(beside.chosen))]
             return [gr.skip(), gr.Tabs(selected="compare"), *chosen]
 
+        def export_it(run_id: str, _chosen: Any, *held: Any) -> list[Any]:
+            """The Export tab with the run chosen."""
+            return [gr.Tabs(selected="export"), *exporting.arrive([run_id], *held)]
+
+        def use_export(event: gr.EventData, *held: Any) -> list[Any]:
+            """The Train tab with an export in place of its model."""
+            id = str(event._data.get("run", ""))
+            try:
+                spec = exporting.use(id, train.read(held))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
+            said = notices.toast(words("export-used", name=runs.get(workplace.saves, id).title))
+            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
             [selected, wanted, data.chosen, asked],
@@ -150,6 +169,9 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
         shown.compare.click(compare_with, selected, [told, tabs, *beside.chosen], **quiet)
         compare_item.select(beside.arrive, beside.chosen, beside.shown, js=COMPARE_JS, **quiet)
+        shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **quiet)
+        export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **quiet)
+        exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **quiet)
         chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
@@ -159,14 +181,10 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
-        gr.on(
-            [one.select for one in (train_item, runs_item, compare_item, data_item)], lambda: gr.Timer(active=False), None,
-            talk.timer, **quiet,
-        )  # fmt: skip
-        gr.on(
-            [one.select for one in (train_item, runs_item, data_item, chat_item)], lambda: gr.Timer(active=False), None,
-            beside.timer, **quiet,
-        )  # fmt: skip
+        looking = [(chat_item, talk.timer), (compare_item, beside.timer), (export_item, exporting.timer)]
+        for item, timer in looking:  # only what is looked at is asked about
+            others = [one.select for one in items if one is not item]
+            gr.on(others, lambda: gr.Timer(active=False), None, timer, **quiet)
         _endpoints(workplace)
     return blocks
 

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
+from engine import kinds
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, RunDir, read_json, write_json, write_text
 from engine.spec import RunSpec
@@ -132,7 +133,10 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
     run, told = RunDir(folder.parent), read_json(folder / RESULT) or {}
     if told.get("stage") != "rm":
         raise Refusal(problem("not-a-reward-model", folder=folder, stage=told.get("stage") or "—"))
-    spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    if not isinstance(spec, RunSpec):  # an export has the model's settings and no others
+        method = "lora" if folder == run.adapter else "full"
+        spec = RunSpec.read({"stage": "rm", "method": method, "model": spec.model.model_dump()})
     if spec.method.kind == "lora":
         spec = spec.change("model.adapter_path", str(folder))
         path = (read_json(run.prepared / "summary.json") or {}).get(

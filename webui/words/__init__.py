@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from engine.export import ExportSpec
 from engine.spec import UNIONS, RunSpec, fields
 
 FOLDER = Path(__file__).parent
@@ -62,6 +63,16 @@ class Words:
     def choice(self, path: str, value: str) -> str:
         """What one choice of the setting at `path` is called; a proper name is its own label."""
         return str(_read(self.language)["choices"].get(path, {}).get(value, value))
+
+    def of_export(self, name: str, what: str) -> str:
+        """The "label" or the "help" of a setting of an export."""
+        field = ExportSpec.model_fields[name]
+        english = field.title if what == "label" else field.description
+        return english if self.language == "en" else _read("zh")["export"][name][what]
+
+    def export_choice(self, name: str, value: str) -> str:
+        """What one choice of a setting of an export is called."""
+        return str(_read(self.language)["export_choices"].get(name, {}).get(value, value))
 
     def kind(self, path: str, kind: str) -> str:
         """One sentence about a kind of the union at `path`."""

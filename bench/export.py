@@ -1,0 +1,80 @@
+"""What a merge needs of memory, beside the model's own bytes: `python -m bench.export [--shape JSON]`.
+
+A base in bf16 with random weights and an adapter of it are exported by the real engine, in the precision of the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench.figures import Figure, table
+from engine import runs
+from engine.models import inspect
+from engine.results import export_spec
+from engine.rundir import read_json
+from engine.runs import Run
+from engine.workplace import PROJECT, Workplace
+
+SHAPE = {
+    "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 24, "num_attention_heads": 12,
+    "num_key_value_heads": 4, "vocab_size": 2048, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+SHARDS = (2.0, 0.2)
+
+
+def make(base: Path, saves: Path, shape: str) -> None:
+    """Base and adapter, each by a child, which gives its memory back when it ends."""
+    code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, str(base), shape, "cpu"], cwd=PROJECT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.tiny_adapter", str(base), str(saves), "one"], cwd=PROJECT, check=True
+    )
+
+
+def measure(shape: str) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        base, saves = Path(folder, "base"), Path(folder, "saves")
+        make(base, saves, shape)
+        workplace, model = Workplace(models=(base,), saves=saves), inspect(base)
+        weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+        figures = [
+            Figure("parameters", model.parameters / 1e6, "M"),
+            Figure(f"weights of the base ({model.dtype})", weights / 1e6, "MB"),
+        ]
+        for shard in SHARDS:
+            run = export(workplace, shard)
+            most = read_json(run.dir.model / "result.json")["peak_memory"]
+            figures += [
+                Figure(f"most memory, files of {shard:g} GB", most / 1e6, "MB"),
+                Figure("… beyond the weights", (most - weights) / 1e6, "MB"),
+                Figure("… seconds, with two answers before and after", run.ended - run.started, "s"),
+            ]
+        return figures
+
+
+def export(workplace: Workplace, shard: float) -> Run:
+    settings = {"check_prompts": 2, "hardware": {"device": "cpu"}, "shard_gb": shard}
+    run = runs.submit(export_spec(workplace, {"demo_model/lora/one": 1.0}, **settings), workplace)
+    while not runs.get(workplace.saves, run.id).final:
+        time.sleep(0.5)
+    return runs.get(workplace.saves, run.id)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--shape", default=json.dumps(SHAPE), help="sizes of the model, as in its config.json"
+    )
+    print(table(measure(parser.parse_args().shape), ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Exporting, top to bottom: python -m engine.worker.export FOLDER
+
+Base and adapters become one model, or one adapter; what was written is loaded again and asked what base and adapters
+were asked before. All of it happens in a hidden folder that is renamed at the end, so whatever cuts it off leaves
+nothing half. One model is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import sys
+from pathlib import Path
+
+from engine import kinds
+from engine.export import ExportSpec
+from engine.rundir import RESULT, RunDir, write_json
+from engine.worker.edge import Report, edge
+
+
+def export(run: RunDir) -> None:
+    """Write the result of the export in its folder."""
+    report = Report(run)
+    report("loading")
+
+    # Imported here: the lock is held and the page told before torch has even begun to load.
+    from engine.worker import card
+    from engine.worker.alike import answers, compared, prompts_of
+    from engine.worker.gguf import convert
+    from engine.worker.merge import WRITE, load, quantize, reload, weigh
+    from engine.worker.sources import Sources
+
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    sources = Sources.of(spec)
+    folder, partial, scratch = folders(run, spec)
+
+    model = load(spec, sources)
+    prompts = prompts_of(spec, sources)
+    report("exporting", 0, len(prompts), "prompts")
+    before = answers(model, sources.stage, sources.settings, prompts, report)
+    report("saving")
+    whole = partial if spec.quantize == "none" else scratch
+    WRITE[spec.form](spec, model, whole)
+    del model
+    gc.collect()  # before the second one is loaded
+    if whole is scratch:
+        quantize(spec, sources, scratch, partial)
+        shutil.rmtree(scratch)
+    sources.save_settings(partial)
+
+    report("loading")
+    model = reload(spec, sources, partial)
+    after = answers(model, sources.stage, partial, prompts, report)
+    told = compared(spec, prompts, before, after)
+    write_json(partial / "comparison.json", told)
+    del model
+    gc.collect()
+
+    report("saving")
+    convert(spec, partial)
+    card.write(spec, sources, partial, folder, told)
+    write_json(
+        partial / RESULT, {"attempt": run.attempt(), "complete": True, **card.result(spec, sources, weigh())}
+    )
+    card.seal(partial)
+    put(partial, folder)
+
+
+def folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
+    """Where the result will be, where it is made, and a place for what is only needed meanwhile; both of these empty."""
+    folder = run.adapter if spec.form == "adapter" else run.model
+    partial, scratch = folder.with_name(f".{folder.name}.partial"), folder.with_name(".whole.partial")
+    for left in (partial, scratch):
+        shutil.rmtree(left, ignore_errors=True)  # of an attempt that was cut off
+    partial.mkdir()
+    return folder, partial, scratch
+
+
+def put(partial: Path, folder: Path) -> None:
+    """The finished folder in its place; LoRA alone also as one file to download."""
+    if folder.name == "adapter":
+        archive = shutil.make_archive(str(partial.with_name(".adapter")), "zip", partial)
+        Path(archive).replace(folder.with_name("adapter.zip"))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+if __name__ == "__main__":
+    with edge(sys.argv[1]) as here:
+        export(here)

@@ -1,0 +1,72 @@
+"""The Export tab as a person uses it: from a finished run to a merged model that the form trains on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine import runs
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio
+
+
+@pytest.fixture
+def trained(workplace: Workplace) -> Workplace:
+    """The demo model with two finished runs of it."""
+    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one", "two"]
+    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
+    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
+
+
+def test_a_run_is_exported_compared_and_picked_in_the_form(
+    trained: Workplace, open_page: Callable[..., Page], outside: Outside
+) -> None:
+    studio, address = start_studio(trained)
+    try:
+        page = open_page(f"{address}/?run=demo_model/lora/one")
+        page.locator("#export-it").click()
+        expect(page.locator("#export-runs")).to_contain_text("one")
+        expect(page.locator("#export-card")).to_contain_text("Ready to start")
+        expect(page.locator("#export-card")).to_contain_text("MB")
+        expect(page.locator("#export-weights")).not_to_be_visible()
+        page.locator("#export-license input, #export-license textarea").fill("apache-2.0")
+        page.locator("#export-start").click()
+        made = page.locator("#exports details.export")
+        expect(made).to_have_count(1)
+        expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are equal", timeout=120_000)
+        [run] = runs.find(trained.saves, "export")
+        assert "apache-2.0" in (run.dir.model / "README.md").read_text(encoding="utf-8")
+        expect(made.locator("#vllm-0")).to_have_text(f"vllm serve {run.dir.model} --served-model-name one")
+        made.get_by_text("Modelfile", exact=True).click()
+        expect(made.locator("#modelfile-0")).to_contain_text("<|im_start|>assistant")
+        made.get_by_text("Files", exact=True).click()
+        with page.expect_download() as download:
+            made.get_by_text("model/SHA256SUMS").click()
+        assert download.value.path().read_bytes() == (run.dir.model / "SHA256SUMS").read_bytes()
+
+        made.locator("[data-use]").click()
+        expect(page.locator("#told")).to_contain_text("is in the form")
+        expect(page.locator("#summary .state.right")).to_be_visible()
+        page.get_by_role("button", name="Settings as YAML").click()
+        expect(page.locator("#yaml-text")).to_contain_text(str(run.dir.model))
+
+        page.goto(f"{address}/?tab=export")
+        expect(made).to_have_count(1)
+        page.locator("#export-runs input").click()
+        for title in ("one · Supervised fine-tuning · LoRA", "two · Supervised fine-tuning · LoRA"):
+            page.get_by_role("option", name=title).click()
+        expect(page.locator("#export-weights")).to_be_visible()
+        page.locator("#export-weights input, #export-weights textarea").fill("1, two")
+        expect(page.locator("#export-card")).to_contain_text("1 to fix")
+        page.locator("#export-start").click()
+        expect(page.locator("#told")).to_contain_text("1 to fix")
+        assert len(runs.find(trained.saves, "export")) == 1
+    finally:
+        studio.kill()
+        studio.wait()
+    assert outside == []

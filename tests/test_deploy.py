@@ -1,0 +1,158 @@
+"""What other programs are given to run an export: Ollama's template says what the jinja template says, vLLM's notes are true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import deploy
+from engine.deploy import said
+from engine.problems import Refusal
+from engine.worker.frame import render
+from tests import families
+
+GO = shutil.which("go")
+EXPRESSED = ("chatml", "qwen2_5", "llama3", "gemma", "mistral", "phi3", "plain", "alpaca")
+USER = 'Who {{ are }} "you"? 你好'
+TALK = [
+    said("user", USER), said("assistant", "I am\n\n'Athanor'."), said("user", "And now?"), said("assistant", "Still."),
+    said("user", "Bye"),
+]  # fmt: skip
+SYSTEM = said("system", "Be brief.")
+
+
+def renderer(name: str) -> Callable[..., str]:
+    tokenizer, template = families.tokenizer(name), families.template(name)
+
+    def rendered(messages: list[dict[str, str]], generate: bool) -> str:
+        return render(tokenizer, template, messages, generate=generate)[0]
+
+    return rendered
+
+
+def conversations(system: bool) -> list[list[dict[str, str]]]:
+    plain = [TALK[:1], TALK[:3], TALK]
+    return plain + ([[SYSTEM, *one] for one in plain] if system else [])
+
+
+def go(template: str, wanted: list[list[dict[str, str]]]) -> list[str]:
+    """The conversations as Go's own text/template writes them, given what Ollama gives it."""
+    asked = json.dumps({"template": template, "conversations": wanted})
+    script = Path(__file__).with_name("go_render.go")
+    done = subprocess.run([GO, "run", script], input=asked, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", EXPRESSED)
+def test_the_pieces_write_what_the_template_writes(name: str) -> None:
+    rendered = renderer(name)
+    found = deploy.pieces(rendered)
+    for conversation in conversations(found.system is not None):
+        assert deploy.written(found, conversation) == rendered(conversation, True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GO, reason="Go is not installed: only its own text/template can tell")
+@pytest.mark.parametrize("name", EXPRESSED)
+def test_go_writes_what_jinja_writes(name: str) -> None:
+    rendered = renderer(name)
+    found = deploy.pieces(rendered)
+    wanted = conversations(found.system is not None)
+    assert go(deploy.go_template(found), wanted) == [rendered(one, True) for one in wanted]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GO, reason="Go is not installed: only its own text/template can tell")
+def test_braces_and_quotes_of_a_template_stay_text() -> None:
+    odd = deploy.Pieces('\n{{"""', "}}", "{{ else }}", '"""|', ("<<{{", "}}>>\n"))
+    wanted = conversations(True)
+    assert go(deploy.go_template(odd), wanted) == [deploy.written(odd, one) for one in wanted]
+    assert '"""' not in deploy.go_template(odd)
+
+
+def test_a_late_system_message_stands_before_the_last_question() -> None:
+    found = deploy.pieces(renderer("mistral"))
+    assert found.late
+    assert deploy.written(found, [SYSTEM, *TALK[:3]]).endswith("[INST] Be brief.\n\nAnd now? [/INST]")
+
+
+def test_a_first_token_that_the_model_adds_itself_is_left_out() -> None:
+    rendered = renderer("llama3")
+    bos = families.tokenizer("llama3").bos_token
+    assert rendered(TALK[:1], True).startswith(bos)
+    assert not deploy.pieces(rendered, bos).head.startswith(bos)
+
+
+def test_a_template_that_counts_its_turns_is_refused() -> None:
+    def counting(messages: list[dict[str, str]], _generate: bool) -> str:
+        return "".join(f"<{number}>{one['content']}" for number, one in enumerate(messages))
+
+    with pytest.raises(Refusal, match="does more than put text around the turns"):
+        deploy.pieces(counting)
+
+
+def test_a_template_that_fails_says_why() -> None:
+    def failing(_messages: list[dict[str, str]], _generate: bool) -> str:
+        raise ValueError("no users here")
+
+    with pytest.raises(Refusal, match="no users here"):
+        deploy.pieces(failing)
+
+
+def test_what_go_cannot_do_is_told() -> None:
+    told = {one.code for one in deploy.doubts(renderer("gemma"), families.template("gemma"))}
+    assert "ollama-trims" in told
+    told = {one.code for one in deploy.doubts(renderer("qwen3"), families.template("qwen3"))}
+    assert told >= {"ollama-forgets-thoughts", "ollama-tools"}
+    assert deploy.doubts(renderer("plain"), families.template("plain")) == []
+
+
+def test_a_modelfile_names_source_template_and_stops() -> None:
+    text = deploy.modelfile("/models/base", "{{ .System }}", ["</s>", 'a"b'], adapter=".", context=100_000)
+    assert "FROM /models/base\nADAPTER .\n" in text
+    assert 'TEMPLATE """{{ .System }}"""' in text
+    assert re.findall("PARAMETER (.*)", text) == ['stop "</s>"', "num_ctx 32768"]
+
+
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "bias": "none"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes"),
+    [
+        ({}, []),
+        ({"use_dora": True}, ["vllm-dora"]),
+        ({"modules_to_save": ["lm_head"]}, ["vllm-whole-modules"]),
+        ({"r": 600}, ["vllm-rank"]),
+        ({"rank_pattern": {"q_proj": 4}}, ["vllm-patterns"]),
+        ({"target_modules": ["q_proj", "model.embed_tokens"]}, ["vllm-embeddings"]),
+    ],
+)
+def test_vllm_is_told_what_it_would_refuse(changes: dict, codes: list[str]) -> None:
+    assert [one.code for one in deploy.vllm_problems(LORA | changes)] == codes
+
+
+def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:
+    assert "--max-lora-rank" not in deploy.vllm_text(tmp_path, "x", "/base", LORA)
+    told = deploy.vllm_text(tmp_path, "x", "/base", LORA | {"r": 130})
+    assert told == f"vllm serve /base --enable-lora --lora-modules x={tmp_path} --max-lora-rank 256"
+    assert deploy.vllm_text(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"
+
+
+def test_the_converter_is_found_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.delenv("ATHANOR_LLAMA_CPP", raising=False)
+    assert deploy.converter() is None
+    assert "llama.cpp/convert_hf_to_gguf.py" in deploy.gguf_text(Path("/x"))
+    script = tmp_path / deploy.CONVERTER
+    script.write_text("")
+    for given in (tmp_path, script):
+        monkeypatch.setenv("ATHANOR_LLAMA_CPP", str(given))
+        assert deploy.converter() == script
+    assert str(script) in deploy.gguf_text(Path("/x"))

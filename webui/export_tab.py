@@ -1,0 +1,491 @@
+"""The Export tab: what finished runs have learned as a model, or an adapter, that other programs run.
+
+An export is a run like any other, so nothing is kept here: the form becomes an ExportSpec, and the list below it is
+read from the folders of the exports, in which `engine.worker.export` has left everything that is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import quote
+
+import gradio as gr
+
+from engine import deploy, export, progress, publish, runs
+from engine.export import ExportSpec, adapter_config
+from engine.failures import explain
+from engine.problems import Problem, Refusal, problem
+from engine.results import Result, export_spec, of, results
+from engine.rundir import read_json
+from engine.runs import Run
+from engine.spec import RunSpec
+from engine.workplace import Workplace
+from webui import notices
+from webui.numbers import ago, moment, size
+from webui.words import Words
+
+SECONDS = 2  # between two looks at exports that are being made
+UPLOADS = 2  # at once: each holds a thread
+SHOWN = 12  # exports in the list
+LONG = 65_536  # characters of a Modelfile that are shown
+SEVERAL = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
+
+USE_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-use]');
+  if (button) trigger('select', { run: button.dataset.use });
+});
+"""
+
+
+@dataclass(frozen=True)
+class ExportTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    timer: gr.Timer
+    arrive: Callable[..., list[Any]]  # answers what is chosen, and a run besides, into `shown`
+    given: list[Any]
+    shown: list[Any]
+    exports: gr.HTML  # its `select` names an export that is wanted in the form
+    use: Callable[[str, RunSpec], RunSpec]  # the id of an export and what the form holds → what it is to hold
+
+
+def build(
+    words: Words, workplace: Workplace, root: str, told: gr.HTML, user: Callable[[gr.Request], str]
+) -> ExportTab:
+    """The tab in the current context. `told` is where messages go, `user` says who asks."""
+    saves = workplace.saves
+    timer = gr.Timer(SECONDS, active=False)
+    stamp = gr.Textbox(elem_classes="unseen", container=False)
+    with gr.Row(elem_classes="split", equal_height=False):
+        with gr.Column(scale=7, min_width=420, elem_classes="sheet export-form"):
+            with gr.Column(elem_classes="section grid grid-3"):
+                chosen = gr.Dropdown(
+                    [], value=[], multiselect=True, label=words("export-runs"), info=words("export-runs-help"),
+                    elem_id="export-runs", elem_classes="field", interactive=True,
+                )  # fmt: skip
+                weights = gr.Textbox(
+                    label=words("export-weights"), info=words("export-weights-help"), max_lines=1, visible=False,
+                    elem_id="export-weights", elem_classes="field",
+                )  # fmt: skip
+                combination = _choice("combination", words, visible=False)
+                form = gr.Radio(
+                    _named("form", words), value="merged", label=words.of_export("form", "label"),
+                    info=words.of_export("form", "help"), elem_id="export-form", elem_classes="field field-union",
+                )  # fmt: skip
+                precision, quantize = (_choice(name, words) for name in ("precision", "quantize"))
+                license = _text("license", words)
+            with (
+                gr.Column(elem_classes="folds"),
+                gr.Accordion(words("section-other"), open=False, elem_classes="fold", elem_id="export-more"),
+                gr.Column(elem_classes="grid grid-3"),
+            ):
+                shard = _text("shard_gb", words)
+                gguf = _choice("gguf", words)
+                device = gr.Dropdown(
+                    [(words.choice("hardware.device", one), one) for one in ("auto", "cuda", "cpu")], value="auto",
+                    label=words.label("hardware.device"), info=words.help("hardware.device"), elem_id="export-device",
+                    elem_classes="field field-choice",
+                )  # fmt: skip
+                check = _text("check_prompts", words)
+                density = _text("density", words, visible=False)
+                svd_rank = _text("svd_rank", words, visible=False)
+                prompts = _text("prompts", words, lines=3, help=words("export-prompts-help"))
+                remark = _text("remark", words, lines=2)
+        with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
+            name = _text("name", words)
+            card = gr.HTML(elem_id="export-card")
+            start = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
+    exports = gr.HTML(js_on_load=USE_JS, elem_id="exports")
+    with (
+        gr.Column(elem_classes="folds", visible=False) as upload_view,
+        gr.Accordion(words("upload-hub"), open=False, elem_classes="fold", elem_id="upload-hub"),
+    ):
+        gr.HTML(f'<p class="quiet">{escape(words("upload-help"))}</p>')
+        with gr.Column(elem_classes="grid grid-3"):
+            which = gr.Dropdown(
+                [], value=None, label=words("upload-which"), elem_id="upload-which", elem_classes="field field-choice",
+                interactive=True,
+            )  # fmt: skip
+            repo = gr.Textbox(
+                label=words("upload-repo"), placeholder="owner/name", max_lines=1, elem_id="upload-repo",
+                elem_classes="field field-number",
+            )  # fmt: skip
+            token = gr.Textbox(
+                label=words("upload-token"), type="password", max_lines=1, elem_id="upload-token",
+                elem_classes="field field-number",
+            )  # fmt: skip
+            private = gr.Checkbox(True, label=words("upload-private"), elem_id="upload-private")
+        with gr.Row(elem_classes="buttons"):
+            upload = gr.Button(words("upload-start"), size="sm", elem_id="upload-start")
+        uploaded = gr.HTML(elem_id="uploaded")
+
+    controls = {
+        "runs": chosen, "weights": weights, "combination": combination, "form": form, "precision": precision,
+        "quantize": quantize, "license": license, "shard_gb": shard, "gguf": gguf, "device": device,
+        "check_prompts": check, "density": density, "svd_rank": svd_rank, "prompts": prompts, "remark": remark,
+        "name": name,
+    }  # fmt: skip
+    given = list(controls.values())
+    changing = [card, *(controls[one] for one in SEVERAL)]
+
+    def spec_of(held: Sequence[Any]) -> ExportSpec:
+        """Raises Refusal with everything that cannot be read."""
+        return read(dict(zip(controls, held, strict=True)), workplace)
+
+    def look(*held: Any) -> list[Any]:
+        """What the export would do, and the settings that apply."""
+        several = len(held[0] or ()) > 1
+        visible = [gr.update(visible=several)] * len(SEVERAL)
+        if not held[0]:
+            return [card_html(None, [], words), *visible]
+        try:
+            spec = export.frozen(spec_of(held), workplace)
+            return [card_html(spec, export.problems(spec, workplace), words), *visible]
+        except Refusal as refusal:
+            return [card_html(None, refusal.problems, words), *visible]
+
+    def listed() -> list[Any]:
+        """The exports as they are now, and whether there is something to wait for."""
+        found = runs.find(saves, ExportSpec.kind)[:SHOWN]
+        html = list_html(found, root, words)
+        waiting = any(not run.final for run in found)
+        done = [
+            (f"{title_of(run.spec)} · {moment(run.submitted)}", run.id)
+            for run in found
+            if run.final and run.dir.result()
+        ]
+        stamp = hashlib.sha1(html.encode()).hexdigest()
+        return [stamp, html, gr.Timer(active=waiting), gr.update(visible=bool(done)), gr.update(choices=done)]
+
+    def arrive(*held: Any) -> list[Any]:
+        left = results(saves)
+        known = [(label(one, words), one.run.id) for one in left]
+        ids = [id for id in held[0] or () if id in {id for _, id in known}]
+        return [gr.update(choices=known, value=ids), *look(ids, *held[1:]), *listed()]
+
+    def begun(request: gr.Request, *held: Any) -> list[Any]:
+        try:
+            runs.submit(spec_of(held), workplace, by=user(request))
+        except Refusal as refusal:
+            counted = words("to-fix", count=len(refusal.problems))
+            return [notices.toast(counted, "bad"), *look(*held), *listed()]
+        return [notices.toast(words("started")), *look(*held), *listed()]
+
+    def tick(known: str) -> list[Any]:
+        try:
+            fresh = listed()
+        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+            return [gr.skip()] * len(seen)
+        return [gr.skip()] * len(seen) if fresh[0] == known else fresh
+
+    def use(id: str, spec: RunSpec) -> RunSpec:
+        return in_form(runs.get(saves, id), spec)
+
+    def send(
+        request: gr.Request, id: str | None, repo: str, secret: str, private: bool
+    ) -> Iterator[list[Any]]:
+        """Upload an export. The token leaves the page with the click, and its box is empty at once."""
+        yield [
+            f'<p class="told">{escape(words("uploading", repo=repo or ""))}</p>',
+            "",
+            gr.update(interactive=False),
+        ]
+        try:
+            told = publish.publish(
+                runs.get(saves, id or ""), repo or "", secret or "", private=bool(private), by=user(request)
+            )
+            said = f'<p class="state right">{escape(words("uploaded", url=told["url"]))}</p>'
+        except Refusal as refusal:
+            said = notices.listed(refusal.problems, words)
+        yield [said, "", gr.update(interactive=True)]
+
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    seen = [stamp, exports, timer, upload_view, which]
+    gr.on(
+        [one.change for one in given], look, given, changing, trigger_mode="always_last",
+        js="(...held) => athanorSettled(held)", **quiet,
+    )  # fmt: skip
+    start.click(begun, given, [told, *changing, *seen], **quiet)
+    timer.tick(tick, stamp, seen, **quiet)
+    going = {
+        "show_progress": "hidden",
+        "api_visibility": "private",
+        "concurrency_limit": UPLOADS,
+        "concurrency_id": "uploads",
+    }
+    upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going)
+    return ExportTab(timer, arrive, given, [chosen, *changing, *seen], exports, use)
+
+
+# ------------------------------------------------------------------------------------------ controls
+
+
+def _named(name: str, words: Words) -> list[tuple[str, str]]:
+    values = get_args(ExportSpec.model_fields[name].annotation)
+    return [(words.export_choice(name, value), value) for value in values]
+
+
+def _about(name: str, words: Words) -> dict[str, Any]:
+    return {
+        "label": words.of_export(name, "label"),
+        "info": words.of_export(name, "help"),
+        "elem_id": f"export-{name}",
+    }
+
+
+def _choice(name: str, words: Words, visible: bool = True) -> gr.Dropdown:
+    value = ExportSpec.model_fields[name].default
+    return gr.Dropdown(
+        _named(name, words), value=value, elem_classes="field field-choice", visible=visible, interactive=True,
+        **_about(name, words),
+    )  # fmt: skip
+
+
+def _text(name: str, words: Words, lines: int = 1, visible: bool = True, help: str = "") -> gr.Textbox:
+    default = ExportSpec.model_fields[name].get_default(call_default_factory=True)
+    about = _about(name, words) | ({"info": help} if help else {})
+    shown = "" if default in (None, []) else f"{default:g}" if isinstance(default, (int, float)) else default
+    kind = "field field-number" if isinstance(default, (int, float)) or default is None else "field"
+    return gr.Textbox(
+        shown, lines=lines, max_lines=max(lines, 1) * 4 if lines > 1 else 1, elem_classes=kind, visible=visible, **about
+    )  # fmt: skip
+
+
+def read(held: Mapping[str, Any], workplace: Workplace) -> ExportSpec:
+    """The spec that the controls say. Raises Refusal."""
+    ids = list(held["runs"] or ())
+    plain = {
+        name: held[name].strip() if isinstance(held[name], str) else held[name]
+        for name in held
+        if name not in ("runs", "weights", "device", "prompts") and held[name] is not None
+    }
+    plain["svd_rank"] = plain.get("svd_rank") or None
+    plain["prompts"] = [line for line in str(held["prompts"] or "").splitlines() if line.strip()]
+    plain["hardware"] = {"device": held["device"]}
+    return export_spec(workplace, _weights(str(held["weights"] or ""), ids), **plain)
+
+
+def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
+    """One number for each run, in their order; 1 for those that have none. Raises Refusal."""
+    typed = [one for one in re.split(r"[,，;；\s]+", text.strip()) if one] if len(ids) > 1 else []
+    try:
+        numbers = [float(one) for one in typed]
+    except ValueError as error:
+        raise Refusal(problem("spec-type-float", "adapters", given=text[:60])) from error
+    if len(numbers) > len(ids):
+        raise Refusal(problem("export-weights-many", "adapters", given=len(numbers), runs=len(ids)))
+    return dict(zip(ids, [*numbers, *[1.0] * (len(ids) - len(numbers))], strict=True))
+
+
+def label(one: Result, words: Words) -> str:
+    kind = words("export-kind-adapter" if one.adapter else "export-kind-model")
+    return f"{one.run.title} · {words.choice('stage', one.stage)} · {kind} · {one.run.id.split('/')[0]}"
+
+
+def in_form(run: Run, spec: RunSpec) -> RunSpec:
+    """What the form holds, with an export in place of its model; LoRA alone goes on its base. Raises Refusal."""
+    left = of(run)
+    if left is None:
+        raise Refusal(problem("export-no-result", id=run.id))
+    base = str(run.spec.model.model_name_or_path if left.adapter else left.folder)
+    adapter = str(left.folder) if left.adapter else None
+    spec = spec.change("model.model_name_or_path", base).change("model.adapter_path", adapter)
+    return spec.change("model.chat_template", None).change("model.quantization", {"kind": "none"})
+
+
+# ------------------------------------------------------------------------------------------ what it would do
+
+
+def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -> str:
+    """What the chosen export needs, and what stands in its way."""
+    title = f"<h2>{escape(words('export-summary'))}</h2>"
+    if spec is None and not found:
+        return f'{title}<p class="quiet">{escape(words("export-choose"))}</p>'
+    stats = ""
+    if spec:
+        base = Path(spec.model.model_name_or_path).name
+        cells = [
+            ("export-base", base), ("export-precision-stat", spec.precision),
+            ("export-disk", size(export.disk_needed(spec))), ("export-prompts-stat", str(spec.check_prompts + len(spec.prompts))),
+        ]  # fmt: skip
+        stats = "".join(
+            f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in cells
+        )
+        stats = f'<dl class="stats small">{stats}</dl>'
+    if found:
+        count = escape(words("to-fix", count=len(found)))
+        state = f'<p class="state wrong">{count}</p>{notices.listed([_named_field(one, words) for one in found], words)}'
+    else:
+        state = f'<p class="state right">{escape(words("ready"))}</p>'
+    return title + stats + state
+
+
+def _named_field(one: Problem, words: Words) -> Problem:
+    """The problem with its field called as on this page: the links of others lead to the form of a training."""
+    name = one.field.split(".")[0]
+    called = (
+        words.of_export(name, "label")
+        if name in ExportSpec.model_fields and name not in ("model", "hardware")
+        else ""
+    )
+    return replace(one, field=called)
+
+
+# ------------------------------------------------------------------------------------------ what there is
+
+
+def list_html(found: Sequence[Run], root: str, words: Words) -> str:
+    """All exports, the newest first and open."""
+    if not found:
+        return ""
+    items = "".join(_export(run, number, root, words) for number, run in enumerate(found))
+    return f'<h2 class="exports-title">{escape(words("export-list"))}</h2>{items}'
+
+
+def _export(run: Run, number: int, root: str, words: Words) -> str:
+    try:
+        spec = run.spec
+    except (Refusal, OSError):
+        return ""
+    left = run.dir.left() if run.final else None
+    chips = [
+        words.export_choice("form", spec.form),
+        spec.precision,
+        *([spec.quantize] if spec.quantize != "none" else []),
+    ]
+    if left:
+        chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
+    title = title_of(spec)
+    head = (
+        f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(title)}</b>'
+        f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
+        f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time></summary>'
+    )
+    body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
+    opened = " open" if number == 0 or not run.final else ""
+    return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
+
+
+def title_of(spec: ExportSpec) -> str:
+    """Its name; without one, the runs that it is made of."""
+    return (
+        spec.name
+        or " + ".join(map(export.called, spec.adapters))
+        or export.called(spec.model.model_name_or_path)
+    )
+
+
+def _unfinished(run: Run, words: Words) -> str:
+    """How far it is, or why it ended."""
+    link = f'<a href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
+    if run.final:
+        why = explain(run)
+        what = (
+            escape(why.what(words.language)).replace("\n", "<br>")
+            if why
+            else escape(words(f"state-{run.state}"))
+        )
+        return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
+    now = progress.progress(run)
+    phase = (
+        words("queue-position", position=run.queue_position)
+        if run.state == "queued"
+        else words(f"phase-{now.phase}")
+    )
+    wide = 100 * min(now.fraction or 0.0, 1.0)
+    unknown = " unknown" if now.fraction is None and run.state != "queued" else ""
+    bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
+    return f'{bar}<p class="told"><span>{escape(phase)}</span> · {link}</p>'
+
+
+def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
+    spec, name = run.spec, deploy.tag(title_of(run.spec))
+    adapter = adapter_config(left) if left == run.dir.adapter else {}
+    folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
+    buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
+    buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
+    if sent := publish.published(run):
+        link = f'<a href="{escape(sent["url"])}" rel="noreferrer">{escape(sent["url"])}</a>'
+        folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
+    parts = [
+        folder,
+        comparison_html(read_json(left / "comparison.json") or {}, words),
+        f'<p class="buttons-row">{buttons}</p>',
+    ]
+    judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
+    if not judge:
+        base = str(spec.model.model_name_or_path)
+        wrong = deploy.vllm_problems(adapter) if adapter else []
+        serve = notices.code(f"vllm-{number}", deploy.vllm_text(left, name, base, adapter or None), words)
+        parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
+        file = left / "Modelfile"
+        text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
+        ollama = f"cd {deploy.quoted(left)} && ollama create {name} -f Modelfile"
+        parts.append(
+            _block(
+                "Ollama",
+                notices.code(f"ollama-{number}", ollama, words)
+                + _folded("Modelfile", notices.code(f"modelfile-{number}", text, words)),
+            )
+        )
+        gguf = notices.code(f"gguf-{number}", deploy.gguf_text(left, base if adapter else ""), words)
+        parts.append(_block("GGUF", gguf))
+    parts.append(_folded(words("files"), files_html(run, root, words)))
+    return "".join(parts)
+
+
+def _block(title: str, html: str) -> str:
+    return f"<h3>{escape(title)}</h3>{html}"
+
+
+def _folded(title: str, html: str) -> str:
+    return f'<details class="more"><summary>{escape(title)}</summary>{html}</details>'
+
+
+def comparison_html(told: Mapping[str, Any], words: Words) -> str:
+    """How many answers are equal, and each pair with the place where it parts."""
+    if not told.get("prompts"):
+        return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
+    equal, count = told["equal"], told["prompts"]
+    state = "right" if equal == count else "partly"
+    line = words("export-equal", equal=equal, count=count, precision=told["precision"])
+    if equal < count:
+        line += " " + words("export-unequal-why")
+    heads = "".join(f"<th>{escape(words(f'export-{one}'))}</th>" for one in ("prompt", "before", "after"))
+    rows = "".join(
+        f"<tr><td>{escape(row['prompt'])}<small>{escape(row['source'])}</small></td>{_pair(row, words)}</tr>"
+        for row in sorted(told["rows"], key=lambda row: row["equal"])
+    )
+    table = f'<table class="samples alike"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<p class="state {state}">{escape(line)}</p>{_folded(words("export-answers"), table)}'
+
+
+def _pair(row: Mapping[str, Any], words: Words) -> str:
+    if row["equal"]:
+        return f'<td colspan="2">{_said(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
+    at = words("export-differs", token=row["differs_at"] + 1)
+    return f"<td>{_said(row['before'], words)}</td><td>{_said(row['after'], words)}<small>{escape(at)}</small></td>"
+
+
+def _said(text: str, words: Words) -> str:
+    return escape(text).replace("\n", "<br>") or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+
+
+def files_html(run: Run, root: str, words: Words) -> str:
+    """The files of the result, and LoRA alone as one file."""
+    found = [
+        one for one in runs.files(run) if one[0].startswith(("model/", "adapter/")) or one[0] == "adapter.zip"
+    ]
+    rows = "".join(
+        f'<tr><td><a download href="{escape(f"{root}/download/{quote(run.id)}/{quote(name)}")}">{escape(name)}</a></td>'
+        f"<td>{size(count)}</td></tr>"
+        for name, count in sorted(found, key=lambda one: one[0] != "adapter.zip")
+    )
+    return f'<table class="files"><tbody>{rows}</tbody></table>'
