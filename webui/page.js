@@ -75,7 +75,8 @@
   window.athanorArrive = () => {
     const query = new URLSearchParams(location.search);
     arrived = true;
-    return [query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : ''];
+    return [query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : '',
+      query.get('report') || ''];
   };
   window.athanorAddress = (run, tab) => {
     if (!arrived) return;
@@ -83,6 +84,7 @@
     if (run) url.searchParams.set('run', run); else url.searchParams.delete('run');
     if (tab !== 'train' && !run) url.searchParams.set('tab', tab); else url.searchParams.delete('tab');
     if (tab !== 'data') url.searchParams.delete('set');
+    if (tab !== 'evaluate') url.searchParams.delete('report');
     if (url.href !== location.href) history.pushState({}, '', url);
   };
   // the open data set is named there too, without a step of its own to go back
@@ -93,6 +95,12 @@
       history.replaceState({}, '', url);
     }
     return [id];
+  };
+  window.athanorReport = (id) => {
+    const url = new URL(location.href);
+    if (!arrived || url.searchParams.get('tab') !== 'evaluate') return;
+    if (id) url.searchParams.set('report', id); else url.searchParams.delete('report');
+    history.replaceState({}, '', url);
   };
   addEventListener('popstate', () => location.reload());
 })();

@@ -26,7 +26,7 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import chat_tab, data_tab, downloads, notices, runs_tab, theme, train_tab
+from webui import chat_tab, data_tab, downloads, evaluate_tab, notices, runs_tab, theme, train_tab
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -34,6 +34,7 @@ ARRIVE_JS = "() => athanorArrive()"
 RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
 TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
+EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[0]); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -70,12 +71,20 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
 
-        def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, *view: Any) -> list[Any]:
-            """The page as its address says: the form with the default spec, a run, or a data set."""
+            with gr.Tab(words("tab-evaluate"), id="evaluate") as evaluate_item:
+                evaluate = evaluate_tab.build(
+                    words, workplace, root, told, user, lambda: train_tab.models_and_results(workplace, words),
+                    lambda run: runs_tab.condition(run, words),
+                )  # fmt: skip
+
+        def arrive(
+            request: gr.Request, run_id: str, tab: str, chosen: str, report: str, *view: Any
+        ) -> list[Any]:
+            """The page as its address says: the form with the default spec, a run, a data set, or a report."""
             tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST),
-                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data") else gr.skip(),
+                header(words, user(request), root), run_id, chosen, report, *train.begin(train_tab.FIRST),
+                gr.Tabs(selected=tab) if tab in ("runs", "chat", "data", "evaluate") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -120,10 +129,18 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
             return [gr.skip(), gr.Tabs(selected="chat"), *talk.arrive(kept, base, adapters)]
 
+        def evaluate_it(run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> list[Any]:
+            """The Evaluate tab with the run and its base chosen."""
+            try:
+                base, chosen = evaluate.pick(runs.get(workplace.saves, run_id))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.shown))]
+            return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
-            [selected, wanted, data.chosen],
-            [head, selected, data.chosen, told, *train.filled, tabs],
+            [selected, wanted, data.chosen, evaluate.opened],
+            [head, selected, data.chosen, evaluate.opened, told, *train.filled, tabs],
             js=ARRIVE_JS,
             **quiet,
         )
@@ -137,6 +154,8 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
         )
         shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
+        shown.evaluate.click(evaluate_it, [selected, *evaluate.given], [told, tabs, *evaluate.shown], **quiet)
+        evaluate_item.select(evaluate.arrive, evaluate.given, evaluate.shown, js=EVALUATE_JS, **quiet)
         chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
@@ -146,10 +165,10 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
-        gr.on(
-            [one.select for one in (train_item, runs_item, data_item)], lambda: gr.Timer(active=False), None, talk.timer,
-            **quiet,
-        )  # fmt: skip
+        items = (train_item, runs_item, data_item, chat_item, evaluate_item)
+        for own, timer in ((chat_item, talk.timer), (evaluate_item, evaluate.timer)):
+            others = [one.select for one in items if one is not own]
+            gr.on(others, lambda: gr.Timer(active=False), None, timer, **quiet)
         _endpoints(workplace)
     return blocks
 
