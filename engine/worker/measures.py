@@ -82,10 +82,10 @@ def words(text: str) -> list[str]:
 
 
 def labels_of(references: Sequence[str]) -> list[str] | None:
-    """The labels, where the references are labels: each of at most four words, at most twenty different ones, and each
+    """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
     about twice or more often. None where they are answers."""
     known = sorted({normalized(one) for one in references})
-    if not known or len(known) > min(DISTINCT, len(references) // 2) or any(len(one) > 40 for one in known):
+    if not 2 <= len(known) <= min(DISTINCT, len(references) // 2) or any(len(one) > 40 for one in known):
         return None
     return known if all(len(words(one)) <= SHORT for one in known) else None
 
