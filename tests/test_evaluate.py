@@ -17,6 +17,7 @@ import pytest
 from engine import evaluation, failures, keeper, report, runs
 from engine.evaluation import EvaluationSpec
 from engine.problems import Refusal
+from engine.progress import curves
 from engine.results import of
 from engine.rundir import RESULT, read_lines, write_json, write_text
 from engine.spec import RunSpec
@@ -59,7 +60,8 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
 ) -> None:
     rows = [{"instruction": f"Is {n} a number?", "output": "Yes, it is."} for n in range(40)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
-    trained = ended(workplace, runs.submit(make_spec(name="learned", training__max_steps=20), workplace))
+    learning = make_spec(name="learned", training__max_steps=40, training__learning_rate=2e-2)
+    trained = ended(workplace, runs.submit(learning, workplace))
     assert trained.state == "finished", failures.explain(trained)
     spec = asking(results=[trained.id], data__max_samples=30)
 
@@ -70,10 +72,11 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
     assert (found["rows"], found["left_out"], found["references"]) == (30, 0, 30)
     assert [one["title"] for one in found["voices"]] == ["tiny", "learned"]
     verdicts = {name: one["verdict"] for name, one in found["differences"][trained.id].items()}
-    assert {verdicts[name] for name in ("exact", "chrf", "loss", "perplexity", "ended")} == {"better"}
+    assert {verdicts[name] for name in ("exact", "chrf", "rougeL", "loss", "perplexity")} == {"better"}
     assert found["measures"]["exact"]["values"][trained.id]["value"] == 100
-    # What a training would call its loss, of rows it has learned by heart.
-    assert found["measures"]["loss"]["values"][trained.id]["value"] < 0.1
+    # What the training called its loss, of rows like those it has learned by heart.
+    last = curves(trained)["loss"].value[-1]
+    assert found["measures"]["loss"]["values"][trained.id]["value"] == pytest.approx(last, abs=0.1)
 
     [best, *_] = report.page(run.dir, "best", "number").rows
     assert best["answers"][trained.id]["text"] == best["reference"] == "Yes, it is."

@@ -256,3 +256,44 @@ def _folded(text: str) -> str:
         return escape(text)
     rest = f"<i>… {len(text) - LONG:,}</i>"
     return f"<details><summary>{escape(text[:LONG])}{rest}</summary>{escape(text[LONG:])}</details>"
+
+
+# -------------------------------------------------------------------------------------------- the probe
+
+
+def probe(found: Mapping[str, Any], words: Words) -> str:
+    """What the small probe at the end of a training says: the verdict, and each prompt before and after."""
+    verdict = found["verdict"]
+    body = "".join(_probed(one, words) for one in found["prompts"])
+    heads = "".join(
+        f"<th>{escape(words(f'probe-{one}'))}</th>"
+        for one in ("prompt", "before", "after", "loss", "verdict")
+    )
+    told = words("probe-help", learned=f"{found['learned']:g}", forgot=f"{found['forgot']:g}")
+    return (
+        f'<details class="probe"><summary><span class="verdict {escape(verdict)}"><b>{escape(words("probe"))}</b> '
+        f"{escape(words(f'probe-run-{verdict}'))}</span></summary>"
+        f'<div class="wide"><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="quiet">{escape(told)}</p></details>'
+    )
+
+
+def _probed(one: Mapping[str, Any], words: Words) -> str:
+    kind = words(f"probe-{one['kind']}")
+    reference = (
+        f"<small>{escape(words('report-reference'))}: {escape(one['reference'])}</small>"
+        if one["reference"]
+        else ""
+    )
+    cells = "".join(
+        f"<td>{'—' if one[when] is None else escape(one[when]) or escape(words('samples-empty'))}</td>"
+        for when in ("before", "after")
+    )
+    losses = " → ".join(
+        "—" if one[f"loss_{when}"] is None else f"{one[f'loss_{when}']:.2f}" for when in ("before", "after")
+    )
+    prompt = escape(one["prompt"].strip()).replace("\n", "<br>")
+    return (
+        f"<tr><td><small>{escape(kind)}</small>{prompt}{reference}</td>{cells}<td>{losses}</td>"
+        f'<td class="{escape(one["verdict"])}">{escape(words("probe-" + one["verdict"]))}</td></tr>'
+    )

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import progress, report, runs, samples
+from engine import probe, progress, report, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
 from engine.results import following, of
@@ -287,7 +287,9 @@ def condition(run: Run, words: Words) -> tuple[str, str, str]:
 
 
 def found_html(run: Run, words: Words) -> str:
-    """What an evaluation has found, and the way to all of it."""
+    """What an evaluation has found, and the way to all of it; of a training what its probe says."""
+    if probed := probe.read(run.dir):
+        return reports.probe(probed, words)
     told = report.summary(run.dir) if run.kind == "evaluation" else None
     if not told:
         return ""
@@ -326,6 +328,7 @@ def stamp_of(run: Run) -> str:
         run.dir.exit,
         run.dir.error,
         run.dir.report,
+        run.dir.probe,
         run.path,
     ):
         try:

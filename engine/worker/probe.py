@@ -43,6 +43,7 @@ class Asked:
     reference: list[int] = field(default_factory=list)
     before: str | None = None  # None: not asked in time
     after: str | None = None
+    cut: bool = False  # one of the answers ends where the time did
     loss_before: float | None = None
     loss_after: float | None = None
 
@@ -113,16 +114,22 @@ def _of_training(rows: Any) -> list[Asked]:
     """Prompts of some training examples, spread over the data, each with its first answer."""
     found: list[Asked] = []
     for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int).tolist()):
-        row = rows[at]
-        length = row["seq_lengths"][0] if "seq_lengths" in row else len(row["input_ids"])
-        ids, labels = row["input_ids"][:length], row["labels"][:length]
-        begin, end = _span(labels)
-        if begin <= 1:  # everything is trained: the second half is what the first is answered with
-            begin, end = length // 2, length
-        if 0 < begin <= PROMPT_TOKENS and begin < end:
-            found.append(Asked("training", list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])))
+        for ids, labels in _examples(rows[at]):
+            begin, end = _span(labels)
+            if begin <= 1:  # everything is trained: the second half is what the first is answered with
+                begin, end = len(ids) // 2, len(ids)
+            if 0 < begin <= PROMPT_TOKENS and begin < end:
+                found.append(Asked("training", list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])))
     chosen = np.linspace(0, len(found) - 1, min(PROMPTS, len(found))).astype(int)
     return [found[at] for at in chosen]
+
+
+def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of a prepared row, or of each of those that are packed into it."""
+    at = 0
+    for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+        yield row["input_ids"][at : at + length], row["labels"][at : at + length]
+        at += length
 
 
 def _span(labels: Sequence[int]) -> tuple[int, int]:
@@ -159,8 +166,9 @@ def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
         for one in sorted(made.asked, key=lambda one: one.kind):
             if time.monotonic() > deadline:
                 return
-            written, text = _answer(made, inner, one.prompt, deadline)
+            written, text, cut = _answer(made, inner, one.prompt, deadline)
             setattr(one, when, text)
+            one.cut |= cut
             if when == "before" and one.kind == "general" and written:
                 one.reference = written
                 _take_losses(inner, [one], when)
@@ -176,8 +184,8 @@ def _take_losses(model: Any, asked: Sequence[Asked], when: str) -> None:
         setattr(one, f"loss_{when}", value if np.isfinite(value) else None)
 
 
-def _answer(made: Probe, model: Any, prompt: list[int], deadline: float) -> tuple[list[int], str]:
-    """The tokens and the text of a greedy answer, cut when there is no time left."""
+def _answer(made: Probe, model: Any, prompt: list[int], deadline: float) -> tuple[list[int], str, bool]:
+    """The tokens and the text of a greedy answer, and whether it was cut because there was no time left."""
     texts: list[str] = []
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
@@ -191,10 +199,20 @@ def _answer(made: Probe, model: Any, prompt: list[int], deadline: float) -> tupl
         while batch.rows:
             answer.cancelled = time.monotonic() > deadline
             batch.step()
-    return answer.written, "".join(texts)
+    return answer.written, "".join(texts), answer.finish == "cancelled"
 
 
 # --------------------------------------------------------------------------------------------- verdicts
+
+
+def _same(one: Asked) -> bool:
+    """Whether the two answers are the same, as far as there was time to write them."""
+    if one.before is None or one.after is None:
+        return True
+    if one.cut:
+        shorter, longer = sorted((one.before, one.after), key=len)
+        return longer.startswith(shorter.rstrip("\ufffd"))  # half a character may stand at the end
+    return one.before == one.after
 
 
 VERDICTS = {"training": probe.of_training, "general": probe.of_general}
@@ -204,7 +222,7 @@ def _told(made: Probe) -> dict[str, Any]:
     """The content of probe.json."""
     prompts, verdicts = [], {"training": [], "general": []}
     for one in made.asked:
-        same = one.before == one.after
+        same = _same(one)
         if one.loss_before is None and (one.before is None or one.after is None):
             continue  # there was no time for it
         verdict = VERDICTS[one.kind](one.loss_before, one.loss_after, same)
@@ -213,7 +231,7 @@ def _told(made: Probe) -> dict[str, Any]:
         prompts.append({
             "kind": one.kind, "verdict": verdict, "prompt": decode(one.prompt, skip_special_tokens=True),
             "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
-            "before": one.before, "after": one.after, "loss_before": one.loss_before, "loss_after": one.loss_after,
+            "before": one.before, "after": one.after, "cut": one.cut, "loss_before": one.loss_before, "loss_after": one.loss_after,
         })  # fmt: skip
     return {
         "verdict": probe.of_run(verdicts),
