@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from engine import chat, failures, importer, kinds, queue, runs, users
+from engine import chat, failures, importer, kinds, queue, report, runs, users
 from engine.door import loopback
 from engine.export import ExportSpec
 from engine.problems import Problem, Refusal, problem, shell_language
@@ -99,12 +99,14 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print a run's state, progress and spec."""
+    """Print a run's state, progress, what an evaluation has found, and the spec."""
     run = runs.get(workplace.saves, arguments.run)
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
+    if found := report.summary(run.dir):
+        print(report.told(found), end="\n\n")
     print(run.spec.to_yaml(brief=True))
     return 0
 

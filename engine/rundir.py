@@ -41,6 +41,7 @@ class RunDir:
     adapter = property(lambda self: self.path / "adapter")
     model = property(lambda self: self.path / "model")
     report = property(lambda self: self.path / "report")
+    probe = property(lambda self: self.path / "probe.json")
     plot = property(lambda self: self.path / "training_loss.png")
     error = property(lambda self: self.path / "error.json")
     exit = property(lambda self: self.path / "exit.json")

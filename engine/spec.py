@@ -707,6 +707,12 @@ class Logging(Part):
         Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]
     ] = setting([], "Report to", "Trackers besides Athanor's own curves. Each needs its own package.")
     plot_loss: bool = setting(True, "Plot the loss", "Leave training_loss.png beside the result.")
+    probe: bool = setting(
+        True,
+        "Probe at the end",
+        "Of SFT: ask a few training and general prompts before and after, and say what was learned and what forgotten. "
+        "A tenth of the run's time at most, and never more than half a minute.",
+    )
 
 
 class Hardware(Part):

@@ -71,7 +71,8 @@ def make_spec(workplace: Workplace, tiny: Path) -> Callable[..., RunSpec]:
                 "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
                 "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
             },
-            "logging": {"logging_steps": 1, "save_steps": 4},
+            # The probe has tests of its own; here it would be a second for each of many runs.
+            "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
             "hardware": {"device": "cpu"},
         })  # fmt: skip
         for path, value in changes.items():

@@ -23,7 +23,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "spec": "spec.yaml", "request": "request.json", "lock": "lock", "keeper": "keeper.json", "log": "log.txt",
         "progress": "progress.json", "metrics": "metrics.jsonl", "prepared": "prepared", "adapter": "adapter",
         "model": "model", "plot": "training_loss.png", "error": "error.json", "exit": "exit.json",
-        "attempts": "attempts", "initial": "initial_adapter", "samples": "samples.jsonl", "report": "report",
+        "attempts": "attempts", "initial": "initial_adapter", "samples": "samples.jsonl", "report": "report", "probe": "probe.json",
     }  # fmt: skip
     assert (rundir.COMPLETE, rundir.RESULT) == ("complete.json", "result.json")
 

@@ -123,7 +123,7 @@
     arrived = true;
     return [
       query.get('run') || '', query.get('tab') || '', query.has('set') ? `set:${query.get('set')}` : '',
-      query.get('tab') === 'compare' ? query.toString() : '',
+      query.get('tab') === 'compare' ? query.toString() : '', query.get('report') || '',
     ];
   };
   window.athanorAddress = (run, tab) => {
@@ -133,6 +133,7 @@
     if (tab !== 'train' && !run) url.searchParams.set('tab', tab); else url.searchParams.delete('tab');
     if (tab !== 'data') url.searchParams.delete('set');
     if (tab !== 'compare') COMPARED.forEach((name) => url.searchParams.delete(name));
+    if (tab !== 'evaluate') url.searchParams.delete('report');
     if (url.href !== location.href) history.pushState({}, '', url);
   };
   // the open data set is named there too, without a step of its own to go back
@@ -156,6 +157,12 @@
       history.replaceState({}, '', url);
     }
     return held;
+  };
+  window.athanorReport = (id) => {
+    const url = new URL(location.href);
+    if (!arrived || url.searchParams.get('tab') !== 'evaluate') return;
+    if (id) url.searchParams.set('report', id); else url.searchParams.delete('report');
+    history.replaceState({}, '', url);
   };
   addEventListener('popstate', () => location.reload());
 })();

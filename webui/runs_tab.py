@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import progress, runs, samples
+from engine import probe, progress, report, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
 from engine.results import following, of
 from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
-from webui import charts, notices
+from webui import charts, notices, reports
 from webui.numbers import ago, duration, human, moment, size
 from webui.words import Words
 
@@ -55,6 +55,7 @@ class RunsTab:
     compare: gr.Button
     chat: gr.Button
     export: gr.Button
+    evaluate: gr.Button
     follow: gr.Dropdown  # the stage that is to go on from the open run
 
 
@@ -91,6 +92,7 @@ def build(
                 words("chat-with"), size="sm", variant="primary", visible=False, elem_id="chat-with"
             )
             export = gr.Button(words("export-it"), size="sm", visible=False, elem_id="export-it")
+            evaluate = gr.Button(words("evaluate-it"), size="sm", visible=False, elem_id="evaluate-it")
             follow = gr.Dropdown(
                 [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
                 min_width=190, interactive=True, label=words("follow"),
@@ -109,7 +111,8 @@ def build(
             )
             no_delete = gr.Button(words("cancel"), size="sm", scale=0)
         failure = gr.HTML(elem_id="failure")
-        with gr.Row(elem_classes="chart-tools"):
+        found = gr.HTML(elem_id="found-out")
+        with gr.Row(elem_classes="chart-tools") as tools:
             across = gr.Radio(
                 [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
                 elem_classes="field-union", scale=0, min_width=260,
@@ -132,12 +135,14 @@ def build(
 
     look_at = [across, smoothing, log_scale]
     moving = [
-        stamp, timer, head, stop, kill, resume, clone, delete, chat, export, follow, failure, curves, log, samples_tab, written, files,
+        stamp, timer, head, stop, kill, resume, clone, delete, chat, export, evaluate, follow, failure, found, tools, curves, log, samples_tab, written, files,
     ]  # fmt: skip
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
 
     def draw(run: Run, x: str, smooth: float, log_axis: bool) -> str:
+        if run.kind != "training":
+            return ""
         stage = STAGES.get(about(run)["stage"])
         return charts.charts(progress.curves(run), words, x, smooth, log_axis, stage.curves if stage else ())
 
@@ -148,7 +153,8 @@ def build(
             for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), gr.update(visible=of(run) is not None), follow_update(run, words), failure_html(run, words),
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), *[gr.update(visible=of(run) is not None)] * 2,
+            follow_update(run, words), failure_html(run, words), found_html(run, words), gr.update(visible=run.kind == "training"),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
             gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
             files_html(run, root, words),
@@ -266,13 +272,33 @@ def build(
     for button, act, done in acts:
         button.click(asked(act, done), [selected, *view], shown, **quiet)
     yes_delete.click(deleted, [selected, *view], shown, **quiet)
-    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, export, follow)
+    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, export, evaluate, follow)
 
 
 def can_talk(run: Run) -> bool:
     """Whether the run has left something that writes answers."""
     left = of(run)
     return left is not None and left.stage != "rm"
+
+
+def condition(run: Run, words: Words) -> tuple[str, str, str]:
+    """How far the run is, its state, and why it failed, for a page of another tab."""
+    return (
+        _progress_html(run, progress.progress(run), words),
+        state_html(run, words),
+        failure_html(run, words),
+    )
+
+
+def found_html(run: Run, words: Words) -> str:
+    """What an evaluation has found, and the way to all of it; of a training what its probe says."""
+    if probed := probe.read(run.dir):
+        return reports.probe(probed, words)
+    told = report.summary(run.dir) if run.kind == "evaluation" else None
+    if not told:
+        return ""
+    link = f'<p><a class="load" href="{escape(reports.link(run.id))}">{escape(words("report-whole"))}</a></p>'
+    return reports.summary(told, words) + link
 
 
 def follow_update(run: Run, words: Words) -> Any:
@@ -305,6 +331,8 @@ def stamp_of(run: Run) -> str:
         run.dir.log,
         run.dir.exit,
         run.dir.error,
+        run.dir.report,
+        run.dir.probe,
         run.path,
     ):
         try:
@@ -328,6 +356,8 @@ def about(run: Run) -> dict[str, str]:
     told |= {"title": run.title, "model": Path(spec.model.model_name_or_path).name}
     if run.kind == "training":
         told |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
+    if run.kind == "evaluation":
+        told |= {"data": ", ".join(spec.data.datasets)}
     return told
 
 

@@ -26,7 +26,18 @@ from engine.results import next_spec
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import chat_tab, compare_tab, data_tab, downloads, export_tab, notices, runs_tab, theme, train_tab
+from webui import (
+    chat_tab,
+    compare_tab,
+    data_tab,
+    downloads,
+    evaluate_tab,
+    export_tab,
+    notices,
+    runs_tab,
+    theme,
+    train_tab,
+)
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -36,6 +47,7 @@ TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
 CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
 COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
 EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
+EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[0]); return held; }"
 DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
@@ -73,17 +85,24 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 talk = chat_tab.build(
                     words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
                 )
+            with gr.Tab(words("tab-evaluate"), id="evaluate") as evaluate_item:
+                evaluate = evaluate_tab.build(
+                    words, workplace, root, told, user, lambda: train_tab.models_and_results(workplace, words),
+                    lambda run: runs_tab.condition(run, words),
+                )  # fmt: skip
             with gr.Tab(words("tab-export"), id="export") as export_item:
                 exporting = export_tab.build(words, workplace, root, told, user)
 
-        items = [train_item, runs_item, compare_item, data_item, chat_item, export_item]
+        items = [train_item, runs_item, compare_item, data_item, chat_item, export_item, evaluate_item]
 
-        def arrive(request: gr.Request, run_id: str, tab: str, chosen: str, query: str) -> list[Any]:
-            """The page as its address says: the form with the default spec, a run, some runs, or a data set."""
+        def arrive(
+            request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str
+        ) -> list[Any]:
+            """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
             tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, chosen, *train.begin(train_tab.FIRST), *beside.asked(query),
-                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export") else gr.skip(),
+                header(words, user(request), root), run_id, chosen, report, *train.begin(train_tab.FIRST), *beside.asked(query),
+                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export", "evaluate") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
@@ -150,10 +169,18 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             said = notices.toast(words("export-used", name=runs.get(workplace.saves, id).title))
             return [said, gr.Tabs(selected="train"), *train.fill(spec)]
 
+        def evaluate_it(run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> list[Any]:
+            """The Evaluate tab with the run and its base chosen."""
+            try:
+                base, chosen = evaluate.pick(runs.get(workplace.saves, run_id))
+            except Refusal as refusal:
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.shown))]
+            return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
-            [selected, wanted, data.chosen, asked],
-            [head, selected, data.chosen, told, *train.filled, *beside.chosen, tabs],
+            [selected, wanted, data.chosen, asked, evaluate.opened],
+            [head, selected, data.chosen, evaluate.opened, told, *train.filled, *beside.chosen, tabs],
             js=ARRIVE_JS,
             **quiet,
         )
@@ -172,6 +199,8 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **quiet)
         export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **quiet)
         exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **quiet)
+        shown.evaluate.click(evaluate_it, [selected, *evaluate.given], [told, tabs, *evaluate.shown], **quiet)
+        evaluate_item.select(evaluate.arrive, evaluate.given, evaluate.shown, js=EVALUATE_JS, **quiet)
         chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
         runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
         data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
@@ -181,7 +210,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
-        looking = [(chat_item, talk.timer), (compare_item, beside.timer), (export_item, exporting.timer)]
+        looking = [
+            (chat_item, talk.timer),
+            (compare_item, beside.timer),
+            (export_item, exporting.timer),
+            (evaluate_item, evaluate.timer),
+        ]
         for item, timer in looking:  # only what is looked at is asked about
             others = [one.select for one in items if one is not item]
             gr.on(others, lambda: gr.Timer(active=False), None, timer, **quiet)

@@ -14,7 +14,7 @@ import inspect
 import queue
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,8 +102,8 @@ class Answer:
 class Batch:
     """Answers of one voice that are written together, row by row."""
 
-    def __init__(self, model: PreTrainedModel, adapter: str | None):
-        self.model, self.adapter = model, adapter
+    def __init__(self, model: PreTrainedModel, adapter: str | None, at_once: int = AT_ONCE):
+        self.model, self.adapter, self.at_once = model, adapter, at_once
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.clear()
 
@@ -119,7 +119,7 @@ class Batch:
         if not self.rows:
             return True
         plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        return plain and len(self.rows) < AT_ONCE
+        return plain and len(self.rows) < self.at_once
 
     def join(self, answer: Answer) -> None:
         """Read the prompt of an answer and write its first token; if it is not its last, it is a row from now on."""
@@ -219,8 +219,10 @@ def _token(row: Answer, logits: Tensor, chosen: Tensor) -> Token | None:
 class Writer:
     """The thread that uses the model. `ask` for an answer; `call` has something else done with the model meanwhile."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, at_once: int = AT_ONCE):
         self.model = model  # adapters are put into its layers: it stays the object that is called
+        self.at_once = at_once  # answers that are written at once, whoever's
+        self.over = False
         self.adapted: PeftModel | None = None
         self.names: dict[str, str] = {}  # folder of an adapter → its name in peft, which takes no dots
         self.active: str | None = None
@@ -245,6 +247,20 @@ class Writer:
         self.asked.put(done)
         return future
 
+    def ask_all(self, answers: Sequence[Answer]) -> None:
+        """Have answers written in this order, none begun before all are known: so what is in a batch together does not
+        depend on how fast they were asked for, and the same questions get the same answers."""
+
+        def all_of_them() -> None:
+            for answer in answers:
+                self.ask(answer)
+
+        self.call(all_of_them).result()
+
+    def end(self) -> None:
+        """End the thread, which else would keep the model in memory. Nothing may be asked any more."""
+        self.call(lambda: setattr(self, "over", True)).result()
+
     def load_adapter(self, folder: str) -> None:
         """Put the adapter in `folder` beside the others. To be called by `call`."""
         if folder in self.names:
@@ -263,7 +279,7 @@ class Writer:
 
     def _run(self) -> None:
         pending: list[Answer] = []
-        while True:
+        while not self.over:
             pending = self._heard(pending)
             for batch in list(self.batches):
                 self.use(batch.adapter)
@@ -295,9 +311,9 @@ class Writer:
         for batch in self.batches:
             if batch.adapter == adapter and batch.has_room():
                 return batch
-        if sum(len(batch.rows) for batch in self.batches) >= AT_ONCE:
+        if sum(len(batch.rows) for batch in self.batches) >= self.at_once:
             return None
-        self.batches.append(Batch(self.model, adapter))
+        self.batches.append(Batch(self.model, adapter, self.at_once))
         return self.batches[-1]
 
     def use(self, adapter: str | None) -> None:

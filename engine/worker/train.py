@@ -21,6 +21,7 @@ def train(run: RunDir) -> None:
     from datasets import Dataset
     from transformers import set_seed
 
+    from engine.worker import probe
     from engine.worker.lengths import group_by_length
     from engine.worker.metrics import RunCallback
     from engine.worker.model import keep_initial, load_model
@@ -36,6 +37,7 @@ def train(run: RunDir) -> None:
     if rank() == 0:
         keep_initial(spec, model, run.initial)
     data = {split: Dataset.from_file(str(run.prepared / f"{split}.arrow")) for split in prepared["splits"]}
+    probing = probe.begin(spec, run, model, tokenizer, data)
 
     callback = RunCallback(run, report, keep=spec.logging.save_total_limit)
     trainer = trainer_of(spec.stage.kind)(spec, run, model, tokenizer, data, [callback])
@@ -44,6 +46,8 @@ def train(run: RunDir) -> None:
     resume_or_begin(run, trainer)
     report("saving")
     save_result(spec, run, trainer, tokenizer, complete=not callback.stopping)
+    if not callback.stopping:
+        probe.finish(probing, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
 
 
 def spec_of(run: RunDir) -> RunSpec:

@@ -1,0 +1,241 @@
+"""The small probe at the end of an SFT run: a few prompts, answered by the model as it was and as it is.
+
+What it means is in `engine.probe`. It is asked on rank 0, after the result has been saved; whatever goes wrong in it is
+printed and nothing more; and it leaves the state of chance as it was. Where the trained weights are an adapter of their own,
+the model as it was is the one without it; else its answers are taken before the training begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from engine import probe
+from engine.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TOKENS
+from engine.rundir import RunDir, write_json
+from engine.spec import RunSpec
+from engine.worker.edge import rank
+from engine.worker.examples import IGNORED, Example
+from engine.worker.frame import end_of_turn_ids
+from engine.worker.generation import Answer, Batch
+from engine.worker.respond import losses
+from engine.worker.sampling import Sampling
+from engine.worker.wording import Wording
+
+LOOKED_AT = 64  # examples, spread over the data, among which there should be some that are short enough
+EARLY_S = 10.0  # what is asked before the training may take so long: how long that will take is not known yet
+
+
+@dataclass
+class Asked:
+    """One prompt. `reference`: token ids that the loss is of; of a general prompt the model's own answer before."""
+
+    kind: str
+    prompt: list[int]
+    reference: list[int] = field(default_factory=list)
+    before: str | None = None  # None: not asked in time
+    after: str | None = None
+    cut: bool = False  # one of the answers ends where the time did
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+@dataclass
+class Probe:
+    """A probe of one run, from before its training to its end."""
+
+    spec: RunSpec
+    run: RunDir
+    tokenizer: Any
+    asked: list[Asked]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def late(self) -> bool:
+        """Whether the model as it was can be had at the end, too: an adapter that began with nothing, switched off."""
+        method = self.spec.method
+        moved = getattr(method, "init_lora_weights", "") in ("pissa", "olora")  # these change the base itself
+        return method.kind == "lora" and not self.spec.model.adapter_path and not moved
+
+
+def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> Probe | None:
+    """Choose the prompts; where it has to be now, have the model answer them as it is. None if there is no probe."""
+    if spec.stage.kind != "sft" or not spec.logging.probe or rank():
+        return None
+    with _harmless():
+        made = Probe(spec, run, tokenizer, [*_of_training(data["train"]), *_general(tokenizer)])
+        if not made.late:
+            _ask(made, model, "before", EARLY_S)
+        made.began = time.monotonic()
+        return made
+    return None
+
+
+def finish(made: Probe | None, model: Any) -> None:
+    """Ask the trained model, and write probe.json. `model`: as it is without the training's wrappers."""
+    if made is None:
+        return
+    with _harmless():
+        began = time.monotonic()
+        allowed = probe.budget(began - made.began)
+        if made.late:
+            with model.disable_adapter():
+                _ask(made, model, "before", allowed / 2)
+        _ask(made, model, "after", allowed - (time.monotonic() - began))
+        found = _told(made) | {"budget_s": round(allowed, 2), "seconds": round(time.monotonic() - began, 2)}
+        write_json(made.run.probe, found)
+        print(f"probe: {found['verdict']} ({found['seconds']} s)", flush=True)
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Nothing in here may change or end the run: its errors are printed, its use of chance is undone."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    except Exception:
+        traceback.print_exc()
+        print("The probe failed; the run did not.", flush=True)
+
+
+# --------------------------------------------------------------------------------------------- prompts
+
+
+def _of_training(rows: Any) -> list[Asked]:
+    """Prompts of some training examples, spread over the data, each with its first answer."""
+    found: list[Asked] = []
+    for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int).tolist()):
+        for ids, labels in _examples(rows[at]):
+            begin, end = _span(labels)
+            if begin <= 1:  # everything is trained: the second half is what the first is answered with
+                begin, end = len(ids) // 2, len(ids)
+            if 0 < begin <= PROMPT_TOKENS and begin < end:
+                found.append(Asked("training", list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])))
+    chosen = np.linspace(0, len(found) - 1, min(PROMPTS, len(found))).astype(int)
+    return [found[at] for at in chosen]
+
+
+def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of a prepared row, or of each of those that are packed into it."""
+    at = 0
+    for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+        yield row["input_ids"][at : at + length], row["labels"][at : at + length]
+        at += length
+
+
+def _span(labels: Sequence[int]) -> tuple[int, int]:
+    """Where the first trained tokens begin and end."""
+    trained = np.asarray(labels) != IGNORED
+    if not trained.any():
+        return 0, 0
+    begin = int(trained.argmax())
+    rest = trained[begin:]
+    return begin, begin + (len(rest) if rest.all() else int((~rest).argmax()))
+
+
+def _general(tokenizer: Any) -> list[Asked]:
+    chats = [[{"role": "user", "content": text}] for text in probe.general_prompts()]
+    return [
+        Asked("general", tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False))
+        for one in chats
+    ]
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
+    """Answers and losses of the model as it is now, for as long as there is time: losses first, they cost least."""
+    deadline = time.monotonic() + seconds
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    trains = inner.training
+    inner.eval()
+    try:
+        known = [one for one in made.asked if one.reference]
+        _take_losses(inner, known, when)
+        # The general ones begin: of the training ones the losses tell most already.
+        for one in sorted(made.asked, key=lambda one: one.kind):
+            if time.monotonic() > deadline:
+                return
+            written, text, cut = _answer(made, inner, one.prompt, deadline)
+            setattr(one, when, text)
+            one.cut |= cut
+            if when == "before" and one.kind == "general" and written:
+                one.reference = written
+                _take_losses(inner, [one], when)
+    finally:
+        inner.train(trains)
+
+
+def _take_losses(model: Any, asked: Sequence[Asked], when: str) -> None:
+    for one in asked:  # one by one: a few, and never more in memory than one of the training's
+        ids = np.array([*one.prompt, *one.reference], dtype=np.int32)
+        [(total, count)] = losses(model, [Example((ids,), trained=[(len(one.prompt), len(ids))])])
+        value = total / max(count, 1)
+        setattr(one, f"loss_{when}", value if np.isfinite(value) else None)
+
+
+def _answer(made: Probe, model: Any, prompt: list[int], deadline: float) -> tuple[list[int], str, bool]:
+    """The tokens and the text of a greedy answer, and whether it was cut because there was no time left."""
+    texts: list[str] = []
+    ends = model.generation_config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    answer = Answer(
+        adapter=None, prompt=prompt, most=TOKENS, ends=frozenset([*known, *end_of_turn_ids(made.tokenizer)]),
+        sampling=Sampling(), wording=Wording(made.tokenizer.backend_tokenizer), tell=lambda piece: texts.append(piece.text),
+    )  # fmt: skip
+    batch = Batch(model, None)
+    with torch.inference_mode():
+        batch.join(answer)
+        while batch.rows:
+            answer.cancelled = time.monotonic() > deadline
+            batch.step()
+    return answer.written, "".join(texts), answer.finish == "cancelled"
+
+
+# --------------------------------------------------------------------------------------------- verdicts
+
+
+def _same(one: Asked) -> bool:
+    """Whether the two answers are the same, as far as there was time to write them."""
+    if one.before is None or one.after is None:
+        return True
+    if one.cut:
+        shorter, longer = sorted((one.before, one.after), key=len)
+        return longer.startswith(shorter.rstrip("\ufffd"))  # half a character may stand at the end
+    return one.before == one.after
+
+
+VERDICTS = {"training": probe.of_training, "general": probe.of_general}
+
+
+def _told(made: Probe) -> dict[str, Any]:
+    """The content of probe.json."""
+    prompts, verdicts = [], {"training": [], "general": []}
+    for one in made.asked:
+        same = _same(one)
+        if one.loss_before is None and (one.before is None or one.after is None):
+            continue  # there was no time for it
+        verdict = VERDICTS[one.kind](one.loss_before, one.loss_after, same)
+        verdicts[one.kind].append(verdict)
+        decode = made.tokenizer.decode
+        prompts.append({
+            "kind": one.kind, "verdict": verdict, "prompt": decode(one.prompt, skip_special_tokens=True),
+            "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
+            "before": one.before, "after": one.after, "cut": one.cut, "loss_before": one.loss_before, "loss_after": one.loss_after,
+        })  # fmt: skip
+    return {
+        "verdict": probe.of_run(verdicts),
+        "prompts": prompts,
+        "learned": probe.LEARNED,
+        "forgot": probe.FORGOT,
+    }

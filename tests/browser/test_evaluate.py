@@ -1,0 +1,87 @@
+"""The Evaluate tab as a person uses it: from a finished run to a verdict, worst rows first, and a file taken away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio
+
+RUN = "demo_model/lora/one"
+
+
+@pytest.fixture
+def trained(workplace: Workplace) -> Workplace:
+    """The demo model, a finished run of it, and a data folder of this test's own."""
+    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one"]
+    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
+    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
+
+
+def choose(page: Page, field: str, name: str) -> None:
+    page.locator(f"{field} input").first.click()
+    page.get_by_role("option", name=name).first.click()
+    page.keyboard.press("Escape")
+
+
+def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
+    trained: Workplace, open_page: Callable[..., Page], outside: Outside, tmp_path: Path
+) -> None:
+    studio, address = start_studio(trained)
+    try:
+        page = open_page(f"{address}/?run={RUN}")
+        page.locator("#evaluate-it").click()
+        expect(page.locator("#evaluate-results")).to_contain_text("one")
+        page.locator("#evaluate-start").click()
+        expect(page.locator("#evaluate-wrong")).to_contain_text("No data set is chosen")
+
+        # Questions of one's own, without references: said first, and gone on with if that is wanted.
+        file = tmp_path / "mine.jsonl"
+        file.write_text("".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(25)), "utf-8")
+        with page.expect_file_chooser() as chooser:
+            page.locator("#evaluate-upload").click()
+        chooser.value.set_files(file)
+        expect(page.locator("#evaluate-data")).to_contain_text("mine")
+        page.locator("#evaluate-start").click()
+        expect(page.locator("#evaluate-wrong")).to_contain_text("no answers to compare with")
+
+        choose(page, "#evaluate-data", "chat")
+        page.locator("#evaluate-alone input").check()
+        page.locator("#evaluate-longest input").fill("16")
+        page.locator("#evaluate-start").click()
+        expect(page.locator("#report-head")).to_contain_text("mine")
+        expect(page.locator("#report table.report")).to_be_visible(timeout=120_000)
+        expect(page.locator("#report")).to_contain_text("65 rows")
+        expect(page.locator("#report .verdict")).to_contain_text("one is worse than the base in")
+        expect(page.locator("#report-rows article")).to_have_count(20)
+
+        choose(page, "#report-order", "Most changed first")
+        expect(page.locator("#report-rows article").first).to_contain_text("changed")
+        page.locator("#report-on").click()
+        expect(page.locator("#report-where input, #report-where textarea")).to_have_value("2")
+        page.locator("#report-search input, #report-search textarea").fill("after 7?")
+        expect(page.locator("#report-rows article")).to_have_count(1)
+        expect(page.locator("#report-rows article")).to_contain_text("What comes after 7?")
+        with page.expect_download() as download:
+            page.locator("#report a.load").first.click()
+        assert (
+            Path(download.value.path()).read_bytes().startswith(b"\xef\xbb\xbfrow,set,place,prompt,reference")
+        )
+
+        page.reload()  # the report is in the address
+        expect(page.locator("#report table.report")).to_be_visible()
+        page.locator("#report-head a").click()
+        expect(page.locator("#run-head")).to_contain_text("Evaluation")
+        expect(page.locator("#found-out table.report")).to_be_visible()
+    finally:
+        studio.kill()
+        studio.wait()
+    assert outside == []

@@ -1,0 +1,357 @@
+"""The Evaluate tab: what is measured on which rows, and what was found.
+
+An evaluation is a run like others, with a state in its folder; so nothing is kept here but which one is open. A short
+poll shows how far it is, and its report when there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from engine import report, runs, uploads
+from engine.datasets import read_catalogue
+from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
+from engine.models import identity
+from engine.problems import Refusal, problem
+from engine.results import Result, of, results
+from engine.runs import Run
+from engine.workplace import Workplace
+from webui import notices, reports
+from webui.words import Words
+
+SECONDS = 2  # between two looks at the open evaluation
+SHOWN = 50  # evaluations in the list
+RESULTS = 6  # measured together, at most
+
+LIST_JS = """
+element.addEventListener('click', (event) => {
+  const row = event.target.closest('[data-run]');
+  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
+  event.preventDefault();
+  trigger('select', { run: row.dataset.run });
+});
+"""
+
+
+@dataclass(frozen=True)
+class EvaluateTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    opened: gr.Textbox  # the id of the open evaluation; "" = none
+    timer: gr.Timer
+    arrive: Callable[..., list[Any]]  # answers the choices and the open evaluation into `shown`
+    given: list[Any]
+    shown: list[Any]
+    pick: Callable[[Run], tuple[str, list[str]]]  # the base and the results to evaluate a run
+
+
+def build(
+    words: Words,
+    workplace: Workplace,
+    root: str,
+    told: gr.HTML,
+    user: Callable[[gr.Request], str],
+    models: Callable[[], list[tuple[str, str]]],
+    progress_of: Callable[[Run], tuple[str, str, str]],
+) -> EvaluateTab:
+    """The tab in the current context. `models` lists what can be a base, as (label, folder); `progress_of` tells the
+    progress, the state and the failure of a run as HTML."""
+    saves, data = workplace.saves, workplace.data
+    opened, stamp = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
+    timer = gr.Timer(SECONDS, active=False)
+    with gr.Row(elem_classes="split data evaluate", equal_height=False):
+        with (
+            gr.Column(scale=4, min_width=300, elem_classes="shelf"),
+            gr.Column(elem_classes="card evaluate-card"),
+        ):
+            about = {"elem_classes": "field", "interactive": True}
+            base = gr.Dropdown(
+                [],
+                value=None,
+                label=words("chat-base"),
+                allow_custom_value=True,
+                elem_id="evaluate-base",
+                **about,
+            )
+            measured = gr.Dropdown(
+                [], value=[], label=words("evaluate-results"), info=words("evaluate-results-help"), multiselect=True,
+                max_choices=RESULTS, elem_id="evaluate-results", **about,
+            )  # fmt: skip
+            with_base = gr.Checkbox(True, label=words("evaluate-with-base"), elem_id="evaluate-with-base")
+            sets = gr.Dropdown(
+                [], value=[], label=words("evaluate-data"), info=words("evaluate-data-help"), multiselect=True,
+                elem_id="evaluate-data", **about,
+            )  # fmt: skip
+            upload = gr.UploadButton(
+                words("evaluate-upload"),
+                type="filepath",
+                size="sm",
+                elem_id="evaluate-upload",
+                file_types=None,
+            )
+            with gr.Row(elem_classes="grid grid-2"):
+                most = gr.Number(
+                    200, label=words("evaluate-rows"), minimum=0, precision=0, elem_id="evaluate-rows", min_width=110,
+                    info=words("evaluate-rows-help"), **about,
+                )  # fmt: skip
+                longest = gr.Number(
+                    256, label=words("evaluate-longest"), minimum=1, precision=0, elem_id="evaluate-longest",
+                    min_width=110, info=words("evaluate-longest-help"), **about,
+                )  # fmt: skip
+            alone = gr.Checkbox(
+                False,
+                label=words("evaluate-alone"),
+                info=words("evaluate-alone-help"),
+                elem_id="evaluate-alone",
+            )
+            with gr.Accordion(words("more"), open=False, elem_classes="fold"):
+                name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
+                with gr.Row(elem_classes="grid grid-2"):
+                    temperature = gr.Number(
+                        0, label=words("chat-temperature"), info=words("evaluate-temperature-help"), minimum=0, maximum=10,
+                        step=0.1, min_width=110, **about,
+                    )  # fmt: skip
+                    top_p = gr.Number(
+                        1, label="Top-p", minimum=0, maximum=1, step=0.05, min_width=110, **about
+                    )
+                with gr.Row(elem_classes="grid grid-2"):
+                    seed = gr.Number(
+                        42, label=words("chat-seed"), minimum=0, precision=0, min_width=110, **about
+                    )
+                    batch = gr.Number(
+                        16, label=words("evaluate-batch"), minimum=1, precision=0, min_width=110, **about
+                    )
+            start = gr.Button(words("evaluate-start"), variant="primary", elem_id="evaluate-start")
+            wrong = gr.HTML(elem_id="evaluate-wrong")
+        with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
+            with gr.Accordion(words("reports"), open=True, elem_classes="fold", elem_id="reports-fold"):
+                listing = gr.HTML(elem_id="reports", js_on_load=LIST_JS)
+            nothing = gr.HTML(
+                f'<div class="empty"><b>{escape(words("report-none"))}</b><p>{escape(words("report-none-help"))}</p></div>'
+            )
+            head = gr.HTML(elem_id="report-head")
+            failure = gr.HTML()
+            summary = gr.HTML(elem_id="report")
+            with gr.Column(visible=False, elem_classes="report-rows-part") as part:
+                with gr.Row(elem_classes="bar-row"):
+                    order = gr.Dropdown(
+                        [(words(f"order-{one}"), one) for one in report.ORDERS], value="asked", show_label=False,
+                        container=False, elem_id="report-order", interactive=True, scale=0, min_width=170,
+                        label=words("report-order"),
+                    )  # fmt: skip
+                    text = gr.Textbox(
+                        placeholder=words("report-search"), show_label=False, container=False, max_lines=1,
+                        elem_id="report-search", scale=1, label=words("report-search"),
+                    )  # fmt: skip
+                    back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="report-back")
+                    number = gr.Textbox(
+                        "1", show_label=False, container=False, max_lines=1, scale=0, min_width=70,
+                        elem_id="report-where", label=words("report-page"),
+                    )  # fmt: skip
+                    on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="report-on")
+                    count = gr.HTML(elem_classes="report-count")
+                shown_rows = gr.HTML(elem_id="report-rows")
+
+    form = [base, measured, with_base, sets, most, longest, alone, name, temperature, top_p, seed, batch]
+    view = [order, text, number]
+    turning = [number, count, shown_rows]
+    open_parts = [stamp, timer, nothing, head, failure, summary, part, *turning]
+    choices = [base, measured, with_base, sets]
+
+    # ------------------------------------------------------------------------------------ what can be chosen
+
+    def fits(one: Result, folder: str | None) -> bool:
+        """Whether a result belongs to that base: made of it, whole or as an adapter."""
+        found = left(one.folder)
+        return found is not None and identity(base_of(found).model_name_or_path) == identity(folder or "")
+
+    def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
+        """Results of a base, and the sets that those which are chosen can be measured on."""
+        found = [one for one in results(saves) if fits(one, folder)]
+        labels = [(f"{one.run.title} · {words.choice('stage', one.stage)}", str(one.folder)) for one in found]
+        kept = [one for one in found if str(one.folder) in (chosen or ())]
+        judges = bool(kept) and all(one.stage == "rm" for one in kept)
+        known = fitting(read_catalogue(data)[0], "pairs" if judges else "answers")
+        return [
+            gr.update(choices=labels, value=[str(one.folder) for one in kept]), gr.update(visible=not judges),
+            gr.update(choices=known, value=[one for one in names or () if one in known]),
+        ]  # fmt: skip
+
+    def arrive(id: str, folder: str | None, chosen: Any, names: Any, *view: Any) -> list[Any]:
+        """The choices as they are now, and the open evaluation."""
+        known = models()
+        folder = folder or next((value for _, value in known), None)
+        return [
+            gr.update(choices=known, value=folder), *of_base(folder, chosen, names), list_html(id), *open(id, *view),
+        ]  # fmt: skip
+
+    def received(request: gr.Request, path: str, chosen: Any, folder: Any, held: Any) -> list[Any]:
+        """A file of questions as a data set, chosen at once."""
+        try:
+            file = uploads.receive(Path(path), Path(path).name, data)
+            made = take_questions(data, file)
+        except Refusal as refusal:
+            return [notices.refused(refusal.problems, words), gr.skip()]
+        updated = of_base(folder, held, [*(chosen or ()), made])[-1]
+        return [notices.toast(words("evaluate-uploaded", name=made)), updated]
+
+    # ------------------------------------------------------------------------------------ start
+
+    def spec_of(
+        folder: Any, chosen: Any, base_too: bool, names: Any, rows: Any, tokens: Any, without: bool, title: str, heat: Any,
+        share: Any, number: Any, at_once: Any,
+    ) -> EvaluationSpec:  # fmt: skip
+        """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
+        found = left(chosen[0]) if chosen else None
+        model = base_of(found).model_dump() if found else {}
+        generation = {
+            "max_new_tokens": tokens, "temperature": heat, "top_p": share, "seed": number, "batch_size": at_once,
+        }  # fmt: skip
+        return EvaluationSpec.read({
+            "name": (title or "").strip(), "model": model | {"model_name_or_path": folder or ""},
+            "with_base": bool(base_too), "results": list(chosen or ()),
+            "data": {"datasets": list(names or ()), "max_samples": int(rows) if rows else None, "seed": int(number or 0),
+                     "without_references": bool(without)},
+            "generation": {name: value for name, value in generation.items() if value is not None},
+        })  # fmt: skip
+
+    def started(request: gr.Request, order: str, text: str, *held: Any) -> list[Any]:
+        try:
+            run = runs.submit(spec_of(*held), workplace, by=user(request))
+        except Refusal as refusal:
+            listed = notices.listed(refusal.problems, words)
+            return [gr.skip(), gr.skip(), listed, *[gr.skip()] * (1 + len(open_parts))]
+        return [
+            notices.toast(words("started")),
+            run.id,
+            "",
+            list_html(run.id),
+            *open(run.id, order, text, "1"),
+        ]
+
+    # ------------------------------------------------------------------------------------ one evaluation
+
+    def list_html(id: str) -> str:
+        return reports.listed(runs.find(saves, "evaluation")[:SHOWN], id or "", words)
+
+    def stamp_of(run: Run) -> str:
+        return "|".join(
+            [
+                run.id,
+                run.state,
+                *(_changed(path) for path in (run.dir.progress, run.dir.exit, run.dir.report)),
+            ]
+        )
+
+    def open(id: str, order: str, text: str, number: str) -> list[Any]:
+        """One evaluation: how far it is, or what it found."""
+        try:
+            run = runs.get(saves, id) if id else None
+            if run and run.kind != "evaluation":
+                raise Refusal(problem("run-unknown", id=id))
+        except Refusal:
+            run = None
+        if run is None:
+            hidden = gr.update(visible=False)
+            return ["", gr.Timer(active=False), gr.update(visible=True), "", "", "", hidden, "1", "", ""]
+        bar, state, failed = progress_of(run)
+        found = report.summary(run.dir)
+        told = reports.summary(found, words) + downloads_html(run) if found else ""
+        return [
+            stamp_of(run), gr.Timer(active=not run.final), gr.update(visible=False), reports.head(run, bar, state, words),
+            failed, told, gr.update(visible=found is not None), *turn(id, order, text, number),
+        ]  # fmt: skip
+
+    def downloads_html(run: Run) -> str:
+        links = "".join(
+            f'<a class="load" download href="{escape(f"{root}/download/{quote(run.id)}/report/{file}")}">'
+            f"{escape(words('report-download', kind=file.rpartition('.')[2].upper()))}</a> "
+            for file in report.FILES
+        )
+        return f'<p class="loads">{links}</p>'
+
+    def turn(id: str, order: str, text: str, number: str) -> list[Any]:
+        """A page of the rows."""
+        try:
+            run = runs.get(saves, id)
+        except Refusal:
+            return ["1", "", ""]
+        found = report.summary(run.dir)
+        if not found:
+            return ["1", "", ""]
+        page = report.page(run.dir, order, text or "", _whole(number))
+        told = words("report-pages", pages=page.pages, total=f"{page.total:,}")
+        return [
+            str(page.number),
+            f'<p class="quiet">{escape(told)}</p>',
+            reports.rows(page, found["voices"], words),
+        ]
+
+    def step(by: int) -> Callable[..., list[Any]]:
+        return lambda id, order, text, number: turn(id, order, text, str(_whole(number) + by))
+
+    def first(id: str, order: str, text: str) -> list[Any]:
+        return turn(id, order, text, "1")
+
+    def tick(id: str, known: str, *view: Any) -> list[Any]:
+        try:
+            run = runs.get(saves, id)
+            if stamp_of(run) == known:
+                return [gr.skip()] * (1 + len(open_parts))
+            return [list_html(id), *open(id, *view)]
+        except Refusal:
+            return [gr.skip(), *open("", *view)]
+        except FileNotFoundError:  # it went away while it was looked at
+            return [gr.skip()] * (1 + len(open_parts))
+
+    def picked(event: gr.EventData, *view: Any) -> list[Any]:
+        id = str(event._data.get("run", ""))
+        return [id, list_html(id), *open(id, view[0], view[1], "1")]
+
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    gr.on([base.input, measured.input], of_base, [base, measured, sets], [measured, with_base, sets], **quiet)
+    upload.upload(received, [upload, sets, base, measured], [told, sets], **quiet)
+    start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **quiet)
+    listing.select(picked, view, [opened, listing, *open_parts], **quiet)
+    timer.tick(tick, [opened, stamp, *view], [listing, *open_parts], **quiet)
+    opened.change(lambda id: None, opened, None, js="(id) => { athanorReport(id); return [id]; }", **quiet)
+    gr.on(
+        [order.change, text.change],
+        first,
+        [opened, order, text],
+        turning,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    number.submit(turn, [opened, *view], turning, **quiet)
+    back.click(step(-1), [opened, *view], turning, **quiet)
+    on.click(step(1), [opened, *view], turning, **quiet)
+
+    def pick(run: Run) -> tuple[str, list[str]]:
+        """Raises Refusal if the run has left nothing to measure."""
+        found = of(run)
+        if found is None:
+            raise Refusal(problem("chat-no-result", id=run.id))
+        return found.run.spec.model.model_name_or_path, [str(found.folder)]
+
+    given = [opened, base, measured, sets, *view]
+    return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick)
+
+
+def _whole(number: str) -> int:
+    number = str(number or "").strip()
+    return int(number) if number.isdecimal() and len(number) < 9 else 1
+
+
+def _changed(path: Path) -> str:
+    try:
+        return str(path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return "-"
