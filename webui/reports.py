@@ -279,7 +279,7 @@ def probe(found: Mapping[str, Any], words: Words) -> str:
 
 
 def _probed(one: Mapping[str, Any], words: Words) -> str:
-    kind = words(f"probe-{one['kind']}")
+    kind, verdict = words(f"probe-{one['kind']}"), words(f"probe-{one['verdict']}")
     reference = (
         f"<small>{escape(words('report-reference'))}: {escape(one['reference'])}</small>"
         if one["reference"]
@@ -295,5 +295,5 @@ def _probed(one: Mapping[str, Any], words: Words) -> str:
     prompt = escape(one["prompt"].strip()).replace("\n", "<br>")
     return (
         f"<tr><td><small>{escape(kind)}</small>{prompt}{reference}</td>{cells}<td>{losses}</td>"
-        f'<td class="{escape(one["verdict"])}">{escape(words("probe-" + one["verdict"]))}</td></tr>'
+        f'<td class="{escape(one["verdict"])}">{escape(verdict)}</td></tr>'
     )
