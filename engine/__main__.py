@@ -261,7 +261,9 @@ def parser() -> argparse.ArgumentParser:
             )
             verb.add_argument(operand, help=meaning)
         if function is follow:
-            verb.add_argument("stage", help="the next stage: " + ", ".join(STAGES))
+            verb.add_argument(
+                "stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES)
+            )
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
         if function is export:
@@ -317,6 +319,9 @@ def main() -> int:
         return arguments.function(arguments, _placed(arguments))
     except Refusal as refusal:
         found = refusal.problems
+    except BrokenPipeError:  # whoever read it has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         found = [problem("system-refused", file=error.filename or "—", why=error.strerror or error)]
     print("\n".join(map(_told, found)), file=sys.stderr)

@@ -40,8 +40,12 @@ NOT_HERE = (
     ("dpo_loss", "kto_pair"),
     ("dpo_loss", "kto"),
 )  # no loss of TRL's any more
-# What is theirs where nothing is said, and other than ours.
-THEIR_DEFAULTS: dict[str, dict[str, Any]] = {"simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5}}
+# What is theirs where nothing is said, changes what is learned, and is other than ours (LLaMA-Factory 0.9.5).
+THEIR_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "linear", "num_train_epochs": 3.0, "cutoff_len": 2048, "lora_rank": 8,
+}  # fmt: skip
+THEIR_DEFAULTS_OF: dict[str, dict[str, Any]] = {"simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5}}
 # Named for what Athanor decides by itself, or does always.
 NEEDLESS = {
     "do_train", "do_eval", "do_predict", "output_dir", "overwrite_output_dir", "overwrite_cache", "template",
@@ -149,7 +153,10 @@ def _stage(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     loss = next((name for name in ("pref_loss", "dpo_loss") if rest.get(name) in ("orpo", "simpo")), None)
     if kind == "dpo" and loss:
         kind = rest.pop(loss)
-    return kind, THEIR_DEFAULTS.get(kind, {}) | rest
+    given = THEIR_DEFAULTS | THEIR_DEFAULTS_OF.get(kind, {}) | rest
+    if isinstance(rank := given["lora_rank"], int):
+        given = {"lora_alpha": 2 * rank} | given
+    return kind, given
 
 
 def _method(plain: dict[str, Any], value: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from engine.problems import Refusal, problem
 from engine.rundir import RESULT, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
-from engine.spec import NoQuantization, NoRopeScaling, RunSpec
+from engine.spec import NoQuantization, NoRopeScaling, RunSpec, examples_per_step
 from engine.stages import STAGES, next_stages
 from engine.validation import recommended
 from engine.workplace import Workplace
+
+EPOCHS = 3  # of a stage that follows, at most
+ANSWERS = 32  # of a step in which a model learns from scores, at least
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def following(run: Run) -> list[str]:
 def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     """The spec of a run of `stage` that begins from the result of `run`.
 
-    It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, and data
+    It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
+    takes few epochs, and one that answers enough answers a step; data
     sets that do not fit give way to the first that does. An answering stage is judged by the run itself if that is a
     reward model, else by the newest one of the same model. Raises Refusal where `stage` is none of `following(run)`.
     """
@@ -108,19 +113,23 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     before, found = run.spec, of(run)
     plain: dict[str, Any] = before.model_dump()
     plain |= {"name": "", "stage": {"kind": stage}, "extra": {}}
-    if STAGES[stage].answers and (judge := found if found.stage == "rm" else _judge(before, workplace)):
+    if STAGES[stage].answers and (
+        judge := found if found.stage == "rm" else _newest(before, workplace, "rm")
+    ):
         plain["stage"]["reward_model"] = str(judge.folder)
         if "rewards" in PARTS[stage].model_fields:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
+    start = found
     if found.stage == "rm":
-        pass  # what is trained begins where the reward model itself began
-    elif found.adapter:
-        plain["model"]["adapter_path"] = str(found.folder)
+        # It judges, and something that answers is trained: from where it began itself, else from what has learned to answer.
+        start = None if before.model.adapter_path else _newest(before, workplace, "sft", adapter=True)
+    if start and start.adapter:
+        plain["model"]["adapter_path"] = str(start.folder)
         # A PiSSA adapter was left as an ordinary one, of twice the rank.
-        config = read_json(found.folder / ADAPTER_FILES[0]) or {}
+        config = read_json(start.folder / ADAPTER_FILES[0]) or {}
         plain["method"] |= {name: config[name] for name in CONTINUED if name in config}
         plain["method"]["init_lora_weights"] = "default"
-    else:
+    elif start:
         # Its own configuration has been stretched already.
         plain["model"] |= {
             "model_name_or_path": str(found.folder),
@@ -134,12 +143,24 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     plain["data"]["eval_datasets"] = [name for name in before.data.eval_datasets if name in fitting]
     if form not in ("text", "chat"):
         plain["data"]["packing"] = False
-    plain["training"]["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
+    training = plain["training"]
+    training["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
+    training["num_train_epochs"] = min(training["num_train_epochs"], EPOCHS)
+    if STAGES[stage].answers:
+        few = ANSWERS / examples_per_step(before)
+        training["gradient_accumulation_steps"] *= max(math.ceil(few), 1)
     return RunSpec.read(plain)
 
 
-def _judge(spec: RunSpec, workplace: Workplace) -> Result | None:
-    """The newest reward model of the same base."""
+def _newest(spec: RunSpec, workplace: Workplace, stage: str, adapter: bool | None = None) -> Result | None:
+    """The newest result of a stage of the same base; of any method, or an adapter."""
     base = spec.model.model_name_or_path
-    models = (one for one in results(workplace.saves) if one.stage == "rm" and one.run.kind == "training")
-    return next((one for one in models if one.run.spec.model.model_name_or_path == base), None)
+    return next(
+        (
+            one
+            for one in results(workplace.saves)
+            if one.stage == stage and one.run.kind == "training" and adapter in (None, one.adapter)
+            if one.run.spec.model.model_name_or_path == base and one.run.state == "finished"
+        ),
+        None,
+    )

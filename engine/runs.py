@@ -129,7 +129,10 @@ def find(saves: Path, *kinds: str) -> list[Run]:
 
 
 def get(saves: Path, id: str) -> Run:
-    """The run with that id. Raises Refusal if there is none below `saves`."""
+    """The run with that id, or the one run whose folder alone is so named. Raises Refusal if there is none below `saves`."""
+    if id and "/" not in id:
+        named = [folder for folder in queue.folders(saves) if folder.name == id]
+        id = named[0].relative_to(saves).as_posix() if len(named) == 1 else id
     if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
         folder = saves / id
         if (folder / "request.json").exists() and folder.resolve().is_relative_to(saves.resolve()):

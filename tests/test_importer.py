@@ -158,3 +158,17 @@ def test_the_box_takes_a_spec_of_ours_or_a_command_of_theirs() -> None:
     assert read_any(COMMAND).spec.method.r == 8
     with pytest.raises(Refusal, match="no setting 'methd'"):
         read_any("methd: lora\nstage: sft")
+
+
+def test_what_a_command_leaves_out_is_as_it_was_there() -> None:
+    spec = read("llamafactory-cli train --stage sft --model_name_or_path m --dataset a").spec
+    training = spec.training
+    assert (training.learning_rate, training.lr_scheduler_type, training.num_train_epochs) == (
+        5e-5,
+        "linear",
+        3,
+    )
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (8, 1)
+    assert (spec.method.r, spec.method.lora_alpha, spec.data.max_length) == (8, 16, 2048)
+    assert read("--stage sft --model_name_or_path m --lora_rank 4").spec.method.lora_alpha == 8
+    assert read("--stage sft --model_name_or_path m --lora_rank 4 --lora_alpha 4").spec.method.lora_alpha == 4

@@ -6,6 +6,7 @@ again. An answer comes through a handler that goes on until it ends; Stop asks t
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def build(
         chosen_ids = [one.run.id for one in kept]
         return [
             gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), judge_update(),
-            notices.code("serve-text", _command(base, chosen_ids), words),
+            notices.code("serve-text", _command(base, chosen_ids, saves), words),
         ]  # fmt: skip
 
     def judge_update() -> Any:
@@ -387,10 +388,10 @@ def _same(one: Result, base: str | None) -> bool:
     return identity(one.run.spec.model.model_name_or_path) == identity(base or "")
 
 
-def _command(base: str | None, ids: Sequence[str]) -> str:
+def _command(base: str | None, ids: Sequence[str], saves: Path) -> str:
     """How a program would be served the same."""
-    words = ["python -m engine serve", *ids] if ids else [f"python -m engine serve --base {base or 'MODEL'}"]
-    return " ".join(words)
+    words = ["python", "-m", "engine", "serve", *(ids or ["--base", base or "MODEL"])]
+    return shlex.join(words + (["--saves", str(saves)] if saves != Workplace().saves else []))
 
 
 def _found(look: Callable[[], Server | None]) -> Server | None:

@@ -6,7 +6,8 @@
   // ---- light and dark: the system decides until the reader does
   const paint = () => { const theme = remembered(); if (theme) document.body.classList.toggle('dark', theme === 'dark'); };
   new MutationObserver(paint).observe(root, { childList: true });
-  addEventListener('load', paint);
+  // gradio paints the body, too, once it has come up
+  addEventListener('load', () => { paint(); new MutationObserver(paint).observe(document.body, { attributeFilter: ['class'] }); });
 
   const text = (selector) => document.querySelector(selector)?.textContent ?? '';
 

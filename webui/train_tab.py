@@ -86,6 +86,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                         size="sm",
                         elem_id="load-file",
                     )
+                imported = gr.HTML(elem_id="imported")
             marks = gr.HTML(elem_classes="marks")
 
     shown = [facts, card, marks, command, yaml]
@@ -153,15 +154,18 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
             loaded = importer.read_any(text)
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), *[gr.skip()] * len(filled)]
-        said = notices.refused(loaded.left_out, words) if loaded.left_out else notices.toast(words("loaded"))
-        return [said, *fill(loaded.spec)]
+            return [notices.refused(refusal.problems, words), "", *[gr.skip()] * len(filled)]
+        # What is lost stands before what is not needed.
+        left_out = sorted(loaded.left_out, key=lambda one: one.code == "import-needless")
+        notes = notices.listed(left_out, words) if left_out else ""
+        said = words("loaded-with-notes", count=len(left_out)) if left_out else words("loaded")
+        return [notices.toast(said), notes, *fill(loaded.spec)]
 
     def from_file(content: bytes) -> list[Any]:
         try:
             return from_yaml(content.decode("utf-8-sig"))
         except UnicodeDecodeError:
-            return [notices.toast(words("load-not-text"), "bad"), *[gr.skip()] * len(filled)]
+            return [notices.toast(words("load-not-text"), "bad"), "", *[gr.skip()] * len(filled)]
 
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
@@ -175,8 +179,8 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         js="(...held) => athanorSettled(held)", **quiet,
     )  # fmt: skip
     preset.input(from_preset, preset, [told, *filled], **quiet)
-    load.click(from_yaml, paste, [told, *filled], **quiet)
-    file.upload(from_file, file, [told, *filled], **quiet)
+    load.click(from_yaml, paste, [told, imported, *filled], **quiet)
+    file.upload(from_file, file, [told, imported, *filled], **quiet)
     lists = [controls.controls[path] for path in LISTS]
 
     def read(held: Sequence[Any]) -> RunSpec:

@@ -44,7 +44,7 @@ def train(run: RunDir) -> None:
     group_by_length(spec, trainer)
     assert_effective(spec, run, trainer)
     resume_or_begin(run, trainer)
-    report("saving")
+    report("saving", trainer.state.global_step, trainer.state.max_steps, "step")
     save_result(spec, run, trainer, tokenizer, complete=not callback.stopping)
     if not callback.stopping:
         probe.finish(probing, trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
