@@ -169,8 +169,9 @@ def build(
 
     def fits(one: Result, folder: str | None) -> bool:
         """Whether a result belongs to that base: made of it, whole or as an adapter."""
-        found = left(one.folder)
-        return found is not None and identity(base_of(found).model_name_or_path) == identity(folder or "")
+        return one.run.kind == "training" and identity(one.run.spec.model.model_name_or_path) == identity(
+            folder or ""
+        )
 
     def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
         """Results of a base, and the sets that those which are chosen can be measured on."""
@@ -339,7 +340,9 @@ def build(
         found = of(run)
         if found is None:
             raise Refusal(problem("chat-no-result", id=run.id))
-        return found.run.spec.model.model_name_or_path, [str(found.folder)]
+        if run.kind != "training":  # a whole model that was made of others
+            return str(found.folder), []
+        return run.spec.model.model_name_or_path, [str(found.folder)]
 
     given = [opened, base, measured, sets, *view]
     return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick)
