@@ -96,7 +96,7 @@ def build(
                 elem_id="evaluate-upload",
                 file_types=None,
             )
-            with gr.Row(elem_classes="grid grid-2"):
+            with gr.Column(elem_classes="grid grid-2"):
                 most = gr.Number(
                     200, label=words("evaluate-rows"), minimum=0, precision=0, elem_id="evaluate-rows", min_width=110,
                     info=words("evaluate-rows-help"), **about,
@@ -113,7 +113,7 @@ def build(
             )
             with gr.Accordion(words("more"), open=False, elem_classes="fold"):
                 name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
-                with gr.Row(elem_classes="grid grid-2"):
+                with gr.Column(elem_classes="grid grid-2"):
                     temperature = gr.Number(
                         0, label=words("chat-temperature"), info=words("evaluate-temperature-help"), minimum=0, maximum=10,
                         step=0.1, min_width=110, **about,
@@ -121,7 +121,7 @@ def build(
                     top_p = gr.Number(
                         1, label="Top-p", minimum=0, maximum=1, step=0.05, min_width=110, **about
                     )
-                with gr.Row(elem_classes="grid grid-2"):
+                with gr.Column(elem_classes="grid grid-2"):
                     seed = gr.Number(
                         42, label=words("chat-seed"), minimum=0, precision=0, min_width=110, **about
                     )
