@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from engine.progress import curves
 from engine.results import of
 from engine.rundir import RESULT, read_lines, write_json, write_text
 from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.workplace import DEMO_MODEL, Workplace
 from tests.conftest import engine, wait_until
 
 
@@ -60,17 +61,23 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
 ) -> None:
     rows = [{"instruction": f"Is {n} a number?", "output": "Yes, it is."} for n in range(40)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
-    learning = make_spec(name="learned", training__max_steps=40, training__learning_rate=2e-2)
+    workplace = dataclasses.replace(
+        workplace, models=(DEMO_MODEL,)
+    )  # which has learned enough to learn this fast
+    learning = make_spec(
+        name="learned", model__model_name_or_path=str(DEMO_MODEL), training__max_steps=30,
+        training__per_device_train_batch_size=8,
+    )  # fmt: skip
     trained = ended(workplace, runs.submit(learning, workplace))
     assert trained.state == "finished", failures.explain(trained)
     spec = asking(results=[trained.id], data__max_samples=30)
 
     run = ended(workplace, runs.submit(spec, workplace))
     assert run.state == "finished", failures.explain(run)
-    assert run.id.startswith("tiny/evaluation/")
+    assert run.id.startswith("demo_model/evaluation/")
     found = report.summary(run.dir)
     assert (found["rows"], found["left_out"], found["references"]) == (30, 0, 30)
-    assert [one["title"] for one in found["voices"]] == ["tiny", "learned"]
+    assert [one["title"] for one in found["voices"]] == ["demo_model", "learned"]
     verdicts = {name: one["verdict"] for name, one in found["differences"][trained.id].items()}
     assert {verdicts[name] for name in ("exact", "chrf", "rougeL", "loss", "perplexity")} == {"better"}
     assert found["measures"]["exact"]["values"][trained.id]["value"] == 100
@@ -96,7 +103,7 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     again = ended(workplace, again)
-    assert again.state == "interrupted"
+    assert (again.state, again.exit["signal"]) == ("failed", "SIGKILL")
     before = Counter((one["voice"], one["row"]) for one in read_lines(answers) if "answer" in one)
     assert 0 < len(before) < 60
     runs.resume(again)

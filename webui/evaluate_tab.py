@@ -96,7 +96,7 @@ def build(
                 elem_id="evaluate-upload",
                 file_types=None,
             )
-            with gr.Row(elem_classes="grid grid-2"):
+            with gr.Column(elem_classes="grid grid-2"):
                 most = gr.Number(
                     200, label=words("evaluate-rows"), minimum=0, precision=0, elem_id="evaluate-rows", min_width=110,
                     info=words("evaluate-rows-help"), **about,
@@ -113,7 +113,7 @@ def build(
             )
             with gr.Accordion(words("more"), open=False, elem_classes="fold"):
                 name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
-                with gr.Row(elem_classes="grid grid-2"):
+                with gr.Column(elem_classes="grid grid-2"):
                     temperature = gr.Number(
                         0, label=words("chat-temperature"), info=words("evaluate-temperature-help"), minimum=0, maximum=10,
                         step=0.1, min_width=110, **about,
@@ -121,7 +121,7 @@ def build(
                     top_p = gr.Number(
                         1, label="Top-p", minimum=0, maximum=1, step=0.05, min_width=110, **about
                     )
-                with gr.Row(elem_classes="grid grid-2"):
+                with gr.Column(elem_classes="grid grid-2"):
                     seed = gr.Number(
                         42, label=words("chat-seed"), minimum=0, precision=0, min_width=110, **about
                     )
@@ -169,8 +169,9 @@ def build(
 
     def fits(one: Result, folder: str | None) -> bool:
         """Whether a result belongs to that base: made of it, whole or as an adapter."""
-        found = left(one.folder)
-        return found is not None and identity(base_of(found).model_name_or_path) == identity(folder or "")
+        return one.run.kind == "training" and identity(one.run.spec.model.model_name_or_path) == identity(
+            folder or ""
+        )
 
     def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
         """Results of a base, and the sets that those which are chosen can be measured on."""
@@ -339,7 +340,9 @@ def build(
         found = of(run)
         if found is None:
             raise Refusal(problem("chat-no-result", id=run.id))
-        return found.run.spec.model.model_name_or_path, [str(found.folder)]
+        if run.kind != "training":  # a whole model that was made of others
+            return str(found.folder), []
+        return run.spec.model.model_name_or_path, [str(found.folder)]
 
     given = [opened, base, measured, sets, *view]
     return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick)

@@ -279,7 +279,7 @@ def probe(found: Mapping[str, Any], words: Words) -> str:
 
 
 def _probed(one: Mapping[str, Any], words: Words) -> str:
-    kind, verdict = words(f"probe-{one['kind']}"), words(f"probe-{one['verdict']}")
+    kind = words(f"probe-{one['kind']}")
     reference = (
         f"<small>{escape(words('report-reference'))}: {escape(one['reference'])}</small>"
         if one["reference"]
@@ -292,8 +292,8 @@ def _probed(one: Mapping[str, Any], words: Words) -> str:
     losses = " → ".join(
         "—" if one[f"loss_{when}"] is None else f"{one[f'loss_{when}']:.2f}" for when in ("before", "after")
     )
-    prompt = escape(one["prompt"].strip()).replace("\n", "<br>")
+    prompt, verdict = escape(one["prompt"].strip()).replace("\n", "<br>"), one["verdict"]
     return (
         f"<tr><td><small>{escape(kind)}</small>{prompt}{reference}</td>{cells}<td>{losses}</td>"
-        f'<td class="{escape(one["verdict"])}">{escape(verdict)}</td></tr>'
+        f'<td class="{escape(verdict)}">{escape(words(f"probe-{verdict}"))}</td></tr>'
     )

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ class Asked:
 
     kind: str
     prompt: list[int]
+    text: str  # of the prompt, for people
     reference: list[int] = field(default_factory=list)
     before: str | None = None  # None: not asked in time
     after: str | None = None
@@ -71,7 +73,7 @@ def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> 
     if spec.stage.kind != "sft" or not spec.logging.probe or rank():
         return None
     with _harmless():
-        made = Probe(spec, run, tokenizer, [*_of_training(data["train"]), *_general(tokenizer)])
+        made = Probe(spec, run, tokenizer, [*_of_training(data["train"], tokenizer), *_general(tokenizer)])
         if not made.late:
             _ask(made, model, "before", EARLY_S)
         made.began = time.monotonic()
@@ -110,7 +112,7 @@ def _harmless() -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- prompts
 
 
-def _of_training(rows: Any) -> list[Asked]:
+def _of_training(rows: Any, tokenizer: Any) -> list[Asked]:
     """Prompts of some training examples, spread over the data, each with its first answer."""
     found: list[Asked] = []
     for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int).tolist()):
@@ -119,7 +121,9 @@ def _of_training(rows: Any) -> list[Asked]:
             if begin <= 1:  # everything is trained: the second half is what the first is answered with
                 begin, end = len(ids) // 2, len(ids)
             if 0 < begin <= PROMPT_TOKENS and begin < end:
-                found.append(Asked("training", list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])))
+                prompt, reference = list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])
+                text = tokenizer.decode(prompt, skip_special_tokens=True)
+                found.append(Asked("training", prompt, text, reference))
     chosen = np.linspace(0, len(found) - 1, min(PROMPTS, len(found))).astype(int)
     return [found[at] for at in chosen]
 
@@ -143,11 +147,12 @@ def _span(labels: Sequence[int]) -> tuple[int, int]:
 
 
 def _general(tokenizer: Any) -> list[Asked]:
-    chats = [[{"role": "user", "content": text}] for text in probe.general_prompts()]
-    return [
-        Asked("general", tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=False))
-        for one in chats
-    ]
+    found = []
+    for text in probe.general_prompts():
+        chat = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        found.append(Asked("general", ids, text))
+    return found
 
 
 # --------------------------------------------------------------------------------------------- answers
@@ -162,8 +167,10 @@ def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
     try:
         known = [one for one in made.asked if one.reference]
         _take_losses(inner, known, when)
-        # The general ones begin: of the training ones the losses tell most already.
-        for one in sorted(made.asked, key=lambda one: one.kind):
+        kinds = [[one for one in made.asked if one.kind == kind] for kind in ("general", "training")]
+        for one in filter(
+            None, chain.from_iterable(zip_longest(*kinds))
+        ):  # in turns, for the time may not suffice
             if time.monotonic() > deadline:
                 return
             written, text, cut = _answer(made, inner, one.prompt, deadline)
@@ -229,7 +236,7 @@ def _told(made: Probe) -> dict[str, Any]:
         verdicts[one.kind].append(verdict)
         decode = made.tokenizer.decode
         prompts.append({
-            "kind": one.kind, "verdict": verdict, "prompt": decode(one.prompt, skip_special_tokens=True),
+            "kind": one.kind, "verdict": verdict, "prompt": one.text,
             "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
             "before": one.before, "after": one.after, "cut": one.cut, "loss_before": one.loss_before, "loss_after": one.loss_after,
         })  # fmt: skip
