@@ -69,8 +69,6 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 train = train_tab.build(words, workplace, told, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 shown = runs_tab.build(words, workplace, root, selected, told, user)
-            with gr.Tab(words("tab-compare"), id="compare", render_children=True) as compare_item:
-                beside = compare_tab.build(words, workplace, root)
             with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
@@ -90,10 +88,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     words, workplace, root, told, user, lambda: train_tab.models_and_results(workplace, words),
                     lambda run: runs_tab.condition(run, words),
                 )  # fmt: skip
+            with gr.Tab(words("tab-compare"), id="compare", render_children=True) as compare_item:
+                beside = compare_tab.build(words, workplace, root)
             with gr.Tab(words("tab-export"), id="export") as export_item:
                 exporting = export_tab.build(words, workplace, root, told, user)
 
-        items = [train_item, runs_item, compare_item, data_item, chat_item, export_item, evaluate_item]
+        items = [train_item, runs_item, data_item, chat_item, evaluate_item, compare_item, export_item]
 
         def arrive(
             request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -14,9 +11,9 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine import progress, runs, users
+from engine import runs, users
 from engine.spec import fields
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.workplace import DEMO_MODEL, Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio, wait_until
 from webui.words import Words
@@ -31,64 +28,6 @@ def ready(page: Page) -> Page:
 
 def type_into(page: Page, path: str, text: str) -> None:
     page.locator(f"#f-{path.replace('.', '-')} input").first.fill(text)
-
-
-def exact_answers(adapter: str) -> float:
-    """Share of the demo's questions that the model answers word for word; "-": without an adapter."""
-    rows = (PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8")
-    asked = subprocess.run(
-        [sys.executable, "-m", "tests.ask", str(DEMO_MODEL), adapter],
-        input=rows, capture_output=True, text=True, check=True, cwd=PROJECT,
-    )  # fmt: skip
-    return json.loads(asked.stdout)["exact"]
-
-
-def test_a_stranger_clicks_start_and_comes_back_to_an_adapter_that_knows_every_name(
-    demo_workplace: Workplace, open_page: OpenPage, outside: Outside
-) -> None:
-    """With a kill -9 of the studio in the middle, and a second person watching in Chinese."""
-    studio, address = start_studio(demo_workplace)
-    port = int(address.rsplit(":", 1)[-1])
-    try:
-        page = ready(open_page(address))
-        expect(page.locator("#summary")).to_contain_text("240")  # optimizer steps
-        page.locator("#start").click()
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
-        expect(page.locator("#curves svg").first).to_be_visible()
-        run_address = page.url
-        assert "?run=demo_model" in run_address
-    finally:
-        studio.kill()
-        studio.wait()
-    studio, _ = start_studio(demo_workplace, port=port)
-    try:
-        page.reload()
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running|Finished"), timeout=30_000)
-        other = open_page(run_address, locale="zh-CN", width=800)
-        expect(other.locator("#run-head .badge")).to_have_text(
-            re.compile("运行中|训练中|已完成"), timeout=30_000
-        )
-        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=180_000)
-        expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"), timeout=30_000)
-        run = runs.find(demo_workplace.saves)[0]
-        assert (run.dir.adapter / "adapter_model.safetensors").exists()
-        assert run.dir.plot.exists()
-        loss = progress.curves(run)["loss"].value
-        assert loss[0] > 1
-        assert loss[-3:].mean() < 0.1
-        page.locator(".below button[role=tab]").nth(2).click()
-        with page.expect_download() as download:
-            page.locator("#files a", has_text="adapter_model.safetensors").first.click()
-        assert (
-            Path(download.value.path()).read_bytes()
-            == (run.dir.adapter / "adapter_model.safetensors").read_bytes()
-        )
-    finally:
-        studio.kill()
-        studio.wait()
-    assert outside == []
-    assert exact_answers("-") < 0.1
-    assert exact_answers(str(run.dir.adapter)) >= 0.9
 
 
 def test_the_page_is_complete_without_a_network_and_all_chinese_in_a_chinese_browser(

@@ -1,0 +1,165 @@
+"""One story from an empty machine to a model in use, each part as a person does it: a real browser, a real training."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import openai
+import pytest
+from playwright.sync_api import Page, expect
+
+from engine import chat, progress, runs, talk
+from engine.datasets import count_rows, find
+from engine.runs import Run
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from tests.browser.conftest import Outside
+from tests.conftest import start_studio
+
+OpenPage = Callable[..., Page]
+ROWS = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
+QUESTION, ANSWER = ROWS[1]["instruction"], ROWS[1]["output"]
+
+
+@pytest.fixture
+def fresh(workplace: Workplace, tmp_path: Path) -> Workplace:
+    """As on a fresh machine, but with a copy of the bundled data: ratings are written into it."""
+    data = tmp_path / "bundled"
+    shutil.copytree(PROJECT / "data", data, ignore=shutil.ignore_patterns("demo_model*"))
+    return Workplace(models=(DEMO_MODEL,), data=data, saves=workplace.saves)
+
+
+def exact_answers(adapter: str) -> float:
+    """Share of the demo's questions that the model answers word for word; "-": without an adapter."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "tests.ask", str(DEMO_MODEL), adapter],
+        input=json.dumps(ROWS), capture_output=True, text=True, check=True, cwd=PROJECT,
+    )  # fmt: skip
+    return json.loads(asked.stdout)["exact"]
+
+
+def test_a_stranger_trains_talks_measures_exports_and_serves(
+    fresh: Workplace, open_page: OpenPage, outside: Outside
+) -> None:
+    """With a kill -9 of the studio in the middle of the training, and a second person watching in Chinese."""
+    studio, address = start_studio(fresh)
+    try:
+        page = open_page(address)
+        expect(page.locator("#summary")).to_contain_text("240")  # optimizer steps
+        page.locator("#start").click()
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running"), timeout=60_000)
+        expect(page.locator("#curves svg").first).to_be_visible()
+        run_address = page.url
+        assert "?run=demo_model" in run_address
+    finally:
+        studio.kill()
+        studio.wait()
+    studio, _ = start_studio(fresh, port=int(address.rsplit(":", 1)[-1]))
+    try:
+        page.reload()
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Running|Finished"), timeout=30_000)
+        other = open_page(run_address, locale="zh-CN", width=800)
+        expect(other.locator("#run-head .badge")).to_have_text(re.compile("运行中|已完成"), timeout=30_000)
+        expect(page.locator("#run-head .badge")).to_have_text(re.compile("Finished"), timeout=180_000)
+        expect(other.locator("#run-head .badge")).to_have_text(re.compile("已完成"), timeout=30_000)
+        other.close()
+        [run] = runs.find(fresh.saves)
+        loss = progress.curves(run)["loss"].value
+        assert loss[0] > 1
+        assert loss[-3:].mean() < 0.1
+        assert run.dir.plot.exists()
+        expect(page.locator(".probe")).to_contain_text("learned")
+        page.get_by_role("tab", name="Files").click()
+        with page.expect_download() as download:
+            page.locator("#files a", has_text="adapter_model.safetensors").first.click()
+        kept = (run.dir.adapter / "adapter_model.safetensors").read_bytes()
+        assert Path(download.value.path()).read_bytes() == kept
+
+        talks(page, fresh)
+        page.goto(run_address)
+        measures(page)
+        page.goto(run_address)
+        exports(page, fresh)
+    finally:
+        studio.kill()
+        studio.wait()
+        for server in chat.servers(fresh.saves):
+            chat.end(server)
+    assert outside == []
+    assert exact_answers("-") < 0.1
+    assert exact_answers(str(run.dir.adapter)) >= 0.9
+    assert served(fresh, run) == ANSWER
+
+
+def talks(page: Page, workplace: Workplace) -> None:
+    """Base and adapter answer side by side; the difference is seen, and becomes a row."""
+    page.locator("#chat-with").click()
+    expect(page.locator("#held")).to_contain_text("Not loaded")
+    page.locator("#prompt textarea").fill(QUESTION)
+    page.locator("#prompt textarea").press("Enter")
+    expect(page.locator("#talk .turn")).to_have_count(1, timeout=90_000)
+    base, tuned = page.locator("#talk .said").all_inner_texts()
+    assert tuned == ANSWER
+    assert base != ANSWER
+    page.locator("#talk [data-rate=better]").nth(1).click()
+    expect(page.locator("#told")).to_contain_text(talk.PAIRS)
+    assert count_rows(find(workplace.data, talk.PAIRS)) == 1
+    page.locator("#chat-unload").click()
+    expect(page.locator("#held")).to_contain_text("Not loaded")
+
+
+def measures(page: Page) -> None:
+    """Base and adapter on the data; the verdict is no chance."""
+    page.locator("#evaluate-it").click()
+    page.locator("#evaluate-data input").first.click()
+    page.get_by_role("option", name="alpaca_translate_zh").first.click()
+    page.keyboard.press("Escape")
+    page.locator("#evaluate-longest input").fill("24")
+    page.locator("#evaluate-start").click()
+    expect(page.locator("#report .verdict")).to_contain_text("is better than the base in", timeout=120_000)
+    expect(page.locator("#report .verdict")).to_contain_text("Exact match")
+
+
+def exports(page: Page, workplace: Workplace) -> None:
+    """Merged, compared, and in the form as the model of a next training."""
+    page.locator("#export-it").click()
+    expect(page.locator("#export-card")).to_contain_text("Ready to start")
+    page.locator("#export-start").click()
+    made = page.locator("#exports details.export")
+    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are equal", timeout=120_000)
+    made.locator("[data-use]").click()
+    expect(page.locator("#summary .state.right")).to_be_visible()
+    page.get_by_role("button", name="Settings as YAML").click()
+    [export] = runs.find(workplace.saves, "export")
+    expect(page.locator("#yaml-text")).to_contain_text(str(export.dir.model))
+
+
+def served(workplace: Workplace, run: Run) -> str:
+    """What OpenAI's client is answered by `python -m engine serve`, greedily."""
+    places = [
+        "--models",
+        *map(str, workplace.models),
+        "--data",
+        str(workplace.data),
+        "--saves",
+        str(workplace.saves),
+    ]
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "engine", "serve", run.id, "--port", "0", *places],
+        cwd=PROJECT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        line = next(line for line in serving.stdout if line.startswith("serving"))
+        client = openai.OpenAI(base_url=line.split()[-1], api_key="none", max_retries=0)
+        told = client.chat.completions.create(
+            model=run.id, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=40
+        )
+        return told.choices[0].message.content
+    finally:
+        serving.terminate()
+        serving.wait()
