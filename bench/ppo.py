@@ -17,7 +17,7 @@ from pathlib import Path
 from bench.figures import Figure, table
 from engine.workplace import PROJECT
 
-SEEDS, STEPS = range(5), 24
+SEEDS, STEPS = range(5), 60
 
 
 def learn(model: Path, folder: Path, seed: int) -> tuple[float, float, float]:
