@@ -115,7 +115,7 @@ def build(
         with gr.Row(elem_classes="chart-tools") as tools:
             across = gr.Radio(
                 [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
-                elem_classes="field-union", scale=0, min_width=260,
+                elem_classes="field-union", scale=0, min_width=340,
             )  # fmt: skip
             smoothing = gr.Slider(0, 0.99, 0.6, step=0.01, label=words("smoothing"), scale=0, min_width=260)
             log_scale = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
