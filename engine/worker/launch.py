@@ -17,18 +17,19 @@ from pathlib import Path
 from engine.command import WAITS
 from engine.rundir import RunDir
 from engine.spec import RunSpec
+from engine.worker.libraries import import_libraries, importing, leave_out_unused
 
 
 def main() -> None:
     """Import, wait if told to, launch."""
     folder = RunDir(Path(sys.argv[-1]))
     spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
-    if alone := spec.hardware.num_processes == 1:
-        from engine.worker.libraries import import_libraries, leave_out_unused
-
-        leave_out_unused(spec)
-        import_libraries(spec)
-    from accelerate.commands import launch
+    alone = spec.hardware.num_processes == 1
+    with importing():
+        if alone:
+            leave_out_unused(spec)
+            import_libraries(spec)
+        from accelerate.commands import launch
 
     if os.environ.pop(WAITS, "") and not sys.stdin.readline():
         return  # whoever was to say that it may begin is gone, or the rows could not be prepared

@@ -9,7 +9,7 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import leave_out_unused
+from engine.worker.libraries import importing, leave_out_unused
 
 
 def train(run: RunDir) -> None:
@@ -18,16 +18,17 @@ def train(run: RunDir) -> None:
     report("loading")
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
-    from datasets import Dataset
-    from transformers import set_seed
+    with importing():
+        from datasets import Dataset
+        from transformers import set_seed
 
-    from engine.worker import probe
-    from engine.worker.lengths import group_by_length
-    from engine.worker.metrics import RunCallback
-    from engine.worker.model import keep_initial, load_model
-    from engine.worker.result import save_result
-    from engine.worker.tokenizer import load_tokenizer
-    from engine.worker.trainers import assert_effective, trainer_of
+        from engine.worker import probe
+        from engine.worker.lengths import group_by_length
+        from engine.worker.metrics import RunCallback
+        from engine.worker.model import keep_initial, load_model
+        from engine.worker.result import save_result
+        from engine.worker.tokenizer import load_tokenizer
+        from engine.worker.trainers import assert_effective, trainer_of
 
     spec = spec_of(run)
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
