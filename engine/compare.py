@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from engine import progress, runs
+from engine import progress, rundir, runs
 from engine.models import identity
 from engine.problems import Refusal
 from engine.progress import Series
@@ -89,16 +89,10 @@ def spec_of(run: Run) -> RunSpec | None:
 
 def stamp(chosen: Sequence[Run]) -> str:
     """Changes when anything that is compared changes."""
-    seen = []
-    for run in chosen:
-        seen.append(f"{run.id} {run.state}")
-        for path in (run.dir.metrics, run.dir.spec, run.dir.exit):
-            try:
-                told = path.stat()
-                seen.append(f"{told.st_mtime_ns}:{told.st_size}")
-            except FileNotFoundError:
-                seen.append("-")
-    return "|".join(seen)
+    return "|".join(
+        f"{run.id} {run.state} {rundir.stamp((run.dir.metrics, run.dir.spec, run.dir.exit))}"
+        for run in chosen
+    )
 
 
 def curves(chosen: Sequence[Run]) -> list[dict[str, Series]]:

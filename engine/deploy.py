@@ -185,7 +185,7 @@ def doubts(render: Render, template: str) -> list[Problem]:
         conversation = [said("user", text), said("assistant", answer), said("user", QUESTION_2)]
         try:
             told = render(conversation, True)
-        except Exception:
+        except Exception:  # it refuses the message, so no difference in writing it can be told
             return False
         return text not in told or answer not in told
 

@@ -1,8 +1,8 @@
 """The small detached parent of one run.
 
 It is a session of its own, so it outlives the studio; holds the run's lock; starts what the run's kind says, of a
-training `prepare` and then the training itself; obeys stop requests; ends whatever process of the run is left; and writes exit.json last. It judges
-what it saw: "finished" takes exit code 0 *and* a result written by this very attempt.
+training `prepare` and the launcher; obeys stop requests; ends whatever process of the run is left; and writes exit.json
+last. It judges what it saw: "finished" takes exit code 0 *and* a result written by this very attempt.
 
     python -m engine.keeper keep FOLDER    become the keeper of a run; returns once the keeper holds the lock
     python -m engine.keeper end FOLDER     end every process of a run whose keeper is gone

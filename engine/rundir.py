@@ -109,6 +109,18 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def stamp(paths: Iterable[Path]) -> str:
+    """Changes when one of the files does, comes or goes."""
+    seen = []
+    for path in paths:
+        try:
+            told = path.stat()
+            seen.append(f"{told.st_mtime_ns}:{told.st_size}")
+        except FileNotFoundError:
+            seen.append("-")
+    return "|".join(seen)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
     found = []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from engine import keeper, kinds, queue
 from engine.command import Step
+from engine.spec import Spec
 from engine.workplace import PROJECT
 
 # What a training leaves when all goes well; SOURCE may call it.
@@ -34,7 +35,10 @@ def start(folder: Path, source: str) -> int:
 def stand_in(source: str) -> None:
     """In this process, runs are started with `source` as their training from now on."""
     program = [sys.executable, "-c", FINISH + source]
-    steps = lambda spec, folder, port, cards: [Step([*program, str(folder)], saves=True)]  # noqa: E731
+
+    def steps(_spec: Spec, folder: Path, _port: int, _cards: int) -> list[Step]:
+        return [Step([*program, str(folder)], saves=True)]
+
     kinds.KINDS["training"] = dataclasses.replace(kinds.KINDS["training"], steps=steps)
     queue._start = lambda folder: start(folder, source)
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from engine import probe
 from engine.probe import FORGOT, LEARNED, of_general, of_run, of_training
-from engine.rundir import RunDir, write_json, write_text
+from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT
+from tests.train_many import lay_out, train_many
 
 
 def spec(**changes: object) -> RunSpec:
@@ -50,14 +49,8 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     }
     saves, folders = tmp_path_factory.mktemp("probe"), {}
     for name, one in specs.items():
-        run = RunDir(saves / "demo_model" / "lora" / name)
-        run.path.mkdir(parents=True)
-        write_text(run.spec, one.to_yaml())
-        write_json(run.request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
-        folders[name] = run
-    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in folders.values())]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        folders[name] = lay_out(RunDir(saves / "demo_model" / "lora" / name), one)
+    train_many(*folders.values())
     return folders
 
 

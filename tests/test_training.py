@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from engine import runs
 from engine.progress import curves
-from engine.rundir import RunDir, read_json, write_json, write_text
+from engine.rundir import RunDir, read_json, write_json
 from engine.spec import RunSpec, optimizer_steps
 from engine.workplace import PROJECT
+from tests.train_many import lay_out, train_many
 
 pytestmark = pytest.mark.slow
 
@@ -110,14 +111,8 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         })  # fmt: skip
         for path, value in changes.items():
             spec = spec.change(path, value)
-        run = RunDir(root / "saves" / "tiny" / spec.method.kind / name)
-        run.path.mkdir(parents=True)
-        write_text(run.spec, spec.to_yaml())
-        write_json(run.request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
-        folders[name] = run
-    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in folders.values())]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        folders[name] = lay_out(RunDir(root / "saves" / "tiny" / spec.method.kind / name), spec)
+    train_many(*folders.values())
     return folders
 
 

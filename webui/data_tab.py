@@ -27,7 +27,7 @@ from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
-from webui import notices, rows
+from webui import clicks, notices, rows
 from webui.numbers import duration, human
 from webui.words import Words
 
@@ -39,15 +39,6 @@ AT_ONCE = 100_000_000  # bytes of a set that is checked as soon as one asks what
 ALL_ROLES = (
     "prompt", "query", "response", "chosen", "rejected", "kto_tag", "messages", "history", "system", "tools",
 )  # fmt: skip
-
-SETS_JS = """
-element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-set]');
-  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  event.preventDefault();
-  trigger('select', { set: row.dataset.set });
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ def build(
         with gr.Column(scale=3, min_width=250, elem_classes="shelf"):
             upload = gr.UploadButton(words("upload"), type="filepath", elem_id="upload", elem_classes="drop")
             gr.HTML(f'<p class="quiet">{escape(words("upload-help"))}</p>', elem_classes="under-drop")
-            listing = gr.HTML(elem_id="sets", js_on_load=SETS_JS)
+            listing = gr.HTML(elem_id="sets", js_on_load=clicks.rows_of("set"))
             with gr.Accordion(words("hub-set"), open=False, elem_classes="fold", elem_id="hub-set"):
                 hub_id = gr.Textbox(
                     label=words("hub-id"), info=words("hub-id-help"), max_lines=1, elem_classes="field"

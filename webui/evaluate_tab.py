@@ -23,21 +23,12 @@ from engine.problems import Refusal, problem
 from engine.results import Result, of, results
 from engine.runs import Run
 from engine.workplace import Workplace
-from webui import notices, reports
+from webui import clicks, notices, reports
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the open evaluation
 SHOWN = 50  # evaluations in the list
 RESULTS = 6  # measured together, at most
-
-LIST_JS = """
-element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-run]');
-  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  event.preventDefault();
-  trigger('select', { run: row.dataset.run });
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,7 @@ def build(
             wrong = gr.HTML(elem_id="evaluate-wrong")
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
             with gr.Accordion(words("reports"), open=True, elem_classes="fold", elem_id="reports-fold"):
-                listing = gr.HTML(elem_id="reports", js_on_load=LIST_JS)
+                listing = gr.HTML(elem_id="reports", js_on_load=clicks.rows_of("run"))
             nothing = gr.HTML(
                 f'<div class="empty"><b>{escape(words("report-none"))}</b><p>{escape(words("report-none-help"))}</p></div>'
             )

@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import probe, progress, report, runs, samples
+from engine import probe, progress, report, rundir, runs, samples
 from engine.failures import explain
 from engine.problems import Problem, Refusal
 from engine.results import following, of
 from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
-from webui import charts, notices, reports
+from webui import charts, clicks, notices, reports
 from webui.numbers import ago, duration, human, moment, size
 from webui.words import Words
 
@@ -31,16 +31,6 @@ SHOWN = 100  # runs in the table before "show more"
 FILES = 200  # of a run, listed
 SECONDS = 2  # between two looks at the open run
 LIST_SECONDS = 4  # between two looks at the table
-
-# Clicks on a row or its link; with a modifier key the browser's own way: a new tab.
-ROWS_JS = """
-element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-run]');
-  if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
-  event.preventDefault();
-  trigger('select', { run: row.dataset.run });
-});
-"""
 
 
 @dataclass(frozen=True)
@@ -79,11 +69,11 @@ def build(
                 max_lines=1,
                 scale=1,
             )
-        table = gr.HTML(js_on_load=ROWS_JS, elem_id="runs")
+        table = gr.HTML(js_on_load=clicks.rows_of("run"), elem_id="runs")
         limit = gr.Textbox(str(SHOWN), elem_classes="unseen", container=False)
         more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")
     with gr.Column(visible=False, elem_classes="one-run") as run_view:
-        head = gr.HTML(js_on_load=ROWS_JS, elem_id="run-head")
+        head = gr.HTML(js_on_load=clicks.rows_of("run"), elem_id="run-head")
         with gr.Row(elem_classes="buttons actions"):
             stop = gr.Button(words("stop-save"), size="sm", elem_id="stop")
             kill = gr.Button(words("kill"), size="sm", elem_id="kill", elem_classes="hurts")
@@ -323,24 +313,11 @@ def picked(event: gr.EventData) -> str:
 
 def stamp_of(run: Run) -> str:
     """Changes when anything that the page shows of the run changes."""
-    seen = [run.state, str(run.queue_position)]
-    for path in (
-        run.dir.progress,
-        run.dir.metrics,
-        run.dir.samples,
-        run.dir.log,
-        run.dir.exit,
-        run.dir.error,
-        run.dir.report,
-        run.dir.probe,
-        run.path,
-    ):
-        try:
-            told = path.stat()
-            seen.append(f"{told.st_mtime_ns}:{told.st_size}")
-        except FileNotFoundError:
-            seen.append("-")
-    return "|".join(seen)
+    here = run.dir
+    files = (
+        here.progress, here.metrics, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
+    )  # fmt: skip
+    return f"{run.state} {run.queue_position} {rundir.stamp(files)}"
 
 
 # ------------------------------------------------------------------------------------------ the table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,14 @@ def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page
     yield open_
     for context in contexts:
         context.close()
+
+
+@pytest.fixture
+def trained(workplace: Workplace) -> Workplace:
+    """The demo model, two finished runs of it, "one" and "two", and a data folder of this test's own."""
+    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one", "two"]
+    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
+    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
 
 
 @pytest.fixture

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.workplace import Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
 
 RUN = "demo_model/lora/one"
-
-
-@pytest.fixture
-def trained(workplace: Workplace) -> Workplace:
-    """The demo model, a finished run of it, and a data folder of this test's own."""
-    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one"]
-    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
-    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
 
 
 def choose(page: Page, field: str, name: str) -> None:

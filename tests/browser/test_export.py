@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from engine import runs
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.workplace import Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
-
-
-@pytest.fixture
-def trained(workplace: Workplace) -> Workplace:
-    """The demo model with two finished runs of it."""
-    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one", "two"]
-    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
-    return Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
 
 
 def test_a_run_is_exported_compared_and_picked_in_the_form(
