@@ -104,9 +104,9 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     """The spec of a run of `stage` that begins from the result of `run`.
 
     It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
-    takes few epochs, and one that answers enough answers a step; data
-    sets that do not fit give way to the first that does. An answering stage is judged by the run itself if that is a
-    reward model, else by the newest one of the same model. Raises Refusal where `stage` is none of `following(run)`.
+    takes few epochs, and one that answers enough answers a step; data sets that do not fit give way to the first that
+    does. An answering stage is judged by the run itself if that is a reward model, and begins from the newest SFT adapter
+    if that began from none; else it is judged by the newest reward model of the same base. Raises Refusal where `stage` is none of `following(run)`.
     """
     if stage not in following(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
@@ -121,8 +121,9 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
     start = found
     if found.stage == "rm":
-        # It judges, and something that answers is trained: from where it began itself, else from what has learned to answer.
-        start = None if before.model.adapter_path else _newest(before, workplace, "sft", adapter=True)
+        # It judges, and something that answers is trained: from where it began itself, or from what has learned to answer.
+        fresh = before.method.kind == "lora" and not before.model.adapter_path
+        start = _newest(before, workplace, "sft", adapter=True) if fresh else None
     if start and start.adapter:
         plain["model"]["adapter_path"] = str(start.folder)
         # A PiSSA adapter was left as an ordinary one, of twice the rank.

@@ -10,10 +10,10 @@ import pytest
 
 from engine import runs
 from engine.problems import Refusal
-from engine.results import following, next_spec, results
+from engine.results import ANSWERS, EPOCHS, following, next_spec, results
 from engine.rundir import write_json, write_text
 from engine.runs import Run
-from engine.spec import RunSpec, problems
+from engine.spec import RunSpec, examples_per_step, problems
 from engine.workplace import Workplace
 
 
@@ -109,3 +109,22 @@ def test_a_stage_that_cannot_follow_is_refused(finished: Callable[..., Run], wor
     for stage in ("pt", "no such stage", ""):
         with pytest.raises(Refusal, match="cannot go on"):
             next_spec(run, stage, workplace)
+
+
+def test_behind_a_reward_model_what_has_learned_to_answer_is_trained(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    judge = finished("judge", stage={"kind": "rm"}, training__num_train_epochs=30)
+    spec = next_spec(judge, "ppo", workplace)
+    assert spec.stage.reward_model == str(judge.dir.adapter)
+    assert spec.model.adapter_path is None  # nothing has learned yet
+    assert spec.training.num_train_epochs == EPOCHS
+    assert examples_per_step(spec) >= ANSWERS
+
+    talker = finished("talker")
+    assert next_spec(judge, "ppo", workplace).model.adapter_path == str(talker.dir.adapter)
+    whole = finished("whole", stage={"kind": "rm"}, method={"kind": "full"})
+    spec = next_spec(whole, "ppo", workplace)  # all weights are trained: there is no adapter to go on with
+    assert (spec.method.kind, spec.model.adapter_path) == ("full", None)
+    continued = finished("continued", stage={"kind": "rm"}, model__adapter_path="an/adapter")
+    assert next_spec(continued, "ppo", workplace).model.adapter_path == "an/adapter"

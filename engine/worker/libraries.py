@@ -19,7 +19,8 @@ UNUSED_UNLESS_ASKED = "bitsandbytes"
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Keep the cyclic garbage collector from looking, while modules are imported: it would go through hundreds of
-    thousands of new objects again and again, a quarter of the whole time, and find that nearly all are in use."""
+    thousands of new objects again and again, a quarter of the whole time, and find that nearly all are in use. Once in
+    the life of a process: whatever is garbage at the end is kept for good, too."""
     gc.disable()
     try:
         yield

@@ -9,7 +9,7 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import importing, leave_out_unused
+from engine.worker.libraries import import_libraries, importing, leave_out_unused
 
 
 def train(run: RunDir) -> None:
@@ -17,18 +17,17 @@ def train(run: RunDir) -> None:
     report = Report(run)
     report("loading")
 
-    # Imported here: the lock is held and the page told before torch has even begun to load.
-    with importing():
-        from datasets import Dataset
-        from transformers import set_seed
+    # Imported here: the lock is held before torch has even begun to load.
+    from datasets import Dataset
+    from transformers import set_seed
 
-        from engine.worker import probe
-        from engine.worker.lengths import group_by_length
-        from engine.worker.metrics import RunCallback
-        from engine.worker.model import keep_initial, load_model
-        from engine.worker.result import save_result
-        from engine.worker.tokenizer import load_tokenizer
-        from engine.worker.trainers import assert_effective, trainer_of
+    from engine.worker import probe
+    from engine.worker.lengths import group_by_length
+    from engine.worker.metrics import RunCallback
+    from engine.worker.model import keep_initial, load_model
+    from engine.worker.result import save_result
+    from engine.worker.tokenizer import load_tokenizer
+    from engine.worker.trainers import assert_effective, trainer_of
 
     spec = spec_of(run)
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
@@ -75,4 +74,6 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 if __name__ == "__main__":
     with edge(sys.argv[1]) as here:
         leave_out_unused(spec_of(here))
+        with importing():  # for the ranks of a launcher that is a process of its own
+            import_libraries(spec_of(here))
         train(here)
