@@ -380,3 +380,23 @@ def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60)
     assert int(told.stdout) == 8_000_000
+
+
+def test_a_stop_in_the_middle_of_a_long_answer_ends_the_work() -> None:
+    code = """
+import signal, sys
+from engine.worker.crew import Crew
+signal.signal(signal.SIGALRM, lambda *_: sys.exit())
+for ms in range(1, 200, 10):
+    crew = Crew(2, bytes)
+    signal.setitimer(signal.ITIMER_REAL, ms / 1000)
+    try:
+        for answer in crew.map([50_000_000] * 50):
+            pass
+    except SystemExit:
+        print("stopped")
+    finally:
+        crew.close()
+"""
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert told.stdout.split() == ["stopped"] * 20, told.stderr

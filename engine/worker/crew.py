@@ -43,7 +43,11 @@ class Crew:
                 _serve(theirs, work)
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
-        """The results of the tasks. To be read to the end, or closed."""
+        """The results of the tasks. To be read to the end, or closed.
+
+        After any other end the crew is good for nothing more: a signal may have stopped the reading in the middle of an
+        answer, and what follows is not the beginning of one.
+        """
         if not self.members:
             yield from map(self.work, tasks)
             return
@@ -58,10 +62,11 @@ class Crew:
                     yield _answer(waiting.popleft())
             while waiting:
                 yield _answer(waiting.popleft())
-        finally:
+        except GeneratorExit:  # closed between two answers, so that the next map finds none of these
             with contextlib.suppress(EOFError, OSError):
                 for member in waiting:
                     member.recv()
+            raise
 
     def close(self) -> None:
         """Ends the forks, at once."""
