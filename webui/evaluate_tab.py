@@ -6,8 +6,8 @@ poll shows how far it is, and its report when there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import report, runs, uploads
+from engine import report, rundir, runs, uploads
 from engine.datasets import read_catalogue
 from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
 from engine.models import identity
-from engine.problems import Refusal, problem
+from engine.problems import Problem, Refusal, problem
 from engine.results import Result, of, results
 from engine.runs import Run
 from engine.workplace import Workplace
@@ -88,14 +88,8 @@ def build(
                 file_types=None,
             )
             with gr.Column(elem_classes="grid grid-2"):
-                most = gr.Number(
-                    200, label=words("evaluate-rows"), minimum=0, precision=0, elem_id="evaluate-rows", min_width=110,
-                    info=words("evaluate-rows-help"), **about,
-                )  # fmt: skip
-                longest = gr.Number(
-                    256, label=words("evaluate-longest"), minimum=1, precision=0, elem_id="evaluate-longest",
-                    min_width=110, info=words("evaluate-longest-help"), **about,
-                )  # fmt: skip
+                most = number_box("rows", "200", words, info=words("evaluate-rows-help"))
+                longest = number_box("longest", "256", words, info=words("evaluate-longest-help"))
             alone = gr.Checkbox(
                 False,
                 label=words("evaluate-alone"),
@@ -105,20 +99,13 @@ def build(
             with gr.Accordion(words("more"), open=False, elem_classes="fold"):
                 name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
                 with gr.Column(elem_classes="grid grid-2"):
-                    temperature = gr.Number(
-                        0, label=words("chat-temperature"), info=words("evaluate-temperature-help"), minimum=0, maximum=10,
-                        step=0.1, min_width=110, **about,
-                    )  # fmt: skip
-                    top_p = gr.Number(
-                        1, label="Top-p", minimum=0, maximum=1, step=0.05, min_width=110, **about
+                    temperature = number_box(
+                        "temperature", "0", words, info=words("evaluate-temperature-help")
                     )
+                    top_p = number_box("top-p", "1", words)
                 with gr.Column(elem_classes="grid grid-2"):
-                    seed = gr.Number(
-                        42, label=words("chat-seed"), minimum=0, precision=0, min_width=110, **about
-                    )
-                    batch = gr.Number(
-                        16, label=words("evaluate-batch"), minimum=1, precision=0, min_width=110, **about
-                    )
+                    seed = number_box("seed", "42", words)
+                    batch = number_box("batch", "16", words)
             start = gr.Button(words("evaluate-start"), variant="primary", elem_id="evaluate-start")
             wrong = gr.HTML(elem_id="evaluate-wrong")
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
@@ -203,22 +190,23 @@ def build(
         """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
         found = left(chosen[0]) if chosen else None
         model = base_of(found).model_dump() if found else {}
+        data = {"max_samples": None if _said(rows) == "0" else _said(rows), "seed": _said(number)}
         generation = {
-            "max_new_tokens": tokens, "temperature": heat, "top_p": share, "seed": number, "batch_size": at_once,
+            "max_new_tokens": _said(tokens), "temperature": _said(heat), "top_p": _said(share), "seed": _said(number),
+            "batch_size": _said(at_once),
         }  # fmt: skip
         return EvaluationSpec.read({
             "name": (title or "").strip(), "model": model | {"model_name_or_path": folder or ""},
             "with_base": bool(base_too), "results": list(chosen or ()),
-            "data": {"datasets": list(names or ()), "max_samples": int(rows) if rows else None, "seed": int(number or 0),
-                     "without_references": bool(without)},
-            "generation": {name: value for name, value in generation.items() if value is not None},
+            "data": _given(data) | {"datasets": list(names or ()), "without_references": bool(without)},
+            "generation": _given(generation),
         })  # fmt: skip
 
     def started(request: gr.Request, order: str, text: str, *held: Any) -> list[Any]:
         try:
             run = runs.submit(spec_of(*held), workplace, by=user(request))
         except Refusal as refusal:
-            listed = notices.listed(refusal.problems, words)
+            listed = notices.listed([_named(one, words) for one in refusal.problems], words)
             return [gr.skip(), gr.skip(), listed, *[gr.skip()] * (1 + len(open_parts))]
         return [
             notices.toast(words("started")),
@@ -238,7 +226,7 @@ def build(
             [
                 run.id,
                 run.state,
-                *(_changed(path) for path in (run.dir.progress, run.dir.exit, run.dir.report)),
+                rundir.stamp((run.dir.progress, run.dir.exit, run.dir.report)),
             ]
         )
 
@@ -344,8 +332,31 @@ def _whole(number: str) -> int:
     return int(number) if number.isdecimal() and len(number) < 9 else 1
 
 
-def _changed(path: Path) -> str:
-    try:
-        return str(path.stat().st_mtime_ns)
-    except FileNotFoundError:
-        return "-"
+# What a setting is called on this page. Its bounds are those of EvaluationSpec.
+NAMES = {
+    "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
+    "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
+    "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",
+}  # fmt: skip
+
+
+def number_box(what: str, value: str, words: Words, **more: Any) -> gr.Textbox:
+    """A box for a number. A text box: a number box answers a bad number with an error of its own."""
+    return gr.Textbox(
+        value, label=words(f"evaluate-{what}"), lines=1, max_lines=1, min_width=110, elem_id=f"evaluate-{what}",
+        elem_classes="field", interactive=True, **more,
+    )  # fmt: skip
+
+
+def _said(text: Any) -> str:
+    return str(text or "").strip()
+
+
+def _given(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Without what was left empty, which is as the spec has it."""
+    return {name: value for name, value in values.items() if value != ""}
+
+
+def _named(one: Problem, words: Words) -> Problem:
+    """The problem with its field called as this page calls it."""
+    return replace(one, field=words(NAMES[one.field])) if one.field in NAMES else one

@@ -42,6 +42,14 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         page.locator("#evaluate-start").click()
         expect(page.locator("#evaluate-wrong")).to_contain_text("no answers to compare with")
 
+        for box, called in (("rows", "Rows"), ("longest", "Longest answer")):
+            for value in ("-5", "1e99", "<b>many</b>"):
+                held = page.locator(f"#evaluate-{box} input").input_value()
+                page.locator(f"#evaluate-{box} input").fill(value)
+                page.locator("#evaluate-start").click()
+                expect(page.locator("#evaluate-wrong")).to_contain_text(f"{called} must be")
+                page.locator(f"#evaluate-{box} input").fill(held)
+
         choose(page, "#evaluate-data", "chat")
         page.locator("#evaluate-alone input").check()
         page.locator("#evaluate-longest input").fill("16")
