@@ -1,6 +1,7 @@
-"""Trains a 7B model for 20 steps on one NVIDIA card: `python -m bench.gpu`. Speed and device memory.
+"""Trains models of the sizes that people train on one NVIDIA card: `python -m bench.gpu [--only WORD]`.
 
-The weights are random, in the shape of Qwen1.5-7B: speed and memory do not depend on what a model knows.
+Each case goes through the real engine for a few steps: seconds of a step, tokens a second, device memory. The weights
+are random: speed and memory do not depend on what a model knows.
 """
 
 from __future__ import annotations
@@ -13,21 +14,66 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from bench.figures import Figure, table
 from engine import machine, runs
 from engine.problems import Refusal
-from engine.rundir import RunDir, write_json
+from engine.rundir import RESULT, RunDir, read_json, read_lines, write_json
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 
-SHAPE = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+SHAPES = {  # Qwen1.5-7B and Qwen2.5-1.5B
+    "7B": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+    },
+    "1.5B": {
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
-STEPS, ROWS, WORDS = 20, 400, 1200  # every row is longer than max_length, so that every example is full
+STEPS, WARM, ROWS, WORDS = (
+    12,
+    4,
+    400,
+    1200,
+)  # every row is longer than max_length, so that every example is full
 GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: `batch` examples of `length` tokens a step."""
+
+    shape: str
+    method: str
+    batch: int
+    length: int
+    recompute: bool  # gradient checkpointing
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        kept = "recomputed" if self.recompute else "kept"
+        words = [self.shape, self.method, *map(str, self.changes.values()), f"{self.batch} × {self.length}", kept]
+        return " ".join(words)
+
+
+FOUR, EIGHT = ({"model.quantization.kind": kind} for kind in ("4bit", "8bit"))
+CASES = [
+    Case("7B", "lora", 2, 2048, True),
+    Case("7B", "lora", 1, 2048, False),
+    Case("7B", "lora", 2, 2048, True, FOUR),
+    Case("7B", "lora", 2, 2048, True, EIGHT),
+    Case("1.5B", "lora", 4, 1024, False),
+    Case("1.5B", "lora", 8, 1024, True),
+    Case("1.5B", "full", 4, 1024, True),
+    Case("1.5B", "full", 4, 1024, True, {"training.optim": "adamw_8bit"}),
+    Case("1.5B", "freeze", 4, 1024, True),
+]
 
 
 def make_model(folder: str, shape: str, device: str) -> None:
@@ -44,6 +90,15 @@ def make_model(folder: str, shape: str, device: str) -> None:
     model.save_pretrained(folder)
 
 
+def made(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
+    """The model of this shape, made if it is not there."""
+    if not folder.exists():
+        code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
+        words = [sys.executable, "-c", code, str(folder), json.dumps(shape), device]
+        subprocess.run(words, cwd=PROJECT, check=True)
+    return folder
+
+
 def make_data(folder: Path) -> None:
     """Rows of plain text for pre-training, each cut at max_length."""
     text = " ".join(f"word {n} follows word {n - 1}." for n in range(WORDS))
@@ -53,18 +108,23 @@ def make_data(folder: Path) -> None:
     )
 
 
-def spec_of(model: Path, data: Path, length: int, batch: int, checkpointing: bool, device: str) -> RunSpec:
+def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
     """The preset "LoRA for a 7B model", shortened to a few steps of full examples."""
     plain = dict(Workplace().presets()["lora_7b"]["spec"])
+    if case.method != "lora":
+        plain["method"] = {"kind": case.method}
     plain["training"] = plain["training"] | {
-        "max_steps": STEPS, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1,
-        "precision": "bf16", "gradient_checkpointing": checkpointing,
+        "max_steps": STEPS, "per_device_train_batch_size": case.batch, "gradient_accumulation_steps": 1,
+        "precision": "bf16", "gradient_checkpointing": case.recompute,
     }  # fmt: skip
-    return RunSpec.read(plain | {
+    spec = RunSpec.read(plain | {
         "stage": "pt", "model": {"model_name_or_path": str(model)},
-        "data": {"datasets": ["long"], "dataset_dir": str(data), "max_length": length},
+        "data": {"datasets": ["long"], "dataset_dir": str(data), "max_length": case.length},
         "logging": {"logging_steps": 1, "save_steps": 10**6, "plot_loss": False}, "hardware": {"device": device},
     })  # fmt: skip
+    for path, value in case.changes.items():
+        spec = spec.change(path, value)
+    return spec
 
 
 def follow(run: runs.Run, workplace: Workplace) -> tuple[runs.Run, int]:
@@ -85,63 +145,58 @@ def used_memory() -> int:
         return 0
 
 
-def figures(run: RunDir, peak: int) -> list[Figure]:
-    """From the logged steps; the first five warm up and do not count."""
-    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
-    counted = [line for line in lines if "loss" in line][5:]
+def figures(run: RunDir, peak: int) -> list[str]:
+    """The cells of a row, from the logged steps; the first ones warm up and do not count."""
+    counted = [line for line in read_lines(run.metrics) if "loss" in line][WARM:]
     step = statistics.median(after["time"] - before["time"] for before, after in itertools.pairwise(counted))
     tokens = (counted[-1]["num_tokens"] - counted[0]["num_tokens"]) / (len(counted) - 1)
-    return [
-        Figure("time of a step", step, "s"),
-        Figure("tokens of a step", tokens),
-        Figure("speed", tokens / step, "tokens/s"),
-        Figure("most device memory in use", peak / GIB, "GiB"),
-    ]
+    held = max(
+        (read_json(path) or {}).get("peak_device_memory") or 0 for path in run.path.glob(f"*/{RESULT}")
+    )
+    return [f"{step:.3f} s", f"{tokens / step:,.0f}", f"{held / GIB:.2f} GiB", f"{peak / GIB:.2f} GiB"]
 
 
-def bench(folder: Path, length: int, batch: int, checkpointing: bool, device: str = "cuda") -> int:
-    """Make model and data in `folder`, train through the engine, print the figures."""
+def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
+    """Make models and data in `folder`, train through the engine, print a table."""
     workplace = Workplace(models=(folder,), data=folder / "data", saves=folder / "saves")
     for one in (workplace.data, workplace.saves):
         one.mkdir()
     make_data(workplace.data)
-    model = folder / "random-7b"
-    words = [
-        "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])",
-        str(model),
-        json.dumps(SHAPE),
-    ]
-    subprocess.run([sys.executable, "-c", *words, device], cwd=PROJECT, check=True)
-    spec = spec_of(model, workplace.data, length, batch, checkpointing, device)
-    try:
-        run, peak = follow(runs.submit(spec, workplace), workplace)
-    except Refusal as refusal:
-        print(refusal.text(), file=sys.stderr)
-        return 1
-    if run.state != "finished":
-        print(run.dir.log.read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr)
-        return 1
     print(
-        f"LoRA, bf16, {batch} examples of {length} tokens a step, {'with' if checkpointing else 'without'} checkpointing"
+        "| case | step | tokens/s | held by torch | in use on the card |\n|---|---|---|---|---|", flush=True
     )
-    print(table(figures(run.dir, peak), "peer"))
-    return 0
+    failed = 0
+    for case in cases:
+        model = made(folder / f"random-{case.shape}", SHAPES[case.shape], device)
+        try:
+            run, peak = follow(
+                runs.submit(spec_of(case, model, workplace.data, device), workplace), workplace
+            )
+        except Refusal as refusal:
+            print(refusal.text(), file=sys.stderr)
+            failed += 1
+            continue
+        if run.state == "finished":
+            print(f"| {case.name} | {' | '.join(figures(run.dir, peak))} |", flush=True)
+        else:
+            print(run.dir.log.read_text(encoding="utf-8", errors="replace")[-3000:], file=sys.stderr)
+            failed += 1
+        runs.delete(run)
+    return 1 if failed else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--length", type=int, default=2048, help="tokens of an example")
-    parser.add_argument("--batch", type=int, default=2, help="examples of a step")
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
-    parser.add_argument("--folder", type=Path, help="where 20 GB find room; default: the temporary folder")
+    parser.add_argument("--only", default="", help="cases with this in their names")
+    parser.add_argument("--folder", type=Path, help="where 25 GB find room; default: the temporary folder")
     given = parser.parse_args()
     if not machine.gpus():
         print("This needs an NVIDIA card and its driver, and there is none here.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        return bench(Path(folder), given.length, given.batch, not given.no_checkpointing)
+        return bench(Path(folder), [case for case in CASES if given.only in case.name])
 
 
 if __name__ == "__main__":

@@ -398,5 +398,7 @@ for ms in range(1, 200, 10):
     finally:
         crew.close()
 """
-    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
+    )
     assert told.stdout.split() == ["stopped"] * 20, told.stderr
