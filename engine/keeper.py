@@ -55,7 +55,8 @@ def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
     """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
     deadline = time.monotonic() + grace_s
     asked: set[psutil.Process] = set()
-    while alive := processes(folder):
+    # One that ends loses its environment first, and what it holds of a card only some moments later.
+    while alive := {*processes(folder), *filter(_lives, asked)}:
         late = time.monotonic() > deadline
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -65,6 +66,14 @@ def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
                     process.terminate()
                     asked.add(process)
         time.sleep(0.1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still holds anything: what is left of a zombie is its exit code."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port() -> int:
