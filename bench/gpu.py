@@ -120,7 +120,7 @@ def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
     spec = RunSpec.read(plain | {
         "stage": "pt", "model": {"model_name_or_path": str(model)},
         "data": {"datasets": ["long"], "dataset_dir": str(data), "max_length": case.length},
-        "logging": {"logging_steps": 1, "save_steps": 10**6, "plot_loss": False}, "hardware": {"device": device},
+        "logging": {"logging_steps": 1, "save_steps": 10**6, "save_total_limit": 1, "plot_loss": False}, "hardware": {"device": device},
     })  # fmt: skip
     for path, value in case.changes.items():
         spec = spec.change(path, value)
