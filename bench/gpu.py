@@ -58,7 +58,13 @@ class Case:
     @property
     def name(self) -> str:
         kept = "recomputed" if self.recompute else "kept"
-        words = [self.shape, self.method, *map(str, self.changes.values()), f"{self.batch} × {self.length}", kept]
+        words = [
+            self.shape,
+            self.method,
+            *map(str, self.changes.values()),
+            f"{self.batch} × {self.length}",
+            kept,
+        ]
         return " ".join(words)
 
 

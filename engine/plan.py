@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import command, machine
+from engine import command, machine, memory
 from engine.datasets import count_rows, read_catalogue
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable
@@ -29,6 +29,11 @@ class Summary:
     shell: str  # the command, quoted for a shell
     yaml: str
     problems: list[Problem]
+    needed: memory.Needed | None = None  # of each card, or of the machine
+    room: memory.Room | None = None
+    fits: RunSpec | None = (
+        None  # the spec, changed where it needs more than there is; None if no change helps
+    )
 
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
@@ -61,7 +66,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     # A folder that is not this installation's is not looked into, not even to count.
     rows = None if "data.dataset_dir" in wrong else rows_trained(spec)
     model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
-    data = spec.data
+    need = memory.needed(spec, model, cards) if model else None
+    room, data = memory.room(spec), spec.data
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
@@ -72,6 +78,9 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         shell=command.shell(training, command.environment(spec, folder, cards, machine.threads())),
         yaml=spec.to_yaml(brief=True),
         problems=problems(spec) + found,
+        needed=need,
+        room=room,
+        fits=memory.remedies(spec, model, cards, room.bytes) if need else None,
     )
 
 

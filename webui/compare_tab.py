@@ -5,11 +5,9 @@ Nothing is kept here: which runs, and how one looks at them, is in the controls 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -255,9 +253,7 @@ def figure_html(
         for name, look, one in zip(called, looks, logged, strict=True)
         if seen.metric in one
     ]
-    legend = [
-        (value_text(seen.by, group.value, words), charts.look(number)) for number, group in enumerate(groups)
-    ]
+    legend = [(words.value(seen.by, group.value), charts.look(number)) for number, group in enumerate(groups)]
     figure = charts.overlay(seen.metric, drawn, words, seen.x, seen.smoothing, seen.log, legend)
     if figure or not drawn:
         return figure or f'<p class="quiet">{escape(words("compare-no-curves"))}</p>'
@@ -300,7 +296,7 @@ def tables_html(
     ]
     if groups:
         heads = [
-            f'<span class="key {charts.look(number)}">{escape(value_text(by, group.value, words))}</span>'
+            f'<span class="key {charts.look(number)}">{escape(words.value(by, group.value))}</span>'
             for number, group in enumerate(groups)
         ]
         parts.insert(
@@ -390,29 +386,14 @@ def group_rows(groups: Sequence[Group], figures: Sequence[Figure], words: Words)
 
 def setting_row(one: Difference, words: Words) -> Row:
     """A setting and its values; folders by their last name where that tells them apart."""
-    whole = [value_text(one.path, value, words, brief=False) for value in one.values]
-    brief = [value_text(one.path, value, words) for value in one.values]
+    whole = [words.value(one.path, value, brief=False) for value in one.values]
+    brief = [words.value(one.path, value) for value in one.values]
     shown = brief if len(set(brief)) == len(set(whole)) else whole
     cells = [
         (f'<span title="{escape(full)}">{escape(text)}</span>', "none" if value is ABSENT else "")
         for text, full, value in zip(shown, whole, one.values, strict=True)
     ]
     return words.label(one.path), cells
-
-
-def value_text(path: str, value: Any, words: Words, brief: bool = True) -> str:
-    """The value of the setting at `path` in the reader's words."""
-    if value is ABSENT:
-        return NOTHING
-    if value is None or value in ("", [], {}):
-        return words("empty")
-    if isinstance(value, bool):
-        return words("compare-on" if value else "compare-off")
-    if isinstance(value, str):
-        return Path(value).name if brief and os.path.isabs(value) else words.choice(path, value)
-    if isinstance(value, list):
-        return ", ".join(words.choice(path, str(one)) for one in value)
-    return compare.written(value)
 
 
 def csv_text(
@@ -430,7 +411,7 @@ def csv_text(
     )
     rows += [(figure_title(figure, words), *figure.values) for figure in figures]
     rows += [
-        (words.label(one.path), *(value_text(one.path, value, words, brief=False) for value in one.values))
+        (words.label(one.path), *(words.value(one.path, value, brief=False) for value in one.values))
         for one in differing
     ]
     return compare.as_csv(rows)

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from engine import importer, runs
+from engine.compare import ABSENT, differences
 from engine.datasets import Dataset, count_rows, read_catalogue
 from engine.models import (
     ALL_LINEAR,
@@ -304,6 +305,11 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         ("stat-steps", plan.steps, about(plan.exact or bool(spec.training.max_steps)), ""),
         ("stat-trainable", plan.trainable, human, share),
     ]
+    if plan.needed and plan.room:
+        of = words("stat-memory-of", there=size(plan.room.bytes))
+        stats.append(
+            ("stat-device-memory" if plan.room.card else "stat-memory", plan.needed.total, size_about, of)
+        )
     cells = "".join(
         f"<div><dt>{escape(words(code))}</dt><dd>{escape(write(value)) if value is not None and known else '—'}"
         f"<small>{escape(note) if known else ''}</small></dd></div>"
@@ -312,5 +318,26 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
     if found:
         state = f'<p class="state wrong">{escape(words("to-fix", count=len(found)))}</p>{notices.listed(found, words)}'
     else:
-        state = f'<p class="state right">{escape(words("ready"))}</p>'
+        state = f'<p class="state right">{escape(words("ready"))}</p>{memory_html(plan, spec, words)}'
     return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'
+
+
+def size_about(count: float) -> str:
+    return f"≈ {size(count)}"
+
+
+def memory_html(plan: Summary, spec: RunSpec, words: Words) -> str:
+    """What to change if the run may need more memory than there is. It is a guess, so it keeps nobody from starting."""
+    if not plan.needed or not plan.room or plan.needed.total <= plan.room.bytes:
+        return ""
+    values = {"there": size(plan.room.bytes), "card": plan.room.card or words("memory-here")}
+    if plan.fits is None:
+        said = words("memory-too-large", **values)
+    else:
+        changes = [
+            f"{words.label(one.path)}: {words.value(one.path, one.values[1])}"
+            for one in differences([spec, plan.fits])
+            if ABSENT not in one.values
+        ]
+        said = words("memory-short", changes="; ".join(changes), **values)
+    return f'<p class="doubtful">{escape(said)}</p>'

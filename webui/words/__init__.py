@@ -6,6 +6,7 @@ for choices whose bare value is no label, and `page.yaml` the page's own words s
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from engine.compare import ABSENT, written
 from engine.export import ExportSpec
 from engine.spec import UNIONS, RunSpec, fields
 
@@ -63,6 +65,20 @@ class Words:
     def choice(self, path: str, value: str) -> str:
         """What one choice of the setting at `path` is called; a proper name is its own label."""
         return str(_read(self.language)["choices"].get(path, {}).get(value, value))
+
+    def value(self, path: str, value: Any, brief: bool = True) -> str:
+        """The value of the setting at `path` as a reader says it; `brief`: a folder by its last name."""
+        if value is ABSENT:
+            return "—"
+        if value is None or value in ("", [], {}):
+            return self("empty")
+        if isinstance(value, bool):
+            return self("switched-on" if value else "switched-off")
+        if isinstance(value, str):
+            return Path(value).name if brief and os.path.isabs(value) else self.choice(path, value)
+        if isinstance(value, list):
+            return ", ".join(self.choice(path, str(one)) for one in value)
+        return written(value)
 
     def of_export(self, name: str, what: str) -> str:
         """The "label" or the "help" of a setting of an export."""

@@ -1,0 +1,163 @@
+"""What a training will need of a card's memory, or of the machine's where it computes on the CPU.
+
+Arithmetic over the model's headers and the settings, with four constants fitted to the trainings of bench/RESULTS.md
+(H200, 7B and 1.5B): what is allocated came within 5 % in all but 8 bits, where it is a little over half. Lengths are
+taken as long as they may be, so a run over shorter rows needs less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import psutil
+
+from engine import machine
+from engine.command import on_cpu
+from engine.models import Model, trainable_parameters
+from engine.obstacles import trainable
+from engine.spec import RunSpec, examples_per_step
+from engine.stages import STAGES
+
+# Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
+# themselves, and what lies between them.
+KEPT = 2.75
+# Bytes for each word of the vocabulary, while the loss goes over the positions a part at a time.
+LOSS = 3072
+# What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
+CONTEXT, BLOCKS = 1200 << 20, 1.02
+LIBRARIES = 700 << 20  # the same on a CPU
+# Bytes of a quantized weight, with its scales; in 8 bits what a training was seen to take, which is far more than they are.
+QUANTIZED = {"4bit": 0.52, "8bit": 3.5}
+# What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
+MOMENTS = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes on each card."""
+
+    weights: float  # of all models, those that are trained included
+    learning: float  # gradients and the optimizer's state
+    activations: float
+    libraries: float
+
+    @property
+    def total(self) -> float:
+        return sum(astuple(self))
+
+
+def needed(spec: RunSpec, model: Model, cards: int) -> Needed | None:
+    """At most, for one process of the run on a machine with this many cards; None if the model cannot be counted."""
+    width, trained = trainable_parameters(model, "lora", r=1), trainable(spec)
+    if not (width and trained and model.parameters and model.layers and model.hidden_size):
+        return None
+    cpu, lora = on_cpu(spec, cards), spec.method.kind == "lora"
+    half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
+    frozen = _frozen(spec, model, 2 if half else 4) if lora else 4.0 * model.parameters
+    copies = {"ppo": 1, "dpo": 1, "kto": 1, "grpo": 1}.get(spec.stage.kind, 0)
+    weights = frozen + 4.0 * trained * (lora + (0 if lora else copies))
+    learning = trained * (4.0 + _moments(spec.training.optim)) + 4.0 * trained * (
+        spec.hardware.num_processes > 1
+    )
+    activations = _activations(spec, model, width, half)
+    held = weights + learning + activations
+    return Needed(weights, learning, activations, (LIBRARIES if cpu else CONTEXT) + (BLOCKS - 1) * held)
+
+
+def _frozen(spec: RunSpec, model: Model, plain: float) -> float:
+    """Bytes of the base under an adapter. What is not quantized of a quantized model is in fp32."""
+    kind = spec.model.quantization.kind
+    if kind == "none":
+        return plain * model.parameters
+    words = (model.vocab_size or 0) * model.hidden_size * (1 if model.tied else 2)
+    return QUANTIZED[kind] * (model.parameters - words) + 4.0 * words
+
+
+def _moments(optimizer: str) -> float:
+    return next((size for part, size in MOMENTS.items() if part in optimizer), 8.0)
+
+
+def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
+    """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a layer keeps its input alone, and one layer at
+    a time all the rest."""
+    training, stage = spec.training, STAGES[spec.stage.kind]
+    tokens = training.per_device_train_batch_size * spec.data.max_length * (2 if stage.form == "pairs" else 1)
+    tokens += training.per_device_train_batch_size * getattr(spec.stage, "max_new_tokens", 0)
+    # No gradient goes below the lowest layer that is trained.
+    top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
+    depth = min(top, model.layers) if spec.method.kind == "freeze" else model.layers
+    kept = tokens * width / model.layers * KEPT * (1 if half else 2)
+    stream = 2 if half and spec.method.kind == "lora" and spec.model.quantization.kind == "none" else 4
+    layers = (
+        tokens * depth * model.hidden_size * stream + kept
+        if training.gradient_checkpointing
+        else depth * kept
+    )
+    return layers + LOSS * (model.vocab_size or 0)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is: bytes of the smallest card that the run would use, or of the machine's memory."""
+
+    bytes: int
+    card: str  # its name; "" for the machine's memory
+
+
+def room(spec: RunSpec) -> Room:
+    cards = machine.gpus()
+    if on_cpu(spec, len(cards)) or not cards:
+        return Room(psutil.virtual_memory().total, "")
+    numbers = spec.hardware.devices or range(spec.hardware.num_processes)
+    smallest = min(
+        (cards[one] for one in numbers if one < len(cards)), key=lambda card: card.memory, default=cards[0]
+    )
+    return Room(smallest.memory, smallest.name)
+
+
+def remedies(spec: RunSpec, model: Model, cards: int, there: float) -> RunSpec | None:
+    """The spec with the fewest changes found by which it fits into `there` bytes, those that cost little before the
+    others; itself if it fits as it is, None if nothing helps."""
+
+    def total(changes: list[tuple[str, Any]]) -> float:
+        need = needed(_changed(spec, changes), model, cards)
+        return need.total if need else 0.0
+
+    chosen: list[tuple[str, Any]] = []
+    for way in _ways(spec):
+        if total(chosen) <= there:
+            break
+        if total([*chosen, way]) < total(chosen):
+            chosen.append(way)
+    if total(chosen) > there:
+        return None
+    for way in reversed(chosen[:-1]):  # what has become needless by a later one
+        fewer = [one for one in chosen if one is not way]
+        chosen = fewer if total(fewer) <= there else chosen
+    return _changed(spec, chosen)
+
+
+def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
+    """A step is made from as many examples as before."""
+    many = examples_per_step(spec) // spec.hardware.num_processes
+    for path, value in changes:
+        spec = spec.change(path, value)
+    return spec.change(
+        "training.gradient_accumulation_steps", many // spec.training.per_device_train_batch_size
+    )
+
+
+def _ways(spec: RunSpec) -> Iterator[tuple[str, Any]]:
+    """Changes that may save memory, as path and value."""
+    yield "training.gradient_checkpointing", True
+    batch = spec.training.per_device_train_batch_size
+    while batch > 1 and batch % 2 == 0:
+        batch //= 2
+        yield "training.per_device_train_batch_size", batch
+    if spec.method.kind != "lora":
+        yield "training.optim", "adamw_8bit"
+        yield "method", {"kind": "lora"}
+    if spec.model.quantization.kind != "4bit":
+        yield "model.quantization", {"kind": "4bit"}
