@@ -15,7 +15,6 @@ from peft import (
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
-    prepare_model_for_kbit_training,
     set_peft_model_state_dict,
 )
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -125,9 +124,8 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
 
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     method = spec.method
-    if spec.model.quantization.kind != "none":
-        # The trainer turns activation checkpointing on itself.
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32, which for a vocabulary of 152,000 words and
+    # a hidden size of 4,096 is 2.3 GiB more than in bf16, and the activations between the layers twice as large.
     if spec.model.adapter_path:
         return _continued(spec, model)
     targets = method.target_modules
