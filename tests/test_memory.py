@@ -86,7 +86,7 @@ def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], name: str) 
         (24, {"training.gradient_checkpointing"}),
         (20, {"training.gradient_checkpointing"}),
         (14, {"training.gradient_checkpointing", "model.quantization"}),
-        (12, {"training.gradient_checkpointing", "training.per_device_train_batch_size", "model.quantization"}),
+        (9, {"training.gradient_checkpointing", "training.per_device_train_batch_size", "model.quantization"}),
         (4, None),
     ],
 )  # fmt: skip
