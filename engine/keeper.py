@@ -213,6 +213,9 @@ def become_keeper(folder: Path) -> int:
     if run.exit.exists():  # else the disk is full, and a studio's tick will try again
         with contextlib.suppress(OSError):
             queue.advance(queue.saves_of(folder))
+        from engine.progress import read_long_curves  # by way of runs, which knows this module
+
+        read_long_curves(run)
     os._exit(0)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-from engine.rundir import end_of, read_json
+from engine.rundir import RunDir, end_of, read_json
 from engine.runs import Run
 
 POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
@@ -127,6 +127,13 @@ def _brief(path: Path, _changed: int, size: int) -> tuple[float | None, tuple[fl
 def curves(run: Run) -> dict[str, Series]:
     """Every number the run logs, by name. Cheap to call again: only new lines are read."""
     return _reader(run.dir.metrics).read()
+
+
+def read_long_curves(run: RunDir) -> None:
+    """Read once the curves of a run that has logged much, so that nobody waits for them who looks at it or compares it."""
+    with contextlib.suppress(OSError):
+        if run.metrics.stat().st_size > WORTH_KEEPING:
+            _reader(run.metrics).read()
 
 
 @lru_cache(maxsize=256)

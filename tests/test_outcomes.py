@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from engine import failures, keeper, queue, runs
+from engine import failures, keeper, progress, queue, runs
 from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
 from engine.workplace import Workplace
@@ -202,6 +203,21 @@ def test_many_studios_at_once_start_a_waiting_run_once(
     assert [one.wait(60) for one in studios] == [0] * 6
     assert ended(run).state == "finished"
     assert Path(workplace.saves, "started").read_text() == "x"
+
+
+def test_the_curves_of_a_long_run_are_read_when_it_ends(run_program: Callable[[str], runs.Run]) -> None:
+    line = (
+        '{"step": %d, "epoch": 0.5, "time": 1.25, "loss": 2.5, "grad_norm": 0.75, "learning_rate": 0.001}\\n'
+    )
+    run = ended(run_program(
+        f"(folder / 'metrics.jsonl').write_text(''.join('{line}' % n for n in range(60_000))); finish()"
+    ))  # fmt: skip
+    assert run.state == "finished", run.dir.log.read_text()
+    kept = run.path / progress.KEPT
+    wait_until(kept.exists, 30)
+    with np.load(kept) as told:
+        assert int(told["offset"]) == run.dir.metrics.stat().st_size
+        assert "loss" in told["names"]
 
 
 def test_a_waiting_run_can_be_taken_back(
