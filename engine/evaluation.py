@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from engine import catalogue, obstacles
+from engine import catalogue, harness, obstacles
 from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import ADAPTER_FILES, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
@@ -71,6 +71,29 @@ class Generation(Part):
     batch_size: int = setting(16, "Batch", "Answers that are written at once.", ge=1, le=256)
 
 
+class Harness(Part):
+    """Tasks of lm-evaluation-harness, where that package is installed: YAML files in harness/ of the data folder."""
+
+    tasks: list[str] = setting(
+        [], "Tasks of lm-evaluation-harness", "Names of tasks whose files and data lie in harness/ of the data folder.",
+        essential=True, max_length=100,
+    )  # fmt: skip
+    num_fewshot: int | None = setting(
+        None,
+        "Examples shown",
+        "Solved examples before each question. Empty: as the task says. A task that says 0 stays without.",
+        ge=0,
+        le=64,
+    )
+    limit: int | None = setting(
+        None, "Questions of a task", "As many, from its beginning. Empty: all.", ge=1, le=1_000_000
+    )
+    apply_chat_template: bool = setting(
+        True, "Ask in the chat template",
+        "Questions as a user's turn, where the model has a template. Off: as plain text that the model goes on with.",
+    )  # fmt: skip
+
+
 class EvaluationSpec(Spec):
     """Everything needed to repeat an evaluation."""
 
@@ -85,6 +108,7 @@ class EvaluationSpec(Spec):
     )  # fmt: skip
     data: Questions = Field(default_factory=Questions)
     generation: Generation = Field(default_factory=Generation)
+    harness: Harness = Field(default_factory=Harness)
     hardware: Hardware = Field(default_factory=Hardware)
 
     def to_yaml(self, *, brief: bool = False) -> str:
@@ -193,6 +217,12 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     return found + _of_machine(spec, workplace) + _of_data(spec, workplace, form) + _of_context(spec)
 
 
+def _of_tasks(spec: EvaluationSpec, form: str) -> list[Problem]:
+    if spec.harness.tasks and form == "pairs":
+        return [problem("harness-judges", harness.TASKS)]
+    return harness.problems(spec.harness.tasks, Path(spec.data.dataset_dir))
+
+
 def _of_results(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     found = []
     roots = ", ".join(map(str, workplace.model_roots))
@@ -235,11 +265,12 @@ def _of_data(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Prob
     folder = Path(spec.data.dataset_dir)
     if not inside(folder, (workplace.data,)):
         return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
+    tasks = _of_tasks(spec, form)
     if not spec.data.datasets:
-        return [problem("evaluate-no-data", DATASETS)]
+        return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
     sets, broken = read_catalogue(folder)
     known = {one.name: one for one in sets}
-    found = [replace(one, field=DATASETS) for one in broken]
+    found = tasks + [replace(one, field=DATASETS) for one in broken]
     for name in spec.data.datasets if not broken else ():
         if name not in known:
             values = {"name": name, "folder": folder, "known": ", ".join(known) or "—"}

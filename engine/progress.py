@@ -38,7 +38,7 @@ OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of
 class Progress:
     """What a run is doing. `fraction` is of the whole run once it trains, else of the phase; None if unknown."""
 
-    phase: str  # waiting, preparing, downloading, loading, training, evaluating, saving, done
+    phase: str  # waiting, preparing, downloading, loading, training, evaluating, tasks, saving, done
     done: int
     total: int | None
     unit: str

@@ -38,6 +38,11 @@ def summary(run: RunDir) -> dict[str, Any] | None:
     return read_json(run.report / "summary.json") if (run.report / RESULT).exists() else None
 
 
+def files(run: RunDir) -> list[str]:
+    """Those that can be taken away; none where no row was asked."""
+    return list(FILES) if rows(run) else []
+
+
 def page(run: RunDir, order: str = "asked", text: str = "", number: int = 1) -> Page:
     """The rows that hold every word of `text`, sorted, twenty at a time; the nearest page that there is."""
     found = [row for row in rows(run) if matches(row, text)]
@@ -113,12 +118,25 @@ def told(found: Mapping[str, Any]) -> str:
     voices, lines = found["voices"], []
     width = max([12, *(len(one["title"]) + 2 for one in voices)])
     lines.append(f"{found['rows']} rows" + (f", {found['left_out']} left out" if found["left_out"] else ""))
-    lines.append(" " * 16 + "".join(f"{one['title']:>{width}}" for one in voices))
-    for name, measure in found["measures"].items():
-        cells = "".join(f"{_short(measure['values'][one['id']]['value']):>{width}}" for one in voices)
-        verdicts = [found["differences"].get(one["id"], {}).get(name, {}).get("verdict") for one in voices]
-        lines.append(f"{name:<16}{cells}  {', '.join(filter(None, verdicts))}".rstrip())
+    measured = [
+        (name, one["values"], {id: apart[name] for id, apart in found["differences"].items()})
+        for name, one in found["measures"].items()
+    ]
+    tasks = [
+        (f"{one['task']}: {one['measure']}", one["values"], one["differences"]) for one in tasks_of(found)
+    ]
+    first = max([16, *(len(name) + 1 for name, _, _ in tasks)])
+    lines.append(" " * first + "".join(f"{one['title']:>{width}}" for one in voices))
+    for name, values, apart in measured + tasks:
+        cells = "".join(f"{_short(values[one['id']]['value']):>{width}}" for one in voices)
+        verdicts = [apart[one["id"]]["verdict"] for one in voices if one["id"] in apart]
+        lines.append(f"{name:<{first}}{cells}  {', '.join(verdicts)}".rstrip())
     return "\n".join(lines)
+
+
+def tasks_of(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What tasks of lm-evaluation-harness have found; a report of before there were any has none."""
+    return found.get("tasks", ())
 
 
 def _short(value: float | None) -> str:

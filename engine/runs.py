@@ -107,7 +107,9 @@ def state(run: RunDir) -> str:
         if (read_json(run.request) or {}).get("stop"):
             return "stopping"
         phase = (read_json(run.progress) or {}).get("phase")
-        return "running" if phase in ("training", "evaluating", "exporting", "saving") else "preparing"
+        return (
+            "running" if phase in ("training", "evaluating", "tasks", "exporting", "saving") else "preparing"
+        )
     return "interrupted" if run.keeper.exists() else "queued"
 
 

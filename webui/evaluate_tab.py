@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import report, rundir, runs, uploads
+from engine import harness, report, rundir, runs, uploads
 from engine.datasets import read_catalogue
 from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
 from engine.models import identity
@@ -96,6 +96,19 @@ def build(
                 info=words("evaluate-alone-help"),
                 elem_id="evaluate-alone",
             )
+            with gr.Accordion(words("tasks"), open=False, elem_classes="fold", elem_id="tasks-fold"):
+                tasks = gr.Dropdown(
+                    [], value=[], label=words("evaluate-tasks"), info=words("evaluate-tasks-help"), multiselect=True,
+                    elem_id="evaluate-tasks", **about,
+                )  # fmt: skip
+                unfit = gr.HTML(elem_id="evaluate-unfit")
+                with gr.Column(elem_classes="grid grid-2"):
+                    shots = number_box("shots", "", words, info=words("evaluate-shots-help"))
+                    limit = number_box("limit", "", words, info=words("evaluate-limit-help"))
+                templated = gr.Checkbox(
+                    True, label=words("evaluate-templated"), info=words("evaluate-templated-help"),
+                    elem_id="evaluate-templated",
+                )  # fmt: skip
             with gr.Accordion(words("more"), open=False, elem_classes="fold"):
                 name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
                 with gr.Column(elem_classes="grid grid-2"):
@@ -137,11 +150,14 @@ def build(
                     count = gr.HTML(elem_classes="report-count")
                 shown_rows = gr.HTML(elem_id="report-rows")
 
-    form = [base, measured, with_base, sets, most, longest, alone, name, temperature, top_p, seed, batch]
+    form = [
+        base, measured, with_base, sets, most, longest, alone, name, temperature, top_p, seed, batch, tasks, shots, limit,
+        templated,
+    ]  # fmt: skip
     view = [order, text, number]
     turning = [number, count, shown_rows]
     open_parts = [stamp, timer, nothing, head, failure, summary, part, *turning]
-    choices = [base, measured, with_base, sets]
+    choices = [base, measured, with_base, sets, tasks, unfit]
 
     # ------------------------------------------------------------------------------------ what can be chosen
 
@@ -163,12 +179,23 @@ def build(
             gr.update(choices=known, value=[one for one in names or () if one in known]),
         ]  # fmt: skip
 
-    def arrive(id: str, folder: str | None, chosen: Any, names: Any, *view: Any) -> list[Any]:
+    def of_tasks(chosen: Sequence[str] | None) -> list[Any]:
+        """The tasks that can be run, and why the others cannot."""
+        known = harness.tasks(data)
+        sound = [one.name for one in known if not one.problem]
+        kept = [one for one in chosen or () if one in sound]
+        return [
+            gr.update(choices=sound, value=kept),
+            reports.tasks_there(known, data / harness.FOLDER, harness.installed(), words),
+        ]
+
+    def arrive(id: str, folder: str | None, chosen: Any, names: Any, jobs: Any, *view: Any) -> list[Any]:
         """The choices as they are now, and the open evaluation."""
         known = models()
         folder = folder or next((value for _, value in known), None)
         return [
-            gr.update(choices=known, value=folder), *of_base(folder, chosen, names), list_html(id), *open(id, *view),
+            gr.update(choices=known, value=folder), *of_base(folder, chosen, names), *of_tasks(jobs), list_html(id),
+            *open(id, *view),
         ]  # fmt: skip
 
     def received(request: gr.Request, path: str, chosen: Any, folder: Any, held: Any) -> list[Any]:
@@ -185,7 +212,7 @@ def build(
 
     def spec_of(
         folder: Any, chosen: Any, base_too: bool, names: Any, rows: Any, tokens: Any, without: bool, title: str, heat: Any,
-        share: Any, number: Any, at_once: Any,
+        share: Any, number: Any, at_once: Any, jobs: Any, examples: Any, first: Any, chat: bool,
     ) -> EvaluationSpec:  # fmt: skip
         """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
         found = left(chosen[0]) if chosen else None
@@ -195,11 +222,13 @@ def build(
             "max_new_tokens": _said(tokens), "temperature": _said(heat), "top_p": _said(share), "seed": _said(number),
             "batch_size": _said(at_once),
         }  # fmt: skip
+        asked = {"num_fewshot": _said(examples), "limit": _said(first)}
         return EvaluationSpec.read({
             "name": (title or "").strip(), "model": model | {"model_name_or_path": folder or ""},
             "with_base": bool(base_too), "results": list(chosen or ()),
             "data": _given(data) | {"datasets": list(names or ()), "without_references": bool(without)},
             "generation": _given(generation),
+            "harness": _given(asked) | {"tasks": list(jobs or ()), "apply_chat_template": bool(chat)},
         })  # fmt: skip
 
     def started(request: gr.Request, order: str, text: str, *held: Any) -> list[Any]:
@@ -246,14 +275,14 @@ def build(
         told = reports.summary(found, words) + downloads_html(run) if found else ""
         return [
             stamp_of(run), gr.Timer(active=not run.final), gr.update(visible=False), reports.head(run, bar, state, words),
-            failed, told, gr.update(visible=found is not None), *turn(id, order, text, number),
+            failed, told, gr.update(visible=bool(found and found["measures"])), *turn(id, order, text, number),
         ]  # fmt: skip
 
     def downloads_html(run: Run) -> str:
         links = "".join(
             f'<a class="load" download href="{escape(f"{root}/download/{quote(run.id)}/report/{file}")}">'
             f"{escape(words('report-download', kind=file.rpartition('.')[2].upper()))}</a> "
-            for file in report.FILES
+            for file in report.files(run.dir)
         )
         return f'<p class="loads">{links}</p>'
 
@@ -323,7 +352,7 @@ def build(
             return str(found.folder), []
         return run.spec.model.model_name_or_path, [str(found.folder)]
 
-    given = [opened, base, measured, sets, *view]
+    given = [opened, base, measured, sets, tasks, *view]
     return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick)
 
 
@@ -337,6 +366,7 @@ NAMES = {
     "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
     "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
     "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",
+    "harness.num_fewshot": "evaluate-shots", "harness.limit": "evaluate-limit",
 }  # fmt: skip
 
 

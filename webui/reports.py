@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from engine.harness import PACKAGE, Task
 from engine.problems import Problem
-from engine.report import Page
+from engine.report import Page, tasks_of
 from engine.runs import Run
 from webui import charts, notices
 from webui.numbers import ago, moment
@@ -44,7 +46,7 @@ def listed(found: Sequence[Run], opened: str, words: Words) -> str:
 def _item(run: Run, opened: str, words: Words) -> str:
     spec = run.spec
     facts = " · ".join(filter(None, [
-        words(f"state-{run.state}"), ", ".join(spec.data.datasets), run.by, ago(run.submitted, words),
+        words(f"state-{run.state}"), ", ".join([*spec.data.datasets, *spec.harness.tasks]), run.by, ago(run.submitted, words),
     ]))  # fmt: skip
     on = "on" if run.id == opened else ""
     return (
@@ -65,7 +67,9 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
     """Which evaluation this is, and how far; `progress` and `state` as the Runs tab shows them."""
     spec = run.spec
     chips = "".join(
-        f"<span>{escape(one)}</span>" for one in (*spec.data.datasets, run.by, moment(run.submitted)) if one
+        f"<span>{escape(one)}</span>"
+        for one in (*spec.data.datasets, *spec.harness.tasks, run.by, moment(run.submitted))
+        if one
     )
     return (
         f'<div class="run-title"><h1>{escape(run.title)}</h1><span class="badge">{state}</span></div>{progress}'
@@ -75,13 +79,14 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
 
 def summary(found: Mapping[str, Any], words: Words) -> str:
     """The verdicts in words, then each measure of each model with its interval."""
+    return (_of_rows(found, words) if found["rows"] or found["left_out"] else "") + _of_tasks(found, words)
+
+
+def _of_rows(found: Mapping[str, Any], words: Words) -> str:
     voices = found["voices"]
     titles = {one["id"]: one["title"] for one in voices}
     verdicts = "".join(_verdict(titles[id], told, words) for id, told in found["differences"].items())
-    heads = "".join(
-        f"<th>{escape(words('report-base', name=one['title']) if one['base'] else one['title'])}</th>"
-        for one in voices
-    )
+    heads = _heads(voices, words)
     body = "".join(_measure(name, one, found, words) for name, one in found["measures"].items())
     notes = [words("report-rows", count=f"{found['rows']:,}")]
     if found["left_out"]:
@@ -99,6 +104,62 @@ def summary(found: Mapping[str, Any], words: Words) -> str:
         f'{verdicts}<div class="wide"><table class="report"><thead><tr><th>{escape(words("report-measure"))}</th>{heads}</tr>'
         f'</thead><tbody>{body}</tbody></table></div>{graphs}<p class="quiet">{escape(" ".join(notes))}</p>'
     )
+
+
+def _heads(voices: Sequence[Mapping[str, Any]], words: Words) -> str:
+    return "".join(
+        f"<th>{escape(words('report-base', name=one['title']) if one['base'] else one['title'])}</th>"
+        for one in voices
+    )
+
+
+def _of_tasks(found: Mapping[str, Any], words: Words) -> str:
+    """Each measure of each task of lm-evaluation-harness, with its standard error and the difference to the base."""
+    lines = tasks_of(found)
+    if not lines:
+        return ""
+    body = "".join(_task(one, found["voices"], words) for one in lines)
+    return (
+        f'<div class="wide"><table class="report tasks"><thead><tr><th>{escape(words("report-task"))}</th>'
+        f"{_heads(found['voices'], words)}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<p class="quiet">{escape(words("report-tasks"))}</p>'
+    )
+
+
+def _task(one: Mapping[str, Any], voices: Sequence[Mapping[str, Any]], words: Words) -> str:
+    help = escape(words("report-task-help", rows=f"{one['rows']:,}", shown=one["shown"]))
+    cells = "".join(_of_task(one, voice["id"], words) for voice in voices)
+    return f'<tr><th title="{help}">{escape(one["task"])} · {escape(one["measure"])}</th>{cells}</tr>'
+
+
+def _of_task(one: Mapping[str, Any], id: str, words: Words) -> str:
+    told, apart = one["values"][id], one["differences"].get(id)
+    error = "" if told["stderr"] is None else f"<small>± {charts.short(told['stderr'])}</small>"
+    value = "—" if told["value"] is None else charts.short(told["value"])
+    said = ""
+    if apart:
+        within = "" if apart["stderr"] is None else f" ± {charts.short(apart['stderr'])}"
+        verdict = apart["verdict"]
+        said = (
+            f'<em class="{escape(verdict)}">{apart["value"]:+.3g}{escape(within)} '
+            f"{escape(words(f'verdict-{verdict}'))}</em>"
+        )
+    return f"<td><b>{value}</b>{error}{said}</td>"
+
+
+def tasks_there(known: Sequence[Task], folder: Path, installed: bool, words: Words) -> str:
+    """What there is to know before a task can be chosen: the package, the folder, and the files that cannot be run."""
+    notes = []
+    if not installed:
+        notes.append(words("tasks-package", package=PACKAGE))
+    if not known:
+        notes.append(words("tasks-none", folder=folder))
+    items = "".join(
+        f"<li><b>{escape(one.name)}</b> {escape(notices.sentence(one.problem, words))}</li>"
+        for one in known if one.problem
+    )  # fmt: skip
+    told = "".join(f'<p class="quiet">{escape(one)}</p>' for one in notes)
+    return told + (f'<ul class="problems">{items}</ul>' if items else "")
 
 
 def _verdict(title: str, told: Mapping[str, Any], words: Words) -> str:

@@ -334,7 +334,7 @@ def about(run: Run) -> dict[str, str]:
     if run.kind == "training":
         told |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
     if run.kind == "evaluation":
-        told |= {"data": ", ".join(spec.data.datasets)}
+        told |= {"data": ", ".join([*spec.data.datasets, *spec.harness.tasks])}
     return told
 
 

@@ -1,8 +1,8 @@
 """An evaluation, top to bottom: `python -m engine.worker.evaluate FOLDER`.
 
 Leaves in the run's report/: questions.jsonl, the rows that were drawn; answers.jsonl, a line for whatever is known of one
-model on one row, written as soon as it is known, so that a resumed run asks nothing twice; and at last what
-`engine.worker.findings` makes of them, with result.json.
+model on one row, and tasks.jsonl, one for each task and model, written as soon as it is known, so that a resumed run asks
+nothing twice; and at last what `engine.worker.findings` makes of them, with result.json.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def evaluate(run: RunDir) -> None:
     report = Report(run)
     report("loading")
     from engine.worker.findings import write_findings
+    from engine.worker.harness import Tasks
     from engine.worker.questions import questions
 
     spec = read(run.spec.read_text(encoding="utf-8"))
@@ -40,9 +41,11 @@ def evaluate(run: RunDir) -> None:
     run.report.mkdir(exist_ok=True)
     asked = questions(spec, run.report / "questions.jsonl", form)
     known = Known(run, report, total=(spec.with_base + len(lefts)) * len(asked))
-    MEASURE[form](spec, lefts, asked, known)
+    voices = [*([BASE] if spec.with_base else []), *lefts]
+    tasks = Tasks(spec, run, report, [one if isinstance(one, str) else one.id for one in voices])
+    MEASURE[form](spec, lefts, asked, known, tasks)
     report("saving")
-    write_findings(run, spec, form, [*([BASE] if spec.with_base else []), *lefts], asked, known.lines)
+    write_findings(run, spec, form, voices, asked, known.lines, tasks.lines)
 
 
 class Known:
@@ -93,20 +96,19 @@ def groups(spec: EvaluationSpec, lefts: list[Left]) -> Iterator[Group]:
             yield Group(whole_of(one), {}, one.id)
 
 
-def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known) -> None:
-    """Every answer and every loss that is not known yet. A model that owes none is not loaded."""
+def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, tasks: Any) -> None:
+    """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
     from engine.worker.respond import Speakers
 
     learned = [one for one in asked if one.chat]
     for group in groups(spec, lefts):
         names = [*group.adapters, *([group.base] if group.base else [])]
-        if not any(
-            known.missing(one, asked, "answer") + known.missing(one, learned, "loss") for one in names
-        ):
+        owed = [known.missing(one, asked, "answer") + known.missing(one, learned, "loss") for one in names]
+        if not any(owed) and not tasks.missing(names):
             continue
         path = model_path(spec, group.model, known.report)
         speakers = Speakers.load(group.model, path, group.adapters, group.base, spec.generation.batch_size)
-        for name in names:
+        for name in names if asked else ():
             for batch in speakers.losses(name, known.missing(name, learned, "loss")):
                 known.add(*(
                     {"voice": name, "row": question.row, "loss": loss, "loss_tokens": tokens}
@@ -120,10 +122,12 @@ def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known)
                     "voice": name, "row": question.row, "answer": told.text, "tokens": told.tokens, "ended": told.ended,
                     **({"problem": why} if why else {}),
                 })  # fmt: skip
+        for name in names:
+            tasks.measure(speakers, name)
         speakers.end()
 
 
-def judge(_spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known) -> None:
+def judge(_spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, _tasks: Any) -> None:
     """How far each reward model puts the better answer of a pair above the worse one."""
     from engine.worker.examples import Encoder
     from engine.worker.reward import load_reward_model, scores

@@ -20,6 +20,7 @@ from engine.problems import Refusal, problem
 from engine.rundir import RESULT, RunDir, write_json, write_text
 from engine.worker import measures
 from engine.worker.bootstrap import FEWEST, RESAMPLES, difference, interval, resampled
+from engine.worker.harness import told
 from engine.worker.measures import Measure, Said
 from engine.worker.questions import Question
 
@@ -27,20 +28,21 @@ Lines = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def write_findings(
-    run: RunDir, spec: EvaluationSpec, form: str, voices: Sequence[Left | str], asked: Sequence[Question], known: Lines
+    run: RunDir, spec: EvaluationSpec, form: str, voices: Sequence[Left | str], asked: Sequence[Question], known: Lines,
+    tasks: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> None:  # fmt: skip
     """Everything that is in the report. Raises Refusal if there is nothing to report of."""
     named = [_voice(spec, one) for one in voices]
     names = [one["id"] for one in named]
     kept = [one for one in asked if all(_counts(known[name, one.row]) for name in names)]
-    if not kept:
+    if not kept and not spec.harness.tasks:
         raise Refusal(_nothing(asked, names, known))
-    rows, found, more = FORMS[form](names, asked, kept, known)
+    rows, found, more = FORMS[form](names, asked, kept, known) if kept else ([], {}, {})
     print(f"{len(kept)} rows measured, {len(asked) - len(kept)} left out", flush=True)
     summary = {
         "form": form, "voices": named, "rows": len(kept), "left_out": len(asked) - len(kept),
         "references": sum(one.reference is not None for one in kept), "resamples": RESAMPLES, "fewest": FEWEST,
-        **_told(names, found), **more,
+        **_told(names, found), **more, "tasks": told(spec.harness.tasks, names, tasks),
     }  # fmt: skip
     write_text(run.report / "rows.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
     write_text(run.report / "rows.csv", "\ufeff" + table(rows, named))
@@ -133,7 +135,7 @@ def _told(names: Sequence[str], found: Mapping[str, Mapping[str, Measure]]) -> d
         "measures": {},
         "differences": {name: {} for name in names if base and name != base},
     }
-    for what, one in found[names[0]].items():
+    for what, one in found.get(names[0], {}).items():
         draws = {name: resampled(found[name][what]) for name in names}
         told["measures"][what] = {
             "better": one.better,

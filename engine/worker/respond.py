@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import queue
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
 from engine.evaluation import Generation
 from engine.problems import Problem, Refusal, problem
@@ -21,6 +23,7 @@ from engine.worker.generation import Answer, Piece, Writer
 from engine.worker.model import DTYPES, load_base, precision
 from engine.worker.questions import Question
 from engine.worker.sampling import Sampling
+from engine.worker.tokenizer import load_tokenizer
 from engine.worker.voices import Voice, voice
 from engine.worker.wording import Wording
 
@@ -39,33 +42,69 @@ class Told(NamedTuple):
 
 @dataclass
 class Speakers:
-    """A model in memory and whoever speaks with it. End it before the next is loaded."""
+    """A model in memory and whoever speaks with it. End it before the next is loaded.
+
+    `own` is how the model in `path` was loaded; `adapters` are folders by name, and `base` is the name of the model
+    itself, if it is to be asked."""
 
     writer: Writer
-    voices: dict[str, Voice] = field(default_factory=dict)
+    own: RunSpec
+    path: str
+    adapters: dict[str, str]
+    base: str | None
 
     @classmethod
     def load(
         cls, model: Model, path: str, adapters: dict[str, str], base: str | None, at_once: int
     ) -> Speakers:
-        """The model in `path`, loaded as `model` says, spoken with by the voice `base` if there is to be one, and by
-        each of `adapters` (name → folder). Raises Refusal where one of them cannot be asked anything."""
+        """The model in `path`, loaded as `model` says, with `adapters` beside it."""
         own = RunSpec.read({"model": model.model_dump()})
-        theirs = own.change("model.chat_template", None)  # an adapter has the template of its run with it
         loaded = load_base(own, path, DTYPES[precision(own)]).requires_grad_(False).eval()
-        speakers = cls(Writer(loaded, at_once))
-        for name, folder in adapters.items():
-            speakers.voices[name] = voice(name, folder, theirs, loaded, adapter=True)
+        speakers = cls(Writer(loaded, at_once), own, path, adapters, base)
+        for folder in adapters.values():
             speakers.writer.call(lambda folder=folder: speakers.writer.load_adapter(folder)).result()
-        if base:
-            instead = next(iter(speakers.voices.values()), None)
-            speakers.voices[base] = voice(base, path, own, loaded, adapter=False, instead=instead)
         return speakers
+
+    @property
+    def theirs(self) -> RunSpec:
+        """How the tokenizer of an adapter is read: it has the template of its run with it."""
+        return self.own.change("model.chat_template", None)
+
+    @cached_property
+    def voices(self) -> dict[str, Voice]:
+        """Everybody, ready to be asked. Raises Refusal where one of them cannot be asked anything."""
+        model = self.writer.model
+        found = {
+            name: voice(name, folder, self.theirs, model, adapter=True)
+            for name, folder in self.adapters.items()
+        }
+        if self.base:
+            instead = next(iter(found.values()), None)
+            found[self.base] = voice(self.base, self.path, self.own, model, adapter=False, instead=instead)
+        return found
+
+    def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        """That of a voice, read anew. As among voices, a base without a template has the tokenizer of its first adapter."""
+        if name in self.adapters:
+            return load_tokenizer(self.theirs, self.adapters[name])
+        own = load_tokenizer(self.own, self.path)
+        if own.chat_template or not self.adapters:
+            return own
+        return self.tokenizer(next(iter(self.adapters)))
+
+    def with_model(self, name: str, act: Callable[[], Any]) -> Any:
+        """What `act` answers, called by the thread that writes while the model is that of the voice `name`."""
+
+        def acted() -> Any:
+            self.writer.use(self.adapters.get(name))
+            return act()
+
+        return self.writer.call(acted).result()
 
     def end(self) -> None:
         """Free the memory."""
         self.writer.end()
-        self.voices.clear()
+        self.__dict__.pop("voices", None)
         self.writer.model = self.writer.adapted = None
         gc.collect()
         if torch.cuda.is_available():
@@ -106,12 +145,9 @@ class Speakers:
         examples = list(zip(asked, encoder.examples([one.chat for one in asked]), strict=True))
         examples.sort(key=lambda one: len(one[1].values[0]))
         for batch in _batches(examples, self.writer.model.config.get_text_config().vocab_size):
-            found = self.writer.call(lambda batch=batch: self._losses(speaking.adapter, batch)).result()
+            rows = [example for _, example in batch]
+            found = self.with_model(name, lambda rows=rows: losses(self.writer.model, rows))
             yield [(question, *loss) for (question, _), loss in zip(batch, found, strict=True)]
-
-    def _losses(self, adapter: str | None, batch: Any) -> list[tuple[float, int]]:
-        self.writer.use(adapter)
-        return losses(self.writer.model, [example for _, example in batch])
 
 
 def _collector(question: Question, put: Callable[[tuple[Question, Told]], None]) -> Callable[[Piece], None]:

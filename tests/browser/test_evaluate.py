@@ -24,13 +24,23 @@ def choose(page: Page, field: str, name: str) -> None:
 def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
     trained: Workplace, open_page: Callable[..., Page], outside: Outside, tmp_path: Path
 ) -> None:
+    tasks = trained.data / "harness"
+    tasks.mkdir()
+    (tasks / "far.yaml").write_text("task: far\ndataset_path: cais/mmlu\n", encoding="utf-8")
     studio, address = start_studio(trained)
     try:
         page = open_page(f"{address}/?run={RUN}")
         page.locator("#evaluate-it").click()
         expect(page.locator("#evaluate-results")).to_contain_text("one")
         page.locator("#evaluate-start").click()
-        expect(page.locator("#evaluate-wrong")).to_contain_text("No data set is chosen")
+        expect(page.locator("#evaluate-wrong")).to_contain_text("Neither a data set nor a task is chosen")
+        # A task that cannot be run is not hidden, but told of.
+        page.locator("#tasks-fold button").first.click()
+        expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
+        page.locator("#evaluate-limit input").fill("none")
+        page.locator("#evaluate-start").click()
+        expect(page.locator("#evaluate-wrong")).to_contain_text("Questions must be")
+        page.locator("#evaluate-limit input").fill("")
 
         # Questions of one's own, without references: said first, and gone on with if that is wanted.
         file = tmp_path / "mine.jsonl"
