@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,19 +18,42 @@ import pytest
 
 from engine import keeper, queue
 from engine.spec import RunSpec
-from engine.workplace import PROJECT, Workplace
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, module: str, *words: str) -> Path:
+    """A folder that `python -m module folder words…` has made, once for all processes that test side by side."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / name
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            partial = root / f"{name}.partial"
+            subprocess.run(
+                [sys.executable, "-m", module, str(partial), *words],
+                cwd=PROJECT,
+                check=True,
+                capture_output=True,
+            )
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real model small enough to train in a second, made in a child so that the tests hold no torch."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    maker = [sys.executable, "-m", "tests.tiny_model", str(folder)]
-    subprocess.run(maker, cwd=PROJECT, check=True, capture_output=True)
-    return folder
+    return shutil.copytree(made_once(tmp_path_factory, "tiny", "tests.tiny_model"), folder)
+
+
+@pytest.fixture(scope="session")
+def demo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saves folder with two finished runs of the demo model, "one" and "two". To be copied, not to be changed."""
+    return made_once(tmp_path_factory, "demo_results", "tests.tiny_adapter", str(DEMO_MODEL), "one", "two")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -250,24 +251,23 @@ def test_a_run_on_a_quantized_base_is_merged_into_the_full_one_and_the_form_offe
     assert (newest.run.kind, newest.stage, newest.adapter) == ("export", "sft", False)
 
 
+@pytest.fixture
+def here(workplace: Workplace, demo_results: Path) -> Workplace:
+    """With two finished runs of the demo model."""
+    shutil.copytree(demo_results, workplace.saves, dirs_exist_ok=True)
+    return Workplace(models=(DEMO_MODEL, *workplace.models), data=workplace.data, saves=workplace.saves)
+
+
 @pytest.mark.slow
-def test_merged_and_adapter_say_the_same_to_all_demo_prompts(workplace: Workplace) -> None:
-    here = demo_run(workplace)
+def test_merged_and_adapter_say_the_same_to_all_demo_prompts(here: Workplace) -> None:
     run = ended(here, submit(here, ["demo_model/lora/one"], precision="fp32", check_prompts=200))
     told = read_json(run.dir.model / "comparison.json")
     assert told["prompts"] >= 150
     assert told["equal"] == told["prompts"]
 
 
-def demo_run(workplace: Workplace) -> Workplace:
-    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one", "two"]
-    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
-    return Workplace(models=(DEMO_MODEL, *workplace.models), data=workplace.data, saves=workplace.saves)
-
-
 @pytest.mark.slow
-def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(workplace: Workplace) -> None:
-    here = demo_run(workplace)
+def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here: Workplace) -> None:
     run = submit(here, ["demo_model/lora/one"], check_prompts=200)
     partial = run.path / ".model.partial"
     wait_until(lambda: (partial / "model.safetensors").exists(), 120)
@@ -295,9 +295,8 @@ def keepers(folder: Path) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_gguf_is_made_by_the_converter_that_is_there_and_its_failure_is_told(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = demo_run(workplace)
     script = tmp_path / "convert_hf_to_gguf.py"
     script.write_text(
         "import sys, pathlib\nprint('converting', sys.argv[1])\n"

@@ -41,14 +41,9 @@ def said(text: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def trained(tmp_path_factory: pytest.TempPathFactory, demo_results: Path) -> Workplace:
     """A workplace with two finished runs of the demo model."""
-    saves = tmp_path_factory.mktemp("serve") / "saves"
-    subprocess.run(
-        [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(saves), "one", "two"],
-        cwd=PROJECT, check=True, capture_output=True,
-    )  # fmt: skip
-    return Workplace(saves=saves)
+    return Workplace(saves=shutil.copytree(demo_results, tmp_path_factory.mktemp("serve") / "saves"))
 
 
 @pytest.fixture(scope="module")

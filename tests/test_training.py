@@ -107,7 +107,7 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
                 "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
                 "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
             },
-            "logging": {"logging_steps": 1, "save_steps": 100}, "hardware": {"device": "cpu"},
+            "logging": {"logging_steps": 1, "save_steps": 100, "probe": False}, "hardware": {"device": "cpu"},
         })  # fmt: skip
         for path, value in changes.items():
             spec = spec.change(path, value)

@@ -1,4 +1,4 @@
-"""Finished runs with an adapter each, without having been trained: `python -m tests.tiny_adapter MODEL SAVES NAME…`.
+"""Finished runs with an adapter each, without having been trained: `python -m tests.tiny_adapter SAVES MODEL NAME…`.
 
 The adapters are random, each its own way and strong enough to be heard, so what the model says with one is not what
 it says without.
@@ -40,4 +40,4 @@ def make(model_path: str, folder: Path, seed: int) -> None:
 
 if __name__ == "__main__":
     for number, name in enumerate(sys.argv[3:], start=1):
-        make(sys.argv[1], Path(sys.argv[2]) / "demo_model" / "lora" / name, number)
+        make(sys.argv[2], Path(sys.argv[1]) / "demo_model" / "lora" / name, number)
