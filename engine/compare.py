@@ -5,8 +5,6 @@ A run is compared by what its folder says now. One whose spec cannot be read sti
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections import Counter
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine import progress, rundir, runs
+from engine.csvtext import as_csv
 from engine.models import identity
 from engine.problems import Refusal
 from engine.progress import Series
@@ -298,19 +297,6 @@ def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float
 
 
 # ------------------------------------------------------------------------------------------ CSV
-
-
-def as_csv(rows: Sequence[Sequence[Any]]) -> str:
-    """CSV with a byte order mark, by which a spreadsheet knows that it is UTF-8; no cell of text is a formula."""
-    text = io.StringIO()
-    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
-    return "\ufeff" + text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else repr(value)
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def curves_csv(chosen: Sequence[Run], metric: str) -> str:

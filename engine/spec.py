@@ -91,6 +91,16 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    @classmethod
+    def read(cls, given: Any) -> Self:
+        """The settings from plain data. Raises Refusal with every problem, each at its field."""
+        if not isinstance(given, dict):
+            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise Refusal([_explain(one) for one in error.errors()]) from None
+
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
     """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups."""
@@ -745,16 +755,6 @@ class Spec(Part):
     @property
     def shelf(self) -> str:
         return self.kind
-
-    @classmethod
-    def read(cls, given: Any) -> Self:
-        """A spec from plain data. Raises Refusal with every problem, each at its field."""
-        if not isinstance(given, dict):
-            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
-        try:
-            return cls.model_validate(given)
-        except ValidationError as error:
-            raise Refusal([_explain(one) for one in error.errors()]) from None
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:

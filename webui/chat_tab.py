@@ -18,17 +18,23 @@ import gradio as gr
 
 from engine import chat, talk
 from engine.chat import Choice, Server
+from engine.manner import Manner
 from engine.models import chat_template, identity
 from engine.problems import Problem, Refusal
 from engine.results import Result, results
 from engine.runs import Run
 from engine.workplace import Workplace
-from webui import answers, notices
+from webui import answers, boxes, notices
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the chosen model
 ADAPTERS = 3  # asked at once, beside the base
 AT_ONCE = 12  # answers that this page has in the making for all its readers: each holds a thread
+# What each setting of Manner is called here.
+NAMES = {
+    "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
+    "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
+}  # fmt: skip
 THINKING = "enable_thinking"  # what templates of reasoning models call the switch
 
 RATE_JS = """
@@ -66,6 +72,11 @@ def build(
 ) -> ChatTab:
     """The tab in the current context. `models` lists what can be a base, as (label, folder)."""
     saves = workplace.saves
+
+    def box(what: str, value: str = "", **about: Any) -> gr.Textbox:
+        code = NAMES[what]
+        return boxes.number(value, label=words(code), elem_id=code, **about)
+
     history = gr.BrowserState([], storage_key="athanor-talk", secret="athanor")
     timer = gr.Timer(SECONDS, active=False)
     with gr.Row(elem_classes="split chat", equal_height=False):
@@ -106,19 +117,10 @@ def build(
                 True, label=words("chat-greedy"), info=words("chat-greedy-help"), elem_id="chat-greedy"
             )
             with gr.Column(visible=False, elem_classes="grid grid-2") as chance:
-                temperature = gr.Number(
-                    0.7, label=words("chat-temperature"), minimum=0, maximum=10, step=0.1, elem_id="chat-temperature"
-                )  # fmt: skip
-                top_p = gr.Number(0.9, label="Top-p", minimum=0.01, maximum=1, step=0.05)
-                top_k = gr.Number(0, label="Top-k", minimum=0, precision=0)
-                seed = gr.Textbox(
-                    label=words("chat-seed"), placeholder=words("chat-seed-none"), max_lines=1, elem_id="chat-seed"
-                )  # fmt: skip
+                temperature, top_p = box("temperature", "0.7"), box("top_p", "0.9")
+                top_k, seed = box("top_k", "0"), box("seed", placeholder=words("chat-seed-none"))
             with gr.Column(elem_classes="grid grid-2"):
-                longest = gr.Number(
-                    512, label=words("chat-longest"), minimum=1, precision=0, elem_id="chat-longest"
-                )
-                penalty = gr.Number(1.0, label=words("chat-penalty"), minimum=0.1, maximum=10, step=0.05)
+                longest, penalty = box("max_tokens", "512"), box("repetition_penalty", "1")
             remember = gr.Checkbox(
                 True, label=words("chat-remember"), info=words("chat-remember-help"), elem_id="chat-remember"
             )
@@ -239,6 +241,7 @@ def build(
             return [*begun, live, gr.skip(), *status]
 
         try:
+            given = _given(*held) | {"request_id": request.session_hash}
             choice = chosen(base, ids)
             server = chat.start(workplace, choice, by=user(request))
             yield shown(answers.waiting(question, words("chat-loading-first")), server, first=True)
@@ -253,14 +256,13 @@ def build(
                 ]
                 for voice in voices
             }
-            given = _given(*held) | {"request_id": request.session_hash}
             told = []
             for told in chat.ask(server, asked, given):
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
             server = _found(lambda: chat.find(saves, chosen(base, ids)))
             yield [
-                notices.refused(refusal.problems, words), question, gr.skip(), *drawn(now, base, ids)[:1], "", gr.skip(),
+                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question, gr.skip(), *drawn(now, base, ids)[:1], "", gr.skip(),
                 held_html(server) if server else gr.skip(), *model_buttons(server),
             ]  # fmt: skip
             return
@@ -372,16 +374,13 @@ def export_html(now: talk.Talk, words: Words) -> str:
 
 
 def _given(
-    greedy: bool, temperature: Any, top_p: Any, top_k: Any, seed: str, longest: Any, penalty: Any, thinking: bool
+    greedy: bool, temperature: Any, top_p: Any, top_k: Any, seed: Any, longest: Any, penalty: Any, thinking: bool
 ) -> dict[str, Any]:  # fmt: skip
-    """The controls as the server takes them. An empty one is left to the model's own settings."""
-    chance = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-    given = {"temperature": 0} if greedy else chance
-    number = str(seed or "").strip()
-    if number.removeprefix("-").isdecimal() and not greedy:
-        given["seed"] = int(number)
-    given |= {"max_tokens": longest, "repetition_penalty": penalty, "thinking": bool(thinking)}
-    return {name: value for name, value in given.items() if value is not None}
+    """The controls as the server takes them. An empty one is left to the model's own settings. Raises Refusal."""
+    chance = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
+    drawn = {"temperature": 0} if greedy else chance  # what greedy hides is not looked at
+    typed = boxes.given(drawn | {"max_tokens": longest, "repetition_penalty": penalty})
+    return Manner.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
 
 
 def _same(one: Result, base: str | None) -> bool:

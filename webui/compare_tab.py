@@ -16,6 +16,7 @@ import numpy as np
 
 from engine import compare
 from engine.compare import ABSENT, Difference, Figure, Group
+from engine.csvtext import as_csv
 from engine.progress import Series
 from engine.runs import Run
 from engine.stages import STAGES
@@ -414,4 +415,4 @@ def csv_text(
         (words.label(one.path), *(words.value(one.path, value, brief=False) for value in one.values))
         for one in differing
     ]
-    return compare.as_csv(rows)
+    return as_csv(rows)

@@ -6,8 +6,8 @@ poll shows how far it is, and its report when there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from engine import harness, report, rundir, runs, uploads
 from engine.datasets import read_catalogue
 from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
 from engine.models import identity
-from engine.problems import Problem, Refusal, problem
+from engine.problems import Refusal, problem
 from engine.results import Result, of, results
 from engine.runs import Run
 from engine.workplace import Workplace
-from webui import clicks, notices, reports
+from webui import boxes, clicks, notices, reports
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the open evaluation
@@ -55,6 +55,11 @@ def build(
     """The tab in the current context. `models` lists what can be a base, as (label, folder); `progress_of` tells the
     progress, the state and the failure of a run as HTML."""
     saves, data = workplace.saves, workplace.data
+
+    def box(what: str, value: str, **about: Any) -> gr.Textbox:
+        called = {"label": words(f"evaluate-{what}"), "elem_id": f"evaluate-{what}"}
+        return boxes.number(value, **called, **about)
+
     opened, stamp = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
     timer = gr.Timer(SECONDS, active=False)
     with gr.Row(elem_classes="split data evaluate", equal_height=False):
@@ -88,8 +93,8 @@ def build(
                 file_types=None,
             )
             with gr.Column(elem_classes="grid grid-2"):
-                most = number_box("rows", "200", words, info=words("evaluate-rows-help"))
-                longest = number_box("longest", "256", words, info=words("evaluate-longest-help"))
+                most = box("rows", "200", info=words("evaluate-rows-help"))
+                longest = box("longest", "256", info=words("evaluate-longest-help"))
             alone = gr.Checkbox(
                 False,
                 label=words("evaluate-alone"),
@@ -103,8 +108,8 @@ def build(
                 )  # fmt: skip
                 unfit = gr.HTML(elem_id="evaluate-unfit")
                 with gr.Column(elem_classes="grid grid-2"):
-                    shots = number_box("shots", "", words, info=words("evaluate-shots-help"))
-                    limit = number_box("limit", "", words, info=words("evaluate-limit-help"))
+                    shots = box("shots", "", info=words("evaluate-shots-help"))
+                    limit = box("limit", "", info=words("evaluate-limit-help"))
                 templated = gr.Checkbox(
                     True, label=words("evaluate-templated"), info=words("evaluate-templated-help"),
                     elem_id="evaluate-templated",
@@ -112,13 +117,11 @@ def build(
             with gr.Accordion(words("more"), open=False, elem_classes="fold"):
                 name = gr.Textbox(label=words("evaluate-name"), max_lines=1, **about)
                 with gr.Column(elem_classes="grid grid-2"):
-                    temperature = number_box(
-                        "temperature", "0", words, info=words("evaluate-temperature-help")
-                    )
-                    top_p = number_box("top-p", "1", words)
+                    temperature = box("temperature", "0", info=words("evaluate-temperature-help"))
+                    top_p = box("top-p", "1")
                 with gr.Column(elem_classes="grid grid-2"):
-                    seed = number_box("seed", "42", words)
-                    batch = number_box("batch", "16", words)
+                    seed = box("seed", "42")
+                    batch = box("batch", "16")
             start = gr.Button(words("evaluate-start"), variant="primary", elem_id="evaluate-start")
             wrong = gr.HTML(elem_id="evaluate-wrong")
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
@@ -212,30 +215,31 @@ def build(
 
     def spec_of(
         folder: Any, chosen: Any, base_too: bool, names: Any, rows: Any, tokens: Any, without: bool, title: str, heat: Any,
-        share: Any, number: Any, at_once: Any, jobs: Any, examples: Any, first: Any, chat: bool,
+        share: Any, chance: Any, at_once: Any, jobs: Any, examples: Any, first: Any, chat: bool,
     ) -> EvaluationSpec:  # fmt: skip
         """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
         found = left(chosen[0]) if chosen else None
         model = base_of(found).model_dump() if found else {}
-        data = {"max_samples": None if _said(rows) == "0" else _said(rows), "seed": _said(number)}
-        generation = {
-            "max_new_tokens": _said(tokens), "temperature": _said(heat), "top_p": _said(share), "seed": _said(number),
-            "batch_size": _said(at_once),
-        }  # fmt: skip
-        asked = {"num_fewshot": _said(examples), "limit": _said(first)}
+        data = boxes.given({"max_samples": rows, "seed": chance})
+        if data.get("max_samples") == "0":
+            data["max_samples"] = None
+        generation = boxes.given({
+            "max_new_tokens": tokens, "temperature": heat, "top_p": share, "seed": chance, "batch_size": at_once,
+        })  # fmt: skip
+        asked = boxes.given({"num_fewshot": examples, "limit": first})
         return EvaluationSpec.read({
             "name": (title or "").strip(), "model": model | {"model_name_or_path": folder or ""},
             "with_base": bool(base_too), "results": list(chosen or ()),
-            "data": _given(data) | {"datasets": list(names or ()), "without_references": bool(without)},
-            "generation": _given(generation),
-            "harness": _given(asked) | {"tasks": list(jobs or ()), "apply_chat_template": bool(chat)},
+            "data": data | {"datasets": list(names or ()), "without_references": bool(without)},
+            "generation": generation,
+            "harness": asked | {"tasks": list(jobs or ()), "apply_chat_template": bool(chat)},
         })  # fmt: skip
 
     def started(request: gr.Request, order: str, text: str, *held: Any) -> list[Any]:
         try:
             run = runs.submit(spec_of(*held), workplace, by=user(request))
         except Refusal as refusal:
-            listed = notices.listed([_named(one, words) for one in refusal.problems], words)
+            listed = notices.listed(boxes.named(refusal.problems, NAMES, words), words)
             return [gr.skip(), gr.skip(), listed, *[gr.skip()] * (1 + len(open_parts))]
         return [
             notices.toast(words("started")),
@@ -368,25 +372,3 @@ NAMES = {
     "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",
     "harness.num_fewshot": "evaluate-shots", "harness.limit": "evaluate-limit",
 }  # fmt: skip
-
-
-def number_box(what: str, value: str, words: Words, **more: Any) -> gr.Textbox:
-    """A box for a number. A text box: a number box answers a bad number with an error of its own."""
-    return gr.Textbox(
-        value, label=words(f"evaluate-{what}"), lines=1, max_lines=1, min_width=110, elem_id=f"evaluate-{what}",
-        elem_classes="field", interactive=True, **more,
-    )  # fmt: skip
-
-
-def _said(text: Any) -> str:
-    return str(text or "").strip()
-
-
-def _given(values: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Without what was left empty, which is as the spec has it."""
-    return {name: value for name, value in values.items() if value != ""}
-
-
-def _named(one: Problem, words: Words) -> Problem:
-    """The problem with its field called as this page calls it."""
-    return replace(one, field=words(NAMES[one.field])) if one.field in NAMES else one

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import types
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
@@ -19,6 +18,7 @@ import gradio as gr
 
 from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
+from webui import boxes
 from webui.words import Words
 
 DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
@@ -143,11 +143,7 @@ def _text(path: str, words: Words) -> gr.Textbox:
 
 
 def _number(path: str, words: Words) -> gr.Textbox:
-    # A text box: a number box turns what it cannot read into nothing, and nothing into 0, without a word.
-    attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
-    return gr.Textbox(
-        **_words_of(path, words), lines=1, max_lines=1, min_width=120, html_attributes=attributes
-    )
+    return boxes.number(**_words_of(path, words))
 
 
 def _tick(path: str, words: Words) -> gr.Checkbox:
@@ -200,23 +196,18 @@ CONTROLS: dict[str, Callable[[str, Words], Any]] = {
 # ------------------------------------------------------------------------------------------ control → value
 
 
-def _typed(raw: Any) -> str:
-    """What was typed, without the spaces around it; full-width digits of a Chinese keyboard become plain ones."""
-    return unicodedata.normalize("NFKC", "" if raw is None else str(raw)).strip()
-
-
 def _read_text(path: str, raw: Any) -> Any:
     text = "" if raw is None else str(raw).strip()
     return None if optional(path) and not text else text
 
 
 def _read_number(path: str, raw: Any) -> Any:
-    text = _typed(raw)
+    text = boxes.typed(raw)
     return None if optional(path) and not text else text
 
 
 def _read_list(path: str, raw: Any) -> list[str]:
-    return [one for one in re.split(r"[,，、;；\s]+", _typed(raw)) if one]
+    return [one for one in re.split(r"[,，、;；\s]+", boxes.typed(raw)) if one]
 
 
 def _read_several(path: str, raw: Any) -> list[Any]:
@@ -235,7 +226,7 @@ def _read_yaml(path: str, raw: Any) -> Any:
 
 
 def _read_weights(path: str, raw: Any) -> Any:
-    text = _typed(raw)
+    text = boxes.typed(raw)
     return _read_yaml(path, text if "\n" in text or text.startswith("{") else f"{{{text}}}")
 
 

@@ -2,19 +2,18 @@
 
 summary.json   voices, rows, measures with intervals, differences to the base with verdicts; of reward models histograms
 rows.jsonl     for each row the question, the reference, and each voice's answer with its scores
-rows.csv       the same as a table; it begins with a BOM, since spreadsheets take it for Latin-1 else
+rows.csv       the same as a table
 result.json    last, of which attempt they are
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.csvtext import as_csv
 from engine.evaluation import EvaluationSpec, Left
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, RunDir, write_json, write_text
@@ -45,7 +44,7 @@ def write_findings(
         **_told(names, found), **more, "tasks": told(spec.harness.tasks, names, tasks),
     }  # fmt: skip
     write_text(run.report / "rows.jsonl", "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows))
-    write_text(run.report / "rows.csv", "\ufeff" + table(rows, named))
+    write_text(run.report / "rows.csv", as_csv(table(rows, named)))
     write_json(run.report / "summary.json", summary)
     write_json(run.report / RESULT, {
         "attempt": run.attempt(), "complete": True, "saved": time.time(), "base": spec.model.model_name_or_path,
@@ -150,17 +149,15 @@ def _told(names: Sequence[str], found: Mapping[str, Mapping[str, Measure]]) -> d
 # ------------------------------------------------------------------------------------------- as a table
 
 
-def table(rows: Sequence[Mapping[str, Any]], voices: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as CSV, a line each."""
+def table(rows: Sequence[Mapping[str, Any]], voices: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """A line of cells for each row, after that of their names."""
     pairs = bool(rows) and "chosen" in rows[0]
     texts = ["chosen", "rejected"] if pairs else ["reference"]
     scores = list(dict.fromkeys(
         name for row in rows for answer in row["answers"].values() for name in answer["scores"]
     ))  # fmt: skip
-    written = io.StringIO()
-    lines = csv.writer(written, lineterminator="\r\n")
     heads = [f"{one['title']}: {name}" for one in voices for name in ([] if pairs else ["answer"]) + scores]
-    lines.writerow(["row", "set", "place", "prompt", *texts, *heads])
+    lines: list[list[Any]] = [["row", "set", "place", "prompt", *texts, *heads]]
     for row in rows:
         cells: list[Any] = [row["row"], row["set"], row["place"], prompt(row["messages"])]
         cells += [row[name] or "" for name in texts]
@@ -168,8 +165,8 @@ def table(rows: Sequence[Mapping[str, Any]], voices: Sequence[Mapping[str, Any]]
             answer = row["answers"].get(one["id"], {"text": "", "scores": {}})
             cells += [] if pairs else [answer["text"]]
             cells += [answer["scores"].get(name, "") for name in scores]
-        lines.writerow(cells)
-    return written.getvalue()
+        lines.append(cells)
+    return lines
 
 
 def prompt(messages: Sequence[Mapping[str, Any]]) -> str:

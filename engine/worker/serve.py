@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import uvicorn
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -37,6 +37,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.door import listen
+from engine.manner import Manner
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import ALIVE, RunDir, held, read_json, write_json
 from engine.spec import RunSpec
@@ -58,8 +59,10 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Wanted(BaseModel):
+class Wanted(Manner):
     """The body of a request for an answer. What OpenAI's interface has besides is let pass and does nothing."""
+
+    model_config = ConfigDict(extra="ignore")
 
     model: str
     messages: list[dict[str, Any]] = Field(min_length=1)
@@ -67,13 +70,7 @@ class Wanted(BaseModel):
     tool_choice: Any = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
-    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[str] | None = Field(None, max_length=16)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)

@@ -34,6 +34,23 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         page.locator("#chat-with").click()
         expect(page.locator("#chat-adapters")).to_contain_text("one")
         expect(page.locator("#held")).to_contain_text("Not loaded")
+        page.locator("#prompt textarea").fill("What is wrong?")
+        page.locator("#chat-greedy input").uncheck()
+        for box, called, value in (
+            ("longest", "Max tokens", "0"), ("longest", "Max tokens", "<b>many</b>"), ("temperature", "Temperature", "11"),
+            ("top-p", "Top-p", "1.01"), ("top-k", "Top-k", "2.5"), ("seed", "Seed", "1e99"), ("penalty", "Repetition penalty", "nan"),
+        ):  # fmt: skip
+            field = page.locator(f"#chat-{box} input")
+            held = field.input_value()
+            field.fill(value)
+            page.locator("#send").click()
+            expect(page.locator("#told .toast.bad")).to_contain_text(f"{called} must be")
+            expect(page.locator("#prompt textarea")).to_have_value("What is wrong?")
+            field.fill(held)
+        page.locator("#chat-greedy input").check()
+        expect(page.locator("#held")).to_contain_text(
+            "Not loaded"
+        )  # nothing is loaded for what cannot be asked
         page.locator("#chat-longest input").fill("40")
         ask(page, "Translate BSIC Group", 1)
         said = page.locator("#talk .said")

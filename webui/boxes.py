@@ -1,0 +1,46 @@
+"""Boxes for numbers, the same in every tab: what is typed is text, which engine reads and judges in sentences.
+
+A number box of gradio's turns what it cannot read into nothing, nothing into 0, and what is out of bounds into an error
+of its own.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from engine.problems import Problem
+from webui.words import Words
+
+
+def number(value: str = "", **about: Any) -> gr.Textbox:
+    """A box for one number; `about` is what else a text box takes."""
+    attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
+    return gr.Textbox(
+        value, **{"elem_classes": "field", "interactive": True} | about, lines=1, max_lines=1, min_width=120,
+        html_attributes=attributes,
+    )  # fmt: skip
+
+
+def typed(raw: Any) -> str:
+    """What was typed, without the spaces around it; full-width digits of a Chinese keyboard become plain ones."""
+    return unicodedata.normalize("NFKC", "" if raw is None else str(raw)).strip()
+
+
+def given(values: Mapping[str, Any]) -> dict[str, str]:
+    """What was typed into each box that was not left empty: an empty one is as the spec has it."""
+    return {name: text for name, raw in values.items() if (text := typed(raw))}
+
+
+def named(problems: Iterable[Problem], names: Mapping[str, str], words: Words) -> list[Problem]:
+    """The problems with each field called as the page calls it; `names` has the word by the field's path. What is said
+    of two fields that one box fills is said once."""
+    told: list[Problem] = []
+    for one in problems:
+        one = replace(one, field=words(names[one.field])) if one.field in names else one
+        told += [one] if one not in told else []
+    return told
