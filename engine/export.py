@@ -14,9 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from engine import deploy, machine
+from engine import deploy, machine, queue
+from engine.command import on_cpu
 from engine.models import (
     ADAPTER_FILES,
+    Tensor,
     adapter_problems,
     adapter_scores,
     header,
@@ -32,6 +34,7 @@ BASE, ADAPTERS = "model.model_name_or_path", "adapters"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 # What remains of a full-precision model of two bytes a weight: the embeddings stay as they are.
 SHRUNK = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
+ALONE = 500_000_000  # bytes of memory that the libraries take, and a few answers
 SLACK = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
 EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd",
@@ -113,7 +116,11 @@ def precision(spec: ExportSpec) -> str:
 def problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     """Everything that would keep it from running here."""
     found = _of_base(spec, workplace) + _of_adapters(spec, workplace) + _of_form(spec) + _of_device(spec)
-    return found or _of_combination(spec) + _of_disk(spec, workplace)
+    if found:
+        return found
+    # While another run is alive this one waits, and what that holds is free by then.
+    memory = of_memory(spec, waits=queue.busy(workplace.saves))
+    return _of_combination(spec) + _of_disk(spec, workplace) + memory
 
 
 def _of_base(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
@@ -249,6 +256,51 @@ def disk_needed(spec: ExportSpec) -> int:
     quantized = int(whole * SHRUNK[spec.quantize]) if spec.quantize != "none" else 0
     gguf = weights(spec) * {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 1.1}[spec.gguf]
     return whole + quantized + int(gguf) + SLACK
+
+
+def of_memory(spec: ExportSpec, waits: bool = False) -> list[Problem]:
+    """Whether the model fits into the memory of the device: into what is free now, or, for an export that waits, into
+    all of it."""
+    cards = machine.gpus()
+    if on_cpu(spec, len(cards)):
+        (free, whole), code = machine.memory(), "export-no-memory"
+    else:
+        card = cards[(spec.hardware.devices or [0])[0]]
+        free, whole, code = card.free, card.memory, "export-no-card-memory"
+    needed, has = memory_needed(spec), whole if waits else free
+    if needed <= has or not whole:  # a card that shares the machine's memory tells none
+        return []
+    return [problem(code, needed=f"{needed / 1e9:.2f} GB", free=f"{has / 1e9:.2f} GB")]
+
+
+def memory_needed(spec: ExportSpec) -> int:
+    """The most bytes that the export has in memory: the base once, as it is loaded, its adapters, and one layer merged in
+    fp32. 0 for a base that cannot be counted."""
+    if not (count := weights(spec)):
+        return 0
+    base = inspect(spec.model.model_name_or_path)
+    wide = precision(spec) == "fp32" or base.dtype not in ("bfloat16", "float16")
+    found = [
+        one
+        for folder in spec.adapters
+        if not isinstance(one := header(Path(folder) / ADAPTER_FILES[1]), Problem)
+    ]
+    # Merged, as it was, and the difference of the two.
+    layer = 3 * max(map(_largest_layer, found), default=0) if spec.form == "merged" else 0
+    parts = sum(math.prod(one.shape) for tensors in found for one in tensors.values())
+    beside = BYTES["fp32"] * (layer + parts * (2 if combined(spec) else 1))
+    return count * BYTES["fp32" if wide else "bf16"] + beside + ALONE
+
+
+def _largest_layer(adapter: Mapping[str, Tensor]) -> int:
+    """Weights of the largest layer that the adapter's matrices belong to: B has its rows, A its columns."""
+    pairs = ((name, name.replace("lora_A", "lora_B")) for name in adapter if name.endswith("lora_A.weight"))
+    sizes = (
+        adapter[b].shape[0] * adapter[a].shape[1]
+        for a, b in pairs
+        if b in adapter and len(adapter[a].shape) == 2
+    )
+    return max(sizes, default=0)
 
 
 def weights(spec: ExportSpec) -> int:

@@ -1,4 +1,4 @@
-"""What this machine has: cards, cores, disk. Asks nvidia-smi, so that no process but a worker opens a CUDA context."""
+"""What this machine has: cards, cores, memory, disk. Asks nvidia-smi, so that no process but a worker opens a CUDA context."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
+GROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
 QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
 
 
@@ -64,6 +67,20 @@ def threads() -> int:
         r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", "")
     )  # 4,2 is 4 outside and 2 inside
     return int(said[1]) if said else len(os.sched_getaffinity(0))
+
+
+def memory() -> tuple[int, int]:
+    """Main memory in bytes that this process may have: what is free now, and all of it. In a container that of the
+    container, where that is less."""
+    now = psutil.virtual_memory()
+    try:
+        most, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = re.search(r"^inactive_file (\d+)$", (GROUP / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):  # no such group, or "max": no limit
+        return now.available, now.total
+    # Files that were read count as used, and are given back when anybody needs the memory.
+    free = most - used + (int(kept[1]) if kept else 0)
+    return min(now.available, max(free, 0)), min(now.total, most)
 
 
 def free_disk(path: Path) -> int:

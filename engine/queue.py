@@ -52,12 +52,17 @@ def waiting(saves: Path) -> list[Path]:
     return [folder for _, folder in sorted(found)]
 
 
+def busy(saves: Path) -> bool:
+    """Whether a run is alive."""
+    return any(RunDir(folder).alive() for folder in folders(saves))
+
+
 def advance(saves: Path) -> None:
     """Start the first waiting run if the lane is free."""
     with closed(saves):
         # The longest-waiting run that cannot even get a keeper is put aside, and the next one has its turn.
         for folder in waiting(saves):
-            if any(RunDir(other).alive() for other in folders(saves)):
+            if busy(saves):
                 return
             if _start(folder):
                 return

@@ -401,6 +401,50 @@ def test_too_little_room_is_told_before_the_start(
     assert "0.05 GB" in wrong.text()
 
 
+def test_too_little_memory_is_told_before_the_start(
+    workplace: Workplace, finished: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    id = finished("good")
+    head = json.dumps({
+        "q.lora_A.weight": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]},
+        "q.lora_B.weight": {"dtype": "F32", "shape": [20, 4], "data_offsets": [160, 480]},
+    }).encode()  # fmt: skip
+    file = RunDir(workplace.saves / id).adapter / "adapter_model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(head)) + head + bytes(480))
+    spec = export.frozen(export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
+    # A base of fp32 is merged in fp32, whatever is written; beside it are the matrices, and a layer three times.
+    needed = export.memory_needed(spec)
+    assert needed - export.ALONE == 4 * (inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10))
+    assert export.memory_needed(spec.change("precision", "fp32")) == needed
+    monkeypatch.setattr(machine, "memory", lambda: (needed - 1, needed))
+    [wrong] = refused(workplace, [id])
+    assert wrong.code == "export-no-memory"
+    assert "needs 0.50 GB" in wrong.text()
+    # An export that waits for another run is measured by all the memory there is, and by what is free when it begins.
+    other = RunDir(workplace.saves / finished("other"))
+    lock = take(other.lock, ALIVE, shared=True)
+    assert refused(workplace, [id]) == []
+    os.close(lock)
+    assert [one.code for one in export.of_memory(spec)] == ["export-no-memory"]
+    # The machine of the tests has no card: what nvidia-smi would say of one is put in its place.
+    card = machine.Gpu(0, "GPU-0", "H100", 2 * needed, needed - 1, 9.0)
+    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    on_card = spec.change("hardware.device", "cuda")
+    assert [one.code for one in export.of_memory(on_card)] == ["export-no-card-memory"]
+    assert export.of_memory(on_card, waits=True) == []
+
+
+def test_a_container_has_the_memory_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "GROUP", tmp_path)  # the files that the kernel shows in a container
+    free, whole = machine.memory()
+    for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 600\ninactive_file 200\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert machine.memory() == (300, 1000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.memory()[1] == whole
+    assert free < whole
+
+
 def test_ranks_are_compared_before_the_start(workplace: Workplace, finished: Callable[..., str]) -> None:
     ids = [finished("eight"), finished("four", r=4)]
     assert refused(workplace, ids, combination="cat") == []

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from engine import kinds
-from engine.export import ExportSpec
+from engine.export import ExportSpec, of_memory
+from engine.problems import Refusal
 from engine.rundir import RESULT, RunDir, write_json
 from engine.worker.edge import Report, edge
 
@@ -32,6 +33,8 @@ def export(run: RunDir) -> None:
 
     spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     sources = Sources.of(spec)
+    if found := of_memory(spec):
+        raise Refusal(found)
     folder, partial, scratch = folders(run, spec)
 
     model = load(spec, sources)
