@@ -17,7 +17,7 @@ from engine import chat, failures, importer, kinds, queue, report, runs, users
 from engine.door import loopback
 from engine.export import ExportSpec
 from engine.problems import Problem, Refusal, problem, shell_language
-from engine.progress import last_loss, progress
+from engine.progress import last, progress, tells
 from engine.results import export_spec, next_spec
 from engine.spec import RunSpec
 from engine.stages import STAGES
@@ -93,8 +93,9 @@ def _text(file: str) -> str:
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
-        loss = last_loss(run)
-        print(f"{run.state:<12} {'' if loss is None else f'{loss:.4f}':>8}  {run.id}")
+        value = last(run)
+        told = "" if value is None else f"{tells(run)} {value:.4f}"
+        print(f"{run.state:<12} {told:>16}  {run.id}")
     return 0
 
 

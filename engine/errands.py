@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from engine import command, derive, uploads, validation
 from engine.datasets import find
 from engine.keeper import end_processes
 from engine.problems import Problem, Refusal, problem
-from engine.rowfiles import version
+from engine.rowfiles import broken_off, version
 from engine.rundir import ALIVE, held, read_json, take, write_json
 from engine.workplace import PROJECT
 
@@ -212,22 +212,24 @@ def _check(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, 
             on_rows=lambda done: report(done, None, "rows"),
         )  # fmt: skip
 
-    def plain(some: tuple[Problem, ...]) -> list[dict[str, Any]]:
-        return [
-            {"code": one.code, "values": {name: str(value) for name, value in one.values.items()}}
-            for one in some
-        ]
-
     return {
         "good": found.good, "bad": found.bad, "problems": plain(found.problems), "warnings": plain(found.warnings),
         "counts": dict(found.counts), "scripts": dict(found.scripts),
     }  # fmt: skip
 
 
+def plain(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [
+        {"code": one.code, "values": {name: str(value) for name, value in one.values.items()}}
+        for one in problems
+    ]
+
+
 def _receive(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
     data = Path(given["data"])
     arrived = uploads.receive(Path(given["source"]), given["called"], data)
-    return {"file": arrived.name}
+    broken = broken_off(arrived)
+    return {"file": arrived.name, "problems": plain([broken] if broken else [])}
 
 
 def _deduplicate(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:

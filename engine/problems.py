@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -43,7 +44,18 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
     told = {name: reasons()[value][language] if _known(value) else value for name, value in values.items()}
-    return sentences()[code][language].format(**told)
+    return fill(sentences()[code][language], **told)
+
+
+class _Filling(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        one, slash, many = format_spec.partition("/")
+        return (one if str(value) == "1" else many) if slash else super().format_field(value, format_spec)
+
+
+def fill(text: str, /, **values: Any) -> str:
+    """The text with its placeholders filled. `{rows:row/rows}` is the word that goes with as many rows."""
+    return _Filling().vformat(text, (), values)
 
 
 def _known(value: Any) -> bool:

@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from engine.problems import Refusal
 from engine.rundir import RunDir, end_of, read_json
 from engine.runs import Run
+from engine.stages import STAGES
 
 POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
 CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
@@ -86,20 +88,28 @@ def _rate(tokens: Series | None) -> float | None:
     return float((tokens.high[-1] - tokens.high[first]) / seconds) if seconds > 0 else None
 
 
-def _last(curve: Mapping[str, Series]) -> float | None:
-    losses = curve["loss"].value if "loss" in curve else ()
-    known = [value for value in losses[-3:] if not np.isnan(value)]
+def _last(curve: Mapping[str, Series], name: str = "loss") -> float | None:
+    values = curve[name].value if name in curve else ()
+    known = [value for value in values[-3:] if not np.isnan(value)]
     return float(known[-1]) if known else None
 
 
-def last_loss(run: Run) -> float | None:
-    """The newest training loss, if there is one."""
-    return _brief(run.dir.metrics, *_stamp(run.dir.metrics))[0]
+def tells(run: Run) -> str:
+    """The curve that tells how a run goes: its stage says which."""
+    try:
+        return STAGES[run.spec.stage.kind].tells if run.kind == "training" else "loss"
+    except (Refusal, OSError):
+        return "loss"
+
+
+def last(run: Run) -> float | None:
+    """The newest value of the curve that tells how the run goes, if there is one."""
+    return _brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[0]
 
 
 def spark(run: Run) -> list[float]:
-    """The training loss in at most 32 points."""
-    return list(_brief(run.dir.metrics, *_stamp(run.dir.metrics))[1])
+    """That curve in at most 32 points."""
+    return list(_brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[1])
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -111,17 +121,17 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _brief(path: Path, _changed: int, size: int) -> tuple[float | None, tuple[float, ...]]:
-    """Last loss and spark line, kept as long as the file does not change."""
+def _brief(path: Path, _changed: int, size: int, name: str) -> tuple[float | None, tuple[float, ...]]:
+    """Last value and spark line of a curve, kept as long as the file does not change."""
     if not size:
         return None, ()
     curve = _reader(path).read()
-    if "loss" not in curve:
+    if name not in curve:
         return None, ()
-    values = curve["loss"].value
+    values = curve[name].value
     values = values[~np.isnan(values)]
     parts = np.array_split(values, min(32, len(values))) if len(values) else []
-    return _last(curve), tuple(float(part.mean()) for part in parts)
+    return _last(curve, name), tuple(float(part.mean()) for part in parts)
 
 
 def curves(run: Run) -> dict[str, Series]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from engine.problems import fill
 from engine.rundir import RESULT, RunDir, read_json, read_lines
 
 Order = Literal["asked", "worst", "best", "changed"]
@@ -117,7 +118,10 @@ def told(found: Mapping[str, Any]) -> str:
     """The summary as a table for a shell: a line for each measure, a column for each model."""
     voices, lines = found["voices"], []
     width = max([12, *(len(one["title"]) + 2 for one in voices)])
-    lines.append(f"{found['rows']} rows" + (f", {found['left_out']} left out" if found["left_out"] else ""))
+    lines.append(
+        fill("{rows} {rows:row/rows}", rows=found["rows"])
+        + (f", {found['left_out']} left out" if found["left_out"] else "")
+    )
     measured = [
         (name, one["values"], {id: apart[name] for id, apart in found["differences"].items()})
         for name, one in found["measures"].items()

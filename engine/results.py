@@ -112,9 +112,12 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
     before, found = run.spec, of(run)
     plain: dict[str, Any] = before.model_dump()
-    plain |= {"name": "", "stage": {"kind": stage}, "extra": {}}
-    if STAGES[stage].answers and (
-        judge := found if found.stage == "rm" else _newest(before, workplace, "rm")
+    again = stage == before.stage.kind  # what it learns by is what it has learned by
+    plain |= {"name": "", "stage": plain["stage"] if again else {"kind": stage}, "extra": {}}
+    if (
+        not again
+        and STAGES[stage].answers
+        and (judge := found if found.stage == "rm" else _newest(before, workplace, "rm"))
     ):
         plain["stage"]["reward_model"] = str(judge.folder)
         if "rewards" in PARTS[stage].model_fields:

@@ -98,6 +98,18 @@ def count(file: Path) -> int:
     return _count(file, *version(file))
 
 
+def broken_off(file: Path) -> Problem | None:
+    """Says so where a JSON file ends in the middle of a row, and how many rows stand before it. Reads all of it."""
+    if file.suffix.lower() not in (".json", ".jsonl"):
+        return None
+    rows, before, place, value = 0, None, None, None
+    for found in entries(file):
+        before, (place, value), rows = value, found, rows + 1
+    if not isinstance(value, Problem) or before is None or isinstance(before, Problem):
+        return None  # whole; or no row can be read at all, which whoever looks at its columns says
+    return problem("file-breaks-off", file=file.name, line=place.line, rows=rows - 1)
+
+
 def version(file: Path) -> tuple[int, int]:
     """Changes when the file does."""
     status = file.stat()

@@ -647,7 +647,12 @@ class Training(Part):
         1e-4, "Learning rate", "LoRA: 5e-5 to 2e-4. Full: 1e-6 to 2e-5.", essential=True, gt=0, le=1
     )
     per_device_train_batch_size: int = setting(
-        2, "Batch size", "Examples per device and forward pass.", essential=True, ge=1, le=65536
+        2,
+        "Batch size",
+        "Examples per device and forward pass; of PPO and GRPO, answers.",
+        essential=True,
+        ge=1,
+        le=65536,
     )
     gradient_accumulation_steps: int = setting(
         8, "Accumulation", "Forward passes per optimizer step. Same effect as a larger batch, less memory.",
@@ -829,6 +834,13 @@ def _explain(error: Any) -> Problem:
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
     given = _short(error.get("input"))
     if kind == "extra_forbidden":
+        if path in fields():  # of another kind than the one chosen
+            union = steps[0] if steps[0] in unions else steps[-2]
+            chosen = next((step for step in location if step in unions[union]), "")
+            owners = [name for name, part in unions[union].items() if steps[-1] in part.model_fields]
+            return problem(
+                "spec-other-kind", path, key=path, what=union, chosen=chosen, kinds=", ".join(owners)
+            )
         return problem("spec-unknown-key", path, key=path, hint=_did_you_mean(path))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))

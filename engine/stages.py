@@ -21,6 +21,7 @@ FITS: dict[Form, tuple[Kind, ...]] = {
 class Stage:
     """`form` is what a row is made into; `curves` are drawn first, in this order.
 
+    `tells`: the curve that is looked at first, where there is room for one number.
     `best`: what a validation measures that says which checkpoint is best: the lowest loss, the highest of all else.
     `answers`: the model writes answers of its own while it trains. `follows`: the stages whose result is a good
     start for this one, the most usual first. `pace`: the usual learning rate, as a multiple of that of SFT.
@@ -28,6 +29,7 @@ class Stage:
 
     form: Form
     curves: tuple[str, ...] = ("loss",)
+    tells: str = "loss"
     best: str = "loss"
     answers: bool = False
     follows: tuple[str, ...] = ()
@@ -38,8 +40,8 @@ _PREFERENCE = ("rewards/margins", "rewards/accuracies", "loss", "rewards/chosen"
 STAGES: dict[str, Stage] = {
     "pt": Stage("text"),
     "sft": Stage("chat", follows=("pt",)),
-    "rm": Stage("pairs", ("accuracy", "margin", "loss"), follows=("sft",)),
-    "dpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
+    "rm": Stage("pairs", ("accuracy", "margin", "loss"), tells="accuracy", follows=("sft",)),
+    "dpo": Stage("pairs", _PREFERENCE, follows=("sft", "ppo", "grpo"), pace=0.1),
     "kto": Stage(
         "thumbs", ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
         follows=("sft",), pace=0.1,
@@ -49,11 +51,11 @@ STAGES: dict[str, Stage] = {
     "ppo": Stage(
         "prompts",
         ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),
-        best="reward", answers=True, follows=("sft", "dpo"), pace=0.1,
+        tells="reward", best="reward", answers=True, follows=("sft", "dpo", "ppo", "grpo"), pace=0.1,
     ),
     "grpo": Stage(
         "prompts", ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
-        best="reward", answers=True, follows=("sft", "dpo"), pace=0.1,
+        tells="reward", best="reward", answers=True, follows=("sft", "dpo", "ppo", "grpo"), pace=0.1,
     ),
 }  # fmt: skip
 

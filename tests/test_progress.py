@@ -11,6 +11,8 @@ import pytest
 
 from engine import progress, runs
 from engine.runs import Run
+from engine.spec import RunSpec
+from tests.past_runs import falling, past_run
 
 
 @pytest.fixture
@@ -96,3 +98,15 @@ def test_names_that_differ_in_a_digit_are_different_curves(run: Run) -> None:
         assert points(run, f"rewards/{number}") == [
             (step, step) for step in range(1, 61) if step % 3 == number
         ]
+
+
+@pytest.mark.parametrize(("stage", "curve"), [("sft", "loss"), ("rm", "accuracy"), ("grpo", "reward")])
+def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(
+    stage: str, curve: str, tmp_path: Path
+) -> None:
+    spec = RunSpec.read({"name": stage, "model": {"model_name_or_path": "tiny"}, "stage": {"kind": stage}})
+    lines = falling(40, reward=lambda step: step / 10, accuracy=lambda step: step / 80)
+    run = past_run(tmp_path, spec, lines)
+    assert progress.tells(run) == curve
+    assert progress.last(run) == pytest.approx(lines[-2][curve])  # the last line is of a validation
+    assert progress.spark(run)[-1] == pytest.approx(lines[-2][curve], rel=0.1)

@@ -104,6 +104,20 @@ def test_data_sets_that_fit_the_next_stage_stay(finished: Callable[..., Run], wo
     assert next_spec(again, "dpo", workplace).data.packing is False
 
 
+def test_learning_from_scores_goes_on_with_more_of_it_or_with_pairs(
+    finished: Callable[..., Run], workplace: Workplace
+) -> None:
+    stage = {"kind": "grpo", "rewards": {"length": 2.0}, "num_generations": 4, "reward_length": 64}
+    run = finished("scored", stage=stage, training__gradient_accumulation_steps=16)
+    assert following(run) == ["dpo", "ppo", "grpo"]
+    finished("judge", stage={"kind": "rm"})
+    again = next_spec(run, "grpo", workplace)  # by the same rewards, though there is a reward model by now
+    assert again.stage == run.spec.stage
+    assert again.training.learning_rate == pytest.approx(run.spec.training.learning_rate)
+    assert next_spec(run, "ppo", workplace).stage.reward_model
+    assert following(finished("policy", stage={"kind": "ppo"})) == ["dpo", "ppo", "grpo"]
+
+
 def test_a_stage_that_cannot_follow_is_refused(finished: Callable[..., Run], workplace: Workplace) -> None:
     run = finished("first")
     for stage in ("pt", "no such stage", ""):

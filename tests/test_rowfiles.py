@@ -199,3 +199,19 @@ def test_an_error_in_the_middle_of_an_array_is_told_before_the_rest_is_read(tmp_
     monkeypatch.setattr(rowfiles, "open_utf8", counting)
     assert len(said(file)) == 1
     assert sum(read) < 50_000
+
+
+@pytest.mark.parametrize(
+    "kind", ["lines.jsonl", "array.json", "one line.json", "gb18030.jsonl", "utf-8-sig.json"]
+)
+def test_a_file_that_breaks_off_says_how_many_rows_it_has(kind: str, tmp_path: Path) -> None:
+    file = write(tmp_path, kind)
+    assert rowfiles.broken_off(file) is None
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 3 // 4])
+    told = rowfiles.broken_off(file)
+    assert told
+    assert told.values["rows"] == len(good(file)) > 20
+    assert f"{told.values['rows']} rows before it can be read" in told.text()
+    file.write_bytes(content[:30])  # not one row: whoever looks for its columns says so
+    assert rowfiles.broken_off(file) is None

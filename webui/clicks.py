@@ -1,4 +1,5 @@
-"""Rows that can be clicked: the script of an HTML component that tells the server which of them was."""
+"""What HTML components do when they are clicked: the scripts that tell the server which row was, and that keep open
+what a reader has opened."""
 
 from __future__ import annotations
 
@@ -15,3 +16,27 @@ element.addEventListener('click', (event) => {
 def rows_of(what: str) -> str:
     """For elements with `data-<what>`. With a modifier key a click is the browser's own way: a new tab."""
     return SCRIPT.replace("WHAT", what)
+
+
+FOLDS = """
+const folds = new Map();
+const place = (fold) => {
+  const item = fold.closest('[data-WHAT]');
+  return item.dataset.WHAT + ' ' + [item, ...item.querySelectorAll('details')].indexOf(fold);
+};
+const keep = () => element.querySelectorAll('[data-WHAT], [data-WHAT] details').forEach((fold) => {
+  const open = folds.get(place(fold));
+  if (open === undefined) folds.set(place(fold), fold.open); else fold.open = open;
+});
+element.addEventListener('click', (event) => {
+  const fold = event.target.closest('summary')?.parentElement;
+  if (fold && element.contains(fold)) folds.set(place(fold), !fold.open);
+});
+watch('value', keep);
+"""
+
+
+def folds_of(what: str) -> str:
+    """For lists of `<details data-<what>="…">`, with others in them or not: a list that is written anew is open where the
+    reader has it open. One that comes new is as it is written."""
+    return FOLDS.replace("WHAT", what)

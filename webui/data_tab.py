@@ -582,10 +582,11 @@ def build(
                 "called": given.name,
                 "at": given.stat().st_mtime_ns,
             }
-            arrived = errands.wait(errands.start(saves, "receive", asked))["file"]
+            told = errands.wait(errands.start(saves, "receive", asked))
+            arrived, wrong = told["file"], [problem(one["code"], **one["values"]) for one in told["problems"]]
             given.unlink(missing_ok=True)
             return [
-                notices.toast(words("arrived", file=arrived)),
+                notices.refused(wrong, words) if wrong else notices.toast(words("arrived", file=arrived)),
                 f"file:{arrived}",
                 list_html(f"file:{arrived}"),
             ]

@@ -21,6 +21,7 @@ from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_quest
 from engine.models import identity
 from engine.problems import Refusal, problem
 from engine.results import Result, of, results
+from engine.rowfiles import broken_off
 from engine.runs import Run
 from engine.workplace import Workplace
 from webui import boxes, clicks, notices, reports
@@ -205,10 +206,12 @@ def build(
         """A file of questions as a data set, chosen at once."""
         try:
             file = uploads.receive(Path(path), Path(path).name, data)
-            made = take_questions(data, file)
+            made, broken = take_questions(data, file), broken_off(file)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), gr.skip()]
         updated = of_base(folder, held, [*(chosen or ()), made])[-1]
+        if broken:
+            return [notices.refused([broken], words), updated]
         return [notices.toast(words("evaluate-uploaded", name=made)), updated]
 
     # ------------------------------------------------------------------------------------ start

@@ -26,7 +26,7 @@ from engine.rundir import read_json
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
-from webui import notices
+from webui import clicks, notices
 from webui.numbers import ago, moment, size
 from webui.words import Words
 
@@ -102,7 +102,7 @@ def build(
             name = _text("name", words)
             card = gr.HTML(elem_id="export-card")
             start = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
-    exports = gr.HTML(js_on_load=USE_JS, elem_id="exports")
+    exports = gr.HTML(js_on_load=USE_JS + clicks.folds_of("export"), elem_id="exports")
     with (
         gr.Column(elem_classes="folds", visible=False) as upload_view,
         gr.Accordion(words("upload-hub"), open=False, elem_classes="fold", elem_id="upload-hub"),
@@ -174,8 +174,7 @@ def build(
         try:
             runs.submit(spec_of(held), workplace, by=user(request))
         except Refusal as refusal:
-            counted = words("to-fix", count=len(refusal.problems))
-            return [notices.toast(counted, "bad"), *look(*held), *listed()]
+            return [notices.toast(notices.counted(refusal.problems, words), "bad"), *look(*held), *listed()]
         return [notices.toast(words("started")), *look(*held), *listed()]
 
     def tick(known: str) -> list[Any]:
@@ -320,7 +319,7 @@ def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -
         )
         stats = f'<dl class="stats small">{stats}</dl>'
     if found:
-        count = escape(words("to-fix", count=len(found)))
+        count = escape(notices.counted(found, words))
         state = f'<p class="state wrong">{count}</p>{notices.listed([_named_field(one, words) for one in found], words)}'
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>'

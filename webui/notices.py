@@ -35,6 +35,11 @@ def listed(problems: Sequence[Problem], words: Words) -> str:
     return f'<ul class="problems" role="alert">{"".join(rows)}</ul>'
 
 
+def counted(problems: Sequence[Problem], words: Words) -> str:
+    """How many things are to be mended; a heading over rows that stand below it is none."""
+    return words("to-fix", count=sum(one.code != "bad-rows" for one in problems))
+
+
 def marks(problems: Iterable[Problem], words: Words) -> str:
     """A style sheet that writes each problem under its field and a dot on the part that the field is in."""
     by_field: dict[str, list[str]] = {}

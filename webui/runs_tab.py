@@ -363,14 +363,14 @@ def table_html(shown: Sequence[Run], words: Words, text: str = "") -> str:
             return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
         return f'<div class="empty"><b>{escape(words("runs-none"))}</b><p>{escape(words("runs-none-help"))}</p></div>'
     owners = any(run.by for run in shown)
-    columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "loss", "curve"]
+    columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "last", "curve"]
     head = "".join(f'<th class="c-{column}">{escape(words(f"column-{column}"))}</th>' for column in columns)
     body = "".join(_row(run, columns, words) for run in shown)
     return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _row(run: Run, columns: Sequence[str], words: Words) -> str:
-    told, loss = about(run), progress.last_loss(run)
+    told, value = about(run), progress.last(run)
     cells = {
         "state": state_html(run, words),
         "run": f'<a href="?run={quote(run.id)}">{escape(told["title"])}</a><small>{escape(told["model"])}</small>',
@@ -378,7 +378,9 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
         "data": escape(told["data"]),
         "owner": escape(run.by),
         "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
-        "loss": "" if loss is None else charts.short(loss),
+        "last": ""
+        if value is None
+        else f"{charts.short(value)}<small>{escape(words(f'brief-{progress.tells(run)}'))}</small>",
         "curve": charts.spark(progress.spark(run)),
     }
     return (
@@ -423,8 +425,8 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         told.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
         told.append(f"{now.fraction:.0%}")
-    if now.loss is not None:
-        told.append(words("loss-now", value=charts.short(now.loss)))
+    if (value := progress.last(run)) is not None:
+        told.append(f"{words(f'brief-{progress.tells(run)}')} {charts.short(value)}")
     if now.tokens_per_s and not run.final:
         told.append(words("speed", count=human(now.tokens_per_s)))
     if now.eta_s is not None and now.eta_s > 0:

@@ -27,6 +27,7 @@ from engine.plan import Summary, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results
 from engine.spec import RunSpec, examples_per_step, fields
+from engine.stages import STAGES
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
 from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
@@ -137,8 +138,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             run = runs.submit(spec, workplace, by=user(request))
         except Refusal as refusal:
             # The card lists them; the message only says that there are some.
-            counted = words("to-fix", count=len(refusal.problems))
-            return [notices.toast(counted, "bad"), gr.skip(), *judged(spec, unreadable)]
+            return [
+                notices.toast(notices.counted(refusal.problems, words), "bad"),
+                gr.skip(),
+                *judged(spec, unreadable),
+            ]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
     def begin(name: str) -> list[Any]:
@@ -301,7 +305,12 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         share = words("stat-share", percent=f"{plan.trainable / plan.parameters:.2%}")
     stats = [
         ("stat-rows", plan.rows, about(plan.exact), ""),
-        ("stat-batch", examples_per_step(spec), "{:,}".format, ""),
+        (
+            "stat-answers" if STAGES[spec.stage.kind].answers else "stat-batch",
+            examples_per_step(spec),
+            "{:,}".format,
+            "",
+        ),
         ("stat-steps", plan.steps, about(plan.exact or bool(spec.training.max_steps)), ""),
         ("stat-trainable", plan.trainable, human, share),
     ]
@@ -316,7 +325,7 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         for code, value, write, note in stats
     )
     if found:
-        state = f'<p class="state wrong">{escape(words("to-fix", count=len(found)))}</p>{notices.listed(found, words)}'
+        state = f'<p class="state wrong">{escape(notices.counted(found, words))}</p>{notices.listed(found, words)}'
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>{memory_html(plan, spec, words)}'
     return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +22,20 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def hush() -> None:
+    """Keep out of the log what libraries tell their developers, and of which nobody who reads it can do anything."""
+    warnings.simplefilter("ignore", FutureWarning)
+    # That an optional faster way for the CPU is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
 @contextlib.contextmanager
 def edge(folder: str) -> Iterator[RunDir]:
     """Hold the run's lock; leave error.json and exit code 1 behind on an error.
 
     The first rank that fails is the one whose error is kept: the others fail of its absence.
     """
+    hush()
     run = RunDir(Path(folder))
     take(run.lock, ALIVE, shared=True)  # held until this process ends, whatever ends it
     try:

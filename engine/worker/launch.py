@@ -17,6 +17,7 @@ from pathlib import Path
 from engine.command import WAITS
 from engine.rundir import RunDir
 from engine.spec import RunSpec
+from engine.worker.edge import hush
 from engine.worker.libraries import import_libraries, importing, leave_out_unused
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     folder = RunDir(Path(sys.argv[-1]))
     spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
     alone = spec.hardware.num_processes == 1
+    hush()
     with importing():
         if alone:
             leave_out_unused(spec)

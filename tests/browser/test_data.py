@@ -188,6 +188,11 @@ def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_se
     expect(page.locator("#rows article").first).to_be_visible()
     drop(page, "book.xlsx", "not a workbook")
     expect(page.locator("#told .bad")).to_contain_text("cannot be read as an Excel workbook")
+    drop(page, "cut.json", '[{"instruction": "a", "output": "b"}, {"instruction": "c", "out')
+    expect(page.locator("#told .bad")).to_contain_text(
+        "cut.json breaks off at line 1: 1 row before it can be read"
+    )
+    expect(page.locator("#set-name input").first).to_have_value("cut")
     (place.data / "dataset_info.json").write_text('{\n "a": {"file_name": "a.json"},\n "b" {}\n}')
     page.reload()
     expect(page.locator("#sets .problems")).to_contain_text("line 3, column 6")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from playwright.sync_api import Page, expect
@@ -29,6 +30,8 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         expect(made).to_have_count(1)
         expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are equal", timeout=120_000)
         [run] = runs.find(trained.saves, "export")
+        # What libraries tell their developers, and of which a reader can do nothing, is not in the log.
+        assert not re.search("Warning|kernels", run.dir.log.read_text(encoding="utf-8"))
         assert "apache-2.0" in (run.dir.model / "README.md").read_text(encoding="utf-8")
         expect(made.locator("#vllm-0")).to_have_text(f"vllm serve {run.dir.model} --served-model-name one")
         made.get_by_text("Modelfile", exact=True).click()
@@ -38,6 +41,23 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
             made.get_by_text("model/SHA256SUMS").click()
         assert download.value.path().read_bytes() == (run.dir.model / "SHA256SUMS").read_bytes()
 
+        # What is open stays open while another is made, and when that is done.
+        page.locator("#export-form").get_by_text("LoRA alone", exact=True).click()
+        page.locator("#export-start").click()
+        expect(made).to_have_count(2)
+        expect(made.nth(1).get_by_text("model/SHA256SUMS")).to_be_visible()
+        made.nth(1).get_by_text("Modelfile", exact=True).click()
+        expect(made.first.locator(".state.right")).to_be_visible(timeout=120_000)
+        expect(made.nth(1).get_by_text("model/SHA256SUMS")).to_be_visible()
+        expect(made.nth(1).locator("#modelfile-1")).not_to_be_visible()
+        adapter, _ = runs.find(trained.saves, "export")
+        made.first.get_by_role("link", name="Open the run").click()
+        expect(page.locator("#log")).to_be_visible()
+        expect(page.locator(".chart-tools")).not_to_be_visible()
+        runs.delete(adapter)
+
+        page.goto(f"{address}/?tab=export")
+        expect(made).to_have_count(1)
         made.locator("[data-use]").click()
         expect(page.locator("#told")).to_contain_text("is in the form")
         expect(page.locator("#summary .state.right")).to_be_visible()

@@ -16,6 +16,7 @@ import yaml
 
 from engine.compare import ABSENT, written
 from engine.export import ExportSpec
+from engine.problems import fill
 from engine.spec import UNIONS, RunSpec, fields
 
 FOLDER = Path(__file__).parent
@@ -36,7 +37,7 @@ class Words:
         self.language = language
 
     def __call__(self, code: str, **values: Any) -> str:
-        return _read("page")[code][self.language].format(**values)
+        return fill(_read("page")[code][self.language], **values)
 
     def knows(self, code: str) -> bool:
         return code in _read("page")
