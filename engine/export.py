@@ -147,8 +147,15 @@ def _of_adapters(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
         elif unfinished := _unfinished(Path(folder), ADAPTERS):
             found.append(unfinished)
         else:
-            found += adapter_problems(folder, spec.model.model_name_or_path, {}, ADAPTERS, scorer=True)
+            base = spec.model.model_name_or_path
+            wrong = adapter_problems(folder, base, {}, ADAPTERS, scorer=True)
+            found += [_named(one, folder, base) if one.code == "adapter-other-base" else one for one in wrong]
     return found
+
+
+def _named(other: Problem, folder: str, base: str) -> Problem:
+    """That an adapter is of another base, with the name of its run: there may be several adapters."""
+    return problem("chat-other-base", ADAPTERS, name=called(folder), theirs=other.values["base"], base=base)
 
 
 def _unfinished(folder: Path, field: str) -> Problem | None:

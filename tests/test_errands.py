@@ -107,7 +107,10 @@ def test_a_workbook_is_taken_in(tmp_path, data):
 
     file = workbook(tmp_path / "x.xlsx", f"{HEADER}<row>{text('A2', 'Hi')}{text('B2', 'Hello')}</row>")
     asked = {"data": str(data), "source": str(file), "called": "我的 表.xlsx"}
-    assert errands.wait(errands.start(tmp_path, "receive", asked), 60) == {"file": "我的 表.jsonl"}
+    assert errands.wait(errands.start(tmp_path, "receive", asked), 60) == {
+        "file": "我的 表.jsonl",
+        "problems": [],
+    }
     assert json.loads((data / "我的 表.jsonl").read_text(encoding="utf-8")) == {
         "instruction": "Hi",
         "output": "Hello",

@@ -363,7 +363,8 @@ def test_an_adapter_of_another_base_says_which(
 ) -> None:
     ids = [finished("good"), finished("stranger", base="/models/Elsewhere-7B")]
     [wrong] = refused(workplace, ids)
-    assert wrong.code == "adapter-other-base"
+    assert wrong.code == "chat-other-base"
+    assert "'stranger'" in wrong.text()
     assert "/models/Elsewhere-7B" in wrong.text()
     assert str(tiny) in wrong.text()
 

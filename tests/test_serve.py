@@ -90,6 +90,12 @@ def test_greedy_answers_are_those_of_generate_by_hand_and_the_voices_differ(
     assert len({tuple(told) for told in answers.values()}) == 3
 
 
+def test_who_asks_second_gets_the_model_that_is_loaded(trained: Workplace, server: chat.Server) -> None:
+    second = chat.start(trained, chat.choose(trained, "", [TWO]), by="bob")
+    assert (second.path, second.given["by"]) == (server.path, "ada")
+    assert [one.path for one in chat.servers(trained.saves)] == [server.path]
+
+
 def test_the_chunks_of_a_stream_join_to_the_whole_answer(client: openai.OpenAI) -> None:
     for voice in (BASE, ONE):
         whole = ask(client, voice, QUESTIONS[0], logprobs=True, top_logprobs=2)

@@ -119,7 +119,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#rows mark").first).to_have_text("after")
     page.locator("#use-set").click()
     expect(page.locator("#f-data-datasets")).to_contain_text(HOSTILE)
-    expect(page.locator("#summary")).to_contain_text("1 rows")
+    expect(page.locator("#summary")).to_contain_text("1 row of")
     assert alerts == []
     assert outside == []
 
