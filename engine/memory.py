@@ -28,7 +28,7 @@ LOSS = 3072
 # What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
 CONTEXT, BLOCKS = 1200 << 20, 1.02
 LIBRARIES = 700 << 20  # the same on a CPU
-# Bytes of a quantized weight, with its scales; in 8 bits what a training was seen to take, which is far more than they are.
+# Bytes of a quantized weight, with its scales. In 8 bits as a card was seen to need before their layers were recomputed, too.
 QUANTIZED = {"4bit": 0.52, "8bit": 3.5}
 # What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
 MOMENTS = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}

@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "data.validation_share": 0.2,
         "logging.eval_steps": 2,
     },
+    "eight_bits": {"model.quantization": {"kind": "8bit"}},
+    "eight_bits_again": {"model.quantization": {"kind": "8bit"}, "training.gradient_checkpointing": True},
     "freeze": {"method": {"kind": "freeze", "trainable_layers": 1}},
     "full": {"method": {"kind": "full"}},
     "everything": {"stage": {"kind": "sft", "train_on": "everything"}},
@@ -146,12 +148,18 @@ def test_a_variant_trains_to_a_result_that_says_it_is_whole(trained: dict[str, R
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", "dora", "rslora", "pissa", "qlora", "freeze", "full", "everything", "pretraining"]
+    "name",
+    ["lora", "dora", "rslora", "pissa", "qlora", "eight_bits", "freeze", "full", "everything", "pretraining"],
 )
 def test_the_loss_begins_at_chance_and_falls(trained: dict[str, RunDir], name: str) -> None:
     found = losses(trained[name])
     assert found[0] == pytest.approx(math.log(800), abs=0.4)  # the model's weights are random
     assert sum(found[-2:]) / 2 < found[0] - 0.05
+
+
+def test_what_is_recomputed_of_eight_bits_learns_the_same(trained: dict[str, RunDir]) -> None:
+    again, kept = losses(trained["eight_bits_again"]), losses(trained["eight_bits"])
+    assert again == pytest.approx(kept, rel=1e-3)
 
 
 def test_full_learns_more_than_lora(trained: dict[str, RunDir]) -> None:

@@ -51,6 +51,8 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     )  # fmt: skip
     return {
         **{name: getattr(training, name) for name in names},
+        # The products of 8-bit weights keep their inputs where only the reentrant kind of recomputing does without them.
+        "gradient_checkpointing_kwargs": {"use_reentrant": spec.model.quantization.kind == "8bit"},
         "max_steps": training.max_steps or -1,
         "bf16": numbers == "bf16",
         "fp16": numbers == "fp16",
