@@ -32,10 +32,9 @@ def ended(workplace: Workplace, run: runs.Run) -> runs.Run:
 
 @pytest.mark.slow
 def test_several_adapters_are_measured_together_with_their_base_and_each_says_its_own(
-    workplace: Workplace,
+    workplace: Workplace, demo_results: Path
 ) -> None:
-    made = [sys.executable, "-m", "tests.tiny_adapter", str(DEMO_MODEL), str(workplace.saves), "one", "two"]
-    subprocess.run(made, cwd=PROJECT, check=True, capture_output=True)
+    shutil.copytree(demo_results, workplace.saves, dirs_exist_ok=True)
     rows = [
         {"instruction": f"Translate {word} Group", "output": word} for word in ("BSIC", "Ada", "Sea", "10")
     ]

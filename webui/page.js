@@ -168,6 +168,15 @@
   addEventListener('popstate', () => location.reload());
 })();
 
+// ---- the box beside a slider: what is typed is held within its bounds before anybody hears of it
+document.addEventListener('input', (event) => {
+  const box = event.target;
+  if (box.type !== 'number') return;
+  if (box.value === '') event.stopImmediatePropagation();
+  else if (box.max !== '' && Number(box.value) > Number(box.max)) box.value = box.max;
+  else if (box.min !== '' && Number(box.value) < Number(box.min)) box.value = box.min;
+}, true);
+
 // ---- values under the pointer, from the points that each chart carries
 (() => {
   const tip = document.createElement('div'); tip.className = 'chart-tip'; tip.hidden = true;

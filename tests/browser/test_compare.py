@@ -62,6 +62,17 @@ def test_two_runs_are_chosen_seen_beside_each_other_and_taken_away(
     best = page.locator(".compare-figures tr", has_text="Loss, validation, last").locator("td")
     expect(best.nth(1)).to_have_class("best")
 
+    # What is typed beside the slider is held within its bounds, and refused by nobody.
+    smoothing = page.get_by_role("tabpanel").locator("input[type=number]:visible")
+    drawn = page.locator("#compare-chart").inner_html()
+    for typed in ("5", "-3"):
+        with page.expect_response(lambda told: "/run/predict" in told.url) as answer:
+            smoothing.fill(typed)
+        assert answer.value.ok, typed
+        smoothing.blur()
+    expect(curves).to_have_count(2)
+    assert page.locator("#compare-chart").inner_html() != drawn
+
     # The pointer tells the values of both.
     box = page.locator("#compare-chart svg").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] / 2)
