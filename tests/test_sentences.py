@@ -7,8 +7,11 @@ import string
 
 import pytest
 
-from engine.problems import LANGUAGES, say, sentences
+from engine.problems import LANGUAGES, Refusal, fill, problem, say, sentences
+from engine.spec import RunSpec
 from engine.workplace import PROJECT
+from webui import notices
+from webui.words import Words
 
 
 def placeholders(text: str) -> set[str]:
@@ -23,6 +26,25 @@ def test_a_sentence_has_both_languages_and_the_same_values(code: str) -> None:
     assert re.search(r"[\u4e00-\u9fff]", texts["zh"])
     values = dict.fromkeys(placeholders(texts["en"]), "x")
     assert say(code, "zh", **values) != say(code, "en", **values)
+
+
+def test_a_word_goes_with_its_number() -> None:
+    assert say("bad-rows", "en", bad=1, name="x").startswith("1 row of x")
+    assert say("bad-rows", "en", bad=2, name="x").startswith("2 rows of x")
+    assert fill("{n:.1f} of {of} {of:row/rows}", n=1, of="1") == "1.0 of 1 row"
+
+
+def test_a_setting_of_another_stage_is_told_whose_it_is() -> None:
+    with pytest.raises(Refusal) as refused:
+        RunSpec.read({"stage": {"kind": "sft", "beta": 0.1}, "method": {"kind": "full", "r": 8}})
+    of_stage, of_method = (one.text("en") for one in refused.value.problems)
+    assert "'stage.beta'; it belongs to: dpo, kto" in of_stage
+    assert "The method full has no setting 'method.r'; it belongs to: lora" in of_method
+
+
+def test_a_heading_over_rows_is_nothing_to_mend() -> None:
+    found = [problem("bad-rows", bad=9, name="x"), problem("no-cards"), problem("no-cards")]
+    assert notices.counted(found, Words("en")).startswith("2 to fix")
 
 
 def test_every_code_that_is_said_has_a_sentence_and_every_sentence_is_said() -> None:
