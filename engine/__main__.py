@@ -21,6 +21,7 @@ from engine.progress import last, progress, tells
 from engine.results import export_spec, next_spec
 from engine.spec import RunSpec
 from engine.stages import STAGES
+from engine.vllm import ENGINES
 from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
 
 
@@ -191,7 +192,9 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = _text(arguments.api_key_file).strip()
     if not loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    given = chat.serving(workplace, chat.choose(workplace, arguments.base, arguments.runs), _me())
+    given = chat.serving(
+        workplace, chat.choose(workplace, arguments.base, arguments.runs, arguments.engine), _me()
+    )
     given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
     server = chat.Server(workplace.saves / chat.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
     child = chat.begin(server, given, key, foreground=True)
@@ -306,6 +309,12 @@ def _serve_arguments(verb: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; beyond this machine only with a key"
     )
     verb.add_argument("--port", type=int, default=8000, help="default: 8000")
+    verb.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="what writes the answers; vllm must be installed",
+    )
     verb.add_argument(
         "--api-key-file", metavar="FILE", help="file with the key that a request must say [ATHANOR_API_KEY]"
     )

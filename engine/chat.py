@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from engine import command, machine
+from engine import command, machine, vllm
 from engine.keeper import end_processes
 from engine.models import identity, is_hub_id
 from engine.problems import Problem, Refusal, problem, sentences
@@ -104,14 +104,20 @@ class Choice:
     name: str
     adapters: Mapping[str, Path] = field(default_factory=dict)  # name → folder of the result
     model: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = "transformers"  # what writes the answers: one of vllm.ENGINES
+    rank: int = (
+        vllm.USUAL_RANK
+    )  # that vLLM has room for: of every adapter of this base, whether it is wanted or not
 
 
-def choose(workplace: Workplace, base: str, ids: Sequence[str] = ()) -> Choice:
+def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str = "transformers") -> Choice:
     """The model folder `base` and the results of the runs with these ids, looked at before anything is loaded.
 
-    An empty `base` is what the first of them is or belongs to. Raises Refusal if something is not there, or is of
-    another base.
+    An empty `base` is what the first of them is or belongs to. Raises Refusal if something is not there, is of another
+    base, or is nothing that the `engine` takes.
     """
+    if engine not in vllm.ENGINES:
+        raise Refusal(problem("spec-choice", "engine", given=engine, choices=", ".join(vllm.ENGINES)))
     left = {one.run.id: one for one in results(workplace.saves)}
     chosen = [_result(left, id) for id in ids]
     wholes, adapters = [[one for one in chosen if one.adapter is kind] for kind in (False, True)]
@@ -131,10 +137,19 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = ()) -> Choice:
     whole = next((one for one in left.values() if not one.adapter and one.folder == folder), None)
     if whole:
         _result(left, whole.run.id)
-    return Choice(
+    choice = Choice(
         folder, whole.run.id if whole else identity(str(folder)) if _cached(folder) else folder.name,
-        {one.run.id: one.folder for one in adapters}, _loading(workplace, folder, whole, adapters),
+        {one.run.id: one.folder for one in adapters}, _loading(workplace, folder, whole, adapters), engine,
     )  # fmt: skip
+    if engine != "vllm":
+        return choice
+    if found := vllm.problems(choice.model, choice.adapters):
+        raise Refusal(found)
+    fitting = [
+        one.folder for one in left.values()
+        if one.adapter and identity(one.run.spec.model.model_name_or_path) == identity(str(folder))
+    ]  # fmt: skip
+    return replace(choice, rank=vllm.rank(fitting))
 
 
 def _result(left: Mapping[str, Result], id: str) -> Result:
@@ -233,7 +248,8 @@ def serving(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
         "base": str(choice.base), "name": choice.name, "model": dict(choice.model),
         "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
         "roots": [str(root) for root in workplace.model_roots], "host": "127.0.0.1", "port": 0, "idle_s": IDLE_S,
-        "studios": None, "by": by, "started": time.time(),
+        "studios": None, "by": by, "started": time.time(), "engine": choice.engine,
+        "vllm": {"command": [vllm.program()], "rank": choice.rank} if choice.engine == "vllm" else None,
     }  # fmt: skip
 
 
@@ -283,7 +299,7 @@ def end(server: Server) -> None:
 
 def _id(choice: Choice) -> str:
     stretched = json.dumps(choice.model.get("rope_scaling"), sort_keys=True)
-    told = f"{identity(str(choice.base))}\n{stretched}"
+    told = f"{identity(str(choice.base))}\n{stretched}\n{choice.engine}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

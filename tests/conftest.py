@@ -73,6 +73,17 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def vllm_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH that has a command vllm: `tests/stand_in_vllm.py`, since vLLM itself needs a card."""
+    script = tmp_path_factory.mktemp("bin") / "vllm"
+    script.write_text(
+        f'#!/bin/sh\nexec "{sys.executable}" "{PROJECT}/tests/stand_in_vllm.py" "$@"\n', encoding="utf-8"
+    )
+    script.chmod(0o755)
+    return f"{script.parent}:{os.environ['PATH']}"
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     """Folders of this test's own. Whatever of its runs still lives at the end is ended."""

@@ -23,6 +23,7 @@ from engine.models import chat_template, identity
 from engine.problems import Problem, Refusal
 from engine.results import Result, results
 from engine.runs import Run
+from engine.vllm import ENGINES, program
 from engine.workplace import Workplace
 from webui import answers, boxes, notices
 from webui.words import Words
@@ -104,6 +105,10 @@ def build(
                 [], value=[], label=words("chat-adapters"), info=words("chat-adapters-help"), multiselect=True,
                 max_choices=ADAPTERS, elem_classes="field", elem_id="chat-adapters", interactive=True,
             )  # fmt: skip
+            engine = gr.Radio(
+                list(ENGINES), value=ENGINES[0], label=words("chat-engine"), info=words("chat-engine-help"),
+                visible=program() is not None, elem_classes="field", elem_id="chat-engine", interactive=True,
+            )  # fmt: skip
             with gr.Row(elem_classes="held-row"):
                 held = gr.HTML(elem_id="held")
                 load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0)
@@ -130,15 +135,15 @@ def build(
                 elem_classes="field", elem_id="chat-judge", interactive=True,
             )  # fmt: skip
             with gr.Accordion(words("chat-program"), open=False, elem_classes="fold"):
-                program = gr.HTML()
+                text = gr.HTML()
 
     settings = [greedy, temperature, top_p, top_k, seed, longest, penalty, thinking]
     buttons = [send, stop, load, unload]
     asking = [told, prompt, history, past, live, export, held, *buttons]
-    who = [base, adapters]
+    who = [base, adapters, engine]
 
-    def chosen(base: str | None, ids: Sequence[str] | None) -> Choice:
-        return chat.choose(workplace, base or "", list(ids or ())[:ADAPTERS])
+    def chosen(base: str | None, ids: Sequence[str] | None, writer: str) -> Choice:
+        return chat.choose(workplace, base or "", list(ids or ())[:ADAPTERS], writer or ENGINES[0])
 
     def titles(choice: Choice | None = None) -> dict[str, str]:
         """What each voice is called: a run by its name."""
@@ -161,16 +166,16 @@ def build(
         since = time.time() - server.given["started"] if server else 0
         return answers.status(server, others, since, words)
 
-    def look(base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def look(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """What is true of the chosen model now."""
         try:
-            server = chat.find(saves, chosen(base, ids))
+            server = chat.find(saves, chosen(base, ids, writer))
         except Refusal as refusal:
             wrong = notices.listed(refusal.problems, words) if base or ids else ""
             return [wrong, *model_buttons(None)[2:]]
         return [held_html(server), *model_buttons(server)[2:]]
 
-    def arrive(kept: Any, base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def arrive(kept: Any, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """The lists as they are now, and the conversation that the browser has kept."""
         known, now = models(), talk.read(kept)
         base = base or next((folder for _, folder in known), None)
@@ -178,15 +183,15 @@ def build(
         wanted = ids or (list(now[-1].said) if now else [])
         ids = [one.run.id for one in fits if one.run.id in wanted]
         return [
-            gr.Timer(active=True), gr.update(choices=known, value=base), *of_base(base, ids), *look(base, ids),
-            *drawn(now, base, ids),
+            gr.Timer(active=True), gr.update(choices=known, value=base), *of_base(base, ids, writer), *look(base, ids, writer),
+            *drawn(now, base, ids, writer),
         ]  # fmt: skip
 
     def adapters_of(base: str | None) -> list[Result]:
         """What finished runs have left that can be talked to on this base."""
         return [one for one in results(saves) if one.adapter and one.stage != "rm" and _same(one, base)]
 
-    def of_base(base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def of_base(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """The adapters of a base, whether it can think aloud, and how a program would ask the same."""
         fits = adapters_of(base)
         known = [(f"{one.run.title} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
@@ -196,53 +201,53 @@ def build(
         chosen_ids = [one.run.id for one in kept]
         return [
             gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), judge_update(),
-            notices.code("serve-text", _command(base, chosen_ids, saves), words),
+            notices.code("serve-text", _command(base, chosen_ids, writer, saves), words),
         ]  # fmt: skip
 
     def judge_update() -> Any:
         known = [(one.run.title, one.run.id) for one in chat.judges(saves)]
         return gr.update(choices=[(words("chat-judge-none"), ""), *known], visible=bool(known))
 
-    def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         try:
-            server = chat.start(workplace, chosen(base, ids), by=user(request))
+            server = chat.start(workplace, chosen(base, ids, writer), by=user(request))
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
         return [gr.skip(), held_html(server), *model_buttons(server)[2:]]
 
-    def unloaded(base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def unloaded(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         try:
-            if server := chat.find(saves, chosen(base, ids)):
+            if server := chat.find(saves, chosen(base, ids, writer)):
                 chat.end(server)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
-        return [notices.toast(words("chat-unloaded")), *look(base, ids)]
+        return [notices.toast(words("chat-unloaded")), *look(base, ids, writer)]
 
     # ---- the conversation
 
-    def drawn(now: talk.Talk, base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def drawn(now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """The conversation on the page, and as a file."""
         try:
-            named = titles(chosen(base, ids))
+            named = titles(chosen(base, ids, writer))
         except Refusal:
             named = titles()
         return [answers.past(now, named, words) or answers.nothing(words), export_html(now, words)]
 
     def ask(
-        request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, system: str,
+        request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str, system: str,
         judge: str | None, remember: bool, *held: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers as they come; at last the conversation with them in it. Answers into `asking`."""
         resting = [gr.skip()] * len(asking)
 
         def shown(live: Any, server: Server, first: bool = False) -> list[Any]:
-            begun = [gr.skip(), "", gr.skip(), *drawn(now, base, ids)[:1]] if first else resting[:4]
+            begun = [gr.skip(), "", gr.skip(), *drawn(now, base, ids, writer)[:1]] if first else resting[:4]
             status = [held_html(server), *model_buttons(server, answering=True)] if first else resting[:5]
             return [*begun, live, gr.skip(), *status]
 
         try:
             given = _given(*held) | {"request_id": request.session_hash}
-            choice = chosen(base, ids)
+            choice = chosen(base, ids, writer)
             server = chat.start(workplace, choice, by=user(request))
             yield shown(answers.waiting(question, words("chat-loading-first")), server, first=True)
             chat.wait(server)
@@ -260,9 +265,9 @@ def build(
             for told in chat.ask(server, asked, given):
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
-            server = _found(lambda: chat.find(saves, chosen(base, ids)))
+            server = _found(lambda: chat.find(saves, chosen(base, ids, writer)))
             yield [
-                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question, gr.skip(), *drawn(now, base, ids)[:1], "", gr.skip(),
+                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question, gr.skip(), *drawn(now, base, ids, writer)[:1], "", gr.skip(),
                 held_html(server) if server else gr.skip(), *model_buttons(server),
             ]  # fmt: skip
             return
@@ -270,7 +275,7 @@ def build(
         wrong = [one.problem for one in told if one.problem] + wrong
         turn = talk.turn(question, system or "", told, scores, alone=not remember)
         now = (*now, turn) if turn else now
-        page, file = drawn(now, base, ids)
+        page, file = drawn(now, base, ids, writer)
         yield [
             notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if turn else question, talk.kept(now), page, "",
             file, held_html(server), *model_buttons(server),
@@ -310,17 +315,21 @@ def build(
             if server.state == "ready":
                 chat.cancel(server, request.session_hash)
 
-    def edited(question: str, kept: Any, base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def edited(
+        question: str, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    ) -> list[Any]:
         """The last question back in the box, its answers gone."""
         now = talk.read(kept)
         if not now:
             return [gr.skip()] * 4
-        return [now[-1].question, talk.kept(now[:-1]), *drawn(now[:-1], base, ids)]
+        return [now[-1].question, talk.kept(now[:-1]), *drawn(now[:-1], base, ids, writer)]
 
-    def cleared(base: str | None, ids: Sequence[str] | None) -> list[Any]:
-        return [[], *drawn((), base, ids)]
+    def cleared(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
+        return [[], *drawn((), base, ids, writer)]
 
-    def rated(event: gr.EventData, kept: Any, base: str | None, ids: Sequence[str] | None) -> list[Any]:
+    def rated(
+        event: gr.EventData, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    ) -> list[Any]:
         """A mark at an answer, and a row of it in the data folder."""
         now, what = talk.read(kept), str(event._data.get("rate", ""))
         number, voice = str(event._data.get("turn", "")), str(event._data.get("voice", ""))
@@ -332,7 +341,7 @@ def build(
                 now, file = talk.thumb(workplace.data, now, turn, voice, up=what == "up"), talk.THUMBS
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
-        return [notices.toast(words("rated", name=file)), talk.kept(now), *drawn(now, base, ids)]
+        return [notices.toast(words("rated", name=file)), talk.kept(now), *drawn(now, base, ids, writer)]
 
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     going = {
@@ -347,13 +356,13 @@ def build(
     past.select(rated, [history, *who], [told, history, past, export], **quiet)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **quiet)
     look_at = [held, load, unload]
-    gr.on([base.input, adapters.input], of_base, who, [adapters, thinking, judge, program], **quiet).then(
-        look, who, look_at, **quiet
-    )
+    gr.on(
+        [base.input, adapters.input, engine.input], of_base, who, [adapters, thinking, judge, text], **quiet
+    ).then(look, who, look_at, **quiet)
     timer.tick(look, who, look_at, **quiet)
     load.click(loaded, who, [told, *look_at], **quiet)
     unload.click(unloaded, who, [told, *look_at], **quiet)
-    shown = [timer, base, adapters, thinking, judge, program, *look_at, past, export]
+    shown = [timer, base, adapters, thinking, judge, text, *look_at, past, export]
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""
@@ -387,9 +396,10 @@ def _same(one: Result, base: str | None) -> bool:
     return identity(one.run.spec.model.model_name_or_path) == identity(base or "")
 
 
-def _command(base: str | None, ids: Sequence[str], saves: Path) -> str:
+def _command(base: str | None, ids: Sequence[str], writer: str, saves: Path) -> str:
     """How a program would be served the same."""
     words = ["python", "-m", "engine", "serve", *(ids or ["--base", base or "MODEL"])]
+    words += ["--engine", writer] if writer != ENGINES[0] else []
     return shlex.join(words + (["--saves", str(saves)] if saves != Workplace().saves else []))
 
 

@@ -261,6 +261,10 @@ class Writer:
         """End the thread, which else would keep the model in memory. Nothing may be asked any more."""
         self.call(lambda: setattr(self, "over", True)).result()
 
+    def fault(self) -> Problem | None:
+        """Why it is gone: never, since it ends with the process that asks."""
+        return None
+
     def load_adapter(self, folder: str) -> None:
         """Put the adapter in `folder` beside the others. To be called by `call`."""
         if folder in self.names:

@@ -1,5 +1,7 @@
 """Serves a base model and adapters of it to other programs, as OpenAI's interface does: python -m engine.worker.serve FOLDER
 
+The answers are written by transformers in this process, or by vLLM in one behind it: as `engine` in serve.json says.
+
 The folder holds `serve.json` (see `engine.chat`) and, if there is to be one, `key`. The worker adds `lock`,
 `progress.json` while it loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when
 nobody has asked anything for a while, and sooner when no studio lives that may ask.
@@ -19,6 +21,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import signal
 import sys
 import time
 import uuid
@@ -45,6 +48,7 @@ from engine.worker.conversations import Conversations
 from engine.worker.edge import Report, edge
 from engine.worker.generation import Answer, Piece, Token, Writer
 from engine.worker.model import DTYPES, load_base, precision
+from engine.worker.vllm import VllmWriter
 from engine.worker.voices import Voice, voice
 from engine.worker.wording import Wording
 from engine.workplace import inside
@@ -133,7 +137,7 @@ class House:
     run: RunDir
     given: dict[str, Any]
     spec: RunSpec
-    writer: Writer
+    writer: Writer | VllmWriter
     voices: dict[str, Voice] = field(default_factory=dict)
     judges: dict[str, Any] = field(default_factory=dict)  # by folder: model and conversations
     answering: dict[str, list[Answer]] = field(default_factory=dict)  # by the id that the asker gave
@@ -147,6 +151,8 @@ class House:
         made = voice(name, folder, self.spec, self.writer.model, adapter=True)
         try:
             self.writer.call(lambda: self.writer.load_adapter(folder)).result()
+        except Refusal:
+            raise
         except Exception as error:
             last = f"{type(error).__name__}: {error}".split("\n")[0][:300]
             raise Refusal(problem("chat-adapter", name=name, why=last)) from error
@@ -161,6 +167,8 @@ class House:
 
     def score(self, folder: str, conversations: list[list[dict[str, Any]]]) -> list[float]:
         """The scores of a reward model, which is loaded beside the base when it is first asked. Raises Refusal."""
+        if isinstance(self.writer, VllmWriter):
+            raise Refusal(problem("vllm-no-judge"))
         self._allow(folder)
         return self.writer.call(lambda: self._score(Path(folder), conversations)).result()
 
@@ -500,11 +508,19 @@ def application(house: House, key: str = "") -> ASGIApp:
     return _WithKey(app, key) if key else app
 
 
-def load(run: RunDir, given: dict[str, Any]) -> House:
-    """The model and its voices in memory. Raises Refusal, or whatever a library raises at a broken model."""
-    spec = RunSpec.read({"model": given["model"]})
+def _in_this_process(_run: RunDir, given: dict[str, Any], spec: RunSpec, _closing: Any) -> Writer:
     model = load_base(spec, given["base"], DTYPES[precision(spec)]).requires_grad_(False).eval()
-    house = House(run, given, spec, Writer(model))
+    return Writer(model)
+
+
+WRITERS = {"transformers": _in_this_process, "vllm": VllmWriter.start}
+
+
+def load(run: RunDir, given: dict[str, Any], closing: contextlib.ExitStack) -> House:
+    """The model and its voices in memory; `closing` ends what holds it, if that is another process. Raises Refusal, or
+    whatever a library raises at a broken model."""
+    spec = RunSpec.read({"model": given["model"]})
+    house = House(run, given, spec, WRITERS[given["engine"]](run, given, spec, closing))
     for name, folder in given["adapters"].items():
         house.add(name, folder)
     house.add_base()
@@ -519,7 +535,8 @@ async def _end_when_idle(house: House, server: uvicorn.Server) -> None:
         patience = house.given["idle_s"] or float("inf")
         if studios and not held(Path(studios), ALIVE):
             patience = min(patience, ALONE_S)
-        if not house.busy() and time.monotonic() - house.asked > patience:
+        idle = not house.busy() and time.monotonic() - house.asked > patience
+        if idle or house.writer.fault():
             server.should_exit = True
 
 
@@ -542,9 +559,15 @@ def main() -> None:
             given["host"], given["port"]
         )  # first: a port that is taken is told before a model is loaded
         Report(run)("loading")
-        house = load(run, given)
-        key = run.path / "key"
-        asyncio.run(_serve(house, door, key.read_text(encoding="utf-8").strip() if key.exists() else ""))
+        with contextlib.ExitStack() as closing:
+            if given["engine"] != "transformers":
+                # Uvicorn raises a signal again once it has ended for it: what is behind ends on the way out.
+                signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+            house = load(run, given, closing)
+            key = run.path / "key"
+            asyncio.run(_serve(house, door, key.read_text(encoding="utf-8").strip() if key.exists() else ""))
+            if fault := house.writer.fault():
+                raise Refusal(fault)
         write_json(run.path / "ended.json", {"at": time.time()})
 
 

@@ -115,3 +115,36 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         for server in chat.servers(trained.saves):
             chat.end(server)
     assert outside == []
+
+
+def test_vllm_is_a_choice_where_it_is_installed_and_only_there(
+    trained: Workplace, open_page: Callable[..., Page], outside: Outside, vllm_path: str
+) -> None:
+    """Its program is a stand-in, as this machine has no card for vLLM."""
+    studio, address = start_studio(trained)
+    try:
+        page = open_page(f"{address}/?tab=chat")
+        expect(page.locator("#chat-base")).to_be_visible()
+        expect(page.locator("#chat-engine")).to_have_count(0)
+    finally:
+        studio.kill()
+        studio.wait()
+    studio, address = start_studio(trained, PATH=vllm_path)
+    try:
+        page = open_page(f"{address}/?run={RUN}")
+        page.locator("#chat-with").click()
+        page.locator("#chat-engine").get_by_text("vllm", exact=True).click()
+        ask(page, "Hello!", 1)
+        expect(page.locator("#talk")).to_contain_text("one")
+        expect(page.locator("#chat-unload")).to_be_visible()
+        [server] = chat.servers(trained.saves)
+        assert server.given["engine"] == "vllm"
+        page.locator("#chat-unload").click()
+        expect(page.locator("#chat-load")).to_be_visible()
+        assert chat.servers(trained.saves) == []
+    finally:
+        for server in chat.servers(trained.saves):
+            chat.end(server)
+        studio.kill()
+        studio.wait()
+    assert outside == []

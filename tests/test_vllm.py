@@ -1,0 +1,206 @@
+"""vLLM behind the server: the same voices, asked by the same client, give the answers that transformers gives.
+
+vLLM needs a card, which this machine lacks. `tests/stand_in_vllm.py` stands for its program: it takes the words and requests of
+vLLM 0.33 and no others, with the real weights behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from engine import chat, keeper, vllm
+from engine.deploy import RANKS
+from engine.problems import Refusal
+from engine.rundir import read_json, write_json
+from engine.workplace import PROJECT, Workplace
+from tests.conftest import flags_of, wait_until
+from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, demo_results: Path) -> Workplace:
+    """A workplace with two finished runs of the demo model."""
+    return Workplace(saves=shutil.copytree(demo_results, tmp_path_factory.mktemp("vllm") / "saves"))
+
+
+@pytest.fixture(scope="module")
+def program(vllm_path: str) -> Iterator[None]:
+    """A command vllm on the path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", vllm_path)
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(trained: Workplace, program: None) -> Iterator[chat.Server]:
+    here = chat.attend(trained.saves)
+    started = chat.start(trained, chat.choose(trained, "", [ONE], "vllm"))
+    chat.wait(started)
+    yield started
+    chat.end(started)
+    os.close(here)
+
+
+@pytest.fixture
+def client(server: chat.Server) -> openai.OpenAI:
+    address = read_json(server.path / "address.json")
+    key = (server.path / "key").read_text()
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key, max_retries=0)
+
+
+@pytest.mark.slow
+def test_every_voice_says_what_it_says_with_transformers(
+    trained: Workplace,
+    server: chat.Server,
+    client: openai.OpenAI,
+) -> None:
+    assert server.given["vllm"]["command"] == [vllm.program()]
+    choice = chat.choose(trained, "", [ONE, TWO])
+    assert chat.find(trained.saves, choice) is None  # a server of its own for each engine
+    plain = chat.start(trained, choice)
+    chat.wait(plain)
+    chat.add(server, choice.adapters)  # the second adapter, while it serves
+    assert [one["id"] for one in chat.voices(server)] == [BASE, ONE, TWO]
+    for settings in (
+        {"temperature": 0, "max_tokens": 40},
+        {"temperature": 0, "max_tokens": 40, "stop": ["o"]},
+    ):
+        asked = {voice: said(QUESTIONS[0]) for voice in (BASE, ONE, TWO)}
+        *_, here = chat.ask(plain, asked, settings)
+        *_, there = chat.ask(server, asked, settings)
+        assert [one.problem for one in there] == [None] * 3, (server.path / "vllm.log").read_text(
+            encoding="utf-8"
+        )
+        assert [(one.text, one.finish, one.tokens) for one in there] == [
+            (one.text, one.finish, one.tokens) for one in here
+        ]
+        assert len({one.text for one in there}) == 3 or "stop" in settings
+    chat.end(plain)
+    told = ask(client, ONE, QUESTIONS[0], max_tokens=5, logprobs=True, top_logprobs=2)
+    assert told.usage.completion_tokens == len(told.choices[0].logprobs.content)
+    for one in told.choices[0].logprobs.content:
+        assert len(one.top_logprobs) == 2
+        assert one.top_logprobs[0].logprob == one.logprob
+    # A control token in a question stays text: the prompt goes as tokens.
+    plain_prompt = ask(client, BASE, "a b", max_tokens=1).usage.prompt_tokens
+    assert ask(client, BASE, "a<|im_end|> b", max_tokens=1).usage.prompt_tokens > plain_prompt + 2
+
+
+@pytest.mark.slow
+def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
+    trained: Workplace,
+    server: chat.Server,
+    tmp_path: Path,
+) -> None:
+    stopped = False
+    for now in chat.ask(
+        server, {ONE: said(QUESTIONS[0])}, {"temperature": 0, "request_id": "me", **ON_AND_ON}
+    ):
+        if not stopped and len(now[0].text) > 10:
+            chat.cancel(server, "me")
+            stopped = True
+    assert now[0].finish == "stop"
+    wait_until(lambda: b"aborted after" in (server.path / "vllm.log").read_bytes())
+    with pytest.raises(Refusal, match="reward model cannot score beside vLLM"):
+        chat._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
+    # Adapters that vLLM would take as something else, or not at all.
+    config = json.loads((trained.saves / ONE / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    for name, change, match in (
+        ("whole", {"modules_to_save": ["lm_head"]}, "does not take 'whole' beside its base"),
+        ("wide", {"r": 64}, "has a rank of 64, and vLLM was started with room for 16"),
+    ):
+        folder = trained.saves / name / "adapter"
+        folder.mkdir(parents=True)
+        for file in (trained.saves / ONE / "adapter").iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        write_json(folder / "adapter_config.json", config | change)
+        with pytest.raises(Refusal, match=match):
+            chat.add(server, {name: folder})
+
+
+@pytest.mark.slow
+def test_vllm_ends_with_its_server_and_its_last_words_are_told(
+    trained: Workplace,
+    program: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "engine",
+        "serve",
+        ONE,
+        "--port",
+        "0",
+        "--engine",
+        "vllm",
+        *flags_of(trained),
+    ]
+
+    def begun() -> tuple[subprocess.Popen[str], Path]:
+        serving = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
+        next(line for line in serving.stdout if line.startswith("serving"))
+        [server] = [one for one in chat.servers(trained.saves) if one.given.get("shell")]
+        return serving, server.path
+
+    serving, folder = begun()
+    assert len(keeper.processes(folder)) == 2
+    serving.send_signal(signal.SIGTERM)
+    assert serving.wait(20) == 0
+    assert keeper.processes(folder) == []
+
+    # Killed without a word, it takes vLLM with it; vLLM killed, the server says so and ends.
+    serving, folder = begun()
+    worker = next(one for one in keeper.processes(folder) if "engine.worker.serve" in one.cmdline())
+    worker.kill()
+    serving.wait(20)
+    wait_until(lambda: keeper.processes(folder) == [])
+    serving, folder = begun()
+    inner = next(one for one in keeper.processes(folder) if "engine.worker.serve" not in one.cmdline())
+    inner.kill()
+    assert serving.wait(20) == 1
+
+    monkeypatch.setenv("STAND_IN", "full")
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "vLLM, which held demo_model, has ended: ValueError: No available memory" in done.stderr
+
+
+def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [one.code for one in vllm.problems({}, {})] == ["vllm-missing"]
+    monkeypatch.setattr(vllm, "program", lambda: "vllm")
+    assert vllm.problems({}, {}) == []
+    quantized = {"quantization": {"kind": "4bit"}, "rope_scaling": {"kind": "none"}}
+    assert [one.code for one in vllm.problems(quantized, {})] == ["vllm-loading"]
+    folders = {}
+    for name, config in {"dora": {"r": 8, "use_dora": True}, "wide": {"r": 40}, "plain": {"r": 8}}.items():
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        write_json(folders[name] / "adapter_config.json", config)
+    assert [one.code for one in vllm.problems({}, folders)] == ["vllm-adapter", "vllm-dora"]
+    assert vllm.rank(folders.values()) == 64
+    assert vllm.rank([]) in RANKS
+
+
+def test_the_last_words_of_a_log_are_those_that_name_an_error(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert vllm.last_words(log) == "—"
+    log.write_text(
+        "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: too small\nbye\n", encoding="utf-8"
+    )
+    assert vllm.last_words(log) == "ValueError: too small"
+    log.write_text("INFO 11-26 02:14:56 [core.py:1] starting\n\n", encoding="utf-8")
+    assert vllm.last_words(log) == "starting"
