@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test check format bench docs clean
+.PHONY: run test test-harness check format bench docs clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -12,6 +12,10 @@ run: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.browser.find_chromium
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
+test-harness: $(VENV)-harness/installed
+	$(VENV)-harness/bin/python -m pytest tests/test_harness.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -37,5 +41,12 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
 
+$(VENV)-harness/installed: requirements-harness.txt $(VENV)/installed-dev
+	$(BIN)/python -m venv $(VENV)-harness
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > $$($(VENV)-harness/bin/python -c "import site; print(site.getsitepackages()[0])")/base.pth
+	$(VENV)-harness/bin/python -m pip install --disable-pip-version-check -q -r requirements-harness.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-harness .pytest_cache .ruff_cache

@@ -1,23 +1,23 @@
 """What a training will need of a card's memory, or of the machine's where it computes on the CPU.
 
-Arithmetic over the model's headers and the settings, with four constants fitted to the trainings of bench/RESULTS.md
-(H200, 7B and 1.5B): what is allocated came within 5 %, in 4 bits too. Lengths are taken as long as they may be, so a run
-over shorter rows needs less.
+Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models on a
+card (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. Of those, what is allocated came within 5 %; all else is
+arithmetic alone. Lengths are taken as long as they may be, so a run over shorter rows needs less.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import psutil
-
 from engine import machine
 from engine.command import on_cpu
-from engine.models import Model, trainable_parameters
+from engine.models import Model, inspect, trainable_parameters
 from engine.obstacles import trainable
-from engine.spec import RunSpec, examples_per_step
+from engine.problems import Refusal
+from engine.spec import RunSpec, examples_per_step, problems
 from engine.stages import STAGES
 
 # Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
@@ -28,8 +28,12 @@ LOSS = 3072
 # What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
 CONTEXT, BLOCKS = 1200 << 20, 1.02
 LIBRARIES = 700 << 20  # the same on a CPU
-# Bytes of a quantized weight, with its scales. In 8 bits as a card was seen to need before their layers were recomputed, too.
-QUANTIZED = {"4bit": 0.52, "8bit": 3.5}
+CRITIC = 16  # rank of the adapter that is PPO's critic beside a policy without one
+# Bytes for each word of the vocabulary and each token of an answer, of PPO and GRPO: logits in fp32, their logarithms, and
+# what goes back through them.
+ANSWERED = 14
+# Bytes of a quantized weight, with its scales.
+QUANTIZED = {"4bit": 0.52, "8bit": 1.05}
 # What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
 MOMENTS = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
 
@@ -49,21 +53,35 @@ class Needed:
 
 
 def needed(spec: RunSpec, model: Model, cards: int) -> Needed | None:
-    """At most, for one process of the run on a machine with this many cards; None if the model cannot be counted."""
+    """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
     width, trained = trainable_parameters(model, "lora", r=1), trainable(spec)
     if not (width and trained and model.parameters and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, cards), spec.method.kind == "lora"
     half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
-    frozen = _frozen(spec, model, 2 if half else 4) if lora else 4.0 * model.parameters
-    copies = {"ppo": 1, "dpo": 1, "kto": 1, "grpo": 1}.get(spec.stage.kind, 0)
-    weights = frozen + 4.0 * trained * (lora + (0 if lora else copies))
-    learning = trained * (4.0 + _moments(spec.training.optim)) + 4.0 * trained * (
-        spec.hardware.num_processes > 1
+    plain = 2.0 if half else 4.0
+    # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
+    critic = (trained if lora else CRITIC * width) if spec.stage.kind == "ppo" else 0
+    reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
+    weights = (
+        _frozen(spec, model, plain) + 4.0 * (trained + critic) if lora else 4.0 * (model.parameters + critic)
+    )
+    weights += 4.0 * reference + plain * _judge(spec)
+    learning = (trained + critic) * (
+        4.0 + _moments(spec.training.optim) + 4.0 * (spec.hardware.num_processes > 1)
     )
     activations = _activations(spec, model, width, half)
     held = weights + learning + activations
     return Needed(weights, learning, activations, (LIBRARIES if cpu else CONTEXT) + (BLOCKS - 1) * held)
+
+
+def _judge(spec: RunSpec) -> int:
+    """Parameters of the reward model, which is loaded as a whole."""
+    folder = getattr(spec.stage, "reward_model", "")
+    if not folder:
+        return 0
+    base = inspect(folder)
+    return (inspect(base.adapter_of) if base.adapter_of else base).parameters or 0
 
 
 def _frozen(spec: RunSpec, model: Model, plain: float) -> float:
@@ -82,22 +100,22 @@ def _moments(optimizer: str) -> float:
 def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
     """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a layer keeps its input alone, and one layer at
     a time all the rest."""
-    training, stage = spec.training, STAGES[spec.stage.kind]
-    tokens = training.per_device_train_batch_size * spec.data.max_length * (2 if stage.form == "pairs" else 1)
-    tokens += training.per_device_train_batch_size * getattr(spec.stage, "max_new_tokens", 0)
+    training, batch = spec.training, spec.training.per_device_train_batch_size
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
     # No gradient goes below the lowest layer that is trained.
     top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
     depth = min(top, model.layers) if spec.method.kind == "freeze" else model.layers
     kept = tokens * width / model.layers * KEPT * (1 if half else 2)
-    stream = (
-        2 if half and spec.method.kind == "lora" else 4
-    )  # trained embeddings are in fp32, and what they put out
-    layers = (
-        tokens * depth * model.hidden_size * stream + kept
-        if training.gradient_checkpointing
-        else depth * kept
-    )
-    return layers + LOSS * (model.vocab_size or 0)
+    # Embeddings that are trained are in fp32, and so is what they put out.
+    stream = 2 if half and spec.method.kind == "lora" else 4
+    # PPO recomputes in the kind that the products of 8 bits escape: see engine.worker.trainers.
+    escapes = spec.stage.kind == "ppo" and spec.model.quantization.kind == "8bit"
+    if training.gradient_checkpointing and not escapes:
+        layers = tokens * depth * model.hidden_size * stream + kept
+    else:
+        layers = depth * kept
+    return layers + (LOSS + ANSWERED * batch * answer) * (model.vocab_size or 0)
 
 
 @dataclass(frozen=True)
@@ -108,15 +126,15 @@ class Room:
     card: str  # its name; "" for the machine's memory
 
 
-def room(spec: RunSpec) -> Room:
-    cards = machine.gpus()
+def room(spec: RunSpec) -> Room | None:
+    """What each process of the run may take; None where a card does not tell."""
+    cards, processes = machine.gpus(), spec.hardware.num_processes
     if on_cpu(spec, len(cards)) or not cards:
-        return Room(psutil.virtual_memory().total, "")
-    numbers = spec.hardware.devices or range(spec.hardware.num_processes)
-    smallest = min(
-        (cards[one] for one in numbers if one < len(cards)), key=lambda card: card.memory, default=cards[0]
-    )
-    return Room(smallest.memory, smallest.name)
+        return Room(machine.memory()[1] // processes, "")
+    numbers = spec.hardware.devices or range(processes)
+    chosen = [cards[one] for one in numbers if one < len(cards)] or [cards[0]]
+    smallest = min(chosen, key=lambda card: card.memory)
+    return Room(smallest.memory, smallest.name) if smallest.memory else None
 
 
 def remedies(spec: RunSpec, model: Model, cards: int, there: float) -> RunSpec | None:
@@ -127,22 +145,28 @@ def remedies(spec: RunSpec, model: Model, cards: int, there: float) -> RunSpec |
         need = needed(_changed(spec, changes), model, cards)
         return need.total if need else 0.0
 
+    wrong = {one.code for one in problems(spec)}
     chosen: list[tuple[str, Any]] = []
     for way in _ways(spec):
         if total(chosen) <= there:
             break
-        if total([*chosen, way]) < total(chosen):
-            chosen.append(way)
+        with contextlib.suppress(
+            Refusal
+        ):  # a number beyond its limit, or two settings that exclude each other
+            allowed = wrong.issuperset(one.code for one in problems(_changed(spec, [*chosen, way])))
+            if allowed and total([*chosen, way]) < total(chosen):
+                chosen.append(way)
     if total(chosen) > there:
         return None
     for way in reversed(chosen[:-1]):  # what has become needless by a later one
         fewer = [one for one in chosen if one is not way]
-        chosen = fewer if total(fewer) <= there else chosen
+        with contextlib.suppress(Refusal):
+            chosen = fewer if total(fewer) <= there else chosen
     return _changed(spec, chosen)
 
 
 def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
-    """A step is made from as many examples as before."""
+    """A step is made from as many examples as before. Raises Refusal where a setting may not be so."""
     many = examples_per_step(spec) // spec.hardware.num_processes
     for path, value in changes:
         spec = spec.change(path, value)
@@ -158,8 +182,7 @@ def _ways(spec: RunSpec) -> Iterator[tuple[str, Any]]:
     while batch > 1 and batch % 2 == 0:
         batch //= 2
         yield "training.per_device_train_batch_size", batch
-    if spec.method.kind != "lora":
+    if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
         yield "training.optim", "adamw_8bit"
-        yield "method", {"kind": "lora"}
-    if spec.model.quantization.kind != "4bit":
+    elif spec.model.quantization.kind != "4bit":
         yield "model.quantization", {"kind": "4bit"}

@@ -80,7 +80,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         problems=problems(spec) + found,
         needed=need,
         room=room,
-        fits=memory.remedies(spec, model, cards, room.bytes) if need else None,
+        fits=memory.remedies(spec, model, cards, room.bytes) if need and room else None,
     )
 
 

@@ -15,7 +15,7 @@ from bench.gpu import CASES, SHAPES, Case, spec_of
 from engine import machine, memory
 from engine.models import inspect
 from engine.plan import Summary
-from engine.spec import RunSpec, examples_per_step
+from engine.spec import RunSpec, examples_per_step, problems
 from webui.train_tab import memory_html
 from webui.words import Words
 
@@ -123,6 +123,45 @@ def test_more_than_the_card_has_is_said_with_what_helps(
     assert "NVIDIA L4" in said
     assert "Activation checkpointing: on" in said
     assert "NVIDIA L4" in memory_html(plan, asked, Words("zh"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "there"),
+    [
+        # A step of as many examples would need more accumulation than there may be.
+        ({"training.per_device_train_batch_size": 32768, "training.gradient_accumulation_steps": 8}, 10),
+        ({"method.init_lora_weights": "pissa"}, 12),  # which 4 bits exclude
+    ],
+)
+def test_what_may_not_be_is_not_proposed(
+    models: dict[str, Path], changes: dict[str, Any], there: int
+) -> None:
+    asked = spec(Case("7B", "lora", 2, 2048, True, changes), models)
+    found = memory.remedies(asked, inspect(models["7B"]), 1, there * GIB)
+    assert found is None or problems(found) == problems(asked)
+
+
+def test_a_reward_model_and_a_critic_need_memory_too(models: dict[str, Path]) -> None:
+    model, sizes = inspect(models["7B"]), []
+    plain = spec(Case("7B", "lora", 2, 512, True), models).model_dump() | {"stage": {"kind": "ppo"}}
+    for judge in ("", str(models["1.5B"]), str(models["7B"])):
+        plain["stage"] = {"kind": "ppo", "reward_model": judge}
+        sizes.append(memory.needed(RunSpec.read(plain), model, 1).weights)
+    assert sizes[1] - sizes[0] == pytest.approx(2 * inspect(models["1.5B"]).parameters)
+    assert sizes[2] - sizes[0] == pytest.approx(2 * model.parameters)
+
+
+def test_a_card_that_tells_no_memory_is_not_judged_by_it(
+    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1),))
+    assert memory.room(spec(Case("7B", "lora", 1, 64, True), models)) is None
+
+
+def test_processes_on_a_cpu_share_its_memory(models: dict[str, Path]) -> None:
+    one = spec(Case("7B", "lora", 1, 64, True), models).change("hardware.device", "cpu")
+    two = one.change("hardware.num_processes", 2)
+    assert memory.room(two).bytes == memory.room(one).bytes // 2
 
 
 def test_on_a_cpu_it_is_the_machines_memory(models: dict[str, Path]) -> None:

@@ -314,10 +314,15 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         ("stat-steps", plan.steps, about(plan.exact or bool(spec.training.max_steps)), ""),
         ("stat-trainable", plan.trainable, human, share),
     ]
-    if plan.needed and plan.room:
-        of = words("stat-memory-of", there=size(plan.room.bytes))
+    if plan.needed:
+        of = words("stat-memory-of", there=size(plan.room.bytes)) if plan.room else ""
         stats.append(
-            ("stat-device-memory" if plan.room.card else "stat-memory", plan.needed.total, size_about, of)
+            (
+                "stat-memory" if plan.room and not plan.room.card else "stat-device-memory",
+                plan.needed.total,
+                size_about,
+                of,
+            )
         )
     cells = "".join(
         f"<div><dt>{escape(words(code))}</dt><dd>{escape(write(value)) if value is not None and known else '—'}"
@@ -344,9 +349,9 @@ def memory_html(plan: Summary, spec: RunSpec, words: Words) -> str:
         said = words("memory-too-large", **values)
     else:
         changes = [
-            f"{words.label(one.path)}: {words.value(one.path, one.values[1])}"
+            words("memory-change", name=words.label(one.path), value=words.value(one.path, one.values[1]))
             for one in differences([spec, plan.fits])
             if ABSENT not in one.values
         ]
-        said = words("memory-short", changes="; ".join(changes), **values)
+        said = words("memory-short", changes=words("memory-and").join(changes), **values)
     return f'<p class="doubtful">{escape(said)}</p>'
