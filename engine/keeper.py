@@ -69,10 +69,11 @@ def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether it still holds anything: what is left of a zombie is its exit code."""
+    """Whether it still holds anything: what is left of a zombie is its exit code, once its last thread has ended, too."""
     try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        ended = process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
+        return process.is_running() and not ended  # the pid may be another's by now
+    except (psutil.NoSuchProcess, OSError):
         return False
 
 
