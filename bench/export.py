@@ -17,8 +17,9 @@ from pathlib import Path
 import psutil
 
 from bench.figures import Figure, table
-from engine import keeper, runs
+from engine import runs
 from engine.models import inspect
+from engine.processes import processes
 from engine.results import export_spec
 from engine.rundir import read_json
 from engine.runs import Run
@@ -69,7 +70,7 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
     settings = {"check_prompts": 2, "hardware": {"device": "cpu"}, "shard_gb": shard}
     run, most = runs.submit(export_spec(workplace, {"demo_model/lora/one": 1.0}, **settings), workplace), 0
     while not runs.get(workplace.saves, run.id).final:
-        most = max(most, sum(map(own, keeper.processes(run.path))))
+        most = max(most, sum(map(own, processes(run.path))))
         time.sleep(0.05)
     return runs.get(workplace.saves, run.id), most
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine import command, machine, vllm
-from engine.keeper import end_processes
 from engine.models import identity, is_hub_id
 from engine.problems import Problem, Refusal, problem, sentences
+from engine.processes import end_processes
 from engine.results import Result, base_of, results
 from engine.rundir import ALIVE, held, read_json, take, wait_for, write_json
 from engine.spec import Model, NoRopeScaling, RunSpec

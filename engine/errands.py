@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 from engine import command, derive, uploads, validation
 from engine.datasets import find
-from engine.keeper import end_processes
 from engine.problems import Problem, Refusal, problem
+from engine.processes import end_processes
 from engine.rowfiles import broken_off, version
 from engine.rundir import ALIVE, held, read_json, take, write_json
 from engine.workplace import PROJECT

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from engine import deploy, machine, queue
+from engine import deploy, machine
 from engine.command import on_cpu
 from engine.models import (
     ADAPTER_FILES,
@@ -26,7 +26,7 @@ from engine.models import (
     model_problems,
 )
 from engine.problems import Problem, problem
-from engine.rundir import RESULT, RunDir, read_json
+from engine.rundir import RESULT, RunDir, busy, read_json
 from engine.spec import Hardware, Model, Spec, named_weights, setting
 from engine.workplace import Workplace, absolute, inside
 
@@ -119,7 +119,7 @@ def problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     if found:
         return found
     # While another run is alive this one waits, and what that holds is free by then.
-    memory = of_memory(spec, waits=queue.busy(workplace.saves))
+    memory = of_memory(spec, waits=busy(workplace.saves))
     return _of_combination(spec) + _of_disk(spec, workplace) + memory
 
 

@@ -7,6 +7,7 @@ files alone: a task is what its own keys say, on top of those of the files that 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -82,6 +83,13 @@ def problems(names: list[str], data: Path) -> list[Problem]:
     return missing
 
 
+def _within(root: Path, path: Path) -> Path:
+    """The path without links. Raises Refusal if it does not lie in `root`, or can be no path at all."""
+    if not inside(path, (root,)):
+        raise Refusal(problem("path-outside", TASKS, path=path, roots=root))
+    return path.resolve()
+
+
 class _Reading:
     """One file, with what it includes."""
 
@@ -111,8 +119,7 @@ class _Reading:
         shown = file.name
         if file in above:
             raise Refusal(problem("harness-circle", TASKS, file=shown))
-        if not inside(file, (self.folder,)):
-            raise Refusal(problem("path-outside", TASKS, path=file, roots=self.folder))
+        _within(self.folder, file)
         try:
             text = file.read_text(encoding="utf-8-sig")
         except OSError as error:
@@ -133,7 +140,7 @@ class _Reading:
         config: dict[str, Any] = {}
         includes = said.pop("include", None) or []
         for one in includes if isinstance(includes, list) else [includes]:
-            other = (file.parent / str(one)).resolve()
+            other = _within(self.folder, file.parent / str(one))
             self.included.add(other)
             config |= self._read(other, (*above, file))
         how = said.get("dataset_kwargs")
@@ -150,12 +157,10 @@ class _Reading:
         text = str(given)
         if "://" in text:
             raise Refusal(problem("harness-hub", TASKS, name=file.name, given=text))
-        path = file.parent / text
-        if not inside(path, (self.data,)):
-            raise Refusal(problem("path-outside", TASKS, path=path, roots=self.data))
-        if not path.is_file():
+        path = _within(self.data, file.parent / text)
+        if not os.path.isfile(path):  # False, too, of a name that no file can have, where Path.is_file raises
             raise Refusal(problem("harness-file", TASKS, name=file.name, given=text, folder=file.parent))
-        return str(path.resolve())
+        return str(path)
 
     def _sound(self) -> dict[str, Any]:
         """The keys, if they describe a task that needs nothing from elsewhere. Raises Refusal."""
@@ -176,8 +181,11 @@ class _Reading:
             )
         if other := next((one for one in NOT_HERE if said.get(one)), None):
             raise Refusal(problem("harness-key", TASKS, name=self.name, given=other))
-        for one in said.get("metric_list") or []:
-            metric = one.get("metric") if isinstance(one, dict) else one
+        metrics = [] if said.get("metric_list") is None else said["metric_list"]
+        if not isinstance(metrics, list) or not all(isinstance(one, dict) for one in metrics):
+            raise Refusal(problem("harness-metrics", TASKS, name=self.name))
+        for one in metrics:
+            metric = one.get("metric")
             if metric not in METRICS or one.get("hf_evaluate"):
                 raise Refusal(
                     problem("harness-metric", TASKS, name=self.name, given=metric, known=", ".join(METRICS))

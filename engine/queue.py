@@ -16,13 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import command
-from engine.rundir import RunDir, read_json, wait_for, write_json
+from engine.rundir import RunDir, busy, folders, read_json, wait_for, write_json
 from engine.workplace import PROJECT
-
-
-def folders(saves: Path) -> list[Path]:
-    """Every run below `saves`: saves/<model>/<method>/<run id>, submitted in whole."""
-    return [path.parent for path in saves.glob("[!.]*/*/*/request.json")]
 
 
 def saves_of(folder: Path) -> Path:
@@ -50,11 +45,6 @@ def waiting(saves: Path) -> list[Path]:
             if isinstance(request, dict):  # it may have been deleted meanwhile
                 found.append((request.get("queued", 0), folder))
     return [folder for _, folder in sorted(found)]
-
-
-def busy(saves: Path) -> bool:
-    """Whether a run is alive."""
-    return any(RunDir(folder).alive() for folder in folders(saves))
 
 
 def advance(saves: Path) -> None:

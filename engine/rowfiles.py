@@ -99,15 +99,25 @@ def count(file: Path) -> int:
 
 
 def broken_off(file: Path) -> Problem | None:
-    """Says so where a JSON file ends in the middle of a row, and how many rows stand before it. Reads all of it."""
+    """Says so where a JSON file ends in the middle of a row, and how many rows before it can be read. Reads all of it."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return None
-    rows, before, place, value = 0, None, None, None
-    for found in entries(file):
-        before, (place, value), rows = value, found, rows + 1
-    if not isinstance(value, Problem) or before is None or isinstance(before, Problem):
+    rows, before, last, value = 0, None, None, None
+    for place, value in entries(file):
+        before, last, rows = last, place, rows + isinstance(value, dict)
+    codes = ("row-not-json", "file-broken-json")
+    if not rows or not isinstance(value, Problem) or value.code not in codes:
         return None  # whole; or no row can be read at all, which whoever looks at its columns says
-    return problem("file-breaks-off", file=file.name, line=place.line, rows=rows - 1)
+    # What is broken is only known from where a row begins: in an array, that is the one before.
+    opening, start = (b"", last) if by_lines(file) else (b"[", before)
+    with open_utf8(file, start.at) as stream:
+        rest = opening + stream.read(2 * LONGEST)
+    try:
+        from_json(rest)
+    except ValueError as error:
+        if str(error).startswith("EOF while parsing"):
+            return problem("file-breaks-off", file=file.name, line=last.line, rows=rows)
+    return None
 
 
 def version(file: Path) -> tuple[int, int]:

@@ -77,6 +77,16 @@ def _marked(*folders: Path) -> Path | None:
     return next((folder for folder in folders if (folder / RESULT).exists()), None)
 
 
+def folders(saves: Path) -> list[Path]:
+    """Every run below `saves`: saves/<model>/<method>/<run id>, submitted in whole."""
+    return [path.parent for path in saves.glob("[!.]*/*/*/request.json")]
+
+
+def busy(saves: Path) -> bool:
+    """Whether a run is alive."""
+    return any(RunDir(folder).alive() for folder in folders(saves))
+
+
 COMPLETE = "complete.json"  # marks a checkpoint whose every file is on disk
 RESULT = "result.json"  # marks a result, and says which attempt wrote it
 

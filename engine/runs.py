@@ -17,7 +17,8 @@ from typing import Any
 
 from engine import command, keeper, kinds, queue
 from engine.problems import Refusal, problem
-from engine.rundir import KEPT, RunDir, held, read_json, write_json, write_text
+from engine.processes import processes
+from engine.rundir import KEPT, RunDir, folders, held, read_json, write_json, write_text
 from engine.spec import Spec
 from engine.workplace import PROJECT, Workplace
 
@@ -125,7 +126,7 @@ def read(folder: Path, saves: Path) -> Run:
 
 def find(saves: Path, *kinds: str) -> list[Run]:
     """All runs, or those of some kinds, newest first."""
-    found = [read(folder, saves) for folder in queue.folders(saves)]
+    found = [read(folder, saves) for folder in folders(saves)]
     wanted = (run for run in found if run.request and (not kinds or run.kind in kinds))
     return sorted(wanted, key=lambda run: run.submitted, reverse=True)
 
@@ -133,7 +134,7 @@ def find(saves: Path, *kinds: str) -> list[Run]:
 def get(saves: Path, id: str) -> Run:
     """The run with that id, or the one run whose folder alone is so named. Raises Refusal if there is none below `saves`."""
     if id and "/" not in id:
-        named = [folder for folder in queue.folders(saves) if folder.name == id]
+        named = [folder for folder in folders(saves) if folder.name == id]
         id = named[0].relative_to(saves).as_posix() if len(named) == 1 else id
     if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
         folder = saves / id
@@ -224,7 +225,7 @@ def resume(run: Run, by: str = "") -> None:
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
-        if left := keeper.processes(run.path):
+        if left := processes(run.path):
             raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
         number = run.request["attempt"]
         past = run.dir.attempts / str(number)

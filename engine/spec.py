@@ -99,7 +99,7 @@ class Part(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise Refusal([_explain(one) for one in error.errors()]) from None
+            raise Refusal([_explain(one, cls) for one in error.errors()]) from None
 
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
@@ -819,8 +819,8 @@ class RunSpec(Spec):
         return write_yaml(plain)
 
 
-def _explain(error: Any) -> Problem:
-    """One of pydantic's errors as one of ours."""
+def _explain(error: Any, whole: type[Part]) -> Problem:
+    """One of pydantic's errors with a `whole` as one of ours."""
     # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
     location = [str(step) for step in error["loc"]]
     if location[-1:] == ["[key]"]:  # of a mapping whose keys are a choice: it is the mapping that is wrong
@@ -834,14 +834,16 @@ def _explain(error: Any) -> Problem:
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
     given = _short(error.get("input"))
     if kind == "extra_forbidden":
-        if path in fields():  # of another kind than the one chosen
-            union = steps[0] if steps[0] in unions else steps[-2]
-            chosen = next((step for step in location if step in unions[union]), "")
+        if path in fields(whole):  # of another kind than the one chosen
+            union = next(step for step in location if step in unions)
+            chosen = next(step for step in location if step in unions[union])
             owners = [name for name, part in unions[union].items() if steps[-1] in part.model_fields]
             return problem(
                 "spec-other-kind", path, key=path, what=union, chosen=chosen, kinds=", ".join(owners)
             )
-        return problem("spec-unknown-key", path, key=path, hint=_did_you_mean(path))
+        if hint := _did_you_mean(path, whole):
+            return problem("spec-unknown-key", path, key=path, hint=hint)
+        return problem("spec-no-such-key", path, key=path, known=", ".join(whole.model_fields))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
         return problem(
@@ -879,14 +881,15 @@ def _nearest(given: str, choices: str) -> str:
     return ", ".join(near or every)
 
 
-def _did_you_mean(path: str) -> str:
-    """The nearest known path to a misspelt one; a known key at the wrong place is found by its last step."""
-    known, last = list(fields()), path.rsplit(".", 1)[-1]
+def _did_you_mean(path: str, whole: type[Part]) -> str:
+    """The nearest known path to a misspelt one; a known key at the wrong place is found by its last step. What is near to
+    none may be meant for `extra`, where there is one."""
+    known, last = list(fields(whole)), path.rsplit(".", 1)[-1]
     same_name = [one for one in known if one.rsplit(".", 1)[-1] == last]
     by_last = {one.rsplit(".", 1)[-1]: one for one in known}
     near = same_name or difflib.get_close_matches(path, known, 1, 0.8)
     near = near or [by_last[one] for one in difflib.get_close_matches(last, by_last, 1, 0.6)]
-    return near[0] if near else "extra"
+    return near[0] if near else "extra" * ("extra" in known)
 
 
 STAGES = {
@@ -905,8 +908,8 @@ UNIONS = {
 
 
 @cache
-def fields() -> dict[str, Any]:
-    """Every setting: path → pydantic's FieldInfo, in the order of declaration.
+def fields(whole: type[Part] = RunSpec) -> dict[str, Any]:
+    """Every setting of a whole: path → pydantic's FieldInfo, in the order of declaration.
 
     A union stands under its own path ("method"); the settings of each of its kinds follow it ("method.r"). A
     path that several kinds share ("model.rope_scaling.factor") is listed once, since it is one setting.
@@ -925,7 +928,7 @@ def fields() -> dict[str, Any]:
             elif name != "kind":
                 found.setdefault(path, info)
 
-    walk(RunSpec, "")
+    walk(whole, "")
     return found
 
 

@@ -16,7 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from engine import keeper, queue
+from engine import keeper
+from engine.processes import end_processes
+from engine.rundir import folders
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 
@@ -90,9 +92,9 @@ def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     saves = tmp_path / "saves"
     saves.mkdir()
     yield Workplace(models=(tiny.parent,), data=data, saves=saves)
-    for folder in queue.folders(saves):
+    for folder in folders(saves):
         (folder / "request.json").unlink()  # nothing more is started
-        keeper.end_processes(folder, grace_s=0)
+        end_processes(folder, grace_s=0)
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from typing import Any
 import openai
 import pytest
 
-from engine import chat, keeper, machine, runs
+from engine import chat, machine, runs
 from engine.evaluation import EvaluationSpec
 from engine.failures import explain
+from engine.processes import processes
 from engine.progress import curves
 from engine.results import export_spec, next_spec
 from engine.rundir import read_json
@@ -42,7 +43,7 @@ def at_its_end(workplace: Workplace, spec: Any) -> runs.Run:
     seen: set[int] = set()
 
     def ended() -> runs.Run | None:
-        mine = {process.pid for process in keeper.processes(run.path)}
+        mine = {process.pid for process in processes(run.path)}
         seen.update(mine & on_the_card())
         one = runs.get(workplace.saves, run.id)
         return one if one.final else None
@@ -178,7 +179,7 @@ def server(here: Workplace) -> Iterator[tuple[chat.Server, str]]:
 
 def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[chat.Server, str]) -> None:
     server, adapter = server
-    mine = {process.pid for process in keeper.processes(server.path)}
+    mine = {process.pid for process in processes(server.path)}
     assert mine & on_the_card()
     address, key = read_json(server.path / "address.json"), (server.path / "key").read_text()
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key)

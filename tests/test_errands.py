@@ -10,8 +10,8 @@ import pytest
 
 from engine import catalogue, errands
 from engine.datasets import find
-from engine.keeper import processes
 from engine.problems import Refusal
+from engine.processes import processes
 from tests.conftest import wait_until
 
 

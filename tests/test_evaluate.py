@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from engine import evaluation, failures, keeper, report, runs
+from engine import evaluation, failures, report, runs
 from engine.evaluation import EvaluationSpec
 from engine.problems import Refusal
+from engine.processes import processes
 from engine.progress import curves
 from engine.results import of
 from engine.rundir import RESULT, read_lines, write_json, write_text
@@ -99,7 +100,7 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
     again = runs.submit(spec, workplace)
     answers = again.dir.report / "answers.jsonl"
     wait_until(lambda: answers.exists() and b'"answer"' in answers.read_bytes(), every=0.01)
-    for process in keeper.processes(again.path):
+    for process in processes(again.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     again = ended(workplace, again)

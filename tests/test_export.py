@@ -20,12 +20,13 @@ import psutil
 import pytest
 import yaml
 
-from engine import export, keeper, kinds, machine, runs
+from engine import export, kinds, machine, runs
 from engine.export import ExportSpec
 from engine.failures import explain
 from engine.models import inspect
 from engine.obstacles import obstacles
 from engine.problems import Refusal
+from engine.processes import processes
 from engine.results import export_spec, results
 from engine.rundir import ALIVE, RunDir, read_json, take, write_json
 from engine.runs import Run
@@ -271,16 +272,16 @@ def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here
     run = submit(here, ["demo_model/lora/one"], check_prompts=200)
     partial = run.path / ".model.partial"
     wait_until(lambda: (partial / "model.safetensors").exists(), 120)
-    for process in keeper.processes(run.path):
+    for process in processes(run.path):
         process.send_signal(signal.SIGSTOP)
-    for process in [*keeper.processes(run.path), *keepers(run.path)]:
+    for process in [*processes(run.path), *keepers(run.path)]:
         process.kill()
     wait_until(lambda: runs.get(here.saves, run.id).state == "interrupted")
     assert run.dir.left() is None
     assert "export" not in [one.run.kind for one in results(here.saves)]
     (partial / "left-over").touch()
 
-    wait_until(lambda: not keeper.processes(run.path))
+    wait_until(lambda: not processes(run.path))
     runs.resume(runs.get(here.saves, run.id))
     done = ended(here, run)
     assert done.state == "finished", done.dir.log.read_text()

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import failures, harness, keeper, report, runs
+from engine import failures, harness, report, runs
 from engine.problems import sentences
+from engine.processes import processes
 from engine.rundir import read_lines
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
@@ -81,10 +82,18 @@ def test_each_file_that_cannot_be_run_is_listed_with_a_sentence(tasks: Workplace
         "harness-output": one | {"output_type": "painting"},
         "harness-key": one | {"doc_to_image": "picture"},
         "harness-metric": one | {"metric_list": [{"metric": "rouge"}]},
+        "harness-metrics": one | {"metric_list": ["acc"]},
         "harness-circle": {"include": "bad.yaml", "task": "x"},
         "file-not-text": b"\xff\xfe\x00",
+        "file-unreadable": {"include": "x" * 300, "task": "x"},
     }
-    for code, content in wrong.items():
+    too = [
+        ("harness-metrics", one | {"metric_list": 5}),
+        ("path-outside", {"include": "a\0b", "task": "x"}),
+        ("path-outside", one | {"dataset_kwargs": {"data_files": "a\0b"}}),
+        ("harness-file", one | {"dataset_kwargs": {"data_files": "x" * 300}}),
+    ]
+    for code, content in [*wrong.items(), *too]:
         file = put(tasks, "bad.yaml", "") if isinstance(content, bytes) else put(tasks, "bad.yaml", content)
         if isinstance(content, bytes):
             file.write_bytes(content)
@@ -175,7 +184,7 @@ def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_t
     run = runs.submit(spec, workplace)
     lines = run.dir.report / "tasks.jsonl"
     wait_until(lambda: read_lines(lines), every=0.01)
-    for process in keeper.processes(run.path):
+    for process in processes(run.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     assert ended(workplace, run).state == "failed"

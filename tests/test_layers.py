@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +13,28 @@ from engine.workplace import PROJECT
 TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"}
 
 
-def imports(file: Path) -> Iterator[str]:
+@cache
+def imports(file: Path) -> frozenset[str]:
     """Dotted names of all that a file imports, wherever in it."""
+    found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
+
+
+def reached(file: Path) -> set[str]:
+    """The same, and what the engine's modules among them import in turn."""
+    found, left = set(), [file]
+    while left:
+        new = imports(left.pop()) - found
+        found |= new
+        places = (PROJECT / f"{name.replace('.', '/')}.py" for name in new if name.startswith("engine."))
+        left += [place for place in places if place.is_file()]
+    return found
 
 
 def files(folder: str) -> list[Path]:
@@ -47,10 +60,13 @@ def test_the_engine_knows_no_page_and_no_training_stack(file: Path) -> None:
 @pytest.mark.parametrize("file", files("engine/worker"), ids=lambda file: file.name)
 def test_a_worker_knows_no_page_and_nobody_who_starts_runs(file: Path) -> None:
     assert not tops(file) & {"gradio", "webui", "app"}
-    outer = {
-        name for name in imports(file) if name.startswith("engine.") and not name.startswith("engine.worker")
-    }
-    assert not {name.split(".")[1] for name in outer} & {"runs", "queue", "keeper", "progress", "plan"}
+    assert not reached(file) & {f"engine.{name}" for name in ("runs", "queue", "keeper", "progress", "plan")}
+
+
+def test_who_is_reached_by_way_of_others_is_seen() -> None:
+    file = PROJECT / "engine/worker/export.py"
+    assert "engine.deploy" not in set(imports(file))
+    assert "engine.deploy" in reached(file)
 
 
 def test_tabs_do_not_import_each_other() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from engine import failures, keeper, progress, queue, runs
+from engine import failures, progress, queue, runs
+from engine.processes import end_processes, processes
 from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
 from engine.workplace import Workplace
@@ -40,9 +41,7 @@ def ended(run: runs.Run) -> runs.Run:
 
 def wait_for_program(run: runs.Run) -> None:
     """Until the program itself runs, and not what is prepared for it."""
-    wait_until(
-        lambda: any("sleep(600)" in " ".join(command_line(one)) for one in keeper.processes(run.path)), 30
-    )
+    wait_until(lambda: any("sleep(600)" in " ".join(command_line(one)) for one in processes(run.path)), 30)
 
 
 def fresh(run: runs.Run) -> runs.Run:
@@ -104,12 +103,12 @@ def test_kill_ends_even_a_process_that_left_the_session_and_ignores_sigterm(
     )
     run = run_program(source)
     wait_for_program(run)
-    wait_until(lambda: len(keeper.processes(run.path)) == 2, 20)
+    wait_until(lambda: len(processes(run.path)) == 2, 20)
     runs.stop(fresh(run), "kill")
     assert fresh(run).state == "stopping"
     run = wait_until(lambda: (now := fresh(run)).final and now, 30)
     assert run.state == "stopped"
-    assert keeper.processes(run.path) == []
+    assert processes(run.path) == []
 
 
 def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Run]) -> None:
@@ -121,7 +120,7 @@ def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Ru
     runs.stop(fresh(run), "kill")
     run = ended(run)
     assert run.state == "stopped"
-    assert keeper.processes(run.path) == []
+    assert processes(run.path) == []
 
 
 def keeper_pid(run: runs.Run) -> int:
@@ -134,13 +133,13 @@ def test_a_foreign_process_with_the_recorded_pid_is_neither_adopted_nor_signalle
     run = run_program("import time; time.sleep(600)")
     wait_for_program(run)
     psutil.Process(keeper_pid(run)).kill()
-    keeper.end_processes(run.path, grace_s=0)
+    end_processes(run.path, grace_s=0)
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         wait_until(lambda: fresh(run).state == "interrupted", 10)
         write_json(run.dir.keeper, {"pid": stranger.pid, "started": 0})
         assert fresh(run).state == "interrupted"
-        keeper.end_processes(run.path, grace_s=0)
+        end_processes(run.path, grace_s=0)
         assert stranger.poll() is None
     finally:
         stranger.kill()
@@ -154,7 +153,7 @@ def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Calla
     run = ended(run)
     assert run.state == "interrupted"
     assert "resume" in run.can
-    assert keeper.processes(run.path) == []
+    assert processes(run.path) == []
 
 
 def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) -> None:

@@ -215,3 +215,26 @@ def test_a_file_that_breaks_off_says_how_many_rows_it_has(kind: str, tmp_path: P
     assert f"{told.values['rows']} rows before it can be read" in told.text()
     file.write_bytes(content[:30])  # not one row: whoever looks for its columns says so
     assert rowfiles.broken_off(file) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("whole.json", '[{"a": 1}, {"a": 2}, 5]', None),
+        ("whole.jsonl", '{"a": 1}\n{"a": 2}\n5\n', None),
+        ("whole.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n[1]\n', None),
+        ("wrong.jsonl", '{"a": 1}\n{a: 2}', None),
+        ("wrong.json", '[{"a": 1}, {a: 2}]', None),
+        ("goes on.json", '[{"a": 1}, {"a": 2} {"a": 3}]', None),
+        ("off.jsonl", '{"a": 1}\n{"a"\n{"a": 2}\n[1]\n{"a": tru', 2),
+        ("off.json", '[{"a": 1}, 5, {"a": 2}, {"a": "é', 2),
+        ("off.json", '[{"a": 1}, {"a": 2}', 2),
+        ("off.json", '[{"a": 1}, {"a": 2},\n', 2),
+    ],
+)
+def test_only_a_file_whose_end_is_missing_breaks_off_and_its_good_rows_are_counted(
+    name: str, content: str, rows: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    told = rowfiles.broken_off(tmp_path / name)
+    assert (told and told.values["rows"]) == rows

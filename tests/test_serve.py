@@ -19,8 +19,9 @@ from typing import Any
 import openai
 import pytest
 
-from engine import chat, keeper
+from engine import chat
 from engine.problems import Refusal
+from engine.processes import processes
 from engine.rundir import ALIVE, read_json, take, write_json
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.conftest import flags_of, wait_until
@@ -279,7 +280,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     server = chat.start(workplace, choice)
     chat.wait(server)
     assert chat.start(workplace, choice).path == server.path  # found, not started again
-    [process] = keeper.processes(server.path)
+    [process] = processes(server.path)
     for now in chat.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
         if now[0].text and process.is_running():
             os.kill(process.pid, signal.SIGKILL)
@@ -293,7 +294,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     *_, [answer] = chat.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
     assert answer.finish in ("stop", "length")
     chat.end(again)
-    assert keeper.processes(again.path) == []
+    assert processes(again.path) == []
     assert chat.servers(saves) == []
 
 
@@ -304,7 +305,7 @@ def test_a_server_without_questions_ends_and_a_broken_model_says_why(
     server = chat.start(workplace, chat.choose(workplace, str(tiny)))
     wait_until(lambda: server.state == "ended")
     assert server.problems == []
-    assert keeper.processes(server.path) == []
+    assert processes(server.path) == []
     broken = workplace.models[0] / "broken"
     broken.mkdir()
     for file in tiny.iterdir():

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.evaluation import EvaluationSpec
+from engine.export import ExportSpec
+from engine.manner import Manner
 from engine.problems import Refusal
 from engine.spec import (
     Optimizer,
+    Part,
     RunSpec,
     Scheduler,
     fields,
@@ -26,9 +30,9 @@ from engine.spec import (
 from engine.workplace import PROJECT, Workplace
 
 
-def refused(given: Any) -> dict[str, str]:
+def refused(given: Any, whole: type[Part] = RunSpec) -> dict[str, str]:
     with pytest.raises(Refusal) as caught:
-        RunSpec.read(given)
+        whole.read(given)
     return {one.field: one.text() for one in caught.value.problems}
 
 
@@ -74,6 +78,26 @@ def test_absurd_learning_rates_are_refused(value: Any) -> None:
 def test_settings_of_another_kind_are_absent_not_ignored() -> None:
     assert "method.r" in refused({"method": {"kind": "full", "r": 8}})
     assert "r" not in RunSpec.read({"method": "full"}).model_dump()["method"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "given", "field", "told"),
+    [
+        (EvaluationSpec, {"data": {"packing": True}}, "data.packing", "There is no setting 'data.packing'"),
+        (EvaluationSpec, {"stage": {"kind": "sft"}}, "stage", "'stage' here. There are: name, model, with_base,"),
+        (EvaluationSpec, {"generation": {"temprature": 1}}, "generation.temprature", "'generation.temperature'?"),
+        (EvaluationSpec, {"model": {"quantization": {"kind": "8bit", "compute": 1}}}, "model.quantization.compute",
+         "There is no setting"),
+        (ExportSpec, {"extra": {}}, "extra", "'extra' here. There are: name, model, adapters,"),
+        (ExportSpec, {"model": {"rope_scaling": {"kind": "none", "factor": 2}}}, "model.rope_scaling.factor",
+         "The rope_scaling none has no setting 'model.rope_scaling.factor'; it belongs to: linear, dynamic, yarn."),
+        (Manner, {"name": 1}, "name", "'name' here. There are: temperature, top_p,"),
+    ],
+)  # fmt: skip
+def test_a_key_is_looked_for_among_those_of_its_own_whole(
+    whole: type[Part], given: Any, field: str, told: str
+) -> None:
+    assert told in refused(given, whole)[field]
 
 
 @pytest.mark.parametrize(

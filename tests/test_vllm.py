@@ -18,9 +18,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from engine import chat, keeper, vllm
+from engine import chat, vllm
 from engine.deploy import RANKS
 from engine.problems import Refusal
+from engine.processes import processes
 from engine.rundir import read_json, write_json
 from engine.workplace import PROJECT, Workplace
 from tests.conftest import flags_of, wait_until
@@ -154,19 +155,19 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
         return serving, server.path
 
     serving, folder = begun()
-    assert len(keeper.processes(folder)) == 2
+    assert len(processes(folder)) == 2
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(20) == 0
-    assert keeper.processes(folder) == []
+    assert processes(folder) == []
 
     # Killed without a word, it takes vLLM with it; vLLM killed, the server says so and ends.
     serving, folder = begun()
-    worker = next(one for one in keeper.processes(folder) if "engine.worker.serve" in one.cmdline())
+    worker = next(one for one in processes(folder) if "engine.worker.serve" in one.cmdline())
     worker.kill()
     serving.wait(20)
-    wait_until(lambda: keeper.processes(folder) == [])
+    wait_until(lambda: processes(folder) == [])
     serving, folder = begun()
-    inner = next(one for one in keeper.processes(folder) if "engine.worker.serve" not in one.cmdline())
+    inner = next(one for one in processes(folder) if "engine.worker.serve" not in one.cmdline())
     inner.kill()
     assert serving.wait(20) == 1
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from engine import chat, keeper, talk
+from engine import chat, talk
 from engine.datasets import count_rows, find
+from engine.processes import processes
 from engine.workplace import Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio, wait_until
@@ -95,7 +96,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         assert rows[1]["messages"][1]["content"] == tuned
 
         [server] = chat.servers(trained.saves)
-        [process] = keeper.processes(server.path)
+        [process] = processes(server.path)
         os.kill(process.pid, signal.SIGKILL)
         expect(page.locator("#held")).to_contain_text("was killed")
         expect(page.locator("#chat-load")).to_have_text("Restart")
@@ -106,7 +107,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#talk .turn")).to_have_count(1)
         page.locator("#chat-unload").click()
         expect(page.locator("#held")).to_contain_text("Not loaded")
-        wait_until(lambda: not keeper.processes(server.path), 20)
+        wait_until(lambda: not processes(server.path), 20)
         page.locator("#chat-clear").click()
         expect(page.locator("#talk .empty")).to_be_visible()
     finally:
