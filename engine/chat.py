@@ -66,6 +66,11 @@ class Server:
         return self.given.get("name", "")
 
     @property
+    def engine(self) -> str:
+        """What writes its answers: one of vllm.ENGINES."""
+        return self.given.get("engine", vllm.ENGINES[0])
+
+    @property
     def state(self) -> Literal["loading", "ready", "ended", "failed"]:
         """Failed is also what has ended without a word: killed, or out of memory."""
         if held(self.path / "lock", ALIVE):
@@ -208,7 +213,7 @@ def servers(saves: Path) -> list[Server]:
 
 
 def find(saves: Path, choice: Choice) -> Server | None:
-    """The studio's server of the chosen base, alive or not."""
+    """The studio's server of the chosen base, alive or not, whatever engine it was started with."""
     found = Server(saves / FOLDER / _id(choice))
     return found if found.given else None
 
@@ -216,7 +221,8 @@ def find(saves: Path, choice: Choice) -> Server | None:
 def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
     """The server of the chosen base: the one that lives, or a new one. Comes back at once; it may still be loading.
 
-    Raises Refusal if as many others live as this machine is allowed.
+    Raises Refusal if it lives with another engine, if as many others live as this machine is allowed, or if no card is
+    left for it.
     """
     saves = workplace.saves
     (saves / FOLDER).mkdir(exist_ok=True)
@@ -224,6 +230,8 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
     try:
         server = Server(saves / FOLDER / _id(choice))
         if server.alive:
+            if server.engine != choice.engine:
+                raise Refusal(problem("chat-other-engine", name=server.name, engine=server.engine))
             return server
         others = [one for one in servers(saves) if one.alive and not one.given.get("shell")]
         if len(others) >= MOST:
@@ -243,14 +251,31 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
 
 
 def serving(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
-    """The content of serve.json for what is chosen."""
+    """The content of serve.json for what is chosen. Raises Refusal if no card is left for it."""
     return {
         "base": str(choice.base), "name": choice.name, "model": dict(choice.model),
         "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
         "roots": [str(root) for root in workplace.model_roots], "host": "127.0.0.1", "port": 0, "idle_s": IDLE_S,
         "studios": None, "by": by, "started": time.time(), "engine": choice.engine,
+        "card": _card(workplace.saves, choice.engine),
         "vllm": {"command": [vllm.program()], "rank": choice.rank} if choice.engine == "vllm" else None,
     }  # fmt: skip
+
+
+def _card(saves: Path, engine: str) -> int | None:
+    """The card with the most free memory; None where there is none. vLLM demands nine tenths of one, so it has it alone.
+
+    Raises Refusal with who is there if every card is taken.
+    """
+    cards, alive = machine.gpus(), [one for one in servers(saves) if one.alive]
+    there = {one.given.get("card"): one for one in alive if "vllm" in (engine, one.engine)}
+    left = [card for card in cards if card.index not in there]
+    if cards and not left:
+        who = "; ".join(
+            f"{there[card.index].name} ({there[card.index].given['by'] or '—'})" for card in cards
+        )
+        raise Refusal(problem("chat-card-taken", who=who))
+    return max(left, key=lambda card: card.free).index if left else None
 
 
 def begin(
@@ -278,7 +303,7 @@ def begin(
 
 
 def _environment(given: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """That of a run on one device: the card with the most free memory, or the CPU where there is none."""
+    """That of a run on one device: its card, or the CPU where there is none."""
     spec = RunSpec.read({"model": given["model"]})
     cards = machine.gpus()
     told = (
@@ -286,8 +311,8 @@ def _environment(given: Mapping[str, Any], folder: Path) -> dict[str, str]:
         | command.environment(spec, folder, len(cards), machine.threads())
         | command.OFFLINE
     )
-    if cards:
-        told["CUDA_VISIBLE_DEVICES"] = str(max(cards, key=lambda card: card.free).index)
+    if given["card"] is not None:
+        told["CUDA_VISIBLE_DEVICES"] = str(given["card"])
     return told
 
 
@@ -299,7 +324,7 @@ def end(server: Server) -> None:
 
 def _id(choice: Choice) -> str:
     stretched = json.dumps(choice.model.get("rope_scaling"), sort_keys=True)
-    told = f"{identity(str(choice.base))}\n{stretched}\n{choice.engine}"
+    told = f"{identity(str(choice.base))}\n{stretched}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

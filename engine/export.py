@@ -19,6 +19,7 @@ from engine.command import on_cpu
 from engine.models import (
     ADAPTER_FILES,
     Tensor,
+    adapter_config,
     adapter_problems,
     adapter_scores,
     header,
@@ -26,7 +27,7 @@ from engine.models import (
     model_problems,
 )
 from engine.problems import Problem, problem
-from engine.rundir import RESULT, RunDir, busy, read_json
+from engine.rundir import RESULT, RunDir, busy
 from engine.spec import Hardware, Model, Spec, named_weights, setting
 from engine.workplace import Workplace, absolute, inside
 
@@ -221,12 +222,6 @@ def _of_combination(spec: ExportSpec) -> list[Problem]:
 def combined(spec: ExportSpec) -> bool:
     """Whether a new adapter has to be computed: of several, or of one whose weight is not 1."""
     return list(spec.adapters.values()) not in ([], [1.0])
-
-
-def adapter_config(folder: str | Path) -> dict[str, Any]:
-    """The adapter's adapter_config.json; empty where it cannot be read."""
-    found = read_json(Path(folder) / ADAPTER_FILES[0])
-    return found if isinstance(found, dict) else {}
 
 
 def rank(config: Mapping[str, Any]) -> int:

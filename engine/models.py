@@ -732,6 +732,16 @@ def is_or_below(parameter: str, name: str) -> bool:
     return parameter == name or parameter.startswith(f"{name}.")
 
 
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter's adapter_config.json; empty where it cannot be read, or a rank in it is no number."""
+    found = _json(Path(folder) / ADAPTER_FILES[0])
+    if isinstance(found, Problem):
+        return {}
+    pattern = found.get("rank_pattern") or {}
+    ranks = [found.get("r") or 0, *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    return found if all(isinstance(one, int) for one in ranks) else {}
+
+
 def adapter_problems(
     folder: str | Path,
     base: str,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.deploy import max_lora_rank, vllm_problems
-from engine.models import ADAPTER_FILES
+from engine.models import adapter_config
 from engine.problems import Problem, problem
-from engine.rundir import end_of, read_json
+from engine.rundir import end_of
 
 ENGINES = ("transformers", "vllm")  # what can write a server's answers
 BASE = "base"  # what the model itself is asked as; adapters are adapter0, adapter1, …
@@ -24,7 +24,8 @@ LORAS = 4  # adapters in one batch: as many as the page asks at once, and one mo
 USUAL_RANK = 16
 NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?")
-TELLING = re.compile(r"\w*(Error|Exception)\b: ")
+TELLING = re.compile(r"[\w.]*(Error|Exception)\b: ")
+ELSEWHERE = "See root cause above"  # what it ends with where one of its processes has told more
 
 
 def program() -> str | None:
@@ -45,15 +46,12 @@ def command(
 
 
 def environment(key: str) -> dict[str, str]:
-    """What it is told beside: who may ask it, that adapters come and go, and that nobody is told of it."""
+    """What it is told beside: who may ask it, that adapters come and go, that nobody is told of it, and that its
+    processes keep their environment when they rename themselves: by the marker in it they are found and ended."""
     return {
         "VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1",
+        "SPT_NOENV": "1",
     }  # fmt: skip
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """The adapter_config.json of a result; empty where there is none."""
-    return read_json(folder / ADAPTER_FILES[0]) or {}
 
 
 def rank(folders: Iterable[Path]) -> int:
@@ -85,5 +83,5 @@ def last_words(log: Path) -> str:
     text = end_of(log, 20_000).decode("utf-8", "replace") if log.exists() else ""
     lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
-    telling = [line for line in lines if TELLING.match(line)]
+    telling = [line for line in lines if TELLING.match(line) and ELSEWHERE not in line]
     return (telling or lines or ["—"])[-1][:300]

@@ -7,6 +7,8 @@ asked as are seen in what it answers. What this cannot show: vLLM's own kernels,
 import argparse
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,9 +46,21 @@ if os.environ.get("STAND_IN") == "full":
     print(
         "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: No available memory for the cache blocks."
     )
-    print("(APIServer pid=7) later words that say nothing")
+    print(
+        "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. "
+        "Failed core proc(s): {'EngineCore': 1}"
+    )
     sys.exit(1)
 assert os.environ["VLLM_API_KEY"] not in sys.argv
+# As EngineCore at its busiest: asked to end, it does not, and it outlives its parent.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+subprocess.Popen(
+    [sys.executable, "-c", "import time; time.sleep(10**6)  # EngineCore"],
+    env=None
+    if os.environ.get("SPT_NOENV")
+    else {},  # a process that renames itself writes over what stands there
+)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["VLLM_DO_NOT_TRACK"] == "1"
 
 import torch  # noqa: E402  what is refused is refused at once
@@ -66,6 +80,8 @@ def load(name: str, path: str) -> None:
         if json.load(file)["r"] > GIVEN.max_lora_rank:
             raise ValueError("LoRA rank is greater than max_lora_rank.")
     with LOCK:
+        if name in LORAS:
+            raise ValueError(f"The lora adapter '{name}' has already been loaded.")
         if ADAPTED:
             ADAPTED[0].load_adapter(path, adapter_name=name)
         else:

@@ -13,16 +13,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import openai
+import psutil
 import pytest
 
-from engine import chat, vllm
+from engine import chat, machine, vllm
 from engine.deploy import RANKS
 from engine.problems import Refusal
 from engine.processes import processes
-from engine.rundir import read_json, write_json
+from engine.rundir import ALIVE, read_json, take, write_json
 from engine.workplace import PROJECT, Workplace
 from tests.conftest import flags_of, wait_until
 from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
@@ -64,11 +67,16 @@ def test_every_voice_says_what_it_says_with_transformers(
     trained: Workplace,
     server: chat.Server,
     client: openai.OpenAI,
+    tmp_path: Path,
 ) -> None:
     assert server.given["vllm"]["command"] == [vllm.program()]
     choice = chat.choose(trained, "", [ONE, TWO])
-    assert chat.find(trained.saves, choice) is None  # a server of its own for each engine
-    plain = chat.start(trained, choice)
+    # Found, and so unloaded, whatever engine is chosen.
+    assert chat.find(trained.saves, choice).path == server.path
+    with pytest.raises(Refusal, match=r"demo_model is loaded with vllm\. Unload it first"):
+        chat.start(trained, choice)
+    plain = chat.Server(tmp_path / "plain")
+    chat.begin(plain, chat.serving(trained, choice, ""), "key")
     chat.wait(plain)
     chat.add(server, choice.adapters)  # the second adapter, while it serves
     assert [one["id"] for one in chat.voices(server)] == [BASE, ONE, TWO]
@@ -130,9 +138,36 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
 
 
 @pytest.mark.slow
+def test_an_answer_is_stopped_that_has_no_token_yet(server: chat.Server) -> None:
+    inner, pool = _inner(server.path), ThreadPoolExecutor(1)
+    inner.suspend()  # as one that reads a prompt for very long
+    try:
+        asked = chat.ask(server, {BASE: said(QUESTIONS[0])}, {"request_id": "early"})
+        told = pool.submit(lambda: list(asked))
+        wait_until(lambda: chat._call(server, "GET", "/health")["answering"] == 1)
+        chat.cancel(server, "early")
+        [last] = told.result(20)[-1]
+    finally:
+        inner.resume()
+        pool.shutdown()
+    assert (last.finish, last.text, last.problem) == ("stop", "", None)
+
+
+@pytest.mark.slow
+def test_adapters_that_are_taken_in_at_once_keep_apart(trained: Workplace, server: chat.Server) -> None:
+    folders = {f"copy{n}": trained.saves / f"copy{n}" / "adapter" for n in range(4)}
+    for folder in folders.values():
+        shutil.copytree(trained.saves / TWO / "adapter", folder)
+    with ThreadPoolExecutor(len(folders)) as pool:
+        list(pool.map(lambda one: chat.add(server, dict([one])), folders.items()))
+    assert {one["id"] for one in chat.voices(server)} >= folders.keys()
+
+
+@pytest.mark.slow
 def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     trained: Workplace,
     program: None,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     command = [
@@ -155,7 +190,9 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
         return serving, server.path
 
     serving, folder = begun()
-    assert len(processes(folder)) == 2
+    assert len(processes(folder)) == 3
+    # Ctrl-C reaches the group of the server; vLLM has a group of its own, and is ended by the server.
+    assert os.getpgid(_inner(folder).pid) == _inner(folder).pid
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(20) == 0
     assert processes(folder) == []
@@ -166,15 +203,54 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     worker.kill()
     serving.wait(20)
     wait_until(lambda: processes(folder) == [])
-    serving, folder = begun()
-    inner = next(one for one in processes(folder) if "engine.worker.serve" not in one.cmdline())
-    inner.kill()
-    assert serving.wait(20) == 1
+    # By nobody but the server itself: also what vLLM has left behind.
+    alone = chat.Server(tmp_path / "alone")
+    chat.begin(alone, chat.serving(trained, chat.choose(trained, "", [ONE], "vllm"), ""), "key")
+    chat.wait(alone)
+    _inner(alone.path).kill()
+    wait_until(lambda: not alone.alive)
+    assert [one.code for one in alone.problems] == ["vllm-died"]
+    wait_until(lambda: processes(alone.path) == [])
 
     monkeypatch.setenv("STAND_IN", "full")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "vLLM, which held demo_model, has ended: ValueError: No available memory" in done.stderr
+
+
+def _inner(folder: Path) -> psutil.Process:
+    """vLLM's own process, the parent of its engine."""
+    return next(one for one in processes(folder) if "serve" in one.cmdline())
+
+
+def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine of the tests has no card: what nvidia-smi would say of two is put in their place.
+    cards = tuple(
+        machine.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60))
+    )
+    monkeypatch.setattr(machine, "gpus", lambda: cards)
+    choice = chat.choose(workplace, str(tiny))
+    # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
+    folder = workplace.saves / chat.FOLDER / "other"
+    folder.mkdir(parents=True)
+    lock = take(folder / "lock", ALIVE, shared=True)
+
+    def placed(other: str, wanted: str) -> int:
+        write_json(
+            folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0}
+        )
+        return chat.serving(workplace, replace(choice, engine=wanted), "")["card"]
+
+    try:
+        assert placed("transformers", "transformers") == 0  # two of them share the card with the most room
+        assert placed("transformers", "vllm") == placed("vllm", "transformers") == placed("vllm", "vllm") == 1
+        cards = cards[:1]
+        for pair in (("transformers", "vllm"), ("vllm", "transformers")):
+            with pytest.raises(Refusal, match=r"big \(ada\). Unload that first"):
+                placed(*pair)
+    finally:
+        os.close(lock)
+    assert placed("vllm", "transformers") == 0  # it has ended
 
 
 def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
@@ -193,6 +269,17 @@ def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
         write_json(folders[name] / "adapter_config.json", config)
     assert [one.code for one in vllm.problems({}, folders)] == ["vllm-adapter", "vllm-dora"]
     assert vllm.rank(folders.values()) == 64
+    # What cannot be read of other results of the base keeps nobody from loading it.
+    for name, text in {
+        "list": "[]",
+        "text": '{"r": "x"}',
+        "pattern": '{"r": 8, "rank_pattern": {"q": "x"}}',
+    }.items():
+        folders[name] = tmp_path / name
+        folders[name].mkdir()
+        (folders[name] / "adapter_config.json").write_text(text, encoding="utf-8")
+    (tmp_path / "folder" / "adapter_config.json").mkdir(parents=True)
+    assert vllm.rank([*folders.values(), tmp_path / "folder"]) == 64
     assert vllm.rank([]) in RANKS
 
 
@@ -203,5 +290,11 @@ def test_the_last_words_of_a_log_are_those_that_name_an_error(tmp_path: Path) ->
         "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: too small\nbye\n", encoding="utf-8"
     )
     assert vllm.last_words(log) == "ValueError: too small"
+    log.write_text(
+        "(EngineCore pid=9) torch.OutOfMemoryError: CUDA out of memory.\n"
+        "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.\n",
+        encoding="utf-8",
+    )
+    assert vllm.last_words(log) == "torch.OutOfMemoryError: CUDA out of memory."
     log.write_text("INFO 11-26 02:14:56 [core.py:1] starting\n\n", encoding="utf-8")
     assert vllm.last_words(log) == "starting"

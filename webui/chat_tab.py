@@ -152,6 +152,13 @@ def build(
 
     # ---- which model
 
+    def there(base: str | None, ids: Sequence[str] | None) -> Server | None:
+        """The server of the chosen model, whatever engine is chosen now and whether that would take it."""
+        try:
+            return chat.find(saves, chosen(base, ids, ENGINES[0]))
+        except Refusal:
+            return None
+
     def model_buttons(server: Server | None, answering: bool = False) -> list[Any]:
         alive = server is not None and server.alive
         failed = server is not None and server.state == "failed"
@@ -172,7 +179,7 @@ def build(
             server = chat.find(saves, chosen(base, ids, writer))
         except Refusal as refusal:
             wrong = notices.listed(refusal.problems, words) if base or ids else ""
-            return [wrong, *model_buttons(None)[2:]]
+            return [wrong, *model_buttons(there(base, ids))[2:]]
         return [held_html(server), *model_buttons(server)[2:]]
 
     def arrive(kept: Any, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
@@ -216,11 +223,8 @@ def build(
         return [gr.skip(), held_html(server), *model_buttons(server)[2:]]
 
     def unloaded(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        try:
-            if server := chat.find(saves, chosen(base, ids, writer)):
-                chat.end(server)
-        except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
+        if server := there(base, ids):
+            chat.end(server)
         return [notices.toast(words("chat-unloaded")), *look(base, ids, writer)]
 
     # ---- the conversation
@@ -265,7 +269,7 @@ def build(
             for told in chat.ask(server, asked, given):
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
-            server = _found(lambda: chat.find(saves, chosen(base, ids, writer)))
+            server = there(base, ids)
             yield [
                 notices.refused(boxes.named(refusal.problems, NAMES, words), words), question, gr.skip(), *drawn(now, base, ids, writer)[:1], "", gr.skip(),
                 held_html(server) if server else gr.skip(), *model_buttons(server),
@@ -401,10 +405,3 @@ def _command(base: str | None, ids: Sequence[str], writer: str, saves: Path) -> 
     words = ["python", "-m", "engine", "serve", *(ids or ["--base", base or "MODEL"])]
     words += ["--engine", writer] if writer != ENGINES[0] else []
     return shlex.join(words + (["--saves", str(saves)] if saves != Workplace().saves else []))
-
-
-def _found(look: Callable[[], Server | None]) -> Server | None:
-    try:
-        return look()
-    except Refusal:
-        return None

@@ -18,8 +18,9 @@ from urllib.parse import quote
 import gradio as gr
 
 from engine import deploy, export, progress, publish, runs
-from engine.export import ExportSpec, adapter_config
+from engine.export import ExportSpec
 from engine.failures import explain
+from engine.models import adapter_config
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, export_spec, of, results
 from engine.rundir import read_json

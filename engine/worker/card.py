@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import deploy
-from engine.export import ExportSpec, adapter_config, called, combined
-from engine.models import identity, inspect, is_hub_id
+from engine.export import ExportSpec, called, combined
+from engine.models import adapter_config, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 from engine.worker.frame import end_of_turn_ids, render

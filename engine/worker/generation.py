@@ -68,6 +68,7 @@ class Answer:
     tell: Callable[[Piece], None]
     logprobs: int | None = None  # how many likely tokens to tell of in each place; None: nothing
     cancelled: bool = False
+    wake: Callable[[], None] | None = None  # has a writer that waits for something look at `cancelled`
     # while it is being written
     source: torch.Generator = field(init=False)
     written: list[int] = field(default_factory=list)
@@ -76,6 +77,12 @@ class Answer:
 
     def __post_init__(self) -> None:
         self.source = self.sampling.generator()
+
+    def cancel(self) -> None:
+        """Have it end where it is. May be called from any thread."""
+        self.cancelled = True
+        if self.wake:
+            self.wake()
 
     def take(self, token: int, told: Token | None) -> bool:
         """One more token. Returns whether the answer has ended with it."""

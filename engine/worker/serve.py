@@ -234,7 +234,7 @@ async def _pieces(house: House, wanted: Wanted) -> AsyncIterator[tuple[Answer, P
             if piece.finish:
                 return
     finally:
-        answer.cancelled = True
+        answer.cancel()
         how = answer.finish or "nobody listens any more"
         print(f"{wanted.model}: {len(answer.prompt)} + {len(answer.written)} tokens, {how}", flush=True)
         together.remove(answer)
@@ -442,7 +442,7 @@ async def cancel(request: Request) -> Response:
     body = await _body(request)
     ending = house.answering.get(str(body.get("request_id") or " "), [])
     for answer in ending:
-        answer.cancelled = True
+        answer.cancel()
     return JSONResponse({"cancelled": len(ending)})
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from engine import kinds
-from engine.export import ExportSpec, adapter_config
-from engine.models import inspect
+from engine.export import ExportSpec
+from engine.models import adapter_config, inspect
 from engine.problems import Refusal
 from engine.reward_models import EVALUATION, PAIRS
 from engine.rundir import RESULT, RunDir, read_json, read_lines

@@ -14,12 +14,15 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +49,7 @@ class VllmWriter:
     ):
         self.process, self.port, self.key, self.given, self.log = process, port, key, given, log
         self.names: dict[str, str] = {}  # folder of an adapter → what it is asked as
+        self.loading = threading.Lock()  # one adapter at a time: each takes the next name
         self.answers: set[Answer] = set()
         self.model: Any = None  # no weights: the configuration, as far as voices ask for it
 
@@ -63,6 +67,7 @@ class VllmWriter:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with_us,
                 env=os.environ | vllm.environment(key),
+                start_new_session=True,  # Ctrl-C is for the server, which ends it; and its group is what is left to end
             )  # fmt: skip
         writer = cls(process, port, key, given, log)
         closing.callback(writer.close)
@@ -92,12 +97,15 @@ class VllmWriter:
         return problem("vllm-died", name=self.given["name"], why=vllm.last_words(self.log))
 
     def close(self) -> None:
-        """End it, and come back when it is gone."""
-        self.process.terminate()
+        """End it and whatever it has started, which may outlive it; come back when it is gone."""
         try:
+            self.process.terminate()
             self.process.wait(GRACE_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            pass
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     # ---- as the writer of transformers
@@ -122,13 +130,16 @@ class VllmWriter:
 
     def load_adapter(self, folder: str) -> None:
         """Have it take in the adapter in `folder`. Raises Refusal if it must not or cannot."""
-        if folder in self.names:
-            return
-        name = f"adapter{len(self.names)}"
-        if found := vllm.problems({}, {Path(folder).parent.name: Path(folder)}, self.given["vllm"]["rank"]):
-            raise Refusal(found)
-        self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
-        self.names[folder] = name
+        with self.loading:
+            if folder in self.names:
+                return
+            name = f"adapter{len(self.names)}"
+            if found := vllm.problems(
+                {}, {Path(folder).parent.name: Path(folder)}, self.given["vllm"]["rank"]
+            ):
+                raise Refusal(found)
+            self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
+            self.names[folder] = name
 
     # ---- asking
 
@@ -145,10 +156,14 @@ class VllmWriter:
                     answer.end("length" if finish == "length" else "stop")
                     return
             raise ConnectionError("the answer broke off")
-        except Refusal as refusal:
-            answer.end("error", why=refusal.problems[0])
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-            answer.end("error", why=self.fault() or problem("chat-error", why=error or type(error).__name__))
+        except Exception as error:  # whoever asked waits for an end, whatever it is
+            if answer.cancelled:  # its connection was shut down
+                answer.end("cancelled")
+                return
+            if not isinstance(error, Refusal | OSError | http.client.HTTPException):
+                traceback.print_exc()
+            told = error.problems[0] if isinstance(error, Refusal) else self.fault()
+            answer.end("error", why=told or problem("chat-error", why=str(error) or type(error).__name__))
         finally:
             self.answers.discard(answer)
 
@@ -165,6 +180,10 @@ class VllmWriter:
             body |= {"logprobs": answer.logprobs, "return_tokens_as_token_ids": True}
         connection = self._connection()
         try:
+            connection.connect()
+            answer.wake = partial(_shut_down, connection.sock)
+            if answer.cancelled:
+                return
             for line in self._send(connection, "POST", "/v1/completions", body):
                 if not line.startswith(b"data: {"):
                     continue
@@ -212,6 +231,12 @@ class VllmWriter:
 def _die_with_us() -> None:
     """In the child: whatever ends this process ends that one, too."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    """End a connection that another thread may be reading from: only a shutdown wakes it, and tells vLLM to stop."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _unloaded(base: str, remote_code: bool, context: int | None) -> Any:
