@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.find_chromium import ARGUMENTS, chromium
@@ -64,6 +65,16 @@ def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page
     yield open_
     for context in contexts:
         context.close()
+
+
+def click_until_told(button: Locator, place: Locator, sentence: str) -> None:
+    """A click that comes while what the last one brought still ends is not taken by the page."""
+    for patience in (5_000, 5_000, 20_000):
+        button.click()
+        with contextlib.suppress(AssertionError):
+            expect(place).to_contain_text(sentence, timeout=patience)
+            return
+    raise AssertionError(f"it was not told that {sentence}")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from engine import chat, talk
 from engine.datasets import count_rows, find
 from engine.processes import processes
 from engine.workplace import Workplace
-from tests.browser.conftest import Outside
+from tests.browser.conftest import Outside, click_until_told
 from tests.conftest import start_studio, wait_until
 
 RUN = "demo_model/lora/one"
@@ -44,8 +44,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
             field = page.locator(f"#chat-{box} input")
             held = field.input_value()
             field.fill(value)
-            page.locator("#send").click()
-            expect(page.locator("#told .toast.bad")).to_contain_text(f"{called} must be")
+            click_until_told(page.locator("#send"), page.locator("#told .toast.bad"), f"{called} must be")
             expect(page.locator("#prompt textarea")).to_have_value("What is wrong?")
             field.fill(held)
         page.locator("#chat-greedy input").check()
