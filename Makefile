@@ -11,7 +11,7 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.browser.find_chromium
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
 test-harness: $(VENV)-harness/installed

@@ -42,7 +42,8 @@ FOLDER = ".chat"
 MOST = 2  # servers that a studio keeps at once: each holds a whole model
 IDLE_S = 900.0  # without a question, after which a server of a studio ends
 LOADING_S = 1800.0
-SNAPSHOTS_S = 0.1  # between two looks at answers that are being written
+SNAPSHOTS_S = 0.1  # between two looks at answers that are being written,
+DRAWN = 20_000  # and a second more for as many characters: a page draws all of them anew, and has to hear Stop meanwhile
 
 
 @dataclass(frozen=True)
@@ -416,7 +417,8 @@ def ask(
     try:
         yield list(now.values())
         while not all(one.finish for one in now.values()):
-            due = time.monotonic() + SNAPSHOTS_S
+            length = sum(len(one.text) for one in now.values())
+            due = time.monotonic() + SNAPSHOTS_S + length / DRAWN
             answer = told.get()
             now[answer.voice] = answer
             with contextlib.suppress(queue.Empty):
