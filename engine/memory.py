@@ -63,13 +63,12 @@ def needed(spec: RunSpec, model: Model, cards: int) -> Needed | None:
     # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
     critic = (trained if lora else CRITIC * width) if spec.stage.kind == "ppo" else 0
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
-    weights = (
-        _frozen(spec, model, plain) + 4.0 * (trained + critic) if lora else 4.0 * (model.parameters + critic)
-    )
-    weights += 4.0 * reference + plain * _judge(spec)
-    learning = (trained + critic) * (
-        4.0 + _moments(spec.training.optim) + 4.0 * (spec.hardware.num_processes > 1)
-    )
+    policy = _frozen(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
+    weights = policy + 4.0 * (critic + reference) + plain * _judge(spec)
+    exchanged = (
+        4.0 if spec.hardware.num_processes > 1 else 0.0
+    )  # gradients, once more, on their way to the others
+    learning = (trained + critic) * (4.0 + exchanged + _moments(spec.training.optim))
     activations = _activations(spec, model, width, half)
     held = weights + learning + activations
     return Needed(weights, learning, activations, (LIBRARIES if cpu else CONTEXT) + (BLOCKS - 1) * held)

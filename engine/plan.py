@@ -66,7 +66,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     # A folder that is not this installation's is not looked into, not even to count.
     rows = None if "data.dataset_dir" in wrong else rows_trained(spec)
     model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
-    need = memory.needed(spec, model, cards) if model else None
+    need = memory.needed(spec, model, cards) if model and "stage.reward_model" not in wrong else None
     room, data = memory.room(spec), spec.data
     return Summary(
         rows=rows,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine import catalogue
-from engine.chat import Answer
+from engine.asking import Answer
 from engine.datasets import read_catalogue
 from engine.problems import Refusal, problem
 from engine.rundir import append_lines

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
 from engine import chat, machine, runs
@@ -25,6 +24,7 @@ from engine.rundir import read_json
 from engine.spec import RunSpec
 from engine.workplace import PROJECT, Workplace
 from tests.conftest import wait_until
+from tests.served import client_of, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not machine.gpus(), reason="there is no NVIDIA card")]
 
@@ -167,24 +167,16 @@ def test_answers_measures_and_exports(here: Workplace) -> None:
 @pytest.fixture
 def server(here: Workplace) -> Iterator[tuple[chat.Server, str]]:
     run = trained(here)
-    attended = chat.attend(here.saves)
-    server = chat.start(here, chat.choose(here, "", [run.id]))
-    try:
-        chat.wait(server)
+    with serving(here, chat.choose(here, "", [run.id])) as server:
         yield server, run.id
-    finally:
-        chat.end(server)
-        assert attended is not None
 
 
 def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[chat.Server, str]) -> None:
     server, adapter = server
     mine = {process.pid for process in processes(server.path)}
     assert mine & on_the_card()
-    address, key = read_json(server.path / "address.json"), (server.path / "key").read_text()
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key)
     said = [
-        client.chat.completions.create(
+        client_of(server).chat.completions.create(
             model=voice, messages=[{"role": "user", "content": "BSIC Group"}], max_tokens=16, temperature=0
         )
         for voice in (server.name, adapter)
@@ -221,8 +213,7 @@ def test_a_card_that_is_full_is_told_in_a_sentence(here: Workplace, left: int) -
     assert explain(run).code == "device-memory", json.dumps(read_json(run.dir.error))
 
 
-def test_what_was_frozen_runs_from_the_project(here: Workplace) -> None:
-    """The command of a run, as a person would type it from its spec."""
+def test_the_shell_trains_on_the_card(here: Workplace) -> None:
     spec = changed(here.preset("demo"), training__max_steps=2)
     done = subprocess.run(
         [sys.executable, "-m", "engine", "submit", "-", "--saves", str(here.saves)],

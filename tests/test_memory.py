@@ -14,8 +14,9 @@ import pytest
 from bench.gpu import CASES, SHAPES, Case, spec_of
 from engine import machine, memory
 from engine.models import inspect
-from engine.plan import Summary
+from engine.plan import Summary, summary
 from engine.spec import RunSpec, examples_per_step, problems
+from engine.workplace import Workplace
 from webui.train_tab import memory_html
 from webui.words import Words
 
@@ -149,6 +150,16 @@ def test_a_reward_model_and_a_critic_need_memory_too(models: dict[str, Path]) ->
         sizes.append(memory.needed(RunSpec.read(plain), model, 1).weights)
     assert sizes[1] - sizes[0] == pytest.approx(2 * inspect(models["1.5B"]).parameters)
     assert sizes[2] - sizes[0] == pytest.approx(2 * model.parameters)
+
+
+def test_a_reward_model_elsewhere_is_not_looked_into(models: dict[str, Path], tmp_path: Path) -> None:
+    here = Workplace(saves=tmp_path)
+    plain = here.preset("demo").model_dump() | {"stage": {"kind": "ppo", "reward_model": ""}}
+    assert summary(RunSpec.read(plain), here).needed
+    plain["stage"] |= {"reward_model": str(models["7B"])}
+    plan = summary(RunSpec.read(plain), here)
+    assert "path-outside" in {one.code for one in plan.problems if one.field == "stage.reward_model"}
+    assert plan.needed is None
 
 
 def test_a_card_that_tells_no_memory_is_not_judged_by_it(

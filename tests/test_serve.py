@@ -19,12 +19,13 @@ from typing import Any
 import openai
 import pytest
 
-from engine import chat
+from engine import asking, chat
 from engine.problems import Refusal
 from engine.processes import processes
-from engine.rundir import ALIVE, read_json, take, write_json
+from engine.rundir import ALIVE, take, write_json
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.conftest import flags_of, wait_until
+from tests.served import client_of, serving
 
 pytestmark = pytest.mark.slow
 
@@ -49,20 +50,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_results: Path) -> Wor
 
 @pytest.fixture(scope="module")
 def server(trained: Workplace) -> Iterator[chat.Server]:
-    """One server for all who only ask; it stays, however slow a test is in between."""
-    here = chat.attend(trained.saves)
-    started = chat.start(trained, chat.choose(trained, "", [ONE, TWO]), by="ada")
-    chat.wait(started)
-    yield started
-    chat.end(started)
-    os.close(here)
+    with serving(trained, chat.choose(trained, "", [ONE, TWO]), by="ada") as started:
+        yield started
 
 
 @pytest.fixture
 def client(server: chat.Server) -> openai.OpenAI:
-    address = read_json(server.path / "address.json")
-    key = (server.path / "key").read_text()
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key, max_retries=0)
+    return client_of(server)
 
 
 def ask(client: openai.OpenAI, voice: str, text: str, **settings: Any) -> Any:
@@ -183,7 +177,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
         ask(client, BASE, "long " * 3000)
     assert refused.value.code == "context_length_exceeded"
     assert "at most 2048" in refused.value.message
-    *_, [answer] = chat.ask(server, {BASE: said("long " * 3000)}, {})
+    *_, [answer] = asking.ask(server, {BASE: said("long " * 3000)}, {})
     assert "最多 2048" in answer.problem.text("zh")
     with pytest.raises(openai.NotFoundError, match="There are: demo_model, demo_model/lora/one"):
         ask(client, "gpt-4", "hello")
@@ -229,9 +223,9 @@ def test_a_stopped_answer_keeps_what_it_has(server: chat.Server) -> None:
     """By its id, so that whoever has it can stop it; the other answers under that id end, too."""
     asked = {ONE: said(QUESTIONS[0]), TWO: said(QUESTIONS[0])}
     stopped = False
-    for now in chat.ask(server, asked, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
+    for now in asking.ask(server, asked, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
         if not stopped and all(len(one.text) > 20 for one in now):
-            chat.cancel(server, "me")
+            asking.cancel(server, "me")
             stopped = True
     assert [one.finish for one in now] == ["stop", "stop"]
     assert all(0 < one.tokens < LONG and one.text and one.first_s and one.tokens_per_s for one in now)
@@ -258,7 +252,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
         text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")
     }
     judge = "demo_model/lora/judge"
-    scores = chat.score(server, trained.saves, judge, asked)
+    scores = asking.score(server, trained.saves, judge, asked)
     by_hand = subprocess.run(
         [sys.executable, "-m", "tests.scored", str(DEMO_MODEL), str(folder / "adapter")],
         input=json.dumps(list(asked.values())), capture_output=True, text=True, check=True, cwd=PROJECT,
@@ -266,7 +260,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
     assert list(scores.values()) == pytest.approx(json.loads(by_hand.stdout), abs=1e-4)
     assert len(set(scores.values())) == 2
     with pytest.raises(Refusal, match="left no result"):
-        chat.score(server, trained.saves, "demo_model/lora/nobody", asked)
+        asking.score(server, trained.saves, "demo_model/lora/nobody", asked)
     with pytest.raises(Refusal, match="is a reward model"):
         chat.choose(trained, "", [judge])
     shutil.rmtree(folder)
@@ -281,7 +275,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     chat.wait(server)
     assert chat.start(workplace, choice).path == server.path  # found, not started again
     [process] = processes(server.path)
-    for now in chat.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
+    for now in asking.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
         if now[0].text and process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     assert now[0].finish == "error"
@@ -291,7 +285,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     assert "重新加载" in server.problems[0].text("zh")
     again = chat.start(workplace, choice)
     chat.wait(again)
-    *_, [answer] = chat.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
+    *_, [answer] = asking.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
     assert answer.finish in ("stop", "length")
     chat.end(again)
     assert processes(again.path) == []

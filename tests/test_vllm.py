@@ -21,13 +21,14 @@ import openai
 import psutil
 import pytest
 
-from engine import chat, machine, vllm
+from engine import asking, chat, machine, vllm
 from engine.deploy import RANKS
 from engine.problems import Refusal
 from engine.processes import processes
-from engine.rundir import ALIVE, read_json, take, write_json
+from engine.rundir import ALIVE, take, write_json
 from engine.workplace import PROJECT, Workplace
 from tests.conftest import flags_of, wait_until
+from tests.served import client_of, serving
 from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
 
 
@@ -47,19 +48,13 @@ def program(vllm_path: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(trained: Workplace, program: None) -> Iterator[chat.Server]:
-    here = chat.attend(trained.saves)
-    started = chat.start(trained, chat.choose(trained, "", [ONE], "vllm"))
-    chat.wait(started)
-    yield started
-    chat.end(started)
-    os.close(here)
+    with serving(trained, chat.choose(trained, "", [ONE], "vllm")) as started:
+        yield started
 
 
 @pytest.fixture
 def client(server: chat.Server) -> openai.OpenAI:
-    address = read_json(server.path / "address.json")
-    key = (server.path / "key").read_text()
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key, max_retries=0)
+    return client_of(server)
 
 
 @pytest.mark.slow
@@ -78,15 +73,15 @@ def test_every_voice_says_what_it_says_with_transformers(
     plain = chat.Server(tmp_path / "plain")
     chat.begin(plain, chat.serving(trained, choice, ""), "key")
     chat.wait(plain)
-    chat.add(server, choice.adapters)  # the second adapter, while it serves
-    assert [one["id"] for one in chat.voices(server)] == [BASE, ONE, TWO]
+    asking.add(server, choice.adapters)  # the second adapter, while it serves
+    assert [one["id"] for one in asking.voices(server)] == [BASE, ONE, TWO]
     for settings in (
         {"temperature": 0, "max_tokens": 40},
         {"temperature": 0, "max_tokens": 40, "stop": ["o"]},
     ):
         asked = {voice: said(QUESTIONS[0]) for voice in (BASE, ONE, TWO)}
-        *_, here = chat.ask(plain, asked, settings)
-        *_, there = chat.ask(server, asked, settings)
+        *_, here = asking.ask(plain, asked, settings)
+        *_, there = asking.ask(server, asked, settings)
         assert [one.problem for one in there] == [None] * 3, (server.path / "vllm.log").read_text(
             encoding="utf-8"
         )
@@ -112,16 +107,16 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
     tmp_path: Path,
 ) -> None:
     stopped = False
-    for now in chat.ask(
+    for now in asking.ask(
         server, {ONE: said(QUESTIONS[0])}, {"temperature": 0, "request_id": "me", **ON_AND_ON}
     ):
         if not stopped and len(now[0].text) > 10:
-            chat.cancel(server, "me")
+            asking.cancel(server, "me")
             stopped = True
     assert now[0].finish == "stop"
     wait_until(lambda: b"aborted after" in (server.path / "vllm.log").read_bytes())
     with pytest.raises(Refusal, match="reward model cannot score beside vLLM"):
-        chat._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
+        asking._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
     # Adapters that vLLM would take as something else, or not at all.
     config = json.loads((trained.saves / ONE / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     for name, change, match in (
@@ -134,7 +129,7 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
             (folder / file.name).write_bytes(file.read_bytes())
         write_json(folder / "adapter_config.json", config | change)
         with pytest.raises(Refusal, match=match):
-            chat.add(server, {name: folder})
+            asking.add(server, {name: folder})
 
 
 @pytest.mark.slow
@@ -142,10 +137,10 @@ def test_an_answer_is_stopped_that_has_no_token_yet(server: chat.Server) -> None
     inner, pool = _inner(server.path), ThreadPoolExecutor(1)
     inner.suspend()  # as one that reads a prompt for very long
     try:
-        asked = chat.ask(server, {BASE: said(QUESTIONS[0])}, {"request_id": "early"})
+        asked = asking.ask(server, {BASE: said(QUESTIONS[0])}, {"request_id": "early"})
         told = pool.submit(lambda: list(asked))
-        wait_until(lambda: chat._call(server, "GET", "/health")["answering"] == 1)
-        chat.cancel(server, "early")
+        wait_until(lambda: asking._call(server, "GET", "/health")["answering"] == 1)
+        asking.cancel(server, "early")
         [last] = told.result(20)[-1]
     finally:
         inner.resume()
@@ -159,8 +154,8 @@ def test_adapters_that_are_taken_in_at_once_keep_apart(trained: Workplace, serve
     for folder in folders.values():
         shutil.copytree(trained.saves / TWO / "adapter", folder)
     with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(lambda one: chat.add(server, dict([one])), folders.items()))
-    assert {one["id"] for one in chat.voices(server)} >= folders.keys()
+        list(pool.map(lambda one: asking.add(server, dict([one])), folders.items()))
+    assert {one["id"] for one in asking.voices(server)} >= folders.keys()
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from engine.chat import Answer, Server
+from engine.asking import Answer
+from engine.chat import Server
 from engine.talk import Said, Talk, Turn
 from webui import notices
 from webui.numbers import duration

@@ -16,7 +16,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine import chat, talk
+from engine import asking, chat, talk
 from engine.chat import Choice, Server
 from engine.manner import Manner
 from engine.models import chat_template, identity
@@ -139,7 +139,7 @@ def build(
 
     settings = [greedy, temperature, top_p, top_k, seed, longest, penalty, thinking]
     buttons = [send, stop, load, unload]
-    asking = [told, prompt, history, past, live, export, held, *buttons]
+    outputs = [told, prompt, history, past, live, export, held, *buttons]
     who = [base, adapters, engine]
 
     def chosen(base: str | None, ids: Sequence[str] | None, writer: str) -> Choice:
@@ -241,8 +241,8 @@ def build(
         request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str, system: str,
         judge: str | None, remember: bool, *held: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
-        """The answers as they come; at last the conversation with them in it. Answers into `asking`."""
-        resting = [gr.skip()] * len(asking)
+        """The answers as they come; at last the conversation with them in it. Answers into `outputs`."""
+        resting = [gr.skip()] * len(outputs)
 
         def shown(live: Any, server: Server, first: bool = False) -> list[Any]:
             begun = [gr.skip(), "", gr.skip(), *drawn(now, base, ids, writer)[:1]] if first else resting[:4]
@@ -255,7 +255,7 @@ def build(
             server = chat.start(workplace, choice, by=user(request))
             yield shown(answers.waiting(question, words("chat-loading-first")), server, first=True)
             chat.wait(server)
-            chat.add(server, choice.adapters)
+            asking.add(server, choice.adapters)
             yield shown(gr.skip(), server, first=True)
             named, voices = titles(choice), [choice.name, *choice.adapters]
             asked = {
@@ -266,7 +266,7 @@ def build(
                 for voice in voices
             }
             told = []
-            for told in chat.ask(server, asked, given):
+            for told in asking.ask(server, asked, given):
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
             server = there(base, ids)
@@ -286,7 +286,7 @@ def build(
         ]  # fmt: skip
 
     def judged(
-        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[chat.Answer]
+        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[asking.Answer]
     ) -> tuple[dict[str, float], list[Problem]]:
         """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
         whole = {
@@ -297,7 +297,7 @@ def build(
         if not judge or not whole:
             return {}, []
         try:
-            return chat.score(server, saves, judge, whole), []
+            return asking.score(server, saves, judge, whole), []
         except Refusal as refusal:
             return {}, refusal.problems
 
@@ -305,19 +305,19 @@ def build(
         if (question or "").strip():
             yield from ask(request, question.strip(), talk.read(kept), *rest)
         else:
-            yield [gr.skip()] * len(asking)
+            yield [gr.skip()] * len(outputs)
 
     def once_more(request: gr.Request, _question: str, kept: Any, *rest: Any) -> Iterator[list[Any]]:
         now = talk.read(kept)
         if now:
             yield from ask(request, now[-1].question, now[:-1], *rest)
         else:
-            yield [gr.skip()] * len(asking)
+            yield [gr.skip()] * len(outputs)
 
     def stopped(request: gr.Request) -> None:
         for server in chat.servers(saves):
             if server.state == "ready":
-                chat.cancel(server, request.session_hash)
+                asking.cancel(server, request.session_hash)
 
     def edited(
         question: str, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
@@ -352,8 +352,8 @@ def build(
         "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": AT_ONCE, "concurrency_id": "answers",
     }  # fmt: skip
     question = [prompt, history, *who, system, judge, remember, *settings]
-    gr.on([send.click, prompt.submit], sent, question, asking, **going)
-    again.click(once_more, question, asking, **going)
+    gr.on([send.click, prompt.submit], sent, question, outputs, **going)
+    again.click(once_more, question, outputs, **going)
     stop.click(stopped, None, None, **quiet)
     edit.click(edited, [prompt, history, *who], [prompt, history, past, export], **quiet)
     clear.click(cleared, who, [history, past, export], **quiet)

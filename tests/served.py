@@ -1,0 +1,32 @@
+"""A server of ours that tests ask, and OpenAI's own client to ask it with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import openai
+
+from engine import chat
+from engine.rundir import read_json
+from engine.workplace import Workplace
+
+
+@contextlib.contextmanager
+def serving(workplace: Workplace, choice: chat.Choice, by: str = "") -> Iterator[chat.Server]:
+    """One server for all who only ask; it stays, however slow a test is in between."""
+    here = chat.attend(workplace.saves)
+    started = chat.start(workplace, choice, by)
+    try:
+        chat.wait(started)
+        yield started
+    finally:
+        chat.end(started)
+        os.close(here)
+
+
+def client_of(server: chat.Server) -> openai.OpenAI:
+    address = read_json(server.path / "address.json")
+    key = (server.path / "key").read_text()
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key, max_retries=0)
