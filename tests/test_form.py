@@ -57,12 +57,19 @@ def test_every_setting_has_a_control_and_every_control_is_filled():
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_a_control_is_built_for_every_setting(language):
+def test_a_control_is_built_for_every_setting_and_holds_what_the_page_begins_with(language):
+    begun = RunSpec().change("training.learning_rate", 3e-4)
     with gr.Blocks(analytics_enabled=False):
-        placed = form.Form(Words(language))
+        placed = form.Form(Words(language), begun)
         for path in form.paths():
             placed.place(path)
-        assert len(placed.updates(RunSpec())) == len(placed.inputs)
+    assert [control.value for control in placed.inputs] == placed.updates(begun)
+    assert len(placed.first(begun)) == len(placed.inputs)
+    assert all(one == gr.skip() for one in placed.first(begun))
+    sent = dict(zip(placed.controls, placed.first(RunSpec()), strict=True))
+    assert {path: one for path, one in sent.items() if one != gr.skip()} == {
+        "training.learning_rate": form.show(RunSpec())["training.learning_rate"]
+    }
 
 
 NUMBERS = [path for path in fields() if form.shape(path) == "number"]

@@ -347,7 +347,7 @@ def build(
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
         return [notices.toast(words("rated", name=file)), talk.kept(now), *drawn(now, base, ids, writer)]
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     going = {
         "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": AT_ONCE, "concurrency_id": "answers",
     }  # fmt: skip

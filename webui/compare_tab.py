@@ -182,7 +182,7 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         found = compare.siblings(run, compare.trainings(saves))
         return into([one.id for one in found], View())
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     gr.on(
         [picked.input, metric.input, across.input, log.input, by.input, smoothing.input], draw, chosen, moving,
         js=REMEMBER_JS, trigger_mode="always_last", **quiet,

@@ -637,7 +637,7 @@ def build(
 
     # ------------------------------------------------------------------------------------ wiring
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     shown = [*panel, *in_rows, *in_editor, mapped_rows, listing, told]
     listing.select(picked, None, chosen, **quiet)
     chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **quiet)

@@ -331,7 +331,7 @@ def build(
         id = str(event._data.get("run", ""))
         return [id, list_html(id), *open(id, view[0], view[1], "1")]
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     gr.on([base.input, measured.input], of_base, [base, measured, sets], [measured, with_base, sets], **quiet)
     upload.upload(received, [upload, sets, base, measured], [told, sets], **quiet)
     start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **quiet)

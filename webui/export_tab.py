@@ -206,7 +206,7 @@ def build(
             said = notices.listed(refusal.problems, words)
         yield [said, "", gr.update(interactive=True)]
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     seen = [stamp, exports, timer, upload_view, which]
     gr.on(
         [one.change for one in given], look, given, changing, trigger_mode="always_last",

@@ -122,7 +122,7 @@ def part_id(path: str) -> str:
 # ------------------------------------------------------------------------------------------ controls
 
 
-def _words_of(path: str, words: Words) -> dict[str, Any]:
+def _about(path: str, words: Words, value: Any) -> dict[str, Any]:
     classes = ["field", f"field-{shape(path)}"]
     if kinds := kinds_of(path):
         union = element_id(union_of(path))
@@ -135,58 +135,57 @@ def _words_of(path: str, words: Words) -> dict[str, Any]:
         "elem_id": element_id(path),
         "elem_classes": classes,
         "interactive": True,
+        "value": value,
     }
 
 
-def _text(path: str, words: Words) -> gr.Textbox:
-    return gr.Textbox(**_words_of(path, words), lines=1, max_lines=1, min_width=120)
+def _text(path: str, words: Words, value: Any) -> gr.Textbox:
+    return gr.Textbox(**_about(path, words, value), lines=1, max_lines=1, min_width=120)
 
 
-def _number(path: str, words: Words) -> gr.Textbox:
-    return boxes.number(**_words_of(path, words))
+def _number(path: str, words: Words, value: Any) -> gr.Textbox:
+    return boxes.number(**_about(path, words, value))
 
 
-def _tick(path: str, words: Words) -> gr.Checkbox:
-    return gr.Checkbox(**_words_of(path, words), min_width=120)
+def _tick(path: str, words: Words, value: Any) -> gr.Checkbox:
+    return gr.Checkbox(**_about(path, words, value), min_width=120)
 
 
 def _labelled(path: str, words: Words) -> list[tuple[str, str]]:
     return [(words.choice(path, value), value) for value in choices(path)]
 
 
-def _choice(path: str, words: Words) -> gr.Dropdown:
-    return gr.Dropdown(_labelled(path, words), **_words_of(path, words), min_width=120)
+def _choice(path: str, words: Words, value: Any) -> gr.Dropdown:
+    return gr.Dropdown(_labelled(path, words), **_about(path, words, value), min_width=120)
 
 
-def _choices(path: str, words: Words) -> gr.Dropdown:
-    return gr.Dropdown(
-        _labelled(path, words), value=[], multiselect=True, **_words_of(path, words), min_width=120
-    )
+def _choices(path: str, words: Words, value: Any) -> gr.Dropdown:
+    return gr.Dropdown(_labelled(path, words), multiselect=True, **_about(path, words, value), min_width=120)
 
 
-def _names(path: str, words: Words) -> gr.Dropdown:
+def _names(path: str, words: Words, value: Any) -> gr.Dropdown:
     # Any name is let through here: a clone may name what is gone, and engine says so in a sentence. The choices
     # are what is on disk, and the page fills them in.
     return gr.Dropdown(
-        [], value=[], multiselect=True, allow_custom_value=True, **_words_of(path, words), min_width=120
+        [], multiselect=True, allow_custom_value=True, **_about(path, words, value), min_width=120
     )
 
 
-def _model(path: str, words: Words) -> gr.Dropdown:
-    return gr.Dropdown([], value="", allow_custom_value=True, **_words_of(path, words), min_width=120)
+def _model(path: str, words: Words, value: Any) -> gr.Dropdown:
+    return gr.Dropdown([], allow_custom_value=True, **_about(path, words, value), min_width=120)
 
 
-def _union(path: str, words: Words) -> gr.Radio:
+def _union(path: str, words: Words, value: Any) -> gr.Radio:
     # No general help: the sentence of the chosen kind stands below.
-    return gr.Radio(_labelled(path, words), **_words_of(path, words) | {"info": None}, min_width=120)
+    return gr.Radio(_labelled(path, words), **_about(path, words, value) | {"info": None}, min_width=120)
 
 
-def _yaml(path: str, words: Words) -> gr.Textbox:
-    about = _words_of(path, words)
+def _yaml(path: str, words: Words, value: Any) -> gr.Textbox:
+    about = _about(path, words, value)
     return gr.Textbox(**about | {"elem_classes": [*about["elem_classes"], "mono"]}, lines=3, max_lines=12)
 
 
-CONTROLS: dict[str, Callable[[str, Words], Any]] = {
+CONTROLS: dict[str, Callable[[str, Words, Any], Any]] = {
     "text": _text, "number": _number, "tick": _tick, "choice": _choice, "choices": _choices, "list": _text,
     "names": _names, "modules": _names, "weights": _text, "model": _model, "result": _model, "union": _union,
     "yaml": _yaml,
@@ -321,6 +320,11 @@ SHOW: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
+def holds(spec: RunSpec) -> dict[str, Any]:
+    """What every control holds for `spec`, by path."""
+    return defaults() | show(spec)
+
+
 def show(spec: RunSpec) -> dict[str, Any]:
     """What each control holds for `spec`. Settings of kinds that were not chosen are not mentioned."""
     plain = spec.model_dump(mode="json")
@@ -358,14 +362,15 @@ def defaults() -> dict[str, Any]:
 
 
 class Form:
-    """The controls of one page. `place` puts one where it is called; every setting must be placed once."""
+    """The controls of one page, holding `spec`. `place` puts one where it is called; every setting must be placed once."""
 
-    def __init__(self, words: Words):
+    def __init__(self, words: Words, spec: RunSpec):
         self.words = words
+        self.built = holds(spec)
         self.controls: dict[str, Any] = {}
 
     def place(self, path: str) -> Any:
-        control = CONTROLS[shape(path)](path, self.words)
+        control = CONTROLS[shape(path)](path, self.words, self.built[path])
         self.controls[path] = control
         if path in UNIONS:
             self._kinds(path)
@@ -390,8 +395,14 @@ class Form:
 
     def updates(self, spec: RunSpec) -> list[Any]:
         """New values for every control, in the order of `inputs`."""
-        shown = defaults() | show(spec)
-        return [shown[path] for path in self.controls]
+        now = holds(spec)
+        return [now[path] for path in self.controls]
+
+    def first(self, spec: RunSpec) -> list[Any]:
+        """The same for a page that has just been opened: each value costs the browser some milliseconds, so only those
+        that the page was not built with are sent."""
+        now = holds(spec)
+        return [gr.skip() if now[path] == self.built[path] else now[path] for path in self.controls]
 
 
 def kinds_css() -> str:

@@ -231,7 +231,7 @@ def build(
             return [notices.refused(refusal.problems, words), *open(run_id, *view)[1:]]
         return [notices.toast(words("told-delete")), "", *open("", *view)[2:]]
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     view = [*look_at, search, limit]
     shown = [told, selected, *moving, *still, *listed]
     timer.tick(tick, [selected, stamp, *look_at], moving, **quiet)

@@ -59,7 +59,7 @@ def user(request: gr.Request) -> str:
 def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     """The whole page in one language."""
     words = Words(language)
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         head = gr.HTML(header(words, "", root), elem_id="head")
         selected, wanted, asked = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(3))
@@ -101,7 +101,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
             tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, chosen, report, *train.begin(train_tab.FIRST), *beside.asked(query),
+                header(words, user(request), root), run_id, chosen, report, *train.first(), *beside.asked(query),
                 gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export", "evaluate") else gr.skip(),
             ]  # fmt: skip
 
@@ -210,15 +210,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         train_item.select(
             lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
         ).then(train.choices, None, train.lists, **quiet)
-        looking = [
-            (chat_item, talk.timer),
-            (compare_item, beside.timer),
-            (export_item, exporting.timer),
-            (evaluate_item, evaluate.timer),
-        ]
-        for item, timer in looking:  # only what is looked at is asked about
-            others = [one.select for one in items if one is not item]
-            gr.on(others, lambda: gr.Timer(active=False), None, timer, **quiet)
+        timers = {
+            chat_item: talk.timer, compare_item: beside.timer, export_item: exporting.timer, evaluate_item: evaluate.timer,
+        }  # fmt: skip
+        for item in items:  # only what is looked at is asked about
+            others = [timer for one, timer in timers.items() if one is not item]
+            item.select(lambda count=len(others): [gr.Timer(active=False)] * count, None, others, **quiet)
         _endpoints(workplace)
     return blocks
 

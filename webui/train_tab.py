@@ -48,7 +48,9 @@ class TrainTab:
     read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
-    begin: Callable[[str], list[Any]]  # answers a preset into the message and `filled`
+    first: Callable[
+        [], list[Any]
+    ]  # answers what a page that is opened begins with into the message and `filled`
     lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
     choices: Callable[[], list[Any]]
     start: gr.Button
@@ -58,7 +60,7 @@ class TrainTab:
 
 def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
     """The tab in the current context. `told` is where messages go, `user` says who asks."""
-    controls = Form(words)
+    controls = Form(words, start_from(workplace, FIRST)[0])
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
@@ -145,13 +147,15 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             ]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
-    def begin(name: str) -> list[Any]:
+    def begun(name: str, values: Callable[[RunSpec], list[Any]]) -> list[Any]:
         """The form as a preset fills it, after a word on what it could not take from the preset."""
         spec, said = start_from(workplace, name)
-        return [notices.toast(notices.sentence(said, words)) if said else gr.skip(), *fill(spec)]
+        told = notices.toast(notices.sentence(said, words)) if said else gr.skip()
+        return [told, *values(spec), *judged(spec, [])]
 
     def from_preset(name: str) -> list[Any]:
-        return begin(name) if name in workplace.presets() else [gr.skip()] * (1 + len(filled))
+        known = name in workplace.presets()
+        return begun(name, controls.updates) if known else [gr.skip()] * (1 + len(filled))
 
     def from_yaml(text: str) -> list[Any]:
         try:
@@ -172,7 +176,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         except UnicodeDecodeError:
             return [notices.toast(words("load-not-text"), "bad"), "", *[gr.skip()] * len(filled)]
 
-    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
     # overtaken call of `look` never ends.
     model, named = controls.controls[MODEL], [controls.controls[path] for path in (TARGETS, SAVED)]
@@ -191,7 +195,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     def read(held: Sequence[Any]) -> RunSpec:
         return form.read(controls.values(held))[0]
 
-    return TrainTab(controls.inputs, read, filled, fill, begin, lists, choices, start, submit, shown)
+    return TrainTab(
+        controls.inputs, read, filled, fill, lambda: begun(FIRST, controls.first), lists, choices, start, submit, shown
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ layout
