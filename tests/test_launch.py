@@ -18,9 +18,9 @@ from engine.workplace import PROJECT
 LOOK = """
 import sys
 from engine.spec import RunSpec
-from engine.worker.libraries import import_libraries, leave_out_unused
+from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
 spec = RunSpec.from_yaml(sys.stdin.read())
-leave_out_unused(spec)
+leave_out_unused(trains_quantized(spec))
 import_libraries(spec)
 import torch
 print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())

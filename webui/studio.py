@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from html import escape
 from typing import Any
 from urllib.parse import urlsplit
@@ -177,6 +178,9 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.shown))]
             return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
 
+        def resting(count: int) -> list[Any]:
+            return [gr.Timer(active=False)] * count
+
         blocks.load(train.choices, None, train.lists, **quiet).then(
             arrive,
             [selected, wanted, data.chosen, asked, evaluate.opened],
@@ -207,15 +211,15 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         data.use.click(train.choices, None, train.lists, **quiet).then(
             use_set, [data.chosen, *train.inputs], [told, tabs, *train.filled], **quiet
         )
-        train_item.select(
-            lambda: [gr.Timer(active=False)] * 2, None, shown.timers, js=TRAIN_JS, **quiet
-        ).then(train.choices, None, train.lists, **quiet)
+        train_item.select(partial(resting, len(shown.timers)), None, shown.timers, js=TRAIN_JS, **quiet).then(
+            train.choices, None, train.lists, **quiet
+        )
         timers = {
             chat_item: talk.timer, compare_item: beside.timer, export_item: exporting.timer, evaluate_item: evaluate.timer,
         }  # fmt: skip
         for item in items:  # only what is looked at is asked about
             others = [timer for one, timer in timers.items() if one is not item]
-            item.select(lambda count=len(others): [gr.Timer(active=False)] * count, None, others, **quiet)
+            item.select(partial(resting, len(others)), None, others, **quiet)
         _endpoints(workplace)
     return blocks
 

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import EvaluationSpec, Left, as_training, left, whole_of
+from engine.evaluation import EvaluationSpec, Left, as_training, base_of, left, whole_of
 from engine.kinds import read
 from engine.problems import Refusal, problem
 from engine.rundir import RunDir, append_lines, read_lines
 from engine.spec import Model
 from engine.worker.edge import Report, edge
+from engine.worker.libraries import leave_out_unused, quantized
 
 BASE = "base"  # the voice of the base itself
 SCORED = 64  # pairs of a reward model between two looks at the progress
@@ -28,15 +29,16 @@ def evaluate(run: RunDir) -> None:
     """Measure what the run in its folder says, going on where an earlier attempt was."""
     report = Report(run)
     report("loading")
-    from engine.worker.findings import write_findings
-    from engine.worker.harness import Tasks
-    from engine.worker.questions import questions
-
     spec = read(run.spec.read_text(encoding="utf-8"))
     lefts = [one for folder in spec.results if (one := left(folder))]
     if len(lefts) < len(spec.results):
         gone = next(folder for folder in spec.results if not left(folder))
         raise Refusal(problem("evaluate-no-result", "results", given=gone))
+    leave_out_unused(any(map(quantized, [spec.model, *map(base_of, lefts), *map(whole_of, lefts)])))
+    from engine.worker.findings import write_findings
+    from engine.worker.harness import Tasks
+    from engine.worker.questions import questions
+
     form = "pairs" if lefts and all(one.judges for one in lefts) else "answers"
     run.report.mkdir(exist_ok=True)
     asked = questions(spec, run.report / "questions.jsonl", form)

@@ -17,12 +17,15 @@ from engine.export import ExportSpec, of_memory
 from engine.problems import Refusal
 from engine.rundir import RESULT, RunDir, write_json
 from engine.worker.edge import Report, edge
+from engine.worker.libraries import leave_out_unused, quantized
 
 
 def export(run: RunDir) -> None:
     """Write the result of the export in its folder."""
     report = Report(run)
     report("loading")
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    leave_out_unused(spec.quantize != "none" or quantized(spec.model))
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
     from engine.worker import card
@@ -31,7 +34,6 @@ def export(run: RunDir) -> None:
     from engine.worker.merge import WRITE, load, quantize, reload, weigh
     from engine.worker.sources import Sources
 
-    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     sources = Sources.of(spec)
     if found := of_memory(spec):
         raise Refusal(found)

@@ -18,7 +18,7 @@ from engine.command import WAITS
 from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.worker.edge import hush
-from engine.worker.libraries import import_libraries, importing, leave_out_unused
+from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
 
 
 def main() -> None:
@@ -27,11 +27,10 @@ def main() -> None:
     spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
     alone = spec.hardware.num_processes == 1
     hush()
-    with importing():
-        if alone:
-            leave_out_unused(spec)
-            import_libraries(spec)
-        from accelerate.commands import launch
+    if alone:
+        leave_out_unused(trains_quantized(spec))
+        import_libraries(spec)
+    from accelerate.commands import launch
 
     if os.environ.pop(WAITS, "") and not sys.stdin.readline():
         return  # whoever was to say that it may begin is gone, or the rows could not be prepared

@@ -9,7 +9,7 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import import_libraries, importing, leave_out_unused
+from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
 
 
 def train(run: RunDir) -> None:
@@ -73,7 +73,6 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 
 if __name__ == "__main__":
     with edge(sys.argv[1]) as here:
-        leave_out_unused(spec_of(here))
-        with importing():  # for the ranks of a launcher that is a process of its own
-            import_libraries(spec_of(here))
+        leave_out_unused(trains_quantized(spec_of(here)))
+        import_libraries(spec_of(here))  # for the ranks of a launcher that is a process of its own
         train(here)
