@@ -5,6 +5,7 @@ asked as are seen in what it answers. What this cannot show: vLLM's own kernels,
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # vllm/entrypoints/openai/completion/protocol.py: those of its fields that are known here.
@@ -63,16 +65,11 @@ subprocess.Popen(
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["VLLM_DO_NOT_TRACK"] == "1"
 
-import torch  # noqa: E402  what is refused is refused at once
-from peft import PeftModel  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
-
-MODEL = AutoModelForCausalLM.from_pretrained(GIVEN.model_tag, dtype=getattr(torch, GIVEN.dtype)).eval()
-CONTEXT = MODEL.config.max_position_embeddings
+with open(os.path.join(GIVEN.model_tag, "config.json"), encoding="utf-8") as config:
+    CONTEXT = json.load(config)["max_position_embeddings"]
 LOCK = threading.Lock()
 [NAME] = GIVEN.served_model_name
 LORAS: dict[str, str] = {}
-ADAPTED: list[PeftModel] = []
 
 
 def load(name: str, path: str) -> None:
@@ -82,24 +79,26 @@ def load(name: str, path: str) -> None:
     with LOCK:
         if name in LORAS:
             raise ValueError(f"The lora adapter '{name}' has already been loaded.")
-        if ADAPTED:
-            ADAPTED[0].load_adapter(path, adapter_name=name)
-        else:
-            ADAPTED.append(PeftModel.from_pretrained(MODEL, path, adapter_name=name).eval())
         LORAS[name] = path
 
 
-@torch.no_grad()
-def step(name: str, ids: list[int], cache: object) -> tuple[torch.Tensor, object]:
+@functools.cache
+def weights(name: str) -> Any:
+    """The model, or one adapter on it. Read when it is first asked: of most that are started only the life is looked at."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(GIVEN.model_tag, dtype=getattr(torch, GIVEN.dtype)).eval()
+    return PeftModel.from_pretrained(base, LORAS[name]).eval() if name in LORAS else base
+
+
+def step(name: str, ids: list[int], cache: Any) -> tuple[Any, Any]:
     """The logits behind the last of `ids`, of the model or of one adapter."""
-    with LOCK:
-        if ADAPTED:
-            ADAPTED[0].base_model.enable_adapter_layers()
-            if name in LORAS:
-                ADAPTED[0].set_adapter(name)
-            else:
-                ADAPTED[0].base_model.disable_adapter_layers()
-        told = MODEL(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    import torch
+
+    with LOCK, torch.no_grad():
+        told = weights(name)(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True)
     return told.logits[0, -1].float(), told.past_key_values
 
 
@@ -164,6 +163,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, asked: dict) -> None:
         ends = set() if asked["ignore_eos"] else set(asked["stop_token_ids"])
+        import torch
+
         draw = torch.Generator().manual_seed(asked["seed"] or 0)
         ids, cache, count = asked["prompt"], None, 0
         while True:

@@ -90,16 +90,28 @@ def demo_workplace(workplace: Workplace) -> Workplace:
     return Workplace(models=(DEMO_MODEL, *workplace.models), data=PROJECT / "data", saves=workplace.saves)
 
 
+@contextlib.contextmanager
+def studio_on(workplace: Workplace) -> Iterator[str]:
+    """Address of a studio, started under a useless proxy and the C locale."""
+    nowhere = "http://127.0.0.1:9"
+    process, address = start_studio(workplace, http_proxy=nowhere, https_proxy=nowhere, LANG="C", LC_ALL="C")
+    try:
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture
 def studio(demo_workplace: Workplace) -> Iterator[str]:
-    """Address of a studio on a fresh workplace, started under a useless proxy and the C locale."""
-    process, address = start_studio(
-        demo_workplace,
-        http_proxy="http://127.0.0.1:9",
-        https_proxy="http://127.0.0.1:9",
-        LANG="C",
-        LC_ALL="C",
-    )
-    yield address
-    process.kill()
-    process.wait()
+    """Address of a studio on a fresh workplace."""
+    with studio_on(demo_workplace) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Address and runs folder of a studio in which nothing is ever started: for all who only look, or are refused."""
+    saves = tmp_path_factory.mktemp("untouched")
+    with studio_on(Workplace(models=(DEMO_MODEL,), data=PROJECT / "data", saves=saves)) as address:
+        yield address, saves

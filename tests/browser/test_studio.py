@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from engine import runs, users
 from engine.spec import fields
@@ -31,12 +31,12 @@ def type_into(page: Page, path: str, text: str) -> None:
 
 
 def test_the_page_is_complete_without_a_network_and_all_chinese_in_a_chinese_browser(
-    studio: str, open_page: OpenPage, outside: Outside
+    untouched: tuple[str, Path], open_page: OpenPage, outside: Outside
 ) -> None:
     errors: list[str] = []
     page = open_page("about:blank", locale="zh-CN")
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(studio)
+    page.goto(untouched[0])
     ready(page)
     for fold in page.locator("button.label-wrap").all():
         fold.click()
@@ -64,9 +64,10 @@ BAD = {
 
 
 def test_bad_values_are_told_at_their_fields_and_start_nothing(
-    studio: str, open_page: OpenPage, demo_workplace: Workplace
+    untouched: tuple[str, Path], open_page: OpenPage
 ) -> None:
-    page = ready(open_page(studio))
+    address, saves = untouched
+    page = ready(open_page(address))
     alerts: list[str] = []
     page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
     for path, values in BAD.items():
@@ -81,12 +82,14 @@ def test_bad_values_are_told_at_their_fields_and_start_nothing(
     expect(page.locator("#summary .problems a")).to_have_count(2)  # all at once
     page.locator("#start").click()
     expect(page.locator("#told")).to_contain_text("2")
-    assert runs.find(demo_workplace.saves) == []
+    assert runs.find(saves) == []
     assert alerts == []
 
 
-def test_on_a_narrow_screen_start_stays_in_view_and_in_front(studio: str, open_page: OpenPage) -> None:
-    page = ready(open_page(studio, width=800))
+def test_on_a_narrow_screen_start_stays_in_view_and_in_front(
+    untouched: tuple[str, Path], open_page: OpenPage
+) -> None:
+    page = ready(open_page(untouched[0], width=800))
     seen = "([x, y]) => document.elementFromPoint(x, y).closest('#start, .state')?.textContent.trim() ?? ''"
     for offset in range(0, 1800, 150):  # past labels, fields and folds
         page.evaluate("y => scrollTo(0, y)", offset)
@@ -199,6 +202,7 @@ def test_nobody_gets_in_without_a_name_and_a_password(
 @pytest.mark.parametrize(
     "path", ["/download/a/b/c/../../../../etc/passwd", "/download/x/y/z/spec.yaml", "/file=/etc/passwd"]
 )
-def test_no_address_leads_out_of_the_runs(studio: str, open_page: OpenPage, path: str) -> None:
-    page = ready(open_page(studio))
-    assert page.context.request.get(studio + path).status in (403, 404)
+def test_no_address_leads_out_of_the_runs(untouched: tuple[str, Path], browser: Browser, path: str) -> None:
+    visitor = browser.new_context()
+    assert visitor.request.get(untouched[0] + path).status in (403, 404)
+    visitor.close()
