@@ -1,19 +1,19 @@
-"""Greedy answers of a model, with or without an adapter: `python -m tests.ask MODEL ADAPTER|- < rows.json`.
+"""Greedy answers of a model, and of it with each adapter: `python -m tests.ask MODEL ADAPTER|-… < rows.json`.
 
-Prints the share of alpaca rows on standard input whose output is answered exactly, as JSON. Everything about the
-chat is taken from the folder of the adapter (or of the model), as whoever uses the result would take it.
+Prints for each, as a line of JSON, the answers to the alpaca rows on standard input and the share that is exact. Everything
+about the chat is taken from the folder of the adapter (or of the model), as whoever uses the result would take it.
 """
 
 import json
 import sys
+from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 
-def main(model_path: str, adapter: str) -> None:
-    rows = json.load(sys.stdin)
+def asked(model_path: str, adapter: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     folder = model_path if adapter == "-" else adapter
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_path)
@@ -28,8 +28,10 @@ def main(model_path: str, adapter: str) -> None:
         answered = model.generate(**prompts, generation_config=config, max_new_tokens=40, do_sample=False)
     answers = tokenizer.batch_decode(answered[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
     exact = sum(answer == row["output"] for answer, row in zip(answers, rows, strict=True)) / len(rows)
-    print(json.dumps({"exact": exact, "answers": answers}, ensure_ascii=False))
+    return {"exact": exact, "answers": answers}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    given = json.load(sys.stdin)
+    for one in sys.argv[2:]:
+        print(json.dumps(asked(sys.argv[1], one, given), ensure_ascii=False))

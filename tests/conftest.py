@@ -130,6 +130,15 @@ def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1)
     raise AssertionError(f"waited {seconds} s in vain")
 
 
+def by_hand(model: Path, *adapters: Path | None, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """What `tests.ask` says of the model with each adapter (None: without one), in a process that has not trained."""
+    words = [sys.executable, "-m", "tests.ask", str(model), *(str(one or "-") for one in adapters)]
+    asked = subprocess.run(
+        words, input=json.dumps(rows), cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in asked.stdout.splitlines()[-len(adapters) :]]
+
+
 def command_line(process: psutil.Process) -> list[str]:
     """Its words; none if it has ended meanwhile."""
     try:

@@ -19,7 +19,7 @@ from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.spec import RunSpec, optimizer_steps
 from engine.stages import STAGES
 from engine.workplace import PROJECT, Workplace
-from tests.conftest import wait_until
+from tests.conftest import by_hand, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -198,10 +198,9 @@ def test_answers_end_where_the_template_ends_a_turn(trained: dict[str, RunDir]) 
 
 
 def test_the_result_answers_as_it_was_rewarded_in_a_fresh_process(trained: dict[str, RunDir]) -> None:
-    rows = json.dumps([{"instruction": f"What comes after {n}?", "output": ""} for n in range(4)])
-    ask = [sys.executable, "-m", "tests.ask", str(trained["vowels"].model), "-"]
-    asked = subprocess.run(ask, cwd=PROJECT, input=rows, capture_output=True, text=True, check=True)
-    answers = "".join(json.loads(asked.stdout.splitlines()[-1])["answers"])
+    rows = [{"instruction": f"What comes after {n}?", "output": ""} for n in range(4)]
+    [told] = by_hand(trained["vowels"].model, None, rows=rows)
+    answers = "".join(told["answers"])
     assert sum(letter in "aeiou" for letter in answers) > 0.7 * len(answers) > 0
 
 

@@ -24,7 +24,7 @@ from engine.spec import RunSpec, problems
 from engine.worker import ppo_maths
 from engine.worker.ppo_watch import WATCHED, Watch
 from engine.workplace import PROJECT, Workplace
-from tests.conftest import wait_until
+from tests.conftest import by_hand, wait_until
 
 NAN = float("nan")
 
@@ -263,11 +263,8 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
     assert sorted({line["step"] for line in samples}) == [1, 2, 3, 4]
     assert "What comes after" in samples[0]["prompt"]
     assert not [path for path in run.dir.adapter.iterdir() if path.is_dir()]  # neither critic nor reference
-    told = subprocess.run(
-        [sys.executable, "-m", "tests.ask", str(tiny), str(run.dir.adapter)], cwd=PROJECT, check=True, text=True,
-        input='[{"instruction": "say", "output": ""}]', capture_output=True,
-    )  # fmt: skip
-    assert json.loads(told.stdout)["answers"]
+    [told] = by_hand(tiny, run.dir.adapter, rows=[{"instruction": "say", "output": ""}])
+    assert told["answers"]
 
 
 @pytest.mark.slow

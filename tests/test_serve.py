@@ -24,7 +24,7 @@ from engine.problems import Refusal
 from engine.processes import processes
 from engine.rundir import ALIVE, take, write_json
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
-from tests.conftest import flags_of, wait_until
+from tests.conftest import by_hand, flags_of, wait_until
 from tests.served import client_of, serving
 
 pytestmark = pytest.mark.slow
@@ -72,17 +72,11 @@ def test_greedy_answers_are_those_of_generate_by_hand_and_the_voices_differ(
     trained: Workplace, client: openai.OpenAI
 ) -> None:
     assert [model.id for model in client.models.list()] == [BASE, ONE, TWO]
-    rows = json.dumps([{"instruction": question, "output": ""} for question in QUESTIONS])
-    answers = {}
-    for voice in (BASE, ONE, TWO):
-        adapter = "-" if voice == BASE else str(trained.saves / voice / "adapter")
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.ask", str(DEMO_MODEL), adapter],
-            input=rows, capture_output=True, text=True, check=True, cwd=PROJECT,
-        )  # fmt: skip
-        answers[voice] = json.loads(done.stdout)["answers"]
-        assert [text_of(ask(client, voice, question)) for question in QUESTIONS] == answers[voice]
-    assert len({tuple(told) for told in answers.values()}) == 3
+    rows = [{"instruction": question, "output": ""} for question in QUESTIONS]
+    expected = by_hand(DEMO_MODEL, None, *(trained.saves / one / "adapter" for one in (ONE, TWO)), rows=rows)
+    for voice, one in zip((BASE, ONE, TWO), expected, strict=True):
+        assert [text_of(ask(client, voice, question)) for question in QUESTIONS] == one["answers"]
+    assert len({tuple(one["answers"]) for one in expected}) == 3
 
 
 def test_who_asks_second_gets_the_model_that_is_loaded(trained: Workplace, server: chat.Server) -> None:

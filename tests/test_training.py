@@ -194,7 +194,7 @@ def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDi
     config = read_json(run.adapter / "adapter_config.json")
     assert (config["init_lora_weights"], config["r"]) == (True, 32)
     score = (
-        "import sys; from datasets import Dataset; from peft import PeftModel; from transformers import *; import torch;"
+        "import sys; from datasets import Dataset; from peft import PeftModel; from transformers import AutoModelForCausalLM; import torch;"
         "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]);"
         "rows = Dataset.from_file(sys.argv[3]);"
         "print(sum(model(input_ids=torch.tensor([r['input_ids']]), labels=torch.tensor([r['labels']])).loss.item()"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from engine.problems import Problem, Refusal
 from engine.results import export_spec
 from engine.rundir import ALIVE, read_json, take, write_json
 from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
-from tests.conftest import wait_until
+from engine.workplace import DEMO_MODEL, Workplace
+from tests.conftest import by_hand, wait_until
 from tests.past_runs import past_run
 
 CPU = {"device": "cpu"}
@@ -50,22 +48,13 @@ def test_several_adapters_are_measured_together_with_their_base_and_each_says_it
     assert [one["id"] for one in found["voices"]] == ["base", *ids]
     assert set(found["differences"]) == set(ids)
     told = report.page(run.dir, "asked").rows
-    by_hand = {}
-    for voice in ("base", *ids):
-        adapter = "-" if voice == "base" else str(workplace.saves / voice / "adapter")
-        asked = json.dumps(
-            [
-                {**row, "instruction": one["messages"][-1]["content"]}
-                for row, one in zip(rows, told, strict=True)
-            ]
-        )
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.ask", str(DEMO_MODEL), adapter],
-            input=asked, capture_output=True, text=True, check=True, cwd=PROJECT,
-        )  # fmt: skip
-        by_hand[voice] = json.loads(done.stdout)["answers"]
-        assert [row["answers"][voice]["text"] for row in told] == by_hand[voice], voice
-    assert len({tuple(answers) for answers in by_hand.values()}) == 3
+    asked = [
+        {**row, "instruction": one["messages"][-1]["content"]} for row, one in zip(rows, told, strict=True)
+    ]
+    expected = by_hand(DEMO_MODEL, None, *(workplace.saves / one / "adapter" for one in ids), rows=asked)
+    for voice, one in zip(("base", *ids), expected, strict=True):
+        assert [row["answers"][voice]["text"] for row in told] == one["answers"], voice
+    assert len({tuple(one["answers"]) for one in expected}) == 3
 
 
 @pytest.mark.slow

@@ -29,16 +29,15 @@ def evaluate(run: RunDir) -> None:
     """Measure what the run in its folder says, going on where an earlier attempt was."""
     report = Report(run)
     report("loading")
+    from engine.worker.findings import write_findings
+    from engine.worker.harness import Tasks
+    from engine.worker.questions import questions
+
     spec = read(run.spec.read_text(encoding="utf-8"))
     lefts = [one for folder in spec.results if (one := left(folder))]
     if len(lefts) < len(spec.results):
         gone = next(folder for folder in spec.results if not left(folder))
         raise Refusal(problem("evaluate-no-result", "results", given=gone))
-    leave_out_unused(any(map(quantized, [spec.model, *map(base_of, lefts), *map(whole_of, lefts)])))
-    from engine.worker.findings import write_findings
-    from engine.worker.harness import Tasks
-    from engine.worker.questions import questions
-
     form = "pairs" if lefts and all(one.judges for one in lefts) else "answers"
     run.report.mkdir(exist_ok=True)
     asked = questions(spec, run.report / "questions.jsonl", form)
@@ -170,10 +169,17 @@ def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
     return fetch_model(as_training(spec), report)
 
 
+def meets_quantized(spec: EvaluationSpec) -> bool:
+    """Whether a model that is measured may have quantized weights."""
+    lefts = [one for folder in spec.results if (one := left(folder))]
+    return any(map(quantized, [spec.model, *map(base_of, lefts), *map(whole_of, lefts)]))
+
+
 def _plain(values: Any) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
 if __name__ == "__main__":
     with edge(sys.argv[1]) as here:
+        leave_out_unused(meets_quantized(read(here.spec.read_text(encoding="utf-8"))))
         evaluate(here)

@@ -24,8 +24,6 @@ def export(run: RunDir) -> None:
     """Write the result of the export in its folder."""
     report = Report(run)
     report("loading")
-    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
-    leave_out_unused(spec.quantize != "none" or quantized(spec.model))
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
     from engine.worker import card
@@ -34,6 +32,7 @@ def export(run: RunDir) -> None:
     from engine.worker.merge import WRITE, load, quantize, reload, weigh
     from engine.worker.sources import Sources
 
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     sources = Sources.of(spec)
     if found := of_memory(spec):
         raise Refusal(found)
@@ -92,4 +91,6 @@ def put(partial: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     with edge(sys.argv[1]) as here:
+        wanted = kinds.read(here.spec.read_text(encoding="utf-8"))
+        leave_out_unused(wanted.quantize != "none" or quantized(wanted.model))
         export(here)

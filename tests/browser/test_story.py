@@ -19,7 +19,7 @@ from engine.datasets import count_rows, find
 from engine.runs import Run
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.conftest import Outside
-from tests.conftest import start_studio
+from tests.conftest import by_hand, flags_of, start_studio
 
 OpenPage = Callable[..., Page]
 ROWS = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
@@ -32,15 +32,6 @@ def fresh(workplace: Workplace, tmp_path: Path) -> Workplace:
     data = tmp_path / "bundled"
     shutil.copytree(PROJECT / "data", data, ignore=shutil.ignore_patterns("demo_model*"))
     return Workplace(models=(DEMO_MODEL,), data=data, saves=workplace.saves)
-
-
-def exact_answers(adapter: str) -> float:
-    """Share of the demo's questions that the model answers word for word; "-": without an adapter."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "tests.ask", str(DEMO_MODEL), adapter],
-        input=json.dumps(ROWS), capture_output=True, text=True, check=True, cwd=PROJECT,
-    )  # fmt: skip
-    return json.loads(asked.stdout)["exact"]
 
 
 def test_a_stranger_trains_talks_measures_exports_and_serves(
@@ -91,8 +82,9 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         for server in chat.servers(fresh.saves):
             chat.end(server)
     assert outside == []
-    assert exact_answers("-") < 0.1
-    assert exact_answers(str(run.dir.adapter)) >= 0.9
+    before, after = by_hand(DEMO_MODEL, None, run.dir.adapter, rows=ROWS)
+    assert before["exact"] < 0.1
+    assert after["exact"] >= 0.9
     assert served(fresh, run) == ANSWER
 
 
@@ -141,16 +133,8 @@ def exports(page: Page, workplace: Workplace) -> None:
 
 def served(workplace: Workplace, run: Run) -> str:
     """What OpenAI's client is answered by `python -m engine serve`, greedily."""
-    places = [
-        "--models",
-        *map(str, workplace.models),
-        "--data",
-        str(workplace.data),
-        "--saves",
-        str(workplace.saves),
-    ]
     serving = subprocess.Popen(
-        [sys.executable, "-m", "engine", "serve", run.id, "--port", "0", *places],
+        [sys.executable, "-m", "engine", "serve", run.id, "--port", "0", *flags_of(workplace)],
         cwd=PROJECT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
