@@ -26,6 +26,7 @@ from engine.runs import Run
 from engine.vllm import ENGINES, program
 from engine.workplace import Workplace
 from webui import answers, boxes, notices
+from webui.events import QUIET, going
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the chosen model
@@ -347,25 +348,21 @@ def build(
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
         return [notices.toast(words("rated", name=file)), talk.kept(now), *drawn(now, base, ids, writer)]
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
-    going = {
-        "show_progress": "hidden", "api_visibility": "private", "concurrency_limit": AT_ONCE, "concurrency_id": "answers",
-    }  # fmt: skip
     question = [prompt, history, *who, system, judge, remember, *settings]
-    gr.on([send.click, prompt.submit], sent, question, outputs, **going)
-    again.click(once_more, question, outputs, **going)
-    stop.click(stopped, None, None, **quiet)
-    edit.click(edited, [prompt, history, *who], [prompt, history, past, export], **quiet)
-    clear.click(cleared, who, [history, past, export], **quiet)
-    past.select(rated, [history, *who], [told, history, past, export], **quiet)
-    greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **quiet)
+    gr.on([send.click, prompt.submit], sent, question, outputs, **going("answers", AT_ONCE))
+    again.click(once_more, question, outputs, **going("answers", AT_ONCE))
+    stop.click(stopped, None, None, **QUIET)
+    edit.click(edited, [prompt, history, *who], [prompt, history, past, export], **QUIET)
+    clear.click(cleared, who, [history, past, export], **QUIET)
+    past.select(rated, [history, *who], [told, history, past, export], **QUIET)
+    greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
     gr.on(
-        [base.input, adapters.input, engine.input], of_base, who, [adapters, thinking, judge, text], **quiet
-    ).then(look, who, look_at, **quiet)
-    timer.tick(look, who, look_at, **quiet)
-    load.click(loaded, who, [told, *look_at], **quiet)
-    unload.click(unloaded, who, [told, *look_at], **quiet)
+        [base.input, adapters.input, engine.input], of_base, who, [adapters, thinking, judge, text], **QUIET
+    ).then(look, who, look_at, **QUIET)
+    timer.tick(look, who, look_at, **QUIET)
+    load.click(loaded, who, [told, *look_at], **QUIET)
+    unload.click(unloaded, who, [told, *look_at], **QUIET)
     shown = [timer, base, adapters, thinking, judge, text, *look_at, past, export]
 
     def pick(run: Run) -> tuple[str, list[str]]:

@@ -22,6 +22,7 @@ from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
 from webui import charts
+from webui.events import QUIET
 from webui.numbers import duration, human, size
 from webui.words import Words
 
@@ -182,12 +183,11 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         found = compare.siblings(run, compare.trainings(saves))
         return into([one.id for one in found], View())
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     gr.on(
         [picked.input, metric.input, across.input, log.input, by.input, smoothing.input], draw, chosen, moving,
-        js=REMEMBER_JS, trigger_mode="always_last", **quiet,
+        js=REMEMBER_JS, trigger_mode="always_last", **QUIET,
     )  # fmt: skip
-    timer.tick(tick, [stamp, *chosen], moving, **quiet)
+    timer.tick(tick, [stamp, *chosen], moving, **QUIET)
     return CompareTab(timer, chosen, arrive, [picked, *moving], asked, beside)
 
 

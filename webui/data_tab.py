@@ -28,6 +28,7 @@ from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
 from webui import clicks, notices, rows
+from webui.events import QUIET
 from webui.numbers import duration, human
 from webui.words import Words
 
@@ -637,42 +638,41 @@ def build(
 
     # ------------------------------------------------------------------------------------ wiring
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     shown = [*panel, *in_rows, *in_editor, mapped_rows, listing, told]
-    listing.select(picked, None, chosen, **quiet)
-    chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **quiet)
-    upload.upload(uploaded, upload, [told, *listed], **quiet | {"show_progress": "minimal"})
+    listing.select(picked, None, chosen, **QUIET)
+    chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET)
+    upload.upload(uploaded, upload, [told, *listed], **QUIET | {"show_progress": "minimal", "show_progress_on": listing})
 
     in_turn = [chosen, first, after, text]
-    text.submit(lambda id, text: rows_of(id, "1", text), [chosen, text], [told, *in_rows], **quiet)
-    where.submit(rows_of, [chosen, where, text], [told, *in_rows], **quiet)
-    back.click(turn(-1), in_turn, [told, *in_rows], **quiet)
-    gr.on([on.click, further.click], turn(+1), in_turn, [told, *in_rows], **quiet)
+    text.submit(lambda id, text: rows_of(id, "1", text), [chosen, text], [told, *in_rows], **QUIET)
+    where.submit(rows_of, [chosen, where, text], [told, *in_rows], **QUIET)
+    back.click(turn(-1), in_turn, [told, *in_rows], **QUIET)
+    gr.on([on.click, further.click], turn(+1), in_turn, [told, *in_rows], **QUIET)
 
     working = [told, errand, timer, work]
-    check.click(begin("check", check_given), [chosen, against], working, **quiet)
-    check_tab.select(check_at_once, [chosen, against], working, **quiet)
-    unique.click(begin("deduplicate", dict), [chosen], working, **quiet)
-    halve.click(begin("split", split_given), [chosen, share, seed], working, **quiet)
-    timer.tick(watch, [errand, chosen], [told, timer, work, found, *listed], **quiet)
-    fetch.click(fetch_given, [hub_id, hub, subset, split_of], working, **quiet)
-    get.click(fetch_known, chosen, working, **quiet)
+    check.click(begin("check", check_given), [chosen, against], working, **QUIET)
+    check_tab.select(check_at_once, [chosen, against], working, **QUIET)
+    unique.click(begin("deduplicate", dict), [chosen], working, **QUIET)
+    halve.click(begin("split", split_given), [chosen, share, seed], working, **QUIET)
+    timer.tick(watch, [errand, chosen], [told, timer, work, found, *listed], **QUIET)
+    fetch.click(fetch_given, [hub_id, hub, subset, split_of], working, **QUIET)
+    get.click(fetch_known, chosen, working, **QUIET)
 
     seen_rows = [seen_first, seen_where, seen]
     asked = [*in_seen, *form_inputs]
-    seen_tab.select(see_first, [chosen, *form_inputs], in_seen, **quiet).then(
-        see_rows, [chosen, seen_first, *asked], seen_rows, **quiet
-    ).then(see_numbers, [chosen, *asked], numbers, **quiet)
+    seen_tab.select(see_first, [chosen, *form_inputs], in_seen, **QUIET).then(
+        see_rows, [chosen, seen_first, *asked], seen_rows, **QUIET
+    ).then(see_numbers, [chosen, *asked], numbers, **QUIET)
     gr.on(
         [model.input, stage.input, max_length.submit, max_length.blur, template.submit, template.blur],
-        see_rows, [chosen, seen_first, *asked], seen_rows, trigger_mode="always_last", **quiet,
-    ).then(see_numbers, [chosen, *asked], numbers, **quiet)  # fmt: skip
-    seen_where.submit(see_rows, [chosen, seen_where, *asked], seen_rows, **quiet)
-    seen_back.click(see_turn(-1), [chosen, seen_first, *asked], seen_rows, **quiet)
-    seen_on.click(see_turn(+1), [chosen, seen_first, *asked], seen_rows, **quiet)
+        see_rows, [chosen, seen_first, *asked], seen_rows, trigger_mode="always_last", **QUIET,
+    ).then(see_numbers, [chosen, *asked], numbers, **QUIET)  # fmt: skip
+    seen_where.submit(see_rows, [chosen, seen_where, *asked], seen_rows, **QUIET)
+    seen_back.click(see_turn(-1), [chosen, seen_first, *asked], seen_rows, **QUIET)
+    seen_on.click(see_turn(+1), [chosen, seen_first, *asked], seen_rows, **QUIET)
 
-    kind.input(kind_changed, [chosen, kind, *roles], roles, **quiet).then(
-        mapped, [chosen, *in_editor], mapped_rows, **quiet
+    kind.input(kind_changed, [chosen, kind, *roles], roles, **QUIET).then(
+        mapped, [chosen, *in_editor], mapped_rows, **QUIET
     )
     gr.on(
         [one.input for one in roles],
@@ -680,13 +680,13 @@ def build(
         [chosen, *in_editor],
         mapped_rows,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
-    save.click(save_set, [chosen, *in_editor], [told, *listed], **quiet)
+    save.click(save_set, [chosen, *in_editor], [told, *listed], **QUIET)
 
-    remove.click(lambda: gr.update(visible=True), None, sure, **quiet)
-    no.click(lambda: gr.update(visible=False), None, sure, **quiet)
-    yes.click(removed, chosen, [told, *listed], **quiet)
+    remove.click(lambda: gr.update(visible=True), None, sure, **QUIET)
+    no.click(lambda: gr.update(visible=False), None, sure, **QUIET)
+    yes.click(removed, chosen, [told, *listed], **QUIET)
     return DataTab(chosen, arrive, listed, timer, use, use_in)
 
 

@@ -25,6 +25,7 @@ from engine.rowfiles import broken_off
 from engine.runs import Run
 from engine.workplace import Workplace
 from webui import boxes, clicks, notices, reports
+from webui.events import QUIET
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the open evaluation
@@ -331,24 +332,23 @@ def build(
         id = str(event._data.get("run", ""))
         return [id, list_html(id), *open(id, view[0], view[1], "1")]
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
-    gr.on([base.input, measured.input], of_base, [base, measured, sets], [measured, with_base, sets], **quiet)
-    upload.upload(received, [upload, sets, base, measured], [told, sets], **quiet)
-    start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **quiet)
-    listing.select(picked, view, [opened, listing, *open_parts], **quiet)
-    timer.tick(tick, [opened, stamp, *view], [listing, *open_parts], **quiet)
-    opened.change(lambda id: None, opened, None, js="(id) => { athanorReport(id); return [id]; }", **quiet)
+    gr.on([base.input, measured.input], of_base, [base, measured, sets], [measured, with_base, sets], **QUIET)
+    upload.upload(received, [upload, sets, base, measured], [told, sets], **QUIET)
+    start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **QUIET)
+    listing.select(picked, view, [opened, listing, *open_parts], **QUIET)
+    timer.tick(tick, [opened, stamp, *view], [listing, *open_parts], **QUIET)
+    opened.change(lambda id: None, opened, None, js="(id) => { athanorReport(id); return [id]; }", **QUIET)
     gr.on(
         [order.change, text.change],
         first,
         [opened, order, text],
         turning,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
-    number.submit(turn, [opened, *view], turning, **quiet)
-    back.click(step(-1), [opened, *view], turning, **quiet)
-    on.click(step(1), [opened, *view], turning, **quiet)
+    number.submit(turn, [opened, *view], turning, **QUIET)
+    back.click(step(-1), [opened, *view], turning, **QUIET)
+    on.click(step(1), [opened, *view], turning, **QUIET)
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if the run has left nothing to measure."""

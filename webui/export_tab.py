@@ -28,6 +28,7 @@ from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
 from webui import clicks, notices
+from webui.events import QUIET, going
 from webui.numbers import ago, moment, size
 from webui.words import Words
 
@@ -206,21 +207,14 @@ def build(
             said = notices.listed(refusal.problems, words)
         yield [said, "", gr.update(interactive=True)]
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     seen = [stamp, exports, timer, upload_view, which]
     gr.on(
         [one.change for one in given], look, given, changing, trigger_mode="always_last",
-        js="(...held) => athanorSettled(held)", **quiet,
+        js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
-    start.click(begun, given, [told, *changing, *seen], **quiet)
-    timer.tick(tick, stamp, seen, **quiet)
-    going = {
-        "show_progress": "hidden",
-        "api_visibility": "private",
-        "concurrency_limit": UPLOADS,
-        "concurrency_id": "uploads",
-    }
-    upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going)
+    start.click(begun, given, [told, *changing, *seen], **QUIET)
+    timer.tick(tick, stamp, seen, **QUIET)
+    upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going("uploads", UPLOADS))
     return ExportTab(timer, arrive, given, [chosen, *changing, *seen], exports, use)
 
 

@@ -24,6 +24,7 @@ from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
 from webui import charts, clicks, notices, reports
+from webui.events import QUIET
 from webui.numbers import ago, duration, human, moment, size
 from webui.words import Words
 
@@ -231,37 +232,36 @@ def build(
             return [notices.refused(refusal.problems, words), *open(run_id, *view)[1:]]
         return [notices.toast(words("told-delete")), "", *open("", *view)[2:]]
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     view = [*look_at, search, limit]
     shown = [told, selected, *moving, *still, *listed]
-    timer.tick(tick, [selected, stamp, *look_at], moving, **quiet)
-    table_timer.tick(table_tick, [table_stamp, search, limit], listed, **quiet)
+    timer.tick(tick, [selected, stamp, *look_at], moving, **QUIET)
+    table_timer.tick(table_tick, [table_stamp, search, limit], listed, **QUIET)
     gr.on(
         [one.change for one in look_at],
         redraw,
         [selected, *look_at],
         curves,
         trigger_mode="always_last",
-        **quiet,
+        **QUIET,
     )
-    search.change(rows, [search, limit], listed, trigger_mode="always_last", **quiet)
-    more.click(more_rows, [search, limit], [limit, *listed], **quiet)
+    search.change(rows, [search, limit], listed, trigger_mode="always_last", **QUIET)
+    more.click(more_rows, [search, limit], [limit, *listed], **QUIET)
     for html in (table, head):
-        html.select(picked, None, selected, **quiet)
+        html.select(picked, None, selected, **QUIET)
 
     show, hide = (lambda: gr.update(visible=True)), (lambda: gr.update(visible=False))
     for button, row in ((kill, sure_kill), (delete, sure_delete)):
-        button.click(show, None, row, **quiet)
+        button.click(show, None, row, **QUIET)
     for button, row in ((no_kill, sure_kill), (no_delete, sure_delete)):
-        button.click(hide, None, row, **quiet)
+        button.click(hide, None, row, **QUIET)
     acts = [
         (stop, lambda run, by: runs.stop(run, "save", by), "told-stop"),
         (yes_kill, lambda run, by: runs.stop(run, "kill", by), "told-kill"),
         (resume, lambda run, by: runs.resume(run, by), "told-resume"),
     ]
     for button, act, done in acts:
-        button.click(asked(act, done), [selected, *view], shown, **quiet)
-    yes_delete.click(deleted, [selected, *view], shown, **quiet)
+        button.click(asked(act, done), [selected, *view], shown, **QUIET)
+    yes_delete.click(deleted, [selected, *view], shown, **QUIET)
     return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, export, evaluate, follow)
 
 

@@ -39,6 +39,7 @@ from webui import (
     theme,
     train_tab,
 )
+from webui.events import QUIET
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -60,7 +61,6 @@ def user(request: gr.Request) -> str:
 def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     """The whole page in one language."""
     words = Words(language)
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         head = gr.HTML(header(words, "", root), elem_id="head")
         selected, wanted, asked = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(3))
@@ -181,45 +181,45 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         def resting(count: int) -> list[Any]:
             return [gr.Timer(active=False)] * count
 
-        blocks.load(train.choices, None, train.lists, **quiet).then(
+        blocks.load(train.choices, None, train.lists, **QUIET).then(
             arrive,
             [selected, wanted, data.chosen, asked, evaluate.opened],
             [head, selected, data.chosen, evaluate.opened, told, *train.filled, *beside.chosen, tabs],
             js=ARRIVE_JS,
-            **quiet,
+            **QUIET,
         )
-        train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **quiet)
+        train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **QUIET)
         selected.change(
             open_run, [selected, *shown.view], [tabs, *shown.shown], js=RUNS_JS,
-            **quiet,
+            **QUIET,
         )  # fmt: skip
-        shown.clone.click(clone, selected, [told, tabs, *train.filled], **quiet)
-        shown.follow.input(train.choices, None, train.lists, **quiet).then(
-            follow, [selected, shown.follow], [told, tabs, *train.filled], **quiet
+        shown.clone.click(clone, selected, [told, tabs, *train.filled], **QUIET)
+        shown.follow.input(train.choices, None, train.lists, **QUIET).then(
+            follow, [selected, shown.follow], [told, tabs, *train.filled], **QUIET
         )
-        shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **quiet)
-        shown.compare.click(compare_with, selected, [told, tabs, *beside.chosen], **quiet)
-        compare_item.select(beside.arrive, beside.chosen, beside.shown, js=COMPARE_JS, **quiet)
-        shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **quiet)
-        export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **quiet)
-        exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **quiet)
-        shown.evaluate.click(evaluate_it, [selected, *evaluate.given], [told, tabs, *evaluate.shown], **quiet)
-        evaluate_item.select(evaluate.arrive, evaluate.given, evaluate.shown, js=EVALUATE_JS, **quiet)
-        chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **quiet)
-        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **quiet)
-        data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **quiet)
-        data.use.click(train.choices, None, train.lists, **quiet).then(
-            use_set, [data.chosen, *train.inputs], [told, tabs, *train.filled], **quiet
+        shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **QUIET)
+        shown.compare.click(compare_with, selected, [told, tabs, *beside.chosen], **QUIET)
+        compare_item.select(beside.arrive, beside.chosen, beside.shown, js=COMPARE_JS, **QUIET)
+        shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **QUIET)
+        export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **QUIET)
+        exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **QUIET)
+        shown.evaluate.click(evaluate_it, [selected, *evaluate.given], [told, tabs, *evaluate.shown], **QUIET)
+        evaluate_item.select(evaluate.arrive, evaluate.given, evaluate.shown, js=EVALUATE_JS, **QUIET)
+        chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **QUIET)
+        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **QUIET)
+        data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **QUIET)
+        data.use.click(train.choices, None, train.lists, **QUIET).then(
+            use_set, [data.chosen, *train.inputs], [told, tabs, *train.filled], **QUIET
         )
-        train_item.select(partial(resting, len(shown.timers)), None, shown.timers, js=TRAIN_JS, **quiet).then(
-            train.choices, None, train.lists, **quiet
+        train_item.select(partial(resting, len(shown.timers)), None, shown.timers, js=TRAIN_JS, **QUIET).then(
+            train.choices, None, train.lists, **QUIET
         )
         timers = {
             chat_item: talk.timer, compare_item: beside.timer, export_item: exporting.timer, evaluate_item: evaluate.timer,
         }  # fmt: skip
         for item in items:  # only what is looked at is asked about
             others = [timer for one, timer in timers.items() if one is not item]
-            item.select(partial(resting, len(others)), None, others, **quiet)
+            item.select(partial(resting, len(others)), None, others, **QUIET)
         _endpoints(workplace)
     return blocks
 

@@ -30,6 +30,7 @@ from engine.spec import RunSpec, examples_per_step, fields
 from engine.stages import STAGES
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
+from webui.events import QUIET
 from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
 from webui.numbers import human, size
 from webui.words import Words
@@ -176,20 +177,19 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         except UnicodeDecodeError:
             return [notices.toast(words("load-not-text"), "bad"), "", *[gr.skip()] * len(filled)]
 
-    quiet = {"show_progress": "hidden", "show_progress_on": [], "queue": False, "api_visibility": "private"}
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
     # overtaken call of `look` never ends.
     model, named = controls.controls[MODEL], [controls.controls[path] for path in (TARGETS, SAVED)]
-    model.change(modules, model, named, trigger_mode="always_last", **quiet)
+    model.change(modules, model, named, trigger_mode="always_last", **QUIET)
     # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
     # script lets only the last of many changes through, so that a filled form is looked at once.
     gr.on(
         [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
-        js="(...held) => athanorSettled(held)", **quiet,
+        js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
-    preset.input(from_preset, preset, [told, *filled], **quiet)
-    load.click(from_yaml, paste, [told, imported, *filled], **quiet)
-    file.upload(from_file, file, [told, imported, *filled], **quiet)
+    preset.input(from_preset, preset, [told, *filled], **QUIET)
+    load.click(from_yaml, paste, [told, imported, *filled], **QUIET)
+    file.upload(from_file, file, [told, imported, *filled], **QUIET)
     lists = [controls.controls[path] for path in LISTS]
 
     def read(held: Sequence[Any]) -> RunSpec:

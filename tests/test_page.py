@@ -1,0 +1,35 @@
+"""The page as gradio is told of it: what each of its events costs the browser, and that it holds what it begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.workplace import Workplace
+from webui.studio import page
+
+MANY = 2  # components that an event may tell of its progress
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    saves: Path = tmp_path_factory.mktemp("saves")
+    return page(Workplace(saves=saves), "en").get_config_file()
+
+
+def test_no_event_tells_its_progress_to_all_that_it_changes(config: dict[str, Any]) -> None:
+    """Gradio tells every output unless it is told whom, and looks each up among all components: at every look at a run."""
+    events = [one for one in config["dependencies"] if one["targets"]]
+    assert len(events) > 80
+    for one in events:
+        assert one["show_progress_on"] is not None, one["targets"]
+        assert len(one["show_progress_on"]) <= MANY, one["targets"]
+
+
+def test_the_form_is_built_with_what_it_begins_with(config: dict[str, Any]) -> None:
+    values = {one["props"].get("elem_id"): one["props"].get("value") for one in config["components"]}
+    assert values["f-training-learning_rate"] == "0.002"
+    assert values["f-data-datasets"] == ["alpaca_translate_zh"]
+    assert values["f-stage"] == "sft"
