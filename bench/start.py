@@ -33,19 +33,19 @@ class Start:
 
 
 def ours(page: Page) -> None:
-    """Usable: the form shows its defaults and what they amount to, and Start can be clicked."""
+    """Filled: the form shows its defaults and what they amount to, and Start can be clicked."""
     page.wait_for_function(
         "document.querySelector('#summary')?.innerText.trim() && document.querySelector('#start')"
     )
 
 
 def theirs(page: Page) -> None:
-    """Usable: the button that starts a training has its label."""
+    """Filled: the button that starts a training has its label."""
     page.get_by_role("button", name="Start", exact=True).first.wait_for(state="visible")
 
 
 def one_start(
-    serve: Callable[[Path], contextlib.AbstractContextManager[Server]], usable: Callable[[Page], None]
+    serve: Callable[[Path], contextlib.AbstractContextManager[Server]], filled: Callable[[Page], None]
 ) -> Start:
     """Start once, in an empty folder, with a browser that has never been there."""
     wait_until_quiet()
@@ -68,7 +68,9 @@ def one_start(
             page.route("**/*", guard)
             began = time.perf_counter()
             page.goto(server.address)
-            usable(page)
+            filled(page)
+            # A page may be full and deaf: scripts that run on keep it from hearing a click for seconds.
+            page.evaluate("() => new Promise((done) => requestIdleCallback(done))")
             took = time.perf_counter() - began
             time.sleep(IDLE_S)
             used = max(resident, server.resident_mb())

@@ -641,7 +641,9 @@ def build(
     shown = [*panel, *in_rows, *in_editor, mapped_rows, listing, told]
     listing.select(picked, None, chosen, **QUIET)
     chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET)
-    upload.upload(uploaded, upload, [told, *listed], **QUIET | {"show_progress": "minimal", "show_progress_on": listing})
+    upload.upload(
+        uploaded, upload, [told, *listed], **QUIET | {"show_progress": "minimal", "show_progress_on": listing}
+    )
 
     in_turn = [chosen, first, after, text]
     text.submit(lambda id, text: rows_of(id, "1", text), [chosen, text], [told, *in_rows], **QUIET)
