@@ -61,7 +61,7 @@ class ExportSpec(Spec):
     form: Literal["merged", "adapter"] = setting(
         "merged",
         "Form",
-        "merged: a whole model. adapter: LoRA alone, which needs its base wherever it is used.",
+        "A merged model is whole. LoRA alone needs its base wherever it is used.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "Precision",

@@ -11,6 +11,7 @@ import yaml
 from engine.export import ExportSpec
 from engine.problems import sentences
 from engine.spec import UNIONS, RunSpec, fields
+from engine.workplace import PROJECT
 from webui import form
 from webui.words import FOLDER, LANGUAGES, Words
 
@@ -24,6 +25,31 @@ def placeholders(text: str) -> set[str]:
 
 
 ZH = words_file("zh")
+YAML = [*FOLDER.glob("*.yaml"), *(PROJECT / "engine").rglob("*.yaml")]
+
+
+def repeated(node: yaml.Node) -> list[str]:
+    """The keys that a mapping in the document has twice; YAML takes the last of them without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        return [key for one in node.value for key in repeated(one)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [key.value for key, _ in node.value]
+    return [key for key in keys if keys.count(key) > 1] + [
+        key for _, one in node.value for key in repeated(one)
+    ]
+
+
+@pytest.mark.parametrize("file", YAML, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_no_word_is_said_twice(file):
+    assert repeated(yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)) == []
+
+
+def test_no_sentence_is_in_two_files():
+    files = [
+        yaml.safe_load(file.read_text(encoding="utf-8")) for file in YAML if file.parent.name == "sentences"
+    ]
+    assert sum(map(len, files)) == len(sentences())
 
 
 @pytest.mark.parametrize("path", fields())

@@ -109,7 +109,7 @@ def build(
         gr.Column(elem_classes="folds", visible=False) as upload_view,
         gr.Accordion(words("upload-hub"), open=False, elem_classes="fold", elem_id="upload-hub"),
     ):
-        gr.HTML(f'<p class="quiet">{escape(words("upload-help"))}</p>')
+        gr.HTML(f'<p class="quiet">{escape(words("publish-help"))}</p>')
         with gr.Column(elem_classes="grid grid-3"):
             which = gr.Dropdown(
                 [], value=None, label=words("upload-which"), elem_id="upload-which", elem_classes="field field-choice",
