@@ -37,6 +37,7 @@ from engine.workplace import PROJECT
 FOLDER = ".errands"
 KEPT = 40  # finished ones
 MOST = 50  # problems of a set that its page shows, and warnings of each sort
+LEAVING_S = 5  # a process that has said its last is gone by then
 BAD_ROWS = "bad-rows.jsonl"
 ANSWERS = frozenset(
     {"check"}
@@ -87,9 +88,11 @@ def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
     """Have `what` done, unless it is being done, or is an answer that is known already. Comes back at once."""
     errand = _named(saves, what, given)
     errand.path.mkdir(parents=True, exist_ok=True)
-    lock = take(errand.path / "lock", ALIVE, shared=False)
-    if lock is None:
-        return errand
+    deadline = time.monotonic() + LEAVING_S
+    while (lock := take(errand.path / "lock", ALIVE, shared=False)) is None:
+        if what in ANSWERS or errand.state == "working" or time.monotonic() > deadline:
+            return errand
+        time.sleep(0.01)  # it has said its last and is about to be gone: what it made may be gone before
     try:
         if what not in ANSWERS or not (errand.path / "result.json").exists():
             for left in ("result.json", "error.json", "progress.json"):

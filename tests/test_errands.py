@@ -53,7 +53,6 @@ def test_a_set_that_was_made_and_removed_is_made_again_when_asked_again(tmp_path
     first = errands.start(tmp_path, "split", asked)
     for name in errands.wait(first, 60)["made"]:
         catalogue.remove(data, name)
-    wait_until(lambda: not processes(first.path))
     for name in errands.wait(errands.start(tmp_path, "split", asked), 60)["made"]:
         assert find(data, name).problem is None
 
