@@ -265,7 +265,7 @@ def _row(row: Mapping[str, Any], voices: Sequence[Mapping[str, Any]], words: Wor
     texts = [("prompt", _asked(row["messages"]))]
     texts += [(name, row[name]) for name in ("reference", "chosen", "rejected") if row.get(name)]
     said = "".join(
-        f'<div class="turn {name}"><span>{escape(words(f"report-{name}"))}</span><div class="said">{_folded(text)}</div></div>'
+        f'<div class="speech {name}"><span>{escape(words(f"report-{name}"))}</span><div class="said">{_folded(text)}</div></div>'
         for name, text in texts
     )
     base = next((row["answers"].get(one["id"]) for one in voices if one["base"]), None)
@@ -307,7 +307,7 @@ def _answer(
     changed = base is not None and not voice["base"] and base["text"] != one["text"] and not judged
     mark = f"<em>{escape(words('report-changed-mark'))}</em>" if changed else ""
     return (
-        f'<div class="turn answer{"" if voice["base"] else " assistant"}"><span>{escape(voice["title"])}{mark}</span>'
+        f'<div class="speech{"" if voice["base"] else " assistant"}"><span>{escape(voice["title"])}{mark}</span>'
         f'<div class="said">{body}<small>{" · ".join(told)}</small></div></div>'
     )
 

@@ -112,7 +112,7 @@ def _row(one: Shown, words: Words, text: str) -> str:
 def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> str:
     """A canonical row as people read it."""
     if "text" in example:
-        return f'<div class="turn"><div class="said">{_folded(example["text"], text)}</div></div>'
+        return f'<div class="speech"><div class="said">{_folded(example["text"], text)}</div></div>'
     turns = [_turn(turn["role"], turn, words, text) for turn in example["messages"]]
     for side in ("chosen", "rejected"):
         turns += [_turn(side, turn, words, text) for turn in example.get(side, ())]
@@ -137,7 +137,7 @@ def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str) -> str:
         )
         said += f"<code>{_marked(f'{name}({arguments})', text)}</code>"
     name = escape(words(f"turn-{role}"))
-    return f'<div class="turn {escape(role)}"><span>{name}</span><div class="said">{said}</div></div>'
+    return f'<div class="speech {escape(role)}"><span>{name}</span><div class="said">{said}</div></div>'
 
 
 def _folded(said: str, text: str) -> str:

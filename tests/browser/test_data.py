@@ -76,7 +76,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#set-head h1")).to_have_text(re.compile(r"my questions 问题\.jsonl"))
     expect(page.locator("#role-prompt input")).to_have_value("question")
     expect(page.locator("#role-response input")).to_have_value("answer")
-    expect(page.locator("#mapped .turn.assistant").first).to_contain_text("1.")
+    expect(page.locator("#mapped .speech.assistant").first).to_contain_text("1.")
     name = page.locator("#set-name input").first
     expect(name).to_have_value("my questions 问题")  # suggested; only then is there something to type over
     name.fill(HOSTILE)
