@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ KEPT = ".curves.npz"  # beside a metrics file, after as many new bytes as are wo
 WORTH_KEEPING = 4 << 20
 FEW = 500  # lines for which it is not worth to have pyarrow in memory
 AXES = ("step", "epoch", "time")  # what every line says besides its numbers
-OF_NUMBERS = b"0123456789.+-eE "
+OF_NUMBERS = b"0123456789.+-eE"
 OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
 
 
@@ -250,43 +249,27 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
     """
     parts: dict[str, list[np.ndarray]] = {}
     for numbers, alike in _kinds(text):
-        kept, column = _columns(alike, len(numbers))
-        if not column:
-            continue
-        place = numbers[kept], column["step"], np.nan_to_num(column["epoch"]), column["time"]
-        for name in (one for one in column if one not in AXES):
-            parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
+        for kept, column in _columns(numbers, alike):
+            place = kept, column["step"], np.nan_to_num(column["epoch"]), column["time"]
+            for name in (one for one in column if one not in AXES):
+                parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
     return {name: _in_order(some)[:, 1:] for name, some in parts.items()}
 
 
 def _kinds(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
-    """Of each kind of lines: their numbers among all lines, and their text."""
+    """Of each kind of lines, equal but for what numbers are written with: their numbers among all lines, and their text."""
     bare = text.translate(None, OF_NUMBERS)
     first = bare[: bare.index(b"\n") + 1]
     count = len(bare) // len(first)
     if bare == first * count:
-        yield from _named_alike(np.arange(count), text[:-1])
+        yield np.arange(count), text[:-1]
         return
     kinds, lines = bare.split(b"\n")[:-1], text.split(b"\n")
     known = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
     which = np.fromiter(map(known.__getitem__, kinds), np.int64, len(kinds))
     for kind in known.values():
         numbers = np.flatnonzero(which == kind)
-        yield from _named_alike(numbers, b"\n".join([lines[number] for number in numbers]))
-
-
-def _named_alike(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
-    """The lines as they are; parted where names differ in a digit, which was taken for one of a number."""
-    names = re.findall(rb'"[^"]*":', alike[: alike.find(b"\n") if len(numbers) > 1 else None])
-    if all(alike.count(name) == len(numbers) for name in names):
-        yield numbers, alike
-        return
-    parted: dict[tuple[bytes, ...], list[int]] = {}
-    lines = alike.split(b"\n")
-    for place, line in enumerate(lines):
-        parted.setdefault(tuple(re.findall(rb'"[^"]*":', line)), []).append(place)
-    for places in parted.values():
-        yield numbers[places], b"\n".join([lines[place] for place in places])
+        yield numbers, b"\n".join([lines[number] for number in numbers])
 
 
 def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -296,46 +279,56 @@ def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
     return together[np.argsort(together[:, 0], kind="stable")]
 
 
-def _columns(alike: bytes, count: int) -> tuple[Any, dict[str, np.ndarray]]:
-    """The numbers by name of `count` lines that are equal but for their numbers, and which of the lines have any."""
-    line = alike[: alike.find(b"\n") if count > 1 else None]
-    first = _object(line)
-    plain = first and all(type(value) in (int, float) for value in first.values())
-    # Without its names such a line is a row of numbers between commas, which pyarrow reads faster than JSON.
-    if plain and count >= FEW and line.count(b",") + 1 == line.count(b":") == len(first):
-        table = _as_rows(alike, len(first))
-        if table is not None:
-            return slice(None), dict(zip(first, table, strict=True))
+def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Of lines of one kind: the numbers of those that can be read, and their values by name."""
+    rows = _as_rows(alike, len(numbers))
+    if rows is not None:
+        yield numbers, rows
+        return
     try:
-        found = list(enumerate(from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)))
-        found = found if first else []
+        objects = from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)
     except ValueError:  # one of them is spoiled
-        found = [(number, one) for number, one in enumerate(map(_object, alike.split(b"\n"))) if one]
-    if not found:
-        return [], {}
-    kept, objects = zip(*found, strict=True)
-    table = np.array([tuple(one.values()) for one in objects], dtype=np.float64).T  # null is NaN
-    return list(kept), dict(zip(objects[0], table, strict=True))
+        objects = map(_object, alike.split(b"\n"))
+    # Names may differ in a digit, which is one of a name and not of a number.
+    parted: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+    for number, one in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
+        if _is_line(one):
+            parted.setdefault(tuple(one), []).append((number, one))
+    for names, found in parted.items():
+        kept, some = zip(*found, strict=True)
+        table = np.array([tuple(one.values()) for one in some], dtype=np.float64).T  # null is NaN
+        yield np.array(kept), dict(zip(names, table, strict=True))
 
 
-def _as_rows(alike: bytes, names: int) -> list[np.ndarray] | None:
-    """One array for each name; None if a number is none."""
-    from pyarrow import ArrowInvalid, csv, float64
+def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
+    """The values by name, if there are many lines, of the same names, with nothing but numbers; else None.
+
+    Without the letters of its names such a line is a row between commas, which pyarrow reads faster than JSON: in turn what
+    is left of a name, which is what a kind does not tell of it, and a number.
+    """
+    line = alike[: alike.find(b"\n")]
+    first = _object(line) if count >= FEW else None
+    if not first or any(type(value) not in (int, float) for value in first.values()):
+        return None
+    if not line.count(b",") + 1 == line.count(b":") == len(first):
+        return None
+    from pyarrow import ArrowInvalid, binary, csv, dictionary, float64, int32
 
     rows = alike.translate(bytes.maketrans(b":", b","), OF_NAMES)
-    wanted = [f"f{2 * column + 1}" for column in range(names)]
+    left, told = ([f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1))
+    types = dict.fromkeys(left, dictionary(int32(), binary())) | dict.fromkeys(told, float64())
     try:
         table = csv.read_csv(
             io.BytesIO(rows),
             csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows) + 1),
             csv.ParseOptions(quote_char=False),
-            csv.ConvertOptions(
-                include_columns=wanted, column_types=dict.fromkeys(wanted, float64()), null_values=[]
-            ),
+            csv.ConvertOptions(column_types=types, null_values=[]),
         )
     except ArrowInvalid:
         return None
-    return [table[name].to_numpy() for name in wanted]
+    if any(len(chunk.dictionary) > 1 for column in left for chunk in table[column].chunks):
+        return None
+    return {name: table[column].to_numpy() for name, column in zip(first, told, strict=True)}
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -343,7 +336,11 @@ def _object(line: bytes) -> dict[str, Any] | None:
         value = from_json(line, allow_inf_nan=True)
     except ValueError:
         return None
-    return value if isinstance(value, dict) and set(AXES) <= set(value) else None
+    return value if _is_line(value) else None
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, dict) and set(AXES) <= set(value)
 
 
 class _Growing:

@@ -92,12 +92,16 @@ def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(
     assert later(run)[-2] == (20_000, (sum(range(19_993, 20_000)) + 7) / 8)
 
 
-def test_names_that_differ_in_a_digit_are_different_curves(run: Run) -> None:
-    log(run, *(at(step, **{f"rewards/{step % 3}": float(step)}) for step in range(1, 61)))
-    for number in range(3):
-        assert points(run, f"rewards/{number}") == [
-            (step, step) for step in range(1, 61) if step % 3 == number
-        ]
+@pytest.mark.parametrize("lines", [60, 3 * progress.FEW])
+@pytest.mark.parametrize(
+    "names", [("rewards/0", "rewards/1", "rewards/2"), ("los", "lose", "lo.s"), ("a b", "ab", "a-b")]
+)
+def test_names_that_differ_in_what_numbers_are_written_with_are_different_curves(
+    run: Run, names: tuple[str, ...], lines: int
+) -> None:
+    log(run, *(at(step, **{names[step % 3]: float(step)}) for step in range(1, lines + 1)))
+    for number, name in enumerate(names):
+        assert points(run, name) == [(step, step) for step in range(1, lines + 1) if step % 3 == number]
 
 
 @pytest.mark.parametrize(("stage", "curve"), [("sft", "loss"), ("rm", "accuracy"), ("grpo", "reward")])
