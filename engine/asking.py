@@ -24,10 +24,12 @@ DRAWN = 20_000
 
 @dataclass(frozen=True)
 class Answer:
-    """One voice's answer as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on."""
+    """One voice's answer as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on. `calls`
+    are the calls of tools in it, {"name", "arguments"}."""
 
     voice: str
     text: str = ""
+    calls: tuple[dict[str, Any], ...] = ()
     tokens: int = 0
     first_s: float | None = None
     tokens_per_s: float | None = None
@@ -115,6 +117,8 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
             if "error" in event:
                 raise Refusal(_problem(event))
             choice = event["choices"][0]
+            if called := choice["delta"].get("tool_calls"):
+                answer = replace(answer, calls=tuple(_called(one["function"]) for one in called))
             if text := choice["delta"].get("content"):
                 first = answer.first_s if answer.first_s is not None else time.monotonic() - began
                 answer = replace(answer, text=answer.text + text, first_s=first)
@@ -131,6 +135,10 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
         time.sleep(0.2)
         gone = server.problems or [problem("chat-died", name=server.name)]
         tell(replace(answer, finish="error", problem=gone[0]))
+
+
+def _called(function: Mapping[str, str]) -> dict[str, Any]:
+    return {"name": function["name"], "arguments": json.loads(function["arguments"])}
 
 
 def _hang_up(connection: http.client.HTTPConnection) -> None:

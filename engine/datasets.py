@@ -365,7 +365,7 @@ def _chat(row: _Row) -> Example:
     messages = _prompt(row)
     if row.dataset.formatting == "alpaca":
         messages.append(_answer(row))
-    return {"messages": _in_order(row, messages, "assistant"), "tools": _tools(row)}
+    return {"messages": _in_order(row, messages, "assistant", "call"), "tools": _tools(row)}
 
 
 def _pairs(row: _Row) -> Example:

@@ -1,7 +1,7 @@
 """A conversation of one person with several voices: what each has been told so far, as a file, and as rows to learn from.
 
 It is kept by whoever talks (in the browser), so everything here is a value, and what comes back is read with care.
-Asking is left to `engine.chat`.
+Asking is left to `engine.asking`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from engine.problems import Refusal, problem
 from engine.rundir import append_lines
 
 THUMBS, PAIRS = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
-Message = dict[str, str]
+SHELF = 40  # earlier conversations that are kept, and
+SHELF_SIZE = 1_000_000  # characters of them: a browser holds some five million
+# How a tool is written down, shortly.
+TOOL = (
+    '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
+)
+Message = dict[str, Any]
+Tools = Sequence[Mapping[str, Any]]
 Rating = Literal["", "up", "down"]
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one voice answered, how fast, and what the reader thought of it."""
+    """What one voice answered, how fast, and what the reader thought of it. `calls` are {"name", "arguments"}."""
 
     text: str
     tokens: int = 0
@@ -35,147 +42,258 @@ class Said:
     score: float | None = None  # of a reward model
     rating: Rating = ""
     preferred: bool = False
+    calls: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def message(self) -> Message:
+        """The answer as chat templates take it."""
+        told = {"role": "assistant", "content": self.text}
+        calls = [{"type": "function", "function": dict(call)} for call in self.calls]
+        return told | ({"tool_calls": calls} if calls else {})
+
+    @property
+    def empty(self) -> bool:
+        return not self.text.strip() and not self.calls
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by voice. One that stands `alone` was asked as if nothing had been said."""
+    """One question and the answers to it, by voice. One that stands `alone` was asked as if nothing had been said.
+
+    It follows the turn in place `after`. A question in the role "tool" is what the tools answered that were called
+    before.
+    """
 
     question: str
     system: str = ""
     said: Mapping[str, Said] = field(default_factory=dict)
     alone: bool = False
+    role: Literal["user", "tool"] = "user"
+    tools: Tools = ()
+    after: int = -1
+
+    @property
+    def message(self) -> Message:
+        return {"role": self.role, "content": self.question}
 
 
-Talk = tuple[Turn, ...]
+@dataclass(frozen=True)
+class Talk:
+    """A tree of turns, each in its place behind the one it follows. What is read is the way from a first turn to `tip`:
+    whoever asks otherwise, at any of them, begins another branch."""
+
+    turns: tuple[Turn, ...] = ()
+    tip: int = -1
+
+    def way(self, tip: int | None = None) -> tuple[int, ...]:
+        """The places of the turns that lead to `tip`, itself the last."""
+        places, place = [], self.tip if tip is None else tip
+        while place >= 0:
+            places.append(place)
+            place = self.turns[place].after
+        return tuple(reversed(places))
+
+    def told(self, tip: int | None = None) -> tuple[Turn, ...]:
+        """The turns that lead to `tip`."""
+        return tuple(self.turns[place] for place in self.way(tip))
+
+    def behind(self, place: int) -> tuple[int, ...]:
+        """The places of the turns that follow the one in `place`; -1: those that follow none."""
+        return tuple(number for number, turn in enumerate(self.turns) if turn.after == place)
+
+    def add(self, turn: Turn) -> Talk:
+        """The conversation with one more turn behind its tip."""
+        return Talk((*self.turns, replace(turn, after=self.tip)), len(self.turns))
+
+    def before(self, place: int) -> Talk:
+        """The conversation as it was before the turn in `place`; what followed is another branch now."""
+        return replace(self, tip=self.turns[place].after)
+
+    def onward(self, place: int) -> Talk:
+        """The conversation read by way of `place`, on to the newest end."""
+        while later := self.behind(place):
+            place = later[-1]
+        return replace(self, tip=place)
 
 
-def turn(
-    question: str, system: str, told: Sequence[Answer], scores: Mapping[str, float], alone: bool = False
-) -> Turn | None:
-    """A question and what has been answered; None if nobody has answered anything."""
+def turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
+    """A question with what has been answered; None if nobody has answered anything."""
     said = {
         one.voice: Said(
-            one.text, one.tokens, one.first_s, one.tokens_per_s, one.finish, scores.get(one.voice)
+            one.text, one.tokens, one.first_s, one.tokens_per_s, one.finish, scores.get(one.voice), calls=one.calls
         )
-        for one in told
-        if one.text or not one.problem
-    }
-    return Turn(question, system, said, alone) if said else None
+        for one in answers
+        if one.text or one.calls or not one.problem
+    }  # fmt: skip
+    return replace(question, said=said) if said else None
+
+
+def tools_of(text: str) -> Tools:
+    """The functions that are written in `text` as OpenAI writes them, alone or in a list. Raises Refusal."""
+    if not text.strip():
+        return ()
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Refusal(
+            problem("chat-tools-json", why=error.msg, line=error.lineno, column=error.colno)
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise Refusal(problem("chat-tools-json", why=type(error).__name__, line=1, column=1)) from error
+    tools = [
+        one if isinstance(one, dict) and "function" in one else {"type": "function", "function": one}
+        for one in (found if isinstance(found, list) else [found])
+    ]
+    functions = [tool["function"] for tool in tools]
+    if not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and one["name"].strip()
+        for one in functions
+    ):
+        raise Refusal(problem("chat-tools-shape", example=TOOL))
+    return tuple(tools)
 
 
 def read(kept: Any) -> Talk:
     """The conversation as a browser has kept it; an empty one where that is none."""
     try:
-        return tuple(
-            Turn(
-                str(turn["question"]),
-                str(turn["system"]),
-                {str(voice): Said(**one) for voice, one in turn["said"].items()},
-                bool(turn["alone"]),
-            )
-            for turn in kept or ()
-        )
+        turns, tip = tuple(map(_turn, kept["turns"])), kept["tip"]
+        places = [*((one.after, place) for place, one in enumerate(turns)), (tip, len(turns))]
+        whole = all(isinstance(place, int) and -1 <= place < end for place, end in places)
+        return Talk(turns, tip) if whole else Talk()
     except (TypeError, KeyError, AttributeError):
-        return ()
+        return Talk()
 
 
-def kept(talk: Talk) -> list[dict[str, Any]]:
+def _turn(kept: Mapping[str, Any]) -> Turn:
+    said = {str(voice): _said_by(one) for voice, one in kept["said"].items()}
+    one = Turn(**{**kept, "said": said, "tools": tuple(kept["tools"])})
+    texts = isinstance(one.question, str) and isinstance(one.system, str)
+    if not texts or one.role not in ("user", "tool") or not all(isinstance(tool, dict) for tool in one.tools):
+        raise TypeError
+    return one
+
+
+def _said_by(kept: Mapping[str, Any]) -> Said:
+    one = Said(**{**kept, "calls": tuple(kept["calls"])})
+    if not isinstance(one.text, str) or any(set(call) != {"name", "arguments"} for call in one.calls):
+        raise TypeError
+    return one
+
+
+def kept(talk: Talk) -> dict[str, Any]:
     """The conversation for a browser to keep."""
-    return [asdict(turn) for turn in talk]
+    return asdict(talk)
 
 
-def messages(talk: Talk, voice: str, system: str = "") -> list[Message]:
+def shelved(shelf: Sequence[Any], talk: Talk) -> list[Any]:
+    """Earlier conversations as a browser keeps them, with one more in front; the oldest leave when there are too many."""
+    known = [one for one in ([kept(talk)] if talk.turns else []) + list(shelf) if read(one).turns][:SHELF]
+    sizes = [len(json.dumps(one)) for one in known]
+    return [one for number, one in enumerate(known) if sum(sizes[: number + 1]) <= SHELF_SIZE]
+
+
+def messages(turns: Sequence[Turn], voice: str, system: str = "") -> list[Message]:
     """What a voice has heard and said since the last turn that stood alone. A turn that it was not there for is told
-    with the first answer it got."""
+    with the first answer it got; but of tools only what was answered to a call that it heard."""
     told = begun = [{"role": "system", "content": system}] if system.strip() else []
-    for turn in talk:
+    heard = ""  # whose answer was told last
+    for turn in turns:
         told = begun if turn.alone else told
-        answers = [turn.said[voice]] if voice in turn.said else list(turn.said.values())
-        if answers:
-            told = [
-                *told,
-                {"role": "user", "content": turn.question},
-                {"role": "assistant", "content": answers[0].text},
-            ]
+        if voice in turn.said:
+            heard = voice
+        elif turn.role == "user":
+            heard = next(iter(turn.said), "")
+        if heard in turn.said:
+            told = [*told, turn.message, turn.said[heard].message]
     return told
 
 
-def prompt(talk: Talk, voice: str, number: int) -> list[Message]:
-    """What a voice was asked in turn `number`, the question included."""
-    turn = talk[number]
-    before = () if turn.alone else talk[:number]
-    return [*messages(before, voice, turn.system), {"role": "user", "content": turn.question}]
+def prompt(talk: Talk, voice: str, place: int) -> list[Message]:
+    """What a voice was asked in the turn in `place`, the question included."""
+    turn = talk.turns[place]
+    return asked(talk.told(turn.after), voice, turn)
+
+
+def asked(before: Sequence[Turn], voice: str, turn: Turn) -> list[Message]:
+    """What a voice is asked in a turn that follows those `before`."""
+    return [*messages(() if turn.alone else before, voice, turn.system), turn.message]
 
 
 def jsonl(talk: Talk) -> str:
-    """One line for each voice, and for each turn that stands alone, {"messages", "model"}: a data set as it is."""
-    voices = dict.fromkeys(voice for turn in talk for voice in turn.said)
-    ends = [end for end in range(1, len(talk) + 1) if end == len(talk) or talk[end].alone]
+    """What is read, a line for each voice and for each turn that stands alone, {"messages", "tools", "model"}: a data
+    set as it is."""
+    turns = talk.told()
+    voices = dict.fromkeys(voice for turn in turns for voice in turn.said)
+    ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
     rows = (
-        {"messages": messages(talk[:end], voice, talk[end - 1].system), "model": voice}
+        {"messages": messages(turns[:end], voice, turns[end - 1].system), **_tools(turns[end - 1]), "model": voice}
         for end in ends
         for voice in voices
-    )
+    )  # fmt: skip
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _tools(turn: Turn) -> dict[str, Any]:
+    return {"tools": [dict(tool) for tool in turn.tools]} if turn.tools else {}
 
 
 # ------------------------------------------------------------------------------------------ ratings
 
 
-def thumb(data_dir: Path, talk: Talk, number: int, voice: str, up: bool) -> Talk:
+def thumb(data_dir: Path, talk: Talk, place: int, voice: str, up: bool) -> Talk:
     """Keep that an answer is good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
-    said = _said(talk, number, voice)
+    said = _said(talk, place, voice)
     if said.rating:
         return talk  # a row that is written stays written
-    answer = {"role": "assistant", "content": said.text}
-    row = {"messages": [*prompt(talk, voice, number), answer], "kto_tag": up, "model": voice}
-    entry = {"formatting": "openai", "columns": {"messages": "messages", "kto_tag": "kto_tag"}}
+    heard = [*prompt(talk, voice, place), said.message]
+    row = {"messages": heard, **_tools(talk.turns[place]), "kto_tag": up, "model": voice}
+    entry = {"formatting": "openai", "columns": {name: name for name in ("messages", "kto_tag", "tools")}}
     _append(data_dir, THUMBS, [row], entry)
-    return _marked(talk, number, voice, rating="up" if up else "down")
+    return _marked(talk, place, voice, rating="up" if up else "down")
 
 
-def prefer(data_dir: Path, talk: Talk, number: int, voice: str) -> Talk:
+def prefer(data_dir: Path, talk: Talk, place: int, voice: str) -> Talk:
     """Keep that an answer is better than the others to the same question, as a pair with each of them.
 
     Raises Refusal if there is no other answer that differs and was given to the same conversation.
     """
-    said = _said(talk, number, voice)
-    if any(one.preferred for one in talk[number].said.values()):
+    said, turn = _said(talk, place, voice), talk.turns[place]
+    if any(one.preferred for one in turn.said.values()):
         return talk
-    asked = prompt(talk, voice, number)
+    asked = prompt(talk, voice, place)
     others = {
         other: one
-        for other, one in talk[number].said.items()
-        if one.text.strip() and one.text != said.text and prompt(talk, other, number) == asked
+        for other, one in turn.said.items()
+        if not one.empty and one.message != said.message and prompt(talk, other, place) == asked
     }
     if not others:
         raise Refusal(problem("rating-alone"))
     rows = [
         {
-            "messages": asked, "chosen": {"role": "assistant", "content": said.text},
-            "rejected": {"role": "assistant", "content": one.text}, "model": voice, "rejected_model": other,
+            "messages": asked, "chosen": said.message, "rejected": one.message, **_tools(turn), "model": voice,
+            "rejected_model": other,
         }
         for other, one in others.items()
     ]  # fmt: skip
-    columns = {name: name for name in ("messages", "chosen", "rejected")}
+    columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
     _append(data_dir, PAIRS, rows, {"formatting": "openai", "ranking": True, "columns": columns})
-    return _marked(talk, number, voice, preferred=True)
+    return _marked(talk, place, voice, preferred=True)
 
 
-def _said(talk: Talk, number: int, voice: str) -> Said:
-    if not 0 <= number < len(talk) or voice not in talk[number].said:
+def _said(talk: Talk, place: int, voice: str) -> Said:
+    if not 0 <= place < len(talk.turns) or voice not in talk.turns[place].said:
         raise Refusal(problem("rating-unknown"))
-    said = talk[number].said[voice]
-    if not said.text.strip():
+    said = talk.turns[place].said[voice]
+    if said.empty:
         raise Refusal(problem("rating-empty"))
     return said
 
 
-def _marked(talk: Talk, number: int, voice: str, **marks: Any) -> Talk:
-    turn = talk[number]
+def _marked(talk: Talk, place: int, voice: str, **marks: Any) -> Talk:
+    turn = talk.turns[place]
     said = {**turn.said, voice: replace(turn.said[voice], **marks)}
-    return (*talk[:number], replace(turn, said=said), *talk[number + 1 :])
+    turns = (*talk.turns[:place], replace(turn, said=said), *talk.turns[place + 1 :])
+    return replace(talk, turns=turns)
 
 
 def _append(data_dir: Path, name: str, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> None:

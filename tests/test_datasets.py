@@ -77,6 +77,19 @@ def test_a_sharegpt_row_with_tools_becomes_tool_calls_with_arguments_as_an_objec
     assert example["tools"][0]["function"]["name"] == "weather"
 
 
+def test_a_conversation_may_end_with_a_call(tmp_path):
+    turns = [
+        {"from": "human", "value": "Weather?"},
+        {"from": "function_call", "value": '{"name": "weather"}'},
+    ]
+    one = dataset(tmp_path, [{"conversations": turns}], formatting="sharegpt")
+    (example,), bad = read(one)
+    assert not bad
+    assert example["messages"][-1]["tool_calls"][0]["function"] == {"name": "weather", "arguments": {}}
+    (asked,) = examples(one, pytest.fail, "prompts")
+    assert (asked["messages"], asked["answer"]) == ([{"role": "user", "content": "Weather?"}], None)
+
+
 def test_an_openai_row_may_hold_text_parts_and_arguments_as_text(tmp_path):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     messages = [

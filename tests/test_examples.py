@@ -84,6 +84,25 @@ def test_tool_calls_are_trained_and_their_results_are_not(name):
     assert "Bye." in bye
 
 
+CALL_ENDS = {
+    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gptoss": "<|call|>", "lfm2_2_5": "<|im_end|>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALL_ENDS)
+def test_a_call_that_ends_the_conversation_is_trained_with_its_end(name):
+    tok = tokenizer(name)
+    call = {"type": "function", "function": {"name": "look", "arguments": {"city": "武汉"}}}
+    row = {"messages": [user("Weather?"), answer("", tool_calls=[call])]}
+    (encoded,) = encode(tok, row)
+    assert encoded.input_ids == ids_of(tok, row)
+    assert encoded.ended
+    (told,) = trained(tok, encoded)
+    assert "look" in told
+    assert "武汉" in told
+    assert told.rstrip("\n").endswith(CALL_ENDS[name])
+
+
 def test_tools_reach_the_template():
     tok = tokenizer("qwen2_5")
     row = {**talk("Hi", "Hello"), "tools": [{"type": "function", "function": {"name": "look_up"}}]}

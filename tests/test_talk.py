@@ -9,36 +9,107 @@ from pathlib import Path
 import pytest
 
 from engine import talk
-from engine.datasets import count_rows, find, read_catalogue
+from engine.datasets import count_rows, examples, find, read_catalogue
 from engine.problems import Refusal
-from engine.talk import Said, Turn
+from engine.talk import Said, Talk, Turn
 from engine.validation import check
 from webui import answers
 
 BOTH = (
-    Turn("What is 1 + 1?", "Be short.", {"base": Said("Eleven."), "tuned": Said("Two.")}),
-    Turn("And 2 + 2?", "Be short.", {"base": Said("Twenty-two."), "tuned": Said("Four.")}),
+    Talk()
+    .add(Turn("What is 1 + 1?", "Be short.", {"base": Said("Eleven."), "tuned": Said("Two.")}))
+    .add(Turn("And 2 + 2?", "Be short.", {"base": Said("Twenty-two."), "tuned": Said("Four.")}))
+)
+CALL = {"name": "add", "arguments": {"a": 1, "b": 1}}
+TOOLS = talk.tools_of('{"name": "add", "parameters": {"type": "object"}}')
+CALLED = (
+    Talk()
+    .add(Turn("1 + 1?", said={"base": Said("Eleven."), "tuned": Said("", calls=(CALL,))}, tools=TOOLS))
+    .add(Turn("2", said={"tuned": Said("Two.")}, role="tool", tools=TOOLS))
 )
 
 
+def heard(told: list[talk.Message]) -> list[str]:
+    return [one["content"] for one in told]
+
+
 def test_each_voice_hears_what_it_said_itself_and_a_new_one_the_first_answer() -> None:
-    heard = talk.messages(BOTH, "tuned", "Be short.")
-    assert [one["content"] for one in heard] == ["Be short.", "What is 1 + 1?", "Two.", "And 2 + 2?", "Four."]
-    assert [one["role"] for one in heard] == ["system", "user", "assistant", "user", "assistant"]
-    assert [one["content"] for one in talk.messages(BOTH, "new")][1::2] == ["Eleven.", "Twenty-two."]
+    told = talk.messages(BOTH.told(), "tuned", "Be short.")
+    assert heard(told) == ["Be short.", "What is 1 + 1?", "Two.", "And 2 + 2?", "Four."]
+    assert [one["role"] for one in told] == ["system", "user", "assistant", "user", "assistant"]
+    assert heard(talk.messages(BOTH.told(), "new"))[1::2] == ["Eleven.", "Twenty-two."]
 
 
-def test_what_a_browser_has_kept_comes_back_and_what_it_made_up_is_nothing() -> None:
-    assert talk.read(json.loads(json.dumps(talk.kept(BOTH)))) == BOTH
-    for nonsense in (
-        None,
-        "",
-        [3],
-        [{"question": "x"}],
-        [{"question": "", "system": "", "said": [1]}],
-        {"a": 1},
-    ):
-        assert talk.read(nonsense) == ()
+def test_who_asks_otherwise_begins_a_branch_and_the_other_one_stays() -> None:
+    other = BOTH.before(1).add(Turn("And 3 + 3?", said={"tuned": Said("Six.")}))
+    assert heard(talk.messages(other.told(), "tuned"))[-2:] == ["And 3 + 3?", "Six."]
+    assert heard(talk.messages(other.onward(1).told(), "tuned"))[-2:] == ["And 2 + 2?", "Four."]
+    assert (other.behind(0), other.behind(-1), other.way()) == ((1, 2), (0,), (0, 2))
+    again = other.before(0).add(Turn("What is 1 + 1?", said={"tuned": Said("2")}))
+    assert (again.behind(-1), again.way()) == ((0, 3), (3,))
+    assert again.onward(0).way() == (0, 2)  # by the newest of what followed
+    assert json.loads(talk.jsonl(again))["messages"][-1]["content"] == "2"
+    assert heard(talk.prompt(other, "tuned", 1))[1:] == ["What is 1 + 1?", "Two.", "And 2 + 2?"]
+
+
+def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
+    told = talk.messages(CALLED.told(), "tuned")
+    assert [one["role"] for one in told] == ["user", "assistant", "tool", "assistant"]
+    assert told[1]["tool_calls"] == [{"type": "function", "function": CALL}]
+    for voice in ("base", "new"):
+        assert heard(talk.messages(CALLED.told(), voice)) == ["1 + 1?", "Eleven."]
+    first = Talk().add(dataclasses.replace(CALLED.turns[0], said={"tuned": Said("", calls=(CALL,))}))
+    assert heard(talk.messages(first.add(CALLED.turns[1]).told(), "new")) == ["1 + 1?", "", "2", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[{", "JSON"), ("9" * 5000, "JSON"), ("[" * 100_000, "JSON"), ("3", "list of functions"), ("[null]", "list of functions"),
+        ('{"name": ""}', "list of functions"), ('[{"function": "add"}]', "list of functions"), ('{"function": {}}', "list of functions"),
+    ],
+)  # fmt: skip
+def test_tools_that_are_none_are_a_sentence(text: str, told: str) -> None:
+    with pytest.raises(Refusal, match=told):
+        talk.tools_of(text)
+
+
+def test_tools_are_taken_bare_or_as_openai_writes_them() -> None:
+    assert talk.tools_of(json.dumps(list(TOOLS))) == TOOLS
+    assert talk.tools_of(" \n") == ()
+
+
+@pytest.mark.parametrize("conversation", [BOTH, CALLED, BOTH.before(0), Talk()])
+def test_what_a_browser_has_kept_comes_back(conversation: Talk) -> None:
+    assert talk.read(json.loads(json.dumps(talk.kept(conversation)))) == conversation
+
+
+TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user", "tools": [], "after": -1}
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        None, "", [3], {"a": 1}, {"turns": [3], "tip": 0}, {"turns": [{"question": "x"}], "tip": 0}, {"turns": [TURN], "tip": 1},
+        {"turns": [TURN], "tip": "0"}, {"turns": [{**TURN, "after": 0}], "tip": 0}, {"turns": [{**TURN, "role": "god"}], "tip": 0},
+        {"turns": [{**TURN, "tools": "add"}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": 1}}], "tip": 0}, {"turns": [{**TURN, "question": 1}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": {"text": "x", "calls": [{"name": "f"}]}}}], "tip": 0},
+    ],
+)  # fmt: skip
+def test_what_a_browser_made_up_is_nothing(nonsense: object) -> None:
+    assert talk.read(nonsense) == Talk()
+
+
+def test_earlier_conversations_are_kept_newest_first_as_long_as_there_is_room() -> None:
+    shelf: list[object] = [None, {"turns": []}]
+    for number in range(talk.SHELF + 5):
+        shelf = talk.shelved(shelf, Talk().add(Turn(str(number), said={"a": Said("b")})))
+    assert len(shelf) == talk.SHELF
+    assert talk.read(shelf[0]).turns[0].question == str(talk.SHELF + 4)
+    assert talk.shelved(shelf, Talk()) == shelf
+    long = Talk().add(Turn("x" * (talk.SHELF_SIZE // 3), said={"a": Said("b")}))
+    assert len(talk.shelved([talk.kept(long)] * 5, long)) == 2
 
 
 def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> None:
@@ -46,7 +117,7 @@ def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> Non
     rated = talk.thumb(data, BOTH, 0, "tuned", up=True)
     rated = talk.thumb(data, rated, 1, "base", up=False)
     rated = talk.prefer(data, rated, 0, "tuned")
-    assert rated[0].said["tuned"] == Said("Two.", rating="up", preferred=True)
+    assert rated.turns[0].said["tuned"] == Said("Two.", rating="up", preferred=True)
     assert {one.name for one in read_catalogue(data)[0]} - before == {talk.THUMBS, talk.PAIRS}
     for name, kind, rows in ((talk.THUMBS, "thumbs", 2), (talk.PAIRS, "pairs", 1)):
         dataset = find(data, name)
@@ -68,30 +139,36 @@ def test_an_answer_is_rated_once_and_pairs_need_the_same_conversation(data: Path
         with pytest.raises(Refusal, match="no longer there"):
             talk.thumb(data, BOTH, number, voice, up=True)
     with pytest.raises(Refusal, match="empty answer"):
-        talk.thumb(data, (Turn("x", "", {"a": Said(" ")}),), 0, "a", up=True)
+        talk.thumb(data, Talk().add(Turn("x", "", {"a": Said(" ")})), 0, "a", up=True)
 
 
 def test_a_turn_that_stands_alone_has_heard_nothing_and_can_be_a_pair(data: Path) -> None:
-    alone = (BOTH[0], dataclasses.replace(BOTH[1], alone=True))
-    assert talk.read(json.loads(json.dumps(talk.kept(alone)))) == alone
-    assert [one["content"] for one in talk.prompt(alone, "tuned", 1)] == ["Be short.", "And 2 + 2?"]
-    assert [one["content"] for one in talk.messages(alone, "base")] == ["And 2 + 2?", "Twenty-two."]
-    assert talk.prefer(data, alone, 1, "tuned")[1].said["tuned"].preferred
+    alone = BOTH.before(1).add(dataclasses.replace(BOTH.turns[1], alone=True))
+    assert heard(talk.prompt(alone, "tuned", 2)) == ["Be short.", "And 2 + 2?"]
+    assert heard(talk.messages(alone.told(), "base")) == ["And 2 + 2?", "Twenty-two."]
+    assert talk.prefer(data, alone, 2, "tuned").turns[2].said["tuned"].preferred
     lines = [json.loads(line) for line in talk.jsonl(alone).splitlines()]
     assert [len(line["messages"]) for line in lines] == [3, 3, 3, 3]
 
 
-def test_the_exported_conversation_is_a_data_set(data: Path) -> None:
-    (data / "talked.jsonl").write_text(talk.jsonl(BOTH), encoding="utf-8")
+@pytest.mark.parametrize("conversation", [BOTH, CALLED])
+def test_the_exported_conversation_is_a_data_set_whose_form_is_found(data: Path, conversation: Talk) -> None:
+    (data / "talked.jsonl").write_text(talk.jsonl(conversation), encoding="utf-8")
     info = json.loads((data / "dataset_info.json").read_text())
-    info["talked"] = {
-        "file_name": "talked.jsonl",
-        "formatting": "openai",
-        "columns": {"messages": "messages"},
-    }
+    info["talked"] = {"file_name": "talked.jsonl"}
     (data / "dataset_info.json").write_text(json.dumps(info))
     report = check(find(data, "talked"), "chat")
     assert (report.good, report.bad) == (2, 0)
+    told = list(examples(find(data, "talked"), lambda bad: pytest.fail(bad.text())))
+    assert [row["tools"] for row in told] == [list(conversation.turns[0].tools) or None] * 2
+
+
+def test_a_rated_call_is_a_row_with_its_tools(data: Path) -> None:
+    rated = talk.prefer(data, CALLED, 0, "tuned")
+    talk.thumb(data, rated, 1, "tuned", up=True)
+    for name, kind in ((talk.THUMBS, "thumbs"), (talk.PAIRS, "pairs")):
+        report = check(find(data, name), kind)
+        assert (report.good, report.bad) == (1, 0), report
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from engine.asking import Answer
 from engine.chat import Server
@@ -20,26 +22,29 @@ THUMB = (
 )
 
 
-def past(talk: Talk, titles: Titles, words: Words) -> str:
-    """All turns that are over, each answer with what can be done with it."""
-    if not talk:
-        return ""
-    return "".join(_turn(turn, number, titles, words) for number, turn in enumerate(talk))
+def past(talk: Talk, titles: Titles, words: Words, answering: bool = False) -> str:
+    """All turns that are read and over, each with what can be done with it; or only read, while one is `answering`."""
+    turns = "".join(_turn(talk, place, titles, words) for place in talk.way())
+    later = talk.behind(talk.tip)
+    if not later or answering:
+        return turns
+    onward = f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">{escape(words("chat-onward"))}</button>'
+    return f'{turns}<p class="onward">{onward}</p>'
 
 
-def live(question: str, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
+def live(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
     """The turn that is being answered."""
     cells = "".join(
         f'<article class="answer"><header><b>{escape(titles.get(one.voice, one.voice))}</b>{_waiting(one, words)}</header>'
-        f"{_body(one.text, words, writing=not one.finish)}{_wrong(one, words)}</article>"
+        f"{_body(one.text, one.calls, words, writing=not one.finish)}{_wrong(one, words)}</article>"
         for one in answers
     )
-    return f'<section class="turn">{_question(question)}<div class="answers">{cells}</div></section>'
+    return f'<section class="turn">{_question(question, words)}<div class="answers">{cells}</div></section>'
 
 
-def waiting(question: str, told: str) -> str:
+def waiting(question: Turn, told: str, words: Words) -> str:
     """A question before there are answers to it."""
-    return f'<section class="turn">{_question(question)}<p class="quiet loading">{escape(told)}</p></section>'
+    return f'<section class="turn">{_question(question, words)}<p class="quiet loading">{escape(told)}</p></section>'
 
 
 def nothing(words: Words) -> str:
@@ -47,44 +52,89 @@ def nothing(words: Words) -> str:
     return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
 
 
-def _question(text: str) -> str:
-    return f'<div class="question">{escape(text)}</div>'
+def shelf(talks: Sequence[Talk], words: Words) -> str:
+    """Earlier conversations by their first questions, each to be opened or removed."""
+    return "".join(
+        f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
+        f"{escape(_first(one))}</button>{_small('drop', number, '×', words('chat-drop'))}</div>"
+        for number, one in enumerate(talks)
+    )
 
 
-def _turn(turn: Turn, number: int, titles: Titles, words: Words) -> str:
+def _first(talk: Talk) -> str:
+    told = talk.told() or talk.turns
+    return told[0].question[:120] if told else ""
+
+
+def _small(do: str, place: int, label: str, title: str, off: bool = False) -> str:
+    return (
+        f'<button type="button" data-do="{do}" data-turn="{place}" title="{escape(title)}" aria-label="{escape(title)}"'
+        f"{' disabled' if off else ''}>{escape(label)}</button>"
+    )
+
+
+def _question(turn: Turn, words: Words, tools: str = "") -> str:
+    """What was asked, or what a tool answered; `tools` is what can be done with it."""
+    kind = f"<small>{escape(words('chat-tool-said'))}</small>" if turn.role == "tool" else ""
+    return (
+        f'<div class="asked"><div class="question {turn.role}">{kind}{escape(turn.question)}</div>'
+        f'{f"""<div class="tools">{tools}</div>""" if tools else ""}</div>'
+    )
+
+
+def _turn(talk: Talk, place: int, titles: Titles, words: Words) -> str:
+    turn = talk.turns[place]
     several = len(turn.said) > 1
     cells = "".join(
-        _answer(turn, number, voice, one, titles, words, several) for voice, one in turn.said.items()
+        _answer(turn, place, voice, one, titles, words, several) for voice, one in turn.said.items()
     )
-    return f'<section class="turn">{_question(turn.question)}<div class="answers">{cells}</div></section>'
+    alike = talk.behind(turn.after)
+    tools, number = "", alike.index(place)
+    if len(alike) > 1:
+        back, on = alike[max(number - 1, 0)], alike[min(number + 1, len(alike) - 1)]
+        tools = _small("go", back, "‹", words("branch-back"), off=back == place)
+        tools += f"<span>{number + 1} / {len(alike)}</span>"
+        tools += _small("go", on, "›", words("branch-on"), off=on == place)
+    tools += _small("edit", place, words("chat-edit"), words("chat-edit-title"))
+    return (
+        f'<section class="turn">{_question(turn, words, tools)}<div class="answers">{cells}</div></section>'
+    )
 
 
 def _answer(
-    turn: Turn, number: int, voice: str, one: Said, titles: Titles, words: Words, several: bool
+    turn: Turn, place: int, voice: str, one: Said, titles: Titles, words: Words, several: bool
 ) -> str:  # fmt: skip
-    id = f"said-{number}-{list(turn.said).index(voice)}"
+    id = f"said-{place}-{list(turn.said).index(voice)}"
     rated = any(other.preferred for other in turn.said.values())
-    place = f'data-turn="{number}" data-voice="{escape(voice)}"'
+    at = f'data-turn="{place}" data-voice="{escape(voice)}"'
 
     def button(what: str, label: str, on: bool, off: bool) -> str:
         state = ' class="on" aria-pressed="true"' if on else ""
         return (
-            f'<button type="button" {place} data-rate="{what}"{state}{" disabled" if off else ""} '
+            f'<button type="button" {at} data-do="{what}"{state}{" disabled" if off else ""} '
             f'title="{escape(words(f"rate-{what}"))}" aria-label="{escape(words(f"rate-{what}"))}">{label}</button>'
         )
 
-    empty = not one.text.strip()  # nothing can be learned from it
-    tools = button("up", THUMB, one.rating == "up", empty or bool(one.rating))
-    tools += button("down", THUMB, one.rating == "down", empty or bool(one.rating))
+    # From an empty one nothing can be learned.
+    tools = button("up", THUMB, one.rating == "up", one.empty or bool(one.rating))
+    tools += button("down", THUMB, one.rating == "down", one.empty or bool(one.rating))
     if several:
-        tools += button("better", escape(words("rate-better-short")), one.preferred, empty or rated)
+        tools += button("better", escape(words("rate-better-short")), one.preferred, one.empty or rated)
     copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
     cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if one.finish == "length" else ""
+    whole = "\n".join(filter(str.strip, [one.text, *map(call, one.calls)]))
     return (
         f'<article class="answer{" best" if one.preferred else ""}"><header><b>{escape(titles.get(voice, voice))}</b>'
-        f"<small>{escape(speed(one, words))}</small></header>{_body(one.text, words)}"
-        f'<pre id="{id}" hidden>{escape(one.text)}</pre><div class="tools">{tools}{copy}{cut}</div></article>'
+        f"<small>{escape(speed(one, words))}</small></header>{_body(one.text, one.calls, words)}"
+        f'<pre id="{id}" hidden>{escape(whole)}</pre><div class="tools">{tools}{copy}{cut}</div></article>'
     )
+
+
+def call(one: Mapping[str, Any]) -> str:
+    """A call of a tool as one writes it in a program."""
+    arguments = one["arguments"] if isinstance(one["arguments"], dict) else {}
+    given = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+    return f"{one['name']}({given})"
 
 
 def speed(one: Said, words: Words) -> str:
@@ -105,8 +155,8 @@ def _waiting(one: Answer, words: Words) -> str:
     return f"<small>{escape(words('answer-first', seconds=f'{one.first_s:.2f}'))}</small>"
 
 
-def _body(text: str, words: Words, writing: bool = False) -> str:
-    """The answer as it is, its reasoning folded once it is over."""
+def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: bool = False) -> str:
+    """The answer as it is, its reasoning folded once it is over, and the tools it calls."""
     thought, answer, thinking = reasoning(text)
     folded = ""
     if thought.strip():
@@ -114,9 +164,11 @@ def _body(text: str, words: Words, writing: bool = False) -> str:
             f"<details{' open' if thinking and writing else ''}><summary>{escape(words('answer-thinking'))}</summary>"
             f"<div>{escape(thought.strip())}</div></details>"
         )
-    shown = escape(answer.strip("\n") if thought else answer)
-    empty = f'<i class="quiet">{escape(words("samples-empty"))}</i>' if not text and not writing else ""
-    return f'<div class="said{" writing" if writing else ""}">{folded}{shown}{empty}</div>'
+    shown = escape(answer.strip("\n") if thought or calls else answer)
+    nothing = not text and not calls and not writing
+    empty = f'<i class="quiet">{escape(words("samples-empty"))}</i>' if nothing else ""
+    called = "".join(f'<code class="call">{escape(call(one))}</code>' for one in calls)
+    return f'<div class="said{" writing" if writing else ""}">{folded}{shown}{called}{empty}</div>'
 
 
 def reasoning(text: str) -> tuple[str, str, bool]:
@@ -134,14 +186,16 @@ def _wrong(one: Answer, words: Words) -> str:
     return notices.listed([one.problem], words) if one.problem else ""
 
 
-def status(server: Server | None, others: Sequence[Server], seconds: float, words: Words) -> str:
+def status(
+    server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words
+) -> str:
     """Whether the chosen model is in memory, why not, and what else is."""
     state = server.state if server else "ended"
     dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
     told = words(f"chat-{state}", time=duration(seconds, words))
     wrong = notices.listed(server.problems, words) if server and state == "failed" else ""
     rows = "".join(
-        f"<li><b>{escape(one.name)}</b> {escape(one.given.get('by') or '')}</li>"
+        f"<li><b>{escape(titles.get(one.name, one.name))}</b> {escape(one.given.get('by') or '')}</li>"
         for one in others
         if one.alive
     )

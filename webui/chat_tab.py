@@ -20,7 +20,7 @@ from engine import asking, chat, talk
 from engine.chat import Choice, Server
 from engine.manner import Manner
 from engine.models import chat_template, identity
-from engine.problems import Problem, Refusal
+from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results
 from engine.runs import Run
 from engine.vllm import ENGINES, program
@@ -30,7 +30,7 @@ from webui.events import QUIET, going
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the chosen model
-ADAPTERS = 3  # asked at once, beside the base
+ADAPTERS = 15  # asked at once, beside the base
 AT_ONCE = 12  # answers that this page has in the making for all its readers: each holds a thread
 # What each setting of Manner is called here.
 NAMES = {
@@ -38,10 +38,11 @@ NAMES = {
     "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
 }  # fmt: skip
 THINKING = "enable_thinking"  # what templates of reasoning models call the switch
+TOOLS = "tools"  # what templates call the tools that they are given
 
-RATE_JS = """
+DO_JS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-rate]');
+  const button = event.target.closest('[data-do]');
   if (button && !button.disabled) trigger('select', { ...button.dataset });
 });
 """
@@ -79,22 +80,25 @@ def build(
         code = NAMES[what]
         return boxes.number(value, label=words(code), elem_id=code, **about)
 
-    history = gr.BrowserState([], storage_key="athanor-talk", secret="athanor")
+    # Each holds what is each user's own, by name: several may share a browser.
+    history = gr.BrowserState({}, storage_key="athanor-talk", secret="athanor")
+    earlier = gr.BrowserState({}, storage_key="athanor-talks", secret="athanor")
     timer = gr.Timer(SECONDS, active=False)
     with gr.Row(elem_classes="split chat", equal_height=False):
         with gr.Column(scale=8, min_width=420, elem_classes="talk"):
-            past = gr.HTML(answers.nothing(words), js_on_load=RATE_JS, elem_id="talk")
+            past = gr.HTML(answers.nothing(words), js_on_load=DO_JS, elem_id="talk")
             live = gr.HTML(js_on_load=LIVE_JS, elem_id="live")
             with gr.Column(elem_classes="ask"):
                 prompt = gr.Textbox(
                     placeholder=words("chat-prompt"), show_label=False, container=False, lines=1, max_lines=10,
                     elem_id="prompt", label=words("chat-prompt"),
                 )  # fmt: skip
+                result = gr.Checkbox(True, label=words("chat-result"), visible=False, elem_id="chat-result")
                 with gr.Row(elem_classes="buttons"):
                     send = gr.Button(words("chat-send"), variant="primary", size="sm", elem_id="send")
                     stop = gr.Button(words("chat-stop"), size="sm", visible=False, elem_id="chat-stop")
                     again = gr.Button(words("chat-again"), size="sm", elem_id="chat-again")
-                    edit = gr.Button(words("chat-edit"), size="sm", elem_id="chat-edit")
+                    new = gr.Button(words("chat-new"), size="sm", elem_id="chat-new")
                     clear = gr.Button(words("chat-clear"), size="sm", elem_id="chat-clear")
                     export = gr.HTML(elem_id="chat-export")
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card chat-card"):
@@ -135,13 +139,32 @@ def build(
                 [], value=None, label=words("chat-judge"), info=words("chat-judge-help"), visible=False,
                 elem_classes="field", elem_id="chat-judge", interactive=True,
             )  # fmt: skip
+            with gr.Accordion(
+                words("chat-tools"), open=False, visible=False, elem_classes="fold", elem_id="chat-tools-fold"
+            ) as tools_fold:
+                tools = gr.Textbox(
+                    label=words("chat-tools"), show_label=False, info=words("chat-tools-help"), placeholder=talk.TOOL, lines=4,
+                    max_lines=16, elem_classes="field mono", elem_id="chat-tools",
+                )  # fmt: skip
+            with gr.Accordion(
+                words("chat-earlier"), open=False, visible=False, elem_classes="fold", elem_id="chat-earlier"
+            ) as shelf_fold:
+                shelf = gr.HTML(js_on_load=DO_JS, elem_id="chat-shelf")
             with gr.Accordion(words("chat-program"), open=False, elem_classes="fold"):
                 text = gr.HTML()
 
     settings = [greedy, temperature, top_p, top_k, seed, longest, penalty, thinking]
     buttons = [send, stop, load, unload]
-    outputs = [told, prompt, history, past, live, export, held, *buttons]
+    conversation = [past, export, result]
+    outputs = [told, prompt, history, *conversation, live, held, *buttons]
     who = [base, adapters, engine]
+
+    def mine(kept: Any, request: gr.Request) -> Any:
+        """What of `kept` is the asker's own."""
+        return kept.get(user(request)) if isinstance(kept, dict) else None
+
+    def keep(kept: Any, request: gr.Request, value: Any) -> dict[str, Any]:
+        return {**(kept if isinstance(kept, dict) else {}), user(request): value}
 
     def chosen(base: str | None, ids: Sequence[str] | None, writer: str) -> Choice:
         return chat.choose(workplace, base or "", list(ids or ())[:ADAPTERS], writer or ENGINES[0])
@@ -149,7 +172,9 @@ def build(
     def titles(choice: Choice | None = None) -> dict[str, str]:
         """What each voice is called: a run by its name."""
         named = {one.run.id: one.run.title for one in results(saves)}
-        return named | ({choice.name: words("chat-base-named", name=choice.name)} if choice else {})
+        if choice:
+            named[choice.name] = words("chat-base-named", name=named.get(choice.name, choice.name))
+        return named
 
     # ---- which model
 
@@ -172,7 +197,7 @@ def build(
     def held_html(server: Server | None) -> str:
         others = [one for one in chat.servers(saves) if not server or one.path != server.path]
         since = time.time() - server.given["started"] if server else 0
-        return answers.status(server, others, since, words)
+        return answers.status(server, others, titles(), since, words)
 
     def look(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """What is true of the chosen model now."""
@@ -183,16 +208,18 @@ def build(
             return [wrong, *model_buttons(there(base, ids))[2:]]
         return [held_html(server), *model_buttons(server)[2:]]
 
-    def arrive(kept: Any, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        """The lists as they are now, and the conversation that the browser has kept."""
-        known, now = models(), talk.read(kept)
-        base = base or next((folder for _, folder in known), None)
+    def arrive(
+        request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    ) -> list[Any]:
+        """The lists as they are now, and the conversations that the browser has kept."""
+        known, now = models(), talk.read(mine(kept, request))
+        wanted = ids or [voice for turn in now.told()[-1:] for voice in turn.said]
+        base = base or _spoken_on(results(saves), wanted) or next((folder for _, folder in known), None)
         fits = adapters_of(base)
-        wanted = ids or (list(now[-1].said) if now else [])
         ids = [one.run.id for one in fits if one.run.id in wanted]
         return [
             gr.Timer(active=True), gr.update(choices=known, value=base), *of_base(base, ids, writer), *look(base, ids, writer),
-            *drawn(now, base, ids, writer),
+            *drawn(now, base, ids, writer), *shelf_shown(mine(before, request)),
         ]  # fmt: skip
 
     def adapters_of(base: str | None) -> list[Result]:
@@ -200,15 +227,16 @@ def build(
         return [one for one in results(saves) if one.adapter and one.stage != "rm" and _same(one, base)]
 
     def of_base(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        """The adapters of a base, whether it can think aloud, and how a program would ask the same."""
+        """The adapters of a base, whether it can think aloud and use tools, and how a program would ask the same."""
         fits = adapters_of(base)
         known = [(f"{one.run.title} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
         kept = [one for one in fits if one.run.id in (ids or ())]
         folders = [Path(base or ""), *(one.folder for one in kept)]
-        thinks = any(THINKING in (chat_template(folder) or ("", ""))[1] for folder in folders)
+        templates = [(chat_template(folder) or ("", ""))[1] for folder in folders]
+        thinks, uses = (any(word in template for template in templates) for word in (THINKING, TOOLS))
         chosen_ids = [one.run.id for one in kept]
         return [
-            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), judge_update(),
+            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), gr.update(visible=uses), judge_update(),
             notices.code("serve-text", _command(base, chosen_ids, writer, saves), words),
         ]  # fmt: skip
 
@@ -230,60 +258,63 @@ def build(
 
     # ---- the conversation
 
-    def drawn(now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        """The conversation on the page, and as a file."""
+    def drawn(
+        now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str, answering: bool = False
+    ) -> list[Any]:
+        """The conversation on the page and as a file, and whether a tool's result may follow."""
         try:
             named = titles(chosen(base, ids, writer))
         except Refusal:
             named = titles()
-        return [answers.past(now, named, words) or answers.nothing(words), export_html(now, words)]
+        page = answers.past(now, named, words, answering) or ("" if answering else answers.nothing(words))
+        called = not answering and any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
+        return [page, export_html(now, words), gr.update(visible=called, value=True)]
 
     def ask(
-        request: gr.Request, question: str, now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str, system: str,
-        judge: str | None, remember: bool, *held: Any,
+        request: gr.Request, kept: Any, now: talk.Talk, question: talk.Turn, base: str | None, ids: Sequence[str] | None,
+        writer: str, judge: str | None, *held: Any,
     ) -> Iterator[list[Any]]:  # fmt: skip
-        """The answers as they come; at last the conversation with them in it. Answers into `outputs`."""
+        """The answers to a turn that follows the tip of `now`, as they come; at last the conversation with them in it.
+        Answers into `outputs`."""
         resting = [gr.skip()] * len(outputs)
+        before = now.told()
 
         def shown(live: Any, server: Server, first: bool = False) -> list[Any]:
-            begun = [gr.skip(), "", gr.skip(), *drawn(now, base, ids, writer)[:1]] if first else resting[:4]
-            status = [held_html(server), *model_buttons(server, answering=True)] if first else resting[:5]
-            return [*begun, live, gr.skip(), *status]
+            if not first:
+                return [*resting[:6], live, *resting[:5]]
+            page = drawn(now, base, ids, writer, answering=True)
+            return ["", "", gr.skip(), *page, live, held_html(server), *model_buttons(server, answering=True)]
 
         try:
             given = _given(*held) | {"request_id": request.session_hash}
+            if question.tools:
+                given["tools"] = question.tools
             choice = chosen(base, ids, writer)
+            voices = _spoken_to([choice.name, *choice.adapters], question, before)
             server = chat.start(workplace, choice, by=user(request))
-            yield shown(answers.waiting(question, words("chat-loading-first")), server, first=True)
+            yield shown(answers.waiting(question, words("chat-loading-first"), words), server, first=True)
             chat.wait(server)
             asking.add(server, choice.adapters)
             yield shown(gr.skip(), server, first=True)
-            named, voices = titles(choice), [choice.name, *choice.adapters]
-            asked = {
-                voice: [
-                    *talk.messages(now if remember else (), voice, system),
-                    {"role": "user", "content": question},
-                ]
-                for voice in voices
-            }
-            told = []
+            named, asked = titles(choice), {voice: talk.asked(before, voice, question) for voice in voices}
+            told: list[asking.Answer] = []
             for told in asking.ask(server, asked, given):
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
             server = there(base, ids)
             yield [
-                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question, gr.skip(), *drawn(now, base, ids, writer)[:1], "", gr.skip(),
-                held_html(server) if server else gr.skip(), *model_buttons(server),
+                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question.question, gr.skip(),
+                *drawn(talk.read(mine(kept, request)), base, ids, writer), "", held_html(server) if server else gr.skip(),
+                *model_buttons(server),
             ]  # fmt: skip
             return
         scores, wrong = judged(server, judge, asked, told)
         wrong = [one.problem for one in told if one.problem] + wrong
-        turn = talk.turn(question, system or "", told, scores, alone=not remember)
-        now = (*now, turn) if turn else now
-        page, file = drawn(now, base, ids, writer)
+        turn = talk.turn(question, told, scores)
+        now = now.add(turn) if turn else talk.read(mine(kept, request))
         yield [
-            notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if turn else question, talk.kept(now), page, "",
-            file, held_html(server), *model_buttons(server),
+            notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if turn else question.question,
+            keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), "", held_html(server), *model_buttons(server),
         ]  # fmt: skip
 
     def judged(
@@ -291,9 +322,9 @@ def build(
     ) -> tuple[dict[str, float], list[Problem]]:
         """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
         whole = {
-            one.voice: [*asked[one.voice], {"role": "assistant", "content": one.text}]
+            one.voice: [*asked[one.voice], talk.Said(one.text, calls=one.calls).message]
             for one in told
-            if one.text
+            if one.text or one.calls
         }
         if not judge or not whole:
             return {}, []
@@ -302,80 +333,142 @@ def build(
         except Refusal as refusal:
             return {}, refusal.problems
 
-    def sent(request: gr.Request, question: str, kept: Any, *rest: Any) -> Iterator[list[Any]]:
-        if (question or "").strip():
-            yield from ask(request, question.strip(), talk.read(kept), *rest)
+    def sent(
+        request: gr.Request, typed: str, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str, system: str,
+        tools: str, is_result: bool, remember: bool, *rest: Any, again: bool = False,
+    ) -> Iterator[list[Any]]:  # fmt: skip
+        """Ask what is typed or, if `again`, what was asked last, as the settings are now."""
+        now, idle = talk.read(mine(kept, request)), [gr.skip()] * len(outputs)
+        if again and now.turns and now.tip >= 0:
+            last = now.turns[now.tip]
+            now, asked, result = now.before(now.tip), last.question, last.role == "tool"
         else:
-            yield [gr.skip()] * len(outputs)
+            called = any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
+            asked, result = "" if again else (typed or "").strip(), bool(is_result and called)
+        if not asked:
+            yield idle
+            return
+        try:
+            given = talk.tools_of(tools or "")
+        except Refusal as refusal:
+            yield [notices.refused(refusal.problems, words), *idle[1:]]
+            return
+        question = talk.Turn(
+            asked,
+            system or "",
+            alone=not remember and not result,
+            role="tool" if result else "user",
+            tools=given,
+        )
+        yield from ask(request, kept, now, question, base, ids, writer, *rest)
 
-    def once_more(request: gr.Request, _question: str, kept: Any, *rest: Any) -> Iterator[list[Any]]:
-        now = talk.read(kept)
-        if now:
-            yield from ask(request, now[-1].question, now[:-1], *rest)
-        else:
-            yield [gr.skip()] * len(outputs)
+    def once_more(request: gr.Request, *held: Any) -> Iterator[list[Any]]:
+        yield from sent(request, *held, again=True)
 
     def stopped(request: gr.Request) -> None:
         for server in chat.servers(saves):
             if server.state == "ready":
                 asking.cancel(server, request.session_hash)
 
-    def edited(
-        question: str, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    def cleared(
+        request: gr.Request, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
     ) -> list[Any]:
-        """The last question back in the box, its answers gone."""
-        now = talk.read(kept)
-        if not now:
-            return [gr.skip()] * 4
-        return [now[-1].question, talk.kept(now[:-1]), *drawn(now[:-1], base, ids, writer)]
+        return [keep(kept, request, None), *drawn(talk.Talk(), base, ids, writer)]
 
-    def cleared(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        return [[], *drawn((), base, ids, writer)]
-
-    def rated(
-        event: gr.EventData, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    def done(
+        event: gr.EventData,
+        request: gr.Request,
+        kept: Any,
+        base: str | None,
+        ids: Sequence[str] | None,
+        writer: str,
     ) -> list[Any]:
-        """A mark at an answer, and a row of it in the data folder."""
-        now, what = talk.read(kept), str(event._data.get("rate", ""))
+        """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
+        box; another branch. Answers into told, prompt, history and the conversation."""
+        now, what = talk.read(mine(kept, request)), str(event._data.get("do", ""))
         number, voice = str(event._data.get("turn", "")), str(event._data.get("voice", ""))
-        turn = int(number) if number.isdecimal() and len(number) < 6 else -1
+        place = int(number) if number.isdecimal() and len(number) < 6 else -1
+        said, asked = gr.skip(), gr.skip()
         try:
-            if what == "better":
-                now, file = talk.prefer(workplace.data, now, turn, voice), talk.PAIRS
+            if what in ("edit", "go") and not 0 <= place < len(now.turns):
+                raise Refusal(problem("rating-unknown"))
+            if what == "edit":
+                now, asked = now.before(place), now.turns[place].question
+            elif what == "go":
+                now = now.onward(place)
+            elif what == "better":
+                now, said = talk.prefer(workplace.data, now, place, voice), talk.PAIRS
             else:
-                now, file = talk.thumb(workplace.data, now, turn, voice, up=what == "up"), talk.THUMBS
+                now, said = talk.thumb(workplace.data, now, place, voice, up=what == "up"), talk.THUMBS
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
-        return [notices.toast(words("rated", name=file)), talk.kept(now), *drawn(now, base, ids, writer)]
+            return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
+        said = notices.toast(words("rated", name=said)) if isinstance(said, str) else said
+        return [said, asked, keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer)]
 
-    question = [prompt, history, *who, system, judge, remember, *settings]
+    # ---- earlier conversations
+
+    def shelf_shown(before: Any) -> list[Any]:
+        known = [talk.read(one) for one in before or ()]
+        return [gr.update(visible=bool(known)), answers.shelf(known, words)]
+
+    def put_away(
+        request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    ) -> list[Any]:
+        """A new conversation; the one that was is among the earlier ones."""
+        later = talk.shelved(mine(before, request) or (), talk.read(mine(kept, request)))
+        return [*cleared(request, kept, base, ids, writer), keep(before, request, later), *shelf_shown(later)]
+
+    def from_shelf(
+        event: gr.EventData, request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
+    ) -> list[Any]:  # fmt: skip
+        """An earlier conversation goes on, or goes for good."""
+        known, number = list(mine(before, request) or ()), str(event._data.get("turn", ""))
+        place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
+        now = talk.read(mine(kept, request))
+        if place < len(known):
+            chosen = talk.read(known.pop(place))
+            if event._data.get("do") == "open":
+                known, now = talk.shelved(known, now), chosen
+        return [
+            keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), keep(before, request, known), *shelf_shown(known),
+        ]  # fmt: skip
+
+    question = [prompt, history, *who, system, tools, result, remember, judge, *settings]
     gr.on([send.click, prompt.submit], sent, question, outputs, **going("answers", AT_ONCE))
     again.click(once_more, question, outputs, **going("answers", AT_ONCE))
     stop.click(stopped, None, None, **QUIET)
-    edit.click(edited, [prompt, history, *who], [prompt, history, past, export], **QUIET)
-    clear.click(cleared, who, [history, past, export], **QUIET)
-    past.select(rated, [history, *who], [told, history, past, export], **QUIET)
+    clear.click(cleared, [history, *who], [history, *conversation], **QUIET)
+    past.select(done, [history, *who], [told, prompt, history, *conversation], **QUIET)
+    kept = [history, *conversation, earlier, shelf_fold, shelf]
+    new.click(put_away, [history, earlier, *who], kept, **QUIET)
+    shelf.select(from_shelf, [history, earlier, *who], kept, **QUIET)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
     gr.on(
-        [base.input, adapters.input, engine.input], of_base, who, [adapters, thinking, judge, text], **QUIET
+        [base.input, adapters.input, engine.input],
+        of_base,
+        who,
+        [adapters, thinking, tools_fold, judge, text],
+        **QUIET,
     ).then(look, who, look_at, **QUIET)
     timer.tick(look, who, look_at, **QUIET)
     load.click(loaded, who, [told, *look_at], **QUIET)
     unload.click(unloaded, who, [told, *look_at], **QUIET)
-    shown = [timer, base, adapters, thinking, judge, text, *look_at, past, export]
+    shown = [
+        timer, base, adapters, thinking, tools_fold, judge, text, *look_at, *conversation, shelf_fold, shelf,
+    ]  # fmt: skip
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""
         choice = chat.choose(workplace, "", [run.id])
         return str(choice.base), list(choice.adapters)
 
-    return ChatTab(timer, arrive, [history, *who], shown, pick)
+    return ChatTab(timer, arrive, [history, earlier, *who], shown, pick)
 
 
 def export_html(now: talk.Talk, words: Words) -> str:
     """The conversation as JSON lines, to save."""
-    if not now:
+    if now.tip < 0:
         return ""
     return (
         f'<pre id="talk-jsonl" hidden>{escape(talk.jsonl(now))}</pre><button type="button" class="plain" '
@@ -391,6 +484,21 @@ def _given(
     drawn = {"temperature": 0} if greedy else chance  # what greedy hides is not looked at
     typed = boxes.given(drawn | {"max_tokens": longest, "repetition_penalty": penalty})
     return Manner.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
+
+
+def _spoken_to(voices: Sequence[str], question: talk.Turn, before: Sequence[talk.Turn]) -> list[str]:
+    """Who is asked: all, but the result of a tool is for those who called one. Raises Refusal if none of them is here."""
+    if question.role == "user":
+        return list(voices)
+    called = [one for one in voices for turn in before[-1:] if one in turn.said and turn.said[one].calls]
+    if not called:
+        raise Refusal(problem("chat-nobody-called"))
+    return called
+
+
+def _spoken_on(known: Sequence[Result], voices: Sequence[str]) -> str | None:
+    """The model that a run among `voices` has left, if one has: it was the base of what they said."""
+    return next((str(one.folder) for one in known if not one.adapter and one.run.id in voices), None)
 
 
 def _same(one: Result, base: str | None) -> bool:

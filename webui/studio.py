@@ -140,13 +140,19 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             said = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
             return [said, gr.Tabs(selected="train"), *train.fill(spec)]
 
-        def talk_with(run_id: str, kept: Any, _base: Any, _adapters: Any, writer: str) -> list[Any]:
+        def talk_with(
+            request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, writer: str
+        ) -> list[Any]:
             """The Chat tab with the run and its base chosen."""
             try:
                 base, adapters = talk.pick(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
-            return [gr.skip(), gr.Tabs(selected="chat"), *talk.arrive(kept, base, adapters, writer)]
+            return [
+                gr.skip(),
+                gr.Tabs(selected="chat"),
+                *talk.arrive(request, kept, earlier, base, adapters, writer),
+            ]
 
         def compare_with(run_id: str) -> list[Any]:
             """The Compare tab with the run and those like it chosen."""

@@ -61,7 +61,7 @@ class Frame:
 
         bare, prompt = after(question, [ask]), after(question, [ask], generate=True)
         full = after(question, [ask, reply, ask_again, reply_again])
-        opens, shared = _agree(prompt, bare, any_control), _agree(prompt, full, any_control)
+        opens, shared = agree(prompt, bare, any_control), agree(prompt, full, any_control)
         anchor = prompt[opens:shared]
         if not anchor and any_control.search(prompt[:shared]):
             anchor = prompt[:shared]  # nothing opens an answer, but something closes each question (Mistral)
@@ -70,7 +70,7 @@ class Frame:
         run = re.compile(f"(?:{any_control.pattern})+")
         tails = (full.partition(answer_2)[2], full.partition(answer)[2].partition(question_2)[0])
         runs = [found[0] for found in map(run.search, tails) if found]
-        common = _agree(*runs, any_control) if len(runs) == 2 else 0
+        common = agree(*runs, any_control) if len(runs) == 2 else 0
         stops = [runs[0][:common]] if common else [any_control.findall(each)[0] for each in runs]
         if not stops:
             raise Refusal(problem("template-without-end"))
@@ -226,8 +226,9 @@ def _marked(text: str, marked: list[Span], frame: Frame) -> list[Span]:
     return spans
 
 
-def _agree(a: str, b: str, control: re.Pattern[str]) -> int:
+def agree(a: str, b: str, control: re.Pattern[str] | None = None) -> int:
     """Length of the common beginning of `a` and `b`, no control token cut in two ("<|end|>" against "<|user|>")."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    cut = [m.start() for text in (a, b) for m in control.finditer(text) if m.start() < length < m.end()]
+    tokens = control.finditer if control else lambda _: ()
+    cut = [m.start() for text in (a, b) for m in tokens(text) if m.start() < length < m.end()]
     return min([length, *cut])

@@ -44,6 +44,7 @@ from engine.manner import Manner
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import ALIVE, RunDir, held, read_json, write_json
 from engine.spec import RunSpec
+from engine.worker.calls import Call
 from engine.worker.conversations import Conversations
 from engine.worker.edge import Report, edge
 from engine.worker.generation import Answer, Piece, Token, Writer
@@ -82,6 +83,10 @@ class Wanted(Manner):
     thinking: bool = True
     ignore_eos: bool = False
     request_id: str = Field("", max_length=100)
+
+    @property
+    def usable_tools(self) -> list[dict[str, Any]] | None:
+        return None if self.tool_choice == "none" else self.tools or None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -205,8 +210,7 @@ def _answer(house: House, wanted: Wanted, tell: Callable[[Piece], None]) -> Answ
         raise Refusal(problem("chat-unknown-voice", given=wanted.model, known=", ".join(house.voices)))
     if house.writer.waiting() >= WAITING:
         raise Refusal(problem("chat-busy", waiting=WAITING))
-    tools = None if wanted.tool_choice == "none" else wanted.tools
-    prompt = speaking.prompt(wanted.messages, tools, wanted.thinking)
+    prompt = speaking.prompt(wanted.messages, wanted.usable_tools, wanted.thinking)
     room = speaking.context - len(prompt) if speaking.context else 2**31
     most = wanted.max_completion_tokens or wanted.max_tokens or speaking.config.max_new_tokens or room
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
@@ -304,14 +308,18 @@ async def _events(
         answer, piece = first
         while True:
             read.add(answer, piece)
-            if piece.text or piece.tokens:
-                yield _event(read.chunk({"content": piece.text}, tokens=piece.tokens))
+            text = read.ready()
+            if text or piece.tokens:
+                yield _event(read.chunk({"content": text}, tokens=piece.tokens))
             if piece.finish:
                 break
             answer, piece = await anext(pieces)
         if read.problem:
             yield _event(_error(read.problem))
             return
+        if read.calls:
+            numbered = [{"index": number, **call} for number, call in enumerate(read.calls)]
+            yield _event(read.chunk({"tool_calls": numbered}))
         yield _event(read.chunk({}, finish=read.reason()) | {"timing": read.timing()})
         if read.wanted.stream_options and read.wanted.stream_options.include_usage:
             yield _event(read.chunk(None) | {"choices": [], "usage": read.usage()})
@@ -320,16 +328,31 @@ async def _events(
         await pieces.aclose()
 
 
+def _called(one: Call) -> dict[str, Any]:
+    """A call as OpenAI writes it, with the arguments as their JSON."""
+    arguments = json.dumps(one["arguments"], ensure_ascii=False)
+    function = {"name": one["name"], "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
 def _event(told: dict[str, Any]) -> str:
     return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
 
 
 class _Reading:
-    """One answer as it is told to the asker."""
+    """One answer as it is told to the asker.
+
+    Where tools were given, calls of them are no part of its text once it has ended.
+    """
 
     def __init__(self, speaking: Voice, wanted: Wanted, stamp: dict[str, Any], began: float):
         self.voice, self.wanted, self.stamp, self.began = speaking, wanted, stamp, began
+        self.form = speaking.calls if wanted.usable_tools else None
         self.text, self.tokens, self.count, self.prompt = "", [], 0, 0
+        self.given, self.calls = (
+            0,
+            [],
+        )  # characters that were streamed; what was called, once the answer has ended
         self.finish, self.problem = "", None
         self.first: float | None = None
         self.last = began
@@ -341,9 +364,20 @@ class _Reading:
         self.tokens += piece.tokens
         self.count, self.prompt = piece.count, len(answer.prompt)
         self.finish, self.problem = piece.finish, piece.problem
+        if self.form and self.finish:
+            self.text, calls = self.form.split(self.text)
+            self.calls = [_called(one) for one in calls]
+
+    def ready(self) -> str:
+        """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
+        upto = self.form.held(self.text) if self.form and not self.finish else len(self.text)
+        text, self.given = self.text[self.given : upto], max(self.given, upto)
+        return text
 
     def reason(self) -> str:
         """Why the answer ended, in OpenAI's words."""
+        if self.calls and self.finish == "stop":
+            return "tool_calls"
         return "stop" if self.finish == "cancelled" else self.finish
 
     def usage(self) -> dict[str, int]:
@@ -374,8 +408,11 @@ class _Reading:
         }
 
     def whole(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.calls:
+            message = {"role": "assistant", "content": self.text.strip() or None, "tool_calls": self.calls}
         choice = {
-            "index": 0, "message": {"role": "assistant", "content": self.text}, "finish_reason": self.reason(),
+            "index": 0, "message": message, "finish_reason": self.reason(),
             "logprobs": self._logprobs(self.tokens) if self.wanted.logprobs else None,
         }  # fmt: skip
         return {

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
+from engine.worker.calls import CallForm
 from engine.worker.conversations import Conversations
 from engine.worker.sampling import Sampling
 from engine.worker.tokenizer import load_tokenizer
@@ -26,12 +27,13 @@ THINKING = "enable_thinking"  # what templates of reasoning models call the swit
 @dataclass
 class Voice:
     """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
-    template has the switch."""
+    template has the switch. `calls` finds calls of tools in its answers, where its template writes them in JSON."""
 
     name: str
     adapter: str | None
     conversations: Conversations
     unthinking: Conversations | None
+    calls: CallForm | None
     config: GenerationConfig
     ends: frozenset[int]
     context: int | None  # tokens
@@ -51,11 +53,17 @@ class Voice:
         thinking: bool = True,
     ) -> list[int]:
         """The tokens that the answer follows. A control token in a message stays text. Raises Refusal if the template
-        cannot write the conversation, or if no answer fits behind it."""
+        cannot write the conversation, knows nothing of tools that are given, or if no answer fits behind it."""
         how = self.conversations if thinking or not self.unthinking else self.unthinking
-        [told] = how.encode([{"messages": list(messages), "tools": tools or None}], generate=True)
+        rows = [{"messages": list(messages), "tools": tools or None}]
+        if tools:
+            rows.append({"messages": list(messages), "tools": None})
+        told, *untold = how.encode(rows, generate=True)
         if isinstance(told, Problem):
             raise Refusal(told)
+        for one in untold:
+            if not isinstance(one, Problem) and one.ids.tolist() == told.ids.tolist():
+                raise Refusal(problem("chat-no-tools", voice=self.name))
         if self.context and len(told.ids) >= self.context:
             raise Refusal(
                 problem("chat-too-long", tokens=len(told.ids), context=self.context, voice=self.name)
@@ -96,7 +104,8 @@ def voice(
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
     turns = tokenizer.convert_tokens_to_ids(list(conversations.frame.ends))
     return Voice(
-        name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking, config=config,
+        name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
+        calls=CallForm.of(tokenizer, template), config=config,
         ends=frozenset([*known, *turns]),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )  # fmt: skip

@@ -98,7 +98,7 @@ def talks(page: Page, workplace: Workplace) -> None:
     base, tuned = page.locator("#talk .said").all_inner_texts()
     assert tuned == ANSWER
     assert base != ANSWER
-    page.locator("#talk [data-rate=better]").nth(1).click()
+    page.locator("#talk [data-do=better]").nth(1).click()
     expect(page.locator("#told")).to_contain_text(talk.PAIRS)
     assert count_rows(find(workplace.data, talk.PAIRS)) == 1
     page.locator("#chat-unload").click()

@@ -1,0 +1,92 @@
+"""Calls of tools are found in what a model writes, in the form that its own template writes them in."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from engine.worker.calls import CallForm
+from engine.worker.frame import render
+from tests.families import tokenizer
+
+ARGUMENTS = {"city": 'Köln "{x}" </tool_call>', "days": [1, 2], "deep": {"a": None}}
+# Family → whether it wants arguments as their JSON, and how many calls it writes at once.
+FAMILIES = {
+    "qwen2_5": (False, 2), "qwen3": (False, 2), "qwen3_vl": (False, 2), "llama3_1": (False, 1), "llama3_2": (False, 1),
+    "deepseekv3": (True, 2), "gptoss": (False, 1),
+}  # fmt: skip
+
+
+def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
+    """What a model writes that does as its template does: what stands behind the generation prompt, specials left out."""
+    tok = tokenizer(family)
+    encode = json.dumps if FAMILIES[family][0] else dict
+    called = [
+        {
+            "id": f"call0000{number}",
+            "type": "function",
+            "function": {"name": name, "arguments": encode(given)},
+        }
+        for number, (name, given) in enumerate(calls)
+    ]
+    spoken = {"role": "assistant", "content": said, **({"tool_calls": called} if called else {})}
+    asked = {"role": "user", "content": "Q?"}
+    prompt, _ = render(tok, tok.chat_template, [asked], generate=True)
+    text, _ = render(tok, tok.chat_template, [asked, spoken])
+    same = next((n for n, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
+    while same < len(prompt) and prompt[same - 1] not in "> \n":  # no token is cut in two
+        same -= 1
+    text = text[same:]
+    for token in tok.all_special_tokens:
+        text = text.replace(token, "")
+    return text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_calls_come_back_as_the_template_wrote_them(family: str) -> None:
+    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    assert form is not None
+    calls = [("get_weather", ARGUMENTS), ("other-tool", {})][: FAMILIES[family][1]]
+    said, found = form.split(written(family, *calls))
+    assert [(one["name"], one["arguments"]) for one in found] == calls
+    assert said.replace("<think>", "").replace("</think>", "").strip() == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None:
+    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    whole = written(family, ("get_weather", ARGUMENTS))
+    said, _ = form.split(whole)
+    given = ""
+    for upto in range(len(whole) + 1):
+        held = form.held(whole[:upto])
+        assert held <= upto
+        assert whole[:held].startswith(given)
+        given = max(given, whole[:held], key=len)
+    assert given.rstrip() == said.rstrip()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "text",
+    ["No call.", "", "a { b", '<tool_call>\n{"name": "f", "arguments": {"x": 1', '{"name": "f"}', "to=functions."],
+)  # fmt: skip
+def test_what_is_no_whole_call_stays_as_it_is(family: str, text: str) -> None:
+    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    assert form.split(text) == (text, [])
+
+
+def test_what_is_said_before_a_call_and_other_spaces_are_no_matter() -> None:
+    form = CallForm.of(tokenizer("qwen2_5"), tokenizer("qwen2_5").chat_template)
+    text = 'Well. \n<tool_call>{"name":"f","arguments":{"x":1}}</tool_call><tool_call>  {"name":  "g", "arguments": {}}'
+    assert form.split(text) == (
+        "Well.",
+        [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}],
+    )
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml", "plain", "gemma", "gemma4", "mistral"])
+def test_a_template_that_writes_no_calls_or_none_in_json_has_no_form(family: str) -> None:
+    assert CallForm.of(tokenizer(family), tokenizer(family).chat_template) is None
