@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from engine.csvtext import as_csv
 from engine.models import identity
 from engine.problems import Refusal
 from engine.progress import Series
-from engine.rundir import RESULT, read_json
+from engine.rundir import RESULT, distinct, read_json
 from engine.runs import Run
 from engine.spec import UNIONS, RunSpec, fields
 from engine.stages import STAGES
@@ -68,13 +67,9 @@ def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
 
 def names(chosen: Sequence[Run]) -> list[str]:
     """What each run is called: by its name, with its folder where two have the same."""
-    titles = [spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen]
-    for told in (lambda run, title: f"{title} · {run.path.name}", lambda run, _: run.id):
-        often = Counter(titles)
-        titles = [
-            told(run, title) if often[title] > 1 else title for run, title in zip(chosen, titles, strict=True)
-        ]
-    return titles
+    titles = {run.id: spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen}
+    called = distinct(titles)
+    return [called[run.id] for run in chosen]
 
 
 def spec_of(run: Run) -> RunSpec | None:

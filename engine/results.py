@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from engine.export import ExportSpec
 from engine.models import ADAPTER_FILES
 from engine.obstacles import CONTINUED
 from engine.problems import Refusal, problem
-from engine.rundir import RESULT, read_json
+from engine.rundir import RESULT, distinct, read_json
 from engine.runs import Run
 from engine.spec import STAGES as PARTS
 from engine.spec import NoQuantization, NoRopeScaling, RunSpec, examples_per_step
@@ -40,6 +40,11 @@ class Result:
 def results(saves: Path) -> list[Result]:
     """What every run below `saves` has left, newest first."""
     return [found for run in runs.find(saves) if (found := of(run))]
+
+
+def titles(left: Iterable[Result]) -> dict[str, str]:
+    """What their runs are called, by id; no two alike."""
+    return distinct({one.run.id: one.run.title for one in left})
 
 
 def of(run: Run) -> Result | None:

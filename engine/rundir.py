@@ -12,6 +12,7 @@ import math
 import os
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,15 @@ class RunDir:
 
 def _marked(*folders: Path) -> Path | None:
     return next((folder for folder in folders if (folder / RESULT).exists()), None)
+
+
+def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+    """What runs are called beside each other, by their ids: as `titles` has it, with the folder where two have the same."""
+    titles = dict(titles)
+    for told in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
+        often = Counter(titles.values())
+        titles = {id: told(id, title) if often[title] > 1 else title for id, title in titles.items()}
+    return titles
 
 
 def folders(saves: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from engine.manner import Manner
 from engine.models import chat_template, identity
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results
+from engine.results import titles as called
 from engine.runs import Run
 from engine.vllm import ENGINES, program
 from engine.workplace import Workplace
@@ -171,7 +172,7 @@ def build(
 
     def titles(choice: Choice | None = None) -> dict[str, str]:
         """What each voice is called: a run by its name."""
-        named = {one.run.id: one.run.title for one in results(saves)}
+        named = called(results(saves))
         if choice:
             named[choice.name] = words("chat-base-named", name=named.get(choice.name, choice.name))
         return named
@@ -229,7 +230,8 @@ def build(
     def of_base(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
         """The adapters of a base, whether it can think aloud and use tools, and how a program would ask the same."""
         fits = adapters_of(base)
-        known = [(f"{one.run.title} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
+        named = titles()
+        known = [(f"{named[one.run.id]} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
         kept = [one for one in fits if one.run.id in (ids or ())]
         folders = [Path(base or ""), *(one.folder for one in kept)]
         templates = [(chat_template(folder) or ("", ""))[1] for folder in folders]
@@ -241,7 +243,8 @@ def build(
         ]  # fmt: skip
 
     def judge_update() -> Any:
-        known = [(one.run.title, one.run.id) for one in chat.judges(saves)]
+        named = titles()
+        known = [(named[one.run.id], one.run.id) for one in chat.judges(saves)]
         return gr.update(choices=[(words("chat-judge-none"), ""), *known], visible=bool(known))
 
     def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:

@@ -20,7 +20,7 @@ from engine.datasets import read_catalogue
 from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
 from engine.models import identity
 from engine.problems import Refusal, problem
-from engine.results import Result, of, results
+from engine.results import Result, of, results, titles
 from engine.rowfiles import broken_off
 from engine.runs import Run
 from engine.workplace import Workplace
@@ -175,7 +175,10 @@ def build(
     def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
         """Results of a base, and the sets that those which are chosen can be measured on."""
         found = [one for one in results(saves) if fits(one, folder)]
-        labels = [(f"{one.run.title} · {words.choice('stage', one.stage)}", str(one.folder)) for one in found]
+        named = titles(found)
+        labels = [
+            (f"{named[one.run.id]} · {words.choice('stage', one.stage)}", str(one.folder)) for one in found
+        ]
         kept = [one for one in found if str(one.folder) in (chosen or ())]
         judges = bool(kept) and all(one.stage == "rm" for one in kept)
         known = fitting(read_catalogue(data)[0], "pairs" if judges else "answers")

@@ -22,7 +22,7 @@ from engine.export import ExportSpec
 from engine.failures import explain
 from engine.models import adapter_config
 from engine.problems import Problem, Refusal, problem
-from engine.results import Result, export_spec, of, results
+from engine.results import Result, export_spec, of, results, titles
 from engine.rundir import read_json
 from engine.runs import Run
 from engine.spec import RunSpec
@@ -168,7 +168,8 @@ def build(
 
     def arrive(*held: Any) -> list[Any]:
         left = results(saves)
-        known = [(label(one, words), one.run.id) for one in left]
+        named = titles(left)
+        known = [(label(one, named[one.run.id], words), one.run.id) for one in left]
         ids = [id for id in held[0] or () if id in {id for _, id in known}]
         return [gr.update(choices=known, value=ids), *look(ids, *held[1:]), *listed()]
 
@@ -278,9 +279,9 @@ def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
     return dict(zip(ids, [*numbers, *[1.0] * (len(ids) - len(numbers))], strict=True))
 
 
-def label(one: Result, words: Words) -> str:
+def label(one: Result, title: str, words: Words) -> str:
     kind = words("export-kind-adapter" if one.adapter else "export-kind-model")
-    return f"{one.run.title} · {words.choice('stage', one.stage)} · {kind} · {one.run.id.split('/')[0]}"
+    return f"{title} · {words.choice('stage', one.stage)} · {kind} · {one.run.id.split('/')[0]}"
 
 
 def in_form(run: Run, spec: RunSpec) -> RunSpec:

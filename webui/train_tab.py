@@ -25,7 +25,7 @@ from engine.models import (
 )
 from engine.plan import Summary, start_from, summary
 from engine.problems import Problem, Refusal, problem
-from engine.results import Result, results
+from engine.results import Result, results, titles
 from engine.spec import RunSpec, examples_per_step, fields
 from engine.stages import STAGES
 from engine.workplace import Workplace, absolute, inside
@@ -253,9 +253,10 @@ def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tupl
         ADAPTER: lambda one: one.adapter,
         MODEL: lambda one: not one.adapter and one.stage != "rm",
     }
+    named = titles(left)
     return [
         (
-            f"{one.run.title} · {words.choice('stage', one.stage)} · {one.run.id.split('/')[0]}",
+            f"{named[one.run.id]} · {words.choice('stage', one.stage)} · {one.run.id.split('/')[0]}",
             str(one.folder),
         )
         for one in left

@@ -16,7 +16,7 @@ from typing import Any
 from engine.csvtext import as_csv
 from engine.evaluation import EvaluationSpec, Left
 from engine.problems import Refusal, problem
-from engine.rundir import RESULT, RunDir, write_json, write_text
+from engine.rundir import RESULT, RunDir, distinct, write_json, write_text
 from engine.worker import measures
 from engine.worker.bootstrap import FEWEST, RESAMPLES, difference, interval, resampled
 from engine.worker.harness import told
@@ -32,6 +32,8 @@ def write_findings(
 ) -> None:  # fmt: skip
     """Everything that is in the report. Raises Refusal if there is nothing to report of."""
     named = [_voice(spec, one) for one in voices]
+    titles = distinct({one["id"]: one["title"] for one in named})
+    named = [one | {"title": titles[one["id"]]} for one in named]
     names = [one["id"] for one in named]
     kept = [one for one in asked if all(_counts(known[name, one.row]) for name in names)]
     if not kept and not spec.harness.tasks:
