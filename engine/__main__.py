@@ -175,7 +175,7 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     for one in arguments.runs:
         run, equals, weight = one.partition("=")
         try:
-            weights[run] = float(weight) if equals else 1.0
+            weights[runs.get(workplace.saves, run).id] = float(weight) if equals else 1.0
         except ValueError:
             raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
     names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
@@ -192,9 +192,8 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = _text(arguments.api_key_file).strip()
     if not loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    given = chat.serving(
-        workplace, chat.choose(workplace, arguments.base, arguments.runs, arguments.engine), _me()
-    )
+    ids = [runs.get(workplace.saves, one).id for one in arguments.runs]
+    given = chat.serving(workplace, chat.choose(workplace, arguments.base, ids, arguments.engine), _me())
     given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
     server = chat.Server(workplace.saves / chat.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
     child = chat.begin(server, given, key, foreground=True)
@@ -285,7 +284,10 @@ def parser() -> argparse.ArgumentParser:
 
 def _export_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "runs", nargs="+", metavar="RUN[=WEIGHT]", help="ids of finished runs, as list prints them"
+        "runs",
+        nargs="+",
+        metavar="RUN[=WEIGHT]",
+        help="ids of finished runs, as list prints them, or their names",
     )
     for name in ("form", "precision", "quantize", "combination", "gguf"):
         field = ExportSpec.model_fields[name]

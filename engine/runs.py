@@ -131,11 +131,24 @@ def find(saves: Path, *kinds: str) -> list[Run]:
     return sorted(wanted, key=lambda run: run.submitted, reverse=True)
 
 
+def _name(run: Run) -> str:
+    """The name that its spec gives it; "" if it gives none, or cannot be read."""
+    try:
+        return run.spec.name
+    except (Refusal, OSError, UnicodeDecodeError):
+        return ""
+
+
 def get(saves: Path, id: str) -> Run:
-    """The run with that id, or the one run whose folder alone is so named. Raises Refusal if there is none below `saves`."""
+    """The run with that id, or the one run that is called so: by its folder, or by its name. Raises Refusal if there is
+    none below `saves`, or several are called so."""
     if id and "/" not in id:
-        named = [folder for folder in folders(saves) if folder.name == id]
-        id = named[0].relative_to(saves).as_posix() if len(named) == 1 else id
+        found = [folder for folder in folders(saves) if folder.name == id]
+        found = found or [run.path for run in find(saves) if _name(run) == id]
+        if len(found) > 1:
+            ids = ", ".join(folder.relative_to(saves).as_posix() for folder in found)
+            raise Refusal(problem("run-several", name=id, ids=ids))
+        id = found[0].relative_to(saves).as_posix() if found else id
     if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
         folder = saves / id
         if (folder / "request.json").exists() and folder.resolve().is_relative_to(saves.resolve()):

@@ -181,6 +181,16 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     for messages in ([], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]):
         with pytest.raises(openai.BadRequestError, match="messages"):
             client.chat.completions.create(model=BASE, messages=messages)
+    with pytest.raises(openai.BadRequestError, match="knows tools"):
+        ask(client, BASE, "hello", tools=[{"type": "function", "function": {"name": "f"}}])
+    half = f'{{"model": "{BASE}", "messages": [{{"role": "user", "content": "\\ud83d"}}]}}'
+    for body, why in (
+        (half, "half of a character"),
+        ("[" * 100_000, "cannot be read"),
+        ("{", "cannot be read"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=why):
+            client.post("/chat/completions", content=body.encode(), cast_to=object)
     stranger = client.with_options(api_key="guessed")
     with pytest.raises(openai.AuthenticationError):
         stranger.models.list()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from engine import runs
 from engine.problems import Refusal, reasons
 from engine.spec import RunSpec
 from engine.workplace import PROJECT, Workplace, make_saves
@@ -47,6 +49,22 @@ def test_a_saves_folder_that_cannot_be_made_is_a_sentence(elsewhere: Workplace) 
     assert "是文件" in refused.value.text("zh")
 
 
+def test_a_run_is_found_by_its_id_by_its_folder_or_by_its_name(tmp_path: Path, demo_results: Path) -> None:
+    """The names of two are "one" and "two"; a third is called as the second."""
+    saves = shutil.copytree(demo_results, tmp_path / "saves")
+    (saves / "demo_model/lora/one").rename(saves / "demo_model/lora/first")
+    shutil.copytree(saves / "demo_model/lora/two", saves / "demo_model/lora/third")
+    for called in ("demo_model/lora/first", "first", "one"):
+        assert runs.get(saves, called).id == "demo_model/lora/first"
+    assert runs.get(saves, "two").id == "demo_model/lora/two"  # a folder goes before a name
+    (saves / "demo_model/lora/two").rename(saves / "demo_model/lora/second")
+    with pytest.raises(Refusal, match=r"'two': demo_model/lora/\w+, demo_model/lora/\w+"):
+        runs.get(saves, "two")
+    for none in ("", "four", "../x", "demo_model/lora", "demo_model/lora/.."):
+        with pytest.raises(Refusal, match="There is no run"):
+            runs.get(saves, none)
+
+
 def test_the_studio_says_that_it_made_a_folder_and_why_it_does_not_start(elsewhere: Workplace) -> None:
     taken = dataclasses.replace(elsewhere, saves=elsewhere.data / "file")
     taken.saves.write_text("")
@@ -55,7 +73,7 @@ def test_the_studio_says_that_it_made_a_folder_and_why_it_does_not_start(elsewhe
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, env=chinese, timeout=60)
     assert done.returncode == 2
     assert "Errno" not in done.stderr
-    assert f"无法写入任务目录 {taken.saves}：已有同名文件" in done.stderr
+    assert f"无法写入运行目录 {taken.saves}：已有同名文件" in done.stderr
 
 
 @pytest.mark.parametrize(

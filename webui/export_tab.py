@@ -273,7 +273,7 @@ def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
     try:
         numbers = [float(one) for one in typed]
     except ValueError as error:
-        raise Refusal(problem("spec-type-float", "adapters", given=text[:60])) from error
+        raise Refusal(problem("spec-type-float", "adapters.weights", given=text[:60])) from error
     if len(numbers) > len(ids):
         raise Refusal(problem("export-weights-many", "adapters", given=len(numbers), runs=len(ids)))
     return dict(zip(ids, [*numbers, *[1.0] * (len(ids) - len(numbers))], strict=True))
@@ -324,7 +324,9 @@ def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -
 
 def _named_field(one: Problem, words: Words) -> Problem:
     """The problem with its field called as on this page: the links of others lead to the form of a training."""
-    name = one.field.split(".")[0]
+    name, _, of_one = one.field.partition(".")
+    if name == "adapters" and of_one:
+        return replace(one, field=words("export-weights"))
     called = (
         words.of_export(name, "label")
         if name in ExportSpec.model_fields and name not in ("model", "hardware")

@@ -42,6 +42,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.door import listen
 from engine.manner import Manner
 from engine.problems import Problem, Refusal, problem
+from engine.rowfiles import half_character
 from engine.rundir import ALIVE, RunDir, held, read_json, write_json
 from engine.spec import RunSpec
 from engine.worker.calls import Call
@@ -485,12 +486,15 @@ async def cancel(request: Request) -> Response:
 
 async def _body(request: Request) -> dict[str, Any]:
     """The JSON object that was sent. Raises Refusal if it is none."""
+    sent = await request.body()
     try:
-        body = await request.json()
-    except ValueError as error:
+        body = json.loads(sent)
+    except (ValueError, RecursionError) as error:  # the latter: thousands of brackets
         raise Refusal(problem("chat-request", what="—", why=error)) from None
     if not isinstance(body, dict):
         raise Refusal(problem("chat-request", what="—", why="not a JSON object"))
+    if found := half_character(body, sent):
+        raise Refusal(problem("chat-request", what="—", why=f"{found} is half of a character"))
     return body
 
 
@@ -505,6 +509,11 @@ def _error(one: Problem) -> dict[str, Any]:
 async def _refused(_request: Request, error: Exception) -> Response:
     one = error.problems[0] if isinstance(error, Refusal) else problem("chat-request", **_wrong(error))
     return JSONResponse(_error(one), STATUS.get(one.code, 400))
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    """Whatever nobody has thought of, in OpenAI's shape too; its traceback is in the log."""
+    return JSONResponse(_error(problem("chat-error", why=f"{type(error).__name__}: {error}")), 500)
 
 
 def _wrong(error: Any) -> dict[str, str]:
@@ -539,7 +548,7 @@ def application(house: House, key: str = "") -> ASGIApp:
             Route("/v1/adapters", adapters, methods=["POST"]), Route("/v1/cancel", cancel, methods=["POST"]),
             Route("/v1/score", score, methods=["POST"]),
         ],
-        exception_handlers={Refusal: _refused, ValidationError: _refused},
+        exception_handlers={Refusal: _refused, ValidationError: _refused, Exception: _failed},
     )  # fmt: skip
     app.state.house = house
     return _WithKey(app, key) if key else app
