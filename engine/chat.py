@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine import command, machine, vllm
-from engine.models import identity, is_hub_id
+from engine.models import identity, is_hub_id, may_be_quantized
 from engine.problems import Problem, Refusal, problem, sentences
 from engine.processes import end_processes
 from engine.results import Result, base_of, results
@@ -251,7 +251,9 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
 
 def serving(workplace: Workplace, choice: Choice, by: str) -> dict[str, Any]:
     """The content of serve.json for what is chosen. Raises Refusal if no card is left for it."""
+    loaded = [Model(**choice.model), *(one.run.spec.model for one in judges(workplace.saves))]
     return {
+        "quantized": any(may_be_quantized(one.model_name_or_path, one.quantization.kind) for one in loaded),
         "base": str(choice.base), "name": choice.name, "model": dict(choice.model),
         "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
         "roots": [str(root) for root in workplace.model_roots], "host": "127.0.0.1", "port": 0, "idle_s": IDLE_S,

@@ -270,6 +270,11 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return DTYPES.get(common, common.lower())
 
 
+def may_be_quantized(path: str, kind: str = "none") -> bool:
+    """Whether a model may have quantized weights: it is loaded so (`kind`), lies so on disk, or is not here yet."""
+    return kind != "none" or not os.path.isdir(path) or inspect(path).quantized is not None
+
+
 def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
     how = config.get("quantization_config")
     if isinstance(how, dict):

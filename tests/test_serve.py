@@ -23,6 +23,7 @@ from engine import asking, chat
 from engine.problems import Refusal
 from engine.processes import processes
 from engine.rundir import ALIVE, take, write_json
+from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.conftest import by_hand, flags_of, wait_until
 from tests.served import client_of, serving
@@ -267,6 +268,19 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
         asking.score(server, trained.saves, "demo_model/lora/nobody", asked)
     with pytest.raises(Refusal, match="is a reward model"):
         chat.choose(trained, "", [judge])
+    # A server that was to meet no quantized weights has not loaded what reads them.
+    [process] = processes(server.path)
+    assert not [one.path for one in process.memory_maps() if "bitsandbytes" in one.path]
+    spec = RunSpec.from_yaml((folder / "spec.yaml").read_text(encoding="utf-8"))
+    quantized = folder.with_name("quantized")
+    shutil.copytree(folder, quantized)
+    (quantized / "spec.yaml").write_text(spec.change("model.quantization", {"kind": "8bit"}).to_yaml())
+    with pytest.raises(Refusal, match="finished after the model was loaded"):
+        asking.score(server, trained.saves, "demo_model/lora/quantized", asked)
+    assert text_of(ask(client_of(server), BASE, "Hello!"))
+    assert chat.serving(trained, chat.choose(trained, "", [ONE]), "")["quantized"]
+    shutil.rmtree(quantized)
+    assert not chat.serving(trained, chat.choose(trained, "", [ONE]), "")["quantized"]
     shutil.rmtree(folder)
 
 

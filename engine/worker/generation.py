@@ -5,7 +5,7 @@ leave at any token: its prompt is read alone, then its keys and values are put b
 the left. Batches of different voices take turns of a few tokens. Models whose cache is more than keys and values of
 all tokens (sliding windows, recurrent states) write each answer in a batch of its own.
 
-What is asked and told over HTTP is left to `engine.worker.serve`.
+What is asked and told over HTTP is left to `engine.worker.interface`.
 """
 
 from __future__ import annotations

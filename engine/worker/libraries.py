@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 
-from engine.models import inspect
+from engine.models import may_be_quantized
 from engine.obstacles import packages
 from engine.spec import Model, RunSpec
 
@@ -22,6 +21,11 @@ def leave_out_unused(quantizes: bool) -> None:
         sys.modules[UNUSED_UNLESS_ASKED] = None  # type: ignore[assignment]  # for whoever asks it is not installed
 
 
+def left_out() -> bool:
+    """Whether this process cannot have quantized weights any more."""
+    return sys.modules.get(UNUSED_UNLESS_ASKED, sys) is None
+
+
 def trains_quantized(spec: RunSpec) -> bool:
     """Whether a training may meet quantized weights, those of a model that judges included."""
     asked = {module for _, module, _ in packages(spec)}
@@ -31,9 +35,7 @@ def trains_quantized(spec: RunSpec) -> bool:
 
 
 def quantized(model: Model) -> bool:
-    """Whether the model may have quantized weights: it is loaded so, lies so on disk, or is not here yet."""
-    path = model.model_name_or_path
-    return model.quantization.kind != "none" or not os.path.isdir(path) or inspect(path).quantized is not None
+    return may_be_quantized(model.model_name_or_path, model.quantization.kind)
 
 
 def import_libraries(spec: RunSpec) -> None:

@@ -23,6 +23,7 @@ from engine import kinds
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, RunDir, read_json, write_json, write_text
 from engine.spec import RunSpec
+from engine.worker.libraries import left_out, quantized
 from engine.worker.model import load_model
 from engine.worker.tokenizer import load_tokenizer
 from engine.worker.trainers import (
@@ -128,7 +129,7 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
     """The reward model and the tokenizer in the result folder (adapter/ or model/) of a run, as it was trained:
     quantization, precision and all that its spec says. For scoring only: nothing of it is trained.
 
-    Raises Refusal if the folder is no result of a reward model's run.
+    Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
     """
     run, told = RunDir(folder.parent), read_json(folder / RESULT) or {}
     if told.get("stage") != "rm":
@@ -145,6 +146,8 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
     else:
         # The configuration in the folder has been stretched already.
         spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)
+    if left_out() and quantized(spec.model):
+        raise Refusal(problem("judge-came-late"))
     tokenizer = load_tokenizer(spec, str(folder))
     model = load_model(spec, path)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
