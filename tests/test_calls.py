@@ -11,9 +11,10 @@ from engine.worker.calls import CallForm
 from engine.worker.frame import render
 from tests.families import tokenizer
 
-ARGUMENTS = {"city": 'Köln "{x}" </tool_call>', "days": [1, 2], "deep": {"a": None}}
+ARGUMENTS = {"city": 'Köln "{x}" </tool_call>\n7', "days": [1, 2], "deep": {"a": None}}
 # Family → whether it wants arguments as their JSON, and how many calls it writes at once.
 FAMILIES = {
+    "qwen3_5_think": (False, 2), "qwen3_6": (False, 2), "glm4moe": (False, 2), "nemotron_3_nano": (False, 2),
     "qwen2_5": (False, 2), "qwen3": (False, 2), "qwen3_vl": (False, 2), "llama3_1": (False, 1), "llama3_2": (False, 1),
     "deepseekv3": (True, 2), "gptoss": (False, 1),
 }  # fmt: skip
@@ -39,7 +40,7 @@ def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
     while same < len(prompt) and prompt[same - 1] not in "> \n":  # no token is cut in two
         same -= 1
     text = text[same:]
-    for token in tok.all_special_tokens:
+    for token in [one.content for one in tok.added_tokens_decoder.values() if one.special]:
         text = text.replace(token, "")
     return text
 
@@ -71,7 +72,7 @@ def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "text",
-    ["No call.", "", "a { b", '<tool_call>\n{"name": "f", "arguments": {"x": 1', '{"name": "f"}', "to=functions."],
+    ["No call.", "", "<tool_call>\n<function=f>\n<parameter=x>\n1", "a { b", '<tool_call>\n{"name": "f", "arguments": {"x": 1', '{"name": "f"}', "to=functions."],
 )  # fmt: skip
 def test_what_is_no_whole_call_stays_as_it_is(family: str, text: str) -> None:
     form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
@@ -87,6 +88,18 @@ def test_what_is_said_before_a_call_and_other_spaces_are_no_matter() -> None:
     )
 
 
-@pytest.mark.parametrize("family", ["llama3", "chatml", "plain", "gemma", "gemma4", "mistral"])
-def test_a_template_that_writes_no_calls_or_none_in_json_has_no_form(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama3", "chatml", "plain", "gemma", "mistral", "gemma4", "lfm2_2_5"])
+def test_a_template_that_writes_no_calls_or_as_a_program_has_no_form(family: str) -> None:
     assert CallForm.of(tokenizer(family), tokenizer(family).chat_template) is None
+
+
+def test_what_a_tool_says_to_be_a_text_stays_one_where_that_is_not_to_be_seen() -> None:
+    form = CallForm.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
+    text = written("qwen3_6", ("f", {"code": "007", "count": 7, "on": True}))
+    known = {"code": {"type": "string"}, "count": {"type": "integer"}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": known}}}
+    [call] = form.split(text, [tool])[1]
+    assert call["arguments"] == {"code": "007", "count": 7, "on": True}
+    for odd in ({}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}}):  # fmt: skip
+        [call] = form.split(text, [odd])[1]
+        assert call["arguments"]["count"] == 7

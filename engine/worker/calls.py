@@ -7,101 +7,64 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.frame import agree, any_of, render
+from engine.worker.frame import agree, any_of, control_tokens, render
 
 Call = dict[str, Any]  # {"name", "arguments": object}
-NAME, NAME_2, KEY, VALUE, ASKED, ANSWERED = map(chr, range(0xE000, 0xE006))  # no template writes these
+Tools = Sequence[Mapping[str, Any]]
+# No template writes these.
+NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, ASKED, ANSWERED = map(chr, range(0xE000, 0xE008))
 LONGEST_NAME = 64  # characters, as OpenAI allows
+# What a form has to read as its template writes it, or it is none.
+PROOF = {"text": "two words", "number": 7}
+PYTHON = {"True": True, "False": False, "None": None}  # some templates write values as Python does
 
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template writes calls whose arguments are JSON. `opening` is what a text with a call in it cannot be without.
+    """How a template writes calls. `opening` is what a text with a call in it cannot be without.
 
-    `first` and `further` match what stands around the names of calls, up to where the arguments begin.
+    `first` and `further` match what stands around the names of calls, up to where the arguments begin. These are a JSON
+    object or, where there is an `argument` to match, a list of them (Qwen's <parameter=city>Rome</parameter>) and
+    what is `closing` it.
     """
 
     opening: str
     first: re.Pattern[str]
     further: re.Pattern[str]
+    argument: re.Pattern[str] | None
+    closing: re.Pattern[str] | None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
-        """None if the template writes no calls, or writes their arguments otherwise than as a JSON object."""
-        for encoded in (False, True):  # some templates want the arguments as an object, some as its JSON
-            try:
-                return cls._learn(tokenizer, template, encoded)
-            except ValueError:
-                return None
-            except Exception:  # a template is a program of its own, and may refuse tools in any way it likes
-                continue
+        """None if the template writes no calls, or in a form that cannot be learned."""
+        with contextlib.suppress(
+            Exception
+        ):  # a template is a program of its own, and may refuse tools as it likes
+            return _Written(tokenizer, template).form()
         return None
 
-    @classmethod
-    def _learn(cls, tokenizer: PreTrainedTokenizerFast, template: str, encoded: bool) -> CallForm | None:
-        special = any_of(tokenizer.all_special_tokens)  # they are no part of an answer's text
+    def split(self, text: str, tools: Tools = ()) -> tuple[str, list[Call]]:
+        """What is said before the calls, and the calls. All of it is said if what looks like a call is none.
 
-        def written(*names: str, content: str = "") -> str:
-            arguments: Any = {KEY: VALUE}
-            arguments = json.dumps(arguments, ensure_ascii=False) if encoded else arguments
-            calls = [
-                {
-                    "id": f"call0000{number}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": arguments},
-                }
-                for number, name in enumerate(names)
-            ]
-            spoken = {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
-            text, _ = render(tokenizer, template, [{"role": "user", "content": ASKED}, spoken])
-            return text.partition(ASKED)[2]
-
-        def around(text: str) -> tuple[str, str, str]:
-            """What stands before the first name, between it and its arguments, and behind those. Raises ValueError."""
-            before, _, rest = text.partition(NAME)
-            begins = rest.rindex("{", 0, rest.index(KEY))
-            _, ends = json.JSONDecoder().raw_decode(rest, begins)
-            return before, rest[:begins], rest[ends:]
-
-        before, between, _ = around(written(NAME))
-        before = before[agree(before, written(content=ANSWERED).partition(ANSWERED)[0]) :]
-        each, joined = before, ""
-        with contextlib.suppress(Exception):  # Llama's template calls one tool at a time
-            joined, told, _ = around(written(NAME, NAME_2))[2].partition(NAME_2)
-            if told:  # what each call is told by: Mistral's are a list, so only the first has the bracket
-                each = before[len(before) - agree(before[::-1], joined[::-1]) :]
-            joined = joined.removesuffix(each) if told else ""
-        before, each, between, joined = (special.sub("", text) for text in (before, each, between, joined))
-        if not each.strip() or not between.strip():
-            return None  # nothing would tell a call, or where its name ends
-        name = rf"(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)"
-        whole = rf"(?:{_loose(before.removesuffix(each))})?\s*{_loose(each)}"
-        return cls(
-            opening=(before.split() or [""])[0],
-            first=re.compile(rf"{whole}\s*{name}\s*{_loose(between)}\s*"),
-            further=re.compile(rf"\s*(?:{_loose(joined)})?\s*{_loose(each)}\s*{name}\s*{_loose(between)}\s*"),
-        )
-
-    def split(self, text: str) -> tuple[str, list[Call]]:
-        """What is said before the calls, and the calls. All of it is said if what looks like a call is none."""
+        `tools` tell which arguments are texts, where that is not to be seen from how they are written.
+        """
         found = self.first.search(text)
         calls: list[Call] = []
         said, at = found.start() if found else len(text), found
         while at:
-            try:
-                arguments, ends = json.JSONDecoder().raw_decode(text, at.end())
-            except ValueError:
+            read = self._arguments(text, at.end(), _texts(tools, at["name"]))
+            if read is None:
                 break
-            if not isinstance(arguments, dict):
-                break
+            arguments, ends = read
             calls.append({"name": at["name"], "arguments": arguments})
             at = self.further.match(text, ends)
-        return (text[:said], calls) if calls else (text, [])
+        return (text[:said].rstrip(), calls) if calls else (text, [])
 
     def held(self, text: str) -> int:
         """How much of an answer that is being written is certainly no part of a call, in characters."""
@@ -112,6 +75,122 @@ class CallForm:
             (len(text) - n for n in range(min(len(self.opening) - 1, len(text)), 0, -1) if text.endswith(self.opening[:n])),
             len(text),
         )  # fmt: skip
+
+    def _arguments(self, text: str, at: int, texts: set[str]) -> tuple[dict[str, Any], int] | None:
+        """The arguments that begin at `at`, and where they end; None if they are not whole."""
+        if self.argument is None or self.closing is None:
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments, ends = json.JSONDecoder().raw_decode(text, at)
+                return (arguments, ends) if isinstance(arguments, dict) else None
+            return None
+        arguments = {}
+        while found := self.argument.match(text, at):
+            value, at = found["value"], found.end()
+            if found["key"] not in texts:
+                with contextlib.suppress(ValueError, RecursionError):
+                    value = PYTHON[value] if value in PYTHON else json.loads(value)
+            arguments[found["key"]] = value
+        return (arguments, at) if self.closing.match(text, at) else None
+
+
+class _Written:
+    """What a template writes of calls, and how to read it. Anything may be raised where it shows no form."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
+        self.tokenizer, self.template, self.encoded = tokenizer, template, False
+        control = control_tokens(tokenizer, template)
+        self.special = any_of([token for token in control if control[token]])  # no part of an answer's text
+        self.opens, _, self.ends = self.text(content=ANSWERED).partition(
+            ANSWERED
+        )  # what stands around any answer
+        try:
+            self.text((NAME, {KEY: VALUE}))
+        except Exception:  # some templates want the arguments as their JSON
+            self.encoded = True
+
+    def text(self, *calls: tuple[str, Any], content: str = "") -> str:
+        """What follows a question that is answered so."""
+        called = [
+            {
+                "id": f"call0000{number}", "type": "function",
+                "function": {"name": name, "arguments": json.dumps(given, ensure_ascii=False) if self.encoded else given},
+            }
+            for number, (name, given) in enumerate(calls)
+        ]  # fmt: skip
+        spoken = {"role": "assistant", "content": content} | ({"tool_calls": called} if called else {})
+        text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": ASKED}, spoken])
+        return text.partition(ASKED)[2]
+
+    def form(self) -> CallForm:
+        given = {KEY: VALUE, KEY_2: VALUE_2}
+        before, _, rest = self.text((NAME, given)).partition(NAME)
+        before = before[agree(before, self.opens) :]
+        between, argument, closing, ends = self.as_json(rest) or self.as_elements(rest)
+        each, joined = before, ""
+        with contextlib.suppress(Exception):  # Llama's template calls one tool at a time
+            several = self.text((NAME, given), (NAME_2, given)).partition(NAME)[2]
+            joined, told, _ = several[ends:].partition(NAME_2)
+            if told:  # what each call is told by: Mistral's are a list, so only the first has the bracket
+                each = before[len(before) - agree(before[::-1], joined[::-1]) :]
+            joined = joined.removesuffix(each) if told else ""
+        before, each, joined = (self.special.sub("", text) for text in (before, each, joined))
+        if not each.strip():
+            raise ValueError("nothing tells a call")
+        call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{between}\s*"
+        form = CallForm(
+            opening=before.split()[0],
+            first=re.compile(rf"(?:{_loose(before.removesuffix(each))}\s*)?{call}"),
+            further=re.compile(rf"\s*(?:{_loose(joined)}\s*)?{call}"),
+            argument=argument,
+            closing=closing,
+        )
+        for wanted in (PROOF, {}):
+            written = self.special.sub("", self.text(("name-1", wanted)))
+            if form.split(written)[1] != [{"name": "name-1", "arguments": wanted}]:
+                raise ValueError("it does not read what the template writes")
+        return form
+
+    def as_json(self, rest: str) -> tuple[str, None, None, int] | None:
+        """What stands between name and arguments, and where these end, if they are a JSON object."""
+        begins = rest.rfind("{", 0, rest.index(KEY))
+        try:
+            _, ends = json.JSONDecoder().raw_decode(rest, begins)
+        except ValueError:
+            return None
+        between = self.special.sub("", rest[:begins])
+        if not between.strip():
+            raise ValueError("nothing tells where a name ends")
+        return _loose(between), None, None, ends
+
+    def as_elements(self, rest: str) -> tuple[str, re.Pattern[str], re.Pattern[str], int]:
+        """The same if every argument is written for itself: what opens one, parts its name and value, and closes it."""
+        first, rest_of_all = rest.split(KEY)
+        parts, after = rest_of_all.split(VALUE)
+        joint, _ = after.split(KEY_2)
+        opens = first[len(first) - agree(first[::-1], joint[::-1]) :]
+        closes = joint.removesuffix(opens)
+        ends = rest.index(VALUE_2) + len(VALUE_2) + len(closes)
+        nothing, last = (
+            text.removesuffix(self.ends) for text in (self.text((NAME, {})).partition(NAME)[2], rest[ends:])
+        )
+        shown = [self.special.sub("", text) for text in (opens, parts, closes, last, nothing)]
+        opens, parts, closes, last, nothing = map(_loose, shown)
+        if not (opens and parts and closes):
+            raise ValueError("nothing tells where an argument begins or ends")
+        argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}\s*(?P<value>.*?)\s*{closes}\s*(?={opens}|{last})"
+        between, closing = rf"(?={opens}|{nothing})", re.compile(rf"\s*(?:{last}|{nothing})")
+        return between, re.compile(argument, re.DOTALL), closing, ends
+
+
+def _texts(tools: Tools, name: str) -> set[str]:
+    """The arguments of a tool that its description says are texts."""
+    for tool in tools:
+        function = tool.get("function")
+        if isinstance(function, Mapping) and function.get("name") == name:
+            with contextlib.suppress(AttributeError):  # what users write may have any shape
+                known = (function.get("parameters") or {}).get("properties") or {}
+                return {key for key, told in known.items() if told.get("type") == "string"}
+    return set()
 
 
 def _loose(text: str) -> str:

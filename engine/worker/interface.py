@@ -356,7 +356,7 @@ class _Reading:
         self.count, self.prompt = piece.count, len(answer.prompt)
         self.finish, self.problem = piece.finish, piece.problem
         if self.form and self.finish:
-            self.text, calls = self.form.split(self.text)
+            self.text, calls = self.form.split(self.text, self.wanted.usable_tools or ())
             self.calls = [_called(one) for one in calls]
 
     def ready(self) -> str:
