@@ -58,7 +58,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by voice. One that stands `alone` was asked as if nothing had been said.
+    """One question and the answers to it, by voice; none while it is being answered. One that stands `alone` was asked as if nothing had been said.
 
     It follows the turn in place `after`. A question in the role "tool" is what the tools answered that were called
     before.
@@ -108,6 +108,13 @@ class Talk:
     def before(self, place: int) -> Talk:
         """The conversation as it was before the turn in `place`; what followed is another branch now."""
         return replace(self, tip=self.turns[place].after)
+
+    def again(self) -> Talk:
+        """The conversation as it was before its tip, which is to be asked once more; one without answers is forgotten."""
+        last = self.turns[self.tip]
+        if last.said or self.tip != len(self.turns) - 1:
+            return self.before(self.tip)
+        return Talk(self.turns[:-1], last.after)
 
     def onward(self, place: int) -> Talk:
         """The conversation read by way of `place`, on to the newest end."""

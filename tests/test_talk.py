@@ -52,6 +52,14 @@ def test_who_asks_otherwise_begins_a_branch_and_the_other_one_stays() -> None:
     assert heard(talk.prompt(other, "tuned", 1))[1:] == ["What is 1 + 1?", "Two.", "And 2 + 2?"]
 
 
+def test_a_question_whose_answers_were_lost_is_heard_by_nobody_and_asked_again_in_its_place() -> None:
+    lost = BOTH.add(Turn("And 4 + 4?"))
+    assert heard(talk.messages(lost.told(), "tuned"))[-1] == "Four."
+    assert lost.again() == BOTH
+    assert BOTH.again().turns == BOTH.turns
+    assert BOTH.again().tip == 0
+
+
 def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
     told = talk.messages(CALLED.told(), "tuned")
     assert [one["role"] for one in told] == ["user", "assistant", "tool", "assistant"]

@@ -214,7 +214,7 @@ def build(
     ) -> list[Any]:
         """The lists as they are now, and the conversations that the browser has kept."""
         known, now = models(), talk.read(mine(kept, request))
-        wanted = ids or [voice for turn in now.told()[-1:] for voice in turn.said]
+        wanted = ids or next((list(turn.said) for turn in reversed(now.told()) if turn.said), [])
         base = base or _spoken_on(results(saves), wanted) or next((folder for _, folder in known), None)
         fits = adapters_of(base)
         ids = [one.run.id for one in fits if one.run.id in wanted]
@@ -233,14 +233,17 @@ def build(
         named = titles()
         known = [(f"{named[one.run.id]} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
         kept = [one for one in fits if one.run.id in (ids or ())]
-        folders = [Path(base or ""), *(one.folder for one in kept)]
-        templates = [(chat_template(folder) or ("", ""))[1] for folder in folders]
-        thinks, uses = (any(word in template for template in templates) for word in (THINKING, TOOLS))
         chosen_ids = [one.run.id for one in kept]
+        thinks, uses = (gr.update(visible=speaks_of(word, base, kept)) for word in (THINKING, TOOLS))
         return [
-            gr.update(choices=known, value=chosen_ids), gr.update(visible=thinks), gr.update(visible=uses), judge_update(),
+            gr.update(choices=known, value=chosen_ids), thinks, uses, judge_update(),
             notices.code("serve-text", _command(base, chosen_ids, writer, saves), words),
         ]  # fmt: skip
+
+    def speaks_of(word: str, base: str | None, kept: Sequence[Result]) -> bool:
+        """Whether a chat template of what is chosen has the `word`."""
+        folders = [Path(base or ""), *(one.folder for one in kept)]
+        return any(word in (chat_template(folder) or ("", ""))[1] for folder in folders)
 
     def judge_update() -> Any:
         named = titles()
@@ -286,7 +289,9 @@ def build(
             if not first:
                 return [*resting[:6], live, *resting[:5]]
             page = drawn(now, base, ids, writer, answering=True)
-            return ["", "", gr.skip(), *page, live, held_html(server), *model_buttons(server, answering=True)]
+            # Whoever leaves the page now finds the question when he comes back.
+            asked = keep(kept, request, talk.kept(now.add(question)))
+            return ["", "", asked, *page, live, held_html(server), *model_buttons(server, answering=True)]
 
         try:
             given = _given(*held) | {"request_id": request.session_hash}
@@ -306,7 +311,7 @@ def build(
         except Refusal as refusal:
             server = there(base, ids)
             yield [
-                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question.question, gr.skip(),
+                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question.question, kept,
                 *drawn(talk.read(mine(kept, request)), base, ids, writer), "", held_html(server) if server else gr.skip(),
                 *model_buttons(server),
             ]  # fmt: skip
@@ -344,7 +349,7 @@ def build(
         now, idle = talk.read(mine(kept, request)), [gr.skip()] * len(outputs)
         if again and now.turns and now.tip >= 0:
             last = now.turns[now.tip]
-            now, asked, result = now.before(now.tip), last.question, last.role == "tool"
+            now, asked, result = now.again(), last.question, last.role == "tool"
         else:
             called = any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
             asked, result = "" if again else (typed or "").strip(), bool(is_result and called)
@@ -352,7 +357,9 @@ def build(
             yield idle
             return
         try:
-            given = talk.tools_of(tools or "")
+            kept_results = [one for one in adapters_of(base) if one.run.id in (ids or ())]
+            # What the page does not show, where no template knows tools, is not sent.
+            given = talk.tools_of(tools or "") if speaks_of(TOOLS, base, kept_results) else ()
         except Refusal as refusal:
             yield [notices.refused(refusal.problems, words), *idle[1:]]
             return

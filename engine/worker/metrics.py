@@ -80,7 +80,7 @@ class RunCallback(TrainerCallback):
             line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
             with contextlib.suppress(OSError):
                 append_lines(self.run.metrics, [line])
-            print(" · ".join(f"{name} {value:.4g}" for name, value in line.items()), flush=True)
+            print(" · ".join(f"{name} {_short(value)}" for name, value in line.items()), flush=True)
         if not _finite(values.get("loss", 0.0)):
             raise Refusal(_not_finite(state.global_step, values["loss"]))
 
@@ -147,6 +147,11 @@ class RunCallback(TrainerCallback):
             self.asked_at = changed
             self.asked = bool((read_json(self.run.request) or {}).get("stop"))
         return self.asked
+
+
+def _short(value: float) -> str:
+    """Four digits, and of a large number its whole part: nobody looks for step 1.235e+04."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def _finite(value: Any) -> bool:

@@ -82,9 +82,21 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         page.locator("#prompt textarea").fill("Go on")
         page.locator("#send").click()
         expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+        expect(page.locator("#talk .tools").first).to_be_hidden()  # the end of the answer would undo it
         page.locator("#chat-stop").click()
         expect(page.locator("#talk .turn")).to_have_count(2)
         assert said.nth(3).inner_text()
+        expect(page.locator("#talk .tools").first).to_be_visible()
+
+        page.locator("#prompt textarea").fill("And on")
+        page.locator("#send").click()
+        expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+        page.reload()  # in the middle of an answer
+        expect(page.locator("#talk .turn")).to_have_count(3)
+        expect(page.locator("#talk .question").last).to_have_text("And on")
+        page.locator("#talk [data-do=edit]").nth(2).click()
+        expect(page.locator("#talk .turn")).to_have_count(2)
+        page.locator("#prompt textarea").fill("")
 
         page.reload()
         expect(page.locator("#talk .turn")).to_have_count(2)
@@ -109,7 +121,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#prompt textarea")).to_have_value("Go on")
         expect(page.locator("#talk .turn")).to_have_count(1)
         page.locator("#talk .onward button").click()  # who changed his mind has lost nothing
-        expect(page.locator("#talk .turn")).to_have_count(2)
+        expect(page.locator("#talk .turn")).to_have_count(3)
         page.locator("#talk [data-do=edit]").nth(1).click()
         page.locator("#chat-greedy input").check()
         page.locator("#chat-longest input").fill("10")
