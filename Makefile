@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-harness check format bench docs clean
+.PHONY: run test test-harness check format bench docs pictures clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -31,6 +31,9 @@ bench: $(VENV)/installed-dev
 
 docs: $(VENV)/installed
 	$(BIN)/python -m docs.make
+
+pictures: $(VENV)/installed-dev
+	$(BIN)/python -m docs.pictures
 
 $(VENV)/installed: requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

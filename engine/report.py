@@ -135,6 +135,9 @@ def told(found: Mapping[str, Any]) -> str:
         cells = "".join(f"{_short(values[one['id']]['value']):>{width}}" for one in voices)
         verdicts = [apart[one["id"]]["verdict"] for one in voices if one["id"] in apart]
         lines.append(f"{name:<{first}}{cells}  {', '.join(verdicts)}".rstrip())
+    for one in voices:
+        if sets := one.get("trained_on"):
+            lines.append(f"{one['title']} was trained on {', '.join(sets)}: there it may only remember")
     return "\n".join(lines)
 
 

@@ -79,6 +79,7 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
     found = report.summary(run.dir)
     assert (found["rows"], found["left_out"], found["references"]) == (30, 0, 30)
     assert [one["title"] for one in found["voices"]] == ["demo_model", "learned"]
+    assert [one["trained_on"] for one in found["voices"]] == [[], ["chat"]]
     verdicts = {name: one["verdict"] for name, one in found["differences"][trained.id].items()}
     assert {verdicts[name] for name in ("exact", "chrf", "rougeL", "loss", "perplexity")} == {"better"}
     assert found["measures"]["exact"]["values"][trained.id]["value"] == 100
@@ -96,6 +97,7 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
     shown = engine(workplace, "show", run.id).stdout
     assert "exact" in shown
     assert "better" in shown
+    assert "learned was trained on chat" in shown
 
     again = runs.submit(spec, workplace)
     answers = again.dir.report / "answers.jsonl"

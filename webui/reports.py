@@ -88,6 +88,10 @@ def _of_rows(found: Mapping[str, Any], words: Words) -> str:
     verdicts = "".join(_verdict(titles[id], told, words) for id, told in found["differences"].items())
     heads = _heads(voices, words)
     body = "".join(_measure(name, one, found, words) for name, one in found["measures"].items())
+    for one in voices:
+        if sets := one.get("trained_on"):
+            told = words("report-remembers", sets=words("comma").join(sets))
+            verdicts += f'<p class="verdict both"><b>{escape(one["title"])}</b> {escape(told)}</p>'
     notes = [words("report-rows", count=f"{found['rows']:,}")]
     if found["left_out"]:
         notes.append(words("report-left-out", count=f"{found['left_out']:,}"))

@@ -9,6 +9,7 @@ result.json    last, of which attempt they are
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,8 +56,15 @@ def write_findings(
 
 def _voice(spec: EvaluationSpec, one: Left | str) -> dict[str, Any]:
     if isinstance(one, Left):
-        return {"id": one.id, "title": one.title, "base": False}
-    return {"id": one, "title": spec.model.model_name_or_path.rstrip("/").rsplit("/", 1)[-1], "base": True}
+        return {"id": one.id, "title": one.title, "base": False, "trained_on": _trained_on(spec, one)}
+    title = spec.model.model_name_or_path.rstrip("/").rsplit("/", 1)[-1]
+    return {"id": one, "title": title, "base": True, "trained_on": []}
+
+
+def _trained_on(spec: EvaluationSpec, one: Left) -> list[str]:
+    """The sets of this evaluation that the run was trained on, too: there it may only remember."""
+    folders = {os.path.realpath(data.dataset_dir) for data in (spec.data, one.spec.data)}
+    return [name for name in spec.data.datasets if len(folders) == 1 and name in one.spec.data.datasets]
 
 
 def _counts(line: Mapping[str, Any]) -> bool:
