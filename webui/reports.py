@@ -91,7 +91,7 @@ def _of_rows(found: Mapping[str, Any], words: Words) -> str:
     for one in voices:
         if sets := one.get("trained_on"):
             told = words("report-remembers", sets=words("comma").join(sets))
-            verdicts += f'<p class="verdict both"><b>{escape(one["title"])}</b> {escape(told)}</p>'
+            verdicts += f'<p class="verdict caution"><b>{escape(one["title"])}</b> {escape(told)}</p>'
     notes = [words("report-rows", count=f"{found['rows']:,}")]
     if found["left_out"]:
         notes.append(words("report-left-out", count=f"{found['left_out']:,}"))

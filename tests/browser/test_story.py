@@ -113,7 +113,10 @@ def measures(page: Page) -> None:
     page.keyboard.press("Escape")
     page.locator("#evaluate-longest input").fill("24")
     page.locator("#evaluate-start").click()
-    expect(page.locator("#report .verdict")).to_contain_text("is better than the base in", timeout=120_000)
+    expect(page.locator("#report .verdict.better")).to_contain_text(
+        "is better than the base", timeout=120_000
+    )
+    expect(page.locator("#report .verdict.caution")).to_contain_text("was trained on alpaca_translate_zh")
     expect(page.locator("#report .verdict")).to_contain_text("Exact match")
 
 
