@@ -117,7 +117,7 @@ def measures(page: Page) -> None:
         "is better than the base", timeout=120_000
     )
     expect(page.locator("#report .verdict.caution")).to_contain_text("was trained on alpaca_translate_zh")
-    expect(page.locator("#report .verdict")).to_contain_text("Exact match")
+    expect(page.locator("#report .verdict.better")).to_contain_text("Exact match")
 
 
 def exports(page: Page, workplace: Workplace) -> None:
