@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from engine import chat, talk
+from engine import chat, talk, users
 from engine.datasets import count_rows, find
 from engine.processes import processes
 from engine.workplace import Workplace
@@ -174,3 +174,43 @@ def test_vllm_is_a_choice_where_it_is_installed(
         studio.kill()
         studio.wait()
     assert outside == []
+
+
+def test_people_who_share_a_browser_find_each_their_own_conversations(
+    trained: Workplace, open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    file = tmp_path / "users.txt"
+    for name in ("ada", "bob"):
+        users.add_user(file, name, "correct horse")
+    studio, address = start_studio(trained, "--auth", str(file))
+
+    def enter(name: str) -> None:
+        page.context.clear_cookies()
+        page.goto(f"{address}/?tab=chat")
+        page.locator("input[name=name]").fill(name)
+        page.locator("input[name=password]").fill("correct horse")
+        page.keyboard.press("Enter")
+        expect(page.locator("#head")).to_contain_text(name)
+        page.get_by_role("tab", name="Chat").click()
+        expect(page.locator("#held")).not_to_be_empty()
+
+    try:
+        page = open_page(address)
+        enter("ada")
+        page.locator("#chat-longest input").fill("5")
+        ask(page, "What Ada asks", 1)
+        page.locator("#chat-new").click()
+        ask(page, "And again", 1)
+        enter("bob")
+        expect(page.locator("#talk .empty")).to_be_visible()
+        expect(page.locator("#chat-earlier")).to_be_hidden()
+        ask(page, "What Bob asks", 1)
+        enter("ada")
+        expect(page.locator("#talk .question")).to_have_text("And again")
+        page.locator("#chat-earlier button").first.click()
+        expect(page.locator("#chat-shelf")).to_contain_text("What Ada asks")
+    finally:
+        studio.kill()
+        studio.wait()
+        for server in chat.servers(trained.saves):
+            chat.end(server)
