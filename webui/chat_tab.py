@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -307,6 +307,7 @@ def build(
             named, asked = titles(choice), {voice: talk.asked(before, voice, question) for voice in voices}
             told: list[asking.Answer] = []
             for told in asking.ask(server, asked, given):
+                told = [_titled(one, named) for one in told]
                 yield shown(answers.live(question, told, named, words), server)
         except Refusal as refusal:
             server = there(base, ids)
@@ -509,6 +510,15 @@ def _spoken_to(voices: Sequence[str], question: talk.Turn, before: Sequence[talk
 def _spoken_on(known: Sequence[Result], voices: Sequence[str]) -> str | None:
     """The model that a run among `voices` has left, if one has: it was the base of what they said."""
     return next((str(one.folder) for one in known if not one.adapter and one.run.id in voices), None)
+
+
+def _titled(one: asking.Answer, named: Mapping[str, str]) -> asking.Answer:
+    """The answer, with a voice that its problem speaks of called as on the page."""
+    voice = one.problem.values.get("voice") if one.problem else None
+    if not voice:
+        return one
+    values = {**one.problem.values, "voice": named.get(voice, voice)}
+    return replace(one, problem=replace(one.problem, values=values))
 
 
 def _same(one: Result, base: str | None) -> bool:
