@@ -196,7 +196,8 @@ def shelved(shelf: Sequence[Any], talk: Talk) -> list[Any]:
     """Earlier conversations as a browser keeps them, with one more in front; the oldest leave when there are too many."""
     known = [one for one in ([kept(talk)] if talk.turns else []) + list(shelf) if read(one).turns][:SHELF]
     sizes = [len(json.dumps(one)) for one in known]
-    return [one for number, one in enumerate(known) if sum(sizes[: number + 1]) <= SHELF_SIZE]
+    # The one that was just put away stays, however long it is: it is nowhere else.
+    return [one for number, one in enumerate(known) if not number or sum(sizes[: number + 1]) <= SHELF_SIZE]
 
 
 def messages(turns: Sequence[Turn], voice: str, system: str = "") -> list[Message]:
@@ -231,6 +232,7 @@ def jsonl(talk: Talk) -> str:
     set as it is."""
     turns = talk.told()
     voices = dict.fromkeys(voice for turn in turns for voice in turn.said)
+    turns = [turn for turn in turns if turn.said]
     ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
     rows = (
         {"messages": messages(turns[:end], voice, turns[end - 1].system), **_tools(turns[end - 1]), "model": voice}

@@ -118,6 +118,10 @@ def test_earlier_conversations_are_kept_newest_first_as_long_as_there_is_room() 
     assert talk.shelved(shelf, Talk()) == shelf
     long = Talk().add(Turn("x" * (talk.SHELF_SIZE // 3), said={"a": Said("b")}))
     assert len(talk.shelved([talk.kept(long)] * 5, long)) == 2
+    longer = Talk().add(Turn("x" * 2 * talk.SHELF_SIZE, said={"a": Said("b")}))
+    assert [talk.read(one) for one in talk.shelved(shelf, longer)] == [longer]  # it is nowhere else
+    unanswered = BOTH.add(Turn("Lost", alone=True))
+    assert talk.jsonl(unanswered) == talk.jsonl(BOTH)
 
 
 def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> None:

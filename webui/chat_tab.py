@@ -303,7 +303,6 @@ def build(
             yield shown(answers.waiting(question, words("chat-loading-first"), words), server, first=True)
             chat.wait(server)
             asking.add(server, choice.adapters)
-            yield shown(gr.skip(), server, first=True)
             named, asked = titles(choice), {voice: talk.asked(before, voice, question) for voice in voices}
             told: list[asking.Answer] = []
             for told in asking.ask(server, asked, given):

@@ -321,7 +321,7 @@ async def _events(
 
 def _called(one: Call) -> dict[str, Any]:
     """A call as OpenAI writes it, with the arguments as their JSON."""
-    arguments = json.dumps(one["arguments"], ensure_ascii=False)
+    arguments = json.dumps(one["arguments"])  # escaped: a model may write half of a character
     function = {"name": one["name"], "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
 
