@@ -103,3 +103,28 @@ def test_what_a_tool_says_to_be_a_text_stays_one_where_that_is_not_to_be_seen() 
     for odd in ({}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}}):  # fmt: skip
         [call] = form.split(text, [odd])[1]
         assert call["arguments"]["count"] == 7
+
+
+def test_what_is_only_thought_of_is_not_called_and_what_stands_between_calls_ends_none() -> None:
+    form = CallForm.of(tokenizer("qwen3"), tokenizer("qwen3").chat_template)
+    one, other = (f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in "fg")
+    assert form.split(f"<think>{one}?</think>No.") == (f"<think>{one}?</think>No.", [])
+    calls = [{"name": name, "arguments": {}} for name in "fg"]
+    assert form.split(f"A {one} and {other}")[1] == calls
+    tools = [{"type": "function", "function": {"name": "g"}}]
+    assert form.split(f"{one}{other}", tools)[1] == calls[1:]  # nobody gave f
+    broken = '<tool_call>\n{"name": "f", "arguments": ...}'
+    assert form.split(broken + other)[1] == calls[1:]
+
+
+def test_a_text_argument_keeps_its_spaces_and_an_unfinished_one_takes_no_time() -> None:
+    form = CallForm.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
+    code = "\n    return 1\n\n"
+    [call] = form.split(written("qwen3_6", ("write", {"code": code})))[1]
+    assert call["arguments"]["code"] == code
+    optional = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    tool = {"function": {"name": "f", "parameters": {"properties": {"a": optional, "b": {"enum": ["1"]}}}}}
+    [call] = form.split(written("qwen3_6", ("f", {"a": "123", "b": "1"})), [tool])[1]
+    assert call["arguments"] == {"a": "123", "b": "1"}
+    text = "<tool_call>\n<function=f>\n<parameter=x>" + "\n" * 20_000
+    assert form.split(text) == (text, [])

@@ -39,6 +39,10 @@ class CallForm:
     further: re.Pattern[str]
     argument: re.Pattern[str] | None
     closing: re.Pattern[str] | None
+    around: tuple[str, str] = (
+        "",
+        "",
+    )  # the spaces that a template writes before and behind such an argument's value
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
@@ -54,21 +58,24 @@ class CallForm:
 
         `tools` tell which arguments are texts, where that is not to be seen from how they are written.
         """
-        found = self.first.search(text)
+        known = {tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), Mapping)}
         calls: list[Call] = []
-        said, at = found.start() if found else len(text), found
+        said, at = len(text), self.first.search(text, _thought(text))
         while at:
             read = self._arguments(text, at.end(), _texts(tools, at["name"]))
-            if read is None:
-                break
-            arguments, ends = read
-            calls.append({"name": at["name"], "arguments": arguments})
-            at = self.further.match(text, ends)
+            ends = at.end()
+            if read and (not known or at["name"] in known):
+                said = said if calls else at.start()
+                arguments, ends = read
+                calls.append({"name": at["name"], "arguments": arguments})
+                at = self.further.match(text, ends) or self.first.search(text, ends)
+            else:
+                at = self.first.search(text, ends)
         return (text[:said].rstrip(), calls) if calls else (text, [])
 
     def held(self, text: str) -> int:
         """How much of an answer that is being written is certainly no part of a call, in characters."""
-        found = text.find(self.opening)
+        found = text.find(self.opening, _thought(text))
         if found >= 0:
             return found
         return next(
@@ -85,7 +92,7 @@ class CallForm:
             return None
         arguments = {}
         while found := self.argument.match(text, at):
-            value, at = found["value"], found.end()
+            value, at = found["value"].removeprefix(self.around[0]).removesuffix(self.around[1]), found.end()
             if found["key"] not in texts:
                 with contextlib.suppress(ValueError, RecursionError):
                     value = PYTHON[value] if value in PYTHON else json.loads(value)
@@ -100,6 +107,7 @@ class _Written:
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
         self.special = any_of([token for token in control if control[token]])  # no part of an answer's text
+        self.around = "", ""
         self.opens, _, self.ends = self.text(content=ANSWERED).partition(
             ANSWERED
         )  # what stands around any answer
@@ -139,10 +147,11 @@ class _Written:
         call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{between}\s*"
         form = CallForm(
             opening=before.split()[0],
-            first=re.compile(rf"(?:{_loose(before.removesuffix(each))}\s*)?{call}"),
-            further=re.compile(rf"\s*(?:{_loose(joined)}\s*)?{call}"),
+            first=re.compile(_maybe(before.removesuffix(each)) + call),
+            further=re.compile(r"\s*" + _maybe(joined) + call),
             argument=argument,
             closing=closing,
+            around=self.around,
         )
         for wanted in (PROOF, {}):
             written = self.special.sub("", self.text(("name-1", wanted)))
@@ -173,11 +182,12 @@ class _Written:
         nothing, last = (
             text.removesuffix(self.ends) for text in (self.text((NAME, {})).partition(NAME)[2], rest[ends:])
         )
+        self.around = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
         shown = [self.special.sub("", text) for text in (opens, parts, closes, last, nothing)]
         opens, parts, closes, last, nothing = map(_loose, shown)
         if not (opens and parts and closes):
             raise ValueError("nothing tells where an argument begins or ends")
-        argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}\s*(?P<value>.*?)\s*{closes}\s*(?={opens}|{last})"
+        argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}(?P<value>.*?){closes}\s*(?={opens}|{last})"
         between, closing = rf"(?={opens}|{nothing})", re.compile(rf"\s*(?:{last}|{nothing})")
         return between, re.compile(argument, re.DOTALL), closing, ends
 
@@ -189,8 +199,28 @@ def _texts(tools: Tools, name: str) -> set[str]:
         if isinstance(function, Mapping) and function.get("name") == name:
             with contextlib.suppress(AttributeError):  # what users write may have any shape
                 known = (function.get("parameters") or {}).get("properties") or {}
-                return {key for key, told in known.items() if told.get("type") == "string"}
+                return {key for key, told in known.items() if _text(told)}
     return set()
+
+
+def _text(told: Mapping[str, Any]) -> bool:
+    """Whether a value that is so described may be a text."""
+    kinds = told.get("type")
+    values, others = told.get("enum") or [], told.get("anyOf") or []
+    return (
+        "string" in (kinds if isinstance(kinds, list) else [kinds])
+        or any(isinstance(value, str) for value in values)
+        or any(_text(other) for other in others)
+    )
+
+
+def _thought(text: str) -> int:
+    """Where the reasoning ends, if there is any: what is only thought of is not called."""
+    return text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+
+
+def _maybe(text: str) -> str:
+    return rf"(?:{_loose(text)}\s*)?" if text.strip() else ""
 
 
 def _loose(text: str) -> str:

@@ -99,22 +99,24 @@ def _message(one: dict[str, Any]) -> dict[str, Any]:
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str | None):
         raise ValueError("the content of a message is text")
-    role = {"developer": "system"}.get(one.get("role"), one.get("role"))
-    if role not in ("system", "user", "assistant", "tool"):
+    role = "system" if one.get("role") == "developer" else one.get("role")
+    if not isinstance(role, str) or role not in ("system", "user", "assistant", "tool"):
         raise ValueError(f"the role {role!r} is none of system, user, assistant, tool")
     told = {**one, "role": role, "content": content or ""}
-    calls = [
-        {**call, "function": _function(call)}
-        for call in one.get("tool_calls") or ()
-        if isinstance(call, dict)
-    ]
+    given = one.get("tool_calls") or []
+    if not isinstance(given, list) or not all(isinstance(call, dict) for call in given):
+        raise ValueError("tool_calls is a list of objects")
+    calls = [{**call, "function": _function(call)} for call in given]
     return told | ({"tool_calls": calls} if calls else {})
 
 
 def _function(call: dict[str, Any]) -> dict[str, Any]:
-    function = dict(call.get("function") or {})
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise ValueError("each of tool_calls has a function")
+    function = dict(function)
     if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             function["arguments"] = json.loads(function["arguments"])
     return function
 
