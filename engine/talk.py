@@ -101,6 +101,11 @@ class Talk:
         """The places of the turns that follow the one in `place`; -1: those that follow none."""
         return tuple(number for number, turn in enumerate(self.turns) if turn.after == place)
 
+    def voices(self) -> list[str]:
+        """Who answered last on the way that is read; before its first answer, who answered last anywhere."""
+        turns = [*self.turns, *self.told()]
+        return next((list(turn.said) for turn in reversed(turns) if turn.said), [])
+
     def add(self, turn: Turn) -> Talk:
         """The conversation with one more turn behind its tip."""
         return Talk((*self.turns, replace(turn, after=self.tip)), len(self.turns))

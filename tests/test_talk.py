@@ -60,6 +60,12 @@ def test_a_question_whose_answers_were_lost_is_heard_by_nobody_and_asked_again_i
     assert BOTH.again().tip == 0
 
 
+def test_who_answered_is_known_also_while_the_first_question_is_edited() -> None:
+    assert BOTH.voices() == BOTH.before(0).voices() == ["base", "tuned"]
+    assert BOTH.add(Turn("x", said={"base": Said("y")})).voices() == ["base"]
+    assert Talk().voices() == []
+
+
 def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
     told = talk.messages(CALLED.told(), "tuned")
     assert [one["role"] for one in told] == ["user", "assistant", "tool", "assistant"]

@@ -44,7 +44,9 @@ TOOLS = "tools"  # what templates call the tools that they are given
 DO_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-do]');
-  if (button && !button.disabled) trigger('select', { ...button.dataset });
+  if (!button || button.disabled) return;
+  trigger('select', { ...button.dataset });
+  if (button.dataset.do === 'edit') document.querySelector('#prompt textarea')?.focus();
 });
 """
 # Who reads at the end of the page stays there while it grows.
@@ -214,7 +216,7 @@ def build(
     ) -> list[Any]:
         """The lists as they are now, and the conversations that the browser has kept."""
         known, now = models(), talk.read(mine(kept, request))
-        wanted = ids or next((list(turn.said) for turn in reversed(now.told()) if turn.said), [])
+        wanted = ids or now.voices()
         base = base or _spoken_on(results(saves), wanted) or next((folder for _, folder in known), None)
         fits = adapters_of(base)
         ids = [one.run.id for one in fits if one.run.id in wanted]
@@ -434,13 +436,17 @@ def build(
         """An earlier conversation goes on, or goes for good."""
         known, number = list(mine(before, request) or ()), str(event._data.get("turn", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
-        now = talk.read(mine(kept, request))
+        now, model = talk.read(mine(kept, request)), [gr.skip()] * 6
         if place < len(known):
-            chosen = talk.read(known.pop(place))
+            opened = talk.read(known.pop(place))
             if event._data.get("do") == "open":
-                known, now = talk.shelved(known, now), chosen
+                known, now = talk.shelved(known, now), opened
+                # It goes on with those who answered in it.
+                base = _spoken_on(results(saves), now.voices()) or base
+                ids = [one.run.id for one in adapters_of(base) if one.run.id in now.voices()]
+                model = [gr.update(value=base), *of_base(base, ids, writer)]
         return [
-            keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), keep(before, request, known), *shelf_shown(known),
+            *model, keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), keep(before, request, known), *shelf_shown(known),
         ]  # fmt: skip
 
     question = [prompt, history, *who, system, tools, result, remember, judge, *settings]
@@ -451,7 +457,8 @@ def build(
     past.select(done, [history, *who], [told, prompt, history, *conversation], **QUIET)
     kept = [history, *conversation, earlier, shelf_fold, shelf]
     new.click(put_away, [history, earlier, *who], kept, **QUIET)
-    shelf.select(from_shelf, [history, earlier, *who], kept, **QUIET)
+    voices = [base, adapters, thinking, tools_fold, judge, text]
+    shelf.select(from_shelf, [history, earlier, *who], [*voices, *kept], **QUIET)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
     gr.on(

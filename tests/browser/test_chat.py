@@ -119,6 +119,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
 
         page.locator("#talk [data-do=edit]").nth(1).click()
         expect(page.locator("#prompt textarea")).to_have_value("Go on")
+        expect(page.locator("#prompt textarea")).to_be_focused()
         expect(page.locator("#talk .turn")).to_have_count(1)
         page.locator("#talk .onward button").click()  # who changed his mind has lost nothing
         expect(page.locator("#talk .turn")).to_have_count(3)
@@ -138,6 +139,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(question).to_have_text("Go on")
         expect(branch).to_contain_text("1 / 2")
         expect(page.locator("#chat-earlier")).to_be_hidden()
+        expect(page.locator("#chat-adapters")).to_contain_text("one")  # who answered in it goes on
         page.locator("#chat-unload").click()
         expect(page.locator("#held")).to_contain_text("Not loaded")
         wait_until(lambda: not processes(server.path), 20)
