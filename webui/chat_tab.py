@@ -6,40 +6,32 @@ again. An answer comes through a handler that goes on until it ends; Stop asks t
 
 from __future__ import annotations
 
-import shlex
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from engine import asking, chat, talk
-from engine.chat import Choice, Server
+from engine.chat import Server
 from engine.manner import Manner
-from engine.models import chat_template, identity
 from engine.problems import Problem, Refusal, problem
-from engine.results import Result, results
-from engine.results import titles as called
 from engine.runs import Run
 from engine.vllm import ENGINES, program
 from engine.workplace import Workplace
 from webui import answers, boxes, notices
+from webui.chat_models import ADAPTERS, TOOLS, ChatModels, Picked
 from webui.events import QUIET, going
 from webui.words import Words
 
 SECONDS = 2  # between two looks at the chosen model
-ADAPTERS = 15  # asked at once, beside the base
 AT_ONCE = 12  # answers that this page has in the making for all its readers: each holds a thread
 # What each setting of Manner is called here.
 NAMES = {
     "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
     "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
 }  # fmt: skip
-THINKING = "enable_thinking"  # what templates of reasoning models call the switch
-TOOLS = "tools"  # what templates call the tools that they are given
 
 DO_JS = """
 element.addEventListener('click', (event) => {
@@ -77,7 +69,7 @@ def build(
     models: Callable[[], list[tuple[str, str]]],
 ) -> ChatTab:
     """The tab in the current context. `models` lists what can be a base, as (label, folder)."""
-    saves = workplace.saves
+    saves, voices = workplace.saves, ChatModels(words, workplace, models)
 
     def box(what: str, value: str = "", **about: Any) -> gr.Textbox:
         code = NAMES[what]
@@ -161,6 +153,7 @@ def build(
     conversation = [past, export, result]
     outputs = [told, prompt, history, *conversation, live, held, *buttons]
     who = [base, adapters, engine]
+    model = [base, adapters, thinking, tools_fold, judge, text]  # what `voices.updates` answers into
 
     def mine(kept: Any, request: gr.Request) -> Any:
         """What of `kept` is the asker's own."""
@@ -169,163 +162,96 @@ def build(
     def keep(kept: Any, request: gr.Request, value: Any) -> dict[str, Any]:
         return {**(kept if isinstance(kept, dict) else {}), user(request): value}
 
-    def chosen(base: str | None, ids: Sequence[str] | None, writer: str) -> Choice:
-        return chat.choose(workplace, base or "", list(ids or ())[:ADAPTERS], writer or ENGINES[0])
-
-    def titles(choice: Choice | None = None) -> dict[str, str]:
-        """What each voice is called: a run by its name."""
-        named = called(results(saves))
-        if choice:
-            named[choice.name] = words("chat-base-named", name=named.get(choice.name, choice.name))
-        return named
-
     # ---- which model
 
-    def there(base: str | None, ids: Sequence[str] | None) -> Server | None:
-        """The server of the chosen model, whatever engine is chosen now and whether that would take it."""
-        try:
-            return chat.find(saves, chosen(base, ids, ENGINES[0]))
-        except Refusal:
-            return None
-
-    def model_buttons(server: Server | None, answering: bool = False) -> list[Any]:
-        alive = server is not None and server.alive
-        failed = server is not None and server.state == "failed"
-        label = words("chat-restart" if failed else "chat-load")
-        return [
-            gr.update(visible=not answering), gr.update(visible=answering),
-            gr.update(visible=not alive, value=label), gr.update(visible=alive),
-        ]  # fmt: skip
-
-    def held_html(server: Server | None) -> str:
-        others = [one for one in chat.servers(saves) if not server or one.path != server.path]
-        since = time.time() - server.given["started"] if server else 0
-        return answers.status(server, others, titles(), since, words)
-
-    def look(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        """What is true of the chosen model now."""
-        try:
-            server = chat.find(saves, chosen(base, ids, writer))
-        except Refusal as refusal:
-            wrong = notices.listed(refusal.problems, words) if base or ids else ""
-            return [wrong, *model_buttons(there(base, ids))[2:]]
-        return [held_html(server), *model_buttons(server)[2:]]
-
-    def arrive(
-        request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
-    ) -> list[Any]:
+    def arrive(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """The lists as they are now, and the conversations that the browser has kept."""
-        known, now = models(), talk.read(mine(kept, request))
-        wanted = ids or now.voices()
-        base = base or _spoken_on(results(saves), wanted) or next((folder for _, folder in known), None)
-        fits = adapters_of(base)
-        ids = [one.run.id for one in fits if one.run.id in wanted]
+        now, picked = talk.read(mine(kept, request)), Picked(*who)
+        if not picked.ids:
+            first = next((folder for _, folder in models()), None)
+            spoke = voices.of_voices(now.voices(), picked._replace(base=picked.base or first))
+            picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
         return [
-            gr.Timer(active=True), gr.update(choices=known, value=base), *of_base(base, ids, writer), *look(base, ids, writer),
-            *drawn(now, base, ids, writer), *shelf_shown(mine(before, request)),
+            gr.Timer(active=True), *voices.updates(picked), *voices.look(picked), *drawn(now, picked),
+            *shelf_shown(mine(before, request)),
         ]  # fmt: skip
 
-    def adapters_of(base: str | None) -> list[Result]:
-        """What finished runs have left that can be talked to on this base."""
-        return [one for one in results(saves) if one.adapter and one.stage != "rm" and _same(one, base)]
-
-    def of_base(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        """The adapters of a base, whether it can think aloud and use tools, and how a program would ask the same."""
-        fits = adapters_of(base)
-        named = titles()
-        known = [(f"{named[one.run.id]} · {words.choice('stage', one.stage)}", one.run.id) for one in fits]
-        kept = [one for one in fits if one.run.id in (ids or ())]
-        chosen_ids = [one.run.id for one in kept]
-        thinks, uses = (gr.update(visible=speaks_of(word, base, kept)) for word in (THINKING, TOOLS))
-        return [
-            gr.update(choices=known, value=chosen_ids), thinks, uses, judge_update(),
-            notices.code("serve-text", _command(base, chosen_ids, writer, saves), words),
-        ]  # fmt: skip
-
-    def speaks_of(word: str, base: str | None, kept: Sequence[Result]) -> bool:
-        """Whether a chat template of what is chosen has the `word`."""
-        folders = [Path(base or ""), *(one.folder for one in kept)]
-        return any(word in (chat_template(folder) or ("", ""))[1] for folder in folders)
-
-    def judge_update() -> Any:
-        named = titles()
-        known = [(named[one.run.id], one.run.id) for one in chat.judges(saves)]
-        return gr.update(choices=[(words("chat-judge-none"), ""), *known], visible=bool(known))
-
-    def loaded(request: gr.Request, base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
+    def loaded(request: gr.Request, *who: Any) -> list[Any]:
         try:
-            server = chat.start(workplace, chosen(base, ids, writer), by=user(request))
+            server = chat.start(workplace, voices.choice(Picked(*who)), by=user(request))
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), *[gr.skip()] * 3]
-        return [gr.skip(), held_html(server), *model_buttons(server)[2:]]
+            return [notices.refused(refusal.problems, words), *[gr.skip()] * len(look_at)]
+        return [gr.skip(), voices.held(server), *voices.loading(server)]
 
-    def unloaded(base: str | None, ids: Sequence[str] | None, writer: str) -> list[Any]:
-        if server := there(base, ids):
+    def unloaded(*who: Any) -> list[Any]:
+        if server := voices.server(Picked(*who)):
             chat.end(server)
-        return [notices.toast(words("chat-unloaded")), *look(base, ids, writer)]
+        return [notices.toast(words("chat-unloaded")), *voices.look(Picked(*who))]
 
     # ---- the conversation
 
-    def drawn(
-        now: talk.Talk, base: str | None, ids: Sequence[str] | None, writer: str, answering: bool = False
-    ) -> list[Any]:
+    def drawn(now: talk.Talk, picked: Picked, answering: bool = False) -> list[Any]:
         """The conversation on the page and as a file, and whether a tool's result may follow."""
-        try:
-            named = titles(chosen(base, ids, writer))
-        except Refusal:
-            named = titles()
-        page = answers.past(now, named, words, answering) or ("" if answering else answers.nothing(words))
-        called = not answering and any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
-        return [page, export_html(now, words), gr.update(visible=called, value=True)]
+        page = answers.past(now, voices.titles(picked), words, answering)
+        called = not answering and _called(now)
+        return [
+            page or ("" if answering else answers.nothing(words)), export_html(now, words), gr.update(visible=called, value=True),
+        ]  # fmt: skip
+
+    def asking_buttons(answering: bool) -> list[Any]:
+        """Send and Stop."""
+        return [gr.update(visible=not answering), gr.update(visible=answering)]
 
     def ask(
-        request: gr.Request, kept: Any, now: talk.Talk, question: talk.Turn, base: str | None, ids: Sequence[str] | None,
-        writer: str, judge: str | None, *held: Any,
+        request: gr.Request, kept: Any, now: talk.Talk, question: talk.Turn, picked: Picked, judge: str | None, *held: Any
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers to a turn that follows the tip of `now`, as they come; at last the conversation with them in it.
         Answers into `outputs`."""
-        resting = [gr.skip()] * len(outputs)
-        before = now.told()
+        before, named = now.told(), voices.titles(picked)
 
-        def shown(live: Any, server: Server, first: bool = False) -> list[Any]:
-            if not first:
-                return [*resting[:6], live, *resting[:5]]
-            page = drawn(now, base, ids, writer, answering=True)
+        def begun(server: Server) -> list[Any]:
             # Whoever leaves the page now finds the question when he comes back.
             asked = keep(kept, request, talk.kept(now.add(question)))
-            return ["", "", asked, *page, live, held_html(server), *model_buttons(server, answering=True)]
+            return [
+                "", "", asked, *drawn(now, picked, answering=True), answers.waiting(question, words("chat-loading-first"), words),
+                voices.held(server), *asking_buttons(True), *voices.loading(server),
+            ]  # fmt: skip
+
+        def ended(wrong: Sequence[Problem], now: talk.Talk, left: Any, server: Server | None) -> list[Any]:
+            """`left`: what stands in the box."""
+            return [
+                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, talk.kept(now)),
+                *drawn(now, picked), "", voices.held(server) if server else gr.skip(), *asking_buttons(False),
+                *voices.loading(server),
+            ]  # fmt: skip
 
         try:
             given = _given(*held) | {"request_id": request.session_hash}
             if question.tools:
                 given["tools"] = question.tools
-            choice = chosen(base, ids, writer)
-            voices = _spoken_to([choice.name, *choice.adapters], question, before)
+            choice = voices.choice(picked)
+            spoken_to = _spoken_to([choice.name, *choice.adapters], question, before)
             server = chat.start(workplace, choice, by=user(request))
-            yield shown(answers.waiting(question, words("chat-loading-first"), words), server, first=True)
+            yield begun(server)
             chat.wait(server)
             asking.add(server, choice.adapters)
-            named, asked = titles(choice), {voice: talk.asked(before, voice, question) for voice in voices}
+            asked = {voice: talk.asked(before, voice, question) for voice in spoken_to}
             told: list[asking.Answer] = []
             for told in asking.ask(server, asked, given):
                 told = [_titled(one, named) for one in told]
-                yield shown(answers.live(question, told, named, words), server)
+                written = answers.live(question, told, named, words)
+                yield [written if part is live else gr.skip() for part in outputs]
         except Refusal as refusal:
-            server = there(base, ids)
-            yield [
-                notices.refused(boxes.named(refusal.problems, NAMES, words), words), question.question, kept,
-                *drawn(talk.read(mine(kept, request)), base, ids, writer), "", held_html(server) if server else gr.skip(),
-                *model_buttons(server),
-            ]  # fmt: skip
+            wrong = boxes.named(refusal.problems, NAMES, words)
+            yield ended(wrong, talk.read(mine(kept, request)), question.question, voices.server(picked))
             return
         scores, wrong = judged(server, judge, asked, told)
         wrong = [one.problem for one in told if one.problem] + wrong
         turn = talk.turn(question, told, scores)
-        now = now.add(turn) if turn else talk.read(mine(kept, request))
-        yield [
-            notices.refused(wrong[:1], words) if wrong else gr.skip(), gr.skip() if turn else question.question,
-            keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), "", held_html(server), *model_buttons(server),
-        ]  # fmt: skip
+        if turn:
+            yield ended(wrong[:1], now.add(turn), gr.skip(), server)
+        else:
+            yield ended(wrong[:1], talk.read(mine(kept, request)), question.question, server)
 
     def judged(
         server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[asking.Answer]
@@ -348,31 +274,26 @@ def build(
         tools: str, is_result: bool, remember: bool, *rest: Any, again: bool = False,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Ask what is typed or, if `again`, what was asked last, as the settings are now."""
-        now, idle = talk.read(mine(kept, request)), [gr.skip()] * len(outputs)
-        if again and now.turns and now.tip >= 0:
+        now, picked = talk.read(mine(kept, request)), Picked(base, ids, writer)
+        idle = [gr.skip()] * len(outputs)
+        if again and now.tip >= 0:
             last = now.turns[now.tip]
             now, asked, result = now.again(), last.question, last.role == "tool"
         else:
-            called = any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
-            asked, result = "" if again else (typed or "").strip(), bool(is_result and called)
+            asked, result = "" if again else (typed or "").strip(), bool(is_result) and _called(now)
         if not asked:
             yield idle
             return
         try:
-            kept_results = [one for one in adapters_of(base) if one.run.id in (ids or ())]
             # What the page does not show, where no template knows tools, is not sent.
-            given = talk.tools_of(tools or "") if speaks_of(TOOLS, base, kept_results) else ()
+            given = talk.tools_of(tools or "") if voices.know(TOOLS, picked) else ()
         except Refusal as refusal:
             yield [notices.refused(refusal.problems, words), *idle[1:]]
             return
         question = talk.Turn(
-            asked,
-            system or "",
-            alone=not remember and not result,
-            role="tool" if result else "user",
-            tools=given,
-        )
-        yield from ask(request, kept, now, question, base, ids, writer, *rest)
+            asked, system or "", alone=not remember and not result, role="tool" if result else "user", tools=given
+        )  # fmt: skip
+        yield from ask(request, kept, now, question, picked, *rest)
 
     def once_more(request: gr.Request, *held: Any) -> Iterator[list[Any]]:
         yield from sent(request, *held, again=True)
@@ -382,19 +303,10 @@ def build(
             if server.state == "ready":
                 asking.cancel(server, request.session_hash)
 
-    def cleared(
-        request: gr.Request, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str
-    ) -> list[Any]:
-        return [keep(kept, request, None), *drawn(talk.Talk(), base, ids, writer)]
+    def cleared(request: gr.Request, kept: Any, *who: Any) -> list[Any]:
+        return [keep(kept, request, None), *drawn(talk.Talk(), Picked(*who))]
 
-    def done(
-        event: gr.EventData,
-        request: gr.Request,
-        kept: Any,
-        base: str | None,
-        ids: Sequence[str] | None,
-        writer: str,
-    ) -> list[Any]:
+    def done(event: gr.EventData, request: gr.Request, kept: Any, *who: Any) -> list[Any]:
         """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
         box; another branch. Answers into told, prompt, history and the conversation."""
         now, what = talk.read(mine(kept, request)), str(event._data.get("do", ""))
@@ -415,7 +327,7 @@ def build(
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
         said = notices.toast(words("rated", name=said)) if isinstance(said, str) else said
-        return [said, asked, keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer)]
+        return [said, asked, keep(kept, request, talk.kept(now)), *drawn(now, Picked(*who))]
 
     # ---- earlier conversations
 
@@ -423,30 +335,24 @@ def build(
         known = [talk.read(one) for one in before or ()]
         return [gr.update(visible=bool(known)), answers.shelf(known, words)]
 
-    def put_away(
-        request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
-    ) -> list[Any]:
+    def put_away(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """A new conversation; the one that was is among the earlier ones."""
         later = talk.shelved(mine(before, request) or (), talk.read(mine(kept, request)))
-        return [*cleared(request, kept, base, ids, writer), keep(before, request, later), *shelf_shown(later)]
+        return [*cleared(request, kept, *who), keep(before, request, later), *shelf_shown(later)]
 
-    def from_shelf(
-        event: gr.EventData, request: gr.Request, kept: Any, before: Any, base: str | None, ids: Sequence[str] | None, writer: str
-    ) -> list[Any]:  # fmt: skip
-        """An earlier conversation goes on, or goes for good."""
+    def from_shelf(event: gr.EventData, request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
+        """An earlier conversation goes on, with those who answered in it; or goes for good."""
         known, number = list(mine(before, request) or ()), str(event._data.get("turn", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
-        now, model = talk.read(mine(kept, request)), [gr.skip()] * 6
+        now, picked = talk.read(mine(kept, request)), Picked(*who)
         if place < len(known):
             opened = talk.read(known.pop(place))
             if event._data.get("do") == "open":
                 known, now = talk.shelved(known, now), opened
-                # It goes on with those who answered in it.
-                base = _spoken_on(results(saves), now.voices()) or base
-                ids = [one.run.id for one in adapters_of(base) if one.run.id in now.voices()]
-                model = [gr.update(value=base), *of_base(base, ids, writer)]
+                picked = voices.of_voices(now.voices(), picked)
         return [
-            *model, keep(kept, request, talk.kept(now)), *drawn(now, base, ids, writer), keep(before, request, known), *shelf_shown(known),
+            *voices.updates(picked), keep(kept, request, talk.kept(now)), *drawn(now, picked), keep(before, request, known),
+            *shelf_shown(known),
         ]  # fmt: skip
 
     question = [prompt, history, *who, system, tools, result, remember, judge, *settings]
@@ -455,25 +361,18 @@ def build(
     stop.click(stopped, None, None, **QUIET)
     clear.click(cleared, [history, *who], [history, *conversation], **QUIET)
     past.select(done, [history, *who], [told, prompt, history, *conversation], **QUIET)
-    kept = [history, *conversation, earlier, shelf_fold, shelf]
-    new.click(put_away, [history, earlier, *who], kept, **QUIET)
-    voices = [base, adapters, thinking, tools_fold, judge, text]
-    shelf.select(from_shelf, [history, earlier, *who], [*voices, *kept], **QUIET)
+    shelved = [history, *conversation, earlier, shelf_fold, shelf]
+    new.click(put_away, [history, earlier, *who], shelved, **QUIET)
+    shelf.select(from_shelf, [history, earlier, *who], [*model, *shelved], **QUIET)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
     gr.on(
-        [base.input, adapters.input, engine.input],
-        of_base,
-        who,
-        [adapters, thinking, tools_fold, judge, text],
-        **QUIET,
-    ).then(look, who, look_at, **QUIET)
-    timer.tick(look, who, look_at, **QUIET)
+        [base.input, adapters.input, engine.input], lambda *who: voices.updates(Picked(*who)), who, model, **QUIET
+    ).then(lambda *who: voices.look(Picked(*who)), who, look_at, **QUIET)  # fmt: skip
+    timer.tick(lambda *who: voices.look(Picked(*who)), who, look_at, **QUIET)
     load.click(loaded, who, [told, *look_at], **QUIET)
     unload.click(unloaded, who, [told, *look_at], **QUIET)
-    shown = [
-        timer, base, adapters, thinking, tools_fold, judge, text, *look_at, *conversation, shelf_fold, shelf,
-    ]  # fmt: skip
+    shown = [timer, *model, *look_at, *conversation, shelf_fold, shelf]
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""
@@ -513,9 +412,9 @@ def _spoken_to(voices: Sequence[str], question: talk.Turn, before: Sequence[talk
     return called
 
 
-def _spoken_on(known: Sequence[Result], voices: Sequence[str]) -> str | None:
-    """The model that a run among `voices` has left, if one has: it was the base of what they said."""
-    return next((str(one.folder) for one in known if not one.adapter and one.run.id in voices), None)
+def _called(now: talk.Talk) -> bool:
+    """Whether a tool was called last."""
+    return any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
 
 
 def _titled(one: asking.Answer, named: Mapping[str, str]) -> asking.Answer:
@@ -525,14 +424,3 @@ def _titled(one: asking.Answer, named: Mapping[str, str]) -> asking.Answer:
         return one
     values = {**one.problem.values, "voice": named.get(voice, voice)}
     return replace(one, problem=replace(one.problem, values=values))
-
-
-def _same(one: Result, base: str | None) -> bool:
-    return identity(one.run.spec.model.model_name_or_path) == identity(base or "")
-
-
-def _command(base: str | None, ids: Sequence[str], writer: str, saves: Path) -> str:
-    """How a program would be served the same."""
-    words = ["python", "-m", "engine", "serve", *(ids or ["--base", base or "MODEL"])]
-    words += ["--engine", writer] if writer != ENGINES[0] else []
-    return shlex.join(words + (["--saves", str(saves)] if saves != Workplace().saves else []))

@@ -32,14 +32,13 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         page = open_page(f"{address}/?run={RUN}")
         page.locator("#evaluate-it").click()
         expect(page.locator("#evaluate-results")).to_contain_text("one")
-        page.locator("#evaluate-start").click()
-        expect(page.locator("#evaluate-wrong")).to_contain_text("Neither a data set nor a task is chosen")
+        start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
+        click_until_told(start, wrong, "Neither a data set nor a task is chosen")
         # A task that cannot be run is not hidden, but told of.
         page.locator("#tasks-fold button").first.click()
         expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
         page.locator("#evaluate-limit input").fill("none")
-        page.locator("#evaluate-start").click()
-        expect(page.locator("#evaluate-wrong")).to_contain_text("Questions must be")
+        click_until_told(start, wrong, "Questions must be")
         page.locator("#evaluate-limit input").fill("")
 
         # Questions of one's own, without references: said first, and gone on with if that is wanted.
@@ -49,23 +48,19 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
             page.locator("#evaluate-upload").click()
         chooser.value.set_files(file)
         expect(page.locator("#evaluate-data")).to_contain_text("mine")
-        page.locator("#evaluate-start").click()
-        expect(page.locator("#evaluate-wrong")).to_contain_text("no answers to compare with")
+        click_until_told(start, wrong, "no answers to compare with")
 
         for box, called in (("rows", "Rows"), ("longest", "Longest answer")):
             for value in ("-5", "1e99", "<b>many</b>"):
                 held = page.locator(f"#evaluate-{box} input").input_value()
                 page.locator(f"#evaluate-{box} input").fill(value)
-                click_until_told(
-                    page.locator("#evaluate-start"), page.locator("#evaluate-wrong"), f"{called} must be"
-                )
+                click_until_told(start, wrong, f"{called} must be")
                 page.locator(f"#evaluate-{box} input").fill(held)
 
         choose(page, "#evaluate-data", "chat")
         page.locator("#evaluate-alone input").check()
         page.locator("#evaluate-longest input").fill("16")
-        page.locator("#evaluate-start").click()
-        expect(page.locator("#report-head")).to_contain_text("mine")
+        click_until_told(start, page.locator("#report-head"), "mine")
         expect(page.locator("#report table.report")).to_be_visible(timeout=120_000)
         expect(page.locator("#report")).to_contain_text("65 rows")
         expect(page.locator("#report .verdict")).to_contain_text("than the base in")

@@ -1,0 +1,144 @@
+"""What the Chat tab can talk to: bases, adapters of them, and the servers that hold them, as the page tells of them.
+
+Nothing is held: every answer is read from the folders of the runs and of the servers.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from engine import chat
+from engine.chat import Choice, Server
+from engine.models import chat_template, identity
+from engine.problems import Refusal
+from engine.results import Result, results
+from engine.results import titles as called
+from engine.vllm import ENGINES
+from engine.workplace import Workplace
+from webui import answers, notices
+from webui.words import Words
+
+ADAPTERS = 15  # asked at once, beside the base
+THINKING = "enable_thinking"  # what templates of reasoning models call the switch
+TOOLS = "tools"  # what templates call the tools that they are given
+
+
+class Picked(NamedTuple):
+    """What a person has picked: the folder of a base, ids of runs beside it, and what writes the answers."""
+
+    base: str | None
+    ids: Sequence[str] | None = None
+    writer: str = ENGINES[0]
+
+
+@dataclass(frozen=True)
+class ChatModels:
+    """`bases` lists what can be a base, as (label, folder)."""
+
+    words: Words
+    workplace: Workplace
+    bases: Callable[[], list[tuple[str, str]]]
+
+    def choice(self, picked: Picked) -> Choice:
+        """Raises Refusal if it cannot be talked to."""
+        ids = list(picked.ids or ())[:ADAPTERS]
+        return chat.choose(self.workplace, picked.base or "", ids, picked.writer or ENGINES[0])
+
+    def titles(self, picked: Picked | None = None) -> dict[str, str]:
+        """What each voice is called: a run by its name, the base that is picked as such."""
+        named = called(results(self.workplace.saves))
+        try:
+            base = self.choice(picked).name if picked else None
+        except Refusal:
+            base = None
+        return named | ({base: self.words("chat-base-named", name=named.get(base, base))} if base else {})
+
+    def adapters(self, base: str | None) -> list[Result]:
+        """What finished runs have left that can be talked to on this base."""
+        known = [one for one in results(self.workplace.saves) if one.adapter and one.stage != "rm"]
+        return [one for one in known if identity(_base(one)) == identity(base or "")]
+
+    def beside(self, picked: Picked) -> list[Result]:
+        """The adapters that are picked and belong to the base."""
+        return [one for one in self.adapters(picked.base) if one.run.id in (picked.ids or ())]
+
+    def know(self, word: str, picked: Picked) -> bool:
+        """Whether a chat template of what is picked has the `word`."""
+        folders = [Path(picked.base or ""), *(one.folder for one in self.beside(picked))]
+        return any(word in (chat_template(folder) or ("", ""))[1] for folder in folders)
+
+    def of_voices(self, voices: Sequence[str], picked: Picked) -> Picked:
+        """What was picked when those `voices` answered; what is `picked` where that cannot be told."""
+        spoke = [one for one in results(self.workplace.saves) if one.run.id in voices]
+        bases = [str(one.folder) for one in spoke if not one.adapter] + [
+            _base(one) for one in spoke if one.adapter
+        ]
+        bases += [folder for _, folder in self.bases() if Path(folder).name in voices]
+        ids = [one.run.id for one in spoke if one.adapter]
+        return Picked(next(iter(bases), picked.base), ids, picked.writer)
+
+    # ---- what the page shows of it
+
+    def updates(self, picked: Picked) -> list[Any]:
+        """The base and its adapters, whether they can think aloud and use tools, the judges there are, and how a
+        program would ask the same."""
+        named, beside = self.titles(), self.beside(picked)
+        fits = [
+            (f"{named[one.run.id]} · {self.words.choice('stage', one.stage)}", one.run.id)
+            for one in self.adapters(picked.base)
+        ]
+        ids = [one.run.id for one in beside]
+        judges = [(named[one.run.id], one.run.id) for one in chat.judges(self.workplace.saves)]
+        return [
+            gr.update(choices=self.bases(), value=picked.base), gr.update(choices=fits, value=ids),
+            *(gr.update(visible=self.know(word, picked)) for word in (THINKING, TOOLS)),
+            gr.update(choices=[(self.words("chat-judge-none"), ""), *judges], visible=bool(judges)),
+            notices.code("serve-text", self._command(picked._replace(ids=ids)), self.words),
+        ]  # fmt: skip
+
+    def _command(self, picked: Picked) -> str:
+        """How a program would be served the same."""
+        said = ["python", "-m", "engine", "serve", *(picked.ids or ["--base", picked.base or "MODEL"])]
+        said += ["--engine", picked.writer] if picked.writer != ENGINES[0] else []
+        saves = self.workplace.saves
+        return shlex.join(said + (["--saves", str(saves)] if saves != Workplace().saves else []))
+
+    # ---- in memory
+
+    def server(self, picked: Picked) -> Server | None:
+        """The server of what is picked, whatever engine is picked now and whether that would take it."""
+        try:
+            return chat.find(self.workplace.saves, self.choice(picked._replace(writer=ENGINES[0])))
+        except Refusal:
+            return None
+
+    def look(self, picked: Picked) -> list[Any]:
+        """What is true of it now, and the buttons that load and unload it."""
+        try:
+            server = chat.find(self.workplace.saves, self.choice(picked))
+        except Refusal as refusal:
+            wrong = notices.listed(refusal.problems, self.words) if picked.base or picked.ids else ""
+            return [wrong, *self.loading(self.server(picked))]
+        return [self.held(server), *self.loading(server)]
+
+    def held(self, server: Server | None) -> str:
+        others = [one for one in chat.servers(self.workplace.saves) if not server or one.path != server.path]
+        since = time.time() - server.given["started"] if server else 0
+        return answers.status(server, others, self.titles(), since, self.words)
+
+    def loading(self, server: Server | None) -> list[Any]:
+        """The buttons Load, or Restart, and Unload."""
+        alive, failed = server is not None and server.alive, server is not None and server.state == "failed"
+        label = self.words("chat-restart" if failed else "chat-load")
+        return [gr.update(visible=not alive, value=label), gr.update(visible=alive)]
+
+
+def _base(one: Result) -> str:
+    return one.run.spec.model.model_name_or_path
