@@ -1,4 +1,4 @@
-"""OpenAI's interface over HTTP to a base model and adapters of it, and all that the process behind it holds.
+"""OpenAI's interface over HTTP to a base model and adapters of it.
 
 GET  /health                   whether it answers, and how many answers are being written
 GET  /v1/models                the voices
@@ -18,12 +18,11 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -31,167 +30,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.manner import Manner
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import half_character
-from engine.rundir import ALIVE, RunDir, held, write_json
-from engine.spec import RunSpec
-from engine.worker.calls import Call
-from engine.worker.conversations import Conversations
-from engine.worker.generation import Answer, Piece, Token, Writer
-from engine.worker.model import DTYPES, load_base, precision
-from engine.worker.vllm import VllmWriter
-from engine.worker.voices import Voice, voice
+from engine.rundir import ALIVE, held, write_json
+from engine.worker.generation import Answer, Piece
+from engine.worker.house import House
+from engine.worker.reading import Reading
+from engine.worker.wanted import Judged, Wanted
 from engine.worker.wording import Wording
-from engine.workplace import inside
 
 WAITING = 128  # answers that may be wanted at once; who comes then is asked to come later
 ALONE_S = 60.0  # how long it waits without questions when no studio lives
 STATUS = {"chat-unknown-voice": 404, "chat-busy": 503, "chat-memory": 507, "chat-error": 500}  # else 400
 OPENAI_CODES = {"chat-too-long": "context_length_exceeded", "chat-unknown-voice": "model_not_found"}
-
-
-class StreamOptions(BaseModel):
-    include_usage: bool = False
-
-
-class Wanted(Manner):
-    """The body of a request for an answer. What OpenAI's interface has besides is let pass and does nothing."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    model: str
-    messages: list[dict[str, Any]] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_completion_tokens: int | None = Field(None, ge=1)
-    stop: list[str] | None = Field(None, max_length=16)
-    logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
-    n: Literal[1] = 1
-    thinking: bool = True
-    ignore_eos: bool = False
-    request_id: str = Field("", max_length=100)
-
-    @property
-    def usable_tools(self) -> list[dict[str, Any]] | None:
-        return None if self.tool_choice == "none" else self.tools or None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("messages")
-    @classmethod
-    def _plain(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [_message(one) for one in value]
-
-
-def _message(one: dict[str, Any]) -> dict[str, Any]:
-    """A message as templates know it: its text in one piece, the arguments of its calls as objects."""
-    content = one.get("content")
-    if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-            raise ValueError("only parts of type text can be read")
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str | None):
-        raise ValueError("the content of a message is text")
-    role = "system" if one.get("role") == "developer" else one.get("role")
-    if not isinstance(role, str) or role not in ("system", "user", "assistant", "tool"):
-        raise ValueError(f"the role {role!r} is none of system, user, assistant, tool")
-    told = {**one, "role": role, "content": content or ""}
-    given = one.get("tool_calls") or []
-    if not isinstance(given, list) or not all(isinstance(call, dict) for call in given):
-        raise ValueError("tool_calls is a list of objects")
-    calls = [{**call, "function": _function(call)} for call in given]
-    return told | ({"tool_calls": calls} if calls else {})
-
-
-def _function(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict):
-        raise ValueError("each of tool_calls has a function")
-    function = dict(function)
-    if isinstance(function.get("arguments"), str):
-        with contextlib.suppress(ValueError, RecursionError):
-            function["arguments"] = json.loads(function["arguments"])
-    return function
-
-
-class Judged(BaseModel):
-    """The body of a request for scores. `judge` is the result folder of a reward model."""
-
-    judge: str
-    conversations: list[list[dict[str, Any]]] = Field(min_length=1, max_length=64)
-
-
-@dataclass
-class House:
-    """All that the server has: the writing thread, the voices by name, and what is being answered."""
-
-    run: RunDir
-    given: dict[str, Any]
-    spec: RunSpec
-    writer: Writer | VllmWriter
-    voices: dict[str, Voice] = field(default_factory=dict)
-    judges: dict[str, Any] = field(default_factory=dict)  # by folder: model and conversations
-    answering: dict[str, list[Answer]] = field(default_factory=dict)  # by the id that the asker gave
-    asked: float = field(default_factory=time.monotonic)  # when the last question or answer was
-
-    def add(self, name: str, folder: str) -> None:
-        """One more voice: the adapter in `folder`. Raises Refusal if it cannot be one."""
-        if name in self.voices:
-            return
-        self._allow(folder)
-        made = voice(name, folder, self.spec, self.writer.model, adapter=True)
-        try:
-            self.writer.call(lambda: self.writer.load_adapter(folder)).result()
-        except Refusal:
-            raise
-        except Exception as error:
-            last = f"{type(error).__name__}: {error}".split("\n")[0][:300]
-            raise Refusal(problem("chat-adapter", name=name, why=last)) from error
-        self.voices[name] = made
-
-    def add_base(self) -> None:
-        """The voice of the base itself. It is left out if it has no template, and an adapter has one."""
-        instead = next(iter(self.voices.values()), None)
-        name, folder = self.given["name"], self.given["base"]
-        base = voice(name, folder, self.spec, self.writer.model, adapter=False, instead=instead)
-        self.voices = {name: base, **self.voices}
-
-    def score(self, folder: str, conversations: list[list[dict[str, Any]]]) -> list[float]:
-        """The scores of a reward model, which is loaded beside the base when it is first asked. Raises Refusal."""
-        if isinstance(self.writer, VllmWriter):
-            raise Refusal(problem("vllm-no-judge"))
-        self._allow(folder)
-        return self.writer.call(lambda: self._score(Path(folder), conversations)).result()
-
-    def _score(self, folder: Path, conversations: list[list[dict[str, Any]]]) -> list[float]:
-        from engine.worker.reward import load_reward_model, scores  # trl takes seconds to import
-
-        if str(folder) not in self.judges:
-            model, tokenizer = load_reward_model(folder)
-            self.judges[str(folder)] = model, Conversations(tokenizer)
-        model, reading = self.judges[str(folder)]
-        told = reading.encode(
-            [{"messages": list(map(_message, one)), "tools": None} for one in conversations]
-        )
-        if bad := [one for one in told if isinstance(one, Problem)]:
-            raise Refusal(bad)
-        # As it was trained: up to the token that ends the last answer.
-        return scores(model, [one.ids[: one.answers[-1][1]].tolist() for one in told]).tolist()
-
-    def _allow(self, folder: str) -> None:
-        if not inside(Path(folder), tuple(map(Path, self.given["roots"]))):
-            raise Refusal(problem("path-outside", path=folder, roots=", ".join(self.given["roots"])))
-
-    def busy(self) -> bool:
-        return any(self.answering.values())
-
 
 # ------------------------------------------------------------------------------------------ questions and answers
 
@@ -210,7 +61,7 @@ def _answer(house: House, wanted: Wanted, tell: Callable[[Piece], None]) -> Answ
     return Answer(
         adapter=speaking.adapter, prompt=prompt, most=min(most, room), ends=frozenset() if wanted.ignore_eos else speaking.ends,
         sampling=speaking.sampling({name: getattr(wanted, name) for name in names}),
-        wording=Wording(speaking.words, wanted.stop or ()), tell=tell,
+        wording=Wording(speaking.words, wanted.stop), tell=tell,
         logprobs=wanted.top_logprobs if wanted.logprobs else None,
     )  # fmt: skip
 
@@ -254,7 +105,7 @@ async def complete(request: Request) -> Response:
     if first[1].problem:
         await pieces.aclose()
         raise Refusal(first[1].problem)
-    read = _Reading(house.voices[wanted.model], wanted, stamp, began)
+    read = Reading(house.voices[wanted.model], wanted, stamp, began)
     if wanted.stream:
         return StreamingResponse(_events(read, first, pieces), media_type="text/event-stream")
     read.add(*first)
@@ -265,7 +116,7 @@ async def complete(request: Request) -> Response:
     return JSONResponse(read.whole())
 
 
-async def _read_on(read: _Reading, pieces: AsyncIterator[tuple[Answer, Piece]]) -> _Reading:
+async def _read_on(read: Reading, pieces: AsyncIterator[tuple[Answer, Piece]]) -> Reading:
     async for answer, piece in pieces:
         read.add(answer, piece)
     return read
@@ -293,7 +144,7 @@ async def _gone(request: Request) -> None:
 
 
 async def _events(
-    read: _Reading, first: tuple[Answer, Piece], pieces: AsyncIterator[Any]
+    read: Reading, first: tuple[Answer, Piece], pieces: AsyncIterator[Any]
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. Closed when the asker goes, which closes `pieces`."""
     try:
@@ -314,116 +165,15 @@ async def _events(
             numbered = [{"index": number, **call} for number, call in enumerate(read.calls)]
             yield _event(read.chunk({"tool_calls": numbered}))
         yield _event(read.chunk({}, finish=read.reason()) | {"timing": read.timing()})
-        if read.wanted.stream_options and read.wanted.stream_options.include_usage:
+        if read.wanted.stream_options.include_usage:
             yield _event(read.chunk(None) | {"choices": [], "usage": read.usage()})
         yield "data: [DONE]\n\n"
     finally:
         await pieces.aclose()
 
 
-def _called(one: Call) -> dict[str, Any]:
-    """A call as OpenAI writes it, with the arguments as their JSON."""
-    arguments = json.dumps(one["arguments"])  # escaped: a model may write half of a character
-    function = {"name": one["name"], "arguments": arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
-
-
 def _event(told: dict[str, Any]) -> str:
     return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
-
-
-class _Reading:
-    """One answer as it is told to the asker.
-
-    Where tools were given, calls of them are no part of its text once it has ended.
-    """
-
-    def __init__(self, speaking: Voice, wanted: Wanted, stamp: dict[str, Any], began: float):
-        self.voice, self.wanted, self.stamp, self.began = speaking, wanted, stamp, began
-        self.form = speaking.calls if wanted.usable_tools else None
-        self.text, self.tokens, self.count, self.prompt = "", [], 0, 0
-        self.given, self.calls = (
-            0,
-            [],
-        )  # characters that were streamed; what was called, once the answer has ended
-        self.finish, self.problem = "", None
-        self.first: float | None = None
-        self.last = began
-
-    def add(self, answer: Answer, piece: Piece) -> None:
-        self.last = time.monotonic()
-        self.first = self.first or self.last
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.count, self.prompt = piece.count, len(answer.prompt)
-        self.finish, self.problem = piece.finish, piece.problem
-        if self.form and self.finish:
-            self.text, calls = self.form.split(self.text, self.wanted.usable_tools or ())
-            self.calls = [_called(one) for one in calls]
-
-    def ready(self) -> str:
-        """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
-        upto = self.form.held(self.text) if self.form and not self.finish else len(self.text)
-        text, self.given = self.text[self.given : upto], max(self.given, upto)
-        return text
-
-    def reason(self) -> str:
-        """Why the answer ended, in OpenAI's words."""
-        if self.calls and self.finish == "stop":
-            return "tool_calls"
-        return "stop" if self.finish == "cancelled" else self.finish
-
-    def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt, "completion_tokens": self.count, "total_tokens": self.prompt + self.count,
-        }  # fmt: skip
-
-    def timing(self) -> dict[str, Any]:
-        """Seconds to the first piece of the answer, and tokens a second from there on."""
-        first = self.first or self.last
-        spent = self.last - first
-        return {
-            "first_s": round(first - self.began, 4), "tokens": self.count,
-            "tokens_per_s": round((self.count - 1) / spent, 2) if spent > 0 and self.count > 1 else None,
-        }  # fmt: skip
-
-    def chunk(
-        self, delta: dict[str, Any] | None, tokens: tuple[Token, ...] = (), finish: str | None = None
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
-        if self.wanted.logprobs:
-            choice["logprobs"] = self._logprobs(tokens) if tokens else None
-        return {
-            **self.stamp,
-            "object": "chat.completion.chunk",
-            "model": self.voice.name,
-            "choices": [choice],
-        }
-
-    def whole(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": self.text}
-        if self.calls:
-            message = {"role": "assistant", "content": self.text.strip() or None, "tool_calls": self.calls}
-        choice = {
-            "index": 0, "message": message, "finish_reason": self.reason(),
-            "logprobs": self._logprobs(self.tokens) if self.wanted.logprobs else None,
-        }  # fmt: skip
-        return {
-            **self.stamp, "object": "chat.completion", "model": self.voice.name, "choices": [choice],
-            "usage": self.usage(), "timing": self.timing(),
-        }  # fmt: skip
-
-    def _logprobs(self, tokens: Any) -> dict[str, Any]:
-        def told(id: int, logprob: float) -> dict[str, Any]:
-            text = self.voice.tokenizer.decode([id])
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
-
-        return {
-            "content": [
-                told(one.id, one.logprob) | {"top_logprobs": [told(*likely) for likely in one.top]}
-                for one in tokens
-            ]
-        }
 
 
 # ------------------------------------------------------------------------------------------ the other doors
@@ -544,25 +294,6 @@ def application(house: House, key: str = "") -> ASGIApp:
     )  # fmt: skip
     app.state.house = house
     return _WithKey(app, key) if key else app
-
-
-def _in_this_process(_run: RunDir, given: dict[str, Any], spec: RunSpec, _closing: Any) -> Writer:
-    model = load_base(spec, given["base"], DTYPES[precision(spec)]).requires_grad_(False).eval()
-    return Writer(model)
-
-
-WRITERS = {"transformers": _in_this_process, "vllm": VllmWriter.start}
-
-
-def load(run: RunDir, given: dict[str, Any], closing: contextlib.ExitStack) -> House:
-    """The model and its voices in memory; `closing` ends what holds it, if that is another process. Raises Refusal, or
-    whatever a library raises at a broken model."""
-    spec = RunSpec.read({"model": given["model"]})
-    house = House(run, given, spec, WRITERS[given["engine"]](run, given, spec, closing))
-    for name, folder in given["adapters"].items():
-        house.add(name, folder)
-    house.add_base()
-    return house
 
 
 async def _end_when_idle(house: House, server: uvicorn.Server) -> None:

@@ -29,7 +29,8 @@ def main() -> None:
         door = listen(given["host"], given["port"])
         Report(run)("loading")
         leave_out_unused(given["quantized"])
-        from engine.worker.interface import load, serve
+        from engine.worker.house import load
+        from engine.worker.interface import serve
 
         with contextlib.ExitStack() as closing:
             if given["engine"] != "transformers":
