@@ -64,6 +64,7 @@ def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None
     for upto in range(len(whole) + 1):
         held = form.held(whole[:upto])
         assert held <= upto
+        assert form.held(whole[:upto], len(given)) == held
         assert whole[:held].startswith(given)
         given = max(given, whole[:held], key=len)
     assert given.rstrip() == said.rstrip()
@@ -77,6 +78,31 @@ def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None
 def test_what_is_no_whole_call_stays_as_it_is(family: str, text: str) -> None:
     form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
     assert form.split(text) == (text, [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_a_call_may_begin_with_are_held_back_no_longer_than_they_may(family: str) -> None:
+    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    for text in (
+        "A function is a rule. ",
+        "The <tool_call> to <toolbox> ",
+        'In Python, {"name" : 3} is a value. ',
+    ):
+        told = 0
+        for upto in range(len(text) + 1):
+            told = form.held(text[:upto], told)
+        assert told == len(text)
+
+
+def test_what_json_does_not_have_is_no_argument() -> None:
+    qwen3, qwen3_6 = (
+        CallForm.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6")
+    )
+    for odd in ("NaN", "Infinity", "-Infinity", "1e999"):
+        text = f'<tool_call>\n{{"name": "f", "arguments": {{"x": {odd}}}}}\n</tool_call>'
+        assert qwen3.split(text) == (text, [])
+        text = f"<tool_call>\n<function=f>\n<parameter=x>\n{odd}\n</parameter>\n</function>\n</tool_call>"
+        assert qwen3_6.split(text)[1] == [{"name": "f", "arguments": {"x": odd}}]
 
 
 def test_what_is_said_before_a_call_and_other_spaces_are_no_matter() -> None:
@@ -100,7 +126,10 @@ def test_what_a_tool_says_to_be_a_text_stays_one_where_that_is_not_to_be_seen() 
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": known}}}
     [call] = form.split(text, [tool])[1]
     assert call["arguments"] == {"code": "007", "count": 7, "on": True}
-    for odd in ({}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}}):  # fmt: skip
+    for odd in (
+        {}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}},
+        {"function": {"name": ["f"]}}, {"function": {"name": "f", "parameters": {"properties": {"a": {"enum": 1, "anyOf": [3]}}}}},
+    ):  # fmt: skip
         [call] = form.split(text, [odd])[1]
         assert call["arguments"]["count"] == 7
 

@@ -192,7 +192,9 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     ):
         with pytest.raises(openai.BadRequestError, match=why):
             client.post("/chat/completions", content=body.encode(), cast_to=object)
-    nulls = dict.fromkeys(("stream", "n", "logprobs", "top_logprobs", "tools", "stop", "stream_options", "user"))
+    nulls = dict.fromkeys(
+        ("stream", "n", "logprobs", "top_logprobs", "tools", "stop", "stream_options", "user")
+    )
     assert text_of(ask(client, BASE, "Hello!", extra_body=nulls)) == text_of(ask(client, BASE, "Hello!"))
     stranger = client.with_options(api_key="guessed")
     with pytest.raises(openai.AuthenticationError):
@@ -268,7 +270,13 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
     assert len(set(scores.values())) == 2
     with pytest.raises(Refusal, match="left no result"):
         asking.score(server, trained.saves, "demo_model/lora/nobody", asked)
-    for conversation in ([], said("Hello!"), [{"role": "robot"}], [{"role": "assistant", "content": 3}], ["x"]):
+    for conversation in (
+        [],
+        said("Hello!"),
+        [{"role": "robot"}],
+        [{"role": "assistant", "content": 3}],
+        ["x"],
+    ):
         wrong = {"judge": str(folder / "adapter"), "conversations": [conversation]}
         with pytest.raises(openai.BadRequestError):
             client_of(server).post("/score", body=wrong, cast_to=object)

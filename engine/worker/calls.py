@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
+import regex
 from transformers import PreTrainedTokenizerFast
 
 from engine.worker.frame import agree, any_of, control_tokens, render
@@ -19,6 +20,7 @@ Call = dict[str, Any]  # {"name", "arguments": object}
 Tools = Sequence[Mapping[str, Any]]
 # No template writes these.
 NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, ASKED, ANSWERED = map(chr, range(0xE000, 0xE008))
+GIVEN = {KEY: VALUE, KEY_2: VALUE_2}
 LONGEST_NAME = 64  # characters, as OpenAI allows
 # What a form has to read as its template writes it, or it is none.
 PROOF = {"text": "two words", "number": 7}
@@ -26,78 +28,82 @@ PYTHON = {"True": True, "False": False, "None": None}  # some templates write va
 
 
 @dataclass(frozen=True)
-class CallForm:
-    """How a template writes calls. `opening` is what a text with a call in it cannot be without.
+class AsJson:
+    """The arguments of a call as one JSON object."""
 
-    `first` and `further` match what stands around the names of calls, up to where the arguments begin. These are a JSON
-    object or, where there is an `argument` to match, a list of them (Qwen's <parameter=city>Rome</parameter>) and
-    what is `closing` it.
+    def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
+        """The arguments that begin at `at`, and where they end; None if they are not whole. Those in `texts` are texts."""
+        try:
+            arguments, ends = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        return (arguments, ends) if isinstance(arguments, dict) else None
+
+
+@dataclass(frozen=True)
+class AsElements:
+    """The arguments of a call each for itself (Qwen's <parameter=city>Rome</parameter>), with what is `closing` them.
+
+    A template writes spaces `before` and `behind` a value that are none of it.
     """
 
-    opening: str
-    first: re.Pattern[str]
-    further: re.Pattern[str]
-    argument: re.Pattern[str] | None
-    closing: re.Pattern[str] | None
-    around: tuple[str, str] = (
-        "",
-        "",
-    )  # the spaces that a template writes before and behind such an argument's value
+    argument: regex.Pattern[str]
+    closing: regex.Pattern[str]
+    before: str
+    behind: str
+
+    def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
+        arguments = {}
+        while found := self.argument.match(text, at):
+            key, at = found["key"], found.end()
+            value = found["value"].removeprefix(self.before).removesuffix(self.behind)
+            arguments[key] = value if key in texts else _value(value)
+        return (arguments, at) if self.closing.match(text, at) else None
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template writes calls: `first` and `further` match what stands around their names, up to where the
+    arguments begin."""
+
+    first: regex.Pattern[str]
+    further: regex.Pattern[str]
+    arguments: AsJson | AsElements
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
         """None if the template writes no calls, or in a form that cannot be learned."""
-        with contextlib.suppress(
-            Exception
-        ):  # a template is a program of its own, and may refuse tools as it likes
+        try:
             return _Written(tokenizer, template).form()
-        return None
+        except Exception:  # a template is a program of its own, and may refuse tools as it likes
+            return None
 
     def split(self, text: str, tools: Tools = ()) -> tuple[str, list[Call]]:
         """What is said before the calls, and the calls. All of it is said if what looks like a call is none.
 
         `tools` tell which arguments are texts, where that is not to be seen from how they are written.
         """
-        known = {tool["function"].get("name") for tool in tools if isinstance(tool.get("function"), Mapping)}
+        known = _described(tools)
         calls: list[Call] = []
         said, at = len(text), self.first.search(text, _thought(text))
         while at:
-            read = self._arguments(text, at.end(), _texts(tools, at["name"]))
-            ends = at.end()
-            if read and (not known or at["name"] in known):
+            name, ends = at["name"], at.end()
+            read = self.arguments.read(text, ends, known.get(name, frozenset()))
+            if read and (not known or name in known):
                 said = said if calls else at.start()
                 arguments, ends = read
-                calls.append({"name": at["name"], "arguments": arguments})
+                calls.append({"name": name, "arguments": arguments})
                 at = self.further.match(text, ends) or self.first.search(text, ends)
             else:
                 at = self.first.search(text, ends)
         return (text[:said].rstrip(), calls) if calls else (text, [])
 
-    def held(self, text: str) -> int:
-        """How much of an answer that is being written is certainly no part of a call, in characters."""
-        found = text.find(self.opening, _thought(text))
-        if found >= 0:
-            return found
-        return next(
-            (len(text) - n for n in range(min(len(self.opening) - 1, len(text)), 0, -1) if text.endswith(self.opening[:n])),
-            len(text),
-        )  # fmt: skip
-
-    def _arguments(self, text: str, at: int, texts: set[str]) -> tuple[dict[str, Any], int] | None:
-        """The arguments that begin at `at`, and where they end; None if they are not whole."""
-        if self.argument is None or self.closing is None:
-            with contextlib.suppress(ValueError, RecursionError):
-                arguments, ends = json.JSONDecoder().raw_decode(text, at)
-                return (arguments, ends) if isinstance(arguments, dict) else None
-            return None
-        arguments = {}
-        while found := self.argument.match(text, at):
-            value, at = found["value"].removeprefix(self.around[0]).removesuffix(self.around[1]), found.end()
-            if found["key"] not in texts:
-                with contextlib.suppress(ValueError, RecursionError):
-                    value = PYTHON[value] if value in PYTHON else json.loads(value)
-            arguments[found["key"]] = value
-        return (arguments, at) if self.closing.match(text, at) else None
+    def held(self, text: str, told: int = 0) -> int:
+        """How much of an answer that is being written is certainly no part of a call, in characters. `told`: how much
+        was so before."""
+        # Partial: what stands at the end may become a match, as more is written.
+        found = self.first.search(text, max(told, _thought(text)), partial=True)
+        return found.start() if found else len(text)
 
 
 class _Written:
@@ -107,10 +113,8 @@ class _Written:
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
         self.special = any_of([token for token in control if control[token]])  # no part of an answer's text
-        self.around = "", ""
-        self.opens, _, self.ends = self.text(content=ANSWERED).partition(
-            ANSWERED
-        )  # what stands around any answer
+        # What stands around any answer.
+        self.opens, _, self.ends = self.text(content=ANSWERED).partition(ANSWERED)
         try:
             self.text((NAME, {KEY: VALUE}))
         except Exception:  # some templates want the arguments as their JSON
@@ -130,48 +134,49 @@ class _Written:
         return text.partition(ASKED)[2]
 
     def form(self) -> CallForm:
-        given = {KEY: VALUE, KEY_2: VALUE_2}
-        before, _, rest = self.text((NAME, given)).partition(NAME)
+        before, _, rest = self.text((NAME, GIVEN)).partition(NAME)
         before = before[agree(before, self.opens) :]
-        between, argument, closing, ends = self.as_json(rest) or self.as_elements(rest)
-        each, joined = before, ""
-        with contextlib.suppress(Exception):  # Llama's template calls one tool at a time
-            several = self.text((NAME, given), (NAME_2, given)).partition(NAME)[2]
-            joined, told, _ = several[ends:].partition(NAME_2)
-            if told:  # what each call is told by: Mistral's are a list, so only the first has the bracket
-                each = before[len(before) - agree(before[::-1], joined[::-1]) :]
-            joined = joined.removesuffix(each) if told else ""
+        between, arguments, ends = self.as_json(rest) or self.as_elements(rest)
+        each, joined = self.several(before, ends)
         before, each, joined = (self.special.sub("", text) for text in (before, each, joined))
         if not each.strip():
             raise ValueError("nothing tells a call")
         call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{between}\s*"
-        form = CallForm(
-            opening=before.split()[0],
-            first=re.compile(_maybe(before.removesuffix(each)) + call),
-            further=re.compile(r"\s*" + _maybe(joined) + call),
-            argument=argument,
-            closing=closing,
-            around=self.around,
-        )
+        first = regex.compile(_maybe(before.removesuffix(each)) + call)
+        form = CallForm(first, regex.compile(r"\s*" + _maybe(joined) + call), arguments)
         for wanted in (PROOF, {}):
             written = self.special.sub("", self.text(("name-1", wanted)))
             if form.split(written)[1] != [{"name": "name-1", "arguments": wanted}]:
                 raise ValueError("it does not read what the template writes")
         return form
 
-    def as_json(self, rest: str) -> tuple[str, None, None, int] | None:
-        """What stands between name and arguments, and where these end, if they are a JSON object."""
+    def several(self, before: str, ends: int) -> tuple[str, str]:
+        """What each call is told by, of what stands `before` the first (Mistral's are a list, so only the first has the
+        bracket), and what stands between two. `ends`: where arguments end, behind the name."""
+        try:
+            further = self.text((NAME, GIVEN), (NAME_2, GIVEN)).partition(NAME)[2][ends:]
+        except Exception:  # Llama's template calls one tool at a time
+            return before, ""
+        joined, another, _ = further.partition(NAME_2)
+        if not another:
+            return before, ""
+        each = before[len(before) - agree(before[::-1], joined[::-1]) :]
+        return each, joined.removesuffix(each)
+
+    def as_json(self, rest: str) -> tuple[str, AsJson, int] | None:
+        """What stands between name and arguments, how these are read, and where they end; None if they are no JSON
+        object."""
         begins = rest.rfind("{", 0, rest.index(KEY))
         try:
-            _, ends = json.JSONDecoder().raw_decode(rest, begins)
+            _, ends = DECODER.raw_decode(rest, begins)
         except ValueError:
             return None
         between = self.special.sub("", rest[:begins])
         if not between.strip():
             raise ValueError("nothing tells where a name ends")
-        return _loose(between), None, None, ends
+        return _loose(between), AsJson(), ends
 
-    def as_elements(self, rest: str) -> tuple[str, re.Pattern[str], re.Pattern[str], int]:
+    def as_elements(self, rest: str) -> tuple[str, AsElements, int]:
         """The same if every argument is written for itself: what opens one, parts its name and value, and closes it."""
         first, rest_of_all = rest.split(KEY)
         parts, after = rest_of_all.split(VALUE)
@@ -179,38 +184,61 @@ class _Written:
         opens = first[len(first) - agree(first[::-1], joint[::-1]) :]
         closes = joint.removesuffix(opens)
         ends = rest.index(VALUE_2) + len(VALUE_2) + len(closes)
-        nothing, last = (
-            text.removesuffix(self.ends) for text in (self.text((NAME, {})).partition(NAME)[2], rest[ends:])
-        )
-        self.around = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
+        nothing = self.text((NAME, {})).partition(NAME)[2].removesuffix(self.ends)
+        last = rest[ends:].removesuffix(self.ends)
+        before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
         shown = [self.special.sub("", text) for text in (opens, parts, closes, last, nothing)]
         opens, parts, closes, last, nothing = map(_loose, shown)
         if not (opens and parts and closes):
             raise ValueError("nothing tells where an argument begins or ends")
         argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}(?P<value>.*?){closes}\s*(?={opens}|{last})"
-        between, closing = rf"(?={opens}|{nothing})", re.compile(rf"\s*(?:{last}|{nothing})")
-        return between, re.compile(argument, re.DOTALL), closing, ends
+        closing = regex.compile(rf"\s*(?:{last}|{nothing})")
+        elements = AsElements(regex.compile(argument, regex.DOTALL), closing, before, behind)
+        return rf"(?={opens}|{nothing})", elements, ends
 
 
-def _texts(tools: Tools, name: str) -> set[str]:
-    """The arguments of a tool that its description says are texts."""
-    for tool in tools:
-        function = tool.get("function")
-        if isinstance(function, Mapping) and function.get("name") == name:
-            with contextlib.suppress(AttributeError):  # what users write may have any shape
-                known = (function.get("parameters") or {}).get("properties") or {}
-                return {key for key, told in known.items() if _text(told)}
-    return set()
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
 
 
-def _text(told: Mapping[str, Any]) -> bool:
+# JSON has no NaN and no Infinity, whoever is called would not read them, nor what becomes one.
+DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+
+
+def _value(written: str) -> Any:
+    """What is written as JSON or as Python does; anything else is a text."""
+    try:
+        return PYTHON[written] if written in PYTHON else DECODER.decode(written)
+    except (ValueError, RecursionError):
+        return written
+
+
+def _described(tools: Tools) -> dict[str, Set[str]]:
+    """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
+    functions = [tool.get("function") for tool in tools]
+    named = [one for one in functions if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
+    return {one["name"]: _texts(one.get("parameters")) for one in named}
+
+
+def _texts(parameters: Any) -> Set[str]:
+    known = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return {key for key, told in known.items() if _text(told)} if isinstance(known, Mapping) else set()
+
+
+def _text(told: Any) -> bool:
     """Whether a value that is so described may be a text."""
-    kinds = told.get("type")
-    values, others = told.get("enum") or [], told.get("anyOf") or []
-    return (
-        "string" in (kinds if isinstance(kinds, list) else [kinds])
-        or any(isinstance(value, str) for value in values)
-        or any(_text(other) for other in others)
+
+    def either(word: str, told: Any) -> list[Any]:
+        said = told.get(word) if isinstance(told, Mapping) else None
+        return said if isinstance(said, list) else [said]
+
+    kinds = [told, *either("anyOf", told)]
+    return any(
+        "string" in either("type", one) or any(isinstance(value, str) for value in either("enum", one))
+        for one in kinds
     )
 
 

@@ -42,7 +42,7 @@ class Reading:
 
     def ready(self) -> str:
         """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
-        upto = self.form.held(self.text) if self.form and not self.finish else len(self.text)
+        upto = self.form.held(self.text, self.streamed) if self.form and not self.finish else len(self.text)
         text, self.streamed = self.text[self.streamed : upto], max(self.streamed, upto)
         return text
 
