@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
+
 from engine import catalogue
 from engine.asking import Answer
 from engine.datasets import read_catalogue
@@ -26,13 +29,20 @@ TOOL = (
     '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
 )
 Message = dict[str, Any]
-Tools = Sequence[Mapping[str, Any]]
+Tools = tuple[dict[str, Any], ...]
 Rating = Literal["", "up", "down"]
+
+
+class Called(TypedDict):
+    """A call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one voice answered, how fast, and what the reader thought of it. `calls` are {"name", "arguments"}."""
+    """What one voice answered, how fast, and what the reader thought of it."""
 
     text: str
     tokens: int = 0
@@ -42,7 +52,7 @@ class Said:
     score: float | None = None  # of a reward model
     rating: Rating = ""
     preferred: bool = False
-    calls: Sequence[Mapping[str, Any]] = ()
+    calls: tuple[Called, ...] = ()
 
     @property
     def message(self) -> Message:
@@ -58,15 +68,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by voice; none while it is being answered. One that stands `alone` was asked as if nothing had been said.
+    """One question and the answers to it, by voice; none while it is being answered.
 
-    It follows the turn in place `after`. A question in the role "tool" is what the tools answered that were called
-    before.
+    It follows the turn in place `after`; one that stands `alone` was asked as if nothing had been said. A question in
+    the role "tool" is what the tools answered that were called before.
     """
 
     question: str
     system: str = ""
-    said: Mapping[str, Said] = field(default_factory=dict)
+    said: dict[str, Said] = field(default_factory=dict)
     alone: bool = False
     role: Literal["user", "tool"] = "user"
     tools: Tools = ()
@@ -165,31 +175,17 @@ def tools_of(text: str) -> Tools:
     return tuple(tools)
 
 
+_TALK = TypeAdapter(Talk)
+
+
 def read(kept: Any) -> Talk:
     """The conversation as a browser has kept it; an empty one where that is none."""
     try:
-        turns, tip = tuple(map(_turn, kept["turns"])), kept["tip"]
-        places = [*((one.after, place) for place, one in enumerate(turns)), (tip, len(turns))]
-        whole = all(isinstance(place, int) and -1 <= place < end for place, end in places)
-        return Talk(turns, tip) if whole else Talk()
-    except (TypeError, KeyError, AttributeError):
+        talk = _TALK.validate_python(kept)
+    except ValidationError:
         return Talk()
-
-
-def _turn(kept: Mapping[str, Any]) -> Turn:
-    said = {str(voice): _said_by(one) for voice, one in kept["said"].items()}
-    one = Turn(**{**kept, "said": said, "tools": tuple(kept["tools"])})
-    texts = isinstance(one.question, str) and isinstance(one.system, str)
-    if not texts or one.role not in ("user", "tool") or not all(isinstance(tool, dict) for tool in one.tools):
-        raise TypeError
-    return one
-
-
-def _said_by(kept: Mapping[str, Any]) -> Said:
-    one = Said(**{**kept, "calls": tuple(kept["calls"])})
-    if not isinstance(one.text, str) or any(set(call) != {"name", "arguments"} for call in one.calls):
-        raise TypeError
-    return one
+    places = [*((one.after, place) for place, one in enumerate(talk.turns)), (talk.tip, len(talk.turns))]
+    return talk if all(-1 <= place < end for place, end in places) else Talk()
 
 
 def kept(talk: Talk) -> dict[str, Any]:
@@ -235,9 +231,8 @@ def asked(before: Sequence[Turn], voice: str, turn: Turn) -> list[Message]:
 def jsonl(talk: Talk) -> str:
     """What is read, a line for each voice and for each turn that stands alone, {"messages", "tools", "model"}: a data
     set as it is."""
-    turns = talk.told()
+    turns = [turn for turn in talk.told() if turn.said]
     voices = dict.fromkeys(voice for turn in turns for voice in turn.said)
-    turns = [turn for turn in turns if turn.said]
     ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
     rows = (
         {"messages": messages(turns[:end], voice, turns[end - 1].system), **_tools(turns[end - 1]), "model": voice}

@@ -104,10 +104,13 @@ TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user
 @pytest.mark.parametrize(
     "nonsense",
     [
-        None, "", [3], {"a": 1}, {"turns": [3], "tip": 0}, {"turns": [{"question": "x"}], "tip": 0}, {"turns": [TURN], "tip": 1},
-        {"turns": [TURN], "tip": "0"}, {"turns": [{**TURN, "after": 0}], "tip": 0}, {"turns": [{**TURN, "role": "god"}], "tip": 0},
+        None, "", [3], {"a": 1}, {"turns": [3], "tip": 0}, {"turns": [TURN], "tip": 1},
+        {"turns": [TURN], "tip": "last"}, {"turns": [{**TURN, "after": 0}], "tip": 0}, {"turns": [{**TURN, "role": "god"}], "tip": 0},
         {"turns": [{**TURN, "tools": "add"}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": 1}}], "tip": 0}, {"turns": [{**TURN, "question": 1}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": {"text": "x", "tokens_per_s": "many"}}}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": {"text": "x", "rating": "best"}}}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": {"text": "x", "calls": [3]}}}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": {"text": "x", "calls": [{"name": "f"}]}}}], "tip": 0},
     ],
 )  # fmt: skip

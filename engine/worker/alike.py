@@ -57,7 +57,7 @@ def prompts_of(spec: ExportSpec, sources: Sources) -> list[Prompt]:
     own = [Prompt("own", [{"role": "user", "content": text}]) for text in spec.prompts]
     lists = [
         _rows(Path(training.data.dataset_dir), name)
-        for training in sources.trainings()
+        for _, training in sources.trainings
         for name in training.data.datasets
     ] + [_rows(PROJECT / "data", name) for name in DEMO]
     found: dict[str, Prompt] = {}

@@ -14,6 +14,7 @@ from engine import deploy
 from engine.export import ExportSpec, called, combined
 from engine.models import adapter_config, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
+from engine.rundir import RunDir, read_lines
 from engine.spec import RunSpec
 from engine.worker.frame import end_of_turn_ids, render
 from engine.worker.sources import Sources
@@ -25,8 +26,8 @@ def write(
     spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
 ) -> None:
     """Everything but result.json and the checksums, into `folder`; `lasting` is where it will lie."""
-    for number, run in enumerate(sources.runs, start=1):
-        name = "spec.yaml" if len(sources.runs) == 1 else f"spec-{number}.yaml"
+    for number, (run, _) in enumerate(sources.trainings, start=1):
+        name = "spec.yaml" if len(sources.trainings) == 1 else f"spec-{number}.yaml"
         shutil.copyfile(run.spec, folder / name)
     if sources.stage != "rm":
         (folder / "Modelfile").write_text(_modelfile(spec, sources, folder), encoding="utf-8")
@@ -156,9 +157,10 @@ def _what(spec: ExportSpec, sources: Sources) -> str:
 
 
 def _learned(sources: Sources) -> str:
-    """Data, settings and last figures of each training."""
+    """Data, settings and last figures of each training, in the order in which they were."""
     sections = []
-    for training, metrics in zip(sources.trainings(), sources.metrics(), strict=False):
+    for run, training in sources.trainings:
+        metrics = _last(run)
         sets = ", ".join(f"`{name}`" for name in training.data.datasets) or "—"
         lines = [
             f"## Training {training.name}".rstrip(),
@@ -173,6 +175,14 @@ def _learned(sources: Sources) -> str:
             lines.append(f"- at the end: {', '.join(told)}")
         sections.append("\n".join([lines[0], "", *lines[1:], "", "```yaml", _yaml(training), "```"]))
     return "\n\n".join(sections)
+
+
+def _last(run: RunDir) -> dict[str, float]:
+    """The values that a training logged last, by name."""
+    last: dict[str, float] = {}
+    for line in read_lines(run.metrics):
+        last |= {name: value for name, value in line.items() if isinstance(value, (int, float))}
+    return last
 
 
 def _yaml(training: RunSpec) -> str:

@@ -12,10 +12,12 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.csvtext import as_csv
 from engine.evaluation import EvaluationSpec, Left
+from engine.lineage import learned
 from engine.problems import Refusal, problem
 from engine.rundir import RESULT, RunDir, distinct, write_json, write_text
 from engine.worker import measures
@@ -56,15 +58,15 @@ def write_findings(
 
 def _voice(spec: EvaluationSpec, one: Left | str) -> dict[str, Any]:
     if isinstance(one, Left):
-        return {"id": one.id, "title": one.title, "base": False, "trained_on": _trained_on(spec, one)}
-    title = spec.model.model_name_or_path.rstrip("/").rsplit("/", 1)[-1]
-    return {"id": one, "title": title, "base": True, "trained_on": []}
+        return {"id": one.id, "title": one.title, "base": False, "trained_on": _trained_on(spec, one.folder)}
+    base = Path(spec.model.model_name_or_path)
+    return {"id": one, "title": base.name, "base": True, "trained_on": _trained_on(spec, base)}
 
 
-def _trained_on(spec: EvaluationSpec, one: Left) -> list[str]:
-    """The sets of this evaluation that the run was trained on, too: there it may only remember."""
-    folders = {os.path.realpath(data.dataset_dir) for data in (spec.data, one.spec.data)}
-    return [name for name in spec.data.datasets if len(folders) == 1 and name in one.spec.data.datasets]
+def _trained_on(spec: EvaluationSpec, folder: Path) -> list[str]:
+    """The sets of this evaluation that the weights in `folder` were trained on, too: there they may only remember."""
+    place, known = os.path.realpath(spec.data.dataset_dir), learned([folder])
+    return [name for name in spec.data.datasets if (place, name) in known]
 
 
 def _counts(line: Mapping[str, Any]) -> bool:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from engine import kinds
 from engine.export import ExportSpec
+from engine.lineage import Training, trainings
 from engine.models import adapter_config, inspect
-from engine.problems import Refusal
 from engine.reward_models import EVALUATION, PAIRS
-from engine.rundir import RESULT, RunDir, read_json, read_lines
+from engine.rundir import RESULT, read_json
 from engine.spec import RunSpec
 from engine.worker.tokenizer import load_tokenizer
 
@@ -22,13 +20,13 @@ from engine.worker.tokenizer import load_tokenizer
 @dataclass(frozen=True)
 class Sources:
     """`settings` is the folder whose tokenizer, chat template and generation config go along: that of the first
-    adapter, else of the base. `runs` are the trainings that the results are of, as far as they are still there."""
+    adapter, else of the base. `trainings` are those that the weights went through, as far as they are still there."""
 
     base: Path
     adapters: dict[Path, float]
     settings: Path
     stage: str
-    runs: tuple[RunDir, ...]
+    trainings: tuple[Training, ...]
 
     @classmethod
     def of(cls, spec: ExportSpec) -> Sources:
@@ -40,18 +38,7 @@ class Sources:
             not adapters and "ForSequenceClassification" in inspect(base).architecture
         )
         stage = "rm" if judge else said.get("stage", "sft")
-        runs = tuple(run for one in results if (run := RunDir(one.parent)).spec.exists())
-        return cls(base, adapters, results[0], stage, runs)
-
-    def trainings(self) -> list[RunSpec]:
-        """The specs of the trainings; a result that was itself exported, or whose spec cannot be read, has none."""
-        found = []
-        for run in self.runs:
-            try:
-                found.append(kinds.read(run.spec.read_text(encoding="utf-8")))
-            except (Refusal, OSError):
-                continue
-        return [spec for spec in found if isinstance(spec, RunSpec)]
+        return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
 
     def loading(self, spec: ExportSpec) -> RunSpec:
         """How the base is loaded: as the run had it, but never quantized, for what is merged into rounded weights is
@@ -74,13 +61,3 @@ class Sources:
         for name in (EVALUATION, PAIRS):  # by which whoever learns from a reward model knows it again
             if self.stage == "rm" and (self.settings / name).exists():
                 shutil.copyfile(self.settings / name, folder / name)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """For each training the last values that it logged, by name."""
-        told = []
-        for run in self.runs:
-            last: dict[str, Any] = {}
-            for line in read_lines(run.metrics):
-                last |= {name: value for name, value in line.items() if isinstance(value, (int, float))}
-            told.append(last)
-        return told
