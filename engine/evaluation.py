@@ -17,7 +17,7 @@ from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import ADAPTER_FILES, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RESULT, RunDir, read_json
-from engine.spec import Hardware, Model, NoRopeScaling, Part, RunSpec, Spec, setting
+from engine.spec import LONGEST_NAME, Hardware, Model, NoRopeScaling, Part, RunSpec, Spec, setting
 from engine.workplace import Workplace, absolute, inside
 
 BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
@@ -99,7 +99,7 @@ class EvaluationSpec(Spec):
 
     kind: ClassVar[str] = "evaluation"
 
-    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=80)
+    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=LONGEST_NAME)
     model: Model = Field(default_factory=Model)
     with_base: bool = setting(True, "Measure the base, too", "What the results are compared with.")
     results: list[str] = setting(
@@ -182,7 +182,8 @@ def whole_of(one: Left) -> Model:
 
 
 def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
-    """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's."""
+    """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's,
+    without a name it is called as what it measures."""
     found = [_folder(one, workplace) for one in spec.results]
     spec = spec.change(RESULTS, list(dict.fromkeys(found)))
     lefts = [one for folder in found if (one := left(folder))]
@@ -191,6 +192,8 @@ def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     spec = spec.change(BASE, absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
     if spec.with_base and lefts and all(one.judges for one in lefts):
         spec = spec.change("with_base", False)  # its head would be random
+    titles = [one.title for one in lefts] or [Path(spec.model.model_name_or_path).name]
+    spec = spec.named(", ".join(titles))
     data = workplace.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
     return spec.change("data.dataset_dir", os.path.abspath(data))
 

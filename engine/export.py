@@ -26,9 +26,9 @@ from engine.models import (
     inspect,
     model_problems,
 )
-from engine.problems import Problem, problem
+from engine.problems import Problem, Refusal, problem
 from engine.rundir import RESULT, RunDir, busy
-from engine.spec import Hardware, Model, Spec, named_weights, setting
+from engine.spec import LONGEST_NAME, Hardware, Model, Spec, named_weights, read_yaml, setting
 from engine.workplace import Workplace, absolute, inside
 
 BASE, ADAPTERS = "model.model_name_or_path", "adapters"
@@ -51,7 +51,7 @@ class ExportSpec(Spec):
 
     kind: ClassVar[str] = "export"
 
-    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=80)
+    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=LONGEST_NAME)
     model: Model = Field(default_factory=Model)
     adapters: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(named_weights)
@@ -96,13 +96,14 @@ class ExportSpec(Spec):
 
 
 def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
-    """The spec with every path absolute."""
+    """The spec with every path absolute, and a name: without one it is called as what it is made of."""
     base = absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json")
     adapters = {
         absolute(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
         for folder, weight in spec.adapters.items()
     }
     spec = spec.change(BASE, base).change(ADAPTERS, adapters)
+    spec = spec.named(" + ".join(map(called, adapters or [base])))
     return spec.change("precision", precision(spec)).change("model.quantization", {"kind": "none"})
 
 
@@ -230,8 +231,15 @@ def rank(config: Mapping[str, Any]) -> int:
 
 
 def called(folder: str | Path) -> str:
-    """What a result is called: the folder of its run."""
-    return Path(folder).parent.name
+    """What a model is called: as the run that left it, or as its folder."""
+    folder = Path(folder)
+    run = RunDir(folder.parent)
+    if not (folder / RESULT).exists():
+        return folder.name
+    try:
+        return read_yaml(run.spec.read_text(encoding="utf-8"))["name"] or run.path.name
+    except (OSError, ValueError, TypeError, KeyError, Refusal):  # a spec that somebody has edited
+        return run.path.name
 
 
 def _of_disk(spec: ExportSpec, workplace: Workplace) -> list[Problem]:

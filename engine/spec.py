@@ -28,6 +28,7 @@ from engine import stages
 from engine.problems import Problem, Refusal, problem
 
 TRAINER_ARGUMENTS = Path(__file__).parent / "trainer_arguments.json"
+LONGEST_NAME = 80  # characters of what a run is called
 
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
@@ -761,6 +762,10 @@ class Spec(Part):
     def shelf(self) -> str:
         return self.kind
 
+    def named(self, name: str) -> Self:
+        """The spec itself if it has a name; else a copy that is called `name`, as much of it as a name may have."""
+        return self if self.name.strip() else self.change("name", name[:LONGEST_NAME])
+
     @classmethod
     def from_yaml(cls, text: str) -> Self:
         """A spec from YAML. Raises Refusal, with line and column where the text is not YAML at all."""
@@ -785,7 +790,9 @@ class RunSpec(Spec):
     """Everything needed to repeat a training."""
 
     kind: ClassVar[str] = "training"
-    name: str = setting("", "Run name", "A few words to find the run again. May be empty.", max_length=80)
+    name: str = setting(
+        "", "Run name", "A few words to find the run again. May be empty.", max_length=LONGEST_NAME
+    )
     stage: one_of(Pretraining, Sft, RewardModel, Dpo, Kto, Orpo, Simpo, Ppo, Grpo) = setting(
         Sft(), "Stage", "What kind of learning this is.", essential=True
     )

@@ -186,6 +186,11 @@ def _wrong(one: Answer, words: Words) -> str:
     return notices.listed([one.problem], words) if one.problem else ""
 
 
+def _holder(server: Server, words: Words) -> str:
+    """Who has loaded it; one that was started from a shell is nobody's to unload here."""
+    return words("chat-from-shell") if server.given.get("shell") else server.given.get("by") or ""
+
+
 def status(
     server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words
 ) -> str:
@@ -195,7 +200,7 @@ def status(
     told = words(f"chat-{state}", time=duration(seconds, words))
     wrong = notices.listed(server.problems, words) if server and state == "failed" else ""
     rows = "".join(
-        f"<li><b>{escape(titles.get(one.name, one.name))}</b> {escape(one.given.get('by') or '')}</li>"
+        f"<li><b>{escape(titles.get(one.name, one.name))}</b> {escape(_holder(one, words))}</li>"
         for one in others
         if one.alive
     )

@@ -159,7 +159,7 @@ def build(
         html = list_html(found, root, words)
         waiting = any(not run.final for run in found)
         done = [
-            (f"{title_of(run.spec)} · {moment(run.submitted)}", run.id)
+            (f"{run.title} · {moment(run.submitted)}", run.id)
             for run in found
             if run.final and run.dir.result()
         ]
@@ -359,24 +359,14 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
     ]
     if left:
         chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
-    title = title_of(spec)
     head = (
-        f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(title)}</b>'
+        f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(run.title)}</b>'
         f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
         f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time></summary>'
     )
     body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
     opened = " open" if number == 0 or not run.final else ""
     return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
-
-
-def title_of(spec: ExportSpec) -> str:
-    """Its name; without one, the runs that it is made of."""
-    return (
-        spec.name
-        or " + ".join(map(export.called, spec.adapters))
-        or export.called(spec.model.model_name_or_path)
-    )
 
 
 def _unfinished(run: Run, words: Words) -> str:
@@ -403,7 +393,7 @@ def _unfinished(run: Run, words: Words) -> str:
 
 
 def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
-    spec, name = run.spec, deploy.tag(title_of(run.spec))
+    spec, name = run.spec, deploy.tag(run.title)
     adapter = adapter_config(left) if left == run.dir.adapter else {}
     folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'

@@ -112,7 +112,7 @@ def _readme(
     spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
 ) -> str:
     """A model card as hubs read it: front matter, then what it is, what it learned from, and how it is used."""
-    title = spec.name or " + ".join(map(called, sources.adapters)) or sources.base.name
+    title = spec.name or sources.base.name
     parts = [
         _front(spec, sources), f"# {title}", spec.remark.strip(), _what(spec, sources), _learned(sources),
         _compared(spec, compared), _use(spec, sources, folder, lasting, title),
