@@ -61,15 +61,22 @@ def test_the_mean_of_sentences_is_another_number_than_that_of_the_corpus() -> No
 def test_rouge_is_worked_out_by_hand() -> None:
     # "the cat sat" / "the cat ran fast": 2 of 3 and 2 of 4 words; 1 of 2 and 1 of 3 pairs; "the cat" in order.
     two_words, one_pair = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4), 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3)
-    assert rouge("The cat sat.", "the cat ran fast") == pytest.approx(
-        [100 * two_words, 100 * one_pair, 100 * two_words]
-    )
+    wanted = {"rouge1": 100 * two_words, "rouge2": 100 * one_pair, "rougeL": 100 * two_words}
+    assert rouge("The cat sat.", "the cat ran fast") == pytest.approx(wanted)
+
+
+def test_a_reference_without_a_pair_of_words_says_nothing_of_pairs() -> None:
+    assert rouge("Yes.", "yes") == {"rouge1": 100, "rougeL": 100}
+    assert rouge("Yes.", "!") == {}
+    said = [Said("yes", 1, True), Said("two words", 2, True)]
+    assert of_answers(said, ["yes", "two words"], None)["rouge2"].value == 100
+    assert "rouge2" not in of_answers(said, ["yes", "no"], None)
 
 
 def test_rouge_sees_words_where_chinese_writes_no_spaces() -> None:
     assert measures.words("我们在北京大学，学习 Hello") == ["我们", "在", "北京大学", "学习", "hello"]
     # Three of the four words are shared; the library's own tokenizer would see none at all.
-    assert rouge("我们在北京大学学习", "我们在北京学习")[0] == pytest.approx(75)
+    assert rouge("我们在北京大学学习", "我们在北京学习")["rouge1"] == pytest.approx(75)
 
 
 def test_an_exact_match_overlooks_width_case_and_what_is_around() -> None:

@@ -131,10 +131,11 @@ def _rouge() -> Any:
     return rouge_scorer.RougeScorer(list(ROUGES), tokenizer=Words())
 
 
-def rouge(answer: str, reference: str) -> list[float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100."""
-    told = _rouge().score(reference, answer)
-    return [100 * told[name].fmeasure for name in ROUGES]
+def rouge(answer: str, reference: str) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100. A reference of one word has no pair of words that
+    an answer could share, so there is no ROUGE-2 of it; the usual programs call that 0, and a right answer bad."""
+    told, long = _rouge().score(reference, answer), len(words(reference))
+    return {name: 100 * told[name].fmeasure for name in ROUGES if long >= (2 if name == "rouge2" else 1)}
 
 
 # ------------------------------------------------------------------------------------------ many rows
@@ -236,7 +237,7 @@ def row_scores(said: Said, reference: str | None, labels: Sequence[str] | None) 
         told["accuracy" if labels else "exact"] = 100.0 * (normalized(said.text) == normalized(reference))
         told["bleu"] = float(bleu(np.array(bleu_sums(said.text, reference), float)))
         told["chrf"] = float(chrf(np.array(chrf_sums(said.text, reference), float)))
-        told |= dict(zip(ROUGES, rouge(said.text, reference), strict=True))
+        told |= rouge(said.text, reference)
     return told
 
 
@@ -254,11 +255,10 @@ def of_answers(
             found["f1"] = macro_f1([one.text for one in said], references, labels)
         found["chrf"] = Measure(_stacked(pairs, chrf_sums, 3 * CHAR_ORDER), chrf)
         found["bleu"] = Measure(_stacked(pairs, bleu_sums, 2 + 2 * ORDER), bleu)
-        scores = [[0.0] * 3 if right is None else rouge(one.text, right) for one, right in pairs]
-        for at, name in enumerate(ROUGES):
-            found[name] = mean(
-                [score[at] if right else None for score, right in zip(scores, there, strict=True)]
-            )
+        scores = [{} if right is None else rouge(one.text, right) for one, right in pairs]
+        for name in ROUGES:
+            if any(name in one for one in scores):
+                found[name] = mean([one.get(name) for one in scores])
     if any(one.loss_tokens for one in said):
         losses, tokens = [one.loss for one in said], [one.loss_tokens for one in said]
         found["loss"] = ratio(losses, tokens, "lower")
