@@ -162,6 +162,11 @@ def build(
     def keep(kept: Any, request: gr.Request, value: Any) -> dict[str, Any]:
         return {**(kept if isinstance(kept, dict) else {}), user(request): value}
 
+    def shelf_of(before: Any, request: gr.Request) -> list[Any]:
+        """The asker's earlier conversations, as they are kept."""
+        known = mine(before, request)
+        return list(known) if isinstance(known, list) else []
+
     # ---- which model
 
     def arrive(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
@@ -173,7 +178,7 @@ def build(
             picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
         return [
             gr.Timer(active=True), *voices.updates(picked), *voices.look(picked), *drawn(now, picked),
-            *shelf_shown(mine(before, request)),
+            *shelf_shown(shelf_of(before, request)),
         ]  # fmt: skip
 
     def loaded(request: gr.Request, *who: Any) -> list[Any]:
@@ -322,7 +327,7 @@ def build(
                 now = now.onward(place)
             elif what == "better":
                 now, said = talk.prefer(workplace.data, now, place, voice), talk.PAIRS
-            else:
+            elif what in ("up", "down"):
                 now, said = talk.thumb(workplace.data, now, place, voice, up=what == "up"), talk.THUMBS
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
@@ -331,24 +336,24 @@ def build(
 
     # ---- earlier conversations
 
-    def shelf_shown(before: Any) -> list[Any]:
-        known = [talk.read(one) for one in before or ()]
-        return [gr.update(visible=bool(known)), answers.shelf(known, words)]
+    def shelf_shown(known: list[Any]) -> list[Any]:
+        return [gr.update(visible=bool(known)), answers.shelf(list(map(talk.read, known)), words)]
 
     def put_away(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """A new conversation; the one that was is among the earlier ones."""
-        later = talk.shelved(mine(before, request) or (), talk.read(mine(kept, request)))
+        later = talk.shelved(shelf_of(before, request), talk.read(mine(kept, request)))
         return [*cleared(request, kept, *who), keep(before, request, later), *shelf_shown(later)]
 
     def from_shelf(event: gr.EventData, request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """An earlier conversation goes on, with those who answered in it; or goes for good."""
-        known, number = list(mine(before, request) or ()), str(event._data.get("turn", ""))
+        known, number = shelf_of(before, request), str(event._data.get("turn", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
         now, picked = talk.read(mine(kept, request)), Picked(*who)
-        if place < len(known):
-            opened = talk.read(known.pop(place))
-            if event._data.get("do") == "open":
-                known, now = talk.shelved(known, now), opened
+        what = event._data.get("do")
+        if place < len(known) and what in ("open", "drop"):
+            gone = talk.read(known.pop(place))
+            if what == "open":
+                known, now = talk.shelved(known, now), gone
                 picked = voices.of_voices(now.voices(), picked)
         return [
             *voices.updates(picked), keep(kept, request, talk.kept(now)), *drawn(now, picked), keep(before, request, known),

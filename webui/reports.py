@@ -145,7 +145,7 @@ def _of_task(one: Mapping[str, Any], id: str, words: Words) -> str:
         within = "" if apart["stderr"] is None else f" ± {charts.short(apart['stderr'])}"
         verdict = apart["verdict"]
         said = (
-            f'<em class="{escape(verdict)}">{apart["value"]:+.3g}{escape(within)} '
+            f'<em class="{escape(verdict)}">{_signed(apart["value"])}{escape(within)} '
             f"{escape(words(f'verdict-{verdict}'))}</em>"
         )
     return f"<td><b>{value}</b>{error}{said}</td>"
@@ -202,16 +202,20 @@ def _cell(
     said = ""
     if apart:
         verdict = apart["verdict"]
-        sign = f"{apart['value']:+.3g}" if apart["value"] is not None else ""
+        sign = _signed(apart["value"]) if apart["value"] is not None else ""
         title = ""
         if apart["low"] is not None:
-            title = words("report-difference", low=f"{apart['low']:+.3g}", high=f"{apart['high']:+.3g}")
+            title = words("report-difference", low=_signed(apart["low"]), high=_signed(apart["high"]))
         said = (
             f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(sign)} '
             f"{escape(words(f'verdict-{verdict}'))}</em>"
         )
     mark = f' class="best" title="{escape(words("report-best"))}"' if best else ""
     return f"<td{mark}><b>{score(name, told['value'])}</b>{between}{said}</td>"
+
+
+def _signed(value: float) -> str:
+    return ("-" if value < 0 else "+") + charts.short(abs(value))
 
 
 def score(name: str, value: float | None) -> str:
