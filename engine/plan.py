@@ -55,6 +55,17 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
     return spec.change("data.datasets", instead), said
 
 
+def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | None]:
+    """A spec whose only data set does not fit its stage, with the first that does; the second answer says so. Where
+    several are chosen, or none is there that fits, it stays as it is."""
+    fitting = recommended(read_catalogue(workplace.data)[0], STAGES[spec.stage.kind].form)
+    chosen = list(spec.data.datasets)
+    if len(chosen) != 1 or chosen[0] in fitting or not fitting:
+        return spec, None
+    said = problem("stage-other-data", name=chosen[0], instead=fitting[0])
+    return spec.change("data.datasets", fitting[:1]), said
+
+
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     """Everything the page shows beside the Start button."""
     spec = workplace.frozen(spec)

@@ -16,7 +16,7 @@ from engine import machine, obstacles
 from engine import workplace as workplaces
 from engine.chat_templates import file_problem
 from engine.models import hub_cache
-from engine.plan import start_from, summary
+from engine.plan import refitted, start_from, summary
 from engine.problems import Problem
 from engine.spec import RunSpec, problems
 from engine.workplace import Workplace
@@ -390,6 +390,21 @@ def test_a_preset_takes_a_data_set_that_is_there(place: Workplace) -> None:
     assert (spec.data.datasets, said.code) == ({}, "preset-no-data")
     write_data(place, alpaca_translate_zh=CHAT)
     assert start_from(place, "demo") == (place.preset("demo"), None)
+
+
+def test_a_single_set_that_does_not_fit_the_stage_gives_way_to_one_that_does(place: Workplace) -> None:
+    pairs = [{"q": "Hi", "good": "Hello", "bad": "No"}]
+    write_data(place, chat=CHAT, text=TEXT, pairs=pairs)
+    spec = make_spec(place, stage={"kind": "dpo"}, data__datasets={"chat": 2.0})
+    changed, said = refitted(spec, place)
+    assert changed.data.datasets == {"pairs": 1}
+    assert {"chat", "pairs"} <= set(said.text().replace(",", "").split())
+    assert refitted(changed, place) == (changed, None)
+    for kept in (["chat", "text"], ["chat", "pairs"], []):
+        several = spec.change("data.datasets", kept)
+        assert refitted(several, place) == (several, None)
+    write_data(place, chat=CHAT)
+    assert refitted(spec, place) == (spec, None)  # none is there that would fit
 
 
 # ------------------------------------------------------------------------------------------ the machine

@@ -23,7 +23,7 @@ from engine.models import (
     linear_modules,
     whole_modules,
 )
-from engine.plan import Summary, start_from, summary
+from engine.plan import Summary, refitted, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results, titles
 from engine.spec import RunSpec, examples_per_step, fields
@@ -31,13 +31,14 @@ from engine.stages import STAGES
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
 from webui.events import QUIET
-from webui.form import ADAPTER, DATASET_NAMES, MODEL, RESULTS, SAVED, TARGETS, Form
+from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form
 from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
 FIRST = "demo"  # the preset that the form shows first: what it names is there on a machine with nothing else
 LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
+SETS = (DATASETS, f"{DATASETS}:weights")  # the controls of the chosen data sets
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
@@ -154,6 +155,14 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         told = notices.toast(notices.sentence(said, words)) if said else gr.skip()
         return [told, *values(spec), *judged(spec, [])]
 
+    def refit(*held: Any) -> list[Any]:
+        """The data sets of a stage that has just been chosen."""
+        spec, said = refitted(form.read(controls.values(held))[0], workplace)
+        if not said:
+            return [gr.skip()] * (1 + len(SETS))
+        now = dict(zip(controls.controls, controls.updates(spec), strict=True))
+        return [notices.toast(notices.sentence(said, words)), *(now[path] for path in SETS)]
+
     def from_preset(name: str) -> list[Any]:
         known = name in workplace.presets()
         return begun(name, controls.updates) if known else [gr.skip()] * (1 + len(filled))
@@ -187,6 +196,8 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
+    named_sets = [controls.controls[path] for path in SETS]
+    controls.controls["stage"].input(refit, controls.inputs, [told, *named_sets], **QUIET)
     preset.input(from_preset, preset, [told, *filled], **QUIET)
     load.click(from_yaml, paste, [told, imported, *filled], **QUIET)
     file.upload(from_file, file, [told, imported, *filled], **QUIET)

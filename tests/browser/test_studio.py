@@ -136,6 +136,15 @@ def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(
         studio.wait()
 
 
+def test_a_stage_that_is_chosen_takes_a_data_set_that_fits_it(studio: str, open_page: OpenPage) -> None:
+    page = ready(open_page(studio))
+    for stage, name in (("DPO", "translate_pairs_zh"), ("KTO", "translate_thumbs_zh")):
+        page.locator("#f-stage").get_by_text(stage, exact=True).click()
+        expect(page.locator("#told")).to_contain_text(f"so {name} is chosen")
+        expect(page.locator("#f-data-datasets")).to_contain_text(name)
+        expect(page.locator("#summary .state.right")).to_be_visible()
+
+
 def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_and_deleted(
     studio: str, open_page: OpenPage, demo_workplace: Workplace
 ) -> None:
