@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import isfinite
@@ -204,7 +203,7 @@ def _finite(text: str) -> float:
     return number
 
 
-# JSON has no NaN and no Infinity, whoever is called would not read them, nor what becomes one.
+# JSON has neither NaN nor Infinity: whoever is called could not read them, nor a number that becomes one.
 DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 
 
@@ -253,4 +252,4 @@ def _maybe(text: str) -> str:
 
 def _loose(text: str) -> str:
     """A pattern for `text` that does not mind how much space its words are apart."""
-    return r"\s*".join(map(re.escape, text.split()))
+    return r"\s*".join(map(regex.escape, text.split()))

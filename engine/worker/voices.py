@@ -27,7 +27,8 @@ THINKING = "enable_thinking"  # what templates of reasoning models call the swit
 @dataclass
 class Voice:
     """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
-    template has the switch. `calls` finds calls of tools in its answers, where its template writes them in JSON."""
+    template has the switch. `calls` finds calls of tools in its answers, where its template shows how it
+    writes them."""
 
     name: str
     adapter: str | None
