@@ -94,6 +94,33 @@ def test_words_that_a_call_may_begin_with_are_held_back_no_longer_than_they_may(
         assert told == len(text)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str) -> None:
+    tok = tokenizer(family)
+    form = CallForm.of(tok, tok.chat_template)
+    given = json.dumps({"a": "x"}) if FAMILIES[family][0] else {"a": "x"}
+    call = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": given}}
+    asked = {"role": "user", "content": "Q?"}
+    prompt, _ = render(tok, tok.chat_template, [asked], generate=True)
+    text, _ = render(
+        tok, tok.chat_template, [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    )
+    for name in ("get_weather", ""):
+        opened = form.begun(name)
+        if text.startswith(prompt):
+            assert text.startswith(prompt + opened.prompt)
+        else:  # the prompt has opened a thought, which in what is told later is left out
+            assert opened.prompt.startswith("</think>")
+        # What the model goes on with.
+        behind = name + form.named.prompt if name else ""
+        rest = text[text.index("get_weather") :]
+        assert rest.startswith(behind)
+        rest = rest.removeprefix(behind)
+        for token in [one.content for one in tok.added_tokens_decoder.values() if one.special]:
+            rest = rest.replace(token, "")
+        assert form.split(opened.read + rest) == ("", [{"name": "get_weather", "arguments": {"a": "x"}}])
+
+
 def test_what_json_does_not_have_is_no_argument() -> None:
     qwen3, qwen3_6 = (
         CallForm.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6")

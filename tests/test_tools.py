@@ -24,7 +24,7 @@ TEMPLATE = (
     "(call.function.arguments | tojson) ~ '}\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"
 )
-TOOLS = talk.tools_of('{"name": "add", "parameters": {"type": "object"}}')
+TOOLS = talk.tools_of('[{"name": "add"}, {"name": "take"}]')
 ASKED = {"role": "user", "content": "北京?"}
 SPEC = {
     "name": "caller", "stage": {"kind": "sft"}, "method": {"kind": "full"}, "data": {"datasets": ["calls"]},
@@ -34,10 +34,15 @@ SPEC = {
 
 def rows() -> Iterator[dict[str, Any]]:
     """Conversations in which a tool is called, that end with the call or go on with what it answered."""
-    for city in ("Paris", "北京"):
-        call = {"type": "function", "function": {"name": "add", "arguments": {"to": city}}}
+    for city, mark, name in (
+        ("Paris", "?", "add"),
+        ("北京", "?", "add"),
+        ("Paris", "!", "take"),
+        ("北京", "!", "take"),
+    ):
+        call = {"type": "function", "function": {"name": name, "arguments": {"to": city}}}
         messages = [
-            {"role": "user", "content": f"{city}?"},
+            {"role": "user", "content": f"{city}{mark}"},
             {"role": "assistant", "content": "", "tool_calls": [call]},
         ]
         yield {"messages": messages, "tools": list(TOOLS)}
@@ -104,6 +109,28 @@ def test_without_tools_what_it_writes_is_text(server: chat.Server) -> None:
         [choice] = ask(client_of(server), server, ASKED, **settings).choices
         assert choice.message.tool_calls is None
         assert choice.message.content
+
+
+def test_the_call_that_is_demanded_comes_where_another_would_have(server: chat.Server) -> None:
+    client = client_of(server)
+    named = {"type": "function", "function": {"name": "take"}}
+    for choice, wanted in (("auto", "add"), ("required", "add"), (named, "take")):
+        settings = {"tool_choice": choice}
+        [whole] = ask(client, server, ASKED, **settings).choices
+        assert (whole.finish_reason, whole.message.content) == ("tool_calls", None)
+        assert [one.function.name for one in whole.message.tool_calls] == [wanted]
+        chunks = [one.choices[0] for one in ask(client, server, ASKED, stream=True, **settings)]
+        assert "".join(one.delta.content or "" for one in chunks) == ""
+        assert [one.function.name for chunk in chunks for one in chunk.delta.tool_calls or ()] == [wanted]
+    # What it does not write itself is no part of what it has written.
+    auto, required = (ask(client, server, ASKED, tool_choice=one).usage for one in ("auto", "required"))
+    assert required.completion_tokens < auto.completion_tokens
+    assert required.total_tokens == auto.total_tokens
+    for wrong in ("maybe", {"type": "function", "function": {"name": "nobody"}}, {"type": "function"}, 3):
+        with pytest.raises(openai.BadRequestError, match="tool_choice"):
+            ask(client, server, ASKED, tool_choice=wrong)
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        ask(client, server, ASKED, tool_choice="required", tools=[])
 
 
 def test_an_answer_that_is_cut_in_the_call_is_text(server: chat.Server) -> None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 from transformers import PreTrainedTokenizerFast
@@ -20,6 +20,7 @@ Tools = Sequence[Mapping[str, Any]]
 # No template writes these.
 NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, ASKED, ANSWERED = map(chr, range(0xE000, 0xE008))
 GIVEN = {KEY: VALUE, KEY_2: VALUE_2}
+THOUGHT = "</think>"  # ends the reasoning
 LONGEST_NAME = 64  # characters, as OpenAI allows
 # What a form has to read as its template writes it, or it is none.
 PROOF = {"text": "two words", "number": 7}
@@ -60,14 +61,24 @@ class AsElements:
         return (arguments, at) if self.closing.match(text, at) else None
 
 
+class Opened(NamedTuple):
+    """The beginning of an answer that is a call: as a `prompt` ends with it, and as it is `read` in the answer."""
+
+    prompt: str
+    read: str
+
+
 @dataclass(frozen=True)
 class CallForm:
     """How a template writes calls: `first` and `further` match what stands around their names, up to where the
-    arguments begin."""
+    arguments begin. Who has to call goes on from what is `opened`, which is None where the generation prompt begins an
+    answer otherwise than one that calls, and from what is `named` behind a name."""
 
     first: regex.Pattern[str]
     further: regex.Pattern[str]
     arguments: AsJson | AsElements
+    opened: Opened | None
+    named: Opened
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
@@ -97,6 +108,13 @@ class CallForm:
                 at = self.first.search(text, ends)
         return (text[:said].rstrip(), calls) if calls else (text, [])
 
+    def begun(self, name: str = "") -> Opened | None:
+        """What has to be written already so that a tool is called, the one with this name; None if that is unknown."""
+        if not self.opened or not name:
+            return self.opened
+        opened, named = self.opened, self.named
+        return Opened(opened.prompt + name + named.prompt, opened.read + name + named.read)
+
     def held(self, text: str, told: int = 0) -> int:
         """How much of an answer that is being written is certainly no part of a call, in characters. `told`: how much
         was so before."""
@@ -105,19 +123,35 @@ class CallForm:
         return found.start() if found else len(text)
 
 
+class _Behind(NamedTuple):
+    """What stands behind the name of a call: the `text` up to the arguments and a pattern of it, how these are read, and
+    where they end."""
+
+    text: str
+    between: str
+    arguments: AsJson | AsElements
+    ends: int
+
+
 class _Written:
     """What a template writes of calls, and how to read it. Anything may be raised where it shows no form."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
-        self.special = any_of([token for token in control if control[token]])  # no part of an answer's text
+        self.special = any_of([token for token in control if control[token]])
+        self.prompt, _ = render(tokenizer, template, [{"role": "user", "content": ASKED}], generate=True)
+        self.prompt = self.prompt.partition(ASKED)[2]
         # What stands around any answer.
         self.opens, _, self.ends = self.text(content=ANSWERED).partition(ANSWERED)
         try:
             self.text((NAME, {KEY: VALUE}))
         except Exception:  # some templates want the arguments as their JSON
             self.encoded = True
+
+    def read(self, text: str) -> str:
+        """As it stands in an answer: without its control tokens."""
+        return self.special.sub("", text)
 
     def text(self, *calls: tuple[str, Any], content: str = "") -> str:
         """What follows a question that is answered so."""
@@ -133,21 +167,35 @@ class _Written:
         return text.partition(ASKED)[2]
 
     def form(self) -> CallForm:
-        before, _, rest = self.text((NAME, GIVEN)).partition(NAME)
-        before = before[agree(before, self.opens) :]
-        between, arguments, ends = self.as_json(rest) or self.as_elements(rest)
-        each, joined = self.several(before, ends)
-        before, each, joined = (self.special.sub("", text) for text in (before, each, joined))
+        whole, _, rest = self.text((NAME, GIVEN)).partition(NAME)
+        before = whole[agree(whole, self.opens) :]
+        behind = self.as_json(rest) or self.as_elements(rest)
+        each, joined = self.several(before, behind.ends)
+        read, each, joined = map(self.read, (before, each, joined))
         if not each.strip():
             raise ValueError("nothing tells a call")
-        call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{between}\s*"
-        first = regex.compile(_maybe(before.removesuffix(each)) + call)
-        form = CallForm(first, regex.compile(r"\s*" + _maybe(joined) + call), arguments)
+        call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{behind.between}\s*"
+        form = CallForm(
+            first=regex.compile(_maybe(read.removesuffix(each)) + call),
+            further=regex.compile(r"\s*" + _maybe(joined) + call),
+            arguments=behind.arguments,
+            opened=self.opened(whole, before),
+            named=Opened(behind.text, self.read(behind.text)),
+        )
         for wanted in (PROOF, {}):
-            written = self.special.sub("", self.text(("name-1", wanted)))
+            written = self.read(self.text(("name-1", wanted)))
             if form.split(written)[1] != [{"name": "name-1", "arguments": wanted}]:
                 raise ValueError("it does not read what the template writes")
         return form
+
+    def opened(self, whole: str, before: str) -> Opened | None:
+        """What follows the generation prompt in an answer that begins with a call: up to its name it is `whole`, of
+        which `before` is no part of other answers. A thought that the prompt has opened is closed."""
+        if whole.startswith(self.prompt):
+            return Opened(whole[len(self.prompt) :], self.read(before))
+        if self.prompt.rstrip().endswith("<think>"):
+            return Opened(f"{THOUGHT}\n\n{before.lstrip()}", self.read(before.lstrip()))
+        return None
 
     def several(self, before: str, ends: int) -> tuple[str, str]:
         """What each call is told by, of what stands `before` the first (Mistral's are a list, so only the first has the
@@ -162,21 +210,20 @@ class _Written:
         each = before[len(before) - agree(before[::-1], joined[::-1]) :]
         return each, joined.removesuffix(each)
 
-    def as_json(self, rest: str) -> tuple[str, AsJson, int] | None:
-        """What stands between name and arguments, how these are read, and where they end; None if they are no JSON
-        object."""
+    def as_json(self, rest: str) -> _Behind | None:
+        """None if the arguments are no JSON object."""
         begins = rest.rfind("{", 0, rest.index(KEY))
         try:
             _, ends = DECODER.raw_decode(rest, begins)
         except ValueError:
             return None
-        between = self.special.sub("", rest[:begins])
-        if not between.strip():
+        between = _loose(self.read(rest[:begins]))
+        if not between:
             raise ValueError("nothing tells where a name ends")
-        return _loose(between), AsJson(), ends
+        return _Behind(rest[:begins], between, AsJson(), ends)
 
-    def as_elements(self, rest: str) -> tuple[str, AsElements, int]:
-        """The same if every argument is written for itself: what opens one, parts its name and value, and closes it."""
+    def as_elements(self, rest: str) -> _Behind:
+        """If every argument is written for itself: what opens one, parts its name and value, and closes it."""
         first, rest_of_all = rest.split(KEY)
         parts, after = rest_of_all.split(VALUE)
         joint, _ = after.split(KEY_2)
@@ -186,14 +233,16 @@ class _Written:
         nothing = self.text((NAME, {})).partition(NAME)[2].removesuffix(self.ends)
         last = rest[ends:].removesuffix(self.ends)
         before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
-        shown = [self.special.sub("", text) for text in (opens, parts, closes, last, nothing)]
-        opens, parts, closes, last, nothing = map(_loose, shown)
+        text = regex.sub(r"<\S*\Z", "", first[: agree(first, nothing)])  # behind the name, whatever follows
+        opens, parts, closes, last, nothing = (
+            _loose(self.read(one)) for one in (opens, parts, closes, last, nothing)
+        )
         if not (opens and parts and closes):
             raise ValueError("nothing tells where an argument begins or ends")
         argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}(?P<value>.*?){closes}\s*(?={opens}|{last})"
         closing = regex.compile(rf"\s*(?:{last}|{nothing})")
         elements = AsElements(regex.compile(argument, regex.DOTALL), closing, before, behind)
-        return rf"(?={opens}|{nothing})", elements, ends
+        return _Behind(text, rf"(?={opens}|{nothing})", elements, ends)
 
 
 def _finite(text: str) -> float:
@@ -243,7 +292,7 @@ def _text(told: Any) -> bool:
 
 def _thought(text: str) -> int:
     """Where the reasoning ends, if there is any: what is only thought of is not called."""
-    return text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    return text.rfind(THOUGHT) + len(THOUGHT) if THOUGHT in text else 0
 
 
 def _maybe(text: str) -> str:

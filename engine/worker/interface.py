@@ -54,7 +54,8 @@ def _answer(house: House, wanted: Wanted, tell: Callable[[Piece], None]) -> Answ
         raise Refusal(problem("chat-unknown-voice", given=wanted.model, known=", ".join(house.voices)))
     if house.writer.waiting() >= WAITING:
         raise Refusal(problem("chat-busy", waiting=WAITING))
-    prompt = speaking.prompt(wanted.messages, wanted.usable_tools, wanted.thinking)
+    begun = speaking.begun(wanted.call).prompt
+    prompt = speaking.prompt(wanted.messages, wanted.usable_tools, wanted.thinking, begun)
     room = speaking.context - len(prompt) if speaking.context else 2**31
     most = wanted.max_completion_tokens or wanted.max_tokens or speaking.config.max_new_tokens or room
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")

@@ -22,7 +22,8 @@ class Reading:
     def __init__(self, speaking: Voice, wanted: Wanted, stamp: dict[str, Any], began: float):
         self.voice, self.wanted, self.stamp, self.began = speaking, wanted, stamp, began
         self.form = speaking.calls if wanted.usable_tools else None
-        self.text, self.tokens, self.count, self.prompt = "", [], 0, 0
+        self.text = speaking.begun(wanted.call).read  # what it has not written itself
+        self.tokens, self.count, self.prompt = [], 0, 0
         self.streamed = 0  # characters of the text
         self.calls: list[dict[str, Any]] = []  # once the answer has ended
         self.finish, self.problem = "", None

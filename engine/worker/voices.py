@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
-from engine.worker.calls import CallForm
+from engine.worker.calls import CallForm, Opened
 from engine.worker.conversations import Conversations
 from engine.worker.sampling import Sampling
 from engine.worker.tokenizer import load_tokenizer
@@ -52,10 +52,13 @@ class Voice:
         messages: Sequence[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         thinking: bool = True,
+        begun: str = "",
     ) -> list[int]:
-        """The tokens that the answer follows. A control token in a message stays text. Raises Refusal if the template
-        cannot write the conversation, knows nothing of tools that are given, or if no answer fits behind it."""
-        how = self.conversations if thinking or not self.unthinking else self.unthinking
+        """The tokens that the answer follows, its own beginning included if that is `begun`. A control token in a
+        message stays text. Raises Refusal if the template cannot write the conversation, knows nothing of tools that
+        are given, or if no answer fits behind it."""
+        # What is begun has a thought behind it.
+        how = self.conversations if thinking or begun or not self.unthinking else self.unthinking
         rows = [{"messages": list(messages), "tools": tools or None}]
         if tools:
             rows.append({"messages": list(messages), "tools": None})
@@ -65,11 +68,20 @@ class Voice:
         for one in untold:
             if not isinstance(one, Problem) and one.ids.tolist() == told.ids.tolist():
                 raise Refusal(problem("chat-no-tools", voice=self.name))
-        if self.context and len(told.ids) >= self.context:
-            raise Refusal(
-                problem("chat-too-long", tokens=len(told.ids), context=self.context, voice=self.name)
-            )
-        return told.ids.tolist()
+        ids = told.ids.tolist() + self.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        if self.context and len(ids) >= self.context:
+            raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
+        return ids
+
+    def begun(self, call: str | None) -> Opened:
+        """The beginning of an answer that has to be a `call` of the tool with that name, of any if it is "". Raises
+        Refusal where the template does not show how a call begins."""
+        if call is None:
+            return Opened("", "")
+        opened = self.calls.begun(call) if self.calls else None
+        if opened is None:
+            raise Refusal(problem("chat-no-call", voice=self.name))
+        return opened
 
     def sampling(self, given: dict[str, Any]) -> Sampling:
         """The settings that are `given`; for the rest those of the model's own generation config."""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from engine.manner import Manner
 
@@ -43,6 +52,13 @@ def _function(call: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
+def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the tools are called."""
+    functions = [one.get("function") for one in tools]
+    names = [one.get("name") for one in functions if isinstance(one, dict)]
+    return [one for one in names if isinstance(one, str)]
+
+
 Message = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
@@ -74,10 +90,31 @@ class Wanted(Manner):
     def usable_tools(self) -> list[dict[str, Any]]:
         return [] if self.tool_choice == "none" else self.tools
 
+    @property
+    def call(self) -> str | None:
+        """The name of the tool that has to be called, "" if any has to be; None if none has."""
+        names = _names(self.usable_tools)
+        if self.tool_choice == "required":
+            return names[0] if len(names) == 1 else ""
+        return self.tool_choice["function"]["name"] if isinstance(self.tool_choice, dict) else None
+
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
         return {name: one for name, one in value.items() if one is not None}
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_the_tools(cls, value: Any, told: ValidationInfo) -> Any:
+        names = _names(told.data.get("tools", ()))
+        match value:
+            case None | "none" | "auto":
+                return value
+            case "required" if names:
+                return value
+            case {"type": "function", "function": {"name": str(name)}} if name in names:
+                return value
+        raise ValueError("it is none, auto, required, or the function that is one of the tools")
 
     @field_validator("stop", mode="before")
     @classmethod
