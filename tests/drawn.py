@@ -24,7 +24,7 @@ DRAWS = 4000
 
 def main() -> None:
     logits = 3 * torch.randn(50, generator=torch.Generator().manual_seed(0))
-    seen = torch.tensor([1, 2, 3, 4])
+    prompt, written = [1, 2], [3, 4, 4]
     told = []
     for settings in json.load(sys.stdin):
         how = Sampling(seed=0, **settings)
@@ -34,9 +34,9 @@ def main() -> None:
         if how.top_k:
             theirs.append(TopKLogitsWarper(how.top_k))
         theirs.append(TopPLogitsWarper(how.top_p))
-        shares = theirs(seen[None], logits[None])[0].softmax(-1)
+        shares = theirs(torch.tensor([prompt + written]), logits[None])[0].softmax(-1)
         source = how.generator()
-        drawn = Counter(int(choose(logits, seen, how, source)) for _ in range(DRAWS))
+        drawn = Counter(int(choose(logits, prompt, written, how, source)) for _ in range(DRAWS))
         left = {i: share for i, share in enumerate(shares.tolist()) if share > 0}
         told.append({"left": left, "drawn": {i: count / DRAWS for i, count in drawn.items()}})
     print(json.dumps(told))

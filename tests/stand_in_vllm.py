@@ -19,7 +19,7 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # vllm/entrypoints/openai/completion/protocol.py: those of its fields that are known here.
 FIELDS = {
     "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop_token_ids",
-    "ignore_eos", "stream", "return_token_ids", "logprobs", "return_tokens_as_token_ids",
+    "presence_penalty", "frequency_penalty", "ignore_eos", "stream", "return_token_ids", "logprobs", "return_tokens_as_token_ids",
 }  # fmt: skip
 
 

@@ -176,7 +176,11 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     assert "最多 2048" in answer.problem.text("zh")
     with pytest.raises(openai.NotFoundError, match="There are: demo_model, demo_model/lora/one"):
         ask(client, "gpt-4", "hello")
-    for wrong in ({"temperature": -1}, {"top_p": 0}, {"n": 2}, {"stop": ["x"] * 17}):
+    json_wanted = {"response_format": {"type": "json_object"}}
+    for wrong in (
+        {"temperature": -1}, {"top_p": 0}, {"n": 2}, {"stop": ["x"] * 17}, {"presence_penalty": 3},
+        {"frequency_penalty": -3}, {"logit_bias": {"5": 1}}, json_wanted,
+    ):  # fmt: skip
         with pytest.raises(openai.BadRequestError, match=next(iter(wrong))):
             ask(client, BASE, "hello", **wrong)
     for messages in ([], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]):
@@ -386,6 +390,21 @@ def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
         assert set(told["drawn"]) <= set(told["left"])
         for token, share in told["left"].items():
             assert told["drawn"].get(token, 0) == pytest.approx(share, abs=0.04)
+
+
+def test_openais_penalties_count_the_answer_alone() -> None:
+    code = (
+        "import json, torch; from engine.worker.sampling import Sampling, choose\n"
+        "logits, how = torch.tensor([5.0, 4.5, 3.9, 0.0]), Sampling(presence_penalty=0.7, frequency_penalty=0.3)\n"
+        "written = []\n"
+        "for _ in range(6): written.append(int(choose(logits, [0, 0, 0], written, how, how.generator())))\n"
+        "print(json.dumps(written))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    )
+    # By hand: 5 → 4 (presence, and once) → 3.7 → 3.4; 4.5 → 3.5; 3.9 → 2.9; the largest each time.
+    assert json.loads(done.stdout) == [0, 1, 0, 2, 0, 1]
 
 
 def test_what_cannot_be_chosen_is_refused_before_anything_is_loaded(

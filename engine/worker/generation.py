@@ -178,7 +178,8 @@ class Batch:
     def _write(self, rows: list[Answer], logits: Tensor) -> list[Tensor | None]:
         """The next token of each row; None for a row that has ended with it."""
         chosen = torch.stack([
-            choose(one, _seen(row, one), row.sampling, row.source) for row, one in zip(rows, logits, strict=True)
+            choose(one, row.prompt, row.written, row.sampling, row.source)
+            for row, one in zip(rows, logits, strict=True)
         ])  # fmt: skip
         told = [_token(row, one, token) for row, one, token in zip(rows, logits, chosen, strict=True)]
         ids = chosen.tolist()  # the one moment that waits for the device
@@ -205,13 +206,6 @@ class Batch:
 def _wide(states: Tensor, width: int) -> Tensor:
     """Keys or values (B, heads, t, size) padded on the left to `width` tokens."""
     return pad(states, (0, 0, width - states.shape[-2], 0))
-
-
-def _seen(row: Answer, logits: Tensor) -> Tensor:
-    """The tokens that a repetition penalty counts; not looked for where there is none."""
-    if row.sampling.repetition_penalty == 1:
-        return logits.new_empty(0, dtype=torch.long)
-    return torch.tensor(sorted({*row.prompt, *row.written}), device=logits.device)
 
 
 def _token(row: Answer, logits: Tensor, chosen: Tensor) -> Token | None:

@@ -18,6 +18,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from engine.rundir import ALIVE, held, write_json
 from engine.worker.generation import Answer, Piece
 from engine.worker.house import House
 from engine.worker.reading import Reading
+from engine.worker.sampling import Sampling
 from engine.worker.wanted import Judged, Wanted
 from engine.worker.wording import Wording
 
@@ -58,7 +60,7 @@ def _answer(house: House, wanted: Wanted, tell: Callable[[Piece], None]) -> Answ
     prompt = speaking.prompt(wanted.messages, wanted.usable_tools, wanted.thinking, begun)
     room = speaking.context - len(prompt) if speaking.context else 2**31
     most = wanted.max_completion_tokens or wanted.max_tokens or speaking.config.max_new_tokens or room
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    names = [one.name for one in fields(Sampling)]
     return Answer(
         adapter=speaking.adapter, prompt=prompt, most=min(most, room), ends=frozenset() if wanted.ignore_eos else speaking.ends,
         sampling=speaking.sampling({name: getattr(wanted, name) for name in names}),

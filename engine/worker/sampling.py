@@ -1,10 +1,11 @@
 """Logits → the next token, for one answer: greedy, or drawn with a seed of its own.
 
-The order is the one transformers has (penalty, temperature, top-k, top-p), so that the same settings mean the same.
+The order is the one transformers has (penalties, temperature, top-k, top-p), so that the same settings mean the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave every token in."""
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave every token in.
+
+    The repetition penalty counts the tokens of prompt and answer; those of presence and frequency, which are OpenAI's,
+    the answer's alone.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0  # Keskar et al. 2019, arXiv:1909.05858, section 4.1
+    presence_penalty: float = 0.0  # taken from the logit of a token that is there,
+    frequency_penalty: float = 0.0  # and this each time that it is
     seed: int | None = None
 
     def generator(self) -> torch.Generator:
@@ -31,12 +38,12 @@ class Sampling:
         return source
 
 
-def choose(logits: Tensor, seen: Tensor, how: Sampling, source: torch.Generator) -> Tensor:
-    """The next token, a scalar on the device of `logits` (V,), fp32. `seen` (n,) are the tokens of prompt and answer."""
-    if how.repetition_penalty != 1:
-        known = logits[seen]
-        known = torch.where(known < 0, known * how.repetition_penalty, known / how.repetition_penalty)
-        logits = logits.index_copy(0, seen, known)
+def choose(
+    logits: Tensor, prompt: Sequence[int], written: Sequence[int], how: Sampling, source: torch.Generator
+) -> Tensor:
+    """The next token, a scalar on the device of `logits` (V,), fp32, behind the tokens of a prompt and of the answer as
+    far as it is `written`."""
+    logits = _penalized(logits, prompt, written, how)
     if how.temperature == 0:
         return logits.argmax()
     logits = logits / how.temperature
@@ -51,3 +58,15 @@ def choose(logits: Tensor, seen: Tensor, how: Sampling, source: torch.Generator)
         logits = logits.masked_fill(share.cumsum(-1) - share >= how.top_p, -torch.inf)
     drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=source)[0].to(logits.device)
     return drawn if tokens is None else tokens[drawn]
+
+
+def _penalized(logits: Tensor, prompt: Sequence[int], written: Sequence[int], how: Sampling) -> Tensor:
+    if how.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *written}), device=logits.device)
+        known = logits[seen]
+        known = torch.where(known < 0, known * how.repetition_penalty, known / how.repetition_penalty)
+        logits = logits.index_copy(0, seen, known)
+    if written and (how.presence_penalty or how.frequency_penalty):
+        tokens, counts = torch.tensor(written, device=logits.device).unique(return_counts=True)
+        logits = logits.index_add(0, tokens, -(how.presence_penalty + how.frequency_penalty * counts))
+    return logits

@@ -173,7 +173,8 @@ class VllmWriter:
         body = {
             "model": self.names[answer.adapter] if answer.adapter else vllm.BASE, "prompt": answer.prompt,
             "max_tokens": answer.most, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k,
-            "repetition_penalty": how.repetition_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.ends),
+            "repetition_penalty": how.repetition_penalty, "presence_penalty": how.presence_penalty,
+            "frequency_penalty": how.frequency_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.ends),
             "ignore_eos": not answer.ends, "stream": True, "return_token_ids": True,
         }  # fmt: skip
         if answer.logprobs is not None:

@@ -67,7 +67,8 @@ class StreamOptions(BaseModel):
 
 
 class Wanted(Manner):
-    """An answer. What OpenAI's interface has besides is let pass and does nothing; null is as if it were not there."""
+    """An answer. Of what OpenAI's interface has besides, that is refused which would change the answer, and the rest is
+    let pass; null is as if it were not there."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -78,6 +79,10 @@ class Wanted(Manner):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_completion_tokens: int | None = Field(None, ge=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] = Field({}, max_length=0)
+    response_format: Literal["text"] = "text"
     stop: list[str] = Field([], max_length=16)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -115,6 +120,11 @@ class Wanted(Manner):
             case {"type": "function", "function": {"name": str(name)}} if name in names:
                 return value
         raise ValueError("it is none, auto, required, or the function that is one of the tools")
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _promised(cls, value: Any) -> Any:
+        return value.get("type") if isinstance(value, dict) else value
 
     @field_validator("stop", mode="before")
     @classmethod
