@@ -28,7 +28,7 @@ TOOLS = talk.tools_of('[{"name": "add"}, {"name": "take"}]')
 ASKED = {"role": "user", "content": "北京?"}
 SPEC = {
     "name": "caller", "stage": {"kind": "sft"}, "method": {"kind": "full"}, "data": {"datasets": ["calls"]},
-    "training": {"num_train_epochs": 60, "learning_rate": 0.001, "per_device_train_batch_size": 6},
+    "training": {"num_train_epochs": 40, "learning_rate": 0.003, "per_device_train_batch_size": 12},
 }  # fmt: skip
 
 
