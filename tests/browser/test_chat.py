@@ -14,16 +14,23 @@ from engine import chat, talk, users
 from engine.datasets import count_rows, find
 from engine.processes import processes
 from engine.workplace import Workplace
-from tests.browser.conftest import Outside, click_until_told
+from tests.browser.conftest import Outside, click_until_told, insist
 from tests.conftest import start_studio, wait_until
 
 RUN = "demo_model/lora/one"
 
 
+def send(page: Page, text: str) -> None:
+    """A question that is taken leaves the box empty."""
+    prompt = page.locator("#prompt textarea")
+    prompt.fill(text)
+    insist(page.locator("#send").click, lambda patience: expect(prompt).to_have_value("", timeout=patience))
+
+
 def ask(page: Page, text: str, turns: int) -> None:
-    page.locator("#prompt textarea").fill(text)
-    page.locator("#prompt textarea").press("Enter")
-    expect(page.locator("#talk .turn")).to_have_count(turns, timeout=90_000)
+    send(page, text)
+    expect(page.locator("#talk .question").last).to_have_text(text, timeout=90_000)
+    expect(page.locator("#talk .turn")).to_have_count(turns)
 
 
 def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
@@ -79,8 +86,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
         page.locator("#chat-temperature input").fill("10")
         page.locator("#chat-seed input, #chat-seed textarea").fill("4")
-        page.locator("#prompt textarea").fill("Go on")
-        page.locator("#send").click()
+        send(page, "Go on")
         expect(page.locator("#live .said").nth(1)).not_to_be_empty()
         expect(page.locator("#talk .tools").first).to_be_hidden()  # the end of the answer would undo it
         page.locator("#chat-stop").click()
@@ -88,8 +94,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         assert said.nth(3).inner_text()
         expect(page.locator("#talk .tools").first).to_be_visible()
 
-        page.locator("#prompt textarea").fill("And on")
-        page.locator("#send").click()
+        send(page, "And on")
         expect(page.locator("#live .said").nth(1)).not_to_be_empty()
         page.reload()  # in the middle of an answer
         expect(page.locator("#talk .turn")).to_have_count(3)
@@ -124,6 +129,8 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         page.locator("#talk .onward button").click()  # who changed his mind has lost nothing
         expect(page.locator("#talk .turn")).to_have_count(3)
         page.locator("#talk [data-do=edit]").nth(1).click()
+        expect(page.locator("#talk .turn")).to_have_count(1)
+        expect(page.locator("#prompt textarea")).to_have_value("Go on")
         page.locator("#chat-greedy input").check()
         page.locator("#chat-longest input").fill("10")
         ask(page, "Another way", 2)
@@ -202,6 +209,7 @@ def test_people_who_share_a_browser_find_each_their_own_conversations(
         page.locator("#chat-longest input").fill("5")
         ask(page, "What Ada asks", 1)
         page.locator("#chat-new").click()
+        expect(page.locator("#talk .empty")).to_be_visible()
         ask(page, "And again", 1)
         enter("bob")
         expect(page.locator("#talk .empty")).to_be_visible()
