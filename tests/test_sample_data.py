@@ -1,4 +1,4 @@
-"""The sample data of the preference stages is what its recipe makes, and every demo could start on it."""
+"""The sample data is what its recipes make, and every demo could start on it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from engine.spec import problems
 from engine.workplace import PROJECT, Workplace
 
 DATA = PROJECT / "data"
-RECIPE = runpy.run_path(str(DATA / "preference_recipe.py"))
+RECIPES = [runpy.run_path(str(DATA / f"{name}_recipe.py")) for name in ("preference", "tickets")]
+FILES = {file: make for recipe in RECIPES for file, make in recipe["FILES"].items()}
 
 
 def rows_of(file: str) -> list[dict[str, Any]]:
     return json.loads((DATA / file).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("file", RECIPE["FILES"])
+@pytest.mark.parametrize("file", FILES)
 def test_the_sample_data_is_what_the_recipe_makes(file: str) -> None:
-    assert rows_of(file) == RECIPE["FILES"][file]()
+    assert rows_of(file) == FILES[file]()
 
 
 def test_the_better_answers_are_the_translations_and_no_worse_one_is() -> None:
@@ -41,3 +42,17 @@ def test_nothing_stands_in_the_way_of_a_demo(preset: str, tmp_path: Path) -> Non
     place = Workplace(saves=tmp_path)
     spec = place.frozen(place.preset(preset))
     assert problems(spec) + obstacles(spec, place) == []
+
+
+@pytest.mark.parametrize("file", ["tickets.json", "tickets_test.json"])
+def test_no_held_out_message_is_about_what_was_trained(file: str) -> None:
+    rows = rows_of(file)
+    other = "tickets_test.json" if file == "tickets.json" else "tickets.json"
+    others = (DATA / other).read_text(encoding="utf-8")
+    for row in rows:
+        ticket = json.loads(row["output"])
+        assert list(ticket) == ["order", "product", "problem", "wants"]
+        assert ticket["product"] in row["input"]
+        assert (ticket["order"] or "") in row["input"]
+        assert f'\\"{ticket["product"]}\\"' not in others
+        assert row["input"] not in others
