@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from engine import deploy
 from engine.export import ExportSpec, called, combined
 from engine.models import adapter_config, identity, inspect, is_hub_id
@@ -18,6 +20,7 @@ from engine.rundir import RunDir, read_lines
 from engine.spec import RunSpec
 from engine.worker.frame import end_of_turn_ids, render
 from engine.worker.sources import Sources
+from engine.worker.tokenizer import end_ids
 
 SUMS = "SHA256SUMS"
 
@@ -199,6 +202,24 @@ def _compared(spec: ExportSpec, told: Mapping[str, Any]) -> str:
     )
 
 
+def _scoring(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Python that scores a conversation up to the token that ends its last answer, as the reward model was trained."""
+    ends = end_ids(tokenizer)
+    pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]
+    if tokenizer.pad_token_id in ends:
+        pad = [
+            "# The padding token ends a turn, too, and transformers would read over it: score one conversation at a time.",
+            "model.config.get_text_config().pad_token_id = None",
+        ]
+    return [
+        *pad,
+        'chat = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! What can I do for you?"}]',
+        'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]',
+        f"end = max(at for at, id in enumerate(ids[0].tolist()) if id in {sorted(ends)})  # the score is that of this token",
+        "print(model(input_ids=ids[:, : end + 1]).logits.item())",
+    ]
+
+
 def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
     where, base = str(lasting), _base_name(sources)
     name = deploy.tag(title)
@@ -207,8 +228,9 @@ def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title:
     imports = f"from transformers import {auto}, AutoTokenizer"
     if spec.form == "adapter":
         imports += "\nfrom peft import PeftModel"
+        head = ", num_labels=1" if sources.stage == "rm" else ""  # which the base does not say
         load = (
-            f'model = {auto}.from_pretrained("{sources.base if not is_hub_id(base) else base}", dtype="auto")\n'
+            f'model = {auto}.from_pretrained("{sources.base if not is_hub_id(base) else base}", dtype="auto"{head})\n'
             f'model = PeftModel.from_pretrained(model, "{where}")'
         )
     lines = [
@@ -227,6 +249,8 @@ def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title:
             "answer = model.generate(**inputs, max_new_tokens=256)",
             'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
         ]
+    else:
+        lines += _scoring(sources.tokenizer())
     lines.append("```")
     if sources.stage != "rm":
         adapter = adapter_config(folder) if spec.form == "adapter" else None

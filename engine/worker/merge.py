@@ -38,6 +38,9 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
     In the precision of its files, or in fp32 where that is wanted: never in one that would round before the merge.
     """
     model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
+    if sources.stage == "rm":
+        # By which whoever loads what is written finds the last token, whose score it is.
+        model.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
     if sources.adapters:
         model = _adapted(spec, sources, model)
     return model.requires_grad_(False).eval()

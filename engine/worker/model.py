@@ -19,6 +19,7 @@ from peft import (
 )
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -79,6 +80,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
             part.support_avx512bf16_for_cpu = False
     if judges(spec):
         _in_fp32(model.get_submodule(SCORE))
+        _score_at_the_end(model)
     return model
 
 
@@ -91,6 +93,29 @@ def _in_fp32(head: torch.nn.Module) -> None:
     """Keep a head that is trained in fp32 over a base that is not, with autocast or without."""
     head.float()
     head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+
+
+def _score_at_the_end(model: PreTrainedModel) -> None:
+    """Make a text's score that of its last token, which the attention mask tells, however a batch is padded.
+
+    transformers takes the last token that is not the padding token: where a turn is ended by the padding token, the
+    one before its end. What its head says is therefore replaced, at every position, by what it says at the last.
+    """
+    masks: list[Tensor | None] = [None]  # of the forward pass that is under way
+
+    def note_mask(_model: Any, _positional: Any, given: dict[str, Any]) -> None:
+        masks[0] = given.get("attention_mask")
+
+    def score_of_last(_head: Any, _hidden: Any, scores: Tensor) -> Tensor:
+        length = scores.shape[1]
+        if masks[0] is None:
+            last = torch.full(scores.shape[:1], length - 1, device=scores.device)
+        else:
+            last = length - 1 - masks[0].to(scores.device).long().flip(1).argmax(1)
+        return scores[torch.arange(len(scores), device=scores.device), last, None].expand_as(scores)
+
+    model.register_forward_pre_hook(note_mask, with_kwargs=True)
+    model.get_submodule(SCORE).register_forward_hook(score_of_last)
 
 
 def _config(spec: RunSpec, path: str) -> Any:

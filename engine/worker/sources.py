@@ -51,7 +51,9 @@ class Sources:
         return RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft", "model": plain})
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(RunSpec(), str(self.settings))
+        return load_tokenizer(
+            RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings)
+        )
 
     def save_settings(self, folder: Path) -> None:
         """Tokenizer, chat template and generation config into `folder`."""
