@@ -1,0 +1,167 @@
+"""What a chat template does, seen from a few of its renderings: the test's own reading, apart from the engine's."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from tests.templates.sources import Template
+from tests.templates.tokens import tokenizer_for
+
+UNWRITTEN = "<|endoftext|>"
+Q1, A1, Q2, A2 = "quobaniru", "ansodelik", "questevum", "arbitosul"  # words that no template writes
+
+
+class Unit(NamedTuple):
+    """A control token or a single character that is not blank, and where in the text it ends."""
+
+    text: str
+    end: int
+    special: bool
+
+
+@dataclass
+class Facts:
+    """A template, a tokenizer for it, and where it begins and ends turns."""
+
+    template: Template
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def of(cls, template: Template) -> Facts:
+        """With the control tokens that are written, and the eos which the family is likely to have."""
+        first = cls(template, tokenizer_for(template))
+        rendering = first.render([*ASK, *ASK_AGAIN]) or first.render(ASK) or ""
+        second = cls(template, tokenizer_for(template, rendering=rendering))
+        if "</s>" in rendering:
+            return second
+        # What the next message begins with ends no answer of its own: such families stop at a token never written.
+        eos = next((ender for ender in reversed(second.enders) if ender != second.opener), UNWRITTEN)
+        return cls(template, tokenizer_for(template, eos, rendering))
+
+    def render(self, messages: list[dict[str, Any]], tools: Any = None, generate: bool = False) -> str | None:
+        """None if the template raises."""
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=generate
+            )
+        except Exception:  # a template is a program, and may raise anything
+            return None
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        texts = sorted(
+            (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special),
+            key=len, reverse=True,
+        )  # fmt: skip
+        return re.compile("|".join(map(re.escape, texts)))
+
+    @cached_property
+    def _unit(self) -> re.Pattern[str]:
+        texts = sorted(
+            (token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True
+        )
+        return re.compile("|".join([*map(re.escape, texts), r"\S"]))
+
+    def units(self, text: str) -> list[Unit]:
+        return [
+            Unit(match[0], match.end(), self._special.fullmatch(match[0]) is not None)
+            for match in self._unit.finditer(text)
+        ]
+
+    def shared(self, one: str, other: str) -> tuple[int, int]:
+        """How much of `one` and of `other` is the same from the start, blanks left aside and no control token cut."""
+        ends = (0, 0)
+        for mine, theirs in zip(self.units(one), self.units(other), strict=False):
+            if mine.text != theirs.text:
+                break
+            ends = mine.end, theirs.end
+        return ends
+
+    @cached_property
+    def talk(self) -> str:
+        """Two questions and answers."""
+        return self.render([*ASK, *ASK_AGAIN]) or ""
+
+    @cached_property
+    def after_question(self) -> str:
+        return between(self.talk, Q1, A1)
+
+    @cached_property
+    def after_answer(self) -> str:
+        return between(self.talk, A1, Q2)
+
+    @cached_property
+    def at_the_end(self) -> str:
+        """What follows the last answer."""
+        text = self.talk or self.render(ASK) or ""
+        return text.rpartition(A2 if self.talk else A1)[2]
+
+    @cached_property
+    def added_by_prompt(self) -> str:
+        """What asking for a generation prompt adds to a question."""
+        plain, prompt = self.render(ASK[:1]) or "", self.render(ASK[:1], generate=True) or ""
+        return prompt[len(plain) :] if prompt.startswith(plain) else prompt.rpartition(Q1)[2]
+
+    @cached_property
+    def opener(self) -> str | None:
+        """The special token that begins a message: it stands before the first question and before a later one."""
+        later = {unit.text for unit in self.units(self.after_answer)}
+        before = self.units(self.talk.partition(Q1)[0])
+        return next((unit.text for unit in before if unit.special and unit.text in later), None)
+
+    def special_in(self, text: str) -> list[Unit]:
+        """The special tokens of what follows an answer, up to the one that begins the next message."""
+        units = self.units(text)
+        opens = next((at for at, unit in enumerate(units) if unit.text == self.opener), 0)
+        return [unit for unit in (units[:opens] if opens else units) if unit.special]
+
+    @cached_property
+    def enders(self) -> list[str]:
+        """The special tokens that end an answer of text: in the middle, and at the end of a conversation."""
+        end = self.ends_in(self.at_the_end, None)
+        middle = self.ends_in(self.at_the_end, self.after_answer) if self.talk else []
+        return list(dict.fromkeys(unit.text for unit in [*middle, *end]))
+
+    def ends_in(self, alone: str, followed: str | None) -> list[Unit]:
+        """The special token that ends an answer, out of what follows it.
+
+        `alone`: what follows where the conversation ends with it. `followed`: what follows it here, up to the next
+        message's content; None if nothing does. The unit's position is in `followed` if that is not None. Empty where
+        the template writes none; several where more than one may be meant.
+        """
+        closing = self.special_in(alone)
+        if followed is None:
+            return closing[-1:]
+        here = self.special_in(followed)
+        _, shared = self.shared(alone, followed)
+        common = [unit for unit in here if unit.end <= shared]
+        return common[-1:] if common else here[:1]
+
+    @cached_property
+    def openers(self) -> set[str]:
+        """Special tokens that open a message and end none."""
+        if not self.talk:
+            return set()
+        ends = self.ends_in(self.at_the_end, self.after_answer)
+        behind = self.after_answer[ends[0].end :] if ends and self.closes else ""
+        header = self.added_by_prompt if self.added_by_prompt.strip() else ""
+        written = {unit.text for unit in self.units(behind + header) if unit.special}
+        return written - set(self.enders)
+
+    @cached_property
+    def closes(self) -> bool:
+        """The template writes a special token behind the last answer."""
+        return bool(self.special_in(self.at_the_end))
+
+
+ASK = [{"role": "user", "content": Q1}, {"role": "assistant", "content": A1}]
+ASK_AGAIN = [{"role": "user", "content": Q2}, {"role": "assistant", "content": A2}]
+
+
+def between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
