@@ -1,7 +1,8 @@
 """Canonical rows → examples that a stage can be trained on: token ids, what of them is trained, and what was cut.
 
     text     → input_ids, labels                              every token trained; each document ends with eos
-    chat     → input_ids, labels                              the answers trained, the token that ends each included
+    chat     → input_ids, labels                              the answers trained, the token that ends each included,
+                                                              as the row's weights say (engine.worker.turn_weights)
     pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
     thumbs   → prompt_ids, completion_ids, label
     prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
@@ -26,6 +27,7 @@ from engine.stages import STAGES, Form
 from engine.worker.conversations import Conversations, Row, Tokens
 from engine.worker.frame import Span
 from engine.worker.shield import Shield
+from engine.worker.turn_weights import weighted_spans, weights_column, without_oldest
 
 IGNORED = -100  # the label the loss skips, by torch's convention
 TrainOn = Literal["answers", "last_answer", "everything"]
@@ -51,7 +53,7 @@ class Example(NamedTuple):
     """One row. Of one that cannot be used, the values are empty.
 
     `trained`: spans of the first value that are trained (text, chat). `ended`: every trained answer includes the token
-    that ends it; a model never shown one never stops.
+    that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
     """
 
     values: tuple[Any, ...]
@@ -59,6 +61,7 @@ class Example(NamedTuple):
     ended: bool = True
     trained: Sequence[Span] = ()
     reason: Problem | None = None
+    weights: Sequence[float] | None = None
 
 
 @dataclass
@@ -131,7 +134,7 @@ def _turns(messages: Sequence[dict[str, Any]]) -> list[int]:
 
 def _without_oldest(row: Row, count: int) -> Row:
     turns = _turns(row["messages"])
-    return row | {"messages": row["messages"][: turns[0]] + row["messages"][turns[count] :]}
+    return without_oldest(row, turns[0], turns[count])
 
 
 # ---------------------------------------------------------------------------------------------- forms
@@ -146,7 +149,7 @@ def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     plain = iter(backend.encode_batch_fast([text for text, hidden in shielded if not hidden]))
     marked = iter(backend.encode_batch([text for text, hidden in shielded if hidden]))
     examples = []
-    for text, hidden in shielded:
+    for row, (text, hidden) in zip(rows, shielded, strict=True):
         try:
             ids = shield.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
         except Refusal as refusal:
@@ -154,30 +157,34 @@ def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
             continue
         ids = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
         fate = "kept" if len(ids) <= encoder.max_length else "cut"
-        examples.append(Example((ids,), fate, trained=[(0, len(ids))]))
+        trained, weights = weighted_spans([(0, len(ids))], row.get("weights"), len(ids), "answers")
+        usable = Example((ids,), fate, trained=trained, weights=weights)
+        examples.append(usable if trained else _left_out("text", "untrained"))
     return examples
 
 
 def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
-    max_length, everything = encoder.max_length, encoder.train_on == "everything"
+    max_length = encoder.max_length
     examples = []
-    for one in encoder.conversations.encode(rows):
+    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
         if not isinstance(one, Tokens):
             examples.append(_refused("chat", one))
             continue
         ids, answers, ended = one
-        fate = "kept"
+        fate, weights = "kept", row.get("weights")
+        if weights is not None and len(weights) != len(answers):
+            reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
+            examples.append(_refused("chat", reason))
+            continue
         if len(ids) > max_length:
             ids, answers, fate, ended = _cut(one, max_length, encoder.too_long)
-        chosen = (
-            [(0, len(ids))] if everything else answers[-1:] if encoder.train_on == "last_answer" else answers
-        )
+        chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
         if fate == "too_long":
             examples.append(_left_out("chat", fate))
         elif not any([begin < end for begin, end in chosen]):
             examples.append(_left_out("chat", "untrained"))
         else:
-            examples.append(Example((ids,), fate, ended, chosen))
+            examples.append(Example((ids,), fate, ended, chosen, weights=weights))
     return examples
 
 
@@ -277,7 +284,8 @@ def _refused(form: Form, reason: Problem) -> Example:
 
 
 def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
-    """The examples as columns, one row each, unusable ones empty; with `fate` (its number) and `ended` at the end."""
+    """The examples as columns, one row each, unusable ones empty; with `fate` (its number) and `ended` at the end, and
+    `weights` of the tokens before them if any example has some."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
@@ -286,10 +294,14 @@ def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
             columns.append(ragged([example.values[at] for example in examples]))
         else:
             columns.append(pa.array([example.values[at] for example in examples], kind))
+    names = list(COLUMNS[form])
+    if any([example.weights is not None for example in examples]):
+        columns.append(weights_column(columns[names.index("labels")], IGNORED, examples))
+        names.append("weights")
     number = {fate: at for at, fate in enumerate(FATES)}
     columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
     columns.append(pa.array([example.ended for example in examples], pa.bool_()))
-    return pa.RecordBatch.from_arrays(columns, names=[*COLUMNS[form], "fate", "ended"])
+    return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended"])
 
 
 def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:

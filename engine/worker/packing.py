@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from engine.worker.examples import IDS, IGNORED
 from engine.worker.shapes import gather
+from engine.worker.turn_weights import WEIGHTS
 
 SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)])
 
@@ -45,7 +46,8 @@ def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
 
 
 def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
-    """Examples (input_ids, labels) → packs of them, with `seq_lengths`, the lengths of the examples in each."""
+    """Examples (input_ids, labels, weights if there are some) → packs of them, with `seq_lengths`, the lengths of the
+    examples in each."""
     offsets = batch.column("input_ids").offsets.to_numpy()
     lengths = np.diff(offsets)
     packs = pack(lengths, max_length)
@@ -63,7 +65,11 @@ def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
         pa.ListArray.from_arrays(pa.array(tokens), pa.array(labels)),
         pa.ListArray.from_arrays(pa.array(examples), pa.array(lengths[order].astype(np.int32))),
     ]
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    if "weights" not in batch.schema.names:
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    weights = gather(batch.column("weights").values.to_numpy(), offsets[order], lengths[order])
+    columns.append(pa.ListArray.from_arrays(pa.array(tokens), pa.array(weights)))
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA.append(pa.field("weights", WEIGHTS)))
 
 
 def _offsets(lengths: np.ndarray | list[int]) -> np.ndarray:

@@ -119,8 +119,10 @@ def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dic
 
     names = ["train", "validation"] if spec.data.validation_share or spec.data.eval_datasets else ["train"]
     form, seed, share = STAGES[spec.stage.kind].form, spec.training.seed, spec.data.validation_share
+    weighted = any(part.weighted for one in found for part in one.parts)
     splits = {
-        name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing) for name in names
+        name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
+        for name in names
     }
     for one in found:
         weight = spec.data.datasets.get(one.dataset.name)

@@ -18,6 +18,7 @@ from engine.stages import Form
 from engine.worker.examples import COLUMNS, FATES, IDS, IGNORED, USABLE
 from engine.worker.packing import SCHEMA as PACKED
 from engine.worker.packing import packed
+from engine.worker.turn_weights import WEIGHTS, weights_column
 
 TOGETHER = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
 PACKS = 500  # at a time, at the least
@@ -50,9 +51,13 @@ def _some(rows: int, count: int, seed: int) -> np.ndarray:
 class Split:
     """The file of one split, and counts of what went into it and what did not. To be closed."""
 
-    def __init__(self, path: Path, form: Form, max_length: int, packing: bool):
-        self.form, self.max_length, self.packing = form, max_length, packing
+    def __init__(self, path: Path, form: Form, max_length: int, packing: bool, weighted: bool = False):
+        """`weighted`: some row of the run has weights, so that all of them are written with some."""
+        self.form, self.max_length, self.packing, self.weighted = form, max_length, packing, weighted
+        self.columns = [*COLUMNS[form], *(["weights"] if weighted else [])]
         self.schema = PACKED if packing else pa.schema(list(COLUMNS[form].items()))
+        if weighted:
+            self.schema = self.schema.append(pa.field("weights", WEIGHTS))
         self.sink = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.sink, self.schema)
         self.waiting: list[pa.RecordBatch] = []  # to be packed
@@ -74,7 +79,9 @@ class Split:
         else:
             chosen = table.take(pa.array(np.repeat(usable, often[usable])))
         self._count(chosen)
-        chosen = chosen.select(list(COLUMNS[self.form]))
+        if self.weighted and "weights" not in chosen.schema.names:
+            chosen = chosen.append_column("weights", weights_column(chosen.column("labels"), IGNORED, ()))
+        chosen = chosen.select(self.columns)
         if self.form == "text":
             chosen = windows(chosen, self.max_length)
         if not self.packing:

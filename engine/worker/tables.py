@@ -43,6 +43,7 @@ class Part:
     bad_count: int = 0
     end: int = 0
     broken: bool = False
+    weighted: bool = False  # the table has weights
 
 
 def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
@@ -64,7 +65,7 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
         stream.write_batch(batch)
     return Part(
         task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:SHOWN]), len(rows.bad),
-        task.block.end if isinstance(task.block, Stretch) else 0,
+        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names,
     )  # fmt: skip
 
 

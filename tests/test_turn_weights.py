@@ -1,0 +1,107 @@
+"""A row's weights decide what of it is trained and how much: in the tokens, on disk, and in the steps of a real training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.worker.examples import IGNORED, Encoder, Example, table
+from engine.worker.packing import packed
+from engine.worker.splits import Split, read
+from tests.families import answer, tokenizer, user
+
+TURNS = [user("Two plus two?"), answer("Five, I guess."), user("Sure?"), answer("No: four.")]
+
+
+def encoded(rows: list[dict[str, Any]], **settings: Any) -> tuple[list[Example], list[dict[str, Any]]]:
+    examples = Encoder(tokenizer("chatml"), "chat", **{"max_length": 1000, **settings}).examples(rows)
+    return examples, table("chat", examples).to_pylist()
+
+
+def trained_text(row: dict[str, Any]) -> str:
+    return tokenizer("chatml").decode([label for label in row["labels"] if label != IGNORED])
+
+
+def row(*weights: float, turns: list[dict[str, Any]] = TURNS) -> dict[str, Any]:
+    return {"messages": turns, "tools": None, "weights": list(weights)}
+
+
+def test_an_answer_of_weight_nought_is_not_trained_and_costs_no_column():
+    _, (columns,) = encoded([row(0, 1)])
+    assert trained_text(columns) == "No: four.</s>"
+    assert "weights" not in columns
+
+
+def test_each_token_of_an_answer_has_the_answers_weight_and_plain_rows_beside_it_one():
+    _, (weighed, plain) = encoded([row(0.25, 2), {"messages": TURNS, "tools": None}])
+    for columns, weights in ((weighed, [0.25, 2]), (plain, [1, 1])):
+        runs = "".join("x" if label == IGNORED else "t" for label in columns["labels"]).split("x")
+        lengths = [len(run) for run in runs if run]
+        expected = [weight for weight, length in zip(weights, lengths, strict=True) for _ in range(length)]
+        found = zip(columns["labels"], columns["weights"], strict=True)
+        assert [weight for label, weight in found if label != IGNORED] == expected
+        assert not any(
+            w for label, w in zip(columns["labels"], columns["weights"], strict=True) if label == IGNORED
+        )
+
+
+def test_a_row_whose_every_answer_has_weight_nought_is_left_out_and_counted():
+    (example,), _ = encoded([row(0, 0)])
+    assert example.fate == "untrained"
+
+
+@pytest.mark.parametrize(
+    ("train_on", "weights", "text"),
+    [
+        ("last_answer", (1, 0), None),
+        ("last_answer", (0, 1), "No: four.</s>"),
+        ("everything", (0, 1), None),
+    ],
+)
+def test_a_weight_of_nought_stands_whatever_turns_are_chosen(train_on, weights, text):
+    (example,), (columns,) = encoded([row(*weights)], train_on=train_on)
+    if train_on == "everything":
+        assert "Five, I guess." not in trained_text(columns)
+        assert "Two plus two?" in trained_text(columns)
+        assert "No: four." in trained_text(columns)
+    elif text is None:
+        assert example.fate == "untrained"
+    else:
+        assert trained_text(columns) == text
+
+
+def test_a_row_cut_at_either_end_keeps_the_weights_of_the_answers_it_keeps():
+    turns = [*TURNS, user("Thanks."), answer("You are welcome.")]
+    length = len(encoded([row(1, 1, 1, turns=turns)])[1][0]["input_ids"])
+    (example,), _ = encoded([row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_end")
+    assert (example.fate, example.weights) == ("cut", [0.5, 0.25])
+    (example,), (columns,) = encoded(
+        [row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_start"
+    )
+    assert (example.fate, example.weights) == ("cut", [0.25, 2])
+    assert trained_text(columns).startswith("No: four.")
+
+
+def test_weights_that_do_not_fit_the_answers_are_refused():
+    (example,), _ = encoded([row(1, 0, 1)])
+    assert example.reason.code == "weights-beside-answers"
+
+
+def test_packed_tokens_keep_their_weights_and_so_do_texts_in_windows(tmp_path):
+    lengths = [5, 3, 7]
+    examples = [
+        Example((np.full(n, number, dtype=np.int32),), trained=[(0, n)], weights=[number + 0.5])
+        for number, n in enumerate(lengths)
+    ]
+    (pack,) = packed(table("chat", examples).select(["input_ids", "labels", "weights"]), 20).to_pylist()
+    assert pack["weights"] == [token + 0.5 for token in pack["input_ids"]]
+
+    split = Split(tmp_path / "text.arrow", "text", 4, packing=False, weighted=True)
+    split.add(table("text", examples), np.array([1, 1, 1]))
+    split.add(table("text", [Example((np.full(6, 9, dtype=np.int32),), trained=[(0, 6)])]), np.array([1]))
+    split.close()
+    for window in pa.Table.from_batches(read(tmp_path / "text.arrow")).to_pylist():
+        assert window["weights"] == [1.0 if token == 9 else token + 0.5 for token in window["input_ids"]]
