@@ -74,7 +74,7 @@ def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dic
     """
     given = {
         MARKER: str(folder),
-        "PYTHONPATH": str(PROJECT),
+        "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
         "PYTHONUNBUFFERED": "1",
@@ -98,6 +98,12 @@ def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dic
     else:
         given |= OFFLINE
     return given
+
+
+def python_path() -> str:
+    """Where the children look for modules: here first, then wherever the studio itself does."""
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(PROJECT), *(one for one in others if one not in ("", str(PROJECT)))])
 
 
 def shell(command: Sequence[str], added: Mapping[str, str]) -> str:

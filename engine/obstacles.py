@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from engine import machine
+from engine import doctor, machine
 from engine.chat_templates import file_problem, template_problem
 from engine.datasets import INFO_FILE, Dataset, examples, read_catalogue
 from engine.models import (
@@ -57,19 +57,21 @@ PACKAGES = {
     "flash_attn": "flash-attn",
     "modelscope_hub": "modelscope-hub",
 }  # what to install, if it has another name
+QUANTIZER = "bitsandbytes"
 MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
 CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a continued adapter has already
 
 
-def obstacles(spec: RunSpec, workplace: Workplace) -> list[Problem]:
-    """Everything on this machine that would keep `spec` from running. Empty: it can start."""
+def obstacles(spec: RunSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
+    """Everything on this machine that would keep `spec` from running. Empty: it can start. Without `wait`, what a package
+    does on this machine is not told while it is still being tried (`engine.doctor`)."""
     found = workplace.problems(spec)
     outside = {one.field for one in found}  # not looked at, not even whether it is there
     found += _of_model(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
         found += _of_data(spec)
     found += _of_rewards(spec, workplace, outside)
-    found += _of_cards(spec) + _of_packages(spec)
+    found += _of_cards(spec) + _of_packages(spec, wait)
     weights = trainable(spec) if countable({one.field for one in found}) else 0
     return found + _of_disk(spec, workplace, weights or 0)
 
@@ -294,18 +296,41 @@ def packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     if spec.model.attn_implementation == "flash_attention_2":
         wanted.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
-        wanted.append((spec.model.quantization.kind, "bitsandbytes", "model.quantization"))
+        wanted.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         wanted.append(("modelscope", "modelscope_hub", "model.hub"))
     return wanted
 
 
-def _of_packages(spec: RunSpec) -> list[Problem]:
-    return [
-        problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
-        for what, module, field in packages(spec)
-        if importlib.util.find_spec(module) is None
-    ]
+def _of_packages(spec: RunSpec, wait: bool) -> list[Problem]:
+    """Packages that are not installed, and those that are and do not work on the device of the run."""
+    device, found = doctor.device_of(spec), []
+    for what, module, field in packages(spec):
+        if importlib.util.find_spec(module) is None:
+            found.append(problem("package-missing", field, what=what, package=PACKAGES.get(module, module)))
+        elif module == QUANTIZER:
+            check = "optimizer" if field == "training.optim" else what
+            broken = (unusable(device, wait=wait) or {}).get(check)
+            found += [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
+        elif (seen := doctor.finding(module, device, wait=wait)) and seen.certain and seen.failed:
+            found.append(doctor.import_problem(seen, field, what, PACKAGES.get(module, module)))
+    return found
+
+
+def unusable(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
+    """What of bitsandbytes ("4bit", "8bit", "optimizer") cannot be used on the device, and why; None while that is tried
+    and nobody wants to `wait`."""
+    checks = {"4bit": "model.quantization", "8bit": "model.quantization", "optimizer": "training.optim"}
+    if importlib.util.find_spec(QUANTIZER) is None:
+        return {check: problem("package-missing", field, what=check, package=QUANTIZER) for check, field in checks.items()}
+    seen = doctor.finding(QUANTIZER, device, wait=wait)
+    if seen is None or not seen.certain:
+        return None if seen is None else {}
+    whole = next((seen.failed[name] for name in ("import", "library") if name in seen.failed), "")
+    failed = dict.fromkeys(checks, whole) if whole else seen.failed
+    return {
+        check: doctor.bitsandbytes_problem(seen, why, device, checks[check], check) for check, why in failed.items()
+    }
 
 
 def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:

@@ -60,7 +60,7 @@ def advance(saves: Path) -> None:
 
 def _start(folder: Path) -> bool:
     keeper = [sys.executable, "-m", "engine.keeper", "keep", str(folder)]
-    environment = command.inherited() | {"PYTHONPATH": str(PROJECT), "PYTHONUTF8": "1"}
+    environment = command.inherited() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
         keeper, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
