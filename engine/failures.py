@@ -1,7 +1,8 @@
 """Known ways to fail → what happened and what to do about it, in the reader's language.
 
-The patterns are looked for in the first failing rank's error and the end of the log. Order matters: the
-particular before the general.
+The patterns are looked for in the first failing rank's error with its causes, and where that says nothing particular, in
+the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about something else. Order
+matters: the particular before the general.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from engine.problems import say, sentences
@@ -22,7 +25,8 @@ PATTERNS = {
     "port": r"EADDRINUSE|[Aa]ddress already in use",
     "kernels": r"no kernel image is available",
     "driver": r"NVIDIA driver on your system is too old|CUDA driver version is insufficient",
-    "bitsandbytes": r"libbitsandbytes|CUDA Setup failed|bitsandbytes.*not.*(?:found|available)",
+    "bitsandbytes": r"libbitsandbytes|CUDA Setup failed|bitsandbytes.*not.*(?:found|available)"
+    r"|Native code method attempted to call|not available in CPU-only version of bitsandbytes",
     "network": r"OfflineModeIsEnabled|LocalEntryNotFoundError|ConnectionError|MaxRetryError|Network is unreachable",
     "package": r"(?:ModuleNotFoundError: No module named|requires the) '?(?P<what>[\w.-]+)'?",
     "configuration": r"AssertionError: (?P<what>.*the spec says.*)",
@@ -31,6 +35,19 @@ PATTERNS = {
     "damaged": r"ignore_mismatched_sizes|JSONDecodeError|ClassValidationError|SafetensorError",
     "shapes": r"size mismatch for (?P<what>[\w.]+)",
 }
+
+# What an error says that was raised in place of another one: those come last, when nothing else is known.
+GENERAL = ("damaged", "shapes", "configuration")
+# What nobody prints who goes on: of these a line in the log is enough, whatever the error itself says. A warning that a
+# tracker was not reached, say, explains nothing.
+SURE = {
+    **{code: PATTERNS[code] for code in ("device-memory", "disk-full", "kernels", "driver")},
+    "bitsandbytes": r"libbitsandbytes_\w+\.so(?:: cannot open| not found)|bitsandbytes library load error|CUDA Setup failed"
+    r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
+    r"|not available in CPU-only version of bitsandbytes",
+}
+END = 64 << 10  # bytes of a log in which its last lines are
+SEARCHED = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
 
 
 @dataclass(frozen=True)
@@ -62,20 +79,50 @@ def explain(run: Run) -> Explanation | None:
     if run.state not in ("failed", "interrupted"):
         return None
     error = read_json(run.dir.error) or {}
-    log = end_of(run.dir.log, 65_536, run.dir.log_from()).decode("utf-8", errors="replace")
+    log = end_of(run.dir.log, END, run.dir.log_from()).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(one for one in error.get("problems", ()) if one["code"] in sentences())
     exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
     values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
     if known:
         return Explanation("", {}, traceback, known)
-    text = f"{error.get('type', '')}: {error.get('message', '')}\n{traceback}\n{'' if run.exit else log}"
-    for code, pattern in PATTERNS.items():
-        # A disk that filled up may have kept the keeper itself from saying so: then only the log knows.
-        told = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
-        if told and (found := re.search(pattern, text)):
-            return Explanation(code, values | {"what": found.groupdict().get("what") or ""}, traceback)
+    lines = [f"{error.get('type', '')}: {error.get('message', '')}", *error.get("causes", ()), traceback]
+    text = "\n".join(lines + ([] if run.exit else [log]))
+    particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERAL}
+    code, what = _match(particular, text) or _printed(run, bool(error)) or _match(PATTERNS, text) or ("", "")
+    # A disk that filled up may have kept the keeper itself from saying so: then only the log knows.
+    known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
+    if code and known_end:
+        return Explanation(code, values | {"what": what}, traceback)
     return Explanation(exit["reason"], values, traceback)
+
+
+def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
+    """(code, what it names) of the first pattern that is in the text."""
+    matches = ((code, re.search(pattern, text)) for code, pattern in patterns.items())
+    return next(((code, match.groupdict().get("what") or "") for code, match in matches if match), None)
+
+
+def _printed(run: Run, has_error: bool) -> tuple[str, str] | None:
+    """(code, what it names) of a failure whose signature stands in the log of the attempt."""
+    try:
+        status = run.dir.log.stat()
+    except OSError:
+        return None
+    return _search(run.dir.log, run.dir.log_from(), status.st_size, status.st_mtime_ns, has_error)
+
+
+@lru_cache(maxsize=64)
+def _search(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
+    """Of a log longer than twice SEARCHED the middle is not read. Without an error.json a process died in the middle of what
+    it printed, and every pattern counts in the first traceback."""
+    with log.open("rb") as file:
+        file.seek(begins)
+        text = file.read(SEARCHED)
+    if begins + SEARCHED < size:
+        text += end_of(log, SEARCHED, begins + SEARCHED)
+    text = text.decode("utf-8", errors="replace")
+    return (None if has_error else _match(PATTERNS, _first_traceback(text))) or _match(SURE, text)
 
 
 def _first_traceback(log: str) -> str:

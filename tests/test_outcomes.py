@@ -76,6 +76,40 @@ def test_the_first_traceback_is_shown(run_program: Callable[[str], runs.Run]) ->
     assert "ValueError: invalid literal for int() with base 10: 'gold'" in failures.explain(run).traceback
 
 
+WRAPPED = """
+from engine.worker.edge import edge
+with edge(str(folder)):
+    {before}
+    raise RuntimeError("We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
+"""
+MISSING = "Native code method attempted to call: lib.cquantize_blockwise_fp32_nf4()"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # As transformers does it: the reason is printed in a report, megabytes before the end, and forgotten.
+        (f"print('{MISSING}'); print('loading…\\n' * 300_000)", ""),
+        (f"cause = OSError('{MISSING}')", " from cause"),
+        (f"\n    try: raise OSError('{MISSING}')\n    except OSError: raise ValueError('no weights') from None", ""),
+    ],
+)
+def test_a_reason_that_a_library_has_wrapped_in_other_words_is_the_reason_that_is_told(
+    run_program: Callable[[str], runs.Run], before: str, after: str
+) -> None:
+    run = ended(run_program(WRAPPED.format(before=before, after=after)))
+    assert run.state == "failed"
+    assert failures.explain(run).code == "bitsandbytes", run.dir.log.read_text()[-2000:]
+
+
+def test_what_a_library_only_warned_of_explains_no_other_error(
+    run_program: Callable[[str], runs.Run],
+) -> None:
+    warned = "print('ConnectionError: the tracker was not reached; loading libbitsandbytes_cuda126.so')"
+    run = ended(run_program(WRAPPED.format(before=warned, after="")))
+    assert failures.explain(run).code == "damaged"
+
+
 def test_an_old_result_does_not_make_a_new_attempt_finished(run_program: Callable[[str], runs.Run]) -> None:
     source = "finish() if not (folder / 'attempts').exists() else None; raise SystemExit(not (folder / 'attempts').exists())"
     run = ended(run_program(source))

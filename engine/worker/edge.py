@@ -16,6 +16,8 @@ from pathlib import Path
 from engine.problems import Refusal
 from engine.rundir import ALIVE, RunDir, take, write_json
 
+DEEPEST, LONGEST = 20, 4000  # causes that are written down, and characters of each
+
 
 def rank() -> int:
     """This process's rank among those of the run; 0 where there is one."""
@@ -50,7 +52,7 @@ def edge(folder: str) -> Iterator[RunDir]:
 def _write_down(run: RunDir, error: Exception) -> None:
     told = {
         "type": type(error).__name__, "message": str(error), "rank": rank(), "at": time.time(),
-        "traceback": traceback.format_exc(),
+        "traceback": traceback.format_exc(), "causes": causes(error),
     }  # fmt: skip
     if isinstance(error, Refusal):
         # As codes and values, so that the page can say it in the reader's language.
@@ -60,6 +62,15 @@ def _write_down(run: RunDir, error: Exception) -> None:
         ]
     with run.error.open("x", encoding="utf-8") as file:
         json.dump(told, file, ensure_ascii=False, indent=1)
+
+
+def causes(error: BaseException) -> list[str]:
+    """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
+    something else, and leave it out of the traceback (`raise … from None`)."""
+    chain: list[BaseException] = []
+    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < DEEPEST:
+        chain.append(error)
+    return [f"{type(one).__name__}: {one}"[:LONGEST] for one in chain]
 
 
 class Report:
