@@ -35,7 +35,6 @@ DOUBT_S = 600  # how long a trial without an answer (no memory, no time) is not 
 DRIVER = Path("/proc/driver/nvidia/version")
 # What decides which library is loaded, besides the files themselves.
 VARIABLES = ("BNB_CUDA_VERSION", "BNB_ROCM_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME")
-# Shown in full only where it is the device of a run: bitsandbytes for a card, and for the CPU.
 REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 
 
@@ -178,7 +177,10 @@ def _place(module: str) -> Path | None:
     """The folder of a package; None if it is not installed."""
     try:
         found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # the package above it is broken, or a module was put in its place by hand
+    except (
+        ImportError,
+        ValueError,
+    ):  # the package above it is broken, or a module was put in its place by hand
         return None
     return Path(found.origin).parent if found and found.origin else None
 
@@ -195,7 +197,10 @@ def _folder() -> Path:
     """Where answers are kept: with the user's other caches, or where there is no home, in a folder of one's own among the
     temporary files."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    for folder in (caches / "athanor" / "doctor", Path(tempfile.gettempdir(), f"athanor-doctor-{os.getuid()}")):
+    for folder in (
+        caches / "athanor" / "doctor",
+        Path(tempfile.gettempdir(), f"athanor-doctor-{os.getuid()}"),
+    ):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
@@ -242,4 +247,6 @@ def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
 
 def import_problem(seen: Finding, setting: str, what: str, package: str) -> Problem:
     """That a package is installed and cannot be imported."""
-    return problem("package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values())))
+    return problem(
+        "package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values()))
+    )

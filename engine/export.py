@@ -5,10 +5,10 @@ The weights themselves are `engine.worker.export`'s; what other programs need to
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from engine import deploy, machine
 from engine.command import on_cpu
+from engine.doctor import device_of
 from engine.models import (
     ADAPTER_FILES,
     Tensor,
@@ -26,6 +27,7 @@ from engine.models import (
     inspect,
     model_problems,
 )
+from engine.obstacles import unusable
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RESULT, RunDir, busy
 from engine.spec import LONGEST_NAME, Hardware, Model, Spec, named_weights, read_yaml, setting
@@ -115,9 +117,12 @@ def precision(spec: ExportSpec) -> str:
     return "fp32" if spec.form == "adapter" else stored
 
 
-def problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
-    """Everything that would keep it from running here."""
+def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
+    """Everything that would keep it from running here. Without `wait`, not what is still being tried (`engine.doctor`)."""
     found = _of_base(spec, workplace) + _of_adapters(spec, workplace) + _of_form(spec) + _of_device(spec)
+    if spec.quantize != "none" and not found:
+        broken = (unusable(device_of(spec), wait=wait) or {}).get(spec.quantize)
+        found = [replace(broken, field="quantize")] if broken else []
     if found:
         return found
     # While another run is alive this one waits, and what that holds is free by then.
@@ -177,8 +182,6 @@ def _of_form(spec: ExportSpec) -> list[Problem]:
         found.append(problem("export-quantized-adapter", "quantize", bits=spec.quantize))
     if spec.quantize != "none" and spec.gguf != "none":
         found.append(problem("export-quantized-gguf", "gguf", bits=spec.quantize))
-    if spec.quantize != "none" and importlib.util.find_spec("bitsandbytes") is None:
-        found.append(problem("package-missing", "quantize", what=spec.quantize, package="bitsandbytes"))
     if spec.gguf != "none" and deploy.converter() is None:
         found.append(problem("export-no-converter", "gguf"))
     return found

@@ -8,7 +8,7 @@ arithmetic alone. Lengths are taken as long as they may be, so a run over shorte
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -136,9 +136,12 @@ def room(spec: RunSpec) -> Room | None:
     return Room(smallest.memory, smallest.name) if smallest.memory else None
 
 
-def remedies(spec: RunSpec, model: Model, cards: int, there: float) -> RunSpec | None:
+def remedies(
+    spec: RunSpec, model: Model, cards: int, there: float, without: Collection[str] = ()
+) -> RunSpec | None:
     """The spec with the fewest changes found by which it fits into `there` bytes, those that cost little before the
-    others; itself if it fits as it is, None if nothing helps."""
+    others; itself if it fits as it is, None if nothing helps. `without`: what of bitsandbytes ("4bit", "optimizer") does
+    not work here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
         need = needed(_changed(spec, changes), model, cards)
@@ -146,7 +149,7 @@ def remedies(spec: RunSpec, model: Model, cards: int, there: float) -> RunSpec |
 
     wrong = {one.code for one in problems(spec)}
     chosen: list[tuple[str, Any]] = []
-    for way in _ways(spec):
+    for way in _ways(spec, without):
         if total(chosen) <= there:
             break
         with contextlib.suppress(
@@ -174,7 +177,7 @@ def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
     )
 
 
-def _ways(spec: RunSpec) -> Iterator[tuple[str, Any]]:
+def _ways(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Changes that may save memory, as path and value."""
     yield "training.gradient_checkpointing", True
     batch = spec.training.per_device_train_batch_size
@@ -182,6 +185,7 @@ def _ways(spec: RunSpec) -> Iterator[tuple[str, Any]]:
         batch //= 2
         yield "training.per_device_train_batch_size", batch
     if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
-        yield "training.optim", "adamw_8bit"
-    elif spec.model.quantization.kind != "4bit":
+        if "optimizer" not in without:
+            yield "training.optim", "adamw_8bit"
+    elif "4bit" not in without and spec.model.quantization.kind != "4bit":
         yield "model.quantization", {"kind": "4bit"}

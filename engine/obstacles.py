@@ -56,6 +56,7 @@ PACKAGES = {
     "optimi": "torch-optimi",
     "flash_attn": "flash-attn",
     "modelscope_hub": "modelscope-hub",
+    "liger_kernel": "liger-kernel",
 }  # what to install, if it has another name
 QUANTIZER = "bitsandbytes"
 MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
@@ -291,15 +292,21 @@ def packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     """What the spec needs that not every installation has: (what needs it, module, field)."""
     wanted = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
     optimizer = spec.training.optim
-    imported = next((modules for part, modules in OPTIMIZERS.items() if part in optimizer), ())
-    wanted += [(optimizer, module, "training.optim") for module in imported]
+    wanted += [(optimizer, module, "training.optim") for module in packages_of(optimizer)]
     if spec.model.attn_implementation == "flash_attention_2":
         wanted.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
         wanted.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
+    if spec.extra.get("use_liger_kernel") is True:
+        wanted.append(("use_liger_kernel", "liger_kernel", "extra"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
         wanted.append(("modelscope", "modelscope_hub", "model.hub"))
     return wanted
+
+
+def packages_of(optimizer: str) -> tuple[str, ...]:
+    """The modules that an optimizer imports."""
+    return next((modules for part, modules in OPTIMIZERS.items() if part in optimizer), ())
 
 
 def _of_packages(spec: RunSpec, wait: bool) -> list[Problem]:
@@ -322,14 +329,18 @@ def unusable(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
     and nobody wants to `wait`."""
     checks = {"4bit": "model.quantization", "8bit": "model.quantization", "optimizer": "training.optim"}
     if importlib.util.find_spec(QUANTIZER) is None:
-        return {check: problem("package-missing", field, what=check, package=QUANTIZER) for check, field in checks.items()}
+        return {
+            check: problem("package-missing", field, what=check, package=QUANTIZER)
+            for check, field in checks.items()
+        }
     seen = doctor.finding(QUANTIZER, device, wait=wait)
     if seen is None or not seen.certain:
         return None if seen is None else {}
     whole = next((seen.failed[name] for name in ("import", "library") if name in seen.failed), "")
     failed = dict.fromkeys(checks, whole) if whole else seen.failed
     return {
-        check: doctor.bitsandbytes_problem(seen, why, device, checks[check], check) for check, why in failed.items()
+        check: doctor.bitsandbytes_problem(seen, why, device, checks[check], check)
+        for check, why in failed.items()
     }
 
 

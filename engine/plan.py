@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import command, machine, memory
+from engine import command, doctor, machine, memory
 from engine.datasets import count_rows, read_catalogue
 from engine.models import inspect
-from engine.obstacles import countable, obstacles, trainable
+from engine.obstacles import countable, obstacles, trainable, unusable
 from engine.problems import Problem, problem
 from engine.spec import RunSpec, optimizer_steps, problems
 from engine.stages import STAGES
@@ -34,6 +35,9 @@ class Summary:
     fits: RunSpec | None = (
         None  # the spec, changed where it needs more than there is; None if no change helps
     )
+    # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices of the run, whether it is chosen or
+    # not; None while that is being tried.
+    unusable: Mapping[str, Problem] | None = field(default_factory=dict)
 
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
@@ -67,12 +71,14 @@ def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | No
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:
-    """Everything the page shows beside the Start button."""
+    """Everything the page shows beside the Start button. Waits for nothing: what is still being tried on this machine is
+    told once it is known (`engine.doctor`)."""
     spec = workplace.frozen(spec)
     cards = len(machine.gpus())
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, cards)
-    found = obstacles(spec, workplace)
+    found = obstacles(spec, workplace, wait=False)
+    broken = unusable(doctor.device_of(spec), wait=False)
     wrong = {one.field for one in found}
     # A folder that is not this installation's is not looked into, not even to count.
     rows = None if "data.dataset_dir" in wrong else rows_trained(spec)
@@ -91,7 +97,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         problems=problems(spec) + found,
         needed=need,
         room=room,
-        fits=memory.remedies(spec, model, cards, room.bytes) if need and room else None,
+        fits=memory.remedies(spec, model, cards, room.bytes, without=broken or ()) if need and room else None,
+        unusable=broken,
     )
 
 

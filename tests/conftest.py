@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -64,6 +65,15 @@ def smollm2() -> Path:
     folder = PROJECT / "data" / "models" / "SmolLM2-135M-Instruct"
     if not (folder / "model.safetensors").exists():
         pytest.skip("data/models/SmolLM2-135M-Instruct is not there: make smollm2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def without_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with a copy of the installed bitsandbytes that lacks its native libraries."""
+    folder = tmp_path_factory.mktemp("path")
+    installed = Path(importlib.util.find_spec("bitsandbytes").origin).parent
+    shutil.copytree(installed, folder / "bitsandbytes", ignore=shutil.ignore_patterns("*.so*", "__pycache__"))
     return folder
 
 

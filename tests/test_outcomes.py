@@ -82,7 +82,8 @@ with edge(str(folder)):
     {before}
     raise RuntimeError("We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
 """
-MISSING = "Native code method attempted to call: lib.cquantize_blockwise_fp32_nf4()"
+# In two parts: the log begins with the command, and so with this source.
+MISSING = "Native code method ' + 'attempted to call: lib.cquantize_blockwise_fp32_nf4()"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,10 @@ MISSING = "Native code method attempted to call: lib.cquantize_blockwise_fp32_nf
         # As transformers does it: the reason is printed in a report, megabytes before the end, and forgotten.
         (f"print('{MISSING}'); print('loading…\\n' * 300_000)", ""),
         (f"cause = OSError('{MISSING}')", " from cause"),
-        (f"\n    try: raise OSError('{MISSING}')\n    except OSError: raise ValueError('no weights') from None", ""),
+        (
+            f"\n    try: raise OSError('{MISSING}')\n    except OSError: raise ValueError('no weights') from None",
+            "",
+        ),
     ],
 )
 def test_a_reason_that_a_library_has_wrapped_in_other_words_is_the_reason_that_is_told(

@@ -149,7 +149,7 @@ def build(
             return [card_html(None, [], words), *visible]
         try:
             spec = export.frozen(spec_of(held), workplace)
-            return [card_html(spec, export.problems(spec, workplace), words), *visible]
+            return [card_html(spec, export.problems(spec, workplace, wait=False), words), *visible]
         except Refusal as refusal:
             return [card_html(None, refusal.problems, words), *visible]
 

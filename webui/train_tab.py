@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from engine.models import (
     linear_modules,
     whole_modules,
 )
+from engine.obstacles import QUANTIZER, packages_of
 from engine.plan import Summary, refitted, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results, titles
@@ -31,7 +32,7 @@ from engine.stages import STAGES
 from engine.workplace import Workplace, absolute, inside
 from webui import form, notices
 from webui.events import QUIET
-from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form
+from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form, element_id
 from webui.numbers import human, size
 from webui.words import Words
 
@@ -39,6 +40,8 @@ NAME = "name"
 FIRST = "demo"  # the preset that the form shows first: what it names is there on a machine with nothing else
 LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
 SETS = (DATASETS, f"{DATASETS}:weights")  # the controls of the chosen data sets
+QUANTIZATION, OPTIMIZER = "model.quantization", "training.optim"
+SECONDS = 2  # between two looks at a package that is being tried
 LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
 
 
@@ -69,7 +72,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 [(one["title"][words.language], name) for name, one in workplace.presets().items()],
                 label=words("preset"), info=words("preset-help"), value=FIRST, elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
-            facts = _essentials(controls, words)
+            facts, tried = _essentials(controls, words)
             _parts(controls, words)
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             controls.place(NAME)
@@ -94,8 +97,9 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                     )
                 imported = gr.HTML(elem_id="imported")
             marks = gr.HTML(elem_classes="marks")
+    trying = gr.Timer(SECONDS, active=False)
 
-    shown = [facts, card, marks, command, yaml]
+    shown = [facts, tried, card, marks, command, yaml, trying]
     filled = [*controls.inputs, *shown]
 
     def judged(spec: RunSpec, unreadable: list[Problem]) -> list[Any]:
@@ -106,10 +110,12 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         ]
         return [
             model_facts(spec.model.model_name_or_path, workplace, words),
+            tried_html(plan.unusable, words),
             card_html(spec, plan, found, words, known=not unreadable),
-            notices.marks(found, words),
+            notices.marks(found, words) + greyed_css(plan.unusable or {}, words),
             notices.code("command-text", plan.shell, words),
             notices.code("yaml-text", plan.yaml, words, save=True),
+            gr.Timer(active=plan.unusable is None),
         ]
 
     def look(*held: Any) -> list[Any]:
@@ -196,6 +202,8 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
+    # A package that is being tried says what it is worth when the trial ends, whether or not anybody types meanwhile.
+    trying.tick(look, controls.inputs, shown, **QUIET)
     named_sets = [controls.controls[path] for path in SETS]
     controls.controls["stage"].input(refit, controls.inputs, [told, *named_sets], **QUIET)
     preset.input(from_preset, preset, [told, *filled], **QUIET)
@@ -214,9 +222,10 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
 # ------------------------------------------------------------------------------------------ layout
 
 
-def _essentials(controls: Form, words: Words) -> gr.HTML:
-    """The settings in plain view, one section for each part. Returns the line of facts under the model."""
-    facts = None
+def _essentials(controls: Form, words: Words) -> tuple[gr.HTML, gr.HTML]:
+    """The settings in plain view, one section for each part. Returns the line of facts under the model, and the place for
+    what is wrong with the package that quantizes."""
+    lines: dict[str, gr.HTML] = {}
     for part in RunSpec.model_fields:
         if not any(form.essential(path) and form.part_of(path) == part for path in fields()):
             continue
@@ -226,8 +235,9 @@ def _essentials(controls: Form, words: Words) -> gr.HTML:
                 for path in fields():
                     if form.essential(path) and form.part_of(path) == part:
                         controls.place(path)
-                        facts = gr.HTML(elem_classes="facts") if path == MODEL else facts
-    return facts
+                        if path in (MODEL, QUANTIZATION):
+                            lines[path] = gr.HTML(elem_classes="facts")
+    return lines[MODEL], lines[QUANTIZATION]
 
 
 def _parts(controls: Form, words: Words) -> None:
@@ -303,6 +313,39 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
         words("fact-template" if model.has_chat_template else "fact-no-template"),
     ]
     return '<p class="chips">' + "".join(f"<span>{escape(str(one))}</span>" for one in told if one) + "</p>"
+
+
+def tried_html(unusable: Mapping[str, Problem] | None, words: Words) -> str:
+    """Why quantization, or an optimizer of bitsandbytes, cannot be chosen here; that it is being tried; or nothing."""
+    if unusable is None:
+        return f'<p class="quiet" role="status">{escape(words("bitsandbytes-tried"))}</p>'
+    named: dict[str, list[str]] = {}  # one sentence for all that fail alike
+    for check, one in unusable.items():
+        said = notices.sentence(replace(one, values={**one.values, "what": "{what}"}), words)
+        label = (
+            words.choice(QUANTIZATION, check)
+            if check in form.choices(QUANTIZATION)
+            else words("optimizers-8bit")
+        )
+        named.setdefault(said, []).append(label)
+    told = (said.replace("{what}", " / ".join(names)) for said, names in named.items())
+    return "".join(f'<p class="doubtful">{escape(text)}</p>' for text in told)
+
+
+def greyed_css(unusable: Mapping[str, Problem], words: Words) -> str:
+    """A style sheet that greys out the choices that cannot work here; whoever chooses one all the same is refused."""
+    greyed = [
+        f'#{element_id(QUANTIZATION)} label:has(input[value="{check}"])'
+        for check in unusable
+        if check in form.choices(QUANTIZATION)
+    ]
+    if "optimizer" in unusable:
+        greyed += [
+            f'#{element_id(OPTIMIZER)} li[aria-label="{words.choice(OPTIMIZER, name)}"]'
+            for name in form.choices(OPTIMIZER)
+            if QUANTIZER in packages_of(name)
+        ]
+    return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""
 
 
 def chosen(given: str, workplace: Workplace) -> Model | None:

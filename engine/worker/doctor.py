@@ -28,7 +28,9 @@ def main(module: str, device: str, file: Path) -> None:
     """Write `failed`, `facts` and `certain`, as `engine.doctor.Finding` has them, to `file`."""
     hush()
     seen: dict[str, Any] = {"failed": {}, "facts": {}}
-    checks = BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
+    checks = (
+        BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
+    )
     certain = True
     try:
         if module == "bitsandbytes":
@@ -80,7 +82,9 @@ def facts() -> dict[str, Any]:
 
 def _version(folder: Path) -> str:
     """As the package itself says it: a copy has no metadata of its own."""
-    version = re.search(r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8"))
+    version = re.search(
+        r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8")
+    )
     return version[1] if version else "?"
 
 
