@@ -283,6 +283,8 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
             )
         ]
     first = cards[hardware.devices[0] if hardware.devices else 0]
+    if doctor.torch_cuda() == "":
+        return [problem("torch-without-cuda", "hardware.device", name=first.name)]
     if spec.training.precision == "bf16" and 0 < first.capability < 8:
         return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
     return []

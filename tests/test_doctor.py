@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import command, doctor, failures, memory, obstacles, runs
+from engine import command, doctor, failures, machine, memory, obstacles, runs
 from engine.doctor import Device, Finding
 from engine.models import inspect
 from engine.plan import summary
@@ -225,3 +225,27 @@ def test_a_plan_does_not_wait_for_a_trial(
     assert (plan.unusable, plan.problems) == (None, [])
     plan = wait_until(lambda: (now := summary(spec, workplace)).unusable and now, 10)
     assert [one.field for one in plan.problems] == ["model.quantization"]
+
+
+def test_a_pytorch_without_cuda_on_a_machine_with_a_card_is_told_and_the_cpu_still_serves(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = machine.Gpu(0, "GPU-1", "NVIDIA A100", 80 << 30, 79 << 30, 8.0)
+    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    for built, codes in (("", ["torch-without-cuda"]), ("12.8", []), (None, [])):
+        monkeypatch.setattr(doctor, "torch_cuda", lambda built=built: built)
+        for device, expected in (("auto", codes), ("cuda", codes), ("cpu", [])):
+            spec = workplace.frozen(make_spec(hardware={"device": device}))
+            assert [one.code for one in obstacles.obstacles(spec, workplace)] == expected
+
+
+def test_for_which_cuda_pytorch_was_built_is_read_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_place", lambda _: tmp_path)
+    lines = "from typing import Optional\n__version__ = '2.13.0'\ncuda: Optional[str] = {}\nhip: Optional[str] = {}\n"
+    for cuda, hip, built in (("'12.8'", "None", "12.8"), ("None", "'6.4'", "6.4"), ("None", "None", "")):
+        (tmp_path / "version.py").write_text(lines.format(cuda, hip))
+        assert doctor.torch_cuda() == built
+    (tmp_path / "version.py").write_text("changed = True\n")
+    assert doctor.torch_cuda() is None
