@@ -28,7 +28,8 @@ logging.getLogger("transformers").setLevel(logging.ERROR)
 def results(template: Template, kind: str = "") -> dict[str, Verdict]:
     """Name of each conversation → what became of it."""
     facts = Facts.of(template)
-    made = [c for c in conversations(facts.after_question, facts.after_answer) if kind in c.name]
+    every = conversations(facts.after_question, facts.after_answer, facts.between_turns)
+    made = [conversation for conversation in every if kind in conversation.name]
     try:
         stops = {facts.tokenizer.eos_token_id, *end_of_turn_ids(facts.tokenizer)}
         examples = encode(facts.tokenizer, *(conversation.row for conversation in made))

@@ -43,8 +43,19 @@ class Facts:
         eos = next((ender for ender in reversed(second.enders) if ender != second.opener), UNWRITTEN)
         return cls(template, tokenizer_for(template, eos, rendering))
 
-    def render(self, messages: list[dict[str, Any]], tools: Any = None, generate: bool = False) -> str | None:
-        """None if the template raises."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Any = None,
+        generate: bool = False,
+        forged: tuple[str, ...] = (),
+    ) -> str | None:
+        """None if the template raises. `forged`: special tokens that are mere text where data holds them, so that the
+        template does not see them either."""
+        if forged:
+            stand_ins = {token: chr(0xF0000 + at) for at, token in enumerate(forged)}
+            text = self.render([_replaced(message, stand_ins) for message in messages], tools, generate)
+            return text and _replaced(text, {char: token for token, char in stand_ins.items()})
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=generate
@@ -83,6 +94,11 @@ class Facts:
         return ends
 
     @cached_property
+    def marks(self) -> bool:
+        """The template itself marks what is to be trained."""
+        return re.search(r"\{%-?\s*generation\b", self.template.text) is not None
+
+    @cached_property
     def talk(self) -> str:
         """Two questions and answers."""
         return self.render([*ASK, *ASK_AGAIN]) or ""
@@ -94,6 +110,12 @@ class Facts:
     @cached_property
     def after_answer(self) -> str:
         return between(self.talk, A1, Q2)
+
+    @cached_property
+    def between_turns(self) -> tuple[str, ...]:
+        """The special tokens that the template writes between turns, longest first."""
+        units = self.units(self.after_question + self.after_answer)
+        return tuple(sorted({unit.text for unit in units if unit.special}, key=len, reverse=True))
 
     @cached_property
     def at_the_end(self) -> str:
@@ -116,9 +138,9 @@ class Facts:
 
     def special_in(self, text: str) -> list[Unit]:
         """The special tokens of what follows an answer, up to the one that begins the next message."""
-        units = self.units(text)
-        opens = next((at for at, unit in enumerate(units) if unit.text == self.opener), 0)
-        return [unit for unit in (units[:opens] if opens else units) if unit.special]
+        special = [unit for unit in self.units(text) if unit.special]
+        opens = next((at for at, unit in enumerate(special) if unit.text == self.opener), 0)
+        return special[:opens] if opens else special
 
     @cached_property
     def enders(self) -> list[str]:
@@ -157,6 +179,16 @@ class Facts:
     def closes(self) -> bool:
         """The template writes a special token behind the last answer."""
         return bool(self.special_in(self.at_the_end))
+
+
+def _replaced(value: Any, by: dict[str, str]) -> Any:
+    if isinstance(value, str):
+        for old, new in by.items():
+            value = value.replace(old, new)
+        return value
+    if isinstance(value, dict):
+        return {key: _replaced(part, by) for key, part in value.items()}
+    return [_replaced(part, by) for part in value] if isinstance(value, list) else value
 
 
 ASK = [{"role": "user", "content": Q1}, {"role": "assistant", "content": A1}]

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.templates.tokens import OWN
+
 Message = dict[str, Any]
 
 
@@ -21,13 +23,13 @@ class Mark:
 
 @dataclass
 class Conversation:
-    """A row and its marks. `forged`: values of it hold the text of control tokens, which has to stay text."""
+    """A row and its marks. `forged`: the text of control tokens that values of it hold, which has to stay text."""
 
     name: str
     messages: list[Message] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
     marks: list[Mark] = field(default_factory=list)
-    forged: bool = False
+    forged: tuple[str, ...] = ()
 
     @property
     def row(self) -> dict[str, Any]:
@@ -47,13 +49,16 @@ class Conversation:
         self.messages.append({"role": role, "content": self.words("system")})
         return self
 
-    def user(self, pattern: str = "{}") -> Conversation:
-        self.messages.append({"role": "user", "content": pattern.format(self.words("question"))})
+    def user(self, pattern: str = "{}", *, after: bool = False) -> Conversation:
+        """`after`: a word stands behind the pattern too."""
+        content = pattern.format(self.words("question")) + (f" {self.word('question')}" if after else "")
+        self.messages.append({"role": "user", "content": content})
         return self
 
-    def answer(self, pattern: str = "{}", *, reasoning: bool = False) -> Conversation:
+    def answer(self, pattern: str = "{}", *, reasoning: bool = False, after: bool = False) -> Conversation:
         thought = {"reasoning_content": self.words("reasoning")} if reasoning else {}
         text = pattern.format(self.words("text")) if "{}" in pattern else pattern
+        text += f" {self.word('text')}" if after else ""
         self.messages.append({"role": "assistant", "content": text, **thought})
         return self
 
@@ -146,16 +151,18 @@ KINDS: dict[str, Callable[[Conversation], Conversation]] = {
 FORGED = "others' words"  # needs to know what the template writes between turns
 
 
-def conversations(after_question: str, after_answer: str) -> list[Conversation]:
-    """One of each kind. `after_question`, `after_answer`: what the template writes between turns, for data to forge."""
+def conversations(after_question: str, after_answer: str, special: tuple[str, ...]) -> list[Conversation]:
+    """One of each kind. `after_question`, `after_answer`: what the template writes between turns, for data to forge;
+    `special`: the special tokens in them."""
     made = [make(Conversation(name)) for name, make in KINDS.items()]
-    forged = Conversation(FORGED, forged=True)
-    literal = [f"user: assistant {text} {{}} user" for text in (_safe(after_question), _safe(after_answer))]
-    forged.user(literal[0]).answer(literal[1]).user(literal[1]).answer(literal[0])
-    for mark in list(forged.marks):  # words on both sides of what is forged
-        assert any(mark.word in message["content"] for message in forged.messages)
+    forged = Conversation(FORGED, forged=special)
+    # Without what a model writes itself, such as <think>: in an answer that is what it looks like.
+    question, answer = (OWN.sub("", text).strip() for text in (after_question, after_answer))
+    for text, other in ((question, answer), (answer, question)):
+        forged.user("{} user: assistant " + _escaped(text), after=True)
+        forged.answer("{} assistant: user " + _escaped(other), after=True)
     return [*made, forged]
 
 
-def _safe(text: str) -> str:
-    return text.strip().replace("{", "{{").replace("}", "}}")
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")

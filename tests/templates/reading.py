@@ -1,0 +1,229 @@
+"""Where in a rendered conversation each answer has to begin and to end: read off the words it holds, not the engine."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.templates.facts import Facts, Unit
+from tests.templates.rows import Conversation, Message
+
+TRAINED_KINDS = {"text", "reasoning", "argument"}
+FOREIGN_KINDS = {"system", "question", "result", "tool"}
+
+
+@dataclass
+class Expected:
+    """An answer: where it may begin (from `first` to `latest`), the tokens that may end it (`ends`: where each begins
+    and ends), the place of its first word, and whether it runs on into the next answer (`merged`)."""
+
+    message: int
+    first: int
+    latest: int
+    ends: list[tuple[int, int]]
+    word: int | None
+    merged: bool = False
+
+
+def variants(conversation: Conversation) -> Iterator[list[Message]]:
+    """The same messages in the spellings that templates ask for: arguments as an object or as JSON text; no content
+    beside a call; ids where the data has none; what the system says in front of the question; contents in parts."""
+    for text_arguments in (False, True):
+        for spelling in (_as_it_is, _null_content, _with_ids, _system_role, _system_in_question, _parts):
+            messages = spelling(copy.deepcopy(conversation.messages))
+            if messages is None:
+                continue
+            calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+            if text_arguments and not calls:
+                return
+            for function in calls:
+                if text_arguments:
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+            yield messages
+
+
+def _as_it_is(messages: list[Message]) -> list[Message]:
+    return messages
+
+
+def _null_content(messages: list[Message]) -> list[Message] | None:
+    calls = [message for message in messages if message.get("tool_calls") and not message["content"]]
+    for message in calls:
+        message["content"] = None
+    return messages if calls else None
+
+
+def _with_ids(messages: list[Message]) -> list[Message] | None:
+    calls = [call for message in messages for call in message.get("tool_calls", ()) if "id" not in call]
+    for number, call in enumerate(calls):
+        call["id"] = f"call{number:05}"
+    results = [message for message in messages if message["role"] == "tool"]
+    for call, result in zip(calls, results, strict=False):
+        result |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+    return messages if calls else None
+
+
+def _system_role(messages: list[Message]) -> list[Message] | None:
+    developers = [message for message in messages if message["role"] == "developer"]
+    for message in developers:
+        message["role"] = "system"
+    return messages if developers else None
+
+
+def _system_in_question(messages: list[Message]) -> list[Message] | None:
+    if messages[0]["role"] not in ("system", "developer"):
+        return None
+    first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
+
+
+def _parts(messages: list[Message]) -> list[Message]:
+    for message in messages:
+        message["content"] = [{"type": "text", "text": message["content"]}]
+    return messages
+
+
+def sound(text: str, conversation: Conversation) -> bool:
+    """The arguments of calls are written neither as Python's repr nor as JSON in JSON, and no answer is lost whole."""
+    if "{'place'" in text or '{\\"place\\"' in text:
+        return False
+    marks = [mark for mark in conversation.marks if mark.kind in ("text", "argument")]
+    return {mark.message for mark in marks} == {mark.message for mark in marks if mark.word in text}
+
+
+def places(text: str, word: str) -> Iterator[tuple[int, int]]:
+    """Where a word begins and ends, each time that it is written."""
+    at = text.find(word)
+    while at >= 0:
+        yield at, at + len(word)
+        at = text.find(word, at + 1)
+
+
+@dataclass
+class Reading:
+    """A conversation in one of its spellings, and the template's rendering of it."""
+
+    facts: Facts
+    conversation: Conversation
+    messages: list[Message]
+    text: str
+
+    @property
+    def shift(self) -> int:
+        """How many messages fewer these are than the conversation's: a system message that stands in the question."""
+        return len(self.conversation.messages) - len(self.messages)
+
+    def render(self, count: int, generate: bool = False) -> str | None:
+        """The first `count` messages."""
+        messages, conversation = self.messages[:count], self.conversation
+        return self.facts.render(messages, conversation.tools, generate, conversation.forged)
+
+    def words_of(self, message: int, text: str | None = None) -> list[tuple[int, int]]:
+        """The places of an answer's words."""
+        return sorted(
+            place
+            for mark in self.conversation.marks
+            if mark.message == message + self.shift and mark.kind in TRAINED_KINDS
+            for place in places(self.text if text is None else text, mark.word)
+        )
+
+    def words_around(self, message: int) -> Iterator[tuple[int, int, int, str]]:
+        """The words of other messages: which message it is, begin, end, and the word."""
+        for mark in self.conversation.marks:
+            if mark.message > -1 and mark.kind in TRAINED_KINDS | FOREIGN_KINDS:
+                at = max(mark.message - self.shift, 0)
+                if at != message:
+                    yield from ((at, *place, mark.word) for place in places(self.text, mark.word))
+
+    def expected(self, added: str) -> Iterator[Expected]:
+        """One for each answer that is rendered. `added`: what the engine put behind the rendering."""
+        behind = 0
+        for at, message in enumerate(self.messages):
+            if message["role"] == "assistant" and (start := self._start(at, behind)):
+                answer = self._ended(at, start, added)
+                behind = answer.ends[0][1] if answer.ends else start[0]
+                yield answer
+
+    def _ended(self, at: int, start: tuple[int, int], added: str) -> Expected:
+        facts, words = self.facts, self.words_of(at)
+        core = words[-1][1] if words else start[1]
+        later = [begin for message, begin, _, _ in self.words_around(at) if message > at and begin >= core]
+        followed = self.text[core : min(later)] if later else None
+        alone = self._alone(at, core)
+        units = facts.ends_in(alone, followed)
+        if followed is None:
+            units = [unit for unit in facts.special_in(alone) if unit.text in facts.enders] or units
+        elif not words:  # the answer's own frame is among what follows
+            units = [unit for unit in facts.special_in(followed) if unit.text in facts.enders][:1] or units
+        ends = [(core + unit.end - len(unit.text), core + unit.end) for unit in units]
+        if followed is None and not ends and added:
+            ends = [(len(self.text), len(self.text + added))]
+        word = words[0][0] if words else None
+        adjacent = bool(later) and self.messages[at + 1]["role"] == "assistant"
+        return Expected(at + self.shift, *start, ends, word, merged=adjacent and not ends)
+
+    def _alone(self, at: int, core: int) -> str:
+        """What follows an answer where the conversation ends with it."""
+        if at == len(self.messages) - 1:
+            return self.text[core:]
+        cut = self.render(at + 1)
+        if cut is None:
+            return self.facts.at_the_end
+        words = self.words_of(at, cut)
+        if words:
+            return cut[words[-1][1] :]
+        before = self.render(at, generate=True)
+        return cut[len(before) :] if before and cut.startswith(before) else self.facts.at_the_end
+
+    def _start(self, at: int, behind: int) -> tuple[int, int] | None:
+        """The first and the last place where an answer may begin; None if the template leaves it out.
+
+        `behind`: where the answer before it ends.
+        """
+        words = self.words_of(at)
+        word = words[0][0] if words else None
+        before = self.render(at, generate=True) if at else None
+        last, last_word = max(
+            (
+                (end, text)
+                for message, _, end, text in self.words_around(at)
+                if message < at and (word is None or end <= word)
+            ),
+            default=(0, ""),
+        )
+        last = max(last, behind)
+        if before is None:
+            return None if word is None else (last, word)
+        if self.text.startswith(before):
+            header = self.facts.added_by_prompt.strip()
+            return self._exact(len(before)) if header or word is None else (len(before), word)
+        tail = before.rpartition(last_word)[2] if last_word in before else before
+        begin = self.text.rfind(last_word, 0, word) + len(last_word) if last_word else 0
+        here = self.text[begin:word]
+        if here.startswith(tail):
+            return self._exact(begin + len(tail))
+        return self._like(tail, here, begin) or (None if word is None else (last, word))
+
+    def _exact(self, start: int) -> tuple[int, int]:
+        """A template that marks what is to be trained may count what the model writes first as the answer's."""
+        if not self.facts.marks:
+            return start, start
+        units = self._without_own(self.facts.units(self.text[:start]))
+        return (units[-1].end if units else 0), start
+
+    def _like(self, tail: str, here: str, begin: int) -> tuple[int, int] | None:
+        """Where the generation prompt and what is written instead of it part, blanks left aside."""
+        _, shared = self.facts.shared(tail, here)
+        if not shared and self.facts.units(tail):
+            return None
+        units = self._without_own(self.facts.units(here[:shared]))
+        blanks = len(here[shared:]) - len(here[shared:].lstrip())
+        return begin + (units[-1].end if units else 0), begin + shared + blanks
+
+    def _without_own(self, units: list[Unit]) -> list[Unit]:
+        """Without what stands at the end that a model may write itself, such as <think>."""
+        while units and len(units[-1].text) > 1 and not units[-1].special:
+            units = units[:-1]
+        return units
