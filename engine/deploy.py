@@ -1,4 +1,4 @@
-"""What other programs need to run an export: an Ollama Modelfile, a vLLM command, a GGUF file. Pure: nothing is started.
+"""What other programs need to run an export: an Ollama Modelfile, a vLLM command. Pure: nothing is started.
 
 Ollama writes a conversation with a Go template, transformers with a jinja template. No list of model families is kept:
 a few conversations of sentinels are rendered with the jinja template, what stands between the sentinels becomes the Go
@@ -9,11 +9,8 @@ put text around the turns is refused, and said to be.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -226,6 +223,11 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
+def from_file(text: str, file: str) -> str:
+    """The text of a Modelfile, with the weights taken from a file that lies beside it."""
+    return re.sub(r"(?m)^FROM .*$", lambda _: f"FROM ./{file}", text, count=1)
+
+
 def tag(name: str) -> str:
     """A name as Ollama and vLLM take one: small letters, digits, dots and dashes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "model"
@@ -234,39 +236,6 @@ def tag(name: str) -> str:
 def quoted(path: Path | str) -> str:
     """A path as one word of a shell command."""
     return shlex.quote(str(path))
-
-
-# ------------------------------------------------------------------------------------------ GGUF
-
-CONVERTER = "convert_hf_to_gguf.py"
-
-
-def converter() -> Path | None:
-    """llama.cpp's converter, where somebody has installed it: ATHANOR_LLAMA_CPP is its folder or the script itself."""
-    given = os.environ.get("ATHANOR_LLAMA_CPP", "")
-    named = [Path(given), Path(given) / CONVERTER] if given else []
-    on_path = shutil.which(CONVERTER)
-    found = [*named, *([Path(on_path)] if on_path else [])]
-    return next((one.resolve() for one in found if one.is_file()), None)
-
-
-def gguf_command(script: Path, model: Path, file: Path, kind: str) -> list[str]:
-    """What converts the model folder into one GGUF file of that type."""
-    return [sys.executable, str(script), str(model), "--outfile", str(file), "--outtype", kind]
-
-
-def gguf_text(folder: Path, base: str = "") -> str:
-    """The commands for a shell where llama.cpp is still to be had; `base` is of LoRA alone."""
-    llama = str((converter() or Path("llama.cpp") / CONVERTER).parent)
-    if base:
-        script = f"{quoted(llama)}/convert_lora_to_gguf.py {quoted(folder)} --base {quoted(base)}"
-        return f"python {script} --outfile {quoted(folder / 'adapter.gguf')} --outtype f16"
-    out = quoted(folder / "model-f16.gguf")
-    small = quoted(folder / "model-q4_k_m.gguf")
-    return (
-        f"python {quoted(llama)}/{CONVERTER} {quoted(folder)} --outfile {out} --outtype f16\n"
-        f"{quoted(llama)}/build/bin/llama-quantize {out} {small} Q4_K_M"
-    )
 
 
 # ------------------------------------------------------------------------------------------ vLLM

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from engine import deploy, machine
+from engine import gguf, machine
 from engine.command import on_cpu
 from engine.doctor import device_of
 from engine.models import (
@@ -84,7 +84,7 @@ class ExportSpec(Spec):
         None, "Rank", "Rank of the combined adapter, for svd. Empty: the largest of the given.", ge=1, le=4096
     )
     gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = setting(
-        "none", "GGUF", "Also write a GGUF file of this type, by llama.cpp's converter, where that is installed."
+        "none", "GGUF", "Also write one GGUF file, for llama.cpp and Ollama. Needs `make gguf` once."
     )  # fmt: skip
     check_prompts: int = setting(
         8, "Prompts to compare", "Answered before and after; the answers are compared token by token.", ge=0, le=200
@@ -182,9 +182,18 @@ def _of_form(spec: ExportSpec) -> list[Problem]:
         found.append(problem("export-quantized-adapter", "quantize", bits=spec.quantize))
     if spec.quantize != "none" and spec.gguf != "none":
         found.append(problem("export-quantized-gguf", "gguf", bits=spec.quantize))
-    if spec.gguf != "none" and deploy.converter() is None:
-        found.append(problem("export-no-converter", "gguf"))
+    if spec.gguf != "none" and spec.form == "adapter":
+        found.append(problem("export-gguf-adapter", "gguf"))
+    elif spec.gguf != "none" and gguf.converter() is None:
+        found.append(no_converter())
     return found
+
+
+def no_converter() -> Problem:
+    """That there is no converter, with the place where none is if one was named."""
+    if named := os.environ.get(gguf.VARIABLE):
+        return problem("export-converter-not-there", "gguf", variable=gguf.VARIABLE, place=named)
+    return problem("export-no-converter", "gguf", variable=gguf.VARIABLE)
 
 
 def _of_device(spec: ExportSpec) -> list[Problem]:
@@ -267,8 +276,8 @@ def disk_needed(spec: ExportSpec) -> int:
     if not whole:
         return 0
     quantized = int(whole * SHRUNK[spec.quantize]) if spec.quantize != "none" else 0
-    gguf = weights(spec) * {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 1.1}[spec.gguf]
-    return whole + quantized + int(gguf) + SLACK
+    file = weights(spec) * {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 1.1}[spec.gguf]
+    return whole + quantized + int(file) + SLACK
 
 
 def of_memory(spec: ExportSpec, waits: bool = False) -> list[Problem]:

@@ -43,6 +43,7 @@ class RunDir:
     model = property(lambda self: self.path / "model")
     report = property(lambda self: self.path / "report")
     probe = property(lambda self: self.path / "probe.json")
+    gguf = property(lambda self: self.path / "gguf.json")
     plot = property(lambda self: self.path / "training_loss.png")
     error = property(lambda self: self.path / "error.json")
     exit = property(lambda self: self.path / "exit.json")

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine import command, keeper, kinds, queue
+from engine import command, gguf, keeper, kinds, queue
 from engine.problems import Refusal, problem
 from engine.processes import processes
 from engine.rundir import KEPT, RunDir, folders, held, read_json, write_json, write_text
@@ -89,7 +89,9 @@ class Run:
             return {"stop", "kill", "clone"}
         if self.state == "queued":
             return {"kill", "clone", "delete"}
-        return {"clone", "delete"} | ({"resume"} if self.state != "finished" else set())
+        # A finished export may lack its GGUF file: then that step is what is left to do.
+        left = self.state != "finished" or (self.kind == "export" and gguf.can_be_tried_again(self.dir))
+        return {"clone", "delete"} | ({"resume"} if left else set())
 
 
 @lru_cache(maxsize=1024)
@@ -109,7 +111,9 @@ def state(run: RunDir) -> str:
             return "stopping"
         phase = (read_json(run.progress) or {}).get("phase")
         return (
-            "running" if phase in ("training", "evaluating", "tasks", "exporting", "saving") else "preparing"
+            "running"
+            if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting")
+            else "preparing"
         )
     return "interrupted" if run.keeper.exists() else "queued"
 
@@ -232,7 +236,8 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
 
 
 def resume(run: Run, by: str = "") -> None:
-    """Queue the run again; it goes on from its newest complete checkpoint. Raises Refusal."""
+    """Queue the run again; it goes on from its newest complete checkpoint, a finished export with its GGUF file alone.
+    Raises Refusal."""
     saves = queue.saves_of(run.path)
     with _writing(saves), queue.closed(saves):
         run = read(run.path, saves)

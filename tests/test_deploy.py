@@ -143,16 +143,3 @@ def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:
     told = deploy.vllm_text(tmp_path, "x", "/base", LORA | {"r": 130})
     assert told == f"vllm serve /base --enable-lora --lora-modules x={tmp_path} --max-lora-rank 256"
     assert deploy.vllm_text(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"
-
-
-def test_the_converter_is_found_and_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.delenv("ATHANOR_LLAMA_CPP", raising=False)
-    assert deploy.converter() is None
-    assert "llama.cpp/convert_hf_to_gguf.py" in deploy.gguf_text(Path("/x"))
-    script = tmp_path / deploy.CONVERTER
-    script.write_text("")
-    for given in (tmp_path, script):
-        monkeypatch.setenv("ATHANOR_LLAMA_CPP", str(given))
-        assert deploy.converter() == script
-    assert str(script) in deploy.gguf_text(Path("/x"))

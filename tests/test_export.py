@@ -20,9 +20,8 @@ import psutil
 import pytest
 import yaml
 
-from engine import export, kinds, machine, runs
+from engine import export, gguf, kinds, machine, runs
 from engine.export import ExportSpec
-from engine.failures import explain
 from engine.models import inspect
 from engine.obstacles import obstacles
 from engine.problems import Refusal
@@ -294,29 +293,6 @@ def keepers(folder: Path) -> list[psutil.Process]:
     return [one for one in psutil.process_iter() if str(folder) in command_line(one)]
 
 
-@pytest.mark.slow
-def test_gguf_is_made_by_the_converter_that_is_there_and_its_failure_is_told(
-    here: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = tmp_path / "convert_hf_to_gguf.py"
-    script.write_text(
-        "import sys, pathlib\nprint('converting', sys.argv[1])\n"
-        "assert pathlib.Path(sys.argv[1], 'config.json').exists()\n"
-        "pathlib.Path(sys.argv[sys.argv.index('--outfile') + 1]).write_text(sys.argv[-1])\n"
-    )
-    monkeypatch.setenv("ATHANOR_LLAMA_CPP", str(tmp_path))
-    run = ended(here, submit(here, ["demo_model/lora/one"], check_prompts=0, gguf="q8_0"))
-    assert (run.dir.model / "model-q8_0.gguf").read_text() == "q8_0"
-    assert "FROM ./model-q8_0.gguf" in (run.dir.model / "Modelfile").read_text()
-    assert "converting" in run.dir.log.read_text()
-
-    script.write_text("raise SystemExit('no such architecture')")
-    run = ended(here, submit(here, ["demo_model/lora/one"], check_prompts=0, gguf="f16"))
-    assert run.state == "failed"
-    assert "no such architecture" in explain(run).what("en")
-    assert run.dir.left() is None
-
-
 # ------------------------------------------------------------------------------------------ what stands in the way
 
 
@@ -472,8 +448,14 @@ def test_what_cannot_be_added_up_is_merged_alone(
 def test_contradictions_are_told_each(
     workplace: Workplace, finished: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", "/nothing")
+    monkeypatch.delenv("ATHANOR_LLAMA_CPP", raising=False)
+    monkeypatch.setattr(gguf, "converter", lambda: None)
     good = finished("good")
+    assert codes(workplace, [good], form="adapter", gguf="f16") == ["export-gguf-adapter"]
+    monkeypatch.setenv("ATHANOR_LLAMA_CPP", "/elsewhere")
+    [wrong] = refused(workplace, [good], gguf="f16")
+    assert "/elsewhere" in wrong.text()
+    monkeypatch.delenv("ATHANOR_LLAMA_CPP")
     assert codes(workplace, [good], form="adapter", quantize="4bit") == ["export-quantized-adapter"]
     assert codes(workplace, [good], quantize="4bit", gguf="f16") == [
         "export-quantized-gguf",

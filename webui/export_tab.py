@@ -13,35 +13,31 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any, get_args
-from urllib.parse import quote
 
 import gradio as gr
 
-from engine import deploy, export, progress, publish, runs
+from engine import export, publish, runs
 from engine.export import ExportSpec
-from engine.failures import explain
-from engine.models import adapter_config
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, export_spec, of, results, titles
-from engine.rundir import read_json
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
 from webui import clicks, notices
+from webui import exports as exports_html
 from webui.events import QUIET, going
-from webui.numbers import ago, moment, size
+from webui.numbers import moment, size
 from webui.words import Words
 
 SECONDS = 2  # between two looks at exports that are being made
 UPLOADS = 2  # at once: each holds a thread
 SHOWN = 12  # exports in the list
-LONG = 65_536  # characters of a Modelfile that are shown
 SEVERAL = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
 
 USE_JS = """
 element.addEventListener('click', (event) => {
-  const button = event.target.closest('[data-use]');
-  if (button) trigger('select', { run: button.dataset.use });
+  const button = event.target.closest('[data-use], [data-retry]');
+  if (button) trigger('select', button.dataset.use ? { run: button.dataset.use } : { retry: button.dataset.retry });
 });
 """
 
@@ -81,15 +77,16 @@ def build(
                     _named("form", words), value="merged", label=words.of_export("form", "label"),
                     info=words.of_export("form", "help"), elem_id="export-form", elem_classes="field field-union",
                 )  # fmt: skip
-                precision, quantize = (_choice(name, words) for name in ("precision", "quantize"))
-                license = _text("license", words)
+                precision, quantize, gguf = (
+                    _choice(name, words) for name in ("precision", "quantize", "gguf")
+                )
             with (
                 gr.Column(elem_classes="folds"),
                 gr.Accordion(words("section-other"), open=False, elem_classes="fold", elem_id="export-more"),
                 gr.Column(elem_classes="grid grid-3"),
             ):
                 shard = _text("shard_gb", words)
-                gguf = _choice("gguf", words)
+                license = _text("license", words)
                 device = gr.Dropdown(
                     [(words.choice("hardware.device", one), one) for one in ("auto", "cuda", "cpu")], value="auto",
                     label=words.label("hardware.device"), info=words.help("hardware.device"), elem_id="export-device",
@@ -156,7 +153,7 @@ def build(
     def listed() -> list[Any]:
         """The exports as they are now, and whether there is something to wait for."""
         found = runs.find(saves, ExportSpec.kind)[:SHOWN]
-        html = list_html(found, root, words)
+        html = exports_html.list_html(found, root, words)
         waiting = any(not run.final for run in found)
         done = [
             (f"{run.title} · {moment(run.submitted)}", run.id)
@@ -187,6 +184,17 @@ def build(
             return [gr.skip()] * len(seen)
         return [gr.skip()] * len(seen) if fresh[0] == known else fresh
 
+    def again(request: gr.Request, event: gr.EventData) -> list[Any]:
+        """Try once more the one step of an export that failed. A click on another button is not for this one."""
+        id = event._data.get("retry")
+        if not id:
+            return [gr.skip()] * (1 + len(seen))
+        try:
+            runs.resume(runs.get(saves, str(id)), by=user(request))
+        except Refusal as refusal:
+            return [notices.refused(refusal.problems, words), *listed()]
+        return [notices.toast(words("started")), *listed()]
+
     def use(id: str, spec: RunSpec) -> RunSpec:
         return in_form(runs.get(saves, id), spec)
 
@@ -214,6 +222,7 @@ def build(
         js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
     start.click(begun, given, [told, *changing, *seen], **QUIET)
+    exports.select(again, None, [told, *seen], **QUIET)
     timer.tick(tick, stamp, seen, **QUIET)
     upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going("uploads", UPLOADS))
     return ExportTab(timer, arrive, given, [chosen, *changing, *seen], exports, use)
@@ -333,146 +342,3 @@ def _named_field(one: Problem, words: Words) -> Problem:
         else ""
     )
     return replace(one, field=called)
-
-
-# ------------------------------------------------------------------------------------------ what there is
-
-
-def list_html(found: Sequence[Run], root: str, words: Words) -> str:
-    """All exports, the newest first and open."""
-    if not found:
-        return ""
-    items = "".join(_export(run, number, root, words) for number, run in enumerate(found))
-    return f'<h2 class="exports-title">{escape(words("export-list"))}</h2>{items}'
-
-
-def _export(run: Run, number: int, root: str, words: Words) -> str:
-    try:
-        spec = run.spec
-    except (Refusal, OSError):
-        return ""
-    left = run.dir.left() if run.final else None
-    chips = [
-        words.export_choice("form", spec.form),
-        spec.precision,
-        *([spec.quantize] if spec.quantize != "none" else []),
-    ]
-    if left:
-        chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
-    head = (
-        f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(run.title)}</b>'
-        f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
-        f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time></summary>'
-    )
-    body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
-    opened = " open" if number == 0 or not run.final else ""
-    return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
-
-
-def _unfinished(run: Run, words: Words) -> str:
-    """How far it is, or why it ended."""
-    link = f'<a href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
-    if run.final:
-        why = explain(run)
-        what = (
-            escape(why.what(words.language)).replace("\n", "<br>")
-            if why
-            else escape(words(f"state-{run.state}"))
-        )
-        return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
-    now = progress.progress(run)
-    phase = (
-        words("queue-position", position=run.queue_position)
-        if run.state == "queued"
-        else words(f"phase-{now.phase}")
-    )
-    wide = 100 * min(now.fraction or 0.0, 1.0)
-    unknown = " unknown" if now.fraction is None and run.state != "queued" else ""
-    bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
-    return f'{bar}<p class="told"><span>{escape(phase)}</span> · {link}</p>'
-
-
-def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
-    spec, name = run.spec, deploy.tag(run.title)
-    adapter = adapter_config(left) if left == run.dir.adapter else {}
-    folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
-    buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
-    buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
-    if sent := publish.published(run):
-        link = f'<a href="{escape(sent["url"])}" rel="noreferrer">{escape(sent["url"])}</a>'
-        folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
-    parts = [
-        folder,
-        comparison_html(read_json(left / "comparison.json") or {}, words),
-        f'<p class="buttons-row">{buttons}</p>',
-    ]
-    judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
-    if not judge:
-        base = str(spec.model.model_name_or_path)
-        wrong = deploy.vllm_problems(adapter) if adapter else []
-        serve = notices.code(f"vllm-{number}", deploy.vllm_text(left, name, base, adapter or None), words)
-        parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
-        file = left / "Modelfile"
-        text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
-        ollama = f"cd {deploy.quoted(left)} && ollama create {name} -f Modelfile"
-        parts.append(
-            _block(
-                "Ollama",
-                notices.code(f"ollama-{number}", ollama, words)
-                + _folded("Modelfile", notices.code(f"modelfile-{number}", text, words)),
-            )
-        )
-        gguf = notices.code(f"gguf-{number}", deploy.gguf_text(left, base if adapter else ""), words)
-        parts.append(_block("GGUF", gguf))
-    parts.append(_folded(words("files"), files_html(run, root, words)))
-    return "".join(parts)
-
-
-def _block(title: str, html: str) -> str:
-    return f"<h3>{escape(title)}</h3>{html}"
-
-
-def _folded(title: str, html: str) -> str:
-    return f'<details class="more"><summary>{escape(title)}</summary>{html}</details>'
-
-
-def comparison_html(told: Mapping[str, Any], words: Words) -> str:
-    """How many answers are equal, and each pair with the place where it parts."""
-    if not told.get("prompts"):
-        return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
-    equal, count = told["equal"], told["prompts"]
-    state = "right" if equal == count else "partly"
-    line = words("export-equal", equal=equal, count=count, precision=told["precision"])
-    if equal < count:
-        line += " " + words("export-unequal-why")
-    heads = "".join(f"<th>{escape(words(f'export-{one}'))}</th>" for one in ("prompt", "before", "after"))
-    rows = "".join(
-        f"<tr><td>{escape(row['prompt'])}<small>{escape(row['source'])}</small></td>{_pair(row, words)}</tr>"
-        for row in sorted(told["rows"], key=lambda row: row["equal"])
-    )
-    table = f'<table class="samples alike"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<p class="state {state}">{escape(line)}</p>{_folded(words("export-answers"), table)}'
-
-
-def _pair(row: Mapping[str, Any], words: Words) -> str:
-    if row["equal"]:
-        return f'<td colspan="2">{_said(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
-    at = words("export-differs", token=row["differs_at"] + 1)
-    return f"<td>{_said(row['before'], words)}</td><td>{_said(row['after'], words)}<small>{escape(at)}</small></td>"
-
-
-def _said(text: str, words: Words) -> str:
-    return escape(text).replace("\n", "<br>") or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
-
-
-def files_html(run: Run, root: str, words: Words) -> str:
-    """The files of the result, and LoRA alone as one file."""
-    found = [
-        one for one in runs.files(run) if one[0].startswith(("model/", "adapter/")) or one[0] == "adapter.zip"
-    ]
-    rows = "".join(
-        f'<tr><td><a download href="{escape(f"{root}/download/{quote(run.id)}/{quote(name)}")}">{escape(name)}</a></td>'
-        f"<td>{size(count)}</td></tr>"
-        for name, count in sorted(found, key=lambda one: one[0] != "adapter.zip")
-    )
-    return f'<table class="files"><tbody>{rows}</tbody></table>'

@@ -168,12 +168,14 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
 
         def use_export(event: gr.EventData, *held: Any) -> list[Any]:
             """The Train tab with an export in place of its model."""
-            id = str(event._data.get("run", ""))
+            id = event._data.get("run")
+            if not id:  # a click that asks for something else
+                return [gr.skip()] * (2 + len(train.filled))
             try:
-                spec = exporting.use(id, train.read(held))
+                spec = exporting.use(str(id), train.read(held))
             except Refusal as refusal:
                 return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
-            said = notices.toast(words("export-used", name=runs.get(workplace.saves, id).title))
+            said = notices.toast(words("export-used", name=runs.get(workplace.saves, str(id)).title))
             return [said, gr.Tabs(selected="train"), *train.fill(spec)]
 
         def evaluate_it(run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> list[Any]:

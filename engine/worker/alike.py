@@ -94,18 +94,33 @@ def answers(
     return (_scores if stage == "rm" else _written)(model, folder, prompts, report)
 
 
-def _written(model: Any, folder: Path, prompts: Sequence[Prompt], report: Report) -> list[Said | None]:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as tokens, None where the template cannot write one; what ends an answer; and the words of tokens."""
+
+    ids: list[list[int] | None]
+    ends: frozenset[int]
+    words: Any
+
+
+def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> Prompts:
+    """The prompts as the tokenizer and template in `folder` write them; `model` says what else ends its answers."""
     asked = [
         one.messages[:-1] if one.messages[-1]["role"] == "assistant" else one.messages for one in prompts
     ]
     tokenizer = load_tokenizer(RunSpec(), str(folder))
     if tokenizer.chat_template:
-        speaking = voice("", str(folder), RunSpec(), inner, adapter=False)
-        ids, ends, words = [_prompt(speaking, one) for one in asked], speaking.ends, speaking.words
-    else:  # a base model that only goes on with a text
-        words, ends = tokenizer.backend_tokenizer, frozenset({tokenizer.eos_token_id})
-        ids = [tokenizer(one[-1]["content"])["input_ids"] for one in asked]
+        speaking = voice("", str(folder), RunSpec(), model, adapter=False)
+        return Prompts([_prompt(speaking, one) for one in asked], speaking.ends, speaking.words)
+    # A base model that only goes on with a text.
+    ids = [tokenizer(one[-1]["content"])["input_ids"] for one in asked]
+    return Prompts(ids, frozenset({tokenizer.eos_token_id}), tokenizer.backend_tokenizer)
+
+
+def _written(model: Any, folder: Path, prompts: Sequence[Prompt], report: Report) -> list[Said | None]:
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    asked = prompt_ids(folder, prompts, inner)
+    ids, ends, words = asked.ids, asked.ends, asked.words
     wanted = [
         one and Answer(None, one, MOST, ends, Sampling(), Wording(words), lambda _: None) for one in ids
     ]
@@ -160,6 +175,8 @@ def compared(
             rows.append({
                 "source": prompt.source, "prompt": question, "before": one.text, "after": other.text,
                 "equal": at is None, "differs_at": at, "tokens": len(one.tokens),
+                # What a GGUF file is compared with later.
+                "messages": prompt.messages, "answer": {"tokens": other.tokens, "finish": other.finish},
             })  # fmt: skip
     return {
         "precision": spec.precision, "quantize": spec.quantize, "most_tokens": MOST, "prompts": len(rows),

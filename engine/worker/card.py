@@ -92,9 +92,8 @@ def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
     ]
     stops = [tokenizer.convert_ids_to_tokens(one) for one in dict.fromkeys(ids)]
     sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name)}
-    gguf = next((file.name for file in folder.glob("*.gguf")), "")
     return deploy.modelfile(
-        source=str(sources.base) if spec.form == "adapter" else f"./{gguf}" if gguf else ".",
+        source=str(sources.base) if spec.form == "adapter" else ".",
         adapter="." if spec.form == "adapter" else "",
         template=template,
         stops=[stop for stop in stops if stop],

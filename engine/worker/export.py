@@ -2,7 +2,8 @@
 
 Base and adapters become one model, or one adapter; what was written is loaded again and asked what base and adapters
 were asked before. All of it happens in a hidden folder that is renamed at the end, so whatever cuts it off leaves
-nothing half. One model is in memory at a time.
+nothing half. One model is in memory at a time. Then comes what is wanted besides, a GGUF file: the result is in its place by
+then, and an export that lacks that file alone is gone on with there.
 """
 
 from __future__ import annotations
@@ -12,27 +13,38 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine import kinds
+from engine import gguf, kinds
 from engine.export import ExportSpec, of_memory
 from engine.problems import Refusal
-from engine.rundir import RESULT, RunDir, write_json
+from engine.rundir import RESULT, RunDir, read_json, write_json
 from engine.worker.edge import Report, edge
 from engine.worker.libraries import leave_out_unused, quantized
 
 
 def export(run: RunDir) -> None:
-    """Write the result of the export in its folder."""
-    report = Report(run)
+    """Write the result of the export in its folder, unless that is there already; then its GGUF file."""
+    spec, report = kinds.read(run.spec.read_text(encoding="utf-8")), Report(run)
+    if gguf.can_be_tried_again(run):
+        result = read_json(run.model / RESULT)
+        write_json(run.model / RESULT, result | {"attempt": run.attempt()})
+    else:
+        write_result(run, spec, report)
+    if spec.gguf != "none":
+        from engine.worker.gguf import add
+
+        add(run, spec, report)
+
+
+def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
+    """Write the merged model, or the adapter, with all that belongs to it."""
     report("loading")
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
     from engine.worker import card
     from engine.worker.alike import answers, compared, prompts_of
-    from engine.worker.gguf import convert
     from engine.worker.merge import WRITE, load, quantize, reload, weigh
     from engine.worker.sources import Sources
 
-    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     sources = Sources.of(spec)
     if found := of_memory(spec):
         raise Refusal(found)
@@ -61,7 +73,6 @@ def export(run: RunDir) -> None:
     gc.collect()
 
     report("saving")
-    convert(spec, partial)
     card.write(spec, sources, partial, folder, told)
     write_json(
         partial / RESULT, {"attempt": run.attempt(), "complete": True, **card.result(spec, sources, weigh())}

@@ -1,0 +1,198 @@
+"""The list of exports as HTML: pure functions from the folders of exports to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from engine import deploy, gguf, progress, publish, runs
+from engine.failures import explain
+from engine.models import adapter_config
+from engine.problems import Problem, Refusal
+from engine.rundir import read_json
+from engine.runs import Run
+from webui import notices
+from webui.numbers import ago, moment, size
+from webui.words import Words
+
+LONG = 65_536  # characters of a Modelfile that are shown
+
+
+def list_html(found: Sequence[Run], root: str, words: Words) -> str:
+    """All exports, the newest first and open."""
+    if not found:
+        return ""
+    items = "".join(_export(run, number, root, words) for number, run in enumerate(found))
+    return f'<h2 class="exports-title">{escape(words("export-list"))}</h2>{items}'
+
+
+def _export(run: Run, number: int, root: str, words: Words) -> str:
+    try:
+        spec = run.spec
+    except (Refusal, OSError):
+        return ""
+    left = run.dir.left() if run.final else None
+    chips = [
+        words.export_choice("form", spec.form),
+        spec.precision,
+        *([spec.quantize] if spec.quantize != "none" else []),
+    ]
+    if left:
+        chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
+    head = (
+        f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(run.title)}</b>'
+        f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
+        f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time></summary>'
+    )
+    body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
+    opened = " open" if number == 0 or not run.final else ""
+    return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
+
+
+def _unfinished(run: Run, words: Words) -> str:
+    """How far it is, or why it ended."""
+    link = f'<a href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
+    if run.final:
+        why = explain(run)
+        what = (
+            escape(why.what(words.language)).replace("\n", "<br>")
+            if why
+            else escape(words(f"state-{run.state}"))
+        )
+        return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
+    now = progress.progress(run)
+    phase = (
+        words("queue-position", position=run.queue_position)
+        if run.state == "queued"
+        else words(f"phase-{now.phase}")
+    )
+    wide = 100 * min(now.fraction or 0.0, 1.0)
+    unknown = " unknown" if now.fraction is None and run.state != "queued" else ""
+    bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
+    return f'{bar}<p class="told"><span>{escape(phase)}</span> · {link}</p>'
+
+
+def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
+    spec, name = run.spec, deploy.tag(run.title)
+    adapter = adapter_config(left) if left == run.dir.adapter else {}
+    folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
+    buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
+    buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
+    if sent := publish.published(run):
+        link = f'<a href="{escape(sent["url"])}" rel="noreferrer">{escape(sent["url"])}</a>'
+        folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
+    parts = [
+        folder,
+        comparison_html(read_json(left / "comparison.json") or {}, words),
+        f'<p class="buttons-row">{buttons}</p>',
+    ]
+    judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
+    if not judge:
+        base = str(spec.model.model_name_or_path)
+        wrong = deploy.vllm_problems(adapter) if adapter else []
+        serve = notices.code(f"vllm-{number}", deploy.vllm_text(left, name, base, adapter or None), words)
+        parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
+        file = left / "Modelfile"
+        text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
+        ollama = f"cd {deploy.quoted(left)} && ollama create {name} -f Modelfile"
+        parts.append(
+            _block(
+                "Ollama",
+                notices.code(f"ollama-{number}", ollama, words)
+                + _folded("Modelfile", notices.code(f"modelfile-{number}", text, words)),
+            )
+        )
+        parts.append(_block("GGUF", gguf_html(run, left, number, root, words)))
+    parts.append(_folded(words("files"), files_html(run, root, words)))
+    return "".join(parts)
+
+
+def _block(title: str, html: str) -> str:
+    return f"<h3>{escape(title)}</h3>{html}"
+
+
+def _folded(title: str, html: str) -> str:
+    return f'<details class="more"><summary>{escape(title)}</summary>{html}</details>'
+
+
+def comparison_html(told: Mapping[str, Any], words: Words) -> str:
+    """How many answers are equal, and each pair with the place where it parts."""
+    if not told.get("prompts"):
+        return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
+    equal, count = told["equal"], told["prompts"]
+    state = "right" if equal == count else "partly"
+    line = words("export-equal", equal=equal, count=count, precision=told["precision"])
+    if equal < count:
+        line += " " + words("export-unequal-why")
+    table = _answers(told["rows"], ("export-before", "export-after"), words)
+    return f'<p class="state {state}">{escape(line)}</p>{_folded(words("export-answers"), table)}'
+
+
+def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], words: Words) -> str:
+    """Pairs of answers, those that differ first; `names` are the codes of what the two models are called."""
+    heads = "".join(f"<th>{escape(words(one))}</th>" for one in ("export-prompt", *names))
+    body = "".join(
+        f"<tr><td>{escape(row['prompt'])}<small>{escape(row['source'])}</small></td>{_pair(row, words)}</tr>"
+        for row in sorted(rows, key=lambda row: row["equal"])
+    )
+    return f'<table class="samples alike"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _pair(row: Mapping[str, Any], words: Words) -> str:
+    if row["equal"]:
+        return f'<td colspan="2">{_said(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
+    at = words("export-differs", token=row["differs_at"] + 1)
+    return f"<td>{_said(row['before'], words)}</td><td>{_said(row['after'], words)}<small>{escape(at)}</small></td>"
+
+
+def _said(text: str, words: Words) -> str:
+    return escape(text).replace("\n", "<br>") or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+
+
+# ------------------------------------------------------------------------------------------ GGUF
+
+
+def gguf_html(run: Run, left: Path, number: int, root: str, words: Words) -> str:
+    """What became of the GGUF file: how far it is from the merged model, or why there is none; else how to make one."""
+    made = gguf.outcome(run.dir)
+    if made is None:
+        base = str(run.spec.model.model_name_or_path) if left == run.dir.adapter else ""
+        return notices.code(f"gguf-{number}", gguf.text(left, base), words)
+    told = [Problem(one["code"], "", one["values"]) for one in made.get("problems", ())]
+    listed = notices.listed(told, words) if told else ""
+    if made["status"] == "failed":
+        again = f'<button type="button" class="plain" data-retry="{escape(run.id)}">{escape(words("gguf-retry"))}</button>'
+        stays = f'<p class="quiet">{escape(words("gguf-stays"))}</p>'
+        return f'{listed}{stays}<p class="buttons-row">{again if "resume" in run.can else ""}</p>'
+    where = f"{root}/download/{quote(run.id)}/model/{quote(made['file'])}"
+    file = f'<a download href="{escape(where)}">{escape(made["file"])}</a> · {size(made["bytes"])}'
+    return f"<p>{file}</p>{listed}{_read_back(made, words) if made['status'] == 'made' else ''}"
+
+
+def _read_back(made: Mapping[str, Any], words: Words) -> str:
+    weights, answers = made["weights"], made["answers"]
+    line = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"])
+    if not answers["tokens"]:
+        return f'<p class="state right">{escape(line)}</p>'
+    shares = {name: answers[name] for name in ("equal", "same_tokens", "tokens")}
+    line += " " + words("gguf-answers", count=answers["prompts"], **shares)
+    if answers["equal"] < answers["prompts"]:
+        line += " " + words("gguf-unequal-why")
+    table = _answers(answers["rows"], ("gguf-merged", "gguf-file"), words)
+    return f'<p class="state right">{escape(line)}</p>{_folded(words("gguf-rows"), table)}'
+
+
+def files_html(run: Run, root: str, words: Words) -> str:
+    """The files of the result, and LoRA alone as one file."""
+    found = [
+        one for one in runs.files(run) if one[0].startswith(("model/", "adapter/")) or one[0] == "adapter.zip"
+    ]
+    rows = "".join(
+        f'<tr><td><a download href="{escape(f"{root}/download/{quote(run.id)}/{quote(name)}")}">{escape(name)}</a></td>'
+        f"<td>{size(count)}</td></tr>"
+        for name, count in sorted(found, key=lambda one: one[0] != "adapter.zip")
+    )
+    return f'<table class="files"><tbody>{rows}</tbody></table>'
