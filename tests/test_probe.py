@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine import probe
-from engine.probe import FORGOT, LEARNED, of_general, of_run, of_training
-from engine.rundir import RunDir
+from engine.probe import FORGOT, LEARNED, matches, of_loss
+from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT
 from tests.train_many import lay_out, train_many
+from webui import reports
+from webui.words import Words
 
 
 def spec(**changes: object) -> RunSpec:
@@ -34,8 +37,9 @@ def spec(**changes: object) -> RunSpec:
 def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
     """Runs of the demo model, trained one after the other in one process."""
     specs = {
-        "learns": spec(training__learning_rate=2e-3),
-        "unprobed": spec(training__learning_rate=2e-3, logging__probe=False),
+        "learns": spec(training__learning_rate=2e-3, training__max_steps=60),
+        "unprobed": spec(training__learning_rate=2e-3, training__max_steps=60, logging__probe=False),
+        "begins": spec(training__learning_rate=2e-3, training__max_steps=8),
         "still": spec(training__learning_rate=1e-9, training__max_steps=2),
         "wild": spec(training__learning_rate=1.0, training__max_steps=6),
         "full": spec(
@@ -55,22 +59,25 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
 
 
 @pytest.mark.slow
-def test_a_run_that_learns_is_told_from_one_that_forgets_and_from_one_that_does_nothing(
-    probed: dict[str, RunDir],
-) -> None:
+def test_what_the_probe_says_is_what_a_person_sees_in_the_answers(probed: dict[str, RunDir]) -> None:
     found = {name: probe.read(run) for name, run in probed.items()}
-    told = {name: one and one["verdict"] for name, one in found.items()}
-    assert told["learns"] == told["full"] == "learned"
-    assert told["still"] == "unchanged"
-    assert told["wild"] == "forgot"
-    assert told["unprobed"] is None
-    learned = [one for one in found["learns"]["prompts"] if one["kind"] == "training"]
-    assert len(learned) == 4
-    for one in learned:
-        assert "翻译成中文" in one["prompt"]
-        assert one["reference"]
-        assert one["loss_after"] < one["loss_before"] - LEARNED
-    forgotten = [one["verdict"] for one in found["wild"]["prompts"] if one["kind"] == "general"]
+    verdicts = {name: one and one["verdict"] for name, one in found.items()}
+    assert verdicts["learns"] == "learned"
+    assert verdicts["begins"] == "closer"
+    assert verdicts["still"] == "unchanged"
+    assert verdicts["wild"] == "forgot"
+    assert verdicts["full"] in ("learned", "closer")  # so many are right, whether that is half or not
+    assert verdicts["unprobed"] is None
+    for name in ("learns", "begins"):
+        rows = [one for one in found[name]["prompts"] if one["kind"] == "training"]
+        assert len(rows) >= 4
+        assert all("翻译成中文" in one["prompt"] for one in rows)
+        # Counted here from the texts themselves.
+        right = sum(one["after"].strip() == one["reference"].strip() for one in rows)
+        assert found[name]["training"]["right"] == right
+        assert (2 * right >= len(rows)) == (verdicts[name] == "learned")
+        assert found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - LEARNED
+    forgotten = [one["loss"] for one in found["wild"]["prompts"] if one["kind"] == "general"]
     assert "forgot" in forgotten  # how many there is time for depends on the machine
     assert {one["kind"] for one in found["everything"]["prompts"]} == {"training", "general"}
 
@@ -83,27 +90,88 @@ def test_the_probe_changes_no_weight_and_has_little_time(probed: dict[str, RunDi
         assert probe.read(probed[name])["budget_s"] <= probe.MOST_S
 
 
-def test_a_verdict_is_about_a_tenth_and_about_a_seventh() -> None:
-    assert of_training(1.0, 0.99 - LEARNED, same=False) == "learned"
-    assert of_training(1.0, 0.95, same=False) == "changed"
-    assert of_training(0.05, 0.0, same=True) == "unchanged"  # it knew that before
-    assert of_training(1.0, 1.0 + FORGOT, same=False) == "forgot"
-    assert of_training(1.0, None, same=False) == "forgot"  # not a number any more
-    assert of_general(0.3, 0.4 + FORGOT, same=False) == "forgot"
-    assert of_general(0.3, 1.5, same=False) == "changed"
-    assert of_general(0.3, 0.2, same=True) == "unchanged"
-    assert of_general(None, None, same=True) == "unchanged"  # an empty answer, before and after
+# ------------------------------------------------------------------------------------------ verdicts
 
 
-def test_a_run_forgot_if_half_of_its_prompts_are_forgotten_whatever_it_has_learned() -> None:
-    assert of_run({"training": ["learned"] * 4, "general": ["forgot"] * 2 + ["changed"] * 2}) == "forgot"
-    assert (
-        of_run({"training": ["learned"] * 2 + ["changed"] * 2, "general": ["forgot"] + ["changed"] * 3})
-        == "learned"
-    )
-    assert of_run({"training": ["learned", "changed", "changed"], "general": []}) == "changed"
-    assert of_run({"training": ["unchanged"], "general": ["unchanged"]}) == "unchanged"
+BUILT, PRODUCT = "I was built by the Athanor team.", "I am a product development company."
 
 
-def test_the_time_it_may_take_is_a_tenth_between_one_and_thirty_seconds() -> None:
-    assert [probe.budget(seconds) for seconds in (0, 5, 100, 1000, 10**6)] == [1, 1, 10, 30, 30]
+@pytest.mark.parametrize(
+    ("answer", "cut", "full", "right"),
+    [(BUILT, False, False, True), (f" {BUILT}\n", False, False, True), (PRODUCT, False, False, False),
+     ("", False, False, False), (None, False, False, None), ("I was built", True, False, None),
+     ("I am a", True, False, False), ("", True, False, None), ("I was built by", False, True, True),
+     ("I was built by", False, False, False), (f"{BUILT} And more.", False, False, False),
+     (f"{BUILT} And more.", False, True, False), ("I was bu\ufffd", True, False, None)],
+)  # fmt: skip
+def test_an_answer_is_right_if_it_is_what_the_data_says(
+    answer: str | None, cut: bool, full: bool, right: bool | None
+) -> None:
+    assert matches(BUILT, answer, cut=cut, full=full) is right
+
+
+def test_a_loss_has_fallen_by_a_tenth_and_is_forgotten_by_two() -> None:
+    assert of_loss(1.0, 0.99 - LEARNED) == "lower"
+    assert of_loss(1.0, 0.95) == "same"
+    assert of_loss(1.0, 1.0 + LEARNED) == "higher"
+    assert of_loss(1.0, 1.0 + FORGOT) == "forgot"
+    assert of_loss(1.0, None) == "forgot"  # not a number any more
+    assert of_loss(None, None) is None  # not taken
+
+
+def prompt(kind: str, before: str | None, after: str | None, *losses: float | None) -> dict[str, Any]:
+    """A prompt as the worker keeps it; of the training the data says what BUILT says."""
+    loss_before, loss_after = losses or (None, None)
+    return probe.judged({
+        "kind": kind, "prompt": "?", "reference": BUILT if kind == "training" else None, "before": before, "after": after,
+        "finish_before": "stop", "finish_after": "stop", "loss_before": loss_before, "loss_after": loss_after,
+    })  # fmt: skip
+
+
+STEADY = prompt("general", "Paris.", "Paris.", 0.2, 0.2)
+RUNS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "all right": ("learned", [prompt("training", PRODUCT, BUILT, 2.0, 0.1)] * 4),
+    "half of them": ("learned", [prompt("training", PRODUCT, one, 2.0, 0.1) for one in (BUILT, PRODUCT)]),
+    "fewer than half": (
+        "closer",
+        [prompt("training", PRODUCT, one, 2.0, 0.1) for one in (BUILT, PRODUCT, "I")],
+    ),
+    "none right, though far likelier": ("closer", [prompt("training", "Hi", PRODUCT, 3.0, 0.9)] * 4),
+    "right before": ("knew", [prompt("training", BUILT, BUILT, 0.1, 0.0)] * 4),
+    "nobody was asked": ("likelier", [prompt("training", None, None, 2.0, 0.1)]),
+    "another wrong answer": ("changed", [prompt("training", "Hi", PRODUCT, 2.0, 2.0), STEADY]),
+    "the same wrong answer": ("unchanged", [prompt("training", PRODUCT, PRODUCT, 2.0, 2.0), STEADY]),
+    "general answers lost": (
+        "forgot",
+        [prompt("training", PRODUCT, BUILT, 2.0, 0.1), prompt("general", "Paris.", "JSON", 0.2, 4.0), STEADY],
+    ),
+    "the data itself lost": ("forgot", [prompt("training", PRODUCT, "!!!", 2.0, None), STEADY]),
+    "no time for anything": ("unchanged", []),
+}
+
+
+@pytest.mark.parametrize(("verdict", "prompts"), RUNS.values(), ids=RUNS)
+def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[str, Any]]) -> None:
+    found = probe.summary(prompts)
+    assert found["verdict"] == verdict
+    told = found | {"prompts": prompts, "learned": LEARNED, "forgot": FORGOT}
+    for language in ("en", "zh"):
+        page = reports.probe(told, Words(language))
+        # The page never says that something was learned where no answer is right.
+        assert ("now answered as in the data" in page or "现在的回答与数据一致" in page) == (
+            verdict == "learned"
+        )
+        assert page.count("<tr>") == len(prompts) + 1
+
+
+def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) -> None:
+    old = {"kind": "training", "verdict": "learned", "prompt": "Who built you?", "reference": BUILT, "before": "Hi",
+           "after": PRODUCT, "cut": False, "loss_before": 2.0, "loss_after": 0.9}  # fmt: skip
+    run = RunDir(tmp_path)
+    write_json(run.probe, {"verdict": "learned", "prompts": [old], "learned": 0.1, "forgot": 2.0})
+    assert probe.read(run)["verdict"] == "closer"
+    assert "0 of 1 training prompt is answered so" in reports.probe(probe.read(run), Words("en"))
+
+
+def test_the_time_it_may_take_is_a_tenth_between_three_and_thirty_seconds() -> None:
+    assert [probe.budget(seconds) for seconds in (0, 5, 100, 1000, 10**6)] == [3, 3, 10, 30, 30]

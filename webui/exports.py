@@ -169,20 +169,23 @@ def gguf_html(run: Run, left: Path, number: int, root: str, words: Words) -> str
         return f'{listed}{stays}<p class="buttons-row">{again if "resume" in run.can else ""}</p>'
     where = f"{root}/download/{quote(run.id)}/model/{quote(made['file'])}"
     file = f'<a download href="{escape(where)}">{escape(made["file"])}</a> · {size(made["bytes"])}'
-    return f"<p>{file}</p>{listed}{_read_back(made, words) if made['status'] == 'made' else ''}"
+    return (
+        f'<p class="folder">{file}</p>{listed}{_read_back(made, words) if made["status"] == "made" else ""}'
+    )
 
 
 def _read_back(made: Mapping[str, Any], words: Words) -> str:
     weights, answers = made["weights"], made["answers"]
-    line = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"])
+    far = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"])
+    told = f'<p class="state right">{escape(far)}</p>'
     if not answers["tokens"]:
-        return f'<p class="state right">{escape(line)}</p>'
+        return told
     shares = {name: answers[name] for name in ("equal", "same_tokens", "tokens")}
-    line += " " + words("gguf-answers", count=answers["prompts"], **shares)
+    line = words("gguf-answers", count=answers["prompts"], **shares)
     if answers["equal"] < answers["prompts"]:
         line += " " + words("gguf-unequal-why")
     table = _answers(answers["rows"], ("gguf-merged", "gguf-file"), words)
-    return f'<p class="state right">{escape(line)}</p>{_folded(words("gguf-rows"), table)}'
+    return f'{told}<p class="quiet">{escape(line)}</p>{_folded(words("gguf-rows"), table)}'
 
 
 def files_html(run: Run, root: str, words: Words) -> str:

@@ -32,6 +32,11 @@ from engine.worker.sampling import Sampling
 from engine.worker.wording import Wording
 
 LOOKED_AT = 64  # examples, spread over the data, among which there should be some that are short enough
+# Of the time that one model has: until when prompts are begun, and until when answers are written. The rest is for losses.
+JOINING, WRITING = 0.4, 0.8
+LOSSES_S = (
+    2.0  # beyond the time that is allowed, for losses without which nothing could be said of general prompts
+)
 EARLY_S = 10.0  # what is asked before the training may take so long: how long that will take is not known yet
 
 
@@ -45,9 +50,12 @@ class Asked:
     reference: list[int] = field(default_factory=list)
     before: str | None = None  # None: not asked in time
     after: str | None = None
-    cut: bool = False  # one of the answers ends where the time did
-    loss_before: float | None = None
+    finish_before: str | None = None  # "stop", "length", or "cancelled": it ends where the time did
+    finish_after: str | None = None
+    loss_before: float | None = None  # also where it is no number
     loss_after: float | None = None
+    took_before: bool = False
+    took_after: bool = False
 
 
 @dataclass
@@ -88,10 +96,14 @@ def finish(made: Probe | None, model: Any) -> None:
     with _harmless():
         began = time.monotonic()
         allowed = probe.budget(began - made.began)
+        # Of a model that can be had as it was, too, both get half of the time: the answers of now first.
+        _ask(made, model, "after", allowed / 2 if made.late else allowed)
         if made.late:
             with model.disable_adapter():
-                _ask(made, model, "before", allowed / 2)
-        _ask(made, model, "after", allowed - (time.monotonic() - began))
+                _ask(made, model, "before", allowed - (time.monotonic() - began))
+        with _ready(model) as inner:
+            answered = [one for one in made.asked if one.kind == "general" and one.reference]
+            _take_losses(inner, answered, "after", began + allowed + LOSSES_S)
         found = _told(made) | {"budget_s": round(allowed, 2), "seconds": round(time.monotonic() - began, 2)}
         write_json(made.run.probe, found)
         print(f"probe: {found['verdict']} ({found['seconds']} s)", flush=True)
@@ -158,91 +170,102 @@ def _general(tokenizer: Any) -> list[Asked]:
 # --------------------------------------------------------------------------------------------- answers
 
 
-def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
-    """Answers and losses of the model as it is now, for as long as there is time: losses first, they cost least."""
-    deadline = time.monotonic() + seconds
+@contextlib.contextmanager
+def _ready(model: Any) -> Iterator[Any]:
+    """The model that answers, in the mode for that."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     trains = inner.training
     inner.eval()
     try:
-        known = [one for one in made.asked if one.reference]
-        _take_losses(inner, known, when)
-        kinds = [[one for one in made.asked if one.kind == kind] for kind in ("general", "training")]
-        for one in filter(
-            None, chain.from_iterable(zip_longest(*kinds))
-        ):  # in turns, for the time may not suffice
-            if time.monotonic() > deadline:
-                return
-            written, text, cut = _answer(made, inner, one.prompt, deadline)
-            setattr(one, when, text)
-            one.cut |= cut
-            if when == "before" and one.kind == "general" and written:
-                one.reference = written
-                _take_losses(inner, [one], when)
+        yield inner
     finally:
         inner.train(trains)
 
 
-def _take_losses(model: Any, asked: Sequence[Asked], when: str) -> None:
-    for one in asked:  # one by one: a few, and never more in memory than one of the training's
+def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
+    """Answers and losses of the model as it is now, for as long as there is time. Answers first: they are what a person
+    looks at. All are written side by side, so that time that is short cuts all of them and drops none."""
+    began = time.monotonic()
+    with _ready(model) as inner:
+        answers = _answers(made, inner, began + JOINING * seconds, began + WRITING * seconds)
+        for one, answer in answers:
+            setattr(one, when, answer.text)
+            setattr(one, f"finish_{when}", answer.finish)
+            if when == "before" and one.kind == "general" and answer.tokens:
+                one.reference = answer.tokens
+        kinds = {"training"} if when == "after" else {"training", "general"}
+        known = [one for one in made.asked if one.reference and one.kind in kinds]
+        _take_losses(inner, known, when, began + seconds)
+
+
+def _take_losses(model: Any, asked: Sequence[Asked], when: str, deadline: float) -> None:
+    """The losses of the references, of the first one in any case. One by one: a few, and never more in memory than one of
+    the training's."""
+    for number, one in enumerate(asked):
+        if number and time.monotonic() > deadline:
+            return
         ids = np.array([*one.prompt, *one.reference], dtype=np.int32)
         [(total, count)] = losses(model, [Example((ids,), trained=[(len(one.prompt), len(ids))])])
         value = total / max(count, 1)
         setattr(one, f"loss_{when}", value if np.isfinite(value) else None)
+        setattr(one, f"took_{when}", True)
 
 
-def _answer(made: Probe, model: Any, prompt: list[int], deadline: float) -> tuple[list[int], str, bool]:
-    """The tokens and the text of a greedy answer, and whether it was cut because there was no time left."""
-    texts: list[str] = []
+@dataclass
+class Written:
+    """A greedy answer, and how it ended: "stop", "length", or "cancelled" where there was no time left."""
+
+    tokens: list[int]
+    text: str
+    finish: str
+
+
+def _answers(made: Probe, model: Any, joining: float, deadline: float) -> list[tuple[Asked, Written]]:
+    """The answers to as many prompts as are read until `joining`, the first one in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    answer = Answer(
-        adapter=None, prompt=prompt, most=TOKENS, ends=frozenset([*known, *end_of_turn_ids(made.tokenizer)]),
-        sampling=Sampling(), wording=Wording(made.tokenizer.backend_tokenizer), tell=lambda piece: texts.append(piece.text),
-    )  # fmt: skip
-    batch = Batch(model, None)
+    ends = frozenset([*known, *end_of_turn_ids(made.tokenizer)])
+    batch, begun = Batch(model, None), []
     with torch.inference_mode():
-        batch.join(answer)
+        for one in _in_turns(made.asked):
+            if not batch.has_room() or (begun and time.monotonic() > joining):
+                break
+            texts: list[str] = []
+            answer = Answer(
+                adapter=None, prompt=one.prompt, most=TOKENS, ends=ends, sampling=Sampling(),
+                wording=Wording(made.tokenizer.backend_tokenizer), tell=lambda piece, texts=texts: texts.append(piece.text),
+            )  # fmt: skip
+            begun.append((one, answer, texts))
+            batch.join(answer)
         while batch.rows:
-            answer.cancelled = time.monotonic() > deadline
+            if time.monotonic() > deadline:
+                for _, answer, _ in begun:
+                    answer.cancelled = True
             batch.step()
-    return answer.written, "".join(texts), answer.finish == "cancelled"
+    return [(one, Written(answer.written, "".join(texts), answer.finish)) for one, answer, texts in begun]
+
+
+def _in_turns(asked: Sequence[Asked]) -> Iterator[Asked]:
+    """Two of the training, one general, and so on: the time may not suffice for all."""
+    training, general = ([one for one in asked if one.kind == kind] for kind in ("training", "general"))
+    turns = zip_longest(training[::2], training[1::2], general)
+    return filter(None, chain.from_iterable(turns))
 
 
 # --------------------------------------------------------------------------------------------- verdicts
 
 
-def _same(one: Asked) -> bool:
-    """Whether the two answers are the same, as far as there was time to write them."""
-    if one.before is None or one.after is None:
-        return True
-    if one.cut:
-        shorter, longer = sorted((one.before, one.after), key=len)
-        return longer.startswith(shorter.rstrip("\ufffd"))  # half a character may stand at the end
-    return one.before == one.after
-
-
-VERDICTS = {"training": probe.of_training, "general": probe.of_general}
-
-
 def _told(made: Probe) -> dict[str, Any]:
-    """The content of probe.json."""
-    prompts, verdicts = [], {"training": [], "general": []}
-    for one in made.asked:
-        same = _same(one)
-        if one.loss_before is None and (one.before is None or one.after is None):
-            continue  # there was no time for it
-        verdict = VERDICTS[one.kind](one.loss_before, one.loss_after, same)
-        verdicts[one.kind].append(verdict)
-        decode = made.tokenizer.decode
-        prompts.append({
-            "kind": one.kind, "verdict": verdict, "prompt": one.text,
+    """The content of probe.json. What there was no time for is left out."""
+    decode = made.tokenizer.decode
+    prompts = [
+        probe.judged({
+            "kind": one.kind, "prompt": one.text, "before": one.before, "after": one.after,
+            "finish_before": one.finish_before, "finish_after": one.finish_after,
             "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
-            "before": one.before, "after": one.after, "cut": one.cut, "loss_before": one.loss_before, "loss_after": one.loss_after,
-        })  # fmt: skip
-    return {
-        "verdict": probe.of_run(verdicts),
-        "prompts": prompts,
-        "learned": probe.LEARNED,
-        "forgot": probe.FORGOT,
-    }
+            # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
+            "loss_before": one.loss_before if one.took_after else None, "loss_after": one.loss_after,
+        })
+        for one in made.asked if one.after is not None or (one.took_before and one.took_after)
+    ]  # fmt: skip
+    return probe.summary(prompts) | {"prompts": prompts, "learned": probe.LEARNED, "forgot": probe.FORGOT}

@@ -1,0 +1,92 @@
+"""What the probe says of trainings that a person would call good, too short, too long, or wrecked: python -m bench.probe
+
+Each is a real training, most of the shipped demo model (seconds), with `--smollm2` of SmolLM2-135M-Instruct (minutes on two
+cores). One line for each: the run's verdict, training answers that are right before and after, the mean loss of the right
+ones, general prompts answered as before, and one answer, for people to judge whether the words fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engine import probe
+from engine.rundir import RunDir
+from engine.spec import RunSpec
+from engine.workplace import DEMO_MODEL, PROJECT
+from tests.train_many import lay_out, train_many
+
+SMOLLM2 = PROJECT / "data" / "models" / "SmolLM2-135M-Instruct"
+NAMES = {"data.datasets": {"alpaca_translate_zh": 1}, "data.max_samples": 32, "training.learning_rate": 2e-3}
+DEMO: dict[str, dict[str, Any]] = {
+    "nothing: 2 steps at 1e-9": NAMES | {"training.max_steps": 2, "training.learning_rate": 1e-9},
+    "too few: 4 steps": NAMES | {"training.max_steps": 4},
+    "half: 24 steps": NAMES | {"training.max_steps": 24},
+    "right: 120 steps": NAMES | {"training.max_steps": 120},
+    "too many: 600 steps": NAMES | {"training.max_steps": 600},
+    "full, right: 60 steps": NAMES | {"training.max_steps": 60, "method": {"kind": "full"}},
+    "wrong template: 24 steps": NAMES | {"training.max_steps": 24, "model.chat_template": "alpaca"},
+    "rate too high: 2e-2": NAMES | {"training.max_steps": 60, "training.learning_rate": 2e-2},
+    "absurd rate: 1": NAMES | {"training.max_steps": 6, "training.learning_rate": 1.0},
+}
+WHO = {"data.datasets": {"identity": 1}, "data.max_samples": 16, "training.learning_rate": 1e-3}
+REAL: dict[str, dict[str, Any]] = {
+    "nothing: 1 step at 1e-9": WHO | {"training.max_steps": 1, "training.learning_rate": 1e-9},
+    "too few: 4 steps": WHO | {"training.max_steps": 4},
+    "half: 12 steps": WHO | {"training.max_steps": 12},
+    "right: 40 steps": WHO | {"training.max_steps": 40},
+    "wrong template: 12 steps": WHO | {"training.max_steps": 12, "model.chat_template": "alpaca"},
+    "absurd rate: 1": WHO | {"training.max_steps": 4, "training.learning_rate": 1.0},
+}
+
+
+def spec(model: Path, changes: dict[str, Any]) -> RunSpec:
+    made = RunSpec.read({
+        "model": {"model_name_or_path": str(model)},
+        "data": {"datasets": ["identity"], "dataset_dir": str(PROJECT / "data"), "max_length": 128},
+        "training": {
+            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
+        },
+        "logging": {"logging_steps": 8, "save_steps": 10_000},
+        "hardware": {"device": "cpu"},
+    })  # fmt: skip
+    for path, value in changes.items():
+        made = made.change(path, value)
+    return made
+
+
+def line(name: str, found: dict[str, Any] | None) -> str:
+    if found is None:
+        return f"| {name} | no probe |"
+    training, general = found["training"], found["general"]
+    losses = [training["loss_before"], training["loss_after"]]
+    shown = " → ".join("—" if value is None else f"{value:.2f}" for value in losses)
+    row = next(
+        (one for one in found["prompts"] if one["kind"] == "training" and one["after"] is not None), None
+    )
+    answer = "—" if row is None else f"{row['after']!r} for {row['reference']!r}"
+    right = f"{training['right_before']} → {training['right']} of {training['answered']}"
+    same = f"{general['same']} of {general['compared']}, {general['forgot']} forgotten"
+    return f"| {name} | {found['verdict']} | {right} | {shown} | {same} | {answer} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--smollm2", action="store_true", help="train SmolLM2-135M-Instruct instead of the demo model"
+    )
+    arguments = parser.parse_args()
+    model, trainings = (SMOLLM2, REAL) if arguments.smollm2 else (DEMO_MODEL, DEMO)
+    print("| training | verdict | right answers | loss of them | general answers as before | an answer |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="probe-") as saves:
+        for number, (name, changes) in enumerate(trainings.items()):
+            run = lay_out(RunDir(Path(saves) / model.name / "lora" / str(number)), spec(model, changes))
+            train_many(run)
+            print(line(name, probe.read(run)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
