@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import probe
+from engine.models import SMOLLM2
 from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT
 from tests.train_many import lay_out, train_many
 
-SMOLLM2 = PROJECT / "data" / "models" / "SmolLM2-135M-Instruct"
 NAMES = {"data.datasets": {"alpaca_translate_zh": 1}, "data.max_samples": 32, "training.learning_rate": 2e-3}
 DEMO: dict[str, dict[str, Any]] = {
     "nothing: 2 steps at 1e-9": NAMES | {"training.max_steps": 2, "training.learning_rate": 1e-9},

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
-from engine import chat, failures, importer, kinds, queue, report, runs, users
+from engine import chat, failures, gguf, importer, kinds, queue, report, runs, users
 from engine.door import loopback
 from engine.export import ExportSpec
 from engine.problems import Problem, Refusal, problem, shell_language
@@ -182,7 +182,19 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     given["hardware"] = {"device": arguments.device}
     spec = export_spec(workplace, weights, **given)
-    return _follow(runs.submit(spec, workplace, by=_me()), workplace, quiet=True)
+    run = runs.submit(spec, workplace, by=_me())
+    code = _follow(run, workplace, quiet=True)
+    return code or _without_gguf(run)
+
+
+def _without_gguf(run: runs.Run) -> int:
+    """1 for a finished export whose GGUF file was asked for and is not there; says why, and how to try again."""
+    if not gguf.can_be_tried_again(run.dir):
+        return 0
+    for one in gguf.outcome(run.dir)["problems"]:
+        print(_told(problem(one["code"], **one["values"])), file=sys.stderr)
+    print(_told(problem("export-gguf-later", folder=run.dir.model)), file=sys.stderr)
+    return 1
 
 
 def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:

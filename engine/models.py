@@ -65,6 +65,10 @@ PACKED = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
 NOT_WEIGHTS = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
 
 
+# A real small model for whoever has none, where `make smollm2` puts it.
+SMOLLM2 = Path(__file__).resolve().parent.parent / "data" / "models" / "SmolLM2-135M-Instruct"
+
+
 class Tensor(NamedTuple):
     """One entry of a safetensors header. `shape` is the true one where bitsandbytes packed two values a byte."""
 
@@ -563,6 +567,8 @@ def _not_a_name(text: str) -> Problem | None:
 
 def _missing(text: str, roots: Sequence[Path]) -> Problem:
     """The nearest by the last part of the name, whatever its case: that is where slips are made."""
+    if Path(text).name == SMOLLM2.name:
+        return problem("model-smollm2", given=text, place=SMOLLM2)
     names = [model.name for model in find_models(roots)]
     by_end = {name.rsplit("/")[-1].casefold(): name for name in names}
     near = difflib.get_close_matches(Path(text).name.casefold(), by_end, n=3, cutoff=0.5)

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from engine import keeper
+from engine.models import SMOLLM2
 from engine.processes import end_processes
 from engine.rundir import folders
 from engine.spec import RunSpec
@@ -62,10 +63,9 @@ def demo_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real small model that `make smollm2` makes. Tests that need it are skipped where it is not."""
-    folder = PROJECT / "data" / "models" / "SmolLM2-135M-Instruct"
-    if not (folder / "model.safetensors").exists():
+    if not (SMOLLM2 / "model.safetensors").exists():
         pytest.skip("data/models/SmolLM2-135M-Instruct is not there: make smollm2")
-    return folder
+    return SMOLLM2
 
 
 @pytest.fixture(scope="session")

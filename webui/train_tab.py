@@ -16,6 +16,7 @@ from engine.compare import ABSENT, differences
 from engine.datasets import Dataset, count_rows, read_catalogue
 from engine.models import (
     ALL_LINEAR,
+    SMOLLM2,
     Model,
     find_models,
     hub_cache,
@@ -29,7 +30,7 @@ from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results, titles
 from engine.spec import RunSpec, examples_per_step, fields
 from engine.stages import STAGES
-from engine.workplace import Workplace, absolute, inside
+from engine.workplace import DEMO_MODEL, Workplace, absolute, inside
 from webui import form, notices
 from webui.events import QUIET
 from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form, element_id
@@ -312,7 +313,16 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
         model.context_length and words("fact-context", tokens=f"{model.context_length:,}"),
         words("fact-template" if model.has_chat_template else "fact-no-template"),
     ]
-    return '<p class="chips">' + "".join(f"<span>{escape(str(one))}</span>" for one in told if one) + "</p>"
+    chips = "".join(f"<span>{escape(str(one))}</span>" for one in told if one)
+    return f'<p class="chips">{chips}</p>{_more_models(model, workplace, words)}'
+
+
+def _more_models(model: Model, workplace: Workplace, words: Words) -> str:
+    """Below the demo model's facts: how to get a real one, as long as the small real one is not there."""
+    if model.path != DEMO_MODEL or SMOLLM2.exists():
+        return ""
+    roots = next((str(root) for root in workplace.models if root != DEMO_MODEL), "")
+    return f'<p class="quiet">{escape(words("fact-demo", roots=roots))}</p>'
 
 
 def tried_html(unusable: Mapping[str, Problem] | None, words: Words) -> str:
