@@ -136,6 +136,18 @@ class Facts:
         before = self.units(self.talk.partition(Q1)[0])
         return next((unit.text for unit in before if unit.special and unit.text in later), None)
 
+    @cached_property
+    def ends_question(self) -> str | None:
+        special = self.special_in(self.after_question)
+        return special[0].text if special and special[0].text != self.opener else None
+
+    @cached_property
+    def opening(self) -> list[str]:
+        """The last few units of what opens every answer: the generation prompt and the history have it in common."""
+        prompt = (self.render(ASK[:1], generate=True) or "").rpartition(Q1)[2]
+        common, _ = self.shared(prompt, self.after_question)
+        return [unit.text for unit in self.units(prompt[:common])][-4:]
+
     def special_in(self, text: str) -> list[Unit]:
         """The special tokens of what follows an answer, up to the one that begins the next message."""
         special = [unit for unit in self.units(text) if unit.special]
@@ -158,11 +170,13 @@ class Facts:
         """
         closing = self.special_in(alone)
         if followed is None:
-            return closing[-1:]
+            return [*closing[-1:], *(unit for unit in closing[:-1] if unit.text == self.ends_question)]
         here = self.special_in(followed)
         _, shared = self.shared(alone, followed)
         common = [unit for unit in here if unit.end <= shared]
-        return common[-1:] if common else here[:1]
+        # What ends everybody's message ends this one, even if something is written behind it (Phi 3, Apriel).
+        everybodys = [unit for unit in common[:-1] if unit.text == self.ends_question]
+        return [*common[-1:], *everybodys] if common else here[:1]
 
     @cached_property
     def openers(self) -> set[str]:

@@ -82,7 +82,8 @@ def _reading(facts: Facts, conversation: Conversation, example: Any) -> tuple[Re
         readings.append((reading, sound(text, conversation)))
         if readings[-1][1] and (not example.usable or spelled.startswith(text.encode())):
             return reading, True
-    return max(readings, key=lambda pair: pair[1], default=(None, False))
+    same = [pair for pair in readings if example.usable and spelled.startswith(pair[0].text.encode())]
+    return max(same or readings, key=lambda pair: pair[1], default=(None, False))
 
 
 def aligned(facts: Facts, conversation: Conversation, example: Any, text: str) -> tuple[list[Token], str]:
@@ -148,7 +149,7 @@ def check_runs(
 ) -> None:
     """Raises Wrong where a run begins or ends elsewhere than expected, is missing, or is one too many."""
     runs = runs_of(tokens)
-    for group in joined(expected):
+    for group in joined(expected, runs):
         run = _run_of(group[0], runs)
         check_end(facts, group[-1], text, run, stops)
         check_start(group[0], text, run, tokens)
@@ -195,12 +196,15 @@ def check_start(answer: Expected, text: str, run: tuple[int, int], tokens: list[
         raise Wrong("start", f"{where}, not at {near(text, answer.latest)}")
 
 
-def joined(expected: list[Expected]) -> list[list[Expected]]:
-    """Answers that nothing separates are one run."""
+def joined(expected: list[Expected], runs: list[tuple[int, int]]) -> list[list[Expected]]:
+    """Answers that are one run: nothing separates them, or the generation prompt adds nothing to an answer, so that a
+    model would go on by itself with what opens the next."""
     groups: list[list[Expected]] = []
     for answer in expected:
         previous = groups[-1][-1] if groups else None
-        if previous and (previous.merged or answer.first in {end for _, end in previous.ends}):
+        follows = previous and answer.first in {end for _, end in previous.ends}
+        one_run = previous and any(begin <= previous.first and answer.latest < end for begin, end in runs)
+        if previous and (previous.merged or (follows and one_run)):
             groups[-1].append(answer)
         else:
             groups.append([answer])

@@ -86,11 +86,15 @@ def _parts(messages: list[Message]) -> list[Message]:
 
 
 def sound(text: str, conversation: Conversation) -> bool:
-    """The arguments of calls are written neither as Python's repr nor as JSON in JSON, and no answer is lost whole."""
-    if "{'place'" in text or '{\\"place\\"' in text:
-        return False
-    marks = [mark for mark in conversation.marks if mark.kind in ("text", "argument")]
-    return {mark.message for mark in marks} == {mark.message for mark in marks if mark.word in text}
+    """Every call is written, its arguments neither as Python's repr nor as JSON in JSON, and something of each answer."""
+    marks = [mark for mark in conversation.marks if mark.kind in TRAINED_KINDS]
+    calls = [mark for mark in marks if mark.kind == "argument"]
+    for mark in calls:
+        for begin, _ in places(text, mark.word):
+            if "'place': " in text[begin - 12 : begin] or '\\"place\\"' in text[begin - 16 : begin]:
+                return False
+    written = {mark.message for mark in marks if mark.word in text}
+    return all(mark.word in text for mark in calls) and written == {mark.message for mark in marks}
 
 
 def places(text: str, word: str) -> Iterator[tuple[int, int]]:
@@ -154,9 +158,9 @@ class Reading:
         alone = self._alone(at, core)
         units = facts.ends_in(alone, followed)
         if followed is None:
-            units = [unit for unit in facts.special_in(alone) if unit.text in facts.enders] or units
+            units = [unit for unit in facts.special_in(alone) if unit in units or unit.text in facts.enders]
         elif not words:  # the answer's own frame is among what follows
-            units = [unit for unit in facts.special_in(followed) if unit.text in facts.enders][:1] or units
+            units = [unit for unit in facts.special_in(followed) if unit.text in facts.enders] or units
         ends = [(core + unit.end - len(unit.text), core + unit.end) for unit in units]
         if followed is None and not ends and added:
             ends = [(len(self.text), len(self.text + added))]
@@ -197,8 +201,9 @@ class Reading:
         if before is None:
             return None if word is None else (last, word)
         if self.text.startswith(before):
-            header = self.facts.added_by_prompt.strip()
-            return self._exact(len(before)) if header or word is None else (len(before), word)
+            if before != self.render(at) or word is None:
+                return self._exact(len(before))
+            return len(before), word  # nothing is opened here for a model to go on from
         tail = before.rpartition(last_word)[2] if last_word in before else before
         begin = self.text.rfind(last_word, 0, word) + len(last_word) if last_word else 0
         here = self.text[begin:word]
@@ -214,13 +219,20 @@ class Reading:
         return (units[-1].end if units else 0), start
 
     def _like(self, tail: str, here: str, begin: int) -> tuple[int, int] | None:
-        """Where the generation prompt and what is written instead of it part, blanks left aside."""
+        """Where the generation prompt and what is written instead of it part, blanks left aside; or before that, where
+        what opens every answer ends, since the rest of the prompt is then the model's own to write."""
         _, shared = self.facts.shared(tail, here)
         if not shared and self.facts.units(tail):
             return None
-        units = self._without_own(self.facts.units(here[:shared]))
+        units, opening = self._without_own(self.facts.units(here[:shared])), self.facts.opening
+        ends = [
+            unit.end
+            for at, unit in enumerate(units)
+            if opening and [each.text for each in units[: at + 1]][-len(opening) :] == opening
+        ]
         blanks = len(here[shared:]) - len(here[shared:].lstrip())
-        return begin + (units[-1].end if units else 0), begin + shared + blanks
+        first = ends[-1] if ends else units[-1].end if units else 0
+        return begin + first, begin + shared + blanks
 
     def _without_own(self, units: list[Unit]) -> list[Unit]:
         """Without what stands at the end that a model may write itself, such as <think>."""

@@ -17,14 +17,14 @@ from tests.templates.sources import Template
 # What model families use as tokens that frame turns: special in their tokenizers.
 SPECIAL = re.compile(
     r"""<[|｜][^<>{}'"\s|｜]+[|｜]>|<\|"\|>|<\|[a-z_]+>|<[a-z_]+\|>|\[\|\w+\|\]"""
-    r"""|</?(?:start|end|begin|beginning)_[a-z_]+>|</?s>|<(?:bos|eos|sop|eop|eod|sep|nl|escape)>|</?(?:role|assistant|user|system|observation)>|<seed:[be]os>"""
+    r"""|</?(?:start|end|begin|beginning)_[a-z_]+>|</?s>|<(?:bos|eos)(?::\w+)?>|<(?:sop|eop|eod|sep|nl|escape)>|</?(?:role|assistant|user|system|observation)>|<seed:[be]os>"""
     r"""|<(?:extra_id|SPECIAL|reserved|unused)_?\d+>|</?longcat_(?:user|assistant|system|s)>|<im_(?:start|end)>"""
     r"""|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|TOOL_CONTENT|SYSTEM_PROMPT|MODEL_SETTINGS|ARGS|CALL_ID|gMASK)\]"""
     r"""|\]~b\]|\]~!b\[|\[e~\["""
 )
 # What a model writes inside its answer: added to the vocabulary in most tokenizers, but not special.
 OWN = re.compile(
-    r"</?(?:think|thinking|tool_calls?|tool_response|arg_key|arg_value|tool_sep|TOOLCALL|longcat_\w+|seed:(?!bos|eos)\w+|minimax:\w+)>"
+    r"</?(?:think|thinking|tool_calls?|tool_response|arg_key|arg_value|tool_sep|TOOLCALL|longcat_(?!s>|user|assistant|system)\w+|seed:(?!bos|eos)\w+|minimax:\w+)>"
     r"|\[/?THINK\]"
 )
 
