@@ -10,24 +10,47 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
-from engine import chat, failures, gguf, importer, kinds, queue, report, runs, users
+from engine import chat, failures, flags, gguf, importer, kinds, queue, report, results, runs, users
 from engine.door import loopback
-from engine.export import ExportSpec
+from engine.evaluation import EvaluationSpec
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last, progress, tells
 from engine.results import export_spec, next_spec
-from engine.spec import RunSpec
+from engine.spec import RunSpec, Spec
 from engine.stages import STAGES
-from engine.vllm import ENGINES
-from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
+from engine.workplace import Workplace, add_arguments, from_arguments
 
 
 def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Submit a spec and follow its log to the end. Ctrl-C: stop and save; twice: kill."""
     return _follow(_submit(arguments, workplace), workplace)
+
+
+def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Measure finished runs and their base on held-out rows, in the foreground; print what was found and the report's
+    folder. WHAT is the file of an evaluation's spec, or runs; options change what the spec says."""
+    return _follow(_begin(_evaluation(arguments, workplace), workplace), workplace)
+
+
+def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> EvaluationSpec:
+    what = arguments.what
+    if len(what) == 1 and (
+        what[0] == "-" or what[0].endswith((".yaml", ".yml", ".json")) or os.path.isfile(what[0])
+    ):
+        spec = kinds.read(_text(what[0]), default=EvaluationSpec.kind)
+        if not isinstance(spec, EvaluationSpec):
+            raise Refusal(problem("evaluate-other-kind", file=what[0], kind=spec.kind))
+    else:
+        if what and not workplace.saves.is_dir():
+            raise Refusal(problem("saves-missing", folder=workplace.saves))
+        ids = [runs.get(workplace.saves, name, _has_result).id for name in what]
+        spec = EvaluationSpec.read({"results": ids})
+    for path, value in flags.changes(arguments).items():
+        spec = spec.change(path, value)
+    return spec
 
 
 def _follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
@@ -66,6 +89,8 @@ def _print_new(log: Path, shown: int) -> int:
 
 
 def _print_end(run: runs.Run) -> int:
+    if found := report.summary(run.dir):
+        print(report.told(found))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
     print(run.dir.left() or run.path)
@@ -79,7 +104,21 @@ def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
-    return runs.submit(kinds.read(_text(arguments.spec)), workplace, by=_me())
+    return _begin(kinds.read(_text(arguments.spec)), workplace)
+
+
+def _begin(spec: Spec, workplace: Workplace) -> runs.Run:
+    """Submit a spec; say so if that has made the saves folder, which may be a mistyped path."""
+    fresh = not workplace.saves.is_dir()
+    run = runs.submit(spec, workplace, by=_me())
+    if fresh:
+        print(problem("saves-made", folder=workplace.saves).text(shell_language()), file=sys.stderr)
+    return run
+
+
+def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
+    """The run that a verb is given; of several that are called so, the one that the verb can take."""
+    return runs.get(workplace.saves, arguments.run, TAKES.get(arguments.function, lambda _: True))
 
 
 def _text(file: str) -> str:
@@ -102,7 +141,7 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a run's state, progress, what an evaluation has found, and the spec."""
-    run = runs.get(workplace.saves, arguments.run)
+    run = _run(arguments, workplace)
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
     if why := failures.explain(run):
@@ -115,33 +154,33 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Ask a run to save a checkpoint and end, or end its processes."""
-    runs.stop(runs.get(workplace.saves, arguments.run), "kill" if arguments.kill else "save", by=_me())
+    runs.stop(_run(arguments, workplace), "kill" if arguments.kill else "save", by=_me())
     return 0
 
 
 def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Queue a stopped, failed or interrupted run again, from its newest whole checkpoint."""
-    runs.resume(runs.get(workplace.saves, arguments.run), by=_me())
+    runs.resume(_run(arguments, workplace), by=_me())
     return 0
 
 
 def clone(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Submit a new run with the spec of another."""
-    spec = runs.get(workplace.saves, arguments.run).spec
+    spec = _run(arguments, workplace).spec
     print(runs.submit(spec, workplace, by=_me()).id)
     return 0
 
 
 def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print the spec of a run of another stage that begins from a run's result."""
-    run = runs.get(workplace.saves, arguments.run)
+    run = _run(arguments, workplace)
     print(next_spec(run, arguments.stage, workplace).to_yaml(brief=True), end="")
     return 0
 
 
 def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Remove a run and everything in its folder."""
-    runs.delete(runs.get(workplace.saves, arguments.run))
+    runs.delete(_run(arguments, workplace))
     return 0
 
 
@@ -175,7 +214,7 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     for one in arguments.runs:
         run, equals, weight = one.partition("=")
         try:
-            weights[runs.get(workplace.saves, run).id] = float(weight) if equals else 1.0
+            weights[runs.get(workplace.saves, run, _has_result).id] = float(weight) if equals else 1.0
         except ValueError:
             raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
     names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
@@ -204,7 +243,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = _text(arguments.api_key_file).strip()
     if not loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    ids = [runs.get(workplace.saves, one).id for one in arguments.runs]
+    ids = [runs.get(workplace.saves, one, _has_result).id for one in arguments.runs]
     given = chat.serving(workplace, chat.choose(workplace, arguments.base, ids, arguments.engine), _me())
     given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
     server = chat.Server(workplace.saves / chat.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
@@ -241,17 +280,24 @@ def _told(one: Problem) -> str:
     return f"{one.field}: {told}" if one.field else told
 
 
-MAKING = (train, submit)  # verbs that may begin a saves folder
+def _has_result(run: runs.Run) -> bool:
+    """Whether it is a training that has left weights."""
+    return run.kind == "training" and results.of(run) is not None
+
+
+# Which runs a verb can take, where several are called alike: any, if the verb is not here.
+TAKES: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
+    stop: lambda run: "kill" in run.can, resume: lambda run: "resume" in run.can,
+    follow: lambda run: bool(results.following(run)), delete: lambda run: "delete" in run.can,
+}  # fmt: skip
+MAKING = (train, submit, evaluate)  # verbs that may begin a saves folder, when their spec is sound
 ELSEWHERE = (check, import_, schema, user)  # verbs that look into none
 
 
 def _placed(arguments: argparse.Namespace) -> Workplace:
     """The workplace of a verb. Raises Refusal if the verb is about runs and there is no folder with any."""
     workplace = from_arguments(arguments)
-    if arguments.function in MAKING:
-        if made := make_saves(workplace):
-            print(made.text(shell_language()), file=sys.stderr)
-    elif arguments.function not in ELSEWHERE and not workplace.saves.is_dir():
+    if arguments.function not in MAKING + ELSEWHERE and not workplace.saves.is_dir():
         raise Refusal(problem("saves-missing", folder=workplace.saves))
     return workplace
 
@@ -261,7 +307,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
-        train: "spec", submit: "spec", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
+        train: "spec", submit: "spec", evaluate: "", check: "spec", list_: "", show: "run", stop: "run", resume: "run",
         clone: "run", follow: "run", delete: "run", import_: "file", export: "", serve: "", schema: "", user: "",
     }  # fmt: skip
     for function, operand in takes.items():
@@ -281,10 +327,12 @@ def parser() -> argparse.ArgumentParser:
             )
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
+        if function is evaluate:
+            flags.evaluate(verb)
         if function is export:
-            _export_arguments(verb)
+            flags.export(verb)
         if function is serve:
-            _serve_arguments(verb)
+            flags.serve(verb)
         if function is user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
@@ -292,49 +340,6 @@ def parser() -> argparse.ArgumentParser:
                 "--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]"
             )
     return top
-
-
-def _export_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN[=WEIGHT]",
-        help="ids of finished runs, as list prints them, or their names",
-    )
-    for name in ("form", "precision", "quantize", "combination", "gguf"):
-        field = ExportSpec.model_fields[name]
-        verb.add_argument(f"--{name}", choices=get_args(field.annotation), help=field.description)
-    verb.add_argument(
-        "--shard-gb", type=float, metavar="GB", help=ExportSpec.model_fields["shard_gb"].description
-    )
-    for name in ("license", "name"):
-        verb.add_argument(f"--{name}", metavar="TEXT", help=ExportSpec.model_fields[name].description)
-    verb.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="where it is computed"
-    )
-
-
-def _serve_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("runs", nargs="*", metavar="RUN", help="ids of finished runs, as list prints them")
-    verb.add_argument(
-        "--base", default="", metavar="MODEL", help="model folder; default: the one the runs are of"
-    )
-    verb.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; beyond this machine only with a key"
-    )
-    verb.add_argument("--port", type=int, default=8000, help="default: 8000")
-    verb.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="what writes the answers; vllm must be installed",
-    )
-    verb.add_argument(
-        "--api-key-file", metavar="FILE", help="file with the key that a request must say [ATHANOR_API_KEY]"
-    )
-    verb.add_argument(
-        "--idle", type=float, default=0, metavar="MINUTES", help="end after so long without a request"
-    )
 
 
 def main() -> int:

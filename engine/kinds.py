@@ -46,10 +46,10 @@ KINDS = {
 }  # fmt: skip
 
 
-def read(text: str) -> Spec:
-    """The spec in a YAML text, of the kind that it says; without a word, a training's. Raises Refusal."""
+def read(text: str, default: str = RunSpec.kind) -> Spec:
+    """The spec in a YAML text, of the kind that it says; where it says none, of the kind `default`. Raises Refusal."""
     plain = read_yaml(text)
-    kind = plain.pop("kind", RunSpec.kind) if isinstance(plain, dict) else RunSpec.kind
+    kind = plain.pop("kind", default) if isinstance(plain, dict) else default
     if kind not in list(KINDS):
         raise Refusal(problem("spec-choice", "kind", given=kind, choices=", ".join(KINDS)))
     return KINDS[kind].spec.read(plain)

@@ -115,9 +115,10 @@ def _change(row: Row) -> float:
 
 
 def told(found: Mapping[str, Any]) -> str:
-    """The summary as a table for a shell: a line for each measure, a column for each model."""
+    """The summary as a table for a shell: a line for each measure, a column for each model, each value with the
+    interval in which 95 % of its resamples lie."""
     voices, lines = found["voices"], []
-    width = max([12, *(len(one["title"]) + 2 for one in voices)])
+    width = max([26, *(len(one["title"]) + 2 for one in voices)])
     lines.append(
         fill("{rows} {rows:row/rows}", rows=found["rows"])
         + (f", {found['left_out']} left out" if found["left_out"] else "")
@@ -132,7 +133,7 @@ def told(found: Mapping[str, Any]) -> str:
     first = max([16, *(len(name) + 1 for name, _, _ in tasks)])
     lines.append(" " * first + "".join(f"{one['title']:>{width}}" for one in voices))
     for name, values, apart in measured + tasks:
-        cells = "".join(f"{_short(values[one['id']]['value']):>{width}}" for one in voices)
+        cells = "".join(f"{_with_interval(values[one['id']]):>{width}}" for one in voices)
         verdicts = [apart[one["id"]]["verdict"] for one in voices if one["id"] in apart]
         lines.append(f"{name:<{first}}{cells}  {', '.join(verdicts)}".rstrip())
     for one in voices:
@@ -144,6 +145,12 @@ def told(found: Mapping[str, Any]) -> str:
 def tasks_of(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """What tasks of lm-evaluation-harness have found; a report of before there were any has none."""
     return found.get("tasks", ())
+
+
+def _with_interval(value: Mapping[str, Any]) -> str:
+    if value.get("low") is None:
+        return _short(value["value"])
+    return f"{_short(value['value'])} [{_short(value['low'])}, {_short(value['high'])}]"
 
 
 def _short(value: float | None) -> str:

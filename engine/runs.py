@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -143,21 +143,28 @@ def _name(run: Run) -> str:
         return ""
 
 
-def get(saves: Path, id: str) -> Run:
-    """The run with that id, or the one run that is called so: by its folder, or by its name. Raises Refusal if there is
-    none below `saves`, or several are called so."""
+def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> Run:
+    """The run with that id, or the one run that is called so: by its folder, or by its name. Where several are called
+    so, only those that `fits` counts are looked at. Raises Refusal if there is none below `saves`, or still several."""
     if id and "/" not in id:
-        found = [folder for folder in folders(saves) if folder.name == id]
-        found = found or [run.path for run in find(saves) if _name(run) == id]
-        if len(found) > 1:
-            ids = ", ".join(folder.relative_to(saves).as_posix() for folder in found)
+        called = _called(find(saves), id, fits)
+        if len(called) > 1:
+            ids = ", ".join(run.id for run in called)
             raise Refusal(problem("run-several", name=id, ids=ids))
-        id = found[0].relative_to(saves).as_posix() if found else id
+        id = called[0].id if called else id
     if re.fullmatch(r"[^/\0]+/[^/\0]+/[^/\0]+", id or "") and not {"..", "."} & set(id.split("/")):
         folder = saves / id
         if (folder / "request.json").exists() and folder.resolve().is_relative_to(saves.resolve()):
             return read(folder, saves)
     raise Refusal(problem("run-unknown", id=id))
+
+
+def _called(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
+    """Those whose folder is called so, else those whose name it is; runs that do not fit only where none does."""
+    by_folder = [run for run in among if run.path.name == name]
+    by_name = [run for run in among if _name(run) == name]
+    fitting = ([run for run in runs if fits(run)] for runs in (by_folder, by_name))
+    return next((runs for runs in (*fitting, by_folder, by_name) if runs), [])
 
 
 def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:

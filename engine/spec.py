@@ -96,7 +96,7 @@ class Part(BaseModel):
     def read(cls, given: Any) -> Self:
         """The settings from plain data. Raises Refusal with every problem, each at its field."""
         if not isinstance(given, dict):
-            raise Refusal(problem("spec-not-a-mapping", found=type(given).__name__))
+            raise Refusal(problem("spec-not-a-mapping"))
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -1056,6 +1056,10 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
             )  # fmt: skip
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
             found.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
+        if stage.loss_type == "bco_pair" and (
+            odd := [name for name in ("ld_alpha", "use_weighting") if spec.extra.get(name)]
+        ):
+            found.append(problem("bco-pair-alone", "extra", names=", ".join(odd)))
     if stage.kind == "ppo":
         if not stage.reward_model.strip():
             found.append(problem("reward-not-chosen", "stage.reward_model"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine import command, keeper
 from engine.models import header
 from engine.obstacles import trainable
 from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
@@ -60,6 +62,10 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
+def bco_pair(chosen: np.ndarray, rejected: np.ndarray, shift: float) -> np.ndarray:
+    return -log_sigmoid(chosen - shift) - log_sigmoid(-(rejected - shift))
+
+
 # Each paper's formula, from the log-ratios log π(y|x)/π_ref(y|x) of the chosen and the rejected answer, shape (B,), and
 # from their lengths in tokens.
 FORMULAS: dict[str, Callable[..., np.ndarray]] = {
@@ -82,8 +88,8 @@ FORMULAS: dict[str, Callable[..., np.ndarray]] = {
     "nca_pair": lambda c, r, *_: (
         -log_sigmoid(BETA * c) - 0.5 * log_sigmoid(-BETA * c) - 0.5 * log_sigmoid(-BETA * r)
     ),
-    # Jung et al. 2024 (BCO), without its shift
-    "bco_pair": lambda c, r, *_: -log_sigmoid(BETA * c) - log_sigmoid(-BETA * r),
+    # Jung et al. 2024 (BCO), equation 8: the rewards, less what they are on average
+    "bco_pair": lambda c, r, *_: bco_pair(BETA * c, BETA * r, BETA * (c.mean() + r.mean()) / 2),
     # Wu et al. 2024 (SPPO), equation 4.7 with η = 1/β and probabilities 1 and 0
     "sppo_hard": lambda c, r, *_: (c - (1 - 0.5) / BETA) ** 2 + (r - (0 - 0.5) / BETA) ** 2,
     # Melnyk et al. 2024, unpaired: quantiles of the better ones beside those of the worse ones
@@ -91,7 +97,7 @@ FORMULAS: dict[str, Callable[..., np.ndarray]] = {
         -(1 - EPSILON) * log_sigmoid(BETA * (np.sort(c) - np.sort(r)))
         - EPSILON * log_sigmoid(BETA * (np.sort(r) - np.sort(c)))
     ),
-    # D'Oosterlinck et al. 2024, equations 7 and 8
+    # D'Oosterlinck et al. 2024, equations 7 and 8, and 1 more
     "apo_zero": lambda c, r, *_: 1 - sigmoid(BETA * c) + sigmoid(BETA * r),
     "apo_down": lambda c, r, *_: sigmoid(BETA * c) + 1 - sigmoid(BETA * (c - r)),
     # Lu et al. 2024 (DiscoPOP), equation 5
@@ -155,6 +161,49 @@ def test_every_loss_that_is_offered_is_worked_out_here() -> None:
 def test_a_dpo_loss_has_the_value_of_its_formula(judged: dict[str, dict[str, Any]], loss: str) -> None:
     expected = FORMULAS[loss](*log_ratios(judged[loss]), *lengths()).mean()
     assert judged[loss]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
+    tiny: Path, tmp_path: Path, processes: int
+) -> None:
+    spec = RunSpec.read({
+        "model": {"model_name_or_path": str(tiny)}, "stage": dpo("bco_pair", sft_weight=0.7), "data": {"datasets": ["x"]},
+        "method": {"kind": "full"}, "training": {"gradient_checkpointing": False, "per_device_train_batch_size": 2},
+        "hardware": {"device": "cpu", "num_processes": processes},
+    })  # fmt: skip
+    batches = [pairs(4, seed=3), pairs(4, seed=4)]
+    write_text(tmp_path / "spec.yaml", spec.to_yaml())
+    write_json(tmp_path / "batches.json", batches)
+    words = command.train_command(spec, tmp_path, keeper.free_port(), cards=0)
+    words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
+    words[words.index("engine.worker.train")] = "tests.shifted"
+    environment = os.environ | command.environment(spec, tmp_path, cards=0, threads=2)
+    done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]
+    rewards: list[float] = []
+    for number, batch in enumerate(batches):
+        parts = [rank["batches"][number] for rank in ranks]
+        implied = [
+            [
+                BETA * np.subtract(part["policy"][side], part["reference"][side])
+                for side in ("chosen", "rejected")
+            ]
+            for part in parts
+        ]
+        rewards += np.concatenate(implied, axis=None).tolist()
+        shift = np.mean(rewards)
+        assert abs(shift) > 0.05  # else the loss would be TRL's
+        share = len(batch) // processes
+        for rank, (part, (better, worse)) in enumerate(zip(parts, implied, strict=True)):
+            tokens = sum(len(row["chosen_ids"]) for row in batch[rank * share : (rank + 1) * share])
+            of_answers = -sum(part["policy"]["chosen"]) / tokens
+            assert part["loss"] == pytest.approx(
+                bco_pair(better, worse, shift).mean() + 0.7 * of_answers, rel=1e-4
+            )
+            assert part["shift"] == pytest.approx(shift, rel=1e-4)
+    assert all(rank["shift_after_measuring"] == rank["batches"][-1]["shift"] for rank in ranks)
 
 
 def test_aot_compares_the_quantiles_of_the_leads(judged: dict[str, dict[str, Any]]) -> None:
@@ -229,6 +278,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rm_stretched": {"stage": {"kind": "rm"}, "model.rope_scaling": {"kind": "linear", "factor": 4.0}, **WHOLE},
     "dpo": {"stage": {"kind": "dpo"}, "method.lora_dropout": 0.2, **LORA},
     "dpo_full": {"stage": {"kind": "dpo", "loss_type": "ipo"}, **WHOLE},
+    "dpo_bco": {"stage": {"kind": "dpo", "loss_type": "bco_pair"}, **LORA},
     "dpo_freeze": {"stage": {"kind": "dpo"}, "method": {"kind": "freeze", "trainable_layers": 1}, **LORA},
     "dpo_pissa": {"stage": {"kind": "dpo"}, "method.init_lora_weights": "pissa", **LORA},
     "kto": {"stage": {"kind": "kto"}, "training.per_device_eval_batch_size": 20, **LORA},
@@ -248,7 +298,18 @@ FAILING = ("kto_all_good",)
 EVERY = [name for name in (*VARIANTS, *CONTINUED) if name not in FAILING]
 REWARD = [name for name in EVERY if name.startswith("rm")]
 WRITERS = [name for name in EVERY if name not in REWARD]
-RESUMED = ("rm", "rm_qlora", "dpo", "dpo_full", "dpo_pissa", "dpo_after_dpo", "kto", "orpo", "simpo")
+RESUMED = (
+    "rm",
+    "rm_qlora",
+    "dpo",
+    "dpo_full",
+    "dpo_pissa",
+    "dpo_after_dpo",
+    "dpo_bco",
+    "kto",
+    "orpo",
+    "simpo",
+)
 STEPS = 24
 
 

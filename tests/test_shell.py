@@ -8,13 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engine import runs
+from engine import report, runs
+from engine.__main__ import _evaluation, main, parser
+from engine.evaluation import EvaluationSpec
+from engine.export import ExportSpec
 from engine.problems import Refusal, reasons
+from engine.rundir import RESULT, RunDir, write_json, write_text
 from engine.spec import RunSpec
-from engine.workplace import PROJECT, Workplace, make_saves
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace, make_saves
 from tests.conftest import engine, flags_of
 
 
@@ -63,6 +68,140 @@ def test_a_run_is_found_by_its_id_by_its_folder_or_by_its_name(tmp_path: Path, d
     for none in ("", "four", "../x", "demo_model/lora", "demo_model/lora/.."):
         with pytest.raises(Refusal, match="There is no run"):
             runs.get(saves, none)
+
+
+def test_a_verb_looks_only_at_the_runs_that_it_can_take(
+    tmp_path: Path,
+    demo_results: Path,
+    data: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training, its export, its evaluation and a stopped export are all called "tale"."""
+    saves = shutil.copytree(demo_results, tmp_path / "saves")
+    one = saves / "demo_model/lora/one"
+    shutil.rmtree(saves / "demo_model/lora/two")
+    text = (one / "spec.yaml").read_text(encoding="utf-8").replace("name: one", "name: tale")
+    (one / "spec.yaml").write_text(text, encoding="utf-8")
+    model = {"model": {"model_name_or_path": str(DEMO_MODEL)}, "name": "tale"}
+    for number, (spec, outcome) in enumerate([
+        (ExportSpec.read(model), "finished"), (ExportSpec.read(model), "stopped"), (EvaluationSpec.read(model), "finished")
+    ]):  # fmt: skip
+        run = RunDir(saves / "demo_model" / spec.shelf / f"other-{number}")
+        (run.path / "model").mkdir(parents=True)
+        write_json(run.model / RESULT, {"attempt": 1, "complete": True, "stage": "sft"})
+        write_text(run.spec, spec.to_yaml())
+        write_json(run.exit, {"outcome": outcome, "reason": outcome, "ended": 1.0})
+        write_json(
+            run.request, {"kind": spec.kind, "by": "", "submitted": 2.0 + number, "attempt": 1, "stop": None}
+        )
+    workplace = Workplace(models=(DEMO_MODEL,), data=data, saves=saves)
+
+    def shell(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["engine", *words, *flags_of(workplace)])
+        assert main() in (0, 2)
+        return "".join(capsys.readouterr())
+
+    began: list[Any] = []
+    monkeypatch.setattr(runs, "submit", lambda spec, *_, **__: began.append(spec) or runs.get(saves, "one"))
+    monkeypatch.setattr("engine.__main__._follow", lambda *_, **__: 0)
+    monkeypatch.setattr(runs, "resume", lambda run, **_: began.append(run.id))
+    shell("export", "tale")
+    assert began.pop().adapters == {str(one / "adapter"): 1.0}
+    shell("evaluate", "tale", "--datasets", "chat")
+    assert began.pop().results == ["demo_model/lora/one"]
+    shell("resume", "tale")
+    assert began.pop() == "demo_model/export/other-1"
+    assert "kind: dpo" in shell("follow", "tale", "dpo")
+    for verb in ("show", "clone", "delete"):  # which can take any of them
+        refused = shell(verb, "tale")
+        assert refused.count("demo_model/") == 4, refused
+    assert "finished" in shell("stop", "one")  # nothing of that name runs, so the one there is says why not
+    assert not began
+
+
+def test_an_evaluation_is_its_spec_and_what_options_change(elsewhere: Workplace) -> None:
+    file = elsewhere.data / "asked.yaml"
+    file.write_text(
+        "kind: evaluation\ndata: {datasets: [a], max_samples: 5}\ngeneration: {max_new_tokens: 9}\n"
+    )
+    words = [
+        "evaluate",
+        str(file),
+        "--rows",
+        "all",
+        "--no-with-base",
+        "--tasks",
+        "x",
+        "y",
+        "--temperature",
+        "0.5",
+    ]
+    spec = _evaluation(parser().parse_args(words), elsewhere)
+    assert (spec.data.datasets, spec.data.max_samples, spec.with_base) == (["a"], None, False)
+    assert (spec.harness.tasks, spec.generation.temperature, spec.generation.max_new_tokens) == (
+        ["x", "y"],
+        0.5,
+        9,
+    )
+    file.write_text("kind: export\n")
+    with pytest.raises(Refusal, match="its kind is export"):
+        _evaluation(parser().parse_args(words), elsewhere)
+    for text, said in (("[1", "YAML"), ("rows: 3", "rows"), ("", "names and values")):
+        file.write_text(text)
+        done = engine(elsewhere, "evaluate", str(file))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert said in done.stderr
+    assert "no folder" in engine(elsewhere, "evaluate", "somebody").stderr
+    assert not elsewhere.saves.exists()
+
+
+@pytest.mark.slow
+def test_evaluate_prints_what_was_found_with_intervals_and_where_the_report_is(
+    tmp_path: Path, demo_results: Path, data: Path
+) -> None:
+    saves = shutil.copytree(demo_results, tmp_path / "saves")
+    workplace = Workplace(models=(DEMO_MODEL,), data=data, saves=saves)
+    words = (
+        "--datasets",
+        "chat",
+        "--rows",
+        "12",
+        "--max-new-tokens",
+        "4",
+        "--device",
+        "cpu",
+        "--name",
+        "asked",
+    )
+    done = engine(workplace, "evaluate", "one", *words)
+    assert done.returncode == 0, done.stderr
+    *lines, folder = done.stdout.splitlines()
+    [run] = runs.find(saves, "evaluation")
+    assert Path(folder) == run.dir.report
+    assert run.title == "asked"
+    found = report.summary(run.dir)
+    assert found["rows"] == 12
+    for name, measure in found["measures"].items():
+        [line] = [line for line in lines if line.startswith(f"{name} ")]
+        for value in measure["values"].values():
+            interval = f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+            assert interval in line
+    assert engine(workplace, "check", str(run.dir.spec)).stdout == "ready to start\n"
+    assert run.id in engine(workplace, "list").stdout
+    assert "\n".join(lines[-len(found["measures"]) :]) in engine(workplace, "show", "asked").stdout
+
+
+def test_a_spec_that_is_wrong_begins_no_saves_folder(elsewhere: Workplace) -> None:
+    file = elsewhere.data / "spec.yaml"
+    for verb in ("train", "submit"):
+        file.unlink(missing_ok=True)
+        assert "no such file" in engine(elsewhere, verb, str(file)).stderr
+        file.write_text("data: {datasets: [nobody]}")
+        done = engine(elsewhere, verb, str(file))
+        assert done.returncode == 2
+        assert "made" not in done.stderr
+        assert not elsewhere.saves.parent.exists()
 
 
 def test_the_studio_says_that_it_made_a_folder_and_why_it_does_not_start(elsewhere: Workplace) -> None:

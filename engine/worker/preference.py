@@ -7,11 +7,13 @@ they are one short `Trainer` over TRL's own batches and log-probabilities, and a
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from engine.obstacles import one_kind_alone
 from engine.problems import Refusal
-from engine.rundir import RunDir
+from engine.rundir import RunDir, read_json, write_json
 from engine.spec import Orpo, RunSpec, Simpo
 from engine.worker.trainers import (
     common_arguments,
@@ -54,6 +56,76 @@ class _Kto(_Ready, KTOTrainer):
     pass
 
 
+SHIFT = "bco.json"  # of a checkpoint: what the rewards so far were on average, and how many they were
+
+
+class _Bco(_Dpo):
+    """BCO (Jung et al. 2024, arXiv:2404.04656) for pairs: -log σ(r_chosen - δ) - log σ(-(r_rejected - δ)).
+
+    δ is the mean of the implied rewards r of all answers trained on so far, on all devices, those of this batch
+    included. TRL's loss has none, so here the difference is added to it. While it is measured, δ stays as it is.
+    """
+
+    def __init__(self, *positional: Any, **given: Any):
+        super().__init__(*positional, **given)
+        self.shift, self.rewards_seen = 0.0, 0
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        with self._noting_log_probs() as noted:
+            computed = super()._compute_loss(model, inputs, return_outputs)
+        loss, *outputs = computed if return_outputs else (computed,)
+        policy, reference = (one.sum(1) for one in noted)
+        chosen, rejected = (self.beta * (policy - reference)).chunk(2)
+        shift = self._shift_with(torch.cat([chosen, rejected]).detach())
+        plain = bco(chosen, rejected, 0.0)
+        loss = loss + self.loss_weights[0] * (bco(chosen, rejected, shift) - plain).mean()
+        return (loss, *outputs) if return_outputs else loss
+
+    @contextlib.contextmanager
+    def _noting_log_probs(self) -> Iterator[list[Tensor]]:
+        """The log-probabilities (B, T) that model and reference give meanwhile, in this order."""
+        noted: list[Tensor] = []
+
+        def note(_model: nn.Module, _given: Any, output: Any) -> None:
+            if getattr(output, "log_probs", None) is not None:
+                noted.append(output.log_probs)
+
+        scored = [one for one in (self.model, self.ref_model) if one is not None]
+        hooks = [self.accelerator.unwrap_model(one).register_forward_hook(note) for one in scored]
+        try:
+            yield noted
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _shift_with(self, rewards: Tensor) -> float:
+        """δ with these rewards among the others; remembered while the model trains."""
+        if self.rewards_seen and not self.model.training:
+            return self.shift
+        everywhere = self.accelerator.gather(rewards).float()
+        seen = self.rewards_seen + len(everywhere)
+        shift = self.shift + (everywhere.sum().item() - len(everywhere) * self.shift) / seen
+        if self.model.training:
+            self.shift, self.rewards_seen = shift, seen
+        return shift
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / SHIFT, {"shift": self.shift, "rewards_seen": self.rewards_seen})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and (kept := read_json(Path(checkpoint) / SHIFT)):
+            self.shift, self.rewards_seen = kept["shift"], kept["rewards_seen"]
+
+
+def bco(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
+    """BCO's loss of each pair, shape (B,), from the implied rewards of its answers."""
+    return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
+
+
 def dpo_trainer(
     spec: RunSpec,
     run: RunDir,
@@ -65,7 +137,8 @@ def dpo_trainer(
     """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
     arguments = DPOConfig(**_arguments(spec, run, data))
     collator = DataCollatorForPreference(tokenizer.pad_token_id)
-    return _beside_a_reference(_Dpo, spec, arguments, model, tokenizer, data, collator, callbacks)
+    kind = _Bco if spec.stage.loss_type == "bco_pair" else _Dpo
+    return _beside_a_reference(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
 
 
 def kto_trainer(

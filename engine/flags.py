@@ -1,0 +1,101 @@
+"""The options of the shell's verbs that have several; which verbs there are, and what they do, is in `engine.__main__`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, get_args
+
+from engine.evaluation import EvaluationSpec
+from engine.export import ExportSpec
+from engine.spec import fields
+from engine.vllm import ENGINES
+
+# Settings of an evaluation that are options of the shell, too; their help is the settings' own.
+EVALUATION = {
+    "data.datasets": "--datasets", "model.model_name_or_path": "--base", "with_base": "--with-base",
+    "data.max_samples": "--rows", "data.without_references": "--without-references",
+    "generation.max_new_tokens": "--max-new-tokens", "generation.temperature": "--temperature",
+    "generation.batch_size": "--batch-size", "harness.tasks": "--tasks", "hardware.device": "--device", "name": "--name",
+}  # fmt: skip
+
+
+def evaluate(verb: argparse.ArgumentParser) -> None:
+    """What is measured, and on which rows; the options are settings of an evaluation's spec."""
+    verb.add_argument(
+        "what",
+        nargs="*",
+        metavar="WHAT",
+        help="a spec's file, or - for standard input; or ids of finished runs, as list prints them, or their names",
+    )
+    known = fields(EvaluationSpec)
+    for path, option in EVALUATION.items():
+        setting, kind = known[path], str(known[path].annotation)
+        manner: dict[str, Any] = {"metavar": option[2:].upper().split("-")[-1]}
+        if kind.startswith("list"):
+            manner |= {"nargs": "+"}
+        elif setting.annotation is bool:
+            manner = {"action": argparse.BooleanOptionalAction}
+        elif choices := get_args(setting.annotation) if "Literal" in kind else ():
+            manner = {"choices": choices}
+        else:
+            manner["type"] = next((one for one in (int, float) if one.__name__ in kind), str)
+        if "None" in kind:
+            manner["type"] = _number_or_all
+        verb.add_argument(
+            option, default=None, help=setting.description.replace("Empty:", '"all":'), **manner
+        )
+
+
+def _number_or_all(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of an evaluation that were given as options: path → value."""
+    given = {path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION.items()}
+    return {path: None if value == "all" else value for path, value in given.items() if value is not None}
+
+
+def export(verb: argparse.ArgumentParser) -> None:
+    """Which results, and in which form."""
+    verb.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN[=WEIGHT]",
+        help="ids of finished runs, as list prints them, or their names",
+    )
+    for name in ("form", "precision", "quantize", "combination", "gguf"):
+        field = ExportSpec.model_fields[name]
+        verb.add_argument(f"--{name}", choices=get_args(field.annotation), help=field.description)
+    verb.add_argument(
+        "--shard-gb", type=float, metavar="GB", help=ExportSpec.model_fields["shard_gb"].description
+    )
+    for name in ("license", "name"):
+        verb.add_argument(f"--{name}", metavar="TEXT", help=ExportSpec.model_fields[name].description)
+    verb.add_argument(
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="where it is computed"
+    )
+
+
+def serve(verb: argparse.ArgumentParser) -> None:
+    """Which results, where, and for whom."""
+    verb.add_argument("runs", nargs="*", metavar="RUN", help="ids of finished runs, as list prints them")
+    verb.add_argument(
+        "--base", default="", metavar="MODEL", help="model folder; default: the one the runs are of"
+    )
+    verb.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; beyond this machine only with a key"
+    )
+    verb.add_argument("--port", type=int, default=8000, help="default: 8000")
+    verb.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="what writes the answers; vllm must be installed",
+    )
+    verb.add_argument(
+        "--api-key-file", metavar="FILE", help="file with the key that a request must say [ATHANOR_API_KEY]"
+    )
+    verb.add_argument(
+        "--idle", type=float, default=0, metavar="MINUTES", help="end after so long without a request"
+    )
