@@ -21,7 +21,7 @@ from engine import command, keeper
 from engine.models import header
 from engine.obstacles import trainable
 from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
-from engine.spec import SMOOTHED, Dpo, RunSpec
+from engine.spec import SMOOTHED, Dpo, RunSpec, problems
 from engine.workplace import PROJECT
 
 pytestmark = pytest.mark.slow
@@ -155,6 +155,13 @@ def lengths() -> list[np.ndarray]:
 def test_every_loss_that_is_offered_is_worked_out_here() -> None:
     offered = Dpo.model_fields["loss_type"].annotation.__args__
     assert set(offered) == {*FORMULAS, "aot"}
+
+
+@pytest.mark.parametrize("name", ["ld_alpha", "use_weighting"])
+def test_bco_refuses_arguments_that_its_shift_does_not_know(name: str) -> None:
+    for loss, codes in (("bco_pair", ["bco-pair-alone"]), ("sigmoid", [])):
+        spec = RunSpec.read({"stage": dpo(loss), "extra": {name: 0.5 if name == "ld_alpha" else True}})
+        assert [one.code for one in problems(spec) if one.field == "extra"] == codes
 
 
 @pytest.mark.parametrize("loss", FORMULAS)
