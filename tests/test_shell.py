@@ -147,7 +147,7 @@ def test_an_evaluation_is_its_spec_and_what_options_change(elsewhere: Workplace)
     file.write_text("kind: export\n")
     with pytest.raises(Refusal, match="its kind is export"):
         _evaluation(parser().parse_args(words), elsewhere)
-    for text, said in (("[1", "YAML"), ("rows: 3", "rows"), ("", "names and values")):
+    for text, said in (("[1", "YAML"), ("rows: 3", "rows"), ("", "names to values")):
         file.write_text(text)
         done = engine(elsewhere, "evaluate", str(file))
         assert (done.returncode, done.stdout) == (2, "")
