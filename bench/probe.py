@@ -24,11 +24,11 @@ DEMO: dict[str, dict[str, Any]] = {
     "nothing: 2 steps at 1e-9": NAMES | {"training.max_steps": 2, "training.learning_rate": 1e-9},
     "too few: 4 steps": NAMES | {"training.max_steps": 4},
     "half: 24 steps": NAMES | {"training.max_steps": 24},
-    "right: 120 steps": NAMES | {"training.max_steps": 120},
-    "too many: 600 steps": NAMES | {"training.max_steps": 600},
-    "full, right: 60 steps": NAMES | {"training.max_steps": 60, "method": {"kind": "full"}},
+    "right: 80 steps": NAMES | {"training.max_steps": 80},
+    "too many: 240 steps": NAMES | {"training.max_steps": 240},
+    "full: 40 steps": NAMES | {"training.max_steps": 40, "method": {"kind": "full"}},
     "wrong template: 24 steps": NAMES | {"training.max_steps": 24, "model.chat_template": "alpaca"},
-    "rate too high: 2e-2": NAMES | {"training.max_steps": 60, "training.learning_rate": 2e-2},
+    "rate too high: 2e-2": NAMES | {"training.max_steps": 40, "training.learning_rate": 2e-2},
     "absurd rate: 1": NAMES | {"training.max_steps": 6, "training.learning_rate": 1.0},
 }
 WHO = {"data.datasets": {"identity": 1}, "data.max_samples": 16, "training.learning_rate": 1e-3}
@@ -77,12 +77,15 @@ def main() -> None:
     parser.add_argument(
         "--smollm2", action="store_true", help="train SmolLM2-135M-Instruct instead of the demo model"
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="trainings whose names have this in them")
     arguments = parser.parse_args()
     model, trainings = (SMOLLM2, REAL) if arguments.smollm2 else (DEMO_MODEL, DEMO)
     print("| training | verdict | right answers | loss of them | general answers as before | an answer |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="probe-") as saves:
         for number, (name, changes) in enumerate(trainings.items()):
+            if arguments.only not in name:
+                continue
             run = lay_out(RunDir(Path(saves) / model.name / "lora" / str(number)), spec(model, changes))
             train_many(run)
             print(line(name, probe.read(run)), flush=True)

@@ -13,7 +13,7 @@ from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT
 from tests.train_many import lay_out, train_many
-from webui import reports
+from webui import probes
 from webui.words import Words
 
 
@@ -156,7 +156,7 @@ def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[
     assert found["verdict"] == verdict
     told = found | {"prompts": prompts, "learned": LEARNED, "forgot": FORGOT}
     for language in ("en", "zh"):
-        page = reports.probe(told, Words(language))
+        page = probes.report(told, Words(language))
         # The page never says that something was learned where no answer is right.
         assert ("now answered as in the data" in page or "现在的回答与数据一致" in page) == (
             verdict == "learned"
@@ -170,7 +170,21 @@ def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) 
     run = RunDir(tmp_path)
     write_json(run.probe, {"verdict": "learned", "prompts": [old], "learned": 0.1, "forgot": 2.0})
     assert probe.read(run)["verdict"] == "closer"
-    assert "0 of 1 training prompt is answered so" in reports.probe(probe.read(run), Words("en"))
+    assert "0 of 1 training prompt is answered so" in probes.report(probe.read(run), Words("en"))
+
+
+def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:
+    texts = [
+        f"system\nYou are a helpful assistant\nuser\nTranslate <b>{name} it\nassistant\n"
+        for name in ("BSIC", "Emirates")
+    ]
+    prompts = [prompt("training", "Hi", BUILT, 2.0, 0.1) | {"prompt": text} for text in texts]
+    page = probes.report(
+        probe.summary(prompts) | {"prompts": prompts, "learned": 0.1, "forgot": 2.0}, Words("en")
+    )
+    for name in ("BSIC", "Emirates"):
+        assert f"</small>… &lt;b&gt;{name}<small>" in page  # as data says it, never as HTML
+    assert page.count("You are a helpful assistant") == 2  # in the titles
 
 
 def test_the_time_it_may_take_is_a_tenth_between_three_and_thirty_seconds() -> None:

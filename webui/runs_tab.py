@@ -23,7 +23,7 @@ from engine.results import following, of
 from engine.runs import Run
 from engine.stages import STAGES
 from engine.workplace import Workplace
-from webui import charts, clicks, notices, reports
+from webui import charts, clicks, notices, probes, reports
 from webui.events import QUIET
 from webui.numbers import ago, duration, human, moment, size
 from webui.words import Words
@@ -283,7 +283,7 @@ def condition(run: Run, words: Words) -> tuple[str, str, str]:
 def found_html(run: Run, words: Words) -> str:
     """What an evaluation has found, and the way to all of it; of a training what its probe says."""
     if probed := probe.read(run.dir):
-        return reports.probe(probed, words)
+        return probes.report(probed, words)
     told = report.summary(run.dir) if run.kind == "evaluation" else None
     if not told:
         return ""
