@@ -68,7 +68,7 @@ def line(name: str, found: dict[str, Any] | None) -> str:
     )
     answer = "—" if row is None else f"{row['after']!r} for {row['reference']!r}"
     right = f"{training['right_before']} → {training['right']} of {training['answered']}"
-    same = f"{general['same']} of {general['compared']}, {general['forgot']} forgotten"
+    same = f"{found['general_verdict']}: {general['same']} of {general['compared']}, {general['forgot']} forgotten"
     return f"| {name} | {found['verdict']} | {right} | {shown} | {same} | {answer} |"
 
 

@@ -3,8 +3,8 @@
 A few prompts of the training and a few general ones are answered greedily by the model as it was before the run and as
 it is after it; `engine.worker.probe` does it. Three things are measured, and each has a verdict of its own: whether the answer
 to a training prompt is the one in the data; how likely that one is (its loss in nats per token); and whether the model still
-says to general prompts what it said before. The run's verdict is what a person would say who reads the answers: a loss that
-fell is never called "learned" where no answer is right. The bounds were chosen by `python -m bench.probe`.
+says to general prompts what it said before. The verdict is what a person would say who reads the answers: a loss that fell is
+never called "learned" where no answer is right. What became of general prompts is a verdict beside it. The bounds were chosen by `python -m bench.probe`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import yaml
 from engine.rundir import RunDir, read_json
 
 LossVerdict = Literal["lower", "same", "higher", "forgot"]
-RunVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot"]
+TrainingVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot"]
+GeneralVerdict = Literal["same", "changed", "forgot"]
 
 PROMPTS = 8  # of the training; as many of them as there is time for
 TOKENS = 48  # of an answer
@@ -88,7 +89,8 @@ def of_loss(before: float | None, after: float | None) -> LossVerdict | None:
 
 
 def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The verdict and the counts it is made from: {"verdict", "training": {…}, "general": {…}}."""
+    """The verdicts and the counts they are made from: {"verdict": on the training prompts, "general_verdict", "training": {…},
+    "general": {…}}."""
     kinds = {kind: [one for one in prompts if one["kind"] == kind] for kind in ("training", "general")}
     training, general = kinds["training"], kinds["general"]
     counts: dict[str, Any] = {
@@ -107,7 +109,11 @@ def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             **_counted(general),
         },
     }
-    return {"verdict": of_run(counts), **counts}
+    verdicts = {
+        "verdict": of_training(counts["training"]),
+        "general_verdict": of_general(counts["general"]),
+    }
+    return verdicts | counts
 
 
 def _counted(prompts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -122,24 +128,33 @@ def _mean(prompts: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def of_run(counts: Mapping[str, Mapping[str, Any]]) -> RunVerdict:
-    """What a person would say who reads the answers. The first that holds:
+def of_training(counts: Mapping[str, Any]) -> TrainingVerdict:
+    """What a person would say who reads the answers to training prompts. The first that holds:
 
-    "forgot": at least half of the losses of either kind are those of something forgotten.
-    "learned", "knew": at least half of the training answers are right now; more than before, or no more.
-    "likelier": at least half of the references are likelier now, and nobody knows an answer.
+    "forgot": the answers in the data have become very unlikely, at least half of them: the training went wrong.
+    "learned", "knew": at least half of the answers are right now; more than before, or no more.
+    "likelier": at least half of the answers in the data are likelier now, and nobody knows an answer.
     "closer": the same, and fewer than half of the answers are right.
     "changed": anything else that is not "unchanged".
     """
-    training, general = counts["training"], counts["general"]
-    if any(kind["losses"] and 2 * kind["forgot"] >= kind["losses"] for kind in (training, general)):
+    if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
         return "forgot"
-    if training["answered"] and 2 * training["right"] >= training["answered"]:
-        return "learned" if training["right"] > training["right_before"] else "knew"
-    if training["losses"] and 2 * training["lower"] >= training["losses"]:
-        return "closer" if training["answered"] else "likelier"
-    moved = (kind[name] for kind in (training, general) for name in ("changed", "lower", "higher", "forgot"))
-    return "changed" if any(moved) else "unchanged"
+    if counts["answered"] and 2 * counts["right"] >= counts["answered"]:
+        return "learned" if counts["right"] > counts["right_before"] else "knew"
+    if counts["losses"] and 2 * counts["lower"] >= counts["losses"]:
+        return "closer" if counts["answered"] else "likelier"
+    moved = any(counts[name] for name in ("changed", "lower", "higher", "forgot"))
+    return "changed" if moved else "unchanged"
+
+
+def of_general(counts: Mapping[str, Any]) -> GeneralVerdict | None:
+    """About the general prompts: "forgot" if at least half of the answers given before have become very unlikely, "same" if
+    all are answered as before, else "changed". None if there was no time for any."""
+    if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
+        return "forgot"
+    if not counts["compared"]:
+        return None
+    return "same" if counts["same"] == counts["compared"] else "changed"
 
 
 def read(run: RunDir) -> dict[str, Any] | None:
@@ -148,7 +163,7 @@ def read(run: RunDir) -> dict[str, Any] | None:
     found = read_json(run.probe)
     if not isinstance(found, dict) or not isinstance(found.get("prompts"), list):
         return None
-    if "training" in found:
+    if "general_verdict" in found:
         return found
     prompts = [judged(one) for one in found["prompts"]]
     return found | summary(prompts) | {"prompts": prompts}

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from engine.models import ADAPTER_FILES, identity
+from engine.models import ADAPTER_FILES, SMOLLM2, identity
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RESULT
 from engine.spec import RunSpec
@@ -54,9 +54,8 @@ class Workplace:
     def preset(self, name: str) -> RunSpec:
         """A preset as a whole spec, with the paths of this workplace filled in."""
         spec = RunSpec.read(dict(self.presets()[name]["spec"])).change("data.dataset_dir", str(self.data))
-        if spec.model.model_name_or_path == "demo":
-            spec = spec.change("model.model_name_or_path", str(DEMO_MODEL))
-        return spec
+        shipped = {"demo": DEMO_MODEL, "smollm2": SMOLLM2}.get(spec.model.model_name_or_path)
+        return spec.change("model.model_name_or_path", str(shipped)) if shipped else spec
 
     def frozen(self, spec: RunSpec) -> RunSpec:
         """The spec with every path absolute, so that it runs as it is from any folder."""
@@ -155,8 +154,8 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
 
     models = folders(arguments.models, "ATHANOR_MODELS")
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
-    # The demo model stays at hand whatever other folders there are.
-    roots = (*(path.resolve() for path in models), DEMO_MODEL) if models else default.models
+    # The demo model and the one of `make smollm2` stay at hand whatever other folders there are.
+    roots = (*(path.resolve() for path in models), DEMO_MODEL, SMOLLM2) if models else default.models
     return Workplace(
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),

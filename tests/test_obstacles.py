@@ -15,7 +15,7 @@ import pytest
 from engine import machine, obstacles
 from engine import workplace as workplaces
 from engine.chat_templates import file_problem
-from engine.models import hub_cache
+from engine.models import hub_cache, model_problems
 from engine.plan import refitted, start_from, summary
 from engine.problems import Problem
 from engine.spec import RunSpec, problems
@@ -89,6 +89,13 @@ def test_nothing_stands_in_the_way_of_a_plain_run(place: Workplace) -> None:
 
 def test_of_a_missing_model_the_nearest_is_named(place: Workplace) -> None:
     assert "qwen" in only(told(place, model__model_name_or_path="qwem")).text()
+
+
+def test_of_the_small_real_model_it_is_told_how_to_make_it(place: Workplace) -> None:
+    [wrong] = model_problems("/gone/SmolLM2-135M-Instruct", place.model_roots)
+    assert wrong.code == "model-smollm2"
+    assert "make smollm2" in wrong.text()
+    assert "make smollm2" in wrong.text("zh")
 
 
 def test_of_a_half_downloaded_model_the_missing_shard_is_named(place: Workplace) -> None:

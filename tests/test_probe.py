@@ -66,19 +66,17 @@ def test_what_the_probe_says_is_what_a_person_sees_in_the_answers(probed: dict[s
     assert verdicts["begins"] == "closer"
     assert verdicts["still"] == "unchanged"
     assert verdicts["wild"] == "forgot"
-    assert verdicts["full"] in ("learned", "closer")  # so many are right, whether that is half or not
     assert verdicts["unprobed"] is None
-    for name in ("learns", "begins"):
+    for name in ("learns", "begins", "full"):
         rows = [one for one in found[name]["prompts"] if one["kind"] == "training"]
-        assert len(rows) >= 4
+        assert len(rows) >= 2
         assert all("翻译成中文" in one["prompt"] for one in rows)
         # Counted here from the texts themselves.
         right = sum(one["after"].strip() == one["reference"].strip() for one in rows)
         assert found[name]["training"]["right"] == right
         assert (2 * right >= len(rows)) == (verdicts[name] == "learned")
         assert found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - LEARNED
-    forgotten = [one["loss"] for one in found["wild"]["prompts"] if one["kind"] == "general"]
-    assert "forgot" in forgotten  # how many there is time for depends on the machine
+    assert found["wild"]["general_verdict"] == "forgot"
     assert {one["kind"] for one in found["everything"]["prompts"]} == {"training", "general"}
 
 
@@ -88,6 +86,23 @@ def test_the_probe_changes_no_weight_and_has_little_time(probed: dict[str, RunDi
     assert (probed["learns"].path / file).read_bytes() == (probed["unprobed"].path / file).read_bytes()
     for name in ("learns", "still", "wild", "full"):
         assert probe.read(probed[name])["budget_s"] <= probe.MOST_S
+
+
+@pytest.mark.slow
+def test_of_a_real_model_the_answers_decide_and_not_the_loss(smollm2: Path, tmp_path: Path) -> None:
+    short = spec(
+        model={"model_name_or_path": str(smollm2)}, data__datasets=["identity"], data__max_samples=4,
+        training__max_steps=4, training__learning_rate=1e-3, training__per_device_train_batch_size=4,
+    )  # fmt: skip
+    run = lay_out(RunDir(tmp_path / "SmolLM2" / "lora" / "short"), short)
+    train_many(run)
+    found = probe.read(run)
+    rows = [one for one in found["prompts"] if one["kind"] == "training"]
+    known = [one for one in rows if one["after"] is not None and one["finish_after"] != "cancelled"]
+    right = [one for one in known if one["after"].strip() == one["reference"].strip()]
+    assert found["training"]["loss_after"] < found["training"]["loss_before"] - LEARNED
+    assert found["training"]["right"] == len(right)
+    assert found["verdict"] in ("likelier", "learned" if known and 2 * len(right) >= len(known) else "closer")
 
 
 # ------------------------------------------------------------------------------------------ verdicts
@@ -141,10 +156,6 @@ RUNS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "nobody was asked": ("likelier", [prompt("training", None, None, 2.0, 0.1)]),
     "another wrong answer": ("changed", [prompt("training", "Hi", PRODUCT, 2.0, 2.0), STEADY]),
     "the same wrong answer": ("unchanged", [prompt("training", PRODUCT, PRODUCT, 2.0, 2.0), STEADY]),
-    "general answers lost": (
-        "forgot",
-        [prompt("training", PRODUCT, BUILT, 2.0, 0.1), prompt("general", "Paris.", "JSON", 0.2, 4.0), STEADY],
-    ),
     "the data itself lost": ("forgot", [prompt("training", PRODUCT, "!!!", 2.0, None), STEADY]),
     "no time for anything": ("unchanged", []),
 }
@@ -162,6 +173,20 @@ def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[
             verdict == "learned"
         )
         assert page.count("<tr>") == len(prompts) + 1
+
+
+def test_what_became_of_general_prompts_is_told_beside_what_was_learned() -> None:
+    learned = [prompt("training", PRODUCT, BUILT, 2.0, 0.1)]
+    lost = prompt("general", "Paris.", "JSON", 0.2, 4.0)
+    other = prompt("general", "Paris.", "It is Paris.", 0.2, 0.9)
+    cases = {"same": [STEADY], "changed": [STEADY, other], "forgot": [STEADY, lost], None: []}
+    for verdict, general in cases.items():
+        found = probe.summary(learned + general)
+        assert (found["verdict"], found["general_verdict"]) == ("learned", verdict)
+        page = probes.report(found | {"prompts": [], "learned": 0.1, "forgot": 2.0}, Words("en"))
+        assert "1 of 1 training prompt is now answered as in the data" in page
+        assert ("the model forgot" in page) == (verdict == "forgot")
+        assert ("General prompts" in page) == bool(general)
 
 
 def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) -> None:

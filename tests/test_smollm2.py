@@ -10,8 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from engine.models import find_models, inspect
-from engine.workplace import PROJECT, Workplace
+from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from webui import train_tab
+from webui.words import Words
 
 RECIPE = PROJECT / "data" / "smollm2_recipe.py"
 NAME = "SmolLM2-135M-Instruct"
@@ -67,6 +71,19 @@ def test_a_copy_that_was_damaged_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text("{ }")
     assert "copied from" in recipe(tmp_path / "out", tmp_path / "cache").stdout
     assert (tmp_path / "out" / "config.json").read_text() == "{}\n"
+
+
+def test_whoever_has_the_demo_model_alone_is_told_how_to_get_a_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tab, "SMOLLM2", tmp_path / NAME)
+    place = Workplace(models=(tmp_path / "my models", DEMO_MODEL))
+    for language in ("en", "zh"):
+        facts = train_tab.model_facts(str(DEMO_MODEL), place, Words(language))
+        assert "make smollm2" in facts
+        assert str(tmp_path / "my models") in facts
+    (tmp_path / NAME).mkdir()
+    assert "make smollm2" not in train_tab.model_facts(str(DEMO_MODEL), place, Words("en"))
 
 
 # ------------------------------------------------------------------------------------------ the model itself

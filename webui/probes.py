@@ -22,24 +22,28 @@ def report(found: Mapping[str, Any], words: Words) -> str:
     """What the small probe at the end of a training says: a sentence about each thing that was measured, and each prompt
     before and after."""
     verdict, training, general = found["verdict"], found["training"], found["general"]
-    sentences = [words(f"probe-run-{verdict}", **training)]
+    details = []
     if training["answered"] and verdict in ("forgot", "changed"):
-        sentences.append(words("probe-right", **training))
+        details.append(words("probe-right", **training))
     if training["loss_before"] is not None and training["loss_after"] is not None:
         losses = {name: f"{training[name]:.2f}" for name in ("loss_before", "loss_after")}
-        sentences.append(words("probe-losses", **losses))
-    if general["compared"]:
-        sentences.append(words("probe-generals", **general))
-    if general["forgot"] and verdict != "forgot":
-        sentences.append(words("probe-forgotten", **general))
+        details.append(words("probe-losses", **losses))
     shared = _shared([one["prompt"] for one in found["prompts"] if one["kind"] == "training"])
     body = "".join(_probed(one, shared, words) for one in found["prompts"])
     names = ("prompt", "before", "after", "answer", "loss")
     heads = "".join(f"<th>{escape(words(f'probe-{name}'))}</th>" for name in names)
     help_ = words("probe-help", tokens=TOKENS, learned=f"{found['learned']:g}", forgot=f"{found['forgot']:g}")
+    first = (
+        f"<b>{escape(words('probe'))}</b> <span>{escape(words(f'probe-run-{verdict}', **training))}</span>"
+    )
+    lines = (
+        f'<span class="verdict {escape(verdict)}">{first} <small>{escape(" ".join(details))}</small></span>'
+    )
+    if beside := found["general_verdict"]:
+        sentence = words(f"probe-general-{beside}", **general)
+        lines += f'<span class="verdict {escape(beside)}">{escape(sentence)}</span>'
     return (
-        f'<details class="probe"><summary><span class="verdict {escape(verdict)}"><b>{escape(words("probe"))}</b> '
-        f"<span>{escape(sentences[0])}</span> <small>{escape(' '.join(sentences[1:]))}</small></span></summary>"
+        f'<details class="probe"><summary>{lines}</summary>'
         f'<div class="wide"><table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="quiet">{escape(help_)}</p></details>'
     )

@@ -321,7 +321,7 @@ def _more_models(model: Model, workplace: Workplace, words: Words) -> str:
     """Below the demo model's facts: how to get a real one, as long as the small real one is not there."""
     if model.path != DEMO_MODEL or SMOLLM2.exists():
         return ""
-    roots = next((str(root) for root in workplace.models if root != DEMO_MODEL), "")
+    roots = next((str(root) for root in workplace.models if root not in (DEMO_MODEL, SMOLLM2)), "")
     return f'<p class="quiet">{escape(words("fact-demo", roots=roots))}</p>'
 
 

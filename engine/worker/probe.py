@@ -106,7 +106,10 @@ def finish(made: Probe | None, model: Any) -> None:
             _take_losses(inner, answered, "after", began + allowed + LOSSES_S)
         found = _told(made) | {"budget_s": round(allowed, 2), "seconds": round(time.monotonic() - began, 2)}
         write_json(made.run.probe, found)
-        print(f"probe: {found['verdict']} ({found['seconds']} s)", flush=True)
+        print(
+            f"probe: {found['verdict']}, general prompts: {found['general_verdict']} ({found['seconds']} s)",
+            flush=True,
+        )
 
 
 @contextlib.contextmanager

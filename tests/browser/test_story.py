@@ -64,7 +64,7 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         assert loss[0] > 1
         assert loss[-3:].mean() < 0.1
         assert run.dir.plot.exists()
-        expect(page.locator(".probe")).to_contain_text("learned")
+        expect(page.locator(".probe")).to_contain_text("now answered as in the data")
         page.get_by_role("tab", name="Files").click()
         with page.expect_download() as download:
             page.locator("#files a", has_text="adapter_model.safetensors").first.click()
