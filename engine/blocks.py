@@ -19,7 +19,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from engine.rowfiles import LONGEST, Entry, OnBad, Place, Row, encoding_of, entries, objects, of_line
+from engine import jsonfiles
+from engine.encodings import encoding_of
+from engine.jsonfiles import of_line
+from engine.rowfiles import entries, objects
+from engine.textlines import LONGEST, Entry, OnBad, Place, Row
 
 SIZE = 1 << 19  # bytes of a block, or about so many
 ROWS = 2000  # rows of a block of a file that is read row by row, at the most: long ones are fewer, of SIZE characters
@@ -118,28 +122,32 @@ class Parsed:
 Block = Stretch | Parsed
 
 
-def blocks(file: Path) -> Iterator[Block]:
-    """The blocks of a file, in order. One of them may prove Broken: then `row_by_row` has the rest."""
-    encoding = encoding_of(file) if file.suffix.lower() in (".json", ".jsonl") else ""
-    if encoding not in ("utf-8", "utf-8-sig"):
-        return row_by_row(file)
-    skipped = len(codecs.BOM_UTF8) if encoding == "utf-8-sig" else 0
+def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
+    """The blocks of a file, in order. One of them may prove Broken: then `row_by_row` has the rest.
+
+    `encoding`: what a person says the file is written in; it is found where nobody says.
+    """
+    codec = encoding_of(file, encoding).codec if file.suffix.lower() in (".json", ".jsonl") else ""
+    shape = jsonfiles.layout(file, encoding).shape if codec in ("utf-8", "utf-8-sig") else ""
+    if shape not in ("lines", "array"):
+        return row_by_row(file, encoding=encoding)
+    skipped = len(codecs.BOM_UTF8) if codec == "utf-8-sig" else 0
     with file.open("rb") as stream:
         stream.seek(skipped)
         start = stream.read(1 << 16)
-    if not start.lstrip().startswith(b"["):
+    if shape == "lines":
         return _stretches(file, skipped, 1)
     found = FIRST_ROW.match(start)
     if not found:  # an empty array, or no rows in it
-        return row_by_row(file)
+        return row_by_row(file, encoding=encoding)
     return _stretches(file, skipped + found.start(1), 1 + start.count(b"\n", 0, found.start(1)), found[1])
 
 
-def row_by_row(file: Path, skip: int = 0) -> Iterator[Parsed]:
+def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed]:
     """A file as its reader reads it, without the first `skip` entries."""
     some: list[Entry] = []
     size = 0
-    for entry in islice(entries(file), skip, None):
+    for entry in islice(entries(file, encoding=encoding), skip, None):
         some.append(entry)
         size += _size(entry[1])
         if len(some) == ROWS or size >= SIZE:

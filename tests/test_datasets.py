@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import datasets, rowfiles
+from engine import datasets, rowfiles, textlines
 from engine.datasets import count_rows, examples, read_catalogue, rows
 from engine.problems import Refusal, sentences
 from engine.validation import check
@@ -176,9 +176,9 @@ def test_chinese_text_is_read_in_any_encoding(tmp_path, encoding):
 
 
 def test_a_file_in_no_known_encoding_is_named_with_its_line(tmp_path):
-    assert read(dataset(tmp_path, b'[\n{"output": "\xff\xff"}]'))[1] == [
-        "rows.json is neither UTF-8, UTF-16 nor GB18030: line 2 cannot be read. Save the file as UTF-8."
-    ]
+    assert read(dataset(tmp_path, b'[\n{"output": "\xff\x81\x8d\x8f\x90\x9d"}]'))[1][0].startswith(
+        "rows.json cannot be read as text: line 2 fits none of the encodings UTF-8, UTF-16, "
+    )
 
 
 def test_a_broken_catalogue_is_shown_with_line_and_column(tmp_path):
@@ -342,7 +342,7 @@ def test_an_image_is_not_taken_for_text(tmp_path):
 
 
 def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfiles, "BUFFER", 7)
+    monkeypatch.setattr(textlines, "BUFFER", 7)
     bad_row = {**ALPACA, "output": 7}
     one = dataset(tmp_path, json.dumps([ALPACA, bad_row, ALPACA]) + "\n")
     column = len(json.dumps([ALPACA])) + 2
@@ -365,7 +365,7 @@ def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
 
 
 def test_a_broken_array_is_read_up_to_the_error_even_if_it_is_larger_than_the_buffer(tmp_path, monkeypatch):
-    monkeypatch.setattr(rowfiles, "BUFFER", 7)
+    monkeypatch.setattr(textlines, "BUFFER", 7)
     content = json.dumps([ALPACA] * 3, indent=2, ensure_ascii=False)
     one = dataset(tmp_path, content)
     assert [place.line for place, _ in rows(one, pytest.fail)] == [2, 7, 12]

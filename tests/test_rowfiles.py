@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import rowfiles
+from engine import jsonfiles, rowfiles, textlines
 from engine.problems import Problem
 from engine.rowfiles import entries, places
 from engine.workplace import PROJECT
@@ -61,7 +61,7 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_goes_on_from_every_place_as_if_it_had_begun_at_the_start(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(rowfiles, "BUFFER", 50)
+    monkeypatch.setattr(textlines, "BUFFER", 50)
     file = write(tmp_path, kind)
     told = list(entries(file))
     assert [row for _, row in told] == ROWS
@@ -128,8 +128,8 @@ def test_a_line_of_two_gigabytes_is_a_sentence_and_takes_no_memory(tmp_path):
 def test_a_row_too_long_to_be_held_is_a_sentence_in_every_kind_of_file(
     tmp_path, monkeypatch, name, content, count
 ):
-    monkeypatch.setattr(rowfiles, "LONGEST", 5000)
-    monkeypatch.setattr(rowfiles, "BUFFER", 1000)
+    monkeypatch.setattr(textlines, "LONGEST", 5000)
+    monkeypatch.setattr(textlines, "BUFFER", 1000)
     (tmp_path / name).write_text(content % ("x" * 20_000))
     assert len(good(tmp_path / name)) == count
     (text,) = said(tmp_path / name)
@@ -183,22 +183,22 @@ def test_not_a_number_is_a_number_where_text_should_be(tmp_path):
 
 def test_an_error_in_the_middle_of_an_array_is_told_before_the_rest_is_read(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
-    file.write_text("[{}, {] " + "x" * 100_000)
-    monkeypatch.setattr(rowfiles, "BUFFER", 64)
+    file.write_text("[{}, {] " + "x" * 1_000_000)
+    monkeypatch.setattr(textlines, "BUFFER", 64)
     read: list[int] = []
-    real = rowfiles.open_utf8
+    real = jsonfiles.open_utf8
 
-    def counting(path: Path, at: int = 0):
-        stream = real(path, at)
+    def counting(path: Path, at: int = 0, encoding: str = ""):
+        stream = real(path, at, encoding)
         original = stream.read
         return type("Counted", (), {
             "read": lambda self, size=-1: (read.append(size), original(size))[1], "tell": stream.tell,
             "seekable": stream.seekable, "__enter__": lambda self: self, "__exit__": lambda self, *_: stream.close(),
         })()  # fmt: skip
 
-    monkeypatch.setattr(rowfiles, "open_utf8", counting)
+    monkeypatch.setattr(jsonfiles, "open_utf8", counting)
     assert len(said(file)) == 1
-    assert sum(read) < 50_000
+    assert sum(read) < 100_000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""What one JSON object means as data: a row, a list of rows under some key, or columns. Pure; nothing is read here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("role", "from", "speaker")  # what the turns of a conversation have
+# Keys by which an object is known as a row, beside which a list of objects is part of that row.
+ROW_KEYS = frozenset((
+    "instruction", "prompt", "question", "query", "problem", "input", "output", "response", "answer", "completion",
+    "chosen", "rejected", "messages", "conversations", "text", "system", "指令", "问题", "回答", "答案", "输入", "输出",
+))  # fmt: skip
+PARTS = frozenset(("messages", "conversations", "history", "tools", "functions", "chosen", "rejected"))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A key of ROWS, or "wrapped": a list of rows stands under `key`, each in its element's `inside` if that is named.
+
+    `code` and `values`: the problem with it, if it has no clear meaning.
+    """
+
+    name: str = ""
+    key: str = ""
+    inside: str = ""
+    code: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shape_of(value: Mapping[str, Any]) -> Shape:
+    """What an object that a file consists of means."""
+    columns, data = value.get("columns"), value.get("data")
+    if _strings(columns) and isinstance(data, list) and data and all(isinstance(row, list) for row in data):
+        if all(len(row) == len(columns) for row in data):
+            return Shape("split")
+        return Shape(code="file-json-uneven", values={"columns": ", ".join(columns)})
+    if value and all(isinstance(column, dict) for column in value.values()):
+        return Shape(_by_keys(value))
+    lists = {key: column for key, column in value.items() if isinstance(column, list)}
+    rows = [key for key, column in lists.items() if _rows(column) and key not in PARTS]
+    server = [key for key in rows if all(isinstance(one.get("row"), dict) for one in lists[key])]
+    if len(server) == 1:
+        return Shape("wrapped", server[0], "row")
+    is_row = any(_turns(column) for column in lists.values()) or any(
+        key in ROW_KEYS and isinstance(column, str) for key, column in value.items()
+    )
+    if is_row:
+        return Shape("row")
+    if len(rows) > 1:
+        found = ", ".join(f"{key} ({len(lists[key])})" for key in rows)
+        return Shape(code="file-json-several-lists", values={"lists": found})
+    if rows:
+        return Shape("wrapped", rows[0])
+    return _columns(value, lists)
+
+
+def _columns(value: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> Shape:
+    if not value or len(lists) < len(value):
+        # {"data": [], "total": 0} is no row of two columns, but no rows.
+        empty = [key for key, column in lists.items() if not column and key not in PARTS]
+        return Shape("nothing" if empty and not set(value) & ROW_KEYS else "row")
+    if len({len(column) for column in lists.values()}) > 1:
+        found = ", ".join(f"{key} ({len(column)})" for key, column in lists.items())
+        return Shape(code="file-json-uneven", values={"columns": found})
+    return Shape("columns")
+
+
+def _by_keys(value: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of an object of objects: by columns, by rows, or a row."""
+    inner = [key for column in value.values() for key in column]
+    if any(isinstance(column.get(role), str) for column in value.values() for role in ROLES[:2]):
+        if set(value) & ROW_KEYS:  # {"prompt": {"role", "content"}, "chosen": {…}}
+            return "row"
+        return "index"
+    if inner and all(map(_number, inner)) and not all(map(_number, value)):
+        return "indexed columns"
+    if all(map(_number, value)) or (set(inner) & ROW_KEYS and not set(value) & ROW_KEYS):
+        return "index"
+    return "indexed columns" if len(value) > 1 and _alike(value) and set(value) & ROW_KEYS else "row"
+
+
+def _alike(value: Mapping[str, Mapping[str, Any]]) -> bool:
+    first, *others = (list(column) for column in value.values())
+    return bool(first) and all(other == first for other in others)
+
+
+def _number(key: str) -> bool:
+    return key.isdecimal()
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+
+
+def _rows(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(one, dict) for one in value) and not _turns(value)
+
+
+def _turns(value: list[Any]) -> bool:
+    """Whether a list is a conversation: objects of which each says whose turn it is."""
+    return bool(value) and all(
+        isinstance(one, dict) and any(isinstance(one.get(role), str) for role in ROLES) for one in value
+    )
+
+
+def is_tail(rest: str, inside: str) -> bool:
+    """Whether that can stand behind the list of rows and close the object it is in, without another list of rows."""
+    text = rest.lstrip()
+    try:
+        value = json.loads("{" + (text[1:] if text.startswith(",") else text))
+    except (ValueError, RecursionError):
+        return False
+    return bool(inside) or not any(isinstance(one, list) and _rows(one) for one in value.values())
+
+
+# ------------------------------------------------------------------------------------------------- rows
+
+
+def _of_columns(value: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for cells in zip(*value.values(), strict=True):
+        yield dict(zip(value, cells, strict=True))
+
+
+def _of_indexed_columns(value: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for key in dict.fromkeys(key for column in value.values() for key in column):
+        yield {name: column[key] for name, column in value.items() if key in column}
+
+
+def _of_split(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for cells in value["data"]:
+        yield dict(zip(value["columns"], cells, strict=True))
+
+
+ROWS: dict[str, Callable[[Mapping[str, Any]], Iterator[Any]]] = {
+    "row": lambda value: iter([value]), "nothing": lambda value: iter(()), "columns": _of_columns,
+    "indexed columns": _of_indexed_columns, "index": lambda value: iter(value.values()), "split": _of_split,
+}  # fmt: skip
