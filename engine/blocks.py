@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from engine import jsonfiles
+from engine import jsonlayout
 from engine.encodings import encoding_of
-from engine.jsonfiles import of_line
+from engine.jsonlayout import of_line
 from engine.rowfiles import entries, objects
 from engine.textlines import LONGEST, Entry, OnBad, Place, Row
 
@@ -128,7 +128,7 @@ def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
     `encoding`: what a person says the file is written in; it is found where nobody says.
     """
     codec = encoding_of(file, encoding).codec if file.suffix.lower() in (".json", ".jsonl") else ""
-    shape = jsonfiles.layout(file, encoding).shape if codec in ("utf-8", "utf-8-sig") else ""
+    shape = jsonlayout.layout(file, encoding).shape if codec in ("utf-8", "utf-8-sig") else ""
     if shape not in ("lines", "array"):
         return row_by_row(file, encoding=encoding)
     skipped = len(codecs.BOM_UTF8) if codec == "utf-8-sig" else 0

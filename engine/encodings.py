@@ -22,8 +22,9 @@ from engine.problems import Refusal, problem
 
 BUFFER = 1 << 20  # bytes read at a time
 SAMPLE = 1 << 16  # bytes of lines with more than ASCII in them, by which an encoding is detected
-# What was right in each of 1,657 short texts in nine languages (4 to 500 characters): see docs/data.md.
-SURE_CONFIDENCE, SURE_MARGIN, SURE_BYTES = 0.3, 0.15, 4
+# What was right in each of short texts in nine languages, 10 to 500 characters: see docs/data.md.
+SURE_CONFIDENCE, SURE_MARGIN, SURE_BYTES = 0.3, 0.15, 3
+LEAST_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
 DAMAGED_UTF8 = (
     0.2  # of them: what is UTF-8 to four fifths is no other encoding, whose pairs seldom fit its pattern
 )
@@ -48,7 +49,7 @@ ENCODINGS: dict[str, tuple[str, str]] = {
 WITHIN = {  # codec → the wider one that stands for it
     "gbk": "gb18030", "gb2312": "gb18030", "hz": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs",
     "shift_jis": "cp932", "euc_kr": "cp949", "johab": "cp949", "ascii": "utf-8", "utf-8-sig": "utf-8",
-    "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932", "iso8859-1": "latin-1",
+    "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932",
 }  # fmt: skip
 # What chardet may propose. Others are so rare in files of training data that they would only mislead; they can be chosen.
 DETECTED = ("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949", "cp1252", "cp1251", "koi8-r", "cp1250")
@@ -217,7 +218,7 @@ def _proposals(sample: bytes) -> list[tuple[str, float]]:
         # ones are pairs of bytes. A text of few different ones tells a detector nothing more.
         found = {known_encoding(name): 0.0 for name in DETECTED} | found
         return sorted(found.items(), key=lambda one: (ENCODINGS[one[0]][1] in SINGLE_BYTE, -one[1]))
-    return [(name, confidence) for name, confidence in found.items() if confidence > 0]
+    return [(name, confidence) for name, confidence in found.items() if confidence > LEAST_CONFIDENCE]
 
 
 def _text(sample: bytes, name: str) -> str | None:

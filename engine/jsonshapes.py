@@ -44,7 +44,7 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
     server = [key for key in rows if all(isinstance(one.get("row"), dict) for one in lists[key])]
     if len(server) == 1:
         return Shape("wrapped", server[0], "row")
-    is_row = any(_turns(column) for column in lists.values()) or any(
+    is_row = any(is_turns(column) for column in lists.values()) or any(
         key in ROW_KEYS and isinstance(column, str) for key, column in value.items()
     )
     if is_row:
@@ -96,10 +96,10 @@ def _strings(value: Any) -> bool:
 
 
 def _rows(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(one, dict) for one in value) and not _turns(value)
+    return bool(value) and all(isinstance(one, dict) for one in value) and not is_turns(value)
 
 
-def _turns(value: list[Any]) -> bool:
+def is_turns(value: list[Any]) -> bool:
     """Whether a list is a conversation: objects of which each says whose turn it is."""
     return bool(value) and all(
         isinstance(one, dict) and any(isinstance(one.get(role), str) for role in ROLES) for one in value

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from engine import csvfiles, jsonfiles, textlines
+from engine import csvfiles, jsonfiles, jsonlayout, textlines
 from engine.encodings import Encoding, encoding_of, open_utf8, read_text, version
 from engine.problems import Problem, Refusal, problem
 from engine.textlines import (
@@ -91,7 +91,7 @@ def source_of(file: Path, encoding: str = "") -> Source:
             others = ", ".join(found.others[:3])
             doubts += (problem("encoding-unsure", file=file.name, encoding=found.label, others=others),)
         if suffix in (".json", ".jsonl"):
-            return Source(file, found, jsonfiles.layout(file, encoding).shape, doubts=doubts)
+            return Source(file, found, jsonlayout.layout(file, encoding).shape, doubts=doubts)
         if suffix in (".csv", ".tsv"):
             how = csvfiles.dialect(file, encoding)
             return Source(file, found, separator=how.label, doubts=(*doubts, *how.doubts))
@@ -125,7 +125,7 @@ def broken_off(file: Path) -> Problem | None:
     if not rows or not isinstance(value, Problem) or value.code not in codes:
         return None  # whole; or no row can be read at all, which whoever looks at its columns says
     # What is broken is only known from where a row begins: in a list, that is the one before.
-    in_list = jsonfiles.layout(file).shape in ("array", "wrapped")
+    in_list = jsonlayout.layout(file).shape in ("array", "wrapped")
     opening, start = (b"[", before) if in_list else (b"", last)
     with open_utf8(file, start.at) as stream:
         rest = (opening + stream.read(2 * textlines.LONGEST)).decode(errors="replace")
@@ -161,7 +161,7 @@ def _count(file: Path, encoding: str, mtime_ns: int, size: int) -> int:
 
 def by_lines(file: Path, encoding: str = "") -> bool:
     """Whether every line is a row of JSON: files are often named .json for .jsonl and the other way about."""
-    return file.suffix.lower() in (".json", ".jsonl") and jsonfiles.layout(file, encoding).shape == "lines"
+    return file.suffix.lower() in (".json", ".jsonl") and jsonlayout.layout(file, encoding).shape == "lines"
 
 
 # ------------------------------------------------------------------------------------------ other files

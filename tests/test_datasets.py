@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import datasets, rowfiles, textlines
+from engine import datasets, textlines
 from engine.datasets import count_rows, examples, read_catalogue, rows
 from engine.problems import Refusal, sentences
 from engine.validation import check
