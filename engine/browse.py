@@ -61,13 +61,13 @@ def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
         return
     total, before = count_rows(dataset), 0
     for file in dataset.files:
-        count = rowfiles.count(file)
+        count = rowfiles.count(file, dataset.encoding)
         if first <= before + count:
             begin = max(first - before, 1)
-            known = rowfiles.places(file)[0] if begin > EVERY else []
+            known = rowfiles.places(file, dataset.encoding)[0] if begin > EVERY else []
             start = known[(begin - 1) // EVERY] if known else None
             skipped = (begin - 1) % EVERY if known else begin - 1
-            found = islice(rowfiles.entries(file, start), skipped, None)
+            found = islice(rowfiles.entries(file, start, dataset.encoding), skipped, None)
             for number, entry in enumerate(found, start=before + begin):
                 if number > total:
                     return

@@ -65,9 +65,9 @@ class Mapping:
 # --------------------------------------------------------------------------------------------- what rows are
 
 
-def first_rows(file: Path) -> list[dict[str, Any]]:
+def first_rows(file: Path, encoding: str = "") -> list[dict[str, Any]]:
     """The first rows of a file that are rows."""
-    found = (row for _, row in rowfiles.entries(file) if isinstance(row, dict))
+    found = (row for _, row in rowfiles.entries(file, encoding=encoding) if isinstance(row, dict))
     return list(islice(found, LOOKED_AT))
 
 
@@ -227,7 +227,17 @@ def entry_of(data_dir: Path, name: str) -> dict[str, Any]:
 
 def derived(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str, Any]:
     """The entry of a file whose rows are some of the data set's."""
-    gone = ("file_name", "num_samples", "hf_hub_url", "ms_hub_url", "om_hub_url", "subset", "split", "folder")
+    gone = (
+        "file_name",
+        "num_samples",
+        "hf_hub_url",
+        "ms_hub_url",
+        "om_hub_url",
+        "subset",
+        "split",
+        "folder",
+        "encoding",
+    )
     kept = {key: value for key, value in entry.items() if key not in gone}
     if dataset.kind == "text" and "columns" not in kept:
         kept["columns"] = {"prompt": "text"}
@@ -267,8 +277,8 @@ def _read(data_dir: Path) -> dict[str, Any]:
         return {}
     try:
         entries = json.loads(rowfiles.read_text(path))
-    except json.JSONDecodeError as error:
-        values = {"line": error.lineno, "column": error.colno, "reason": error.msg}
+    except (RecursionError, ValueError) as error:
+        values = rowfiles.where_broken(error)
         raise Refusal(problem("catalogue-broken", file=str(path), **values)) from None
     if not isinstance(entries, dict):
         raise Refusal(problem("catalogue-not-object", file=str(path), found=rowfiles.type_of(entries)))

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import rowfiles
+from engine.encodings import known_encoding
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import SUFFIXES, Entry, OnBad, Place, type_of
 from engine.stages import Form, Kind
 
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx")  # what an upload is unpacked from
 INFO_FILE = "dataset_info.json"
 
 Example = dict[str, Any]
@@ -73,6 +75,7 @@ class Dataset:
     hub: str = ""
     subset: str = ""
     split: str = "train"
+    encoding: str = ""  # what a person says its files are written in; "" = as they show or as detected
     problem: Problem | None = None
 
 
@@ -89,9 +92,10 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
         return [], [problem("catalogue-missing", file=str(path))]
     try:
         entries = json.loads(rowfiles.read_text(path))
-    except json.JSONDecodeError as error:
-        values = {"line": error.lineno, "column": error.colno, "reason": error.msg}
-        return [], [problem("catalogue-broken", file=str(path), **values)]
+    except (RecursionError, ValueError) as error:
+        return [], [problem("catalogue-broken", file=str(path), **rowfiles.where_broken(error))]
+    except OSError as error:
+        return [], [problem("data-file-unreadable", file=str(path), why=error.strerror or error)]
     except Refusal as refusal:
         return [], refusal.problems
     if not isinstance(entries, dict):
@@ -109,11 +113,21 @@ def find(data_dir: Path, name: str) -> Dataset:
 
 
 def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
+    """What an entry of the catalogue says, with the problem in it if it cannot be used. Raises nothing."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a character, which no page and no file could hold
+        name = name.encode(errors="backslashreplace").decode()
+        return Dataset(name, problem=problem("set-name-half", name=name))
     try:
         return _read_entry(data_dir, name, entry)
     except Refusal as refusal:
         return Dataset(name, problem=refusal.problems[0])
-    except (OSError, ValueError) as error:  # a name too long for a file, or with a NUL in it
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # a name too long, or with a NUL in it; links in a circle
         values = {"key": "file_name", "expected": "file name", "found": error}
         return Dataset(name, problem=problem("entry-value", name=name, **values))
 
@@ -123,6 +137,7 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     shapes: dict[str, tuple[type, str]] = {
         "file_name": (str, "string"), "formatting": (str, "string"), "columns": (dict, "object"),
         "tags": (dict, "object"), "num_samples": (int, "number"), "ranking": (bool, "true/false"),
+        "encoding": (str, "string"),
     }  # fmt: skip
     for key, (shape, expected) in shapes.items():
         if entry.get(key) is not None:
@@ -141,8 +156,12 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     if entry.get("file_name"):
         subset, split = (str(entry.get(key) or "") for key in ("subset", "split"))
         files = _of_split(name, _files(data_dir, name, entry["file_name"], subset), split)
+    encoding = known_encoding(entry["encoding"]) if entry.get("encoding") else ""
     # An entry that says nothing about its rows is believed to be what its first row looks like.
-    entry = (guess(files[0]) if files and not {"formatting", "columns"} & set(entry) else {}) | entry
+    if files and not {"formatting", "columns"} & set(entry):
+        if wrong := unreadable(files[0], encoding):
+            return Dataset(name, files=files, encoding=encoding, problem=wrong)
+        entry = guess(files[0], encoding) | entry
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in COLUMNS:
         raise Refusal(problem("entry-formatting", name=name, found=formatting, known=_names(COLUMNS)))
@@ -161,6 +180,7 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
         hub="" if files else str(hub),
         subset=str(entry.get("subset") or ""),
         split=str(entry.get("split") or "train"),
+        encoding=encoding,
     )
 
 
@@ -186,11 +206,18 @@ def _files(data_dir: Path, name: str, file_name: str, subset: str) -> tuple[Path
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
         raise Refusal(problem("file-missing", name=name, file=str(path)))
+    if path.suffix.lower() in PACKED:
+        raise Refusal(problem("file-packed", name=name, file=str(path), known=_names(SUFFIXES)))
     found = sorted(path.iterdir()) if path.is_dir() else [path]
     files = tuple(file for file in found if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not files:
         raise Refusal(problem("file-format", name=name, file=str(path), known=_names(SUFFIXES)))
     for file in files:
+        try:
+            file.name.encode()
+        except UnicodeEncodeError:
+            shown = file.name.encode(errors="backslashreplace").decode()
+            raise Refusal(problem("file-name-half", name=name, file=shown)) from None
         if not file.resolve().is_relative_to(root):
             raise Refusal(problem("file-outside", name=name, file=file.name, folder=str(data_dir)))
     return files
@@ -213,9 +240,16 @@ def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...
     return found or files
 
 
-def guess(file: Path) -> dict[str, Any]:
+def unreadable(file: Path, encoding: str = "") -> Problem | None:
+    """Why no row of a file can be read, if that is so."""
+    _, first = next(rowfiles.entries(file, encoding=encoding), (None, None))
+    whole = isinstance(first, Problem) and first.code.startswith(("file-", "data-file-"))
+    return first if whole else None
+
+
+def guess(file: Path, encoding: str = "") -> dict[str, Any]:
     """What to write into dataset_info.json for a file, going by its first row. {} where that tells nothing."""
-    row = next((row for _, row in rowfiles.entries(file) if isinstance(row, dict)), {})
+    row = next((row for _, row in rowfiles.entries(file, encoding=encoding) if isinstance(row, dict)), {})
     for formatting, role_tag in (("sharegpt", "from"), ("openai", "role")):
         for column in ("messages", "conversations"):
             turns = _parsed(row.get(column))
@@ -235,7 +269,9 @@ def entries(dataset: Dataset) -> Iterator[Entry]:
 
     Raises Refusal if the data set itself cannot be used.
     """
-    found = (entry for file in files_of(dataset) for entry in rowfiles.entries(file))
+    found = (
+        entry for file in files_of(dataset) for entry in rowfiles.entries(file, encoding=dataset.encoding)
+    )
     return found if dataset.num_samples is None else _first(found, dataset.num_samples)
 
 
@@ -263,7 +299,7 @@ def files_of(dataset: Dataset) -> tuple[Path, ...]:
 
 def count_rows(dataset: Dataset) -> int:
     """How many rows there are, good or bad. Fast, and remembered until a file changes. Raises Refusal as `entries`."""
-    total = sum(map(rowfiles.count, files_of(dataset)))
+    total = sum(rowfiles.count(file, dataset.encoding) for file in files_of(dataset))
     return total if dataset.num_samples is None else min(total, dataset.num_samples)
 
 

@@ -226,6 +226,7 @@ def _of_data(spec: RunSpec) -> list[Problem]:
             report = _looked_at(folder, name, spec.stage.kind, _stamps(folder, known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
                 found.append(problem("bad-rows", field, name=name, bad=report.bad))
+            found += [replace(one, field=field) for one in report.warnings if one.code == "encoding-unsure"]
             if not report.usable or not spec.data.skip_bad_rows:
                 found += [replace(one, field=field) for one in report.problems[:TOLD]]
     if spec.stage.kind == "kto" and not found:

@@ -7,6 +7,7 @@ as a row comes as a Problem in its place. What a row means is left to `engine.da
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,6 +37,7 @@ from engine.textlines import (
 __all__ = [
     "EVERY", "SUFFIXES", "Entry", "OnBad", "Place", "Row", "Source", "broken_off", "count", "entries", "half_character",
     "no_row", "objects", "places", "read_text", "source_of", "type_of", "version",
+    "where_broken",
 ]  # fmt: skip
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 EVERY = 256  # rows from one remembered place to the next
@@ -99,6 +101,13 @@ def source_of(file: Path, encoding: str = "") -> Source:
     except OSError as error:
         why = error.strerror or error
         raise Refusal(problem("data-file-unreadable", file=file.name, why=why)) from error
+
+
+def where_broken(error: Exception) -> dict[str, Any]:
+    """Line, column and reason of an error in reading JSON, for a sentence."""
+    if isinstance(error, json.JSONDecodeError):
+        return {"line": error.lineno, "column": error.colno, "reason": error.msg}
+    return {"line": 1, "column": 1, "reason": jsonlayout.reason_of(error)}
 
 
 def places(file: Path, encoding: str = "") -> tuple[list[Place], int]:

@@ -98,6 +98,8 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
         ]
         for name in files:
             file = Path(folder, name)
+            if not _writable_name(file):
+                continue  # no page could name it
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
             if (
@@ -107,6 +109,14 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
             ):
                 found.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
     return [name for _, name in sorted(found)[:LISTED]]
+
+
+def _writable_name(file: Path) -> bool:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_model(folder: str, name: str) -> bool:

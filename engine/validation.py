@@ -6,6 +6,7 @@ keeps a row from being trained on; a warning is something that a person would wa
 
 from __future__ import annotations
 
+import contextlib
 import re
 from array import array
 from bisect import bisect_right
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from engine import rowfiles
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
@@ -105,8 +107,19 @@ def check(
         return Report(0, 0, tuple(refusal.problems))
     if not good and not bad:
         problems.append(problem("dataset-empty", name=dataset.name))
-    warnings = doubts.warnings(dataset.name)
+    of_files = _doubts_of_files(dataset)
+    counts.update(one.code for one in of_files)
+    warnings = (*of_files, *doubts.warnings(dataset.name))
     return Report(good, bad, tuple(problems), warnings, counts | doubts.counts, dict(doubts.scripts))
+
+
+def _doubts_of_files(dataset: Dataset) -> list[Problem]:
+    """What of the way in which its files are read is not certain."""
+    found: list[Problem] = []
+    for file in dataset.files:
+        with contextlib.suppress(Refusal):  # that no row of it can be read is told as a problem
+            found += rowfiles.source_of(file, dataset.encoding).doubts
+    return found
 
 
 def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:

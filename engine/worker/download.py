@@ -65,7 +65,9 @@ def _described(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _without_place(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
-    return {key: value for key, value in entry.items() if key not in ("file_name", "subset", "split")}
+    return {
+        key: value for key, value in entry.items() if key not in ("file_name", "subset", "split", "encoding")
+    }
 
 
 def _rows(folder: Path, cache: Path, subset: str, split: str) -> Any:

@@ -111,14 +111,14 @@ class Tables:
         """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
         for file in files_of(self.dataset):
             before, entries = self.bytes_done, 0
-            source: Iterator[Block] | None = blocks(file)
+            source: Iterator[Block] | None = blocks(file, self.dataset.encoding)
             while source:
                 results = crew.map(Task(self.number, block, path()) for block in source)
                 source = None
                 for part in results:
                     if part.broken:
                         results.close()
-                        source = row_by_row(file, entries)
+                        source = row_by_row(file, entries, self.dataset.encoding)
                         break
                     entries += part.entries
                     self._take(part)
