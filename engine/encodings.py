@@ -53,7 +53,7 @@ WITHIN = {  # codec → the wider one that stands for it
 }  # fmt: skip
 # What chardet may propose. Others are so rare in files of training data that they would only mislead; they can be chosen.
 DETECTED = ("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949", "cp1252", "cp1251", "koi8-r", "cp1250")
-LABELS = ", ".join(label for label, _ in ENCODINGS.values())
+LABELS = "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
 ASCII = re.compile(r"[\x00-\x7f]+")
 PAIRS = 8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
 SINGLE_BYTE = ("cp1252", "cp1251", "koi8-r", "cp1250")

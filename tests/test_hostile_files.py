@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -102,24 +103,23 @@ def test_no_file_however_hostile_takes_the_others_along(folder: Path) -> None:
     json.dumps(uploads.unregistered(folder, []), ensure_ascii=False).encode()
 
 
-def test_a_file_that_may_not_be_read_is_a_red_entry(tmp_path: Path) -> None:
+def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
     """Asked by a process without rights: whoever runs the tests may be allowed everything."""
-    (tmp_path / "secret.csv").write_text("instruction,output\nHi,Hello\n")
-    (tmp_path / "good.jsonl").write_text(GOOD)
-    (tmp_path / "dataset_info.json").write_text(
-        json.dumps({name: {"file_name": name} for name in ("secret.csv", "good.jsonl")})
-    )
-    (tmp_path / "secret.csv").chmod(0)
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(parent.stat().st_mode | 0o055)
     code = (
         "import os, sys, pathlib; import engine.datasets as d\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "for one in d.read_catalogue(pathlib.Path(sys.argv[1]))[0]: print(one.name, one.problem)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True
-    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "secret.csv").write_text("instruction,output\nHi,Hello\n")
+        (folder / "good.jsonl").write_text(GOOD)
+        (folder / "dataset_info.json").write_text(
+            '{"secret.csv": {"file_name": "secret.csv"}, "good.jsonl": {"file_name": "good.jsonl"}}'
+        )
+        (folder / "secret.csv").chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, name], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
         "secret.csv secret.csv cannot be opened: permission denied. Give the studio's user the right to read it, or copy "
         "the file here again.",
