@@ -16,6 +16,7 @@ from pathlib import Path
 from engine import chat, failures, flags, gguf, importer, kinds, queue, report, results, runs, users
 from engine.door import loopback
 from engine.evaluation import EvaluationSpec
+from engine.models import inspect
 from engine.problems import Problem, Refusal, problem, shell_language
 from engine.progress import last, progress, tells
 from engine.results import export_spec, next_spec
@@ -194,12 +195,35 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
-    """Turn a LLaMA-Factory command or YAML file into a spec; says on standard error what has no counterpart."""
-    imported = importer.read(_text(arguments.file))
+    """Turn a command, YAML file or saved form of LLaMA-Factory, or an axolotl YAML, into a spec; says on standard error what
+    has no counterpart, or another meaning."""
+    folder = Path.cwd() if arguments.file == "-" else Path(arguments.file).parent
+
+    def reader(name: str) -> str | None:
+        """A file that a command names: as seen from the command's own folder, or from here."""
+        found = next(
+            (path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None
+        )
+        return importer.decoded(found.read_bytes(), name) if found else None
+
+    imported = importer.read(_bytes_as_text(arguments.file), reader, context_of=_context)
     print(imported.spec.to_yaml(brief=True), end="")
-    for one in imported.left_out:
+    for one in (*imported.lost, *(one for one in imported.left_out if one not in imported.lost)):
         print(_told(one), file=sys.stderr)
     return 0
+
+
+def _bytes_as_text(file: str) -> str:
+    """The text of a file in whatever encoding the other program's user has it. Raises Refusal."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
+    return importer.decoded(content, file)
+
+
+def _context(model: str) -> int | None:
+    return inspect(Path(model)).context_length if Path(model).is_dir() else None
 
 
 def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:

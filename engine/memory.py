@@ -104,7 +104,11 @@ def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
     tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
     # No gradient goes below the lowest layer that is trained.
     top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
-    depth = min(top, model.layers) if spec.method.kind == "freeze" else model.layers
+    depth = (
+        (model.layers if top < 0 else min(top, model.layers))
+        if spec.method.kind == "freeze"
+        else model.layers
+    )
     kept = tokens * width / model.layers * KEPT * (1 if half else 2)
     # Embeddings that are trained are in fp32, and so is what they put out.
     stream = 2 if half and spec.method.kind == "lora" else 4

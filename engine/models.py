@@ -807,6 +807,11 @@ def adapter_parameters(folder: str | Path) -> int:
     return 0 if isinstance(weights, Problem) else sum(math.prod(tensor.shape) for tensor in weights.values())
 
 
+def kept_layers(layers: int, count: int) -> range:
+    """Indices of the last `count` of so many layers; of a negative count those of the first."""
+    return range(max(layers - count, 0), layers) if count > 0 else range(min(-count, layers))
+
+
 def trainable_parameters(
     model: Model,
     method: str,
@@ -839,8 +844,8 @@ def trainable_parameters(
                 if any(is_or_below(name, one) for one in trainable_modules)
             )
         layer = {name: int(found[1]) for name in sizes if (found := LAYER.search(name))}
-        last = sorted(set(layer.values()))[-trainable_layers:]
-        return sum(sizes[name] for name, number in layer.items() if number in last)
+        trained = kept_layers(len(set(layer.values())), trainable_layers)
+        return sum(sizes[name] for name, number in layer.items() if number in trained)
 
     def lora() -> int:
         whole = {name: math.prod(tensor.shape) for name, tensor in _weights(model).items()}

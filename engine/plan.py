@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine import command, doctor, machine, memory
 from engine.datasets import count_rows, read_catalogue
+from engine.mixing import held_out, repeats
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable, unusable
 from engine.problems import Problem, problem
@@ -105,13 +106,13 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
 def rows_trained(spec: RunSpec) -> int | None:
     """Rows of one epoch as their data sets, weights and limits say; None if one of them cannot be counted."""
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
-    total = 0
-    for name, weight in spec.data.datasets.items():
+    rows = {}
+    for name in spec.data.datasets:
         if name not in catalogue or catalogue[name].problem:
             return None
         count = count_rows(catalogue[name])
-        count = min(count, spec.data.max_samples or count)
-        if spec.data.validation_share:
-            count -= max(round(count * spec.data.validation_share), 1)
-        total += count * int(weight) + round(count * (weight % 1))
-    return total
+        rows[name] = min(count, spec.data.max_samples or count)
+    aside = held_out(spec.data, rows)
+    trained = {name: count - aside[name] for name, count in rows.items()}
+    often = repeats(spec.data, trained)
+    return sum(count * int(often[name]) + round(count * (often[name] % 1)) for name, count in trained.items())

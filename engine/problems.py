@@ -43,8 +43,15 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
 
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
-    told = {name: reasons()[value][language] if _known(value) else value for name, value in values.items()}
+    told = {name: _in(language, value) for name, value in values.items()}
     return fill(sentences()[code][language], **told)
+
+
+def _in(language: str, value: Any) -> Any:
+    """A value as it is told in a language: a reason that is known, or one that comes in every language."""
+    if isinstance(value, Mapping) and set(value) == set(LANGUAGES):
+        return value[language]
+    return reasons()[value][language] if _known(value) else value
 
 
 class _Filling(string.Formatter):

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import regex
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine import stages
 from engine.problems import Problem, Refusal, problem
@@ -233,6 +233,12 @@ class Model(Part):
 # --------------------------------------------------------------------------------------------- method
 
 
+def _not_zero(count: int) -> int:
+    if not count:
+        raise ValueError("0 layers")
+    return count
+
+
 class Full(Part):
     """Every weight is trained. Needs about 16 bytes of device memory per parameter."""
 
@@ -243,9 +249,10 @@ class Freeze(Part):
     """Some layers are trained, the others stay as they are."""
 
     kind: Literal["freeze"] = "freeze"
-    trainable_layers: int = setting(
-        2, "Trained layers", "The last n transformer layers are trained.", ge=1, le=1000
-    )
+    trainable_layers: Annotated[int, AfterValidator(_not_zero)] = setting(
+        2, "Trained layers", "The last n transformer layers are trained; of a negative number the first n.",
+        ge=-1000, le=1000,
+    )  # fmt: skip
     trainable_modules: list[str] = setting(
         [], "Trained modules",
         "Names of modules to train instead, such as model.layers.3 or lm_head. When given, the number above is not used.",
@@ -586,6 +593,11 @@ class Data(Part):
         essential=True,
     )  # fmt: skip
     dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = setting(
+        "concat", "Mixing",
+        "concat: all rows, as often as the weights say. interleave: the weights are the chances of each set to give the next "
+        "row, until the first set is used up (under) or all are (over).",
+    )  # fmt: skip
     max_samples: int | None = setting(
         None,
         "Max rows",
@@ -625,7 +637,14 @@ class Data(Part):
         "Validation share",
         "Share of the rows kept away from training to measure on. 0: none.",
         ge=0,
-        le=0.5,
+        lt=1,
+    )
+    validation_rows: int | None = setting(
+        None,
+        "Validation rows",
+        "The same as a number of rows of all data sets together. Empty: the share above.",
+        ge=1,
+        le=10**9,
     )
     eval_datasets: list[str] = setting(
         [], "Validation sets", "Data sets to measure on, instead of a share of the training rows."
@@ -699,9 +718,16 @@ class Logging(Part):
     logging_steps: int = setting(
         5, "Log every", "Optimizer steps between two points of the curve.", ge=1, le=10**9
     )
+    eval_strategy: Literal["steps", "epoch"] = setting(
+        "steps", "Validate by", "Every so many steps, or at the end of each epoch."
+    )
     eval_steps: int = setting(
         100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9
     )
+    save_strategy: Literal["steps", "epoch", "no"] = setting(
+        "steps", "Save by",
+        "A checkpoint every so many steps, at the end of each epoch, or never. The result is always saved.",
+    )  # fmt: skip
     save_steps: int = setting(100, "Save every", "Optimizer steps between two checkpoints.", ge=1, le=10**9)
     save_total_limit: int | None = setting(
         2, "Checkpoints kept", "The newest n (and the best, if it is kept). Empty: all.", ge=1, le=10**6
@@ -1001,26 +1027,8 @@ def problems(spec: RunSpec) -> list[Problem]:
         found.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
         found += _target_problems(spec.method.target_modules)
-    measured = spec.data.validation_share > 0 or bool(spec.data.eval_datasets)
-    if spec.data.validation_share > 0 and spec.data.eval_datasets:
-        found.append(problem("two-validations", "data.validation_share"))
-    if shared := sorted(set(spec.data.eval_datasets) & set(spec.data.datasets)):
-        found.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
-    for path in ("load_best_model_at_end", "early_stopping_patience"):
-        if getattr(spec.logging, path) and not measured:
-            found.append(problem("needs-validation", f"logging.{path}"))
-    if spec.logging.load_best_model_at_end and spec.logging.save_steps % spec.logging.eval_steps:
-        found.append(
-            problem(
-                "best-needs-multiple",
-                "logging.save_steps",
-                save=spec.logging.save_steps,
-                eval=spec.logging.eval_steps,
-            )
-        )
+    found += _validation_problems(spec)
     schedule = spec.training.lr_scheduler_type
-    if schedule in ("reduce_lr_on_plateau", "greedy") and not measured:
-        found.append(problem("needs-validation", "training.lr_scheduler_type"))
     given, needed = spec.extra.get("lr_scheduler_kwargs"), SCHEDULES.get(schedule, ())
     if needed and sum(name in given for name in needed if isinstance(given, dict)) != 1:
         found.append(
@@ -1041,6 +1049,34 @@ def problems(spec: RunSpec) -> list[Problem]:
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         found.append(problem("fp16-on-cpu", "training.precision"))
     found += _stage_problems(spec) + _extra_problems(spec)
+    return found
+
+
+def measured(spec: RunSpec) -> bool:
+    """Whether there are rows to measure on."""
+    return spec.data.validation_share > 0 or bool(spec.data.validation_rows or spec.data.eval_datasets)
+
+
+def _validation_problems(spec: RunSpec) -> list[Problem]:
+    data, logging, found = spec.data, spec.logging, []
+    if (data.validation_share or data.validation_rows) and data.eval_datasets:
+        found.append(problem("two-validations", "data.validation_share"))
+    if data.validation_share and data.validation_rows:
+        found.append(problem("two-shares", "data.validation_rows"))
+    if shared := sorted(set(data.eval_datasets) & set(data.datasets)):
+        found.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
+    for path in ("load_best_model_at_end", "early_stopping_patience"):
+        if getattr(logging, path) and not measured(spec):
+            found.append(problem("needs-validation", f"logging.{path}"))
+    if logging.load_best_model_at_end:
+        if logging.save_strategy != logging.eval_strategy:
+            values = {"save": logging.save_strategy, "eval": logging.eval_strategy}
+            found.append(problem("best-needs-same", "logging.save_strategy", **values))
+        elif logging.save_strategy == "steps" and logging.save_steps % logging.eval_steps:
+            values = {"save": logging.save_steps, "eval": logging.eval_steps}
+            found.append(problem("best-needs-multiple", "logging.save_steps", **values))
+    if spec.training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not measured(spec):
+        found.append(problem("needs-validation", "training.lr_scheduler_type"))
     return found
 
 

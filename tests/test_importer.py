@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.importer import read, read_any
+from engine.importer import Imported, read, read_any
 from engine.problems import Refusal
 from engine.spec import RunSpec
 
@@ -42,7 +42,12 @@ def test_every_flag_of_the_users_commands_is_in_the_spec() -> None:
     assert spec.logging.plot_loss
     assert spec.logging.report_to == []
     assert (spec.hardware.devices, spec.hardware.num_processes) == ([0, 1, 2, 3], 4)
-    assert {one.values["name"] for one in imported.left_out} == {"do_train", "template", "output_dir"}
+    assert {one.values["name"] for one in imported.left_out} == {
+        "config_file",
+        "do_train",
+        "template",
+        "output_dir",
+    }
 
 
 def test_a_yaml_file_of_theirs_is_read_too() -> None:
@@ -144,7 +149,7 @@ def test_what_a_stage_does_not_have_is_left_out_and_told() -> None:
     )
     assert imported.spec.stage.loss_type == "sigmoid"
     left_out = {one.values["name"] for one in imported.left_out}
-    assert left_out == {"pref_loss", "train_on", "kto_chosen_weight", "ref_model"}
+    assert left_out == {"pref_loss", "mask_history", "kto_chosen_weight", "ref_model"}
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[1, 2]", "--a 'b", "{", "x: y: z"])
@@ -172,3 +177,202 @@ def test_what_a_command_leaves_out_is_as_it_was_there() -> None:
     assert (spec.method.r, spec.method.lora_alpha, spec.data.max_length) == (8, 16, 2048)
     assert read("--stage sft --model_name_or_path m --lora_rank 4").spec.method.lora_alpha == 8
     assert read("--stage sft --model_name_or_path m --lora_rank 4 --lora_alpha 4").spec.method.lora_alpha == 4
+
+
+# ------------------------------------------------------------------------------------------ what is YAML, what a command
+
+MINIMAL = "model_name_or_path: /models/x\nstage: sft\nfinetuning_type: lora\ndataset: names\n"
+
+
+def told(imported: Imported) -> dict[str, str]:
+    """Key → the code of what is said of it."""
+    return {one.values.get("name", one.code): one.code for one in imported.left_out}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\n" + MINIMAL,
+        "# accelerate launch --config_file a.yaml\n" + MINIMAL,
+        MINIMAL.replace("/models/x", "/models/my--model"),
+        MINIMAL + "run_name: --stage pt --model_name_or_path nothing\n",
+        MINIMAL + "# torchrun --nproc_per_node 8 src/train.py --stage pt\n",
+        "\ufeff" + MINIMAL.replace("\n", "\r\n"),
+        MINIMAL.replace("\n", "\r"),
+        "```yaml\n" + MINIMAL + "```\n",
+        MINIMAL + "...\n",
+    ],
+    ids=["mark", "comment", "value", "a value like a command", "a command in a comment", "windows", "mac", "fence", "end mark"],
+)  # fmt: skip
+def test_yaml_is_yaml_whatever_dashes_are_in_it(text: str) -> None:
+    spec = read_any(text).spec
+    assert spec.model.model_name_or_path.startswith("/models/")
+    assert (spec.stage.kind, spec.data.datasets, spec.hardware.num_processes) == ("sft", {"names": 1}, 1)
+
+
+def test_tabs_at_the_beginning_of_lines_are_read_as_blanks_and_told() -> None:
+    imported = read("stage: sft\nlr_scheduler_kwargs:\n\tmin_lr: 1e-6\ndataset: a")
+    assert imported.spec.extra == {"lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    assert [one.text() for one in imported.left_out] == [
+        "Line 3 begins with a tab, which YAML does not allow; it was read as blanks."
+    ]
+
+
+def test_yaml_that_is_broken_is_refused_at_its_line() -> None:
+    with pytest.raises(Refusal, match="Line 4, column 14"):
+        read("stage: sft\ndataset: a\nlora_target: [q_proj\nlearning_rate: 1e-4\ncutoff_len: 9\n")
+
+
+def test_a_key_that_stands_twice_counts_once_and_is_told() -> None:
+    imported = read("stage: sft\ndataset: a\nlearning_rate: 1e-4\nlearning_rate: 2e-4")
+    assert imported.spec.training.learning_rate == 2e-4
+    assert told(imported) == {"learning_rate": "import-twice"}
+    imported = read("train --stage sft --dataset a --lora_rank 4 --lora_rank 16")
+    assert (imported.spec.method.r, told(imported)) == (16, {"lora_rank": "import-twice"})
+
+
+def test_several_documents_are_put_together_and_told() -> None:
+    imported = read("stage: sft\ndataset: a\n---\nlora_rank: 4\n---\n# nothing\n")
+    assert (imported.spec.method.r, told(imported)) == (4, {"import-documents": "import-documents"})
+
+
+# ------------------------------------------------------------------------------------------ shells
+
+FILE = "model_name_or_path: /m\nstage: sft\ndo_train: true\ndataset: a\nlearning_rate: 1.0e-5\nlora_rank: 8\n"
+
+
+def of_shell(text: str) -> RunSpec:
+    return read(text, {"x.yaml": FILE, "conf/x.yaml": FILE}.get).spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32",
+        "llamafactory-cli train conf/x.yaml learning_rate=3e-4 lora_rank=32 > log.txt 2>&1 &",
+        "nohup llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32 2>&1 | tee log.txt &",
+        "cd /somewhere && FORCE_TORCHRUN=1 lmf train x.yaml learning_rate=3e-4 lora_rank=32; echo done",
+        "torchrun --standalone src/train.py x.yaml learning_rate=3e-4 lora_rank=32",
+        "python -m llamafactory.cli train x.yaml learning_rate=3e-4 lora_rank=32",
+        "llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32\n\n" + FILE,
+        "llamafactory-cli train other.yaml learning_rate=3e-4 lora_rank=32\n---\n" + FILE,
+        "cat > y.yaml <<'EOF'\n" + FILE + "EOF\nllamafactory-cli train y.yaml learning_rate=3e-4 lora_rank=32\n",
+        "LR=3e-4; R=32\nllamafactory-cli train x.yaml learning_rate=$LR lora_rank=${R}",
+        "llamafactory-cli train x.yaml learning_rate=${LR:-3e-4} lora_rank=${R-32}",
+    ],
+)  # fmt: skip
+def test_a_file_is_read_and_what_stands_behind_it_goes_before_it(text: str) -> None:
+    spec = of_shell(text)
+    assert (spec.training.learning_rate, spec.method.r) == (3e-4, 32)
+    assert (spec.model.model_name_or_path, spec.data.datasets) == ("/m", {"a": 1})
+
+
+def test_a_file_that_cannot_be_reached_is_told() -> None:
+    imported = read("llamafactory-cli train lost.yaml learning_rate=3e-4")
+    assert imported.spec.training.learning_rate == 3e-4
+    assert [one.code for one in imported.left_out] == ["import-file"]
+    with pytest.raises(Refusal, match=r"lost\.yaml cannot be reached"):
+        read("llamafactory-cli train lost.yaml")
+
+
+FLAGS = ("--stage sft", "--model_name_or_path '/models/a b'", "--dataset a,b", "--lora_rank 4", "--bf16")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " \\\n  ".join(("llamafactory-cli train", *FLAGS)),
+        " \\  \n  ".join(("llamafactory-cli train", *FLAGS)),  # blanks behind the backslash
+        " ^\r\n  ".join(("llamafactory-cli train", *FLAGS)).replace("'", '"'),
+        " `\n  ".join(("llamafactory-cli train", *FLAGS)),
+        "\n".join(("llamafactory-cli train", *FLAGS)),  # none at all
+        "llamafactory-cli train --stage sft \\\n  # a comment in between\n " + " ".join(FLAGS[1:]),
+        "ARGS=(\n  --stage sft # the stage\n  --dataset a,b\n)\npython src/train.py \"${ARGS[@]}\" " + " ".join((FLAGS[1], *FLAGS[3:])),
+        "ARGS=\"--stage sft --dataset a,b\"\npython src/train_bash.py $ARGS " + " ".join((FLAGS[1], *FLAGS[3:])),
+        "export M='/models/a b'\npython src/train.py --stage sft --model_name_or_path \"$M\" --dataset a,b --lora_rank 4 --bf16",
+        "set \"M=/models/a b\"\npython src\\train.py --stage sft --model_name_or_path \"%M%\" --dataset a,b --lora_rank 4 --bf16 ^\n",
+        "$env:M = \"/models/a b\"\npython src/train.py --stage sft --model_name_or_path $env:M --dataset a,b --lora_rank 4 --bf16",
+    ],
+    ids=["bash", "blanks", "cmd", "PowerShell", "no marks", "comment", "array", "variable of flags", "export", "set", "env:"],
+)  # fmt: skip
+def test_every_shell_means_the_same_command(text: str) -> None:
+    spec = read(text).spec
+    assert (spec.stage.kind, spec.data.datasets, spec.method.r) == ("sft", {"a": 1, "b": 1}, 4)
+    assert spec.training.precision == "bf16"
+    assert spec.model.model_name_or_path == "/models/a b"
+
+
+def test_a_windows_path_keeps_its_backslashes() -> None:
+    spec = read("llamafactory-cli train --stage sft --model_name_or_path D:\\models\\qwen --dataset a").spec
+    assert spec.model.model_name_or_path == "D:\\models\\qwen"
+
+
+def test_what_only_a_shell_could_know_is_told_where_it_is_used() -> None:
+    imported = read(
+        "echo $HOME; llamafactory-cli train --stage sft --dataset $1 --output_dir out/$(date +%F)"
+    )
+    assert [one.values["name"] for one in imported.left_out if one.code == "import-variable"] == [
+        "$1",
+        "$(date +%F)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "processes"),
+    [
+        ("deepspeed --num_gpus 4 --master_port=9901 src/train.py", [], 4),
+        ("deepspeed --include localhost:1,3 src/train.py", [1, 3], 2),
+        ("CUDA_VISIBLE_DEVICES=0,1 FORCE_TORCHRUN=1 llamafactory-cli train", [0, 1], 2),
+        ("FORCE_TORCHRUN=1 NPROC_PER_NODE=8 llamafactory-cli train", [], 8),
+        ("export CUDA_VISIBLE_DEVICES=4,5,6\nllamafactory-cli train", [4, 5, 6], 3),
+        ("accelerate launch --num_processes=2 --gpu_ids 2,3 --mixed_precision no src/train.py", [2, 3], 2),
+        ("python -m torch.distributed.run --nproc-per-node 2 src/train.py", [], 2),
+    ],
+)
+def test_launchers_say_how_many_processes_and_on_which_cards(
+    text: str, devices: list[int], processes: int
+) -> None:
+    imported = read(f"{text} --stage sft --dataset a")
+    assert (imported.spec.hardware.devices, imported.spec.hardware.num_processes) == (devices, processes)
+    assert all(one.code == "import-needless" for one in imported.left_out)
+
+
+def test_several_machines_sharding_and_unknown_flags_of_a_launcher_are_told() -> None:
+    imported = read(
+        "NNODES=2 NODE_RANK=1 WANDB_API_KEY=sk-verysecret torchrun --nnodes 2 --rdzv_id 7 --wibble 3 --nproc_per_node 2 "
+        "src/train.py --stage sft --dataset a --deepspeed ds_z3_config.json"
+    )
+    names = {one.values["name"]: one.code for one in imported.left_out}
+    assert {name for name, code in names.items() if code == "import-none"} == {
+        "NNODES", "NODE_RANK", "nnodes", "deepspeed", "WANDB_API_KEY",
+    }  # fmt: skip
+    assert (names["rdzv_id"], names["wibble"]) == ("import-needless", "import-unknown")
+    assert "verysecret" not in " ".join(
+        one.text(language) for one in imported.left_out for language in ("en", "zh")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("llamafactory-cli chat x.yaml", "import-chat"), ("llamafactory-cli webchat x.yaml", "import-chat"),
+        ("API_PORT=8000 llamafactory-cli api x.yaml infer_backend=vllm", "import-api"),
+        ("CUDA_VISIBLE_DEVICES=0 llamafactory-cli webui", "import-webui"), ("llamafactory-cli version", "import-verb"),
+        ("python scripts/llama_pro.py --model_name_or_path m --num_expand 8", "import-verb"),
+        ("model_name_or_path: m\ntemplate: qwen\ninfer_backend: vllm", "import-chat"),
+        ("ls -l && cd x", "import-nothing"),
+    ],
+)  # fmt: skip
+def test_what_trains_nothing_is_refused_with_what_to_do_instead(text: str, code: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        read(text)
+    assert [one.code for one in refusal.value.problems] == [code]
+
+
+def test_of_several_commands_the_first_that_trains_is_taken_and_the_others_are_told() -> None:
+    imported = read(
+        "pip install -e .\nllamafactory-cli train --stage sft --dataset a --lora_rank 4 && "
+        "llamafactory-cli export --model_name_or_path m --export_dir out"
+    )
+    assert imported.spec.method.r == 4
+    assert [one.code for one in imported.left_out] == ["import-second"]

@@ -51,7 +51,7 @@ def test_the_page_knows_no_training_stack_and_no_worker(file: Path) -> None:
     assert not any(name.startswith("engine.worker") for name in imports(file))
 
 
-@pytest.mark.parametrize("file", files("engine"), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [*files("engine"), *files("engine/importer")], ids=lambda file: file.name)
 def test_the_engine_knows_no_page_and_no_training_stack(file: Path) -> None:
     assert not tops(file) & (TRAINING | {"gradio", "webui", "app"})
     assert not any(name.startswith("engine.worker") for name in imports(file))
@@ -75,7 +75,13 @@ def test_tabs_do_not_import_each_other() -> None:
 
 
 def test_nothing_is_given_to_a_shell_or_unpickled() -> None:
-    for file in [PROJECT / "app.py", *files("webui"), *files("engine"), *files("engine/worker")]:
+    for file in [
+        PROJECT / "app.py",
+        *files("webui"),
+        *files("engine"),
+        *files("engine/importer"),
+        *files("engine/worker"),
+    ]:
         text = file.read_text(encoding="utf-8")
         assert "shell=True" not in text
         assert "os.system" not in text

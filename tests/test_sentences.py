@@ -50,7 +50,7 @@ def test_a_heading_over_rows_is_nothing_to_mend() -> None:
 def test_every_code_that_is_said_has_a_sentence_and_every_sentence_is_said() -> None:
     source = "\n".join(
         file.read_text(encoding="utf-8")
-        for folder in ("engine", "engine/worker", "webui", ".")
+        for folder in ("engine", "engine/importer", "engine/worker", "webui", ".")
         for file in (PROJECT / folder).glob("*.py")
     )
     said = set(re.findall(r"problem\(\s*\"([a-z0-9-]+)\"", source))

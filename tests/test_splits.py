@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from engine.mixing import held_out, repeats
+from engine.spec import Data
 from engine.worker.examples import IGNORED, Example, table
 from engine.worker.lengths import order
 from engine.worker.packing import pack, packed
@@ -94,11 +96,10 @@ def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_pa
 
 
 def test_what_is_set_aside_depends_on_number_and_seed_alone():
-    aside = set_aside(1000, 0.25, seed=3)
+    aside = set_aside(1000, 250, seed=3)
     assert aside.sum() == 250
-    assert (aside == set_aside(1000, 0.25, seed=3)).all()
-    assert (aside != set_aside(1000, 0.25, seed=4)).any()
-    assert set_aside(7, 0.01, seed=0).sum() == 1
+    assert (aside == set_aside(1000, 250, seed=3)).all()
+    assert (aside != set_aside(1000, 250, seed=4)).any()
     often = times(~aside, 2.4, seed=3)
     assert (often[aside] == 0).all()
     assert sorted(np.unique(often[~aside])) == [2, 3]
@@ -128,3 +129,39 @@ def test_an_epoch_by_length_has_every_example_once_and_pads_little():
     assert len(met) > 150
     assert order(np.array([5, 3, 9]), 8, 0, 0).tolist() == [2, 0, 1]
     assert order(np.array([], dtype=int), 8, 0, 0).tolist() == []
+
+
+def test_a_number_of_validation_rows_is_divided_by_the_sizes_of_the_sets() -> None:
+    rows = {"a": 100, "b": 300, "c": 7}
+    assert held_out(Data(datasets=list(rows), validation_rows=50), rows) == {"a": 12, "b": 37, "c": 1}
+    assert held_out(Data(datasets=list(rows), validation_rows=1), rows) == {"a": 0, "b": 1, "c": 0}
+    assert sum(held_out(Data(datasets=list(rows), validation_rows=10_000), rows).values()) == 407
+    assert held_out(Data(datasets=list(rows), validation_share=0.1), rows) == {"a": 10, "b": 30, "c": 1}
+    assert held_out(Data(datasets=list(rows)), rows) == {"a": 0, "b": 0, "c": 0}
+
+
+@pytest.mark.parametrize(
+    ("how", "stopping"), [("interleave_under", "first_exhausted"), ("interleave_over", "all_exhausted")]
+)
+def test_interleaving_shows_what_the_datasets_library_draws(how: str, stopping: str) -> None:
+    """The oracle is datasets.interleave_datasets itself, with its chance averaged over many seeds."""
+    import datasets
+
+    rows, chances = {"a": 400, "b": 100}, {"a": 0.7, "b": 0.3}
+    sets = [datasets.Dataset.from_dict({"name": [name] * count}) for name, count in rows.items()]
+    drawn = dict.fromkeys(rows, 0.0)
+    for seed in range(20):
+        mixed = datasets.interleave_datasets(
+            sets, list(chances.values()), seed=seed, stopping_strategy=stopping
+        )["name"]
+        for name in rows:
+            drawn[name] += mixed.count(name) / 20
+    often = repeats(Data(datasets=chances, mix_strategy=how), rows)
+    shown = {name: often[name] * count for name, count in rows.items()}
+    assert shown == pytest.approx(drawn, rel=0.05)
+
+
+def test_a_set_without_rows_takes_nothing_from_the_others() -> None:
+    assert repeats(
+        Data(datasets={"a": 0.5, "b": 0.5}, mix_strategy="interleave_under"), {"a": 10, "b": 0}
+    ) == {"a": 1, "b": 0}

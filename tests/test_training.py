@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from engine import runs
 from engine.progress import curves
-from engine.rundir import RunDir, read_json, write_json
+from engine.rundir import RunDir, read_json, read_lines, write_json
 from engine.spec import RunSpec, optimizer_steps
 from engine.workplace import PROJECT
 from tests.train_many import lay_out, train_many
@@ -44,6 +44,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "eight_bits": {"model.quantization": {"kind": "8bit"}},
     "eight_bits_again": {"model.quantization": {"kind": "8bit"}, "training.gradient_checkpointing": True},
     "freeze": {"method": {"kind": "freeze", "trainable_layers": 1}},
+    "freeze_all_but_the_last": {
+        "method": {"kind": "freeze", "trainable_layers": -1},
+        "logging.save_strategy": "no",
+    },
+    "by_epoch": {
+        "data.validation_rows": 8,
+        "logging.eval_strategy": "epoch",
+        "logging.save_strategy": "epoch",
+        "logging.save_total_limit": None,
+        "logging.load_best_model_at_end": True,
+        "training.max_steps": None,
+        "training.num_train_epochs": 2,
+    },
     "full": {"method": {"kind": "full"}},
     "everything": {"stage": {"kind": "sft", "train_on": "everything"}},
     "packed": {"data.packing": True, "data.max_length": 128},
@@ -259,6 +272,26 @@ def test_only_the_last_layer_moves_when_the_others_are_frozen(trained: dict[str,
     moved = {name for name in after if (before[name] != after[name]).any()}
     assert moved
     assert all(".layers.1." in name for name in moved)
+
+
+def test_a_negative_number_of_layers_trains_the_first_and_no_checkpoint_is_left_where_none_is_wanted(
+    trained: dict[str, RunDir], tiny: Path
+) -> None:
+    run = trained["freeze_all_but_the_last"]
+    before, after = load_file(tiny / "model.safetensors"), load_file(run.model / "model.safetensors")
+    moved = {name for name in after if (before[name] != after[name]).any()}
+    assert moved
+    assert all(".layers.0." in name for name in moved)
+    assert run.checkpoints() == []
+
+
+def test_an_epoch_is_where_a_run_by_epochs_measures_and_saves(trained: dict[str, RunDir]) -> None:
+    run = trained["by_epoch"]
+    summary = read_json(run.prepared / "summary.json")
+    assert (summary["train"]["rows"], summary["validation"]["rows"]) == (32, 8)
+    assert [folder.name for folder in run.checkpoints()] == ["checkpoint-8", "checkpoint-16"]  # 32 rows by 4
+    measured = [line["step"] for line in read_lines(run.metrics) if "eval_loss" in line]
+    assert measured == [8, 16]
 
 
 def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[str, RunDir]) -> None:

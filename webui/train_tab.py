@@ -91,7 +91,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                     load = gr.Button(words("load"), size="sm")
                     file = gr.UploadButton(
                         words("load-file"),
-                        file_types=[".yaml", ".yml"],
+                        file_types=[".yaml", ".yml", ".sh", ".bat", ".cmd", ".ps1", ".txt", ".json"],
                         type="binary",
                         size="sm",
                         elem_id="load-file",
@@ -174,23 +174,28 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         known = name in workplace.presets()
         return begun(name, controls.updates) if known else [gr.skip()] * (1 + len(filled))
 
+    def context(given: str) -> int | None:
+        model = chosen(given, workplace)
+        return model.context_length if model else None
+
     def from_yaml(text: str) -> list[Any]:
         try:
             if len(text) > LARGEST_YAML:
                 raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
-            loaded = importer.read_any(text)
+            loaded = importer.read_any(text, context)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), "", *[gr.skip()] * len(filled)]
-        # What is lost stands before what is not needed.
-        left_out = sorted(loaded.left_out, key=lambda one: one.code == "import-needless")
-        notes = notices.listed(left_out, words) if left_out else ""
-        said = words("loaded-with-notes", count=len(left_out)) if left_out else words("loaded")
+        notes = imported_html(loaded, words)
+        if not isinstance(loaded.spec, RunSpec):
+            said = notices.toast(words(f"loaded-{loaded.spec.kind}"))
+            return [said, notes, *[gr.skip()] * len(filled)]
+        said = words("loaded-with-notes", count=len(loaded.lost)) if loaded.lost else words("loaded")
         return [notices.toast(said), notes, *fill(loaded.spec)]
 
     def from_file(content: bytes) -> list[Any]:
         try:
-            return from_yaml(content.decode("utf-8-sig"))
-        except UnicodeDecodeError:
+            return from_yaml(importer.decoded(content))
+        except Refusal:
             return [notices.toast(words("load-not-text"), "bad"), "", *[gr.skip()] * len(filled)]
 
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
@@ -363,6 +368,23 @@ def chosen(given: str, workplace: Workplace) -> Model | None:
     folder = Path(absolute(given or "", workplace.model_roots, "config.json"))
     known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect(folder) if known else None
+
+
+def imported_html(loaded: importer.Imported, words: Words) -> str:
+    """What an import has left out or taken otherwise, and folded below it what was not needed; and a spec that is no training's,
+    as a file to be submitted."""
+    needless = [one for one in loaded.left_out if one not in loaded.lost]
+    html = notices.listed(loaded.lost, words) if loaded.lost else ""
+    if needless:
+        title = escape(words("loaded-needless", count=len(needless)))
+        html += (
+            f'<details class="needless"><summary>{title}</summary>{notices.listed(needless, words)}</details>'
+        )
+    if not isinstance(loaded.spec, RunSpec):
+        help = escape(words(f"loaded-{loaded.spec.kind}-help"))
+        yaml = notices.code("imported-yaml", loaded.spec.to_yaml(brief=True), words, save=True)
+        html = f'<p class="quiet">{help}</p>{yaml}{html}'
+    return html
 
 
 def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, known: bool) -> str:

@@ -40,7 +40,8 @@ ELSEWHERE = ("dataset_dir", "preprocessing_num_workers", "group_by_length")  # s
 def key_of(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache: Path) -> str:
     """What the rows of a run are made of, as one word. Equal keys, equal rows."""
     data = spec.data.model_dump(exclude=set(ELSEWHERE))
-    chance = spec.data.validation_share or any(weight % 1 for weight in spec.data.datasets.values())
+    drawn = data["validation_share"] or data["validation_rows"] or data["mix_strategy"] != "concat"
+    chance = drawn or any(weight % 1 for weight in spec.data.datasets.values())
     template = spec.model.chat_template and Path(
         template_file(spec)
         or Path(__file__).parent.parent / "templates" / f"{spec.model.chat_template}.jinja"

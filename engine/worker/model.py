@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from engine.models import is_or_below
+from engine.models import is_or_below, kept_layers
 from engine.problems import Refusal, problem
 from engine.spec import RunSpec
 
@@ -196,11 +196,12 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers: the stack is the list of as many modules as the config says."""
+    """Names of the last `count` transformer layers, of a negative count the first: the stack is the list of as many modules
+    as the config says."""
     layers = model.config.get_text_config().num_hidden_layers
     stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
     name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)
-    return tuple(f"{name}.{index}" for index in range(max(len(stack) - count, 0), len(stack)))
+    return tuple(f"{name}.{index}" for index in kept_layers(len(stack), count))
 
 
 def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.datasets import Dataset, files_of, read_catalogue
+from engine.mixing import held_out, repeats
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RunDir, read_json, write_json
-from engine.spec import RunSpec
+from engine.spec import RunSpec, measured
 from engine.stages import STAGES
 from engine.worker import cache
 from engine.worker.edge import Report, edge
@@ -117,17 +118,20 @@ def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dic
     """The rows of all data sets (`engine.worker.tables.Tables`), each where it belongs; returns the counts."""
     from engine.worker.splits import Split, read, set_aside, times
 
-    names = ["train", "validation"] if spec.data.validation_share or spec.data.eval_datasets else ["train"]
-    form, seed, share = STAGES[spec.stage.kind].form, spec.training.seed, spec.data.validation_share
+    names = ["train", "validation"] if measured(spec) else ["train"]
+    form, seed = STAGES[spec.stage.kind].form, spec.training.seed
     weighted = any(part.weighted for one in found for part in one.parts)
     splits = {
         name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
         for name in names
     }
+    rows = {one.dataset.name: one.good for one in found if one.dataset.name in spec.data.datasets}
+    kept = held_out(spec.data, rows)
+    weights = repeats(spec.data, {name: count - kept[name] for name, count in rows.items()})
     for one in found:
-        weight = spec.data.datasets.get(one.dataset.name)
-        aside = set_aside(one.good, share if weight else 1.0, seed)
-        often = {"train": times(~aside, weight or 0, seed), "validation": aside.astype("uint16")}
+        aside = set_aside(one.good, kept.get(one.dataset.name, one.good), seed)
+        weight = weights.get(one.dataset.name, 0)
+        often = {"train": times(~aside, weight, seed), "validation": aside.astype("uint16")}
         at = 0
         for part in one.parts:
             for table in read(part.path):

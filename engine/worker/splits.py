@@ -25,9 +25,9 @@ PACKS = 500  # at a time, at the least
 ROWS = 1000  # rows written at a time, so that a reader needs not much memory either
 
 
-def set_aside(rows: int, share: float, seed: int) -> np.ndarray:
-    """Which of so many rows are measured on (bool): a share of them by the seed, but at least one if any."""
-    return _some(rows, max(round(rows * share), 1) if share else 0, seed)
+def set_aside(rows: int, count: int, seed: int) -> np.ndarray:
+    """Which of so many rows are measured on (bool): `count` of them by the seed."""
+    return _some(rows, count, seed)
 
 
 def times(trained: np.ndarray, weight: float, seed: int) -> np.ndarray:

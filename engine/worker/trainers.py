@@ -63,9 +63,9 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "logging_steps": logging.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would print the last good loss instead of NaN
-        "eval_strategy": "steps" if measured else "no",
+        "eval_strategy": logging.eval_strategy if measured else "no",
         "eval_steps": logging.eval_steps if measured else None,
-        "save_strategy": "steps",
+        "save_strategy": logging.save_strategy,
         "save_steps": logging.save_steps,
         "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
         "load_best_model_at_end": logging.load_best_model_at_end,

@@ -1,0 +1,118 @@
+"""A saved form of LLaMA Board (`llamaboard_config.yaml`, `config/*.yaml`) → the keys that it would train with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from engine.importer.table import NOTHING, entries
+from engine.problems import Problem, problem
+
+PARTS = ("top", "train", "eval", "infer", "export")
+STAGES = {
+    "Supervised Fine-Tuning": "sft", "Reward Modeling": "rm", "PPO": "ppo", "DPO": "dpo", "KTO": "kto", "Pre-Training": "pt",
+}  # fmt: skip
+# Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5); those that are called as their key need no row.
+NAMES = {
+    "training_stage": "stage", "train_seed": "seed", "eval_seed": "seed", "batch_size": "per_device_train_batch_size",
+    "neftune_alpha": "neftune_noise_alpha", "use_pissa": "pissa_init", "checkpoint_path": "adapter_name_or_path",
+    "model_path": "model_name_or_path",
+}  # fmt: skip
+# Parts of the page, which are no settings.
+PAGE = ("lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload", "resume_btn", "progress_bar",
+        "swanlab_link", "loss_viewer", "output_box", "predict")  # fmt: skip
+# What belongs to a switch or a stage, and is no setting without it.
+ONLY = {
+    "galore_": "use_galore", "apollo_": "use_apollo", "badam_": "use_badam", "swanlab_": "use_swanlab",
+}  # fmt: skip
+
+
+def known(name: str) -> bool:
+    return name.partition(".")[0] in PARTS and "." in name
+
+
+def is_board(settings: Mapping[str, Any]) -> bool:
+    return any(known(str(name)) and str(name).startswith(("top.", "train.", "eval.")) for name in settings)
+
+
+def unfolded(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
+    """The settings that the form would start a training with; or an evaluation, where only that has a data set."""
+    held = {part: _part(form, part) for part in PARTS}
+    evaluates = not held["train"].get("dataset") and bool(held["eval"].get("dataset"))
+    part = "eval" if evaluates else "train"
+    settings: dict[str, Any] = {"do_predict": True} if evaluates else {"do_train": True}
+    controls = held["top"] | held[part]
+    extra = controls.pop("extra_args", None)
+    for name, value in controls.items():
+        if name in PAGE or value in ([], *NOTHING):
+            continue
+        switch = next((switch for begin, switch in ONLY.items() if name.startswith(begin)), None)
+        if switch and controls.get(switch) is not True:
+            continue
+        _add(settings, NAMES.get(name, name), value, evaluates)
+    if evaluates:
+        settings["eval_dataset"] = settings.pop("dataset", None)
+    if settings.get("val_size") and not evaluates:  # as the page does
+        settings |= {"eval_strategy": "steps", "eval_steps": settings.get("save_steps", 100)}
+        settings["per_device_eval_batch_size"] = settings.get("per_device_train_batch_size", 2)
+    name = controls.get("model_name")
+    if name and "model_name_or_path" not in settings:
+        settings["model_name_or_path"] = name
+        notes.append(problem("import-board-model", name=name))
+    settings |= _extra(extra, notes)
+    return settings
+
+
+def _part(form: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {
+        str(name).partition(".")[2]: value for name, value in form.items() if str(name).startswith(f"{part}.")
+    }
+
+
+def _extra(text: Any, notes: list[Problem]) -> dict[str, Any]:
+    """The JSON of the box "extra arguments"."""
+    try:
+        plain = json.loads(text) if isinstance(text, str) and text.strip() else text or {}
+    except ValueError as error:
+        notes.append(problem("import-value", name="extra_args", value=text, why=str(error)))
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def _add(settings: dict[str, Any], name: str, value: Any, evaluates: bool) -> None:
+    """A control's value as its key's, where the page turns it into another."""
+    if name == "stage":
+        settings[name] = STAGES.get(value, value)
+    elif name == "compute_type":
+        if value in ("fp16", "bf16", "pure_bf16"):
+            settings[value] = True
+    elif name == "booster":
+        boosters = {
+            "flashattn2": ("flash_attn", "fa2"),
+            "unsloth": ("use_unsloth", True),
+            "liger_kernel": ("enable_liger_kernel", True),
+        }
+        if value in boosters:
+            settings[boosters[value][0]] = boosters[value][1]
+    elif name == "ds_stage":
+        settings["deepspeed"] = f"ds_z{value}_config.json"
+    elif name == "per_device_train_batch_size" and evaluates:
+        settings["per_device_eval_batch_size"] = value
+    elif name == "quantization_bit":
+        settings[name] = int(value) if str(value).isdecimal() else value
+    elif name == "adapter_name_or_path":
+        settings[name] = ",".join(map(str, value)) if isinstance(value, list) else value
+    elif name != "model_name":
+        settings[name] = number(value) if name in entries("llamafactory") else value
+
+
+def number(value: Any) -> Any:
+    """A number that the form keeps as text."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                continue
+    return value

@@ -1,0 +1,162 @@
+"""A spec in the making: which key of theirs put what where, and what could not be taken. One key never spoils the others."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from engine.importer.table import Entry, reasons
+from engine.problems import Problem, Refusal, problem
+from engine.spec import UNIONS, RunSpec, Spec, fields, problems
+
+
+class Draft:
+    """Settings of ours as plain data. `settings` are theirs, all of them; `kind` is the stage, or the kind of spec."""
+
+    def __init__(self, whole: type[Spec], kind: str, settings: Mapping[str, Any]):
+        self.whole, self.kind, self.settings = whole, kind, settings
+        self.plain: dict[str, Any] = {}
+        self.origins: dict[
+            str, tuple[str, Any]
+        ] = {}  # our path → their key and value; of defaults there is none
+        self.notes: list[Problem] = []
+
+    # -------------------------------------------------------------------------------- put in
+
+    def put(self, path: str, value: Any, name: str = "", *, beside: bool = False) -> None:
+        """Set the setting at `path`; `name` is the key of theirs that asks for it. Where another key has asked before, the
+        later one counts, and that is told; unless they stand `beside` each other."""
+        before = self.origins.get(path)
+        if name and before and before[0] != name and not beside:
+            if self.get(path) == value:
+                self.needless(*before, "said-by-both")
+            else:
+                self.notes.append(
+                    problem("import-overruled", name=before[0], value=short(before[1]), by=name)
+                )
+        *parents, last = path.split(".")
+        place = self.plain
+        for step in parents:
+            if not isinstance(place.get(step), dict):
+                place[step] = {}
+            place = place[step]
+        info = fields(self.whole).get(path)
+        listed = info is not None and str(info.annotation).startswith("list")
+        place[last] = several(value) if listed else value
+        if name:
+            self.origins[path] = (name, self.settings.get(name, value))
+
+    def get(self, path: str) -> Any:
+        place: Any = self.plain
+        for step in path.split("."):
+            place = place.get(step) if isinstance(place, dict) else None
+        return place
+
+    def drop(self, path: str) -> None:
+        *parents, last = path.split(".")
+        place: Any = self.plain
+        for step in parents:
+            place = place.get(step) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.pop(last, None)
+        for known in [one for one in self.origins if one == path or one.startswith(f"{path}.")]:
+            del self.origins[known]
+
+    # -------------------------------------------------------------------------------- tell
+
+    def tell(self, code: str, name: str, value: Any, why: str | Mapping[str, str] = "", **more: Any) -> None:
+        """Note what becomes of a key: `why` is the name of a reason, or the reason in both languages."""
+        said = (reasons()[why] if isinstance(why, str) else why) if why else ""
+        self.notes.append(problem(code, name=name, value=short(value), why=said, **more))
+
+    def needless(self, name: str, value: Any, why: str) -> None:
+        self.tell("import-needless", name, value, why)
+
+    def missing(self, name: str, value: Any, why: str) -> None:
+        self.tell("import-none", name, value, why)
+
+    def differs(self, name: str, value: Any, why: Mapping[str, str]) -> None:
+        self.tell("import-differs", name, value, why)
+
+    def about(self, name: str, value: Any, entry: Entry) -> None:
+        """Tell of a key that has no counterpart here, or needs none."""
+        shown = "…" if entry.secret and value else value
+        if entry.none and not entry.asks_nothing(value):
+            self.missing(name, shown, entry.none)
+        else:
+            self.needless(name, shown, entry.same or "nothing-asked")
+
+    # -------------------------------------------------------------------------------- finish
+
+    def spec(self) -> Spec:
+        """The spec. What it does not take is left out, each with a line of its own. Raises Refusal only where something is
+        wrong that no key has said."""
+        self._kinds_apart()
+        while True:
+            try:
+                spec = self.whole.read(self.plain)
+                wrong = [one for one in problems(spec) if one.field.startswith("extra")] if self._runs else []
+            except Refusal as refusal:
+                wrong = refusal.problems
+            if not wrong:
+                return spec
+            for one in wrong:
+                self._leave_out(one)
+
+    @property
+    def _runs(self) -> bool:
+        return self.whole is RunSpec
+
+    def _kinds_apart(self) -> None:
+        """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
+        for union, kinds in UNIONS.items():
+            if union == "stage":
+                continue
+            held = self.get(union)
+            if not isinstance(held, dict):
+                continue
+            default = fields(self.whole)[union].default.kind if union in fields(self.whole) else ""
+            kind = held.setdefault("kind", default)
+            if kind not in list(kinds):
+                continue
+            for key in [key for key in held if key != "kind" and key not in kinds[kind].model_fields]:
+                origin = self.origins.get(f"{union}.{key}")
+                self.drop(f"{union}.{key}")
+                if origin:
+                    self.tell("import-needless", *origin, "other-kind")
+
+    def _leave_out(self, wrong: Problem) -> None:
+        """Take out what a problem is about. Raises Refusal where that is nothing of theirs."""
+        field = f"extra.{wrong.values['name']}" if wrong.field == "extra" else wrong.field
+        steps = field.split(".")
+        tried = [".".join(steps[:count]) for count in range(len(steps), 0, -1)]
+        path = next((one for one in tried if one in self.origins), None)
+        path = path or next((one for one in tried if self.get(one) is not None), None)
+        if path is None:
+            raise Refusal(wrong)
+        name, value = self.origins.get(path, (path, self.get(path)))
+        self.drop(path)
+        self.tell("import-value", name, value, {one: wrong.text(one) for one in ("en", "zh")})
+
+
+def several(value: Any) -> list[Any]:
+    """`a,b` is what a list is on their command line; in YAML it may be one."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",") if name.strip()]
+    return [] if value is None else [value]
+
+
+def short(value: Any) -> str:
+    """A value as a sentence names it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
+        value = ",".join(map(str, value))
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,205 @@
+"""The words of a command → what it starts, with which settings, on which cards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.importer.draft import Draft, several
+from engine.importer.shell import ASSIGNMENT
+from engine.importer.table import Entry, entries
+from engine.problems import Refusal
+from engine.spec import RunSpec, read_yaml
+
+CLI = ("llamafactory-cli", "lmf", "axolotl")
+LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3", "srun", "mpirun", "ray")
+# Scripts of LLaMA-Factory's older versions, by the beginning of their name.
+SCRIPTS = (
+    ("export", "export"), ("cli_demo", "chat"), ("api", "api"), ("web", "webchat"), ("evaluate", "eval"),
+    ("train_web", "webui"), ("chat", "chat"), ("train", "train"),
+)  # fmt: skip
+VERBS = (
+    "train",
+    "export",
+    "chat",
+    "api",
+    "webchat",
+    "webui",
+    "eval",
+    "env",
+    "version",
+    "preprocess",
+    "inference",
+    "merge-lora",
+)
+FILES = (".yaml", ".yml", ".json")
+SECRET = re.compile(r"token|key|secret|passw", re.I)
+# Variables that libraries read; others are the script's own.
+LIBRARIES = re.compile(
+    r"(NCCL|WANDB|HF|HUGGING|TORCH|CUDA|PYTORCH|SWANLAB|MLFLOW|TRANSFORMERS|TRITON|VLLM|MODELSCOPE|RAY|ASCEND|HCCL|GLOO|TRACKIO)_?\w*"
+)
+
+
+@dataclass
+class Launch:
+    """A command. `verb` is what LLaMA-Factory is told to do ("" where nothing is said); `settings` are name and value as they
+    stand, `files` those that hold more of them; `flags` and `environment` are the launcher's."""
+
+    verb: str = ""
+    axolotl: bool = False
+    program: str = ""  # the launcher: accelerate, torchrun, …
+    settings: list[tuple[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    flags: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    words: Sequence[str] = ()
+
+
+def read_words(words: Sequence[str], exported: Mapping[str, str]) -> Launch | None:
+    """What a command starts; None if it has nothing to do with a training (`cd`, `pip install`)."""
+    environment, rest = dict(exported), list(words)
+    while rest and (rest[0] in ("env", "nohup", "time", "sudo", "exec") or ASSIGNMENT.fullmatch(rest[0])):
+        if assigned := ASSIGNMENT.fullmatch(rest[0]):
+            environment[assigned[1]] = assigned[2]
+        rest = rest[1:]
+    at = _script(rest)
+    launch = Launch(environment=environment, words=words)
+    if at is None:
+        # Words of which the beginning was not copied: flags, or the verb and flags.
+        if not rest or not (rest[0].startswith("--") or rest[0] in ("train", "export")):
+            return None
+        bare = rest[0] in ("train", "export")
+        launch.verb = rest[0] if bare else ""
+        _arguments(launch, rest[bare:])
+        return launch
+    launch.axolotl = "axolotl" in rest[at]
+    launch.program = rest[0].rpartition("/")[2]
+    launch.flags = dict(flags(rest[:at])[0])
+    if re.search(r"(^|[/\\])scripts[/\\]", rest[at]):
+        launch.verb = rest[at]  # of LLaMA-Factory's own helpers, which train nothing
+        return launch
+    script, behind = rest[at], rest[at + 1 :]
+    if script.rpartition("/")[2].removesuffix(".exe") in CLI or script.endswith("llamafactory.cli"):
+        launch.verb, behind = (behind[0], behind[1:]) if behind and behind[0] in VERBS else ("", behind)
+    else:
+        name = script.replace("\\", "/").rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
+        launch.verb = next((verb for begin, verb in SCRIPTS if name.startswith(begin)), "train")
+    launch.verb = {"preprocess": "train", "merge-lora": "export", "inference": "chat"}.get(
+        launch.verb, launch.verb
+    )
+    _arguments(launch, behind)
+    return launch
+
+
+def _script(words: Sequence[str]) -> int | None:
+    """Where the program that is started stands, behind the launcher and its flags."""
+    for index, word in enumerate(words):
+        name = word.replace("\\", "/").rpartition("/")[2].removesuffix(".exe")
+        if name in CLI or word.endswith(".py"):
+            return index
+        if (
+            index
+            and words[index - 1] in ("-m", "--module")
+            and ("axolotl" in word or re.match(r"llamafactory|llmtuner", word))
+        ):
+            return index
+    return None
+
+
+def _arguments(launch: Launch, words: Sequence[str]) -> None:
+    """Files and `key=value` before the first flag; flags behind."""
+    first = next((index for index, word in enumerate(words) if _flag(word)), len(words))
+    for word in words[:first]:
+        name, equals, value = word.partition("=")
+        if equals and re.fullmatch(r"[+~]*[\w.]+", name):
+            launch.settings.append((name.lstrip("+~"), plain(value)))
+        elif word.lower().endswith(FILES):
+            launch.files.append(word)
+    found, files = flags(words[first:])
+    launch.settings += found
+    launch.files += files
+
+
+def _flag(word: str) -> bool:
+    return bool(re.match(r"--?[a-zA-Z]", word))  # and not -1, which is a value
+
+
+def flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+    """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag are no flag's. And the files
+    among `--c x.yaml key=value`, which stand behind a switch."""
+    found: list[tuple[str, list[str]]] = []
+    files: list[str] = []
+    for word in words:
+        if _flag(word):
+            name, equals, value = word.lstrip("-").partition("=")
+            found.append((name.replace("-", "_"), [value] if equals else []))
+        elif re.fullmatch(r"[a-z_]+=\S*", word) and found and found[-1][1]:
+            name, _, value = word.partition("=")
+            found.append((name, [value]))
+        elif found:
+            found[-1][1].append(word)
+    return [(name, plain(",".join(values)) if values else True) for name, values in found], files
+
+
+def plain(word: str) -> Any:
+    """As YAML reads it; what it cannot read is text."""
+    try:
+        return read_yaml(word)
+    except Refusal:
+        return word
+
+
+# ------------------------------------------------------------------------------------------ hardware
+
+
+def put_hardware(draft: Draft, launch: Launch) -> None:
+    """Where the run computes, as launcher and environment say; each of their words is taken or told."""
+    table, cards = entries("launchers"), []
+    processes: Any = None
+    for name, value in [*launch.flags.items(), *launch.environment.items()]:
+        entry = table.get(name)
+        path = entry.path("") if entry else ""
+        if path == "hardware.devices":
+            cards = _cards(draft, name, value)
+        elif path == "hardware.num_processes":
+            if isinstance(count := plain(str(value)), int):
+                processes = count
+        elif path == "hardware.device":
+            draft.put(path, "cpu", name)
+        elif path == "training.precision":
+            if value in ("bf16", "fp16") and draft.get(path) is None:
+                draft.put(path, value)
+        elif path == "model.hub":
+            if str(value) in ("1", "true", "True"):
+                draft.put(path, "modelscope")
+        elif entry or name in launch.flags or LIBRARIES.fullmatch(name):
+            _about(draft, name, value, entry, launch)
+    count = processes if processes is not None else len(cards)
+    if draft.whole is not RunSpec:
+        count = min(count, 1)  # what answers or is written does so on one card
+    if count:
+        draft.put("hardware.num_processes", count, "num_processes")
+        draft.put("hardware.devices", cards[: max(count, 0)])
+
+
+def _cards(draft: Draft, name: str, value: Any) -> list[int]:
+    """`0,1`, `localhost:0,1`; what names no card by its number is told."""
+    words = [word.rpartition(":")[2] for word in several(str(value).rpartition("@")[2])]
+    if all(word.isdecimal() for word in words):
+        return [int(word) for word in words]
+    if words not in (["-1"], ["all"]):
+        draft.tell("import-none", name, value, "one-per-card")
+    return []
+
+
+def _about(draft: Draft, name: str, value: Any, entry: Entry | None, launch: Launch) -> None:
+    if entry is None and re.match(r"fsdp|deepspeed|offload|zero", name):
+        entry = Entry(none="sharding")
+    if entry is None and name.isupper():
+        entry = Entry(none="studio-environment", secret=bool(SECRET.search(name)))
+    if entry is None:
+        draft.tell("import-unknown", name, value, program=launch.program, hint="—")
+        return
+    draft.about(name, value, entry)

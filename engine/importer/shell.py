@@ -1,0 +1,230 @@
+"""Shell text → the commands in it, each as its words: what bash, cmd and PowerShell mean by quotes, line ends and variables.
+
+Nothing is run. A variable that the text itself sets is filled in; what only a shell could know (`$1`, `$(date)`) stays as it
+is written, and its name is kept for whoever tells the user.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+NAME = re.compile(r"[A-Za-z_]\w*")
+ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.S)
+# A line that goes on: \ of bash, ^ of cmd, ` of PowerShell. Blanks behind the mark are a slip that is meant the same.
+CONTINUED = re.compile(r"[\\^`][ \t]*(?:\n|$)")
+REDIRECTION = re.compile(r"(?:\d|&)?>{1,2}(?:&\d|&-)?|<")
+HERE_DOCUMENT = re.compile(
+    r"^[^\n]*?(?:cat|tee)[^\n]*?<<-?\s*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\s*\2[ \t]*$\n?", re.M | re.S
+)
+WRITTEN_TO = re.compile(r">{1,2}\s*['\"]?([^\s'\"<>|;&]+)|\btee\s+(?:-a\s+)?['\"]?([^\s'\"<>|;&]+)")
+WINDOWS = re.compile(r"[\^`][ \t]*$|^\s*(?:\$env:|set\s+\w+=|@echo)", re.M | re.I)
+# PowerShell's and cmd's assignments, in bash's words.
+ASSIGNMENTS = (
+    (re.compile(r"^\s*\$env:(\w+)\s*=\s*", re.M | re.I), r"export \1="),
+    (re.compile(r"^\s*\$(\w+)\s*=\s*", re.M), r"\1="),
+    (re.compile(r"^\s*set\s+\"(\w+)=([^\"\n]*)\"", re.M | re.I), r'export \1="\2"'),
+    (re.compile(r"^\s*set\s+(\w+)=", re.M | re.I), r"export \1="),
+)
+
+
+@dataclass
+class Script:
+    """What a text says: `commands` as lists of words, the `exported` variables, `documents` (the here-documents that it writes
+    to files, name → text), and the names in `unknown` that it uses without setting them."""
+
+    commands: list[list[str]] = field(default_factory=list)
+    exported: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def read_script(text: str) -> Script:
+    """The commands of a script. Raises ValueError where a quote is not closed."""
+    script = Script()
+
+    def keep(found: re.Match[str]) -> str:
+        target = WRITTEN_TO.search(found[0].split("\n", 1)[0])
+        if target:
+            script.documents[target[1] or target[2]] = found[3]
+        return "\n"
+
+    text = HERE_DOCUMENT.sub(keep, text)
+    windows = bool(WINDOWS.search(text))
+    for pattern, ours in ASSIGNMENTS:
+        text = pattern.sub(ours, text)
+    lexer = _Lexer(text, windows, script)
+    while (words := lexer.command()) is not None:
+        _take(words, lexer.variables, script)
+    return script
+
+
+def _take(words: list[str], variables: dict[str, str | list[str]], script: Script) -> None:
+    """Remember what a command assigns; keep the command if it is more than that."""
+    if not words:
+        return
+    exports = words[0] == "export"
+    rest = words[1:] if exports else words
+    assigned = [ASSIGNMENT.fullmatch(word) for word in rest]
+    if all(assigned) or exports:
+        for one in filter(None, assigned):
+            variables[one[1]] = one[2]
+        names = [one[1] for one in assigned if one] + [word for word in rest if NAME.fullmatch(word)]
+        if exports:
+            script.exported |= {name: str(variables[name]) for name in names if name in variables}
+        return
+    if words[0].startswith("--") and script.commands:
+        script.commands[-1] += words  # its line end was forgotten, or a comment stands between
+        return
+    script.commands.append(words)
+
+
+class _Lexer:
+    """Reads one command after the other from a text, with the variables that were set before."""
+
+    def __init__(self, text: str, windows: bool, script: Script):
+        self.text, self.at, self.windows, self.script = text, 0, windows, script
+        self.variables: dict[str, str | list[str]] = {}
+
+    def command(self) -> list[str] | None:
+        """The words of the next command, which may be none; None at the end."""
+        if self.at >= len(self.text):
+            return None
+        words: list[str] = []
+        while self.at < len(self.text):
+            rest = self.text[self.at :]
+            if continued := CONTINUED.match(rest):
+                self.at += continued.end()
+            elif rest[0] in "\n;" or rest.startswith(("&&", "||")) or rest[0] == "|":
+                self.at += 2 if rest[:2] in ("&&", "||") else 1
+                return words
+            elif redirection := REDIRECTION.match(rest):
+                self.at += redirection.end()
+                if "&" not in redirection[0][1:]:
+                    self._blanks()
+                    self._word()
+            elif rest[0] in " \t&()":
+                self.at += 1
+            elif rest[0] == "#":
+                self._comment()
+            else:
+                words += self._word()
+        return words
+
+    def _blanks(self) -> None:
+        while self.text[self.at : self.at + 1] in (" ", "\t"):
+            self.at += 1
+
+    def _comment(self) -> None:
+        end = self.text.find("\n", self.at)
+        self.at = len(self.text) if end < 0 else end
+
+    def _word(self) -> list[str]:
+        """A word, which a variable without quotes may turn into several, or none."""
+        parts, made, quoted = [""], [], False
+        while self.at < len(self.text):
+            sign = self.text[self.at]
+            if sign in " \t\n;|&<>" or CONTINUED.match(self.text, self.at):
+                break
+            if sign == "(" and parts[-1].endswith("=") and not made:
+                return self._array(parts[-1][:-1].rstrip("+"))
+            if sign == ")":
+                break
+            if sign in "'\"":
+                quoted = True
+                several = self._quoted(sign)
+                made += [parts[-1] + one for one in several[:-1]]
+                parts[-1] = (parts[-1] if len(several) == 1 else "") + several[-1]
+            elif sign == "\\" and not self._literal(parts[-1]):
+                parts[-1] += self.text[self.at + 1 : self.at + 2]
+                self.at += 2
+            elif sign in "$%`" and (value := self._value()) is not None:
+                whole = isinstance(value, list) or (self.windows and sign == "$")  # PowerShell does not split
+                several = value if isinstance(value, list) else [value] if whole else value.split() or [""]
+                made += [parts[-1] + several[0], *several[1:-1]] if len(several) > 1 else []
+                parts[-1] = several[-1] if len(several) > 1 else parts[-1] + several[0]
+            else:
+                parts[-1] += sign
+                self.at += 1
+        return [*made, parts[-1]] if parts[-1] or quoted else made
+
+    def _literal(self, before: str) -> bool:
+        """Whether a backslash stands for itself: in a Windows path."""
+        return self.windows or bool(re.match(r"[A-Za-z]:", before))
+
+    def _array(self, name: str) -> list[str]:
+        """`NAME=(a b c)`: kept as a list, and no word of any command."""
+        self.at += 1
+        words: list[str] = []
+        while self.at < len(self.text) and self.text[self.at] != ")":
+            if self.text[self.at] == "#":
+                self._comment()
+            elif continued := CONTINUED.match(self.text, self.at):
+                self.at = continued.end()
+            elif self.text[self.at] in " \t\n":
+                self.at += 1
+            else:
+                words += self._word()
+        self.at += 1
+        before = self.variables.get(name)
+        self.variables[name] = [*before, *words] if isinstance(before, list) else words
+        return []
+
+    def _quoted(self, sign: str) -> list[str]:
+        start, text = self.at, [""]
+        self.at += 1
+        while self.at < len(self.text):
+            here = self.text[self.at]
+            if here == sign:
+                self.at += 1
+                return text
+            if (
+                here == "\\"
+                and sign == '"'
+                and not self.windows
+                and self.text[self.at + 1 : self.at + 2] in '"\\$`\n'
+            ):
+                text[-1] += self.text[self.at + 1].strip("\n")
+                self.at += 2
+            elif here in "$%`" and sign == '"' and (value := self._value()) is not None:
+                several = value if isinstance(value, list) else [value]
+                text = [*text[:-1], text[-1] + "".join(several[:1]), *several[1:]]
+            else:
+                text[-1] += here
+                self.at += 1
+        line = self.text.count("\n", 0, start) + 1
+        raise ValueError(f"line {line}: a quote {sign} is not closed")
+
+    def _value(self) -> str | list[str] | None:
+        """What a `$` or `%` here stands for, and go behind it; None if it stands for itself."""
+        rest = self.text[self.at :]
+        if inner := re.match(r"\$\(|`[^`\n]+`", rest):
+            return self._inner(inner)
+        braces = re.match(r"\$\{(\w+)(\[[@*]\])?(?::?[-=]([^}]*))?[^}]*\}", rest)
+        found = braces or re.match(r"\$(?:env:)?(\w+|[@*#?$])", rest) or re.match(r"%(\w+)%", rest)
+        if not found:
+            return None
+        name = found[1]
+        value = self.variables.get(name, self.script.exported.get(name))
+        if value is None and braces and braces[3] is not None:
+            value = braces[3].strip("'\"")
+        if value is None:
+            if rest[0] == "%":
+                return None
+            self.script.unknown.append(found[0])
+            value = found[0]
+        self.at += found.end()
+        return value
+
+    def _inner(self, found: re.Match[str]) -> str:
+        """A command inside a command: its answer is not known, so its text stands for it."""
+        end = self.at + found.end()
+        if found[0] == "$(":
+            depth = 1
+            while end < len(self.text) and depth:
+                depth += {"(": 1, ")": -1}.get(self.text[end], 0)
+                end += 1
+        text = self.text[self.at : end]
+        self.at = end
+        self.script.unknown.append(text)
+        return text.replace(" ", "_")

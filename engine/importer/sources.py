@@ -1,0 +1,205 @@
+"""A pasted text → what it is: YAML, a command line, or both; and all settings in it, in the order in which they count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from engine.importer.launch import Launch, read_words
+from engine.importer.shell import HERE_DOCUMENT, read_script
+from engine.problems import Problem, Refusal, problem
+from engine.spec import DEEPEST, read_yaml
+
+KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
+YAML_LINE = re.compile(r"^(?:['\"]?[A-Za-z_][\w.\-]*['\"]?\s*:(?:\s|$)|---\s*$)")
+COMMAND_LINE = re.compile(
+    r"(?:^|[\s/\\])(?:llamafactory-cli|lmf|torchrun|deepspeed|accelerate|python3?|axolotl)(?:\.exe)?\s|\.py(?:\s|$)|^\s*--?\w"
+)
+FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.M)
+ACTING = ("train", "export", "eval", "")  # verbs that a spec can stand for
+Reader = Callable[[str], str | None]
+
+
+@dataclass
+class Source:
+    """What was read: `settings` of theirs, the `launch` that starts them, and `notes` on the text itself."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    launch: Launch = field(default_factory=Launch)
+    notes: list[Problem] = field(default_factory=list)
+    secrets: set[str] = field(default_factory=set)
+
+
+def normalized(text: str) -> str:
+    """The text with line ends of one kind, without byte order mark, the fences of a chat, and blanks that are none."""
+    text = text.removeprefix("﻿").replace("\r\n", "\n").replace("\r", "\n").replace(" ", " ")
+    return FENCE.sub("", text.replace("\u200b", ""))
+
+
+def read_source(text: str, reader: Reader) -> Source:
+    """All settings of a text. `reader` answers the text of a file that a command names, or None. Raises Refusal where there
+    is nothing that could be a setting."""
+    source = Source()
+    if _is_yaml(text):
+        _add_yaml(source, text)
+        return source
+    command, document = _apart(text)
+    if (
+        not COMMAND_LINE.search(command)
+        and len(re.findall(YAML_LINE.pattern, text, re.M)) > len(text.splitlines()) / 3
+    ):
+        _add_yaml(source, text)  # meant as YAML, and broken: it says where
+        return source
+    try:
+        script = read_script(command)
+    except ValueError as error:
+        raise Refusal(problem("import-unreadable", why=error)) from None
+    launches = [launch for words in script.commands if (launch := read_words(words, script.exported))]
+    source.launch = _chosen(launches, source.notes)
+    if not launches and not document:
+        raise Refusal(problem("import-nothing"))
+    source.notes += [
+        problem("import-variable", name=name)
+        for name in dict.fromkeys(script.unknown)
+        if _used(name, source.launch)
+    ]
+    for index, file in enumerate(source.launch.files):
+        found = document if index == 0 and document else _document(script.documents, file) or reader(file)
+        if found is None:
+            source.notes.append(problem("import-file", file=file))
+        else:
+            _add_yaml(source, found)
+    if document and not source.launch.files:
+        _add_yaml(source, document)
+    _add(source, source.launch.settings, over=bool(source.launch.files))
+    return source
+
+
+def _used(name: str, launch: Launch) -> bool:
+    held = [str(value) for _, value in launch.settings] + launch.files
+    return any(name in value or name.replace(" ", "_") in value for value in held)
+
+
+def _chosen(launches: Sequence[Launch], notes: list[Problem]) -> Launch:
+    """The first command that a spec can stand for; the others are told. Raises Refusal if there are only others."""
+    acting = [launch for launch in launches if launch.verb in ACTING]
+    if launches and not acting:
+        raise Refusal(problem(OTHER_VERBS.get(launches[0].verb, "import-verb"), verb=launches[0].verb))
+    for other in launches:
+        if acting and other is not acting[0]:
+            notes.append(problem("import-second", command=" ".join(other.words)[:80]))
+    return acting[0] if acting else Launch()
+
+
+OTHER_VERBS = {"chat": "import-chat", "webchat": "import-chat", "api": "import-api", "webui": "import-webui"}
+
+
+def _document(documents: Mapping[str, str], file: str) -> str | None:
+    """What the script itself wrote to a file of that name."""
+    name = PurePosixPath(file).name
+    return next((text for path, text in documents.items() if PurePosixPath(path).name == name), None)
+
+
+# ------------------------------------------------------------------------------------------ YAML
+
+
+def _is_yaml(text: str) -> bool:
+    """Whether the text is YAML that says settings: a mapping whose keys are names. `llamafactory-cli train --x {a: 1}` is a
+    mapping, too, to YAML."""
+    try:
+        names = _names(_untabbed(text)[0])
+    except (yaml.YAMLError, ValueError):
+        return False
+    return bool(names) and all(KEY.fullmatch(name) for name in names)
+
+
+def _names(text: str) -> list[str]:
+    """The keys of all documents of a text, at their top; [""] where one is no mapping. Read from events: nothing is built of a
+    text that is nested a thousand times. Raises yaml.YAMLError."""
+    names: list[str] = []
+    depth, key = 0, False
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        closes = isinstance(event, yaml.CollectionEndEvent)
+        depth -= closes
+        if isinstance(event, yaml.NodeEvent) and depth == 0:
+            empty = isinstance(event, yaml.ScalarEvent) and not event.value
+            if not isinstance(event, yaml.MappingStartEvent) and not empty:
+                return [""]
+            key = True
+        elif depth == 1 and (closes or isinstance(event, (yaml.NodeEvent))):
+            if key:
+                names.append(event.value if isinstance(event, yaml.ScalarEvent) else "")
+            key = not key if not isinstance(event, yaml.CollectionStartEvent) else key
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        if depth > DEEPEST:
+            return names
+    return names
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """A command and the YAML that was pasted below or above it; "" where there is only one of them."""
+    if HERE_DOCUMENT.search(text):
+        return text, ""
+    lines = text.split("\n")
+    for index in [i for i, line in enumerate(lines) if YAML_LINE.match(line)]:
+        below = "\n".join(lines[index:])
+        if _is_yaml(below):
+            return "\n".join(lines[:index]), below
+    for index in range(len(lines) - 1, 0, -1):
+        above = "\n".join(lines[:index])
+        if COMMAND_LINE.search(lines[index]) and _is_yaml(above):
+            return "\n".join(lines[index:]), above
+    return text, ""
+
+
+def _untabbed(text: str) -> tuple[str, int]:
+    """The text with tabs at the beginning of lines as blanks, which YAML wants, and the first line that has one (0: none)."""
+    tabbed = next((number for number, line in enumerate(text.split("\n"), 1) if re.match(r" *\t", line)), 0)
+    return re.sub(r"^[ \t]+", lambda blanks: blanks[0].replace("\t", "  "), text, flags=re.M), tabbed
+
+
+def _add_yaml(source: Source, text: str) -> None:
+    """Settings of YAML, each key once: the last counts, and it is told. Raises Refusal with line and column."""
+    text, tabbed = _untabbed(normalized(text))
+    if tabbed:
+        source.notes.append(problem("import-tab", line=tabbed))
+    documents = _documents(text)
+    if len(documents) > 1:
+        source.notes.append(problem("import-documents", count=len(documents)))
+    for document in documents:
+        given = read_yaml(document)
+        if not isinstance(given, dict):
+            raise Refusal(problem("import-nothing"))
+        _add(source, [(str(name), given[name]) for name in given], over=False)
+        source.notes += [problem("import-twice", name=name, value=given[name]) for name in _twice(document)]
+
+
+def _documents(text: str) -> list[str]:
+    """The parts between `---`; one of comments alone is none."""
+    parts = re.split(r"^---(?:[ \t].*)?$|^\.\.\.[ \t]*$", text, flags=re.M)
+    held = [
+        part
+        for part in parts
+        if any(line.strip() and not line.lstrip().startswith("#") for line in part.split("\n"))
+    ]
+    return held or [text]
+
+
+def _twice(text: str) -> list[str]:
+    names = _names(text)
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def _add(source: Source, settings: Sequence[tuple[str, Any]], over: bool) -> None:
+    """`over`: these are meant to replace what a file says."""
+    seen: set[str] = set()
+    for name, value in settings:
+        if name in seen or (name in source.settings and not over):
+            source.notes.append(problem("import-twice", name=name, value=value))
+        seen.add(name)
+        source.settings[name] = value

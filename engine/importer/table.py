@@ -1,0 +1,94 @@
+"""What becomes of each key of another program: read from the YAML tables beside this module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TABLES = Path(__file__).parent
+NOTHING = (None, False, "", "none", "None", "null")  # what asks for nothing, whatever the key
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes of one key. `paths`: for which stage (or "evaluation", "export") it goes where; under "" for all. The
+    other fields are told in llamafactory.yaml."""
+
+    paths: Mapping[str, str] = field(default_factory=dict)
+    way: str = ""
+    same: str = ""
+    none: str = ""
+    part: str = ""
+    plain: tuple[Any, ...] = ()
+    secret: bool = False
+    remark: Mapping[str, str] = field(default_factory=dict)
+
+    def path(self, kind: str) -> str:
+        """Where the key goes in a spec of this stage or kind; "" for nowhere."""
+        return self.paths.get(kind) or self.paths.get("", "")
+
+    def asks_nothing(self, value: Any) -> bool:
+        return value in NOTHING or value in self.plain
+
+
+@dataclass(frozen=True)
+class Section:
+    """Keys that belong together, in the order of the table."""
+
+    title: Mapping[str, str]
+    keys: Mapping[str, Entry]
+    note: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def sections(program: str) -> tuple[Section, ...]:
+    """The table of a program: "llamafactory", "launchers" or "axolotl"."""
+    return tuple(
+        Section(
+            one["title"],
+            {name: _entry(name, about) for name, about in one["keys"].items()},
+            one.get("note", {}),
+        )
+        for one in _plain(program)["sections"]
+    )
+
+
+@cache
+def entries(program: str) -> Mapping[str, Entry]:
+    """Key → what becomes of it."""
+    return {name: entry for section in sections(program) for name, entry in section.keys.items()}
+
+
+@cache
+def reasons() -> Mapping[str, Mapping[str, str]]:
+    """Name of a reason → language → the reason. Those of all tables."""
+    found: dict[str, Mapping[str, str]] = {}
+    for program in ("llamafactory", "launchers", "axolotl"):
+        found |= _plain(program).get("reasons", {})
+    return found
+
+
+@cache
+def _plain(program: str) -> Mapping[str, Any]:
+    return yaml.load((TABLES / f"{program}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
+def _entry(name: str, about: str | Mapping[str, Any]) -> Entry:
+    if isinstance(about, str):
+        return Entry({"": about})
+    to = f"extra.{name}" if about.get("extra") else about.get("to", {})
+    return Entry(
+        {"": to} if isinstance(to, str) else to,
+        about.get("way", ""),
+        about.get("same", ""),
+        about.get("none", ""),
+        about.get("part", ""),
+        tuple(about.get("plain", ())),
+        about.get("secret", False),
+        {language: about[language] for language in ("en", "zh") if language in about},
+    )

@@ -1,0 +1,120 @@
+"""Settings of a LLaMA-Factory training → a RunSpec in the making."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from engine.importer.draft import Draft
+from engine.importer.launch import SECRET
+from engine.importer.table import Entry, entries
+from engine.importer.ways import CONTEXT, WAYS, Way
+from engine.spec import STAGES, RunSpec, trainer_arguments
+
+# What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 5e-5, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "linear", "num_train_epochs": 3.0, "cutoff_len": 2048, "lora_rank": 8,
+}  # fmt: skip
+# Of a stage: PPOConfig of TRL 0.9 and GeneratingArguments; packing is on by itself in pre-training alone.
+DEFAULTS_OF: dict[str, dict[str, Any]] = {
+    "pt": {"packing": True},
+    "simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5},
+    "ppo": {"ppo_target": 6.0, "temperature": 0.95, "top_p": 0.7, "max_new_tokens": 1024},
+}
+# The same, of settings that LLaMA-Factory has no key for.
+FIXED_OF: dict[str, dict[str, Any]] = {"ppo": {"stage.init_kl_coef": 0.2, "stage.missing_eos_penalty": None}}
+ODD = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+)  # what a way raises on a value of a type it does not know
+PROGRAMS = {"llamafactory": "LLaMA-Factory", "axolotl": "axolotl"}
+LOSSES = ("pref_loss", "dpo_loss")
+
+
+def training(settings: Mapping[str, Any]) -> Draft:
+    """The draft of a training, with their defaults where nothing is said."""
+    kind, settings, unknown = stage_of(settings)
+    draft = Draft(RunSpec, kind, settings)
+    draft.put("stage.kind", kind)
+    draft.put("method.kind", "lora")
+    for path, value in FIXED_OF.get(kind, {}).items():
+        draft.put(path, value)
+    draft.put("logging.save_total_limit", None)  # all are kept
+    for name, value in (DEFAULTS | DEFAULTS_OF.get(kind, {})).items():
+        if settings.get(name) is None:
+            draft.put(entries("llamafactory")[name].path(kind), value)
+    if settings.get("lora_alpha") is None and isinstance(rank := draft_rank(settings), int):
+        draft.put("method.lora_alpha", 2 * rank)
+    if unknown is not None:
+        draft.missing("stage", unknown, "stage-unknown")
+    for name, value in settings.items():
+        apply(draft, name, value)
+    return draft
+
+
+def draft_rank(settings: Mapping[str, Any]) -> Any:
+    rank = settings.get("lora_rank", settings.get("lora_r"))
+    return DEFAULTS["lora_rank"] if rank is None else rank
+
+
+def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
+    """The stage, the settings without it, and a stage that there is not. To them ORPO and SimPO are losses of DPO."""
+    rest = dict(settings)
+    given = rest.pop("stage", None)
+    kind = "sft" if given is None else str(given)
+    loss = next((name for name in LOSSES if rest.get(name) in ("orpo", "simpo")), None)
+    if kind == "dpo" and loss:
+        kind = rest.pop(loss)
+    return (kind, rest, None) if kind in STAGES else ("sft", rest, given)
+
+
+def apply(
+    draft: Draft, name: str, value: Any, program: str = "llamafactory", ways: Mapping[str, Way] = WAYS
+) -> None:
+    """Put one of a program's keys where it belongs, or tell what becomes of it."""
+    if name == CONTEXT:
+        return
+    entry = entries(program).get(name)
+    if entry is None:
+        unknown(draft, name, value, program)
+    elif value is None:
+        draft.needless(name, value, "empty")
+    elif entry.part:
+        if draft.settings.get(entry.part) is not True:
+            draft.needless(name, value, "switched-off")
+    elif entry.paths and not entry.path(draft.kind) and not (entry.same or entry.none):
+        draft.needless(name, value, "other-stage")
+    elif entry.way:
+        try:
+            ways[entry.way](draft, name, value)
+        except ODD as error:
+            draft.tell("import-value", name, value, {"en": str(error), "zh": str(error)})
+    else:
+        put(draft, entry, name, value)
+
+
+def put(draft: Draft, entry: Entry, name: str, value: Any) -> None:
+    """Put a value at its path as it is, where this stage has one; else tell."""
+    path = entry.path(draft.kind)
+    if not path:
+        draft.about(name, value, entry if entry.same or entry.none else Entry(same="other-stage"))
+    elif path.startswith("extra.") and path.removeprefix("extra.") not in trainer_arguments()[draft.kind]:
+        draft.needless(name, value, "other-stage")
+    else:
+        draft.put(path, value, name)
+
+
+def unknown(draft: Draft, name: str, value: Any, program: str = "llamafactory") -> None:
+    """A key that the program has not: an argument of the trainer's configuration, or a slip of the pen."""
+    if name in trainer_arguments().get(draft.kind, {}) and re.fullmatch(r"[a-z]\w*", name):
+        draft.put(f"extra.{name}", value, name)
+        return
+    near = difflib.get_close_matches(name, entries(program), 1, 0.75)
+    shown = "…" if SECRET.search(name) and isinstance(value, str) else value
+    draft.tell("import-unknown", name, shown, program=PROGRAMS[program], hint=near[0] if near else "—")
