@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import command, doctor, machine, memory
+from engine import command, doctor, machine, memory, recent
 from engine.datasets import count_rows, read_catalogue
 from engine.mixing import held_out, repeats
 from engine.models import inspect
@@ -41,10 +41,18 @@ class Summary:
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
 
 
+def first_preset(workplace: Workplace) -> str:
+    """The preset that the form begins with: the demo, whose model and data are always there, or one for the model to
+    begin with, where that is another."""
+    return "demo" if recent.is_demo(recent.first_model(workplace)) else "lora_7b"
+
+
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
     """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
-    to none; the second answer says so."""
+    to none; the second answer says so. A preset for any model has the one to begin with, unless that is the demo."""
     spec = workplace.preset(preset)
+    if not spec.model.model_name_or_path and not recent.is_demo(model := recent.first_model(workplace)):
+        spec = spec.change("model.model_name_or_path", str(model.path))
     catalogue = read_catalogue(workplace.data)[0]
     there = {dataset.name for dataset in catalogue}
     missing = [name for name in spec.data.datasets if name not in there]

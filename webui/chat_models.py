@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine import chat
+from engine import chat, recent
 from engine.chat import Choice, Server
 from engine.models import chat_template, identity
 from engine.problems import Refusal
@@ -60,10 +60,29 @@ class ChatModels:
             base = None
         return named | ({base: self.words("chat-base-named", name=named.get(base, base))} if base else {})
 
+    def first(self, writer: str) -> Picked:
+        """The newest finished run that can be talked to, with its base; else the model to begin with alone."""
+        folders = [folder for _, folder in self.bases()]
+        newest = recent.newest_result(self.workplace, folders, lambda result: result.stage != "rm")
+        if newest:
+            base, result = newest
+            return Picked(base, [result.run.id] if result.adapter else [], writer)
+        model = recent.first_model(self.workplace)
+        return Picked(str(model.path) if model else next(iter(folders), None), [], writer)
+
+    def every_adapter(self) -> list[Result]:
+        """What finished runs have left that can be talked to, on whatever base."""
+        return [one for one in results(self.workplace.saves) if one.adapter and one.stage != "rm"]
+
     def adapters(self, base: str | None) -> list[Result]:
-        """What finished runs have left that can be talked to on this base."""
-        known = [one for one in results(self.workplace.saves) if one.adapter and one.stage != "rm"]
-        return [one for one in known if identity(_base(one)) == identity(base or "")]
+        """Those of this base."""
+        return [one for one in self.every_adapter() if identity(_base(one)) == identity(base or "")]
+
+    def of_run(self, picked: Picked) -> Picked:
+        """What is picked once a run has been chosen: it brings its base with it."""
+        chosen = [one for one in self.every_adapter() if one.run.id in list(picked.ids or ())[-1:]]
+        folders = [folder for _, folder in self.bases()]
+        return picked._replace(base=recent.listed(_base(chosen[0]), folders)) if chosen else picked
 
     def beside(self, picked: Picked) -> list[Result]:
         """The adapters that are picked and belong to the base."""
@@ -82,7 +101,7 @@ class ChatModels:
         ]
         bases += [folder for _, folder in self.bases() if Path(folder).name in voices]
         ids = [one.run.id for one in spoke if one.adapter]
-        return Picked(next(iter(bases), picked.base), ids, picked.writer)
+        return Picked(bases[0], ids, picked.writer) if bases else picked
 
     # ---- what the page shows of it
 
@@ -93,6 +112,15 @@ class ChatModels:
         fits = [
             (f"{named[one.run.id]} · {self.words.choice('stage', one.stage)}", one.run.id)
             for one in self.adapters(picked.base)
+        ]
+        known = {id for _, id in fits}
+        others = [one for one in self.every_adapter() if one.run.id not in known]
+        fits += [
+            (
+                f"{named[one.run.id]} · {self.words.choice('stage', one.stage)} · {Path(_base(one)).name}",
+                one.run.id,
+            )
+            for one in others
         ]
         ids = [one.run.id for one in beside]
         judges = [(named[one.run.id], one.run.id) for one in chat.judges(self.workplace.saves)]

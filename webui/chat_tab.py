@@ -173,8 +173,7 @@ def build(
         """The lists as they are now, and the conversations that the browser has kept."""
         now, picked = talk.read(mine(kept, request)), Picked(*who)
         if not picked.ids:
-            first = next((folder for _, folder in models()), None)
-            spoke = voices.of_voices(now.voices(), picked._replace(base=picked.base or first))
+            spoke = voices.of_voices(now.voices(), picked if picked.base else voices.first(picked.writer))
             picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
         return [
             gr.Timer(active=True), *voices.updates(picked), *voices.look(picked), *drawn(now, picked),
@@ -371,9 +370,13 @@ def build(
     shelf.select(from_shelf, [history, earlier, *who], [*model, *shelved], **QUIET)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
+    look = (lambda *who: voices.look(Picked(*who)), who, look_at)
     gr.on(
-        [base.input, adapters.input, engine.input], lambda *who: voices.updates(Picked(*who)), who, model, **QUIET
-    ).then(lambda *who: voices.look(Picked(*who)), who, look_at, **QUIET)  # fmt: skip
+        [base.input, engine.input], lambda *who: voices.updates(Picked(*who)), who, model, **QUIET
+    ).then(*look, **QUIET)  # fmt: skip
+    adapters.input(
+        lambda *who: voices.updates(voices.of_run(Picked(*who))), who, model, **QUIET
+    ).then(*look, **QUIET)  # fmt: skip
     timer.tick(lambda *who: voices.look(Picked(*who)), who, look_at, **QUIET)
     load.click(loaded, who, [told, *look_at], **QUIET)
     unload.click(unloaded, who, [told, *look_at], **QUIET)

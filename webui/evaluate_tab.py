@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import harness, report, rundir, runs, uploads
+from engine import harness, recent, report, rundir, runs, uploads
 from engine.datasets import read_catalogue
 from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
 from engine.models import identity
@@ -23,7 +23,7 @@ from engine.problems import Refusal, problem
 from engine.results import Result, of, results, titles
 from engine.rowfiles import broken_off
 from engine.runs import Run
-from engine.workplace import Workplace
+from engine.workplace import Workplace, inside
 from webui import boxes, clicks, notices, reports
 from webui.events import QUIET
 from webui.words import Words
@@ -173,19 +173,34 @@ def build(
         )
 
     def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
-        """Results of a base, and the sets that those which are chosen can be measured on."""
-        found = [one for one in results(saves) if fits(one, folder)]
-        named = titles(found)
+        """Results, those of the base first, and the sets that those which are chosen can be measured on."""
+        known = [one for one in results(saves) if one.run.kind == "training"]
+        known.sort(key=lambda one: not fits(one, folder))
+        named = titles(known)
         labels = [
-            (f"{named[one.run.id]} · {words.choice('stage', one.stage)}", str(one.folder)) for one in found
+            (
+                " · ".join([named[one.run.id], words.choice("stage", one.stage), *other_base(one, folder)]),
+                str(one.folder),
+            )
+            for one in known
         ]
-        kept = [one for one in found if str(one.folder) in (chosen or ())]
+        kept = [one for one in known if fits(one, folder) and str(one.folder) in (chosen or ())]
         judges = bool(kept) and all(one.stage == "rm" for one in kept)
-        known = fitting(read_catalogue(data)[0], "pairs" if judges else "answers")
+        sets = fitting(read_catalogue(data)[0], "pairs" if judges else "answers")
         return [
             gr.update(choices=labels, value=[str(one.folder) for one in kept]), gr.update(visible=not judges),
-            gr.update(choices=known, value=[one for one in names or () if one in known]),
+            gr.update(choices=sets, value=[one for one in names or () if one in sets]),
         ]  # fmt: skip
+
+    def other_base(one: Result, folder: str | None) -> list[str]:
+        return [] if fits(one, folder) else [Path(recent.base_named(one)).name]
+
+    def of_result(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
+        """A run that is chosen brings its base with it."""
+        last = next((one for one in results(saves) if str(one.folder) in list(chosen or ())[-1:]), None)
+        if last and not fits(last, folder):
+            folder = recent.listed(recent.base_named(last), [value for _, value in models()])
+        return [folder, *of_base(folder, chosen, names)]
 
     def of_tasks(chosen: Sequence[str] | None) -> list[Any]:
         """The tasks that can be run, and why the others cannot."""
@@ -200,11 +215,21 @@ def build(
     def arrive(id: str, folder: str | None, chosen: Any, names: Any, jobs: Any, *view: Any) -> list[Any]:
         """The choices as they are now, and the open evaluation."""
         known = models()
-        folder = folder or next((value for _, value in known), None)
+        if not folder:
+            folder, chosen = begin_with([value for _, value in known], chosen)
         return [
             gr.update(choices=known, value=folder), *of_base(folder, chosen, names), *of_tasks(jobs), list_html(id),
             *open(id, *view),
         ]  # fmt: skip
+
+    def begin_with(folders: Sequence[str], chosen: Any) -> tuple[str | None, Any]:
+        """The base and the results to begin with: those of the newest finished run, else the model used last."""
+        bases = [folder for folder in folders if not inside(Path(folder), (saves,))]
+        if newest := recent.newest_result(workplace, bases, lambda _: True):
+            base, result = newest
+            return base, chosen or [str(result.folder)]
+        model = recent.first_model(workplace)
+        return (str(model.path) if model else next(iter(folders), None)), chosen
 
     def received(request: gr.Request, path: str, chosen: Any, folder: Any, held: Any) -> list[Any]:
         """A file of questions as a data set, chosen at once."""
@@ -335,7 +360,8 @@ def build(
         id = str(event._data.get("run", ""))
         return [id, list_html(id), *open(id, view[0], view[1], "1")]
 
-    gr.on([base.input, measured.input], of_base, [base, measured, sets], [measured, with_base, sets], **QUIET)
+    base.input(of_base, [base, measured, sets], [measured, with_base, sets], **QUIET)
+    measured.input(of_result, [base, measured, sets], [base, measured, with_base, sets], **QUIET)
     upload.upload(received, [upload, sets, base, measured], [told, sets], **QUIET)
     start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **QUIET)
     listing.select(picked, view, [opened, listing, *open_parts], **QUIET)

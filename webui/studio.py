@@ -192,7 +192,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         blocks.load(train.choices, None, train.lists, **QUIET).then(
             arrive,
             [selected, wanted, data.chosen, asked, evaluate.opened],
-            [head, selected, data.chosen, evaluate.opened, told, *train.filled, *beside.chosen, tabs],
+            [head, selected, data.chosen, evaluate.opened, *train.begins, *beside.chosen, tabs],
             js=ARRIVE_JS,
             **QUIET,
         )

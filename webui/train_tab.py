@@ -11,21 +11,20 @@ from typing import Any
 
 import gradio as gr
 
-from engine import importer, runs
+from engine import importer, recent, runs
 from engine.compare import ABSENT, differences
 from engine.datasets import Dataset, count_rows, read_catalogue
 from engine.models import (
     ALL_LINEAR,
     SMOLLM2,
     Model,
-    find_models,
     hub_cache,
     inspect,
     linear_modules,
     whole_modules,
 )
 from engine.obstacles import QUANTIZER, packages_of
-from engine.plan import Summary, refitted, start_from, summary
+from engine.plan import Summary, first_preset, refitted, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results, titles
 from engine.spec import RunSpec, examples_per_step, fields
@@ -38,7 +37,6 @@ from webui.numbers import human, size
 from webui.words import Words
 
 NAME = "name"
-FIRST = "demo"  # the preset that the form shows first: what it names is there on a machine with nothing else
 LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
 SETS = (DATASETS, f"{DATASETS}:weights")  # the controls of the chosen data sets
 QUANTIZATION, OPTIMIZER = "model.quantization", "training.optim"
@@ -54,9 +52,8 @@ class TrainTab:
     read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
     filled: list[Any]  # what `fill` answers into: the form and its summary
     fill: Callable[[RunSpec], list[Any]]
-    first: Callable[
-        [], list[Any]
-    ]  # answers what a page that is opened begins with into the message and `filled`
+    begins: list[Any]  # what `first` answers into: the message, the preset and `filled`
+    first: Callable[[], list[Any]]  # answers what a page that is opened begins with
     lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
     choices: Callable[[], list[Any]]
     start: gr.Button
@@ -66,12 +63,13 @@ class TrainTab:
 
 def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
     """The tab in the current context. `told` is where messages go, `user` says who asks."""
-    controls = Form(words, start_from(workplace, FIRST)[0])
+    built_with = first_preset(workplace)
+    controls = Form(words, start_from(workplace, built_with)[0])
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
                 [(one["title"][words.language], name) for name, one in workplace.presets().items()],
-                label=words("preset"), info=words("preset-help"), value=FIRST, elem_id="preset", elem_classes="field", interactive=True,
+                label=words("preset"), info=words("preset-help"), value=built_with, elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
             facts, tried = _essentials(controls, words)
             _parts(controls, words)
@@ -162,6 +160,11 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         told = notices.toast(notices.sentence(said, words)) if said else gr.skip()
         return [told, *values(spec), *judged(spec, [])]
 
+    def first() -> list[Any]:
+        name = first_preset(workplace)
+        message, *values = begun(name, controls.first)
+        return [message, name, *values]
+
     def refit(*held: Any) -> list[Any]:
         """The data sets of a stage that has just been chosen."""
         spec, said = refitted(form.read(controls.values(held))[0], workplace)
@@ -221,7 +224,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         return form.read(controls.values(held))[0]
 
     return TrainTab(
-        controls.inputs, read, filled, fill, lambda: begun(FIRST, controls.first), lists, choices, start, submit, shown
+        controls.inputs, read, filled, fill, [told, preset, *filled], first, lists, choices, start, submit, shown
     )  # fmt: skip
 
 
@@ -266,7 +269,7 @@ def _parts(controls: Form, words: Words) -> None:
 
 
 def model_choices(workplace: Workplace) -> list[tuple[str, str]]:
-    return [(model.name, str(model.path)) for model in find_models(workplace.models) if not model.adapter_of]
+    return [(model.name, str(model.path)) for model in recent.models(workplace)]
 
 
 def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
