@@ -42,9 +42,10 @@ class Summary:
 
 
 def first_preset(workplace: Workplace) -> str:
-    """The preset that the form begins with: the demo, whose model and data are always there, or one for the model to
-    begin with, where that is another."""
-    return "demo" if recent.is_demo(recent.first_model(workplace)) else "lora_7b"
+    """The preset that the form begins with: one for any model, which then is the model used last; the demo, whose model
+    and data are always there, if that was used last or nothing yet."""
+    used = recent.model_used_last(workplace, recent.models(workplace))
+    return "demo" if recent.is_demo(used) else "lora_7b"
 
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:

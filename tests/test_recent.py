@@ -74,16 +74,23 @@ def test_the_model_used_last_comes_first_and_the_demo_last(place: Workplace) -> 
 
 
 def test_the_form_begins_with_it_in_settings_for_any_model(place: Workplace) -> None:
-    assert plan.first_preset(place) == "lora_7b"
+    assert plan.first_preset(place) == "demo"  # nothing has been used: what can be started at once
     spec, _ = plan.start_from(place, "lora_7b")
-    assert (spec.model.model_name_or_path, spec.training.learning_rate) == (model_of(place, "ant"), 1e-4)
+    assert spec.model.model_name_or_path == model_of(place, "ant")
+    alone = dataclasses.replace(place, models=(DEMO_MODEL,))
+    assert not plan.start_from(alone, "lora_7b")[0].model.model_name_or_path
+    there = Page(place)
+    assert (there.opens()["preset"], "f-model-model_name_or_path" in there.changed) == ("demo", False)
+    used(place, model_of(place, "zebra"), "a", 1.0)
+    assert plan.first_preset(place) == "lora_7b"
+    shown = there.opens()
+    assert (shown["preset"], shown["f-model-model_name_or_path"]) == ("lora_7b", model_of(place, "zebra"))
+    assert shown["f-training-learning_rate"] == "0.0001"
     spec, _ = plan.start_from(place, "demo")
     assert spec.model.model_name_or_path == DEMO
-    alone = dataclasses.replace(place, models=(DEMO_MODEL,))
-    assert plan.first_preset(alone) == "demo"
-    assert not plan.start_from(alone, "lora_7b")[0].model.model_name_or_path
-    used(place, DEMO, "a", 1.0)
-    assert plan.first_preset(place) == "demo"
+    used(place, DEMO, "b", 2.0)
+    assert there.opens()["preset"] == "demo"
+    assert Page(place).opens()["preset"] == "demo"
 
 
 # -------------------------------------------------------------------------------------------- on the page
@@ -111,10 +118,22 @@ class Page:
             elements[id]: value for id, value in zip(one["outputs"], answers, strict=True) if id in elements
         }
 
-    def opens_chat(self) -> dict[str, Any]:
+    def opens(self) -> dict[str, Any]:
+        """The whole page; `changed` are the controls that do not stay as the page was built."""
+        [one] = [one for one in self.config["dependencies"] if "athanorArrive" in str(one["js"])]
+        values = self.blocks.fns[one["id"]].fn(self._request(), "", "", "", "", "")
+        by_id = {id: element for element, id in self.ids.items() if element}
+        shown = {by_id[id]: value for id, value in zip(one["outputs"], values, strict=True) if id in by_id}
+        self.changed = {name for name, value in shown.items() if value != gr.skip()}
+        return shown
+
+    def _request(self) -> gr.Request:
         request = gr.Request(username=None, session_hash="x")
         request.state = type("State", (), {"user": ""})()
-        return self.does(self.tabs["chat"], "select", request, {}, {}, None, [], "transformers")
+        return request
+
+    def opens_chat(self) -> dict[str, Any]:
+        return self.does(self.tabs["chat"], "select", self._request(), {}, {}, None, [], "transformers")
 
     def opens_evaluate(self) -> dict[str, Any]:
         return self.does(self.tabs["evaluate"], "select", "", None, [], [], [], "asked", "", "1")
