@@ -230,9 +230,10 @@ def plain(problems: Iterable[Problem]) -> list[dict[str, Any]]:
 
 def _receive(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
     data = Path(given["data"])
-    arrived = uploads.receive(Path(given["source"]), given["called"], data)
+    notes: list[Problem] = []
+    arrived = uploads.receive(Path(given["source"]), given["called"], data, notes.append)
     broken = broken_off(arrived)
-    return {"file": arrived.name, "problems": plain([broken] if broken else [])}
+    return {"file": arrived.name, "problems": plain([broken] if broken else []), "notes": plain(notes)}
 
 
 def _deduplicate(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A file from outside → a data file in the data folder: under a safe name, beside what is there and never over it.
 
-A workbook is turned into JSON lines on the way. What the rows of a file mean is said in `engine.catalogue`.
+A packed file is unpacked and a workbook turned into JSON lines on the way; a workbook with several tables is kept beside
+what was made of it, hidden, for another sheet to be chosen. What the rows of a file mean is said in `engine.catalogue`.
 """
 
 from __future__ import annotations
@@ -11,24 +12,27 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from engine import machine, sheets
+from engine import machine, sheets, unpacking
 from engine.datasets import INFO_FILE, Dataset
-from engine.problems import Refusal, problem
+from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import SUFFIXES
 
-ACCEPTED = (*SUFFIXES, ".xlsx")
+ACCEPTED = (*SUFFIXES, ".xlsx", *unpacking.PACKED)
 LARGEST = 8 << 30  # bytes of one upload
 LARGEST_SHEET = 512 << 20  # bytes of a workbook, packed
 LISTED = 1000  # files of a data folder that are offered
 
 
-def receive(source: Path, given: str, data_dir: Path) -> Path:
+def receive(
+    source: Path, given: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
+) -> Path:
     """Take the file `source`, which its owner calls `given`, into the data folder; `source` stays where it is.
 
-    Returns where it is now. A workbook may take a minute. Raises Refusal if it is of no use, or cannot be kept.
+    Returns where it is now; `on_note` gets what a person should know of how it was read. A workbook may take a minute.
+    Raises Refusal if it is of no use, or cannot be kept.
     """
     name = safe_name(given)
     suffix = Path(name).suffix.lower()
@@ -41,17 +45,74 @@ def receive(source: Path, given: str, data_dir: Path) -> Path:
         raise Refusal(problem("upload-empty", file=name))
     if size > machine.free_disk(data_dir):
         raise Refusal(problem("data-not-writable", folder=data_dir, why=os.strerror(errno.ENOSPC)))
-    target = name if suffix != ".xlsx" else f"{Path(name).stem}.jsonl"
     try:
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
-            arrived = Path(folder) / target
+            if suffix in unpacking.PACKED:
+                source = unpacking.unpack(
+                    source, name, Path(folder), min(LARGEST, machine.free_disk(data_dir))
+                )
+                return receive(source, source.name, data_dir, on_note)
             if suffix == ".xlsx":
-                sheets.to_jsonl(source, arrived)
-            else:
-                shutil.copyfile(source, arrived)
+                return _of_workbook(source, name, Path(folder), data_dir, on_note)
+            arrived = Path(folder) / name
+            shutil.copyfile(source, arrived)
             return place(arrived, data_dir)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
+
+
+def _of_workbook(
+    source: Path, name: str, folder: Path, data_dir: Path, on_note: Callable[[Problem], None]
+) -> Path:
+    arrived = folder / f"{Path(name).stem}.jsonl"
+    called = folder / name  # by which it is told
+    called.symlink_to(source.resolve())
+    table = sheets.to_jsonl(called, arrived)
+    for note in table.notes:
+        on_note(note)
+    placed = place(arrived, data_dir)
+    if table.others:
+        shutil.copyfile(source, workbook_of(placed))
+    return placed
+
+
+def workbook_of(file: Path) -> Path:
+    """Where the workbook is kept that a data file was made of, if it had several sheets."""
+    return file.with_name(f".{file.name}.xlsx")
+
+
+def sheets_of(file: Path) -> list[str]:
+    """The sheets that a data file could have been made of; none if there is nothing to choose."""
+    workbook = workbook_of(file)
+    return sheets.tables(workbook) if workbook.is_file() else []
+
+
+def choose_sheet(file: Path, sheet: str) -> list[Problem]:
+    """Make a data file anew, of another sheet of its workbook; returns what a person should know of how it was read.
+
+    Raises Refusal if there is no such sheet.
+    """
+    workbook = workbook_of(file)
+    if not workbook.is_file():
+        raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".arriving-") as folder:
+            arrived = Path(folder) / file.name
+            called = Path(folder) / f"{file.stem}.xlsx"
+            called.symlink_to(workbook.resolve())
+            table = sheets.to_jsonl(called, arrived, sheet)
+            os.chmod(arrived, 0o644)
+            os.replace(arrived, file)
+            return list(table.notes)
+    except OSError as error:
+        raise Refusal(
+            problem("data-not-writable", folder=file.parent, why=error.strerror or error)
+        ) from error
+
+
+def settle(file: Path) -> None:
+    """The sheet is chosen: forget the workbook."""
+    workbook_of(file).unlink(missing_ok=True)
 
 
 def place(file: Path, data_dir: Path) -> Path:

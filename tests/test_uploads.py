@@ -10,7 +10,7 @@ import pytest
 
 from engine import sheets, uploads
 from engine.datasets import read_catalogue
-from engine.problems import Refusal
+from engine.problems import Problem, Refusal
 from engine.uploads import receive, safe_name
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -86,7 +86,7 @@ def test_a_file_never_overwrites_another(tmp_path, data):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("given", ["x.exe", "x", "dataset_info", "x.json.zip"])
+@pytest.mark.parametrize("given", ["x.exe", "x", "dataset_info", "x.json.rar", "x.tar"])
 def test_what_is_no_data_file_is_refused_with_what_may_come(tmp_path, data, given):
     (tmp_path / "x").write_text("x")
     with pytest.raises(Refusal, match=r"\.xlsx"):
@@ -222,6 +222,136 @@ def test_a_damaged_workbook_or_one_without_sheets_is_a_sentence(tmp_path, data):
 
 
 def test_two_columns_of_one_name_in_a_workbook_are_refused(tmp_path, data):
-    file = workbook(tmp_path / "x.xlsx", f"<row>{text('A1', 'a')}{text('B1', 'a')}</row>")
+    file = workbook(tmp_path / "x.xlsx", f"<row>{text('A1', 'a')}{text('B1', 'a')}</row>" + HEADER)
     with pytest.raises(Refusal, match="several columns alike: a"):
         receive(file, "x.xlsx", data)
+
+
+def sheet(*rows: tuple[str, ...], merged: str = "") -> str:
+    """The XML of a sheet; an empty text is no cell."""
+    lines = "".join(
+        f'<row r="{number}">'
+        + "".join(text(f"{'ABCDEF'[at]}{number}", cell) for at, cell in enumerate(row) if cell)
+        + "</row>"
+        for number, row in enumerate(rows, start=1)
+    )
+    ranges = "".join(f'<mergeCell ref="{one}"/>' for one in merged.split())
+    return f"{lines}</sheetData><mergeCells>{ranges}</mergeCells><sheetData>" if merged else lines
+
+
+def received(file: Path, folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    notes: list[Problem] = []
+    arrived = receive(file, file.name, folder, notes.append)
+    rows = [json.loads(line) for line in arrived.read_text(encoding="utf-8").splitlines()]
+    assert all(note.text("en") != note.text("zh") for note in notes)
+    return rows, [note.code for note in notes]
+
+
+def test_a_title_above_the_header_is_no_header(tmp_path, data):
+    table = (("instruction", "", "output"), ("Hi", "", "Hello."), ("Ho", "", "Hey."))
+    rows = [{"instruction": "Hi", "output": "Hello."}, {"instruction": "Ho", "output": "Hey."}]
+    file = workbook(
+        tmp_path / "a.xlsx", sheet(("Questions of 2026",), ("", "by us"), (), *table, merged="A1:C1")
+    )
+    assert received(file, data) == (rows, ["sheet-title"])
+    assert received(workbook(tmp_path / "b.xlsx", sheet(*table)), data) == (rows, [])
+    # In a sheet of one column nothing is a title, whatever stands beside a text of it.
+    file = workbook(tmp_path / "c.xlsx", sheet(("text",), ("one",), ("two", "a remark"), ("three",)))
+    assert received(file, data) == (
+        [{"text": "one"}, {"text": "two", "column B": "a remark"}, {"text": "three"}],
+        [],
+    )
+
+
+def test_what_is_merged_downwards_stands_in_each_of_its_rows(tmp_path, data):
+    file = workbook(
+        tmp_path / "a.xlsx",
+        sheet(
+            ("system", "instruction", "output"), ("Be kind.", "Hi", "Hello."), ("", "Ho", "Hey."), (), ("", "He", "Hu."),
+            ("", "Last", "one."), merged="A2:A5 B3:C3",
+        ),
+    )  # fmt: skip
+    rows, notes = received(file, data)
+    assert [row["system"] for row in rows] == ["Be kind.", "Be kind.", "Be kind.", ""]
+    assert [row["output"] for row in rows] == ["Hello.", "Hey.", "Hu.", "one."]
+    assert notes == ["sheet-merged"]
+
+
+def several_sheets(file: Path) -> Path:
+    rows = {"one": sheet(("Read me first.",), ("Thank you.",)), "two": sheet(("q", "a"), ("1", "2")), "three": sheet(("x", "y"), ("3", "4"))}  # fmt: skip
+    parts = {f"xl/worksheets/{name}.xml": f'<worksheet xmlns="{MAIN}"><sheetData>{text}</sheetData></worksheet>' for name, text in rows.items()}  # fmt: skip
+    listed = "".join(f'<sheet name="{name} & co" r:id="r{name}"/>'.replace("&", "&amp;") for name in rows)
+    related = "".join(f'<Relationship Id="r{name}" Target="/xl/worksheets/{name}.xml"/>' for name in rows)
+    parts["xl/workbook.xml"] = (
+        f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>{listed}</sheets></workbook>'
+    )
+    parts["xl/_rels/workbook.xml.rels"] = f"<Relationships>{related}</Relationships>"
+    return workbook(file, "", more=parts)
+
+
+def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp_path, data):
+    file = several_sheets(tmp_path / "book.xlsx")
+    assert received(file, data) == ([{"q": "1", "a": "2"}], ["sheet-others"])
+    arrived = data / "book.jsonl"
+    assert uploads.sheets_of(arrived) == ["two & co", "three & co"]
+    uploads.choose_sheet(arrived, "three & co")
+    assert arrived.read_text() == '{"x": "3", "y": "4"}\n'
+    for name in ("", "gone", "../../etc/passwd", "\0"):
+        with pytest.raises(Refusal):
+            uploads.choose_sheet(arrived, name or " ")
+    assert arrived.read_text() == '{"x": "3", "y": "4"}\n'
+    assert uploads.unregistered(data, []) == ["book.jsonl"]
+    uploads.settle(arrived)
+    assert uploads.sheets_of(arrived) == []
+    assert [file.name for file in data.iterdir()] == ["book.jsonl"]
+
+
+def packed(folder: Path, suffix: str, content: bytes) -> Path:
+    import bz2
+    import gzip
+    import lzma
+
+    import pyarrow
+
+    file = folder / f"rows.json{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("inner/names 名.csv", content)
+            archive.writestr("__MACOSX/inner/._names.csv", b"x")
+    elif suffix == ".zst":
+        with pyarrow.CompressedOutputStream(str(file), "zstd") as stream:
+            stream.write(content)
+    else:
+        file.write_bytes({".gz": gzip, ".bz2": bz2, ".xz": lzma}[suffix].compress(content))
+    return file
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst", ".zip"])
+def test_a_packed_file_is_unpacked(tmp_path, data, suffix, monkeypatch):
+    content = b"instruction,output\n" + b"Hi,Hello\n" * 2000
+    file = packed(tmp_path, suffix, content)
+    arrived = receive(file, file.name, data)
+    assert arrived.name == ("names 名.csv" if suffix == ".zip" else "rows.json")
+    assert arrived.read_bytes() == content
+    for wrong in (file.read_bytes()[: file.stat().st_size // 2], b"not packed at all"):
+        (tmp_path / "wrong").write_bytes(wrong)
+        with pytest.raises(Refusal, match="cannot be unpacked"):
+            receive(tmp_path / "wrong", file.name, data)
+    monkeypatch.setattr(uploads, "LARGEST", 5000)
+    with pytest.raises(Refusal, match="unpacks to more than"):
+        receive(file, file.name, data)
+    assert list(data.iterdir()) == [arrived]
+
+
+def test_a_zip_of_several_files_or_of_what_is_no_data_is_refused(tmp_path, data):
+    for names, match in (
+        (("a.csv", "b.csv"), "a.csv, b.csv"),
+        ((), "—"),
+        (("x/evil.sh",), "no data file"),
+    ):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, "a,b\n1,2\n")
+        with pytest.raises(Refusal, match=match):
+            receive(tmp_path / "x.zip", "x.zip", data)
+    assert list(data.iterdir()) == []
