@@ -1,10 +1,12 @@
-"""Write docs/spec.md from the declarations in engine/spec.py: `python -m docs.make`. A test compares them."""
+"""Write the pages that are made from the program: docs/spec.md from the declarations in engine/spec.py, and those of
+`docs.llamafactory`. `python -m docs.make`; tests compare them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from docs import llamafactory
 from engine.spec import UNIONS, fields
 
 PAGE = Path(__file__).parent / "spec.md"
@@ -50,3 +52,5 @@ def _limits(path: str, info: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    for file, text in llamafactory.pages().items():
+        (PAGE.parent / file).write_text(text, encoding="utf-8")

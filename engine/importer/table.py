@@ -33,6 +33,9 @@ class Entry:
         return self.paths.get(kind) or self.paths.get("", "")
 
     def asks_nothing(self, value: Any) -> bool:
+        """Whether the run is the same without the key. Where it is on by itself, false asks for something."""
+        if value is False and any(one is True for one in self.plain):
+            return False
         return value in NOTHING or value in self.plain
 
 

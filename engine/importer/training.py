@@ -27,6 +27,7 @@ DEFAULTS_OF: dict[str, dict[str, Any]] = {
 # The same, of settings that LLaMA-Factory has no key for.
 FIXED_OF: dict[str, dict[str, Any]] = {"ppo": {"stage.init_kl_coef": 0.2, "stage.missing_eos_penalty": None}}
 ODD = (
+    ArithmeticError,
     ValueError,
     TypeError,
     AttributeError,

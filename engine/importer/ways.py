@@ -309,11 +309,16 @@ def reference(draft: Draft, name: str, value: Any) -> None:
 def buffer(draft: Draft, name: str, value: Any) -> None:
     """So many mini-batches are filled with answers before they are learned from, one after the other (PPOConfig's
     batch_size = per_device_train_batch_size × gradient_accumulation_steps × ppo_buffer_size)."""
-    count = int(value)
-    draft.put("stage.num_mini_batches", count, name)
-    steps = draft.settings.get("gradient_accumulation_steps", 1)
-    if isinstance(steps, int):
-        draft.put("training.gradient_accumulation_steps", count * steps, "gradient_accumulation_steps")
+    draft.put("stage.num_mini_batches", int(value), name)
+    if draft.settings.get("gradient_accumulation_steps") is None:
+        accumulation(draft, "", 1)
+
+
+def accumulation(draft: Draft, name: str, value: Any) -> None:
+    """Forward passes of a step; in PPO those of all its mini-batches together."""
+    buffers = draft.settings.get("ppo_buffer_size") if draft.kind == "ppo" else 1
+    several_buffers = isinstance(buffers, int) and isinstance(value, int) and buffers > 1
+    draft.put("training.gradient_accumulation_steps", value * buffers if several_buffers else value, name)
 
 
 # ------------------------------------------------------------------------------------------ optimizers
@@ -511,7 +516,7 @@ WAYS: dict[str, Way] = {
         purposes, adapter, subfolder, spelled, attention, rope, not_checkpointed, checkpointed, remote_code, bits, bits_by,
         datasets, eval_datasets, dataset_dir, template, on_prompt, last_answer, mixing, probabilities, validation, packing,
         neat, method, targets, above_zero, pissa, pure_bf16, bf16, fp16, in_order, preference_loss, smoothing, reference,
-        buffer, optimizer, adafactor, galore, apollo, dft, steps, warmup, warmup_share, data_seed, on_cpu, every, kept,
+        buffer, accumulation, optimizer, adafactor, galore, apollo, dft, steps, warmup, warmup_share, data_seed, on_cpu, every, kept,
         logged, eval_strategy, save_strategy, trackers, swanlab, title, best_by, best_is, sampled, task, export_name,
     )
 }  # fmt: skip
