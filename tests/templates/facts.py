@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from tests.templates.sources import Template
-from tests.templates.tokens import tokenizer_for
+from tests.templates.tokens import spellings, tokenizer_for
 
 UNWRITTEN = "<|endoftext|>"
 Q1, A1, Q2, A2 = "quobaniru", "ansodelik", "questevum", "arbitosul"  # words that no template writes
@@ -62,6 +62,10 @@ class Facts:
             )
         except Exception:  # a template is a program, and may raise anything
             return None
+
+    @cached_property
+    def spellings(self) -> list[bytes]:
+        return spellings(self.tokenizer)
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -131,15 +135,21 @@ class Facts:
 
     @cached_property
     def opener(self) -> str | None:
-        """The special token that begins a message: it stands before the first question and before a later one."""
-        later = {unit.text for unit in self.units(self.after_answer)}
-        before = self.units(self.talk.partition(Q1)[0])
-        return next((unit.text for unit in before if unit.special and unit.text in later), None)
+        """The special token that begins a question: it stands before the first one and before a later one, and not
+        behind an answer."""
+        later = [unit for unit in self.units(self.after_answer) if unit.special]
+        end = next((unit.text for unit in self.units(self.at_the_end) if unit.special), None)
+        for unit in self.units(self.talk.partition(Q1)[0]):
+            if unit.special and unit.text != end and unit.text in {each.text for each in later}:
+                return unit.text
+        _, shared = self.shared(self.at_the_end, self.after_answer)
+        return next((unit.text for unit in later if unit.end > shared), None)
 
     @cached_property
     def ends_question(self) -> str | None:
-        special = self.special_in(self.after_question)
-        return special[0].text if special and special[0].text != self.opener else None
+        """The special token that ends a question, where the template shows one without an answer."""
+        alone = (self.render(ASK[:1]) or "").rpartition(Q1)[2] if self.added_by_prompt.strip() else ""
+        return next((unit.text for unit in reversed(self.units(alone)) if unit.special), None)
 
     @cached_property
     def opening(self) -> list[str]:

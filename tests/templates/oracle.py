@@ -12,9 +12,17 @@ from typing import Any
 
 from engine.worker.examples import IGNORED
 from tests.templates.facts import Facts
-from tests.templates.reading import FOREIGN_KINDS, TRAINED_KINDS, Expected, Reading, places, sound, variants
+from tests.templates.reading import (
+    FOREIGN_KINDS,
+    TRAINED_KINDS,
+    Expected,
+    Reading,
+    places,
+    sound,
+    variants,
+    with_ids_of,
+)
 from tests.templates.rows import Conversation
-from tests.templates.tokens import bytes_of
 
 
 @dataclass
@@ -72,12 +80,13 @@ def judge(facts: Facts, conversation: Conversation, example: Any, stops: set[int
 def _reading(facts: Facts, conversation: Conversation, example: Any) -> tuple[Reading | None, bool]:
     """The conversation in the first spelling that the template writes soundly, if one is, and that the ids are, if one
     is; and whether it is sound."""
-    spelled = b"".join(bytes_of(facts.tokenizer, token) for token in example.input_ids)
+    spelled = b"".join(facts.spellings[token] for token in example.input_ids)
     readings: list[tuple[Reading, bool]] = []
     for messages in variants(conversation):
         text = facts.render(messages, conversation.tools, forged=conversation.forged)
         if text is None:
             continue
+        messages, text = with_ids_of(messages, text, spelled.decode(errors="replace"))
         reading = Reading(facts, conversation, messages, text)
         readings.append((reading, sound(text, conversation)))
         if readings[-1][1] and (not example.usable or spelled.startswith(text.encode())):
@@ -89,7 +98,7 @@ def _reading(facts: Facts, conversation: Conversation, example: Any) -> tuple[Re
 def aligned(facts: Facts, conversation: Conversation, example: Any, text: str) -> tuple[list[Token], str]:
     """The tokens of an example, and what was added behind the rendering. Raises Wrong."""
     tokenizer = facts.tokenizer
-    pieces = [bytes_of(tokenizer, token) for token in example.input_ids]
+    pieces = [facts.spellings[token] for token in example.input_ids]
     spelled, rendered, added = b"".join(pieces), text.encode(), ""
     if spelled != rendered:
         if not spelled.startswith(rendered) or len(pieces[-1]) != len(spelled) - len(rendered):

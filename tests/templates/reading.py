@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.templates.facts import Facts, Unit
 from tests.templates.rows import Conversation, Message
 
 TRAINED_KINDS = {"text", "reasoning", "argument"}
 FOREIGN_KINDS = {"system", "question", "result", "tool"}
+
+
+MADE = "made0000"  # begins ids that the data does not have
 
 
 @dataclass
@@ -29,7 +33,8 @@ class Expected:
 
 def variants(conversation: Conversation) -> Iterator[list[Message]]:
     """The same messages in the spellings that templates ask for: arguments as an object or as JSON text; no content
-    beside a call; ids where the data has none; what the system says in front of the question; contents in parts."""
+    beside a call; ids where the data has none; what the system says in front of the question; contents in parts; and
+    what is thought in another place."""
     for text_arguments in (False, True):
         for spelling in (_as_it_is, _null_content, _with_ids, _system_role, _system_in_question, _parts):
             messages = spelling(copy.deepcopy(conversation.messages))
@@ -37,11 +42,12 @@ def variants(conversation: Conversation) -> Iterator[list[Message]]:
                 continue
             calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
             if text_arguments and not calls:
-                return
+                continue
             for function in calls:
                 if text_arguments:
                     function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
             yield messages
+    yield from _thoughts_moved(conversation)
 
 
 def _as_it_is(messages: list[Message]) -> list[Message]:
@@ -58,7 +64,7 @@ def _null_content(messages: list[Message]) -> list[Message] | None:
 def _with_ids(messages: list[Message]) -> list[Message] | None:
     calls = [call for message in messages for call in message.get("tool_calls", ()) if "id" not in call]
     for number, call in enumerate(calls):
-        call["id"] = f"call{number:05}"
+        call["id"] = f"{MADE}{number}"
     results = [message for message in messages if message["role"] == "tool"]
     for call, result in zip(calls, results, strict=False):
         result |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
@@ -77,6 +83,42 @@ def _system_in_question(messages: list[Message]) -> list[Message] | None:
         return None
     first = {**messages[1], "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
     return [first, *messages[2:]]
+
+
+def with_ids_of(messages: list[Message], text: str, spelled: str) -> tuple[list[Message], str]:
+    """The same with the ids that the engine made, where `spelled` differs in nothing else."""
+    names = dict.fromkeys(re.findall(rf"{MADE}\d", text))
+    if not names:
+        return messages, text
+    pattern = re.escape(text)
+    for name in names:
+        pattern = pattern.replace(name, rf"(?P<{name}>[\w.:-]+?)", 1).replace(name, f"(?P={name})")
+        pattern = pattern.replace(f"(?P<(?P={name})>", f"(?P<{name}>")
+    match = re.match(pattern, spelled)
+    for name in names if match else ():
+        text = text.replace(name, match[name])
+        messages = json.loads(json.dumps(messages).replace(name, match[name]))
+    return messages, text
+
+
+def _thoughts_moved(conversation: Conversation) -> Iterator[list[Message]]:
+    """What is thought, under the key that the template reads or in front of the content, wherever the data has it."""
+    places = ("reasoning_content", "reasoning", "thinking", "<think>\n", "")
+    for place in places:
+        messages = copy.deepcopy(conversation.messages)
+        for message in messages:
+            thought, end, text = message["content"].partition("</think>")
+            thought = thought.removeprefix("<think>").strip("\n") if end else message.get("reasoning_content")
+            if message["role"] != "assistant" or not thought:
+                continue
+            text = text.lstrip("\n") if end else message["content"]
+            message.pop("reasoning_content", None)
+            if place.isalpha() or "_" in place:
+                message |= {place: thought, "content": text}
+            else:  # a template that opens the thought itself wants it without its beginning
+                message["content"] = f"{place}{thought}\n</think>\n\n{text}"
+        if messages != conversation.messages:
+            yield messages
 
 
 def _parts(messages: list[Message]) -> list[Message]:
@@ -113,6 +155,7 @@ class Reading:
     conversation: Conversation
     messages: list[Message]
     text: str
+    _renderings: dict[tuple[int, bool], str | None] = field(default_factory=dict)
 
     @property
     def shift(self) -> int:
@@ -121,8 +164,11 @@ class Reading:
 
     def render(self, count: int, generate: bool = False) -> str | None:
         """The first `count` messages."""
-        messages, conversation = self.messages[:count], self.conversation
-        return self.facts.render(messages, conversation.tools, generate, conversation.forged)
+        if (count, generate) not in self._renderings:
+            messages, conversation = self.messages[:count], self.conversation
+            text = self.facts.render(messages, conversation.tools, generate, conversation.forged)
+            self._renderings[count, generate] = text
+        return self._renderings[count, generate]
 
     def words_of(self, message: int, text: str | None = None) -> list[tuple[int, int]]:
         """The places of an answer's words."""
@@ -156,17 +202,26 @@ class Reading:
         later = [begin for message, begin, _, _ in self.words_around(at) if message > at and begin >= core]
         followed = self.text[core : min(later)] if later else None
         alone = self._alone(at, core)
-        units = facts.ends_in(alone, followed)
-        if followed is None:
-            units = [unit for unit in facts.special_in(alone) if unit in units or unit.text in facts.enders]
-        elif not words:  # the answer's own frame is among what follows
-            units = [unit for unit in facts.special_in(followed) if unit.text in facts.enders] or units
+        behind = alone if followed is None else followed
+        units, closing = facts.ends_in(alone, followed), facts.special_in(behind)
+        if not words:  # the answer's own frame is among what follows
+            behind = self.text[core:] if followed is None else followed
+            units, closing = [], [unit for unit in facts.units(behind) if unit.special]
+        # Generation stops at the first one that ends answers, and another right behind it does no harm.
+        units += [unit for unit in closing if unit.text in facts.enders][:1]
+        units += self._right_behind(units, behind)
         ends = [(core + unit.end - len(unit.text), core + unit.end) for unit in units]
         if followed is None and not ends and added:
             ends = [(len(self.text), len(self.text + added))]
         word = words[0][0] if words else None
         adjacent = bool(later) and self.messages[at + 1]["role"] == "assistant"
         return Expected(at + self.shift, *start, ends, word, merged=adjacent and not ends)
+
+    def _right_behind(self, units: list[Unit], followed: str) -> list[Unit]:
+        """Another token that ends answers, behind the one that does."""
+        end = max((unit.end for unit in units), default=None)
+        rest = [unit for unit in self.facts.units(followed) if end is not None and unit.end > end][:1]
+        return [unit for unit in rest if unit.special and unit.text in self.facts.enders]
 
     def _alone(self, at: int, core: int) -> str:
         """What follows an answer where the conversation ends with it."""
@@ -200,16 +255,18 @@ class Reading:
         last = max(last, behind)
         if before is None:
             return None if word is None else (last, word)
+        opened = len(before) > len(self.render(at) or "")
         if self.text.startswith(before):
-            if before != self.render(at) or word is None:
+            if opened or word is None:
                 return self._exact(len(before))
-            return len(before), word  # nothing is opened here for a model to go on from
+            return max(len(before), behind), word  # nothing is opened here for a model to go on from
         tail = before.rpartition(last_word)[2] if last_word in before else before
         begin = self.text.rfind(last_word, 0, word) + len(last_word) if last_word else 0
         here = self.text[begin:word]
-        if here.startswith(tail):
+        if opened and here.startswith(tail):
             return self._exact(begin + len(tail))
-        return self._like(tail, here, begin) or (None if word is None else (last, word))
+        like = self._like(tail, here, begin) if opened or word is None else None
+        return like or (None if word is None else (last, word))
 
     def _exact(self, start: int) -> tuple[int, int]:
         """A template that marks what is to be trained may count what the model writes first as the answer's."""
@@ -222,6 +279,8 @@ class Reading:
         """Where the generation prompt and what is written instead of it part, blanks left aside; or before that, where
         what opens every answer ends, since the rest of the prompt is then the model's own to write."""
         _, shared = self.facts.shared(tail, here)
+        if self._special_in(tail) and not self._special_in(here[:shared]):
+            shared = 0
         if not shared and self.facts.units(tail):
             return None
         units, opening = self._without_own(self.facts.units(here[:shared])), self.facts.opening
@@ -233,6 +292,9 @@ class Reading:
         blanks = len(here[shared:]) - len(here[shared:].lstrip())
         first = ends[-1] if ends else units[-1].end if units else 0
         return begin + first, begin + shared + blanks
+
+    def _special_in(self, text: str) -> bool:
+        return any(unit.special for unit in self.facts.units(text))
 
     def _without_own(self, units: list[Unit]) -> list[Unit]:
         """Without what stands at the end that a model may write itself, such as <think>."""

@@ -43,7 +43,7 @@ class Conversation:
         return word
 
     def words(self, kind: str) -> str:
-        return f"{self.word(kind)}, so it {self.word(kind)} was."
+        return f"{self.word(kind)}, and so it was {self.word(kind)}"
 
     def system(self, role: str = "system") -> Conversation:
         self.messages.append({"role": role, "content": self.words("system")})
@@ -117,8 +117,8 @@ class Conversation:
 
 
 def _long(c: Conversation) -> Conversation:
-    for _ in range(12):
-        c.user("{} " * 1 + "The quick brown fox. " * 20).answer("On and on. " * 40 + "{}")
+    for _ in range(6):
+        c.user("{} " + "The quick brown fox. " * 6).answer("On and on. " * 9 + "{}")
     return c
 
 

@@ -74,9 +74,9 @@ def _byte_of() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
 
 
-def bytes_of(tokenizer: PreTrainedTokenizerFast, token: int) -> bytes:
-    """What a token stands for."""
-    added = tokenizer.added_tokens_decoder.get(token)
-    if added is not None:
-        return added.content.encode()
-    return bytes(_byte_of()[char] for char in tokenizer.convert_ids_to_tokens(token))
+def spellings(tokenizer: PreTrainedTokenizerFast) -> list[bytes]:
+    """What each token of the vocabulary stands for."""
+    byte_of = _byte_of()
+    added = {token: each.content.encode() for token, each in tokenizer.added_tokens_decoder.items()}
+    texts = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return [added.get(token) or bytes(byte_of[char] for char in text) for token, text in enumerate(texts)]
