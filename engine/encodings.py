@@ -186,8 +186,9 @@ def _detected(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
             good, bad, _ = _damage(file, codec)
             if bad > DAMAGED * (good + bad):
                 continue
+        possible = dict.fromkeys(map(known_encoding, DETECTED), 0.0) | dict(proposed)
         differing = [
-            (other, trust) for other, trust in proposed
+            (other, trust) for other, trust in sorted(possible.items(), key=lambda one: -one[1])
             if other != name and _text(sample, other) not in (None, _text(sample, name))
         ]  # fmt: skip
         rival = max((trust for _, trust in differing), default=0.0)

@@ -73,6 +73,7 @@ def _of_workbook(
     placed = place(arrived, data_dir)
     if table.others:
         shutil.copyfile(source, workbook_of(placed))
+        _sheet_in(placed).write_text(table.sheet, encoding="utf-8")
     return placed
 
 
@@ -81,10 +82,17 @@ def workbook_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.xlsx")
 
 
-def sheets_of(file: Path) -> list[str]:
-    """The sheets that a data file could have been made of; none if there is nothing to choose."""
-    workbook = workbook_of(file)
-    return sheets.tables(workbook) if workbook.is_file() else []
+def _sheet_in(file: Path) -> Path:
+    """Where it is written which of its sheets a data file was made of."""
+    return file.with_name(f".{file.name}.sheet")
+
+
+def sheets_of(file: Path) -> tuple[list[str], str]:
+    """The sheets that a data file could be made of, and the one it is made of; none if there is nothing to choose."""
+    workbook, chosen = workbook_of(file), _sheet_in(file)
+    if not workbook.is_file() or not chosen.is_file():
+        return [], ""
+    return sheets.tables(workbook), chosen.read_text(encoding="utf-8")
 
 
 def choose_sheet(file: Path, sheet: str) -> list[Problem]:
@@ -103,6 +111,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
             table = sheets.to_jsonl(called, arrived, sheet)
             os.chmod(arrived, 0o644)
             os.replace(arrived, file)
+            _sheet_in(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:
         raise Refusal(
@@ -112,7 +121,8 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
 
 def settle(file: Path) -> None:
     """The sheet is chosen: forget the workbook."""
-    workbook_of(file).unlink(missing_ok=True)
+    for hidden in (workbook_of(file), _sheet_in(file)):
+        hidden.unlink(missing_ok=True)
 
 
 def place(file: Path, data_dir: Path) -> Path:

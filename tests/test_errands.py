@@ -109,6 +109,7 @@ def test_a_workbook_is_taken_in(tmp_path, data):
     assert errands.wait(errands.start(tmp_path, "receive", asked), 60) == {
         "file": "我的 表.jsonl",
         "problems": [],
+        "notes": [],
     }
     assert json.loads((data / "我的 表.jsonl").read_text(encoding="utf-8")) == {
         "instruction": "Hi",

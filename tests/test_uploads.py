@@ -293,16 +293,17 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
     file = several_sheets(tmp_path / "book.xlsx")
     assert received(file, data) == ([{"q": "1", "a": "2"}], ["sheet-others"])
     arrived = data / "book.jsonl"
-    assert uploads.sheets_of(arrived) == ["two & co", "three & co"]
+    assert uploads.sheets_of(arrived) == (["two & co", "three & co"], "two & co")
     uploads.choose_sheet(arrived, "three & co")
     assert arrived.read_text() == '{"x": "3", "y": "4"}\n'
+    assert uploads.sheets_of(arrived)[1] == "three & co"
     for name in ("", "gone", "../../etc/passwd", "\0"):
         with pytest.raises(Refusal):
             uploads.choose_sheet(arrived, name or " ")
     assert arrived.read_text() == '{"x": "3", "y": "4"}\n'
     assert uploads.unregistered(data, []) == ["book.jsonl"]
     uploads.settle(arrived)
-    assert uploads.sheets_of(arrived) == []
+    assert uploads.sheets_of(arrived) == ([], "")
     assert [file.name for file in data.iterdir()] == ["book.jsonl"]
 
 

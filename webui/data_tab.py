@@ -20,6 +20,7 @@ import gradio as gr
 from engine import browse, catalogue, errands, preview, speed, uploads
 from engine.catalogue import ROLES, Mapping
 from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
+from engine.encodings import known_encoding
 from engine.errands import Errand
 from engine.models import inspect, model_problems
 from engine.obstacles import chosen_template_problems
@@ -27,7 +28,7 @@ from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
-from webui import clicks, notices, rows
+from webui import clicks, notices, rows, sources
 from webui.events import QUIET
 from webui.numbers import duration, human
 from webui.words import Words
@@ -199,6 +200,14 @@ def build(
                             [(words(f"set-{one}"), one) for one in ROLES], value="chat", label=words("set-kind"),
                             elem_classes="field field-choice", elem_id="set-kind", interactive=True,
                         )  # fmt: skip
+                        encoding = gr.Dropdown(
+                            [("", "")], value="", label=words("encoding"), info=words("encoding-help"), visible=False,
+                            elem_classes="field field-choice", elem_id="set-encoding", interactive=True,
+                        )  # fmt: skip
+                        sheet = gr.Dropdown(
+                            [], value=None, label=words("sheet"), info=words("sheet-help"), visible=False,
+                            elem_classes="field field-choice", elem_id="set-sheet", interactive=True,
+                        )  # fmt: skip
                     with gr.Column(elem_classes="grid grid-4"):
                         roles = [
                             gr.Dropdown(
@@ -219,7 +228,7 @@ def build(
                     gr.HTML(f"<h2>{escape(words('mapped-rows'))}</h2>", elem_classes="section-title")
                     mapped_rows = gr.HTML(elem_id="mapped")
 
-    in_editor = [name, kind, *roles]
+    in_editor = [name, kind, encoding, *roles]
     in_rows = [first, after, where, shown_rows, further]
     in_seen = [model, stage, max_length, template]
     panel = [nothing, head, actions, get, use, sure, parts, against, found, numbers, seen, text]
@@ -238,20 +247,21 @@ def build(
         id = id or (f"set:{usable[0]}" if usable else "")
         return [id, list_html(id)]
 
-    def opened(id: str) -> Dataset:
-        """The set that an id of the page names. Raises Refusal."""
+    def opened(id: str, encoding: str = "") -> Dataset:
+        """The set that an id of the page names; a file as it is in this encoding. Raises Refusal."""
         what, _, name = (id or "").partition(":")
         if what == "set":
             return find(data, name)
         if what != "file" or name not in uploads.unregistered(data, read_catalogue(data)[0]):
             raise Refusal(problem("set-unknown", name=name or "—"))
-        rows_there = catalogue.first_rows(data / name)
+        encoding = known_encoding(encoding) if encoding else ""
+        rows_there = catalogue.first_rows(data / name, encoding)
         title = Path(name).stem
         try:
             entry = catalogue.described(name, catalogue.propose(rows_there), rows_there)
         except Refusal:
             entry = {"file_name": name}
-        return dataset_of(data, title, entry)
+        return dataset_of(data, title, entry | {"encoding": encoding})
 
     def saved(id: str) -> Dataset:
         """The set that an id names. Raises Refusal also for a file: what asks by name would get a set of its name."""
@@ -265,7 +275,7 @@ def build(
         hidden, skipped = gr.update(visible=False), [gr.skip()] * len(in_editor)
         nothing_open = [
             gr.update(visible=True), "", hidden, hidden, hidden, hidden, hidden, gr.skip(), "", "", "", "",
-            *[gr.skip()] * len(in_rows), *skipped, "", list_html(""), gr.skip(),
+            *[gr.skip()] * len(in_rows), *skipped, hidden, "", list_html(""), gr.skip(),
         ]  # fmt: skip
         if not id:
             return nothing_open
@@ -278,13 +288,15 @@ def build(
         others = [
             other.name for other in read_catalogue(data)[0] if other.name != one.name and not other.problem
         ]
-        title = rows.head(one, _count(one), words) if is_set else rows.file_head(id.partition(":")[2], words)
+        title = (
+            rows.head(one, _count(one), words) if is_set else rows.file_head(id.partition(":")[2], one, words)
+        )
         return [
             hidden, title, gr.update(visible=is_set), gr.update(visible=bool(one.hub)), gr.update(visible=usable),
             hidden, gr.Tabs(visible=bool(one.files), selected="rows" if is_set and usable else "columns"),
             gr.update(choices=others, value=[]), checked(one) if is_set else unsaved(id), "", "", "",
             *(page(one, 1, "") if usable else [gr.skip(), "", "1", "", hidden]),
-            *(editor(one) if one.files else skipped), mapped_html(one), list_html(id), gr.skip(),
+            *(editor(one) if one.files else skipped), sheet_update(id), mapped_html(one), list_html(id), gr.skip(),
         ]  # fmt: skip
 
     def unsaved(id: str) -> str:
@@ -496,10 +508,21 @@ def build(
 
     def editor(one: Dataset) -> list[Any]:
         """The mapping of a set, in the controls."""
-        there = catalogue.columns_of(catalogue.first_rows(one.files[0]))
+        there = catalogue.columns_of(catalogue.first_rows(one.files[0], one.encoding))
         mapping = catalogue.mapping_of(one)
         columns = {role: column for role, column in mapping.columns.items() if column in there}
-        return [one.name, mapping.kind, *role_updates(mapping.kind, there, columns)]
+        choices, open_question = sources.encodings(one, words)
+        encoding = gr.update(choices=choices, value=one.encoding, visible=open_question)
+        return [one.name, mapping.kind, encoding, *role_updates(mapping.kind, there, columns)]
+
+    def sheet_update(id: str) -> Any:
+        """The sheets that a file could be made of, if it is in no set yet; hidden where there is nothing to choose."""
+        what, _, name = id.partition(":")
+        try:
+            names, current = uploads.sheets_of(data / name) if what == "file" else ([], "")
+        except Refusal:
+            names, current = [], ""
+        return gr.update(choices=names, value=current or None, visible=len(names) > 1)
 
     def role_updates(kind: str, there: list[str], columns: dict[str, str]) -> list[Any]:
         choices = [("—", ""), *((column, column) for column in there)]
@@ -512,15 +535,18 @@ def build(
         kind = kind if kind in ROLES else "chat"
         return Mapping(kind, {role: str(one) for role, one in zip(ALL_ROLES, held, strict=True) if one})
 
-    def entry_from(id: str, kind: str, held: Sequence[Any]) -> tuple[Dataset, dict[str, Any]]:
-        one = opened(id)
+    def entry_from(id: str, kind: str, encoding: str, held: Sequence[Any]) -> tuple[Dataset, dict[str, Any]]:
+        encoding = known_encoding(encoding) if encoding else ""
+        one = opened(id, encoding)
         if not one.files:
             raise Refusal(one.problem or problem("dataset-on-hub", name=one.name, hub=one.hub))
-        before = catalogue.entry_of(data, one.name) if id.startswith("set:") else {}
+        before = dict(catalogue.entry_of(data, one.name)) if id.startswith("set:") else {}
+        before.pop("encoding", None)
         file_name = before.get("file_name") or id.partition(":")[2]
-        rows_there = catalogue.first_rows(one.files[0])
+        rows_there = catalogue.first_rows(one.files[0], encoding)
         try:
-            return one, catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+            entry = catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+            return one, entry | ({"encoding": encoding} if encoding else {})
         except Refusal as refusal:
             raise Refusal([called_as_here(one) for one in refusal.problems]) from None
 
@@ -531,21 +557,55 @@ def build(
         parts = re.sub(r"\w+", lambda role: words(f"role-{role[0]}"), found.values["parts"])
         return replace(found, values=found.values | {"parts": parts})
 
-    def kind_changed(id: str, kind: str, *held: Any) -> list[Any]:
+    def kind_changed(id: str, kind: str, encoding: str, *held: Any) -> list[Any]:
         """Other parts to play; columns that were chosen stay, those that can be guessed are filled in."""
         kind = kind if kind in ROLES else "chat"
         try:
-            rows_there = catalogue.first_rows(opened(id).files[0])
+            rows_there = catalogue.first_rows(opened(id).files[0], encoding or "")
         except (Refusal, IndexError):
             return [gr.skip()] * len(roles)
-        guessed = catalogue.propose(rows_there).columns
-        now = {role: one or guessed.get(role, "") for role, one in zip(ALL_ROLES, held, strict=True)}
-        return role_updates(kind, catalogue.columns_of(rows_there), now)
+        there = catalogue.columns_of(rows_there)
+        guessed = catalogue.propose(rows_there).columns if rows_there else {}
+        kept = {role: one for role, one in zip(ALL_ROLES, held, strict=True) if one in there}
+        return role_updates(
+            kind, there, {role: kept.get(role) or guessed.get(role, "") for role in ALL_ROLES}
+        )
 
-    def mapped(id: str, name: str, kind: str, *held: Any) -> str:
+    def encoding_changed(id: str, encoding: str) -> list[Any]:
+        """The head and what the columns are called in this encoding."""
+        try:
+            one = replace(opened(id), encoding=known_encoding(encoding) if encoding else "")
+            rows_there = catalogue.first_rows(one.files[0], one.encoding)
+        except (Refusal, IndexError) as error:
+            wrong = notices.refused(error.problems, words) if isinstance(error, Refusal) else gr.skip()
+            return [wrong, gr.skip(), gr.skip(), *[gr.skip()] * len(roles)]
+        mapping = catalogue.propose(rows_there) if rows_there else Mapping("chat")
+        there = catalogue.columns_of(rows_there)
+        is_set = id.startswith("set:")
+        title = rows.head(one, None, words) if is_set else rows.file_head(id.partition(":")[2], one, words)
+        return [gr.skip(), title, mapping.kind, *role_updates(mapping.kind, there, dict(mapping.columns))]
+
+    def sheet_chosen(id: str, sheet: str) -> list[Any]:
+        """The file made anew of another sheet, and everything about it."""
+
+        def act() -> list[Any]:
+            opened(id)  # a file of this folder
+            what, _, name = id.partition(":")
+            if what != "file" or not sheet:
+                return [gr.skip()] * len(shown)
+            notes = uploads.choose_sheet(data / name, sheet)
+            said = " ".join(
+                [words("sheet-read", sheet=sheet), *(notices.sentence(one, words) for one in notes)]
+            )
+            *everything, _ = open(id)
+            return [*everything, notices.toast(said)]
+
+        return tell(act, len(shown) - 1, told_too=True, told_last=True)
+
+    def mapped(id: str, name: str, kind: str, encoding: str, *held: Any) -> str:
         """The first rows as these columns make them."""
         try:
-            _, entry = entry_from(id, kind, held)
+            _, entry = entry_from(id, kind, encoding, held)
             return mapped_html(dataset_of(data, name or "—", entry))
         except Refusal as refusal:
             return notices.listed(refusal.problems, words)
@@ -556,10 +616,11 @@ def build(
         except Refusal as refusal:
             return notices.listed(refusal.problems, words)
 
-    def save_set(id: str, name: str, kind: str, *held: Any) -> list[Any]:
+    def save_set(id: str, name: str, kind: str, encoding: str, *held: Any) -> list[Any]:
         def act() -> list[Any]:
-            one, entry = entry_from(id, kind, held)
+            one, entry = entry_from(id, kind, encoding, held)
             kept = catalogue.save(data, name, entry, instead_of=one.name if id.startswith("set:") else "")
+            uploads.settle(one.files[0])
             return [notices.toast(words("set-saved", name=kept)), f"set:{kept}", list_html(f"set:{kept}")]
 
         return tell(act, 2, told_too=True)
@@ -584,10 +645,14 @@ def build(
                 "at": given.stat().st_mtime_ns,
             }
             told = errands.wait(errands.start(saves, "receive", asked))
-            arrived, wrong = told["file"], [problem(one["code"], **one["values"]) for one in told["problems"]]
+            arrived = told["file"]
+            wrong, notes = (
+                [problem(one["code"], **one["values"]) for one in told[key]] for key in ("problems", "notes")
+            )
+            said = [words("arrived", file=arrived), *(notices.sentence(one, words) for one in notes)]
             given.unlink(missing_ok=True)
             return [
-                notices.refused(wrong, words) if wrong else notices.toast(words("arrived", file=arrived)),
+                notices.refused(wrong, words) if wrong else notices.toast(" ".join(said)),
                 f"file:{arrived}",
                 list_html(f"file:{arrived}"),
             ]
@@ -628,17 +693,20 @@ def build(
             spec = spec.change("stage", {"kind": fitting})
         return spec.change("data.datasets", {one.name: 1.0})
 
-    def tell(act: Callable[[], list[Any]], outputs: int, told_too: bool = False) -> list[Any]:
+    def tell(
+        act: Callable[[], list[Any]], outputs: int, told_too: bool = False, told_last: bool = False
+    ) -> list[Any]:
         """What the action answers; what it is refused for as a message, and nothing else changed."""
         try:
             answer = act()
             return answer if told_too else [gr.skip(), *answer]
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), *[gr.skip()] * outputs]
+            message, unchanged = [notices.refused(refusal.problems, words)], [gr.skip()] * outputs
+            return unchanged + message if told_last else message + unchanged
 
     # ------------------------------------------------------------------------------------ wiring
 
-    shown = [*panel, *in_rows, *in_editor, mapped_rows, listing, told]
+    shown = [*panel, *in_rows, *in_editor, sheet, mapped_rows, listing, told]
     listing.select(picked, None, chosen, **QUIET)
     chosen.change(open, chosen, shown, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET)
     upload.upload(
@@ -673,7 +741,11 @@ def build(
     seen_back.click(see_turn(-1), [chosen, seen_first, *asked], seen_rows, **QUIET)
     seen_on.click(see_turn(+1), [chosen, seen_first, *asked], seen_rows, **QUIET)
 
-    kind.input(kind_changed, [chosen, kind, *roles], roles, **QUIET).then(
+    sheet.input(sheet_chosen, [chosen, sheet], shown, **QUIET)
+    encoding.input(encoding_changed, [chosen, encoding], [told, head, kind, *roles], **QUIET).then(
+        mapped, [chosen, *in_editor], mapped_rows, **QUIET
+    )
+    kind.input(kind_changed, [chosen, kind, encoding, *roles], roles, **QUIET).then(
         mapped, [chosen, *in_editor], mapped_rows, **QUIET
     )
     gr.on(

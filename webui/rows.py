@@ -13,7 +13,7 @@ from urllib.parse import quote
 from engine.browse import Shown
 from engine.datasets import Dataset
 from engine.problems import Problem
-from webui import charts, notices
+from webui import charts, notices, sources
 from webui.numbers import size
 from webui.words import Words
 
@@ -69,7 +69,7 @@ def bytes_of(dataset: Dataset) -> int:
 
 
 def head(dataset: Dataset, count: int | None, words: Words) -> str:
-    """What is known of the chosen set at once."""
+    """What is known of the chosen set at once, and how its files are read."""
     facts = [
         words(f"set-{dataset.kind}"),
         count is not None and words("count-rows", count=f"{count:,}"),
@@ -81,11 +81,13 @@ def head(dataset: Dataset, count: int | None, words: Words) -> str:
     wrong = ""
     if dataset.problem:
         chips, wrong = "", notices.listed([dataset.problem], words)
-    return f'<div class="run-title"><h1>{escape(dataset.name)}</h1></div><p class="chips">{chips}</p>{wrong}'
+    return f'<div class="run-title"><h1>{escape(dataset.name)}</h1></div><p class="chips">{chips}</p>{wrong}{sources.described(dataset, words)}'
 
 
-def file_head(name: str, words: Words) -> str:
-    return f'<div class="run-title"><h1>{escape(name)}</h1></div><p class="quiet">{escape(words("file-loose-help"))}</p>'
+def file_head(name: str, dataset: Dataset, words: Words) -> str:
+    """What is known of a file that is in no set yet."""
+    read = sources.described(dataset, words)
+    return f'<div class="run-title"><h1>{escape(name)}</h1></div><p class="quiet">{escape(words("file-loose-help"))}</p>{read}'
 
 
 # ---------------------------------------------------------------------------------------------- rows

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -14,6 +15,7 @@ from playwright.sync_api import Page, expect
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
+from tests.test_uploads import several_sheets
 
 OpenPage = Callable[..., Page]
 HOSTILE = '<img src=x onerror=alert(1)> it\'s "мой" 数据'
@@ -201,3 +203,47 @@ def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_se
     page.locator("#save-set").click()
     expect(page.locator("#told .bad")).to_contain_text("line 3, column 6")
     assert '"b" {}' in (place.data / "dataset_info.json").read_text()
+
+
+def test_the_encoding_and_the_sheet_of_a_file_are_chosen_where_they_are_open(
+    place: Workplace, data_studio: str, open_page: OpenPage, tmp_path: Path
+) -> None:
+    page = open_page(data_studio)
+    expect(page.locator("#summary .state")).to_be_visible()
+    page.get_by_role("tab").nth(2).click()
+
+    def choose(file: Any) -> None:
+        with page.expect_file_chooser() as chooser:
+            page.locator("#upload").click()
+        chooser.value.set_files(file)
+
+    table = {"name": "tw.csv", "mimeType": "text/csv", "buffer": "問題;答案\n你好;我很好\n".encode("big5")}
+    choose(table)
+    expect(page.locator("#read-as")).to_contain_text("semicolon · Big5, detected")
+    expect(page.locator("#set-head .problems")).to_contain_text("too little to be sure")
+    expect(page.locator("#mapped .speech.assistant")).to_contain_text("我很好")
+    page.locator("#set-encoding input").click()
+    page.get_by_role("option", name="KOI8-R", exact=True).click()
+    expect(page.locator("#mapped")).not_to_contain_text("我很好")
+    page.locator("#set-encoding input").click()
+    page.get_by_role("option", name="Big5", exact=True).click()
+    expect(page.locator("#mapped .speech.assistant")).to_contain_text("我很好")
+    expect(page.locator("#read-as")).to_contain_text("Big5, chosen by hand")
+    expect(page.locator("#set-head .problems")).to_have_count(0)
+    page.locator("#save-set").click()
+    expect(page.locator("#set-head h1")).to_have_text("tw")
+    entry = json.loads((place.data / "dataset_info.json").read_text(encoding="utf-8"))["tw"]
+    assert entry["encoding"] == "big5"
+    assert entry["columns"] == {"prompt": "問題", "response": "答案"}
+
+    choose(several_sheets(tmp_path / "book.xlsx"))
+    expect(page.locator("#set-head h1")).to_have_text("book.jsonl")
+    expect(page.locator("#set-sheet input")).to_have_value("two & co")
+    expect(page.locator("#mapped .speech.assistant")).to_contain_text("2")
+    page.locator("#set-sheet input").click()
+    page.get_by_role("option", name="three & co").click()
+    expect(page.locator("#mapped .speech.assistant")).to_contain_text("4")
+    page.locator("#save-set").click()
+    expect(page.locator("#set-head h1")).to_have_text("book")
+    assert (place.data / "book.jsonl").read_text() == '{"x": "3", "y": "4"}\n'
+    assert not list(place.data.glob(".book*"))

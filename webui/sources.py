@@ -1,0 +1,70 @@
+"""How a data file is read, in plain words: its format, its encoding and how sure that is, and what can be chosen."""
+
+from __future__ import annotations
+
+from html import escape
+
+from engine.datasets import Dataset
+from engine.encodings import ENCODINGS
+from engine.problems import Problem, Refusal, say
+from engine.rowfiles import Source, source_of
+from webui import notices
+from webui.words import Words
+
+FILES = 3  # of a set whose doubts are shown
+WHOLE = ("columns", "indexed columns", "split")  # JSON by columns
+
+
+def described(dataset: Dataset, words: Words) -> str:
+    """What was found out about the files of a set, and what of it is not certain."""
+    facts, doubts = "", []
+    for number, file in enumerate(dataset.files[:FILES]):
+        try:
+            source = source_of(file, dataset.encoding)
+        except Refusal:
+            continue  # said where the rows would be
+        doubts += source.doubts
+        if not number:
+            facts = words(
+                "read-as", how=" · ".join((_format(source, words), *_encoding(source, dataset, words)))
+            )
+    said = f'<p class="quiet" id="read-as">{escape(facts)}</p>' if facts else ""
+    return said + (notices.listed(doubts, words) if doubts else "")
+
+
+def _format(source: Source, words: Words) -> str:
+    if source.separator:
+        return say("table-separated", words.language, separator=source.separator)
+    if source.layout:
+        shape = "columns" if source.layout in WHOLE else source.layout.replace(" ", "-")
+        return words(f"layout-{shape}")
+    return words("layout-text" if source.encoding else "layout-parquet")
+
+
+def _encoding(source: Source, dataset: Dataset, words: Words) -> tuple[str, ...]:
+    if source.encoding is None:
+        return ()
+    label = source.encoding.label
+    if dataset.encoding:
+        return (words("encoding-chosen", encoding=label),)
+    if source.encoding.detected:
+        return (words("encoding-detected", encoding=label, sure=f"{source.encoding.confidence:.0%}"),)
+    return (label,)
+
+
+def encodings(dataset: Dataset, words: Words) -> tuple[list[tuple[str, str]], bool]:
+    """What can be chosen as the encoding of a set's files, and whether there is anything to choose."""
+    detected, nearest, open_question = words("encoding-as-found"), [], bool(dataset.encoding)
+    try:
+        source = source_of(dataset.files[0])
+        if source.encoding and source.encoding.detected:
+            detected = words("encoding-found", encoding=source.encoding.label)
+            nearest, open_question = [source.encoding.name, *source.encoding.others], True
+    except Refusal as refusal:
+        open_question |= any(_of_encoding(problem) for problem in refusal.problems)
+    names = dict.fromkeys([*nearest, *ENCODINGS])
+    return [(detected, ""), *((ENCODINGS[name][0], name) for name in names)], open_question
+
+
+def _of_encoding(problem: Problem) -> bool:
+    return problem.code.startswith("file-encoding")
