@@ -85,7 +85,13 @@ class Problem:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def text(self, language: str = "en") -> str:
-        return say(self.code, language, field=self.field, **self.values)
+        """The sentence; a place that it does not name itself stands before it."""
+        text, place = say(self.code, language, field=self.field, **self.values), self.values.get("place")
+        return f"{place}: {text}" if place and "{place}" not in sentences()[self.code][language] else text
+
+    def at(self, place: object) -> Problem:
+        """The same problem, of what stands at this place (file and line)."""
+        return dataclasses.replace(self, values={**self.values, "place": str(place)})
 
     def __str__(self) -> str:
         return f"{self.field}: {self.text()}" if self.field else self.text()

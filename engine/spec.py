@@ -614,6 +614,11 @@ class Data(Part):
         "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. cut_start: keep the end, "
         "and leave out the oldest turns after the system message. drop: leave the row out.",
     )  # fmt: skip
+    end_last_answer: bool = setting(
+        True, "End last answers",
+        "Some chat templates write nothing behind the last answer. The token at which generation stops is then added and "
+        "trained there, or the model would not learn to stop.",
+    )  # fmt: skip
     skip_bad_rows: bool = setting(
         False,
         "Leave out bad rows",

@@ -110,6 +110,7 @@ class Seen:
     fate: str
     ended: bool
     reason: Problem | None
+    lost: tuple[str, ...] = ()
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
@@ -131,7 +132,7 @@ def encode(
     encoder = Encoder(tokenizer, form, **{"max_length": 100_000, **settings})
     examples = encoder.examples(rows)
     return [
-        Seen(**(columns | {"fate": FATES[columns["fate"]]}), reason=example.reason)
+        Seen(**(columns | {"fate": FATES[columns["fate"]], "lost": example.lost}), reason=example.reason)
         for columns, example in zip(table(form, examples).to_pylist(), examples, strict=True)
     ]
 

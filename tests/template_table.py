@@ -14,7 +14,7 @@ from collections import Counter
 from typing import Any
 
 from engine.problems import Refusal
-from engine.worker.frame import end_of_turn_ids
+from engine.worker.conversations import end_of_turn_ids
 from tests.families import Seen, encode
 from tests.templates import sources
 from tests.templates.facts import Facts

@@ -14,7 +14,7 @@ import pytest
 from engine import deploy
 from engine.deploy import said
 from engine.problems import Refusal
-from engine.worker.frame import render
+from engine.worker.chat_template import render
 from tests import families
 
 GO = shutil.which("go")

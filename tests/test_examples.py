@@ -5,8 +5,8 @@ import re
 import pytest
 
 from engine.problems import Refusal
+from engine.worker.conversations import end_of_turn_ids
 from engine.worker.examples import IGNORED
-from engine.worker.frame import Frame, end_of_turn_ids
 from tests.families import (
     AROUND,
     ENDS,
@@ -31,9 +31,12 @@ def test_ids_are_the_templates_and_exactly_the_answers_are_trained(name):
         answers = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
         runs = trained(tok, encoded)
         assert len(runs) == len(answers)
-        for said, run in zip(answers, runs, strict=True):
-            own, end = re.fullmatch(r"(.*)(<[^<>]+>|</s>)", run, re.DOTALL).groups()
-            assert end == ENDS[name] or name in ("cohere2", "gptoss")
+        for number, (said, run) in enumerate(zip(answers, runs, strict=True), start=1):
+            if name == "gptoss" and number < len(answers):
+                own = run  # what it writes behind an earlier answer is not what generation stops at
+            else:
+                own, end = re.fullmatch(r"(.*)(<[^<>]+>|</s>)", run, re.DOTALL).groups()
+                assert end == ENDS[name] or name == "cohere2"
             own = AROUND.sub("", own)
             assert own.removesuffix("<|END_RESPONSE|>") == said
         assert runs[-1].endswith(ENDS[name])
@@ -84,6 +87,15 @@ def test_tool_calls_are_trained_and_their_results_are_not(name):
     assert "Bye." in bye
 
 
+def opening(tok) -> str:
+    """What only the generation prompt adds to a question, or all behind it where nothing opens an answer."""
+    texts = [
+        tok.apply_chat_template([user("q")], tokenize=False, add_generation_prompt=generate)
+        for generate in (False, True)
+    ]
+    return texts[1].removeprefix(texts[0])
+
+
 CALL_ENDS = {
     "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gptoss": "<|call|>", "lfm2_2_5": "<|im_end|>",
 }  # fmt: skip
@@ -129,9 +141,9 @@ def test_history_without_its_reasoning_is_still_found():
 def test_glm_ends_an_answer_with_the_mark_of_who_speaks_next():
     tok = tokenizer("glm4moe")
     (encoded,) = encode(tok, talk("q1", "a1", "q2", "a2 𠮷"))
-    assert trained(tok, encoded) == ["\n<think></think>\na1<|user|>", "\n<think></think>\na2 𠮷"]
-    assert not encoded.ended  # nothing speaks after the last one; the count of these is shown
-    assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ["<|user|>", "<|observation|>"]
+    assert trained(tok, encoded) == ["\n<think></think>\na1<|user|>", "\n<think></think>\na2 𠮷</s>"]
+    assert encoded.ended  # nothing speaks after the last one: what generation stops at is added
+    assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ["<|user|>", "<|observation|>", "</s>"]
 
 
 def test_the_parts_of_one_answer_are_one_span_and_two_answers_are_two():
@@ -168,7 +180,7 @@ def test_what_is_trained_can_be_chosen():
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "phi3", "deepseekv3", "chatml"])
 def test_data_cannot_forge_a_turn(name):
     tok = tokenizer(name)
-    begin, end = Frame.of(tok, tok.chat_template).anchor, ENDS[name]
+    begin, end = opening(tok), ENDS[name]
     honest = talk("Say it. ", "No. ", "Why? ", "So. ")
     forged = talk(f"Say it.{end}{begin} ", f"No.{end} ", f"Why?{end}🙂 ", f"你{end}So. ")
     encoded_honest, encoded = encode(tok, honest, forged)
@@ -305,7 +317,10 @@ def test_a_template_that_never_ends_an_answer_is_refused():
     tok = tokenizer("qwen2_5")
     endless = "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     with pytest.raises(Refusal, match="never stop"):
-        encode(tok, talk("q", "a"), chat_template=endless)
+        encode(tok, talk("q", "a"), chat_template=endless, end_last_answer=False)
+    ended, several = encode(tok, talk("q", "a"), talk("q", "a", "q", "a"), chat_template=endless)
+    assert trained(tok, ended) == ["assistant: a\n</s>"]  # it opens no answer, so the model has to
+    assert several.reason.code == "answer-without-end"
     with pytest.raises(Refusal, match="cannot render"):
         encode(tok, talk("q", "a"), chat_template="{{ messages[0].content.parts.first }}")
 

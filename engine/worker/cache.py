@@ -26,13 +26,13 @@ from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import template_file
 
-VERSION = 3  # of the code that prepares: one more whenever it makes something else of the same rows
+VERSION = 4  # of the code that prepares: one more whenever it makes something else of the same rows
 MOST = 20 * 10**9  # bytes; what was not used for longest goes first
 SUMMARY = "summary.json"
 # What a tokenizer is made of, in a model's folder.
 TOKENIZER = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
-    "*.model", "*.tiktoken", "config.json", "*.py",
+    "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py",
 )  # fmt: skip
 ELSEWHERE = ("dataset_dir", "preprocessing_num_workers", "group_by_length")  # settings that change no row
 

@@ -1,5 +1,5 @@
 """Calls of tools in what a model writes. How its chat template writes them is learned from the template itself, as
-`engine.worker.frame` learns where answers end: no list of model families is kept.
+`engine.worker.answer_spans` learns where answers end: no list of model families is kept.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import regex
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.frame import agree, any_of, control_tokens, render
+from engine.worker.chat_template import agree, any_of, control_tokens, render
 
 Call = dict[str, Any]  # {"name", "arguments": object}
 Tools = Sequence[Mapping[str, Any]]

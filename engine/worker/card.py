@@ -18,7 +18,8 @@ from engine.models import adapter_config, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RunDir, read_lines
 from engine.spec import RunSpec
-from engine.worker.frame import end_of_turn_ids, render
+from engine.worker.chat_template import render
+from engine.worker.conversations import end_of_turn_ids
 from engine.worker.sources import Sources
 from engine.worker.tokenizer import end_ids
 

@@ -1,63 +1,118 @@
 """Conversations → token ids, and where in them the answers are.
 
-The ids are exactly those `tokenizer.apply_chat_template` gives, with one exception: where a *value* of the data contains
-the text of a control token, that text stays text. A conversation is rendered once and tokenized once, in batches. Most
-take the short way (`engine.worker.shapes`), which writes what the template would write without running it; whatever
-that way is not sure to do right is rendered by the template itself.
+The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data contains
+the text of a control token, that text stays text; and where the template writes nothing behind the last answer, the token
+at which generation stops may be added there. A conversation is rendered and tokenized as a whole. Most take the short way
+(`engine.worker.shapes`), which writes what the template would write without running it; whatever that way is not sure to
+do right is rendered by the template itself, once plainly and once to see where everything comes from.
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.problems import Problem, Refusal, problem
-from engine.worker.frame import Frame, Span, answers_in, render
+from engine.worker.answer_spans import Answers, AnswerSpans
+from engine.worker.chat_template import ChatTemplate, Row, Span, short_ids
+from engine.worker.provenance import left_out, trace
 from engine.worker.shapes import Group, Shapes
 from engine.worker.shield import Shield
 
 TRIED = 8  # conversations of each shape that are compared with what the template gives
-Row = dict[str, Any]  # {"messages": [...], "tools": [...] | None}
+TOOL_USE = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
 
 
 class Tokens(NamedTuple):
-    """One conversation: its ids (int32), the token spans of its answers, each up to and including the token that ends
-    the turn, and whether each has such a token: a model never shown one never stops."""
+    """One conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
+    including the token that ends the turn; whether the last one has such a token, since a model never shown one never
+    stops; and what of the row the template left out (see `engine.worker.provenance.left_out`)."""
 
     ids: np.ndarray
     answers: list[Span]
     ended: bool
+    lost: tuple[str, ...] = ()
 
 
 class Conversations:
-    """A tokenizer and its chat template, and what is known about the two.
+    """A tokenizer with its chat templates: the one for conversations with tools may be another.
 
-    Raises Refusal if the template writes nothing at the end of an answer that a model could learn to stop with.
+    `end_last_answer`: where a template writes nothing behind the last answer, the token at which generation stops is
+    added. Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str | None = None,
+        *,
+        end_last_answer: bool = True,
+    ):
         self.tokenizer = tokenizer
-        self.template = tokenizer.get_chat_template(chat_template)
-        self.frame = Frame.of(tokenizer, self.template)
-        self.shield = Shield(tokenizer, self.template, self.frame)
-        self.shapes = Shapes(tokenizer, self.template, self.frame)
+        sources = _templates(tokenizer, chat_template)
+        self.plain = Rendered(tokenizer, sources[0], end_last_answer)
+        self.with_tools = self.plain
+        if sources[1] != sources[0]:
+            self.with_tools = Rendered(tokenizer, sources[1], end_last_answer)
+
+    @property
+    def end_tokens(self) -> list[str]:
+        """The tokens that end an answer according to the templates: what generation has to stop at. Never empty."""
+        both = (self.plain, self.with_tools)
+        return list(dict.fromkeys(token for rendered in both for token in rendered.end_tokens))
 
     def encode(self, rows: Sequence[Row], *, generate: bool = False) -> list[Tokens | Problem]:
         """One result per row, in the same order; a Problem for a row that the template or the tokenizer cannot write.
 
         `generate`: the conversation ends with the opening of an answer that is yet to be written.
         """
+        if self.plain is self.with_tools:
+            return self.plain.encode(rows, generate)
+        results: list[Tokens | Problem | None] = [None] * len(rows)
+        for rendered, tools in ((self.plain, False), (self.with_tools, True)):
+            numbers = [number for number, row in enumerate(rows) if bool(row.get("tools")) == tools]
+            encoded = rendered.encode([rows[number] for number in numbers], generate)
+            for number, result in zip(numbers, encoded, strict=True):
+                results[number] = result
+        return results
+
+
+class Rendered:
+    """One template, and what is known about what it writes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, end_last_answer: bool):
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer, source)
+        self.spans = AnswerSpans(self.template, generation_stops(tokenizer), end_last_answer)
+        self.shield = Shield(self.template, self.spans)
+        self.shapes = Shapes(self.template, self.spans)
+
+    @property
+    def end_tokens(self) -> list[str]:
+        return self.spans.endings.all()
+
+    def encode(
+        self, rows: Sequence[Row], generate: bool = False, *, short_way: bool = True
+    ) -> list[Tokens | Problem]:
+        """See `Conversations.encode`. Without the `short_way` each row is rendered by the template itself."""
+        rows = [self.template.adapt(row) for row in rows]
+        if not short_way:
+            return self._plainly(rows, generate, template_only=True)
         results: list[Tokens | Problem | None] = [None] * len(rows)
         for group in self.shapes.encode(rows, generate):
             if not self._proven(group, rows, generate):
                 continue
             shape, numbers, ids, bounds, answers = group
             for at, number in enumerate(numbers):
-                results[number] = Tokens(ids[bounds[at] : bounds[at + 1]], answers[at], shape.ended)
+                results[number] = Tokens(
+                    ids[bounds[at] : bounds[at + 1]], answers[at], shape.is_ended, shape.lost
+                )
         left = [number for number, result in enumerate(results) if result is None]
         plainly = self._plainly([rows[number] for number in left], generate)
         for number, result in zip(left, plainly, strict=True):
@@ -71,11 +126,11 @@ class Conversations:
             some = range(min(len(group.rows), TRIED))
             plainly = self._plainly([rows[group.rows[at]] for at in some], generate, template_only=True)
             shape.proven = all(
-                isinstance(one, Tokens)
-                and one.ids.tolist() == group.ids[group.bounds[at] : group.bounds[at + 1]].tolist()
-                and tuple(one.answers) == group.answers[at]
-                and one.ended == shape.ended
-                for at, one in zip(some, plainly, strict=True)
+                isinstance(tokens, Tokens)
+                and tokens.ids.tolist() == group.ids[group.bounds[at] : group.bounds[at + 1]].tolist()
+                and tuple(tokens.answers) == group.answers[at]
+                and (tokens.ended, tokens.lost) == (shape.is_ended, shape.lost)
+                for at, tokens in zip(some, plainly, strict=True)
             )
             if not shape.proven:
                 shape.plan = None
@@ -86,40 +141,76 @@ class Conversations:
     ) -> list[Tokens | Problem]:
         """Rendered as a whole and tokenized as a whole."""
         results: list[Tokens | Problem | None] = [None] * len(rows)
-        drafts: list[tuple[int, str, list[Span], dict[str, str]]] = []
-        for number, (row, hidden) in enumerate(map(self.shield.row, rows)):
+        drafts: list[tuple[int, str, Answers, dict[str, str]]] = []
+        for number, row in enumerate(rows):
+            row, hidden = self.shield.row(row)
             try:
                 known = None if template_only else self.shapes.text(row, generate)
-                text, spans = known or self._rendered(row, generate)
+                text, answers = known or self._rendered(row, generate)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
-            except (
-                Exception
-            ) as error:  # a template is a program of its own; whatever it raises is about this row
+            except Exception as error:  # a template is a program: whatever it raises is about this row
                 results[number] = problem("template-refuses-row", reason=str(error))
             else:
-                drafts.append((number, text, spans, hidden))
+                drafts.append((number, text, answers, hidden))
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
             [text for _, text, _, _ in drafts], add_special_tokens=False
         )
-        for (number, text, spans, hidden), encoding in zip(drafts, encodings, strict=True):
-            ids, answers = encoding.ids, [_tokens_of(encoding, span, self.shield.control) for span in spans]
-            ended = all(self.frame.stop.search(text, *span) for span in spans)
+        for (number, text, answers, hidden), encoding in zip(drafts, encodings, strict=True):
             try:
-                if hidden:
-                    ids, answers = self.shield.restore(text, encoding, answers, hidden)
+                results[number] = self._tokens(text, answers, hidden, encoding)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
-            else:
-                results[number] = Tokens(np.array(ids, dtype=np.int32), answers, ended)
         return results
 
-    def _rendered(self, row: Row, generate: bool) -> tuple[str, list[Span]]:
-        messages, tools = row["messages"], row.get("tools") or None
-        text, marked = render(self.tokenizer, self.template, messages, tools, generate)
-        if generate:
-            return text, []
-        return text, answers_in(self.tokenizer, self.template, text, marked, row, self.frame)
+    def _tokens(self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any) -> Tokens:
+        ids, spans = encoding.ids, [_tokens_of(encoding, span, self.shield.control) for span in answers.spans]
+        if hidden:
+            ids, spans = self.shield.restore(text, encoding, spans, hidden)
+        if empty := [number for number, (begin, end) in enumerate(spans) if begin >= end]:
+            raise Refusal(problem("mask-empty", answer=empty[0] + 1))
+        return Tokens(np.array(ids, dtype=np.int32), spans, answers.is_ended, answers.lost)
+
+    def _rendered(self, row: Row, generate: bool) -> tuple[str, Answers]:
+        try:
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        except Exception:
+            # Some templates take no id of a call but their own kind; whatever else is wrong is raised again.
+            row = {**row, "messages": short_ids(row["messages"])}
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        if not generate:
+            return self.spans.completed(row, text)
+        traced = trace(self.template, row, text, generate)
+        return text, Answers([], lost=left_out(row, text, traced) if traced else ())
+
+
+def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The tokens at which generation stops: those of the generation_config.json beside the tokenizer, else its eos."""
+    try:
+        config = json.loads(
+            Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8")
+        )
+        ends = config.get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        ends = None
+    ids = ends if isinstance(ends, list) else [ends]
+    tokens = [tokenizer.convert_ids_to_tokens(number) for number in ids if isinstance(number, int)]
+    return [token for token in dict.fromkeys(tokens or [tokenizer.eos_token]) if token]
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
+    """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
+    return tokenizer.convert_tokens_to_ids(Conversations(tokenizer, chat_template).end_tokens)
+
+
+def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> tuple[str, str]:
+    """The template for conversations without tools and the one for those with tools, which may be the same."""
+    several = tokenizer.chat_template
+    if chat_template or not isinstance(several, dict):
+        source = tokenizer.get_chat_template(chat_template)
+        return source, source
+    plain = several.get("default") or next(iter(several.values()))
+    return plain, several.get(TOOL_USE, plain)
 
 
 def _tokens_of(encoding: Any, span: Span, control: Collection[int]) -> Span:

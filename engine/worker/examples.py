@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 from engine.stages import STAGES, Form
+from engine.worker.chat_template import ChatTemplate, Span
 from engine.worker.conversations import Conversations, Row, Tokens
-from engine.worker.frame import Span
+from engine.worker.provenance import LEFT_OUT
 from engine.worker.shield import Shield
 from engine.worker.turn_weights import weighted_spans, weights_column, without_oldest
 
@@ -52,7 +53,8 @@ COLUMNS: dict[Form, dict[str, pa.DataType]] = {
 class Example(NamedTuple):
     """One row. Of one that cannot be used, the values are empty.
 
-    `trained`: spans of the first value that are trained (text, chat). `ended`: every trained answer includes the token
+    `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat template left out,
+    as words of `engine.worker.provenance.LEFT_OUT`. `ended`: every trained answer includes the token
     that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
     """
 
@@ -62,6 +64,7 @@ class Example(NamedTuple):
     trained: Sequence[Span] = ()
     reason: Problem | None = None
     weights: Sequence[float] | None = None
+    lost: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,22 +85,26 @@ class Encoder:
     train_on: TrainOn = "answers"
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
+    end_last_answer: bool = True
     conversations: Conversations | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
         """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
         train_on = getattr(spec.stage, "train_on", "answers")
-        length = max_length or spec.data.max_length
-        return cls(tokenizer, STAGES[spec.stage.kind].form, length, train_on, spec.data.too_long)
+        data, length = spec.data, max_length or spec.data.max_length
+        form = STAGES[spec.stage.kind].form
+        return cls(tokenizer, form, length, train_on, data.too_long, end_last_answer=data.end_last_answer)
 
     def __post_init__(self) -> None:
         if self.form == "text":
             if self.tokenizer.eos_token_id is None:
                 raise Refusal(problem("tokenizer-without-eos"))
-            self.shield = Shield(self.tokenizer)
+            self.shield = Shield(ChatTemplate(self.tokenizer, ""))
         else:
-            self.conversations = Conversations(self.tokenizer, self.chat_template)
+            self.conversations = Conversations(
+                self.tokenizer, self.chat_template, end_last_answer=self.end_last_answer
+            )
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in the same order. A text is one example, however long: see `windows`."""
@@ -170,7 +177,7 @@ def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         if not isinstance(one, Tokens):
             examples.append(_refused("chat", one))
             continue
-        ids, answers, ended = one
+        ids, answers, ended, lost = one
         fate, weights = "kept", row.get("weights")
         if weights is not None and len(weights) != len(answers):
             reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
@@ -184,7 +191,7 @@ def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         elif not any([begin < end for begin, end in chosen]):
             examples.append(_left_out("chat", "untrained"))
         else:
-            examples.append(Example((ids,), fate, ended, chosen, weights=weights))
+            examples.append(Example((ids,), fate, ended, chosen, weights=weights, lost=lost))
     return examples
 
 
@@ -240,12 +247,12 @@ def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
     """A prompt that ends at `at`, and the last answer of each side."""
     prompt = sides[0].ids[:at]
     answers = [side.ids[at : side.answers[-1][1]] for side in sides]
-    room = encoder.max_length - at
+    room, lost = encoder.max_length - at, tuple(dict.fromkeys(word for side in sides for word in side.lost))
     if max(map(len, answers)) <= room:
-        return Example((prompt, *answers), ended=all(side.ended for side in sides))
+        return Example((prompt, *answers), ended=all(side.ended for side in sides), lost=lost)
     if room <= 0 or encoder.too_long == "drop":
         return _left_out(form, "too_long")
-    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False)
+    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False, lost=lost)
 
 
 def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
@@ -257,7 +264,7 @@ def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
             examples.append(_left_out("prompts", "too_long"))
         else:
             messages = json.dumps(row["messages"], ensure_ascii=False)
-            examples.append(Example((one.ids, messages, row.get("answer"))))
+            examples.append(Example((one.ids, messages, row.get("answer")), lost=one.lost))
     return examples
 
 
@@ -284,8 +291,8 @@ def _refused(form: Form, reason: Problem) -> Example:
 
 
 def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
-    """The examples as columns, one row each, unusable ones empty; with `fate` (its number) and `ended` at the end, and
-    `weights` of the tokens before them if any example has some."""
+    """The examples as columns, one row each, unusable ones empty; with `fate` (its number), `ended` and `lost` (a bit
+    for each word of `LEFT_OUT`) at the end, and `weights` of the tokens before them if any example has some."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
@@ -301,7 +308,9 @@ def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     number = {fate: at for at, fate in enumerate(FATES)}
     columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
     columns.append(pa.array([example.ended for example in examples], pa.bool_()))
-    return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended"])
+    bit = {word: 1 << at for at, word in enumerate(LEFT_OUT)}
+    columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
+    return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended", "lost"])
 
 
 def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:

@@ -23,9 +23,9 @@ from engine import probe
 from engine.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TOKENS
 from engine.rundir import RunDir, write_json
 from engine.spec import RunSpec
+from engine.worker.conversations import end_of_turn_ids
 from engine.worker.edge import rank
 from engine.worker.examples import IGNORED, Example
-from engine.worker.frame import end_of_turn_ids
 from engine.worker.generation import Answer, Batch
 from engine.worker.respond import losses
 from engine.worker.sampling import Sampling

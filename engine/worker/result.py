@@ -11,7 +11,7 @@ from transformers import GenerationConfig, Trainer
 
 from engine.rundir import RESULT, RunDir, read_lines, write_json
 from engine.spec import RunSpec
-from engine.worker.frame import end_of_turn_ids
+from engine.worker.conversations import end_of_turn_ids
 from engine.worker.model import judges, save_weights
 from engine.worker.plot import plot_loss
 

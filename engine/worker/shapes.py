@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.frame import Frame, Span, answers_in, any_of, control_tokens, render
+from engine.worker.answer_spans import Answers, AnswerSpans
+from engine.worker.chat_template import ChatTemplate, Row, Span
+from engine.worker.provenance import Piece, Provenance, left_out
 from engine.worker.tracing import Check, Outline, Tracer, sentinel
 from engine.worker.words import Words
 
@@ -41,24 +43,27 @@ LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
 class Shape:
     """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
 
-    `answers` are spans of parts, and no answer begins or ends within a part. `ended`: each of them has a token that
-    ends it. `plan` is there if the contents can be tokenized apart from the frame.
+    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last has a token that
+    ends it. `lost`: what the template leaves out of such conversations. `plan` is there if the contents can be tokenized
+    apart from the frame.
     """
 
     parts: tuple[str | int, ...]
     checks: tuple[Check, ...]
     answers: tuple[Span, ...]
-    ended: bool
+    is_ended: bool = True
+    lost: tuple[str, ...] = ()
     plan: Plan | None = None
     proven: bool = False
 
-    def text(self, contents: Sequence[str]) -> tuple[str, list[Span]] | None:
-        """The rendered conversation and its answers in characters; None if the template has to be asked."""
+    def text(self, contents: Sequence[str]) -> tuple[str, Answers] | None:
+        """The rendered conversation and its answers; None if the template has to be asked."""
         if not all([check(contents[number]) for number, check in self.checks]):
             return None
         written = [contents[part] if isinstance(part, int) else part for part in self.parts]
         at = [0, *accumulate(map(len, written))]
-        return "".join(written), [(at[begin], at[end]) for begin, end in self.answers]
+        spans = [(at[begin], at[end]) for begin, end in self.answers]
+        return "".join(written), Answers(spans, self.is_ended, self.lost)
 
 
 @dataclass(eq=False)
@@ -102,15 +107,15 @@ class Group(NamedTuple):
 class Shapes:
     """The shapes of a template's conversations, learned as they come."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str, frame: Frame):
-        self.tokenizer, self.template, self.frame = tokenizer, template, frame
+    def __init__(self, template: ChatTemplate, spans: AnswerSpans):
+        tokenizer = template.tokenizer
+        self.template, self.spans = template, spans
         self.backend = tokenizer.backend_tokenizer
         self.known: dict[tuple[bool, tuple[str, ...]], Shape | None] = {}
         self.edges: dict[str, Edge] = {}
-        control = control_tokens(tokenizer, template)
-        self.any_control = any_of(control)
+        self.any_control = template.any_control
         self.is_control = np.zeros(max([len(tokenizer), *tokenizer.added_tokens_decoder]) + 1, dtype=bool)
-        self.is_control[tokenizer.convert_tokens_to_ids(list(control))] = True
+        self.is_control[tokenizer.convert_tokens_to_ids(list(template.control))] = True
         # A control token that closes one content off from the next, and does nothing else to either.
         self.fence, self.fence_id = next(
             (
@@ -126,7 +131,7 @@ class Shapes:
 
     @cached_property
     def tracer(self) -> Tracer:
-        return Tracer(self.template, self.tokenizer.special_tokens_map)
+        return Tracer(self.template.source, self.template.tokenizer.special_tokens_map)
 
     def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
         """The shape of a conversation of plain messages; None if the template has to be asked each time."""
@@ -137,7 +142,7 @@ class Shapes:
             self.known[key] = self._learn(key[1], generate)
         return self.known[key]
 
-    def text(self, row: dict[str, Any], generate: bool = False) -> tuple[str, list[Span]] | None:
+    def text(self, row: Row, generate: bool = False) -> tuple[str, Answers] | None:
         """What the template writes for a row, and the answers in it; None if it has to be asked."""
         contents = _plain(row)
         shape = self.of(row["messages"], generate) if contents else None
@@ -195,51 +200,29 @@ class Shapes:
         contents = [sentinel(number) for number in range(len(roles))]
         messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
         try:
-            found = self.tracer.outline(roles, generate=generate)
-            text, marked = render(self.tokenizer, self.template, messages, generate=generate)
-            if found is None or found.text(contents) != text:
+            outline = self.tracer.outline(roles, generate=generate)
+            text = self.template.render(messages, generate=generate)
+            if outline is None or outline.text(contents) != text:
                 return None
+            row, traced = {"messages": messages}, _provenance(outline.parts, contents)
             if generate:
-                return self._shape(found, contents, text, [], [])
-            row = {"messages": messages}
-            spans = answers_in(self.tokenizer, self.template, text, marked, row, self.frame)
-            checks = self._checks_of_answers(roles, contents, text, marked)
-            return None if checks is None else self._shape(found, contents, text, spans, checks)
-        except (
-            Exception
-        ):  # a template is a program of its own, and may refuse these roles in any way it likes
+                return self._shape(outline, contents, text, Answers([], lost=left_out(row, text, traced)))
+            answers = self.spans.within(row, text, traced)
+            whole, answers = self.spans.ended(row, text, answers)
+            end = (whole[len(text) :],) if whole != text else ()
+            return self._shape(Outline((*outline.parts, *end), outline.checks), contents, whole, answers)
+        except Exception:  # a template is a program, and may refuse these roles in any way it likes
             return None
 
-    def _checks_of_answers(
-        self, roles: tuple[str, ...], contents: list[str], text: str, marked: list[Span]
-    ) -> list[Check] | None:
-        """What has to hold for the answers to be where they are, besides what the template asks; None if that cannot
-        be told. See `engine.worker.frame.answers_in` for where they are looked for."""
-        frame, answering = self.frame, [number for number, role in enumerate(roles) if role == "assistant"]
-        if marked:  # spaces at the end of a mark are not part of the answer
-            return [(number, lambda said: said == said.rstrip()) for number in answering]
-        checks: list[Check] = []
-        if frame.opening:  # at the beginning of an answer it would be taken for the template's own
-            checks += [(number, lambda said: not said.startswith(frame.opening)) for number in answering]
-        if frame.unforgeable and len(frame.starts(text)) == len(answering):
-            return checks
-        for number in answering:
-            before = self.tracer.outline(roles[:number], generate=True)
-            if before is None or not text.startswith(before.text(contents)):
-                return None
-            checks += before.checks
-        return checks
-
-    def _shape(
-        self, found: Outline, contents: list[str], text: str, spans: list[Span], checks: Sequence[Check]
-    ) -> Shape | None:
-        """None if an answer begins or ends within a content."""
-        cut = _cut(found.parts, contents, spans)
+    def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> Shape | None:
+        """None if an answer begins or ends within a content, or is empty."""
+        cut = _cut(outline.parts, contents, answers.spans)
         if cut is None:
             return None
-        parts, answers = cut
-        ended = all(self.frame.stop.search(text, *span) for span in spans)
-        return Shape(parts, (*found.checks, *checks), answers, ended, self._plan(parts))
+        parts, spans = cut
+        if any(begin >= end for begin, end in spans):
+            return None
+        return Shape(parts, outline.checks, spans, answers.is_ended, answers.lost, self._plan(parts))
 
     def _plan(self, parts: tuple[str | int, ...]) -> Plan | None:
         """None if control tokens do not close every content off from the frame."""
@@ -309,6 +292,16 @@ class Shapes:
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
+
+
+def _provenance(parts: Sequence[str | int], contents: Sequence[str]) -> Provenance:
+    pieces, at = [], 0
+    for part in parts:
+        text = contents[part] if isinstance(part, int) else part
+        if isinstance(part, int):
+            pieces.append(Piece(part, "content", at, at + len(text), part))
+        at += len(text)
+    return Provenance(pieces, {(number, "content") for number in range(len(contents)) if number not in parts})
 
 
 def _plain(row: dict[str, Any]) -> list[str] | None:

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from engine.problems import Refusal, problem
-from engine.worker.frame import Frame, Span, any_of, control_tokens
+from engine.worker.answer_spans import AnswerSpans
+from engine.worker.chat_template import ChatTemplate, Span, any_of
 
 
 class Shield:
@@ -22,10 +22,13 @@ class Shield:
     `<think>` or `<tool_call>` is what it looks like: the model writes these itself.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str = "", frame: Frame | None = None):
-        control = control_tokens(tokenizer, template)
-        framing = frame.anchor + "".join(frame.stops) if frame else ""
-        self.in_answers = any_of([token for token in control if control[token] or token in framing])
+    def __init__(self, template: ChatTemplate, spans: AnswerSpans | None = None):
+        tokenizer, control = template.tokenizer, template.control
+        framing = {*spans.openers, *spans.endings.all()} if spans else set()
+        # What the template looks for in an answer is what it seems to be, too: </think> ends a thought.
+        searched = template.searched - set(spans.endings.all()) if spans else set()
+        own = [token for token in control if (control[token] or token in framing) and token not in searched]
+        self.in_answers = any_of(own)
         self.elsewhere = any_of(control)
         self.control = set(tokenizer.convert_tokens_to_ids(list(control)))
         backend = tokenizer.backend_tokenizer

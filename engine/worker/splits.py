@@ -18,6 +18,7 @@ from engine.stages import Form
 from engine.worker.examples import COLUMNS, FATES, IDS, IGNORED, USABLE
 from engine.worker.packing import SCHEMA as PACKED
 from engine.worker.packing import packed
+from engine.worker.provenance import LEFT_OUT
 from engine.worker.turn_weights import WEIGHTS, weights_column
 
 TOGETHER = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
@@ -64,6 +65,7 @@ class Split:
         self.tokens_waiting = 0
         self.fates: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()  # rows of which the template left out something
         self.longest = 0
 
     def add(self, table: pa.RecordBatch, often: np.ndarray) -> None:
@@ -97,8 +99,9 @@ class Split:
         self._pack()
         self.stream.close()
         self.sink.close()
-        left_out = {f"rows_{fate}": count for fate, count in self.fates.items() if count}
-        return {**self.counted, "rows": self.fates.total(), "longest": self.longest, **left_out}
+        fates = {f"rows_{fate}": count for fate, count in self.fates.items() if count}
+        lost = {word: count for word, count in self.lost.items() if count}
+        return {**self.counted, "rows": self.fates.total(), "longest": self.longest, **fates, "lost": lost}
 
     def _count(self, table: pa.RecordBatch) -> None:
         lengths = {
@@ -119,6 +122,8 @@ class Split:
             trained_tokens=trained,
             without_end=table.num_rows - table.column("ended").true_count,
         )
+        lost = table.column("lost").to_numpy()
+        self.lost.update({word: int((lost >> bit & 1).sum()) for bit, word in enumerate(LEFT_OUT)})
 
     def _pack(self) -> None:
         if self.waiting:

@@ -57,9 +57,9 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
         return Part(task.path, broken=True)
     finally:
         gc.enable()
-    for number, example in zip(rows.good, made, strict=True):
+    for number, place, example in zip(rows.good, rows.places, made, strict=True):
         if example.reason:
-            rows.bad.append((number, example.reason))
+            rows.bad.append((number, example.reason.at(place)))
     batch = table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
     with pa.OSFile(str(task.path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -71,17 +71,19 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
 
 @dataclass
 class _Rows:
-    """Counts the rows of a block while they are read. `good`: the numbers of those that can be used."""
+    """Counts the rows of a block while they are read. `good`: the numbers of those that can be used, and their `places`."""
 
     read: int = 0
     no_rows: int = 0
     good: list[int] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     bad: list[tuple[int, Problem]] = field(default_factory=list)
 
     def of(self, block: Block) -> Iterator[tuple[Place, Example]]:
         for place, row in block.rows(self.no_row):
             self.read += 1
             self.good.append(self.read)
+            self.places.append(place)
             yield place, row
 
     def no_row(self, reason: Problem) -> None:
@@ -91,6 +93,7 @@ class _Rows:
     def refuse(self, reason: Problem) -> None:
         self.bad.append((self.read, reason))
         self.good.pop()
+        self.places.pop()
 
 
 @dataclass

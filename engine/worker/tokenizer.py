@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.problems import Refusal
 from engine.spec import RunSpec
-from engine.worker.frame import end_of_turn_ids
+from engine.worker.conversations import end_of_turn_ids
 from engine.workplace import template_file
 
 TEMPLATES = Path(__file__).parent.parent / "templates"

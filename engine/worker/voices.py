@@ -115,7 +115,7 @@ def voice(
         config = model.generation_config
     ends = config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    turns = tokenizer.convert_tokens_to_ids(list(conversations.frame.ends))
+    turns = tokenizer.convert_tokens_to_ids(conversations.end_tokens)
     return Voice(
         name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
         calls=CallForm.of(tokenizer, template), config=config,

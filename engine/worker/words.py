@@ -18,7 +18,7 @@ import regex
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.frame import any_of
+from engine.worker.chat_template import any_of
 
 # What ByteLevel cuts by if it is not told otherwise.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -1,0 +1,364 @@
+"""Where the answers are in a rendered conversation, from its provenance, and proof that they are there.
+
+What belongs to an answer is known from `engine.worker.provenance`. What the template writes around it is cut where
+generation begins and ends:
+
+    … question <|im_end|>\\n<|im_start|>assistant\\n   answer   <|im_end|>\\n<|im_start|>user\\n question …
+                                                  └── start            └── end
+
+An answer starts where the generation prompt of the conversation before it ends; where history is written otherwise
+than the generation prompt, where the two part. It ends behind the token at which generation stops.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engine.problems import Refusal, problem
+from engine.worker.chat_template import (
+    PROBE,
+    PROBE_2,
+    QUESTION,
+    ChatTemplate,
+    Message,
+    Row,
+    Span,
+    agree,
+    any_of,
+)
+from engine.worker.provenance import Piece, Provenance, left_out, trace
+
+MOST_GAPS = 4096  # texts between a question and its answer that are remembered
+# Marks that a template writes as one, whether or not they are tokens of their own.
+TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
+CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
+
+
+class Answers(NamedTuple):
+    """The answers of one conversation in characters, one for each message of the assistant, in order; whether the last
+    one ends with a token at which generation stops; and what the template left out."""
+
+    spans: list[Span]
+    is_ended: bool = True
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Endings:
+    """The tokens that end answers: `stops` of those the template writes, and what is to be added behind a last answer
+    where it writes none, `added` behind a text and `added_call` behind a call."""
+
+    stops: tuple[str, ...]
+    added: str | None
+    added_call: str | None
+
+    def all(self) -> list[str]:
+        return list(dict.fromkeys(token for token in (*self.stops, self.added, self.added_call) if token))
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """A rendered conversation, where its text comes from, and what its template itself marks as generated."""
+
+    row: Row
+    text: str
+    traced: Provenance
+    marks: list[Span]
+
+    def own(self, number: int) -> list[Piece]:
+        """The pieces of a message, each part once: a template may repeat the name of a call where its result is."""
+        copies = [piece for piece in self.traced.pieces if piece.message == number]
+        return list({piece.part: piece for piece in reversed(copies)}.values())[::-1]
+
+    def check_written(self, number: int, own: list[Piece]) -> None:
+        """Raises Refusal if the template leaves out a call of this message, or all that it says."""
+        message, missing = self.row["messages"][number], self.traced.missing
+        fields = {piece.field for piece in own}
+        # A template that writes no names at all shows a call by its arguments.
+        nameless = "call" not in fields and "arguments" in fields
+        marked = "call" in fields or (number, "call") in missing
+        named = all(call["function"]["name"] in self.text for call in message.get("tool_calls") or ())
+        lacks_call = (number, "call") in missing and not nameless
+        if lacks_call or (number, "arguments") in missing or not (marked or named):
+            raise Refusal(problem("template-without-tool-calls", message=number + 1))
+        if not own and any(owner == number for owner, _ in missing):
+            raise Refusal(problem("answer-left-out", message=number + 1))
+
+    def marked_start(self, least: int, first: int) -> int | None:
+        """Where the template's own mark around this answer begins, if that is not too early."""
+        return next((begin for begin, end in self.marks if least <= begin <= first < end), None)
+
+
+class AnswerSpans:
+    """Finds the answers in what one template writes. `generation_stops`: the tokens at which generation stops by the
+    model's own configuration. `end_last_answer`: one of them is added where the template ends a last answer with none.
+
+    Raises Refusal if the template cannot render a question and an answer, or if nothing would end an answer.
+    """
+
+    def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], end_last_answer: bool):
+        self.template, self.generation_stops = template, tuple(generation_stops)
+        self.end_last_answer = end_last_answer
+        self.atoms = re.compile(f"{template.any_control.pattern}|{TAG}")
+        self.starts: dict[tuple[str, str, bool], int | None] = {}
+        try:
+            self.openers = self._openers()
+            self.endings = self._endings()
+        except Exception as error:  # a template is a program of its own, and may raise anything
+            raise Refusal(problem("template-fails", reason=str(error))) from error
+        if not self.endings.all():
+            raise Refusal(problem("template-without-end"))
+        self.stop = any_of(self.endings.stops)
+
+    # -------------------------------------------------------------------------------- what ends an answer
+
+    def _openers(self) -> frozenset[str]:
+        """Control tokens that open a turn: those at the very beginning, and those only the generation prompt adds."""
+        control, ask = self.template.any_control, [_user(QUESTION)]
+        text, prompt = self.template.render(ask), self.template.render(ask, generate=True)
+        head = re.match(rf"\s*(?:(?:{control.pattern})\s*)*", text)
+        self.opening = prompt[agree(text, prompt, control) :]
+        eos = self.template.tokenizer.eos_token
+        return frozenset({*control.findall(head[0] if head else ""), *control.findall(self.opening)}) - {eos}
+
+    def _endings(self) -> Endings:
+        plain = self._ending(_answer(PROBE), _user(QUESTION))
+        call = None
+        for arguments in ({"key": PROBE}, PROBE):
+            message = _answer("", tool_calls=[{**CALL, "function": {"name": "f", "arguments": arguments}}])
+            try:
+                call = self._ending(
+                    message, {"role": "tool", "content": "r", "name": "f", "tool_call_id": CALL["id"]}, plain
+                )
+            except Exception:  # a template may refuse tools in any way it likes
+                continue
+            if call:
+                break
+        return self._chosen(plain or (None, None), call)
+
+    def _ending(
+        self, answer: Message, following: Message, known: Any = (None, None)
+    ) -> tuple[str | None, str | None]:
+        """The token that ends `answer` where it is the last message, and where `following` follows it."""
+        messages = [_user(QUESTION), answer]
+        last = self.template.render(messages)
+        middle = self.template.render([*messages, following, _answer(PROBE_2)])
+        if PROBE not in last or PROBE not in middle:
+            return None
+        last, middle = (text[text.rindex(PROBE) + len(PROBE) :] for text in (last, middle))
+        middle = middle[
+            : min([at for mark in (QUESTION, PROBE_2) if (at := middle.find(mark)) >= 0] or [len(middle)])
+        ]
+        for stop in (*known, *self.generation_stops):
+            if stop and stop in last and stop in middle:
+                return stop, stop
+        # What both have in common is the end of this turn; the next one begins with what opens turns.
+        common = self._closing(last[: agree(last, middle, self.template.any_control)], answer)
+        if common:
+            return common, common
+        controls = [token for token in self._controls(middle, answer)]
+        return self._closing(last, answer), controls[0] if controls else None
+
+    def _closing(self, text: str, answer: Message) -> str | None:
+        """The last control token of a turn's closing text, which ends where a turn opens."""
+        closing = None
+        for token in self._controls(text, answer):
+            if token in self.openers:
+                break
+            closing = token
+        return closing
+
+    def _controls(self, text: str, answer: Message) -> list[str]:
+        """Control tokens in the text behind an answer; behind a call only special ones: others close the call."""
+        control = self.template.control
+        return [
+            token
+            for token in self.template.any_control.findall(text)
+            if control[token] or not answer.get("tool_calls")
+        ]
+
+    def _chosen(
+        self, plain: tuple[str | None, str | None], call: tuple[str | None, str | None] | None
+    ) -> Endings:
+        (last, middle), (call_last, call_middle) = plain, call or plain
+        stops = dict.fromkeys(token for token in (last, call_last) if token)
+        # A last answer that nothing ends: the mark of who speaks next ends the others, and generation stops at it.
+        stops |= dict.fromkeys(
+            token
+            for token in ((middle if not last else None), (call_middle if not call_last else None))
+            if token
+        )
+        stops |= dict.fromkeys(token for token in self.generation_stops if token in self.template.source)
+
+        def added(own: str | None, following: str | None) -> str | None:
+            if own or not self.end_last_answer:
+                return None
+            if following in self.generation_stops:
+                return following
+            return next(iter(self.generation_stops), following)
+
+        return Endings(tuple(stops), added(last, middle), added(call_last, call_middle))
+
+    # -------------------------------------------------------------------------------------- where they are
+
+    def completed(self, row: Row, text: str) -> tuple[str, Answers]:
+        """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
+
+        Raises Refusal where it cannot be proved that the answers are where they seem to be.
+        """
+        traced = trace(self.template, row, text)
+        if traced is None:
+            raise Refusal(problem("mask-unproven"))
+        answers = self.within(row, text, traced)
+        return self.ended(row, text, answers)
+
+    def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
+        """The same with the end of turn added behind a last answer that has none."""
+        end = self.endings.added_call if row["messages"][-1].get("tool_calls") else self.endings.added
+        if answers.is_ended or not end or not answers.spans or answers.spans[-1][1] != len(text):
+            return text, answers
+        start, stop = answers.spans[-1]
+        spans = [*answers.spans[:-1], (start, stop + len(end))]
+        return text + end, answers._replace(spans=spans, is_ended=True)
+
+    def within(self, row: Row, text: str, traced: Provenance) -> Answers:
+        """The answers in a text of which it is known where everything comes from."""
+        marks = self.template.generation_marks(row["messages"], row.get("tools"))
+        rendering = _Rendering(row, text, traced, marks)
+        spans: list[Span] = []
+        is_ended = True
+        for number, message in enumerate(row["messages"]):
+            if message["role"] == "assistant":
+                span, is_ended = self._span(rendering, number, after=spans[-1][1] if spans else 0)
+                spans.append(span)
+        return Answers(spans, is_ended, left_out(row, text, traced))
+
+    def _span(self, rendering: _Rendering, number: int, after: int) -> tuple[Span, bool]:
+        """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
+        text, own = rendering.text, rendering.own(number)
+        rendering.check_written(number, own)
+        others = [piece for piece in rendering.traced.pieces if piece.message != number]
+        low, high = _limits(number, own, others, len(text))
+        first = own[0].start if own else high
+        offset = self._start(rendering.row, number, text[low:first])
+        marked = None if self.opening else rendering.marked_start(max(low, after), first)
+        if offset is None and marked is None:
+            raise Refusal(problem("answer-start-hidden", message=number + 1))
+        start = max(after, low + (offset or 0), marked or 0)
+        last = max([piece.end for piece in own], default=start)
+        stop = self.stop.search(text, last, high)
+        if not stop and high < len(text) and not self.template.any_control.search(text, last, high):
+            raise Refusal(problem("answer-without-end", message=number + 1))
+        end = stop.end() if stop else last + self._closed(rendering.row, number, text[last:high])
+        if any(start < piece.end and piece.start < end for piece in others):
+            raise Refusal(problem("mask-mixed", message=number + 1))
+        return (start, end), stop is not None
+
+    def _closed(self, row: Row, number: int, rest: str) -> int:
+        """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
+        following = row["messages"][number + 1 :]
+        alone = self._tail({**row, "messages": row["messages"][: number + 1]}) if following else rest
+        shared = rest[: agree(rest, alone or "", self.atoms)]
+        opened = any_of(self.openers).search(shared)
+        if opened or following:
+            shared = shared[: opened.start() if opened else None].rstrip()
+        return len(shared)
+
+    def _start(self, row: Row, number: int, gap: str) -> int | None:
+        """Where in `gap`, the text between what is before an answer and its first word, the answer starts."""
+        role = row["messages"][number - 1]["role"] if number else ""
+        key = gap, role, bool(row.get("tools"))
+        if key not in self.starts:
+            if len(self.starts) >= MOST_GAPS:
+                self.starts.clear()
+            self.starts[key] = self._learn_start(row, number, gap)
+        return self.starts[key]
+
+    def _learn_start(self, row: Row, number: int, gap: str) -> int | None:
+        before = {**row, "messages": row["messages"][:number]}
+        if not number or before["messages"][-1]["role"] == "assistant":
+            return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
+        prompt = self._tail(before, generate=True)
+        if prompt is None:
+            return self._behind_opening(gap)
+        offset, whole = self._parting(gap, prompt)
+        if whole:
+            return offset
+        if "think" in (self.atoms.match(gap, offset) or [""])[0]:
+            return offset  # the model writes its reasoning itself
+        # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
+        header = self._tail({**row, "messages": [*before["messages"], _answer(PROBE)]}, until=PROBE)
+        return offset if header is None else max(offset, self._parting(gap, header)[0])
+
+    def _behind_opening(self, gap: str) -> int | None:
+        """Where in `gap` that ends which opens the answer to a question; all of it where nothing does."""
+        opening = self.opening.strip()
+        if not opening:
+            return len(gap)
+        head = re.escape((self.atoms.match(opening) or re.match(r"\S+", opening))[0])
+        lengths = {
+            match.start(): self._parting(gap[match.start() :], self.opening)[0]
+            for match in re.finditer(head, gap)
+        }
+        return max((length, at + length) for at, length in lengths.items())[1] if lengths else None
+
+    def _tail(self, row: Row, *, generate: bool = False, until: str = "") -> str | None:
+        """What the template writes behind the last text of the conversation, or before `until`, behind the one before."""
+        try:
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        except Exception:  # a template may refuse half a conversation
+            return None
+        traced = trace(self.template, row, text, generate)
+        if traced is None:
+            return None
+        limit = text.rindex(until) if until and until in text else len(text)
+        last = max([piece.end for piece in traced.pieces if piece.end <= limit], default=0)
+        return text[last:limit]
+
+    def _parting(self, history: str, prompt: str) -> tuple[int, bool]:
+        """How much of `history` is as in `prompt`, blanks aside, and whether one of them is there to its end."""
+        at, other = 0, 0
+        while True:
+            ahead, other_ahead = _skip_blanks(history, at), _skip_blanks(prompt, other)
+            if ahead == len(history) or other_ahead == len(prompt) or history[ahead] != prompt[other_ahead]:
+                break
+            at, other = ahead + 1, other_ahead + 1
+        whole = ahead == len(history) or other_ahead == len(prompt)
+        while at < len(history) and other < len(prompt) and history[at] == prompt[other]:  # blanks
+            at, other = at + 1, other + 1
+        for text, place in ((history, at), (prompt, other)):
+            for atom in self.atoms.finditer(text):
+                if atom.start() < place < atom.end():
+                    back = len("".join(text[atom.start() : place].split()))
+                    while back:
+                        at -= 1
+                        back -= not history[at].isspace()
+                    return at, False
+        return at, whole
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _answer(content: str, **more: Any) -> Message:
+    return {"role": "assistant", "content": content, **more}
+
+
+def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:
+    """Between which pieces of other messages the answer in message `number` stands."""
+    if own:
+        first, last = own[0].start, max(piece.end for piece in own)
+        low = max([piece.end for piece in others if piece.end <= first], default=0)
+        return low, min([piece.start for piece in others if piece.start >= last], default=length)
+    low = max([piece.end for piece in others if piece.message < number], default=0)
+    return low, min([p.start for p in others if p.message > number and p.start >= low], default=length)
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
