@@ -1,4 +1,4 @@
-"""The studio's doings from a shell: `python -m engine VERB …`. Same folders, same spec, same defaults as the page."""
+"""What the studio does, from a shell: `python -m engine VERB …`. Same folders, same spec, same defaults as the page."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Ask a run to save a checkpoint and end, or end its processes."""
+    """Ask a run to save a checkpoint and end; with --kill, end its processes at once."""
     runs.stop(_run(arguments, workplace), "kill" if arguments.kill else "save", by=_me())
     return 0
 
