@@ -250,7 +250,8 @@ def _of_machine(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     """What a training of the same model on the same devices would meet: the model, cards, packages, and the disk."""
     found = obstacles.obstacles(as_training(spec), workplace)
     # A base without a template speaks in that of its adapters; where there are none it is told when it is loaded.
-    templates = ("no-template",) if spec.results else ()
+    # And an adapter may bring the embeddings that the base lacks.
+    templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
     named = [one for one in found if one.field in (BASE, "model.trust_remote_code", "model.quantization", "")
              or one.field.startswith(("hardware.", "model."))]  # fmt: skip
     return [one for one in named if one.code not in templates]

@@ -385,6 +385,12 @@ def _json(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | Problem:
     return value if isinstance(value, dict) else problem("model-json-not-object", file=path.name)
 
 
+def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object of at most `limit` bytes; empty where there is none that can be read, which others tell."""
+    value = _json(path, limit)
+    return {} if isinstance(value, Problem) else value
+
+
 # --------------------------------------------------------------------------------------- safetensors headers
 
 
@@ -683,7 +689,7 @@ def linear_modules(model: Model) -> list[str]:
 def whole_modules(model: Model) -> list[str]:
     """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
     linear = set(_linear(model))
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in _matrices(model) if name not in linear))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in matrices(model) if name not in linear))
 
 
 def lora_problems(
@@ -697,11 +703,11 @@ def lora_problems(
     linear = linear_modules(model)
     if not linear:
         return []
-    found, matrices = [], list(_matrices(model))
+    found, named = [], list(matrices(model))
     for target in [target_modules] if isinstance(target_modules, str) else target_modules:
         pattern = isinstance(target_modules, str) and target != ALL_LINEAR
         try:
-            missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in matrices)
+            missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in named)
         except re.error as error:
             found.append(
                 problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg)
@@ -801,6 +807,23 @@ def _same_base(trained_on: str, chosen: str) -> bool:
     return one == other or moved
 
 
+def adapter_rows(folder: str | Path) -> int:
+    """For how many token ids an adapter brings embeddings of its own; 0 for one that leaves them to the base."""
+    weights = header(Path(folder) / ADAPTER_FILES[1])
+    names = (
+        "embed_tokens.weight",
+        "wte.weight",
+        "embed_in.weight",
+        "word_embeddings.weight",
+        "lm_head.weight",
+    )
+    found = {} if isinstance(weights, Problem) else weights
+    return max(
+        (one.shape[0] for name, one in found.items() if name.endswith(names) and len(one.shape) == 2),
+        default=0,
+    )
+
+
 def adapter_parameters(folder: str | Path) -> int:
     """How many weights an adapter has; 0 where its header cannot be read."""
     weights = header(Path(folder) / ADAPTER_FILES[1])
@@ -874,7 +897,7 @@ def _parameters(model: Model) -> dict[str, int]:
     return {name: math.prod(one.shape) for name, one in _weights(model).items() if name != head}
 
 
-def _matrices(model: Model) -> dict[str, tuple[int, ...]]:
+def matrices(model: Model) -> dict[str, tuple[int, ...]]:
     """Modules that peft can put an adapter on, with the shape of their weight: linear layers and embeddings."""
     found = {}
     for name, tensor in _weights(model).items():
@@ -886,7 +909,7 @@ def _matrices(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def _linear(model: Model) -> list[str]:
-    ends = {name: name.rpartition(".")[2] for name in _matrices(model)}
+    ends = {name: name.rpartition(".")[2] for name in matrices(model)}
     return [
         name
         for name, end in ends.items()
@@ -900,7 +923,7 @@ def _lora_shapes(model: Model, targets: str | Sequence[str], saved: Sequence[str
     chosen = set(_linear(model)) if ALL_LINEAR in targets else set()
     return [
         shape
-        for name, shape in _matrices(model).items()
+        for name, shape in matrices(model).items()
         if (name in chosen or any(_matches(target, name, pattern) for target in targets))
         and not any(_inside(f"{name}.weight", module) for module in saved)
     ]

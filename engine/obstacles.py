@@ -37,6 +37,13 @@ from engine.rowfiles import version
 from engine.spec import RunSpec
 from engine.stages import FITS, STAGES
 from engine.validation import Report, check
+from engine.vocabulary import (
+    embedding_rows,
+    missing_rows,
+    special_token_problems,
+    vocabulary_modules,
+    vocabulary_problems,
+)
 from engine.workplace import Workplace, template_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -132,6 +139,9 @@ def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
         found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
     if spec.method.kind == "freeze":
         found += freeze_problems(model, spec.method.trainable_modules)
+    resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
+    found += vocabulary_problems(model, resized=resized, adapter=adapter)
+    found += special_token_problems(model, spec.stage.kind)
     return found + _of_context(spec, model)
 
 
@@ -143,12 +153,18 @@ def trainable(spec: RunSpec) -> int | None:
         return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
-    return (
-        trainable_parameters(
-            model, spec.method.kind, scorer=judge, **{name: chosen[name] for name in names if name in chosen}
-        )
-        or None
-    )
+    chosen = {name: chosen[name] for name in names if name in chosen}
+    grown = 0
+    if spec.model.resize_embeddings and (missing := missing_rows(model)):
+        whole = vocabulary_modules(model, scorer=judge)
+        if "modules_to_save" in chosen:
+            chosen["modules_to_save"] = list(dict.fromkeys([*chosen["modules_to_save"], *whole]))
+        # A tied head is the embedding, except under LoRA, which trains a copy of each.
+        copies = len(whole) if spec.method.kind == "lora" or not model.tied else 1
+        rows = missing + (embedding_rows(model) or 0) * (spec.method.kind == "freeze")
+        grown = rows * (model.hidden_size or 0) * copies
+    counted = trainable_parameters(model, spec.method.kind, scorer=judge, **chosen)
+    return counted + grown if counted else None
 
 
 def _of_context(spec: RunSpec, model: Model) -> list[Problem]:

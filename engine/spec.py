@@ -224,6 +224,11 @@ class Model(Part):
     rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
         NoRopeScaling(), "RoPE scaling", "For texts longer than the model's own context."
     )
+    resize_embeddings: bool = setting(
+        False, "Resize embeddings",
+        "For a tokenizer that knows more tokens than the model has embeddings for: the missing rows are added. With LoRA, "
+        "embedding and output head are then trained in full and saved with the adapter.",
+    )  # fmt: skip
     trust_remote_code: bool = setting(
         False, "Run the model's own code",
         "Only for models that the operator allowed with --allow-remote-code.",

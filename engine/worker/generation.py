@@ -28,6 +28,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from engine.problems import Problem, problem
+from engine.worker.embeddings import fit_vocabulary
 from engine.worker.sampling import Sampling, choose
 from engine.worker.wording import Wording
 
@@ -271,6 +272,7 @@ class Writer:
         if folder in self.names:
             return
         name = f"adapter{len(self.names)}"
+        fit_vocabulary(self.adapted.get_base_model() if self.adapted else self.model, [folder])
         if self.adapted is None:
             self.adapted = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()
         else:

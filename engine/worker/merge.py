@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from engine.export import PRUNING, ExportSpec, combined
-from engine.models import ADAPTER_FILES, header, inspect
-from engine.problems import Problem, Refusal, problem
+from engine.models import inspect
+from engine.problems import Refusal, problem
+from engine.worker.embeddings import fit_vocabulary
 from engine.worker.model import DTYPES, load_base
 from engine.worker.sources import Sources
 
@@ -53,7 +54,7 @@ def loaded_as(spec: ExportSpec, base: Path) -> torch.dtype:
 
 
 def _adapted(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
-    _fit_vocabulary(model, sources)
+    fit_vocabulary(model, sources.adapters)
     folders = list(sources.adapters)
     names = [f"part{number}" for number in range(len(folders))] if combined(spec) else [ONE]
     adapted = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
@@ -72,16 +73,6 @@ def _adapted(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> Peft
             adapted.delete_adapter(name)
     adapted.set_adapter(ONE, inference_mode=True)
     return adapted
-
-
-def _fit_vocabulary(model: PreTrainedModel, sources: Sources) -> None:
-    """Embeddings as long as those that an adapter brings: whoever trained it had added tokens."""
-    for folder in sources.adapters:
-        found = header(folder / ADAPTER_FILES[1])
-        for name, tensor in {} if isinstance(found, Problem) else found.items():
-            grown = name.endswith(("embed_tokens.weight", "lm_head.weight")) and len(tensor.shape) == 2
-            if grown and tensor.shape[0] != model.get_input_embeddings().num_embeddings:
-                model.resize_token_embeddings(tensor.shape[0], mean_resizing=False)
 
 
 # ------------------------------------------------------------------------------------------ on disk
@@ -156,8 +147,7 @@ def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
     """What was written, loaded as anybody would: the whole model, or the base with the written adapter on it."""
     if spec.form == "adapter":
         model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
-        written = Sources(sources.base, {folder: 1.0}, folder, sources.stage, ())
-        _fit_vocabulary(model, written)
+        fit_vocabulary(model, [folder])
         model = PeftModel.from_pretrained(model, folder)
     else:
         remote = {"trust_remote_code": spec.model.trust_remote_code}

@@ -31,6 +31,7 @@ from transformers import (
 from engine.models import is_or_below, kept_layers
 from engine.problems import Refusal, problem
 from engine.spec import RunSpec
+from engine.worker.embeddings import fit_vocabulary, resize, vocabulary_modules
 
 
 def precision(spec: RunSpec) -> str:
@@ -81,6 +82,8 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     if judges(spec):
         _in_fp32(model.get_submodule(SCORE))
         _score_at_the_end(model)
+    if spec.model.resize_embeddings:
+        resize(spec, model, path)
     return model
 
 
@@ -154,10 +157,12 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     if spec.model.adapter_path:
         return _continued(spec, model)
     targets = method.target_modules
+    # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
+    whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
     return get_peft_model(model, LoraConfig(
         task_type="SEQ_CLS" if judges(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        modules_to_save=method.modules_to_save or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
+        modules_to_save=whole or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
         init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
     ))  # fmt: skip
 
@@ -166,6 +171,7 @@ def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     """The adapter of the spec on the model. A reward model's own has its head with it; one that wrote texts is taken
     over by a model that judges them, which begins with the head it has."""
     folder = spec.model.adapter_path
+    fit_vocabulary(model, [folder])
     config = PeftConfig.from_pretrained(folder)
     config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
     if not judges(spec) or config.task_type == "SEQ_CLS":
@@ -183,6 +189,7 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     method = spec.method
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
     chosen += (SCORE,) if judges(spec) else ()
+    chosen += tuple(vocabulary_modules(model))
     trained = 0
     for name, parameter in model.named_parameters():
         parameter.requires_grad = any(is_or_below(name, one) for one in chosen)

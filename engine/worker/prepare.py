@@ -21,10 +21,12 @@ from typing import Any
 
 from engine.datasets import Dataset, files_of, read_catalogue
 from engine.mixing import held_out, repeats
+from engine.models import adapter_rows, inspect
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RunDir, read_json, write_json
 from engine.spec import RunSpec, measured
 from engine.stages import STAGES
+from engine.vocabulary import embedding_rows
 from engine.worker import cache
 from engine.worker.edge import Report, edge
 
@@ -84,7 +86,10 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     from engine.worker.examples import Encoder
     from engine.worker.tokenizer import load_tokenizer
 
-    encoder = Encoder.of(spec, load_tokenizer(spec, model_path))
+    tokenizer = load_tokenizer(spec, model_path)
+    if missing := ids_problem(max(tokenizer.get_vocab().values()), spec, model_path):
+        raise Refusal(missing)
+    encoder = Encoder.of(spec, tokenizer)
     found = [tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
     drafts = folder / "tables"
     drafts.mkdir()
@@ -112,6 +117,18 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     write_json(folder / cache.SUMMARY, {
         "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(one) for one in bad],
     })  # fmt: skip
+
+
+def ids_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
+    """That the tokenizer as it was loaded writes ids up to `highest`, for which the model has no embeddings and gets none."""
+    rows = embedding_rows(inspect(model_path))
+    brings = adapter_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
+    if not rows or spec.model.resize_embeddings or highest < max(rows, brings):
+        return None
+    return problem(
+        "tokens-beyond-embeddings", "model.resize_embeddings", highest=highest, rows=rows, missing=highest + 1 - rows,
+        tokens=f"{rows} … {highest}",
+    )  # fmt: skip
 
 
 def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
     if tokenizer.pad_token is None:
         # Only fills up batches: labels and attention never come from it.
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     if spec.stage.kind == "rm":
         tokenizer.pad_token_id = padding_beside_ends(tokenizer)
     return tokenizer
