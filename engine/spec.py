@@ -26,6 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from engine import stages
 from engine.problems import Problem, Refusal, problem
+from engine.schedules import schedule_problems
 
 TRAINER_ARGUMENTS = Path(__file__).parent / "trainer_arguments.json"
 LONGEST_NAME = 80  # characters of what a run is called
@@ -1037,14 +1038,7 @@ def problems(spec: RunSpec) -> list[Problem]:
         found.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
         found += _target_problems(spec.method.target_modules)
-    found += _validation_problems(spec)
-    schedule = spec.training.lr_scheduler_type
-    given, needed = spec.extra.get("lr_scheduler_kwargs"), SCHEDULES.get(schedule, ())
-    if needed and sum(name in given for name in needed if isinstance(given, dict)) != 1:
-        found.append(
-            problem("schedule-needs", "training.lr_scheduler_type", schedule=schedule, name=needed[0],
-                    needed=" / ".join(needed))
-        )  # fmt: skip
+    found += _validation_problems(spec) + schedule_problems(spec)
     if spec.training.optim.startswith(("galore", "apollo")) and not spec.extra.get("optim_target_modules"):
         found.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
     cards = spec.hardware.devices
@@ -1168,13 +1162,6 @@ def _grpo_problems(spec: RunSpec) -> list[Problem]:
     if stage.grpo_loss == "luspo" and stage.importance_sampling_level != "sequence":
         found.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
     return found
-
-
-# What a schedule cannot do without, as a key of lr_scheduler_kwargs: exactly one of these.
-SCHEDULES = {
-    "cosine_with_min_lr": ("min_lr", "min_lr_rate"), "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
-    "warmup_stable_decay": ("num_decay_steps",),
-}  # fmt: skip
 
 
 def _target_problems(targets: list[str]) -> list[Problem]:

@@ -16,6 +16,7 @@ from engine.evaluation import EvaluationSpec
 from engine.export import ExportSpec
 from engine.manner import Manner
 from engine.problems import Refusal
+from engine.schedules import arguments as schedule_arguments
 from engine.spec import (
     Optimizer,
     Part,
@@ -302,16 +303,17 @@ def test_what_is_offered_is_all_that_the_library_has() -> None:
     """Schedulers, optimizers and further arguments are written down here, so that the page needs no torch."""
     ask = (
         "import json; from transformers.training_args import OptimizerNames; from transformers import SchedulerType;"
-        "from engine.worker.arguments import arguments;"
-        "print(json.dumps([[o.value for o in OptimizerNames], [s.value for s in SchedulerType], arguments()]))"
+        "from engine.worker.arguments import arguments, schedules;"
+        "print(json.dumps([[o.value for o in OptimizerNames], [s.value for s in SchedulerType], arguments(), schedules()]))"
     )
     asked = subprocess.run(
         [sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True
     )
-    optimizers, schedulers, arguments = json.loads(asked.stdout)
+    optimizers, schedulers, arguments, schedules = json.loads(asked.stdout)
     assert set(Optimizer.__args__) == set(optimizers)
     assert set(Scheduler.__args__) == set(schedulers)
     assert trainer_arguments() == arguments
+    assert schedule_arguments() == schedules
 
 
 def test_brief_yaml_has_only_what_differs_from_the_defaults() -> None:
