@@ -17,7 +17,7 @@ from engine import chat, failures, flags, gguf, importer, kinds, queue, report, 
 from engine.door import loopback
 from engine.evaluation import EvaluationSpec
 from engine.models import inspect
-from engine.problems import Problem, Refusal, problem, shell_language
+from engine.problems import Problem, Refusal, problem, say, shell_language
 from engine.progress import last, progress, tells
 from engine.results import export_spec, next_spec
 from engine.spec import RunSpec, Spec
@@ -114,6 +114,8 @@ def _begin(spec: Spec, workplace: Workplace) -> runs.Run:
     run = runs.submit(spec, workplace, by=_me())
     if fresh:
         print(problem("saves-made", folder=workplace.saves).text(shell_language()), file=sys.stderr)
+    kind = kinds.KINDS[spec.kind]
+    _print_doubts(kind.doubts(kind.frozen(spec, workplace), []))
     return run
 
 
@@ -189,9 +191,17 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Say everything that is wrong with a spec, and start nothing."""
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
-    found = kind.problems(kind.frozen(spec, workplace), workplace)
+    spec = kind.frozen(spec, workplace)
+    found = kind.problems(spec, workplace)
+    _print_doubts(kind.doubts(spec, found))
     print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0
+
+
+def _print_doubts(doubts: list[Problem]) -> None:
+    """What keeps nobody from starting goes to standard error: a script reads the answer alone."""
+    for one in doubts:
+        print(say("doubt", shell_language(), what=_told(one)), file=sys.stderr)
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
@@ -367,6 +377,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
     arguments = parser().parse_args()
     try:
         return arguments.function(arguments, _placed(arguments))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import evaluation, export, obstacles
+from engine import evaluation, export, limits, obstacles
 from engine.command import Step, training_steps, worker_step
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec, Spec, problems, read_yaml
@@ -20,20 +20,27 @@ from engine.workplace import Workplace
 @dataclass(frozen=True)
 class Kind:
     """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from running here;
-    `steps` are its children, one after the other: (spec, folder, port, cards) → steps."""
+    `steps` are its children, one after the other: (spec, folder, port, cards) → steps; `doubts` is what is told and keeps
+    nobody from starting, beside the problems that were found."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]
     problems: Callable[[Any, Workplace], list[Problem]]
     steps: Callable[[Any, Path, int, int], list[Step]]
+    doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _found: []
+
+
+def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Everything that keeps a training from running here: in the spec, on this machine, and of its numbers."""
+    found = problems(spec) + obstacles.obstacles(spec, workplace)
+    return found + limits.exceeded(spec, workplace, found)
 
 
 KINDS = {
     "training": Kind(
         RunSpec,
         lambda spec, workplace: workplace.frozen(spec),
-        lambda spec, workplace: problems(spec) + obstacles.obstacles(spec, workplace),
-        training_steps,
+        training_problems, training_steps, lambda spec, found: limits.doubts(spec, found),
     ),
     "evaluation": Kind(
         evaluation.EvaluationSpec, evaluation.frozen, evaluation.problems,

@@ -876,7 +876,7 @@ def trainable_parameters(
         out = 1 if model.model_type in CONV1D else 0
         return saved + sum(
             r * sum(shape) + (shape[out] if use_dora else 0)
-            for shape in _lora_shapes(model, target_modules, modules_to_save)
+            for shape in targeted_shapes(model, target_modules, modules_to_save)
         )
 
     return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
@@ -917,7 +917,10 @@ def _linear(model: Model) -> list[str]:
     ]
 
 
-def _lora_shapes(model: Model, targets: str | Sequence[str], saved: Sequence[str]) -> list[tuple[int, ...]]:
+def targeted_shapes(
+    model: Model, targets: str | Sequence[str], saved: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
     pattern = isinstance(targets, str) and targets != ALL_LINEAR
     targets = [targets] if isinstance(targets, str) else targets
     chosen = set(_linear(model)) if ALL_LINEAR in targets else set()

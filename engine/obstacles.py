@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-from engine import doctor, machine
+from engine import command, doctor, machine
 from engine.chat_templates import file_problem, template_problem
 from engine.datasets import INFO_FILE, Dataset, examples, read_catalogue
 from engine.models import (
@@ -29,6 +29,7 @@ from engine.models import (
     is_hub_id,
     lora_problems,
     model_problems,
+    targeted_shapes,
     trainable_parameters,
 )
 from engine.problems import Problem, problem
@@ -137,12 +138,23 @@ def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
         found.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
         found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+        found += [] if found else rank_problems(spec, model)
     if spec.method.kind == "freeze":
         found += freeze_problems(model, spec.method.trainable_modules)
     resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
     found += vocabulary_problems(model, resized=resized, adapter=adapter)
     found += special_token_problems(model, spec.stage.kind)
     return found + _of_context(spec, model)
+
+
+def rank_problems(spec: RunSpec, model: Model) -> list[Problem]:
+    """A rank beyond the number of singular vectors that an initialization begins with."""
+    init, rank = spec.method.init_lora_weights, spec.method.r
+    shapes = targeted_shapes(model, spec.method.target_modules, spec.method.modules_to_save)
+    largest = min((min(shape) for shape in shapes), default=rank)
+    if init not in ("pissa", "olora") or rank <= largest or spec.model.adapter_path:
+        return []
+    return [problem("rank-beyond-matrix", "method.r", init=init, given=rank, largest=largest)]
 
 
 def trainable(spec: RunSpec) -> int | None:
@@ -284,6 +296,13 @@ def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
 
 def _of_cards(spec: RunSpec) -> list[Problem]:
     hardware, cards = spec.hardware, machine.gpus()
+    attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(cards))
+    if cpu and attention in ("flash_attention_2", "flex_attention"):
+        return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
+    if attention == "flash_attention_2" and spec.training.precision == "fp32":
+        return [problem("attention-needs-half", "model.attn_implementation")]
+    if spec.extra.get("tf32") is True and cpu:
+        return [problem("tf32-needs-card", "extra")]
     if hardware.device == "auto" and not cards and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
     if hardware.device == "cpu" or (hardware.device == "auto" and not cards):

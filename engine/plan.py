@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from engine import command, doctor, machine, memory, recent
-from engine.datasets import count_rows, read_catalogue
-from engine.mixing import held_out, repeats
+from engine import command, doctor, limits, machine, memory, recent
+from engine.datasets import read_catalogue
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable, unusable
 from engine.problems import Problem, problem
@@ -16,6 +14,8 @@ from engine.spec import RunSpec, optimizer_steps, problems
 from engine.stages import STAGES
 from engine.validation import recommended
 from engine.workplace import Workplace
+
+MEMORY = ("batch-may-not-fit", "length-may-not-fit", "model-may-not-fit")  # `fits` says more than these
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Summary:
     # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices of the run, whether it is chosen or
     # not; None while that is being tried.
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
+    doubts: list[Problem] = field(
+        default_factory=list
+    )  # that keep nobody from starting, memory left out: see `fits`
 
 
 def first_preset(workplace: Workplace) -> str:
@@ -91,10 +94,13 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     broken = unusable(doctor.device_of(spec), wait=False)
     wrong = {one.field for one in found}
     # A folder that is not this installation's is not looked into, not even to count.
-    rows = None if "data.dataset_dir" in wrong else rows_trained(spec)
+    counted = None if "data.dataset_dir" in wrong else limits.rows_of(spec)
+    rows = counted.total if counted else None
     model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
     need = memory.needed(spec, model, cards) if model and "stage.reward_model" not in wrong else None
     room, data = memory.room(spec), spec.data
+    found = problems(spec) + found
+    found += limits.exceeded(spec, workplace, found)
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
@@ -104,24 +110,10 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         command=training,
         shell=command.shell(training, command.environment(spec, folder, cards, machine.threads())),
         yaml=spec.to_yaml(brief=True),
-        problems=problems(spec) + found,
+        problems=found,
+        doubts=[one for one in limits.doubts(spec, found) if one.code not in MEMORY],
         needed=need,
         room=room,
         fits=memory.remedies(spec, model, cards, room.bytes, without=broken or ()) if need and room else None,
         unusable=broken,
     )
-
-
-def rows_trained(spec: RunSpec) -> int | None:
-    """Rows of one epoch as their data sets, weights and limits say; None if one of them cannot be counted."""
-    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
-    rows = {}
-    for name in spec.data.datasets:
-        if name not in catalogue or catalogue[name].problem:
-            return None
-        count = count_rows(catalogue[name])
-        rows[name] = min(count, spec.data.max_samples or count)
-    aside = held_out(spec.data, rows)
-    trained = {name: count - aside[name] for name, count in rows.items()}
-    often = repeats(spec.data, trained)
-    return sum(count * int(often[name]) + round(count * (often[name] % 1)) for name, count in trained.items())

@@ -51,7 +51,14 @@ def _in(language: str, value: Any) -> Any:
     """A value as it is told in a language: a reason that is known, or one that comes in every language."""
     if isinstance(value, Mapping) and set(value) == set(LANGUAGES):
         return value[language]
-    return reasons()[value][language] if _known(value) else value
+    return reasons()[value][language] if _known(value) else printable(value)
+
+
+def printable(value: Any) -> Any:
+    """A text without what no terminal, file or page takes, half of a character or a NUL, each written as its escape."""
+    if not isinstance(value, (str, os.PathLike)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 class _Filling(string.Formatter):

@@ -15,6 +15,7 @@ import json
 import math
 import re
 import reprlib
+from collections.abc import Iterator
 from functools import cache, reduce
 from operator import or_
 from pathlib import Path
@@ -25,6 +26,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine import stages
+from engine.extra_limits import limit_problems
 from engine.problems import Problem, Refusal, problem
 from engine.schedules import schedule_problems
 
@@ -60,6 +62,8 @@ for _one in (_Loader, _Dumper):
     _one.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
+# Half of a character, cut off by some program, and NUL.
+UNWRITABLE = re.compile("[\ud800-\udfff\0]")
 DEEPEST = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
 
 
@@ -98,10 +102,26 @@ class Part(BaseModel):
         """The settings from plain data. Raises Refusal with every problem, each at its field."""
         if not isinstance(given, dict):
             raise Refusal(problem("spec-not-a-mapping"))
+        if broken := list(_unwritable(given, "", set())):
+            raise Refusal(broken)
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             raise Refusal([_explain(one, cls) for one in error.errors()]) from None
+
+
+def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
+    """Every text in plain data, a key or a value, that no file can hold or that ends a file's name in its middle. What is in
+    several places is looked at once."""
+    if isinstance(value, str):
+        if broken := UNWRITABLE.search(value):
+            yield problem("spec-unwritable", path, found=ascii(broken[0])[1:-1])
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen.add(id(value))
+        for key, inner in value.items() if isinstance(value, dict) else (("", one) for one in value):
+            yield from _unwritable(key, path, seen)
+            named = isinstance(key, str) and key and not UNWRITABLE.search(key)
+            yield from _unwritable(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
 
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
@@ -1052,7 +1072,7 @@ def problems(spec: RunSpec) -> list[Problem]:
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         found.append(problem("fp16-on-cpu", "training.precision"))
-    found += _stage_problems(spec) + _extra_problems(spec)
+    found += [*_stage_problems(spec), *_extra_problems(spec), *limit_problems(spec, measured(spec))]
     return found
 
 

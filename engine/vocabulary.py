@@ -142,6 +142,7 @@ def vocabulary_problems(model: Model, *, resized: bool, adapter: str | None) -> 
 
 def special_token_problems(model: Model, stage: str) -> list[Problem]:
     """A stage that ends its texts with a token which the tokenizer does not have."""
-    if stage == "pt" and vocabulary(model.path).eos is None:
+    words = vocabulary(model.path)
+    if stage == "pt" and words.rows and words.eos is None:
         return [problem("tokenizer-without-eos", "model.model_name_or_path")]
     return []

@@ -112,9 +112,7 @@ def test_gguf_is_told_apart_from_a_model_that_can_be_trained(place: Workplace) -
     assert only(told(place, model__model_name_or_path="small.gguf")).code == "model-gguf"
 
 
-@pytest.mark.parametrize(
-    "given", ["../../etc/passwd", "/etc", "; rm -rf /", "$(id)", "-rf", "x" * 300, "a\0b"]
-)
+@pytest.mark.parametrize("given", ["../../etc/passwd", "/etc", "; rm -rf /", "$(id)", "-rf", "x" * 300])
 @pytest.mark.parametrize(
     "field", ["model.model_name_or_path", "model.adapter_path", "model.chat_template", "data.dataset_dir"]
 )

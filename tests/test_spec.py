@@ -222,7 +222,7 @@ def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
         ({"lr_scheduler_type": "cosine_warmup_with_min_lr"}, {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
         ({"lr_scheduler_type": "warmup_stable_decay"}, {"lr_scheduler_kwargs": {"num_decay_steps": 5}}),
         ({"optim": "apollo_adamw"}, {"optim_target_modules": ["q_proj"]}),
-        ({}, {"adam_beta2": 1, "tf32": None, "optim_args": "a=1", "label_names": ["labels"]}),
+        ({}, {"adam_beta2": 0, "tf32": None, "optim_args": "a=1", "label_names": ["labels"]}),
     ],
 )
 def test_what_a_choice_needs_besides_is_enough(training: dict[str, Any], extra: dict[str, Any]) -> None:

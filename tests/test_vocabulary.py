@@ -44,11 +44,7 @@ def grown(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def place_of(workplace: Workplace, *models: Path) -> Workplace:
-    rows = [
-        {"instruction": f"What does the {word} do? {number}", "output": token}
-        for number in range(8)
-        for word, token in zip(("sun", "rain", "lake"), ADDED, strict=True)
-    ]
+    rows = [{"instruction": f"How is day {number}?", "output": "".join(ADDED)} for number in range(8)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     return replace(workplace, models=tuple(models))
 
@@ -129,7 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, grown: Path) -> dict[str, 
         "model": {"model_name_or_path": str(grown), "resize_embeddings": True},
         "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
         "training": {
-            "max_steps": 60, "learning_rate": 2e-2, "per_device_train_batch_size": 24, "gradient_accumulation_steps": 1,
+            "max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
             "gradient_checkpointing": False, "lr_scheduler_type": "constant",
         },
         "logging": {"probe": False, "save_steps": 100}, "hardware": {"device": "cpu"},
@@ -147,8 +143,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, grown: Path) -> dict[str, 
     return made
 
 
-def greedy(base: Path, adapter: Path | None) -> list[str]:
-    """The answers as whoever uses the result with transformers and peft alone gets them: resized as peft's documentation
+def greedy(base: Path, adapter: Path | None) -> str:
+    """The answer as whoever uses the result with transformers and peft alone gets it: resized as peft's documentation
     says, by the tokenizer of the result."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -159,24 +155,21 @@ def greedy(base: Path, adapter: Path | None) -> list[str]:
     if adapter:
         model.resize_token_embeddings(len(tokenizer))
         model = PeftModel.from_pretrained(model, adapter)
-    answers = []
-    for word in ("sun", "rain", "lake"):
-        chat = [{"role": "user", "content": f"What does the {word} do? 3"}]
-        asked = tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        config = GenerationConfig.from_pretrained(folder)
-        told = model.generate(**asked, generation_config=config, max_new_tokens=5, do_sample=False)
-        answers.append(tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))
-    return answers
+    chat = [{"role": "user", "content": "How is day 3?"}]
+    asked = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    config = GenerationConfig.from_pretrained(folder)
+    told = model.generate(**asked, generation_config=config, max_new_tokens=8, do_sample=False)
+    return tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 @pytest.mark.slow
 def test_the_added_tokens_are_learned_whatever_the_method(trained: dict[str, RunDir], grown: Path) -> None:
     for name in ("lora", "qlora"):
-        assert greedy(grown, trained[name].adapter) == list(ADDED), name
+        assert greedy(grown, trained[name].adapter) == "".join(ADDED), name
     for name in ("freeze", "full"):
-        assert greedy(trained[name].model, None) == list(ADDED), name
+        assert greedy(trained[name].model, None) == "".join(ADDED), name
 
 
 @pytest.mark.slow
@@ -201,9 +194,9 @@ def test_the_result_is_measured_exported_merged_and_gone_on_from(
     base = {"model_name_or_path": str(grown)}
     specs = {
         "export": ExportSpec.read({"model": base, "adapters": {str(adapter): 1.0}, "hardware": cpu, "precision": "fp32",
-                                   "prompts": ["What does the rain do? 3"], "check_prompts": 0}),
+                                   "prompts": ["How is day 3?"], "check_prompts": 0}),
         "evaluation": EvaluationSpec.read({"model": base, "results": ["grown/lora/lora"], "hardware": cpu, "with_base": True,
-                                           "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 5}}),
+                                           "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 8}}),
         "more": make_spec(model=base | {"adapter_path": str(adapter)}, training__max_steps=2),
     }  # fmt: skip
     started = {name: runs.submit(spec, place) for name, spec in specs.items()}
@@ -214,8 +207,8 @@ def test_the_result_is_measured_exported_merged_and_gone_on_from(
     assert {name: run.state for name, run in ended.items()} == dict.fromkeys(specs, "finished"), [
         read_json(run.dir.error) for run in ended.values()
     ]
-    assert greedy(ended["export"].dir.model, None) == list(ADDED)
+    assert greedy(ended["export"].dir.model, None) == "".join(ADDED)
     summary = read_json(ended["evaluation"].dir.report / "summary.json")
     exact = {voice["id"]: voice for voice in summary["voices"]}
     assert set(exact) == {"base", "grown/lora/lora"}
-    assert greedy(grown, ended["more"].dir.adapter) == list(ADDED)
+    assert greedy(grown, ended["more"].dir.adapter) == "".join(ADDED)

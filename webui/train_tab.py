@@ -428,8 +428,13 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
     if found:
         state = f'<p class="state wrong">{escape(notices.counted(found, words))}</p>{notices.listed(found, words)}'
     else:
-        state = f'<p class="state right">{escape(words("ready"))}</p>{memory_html(plan, spec, words)}'
+        state = f'<p class="state right">{escape(words("ready"))}</p>{doubts_html(plan, words)}{memory_html(plan, spec, words)}'
     return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'
+
+
+def doubts_html(plan: Summary, words: Words) -> str:
+    """What runs, and may not do what is expected of it."""
+    return "".join(f'<p class="doubtful">{escape(notices.sentence(one, words))}</p>' for one in plan.doubts)
 
 
 def size_about(count: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,16 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     targets = method.target_modules
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
     whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
-    return get_peft_model(model, LoraConfig(
+    adapted = get_peft_model(model, LoraConfig(
         task_type="SEQ_CLS" if judges(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         modules_to_save=whole or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
         init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
     ))  # fmt: skip
+    if vocabulary_modules(model):
+        # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
 
 
 def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
