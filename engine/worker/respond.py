@@ -196,6 +196,9 @@ def _summed(model: Any, examples: Sequence[Example]) -> list[tuple[float, int]]:
         input_ids=padded, attention_mask=mask, use_cache=False, logits_to_keep=places.to(model.device)
     ).logits
     targets = targets[:, places].to(model.device)
+    # A base beside an adapter that brings embeddings has no probability for what the adapter has learned to write.
+    unknown = (targets >= logits.shape[-1]).any(1, keepdim=True)
+    targets = targets.masked_fill(unknown, IGNORED)
     each = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
     sums, counts = each.double().sum(1).tolist(), (targets != IGNORED).sum(1).tolist()
     return list(zip(sums, counts, strict=True))
