@@ -159,7 +159,8 @@ def test_rows_are_counted_as_preparation_splits_them(
         make_spec(data__validation_share=share, data__datasets={"chat": weight}, data__max_samples=samples)
     )
     counted = limits.rows_of(spec)
-    aside = set_aside(samples or 40, share, 42)
+    there = samples or 40
+    aside = set_aside(there, max(round(there * share), 1) if share else 0, 42)
     assert (counted.total, counted.measured) == (int(times(~aside, weight, 42).sum()), int(aside.sum()))
 
 
