@@ -112,10 +112,20 @@ def text(folder: Path, base: str = "") -> str:
 # ------------------------------------------------------------------------------------------ what became of it
 
 
+# What gguf.json has for each status, at least.
+NEEDS = {
+    "made": {"type", "file", "bytes", "weights", "answers"},
+    "unread": {"file", "bytes"},
+    "failed": {"problems"},
+}
+
+
 def outcome(run: RunDir) -> dict[str, Any] | None:
     """What gguf.json of an export says; None where no GGUF file was asked for."""
     read = read_json(run.gguf)
-    return read if isinstance(read, dict) and read.get("status") in ("made", "unread", "failed") else None
+    if not isinstance(read, dict) or read.get("status") not in NEEDS:
+        return None
+    return read if NEEDS[read["status"]] <= set(read) else None  # else somebody has edited it
 
 
 def can_be_tried_again(run: RunDir) -> bool:

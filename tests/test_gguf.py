@@ -293,3 +293,13 @@ def test_every_reason_that_is_written_down_has_its_sentences() -> None:
     for code in [code for code in sentences() if code.startswith("export-gguf-")]:
         if code not in ("export-gguf-adapter",):
             assert f'"{code}"' in source, code
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"status": "made"}', '{"status": "good"}', '{"status": "failed"}']
+)
+def test_a_gguf_json_that_somebody_has_edited_breaks_no_page(text: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.gguf.write_text(text)
+    assert gguf.outcome(run) is None
+    assert not gguf.can_be_tried_again(run)

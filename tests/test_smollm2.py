@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.models import find_models, inspect
+from engine.models import find_models, inspect, model_problems
 from engine.workplace import DEMO_MODEL, PROJECT, Workplace
 from webui import train_tab
 from webui.words import Words
@@ -84,6 +84,13 @@ def test_whoever_has_the_demo_model_alone_is_told_how_to_get_a_real_one(
         assert str(tmp_path / "my models") in facts
     (tmp_path / NAME).mkdir()
     assert "make smollm2" not in train_tab.model_facts(str(DEMO_MODEL), place, Words("en"))
+
+
+def test_the_preset_names_the_place_of_the_model_and_how_to_fill_it(tmp_path: Path) -> None:
+    spec = Workplace(saves=tmp_path).preset("smollm2_tickets")
+    assert spec.model.model_name_or_path == str(PROJECT / "data" / "models" / NAME)
+    [wrong] = model_problems(str(tmp_path / NAME), [tmp_path])
+    assert wrong.code == "model-smollm2"
 
 
 # ------------------------------------------------------------------------------------------ the model itself

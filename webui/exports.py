@@ -176,7 +176,8 @@ def gguf_html(run: Run, left: Path, number: int, root: str, words: Words) -> str
 
 def _read_back(made: Mapping[str, Any], words: Words) -> str:
     weights, answers = made["weights"], made["answers"]
-    far = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"])
+    counts = {name: weights[name] for name in ("compared", "count")}
+    far = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"], **counts)
     told = f'<p class="state right">{escape(far)}</p>'
     if not answers["tokens"]:
         return told

@@ -40,6 +40,8 @@ def check(model: Path, file: Path, precision: str, report: Report) -> dict[str, 
         return {"unread": {"code": "export-gguf-architecture", "values": {"architecture": architecture}}}
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     weights = compared_weights(read.state_dict(), model)
+    if not weights["compared"]:
+        return {"unread": {"code": "export-gguf-other-names", "values": {"architecture": architecture}}}
     dtype = getattr(torch, precision, torch.float32)
     read = read.to(dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
     return {"weights": weights, "answers": compared_answers(read.eval(), model, report)}

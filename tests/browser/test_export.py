@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
 from engine import runs
-from engine.workplace import Workplace
+from engine.export import ExportSpec
+from engine.rundir import RunDir, write_json, write_text
+from engine.workplace import DEMO_MODEL, Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
 
@@ -79,3 +83,35 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         studio.kill()
         studio.wait()
     assert outside == []
+
+
+def test_a_gguf_file_that_failed_is_tried_again_by_a_click(
+    trained: Workplace, open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    run = RunDir(trained.saves / "demo_model" / "export" / "small")
+    shutil.copytree(DEMO_MODEL, run.model)
+    spec = ExportSpec.read(
+        {"name": "small", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0"}
+    )
+    write_text(run.spec, spec.to_yaml())
+    write_json(run.model / "result.json", {"attempt": 1, "complete": True, "stage": "sft"})
+    write_json(run.gguf, {"status": "failed", "problems": [{"code": "export-gguf-cut-off", "values": {}}]})
+    write_json(run.exit, {"outcome": "finished", "reason": "finished", "ended": 2.0})
+    write_json(
+        run.request, {"kind": "export", "by": "", "submitted": 1.0, "queued": 1, "attempt": 1, "stop": None}
+    )
+    nowhere = str(tmp_path / "nowhere")
+    studio, address = start_studio(trained, ATHANOR_LLAMA_CPP=nowhere)
+    try:
+        page = open_page(f"{address}/?tab=export")
+        made = page.locator("#exports details.export")
+        expect(made).to_contain_text("Writing the GGUF file was cut off")
+        expect(made).to_contain_text("The merged model is whole")
+        page.get_by_role("button", name="Try GGUF again").click()
+        # There is still no converter: now it says so, and the model is still there.
+        expect(made).to_contain_text(nowhere, timeout=90_000)
+        expect(made.get_by_role("button", name="Use it as a model in the form")).to_be_visible()
+        assert runs.get(trained.saves, "demo_model/export/small").request["attempt"] == 2
+    finally:
+        studio.kill()
+        studio.wait()
