@@ -8,6 +8,8 @@ ones, general prompts answered as before, and one answer, for people to judge wh
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from engine.models import SMOLLM2
 from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, PROJECT
-from tests.train_many import lay_out, train_many
+from tests.train_many import lay_out
 
 NAMES = {"data.datasets": {"alpaca_translate_zh": 1}, "data.max_samples": 32, "training.learning_rate": 2e-3}
 DEMO: dict[str, dict[str, Any]] = {
@@ -82,13 +84,16 @@ def main() -> None:
     model, trainings = (SMOLLM2, REAL) if arguments.smollm2 else (DEMO_MODEL, DEMO)
     print("| training | verdict | right answers | loss of them | general answers as before | an answer |")
     print("|---|---|---|---|---|---|")
+    chosen = {name: changes for name, changes in trainings.items() if arguments.only in name}
     with tempfile.TemporaryDirectory(prefix="probe-") as saves:
-        for number, (name, changes) in enumerate(trainings.items()):
-            if arguments.only not in name:
-                continue
-            run = lay_out(RunDir(Path(saves) / model.name / "lora" / str(number)), spec(model, changes))
-            train_many(run)
-            print(line(name, probe.read(run)), flush=True)
+        folders = [RunDir(Path(saves) / model.name / "lora" / str(number)) for number in range(len(chosen))]
+        for folder, changes in zip(folders, chosen.values(), strict=True):
+            lay_out(folder, spec(model, changes))
+        # In one process: the imports take longer than most of the trainings.
+        command = [sys.executable, "-m", "tests.train_many", *(str(folder.path) for folder in folders)]
+        subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for folder, name in zip(folders, chosen, strict=True):
+            print(line(name, probe.read(folder)), flush=True)
 
 
 if __name__ == "__main__":
