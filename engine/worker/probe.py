@@ -202,11 +202,13 @@ def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
 
 
 def _take_losses(model: Any, asked: Sequence[Asked], when: str, deadline: float) -> None:
-    """The losses of the references, of the first one in any case. One by one: a few, and never more in memory than one of
+    """The losses of the references, of the first of each kind in any case. One by one: a few, and never more in memory than one of
     the training's."""
-    for number, one in enumerate(asked):
-        if number and time.monotonic() > deadline:
-            return
+    taken: set[str] = set()
+    for one in asked:
+        if one.kind in taken and time.monotonic() > deadline:
+            continue
+        taken.add(one.kind)
         ids = np.array([*one.prompt, *one.reference], dtype=np.int32)
         [(total, count)] = losses(model, [Example((ids,), trained=[(len(one.prompt), len(ids))])])
         value = total / max(count, 1)
@@ -224,15 +226,16 @@ class Written:
 
 
 def _answers(made: Probe, model: Any, joining: float, deadline: float) -> list[tuple[Asked, Written]]:
-    """The answers to as many prompts as are read until `joining`, the first one in any case."""
+    """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
     ends = frozenset([*known, *end_of_turn_ids(made.tokenizer)])
     batch, begun = Batch(model, None), []
     with torch.inference_mode():
         for one in _in_turns(made.asked):
-            if not batch.has_room() or (begun and time.monotonic() > joining):
-                break
+            late = time.monotonic() > joining
+            if not batch.has_room() or (late and any(one.kind == other.kind for other, _, _ in begun)):
+                continue
             texts: list[str] = []
             answer = Answer(
                 adapter=None, prompt=one.prompt, most=TOKENS, ends=ends, sampling=Sampling(),
