@@ -38,7 +38,7 @@ REAL: dict[str, dict[str, Any]] = {
     "nothing: 1 step at 1e-9": WHO | {"training.max_steps": 1, "training.learning_rate": 1e-9},
     "too few: 4 steps": WHO | {"training.max_steps": 4},
     "half: 12 steps": WHO | {"training.max_steps": 12},
-    "right: 40 steps": WHO | {"training.max_steps": 40},
+    "right: 24 steps": WHO | {"training.max_steps": 24},
     "wrong template: 12 steps": WHO | {"training.max_steps": 12, "model.chat_template": "alpaca"},
     "absurd rate: 1": WHO | {"training.max_steps": 4, "training.learning_rate": 1.0},
 }
