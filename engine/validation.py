@@ -18,6 +18,7 @@ from typing import Any
 
 from engine import rowfiles
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
+from engine.marks import ROW_MARKS
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
 from engine.stages import FITS, Form
@@ -37,6 +38,7 @@ SCRIPTS = {
     "thai": "\u0e00-\u0e7f", "greek": "\u0370-\u03ff", "hebrew": "\u0590-\u05ff", "latin": "A-Za-z\u00c0-\u024f",
 }  # fmt: skip
 RUNS = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
+READ_ANYWAY = ROW_MARKS | {"functions"}  # columns that need not be in an entry
 LOOKED_AT = 120  # characters of an answer that tell its script
 
 OnBad = Callable[[Place, Problem, Any], None]
@@ -94,6 +96,7 @@ def check(
                 if isinstance(row, Problem):
                     raise Refusal(row)
                 doubts.look(place, example(dataset, place, row, form))
+                doubts.unread.update(row.keys() - dataset.used)
                 good += 1
             except Refusal as refusal:
                 (wrong,) = refusal.problems
@@ -109,7 +112,7 @@ def check(
         problems.append(problem("dataset-empty", name=dataset.name))
     of_files = _doubts_of_files(dataset)
     counts.update(one.code for one in of_files)
-    warnings = (*of_files, *doubts.warnings(dataset.name))
+    warnings = (*of_files, *doubts.warnings(dataset))
     return Report(good, bad, tuple(problems), warnings, counts | doubts.counts, dict(doubts.scripts))
 
 
@@ -151,9 +154,17 @@ class _Doubts:
         self.kept: list[Problem] = []
         self.scripts: Counter[str] = Counter()
         self.first_in: dict[str, list[Place]] = {}
+        self.unread: set[str] = set()  # columns that play no part
         self.rows = _Fingerprints()
 
     def look(self, place: Place, row: Example) -> None:
+        for note in row.get("notes", ()):
+            self._keep(note)
+        if "weights" in row:
+            weights = row["weights"]
+            trained = sum(weight > 0 for weight in weights)
+            listed = ", ".join(f"{weight:g}" for weight in weights)
+            self._doubt("row-weighted", place, trained=trained, answers=len(weights), weights=listed)
         written = written_in(row)
         if "{{" in written and (found := PLACEHOLDER.search(written)):
             self._doubt("row-placeholder", place, found=found[0])
@@ -170,12 +181,19 @@ class _Doubts:
         self.rows.add(place, hash((written, row.get("label"))))
 
     def _doubt(self, code: str, place: Place, **values: Any) -> None:
-        self.counts[code] += 1
-        if self.counts[code] <= self.most:
-            self.kept.append(problem(code, place=str(place), **values))
+        self._keep(problem(code, place=str(place), **values))
 
-    def warnings(self, name: str) -> tuple[Problem, ...]:
-        """All that were kept; with them what only shows when every row has been seen."""
+    def _keep(self, doubt: Problem) -> None:
+        self.counts[doubt.code] += 1
+        if self.counts[doubt.code] <= self.most:
+            self.kept.append(doubt)
+
+    def warnings(self, dataset: Dataset) -> tuple[Problem, ...]:
+        """All that were kept; with them what only shows when every row has been seen, and what is odd about the set."""
+        for note in dataset.notes:
+            self._keep(note)
+        if unread := self.unread - READ_ANYWAY:
+            self._keep(problem("columns-unread", name=dataset.name, columns=", ".join(sorted(unread))))
         repeated = self.rows.repeated()
         self.counts["row-repeated"] = len(repeated)
         self.kept += [

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from engine.rundir import RunDir
+from engine.spec import RunSpec
 from engine.worker.examples import IGNORED, Encoder, Example, table
 from engine.worker.packing import packed
 from engine.worker.splits import Split, read
 from tests.families import answer, tokenizer, user
+from tests.train_many import lay_out, train_many
 
 TURNS = [user("Two plus two?"), answer("Five, I guess."), user("Sure?"), answer("No: four.")]
 
@@ -105,3 +112,85 @@ def test_packed_tokens_keep_their_weights_and_so_do_texts_in_windows(tmp_path):
     split.close()
     for window in pa.Table.from_batches(read(tmp_path / "text.arrow")).to_pylist():
         assert window["weights"] == [1.0 if token == 9 else token + 0.5 for token in window["input_ids"]]
+
+
+# ------------------------------------------------------------------------------------------- a training
+
+
+ROWS = [
+    {"messages": [user("one"), answer("uno", weight=0), user("two"), answer("dos", weight=0.25)]},
+    {"messages": [user("three and more"), answer("tres y mas", weight=2)]},
+    {"messages": [user("four"), answer("cuatro")]},
+    {"messages": [user("five five"), answer("cinco", weight=0.5), user("six"), answer("seis")]},
+]
+
+
+def descent(folder: Path, tiny: Path, **data: Any) -> RunSpec:
+    """One step of plain gradient descent on all of ROWS."""
+    packing = data.get("packing", False)
+    return RunSpec.read({
+        "model": {"model_name_or_path": str(tiny)}, "method": {"kind": "full"},
+        "data": {"datasets": ["rows"], "dataset_dir": str(folder), "max_length": 256, **data},
+        "training": {
+            "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0.0, "warmup_steps": 0,
+            "per_device_train_batch_size": 1 if packing else 2,
+            "gradient_accumulation_steps": 1 if packing else 2, "gradient_checkpointing": False,
+        },
+        "logging": {"logging_steps": 1, "save_steps": 5, "probe": False, "plot_loss": False},
+        "hardware": {"device": "cpu"},
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stepped(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDir]:
+    """A run on two batches that are accumulated, and one on a single pack: prepared and trained as any other."""
+    folder = tmp_path_factory.mktemp("weighted")
+    (folder / "rows.json").write_text(json.dumps(ROWS))
+    (folder / "dataset_info.json").write_text('{"rows": {"file_name": "rows.json", "formatting": "openai"}}')
+    runs = {
+        name: lay_out(
+            RunDir(folder / "saves" / "tiny" / "full" / name), descent(folder, tiny, packing=name == "packed")
+        )
+        for name in ("plain", "packed")
+    }
+    train_many(*runs.values())
+    return runs
+
+
+def step_by_hand(model_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and weights after one step, by a loop of its own: row by row, token by token, from the chat template alone."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(model_path).train()
+    tok = AutoTokenizer.from_pretrained(model_path)
+    total, count = torch.zeros(()), 0
+    for example in ROWS:
+        for at, message in enumerate(example["messages"]):
+            weight = message.get("weight", 1)
+            if message["role"] != "assistant" or weight == 0:
+                continue
+            turns = [
+                {"role": turn["role"], "content": turn["content"]} for turn in example["messages"][: at + 1]
+            ]
+            ask = tok.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+            text = tok.apply_chat_template(turns, tokenize=False).rstrip("\n")
+            before = len(tok(ask, add_special_tokens=False).input_ids)
+            ids = tok(text, add_special_tokens=False, return_tensors="pt").input_ids
+            log_p = model(input_ids=ids).logits[0].log_softmax(-1)
+            for place in range(before, ids.shape[1]):
+                total = total - weight * log_p[place - 1, ids[0, place]]
+                count += 1
+    (total / count).backward()
+    after = {name: (value - 0.1 * value.grad).detach() for name, value in model.named_parameters()}
+    return float(total / count), after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_a_step_on_weighted_rows_is_that_of_the_formula(stepped, tiny, name):
+    run = stepped[name]
+    loss, weights = step_by_hand(tiny)
+    logged = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert next(line["loss"] for line in logged if "loss" in line) == pytest.approx(loss, abs=2e-4)
+    trained = AutoModelForCausalLM.from_pretrained(run.path / "model").state_dict()
+    for parameter, value in weights.items():
+        assert torch.allclose(trained[parameter].float(), value, atol=2e-6), parameter

@@ -116,6 +116,10 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
         raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
     write_json(folder / cache.SUMMARY, {
         "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(one) for one in bad],
+        "notes": [
+            {"dataset": each.dataset.name, "rows": count, "of": each.read, "first": str(first)}
+            for each in found for count, first in each.notes.values()
+        ],
     })  # fmt: skip
 
 
@@ -184,6 +188,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"longest {counts['longest']}; rows cut {counts.get('rows_cut', 0)}, dropped {dropped}",
             flush=True,
         )
+    for note in summary.get("notes", ()):
+        print(f"{note['dataset']}: {note['rows']} of {note['of']} rows, such as {note['first']}", flush=True)
     for one in summary["bad_rows_shown"]:
         print(f"left out: {one}", flush=True)
     if summary["bad_rows"] > SHOWN:

@@ -44,6 +44,9 @@ class Part:
     end: int = 0
     broken: bool = False
     weighted: bool = False  # the table has weights
+    notes: tuple[
+        tuple[str, int, Problem], ...
+    ] = ()  # of rows that are used all the same: code, how many, the first
 
 
 def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
@@ -65,8 +68,16 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
         stream.write_batch(batch)
     return Part(
         task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:SHOWN]), len(rows.bad),
-        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names,
+        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_noted(examples),
     )  # fmt: skip
+
+
+def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
+    noted: dict[str, list[Problem]] = {}
+    for example in examples:
+        for note in example.get("notes", ()):
+            noted.setdefault(note.code, []).append(note)
+    return tuple((code, len(notes), notes[0]) for code, notes in noted.items())
 
 
 @dataclass
@@ -109,6 +120,7 @@ class Tables:
     bad: list[Problem] = field(default_factory=list)
     bad_count: int = 0
     bytes_done: int = 0  # of its files
+    notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → how many rows, and the first
 
     def make(self, crew: Crew, path: Callable[[], Path]) -> Iterator[None]:
         """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
@@ -147,6 +159,9 @@ class Tables:
             last = int(numbers[good - 1]) if good == most_good and self.limit is not None else most_read
             bad = tuple(one for one in part.bad if one[0] <= last)
             part = replace(part, good=good, read=last, bad=bad, bad_count=min(part.bad_count, len(bad)))
+        for code, count, first in part.notes:
+            before, earliest = self.notes.get(code, (0, first))
+            self.notes[code] = before + count, earliest
         self.parts.append(part)
         self.good += part.good
         self.read += part.read

@@ -1,0 +1,60 @@
+"""What a person should know of a spec's data before the start, though nothing of it keeps the run from starting.
+
+What does is in `engine.obstacles`. Each remark is about a data set and stands for all rows of a kind: its place is that of
+the first, with how many there are of how many that were looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine.dataset_info import read_catalogue
+from engine.obstacles import looked_at
+from engine.problems import Problem, problem
+from engine.spec import RunSpec
+from engine.validation import Report
+
+# Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
+# repeated row, is told where data is checked.
+TOLD = (
+    "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
+    "row-scores-disagree", "entry-keys-unread", "guess-uneven",
+)  # fmt: skip
+
+
+def remarks(spec: RunSpec) -> list[Problem]:
+    """All of them; [] also where the data cannot be read, which `engine.obstacles` says."""
+    folder = Path(spec.data.dataset_dir)
+    if not folder.is_dir():
+        return []
+    made: list[Problem] = []
+    known = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
+    for name in dict.fromkeys([*spec.data.datasets, *spec.data.eval_datasets]):
+        if name in known and not known[name].problem and known[name].files:
+            report = looked_at(folder, known[name], spec.stage.kind)
+            made += _of_set(report)
+            if (
+                spec.stage.kind == "sft"
+                and report.counts.get("row-weighted")
+                and spec.stage.train_on != "answers"
+            ):
+                values = {
+                    "name": name,
+                    "rows": report.counts["row-weighted"],
+                    "train_on": spec.stage.train_on,
+                }
+                made.append(problem("marks-beside-train-on", "stage.train_on", **values))
+    return made
+
+
+def _of_set(report: Report) -> list[Problem]:
+    rows, made = report.good + report.bad, []
+    for code in TOLD:
+        first = next((warning for warning in report.warnings if warning.code == code), None)
+        if first is not None:
+            values = dict(first.values)
+            if "place" in values:
+                values["place"] = f"{values['place']} ({report.counts[code]:,}/{rows:,})"
+            made.append(replace(first, field="data.datasets", values=values))
+    return made
