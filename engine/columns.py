@@ -192,6 +192,8 @@ def _guess(file: Path, encoding: str, _mtime_ns: int, _size: int) -> tuple[dict[
     )
     unlike = sum(any(row.get(mapping.columns[role]) is None for role in needed) for row in rows)
     entry = description(mapping, rows)
+    if not entry:  # as they are taken to be anyway
+        return {}, {}
     if "messages" in mapping.columns:  # later rows may have what the first ones have not
         entry["columns"] = {"system": "system", "tools": "tools"} | entry["columns"]
     counts = {"kind": mapping.kind, "unlike": unlike, "rows": len(rows)}

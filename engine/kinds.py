@@ -13,6 +13,7 @@ from typing import Any
 from engine import evaluation, export, limits, obstacles
 from engine.command import Step, training_steps, worker_step
 from engine.problems import Problem, Refusal, problem
+from engine.remarks import remarks
 from engine.spec import RunSpec, Spec, problems, read_yaml
 from engine.workplace import Workplace
 
@@ -36,11 +37,17 @@ def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     return found + limits.exceeded(spec, workplace, found)
 
 
+def training_doubts(spec: RunSpec, found: list[Problem]) -> list[Problem]:
+    """What is told of a training's numbers and of its data, beside the problems that were found."""
+    outside = any(one.field == "data.dataset_dir" for one in found)  # a folder that may not be looked into
+    return limits.doubts(spec, found) + ([] if outside else remarks(spec))
+
+
 KINDS = {
     "training": Kind(
         RunSpec,
         lambda spec, workplace: workplace.frozen(spec),
-        training_problems, training_steps, lambda spec, found: limits.doubts(spec, found),
+        training_problems, training_steps, training_doubts,
     ),
     "evaluation": Kind(
         evaluation.EvaluationSpec, evaluation.frozen, evaluation.problems,

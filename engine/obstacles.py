@@ -284,6 +284,11 @@ def one_kind_alone(good: bool, rows: int) -> Problem:
     return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
 
 
+def looked_at(folder: Path, dataset: Dataset, stage: str) -> Report:
+    """What `check` says of the first rows of a data set for a stage; remembered until one of the files changes."""
+    return _looked_at(folder, dataset.name, stage, _stamps(folder, dataset))
+
+
 @lru_cache(maxsize=256)
 def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""

@@ -10,6 +10,7 @@ from engine.datasets import read_catalogue
 from engine.models import inspect
 from engine.obstacles import countable, obstacles, trainable, unusable
 from engine.problems import Problem, problem
+from engine.remarks import remarks
 from engine.spec import RunSpec, optimizer_steps, problems
 from engine.stages import STAGES
 from engine.validation import recommended
@@ -42,6 +43,7 @@ class Summary:
     doubts: list[Problem] = field(
         default_factory=list
     )  # that keep nobody from starting, memory left out: see `fits`
+    remarks: list[Problem] = field(default_factory=list)  # what of the data is worth knowing, and no obstacle
 
 
 def first_preset(workplace: Workplace) -> str:
@@ -116,4 +118,5 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         room=room,
         fits=memory.remedies(spec, model, cards, room.bytes, without=broken or ()) if need and room else None,
         unusable=broken,
+        remarks=[] if "data.dataset_dir" in wrong else remarks(spec),
     )

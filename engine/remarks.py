@@ -19,7 +19,7 @@ from engine.validation import Report
 # repeated row, is told where data is checked.
 TOLD = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
-    "row-scores-disagree", "entry-keys-unread", "guess-uneven",
+    "row-scores-disagree", "scores-unread", "entry-keys-unread", "guess-uneven",
 )  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from engine import rowfiles
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
-from engine.marks import ROW_MARKS
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
 from engine.stages import FITS, Form
@@ -38,7 +37,7 @@ SCRIPTS = {
     "thai": "\u0e00-\u0e7f", "greek": "\u0370-\u03ff", "hebrew": "\u0590-\u05ff", "latin": "A-Za-z\u00c0-\u024f",
 }  # fmt: skip
 RUNS = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
-READ_ANYWAY = ROW_MARKS | {"functions"}  # columns that need not be in an entry
+SCORE = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
 LOOKED_AT = 120  # characters of an answer that tell its script
 
 OnBad = Callable[[Place, Problem, Any], None]
@@ -192,8 +191,8 @@ class _Doubts:
         """All that were kept; with them what only shows when every row has been seen, and what is odd about the set."""
         for note in dataset.notes:
             self._keep(note)
-        if unread := self.unread - READ_ANYWAY:
-            self._keep(problem("columns-unread", name=dataset.name, columns=", ".join(sorted(unread))))
+        if scores := sorted(filter(SCORE.search, self.unread)):
+            self._keep(problem("scores-unread", name=dataset.name, columns=", ".join(scores)))
         repeated = self.rows.repeated()
         self.counts["row-repeated"] = len(repeated)
         self.kept += [

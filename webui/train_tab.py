@@ -429,7 +429,18 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         state = f'<p class="state wrong">{escape(notices.counted(found, words))}</p>{notices.listed(found, words)}'
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>{doubts_html(plan, words)}{memory_html(plan, spec, words)}'
-    return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}'
+    return (
+        f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}{remarks_html(plan, words)}'
+    )
+
+
+def remarks_html(plan: Summary, words: Words) -> str:
+    """What of the data is worth knowing before the start, though it keeps nobody from starting."""
+    if not plan.remarks:
+        return ""
+    items = "".join(f"<li>{escape(notices.sentence(remark, words))}</li>" for remark in plan.remarks)
+    heading = escape(words("remarks", count=len(plan.remarks)))
+    return f'<details class="remarks" open><summary>{heading}</summary><ul>{items}</ul></details>'
 
 
 def doubts_html(plan: Summary, words: Words) -> str:
