@@ -181,7 +181,7 @@ def step_by_hand(model_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
                 count += 1
     (total / count).backward()
     after = {name: (value - 0.1 * value.grad).detach() for name, value in model.named_parameters()}
-    return float(total / count), after
+    return (total / count).item(), after
 
 
 @pytest.mark.slow
