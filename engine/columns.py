@@ -120,6 +120,13 @@ def turns_in(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | 
         if isinstance(value, str) and value.lstrip().startswith("[{"):
             with contextlib.suppress(json.JSONDecodeError):
                 value = json.loads(value)
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(turn, str) and turn[:1] == "{" for turn in value)
+        ):
+            with contextlib.suppress(json.JSONDecodeError):
+                value = [json.loads(turn) for turn in value]
         if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
             return value if any(tag in value[0] for tag in ROLE_TAGS) else None
     return None

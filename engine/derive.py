@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine import catalogue, uploads
 from engine.datasets import Dataset, count_rows, entries, find
 from engine.problems import Problem, Refusal, problem
+from engine.row import without_nulls
+from engine.rowfiles import Place
 from engine.validation import repeated_rows
 
 TELL_EVERY = 5_000  # rows
@@ -55,6 +58,13 @@ def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | 
     return _write(data_dir, dataset, parts, on_rows)
 
 
+def _as_read(place: Place, row: Any) -> Any:
+    """A row as JSON says it: of Parquet, without the nulls that fill its objects up, which JSON would mean."""
+    if place.file.suffix.lower() != ".parquet" or not isinstance(row, dict):
+        return row
+    return {column: without_nulls(value) for column, value in row.items()}
+
+
 def _write(
     data_dir: Path, dataset: Dataset, parts: Mapping[str, Iterable[bool]], on_rows: OnRows | None = None
 ) -> Made:
@@ -66,13 +76,13 @@ def _write(
         counts = dict.fromkeys([*parts, "left out"], 0)
         takes: dict[str, Iterator[bool]] = {name: iter(chosen) for name, chosen in parts.items()}
         try:
-            for number, (_, row) in enumerate(entries(dataset), start=1):
+            for number, (place, row) in enumerate(entries(dataset), start=1):
                 if on_rows and number % TELL_EVERY == 0:
                     on_rows(number)
                 line = (
                     ""
                     if isinstance(row, Problem)
-                    else json.dumps(row, ensure_ascii=False, default=str) + "\n"
+                    else json.dumps(_as_read(place, row), ensure_ascii=False, default=str) + "\n"
                 )
                 wanted = [name for name, take in takes.items() if next(take)]
                 into = wanted[0] if wanted and line else "left out"

@@ -47,13 +47,20 @@ class Content:
 
 def conversation(row: Row, value: Any, column: str) -> list[Message]:
     """The messages of a list of turns, with the weights that turns and the row's mask give them."""
-    turns = row.items(value, column)
+    turns = _objects(row, row.items(value, column))
     messages: list[Message] = []
     for number, turn in enumerate(turns):
         messages += turn_messages(row, turn, column, number)
     if marks.MASK in row.values:
         return _masked(row, turns, column)
     return messages
+
+
+def _objects(row: Row, items: list[Any]) -> list[Any]:
+    """The items of a list; each may be the JSON of an object, as the datasets library stores what is uneven in Parquet."""
+    if not any([type(item) is str for item in items]):
+        return items
+    return [row.parsed(item) for item in items]
 
 
 def _masked(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
@@ -67,7 +74,8 @@ def _masked(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
 def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
     """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is none."""
     turns = [value] if isinstance(value, dict) else row.parsed(value)
-    if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict):
+    turns = _objects(row, turns) if isinstance(turns, list) else None
+    if not turns or not isinstance(turns[0], dict):
         return None
     speaker = _present(turns[0], (row.dataset.tags["role_tag"], *ROLE_TAGS))
     if speaker is None or (isinstance(value, str) and row.dataset.role_of(turns[0][speaker]) is None):
@@ -261,7 +269,7 @@ def tools(row: Row) -> list[dict[str, Any]] | None:
         column, value = "functions", row.values.get("functions")
     if not value:
         return None
-    items = row.structs(row.items(value, column))
+    items = row.structs(_objects(row, row.items(value, column)))
     if any(not isinstance(other := tool, dict) for tool in items):
         raise row.wrong_type(column, "[object]", other)
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in items] or None

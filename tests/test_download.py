@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine import errands
-from engine.datasets import find, rows
+from engine.datasets import examples, find, rows
 from engine.problems import Refusal
 from tests.hub import Hub
 
@@ -52,6 +52,26 @@ def fetch(tmp_path: Path, data: Path, id: str, **given: Any) -> dict[str, Any]:
         "into": "",
     } | given
     return errands.wait(errands.start(tmp_path / "saves", "download", asked), 120)
+
+
+def test_messages_of_uneven_keys_are_not_filled_up(tmp_path, data, hub):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    ask, answer = (
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": "Sunny.", "weight": 0},
+    )
+    uneven = [
+        {"messages": [ask, {"role": "assistant", "content": None, "tool_calls": [call]}]},
+        {"messages": [ask, answer | {"content": [{"type": "text", "text": "Sunny."}]}]}, {"messages": [ask, answer]},
+    ]  # fmt: skip
+    folder = tmp_path / "repositories" / "two" / "part"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, uneven)))
+    (made,) = fetch(tmp_path, data, "org/two", folder="part")["made"]
+    first, *others = examples(find(data, made), pytest.fail)
+    assert first["messages"] == [ask, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert [row["messages"][1] for row in others] == [{"role": "assistant", "content": "Sunny."}] * 2
+    assert [row["weights"] for row in others] == [[0], [0]]
 
 
 @pytest.mark.parametrize("which", ["huggingface", "modelscope"])

@@ -15,6 +15,8 @@ from engine.problems import Refusal
 from engine.spec import RunSpec
 from engine.workplace import Workplace
 from tests.conftest import wait_until
+from webui import rows
+from webui.words import Words
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +87,17 @@ def test_the_pieces_put_together_are_the_conversation(look, workplace):
     assert special == ["<|im_start|>", "<|im_end|>"] * 2
     trained = "".join(piece for _, piece, is_trained, _ in row["sides"][0]["pieces"] if is_trained)
     assert trained == "你好<|im_end|>"
+
+
+def test_tokens_of_a_weighted_answer_show_their_weight_and_those_of_nought_are_not_trained(look, workplace):
+    turns = [("user", "a", None), ("assistant", "b", 0), ("user", "c", None), ("assistant", "d", 0.5)]
+    messages = [{"role": role, "content": text, "weight": weight} for role, text, weight in turns]
+    add(workplace.data, "weighed", [{"messages": messages}])
+    (row,) = look("page", "weighed")["rows"]
+    assert {weight for _, weight in shown(row) if weight} == {0.5}
+    html = rows.tokens({"rows": [row]}, Words("en"))
+    assert "× 0.5" in html
+    assert "trained with a weight" in html
 
 
 def test_a_row_that_does_not_fit_is_shown_with_what_becomes_of_it(look, workplace):

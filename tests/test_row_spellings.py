@@ -223,6 +223,20 @@ def test_nulls_that_parquet_fills_in_are_left_out_and_those_of_json_are_not(tmp_
     assert row["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": None}
 
 
+def test_uneven_messages_that_parquet_holds_as_json_each_are_read(tmp_path):
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    row = {
+        "messages": [
+            json.dumps(turn)
+            for turn in (WEATHER, call, {"role": "tool", "content": "x"}, SUNNY | {"weight": 0.5})
+        ]
+    }
+    (example,) = read(tmp_path, row | {"tools": [json.dumps(FUNCTION)]}, file="rows.parquet")
+    assert [message["role"] for message in example["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert (example["messages"][1]["tool_calls"], example["weights"]) == ([CALL], [1, 0.5])
+    assert example["tools"] == [{"type": "function", "function": FUNCTION}]
+
+
 # ----------------------------------------------------------------------------------- contents and speakers
 
 SPELLINGS = [

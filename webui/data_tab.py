@@ -675,7 +675,7 @@ def build(
             entry = catalogue.entry_of(data, one.name)
             asked = {
                 "data": str(data), "id": one.hub, "hub": "modelscope" if entry.get("ms_hub_url") else "huggingface",
-                "subset": one.subset, "split": one.split, "into": one.name,
+                "folder": one.folder, "subset": one.subset, "split": one.split, "into": one.name,
             }  # fmt: skip
             return watching(errands.start(saves, "download", asked))
 

@@ -108,14 +108,22 @@ def _row(one: Shown, words: Words, text: str) -> str:
         )
         wrong = f'<p class="wrong">{escape(notices.sentence(one.problem, words))}</p>'
         return f'<article class="bad">{place}{wrong}{f"<pre>{_marked(raw, text)}</pre>" if raw else ""}</article>'
-    return f"<article>{place}{conversation(one.example, words, text)}</article>"
+    notes = "".join(
+        f'<p class="quiet">{escape(notices.sentence(note, words))}</p>'
+        for note in one.example.get("notes", ())
+    )
+    return f"<article>{place}{conversation(one.example, words, text)}{notes}</article>"
 
 
 def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> str:
     """A canonical row as people read it."""
     if "text" in example:
         return f'<div class="speech"><div class="said">{_folded(example["text"], text)}</div></div>'
-    turns = [_turn(turn["role"], turn, words, text) for turn in example["messages"]]
+    weights = iter(example.get("weights", ()))
+    turns = [
+        _turn(turn["role"], turn, words, text, next(weights, 1.0) if turn["role"] == "assistant" else 1.0)
+        for turn in example["messages"]
+    ]
     for side in ("chosen", "rejected"):
         turns += [_turn(side, turn, words, text) for turn in example.get(side, ())]
     if example.get("label") is not None:
@@ -128,7 +136,7 @@ def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> st
     return "".join(turns)
 
 
-def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str) -> str:
+def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str, weight: float = 1.0) -> str:
     said = _folded(turn["content"], text) if turn["content"] else ""
     if reasoning := turn.get("reasoning_content"):
         said = f'<div class="thought">{_folded(reasoning, text)}</div>{said}'
@@ -139,6 +147,8 @@ def _turn(role: str, turn: Mapping[str, Any], words: Words, text: str) -> str:
         )
         said += f"<code>{_marked(f'{name}({arguments})', text)}</code>"
     name = escape(words(f"turn-{role}"))
+    if weight != 1:
+        name += f" <em>{escape(words('turn-weight', weight=f'{weight:g}') if weight else words('turn-untrained'))}</em>"
     return f'<div class="speech {escape(role)}"><span>{name}</span><div class="said">{said}</div></div>'
 
 
@@ -243,9 +253,13 @@ def working(progress: Mapping[str, Any], words: Words) -> str:
 
 def tokens(told: Mapping[str, Any], words: Words) -> str:
     """Rows as the tokens that are trained on: trained ones coloured, control tokens framed, ids on hover."""
+    kinds = [("on", "trained"), ("", "untrained"), ("sp", "control")]
+    pieces = (piece for row in told["rows"] for side in row["sides"] for piece in side["pieces"])
+    if any(not isinstance(trained, bool) for _, _, trained, _ in pieces):
+        kinds.insert(1, ("on weighted", "weighted"))
     legend = "".join(
-        f'<span class="tok {kind}">{escape(words(f"legend-{name}"))}</span>'
-        for kind, name in (("on", "trained"), ("", "untrained"), ("sp", "control"))
+        f'<span class="tok {kind}" style="--weight:1">{escape(words(f"legend-{name}"))}</span>'
+        for kind, name in kinds
     )
     rows = "".join(_token_row(row, words) for row in told["rows"])
     return f'<p class="legend">{legend}</p><div class="rows">{rows}</div>'
@@ -282,10 +296,15 @@ def _side(side: Mapping[str, Any], words: Words) -> str:
     return f'{name}<p class="tokens">{pieces}</p>{more}'
 
 
-def _piece(id: int, text: str, trained: bool, special: bool) -> str:
+def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:
+    """`trained` is a number where the token's loss is weighted."""
     kind = " ".join(name for name, true in (("on", trained), ("sp", special)) if true)
     shown = escape(text).replace("\n", "<i>↵</i>\n") if text else "<i>·</i>"
-    return f'<span class="tok {kind}" title="{id}">{shown}</span>'
+    weighted = trained is not True and trained is not False
+    style, title = (
+        (f' style="--weight:{min(trained, 2):g}"', f"{id} × {trained:g}") if weighted else ("", str(id))
+    )
+    return f'<span class="tok {kind}{" weighted" if weighted else ""}"{style} title="{title}">{shown}</span>'
 
 
 def lengths(told: Mapping[str, Any], facts: Sequence[tuple[str, str, str]], words: Words) -> str:

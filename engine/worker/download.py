@@ -37,7 +37,9 @@ def download(given: Mapping[str, Any], report: Report) -> dict[str, Any]:
         folder = Path(scratch, "hub")
         try:
             FETCH[given["hub"]](name, folder, report)
-            rows = _rows(folder, Path(scratch, "cache"), given["subset"], given["split"])
+            rows = _rows(
+                folder, Path(scratch, "cache"), given["subset"], given["split"], given.get("folder", "")
+            )
         except Refusal:
             raise
         except Exception as error:  # whatever a hub's client raises, the reader needs one sentence
@@ -66,15 +68,21 @@ def _described(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _without_place(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
     return {
-        key: value for key, value in entry.items() if key not in ("file_name", "subset", "split", "encoding")
+        key: value
+        for key, value in entry.items()
+        if key not in ("file_name", "folder", "subset", "split", "encoding")
     }
 
 
-def _rows(folder: Path, cache: Path, subset: str, split: str) -> Any:
+def _rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
+    """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
+    Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     from datasets import load_dataset
 
-    return load_dataset(str(folder), subset or None, split=split, cache_dir=str(cache))
+    return load_dataset(
+        str(folder), subset or None, data_dir=inside or None, split=split, cache_dir=str(cache)
+    )
 
 
 def _huggingface(name: str, folder: Path, report: Report) -> None:

@@ -51,11 +51,13 @@ def without_torch() -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One sequence that is trained on: of a pair there are two, named for their answers."""
+    """One sequence that is trained on: of a pair there are two, named for their answers. `weights`: of each span that
+    is trained, if not all are 1."""
 
     name: str
     ids: Sequence[int]
     trained: Sequence[tuple[int, int]]
+    weights: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _thumb(example: Any) -> tuple[Side, ...]:
 
 
 def _whole(example: Any) -> tuple[Side, ...]:
-    return (Side("", example.values[0].tolist(), example.trained),)
+    return (Side("", example.values[0].tolist(), example.trained, example.weights),)
 
 
 SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
@@ -146,12 +148,13 @@ def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
-    trained = [False] * len(side.ids)
-    for begin, end in side.trained:
-        trained[begin:end] = [True] * (end - begin)
+    trained: list[bool | float] = [False] * len(side.ids)  # a number where a token's loss is weighted
+    for number, (begin, end) in enumerate(side.trained):
+        weight = side.weights[number] if side.weights else 1
+        trained[begin:end] = [True if weight == 1 else weight] * (end - begin)
     texts = pieces(tokenizer, list(side.ids[:TOKENS]))
     return {
-        "name": side.name, "tokens": len(side.ids), "trained": sum(trained),
+        "name": side.name, "tokens": len(side.ids), "trained": sum(map(bool, trained)),
         "pieces": [
             [int(token), text, is_trained, int(token) in special]
             for token, text, is_trained in zip(side.ids, texts, trained, strict=False)
