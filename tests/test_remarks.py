@@ -1,0 +1,43 @@
+"""What is worth knowing of a spec's data is told before the start, counted, and keeps nobody from starting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from engine.plan import summary
+from engine.remarks import remarks
+from engine.spec import RunSpec
+from engine.workplace import Workplace
+from tests.conftest import engine
+
+
+def test_what_rows_ask_for_and_do_not_get_is_told_with_how_many_they_are(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    rows = [{"messages": [question | {"train": True}, answer | {"weight": 0.5}]}] * 2 + [
+        {"messages": [question, answer]}
+    ]
+    (workplace.data / "marked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (workplace.data / "dataset_info.json").write_text(
+        '{"marked": {"file_name": "marked.jsonl", "author": "me"}}'
+    )
+    spec = make_spec(data__datasets={"marked": 1})
+    told = {remark.code: remark for remark in remarks(spec)}
+    assert set(told) == {"row-mark-elsewhere", "row-weighted", "entry-keys-unread"}
+    assert told["row-mark-elsewhere"].values["place"] == "marked.jsonl:1 (2/3)"
+    assert [remark.code for remark in summary(spec, workplace).remarks] == list(told)
+    last = make_spec(data__datasets={"marked": 1}, stage={"kind": "sft", "train_on": "last_answer"})
+    assert "2 rows of 'marked' say themselves" in remarks(last)[-1].text()
+    (workplace.data / "spec.yaml").write_text(spec.to_yaml())
+    checked = engine(workplace, "check", str(workplace.data / "spec.yaml"))
+    assert checked.stdout.count("note: ") == 3
+    assert checked.stdout.endswith("ready to start\n")
+
+
+def test_plain_rows_have_no_remarks_and_neither_has_a_folder_that_is_not_there(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    assert remarks(make_spec()) == []
+    assert remarks(make_spec(data__dataset_dir="/nowhere")) == []
