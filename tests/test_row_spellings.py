@@ -355,6 +355,9 @@ def test_of_several_turns_the_prompt_is_what_both_begin_with(tmp_path):
     (pair,) = read(tmp_path, {"chosen": [HI, HELLO, more, HELLO], "rejected": [HI, AWAY, more, HELLO]})
     assert pair["messages"] == [HI]
     assert [note.code for note in pair["notes"]] == ["row-pair-turns"]
+    other = {"role": "user", "content": "Or now?"}  # where they differ, an answer has to begin
+    (pair,) = read(tmp_path, {"chosen": [HI, HELLO, more, HELLO], "rejected": [HI, HELLO, other, HELLO]})
+    assert (pair["messages"], len(pair["chosen"]), len(pair["rejected"])) == ([HI], 3, 3)
 
 
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path):
