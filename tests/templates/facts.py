@@ -35,7 +35,9 @@ class Facts:
     def of(cls, template: Template) -> Facts:
         """With the control tokens that are written, and the eos which the family is likely to have."""
         first = cls(template, tokenizer_for(template))
-        rendering = first.render([*ASK, *ASK_AGAIN]) or first.render(ASK) or ""
+        rendering = "\n".join(
+            filter(None, map(first.render, (ASK, [*ASK, *ASK_AGAIN], [SYSTEM, *ASK], WITH_CALL)))
+        )
         second = cls(template, tokenizer_for(template, rendering=rendering))
         if "</s>" in rendering:
             return second
@@ -216,6 +218,14 @@ def _replaced(value: Any, by: dict[str, str]) -> Any:
 
 
 ASK = [{"role": "user", "content": Q1}, {"role": "assistant", "content": A1}]
+SYSTEM = {"role": "system", "content": Q2}
+CALL = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {"x": "y"}}}
+WITH_CALL = [
+    ASK[0],
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call00000", "name": "f", "content": Q2},
+    ASK[1],
+]
 ASK_AGAIN = [{"role": "user", "content": Q2}, {"role": "assistant", "content": A2}]
 
 

@@ -57,7 +57,8 @@ def judge(facts: Facts, conversation: Conversation, example: Any, stops: set[int
     if not example.usable:
         code = example.reason.code if example.reason else example.fate
         state = "refused" if good else "loses" if reading else "raises"
-        return Verdict(state, code, text=reading.text if reading else "")
+        lost = _lost(conversation, reading.text) if reading else set()
+        return Verdict(state, code, lost=lost, text=reading.text if reading else "")
     if reading is None:
         return Verdict("wrong", "ids", "the template raises")
     tokens, added = [], ""
@@ -73,8 +74,13 @@ def judge(facts: Facts, conversation: Conversation, example: Any, stops: set[int
     else:
         verdict = Verdict("right")
     verdict.text, verdict.trained = reading.text + added, runs_of(tokens)
-    verdict.lost = {mark.kind for mark in conversation.marks if mark.word not in reading.text}
+    verdict.lost = _lost(conversation, reading.text)
     return verdict
+
+
+def _lost(conversation: Conversation, text: str) -> set[str]:
+    """The kinds of words that the template does not write."""
+    return {mark.kind for mark in conversation.marks if mark.word not in text}
 
 
 def _reading(facts: Facts, conversation: Conversation, example: Any) -> tuple[Reading | None, bool]:

