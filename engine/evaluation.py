@@ -254,7 +254,7 @@ def _of_machine(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
     named = [one for one in found if one.field in (BASE, "model.trust_remote_code", "model.quantization", "")
              or one.field.startswith(("hardware.", "model."))]  # fmt: skip
-    return [one for one in named if one.code not in templates]
+    return [one for one in named if one.code not in (*templates, obstacles.NO_GRADIENT)]
 
 
 def as_training(spec: EvaluationSpec) -> RunSpec:

@@ -67,6 +67,7 @@ PACKAGES = {
     "liger_kernel": "liger-kernel",
 }  # what to install, if it has another name
 QUANTIZER = "bitsandbytes"
+NO_GRADIENT = "attention-not-trained-on-cpu"
 MODEL_PATHS = ("model.model_name_or_path", "model.adapter_path")
 CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a continued adapter has already
 
@@ -302,8 +303,10 @@ def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
 def _of_cards(spec: RunSpec) -> list[Problem]:
     hardware, cards = spec.hardware, machine.gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(cards))
-    if cpu and attention in ("flash_attention_2", "flex_attention"):
+    if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
+    if cpu and attention == "flex_attention":
+        return [problem(NO_GRADIENT, "model.attn_implementation", name=attention)]
     if attention == "flash_attention_2" and spec.training.precision == "fp32":
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:

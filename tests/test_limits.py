@@ -72,7 +72,7 @@ def test_nothing_is_said_of_a_plain_run(check: Callable[..., Checked]) -> None:
         ({"extra": {"eval_on_start": True}}, "extra.eval_on_start", "needs-validation", None),
         ({"extra": {"ddp_backend": "smoke"}}, "extra.ddp_backend", "spec-choice", None),
         ({"extra": {"tf32": True}}, "extra", "tf32-needs-card", None),
-        ({"model__attn_implementation": "flex_attention"}, "model.attn_implementation", "attention-needs-card", None),
+        ({"model__attn_implementation": "flex_attention"}, "model.attn_implementation", "attention-not-trained-on-cpu", None),
         ({"method__r": 4096, "method__init_lora_weights": "pissa"}, "method.r", "rank-beyond-matrix", 32),
     ],
 )  # fmt: skip
