@@ -784,7 +784,7 @@ class Logging(Part):
         True,
         "Probe at the end",
         "Of SFT: ask a few training and general prompts before and after, and say what was learned and what forgotten. "
-        "A tenth of the run's time at most, and never more than half a minute.",
+        "A tenth of the run's time, half a minute at most; one prompt of each kind in any case.",
     )
 
 
