@@ -78,7 +78,7 @@ def mask_of(row: Row, roles: Sequence[str | None]) -> list[float | None] | None:
     None if the row has no mask. Raises Refusal at one of another length, such as a mask of tokens.
     """
     value = row.parsed(row.values.get(MASK))
-    if value is None:
+    if value is None or value == "":  # an empty cell
         return None
     if not isinstance(value, list):
         raise row.wrong_type(MASK, "list", value)

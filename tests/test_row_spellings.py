@@ -78,7 +78,7 @@ def test_sharegpt_turns_are_marked_alike(tmp_path):
     ("columns", "weights"),
     [
         ({"loss_mask": [0, 0, 0, 1]}, [0, 1]), ({"loss_mask": [0, 1]}, [0, 1]), ({"loss_mask": "[0, 0.5, 0, 1]"}, [0.5, 1]),
-        ({"loss_mask": [None, False, None, True]}, [0, 1]), ({"loss_mask": None}, None),
+        ({"loss_mask": [None, False, None, True]}, [0, 1]), ({"loss_mask": None}, None), ({"loss_mask": "", "loss_weight": ""}, None),
         ({"loss_weight": 0.25}, [0.25, 0.25]), ({"sample_weight": 3, "loss_mask": [0, 0, 0, 1]}, [0, 3]),
         ({"weight": 0.5}, [0.5, 0.5]), ({"weight": "heavy"}, None),
     ],
