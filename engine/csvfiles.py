@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine import textlines
-from engine.encodings import encoding_of, version
+from engine.encodings import encoding_of, has_zeros, version
 from engine.problems import Problem, problem
 from engine.textlines import Entry, Place, lines, too_long, undecodable
 
@@ -163,6 +163,7 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
         if source.ended or source.too_long or source.undecodable or source.has_zero:
             yield start, _of_header(start, source)
             return
+    names, width = how.names, len(how.names)
     while True:
         place = Place(file, row, source.line, at=source.at)
         try:
@@ -172,9 +173,12 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
             return
         if cells is None:
             return
-        if not cells and not source.too_long:
+        if len(cells) == width and not source.odd:
+            yield place, dict(zip(names, cells, strict=True))
+        elif not cells and not source.too_long:
             continue
-        yield place, _row(place, cells, how.names, source)
+        else:
+            yield place, _row(place, cells, names, source)
         row += 1
 
 
@@ -190,30 +194,35 @@ def _of_header(start: Place, source: _Lines) -> Problem:
 
 def _row(place: Place, cells: list[str], names: tuple[str, ...], source: _Lines) -> object:
     """What the cells of a row are by the names of their columns, or the Problem with them."""
-    if source.ended:  # the reader asked for another line before the row was over
+    ended, long, undecoded, zero = source.ended, source.too_long, source.undecodable, source.has_zero
+    source.forget()
+    if ended:  # the reader asked for another line before the row was over
         return problem("row-quote-open", place=str(place))
-    if source.too_long:
-        source.too_long = False
+    if long:
         return too_long(place)
-    if source.cells_wrong():
+    if undecoded:
         return undecodable(place, source.label)
     if len(cells) > len(names) and not any(cells[len(names) :]):
         del cells[len(names) :]  # empty cells of columns without a name
     if len(cells) != len(names):
         return problem("row-cells", place=str(place), expected=len(names), found=len(cells))
-    if source.zero():
-        return problem("row-zero", place=str(place))
-    return dict(zip(names, cells, strict=True))
+    return problem("row-zero", place=str(place)) if zero else dict(zip(names, cells, strict=True))
 
 
 class _Lines:
-    """The lines of a table for the csv reader, which takes as many as a row needs; and where the next one begins."""
+    """The lines of a table for the csv reader, which takes as many as a row needs; and where the next one begins.
+
+    `odd`: since the last `forget`, the lines have ended, or one was too long, undecodable or had a NUL in it.
+    """
 
     def __init__(self, file: Path, start: Place, encoding: str):
-        self.line, self.at, self.ended, self.too_long = start.line or 1, start.at, False, False
-        self.undecodable = self.has_zero = False
-        self.label = encoding_of(file, encoding).label
+        self.line, self.at = start.line or 1, start.at
+        self.label, self.zeros = encoding_of(file, encoding).label, has_zeros(file)
         self.walk = lines(file, self.line, self.at, encoding, stop_at_cr=True)
+        self.forget()
+
+    def forget(self) -> None:
+        self.odd = self.ended = self.too_long = self.undecodable = self.has_zero = False
 
     def __iter__(self) -> _Lines:
         return self
@@ -222,25 +231,16 @@ class _Lines:
         try:
             line, _, self.at, text = next(self.walk)
         except StopIteration:
-            self.ended = True
+            self.odd = self.ended = True
             raise
         self.line = line + 1
         if text is None:
-            self.too_long = True
+            self.odd = self.too_long = True
             return "\n"
-        self.has_zero |= b"\0" in text
+        if self.zeros and b"\0" in text:
+            self.odd = self.has_zero = True
         try:
             return text.decode()
         except UnicodeDecodeError:
-            self.undecodable = True
+            self.odd = self.undecodable = True
             return _decoded(text)
-
-    def cells_wrong(self) -> bool:
-        """Whether the row that was read holds what cannot be decoded; asked once for each."""
-        wrong, self.undecodable = self.undecodable, False
-        return wrong
-
-    def zero(self) -> bool:
-        """The same for the character NUL."""
-        zero, self.has_zero = self.has_zero, False
-        return zero

@@ -235,6 +235,16 @@ def _blocks(file: Path) -> Iterator[bytes]:
             yield block
 
 
+def has_zeros(file: Path) -> bool:
+    """Whether a file holds a byte that is zero: asked once, so that not every line of a large table need be looked at."""
+    return _has_zeros(file, *version(file))
+
+
+@lru_cache(maxsize=1024)
+def _has_zeros(file: Path, mtime_ns: int, size: int) -> bool:
+    return any(b"\0" in block for block in _blocks(file))
+
+
 def _undecodable(file: Path, codec: str) -> tuple[int, int] | None:
     """Byte and line, from 1, of the first thing that is not of this codec; None if all is."""
     decoder = codecs.getincrementaldecoder(codec)()

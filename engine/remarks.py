@@ -20,6 +20,7 @@ from engine.validation import Report
 TOLD = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
     "row-scores-disagree", "scores-unread", "entry-keys-unread", "guess-uneven",
+    "table-separator-unsure", "table-header-data",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def lines(
             while not whole:
                 more = stream.readline(BUFFER)
                 size, whole = size + len(more), len(more) < BUFFER or more.endswith(b"\n")
-            if stop_at_cr and size <= LONGEST and b"\r" in text and text.find(b"\r") < size - 2:
+            if stop_at_cr and 0 <= text.find(b"\r") < size - 2 and size <= LONGEST:
                 for piece in text.splitlines(keepends=True):
                     yield line, at, at + len(piece), piece
                     line, at = line + 1, at + len(piece)
@@ -120,7 +120,8 @@ def holds_undecodable(text: str) -> bool:
 def half_character(value: Any, written: str | bytes) -> str | None:
     """The first half of a character in a value, as JSON has it: "\\ud83d" alone, which nothing can be trained on.
     `written` is the JSON that the value was."""
-    if (b"\\ud" if isinstance(written, bytes) else "\\ud") in written.lower():
+    lower, upper = (b"\\ud", b"\\uD") if isinstance(written, bytes) else ("\\ud", "\\uD")
+    if lower in written or upper in written:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

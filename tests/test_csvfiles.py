@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine import csvfiles, rowfiles
+from engine.__main__ import check
 from engine.datasets import read_catalogue
 from engine.problems import Problem
 from engine.rowfiles import entries
+from engine.spec import RunSpec
+from engine.workplace import Workplace
 
 HI = {"instruction": "Hi", "output": "Hello."}
 HO = {"instruction": "Ho", "output": "Hey."}
@@ -116,3 +123,20 @@ def test_a_table_with_old_line_ends_does_not_take_its_neighbour_along(tmp_path: 
     sets, broken = read_catalogue(tmp_path)
     assert not broken
     assert [one.problem for one in sets] == [None, None]
+
+
+def test_a_check_from_a_shell_says_what_of_a_table_is_not_certain(
+    tmp_path: Path,
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "t.csv").write_bytes(b"Who are you?;I am Athanor.\nWhat is 2+2?;4.\n")
+    columns = {"prompt": "Who are you?", "response": "I am Athanor."}
+    (folder / "dataset_info.json").write_text(json.dumps({"t": {"file_name": "t.csv", "columns": columns}}))
+    spec = make_spec(data__dataset_dir=str(folder), data__datasets=["t"])
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml())
+    check(Namespace(spec=str(tmp_path / "spec.yaml")), replace(workplace, data=folder))
+    assert "t.csv: the first line is taken for the names of the columns" in capsys.readouterr().err

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine import rowfiles
+from engine.blocks import blocks
+from engine.datasets import find, rows
 from engine.encodings import ENCODINGS, encoding_of, known_encoding
+from engine.obstacles import obstacles
 from engine.problems import Problem, Refusal
 from engine.rowfiles import entries
+from engine.spec import RunSpec
+from engine.workplace import Workplace
 
 TEXTS = {
     "zh": ("gb18030", "请用一句话解释什么是机器学习。先把水烧开，放入少许盐，再把面条下锅，煮到没有硬心时捞出。为什么天空是蓝色的？因为蓝光的波长较短，更容易被空气散射。"),
@@ -117,3 +125,42 @@ def test_a_misspelt_encoding_is_refused_with_the_one_that_was_meant(name: str, n
 def test_what_is_no_encoding_of_text_is_refused(name: str) -> None:
     with pytest.raises(Refusal, match="no encoding"):
         known_encoding(name)
+
+
+def test_a_run_does_not_start_on_an_encoding_that_is_open_until_it_is_chosen(
+    tmp_path: Path, workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "tiny.csv").write_bytes("instruction,output\n你好,再见\n".encode("gb18030"))
+    entry = {"file_name": "tiny.csv"}
+    spec = make_spec(data__dataset_dir=str(folder), data__datasets=["tiny"])
+
+    def problems() -> list[str]:
+        (folder / "dataset_info.json").write_text(json.dumps({"tiny": entry}))
+        place = replace(workplace, data=folder)
+        return [found.code for found in obstacles(spec, place) if found.code.startswith("encoding")]
+
+    assert problems() == ["encoding-unsure"]
+    entry["encoding"] = "gbk"
+    assert problems() == []
+    one = find(folder, "tiny")
+    assert one.encoding == "gb18030"
+    assert [row for _, row in rows(one, pytest.fail)] == [{"instruction": "你好", "output": "再见"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_blocks_and_places_are_read_in_the_encoding_that_was_chosen(tmp_path: Path, name: str) -> None:
+    texts = [f"第{number}行：請用一句話解釋什麼是機器學習" for number in range(600)]
+    written = {
+        "rows.jsonl": "\n".join(f'{{"text": "{text}"}}' for text in texts),
+        "rows.json": json.dumps([{"text": text} for text in texts], ensure_ascii=False),
+        "rows.csv": "text\n" + "\n".join(texts),
+    }[name]
+    file = tmp_path / name
+    file.write_bytes(written.encode("big5"))
+    read = [row["text"] for block in blocks(file, "big5") for _, row in block.rows(pytest.fail)]
+    assert read == texts
+    kept, count = rowfiles.places(file, "big5")
+    assert count == rowfiles.count(file, "big5") == 600
+    assert next(entries(file, kept[2], "big5"))[1] == {"text": texts[512]}
