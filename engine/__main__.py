@@ -13,20 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import (
-    chat,
-    failures,
-    flags,
-    gguf,
-    importer,
-    kinds,
-    obstacles,
-    queue,
-    report,
-    results,
-    runs,
-    users,
-)
+from engine import chat, failures, flags, gguf, importer, kinds, queue, report, results, runs, users
 from engine.door import loopback
 from engine.evaluation import EvaluationSpec
 from engine.models import inspect
