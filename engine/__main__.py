@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import chat, failures, flags, gguf, importer, kinds, queue, report, results, runs, users
+from engine import chat, failures, flags, gguf, importer, kinds, preview, queue, report, results, runs, users
 from engine.door import loopback
 from engine.evaluation import EvaluationSpec
 from engine.models import inspect
@@ -192,8 +192,11 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    found = kind.problems(spec, workplace)
-    _print_doubts(kind.doubts(spec, found))
+    found, notes = kind.problems(spec, workplace), []
+    if not found and isinstance(spec, RunSpec):
+        refused, notes = preview.first_rows(spec, Path(spec.data.dataset_dir))
+        found, notes = ([], refused + notes) if spec.data.skip_bad_rows else (refused, notes)
+    _print_doubts([*kind.doubts(spec, found), *notes])
     print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0
 

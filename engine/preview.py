@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import command
+from engine import command, template_losses
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
+from engine.stages import STAGES
 from engine.workplace import PROJECT
 
 PATIENCE_S = 120.0  # for one answer
@@ -48,6 +49,19 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **given: Any) -> dict[s
     if "problems" in told:
         raise Refusal([Problem(one["code"], "", one["values"]) for one in told["problems"]])
     return told["answer"]
+
+
+def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:
+    """Some of the rows of each data set of a run that the chat template refuses, and what it leaves out of the others;
+    nothing where the model is not on this machine, or the rows are plain text."""
+    refused: list[Problem] = []
+    notes: list[Problem] = []
+    if STAGES[spec.stage.kind].form != "text" and Path(spec.model.model_name_or_path).is_dir():
+        for name in spec.data.datasets:
+            answer = ask("statistics", spec, data, name)
+            refused += [Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]]
+            notes += template_losses.notes(answer["lost"], answer["seen"])
+    return refused, notes
 
 
 def _ask(question: bytes) -> dict[str, Any] | None:

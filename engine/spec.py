@@ -645,6 +645,11 @@ class Data(Part):
         "Some chat templates write nothing behind the last answer. The token at which generation stops is then added and "
         "trained there, or the model would not learn to stop.",
     )  # fmt: skip
+    train_empty_thoughts: bool = setting(
+        True, "Train empty thoughts",
+        "Templates of thinking models write an empty thought (<think></think>) before an answer that has no reasoning. On: "
+        "it is trained, and the model learns not to think. Off: it is only read, as in a chat with thinking off.",
+    )  # fmt: skip
     skip_bad_rows: bool = setting(
         False,
         "Leave out bad rows",

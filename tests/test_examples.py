@@ -5,6 +5,7 @@ import re
 import pytest
 
 from engine.problems import Refusal
+from engine.worker.answer_spans import MaskSettings
 from engine.worker.conversations import end_of_turn_ids
 from engine.worker.examples import IGNORED
 from tests.families import (
@@ -317,7 +318,7 @@ def test_a_template_that_never_ends_an_answer_is_refused():
     tok = tokenizer("qwen2_5")
     endless = "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     with pytest.raises(Refusal, match="never stop"):
-        encode(tok, talk("q", "a"), chat_template=endless, end_last_answer=False)
+        encode(tok, talk("q", "a"), chat_template=endless, mask=MaskSettings(end_last_answer=False))
     ended, several = encode(tok, talk("q", "a"), talk("q", "a", "q", "a"), chat_template=endless)
     assert trained(tok, ended) == ["assistant: a\n</s>"]  # it opens no answer, so the model has to
     assert several.reason.code == "answer-without-end"

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import browse, catalogue, errands, preview, speed, uploads
+from engine import browse, catalogue, errands, preview, speed, template_losses, uploads
 from engine.catalogue import ROLES, Mapping
 from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
 from engine.encodings import known_encoding
@@ -464,7 +464,12 @@ def build(
             answer = preview.ask("statistics", spec, data, one.name)
         except Refusal:
             return ""  # the rows below say why
-        return rows.lengths(answer, seen_facts(answer, spec), words)
+        lengths = rows.lengths(answer, seen_facts(answer, spec), words)
+        notes = [
+            *(Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]),
+            *template_losses.notes(answer["lost"], answer["seen"]),
+        ]
+        return lengths + notices.noted(notes, words)
 
     def seen_facts(answer: dict[str, Any], spec: RunSpec) -> list[tuple[str, str, str]]:
         grown = answer["total"] / max(answer["seen"], 1)

@@ -6,11 +6,12 @@ so that showing them moves nothing on the page and needs one output instead of o
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from engine.problems import Problem, say
+from engine.problems import Problem
 from webui.form import element_id, essential, owner, part_id
 from webui.words import Words
 
@@ -21,7 +22,8 @@ def sentence(problem: Problem, words: Words) -> str:
     """The problem in the reader's language, its field called by its label."""
     path = owner(problem.field)
     values = {name: words("empty") if value == "" else value for name, value in problem.values.items()}
-    return say(problem.code, words.language, field=words.label(path) if path else problem.field, **values)
+    field = words.label(path) if path else problem.field
+    return dataclasses.replace(problem, field=field, values=values).text(words.language)
 
 
 def listed(problems: Sequence[Problem], words: Words) -> str:
@@ -33,6 +35,12 @@ def listed(problems: Sequence[Problem], words: Words) -> str:
             text = f'<a href="#{element_id(path)}" data-part="{part_id(path)}">{text}</a>'
         rows.append(f"<li>{text}</li>")
     return f'<ul class="problems" role="alert">{"".join(rows)}</ul>'
+
+
+def noted(notes: Sequence[Problem], words: Words) -> str:
+    """What keeps nobody from starting, and is better known before."""
+    rows = "".join(f"<li>{escape(sentence(note, words))}</li>" for note in notes)
+    return f'<ul class="problems notes">{rows}</ul>' if rows else ""
 
 
 def counted(problems: Sequence[Problem], words: Words) -> str:

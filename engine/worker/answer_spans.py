@@ -29,12 +29,25 @@ from engine.worker.chat_template import (
     agree,
     any_of,
 )
+from engine.worker.mask_fallbacks import believed, proposals
 from engine.worker.provenance import Piece, Provenance, left_out, trace
 
 MOST_GAPS = 4096  # texts between a question and its answer that are remembered
+EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 # Marks that a template writes as one, whether or not they are tokens of their own.
 TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
 CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
+
+
+class MaskSettings(NamedTuple):
+    """`end_last_answer`: a token at which generation stops is added where the template ends a last answer with none.
+    `train_empty_thoughts`: the <think></think> that a template writes before an answer without reasoning is trained."""
+
+    end_last_answer: bool = True
+    train_empty_thoughts: bool = True
+
+
+DEFAULT_MASK = MaskSettings()
 
 
 class Answers(NamedTuple):
@@ -94,14 +107,14 @@ class _Rendering:
 
 class AnswerSpans:
     """Finds the answers in what one template writes. `generation_stops`: the tokens at which generation stops by the
-    model's own configuration. `end_last_answer`: one of them is added where the template ends a last answer with none.
+    model's own configuration.
 
     Raises Refusal if the template cannot render a question and an answer, or if nothing would end an answer.
     """
 
-    def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], end_last_answer: bool):
+    def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], settings: MaskSettings):
         self.template, self.generation_stops = template, tuple(generation_stops)
-        self.end_last_answer = end_last_answer
+        self.settings = settings
         self.atoms = re.compile(f"{template.any_control.pattern}|{TAG}")
         self.starts: dict[tuple[str, str, bool], int | None] = {}
         try:
@@ -194,7 +207,7 @@ class AnswerSpans:
         stops |= dict.fromkeys(token for token in self.generation_stops if token in self.template.source)
 
         def added(own: str | None, following: str | None) -> str | None:
-            if own or not self.end_last_answer:
+            if own or not self.settings.end_last_answer:
                 return None
             if following in self.generation_stops:
                 return following
@@ -210,10 +223,25 @@ class AnswerSpans:
         Raises Refusal where it cannot be proved that the answers are where they seem to be.
         """
         traced = trace(self.template, row, text)
-        if traced is None:
-            raise Refusal(problem("mask-unproven"))
-        answers = self.within(row, text, traced)
+        answers = self.within(row, text, traced) if traced else self._otherwise(row, text)
         return self.ended(row, text, answers)
+
+    def _otherwise(self, row: Row, text: str) -> Answers:
+        """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
+        for proposal in proposals(self.template, row, text):
+            spans = believed(row, text, proposal)
+            if spans is None:
+                continue
+            limits = [begin for begin, _ in spans[1:]] + [len(text)]
+            stops = [
+                self.stop.search(text, end, limit) for (_, end), limit in zip(spans, limits, strict=True)
+            ]
+            if all(stops[:-1]):
+                last = len(text) if stops and not stops[-1] else 0
+                ends = [stop.end() if stop else last for stop in stops]
+                whole = [(begin, end) for (begin, _), end in zip(spans, ends, strict=True)]
+                return Answers(whole, bool(stops and stops[-1]))
+        raise Refusal(problem("mask-unproven"))
 
     def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
         """The same with the end of turn added behind a last answer that has none."""
@@ -234,7 +262,27 @@ class AnswerSpans:
             if message["role"] == "assistant":
                 span, is_ended = self._span(rendering, number, after=spans[-1][1] if spans else 0)
                 spans.append(span)
-        return Answers(spans, is_ended, left_out(row, text, traced))
+        lost = (*left_out(row, text, traced), *self._without_reasoning(row, text, spans))
+        return Answers(self._behind_empty_thoughts(text, spans), is_ended, lost)
+
+    def _without_reasoning(self, row: Row, text: str, spans: list[Span]) -> list[str]:
+        """What becomes of a last answer that has no reasoning where the template is a thinking model's."""
+        if not spans or row["messages"][-1]["role"] != "assistant":
+            return []
+        answer = text[slice(*spans[-1])]
+        if EMPTY_THOUGHT.match(answer):
+            return ["empty_reasoning"]
+        return ["without_reasoning"] if "think" in self.opening and "think>" not in answer else []
+
+    def _behind_empty_thoughts(self, text: str, spans: list[Span]) -> list[Span]:
+        """The spans without the empty thoughts that the template writes before answers that have none, if these are not
+        to be trained."""
+        if self.settings.train_empty_thoughts:
+            return spans
+        return [
+            (match.end() if (match := EMPTY_THOUGHT.match(text, *span)) else span[0], span[1])
+            for span in spans
+        ]
 
     def _span(self, rendering: _Rendering, number: int, after: int) -> tuple[Span, bool]:
         """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""

@@ -28,6 +28,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+MADE_ID = re.compile(r"call\d{5}")  # of a call that has none in the data
 ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
 # Private-use characters: no template writes them.
 PROBE, PROBE_2, QUESTION = "\ue000", "\ue001", "\ue002"
@@ -52,7 +53,10 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str):
         self.tokenizer, self.source = tokenizer, source
-        self.control = control_tokens(tokenizer, source)
+        # A template may put a token together from parts, which only what it writes shows.
+        turns = [{"role": role, "content": QUESTION} for role in ("user", "assistant", "user")]
+        written = [self._attempt(turns[:end], generate=True) or "" for end in (1, 3)] if source else []
+        self.control = control_tokens(tokenizer, "\n".join([source, *written]))
         self.any_control = any_of(self.control)
         self.has_generation_marks = GENERATION.search(source) is not None
 
@@ -91,6 +95,11 @@ class ChatTemplate:
         ask = [{"role": "user", "content": PROBE}]
         as_text, as_parts = (self._attempt(messages) or "" for messages in (ask, in_parts(ask)))
         return PROBE not in as_text and PROBE in as_parts
+
+    @cached_property
+    def writes_ids(self) -> bool:
+        """Whether it mentions the ids of calls, and so may insist on them."""
+        return re.search(r"\bid\b|tool_call_id", self.source) is not None
 
     @cached_property
     def null_beside_calls(self) -> bool:
@@ -142,9 +151,9 @@ class ChatTemplate:
     def _probe(self, message: Message) -> str | None:
         return self._attempt([{"role": "user", "content": QUESTION}, message])
 
-    def _attempt(self, messages: list[Message]) -> str | None:
+    def _attempt(self, messages: list[Message], generate: bool = False) -> str | None:
         try:
-            return render(self.tokenizer, self.source, messages)[0]
+            return render(self.tokenizer, self.source, messages, generate=generate)[0]
         except Exception:  # a template is a program of its own, and may refuse anything in any way
             return None
 
@@ -155,7 +164,7 @@ class ChatTemplate:
         if all(len(message) == 2 for message in messages) and not self._splits_inline(messages):
             return row
         adapted = [self._adapted(message) for message in messages]
-        return {**row, "messages": list(_with_ids(adapted)) if "id" in self.source else adapted}
+        return {**row, "messages": list(_with_ids(adapted)) if self.writes_ids else adapted}
 
     def _splits_inline(self, messages: list[Message]) -> bool:
         return any("</think>" in message["content"] for message in messages if message["role"] == "assistant")

@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.problems import Problem, Refusal, problem
-from engine.worker.answer_spans import Answers, AnswerSpans
+from engine.worker.answer_spans import DEFAULT_MASK, Answers, AnswerSpans, MaskSettings
 from engine.worker.chat_template import ChatTemplate, Row, Span, short_ids
 from engine.worker.provenance import left_out, trace
 from engine.worker.shapes import Group, Shapes
@@ -32,7 +32,7 @@ TOOL_USE = "tool_use"  # the name of a tokenizer's second template, which is for
 class Tokens(NamedTuple):
     """One conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
     including the token that ends the turn; whether the last one has such a token, since a model never shown one never
-    stops; and what of the row the template left out (see `engine.worker.provenance.left_out`)."""
+    stops; and what of the row the template left out (see `engine.template_losses`)."""
 
     ids: np.ndarray
     answers: list[Span]
@@ -43,23 +43,21 @@ class Tokens(NamedTuple):
 class Conversations:
     """A tokenizer with its chat templates: the one for conversations with tools may be another.
 
-    `end_last_answer`: where a template writes nothing behind the last answer, the token at which generation stops is
-    added. Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
+    Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         chat_template: str | None = None,
-        *,
-        end_last_answer: bool = True,
+        settings: MaskSettings = DEFAULT_MASK,
     ):
         self.tokenizer = tokenizer
         sources = _templates(tokenizer, chat_template)
-        self.plain = Rendered(tokenizer, sources[0], end_last_answer)
+        self.plain = Rendered(tokenizer, sources[0], settings)
         self.with_tools = self.plain
         if sources[1] != sources[0]:
-            self.with_tools = Rendered(tokenizer, sources[1], end_last_answer)
+            self.with_tools = Rendered(tokenizer, sources[1], settings)
 
     @property
     def end_tokens(self) -> list[str]:
@@ -86,10 +84,10 @@ class Conversations:
 class Rendered:
     """One template, and what is known about what it writes."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, end_last_answer: bool):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings):
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, source)
-        self.spans = AnswerSpans(self.template, generation_stops(tokenizer), end_last_answer)
+        self.spans = AnswerSpans(self.template, generation_stops(tokenizer), settings)
         self.shield = Shield(self.template, self.spans)
         self.shapes = Shapes(self.template, self.spans)
 

@@ -24,9 +24,10 @@ from transformers import PreTrainedTokenizerFast
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 from engine.stages import STAGES, Form
+from engine.template_losses import LOSSES
+from engine.worker.answer_spans import DEFAULT_MASK, MaskSettings
 from engine.worker.chat_template import ChatTemplate, Span
 from engine.worker.conversations import Conversations, Row, Tokens
-from engine.worker.provenance import LEFT_OUT
 from engine.worker.shield import Shield
 from engine.worker.turn_weights import weighted_spans, weights_column, without_oldest
 
@@ -54,7 +55,7 @@ class Example(NamedTuple):
     """One row. Of one that cannot be used, the values are empty.
 
     `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat template left out,
-    as words of `engine.worker.provenance.LEFT_OUT`. `ended`: every trained answer includes the token
+    as words of `engine.template_losses.LOSSES`. `ended`: every trained answer includes the token
     that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
     """
 
@@ -85,7 +86,7 @@ class Encoder:
     train_on: TrainOn = "answers"
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
-    end_last_answer: bool = True
+    mask: MaskSettings = DEFAULT_MASK
     conversations: Conversations | None = field(default=None, init=False)
 
     @classmethod
@@ -94,7 +95,8 @@ class Encoder:
         train_on = getattr(spec.stage, "train_on", "answers")
         data, length = spec.data, max_length or spec.data.max_length
         form = STAGES[spec.stage.kind].form
-        return cls(tokenizer, form, length, train_on, data.too_long, end_last_answer=data.end_last_answer)
+        mask = MaskSettings(data.end_last_answer, data.train_empty_thoughts)
+        return cls(tokenizer, form, length, train_on, data.too_long, mask=mask)
 
     def __post_init__(self) -> None:
         if self.form == "text":
@@ -102,9 +104,7 @@ class Encoder:
                 raise Refusal(problem("tokenizer-without-eos"))
             self.shield = Shield(ChatTemplate(self.tokenizer, ""))
         else:
-            self.conversations = Conversations(
-                self.tokenizer, self.chat_template, end_last_answer=self.end_last_answer
-            )
+            self.conversations = Conversations(self.tokenizer, self.chat_template, self.mask)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in the same order. A text is one example, however long: see `windows`."""
@@ -292,7 +292,7 @@ def _refused(form: Form, reason: Problem) -> Example:
 
 def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     """The examples as columns, one row each, unusable ones empty; with `fate` (its number), `ended` and `lost` (a bit
-    for each word of `LEFT_OUT`) at the end, and `weights` of the tokens before them if any example has some."""
+    for each word of `LOSSES`) at the end, and `weights` of the tokens before them if any example has some."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
@@ -308,7 +308,7 @@ def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     number = {fate: at for at, fate in enumerate(FATES)}
     columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
     columns.append(pa.array([example.ended for example in examples], pa.bool_()))
-    bit = {word: 1 << at for at, word in enumerate(LEFT_OUT)}
+    bit = {word: 1 << at for at, word in enumerate(LOSSES)}
     columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
     return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended", "lost"])
 

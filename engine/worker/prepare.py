@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from engine import template_losses
 from engine.datasets import Dataset, files_of, read_catalogue
 from engine.mixing import held_out, repeats
 from engine.models import adapter_rows, inspect
@@ -188,6 +189,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"longest {counts['longest']}; rows cut {counts.get('rows_cut', 0)}, dropped {dropped}",
             flush=True,
         )
+        for note in template_losses.notes(counts["lost"], counts["rows"]):
+            print(f"{split}: {note}", flush=True)
     for note in summary.get("notes", ()):
         print(f"{note['dataset']}: {note['rows']} of {note['of']} rows, such as {note['first']}", flush=True)
     for one in summary["bad_rows_shown"]:

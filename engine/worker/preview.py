@@ -37,6 +37,7 @@ SAMPLE = 20_000  # rows that statistics look at
 BATCH = 1000  # rows tokenized at a time
 TOKENS = 4_000  # of one row that are shown
 BINS = 40
+REFUSED_SHOWN = 3  # rows that the template refuses
 NO_LIMIT = 10**9  # tokens
 
 
@@ -67,12 +68,13 @@ class Encoded:
     sides: tuple[Side, ...]
     fate: str
     reason: Problem | None = None
+    lost: tuple[str, ...] = ()
 
 
 def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
     """Canonical rows as a run gets them that has them made by `encoder`."""
     return [
-        Encoded(SIDES[encoder.form](one) if len(one.values[0]) else (), one.fate, one.reason)
+        Encoded(SIDES[encoder.form](one) if len(one.values[0]) else (), one.fate, one.reason, one.lost)
         for one in encoder.examples(rows)
     ]
 
@@ -190,11 +192,14 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     whole_rows, cut_rows = encoders(spec)
     entries, total = browse.sample(dataset, SAMPLE)
     fates: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    refused: list[Problem] = []
     lengths: list[int] = []
     examples = tokens = trained = seen = 0
     while batch := list(islice(entries, BATCH)):
         seen += len(batch)
-        good = list(_good(dataset, batch, form, fates))
+        placed = list(_good(dataset, batch, form, fates))
+        good = [row for _, row in placed]
         whole = encode(whole_rows, good)
         long = [n for n, one in enumerate(whole) if _longest(one) > spec.data.max_length]
         lengths += [_longest(one) for one in whole if one.sides]
@@ -209,20 +214,24 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
                 kept[n] = one
             fates.update(one.fate for one in kept)
             examples += sum(bool(one.sides) for one in kept)
+        lost.update(loss for one in kept for loss in one.lost)
+        reasons = [one.reason.at(place) for (place, _), one in zip(placed, kept, strict=True) if one.reason]
+        refused += reasons[: REFUSED_SHOWN - len(refused)]
         tokens += sum(len(side.ids) for one in kept for side in one.sides)
         trained += sum(end - begin for one in kept for side in one.sides for begin, end in side.trained)
     return {
         "total": total, "seen": seen, "fates": dict(fates), "examples": examples, "tokens": tokens, "trained": trained,
+        "lost": dict(lost), "refused": [_plain(reason) for reason in refused],
         "max_length": spec.data.max_length, "form": form, **_histogram(lengths, spec.data.max_length),
     }  # fmt: skip
 
 
-def _good(dataset: Any, batch: Any, form: Form, fates: Counter[str]) -> Iterator[dict[str, Any]]:
+def _good(dataset: Any, batch: Any, form: Form, fates: Counter[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
     for place, row in batch:
         try:
             if isinstance(row, Problem):
                 raise Refusal(row)
-            yield example(dataset, place, row, form)
+            yield place, example(dataset, place, row, form)
         except Refusal:
             fates["bad"] += 1
 

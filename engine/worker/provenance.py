@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
-from engine.worker.chat_template import REASONING_KEYS, ChatTemplate, Message, Row
+from engine.template_losses import LOSSES
+from engine.worker.chat_template import MADE_ID, REASONING_KEYS, ChatTemplate, Message, Row
 
 # Where marks are taken from. Printable ones first, since a template that writes an object as Python does escapes others.
 MARKS = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
@@ -58,31 +59,17 @@ def trace(template: ChatTemplate, row: Row, text: str, generate: bool = False) -
     return None
 
 
-# What a template may leave out of a row, in the order in which it is told.
-LEFT_OUT = (
-    "system",
-    "reasoning",
-    "earlier_reasoning",
-    "text_beside_calls",
-    "arguments",
-    "tool_names",
-    "tool_ids",
-    "content",
-)
-
-
 def left_out(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
-    """What of `row` is not in `text`, as words of LEFT_OUT."""
+    """What of `row` is not in `text`, as words of `engine.template_losses.LOSSES`."""
     messages = row["messages"]
-    answering = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    lost = {
-        _kind(messages[number], field, number == answering[-1:][0] if answering else False)
-        for number, field in traced.missing
-    }
-    ids = [message["tool_call_id"] for message in messages if message.get("tool_call_id")]
-    if any(str(each) not in text for each in ids):
+    last = max(
+        [number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1
+    )
+    lost = {_kind(messages[number], field, number == last) for number, field in traced.missing}
+    ids = [str(message["tool_call_id"]) for message in messages if message.get("tool_call_id")]
+    if any(id not in text for id in ids if not MADE_ID.fullmatch(id)):
         lost.add("tool_ids")
-    return tuple(word for word in LEFT_OUT if word in lost)
+    return tuple(loss for loss in LOSSES if loss in lost)
 
 
 def _kind(message: Message, field: str, is_last: bool) -> str:
@@ -95,7 +82,7 @@ def _kind(message: Message, field: str, is_last: bool) -> str:
         return "text_beside_calls"
     if field == "content" and role == "system":
         return "system"
-    return {"arguments": "arguments", "call": "arguments", "name": "tool_names"}.get(field, "content")
+    return "tool_names" if field == "name" else "content"
 
 
 class _Marker:

@@ -210,9 +210,21 @@ class Shapes:
             answers = self.spans.within(row, text, traced)
             whole, answers = self.spans.ended(row, text, answers)
             end = (whole[len(text) :],) if whole != text else ()
-            return self._shape(Outline((*outline.parts, *end), outline.checks), contents, whole, answers)
+            checks = (*outline.checks, *self._checks_of_answers(roles))
+            return self._shape(Outline((*outline.parts, *end), checks), contents, whole, answers)
         except Exception:  # a template is a program, and may refuse these roles in any way it likes
             return None
+
+    def _checks_of_answers(self, roles: tuple[str, ...]) -> list[Check]:
+        """What is asked of the answers besides what the template asks: that none begins as the generation prompt ends,
+        of which its beginning would be a part, and that the last one has no reasoning in its text."""
+        opening = tuple(self.spans.atoms.findall(self.spans.opening)) or ("\0",)
+        checks: list[Check] = [
+            (number, lambda content: not content.lstrip().startswith(opening))
+            for number, role in enumerate(roles)
+            if role == "assistant"
+        ]
+        return [*checks, (len(roles) - 1, lambda content: "think>" not in content)]
 
     def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> Shape | None:
         """None if an answer begins or ends within a content, or is empty."""

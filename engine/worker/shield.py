@@ -25,9 +25,10 @@ class Shield:
     def __init__(self, template: ChatTemplate, spans: AnswerSpans | None = None):
         tokenizer, control = template.tokenizer, template.control
         framing = {*spans.openers, *spans.endings.all()} if spans else set()
-        # What the template looks for in an answer is what it seems to be, too: </think> ends a thought.
-        searched = template.searched - set(spans.endings.all()) if spans else set()
-        own = [token for token in control if (control[token] or token in framing) and token not in searched]
+        # Marks of reasoning, and what the template looks for in an answer, are what they seem to be there.
+        ends = set(spans.endings.all()) if spans else set()
+        meant = {token for token in control if "think" in token.lower() or token in template.searched} - ends
+        own = [token for token in control if (control[token] or token in framing) and token not in meant]
         self.in_answers = any_of(own)
         self.elsewhere = any_of(control)
         self.control = set(tokenizer.convert_tokens_to_ids(list(control)))

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from engine.stages import Form
+from engine.template_losses import LOSSES
 from engine.worker.examples import COLUMNS, FATES, IDS, IGNORED, USABLE
 from engine.worker.packing import SCHEMA as PACKED
 from engine.worker.packing import packed
-from engine.worker.provenance import LEFT_OUT
 from engine.worker.turn_weights import WEIGHTS, weights_column
 
 TOGETHER = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
@@ -123,7 +123,7 @@ class Split:
             without_end=table.num_rows - table.column("ended").true_count,
         )
         lost = table.column("lost").to_numpy()
-        self.lost.update({word: int((lost >> bit & 1).sum()) for bit, word in enumerate(LEFT_OUT)})
+        self.lost.update({word: int((lost >> bit & 1).sum()) for bit, word in enumerate(LOSSES)})
 
     def _pack(self) -> None:
         if self.waiting:

@@ -1,0 +1,262 @@
+"""Which tokens are trained where a template is odd: miniatures of what public templates do, with the right answer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from engine.worker.answer_spans import MaskSettings
+from engine.worker.conversations import Conversations, Tokens
+from tests.families import answer, encode, talk, tokenizer, trained, user
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+RESULT = {"role": "tool", "content": "sunny"}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+CALLED = {
+    "messages": [user("Weather?"), answer("", tool_calls=[CALL]), RESULT, answer("Sunny.")],
+    "tools": TOOLS,
+}
+TWO = talk("First question?", "First answer.", "Second question?", "Second answer.")
+
+INDENTED = """{% for m in messages %}
+    {% if m.role == 'user' %}
+        {{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}
+    {% elif m.role == 'assistant' %}
+        {{ '<|im_start|>bot\\n' + m.content + '<|im_end|>\\n' }}
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+    {{ '<|im_start|>bot\\n' }}
+{% endif %}
+"""
+ALWAYS_OPEN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{{ '<|im_start|>assistant\\n' }}"
+)
+OTHER_NAME = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+TWO_STEPS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|endoftext|>{{ m.role }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENED_NEXT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|><|im_start|>end\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tok():
+    """A tokenizer with ChatML's tokens, whose eos is <|im_end|>."""
+    made = tokenizer("qwen2_5")
+    made.add_special_tokens({"additional_special_tokens": ["<|endoftext|>"]})
+    return made
+
+
+@pytest.mark.parametrize("template", [INDENTED, ALWAYS_OPEN, OTHER_NAME])
+def test_exactly_the_answers_and_their_ends_are_trained(tok, template: str) -> None:
+    first, both = encode(tok, {"messages": TWO["messages"][:2]}, TWO, chat_template=template)
+    assert trained(tok, first) == ["First answer.<|im_end|>"]
+    assert trained(tok, both) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
+
+
+def test_a_turn_that_is_closed_in_two_steps_is_trained_with_both(tok) -> None:
+    (both,) = encode(tok, TWO, chat_template=TWO_STEPS)
+    ends = "<|endoftext|>assistant<|im_end|>"
+    assert trained(tok, both) == [f"First answer.{ends}", f"Second answer.{ends}"]
+
+
+def test_what_opens_the_next_turn_is_no_end(tok) -> None:
+    (both,) = encode(tok, TWO, chat_template=OPENED_NEXT)
+    assert trained(tok, both) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
+    assert Conversations(tok, OPENED_NEXT).end_tokens == ["<|im_end|>"]
+
+
+NO_END = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>\n{{ m.content }}{% else %}<|endoftext|>\n{{ m.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|endoftext|>\n{% endif %}"
+)
+
+
+def test_a_last_answer_that_the_template_does_not_end_is_ended(tok) -> None:
+    first, both = encode(tok, {"messages": TWO["messages"][:2]}, TWO, chat_template=NO_END)
+    assert trained(tok, first) == [f"First answer.{tok.eos_token}"]
+    assert trained(tok, both) == ["First answer.<|im_start|>", f"Second answer.{tok.eos_token}"]
+    (bare,) = encode(tok, TWO, chat_template=NO_END, mask=MaskSettings(end_last_answer=False))
+    assert trained(tok, bare) == ["First answer.<|im_start|>", "Second answer."]
+    assert not bare.ended
+
+
+def test_the_end_is_what_the_models_configuration_stops_at(tok, tmp_path) -> None:
+    tok.save_pretrained(tmp_path)
+    stop = tok.convert_tokens_to_ids("<|im_start|>")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tok.eos_token_id, stop]}))
+    before, tok.name_or_path = tok.name_or_path, str(tmp_path)
+    try:
+        (both,) = encode(tok, TWO, chat_template=NO_END)
+    finally:
+        tok.name_or_path = before
+    assert trained(tok, both) == ["First answer.<|im_start|>", "Second answer.<|im_start|>"]
+
+
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% elif m.role == 'assistant' %}"
+    "<|im_start|>assistant\n{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_with_marks_that_writes_no_calls_trains_no_empty_answer(tok) -> None:
+    row, plain = encode(tok, CALLED, TWO, chat_template=MARKED)
+    assert (row.fate, row.reason.code) == ("refused", "template-without-tool-calls")
+    assert trained(tok, plain) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
+
+
+def calls_as(arguments: str) -> str:
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{% for c in m.tool_calls %}"
+        "{{ '<call>' + c.function.name + ' ' + "
+        + arguments
+        + " + '</call>' }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("arguments", ["c.function.arguments", "c.function.arguments | tojson"])
+def test_arguments_are_given_as_the_template_takes_them(tok, arguments: str) -> None:
+    (row,) = encode(tok, CALLED, chat_template=calls_as(arguments))
+    assert trained(tok, row) == ['<call>weather {"city": "Rome"}</call><|im_end|>', "Sunny.<|im_end|>"]
+
+
+NINE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    "{% if c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
+    "{{ c.function.name }}{{ c.function.arguments | tojson }}#{{ c.id }}{% endfor %}"
+    "{% else %}{{ m.content }}{% if m.role == 'tool' %}#{{ m.tool_call_id }}{% endif %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_calls_get_ids_where_the_data_has_none_or_others_than_the_template_takes(tok) -> None:
+    own = {
+        "messages": [
+            user("Weather?"),
+            answer("", tool_calls=[{**CALL, "id": "call_1"}]),
+            {**RESULT, "tool_call_id": "call_1"},
+        ]
+    }
+    own["messages"].append(answer("Sunny."))
+    for row in encode(tok, CALLED, own, chat_template=NINE):
+        call, last = trained(tok, row)
+        id = call.removesuffix("<|im_end|>").partition("#")[2]
+        assert len(id) == 9
+        assert f"sunny#{id}" in tok.decode(row.input_ids)
+        assert last == "Sunny.<|im_end|>"
+
+
+def test_rows_with_tools_are_written_by_the_template_for_tools(tok) -> None:
+    plain, own = tok.chat_template, calls_as("c.function.arguments | tojson")
+    tok.chat_template = {"default": MARKED, "tool_use": own}
+    try:
+        called, without = encode(tok, CALLED, TWO)
+    finally:
+        tok.chat_template = plain
+    assert trained(tok, called)[0] == '<call>weather {"city": "Rome"}</call><|im_end|>'
+    assert trained(tok, without)[0] == "First answer.<|im_end|>"
+
+
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_takes_parts_gets_parts(tok) -> None:
+    (row,) = encode(tok, TWO, chat_template=PARTS)
+    assert trained(tok, row) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
+
+
+def thinks(key: str) -> str:
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n{{ m."
+        + key
+        + " or '' }}\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("inline", [False, True])
+def test_reasoning_is_one_thing_whatever_it_is_called(tok, key: str, inline: bool) -> None:
+    thought = answer("<think>\nhm\n</think>\n\nYes.") if inline else answer("Yes.", reasoning_content="hm")
+    (row,) = encode(tok, {"messages": [user("Sure?"), thought]}, chat_template=thinks(key))
+    assert trained(tok, row) == ["<think>\nhm\n</think>\n\nYes.<|im_end|>"]
+    assert row.lost == ()
+
+
+def test_what_a_template_leaves_out_of_a_row_is_said(tok) -> None:
+    no_system = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"messages": [system, *TWO["messages"]]},
+        {"messages": [user("q"), answer("a", reasoning_content="hm")]},
+        {"messages": [user("q"), answer("a", reasoning_content="hm"), user("q"), answer("b")]},
+        TWO,
+    ]
+    lost = [row.lost for row in encode(tok, *rows, chat_template=no_system)]
+    assert lost == [("system",), ("reasoning",), ("earlier_reasoning",), ()]
+    assert encode(tok, TWO, chat_template=thinks("reasoning"))[0].lost == ("empty_reasoning",)
+    opened = no_system + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    assert encode(tok, TWO, chat_template=opened)[0].lost == ("without_reasoning",)
+
+
+def test_an_empty_thought_is_trained_or_only_read(tok) -> None:
+    row, template = talk("q", "a"), thinks("reasoning")
+    (both,) = encode(tok, row, chat_template=template)
+    assert trained(tok, both) == ["<think>\n\n</think>\n\na<|im_end|>"]
+    (read,) = encode(tok, row, chat_template=template, mask=MaskSettings(train_empty_thoughts=False))
+    assert trained(tok, read) == ["a<|im_end|>"]
+    assert read.input_ids == both.input_ids
+
+
+def test_an_answer_of_which_nothing_is_written_is_refused(tok) -> None:
+    first_only = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.index < 3 else '' }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    short, long = encode(tok, {"messages": TWO["messages"][:2]}, TWO, chat_template=first_only)
+    assert trained(tok, short) == ["First answer.<|im_end|>"]
+    assert long.reason.code == "answer-left-out"
+
+
+def measures(content: str) -> str:
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content | length }}\n{{ "
+        + content
+        + " }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+
+
+def test_a_template_that_measures_its_texts_is_followed_by_prefixes(tok) -> None:
+    (row,) = encode(tok, TWO, chat_template=measures("m.content"))
+    assert trained(tok, row) == [" 13\nFirst answer.<|im_end|>", " 14\nSecond answer.<|im_end|>"]
+
+
+def test_a_template_that_writes_other_words_than_the_row_has_is_refused(tok) -> None:
+    (row,) = encode(tok, TWO, chat_template=measures("m.content | upper"))
+    assert row.reason.code == "mask-unproven"
+
+
+def test_the_same_word_in_question_and_answer_is_trained_in_the_answer_alone(tok) -> None:
+    (row,) = encode(tok, talk("assistant", "assistant", "user", "user"), chat_template=INDENTED)
+    assert trained(tok, row) == ["assistant<|im_end|>", "user<|im_end|>"]
+
+
+def test_results_are_proved_for_every_row_of_a_batch(tok) -> None:
+    """One bad row among good ones takes none of them along."""
+    results = Conversations(tok, MARKED).encode([TWO, CALLED, TWO])
+    assert [isinstance(result, Tokens) for result in results] == [True, False, True]
