@@ -18,7 +18,7 @@ from engine.importer.purposes import evaluation, export, purpose
 from engine.importer.sources import Source, normalized, read_source
 from engine.importer.table import entries
 from engine.importer.training import training
-from engine.importer.ways import CONTEXT
+from engine.importer.ways_model import CONTEXT
 from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec, Spec, read_yaml
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from engine.importer import ways
-from engine.importer.draft import Draft, several
+from engine.importer import ways_model, ways_training
+from engine.importer.draft import Draft, by_name, several
 from engine.importer.table import entries, reasons
 from engine.importer.training import apply
+from engine.importer.ways import WAYS as SHARED
 from engine.spec import RunSpec, Scheduler
 
 # What is theirs where nothing is said, changes what is learned, and is other than ours (axolotl 0.17, utils/schemas).
@@ -112,7 +113,7 @@ def targets(draft: Draft, name: str, value: Any) -> None:
     elif value in ("all-linear", ["all-linear"]):
         draft.put("method.target_modules", ["all-linear"], name)
     else:
-        ways.targets(draft, name, value)
+        ways_model.targets(draft, name, value)
 
 
 def initial(draft: Draft, name: str, value: Any) -> None:
@@ -294,16 +295,13 @@ def _tracks(draft: Draft, name: str, value: Any, tracker: str) -> None:
     if value in (False, ""):
         draft.needless(name, value, "nothing-asked")
         return
-    ways.trackers(draft, name, tracker)
+    ways_training.trackers(draft, name, tracker)
     if name == "wandb_project":
         draft.missing(name, value, "tracker")
 
 
-WAYS: dict[str, ways.Way] = ways.WAYS | {
-    way.__name__: way
-    for way in (
-        adapter, four_bits, eight_bits, bnb, all_linear, targets, initial, attends, template, checkpointing, datasets, test_datasets,
-        too_long, taken, dpo_loss, smoothing, trl, schedule, floor, optimizer_arguments, fp32, tf32, compiled, per_epoch,
-        tensorboard, wandb, mlflow,
-    )
-}  # fmt: skip
+WAYS = SHARED | by_name(
+    adapter, four_bits, eight_bits, bnb, all_linear, targets, initial, attends, template, checkpointing,
+    datasets, test_datasets, too_long, taken, dpo_loss, smoothing, trl, schedule, floor, optimizer_arguments,
+    fp32, tf32, compiled, per_epoch, tensorboard, wandb, mlflow,
+)  # fmt: skip

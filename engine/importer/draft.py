@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.importer.table import Entry, reasons
@@ -160,3 +160,11 @@ def short(value: Any) -> str:
     text = value if isinstance(value, str) else reprlib.repr(value)
     text = " ".join(text.split())
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+Way = Callable[[Draft, str, Any], None]  # how a key is taken: (draft, name, value)
+
+
+def by_name(*ways: Way) -> dict[str, Way]:
+    """Name → way, as the tables name them."""
+    return {way.__name__: way for way in ways}

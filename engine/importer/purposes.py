@@ -10,7 +10,8 @@ from engine.export import ExportSpec
 from engine.importer.draft import Draft, several
 from engine.importer.table import entries, reasons
 from engine.importer.training import ODD, unknown
-from engine.importer.ways import CONTEXT, WAYS, bits
+from engine.importer.ways import WAYS
+from engine.importer.ways_model import CONTEXT, bits
 from engine.problems import Refusal, problem
 
 # Keys that mean the same in an evaluation or an export, beside those that the table names for it.

@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.importer.draft import Draft
+from engine.importer.draft import Draft, Way
 from engine.importer.launch import SECRET
 from engine.importer.table import Entry, entries
-from engine.importer.ways import CONTEXT, WAYS, Way
+from engine.importer.ways import WAYS
+from engine.importer.ways_model import CONTEXT
 from engine.spec import STAGES, RunSpec, trainer_arguments
 
 # What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).

@@ -1,0 +1,99 @@
+"""Keys of LLaMA-Factory on the data whose value changes its form, or whose meaning depends on others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from engine.importer.draft import Draft, by_name, several
+from engine.importer.table import reasons
+
+INTERLEAVED = ("interleave_under", "interleave_over")
+
+
+def datasets(draft: Draft, name: str, value: Any) -> None:
+    names = list(value) if isinstance(value, Mapping) else several(value)
+    draft.put("data.datasets", {one: float(count) for one, count in Counter(map(str, names)).items()}, name)
+
+
+def eval_datasets(draft: Draft, name: str, value: Any) -> None:
+    draft.put("data.eval_datasets", list(dict.fromkeys(map(str, several(value)))), name)
+
+
+def dataset_dir(draft: Draft, name: str, value: Any) -> None:
+    if str(value) == "ONLINE" or str(value).startswith("REMOTE:"):
+        draft.missing(name, value, "hub-data")
+    else:
+        draft.put("data.dataset_dir", value, name)
+
+
+def template(draft: Draft, name: str, value: Any) -> None:
+    if value == "alpaca":
+        draft.put("model.chat_template", "alpaca", name)
+        draft.differs(name, value, reasons()["template-builtin"])
+    else:
+        draft.missing(name, value, "template-own")
+
+
+def on_prompt(draft: Draft, name: str, value: Any) -> None:
+    _train_on(draft, name, value, "everything")
+
+
+def last_answer(draft: Draft, name: str, value: Any) -> None:
+    _train_on(draft, name, value, "last_answer")
+
+
+def _train_on(draft: Draft, name: str, value: Any, turns: str) -> None:
+    if value is True:
+        draft.put("stage.train_on", turns, name)
+    else:
+        draft.needless(name, value, "nothing-asked")
+
+
+def mixing(draft: Draft, name: str, value: Any) -> None:
+    if value in ("concat", "interleave_once"):
+        draft.needless(name, value, "default-path")
+    elif len(several(draft.settings.get("dataset"))) < 2:
+        draft.needless(name, value, "each-once")
+    else:
+        draft.put("data.mix_strategy", value, name)
+
+
+def probabilities(draft: Draft, name: str, value: Any) -> None:
+    """Chances become weights: of what they are one set each is in data.mix_strategy."""
+    names, chances = several(draft.settings.get("dataset")), [float(one) for one in several(value)]
+    if draft.settings.get("mix_strategy") not in INTERLEAVED:
+        draft.missing(name, value, "probabilities-concat")
+    elif len(names) != len(chances) or len(set(names)) != len(names):
+        draft.missing(name, value, "probabilities-count")
+    else:
+        draft.put("data.datasets", dict(zip(map(str, names), chances, strict=True)), name, beside=True)
+
+
+def validation(draft: Draft, name: str, value: Any) -> None:
+    """Below 1 it is a share, from 1 on a number of rows."""
+    number = float(value)
+    if number >= 1 and number == int(number):
+        draft.put("data.validation_rows", int(number), name)
+    else:
+        draft.put("data.validation_share", number, name)
+
+
+def packing(draft: Draft, name: str, value: Any) -> None:
+    draft.put("data.packing", value, name)
+    if value is True and draft.settings.get("neat_packing") is not True:
+        draft.differs(name, value, reasons()["packed-apart"])
+
+
+def neat(draft: Draft, name: str, value: Any) -> None:
+    if value is True:
+        draft.put("data.packing", True, name)
+    else:
+        draft.needless(name, value, "nothing-asked")
+
+
+WAYS = by_name(
+    datasets, eval_datasets, dataset_dir, template, on_prompt, last_answer, mixing, probabilities, validation,
+    packing, neat,
+)  # fmt: skip
