@@ -17,7 +17,7 @@ import gradio as gr
 
 from engine import harness, recent, report, rundir, runs, uploads
 from engine.datasets import read_catalogue
-from engine.evaluation import EvaluationSpec, base_of, fitting, left, take_questions
+from engine.evaluation import EvaluationSpec, base_of, fitting, frozen, left, take_questions
 from engine.models import identity
 from engine.problems import Refusal, problem
 from engine.results import Result, of, results, titles
@@ -43,6 +43,8 @@ class EvaluateTab:
     given: list[Any]
     shown: list[Any]
     pick: Callable[[Run], tuple[str, list[str]]]  # the base and the results to evaluate a run
+    form: list[Any]  # every control of the form
+    fill: Callable[[EvaluationSpec], list[Any]]  # answers a spec into `form`
 
 
 def build(
@@ -388,8 +390,25 @@ def build(
             return str(found.folder), []
         return run.spec.model.model_name_or_path, [str(found.folder)]
 
+    def fill(spec: EvaluationSpec) -> list[Any]:
+        """The form as a spec has it. Results that are not here are left out, and then the base itself is measured."""
+        spec = frozen(spec, workplace)
+        folder, writing = spec.model.model_name_or_path, spec.generation
+        chosen, _, names = of_base(folder, spec.results, spec.data.datasets)
+        values = [
+            spec.data.max_samples or 0, writing.max_new_tokens, spec.data.without_references, spec.name, writing.temperature,
+            writing.top_p, spec.data.seed, writing.batch_size,
+        ]  # fmt: skip
+        written = [value if isinstance(value, (bool, str)) else f"{value:g}" for value in values]
+        asked = [spec.harness.num_fewshot, spec.harness.limit]
+        return [
+            gr.update(choices=models(), value=folder), chosen, gr.update(value=spec.with_base or not chosen["value"]), names,
+            *written, of_tasks(spec.harness.tasks)[0], *("" if one is None else str(one) for one in asked),
+            spec.harness.apply_chat_template,
+        ]  # fmt: skip
+
     given = [opened, base, measured, sets, tasks, *view]
-    return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick)
+    return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick, form, fill)
 
 
 def _whole(number: str) -> int:

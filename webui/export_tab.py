@@ -51,6 +51,8 @@ class ExportTab:
     given: list[Any]
     shown: list[Any]
     exports: gr.HTML  # its `select` names an export that is wanted in the form
+    filled: list[Any]  # what `fill` answers into
+    fill: Callable[[ExportSpec], list[Any] | None]  # None: of the adapters, none is the result of a run here
     use: Callable[[str, RunSpec], RunSpec]  # the id of an export and what the form holds → what it is to hold
 
 
@@ -170,6 +172,19 @@ def build(
         ids = [id for id in held[0] or () if id in {id for _, id in known}]
         return [gr.update(choices=known, value=ids), *look(ids, *held[1:]), *listed()]
 
+    def fill(spec: ExportSpec) -> list[Any] | None:
+        """The form as a spec has it, if its adapters are results of runs here, which is what this tab exports."""
+        spec, left = export.frozen(spec, workplace), results(saves)
+        ids = [one.run.id for one in left if str(one.folder) in spec.adapters]
+        if not ids or len(ids) < len(spec.adapters):
+            return None
+        named = titles(left)
+        known = [(label(one, named[one.run.id], words), one.run.id) for one in left]
+        return [
+            gr.update(choices=known, value=ids), spec.form, spec.precision, f"{spec.shard_gb:g}", spec.hardware.device,
+            spec.name,
+        ]  # fmt: skip
+
     def begun(request: gr.Request, *held: Any) -> list[Any]:
         try:
             runs.submit(spec_of(held), workplace, by=user(request))
@@ -225,7 +240,16 @@ def build(
     exports.select(again, None, [told, *seen], **QUIET)
     timer.tick(tick, stamp, seen, **QUIET)
     upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going("uploads", UPLOADS))
-    return ExportTab(timer, arrive, given, [chosen, *changing, *seen], exports, use)
+    return ExportTab(
+        timer,
+        arrive,
+        given,
+        [chosen, *changing, *seen],
+        exports,
+        [chosen, form, precision, shard, device, name],
+        fill,
+        use,
+    )
 
 
 # ------------------------------------------------------------------------------------------ controls

@@ -22,6 +22,8 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import kinds, preview, progress, runs, uploads
+from engine.evaluation import EvaluationSpec
+from engine.export import ExportSpec
 from engine.problems import Refusal
 from engine.results import next_spec
 from engine.runs import Run
@@ -186,6 +188,16 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.shown))]
             return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
 
+        def bring(text: str) -> list[Any]:
+            """An evaluation or an export that was pasted into the Train tab, in the form of its own tab."""
+            skipped = [[gr.skip()] * len(parts) for parts in (evaluate.form, exporting.filled)]
+            spec = kinds.read(text) if text else None
+            if isinstance(spec, EvaluationSpec):
+                return [gr.Tabs(selected="evaluate"), *evaluate.fill(spec), *skipped[1]]
+            if isinstance(spec, ExportSpec) and (filled := exporting.fill(spec)):
+                return [gr.Tabs(selected="export"), *skipped[0], *filled]
+            return [gr.skip(), *skipped[0], *skipped[1]]
+
         def resting(count: int) -> list[Any]:
             return [gr.Timer(active=False)] * count
 
@@ -201,6 +213,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             open_run, [selected, *shown.view], [tabs, *shown.shown], js=RUNS_JS,
             **QUIET,
         )  # fmt: skip
+        train.other.change(bring, train.other, [tabs, *evaluate.form, *exporting.filled], **QUIET)
         shown.clone.click(clone, selected, [told, tabs, *train.filled], **QUIET)
         shown.follow.input(train.choices, None, train.lists, **QUIET).then(
             follow, [selected, shown.follow], [told, tabs, *train.filled], **QUIET

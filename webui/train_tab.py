@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -59,6 +60,7 @@ class TrainTab:
     start: gr.Button
     submit: Callable[..., list[Any]]  # answers into the message, the id of the run, and `shown`
     shown: list[Any]  # the summary and the marks
+    other: gr.Textbox  # YAML of an evaluation or export that was pasted here; "" = none
 
 
 def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
@@ -95,6 +97,8 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                         elem_id="load-file",
                     )
                 imported = gr.HTML(elem_id="imported")
+                # YAML of an evaluation or an export that was pasted; the page takes it to its own tab.
+                other = gr.Textbox(elem_classes="unseen", container=False)
             marks = gr.HTML(elem_classes="marks")
     trying = gr.Timer(SECONDS, active=False)
 
@@ -187,19 +191,22 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
             loaded = importer.read_any(text, context)
         except Refusal as refusal:
-            return [notices.refused(refusal.problems, words), "", *[gr.skip()] * len(filled)]
+            listed = notices.listed(refusal.problems, words)
+            return [notices.refused(refusal.problems, words), listed, "", *[gr.skip()] * len(filled)]
         notes = imported_html(loaded, words)
         if not isinstance(loaded.spec, RunSpec):
             said = notices.toast(words(f"loaded-{loaded.spec.kind}"))
-            return [said, notes, *[gr.skip()] * len(filled)]
+            # The same pasted again is a change again.
+            order = f"# {time.time_ns()}\n{loaded.spec.to_yaml()}"
+            return [said, notes, order, *[gr.skip()] * len(filled)]
         said = words("loaded-with-notes", count=len(loaded.lost)) if loaded.lost else words("loaded")
-        return [notices.toast(said), notes, *fill(loaded.spec)]
+        return [notices.toast(said), notes, "", *fill(loaded.spec)]
 
     def from_file(content: bytes) -> list[Any]:
         try:
             return from_yaml(importer.decoded(content))
         except Refusal:
-            return [notices.toast(words("load-not-text"), "bad"), "", *[gr.skip()] * len(filled)]
+            return [notices.toast(words("load-not-text"), "bad"), "", "", *[gr.skip()] * len(filled)]
 
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
     # overtaken call of `look` never ends.
@@ -216,15 +223,15 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     named_sets = [controls.controls[path] for path in SETS]
     controls.controls["stage"].input(refit, controls.inputs, [told, *named_sets], **QUIET)
     preset.input(from_preset, preset, [told, *filled], **QUIET)
-    load.click(from_yaml, paste, [told, imported, *filled], **QUIET)
-    file.upload(from_file, file, [told, imported, *filled], **QUIET)
+    load.click(from_yaml, paste, [told, imported, other, *filled], **QUIET)
+    file.upload(from_file, file, [told, imported, other, *filled], **QUIET)
     lists = [controls.controls[path] for path in LISTS]
 
     def read(held: Sequence[Any]) -> RunSpec:
         return form.read(controls.values(held))[0]
 
     return TrainTab(
-        controls.inputs, read, filled, fill, [told, preset, *filled], first, lists, choices, start, submit, shown
+        controls.inputs, read, filled, fill, [told, preset, *filled], first, lists, choices, start, submit, shown, other,
     )  # fmt: skip
 
 
