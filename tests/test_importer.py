@@ -242,13 +242,16 @@ FILE = "model_name_or_path: /m\nstage: sft\ndo_train: true\ndataset: a\nlearning
 
 
 def of_shell(text: str) -> RunSpec:
-    return read(text, {"x.yaml": FILE, "conf/x.yaml": FILE}.get).spec
+    imported = read(text, {"x.yaml": FILE, "conf/x.yaml": FILE}.get)
+    assert "import-twice" not in {one.code for one in imported.left_out}
+    return imported.spec
 
 
 @pytest.mark.parametrize(
     "text",
     [
         "llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32",
+        "\ufeffllamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32",
         "llamafactory-cli train conf/x.yaml learning_rate=3e-4 lora_rank=32 > log.txt 2>&1 &",
         "nohup llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32 2>&1 | tee log.txt &",
         "cd /somewhere && FORCE_TORCHRUN=1 lmf train x.yaml learning_rate=3e-4 lora_rank=32; echo done",
@@ -283,6 +286,7 @@ FLAGS = ("--stage sft", "--model_name_or_path '/models/a b'", "--dataset a,b", "
     [
         " \\\n  ".join(("llamafactory-cli train", *FLAGS)),
         " \\  \n  ".join(("llamafactory-cli train", *FLAGS)),  # blanks behind the backslash
+        "\u00a0\\\n  ".join(("llamafactory-cli train", *FLAGS)),  # a blank that is none, as web pages have it
         " ^\r\n  ".join(("llamafactory-cli train", *FLAGS)).replace("'", '"'),
         " `\n  ".join(("llamafactory-cli train", *FLAGS)),
         "\n".join(("llamafactory-cli train", *FLAGS)),  # none at all
@@ -293,7 +297,7 @@ FLAGS = ("--stage sft", "--model_name_or_path '/models/a b'", "--dataset a,b", "
         "set \"M=/models/a b\"\npython src\\train.py --stage sft --model_name_or_path \"%M%\" --dataset a,b --lora_rank 4 --bf16 ^\n",
         "$env:M = \"/models/a b\"\npython src/train.py --stage sft --model_name_or_path $env:M --dataset a,b --lora_rank 4 --bf16",
     ],
-    ids=["bash", "blanks", "cmd", "PowerShell", "no marks", "comment", "array", "variable of flags", "export", "set", "env:"],
+    ids=["bash", "blanks", "no-break", "cmd", "PowerShell", "no marks", "comment", "array", "variable of flags", "export", "set", "env:"],
 )  # fmt: skip
 def test_every_shell_means_the_same_command(text: str) -> None:
     spec = read(text).spec

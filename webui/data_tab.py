@@ -22,6 +22,7 @@ from engine.catalogue import ROLES, Mapping
 from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
 from engine.encodings import known_encoding
 from engine.errands import Errand
+from engine.mixing import held_out
 from engine.models import inspect, model_problems
 from engine.obstacles import chosen_template_problems
 from engine.problems import Problem, Refusal, problem
@@ -476,7 +477,7 @@ def build(
         about = "{:,}" if grown == 1 else "≈ {:,}"
         fates, examples = answer["fates"], round(answer["examples"] * grown)
         left_out = sum(count for fate, count in fates.items() if fate not in ("kept", "cut"))
-        trained_on = max(examples - round(examples * spec.data.validation_share), 1)
+        trained_on = max(examples - sum(held_out(spec.data, {"": examples}).values()), 1)
         if spec.data.packing:
             trained_on = max(math.ceil(answer["tokens"] * grown / spec.data.max_length), 1)
         steps = optimizer_steps(spec, trained_on)

@@ -37,7 +37,7 @@ class Source:
 
 def normalized(text: str) -> str:
     """The text with line ends of one kind, without byte order mark, the fences of a chat, and blanks that are none."""
-    text = text.removeprefix("﻿").replace("\r\n", "\n").replace("\r", "\n").replace(" ", " ")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ")
     return FENCE.sub("", text.replace("\u200b", ""))
 
 
