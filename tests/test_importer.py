@@ -255,6 +255,8 @@ def of_shell(text: str) -> RunSpec:
         "llamafactory-cli train conf/x.yaml learning_rate=3e-4 lora_rank=32 > log.txt 2>&1 &",
         "nohup llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32 2>&1 | tee log.txt &",
         "cd /somewhere && FORCE_TORCHRUN=1 lmf train x.yaml learning_rate=3e-4 lora_rank=32; echo done",
+        "docker exec -it box bash -c 'cd /app && llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32'",
+        "conda run -n factory llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32",
         "torchrun --standalone src/train.py x.yaml learning_rate=3e-4 lora_rank=32",
         "python -m llamafactory.cli train x.yaml learning_rate=3e-4 lora_rank=32",
         "llamafactory-cli train x.yaml learning_rate=3e-4 lora_rank=32\n\n" + FILE,

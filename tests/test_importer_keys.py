@@ -313,6 +313,18 @@ def test_an_absurd_value_is_left_out_alone(text: str, name: str) -> None:
     assert imported.spec.method.lora_alpha == 5
 
 
+def test_where_a_value_is_left_out_theirs_stands_as_if_nothing_had_been_said() -> None:
+    spec = sft("learning_rate: fast\nnum_train_epochs: -1\nlora_rank: x\ncutoff_len: {}").spec
+    assert spec == sft("").spec
+    assert (spec.training.learning_rate, spec.method.r, spec.method.lora_alpha) == (5e-5, 8, 16)
+
+
+def test_a_mapping_may_be_json_text() -> None:
+    assert sft("lr_scheduler_kwargs: '{\"num_cycles\": 2}'").spec.extra == {
+        "lr_scheduler_kwargs": {"num_cycles": 2}
+    }
+
+
 @pytest.mark.parametrize("text", ["stage: rlhf", "finetuning_type: oft", "stage: {kind: x}", "stage: [sft]"])
 def test_a_stage_or_method_that_is_not_here_is_told_and_the_rest_stands(text: str) -> None:
     imported = read(f"model_name_or_path: m\ndataset: a\nlora_rank: 4\n{text}")

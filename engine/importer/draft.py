@@ -20,6 +20,7 @@ class Draft:
         self.origins: dict[
             str, tuple[str, Any]
         ] = {}  # our path → their key and value; of defaults there is none
+        self.defaults: dict[str, Any] = {}  # our path → what is theirs where nothing is said
         self.notes: list[Problem] = []
 
     # -------------------------------------------------------------------------------- put in
@@ -46,6 +47,8 @@ class Draft:
         place[last] = several(value) if listed else value
         if name:
             self.origins[path] = (name, self.settings.get(name, value))
+        else:
+            self.defaults.setdefault(path, value)
 
     def get(self, path: str) -> Any:
         place: Any = self.plain
@@ -137,6 +140,8 @@ class Draft:
             raise Refusal(wrong)
         name, value = self.origins.get(path, (path, self.get(path)))
         self.drop(path)
+        if path in self.defaults and self.defaults[path] != value:
+            self.put(path, self.defaults.pop(path))
         self.tell("import-value", name, value, {one: wrong.text(one) for one in ("en", "zh")})
 
 

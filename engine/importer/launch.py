@@ -75,8 +75,10 @@ def read_words(words: Sequence[str], exported: Mapping[str, str]) -> Launch | No
         _arguments(launch, rest[bare:])
         return launch
     launch.axolotl = "axolotl" in rest[at]
-    launch.program = rest[0].rpartition("/")[2]
-    launch.flags = dict(flags(rest[:at])[0])
+    names = [word.rpartition("/")[2] for word in rest[:at]]
+    start = next((index for index, name in enumerate(names) if name in LAUNCHERS), at)
+    launch.program = names[start] if start < at else ""
+    launch.flags = dict(flags(rest[start:at])[0])
     if re.search(r"(^|[/\\])scripts[/\\]", rest[at]):
         launch.verb = rest[at]  # of LLaMA-Factory's own helpers, which train nothing
         return launch

@@ -55,8 +55,23 @@ def read_script(text: str) -> Script:
         text = pattern.sub(ours, text)
     lexer = _Lexer(text, windows, script)
     while (words := lexer.command()) is not None:
-        _take(words, lexer.variables, script)
+        inner = next(
+            (
+                words[index + 1]
+                for index, word in enumerate(words[:-1])
+                if word == "-c" and _is_shell(words[index - 1])
+            ),
+            None,
+        )
+        if inner is not None:  # bash -c "…"
+            script.commands += read_script(inner).commands
+        else:
+            _take(words, lexer.variables, script)
     return script
+
+
+def _is_shell(word: str) -> bool:
+    return word.rpartition("/")[2] in ("bash", "sh", "zsh")
 
 
 def _take(words: list[str], variables: dict[str, str | list[str]], script: Script) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.importer.draft import Draft, Way
-from engine.importer.launch import SECRET
+from engine.importer.launch import SECRET, plain
 from engine.importer.table import Entry, entries
 from engine.importer.ways import WAYS
 from engine.importer.ways_model import CONTEXT
@@ -49,10 +49,8 @@ def training(settings: Mapping[str, Any]) -> Draft:
         draft.put(path, value)
     draft.put("logging.save_total_limit", None)  # all are kept
     for name, value in (DEFAULTS | DEFAULTS_OF.get(kind, {})).items():
-        if settings.get(name) is None:
-            draft.put(entries("llamafactory")[name].path(kind), value)
-    if settings.get("lora_alpha") is None and isinstance(rank := draft_rank(settings), int):
-        draft.put("method.lora_alpha", 2 * rank)
+        draft.put(entries("llamafactory")[name].path(kind), value)
+    draft.put("method.lora_alpha", 2 * _rank(settings))
     if unknown is not None:
         draft.missing("stage", unknown, "stage-unknown")
     for name, value in settings.items():
@@ -60,9 +58,9 @@ def training(settings: Mapping[str, Any]) -> Draft:
     return draft
 
 
-def draft_rank(settings: Mapping[str, Any]) -> Any:
-    rank = settings.get("lora_rank", settings.get("lora_r"))
-    return DEFAULTS["lora_rank"] if rank is None else rank
+def _rank(settings: Mapping[str, Any]) -> int:
+    rank = settings.get("lora_rank")
+    return rank if isinstance(rank, int) and rank > 0 else DEFAULTS["lora_rank"]
 
 
 def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
@@ -109,7 +107,9 @@ def put(draft: Draft, entry: Entry, name: str, value: Any) -> None:
     elif path.startswith("extra.") and path.removeprefix("extra.") not in trainer_arguments()[draft.kind]:
         draft.needless(name, value, "other-stage")
     else:
-        draft.put(path, value, name)
+        # A mapping may be given as JSON text, as on a command line.
+        text = path.startswith("extra.") and isinstance(value, str) and value.startswith("{")
+        draft.put(path, plain(value) if text else value, name)
 
 
 def unknown(draft: Draft, name: str, value: Any, program: str = "llamafactory") -> None:
