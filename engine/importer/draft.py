@@ -10,6 +10,16 @@ from engine.importer.table import Entry, reasons
 from engine.problems import Problem, Refusal, problem
 from engine.spec import UNIONS, RunSpec, Spec, fields, problems
 
+# What is wrong with a further argument by itself, whatever the others say.
+OF_VALUES = (
+    "extra-unknown",
+    "extra-has-a-field",
+    "extra-type",
+    "extra-limit",
+    "spec-type-finite",
+    "spec-choice",
+)
+
 
 class Draft:
     """Settings of ours as plain data. `settings` are theirs, all of them; `kind` is the stage, or the kind of spec."""
@@ -99,17 +109,15 @@ class Draft:
         while True:
             try:
                 spec = self.whole.read(self.plain)
-                wrong = [one for one in problems(spec) if one.field.startswith("extra")] if self._runs else []
+                # What contradicts another setting stands: the form says so, and lets the user choose.
+                found = problems(spec) if self.whole is RunSpec else []
+                wrong = [one for one in found if one.field.startswith("extra") and one.code in OF_VALUES]
             except Refusal as refusal:
                 wrong = refusal.problems
             if not wrong:
                 return spec
             for one in wrong:
                 self._leave_out(one)
-
-    @property
-    def _runs(self) -> bool:
-        return self.whole is RunSpec
 
     def _kinds_apart(self) -> None:
         """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
