@@ -120,5 +120,5 @@ def weights(row: Row, messages: Sequence[Message]) -> list[float] | None:
         whole = row_weight(row)
     if not row.marked and whole == 1:
         return None
-    found = [message.pop("weight", 1.0) * whole for message in messages if message["role"] == "assistant"]
-    return found if any(weight != 1 for weight in found) else None
+    each = [message.pop("weight", 1.0) * whole for message in messages if message["role"] == "assistant"]
+    return each if any(weight != 1 for weight in each) else None

@@ -17,7 +17,7 @@ from engine.validation import Report
 
 # Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
 # repeated row, is told where data is checked.
-TOLD = (
+CODES = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
     "row-scores-disagree", "scores-unread", "entry-keys-unread", "guess-uneven",
     "table-separator-unsure", "table-header-data",
@@ -51,7 +51,7 @@ def remarks(spec: RunSpec) -> list[Problem]:
 
 def _of_set(report: Report) -> list[Problem]:
     rows, made = report.good + report.bad, []
-    for code in TOLD:
+    for code in CODES:
         first = next((warning for warning in report.warnings if warning.code == code), None)
         if first is not None:
             values = dict(first.values)

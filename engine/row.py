@@ -55,10 +55,10 @@ class Row:
     def parsed(self, value: Any) -> Any:
         """What a string holds if it is the JSON of a list or an object, else the value itself. Raises Refusal for half
         of a character, which JSON in a string can hide."""
-        found = parsed(value)
-        if found is not value and (half := rowfiles.half_character(found, value)):
+        result = parsed(value)
+        if result is not value and (half := rowfiles.half_character(result, value)):
             raise self.bad("row-half-character", found=half)
-        return found
+        return result
 
     def items(self, value: Any, column: str) -> list[Any]:
         """A list, or the JSON of one: tables can hold nothing else."""
