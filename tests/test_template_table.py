@@ -8,12 +8,54 @@ import pytest
 
 from engine.worker.examples import IGNORED
 from tests.templates.facts import Facts
+from tests.templates.miniatures import MINIATURES
 from tests.templates.oracle import judge
-from tests.templates.rows import KINDS, Conversation
-from tests.templates.sources import installed, strings_in
-from tests.templates.trial import Encoded, encode
+from tests.templates.rows import FORGED, KINDS, Conversation
+from tests.templates.sources import Template, installed, strings_in
+from tests.templates.trial import Encoded, encode, results
 
+# With these a template itself may raise, or write what no mask can be right for; such rows are refused.
+MAY_BE_REFUSED = {
+    "system", "system, turns", "developer", "call, text", "empty middle", "empty last", "greeting", "two answers",
+}  # fmt: skip
+LOSES_CALLS = dict.fromkeys(
+    ["call", "call, text", "call, no id", "parallel", "two rounds", "ends in call", "reasoning, call"],
+    "loses",
+)
+ONE_TURN = {"one turn", "system", "developer", *LOSES_CALLS}
+# Miniature → conversations that are not simply right.
+NOT_RIGHT = {
+    **{
+        name: LOSES_CALLS
+        for name in (
+            "indented", "always opens", "two steps", "reads thoughts", "marked, no calls", "marked with header",
+            "no last end", "merges", "bos per exchange", "system in the last question", "parts", "parts of contents",
+            "prompt opens a thought",
+        )
+    },
+    "headers agree by chance": {"greeting": "refused"},
+    "text behind the result": {"call, text": "refused"},
+    "merges": LOSES_CALLS | {"two answers": "refused"},
+    "no tokens": LOSES_CALLS | {kind: "refused" for kind in [*KINDS, FORGED] if kind not in ONE_TURN},
+}  # fmt: skip
 CHATML = next(template for template in installed() if template.name == "qwen2_5")
+
+
+@pytest.mark.parametrize("template", installed(), ids=str)
+def test_with_a_familys_template_exactly_the_answers_are_trained(template: Template) -> None:
+    verdicts = results(template)
+    assert {kind: verdict.detail for kind, verdict in verdicts.items() if verdict.state == "wrong"} == {}
+    refused = {kind for kind, verdict in verdicts.items() if verdict.state == "refused"}
+    assert refused <= MAY_BE_REFUSED
+
+
+@pytest.mark.parametrize("template", MINIATURES, ids=lambda template: template.name)
+def test_with_a_miniature_exactly_the_answers_are_trained(template: Template) -> None:
+    verdicts = results(template)
+    others = {kind: verdict.state for kind, verdict in verdicts.items() if verdict.state != "right"}
+    assert others == NOT_RIGHT.get(template.name, {}), [
+        verdict.detail for verdict in verdicts.values() if verdict.state == "wrong"
+    ]
 
 
 def flipped(example: Encoded, places: list[int], trained: bool) -> Encoded:

@@ -35,9 +35,7 @@ class Facts:
     def of(cls, template: Template) -> Facts:
         """With the control tokens that are written, and the eos which the family is likely to have."""
         first = cls(template, tokenizer_for(template))
-        rendering = "\n".join(
-            filter(None, map(first.render, (ASK, [*ASK, *ASK_AGAIN], [SYSTEM, *ASK], WITH_CALL)))
-        )
+        rendering = "\n".join(map(first.written, (ASK, [*ASK, *ASK_AGAIN], [SYSTEM, *ASK], WITH_CALL)))
         second = cls(template, tokenizer_for(template, rendering=rendering))
         if "</s>" in rendering:
             return second
@@ -64,6 +62,15 @@ class Facts:
             )
         except Exception:  # a template is a program, and may raise anything
             return None
+
+    def written(self, messages: list[dict[str, Any]], generate: bool = False) -> str:
+        """The same of a few plain messages, in parts if the template wants contents so; empty if it raises."""
+        word = messages[0]["content"]
+        parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        texts = [
+            text for each in (messages, parts) if (text := self.render(each, None, generate)) is not None
+        ]
+        return next((text for text in texts if word in text), texts[0] if texts else "")
 
     @cached_property
     def spellings(self) -> list[bytes]:
@@ -107,7 +114,7 @@ class Facts:
     @cached_property
     def talk(self) -> str:
         """Two questions and answers."""
-        return self.render([*ASK, *ASK_AGAIN]) or ""
+        return self.written([*ASK, *ASK_AGAIN])
 
     @cached_property
     def after_question(self) -> str:
@@ -126,13 +133,13 @@ class Facts:
     @cached_property
     def at_the_end(self) -> str:
         """What follows the last answer."""
-        text = self.talk or self.render(ASK) or ""
+        text = self.talk or self.written(ASK)
         return text.rpartition(A2 if self.talk else A1)[2]
 
     @cached_property
     def added_by_prompt(self) -> str:
         """What asking for a generation prompt adds to a question."""
-        plain, prompt = self.render(ASK[:1]) or "", self.render(ASK[:1], generate=True) or ""
+        plain, prompt = self.written(ASK[:1]), self.written(ASK[:1], generate=True)
         return prompt[len(plain) :] if prompt.startswith(plain) else prompt.rpartition(Q1)[2]
 
     @cached_property
@@ -150,13 +157,13 @@ class Facts:
     @cached_property
     def ends_question(self) -> str | None:
         """The special token that ends a question, where the template shows one without an answer."""
-        alone = (self.render(ASK[:1]) or "").rpartition(Q1)[2] if self.added_by_prompt.strip() else ""
+        alone = self.written(ASK[:1]).rpartition(Q1)[2] if self.added_by_prompt.strip() else ""
         return next((unit.text for unit in reversed(self.units(alone)) if unit.special), None)
 
     @cached_property
     def opening(self) -> list[str]:
         """The last few units of what opens every answer: the generation prompt and the history have it in common."""
-        prompt = (self.render(ASK[:1], generate=True) or "").rpartition(Q1)[2]
+        prompt = self.written(ASK[:1], generate=True).rpartition(Q1)[2]
         common, _ = self.shared(prompt, self.after_question)
         return [unit.text for unit in self.units(prompt[:common])][-4:]
 
