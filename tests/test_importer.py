@@ -211,7 +211,9 @@ def test_yaml_is_yaml_whatever_dashes_are_in_it(text: str) -> None:
 
 
 def test_tabs_at_the_beginning_of_lines_are_read_as_blanks_and_told() -> None:
-    imported = read("stage: sft\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n\tmin_lr: 1e-6\ndataset: a")
+    imported = read(
+        "stage: sft\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n\tmin_lr: 1e-6\ndataset: a"
+    )
     assert imported.spec.extra == {"lr_scheduler_kwargs": {"min_lr": 1e-6}}
     assert [one.text() for one in imported.left_out] == [
         "Line 4 begins with a tab, which YAML does not allow; it was read as blanks."
