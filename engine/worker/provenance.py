@@ -109,8 +109,10 @@ class _Marker:
         return [self._message(number, message) for number, message in enumerate(messages)]
 
     def _message(self, number: int, message: Message) -> Message:
+        # A blank text has to show where its message is only where nothing else does.
+        blanks = self.blanks and not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
         marked = {
-            key: self._text(number, ROLE_KEYS[key], value) if key in ROLE_KEYS else value
+            key: self._text(number, ROLE_KEYS[key], value, blanks) if key in ROLE_KEYS else value
             for key, value in message.items()
         }
         if calls := message.get("tool_calls"):
@@ -132,11 +134,11 @@ class _Marker:
             return [self._values(number, item) for item in value]
         return value
 
-    def _text(self, number: int, field: str, text: Any) -> Any:
+    def _text(self, number: int, field: str, text: Any, blanks: bool = False) -> Any:
         if not isinstance(text, str) or field not in self.fields:
             return text
         made, at = [], 0
-        parts = list(_parts(text, self.separators)) or ([(0, 0)] if self.blanks else [])
+        parts = list(_parts(text, self.separators)) or ([(0, 0)] if blanks else [])
         for begin, end in parts:
             if len(self.owners) >= self.most:
                 raise OverflowError("more parts than there are marks")
