@@ -196,6 +196,7 @@ def test_probabilities_show_as_many_rows_as_theirs() -> None:
         ("disable_shuffling: true", "extra", {"train_sampling_strategy": "sequential"}), ("disable_shuffling: true", "data.group_by_length", False),
         ("use_dft_loss: true", "extra", {"loss_type": "dft"}), ("adam_beta2: 0.95", "extra", {"adam_beta2": 0.95}),
         ("template: alpaca", "model.chat_template", "alpaca"), ("template: qwen3_nothink", "model.chat_template", None),
+        ("enable_thinking: false", "data.train_empty_thoughts", False), ("enable_thinking: true", "data.train_empty_thoughts", True),
         ("no_cuda: true", "hardware.device", "cpu"), ("ray_num_workers: 4", "hardware.num_processes", 4),
     ],
 )  # fmt: skip
@@ -209,7 +210,7 @@ def test_a_key_has_one_meaning(text: str, path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     ["deepspeed: ds_z3_config.json", "resume_from_checkpoint: saves/x/checkpoint-500", "adapter_name_or_path: a,b", "flash_attn: fa3",
-     "lora_target: .*proj", "enable_thinking: false", "template: qwen", "quantization_bit: 3", "use_unsloth: true", "use_badam: true",
+     "lora_target: .*proj", "preserve_thinking: true", "template: qwen", "quantization_bit: 3", "use_unsloth: true", "use_badam: true",
      "reward_model_type: api", "freeze_extra_modules: lm_head", "default_system: You are.", "num_beams: 4", "metric_for_best_model: rouge-l",
      "save_steps: 0.1", "tokenized_path: cached", "use_llama_pro: true", "fsdp: full_shard", "do_predict: true\ndo_train: true"],
 )  # fmt: skip
@@ -222,7 +223,7 @@ def test_what_changes_the_run_and_is_not_here_is_never_called_needless(text: str
 
 @pytest.mark.parametrize(
     "text",
-    ["use_unsloth: false", "overwrite_cache: true", "output_dir: saves/x", "ddp_timeout: 180000000", "enable_thinking: true",
+    ["use_unsloth: false", "overwrite_cache: true", "output_dir: saves/x", "ddp_timeout: 180000000", "preserve_thinking: false",
      "save_only_model: false", "max_steps: -1", "preprocessing_batch_size: 1000", "freeze_vision_tower: true", "pissa_convert: true",
      "infer_backend: vllm", "resume_from_checkpoint: null", "galore_rank: 16"],
 )  # fmt: skip
