@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from engine.worker.answer_spans import MaskSettings
+from engine.worker.answer_endings import MaskSettings
 from engine.worker.conversations import Conversations, Tokens
 from tests.families import answer, encode, talk, tokenizer, trained, user
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from engine.problems import Refusal
-from engine.worker.answer_spans import MaskSettings
+from engine.worker.answer_endings import MaskSettings
 from engine.worker.conversations import end_of_turn_ids
 from engine.worker.examples import IGNORED
 from tests.families import (

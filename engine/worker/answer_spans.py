@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from engine.problems import Refusal, problem
+from engine.worker.answer_endings import EndingProbes, MaskSettings, assistant_message
 from engine.worker.chat_template import (
     PROBE,
-    PROBE_2,
-    QUESTION,
     ChatTemplate,
-    Message,
     Row,
     Span,
     agree,
@@ -36,18 +34,6 @@ MOST_GAPS = 4096  # texts between a question and its answer that are remembered
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 # Marks that a template writes as one, whether or not they are tokens of their own.
 TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
-CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
-
-
-class MaskSettings(NamedTuple):
-    """`end_last_answer`: a token at which generation stops is added where the template ends a last answer with none.
-    `train_empty_thoughts`: the <think></think> that a template writes before an answer without reasoning is trained."""
-
-    end_last_answer: bool = True
-    train_empty_thoughts: bool = True
-
-
-DEFAULT_MASK = MaskSettings()
 
 
 class Answers(NamedTuple):
@@ -57,19 +43,6 @@ class Answers(NamedTuple):
     spans: list[Span]
     is_ended: bool = True
     lost: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Endings:
-    """The tokens that end answers: `stops` of those the template writes, and what is to be added behind a last answer
-    where it writes none, `added` behind a text and `added_call` behind a call."""
-
-    stops: tuple[str, ...]
-    added: str | None
-    added_call: str | None
-
-    def all(self) -> list[str]:
-        return list(dict.fromkeys(token for token in (*self.stops, self.added, self.added_call) if token))
 
 
 @dataclass(frozen=True)
@@ -113,109 +86,17 @@ class AnswerSpans:
     """
 
     def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], settings: MaskSettings):
-        self.template, self.generation_stops = template, tuple(generation_stops)
-        self.settings = settings
+        self.template, self.settings = template, settings
         self.atoms = re.compile(f"{template.any_control.pattern}|{TAG}")
-        self.starts: dict[tuple[str, str, bool], int | None] = {}
+        self.starts: dict[tuple[Any, ...], int | None] = {}
         try:
-            self.openers = self._openers()
-            self.endings = self._endings()
+            probes = EndingProbes(template, generation_stops, settings)
+            self.opening, self.openers, self.endings = probes.opening, probes.openers, probes.endings()
         except Exception as error:  # a template is a program of its own, and may raise anything
             raise Refusal(problem("template-fails", reason=str(error))) from error
         if not self.endings.all():
             raise Refusal(problem("template-without-end"))
         self.stop = any_of(self.endings.stops)
-
-    # -------------------------------------------------------------------------------- what ends an answer
-
-    def _openers(self) -> frozenset[str]:
-        """Control tokens that open a turn: those at the very beginning, and those only the generation prompt adds."""
-        control, ask = self.template.any_control, [_user(QUESTION)]
-        text, prompt = self.template.render(ask), self.template.render(ask, generate=True)
-        head = re.match(rf"\s*(?:(?:{control.pattern})\s*)*", text)
-        self.opening = prompt[agree(text, prompt, control) :]
-        eos = self.template.tokenizer.eos_token
-        return frozenset({*control.findall(head[0] if head else ""), *control.findall(self.opening)}) - {eos}
-
-    def _endings(self) -> Endings:
-        plain = self._ending(_answer(PROBE), _user(QUESTION))
-        call = None
-        for arguments in ({"key": PROBE}, PROBE):
-            message = _answer("", tool_calls=[{**CALL, "function": {"name": "f", "arguments": arguments}}])
-            try:
-                call = self._ending(
-                    message, {"role": "tool", "content": "r", "name": "f", "tool_call_id": CALL["id"]}, plain
-                )
-            except Exception:  # a template may refuse tools in any way it likes
-                continue
-            if call:
-                break
-        return self._chosen(plain or (None, None), call)
-
-    def _ending(
-        self, answer: Message, following: Message, known: Any = (None, None)
-    ) -> tuple[str | None, str | None]:
-        """The token that ends `answer` where it is the last message, and where `following` follows it."""
-        messages = [_user(QUESTION), answer]
-        last = self.template.render(messages)
-        middle = self.template.render([*messages, following, _answer(PROBE_2)])
-        if PROBE not in last or PROBE not in middle:
-            return None
-        last, middle = (text[text.rindex(PROBE) + len(PROBE) :] for text in (last, middle))
-        middle = middle[
-            : min([at for mark in (QUESTION, PROBE_2) if (at := middle.find(mark)) >= 0] or [len(middle)])
-        ]
-        for stop in (*known, *self.generation_stops):
-            if stop and stop in last and stop in middle:
-                return stop, stop
-        # What both have in common is the end of this turn; the next one begins with what opens turns.
-        common = self._closing(last[: agree(last, middle, self.template.any_control)], answer)
-        if common:
-            return common, common
-        controls = [token for token in self._controls(middle, answer)]
-        return self._closing(last, answer), controls[0] if controls else None
-
-    def _closing(self, text: str, answer: Message) -> str | None:
-        """The last control token of a turn's closing text, which ends where a turn opens."""
-        closing = None
-        for token in self._controls(text, answer):
-            if token in self.openers:
-                break
-            closing = token
-        return closing
-
-    def _controls(self, text: str, answer: Message) -> list[str]:
-        """Control tokens in the text behind an answer; behind a call only special ones: others close the call."""
-        control = self.template.control
-        return [
-            token
-            for token in self.template.any_control.findall(text)
-            if control[token] or not answer.get("tool_calls")
-        ]
-
-    def _chosen(
-        self, plain: tuple[str | None, str | None], call: tuple[str | None, str | None] | None
-    ) -> Endings:
-        (last, middle), (call_last, call_middle) = plain, call or plain
-        stops = dict.fromkeys(token for token in (last, call_last) if token)
-        # A last answer that nothing ends: the mark of who speaks next ends the others, and generation stops at it.
-        stops |= dict.fromkeys(
-            token
-            for token in ((middle if not last else None), (call_middle if not call_last else None))
-            if token
-        )
-        stops |= dict.fromkeys(token for token in self.generation_stops if token in self.template.source)
-
-        def added(own: str | None, following: str | None) -> str | None:
-            if own or not self.settings.end_last_answer:
-                return None
-            if following in self.generation_stops:
-                return following
-            return next(iter(self.generation_stops), following)
-
-        return Endings(tuple(stops), added(last, middle), added(call_last, call_middle))
-
-    # -------------------------------------------------------------------------------------- where they are
 
     def completed(self, row: Row, text: str) -> tuple[str, Answers]:
         """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
@@ -338,7 +219,7 @@ class AnswerSpans:
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
         # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
-        header = self._tail({**row, "messages": [*before["messages"], _answer(PROBE)]}, until=PROBE)
+        header = self._tail({**row, "messages": [*before["messages"], assistant_message(PROBE)]}, until=PROBE)
         return offset if header is None else max(offset, self._parting(gap, header)[0])
 
     def _behind_opening(self, gap: str) -> int | None:
@@ -386,14 +267,6 @@ class AnswerSpans:
                         back -= not history[at].isspace()
                     return at, False
         return at, whole
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def _answer(content: str, **more: Any) -> Message:
-    return {"role": "assistant", "content": content, **more}
 
 
 def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:

@@ -19,7 +19,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from engine.problems import Problem, Refusal, problem
-from engine.worker.answer_spans import DEFAULT_MASK, Answers, AnswerSpans, MaskSettings
+from engine.worker.answer_endings import DEFAULT_MASK, MaskSettings
+from engine.worker.answer_spans import Answers, AnswerSpans
 from engine.worker.chat_template import ChatTemplate, Row, Span, short_ids
 from engine.worker.provenance import left_out, trace
 from engine.worker.shapes import Group, Shapes

@@ -25,7 +25,7 @@ from engine.problems import Problem, Refusal, problem
 from engine.spec import RunSpec
 from engine.stages import STAGES, Form
 from engine.template_losses import LOSSES
-from engine.worker.answer_spans import DEFAULT_MASK, MaskSettings
+from engine.worker.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.chat_template import ChatTemplate, Span
 from engine.worker.conversations import Conversations, Row, Tokens
 from engine.worker.shield import Shield
