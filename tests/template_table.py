@@ -12,6 +12,8 @@ import argparse
 import logging
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 from tests.templates import report, sources
@@ -45,10 +47,10 @@ def main() -> int:
         and (not options.only or any(name in str(template) for name in options.only))
     ]
     states, rules, refusals = Counter(), Counter(), Counter()
-    table = {}
-    for template in chosen:
-        table[template] = results(template, options.kind)
-        for name, verdict in table[template].items():
+    with ProcessPoolExecutor() as pool:
+        table = dict(zip(chosen, pool.map(results, chosen, repeat(options.kind), chunksize=4), strict=True))
+    for template, verdicts in table.items():
+        for name, verdict in verdicts.items():
             states[verdict.state] += 1
             if verdict.state == "wrong":
                 rules[verdict.rule] += 1

@@ -260,12 +260,12 @@ class Reading:
             if opened or word is None:
                 return self._exact(len(before))
             return max(len(before), behind), word  # nothing is opened here for a model to go on from
-        tail = before.rpartition(last_word)[2] if last_word in before else before
+        tail = before.rpartition(last_word)[2] if last_word and last_word in before else before
         begin = self.text.rfind(last_word, 0, word) + len(last_word) if last_word else 0
         here = self.text[begin:word]
         if opened and here.startswith(tail):
             return self._exact(begin + len(tail))
-        like = self._like(tail, here, begin) if opened or word is None else None
+        like = self._like(tail, here, begin, word is not None) if opened or word is None else None
         return like or (None if word is None else (last, word))
 
     def _exact(self, start: int) -> tuple[int, int]:
@@ -275,9 +275,10 @@ class Reading:
         units = self._without_own(self.facts.units(self.text[:start]))
         return (units[-1].end if units else 0), start
 
-    def _like(self, tail: str, here: str, begin: int) -> tuple[int, int] | None:
+    def _like(self, tail: str, here: str, begin: int, bounded: bool) -> tuple[int, int] | None:
         """Where the generation prompt and what is written instead of it part, blanks left aside; or before that, where
-        what opens every answer ends, since the rest of the prompt is then the model's own to write."""
+        what opens every answer ends, since the rest of the prompt is then the model's own to write. `bounded`: `here`
+        ends with the answer's first word."""
         _, shared = self.facts.shared(tail, here)
         if self._special_in(tail) and not self._special_in(here[:shared]):
             shared = 0
@@ -289,6 +290,10 @@ class Reading:
             for at, unit in enumerate(units)
             if opening and [each.text for each in units[: at + 1]][-len(opening) :] == opening
         ]
+        # A header of its own in the history (Motif): its end will do as well, since the prompt writes that token too.
+        prompted = {unit.text for unit in self.facts.units(tail) if unit.special}
+        headers = [unit.end for unit in self.facts.units(here) if bounded and unit.text in prompted]
+        shared = max([shared, *headers])
         blanks = len(here[shared:]) - len(here[shared:].lstrip())
         first = ends[-1] if ends else units[-1].end if units else 0
         return begin + first, begin + shared + blanks
