@@ -94,7 +94,11 @@ class Problem:
     def text(self, language: str = "en") -> str:
         """The sentence; a place that it does not name itself stands before it."""
         text, place = say(self.code, language, field=self.field, **self.values), self.values.get("place")
-        return f"{place}: {text}" if place and "{place}" not in sentences()[self.code][language] else text
+        return (
+            f"{printable(place)}: {text}"
+            if place and "{place}" not in sentences()[self.code][language]
+            else text
+        )
 
     def at(self, place: object) -> Problem:
         """The same problem, of what stands at this place (file and line)."""

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from engine.problems import Refusal
 from engine.worker.answer_endings import MaskSettings
-from engine.worker.conversations import Conversations, Tokens
+from engine.worker.conversations import Conversations, Tokens, generation_stops
 from tests.families import answer, encode, talk, tokenizer, trained, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
@@ -249,6 +250,121 @@ def test_a_template_that_measures_its_texts_is_followed_by_prefixes(tok) -> None
 def test_a_template_that_writes_other_words_than_the_row_has_is_refused(tok) -> None:
     (row,) = encode(tok, TWO, chat_template=measures("m.content | upper"))
     assert row.reason.code == "mask-unproven"
+
+
+@pytest.mark.parametrize("between", ["", "e", "SECOND"])
+@pytest.mark.parametrize("first", ["i", "n", "user"])
+def test_words_that_are_only_found_in_the_frame_prove_nothing(tok, first: str, between: str) -> None:
+    """The template writes "I"; the row's "i" stands in <|im_end|>, behind which the question would be trained."""
+    for row in (talk("QQ", first, between, "OK"), talk("QQ", first)):
+        (encoded,) = encode(tok, row, chat_template=measures("m.content | upper"))
+        assert encoded.reason.code == "mask-unproven"
+
+
+def switched_off_by(role: str) -> str:
+    """As SmolLM3's: a mark in a message decides whether answers begin with an empty thought."""
+    return (
+        "{% set ns = namespace(thinks=true) %}{% for m in messages if m.role == '"
+        + role
+        + "' and '/no_think' in m.content %}{% set ns.thinks = false %}{% endfor %}"
+        "{% set opening = '<|im_start|>assistant\n' ~ ('' if ns.thinks else '<think>\n\n</think>\n\n') %}"
+        "{% for m in messages %}{{ opening if m.role == 'assistant' else '<|im_start|>' ~ m.role ~ '\n' }}{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}{{ opening }}{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_where_an_answer_begins_is_not_taken_from_a_row_with_another_prompt(tok, role: str, order) -> None:
+    """The same text stands before both answers: once the prompt writes it, and once the model has to."""
+    thought = "<think>\n\n</think>\n\n"
+    rows = [
+        {"messages": [{"role": role, "content": text}, user("Sure?"), answer(content)]}
+        for text, content in (("Be brief. /no_think", "Yes."), ("Be brief.", f"{thought}Yes."))
+    ]
+    encoded = encode(tok, *[rows[number] for number in order], chat_template=switched_off_by(role))
+    expected = ["Yes.<|im_end|>", f"{thought}Yes.<|im_end|>"]
+    assert [trained(tok, row) for row in encoded] == [[expected[number]] for number in order]
+
+
+def test_an_answer_that_is_written_twice_is_refused(tok) -> None:
+    recap = tok.chat_template + "{% if messages | length > 3 %}Recap: {{ messages[1].content }}{% endif %}"
+    short, long = encode(tok, talk("q", "a"), TWO, chat_template=recap)
+    assert trained(tok, short) == ["a<|im_end|>"]
+    assert long.reason.code == "answer-written-twice"
+
+
+def test_the_name_of_who_answers_is_no_part_of_the_answer(tok) -> None:
+    named = (
+        "{% for m in messages %}<|im_start|>{{ m.name or m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = {"messages": [user("q"), answer("a", name="Bob"), user("q"), answer("b")]}
+    assert trained(tok, encode(tok, row, chat_template=named)[0]) == ["a<|im_end|>", "b<|im_end|>"]
+
+
+NAMES_ONLY = calls_as("''")
+CHECKS_NAMES = (
+    "{{ tools | tojson }}{% for m in messages %}{% for c in m.tool_calls or [] if c.function.name not in tools | "
+    "map(attribute='function') | map(attribute='name') | list %}{{ raise_exception('no such tool') }}{% endfor %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def called(arguments: object) -> dict:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {**CALLED, "messages": [user("Weather?"), answer("", tool_calls=[call]), RESULT, answer("Sunny.")]}
+
+
+@pytest.mark.parametrize("template", [NAMES_ONLY, CHECKS_NAMES])
+@pytest.mark.parametrize("arguments", [{"days": 5}, {"at": {"deep": [1, None, True]}}, {"city": "Rome"}])
+def test_a_call_of_which_a_part_is_not_written_is_refused(tok, template: str, arguments) -> None:
+    """Numbers bear no marks, and a tool's name also stands in the list of tools."""
+    (row,) = encode(tok, called(arguments), chat_template=template)
+    assert (row.fate, row.reason.code) == ("refused", "template-without-tool-calls")
+    (whole,) = encode(tok, called(arguments), chat_template=calls_as("c.function.arguments | tojson"))
+    assert (
+        json.loads(trained(tok, whole)[0].removeprefix("<call>weather ").partition("</call>")[0]) == arguments
+    )
+
+
+def test_calls_without_a_list_of_tools_are_written_by_the_template_that_writes_calls(tok) -> None:
+    plain = tok.chat_template
+    tok.chat_template = {"default": MARKED, "tool_use": calls_as("c.function.arguments | tojson")}
+    try:
+        (row,) = encode(tok, {"messages": CALLED["messages"]})
+        tok.chat_template = {"rag": MARKED, "other": MARKED}
+        with pytest.raises(Refusal, match="rag, other"):
+            Conversations(tok)
+        tok.chat_template = {"only": MARKED}
+        assert trained(tok, encode(tok, talk("q", "a"))[0]) == ["a<|im_end|>"]
+    finally:
+        tok.chat_template = plain
+    assert trained(tok, row) == ['<call>weather {"city": "Rome"}</call><|im_end|>', "Sunny.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "ends", [-1, None, True, 1.0, "x", [], [10**9], [5], {}], ids=str
+)  # [5] is an ordinary token
+def test_a_configuration_that_names_no_end_leaves_the_tokenizers(tok, tmp_path, ends) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    before, tok.name_or_path = tok.name_or_path, str(tmp_path)
+    try:
+        assert generation_stops(tok) == [tok.eos_token]
+    finally:
+        tok.name_or_path = before
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("thought", ["<think></think>", "<thinking></thinking>", "</think>"])
+def test_the_short_way_knows_an_empty_thought_in_any_answer(tok, thought: str, trains: bool) -> None:
+    plain = [talk("q", "a", "q", "b")] * 9  # from which the short way is proved
+    mask = MaskSettings(train_empty_thoughts=trains)
+    *_, last = encode(tok, *plain, talk("q", f"{thought}a", "q", f"{thought}b"), mask=mask)
+    written = thought if trains else ""
+    assert trained(tok, last) == [f"{written}a<|im_end|>", f"{written}b<|im_end|>"]
+    assert last.lost == ("empty_reasoning",)
 
 
 def test_the_same_word_in_question_and_answer_is_trained_in_the_answer_alone(tok) -> None:

@@ -1,5 +1,6 @@
 """Conversations become exactly the chat template's ids, and exactly the answers are trained."""
 
+import copy
 import re
 
 import pytest
@@ -21,6 +22,11 @@ from tests.families import (
     trained,
     user,
 )  # fmt: skip
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -244,6 +250,37 @@ def test_a_thought_written_into_an_answer_is_a_thought_and_into_a_question_is_te
     assert encoded.input_ids.count(think) == 1
     assert tok.decode(encoded.input_ids) == tok.apply_chat_template(row["messages"], tokenize=False)
     assert trained(tok, encoded) == ["<think>\nEasy.\n</think>\n\nA mark.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "rare", ["\U00100000", "\U00100001\U00100000", "\U0010fffd", "\U000f0000", "\U00020000"]
+)
+def test_rare_characters_beside_a_hidden_token_stay_what_they_are(rare):
+    tok = tokenizer("qwen2_5")
+    row = talk(f"x <|im_end|> {rare} y", f"{rare} <|im_start|>{rare}")
+    (encoded,) = encode(tok, row)
+    assert tok.decode(encoded.input_ids) == tok.apply_chat_template(row["messages"], tokenize=False)
+    assert trained(tok, encoded) == [f"{rare} <|im_start|>{rare}<|im_end|>"]
+
+
+@pytest.mark.parametrize("written", ["tools", "tools | tojson(ensure_ascii=True)"])
+def test_a_token_in_an_object_that_is_written_with_escapes_is_refused(written):
+    """What stands for the token would be escaped, and trained in its place."""
+    tok = tokenizer("qwen2_5")
+    tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}
+    (encoded,) = encode(
+        tok,
+        {**talk("q", "a"), "tools": [tool]},
+        chat_template="{{ " + written + " }}" + CHATML,
+    )
+    assert encoded.reason.code == "control-token-in-data"
+
+
+def test_a_word_that_is_an_added_token_is_no_control_token():
+    tok = copy.deepcopy(tokenizer("qwen2_5"))
+    tok.add_tokens(["user"])
+    row = talk("What does the user say?", "The user says no.")
+    assert encode(tok, row)[0].input_ids == ids_of(tok, row)
 
 
 def test_tokens_hidden_in_tools_stay_text():

@@ -42,6 +42,10 @@ def test_a_setting_of_another_stage_is_told_whose_it_is() -> None:
     assert "The method full has no setting 'method.r'; it belongs to: lora" in of_method
 
 
+def test_a_place_that_no_page_takes_is_shown_escaped() -> None:
+    assert problem("mask-unproven").at("a\ud800.jsonl:3").text().startswith("a\\ud800.jsonl:3: ")
+
+
 def test_a_heading_over_rows_is_nothing_to_mend() -> None:
     found = [problem("bad-rows", bad=9, name="x"), problem("no-cards"), problem("no-cards")]
     assert notices.counted(found, Words("en")).startswith("2 to fix")

@@ -12,9 +12,12 @@ than the generation prompt, where the two part. It ends behind the token at whic
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from engine.problems import Refusal, problem
@@ -26,6 +29,7 @@ from engine.worker.chat_template import (
     Span,
     agree,
     any_of,
+    texts_in,
 )
 from engine.worker.mask_fallbacks import believed, proposals
 from engine.worker.provenance import Piece, Provenance, left_out, trace
@@ -53,25 +57,59 @@ class _Rendering:
     text: str
     traced: Provenance
     marks: list[Span]
+    separators: re.Pattern[str]
+
+    def copies(self, number: int) -> list[Piece]:
+        """The pieces of what a message says; the name of its author stands in its header."""
+        return [piece for piece in self.traced.pieces if piece.message == number and piece.field != "name"]
 
     def own(self, number: int) -> list[Piece]:
         """The pieces of a message, each part once: a template may repeat the name of a call where its result is."""
-        copies = [piece for piece in self.traced.pieces if piece.message == number]
-        return list({piece.part: piece for piece in reversed(copies)}.values())[::-1]
+        return list({piece.part: piece for piece in reversed(self.copies(number))}.values())[::-1]
+
+    @cached_property
+    def contexts(self) -> list[frozenset[str]]:
+        """What stands before each message, as far as a generation prompt may depend on it: who has spoken, with what,
+        whether more than once, and what the template looks for."""
+        traits = []
+        for message in self.row["messages"]:
+            keys = [key for key, value in message.items() if value]
+            traits.append(
+                {message["role"], *keys, *self.separators.findall(texts_in(message.get("content")))}
+            )
+        again = accumulate(
+            traits, lambda before, own: before | own | {f"{trait}, again" for trait in before & own}
+        )
+        return [frozenset(), *map(frozenset, again)]
 
     def check_written(self, number: int, own: list[Piece]) -> None:
         """Raises Refusal if the template leaves out a call of this message, or all that it says."""
-        message, missing = self.row["messages"][number], self.traced.missing
+        missing = self.traced.missing
         fields = {piece.field for piece in own}
         # A template that writes no names at all shows a call by its arguments.
         nameless = "call" not in fields and "arguments" in fields
-        marked = "call" in fields or (number, "call") in missing
-        named = all(call["function"]["name"] in self.text for call in message.get("tool_calls") or ())
         lacks_call = (number, "call") in missing and not nameless
-        if lacks_call or (number, "arguments") in missing or not (marked or named):
+        if lacks_call or (number, "arguments") in missing:
             raise Refusal(problem("template-without-tool-calls", message=number + 1))
         if not own and any(owner == number for owner, _ in missing):
             raise Refusal(problem("answer-left-out", message=number + 1))
+
+    def check_span(self, number: int, span: Span) -> None:
+        """Raises Refusal if a call is not whole in the span, or what the answer says stands outside of it, too."""
+        answer, (start, end) = self.text[slice(*span)], span
+        own = self.copies(number)
+        fields = {piece.field for piece in own}
+        calls = self.row["messages"][number].get("tool_calls") or ()
+        # A template that writes no names at all shows a call by its arguments, which are traced.
+        nameless = "call" not in fields and "arguments" in fields
+        for function in (call["function"] for call in calls if not nameless):
+            words = _words(function.get("arguments"), texts="arguments" not in fields)
+            if not all(any(form in answer for form in _forms(word)) for word in (function["name"], *words)):
+                raise Refusal(problem("template-without-tool-calls", message=number + 1))
+        for piece in own:
+            outside = piece.end > end or piece.start < start
+            if outside and piece.start < piece.end and piece.field in ("content", "reasoning"):
+                raise Refusal(problem("answer-written-twice", message=number + 1))
 
     def marked_start(self, least: int, first: int) -> int | None:
         """Where the template's own mark around this answer begins, if that is not too early."""
@@ -110,18 +148,18 @@ class AnswerSpans:
     def _otherwise(self, row: Row, text: str) -> Answers:
         """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
         for proposal in proposals(self.template, row, text):
-            spans = believed(row, text, proposal)
-            if spans is None:
+            words = believed(row, text, proposal, self.template.any_control)
+            if words is None:
                 continue
-            limits = [begin for begin, _ in spans[1:]] + [len(text)]
-            stops = [
-                self.stop.search(text, end, limit) for (_, end), limit in zip(spans, limits, strict=True)
-            ]
-            if all(stops[:-1]):
-                last = len(text) if stops and not stops[-1] else 0
-                ends = [stop.end() if stop else last for stop in stops]
-                whole = [(begin, end) for (begin, _), end in zip(spans, ends, strict=True)]
-                return Answers(whole, bool(stops and stops[-1]))
+            stops = [self.stop.search(text, begin, limit) for begin, _, limit in words]
+            # Only what nothing follows may go on to the end of the text.
+            if all(stops[:-1]) and (not stops or stops[-1] or words[-1][2] == len(text)):
+                ends = [stop.end() if stop else len(text) for stop in stops]
+                whole = [(begin, end) for (begin, _, _), end in zip(words, ends, strict=True)]
+                starts = [stop.start() if stop else len(text) for stop in stops]
+                if all(last <= start for (_, last, _), start in zip(words, starts, strict=True)):
+                    lost = tuple(self._without_reasoning(row, text, whole))
+                    return Answers(self._behind_empty_thoughts(text, whole), bool(stops and stops[-1]), lost)
         raise Refusal(problem("mask-unproven"))
 
     def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
@@ -136,7 +174,7 @@ class AnswerSpans:
     def within(self, row: Row, text: str, traced: Provenance) -> Answers:
         """The answers in a text of which it is known where everything comes from."""
         marks = self.template.generation_marks(row["messages"], row.get("tools"))
-        rendering = _Rendering(row, text, traced, marks)
+        rendering = _Rendering(row, text, traced, marks, self.template.separators)
         spans: list[Span] = []
         is_ended = True
         for number, message in enumerate(row["messages"]):
@@ -172,7 +210,7 @@ class AnswerSpans:
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
         low, high = _limits(number, own, others, len(text))
         first = own[0].start if own else high
-        offset = self._start(rendering.row, number, text[low:first])
+        offset = self._start(rendering, number, text[low:first])
         marked = None if self.opening else rendering.marked_start(max(low, after), first)
         if offset is None and marked is None:
             raise Refusal(problem("answer-start-hidden", message=number + 1))
@@ -184,6 +222,7 @@ class AnswerSpans:
         end = stop.end() if stop else last + self._closed(rendering.row, number, text[last:high])
         if any(start < piece.end and piece.start < end for piece in others):
             raise Refusal(problem("mask-mixed", message=number + 1))
+        rendering.check_span(number, (start, end))
         return (start, end), stop is not None
 
     def _closed(self, row: Row, number: int, rest: str) -> int:
@@ -196,10 +235,11 @@ class AnswerSpans:
             shared = shared[: opened.start() if opened else None].rstrip()
         return len(shared)
 
-    def _start(self, row: Row, number: int, gap: str) -> int | None:
+    def _start(self, rendering: _Rendering, number: int, gap: str) -> int | None:
         """Where in `gap`, the text between what is before an answer and its first word, the answer starts."""
+        row = rendering.row
         role = row["messages"][number - 1]["role"] if number else ""
-        key = gap, role, bool(row.get("tools"))
+        key = gap, role, bool(row.get("tools")), rendering.contexts[number]
         if key not in self.starts:
             if len(self.starts) >= MOST_GAPS:
                 self.starts.clear()
@@ -219,7 +259,9 @@ class AnswerSpans:
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
         # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
-        header = self._tail({**row, "messages": [*before["messages"], assistant_message(PROBE)]}, until=PROBE)
+        author = {key: value for key, value in row["messages"][number].items() if key == "name"}
+        plain = assistant_message(PROBE, **author)
+        header = self._tail({**row, "messages": [*before["messages"], plain]}, until=PROBE)
         return offset if header is None else max(offset, self._parting(gap, header)[0])
 
     def _behind_opening(self, gap: str) -> int | None:
@@ -244,8 +286,9 @@ class AnswerSpans:
         if traced is None:
             return None
         limit = text.rindex(until) if until and until in text else len(text)
-        last = max([piece.end for piece in traced.pieces if piece.end <= limit], default=0)
-        return text[last:limit]
+        before = len(row["messages"]) - bool(until)
+        ends = [piece.end for piece in traced.pieces if piece.end <= limit and piece.message < before]
+        return text[max(ends, default=0) : limit]
 
     def _parting(self, history: str, prompt: str) -> tuple[int, bool]:
         """How much of `history` is as in `prompt`, blanks aside, and whether one of them is there to its end."""
@@ -277,6 +320,22 @@ def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> 
         return low, min([piece.start for piece in others if piece.start >= last], default=length)
     low = max([piece.end for piece in others if piece.message < number], default=0)
     return low, min([p.start for p in others if p.message > number and p.start >= low], default=length)
+
+
+def _words(value: Any, texts: bool) -> Iterator[str]:
+    """What has to be found of the arguments of a call: their names, whole numbers and, if asked for, texts."""
+    if isinstance(value, Mapping):
+        yield from value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _words(item, texts)
+    if (isinstance(value, str) and texts) or type(value) is int:
+        yield str(value)
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    """A word as it is, and as JSON and Python write it."""
+    word = word.strip()
+    return word, json.dumps(word, ensure_ascii=False)[1:-1], json.dumps(word)[1:-1], repr(word)[1:-1]
 
 
 def _skip_blanks(text: str, at: int) -> int:

@@ -28,6 +28,7 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
+WORD = re.compile(r"\w*")
 MADE_ID = re.compile(r"call\d{5}")  # of a call that has none in the data
 ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
 # Private-use characters: no template writes them.
@@ -269,13 +270,23 @@ def _constants(expressions: Iterable[nodes.Node]) -> Iterator[str]:
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, bool]:
     """Text of each control token → whether it is special: all special tokens and the added ones the template writes.
 
-    Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags.
+    Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags; so is a plain word, which
+    some tokenizers add ("user").
     """
     return {
         token.content: token.special
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content in template and not token.content.isspace())
+        if token.special or (token.content in template and not WORD.fullmatch(token.content.strip()))
     }
+
+
+def texts_in(value: Any) -> str:
+    """All texts in a value, however deep, as they are: what `repr` shows of rare characters is their numbers."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return "\0".join(f"{texts_in(key)}\0{texts_in(item)}" for key, item in value.items())
+    return "\0".join(map(texts_in, value)) if isinstance(value, (list, tuple)) else ""
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:

@@ -27,6 +27,7 @@ from engine.worker.shapes import Group, Shapes
 from engine.worker.shield import Shield
 
 TRIED = 8  # conversations of each shape that are compared with what the template gives
+WRITES_NO_CALLS = "template-without-tool-calls"
 TOOL_USE = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
 
 
@@ -79,6 +80,14 @@ class Conversations:
             encoded = rendered.encode([rows[number] for number in numbers], generate)
             for number, result in zip(numbers, encoded, strict=True):
                 results[number] = result
+        return self._with_calls(rows, results, generate)
+
+    def _with_calls(self, rows: Sequence[Row], results: list[Any], generate: bool) -> list[Tokens | Problem]:
+        """Rows that call tools without a list of them, if only the template for tools writes the calls."""
+        numbers = [n for n, result in enumerate(results) if getattr(result, "code", "") == WRITES_NO_CALLS]
+        encoded = self.with_tools.encode([rows[number] for number in numbers], generate)
+        for number, result in zip(numbers, encoded, strict=True):
+            results[number] = result
         return results
 
 
@@ -184,7 +193,10 @@ class Rendered:
 
 
 def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The tokens at which generation stops: those of the generation_config.json beside the tokenizer, else its eos."""
+    """The tokens at which generation stops: those of the generation_config.json beside the tokenizer, else its eos.
+
+    Only added tokens: where any other stands in a text, it may be a part of a word.
+    """
     try:
         config = json.loads(
             Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8")
@@ -193,7 +205,8 @@ def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     except (OSError, ValueError, AttributeError):
         ends = None
     ids = ends if isinstance(ends, list) else [ends]
-    tokens = [tokenizer.convert_ids_to_tokens(number) for number in ids if isinstance(number, int)]
+    added = tokenizer.added_tokens_decoder
+    tokens = [added[number].content for number in ids if type(number) is int and number in added]
     return [token for token in dict.fromkeys(tokens or [tokenizer.eos_token]) if token]
 
 
@@ -208,7 +221,9 @@ def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) ->
     if chat_template or not isinstance(several, dict):
         source = tokenizer.get_chat_template(chat_template)
         return source, source
-    plain = several.get("default") or next(iter(several.values()))
+    plain = several.get("default") or (next(iter(several.values())) if len(several) == 1 else None)
+    if not plain:
+        raise Refusal(problem("templates-without-default", names=", ".join(several) or "–"))
     return plain, several.get(TOOL_USE, plain)
 
 

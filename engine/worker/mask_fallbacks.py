@@ -8,6 +8,7 @@ only where each message's words are found where they belong, and nowhere else.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -28,41 +29,52 @@ def proposals(template: ChatTemplate, row: Row, text: str) -> Iterator[list[Span
     yield _by_prefixes(template, row, text)
 
 
-def believed(row: Row, text: str, spans: list[Span]) -> list[Span] | None:
-    """The spans from where each answer begins to its last word; None if not every message is where it belongs.
+def believed(
+    row: Row, text: str, spans: list[Span], control: re.Pattern[str]
+) -> list[tuple[int, int, int]] | None:
+    """Of each answer where it begins, where its last word ends and where the words of the next message begin, or the
+    text ends; None if not every message is where it belongs.
 
-    What is said between two answers has to be found between them, and what an answer says within it, in order.
+    What is said between two answers has to be found between them, and what an answer says within it, in order; no word
+    is looked for in a control token.
     """
     messages = row["messages"]
     if len(spans) != sum(message["role"] == "assistant" for message in messages):
         return None
-    proved: list[Span] = []
+    text = control.sub(lambda token: "\0" * len(token[0]), text)
     waiting = iter([*spans, (len(text), len(text))])
     at, (begin, end) = 0, next(waiting)
+    words: list[Span] = []
     for message in messages:
         is_answer = message["role"] == "assistant"
-        last = _found(message, text, begin if is_answer else at, end if is_answer else begin)
-        if last is None:
+        place = _place(message, text, begin if is_answer else at, end if is_answer else begin)
+        if place is None:
             return None
-        at = last
+        words.append(place)
+        at = place[1]
         if is_answer:
-            proved.append((begin, last))
             begin, end = next(waiting)
-    return proved
+    limits = [first for first, _ in words[1:]] + [len(text)]
+    answers = [
+        (last, limit)
+        for message, (_, last), limit in zip(messages, words, limits, strict=True)
+        if message["role"] == "assistant"
+    ]
+    return [(begin, last, limit) for (begin, _), (last, limit) in zip(spans, answers, strict=True)]
 
 
-def _found(message: Message, text: str, begin: int, end: int) -> int | None:
-    """Where the words of a message end in a part of the text; None if they are not all there."""
+def _place(message: Message, text: str, begin: int, end: int) -> Span | None:
+    """Where the words of a message begin and end in a part of the text; None if they are not all there."""
     calls = message.get("tool_calls") or ()
     words = [message.get(key) for key in (*REASONING_KEYS, "content")]
     words += [call["function"]["name"] for call in calls]
-    at = begin
+    first, last = None, begin
     for word in filter(None, ((word or "").strip() for word in words)):
-        place = text.find(word, at, end)
+        place = text.find(word, last, end)
         if place < 0:
             return None
-        at = place + len(word)
-    return at if at > begin or not any(words) else None
+        first, last = place if first is None else first, place + len(word)
+    return (end if first is None else first), last
 
 
 def _by_prefixes(template: ChatTemplate, row: Row, text: str) -> list[Span]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 from engine.template_losses import LOSSES
-from engine.worker.chat_template import MADE_ID, REASONING_KEYS, ChatTemplate, Message, Row
+from engine.worker.chat_template import MADE_ID, REASONING_KEYS, ChatTemplate, Message, Row, texts_in
 
 # Where marks are taken from. Printable ones first, since a template that writes an object as Python does escapes others.
 MARKS = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
@@ -98,7 +98,7 @@ class _Marker:
 
     @classmethod
     def of(cls, template: ChatTemplate, row: Row, fields: Set[str], blanks: bool) -> _Marker | None:
-        written = repr(row["messages"])
+        written = texts_in(row["messages"])
         for block in MARKS:
             marker = cls(template, block, fields, blanks)
             if not marker.any_mark.search(written):

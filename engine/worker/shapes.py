@@ -36,6 +36,7 @@ THREADS = 16  # of the tokenizer, at the most
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 BEFORE = ("", "a", " ", "\n", ".")
+THOUGHT = re.compile("think>|</[^<>]*think")
 LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
 
 
@@ -217,14 +218,14 @@ class Shapes:
 
     def _checks_of_answers(self, roles: tuple[str, ...]) -> list[Check]:
         """What is asked of the answers besides what the template asks: that none begins as the generation prompt ends,
-        of which its beginning would be a part, and that the last one has no reasoning in its text."""
+        of which its beginning would be a part, or has reasoning in its text."""
         opening = tuple(self.spans.atoms.findall(self.spans.opening)) or ("\0",)
-        checks: list[Check] = [
-            (number, lambda content: not content.lstrip().startswith(opening))
-            for number, role in enumerate(roles)
-            if role == "assistant"
-        ]
-        return [*checks, (len(roles) - 1, lambda content: "think>" not in content)]
+
+        def is_plain(content: str) -> bool:
+            thinks = "think" in content and THOUGHT.search(content)
+            return not thinks and not content.lstrip().startswith(opening)
+
+        return [(number, is_plain) for number, role in enumerate(roles) if role == "assistant"]
 
     def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> Shape | None:
         """None if an answer begins or ends within a content, or is empty."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer
 
 from engine.problems import Refusal, problem
 from engine.worker.answer_spans import AnswerSpans
-from engine.worker.chat_template import ChatTemplate, Span, any_of
+from engine.worker.chat_template import ChatTemplate, Span, any_of, texts_in
 
 
 class Shield:
@@ -41,7 +42,7 @@ class Shield:
 
     def row(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """A chat row without control tokens, and what stands for what. The same row if it holds none."""
-        written = repr(row)
+        written = texts_in(row)
         if not self.elsewhere.search(written):
             return row, {}
         stand_ins = _StandIns(written)
@@ -74,7 +75,8 @@ class Shield:
                 ids += self.spell(stands_for)
                 spelled.append(offset)
             moved.append(len(ids))
-        if len(spelled) != sum(char in hidden for char in text):
+        escaped = any(form in text for char in hidden for form in _escaped(char))
+        if escaped or len(spelled) != sum(char in hidden for char in text):
             raise Refusal(problem("control-token-in-data", token=", ".join(hidden.values())))
         return ids, [(moved[begin], moved[end]) for begin, end in spans]
 
@@ -90,6 +92,11 @@ class Shield:
         if self.control.intersection(ids):
             raise Refusal(problem("control-token-in-data", token=token))
         return ids
+
+
+def _escaped(char: str) -> tuple[str, str]:
+    """A stand-in as Python and as JSON write it where a template shows them a whole object."""
+    return ascii(char)[1:-1], json.dumps(char)[1:-1]
 
 
 class _StandIns:
@@ -111,7 +118,7 @@ class _StandIns:
     def hidden(self) -> dict[str, str]:
         return {char: token for token, char in self.by_token.items()}
 
-    def _stand_in(self, found: re.Match[str]) -> str:
-        if found[0] not in self.by_token:
-            self.by_token[found[0]] = next(self.spare)
-        return self.by_token[found[0]]
+    def _stand_in(self, match: re.Match[str]) -> str:
+        if match[0] not in self.by_token:
+            self.by_token[match[0]] = next(self.spare)
+        return self.by_token[match[0]]
