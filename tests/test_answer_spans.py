@@ -367,6 +367,15 @@ def test_the_short_way_knows_an_empty_thought_in_any_answer(tok, thought: str, t
     assert last.lost == ("empty_reasoning",)
 
 
+@pytest.mark.parametrize("contents", [(" ", "\n\n", "", "x"), ("  ", "", "q", "x"), ("q", " ", "\n", "x")])
+def test_a_blank_answer_to_a_blank_question_is_where_it_belongs(contents: tuple[str, ...]) -> None:
+    """GLM's template strips and looks into blanks, so that no mark shows where they are."""
+    (row,) = encode(tokenizer("glm4moe"), talk(*contents))
+    first, last = trained(tokenizer("glm4moe"), row)
+    assert first.strip() == "<think></think><|user|>"
+    assert last == "\n<think></think>\nx</s>"
+
+
 def test_the_same_word_in_question_and_answer_is_trained_in_the_answer_alone(tok) -> None:
     (row,) = encode(tok, talk("assistant", "assistant", "user", "user"), chat_template=INDENTED)
     assert trained(tok, row) == ["assistant<|im_end|>", "user<|im_end|>"]

@@ -210,7 +210,10 @@ class AnswerSpans:
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
         low, high = _limits(number, own, others, len(text))
         first = own[0].start if own else high
-        offset = self._start(rendering, number, text[low:first])
+        if number and not rendering.copies(number - 1):
+            offset = self._start_behind(rendering, number, low, first)
+        else:
+            offset = self._start(rendering, number, text[low:first])
         marked = None if self.opening else rendering.marked_start(max(low, after), first)
         if offset is None and marked is None:
             raise Refusal(problem("answer-start-hidden", message=number + 1))
@@ -245,6 +248,28 @@ class AnswerSpans:
                 self.starts.clear()
             self.starts[key] = self._learn_start(row, number, gap)
         return self.starts[key]
+
+    def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
+        """The same where nothing shows where the message before the answer is, as of a blank one: `low` is then earlier,
+        and the prompt is compared from there."""
+        row, gap = rendering.row, rendering.text[low:first]
+        before = row["messages"][:number]
+        if before[-1]["role"] == "assistant":
+            return None
+        try:
+            prompt = self.template.render(before, row.get("tools"), generate=True)
+            answered = self.template.render([*before, assistant_message(PROBE)], row.get("tools"))
+        except Exception:  # a template may refuse half a conversation
+            return None
+        header = answered.partition(PROBE)[0]
+        if not all(written.startswith(rendering.text[:low]) for written in (prompt, header)):
+            return None
+        (offset, whole), (header_offset, header_whole) = (
+            self._parting(gap, written[low:]) for written in (prompt, header)
+        )
+        if not header_whole:
+            return None
+        return offset if whole else header_offset
 
     def _learn_start(self, row: Row, number: int, gap: str) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
