@@ -34,6 +34,7 @@ from engine.worker.chat_template import (
 from engine.worker.mask_fallbacks import believed, proposals
 from engine.worker.provenance import Piece, Provenance, left_out, trace
 
+MOST_CLOSING = 64  # letters and digits that may close an answer before the token that ends it
 MOST_GAPS = 4096  # texts between a question and its answer that are remembered
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 # Marks that a template writes as one, whether or not they are tokens of their own.
@@ -134,7 +135,8 @@ class AnswerSpans:
             raise Refusal(problem("template-fails", reason=str(error))) from error
         if not self.endings.all():
             raise Refusal(problem("template-without-end"))
-        self.stop = any_of(self.endings.stops)
+        self.stop = any_of({*self.endings.stops, *generation_stops})
+        self.generation_stops = tuple(generation_stops)
 
     def completed(self, row: Row, text: str) -> tuple[str, Answers]:
         """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
@@ -165,6 +167,8 @@ class AnswerSpans:
     def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
         """The same with the end of turn added behind a last answer that has none."""
         end = self.endings.added_call if row["messages"][-1].get("tool_calls") else self.endings.added
+        if not end and self.settings.end_last_answer:  # written behind other answers, and not behind this one
+            end = next(iter((*self.endings.stops, *self.generation_stops)), None)
         if answers.is_ended or not end or not answers.spans or answers.spans[-1][1] != len(text):
             return text, answers
         start, stop = answers.spans[-1]
@@ -207,13 +211,16 @@ class AnswerSpans:
         """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
         text, own = rendering.text, rendering.own(number)
         rendering.check_written(number, own)
+        blank = not any(piece.start < piece.end for piece in own)
+        if blank and not self._writes_blank(rendering, number):
+            raise Refusal(problem("answer-left-out", message=number + 1))
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
         low, high = _limits(number, own, others, len(text))
         first = own[0].start if own else high
         if number and not rendering.copies(number - 1):
             offset = self._start_behind(rendering, number, low, first)
         else:
-            offset = self._start(rendering, number, text[low:first])
+            offset = self._start(rendering, number, text[low:first], blank)
         marked = None if self.opening else rendering.marked_start(max(low, after), first)
         if offset is None and marked is None:
             raise Refusal(problem("answer-start-hidden", message=number + 1))
@@ -223,10 +230,24 @@ class AnswerSpans:
         if not stop and high < len(text) and not self.template.any_control.search(text, last, high):
             raise Refusal(problem("answer-without-end", message=number + 1))
         end = stop.end() if stop else last + self._closed(rendering.row, number, text[last:high])
+        closing = (
+            self.template.any_control.sub("", text[last:end]) if own and own[-1].field == "content" else ""
+        )
+        if sum(map(str.isalnum, closing)) > MOST_CLOSING:
+            raise Refusal(problem("answer-end-hidden", message=number + 1))
         if any(start < piece.end and piece.start < end for piece in others):
             raise Refusal(problem("mask-mixed", message=number + 1))
         rendering.check_span(number, (start, end))
         return (start, end), stop is not None
+
+    def _writes_blank(self, rendering: _Rendering, number: int) -> bool:
+        """Whether the template writes anything for a message in which nothing is said."""
+        row = rendering.row
+        without = [*row["messages"][:number], *row["messages"][number + 1 :]]
+        try:
+            return self.template.render(without, row.get("tools")) != rendering.text
+        except Exception:  # the others alone are no conversation that it takes
+            return True
 
     def _closed(self, row: Row, number: int, rest: str) -> int:
         """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
@@ -238,15 +259,16 @@ class AnswerSpans:
             shared = shared[: opened.start() if opened else None].rstrip()
         return len(shared)
 
-    def _start(self, rendering: _Rendering, number: int, gap: str) -> int | None:
-        """Where in `gap`, the text between what is before an answer and its first word, the answer starts."""
+    def _start(self, rendering: _Rendering, number: int, gap: str, blank: bool) -> int | None:
+        """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
+        one, which has no first word, only the generation prompt can tell."""
         row = rendering.row
         role = row["messages"][number - 1]["role"] if number else ""
-        key = gap, role, bool(row.get("tools")), rendering.contexts[number]
+        key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
         if key not in self.starts:
             if len(self.starts) >= MOST_GAPS:
                 self.starts.clear()
-            self.starts[key] = self._learn_start(row, number, gap)
+            self.starts[key] = self._learn_start(row, number, gap, blank)
         return self.starts[key]
 
     def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
@@ -271,9 +293,9 @@ class AnswerSpans:
             return None
         return offset if whole else header_offset
 
-    def _learn_start(self, row: Row, number: int, gap: str) -> int | None:
+    def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
-        if not number or before["messages"][-1]["role"] == "assistant":
+        if not number or (self.opening and before["messages"][-1]["role"] == "assistant"):
             return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
         prompt = self._tail(before, generate=True)
         if prompt is None:
@@ -281,6 +303,8 @@ class AnswerSpans:
         offset, whole = self._parting(gap, prompt)
         if whole:
             return offset
+        if blank:
+            return None
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
         # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.

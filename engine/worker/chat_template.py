@@ -29,7 +29,7 @@ REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 WORD = re.compile(r"\w*")
-MADE_ID = re.compile(r"call\d{5}")  # of a call that has none in the data
+MADE_ID = re.compile(r"call\d{5}|functions\..+:\d+")  # of a call that has none in the data
 ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
 # Private-use characters: no template writes them.
 PROBE, PROBE_2, QUESTION = "\ue000", "\ue001", "\ue002"
@@ -79,11 +79,7 @@ class ChatTemplate:
     def searched(self) -> frozenset[str]:
         """The texts that the template looks for in what it is given: `'</think>' in content`, `content.split('…')`."""
         tree = _compile_jinja_template(self.source).environment.parse(self.source)
-        texts = {text for text in _searched(tree) if text.strip()}
-        opening = {
-            f"<{text[2:]}" for text in texts if text.startswith("</")
-        }  # who looks for </think> means <think>, too
-        return frozenset(texts | opening)
+        return frozenset(text for text in _searched(tree) if text.strip())
 
     @cached_property
     def separators(self) -> re.Pattern[str]:
@@ -103,6 +99,14 @@ class ChatTemplate:
         return re.search(r"\bid\b|tool_call_id", self.source) is not None
 
     @cached_property
+    def writes_names(self) -> bool:
+        """Whether it writes the name of a call; of Kimi K2's it is a part of the id."""
+        text = self._call_probe({"key": PROBE}, "", PROBE_2) or self._call_probe(
+            {"key": PROBE}, None, PROBE_2
+        )
+        return not text or PROBE_2 in text
+
+    @cached_property
     def null_beside_calls(self) -> bool:
         """Whether a message that only calls has to have no content at all (null) rather than an empty one."""
         with_empty, with_null = (self._call_probe({"key": PROBE}, content) for content in ("", None))
@@ -118,8 +122,8 @@ class ChatTemplate:
             return False
         return as_text is not None and PROBE in as_text and '\\"key' not in as_text
 
-    def _call_probe(self, arguments: Any, content: str | None) -> str | None:
-        call = {"id": "A" * ID_LENGTH, "type": "function", "function": {"name": "f", "arguments": arguments}}
+    def _call_probe(self, arguments: Any, content: str | None, name: str = "f") -> str | None:
+        call = {"id": "A" * ID_LENGTH, "type": "function", "function": {"name": name, "arguments": arguments}}
         return self._probe({"role": "assistant", "content": content, "tool_calls": [call]})
 
     @cached_property
@@ -165,7 +169,10 @@ class ChatTemplate:
         if all(len(message) == 2 for message in messages) and not self._splits_inline(messages):
             return row
         adapted = [self._adapted(message) for message in messages]
-        return {**row, "messages": list(_with_ids(adapted)) if self.writes_ids else adapted}
+        return {
+            **row,
+            "messages": list(_with_ids(adapted, self.writes_names)) if self.writes_ids else adapted,
+        }
 
     def _splits_inline(self, messages: list[Message]) -> bool:
         return any("</think>" in message["content"] for message in messages if message["role"] == "assistant")
@@ -230,13 +237,14 @@ def short_ids(messages: list[Message]) -> list[Message]:
     return changed
 
 
-def _with_ids(messages: list[Message]) -> Iterator[Message]:
-    """Each call with an id, and each result with that of its call, in their order."""
+def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
+    """Each call with an id, and each result with that of its call, in their order. Unless calls are `named` elsewhere,
+    the id has the name in it, as Kimi K2 writes it."""
     numbers = count()
     waiting: list[str] = []
     for message in messages:
         if calls := message.get("tool_calls"):
-            calls = [{**call, "id": call.get("id") or f"call{next(numbers):05d}"} for call in calls]
+            calls = [{**call, "id": call.get("id") or _made_id(call, next(numbers), named)} for call in calls]
             waiting = [call["id"] for call in calls]
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
@@ -244,6 +252,10 @@ def _with_ids(messages: list[Message]) -> Iterator[Message]:
             waiting = [other for other in waiting if other != answered]
             message = {**message, "tool_call_id": answered}
         yield message
+
+
+def _made_id(call: Mapping[str, Any], number: int, named: bool) -> str:
+    return f"call{number:05d}" if named else f"functions.{call['function']['name']}:{number}"
 
 
 def _searched(tree: nodes.Template) -> Iterator[str]:

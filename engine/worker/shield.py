@@ -26,9 +26,9 @@ class Shield:
     def __init__(self, template: ChatTemplate, spans: AnswerSpans | None = None):
         tokenizer, control = template.tokenizer, template.control
         framing = {*spans.openers, *spans.endings.all()} if spans else set()
-        # Marks of reasoning, and what the template looks for in an answer, are what they seem to be there.
+        # Marks of reasoning are what they seem to be in an answer, whether or not the template looks for them.
         ends = set(spans.endings.all()) if spans else set()
-        meant = {token for token in control if "think" in token.lower() or token in template.searched} - ends
+        meant = {token for token in control if "think" in token.lower()} - ends
         own = [token for token in control if (control[token] or token in framing) and token not in meant]
         self.in_answers = any_of(own)
         self.elsewhere = any_of(control)

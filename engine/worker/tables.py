@@ -60,9 +60,10 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
         return Part(task.path, broken=True)
     finally:
         gc.enable()
-    for number, place, example in zip(rows.good, rows.places, made, strict=True):
-        if example.reason:
-            rows.bad.append((number, example.reason.at(place)))
+    refused = {
+        number: example.reason for number, example in zip(rows.good, made, strict=True) if example.reason
+    }
+    rows.bad += _placed(refused, task.block)
     batch = table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
     with pa.OSFile(str(task.path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
@@ -70,6 +71,12 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
         task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:SHOWN]), len(rows.bad),
         task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_noted(examples),
     )  # fmt: skip
+
+
+def _placed(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
+    """The reasons with the places of their rows, for which the block is read once more: a place is good until the next."""
+    rows = enumerate(block.rows(lambda _: None), start=1) if refused else ()
+    return [(number, refused[number].at(place)) for number, (place, _) in rows if number in refused]
 
 
 def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
@@ -82,19 +89,17 @@ def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
 
 @dataclass
 class _Rows:
-    """Counts the rows of a block while they are read. `good`: the numbers of those that can be used, and their `places`."""
+    """Counts the rows of a block while they are read. `good`: the numbers of those that can be used."""
 
     read: int = 0
     no_rows: int = 0
     good: list[int] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
     bad: list[tuple[int, Problem]] = field(default_factory=list)
 
     def of(self, block: Block) -> Iterator[tuple[Place, Example]]:
         for place, row in block.rows(self.no_row):
             self.read += 1
             self.good.append(self.read)
-            self.places.append(place)
             yield place, row
 
     def no_row(self, reason: Problem) -> None:
@@ -104,7 +109,6 @@ class _Rows:
     def refuse(self, reason: Problem) -> None:
         self.bad.append((self.read, reason))
         self.good.pop()
-        self.places.pop()
 
 
 @dataclass
