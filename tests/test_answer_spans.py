@@ -287,6 +287,17 @@ def test_where_an_answer_begins_is_not_taken_from_a_row_with_another_prompt(tok,
     assert [trained(tok, row) for row in encoded] == [[expected[number]] for number in order]
 
 
+def test_what_a_template_adds_to_a_question_once_it_is_answered_is_not_trained(tok) -> None:
+    """As Nemotron Cascade's, which marks what was asked by whether the answer is empty."""
+    marks = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'user' %} /{{ 'no_think' if loop.nextitem "
+        "and not loop.nextitem.content else 'think' }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (row,) = encode(tok, talk("q", "", "q", "a"), chat_template=marks)
+    assert trained(tok, row) == ["<|im_end|>", "a<|im_end|>"]
+
+
 def test_an_answer_that_is_written_twice_is_refused(tok) -> None:
     recap = tok.chat_template + "{% if messages | length > 3 %}Recap: {{ messages[1].content }}{% endif %}"
     short, long = encode(tok, talk("q", "a"), TWO, chat_template=recap)

@@ -311,7 +311,10 @@ class AnswerSpans:
         author = {key: value for key, value in row["messages"][number].items() if key == "name"}
         plain = assistant_message(PROBE, **author)
         header = self._tail({**row, "messages": [*before["messages"], plain]}, until=PROBE)
-        return offset if header is None else max(offset, self._parting(gap, header)[0])
+        header_offset, header_whole = self._parting(gap, header or "")
+        # Questions, too, are called otherwise once they are answered: what opens any answer tells.
+        behind = 0 if header_whole else self._behind_opening(gap) or 0
+        return max(offset, header_offset, behind)
 
     def _behind_opening(self, gap: str) -> int | None:
         """Where in `gap` that ends which opens the answer to a question; all of it where nothing does."""
