@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.problems import say, sentences
+from engine.problems import Problem, say, sentences
 from engine.rundir import end_of, read_json
 from engine.runs import Run
 
@@ -62,16 +62,13 @@ class Explanation:
     def what(self, language: str = "en") -> str:
         """What happened, in one or two sentences."""
         if self.problems:
-            return "\n".join(_told(one, language) for one in self.problems)
+            problems = (Problem(each["code"], each["field"], each["values"]) for each in self.problems)
+            return "\n".join(each.text(language) for each in problems)
         return say(f"failure-{self.code}", language, **self.values)
 
     def advice(self, language: str = "en") -> str:
         """What to do about it; empty where what happened says so already."""
         return "" if self.problems else say(f"failure-{self.code}-advice", language, **self.values)
-
-
-def _told(one: Mapping[str, Any], language: str) -> str:
-    return say(one["code"], language, **{"field": one["field"], **one["values"]})
 
 
 def explain(run: Run) -> Explanation | None:

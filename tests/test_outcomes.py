@@ -114,6 +114,20 @@ def test_what_a_library_only_warned_of_explains_no_other_error(
     assert failures.explain(run).code == "damaged"
 
 
+def test_a_refused_row_is_named_with_its_file_and_line(run_program: Callable[[str], runs.Run]) -> None:
+    source = (
+        "from engine.problems import Refusal, problem\nfrom engine.worker.edge import edge\n"
+        "with edge(str(folder)):\n"
+        "    raise Refusal([problem('mask-empty', answer=1).at('chat.jsonl, line 7'),"
+        " problem('row-empty', column='output', place='chat.jsonl, line 9')])"
+    )
+    why = failures.explain(ended(run_program(source)))
+    for language in ("en", "zh"):
+        first, second = why.what(language).splitlines()
+        assert first.startswith("chat.jsonl, line 7: ")
+        assert second.count("chat.jsonl, line 9") == 1
+
+
 def test_an_old_result_does_not_make_a_new_attempt_finished(run_program: Callable[[str], runs.Run]) -> None:
     source = "finish() if not (folder / 'attempts').exists() else None; raise SystemExit(not (folder / 'attempts').exists())"
     run = ended(run_program(source))
