@@ -104,10 +104,36 @@ class Part(BaseModel):
             raise Refusal(problem("spec-not-a-mapping"))
         if broken := list(_unwritable(given, "", set())):
             raise Refusal(broken)
+        wrong = list(_true_as_number(given, cls))
         try:
-            return cls.model_validate(given)
+            part = cls.model_validate(given)
         except ValidationError as error:
-            raise Refusal([_explain(one, cls) for one in error.errors()]) from None
+            known = {each.field for each in wrong}
+            wrong += [
+                each for each in (_explain(one, cls) for one in error.errors()) if each.field not in known
+            ]
+        if wrong:
+            raise Refusal(wrong)
+        return part
+
+
+def _true_as_number(given: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
+    """Every number that is given as true or false, which Python, and so pydantic, takes for 1 or 0."""
+    for path, info in fields(whole).items():
+        value: Any = given
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        numbers = _plain_types(info.annotation) & {int, float}
+        if numbers and any(isinstance(each, bool) for each in inner):
+            yield problem("spec-type-int" if int in numbers else "spec-type-float", path, given=_short(value))
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    """The types that an annotation is made of, without containers: int and NoneType for `list[int] | None`."""
+    if parts := get_args(annotation):
+        return set().union(*map(_plain_types, parts))
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:

@@ -76,6 +76,23 @@ def test_absurd_learning_rates_are_refused(value: Any) -> None:
     assert "training.learning_rate" in refused({"training": {"learning_rate": value}})
 
 
+@pytest.mark.parametrize(
+    ("given", "field", "code"),
+    [
+        ({"logging": {"save_steps": True}}, "logging.save_steps", "spec-type-int"),
+        ({"training": {"max_steps": False}}, "training.max_steps", "spec-type-int"),
+        ({"method": {"kind": "lora", "r": True, "use_dora": True}}, "method.r", "spec-type-int"),
+        ({"hardware": {"devices": [0, True]}}, "hardware.devices", "spec-type-int"),
+        ({"training": {"learning_rate": True}}, "training.learning_rate", "spec-type-float"),
+        ({"data": {"datasets": {"a": True}}}, "data.datasets", "spec-type-float"),
+    ],
+)
+def test_true_is_not_taken_for_the_number_one(given: dict[str, Any], field: str, code: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        RunSpec.read(given)
+    assert [(each.field, each.code) for each in refused.value.problems] == [(field, code)]
+
+
 def test_settings_of_another_kind_are_absent_not_ignored() -> None:
     assert "method.r" in refused({"method": {"kind": "full", "r": 8}})
     assert "r" not in RunSpec.read({"method": "full"}).model_dump()["method"]
