@@ -194,8 +194,7 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec = kind.frozen(spec, workplace)
     found, notes = kind.problems(spec, workplace), []
     if not found and isinstance(spec, RunSpec):
-        refused, notes = preview.first_rows(spec, Path(spec.data.dataset_dir))
-        found, notes = ([], refused + notes) if spec.data.skip_bad_rows else (refused, notes)
+        found, notes = preview.first_rows(spec, Path(spec.data.dataset_dir))
     _print_doubts([*kind.doubts(spec, found), *notes])
     print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0

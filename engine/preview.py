@@ -52,16 +52,23 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **given: Any) -> dict[s
 
 
 def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:
-    """Some of the rows of each data set of a run that the chat template refuses, and what it leaves out of the others;
-    nothing where the model is not on this machine, or the rows are plain text."""
-    refused: list[Problem] = []
+    """What keeps a run from starting in the rows themselves, and what is told of them, by a look at some of each data set:
+    rows that the chat template refuses, and what it leaves out of the others. Nothing where the model is not on this
+    machine, or the rows are plain text. Raises Refusal where no look is possible."""
+    wrong: list[Problem] = []
     notes: list[Problem] = []
-    if STAGES[spec.stage.kind].form != "text" and Path(spec.model.model_name_or_path).is_dir():
-        for name in spec.data.datasets:
-            answer = ask("statistics", spec, data, name)
-            refused += [Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]]
-            notes += template_losses.notes(answer["lost"], answer["seen"])
-    return refused, notes
+    if STAGES[spec.stage.kind].form == "text" or not Path(spec.model.model_name_or_path).is_dir():
+        return wrong, notes
+    for name in spec.data.datasets:
+        answer = ask("statistics", spec, data, name)
+        refused = [Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]]
+        count = answer["fates"].get("refused", 0)
+        if refused and spec.data.skip_bad_rows and answer["usable"]:
+            notes += [problem("rows-refused-left-out", name=name, bad=count, rows=answer["seen"]), *refused]
+        elif refused:
+            wrong += [problem("bad-rows", "data.datasets", name=name, bad=count), *refused]
+        notes += template_losses.notes(answer["lost"], answer["seen"])
+    return wrong, notes
 
 
 def _ask(question: bytes) -> dict[str, Any] | None:

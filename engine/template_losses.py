@@ -17,6 +17,7 @@ SENTENCES = {
     "earlier_reasoning": "rows-lose-earlier-reasoning",
     "text_beside_calls": "rows-lose-text-beside-calls",
     "content": "rows-lose-content",
+    "changed": "rows-changed",
     "tool_names": "rows-lose-tool-names",
     "tool_ids": "rows-lose-tool-ids",
     "without_reasoning": "rows-without-reasoning",

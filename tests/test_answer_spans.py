@@ -396,3 +396,23 @@ def test_results_are_proved_for_every_row_of_a_batch(tok) -> None:
     """One bad row among good ones takes none of them along."""
     results = Conversations(tok, MARKED).encode([TWO, CALLED, TWO])
     assert [isinstance(result, Tokens) for result in results] == [True, False, True]
+
+
+def test_words_that_the_template_changes_are_told(tok) -> None:
+    loud = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | upper }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (row,) = encode(tok, TWO, chat_template=loud)
+    assert row.lost == ("changed",)
+
+
+def test_the_name_of_who_asks_is_no_name_of_a_tool(tok) -> None:
+    named = {"messages": [{**user("q"), "name": "bob"}, answer("a")]}
+    assert encode(tok, named)[0].lost == ()
+
+
+def test_a_template_that_writes_no_names_gets_them_in_the_ids(tok) -> None:
+    template = calls_as("c.function.arguments | tojson").replace("c.function.name", "c.id")
+    (row,) = encode(tok, CALLED, chat_template=template)
+    assert trained(tok, row)[0] == '<call>functions.weather:0 {"city": "Rome"}</call><|im_end|>'

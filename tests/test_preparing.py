@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,11 +19,16 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from engine import preview
+from engine.blocks import blocks
+from engine.datasets import find
 from engine.problems import Refusal
 from engine.rundir import RunDir, read_json, write_json, write_text
 from engine.spec import RunSpec
-from engine.worker import cache
+from engine.worker import cache, tables
+from engine.worker.examples import Encoder
 from engine.worker.prepare import prepare
+from engine.worker.tokenizer import load_tokenizer
 from engine.workplace import PROJECT
 from tests.conftest import wait_until
 
@@ -402,3 +408,38 @@ for ms in range(1, 200, 10):
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
     )
     assert told.stdout.split() == ["stopped"] * 20, told.stderr
+
+
+def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
+    tmp_path: Path, tiny: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    system = {"role": "system", "content": "s"}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [turns, [system, *turns], turns, [system, *turns]]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "x.jsonl"}}))
+    template = tmp_path / "refuses.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    spec = make_spec(
+        model__model_name_or_path=str(tiny), model__chat_template=str(template),
+        data__dataset_dir=str(tmp_path), data__datasets=["x"],
+    )  # fmt: skip
+    wrong, _ = preview.first_rows(spec, tmp_path)
+    assert [one.code for one in wrong] == ["bad-rows", "template-refuses-row", "template-refuses-row"]
+    assert [one.values["place"] for one in wrong[1:]] == ["x.jsonl:2", "x.jsonl:4"]
+    skipping = spec.change("data.skip_bad_rows", True)
+    assert preview.first_rows(skipping, tmp_path)[0] == []
+    encoder = Encoder.of(spec, load_tokenizer(spec, str(tiny)))
+    tasks = [
+        tables.Task(0, block, tmp_path / f"table{number}")
+        for number, block in enumerate(blocks(tmp_path / "x.jsonl"))
+    ]
+    parts = [tables.make(encoder, [find(tmp_path, "x")], task) for task in tasks]
+    assert [str(reason).split(": ")[0] for part in parts for _, reason in part.bad] == [
+        "x.jsonl:2",
+        "x.jsonl:4",
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine import importer, recent, runs
+from engine import importer, preview, recent, runs
 from engine.compare import ABSENT, differences
 from engine.datasets import Dataset, count_rows, read_catalogue
 from engine.models import (
@@ -144,17 +144,18 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
         ]
 
     def submit(request: gr.Request, *held: Any) -> list[Any]:
-        spec, unreadable = form.read(controls.values(held))
+        spec, wrong = form.read(controls.values(held))
         try:
-            if unreadable:
-                raise Refusal(unreadable)
+            wrong = wrong or refused_rows(spec, workplace)
+            if wrong:
+                raise Refusal(wrong)
             run = runs.submit(spec, workplace, by=user(request))
         except Refusal as refusal:
             # The card lists them; the message only says that there are some.
             return [
                 notices.toast(notices.counted(refusal.problems, words), "bad"),
                 gr.skip(),
-                *judged(spec, unreadable),
+                *judged(spec, wrong),
             ]
         return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
 
@@ -474,3 +475,13 @@ def memory_html(plan: Summary, spec: RunSpec, words: Words) -> str:
         ]
         said = words("memory-short", changes=words("memory-and").join(changes), **values)
     return f'<p class="doubtful">{escape(said)}</p>'
+
+
+def refused_rows(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Rows that the chat template would refuse once the run has been started. Where no look at them is possible, what is
+    wrong with the spec says why, or the run does."""
+    try:
+        spec = workplace.frozen(spec)
+        return preview.first_rows(spec, Path(spec.data.dataset_dir))[0]
+    except Refusal:
+        return []

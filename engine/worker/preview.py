@@ -221,7 +221,7 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
         trained += sum(end - begin for one in kept for side in one.sides for begin, end in side.trained)
     return {
         "total": total, "seen": seen, "fates": dict(fates), "examples": examples, "tokens": tokens, "trained": trained,
-        "lost": dict(lost), "refused": [_plain(reason) for reason in refused],
+        "lost": dict(lost), "usable": fates["kept"] + fates["cut"], "refused": [_plain(reason) for reason in refused],
         "max_length": spec.data.max_length, "form": form, **_histogram(lengths, spec.data.max_length),
     }  # fmt: skip
 

@@ -31,10 +31,12 @@ class Piece(NamedTuple):
 
 
 class Provenance(NamedTuple):
-    """All pieces of a rendering in their order, and the fields of which a part was left out: (message, field)."""
+    """All pieces of a rendering in their order, and the fields of which a part was left out: (message, field).
+    `is_changed`: something that is said was written in other letters."""
 
     pieces: list[Piece]
     missing: set[tuple[int, str]]
+    is_changed: bool = False
 
 
 # What is marked, and whether texts of nothing but spaces are, too: less and less, as a template may mind it.
@@ -65,7 +67,11 @@ def left_out(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
     last = max(
         [number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1
     )
-    lost = {_kind(messages[number], field, number == last) for number, field in traced.missing}
+    # Who asks may have a name, too; only a result needs that of its tool.
+    missing = [(n, field) for n, field in traced.missing if field != "name" or messages[n]["role"] == "tool"]
+    lost = {_kind(messages[number], field, number == last) for number, field in missing}
+    if traced.is_changed:
+        lost.add("changed")
     ids = [str(message["tool_call_id"]) for message in messages if message.get("tool_call_id")]
     if any(id not in text for id in ids if not MADE_ID.fullmatch(id)):
         lost.add("tool_ids")
@@ -94,6 +100,7 @@ class _Marker:
         self.any_mark = re.compile(f"[{chr(self.first)}-{chr(last)}]")
         self.separators, self.fields, self.blanks = template.separators, fields, blanks
         self.owners: list[tuple[int, str]] = []
+        self.texts: list[str] = []  # what is marked
         self.behind: list[str] = []  # the spaces that end each text, which are not marked
 
     @classmethod
@@ -144,6 +151,7 @@ class _Marker:
                 raise OverflowError("more parts than there are marks")
             mark = self.first + 2 * len(self.owners)
             self.owners.append((number, field))
+            self.texts.append(text[begin:end])
             self.behind.append(text[end:] if not text[end:].strip() else "")
             made += [text[at:begin], chr(mark), text[begin:end], chr(mark + 1)]
             at = end
@@ -151,7 +159,7 @@ class _Marker:
 
     def read(self, marked: str, text: str) -> Provenance | None:
         """None unless `marked` is `text` with whole pairs of marks."""
-        pieces, plain, at, length = [], [], 0, 0
+        pieces, plain, at, length, is_changed = [], [], 0, 0, False
         opened: tuple[int, int] | None = None
         for mark in self.any_mark.finditer(marked):
             plain.append(marked[at : mark.start()])
@@ -161,6 +169,8 @@ class _Marker:
             if bool(closes) != (opened is not None) or (opened and opened[0] != owner):
                 return None
             if opened:
+                spoken = self.owners[owner][1] in ("content", "reasoning")
+                is_changed |= spoken and text[opened[1] : length] != self.texts[owner]
                 pieces.append(self._with_spaces(owner, opened[1], length, text))
             opened = None if closes else (owner, length)
         plain.append(marked[at:])
@@ -170,7 +180,8 @@ class _Marker:
         missing = {owner for number, owner in enumerate(self.owners) if 2 * number not in written}
         # A blank text says where its message is only where nothing else does.
         filled = {piece.message for piece in pieces if piece.start < piece.end}
-        return Provenance([p for p in pieces if p.start < p.end or p.message not in filled], missing)
+        pieces = [piece for piece in pieces if piece.start < piece.end or piece.message not in filled]
+        return Provenance(pieces, missing, is_changed)
 
     def _with_spaces(self, owner: int, start: int, end: int, text: str) -> Piece:
         """The piece with the spaces behind it that are its text's own, as far as the template has left them."""
