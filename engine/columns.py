@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -20,6 +21,7 @@ from engine.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
 from engine.stages import Kind
 
 LOOKED_AT = 200  # first rows of a file that tell its columns
+MOSTLY = 0.75  # share of the values of a column of labels that are labels
 # The parts that columns can play in rows of each kind; a set of them that is enough to say what a row is.
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("prompt",),
@@ -108,6 +110,11 @@ def _named(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {role: column for role, column in named.items() if column}
 
 
+def labels_among(columns: Iterable[str]) -> list[str]:
+    """Those of the columns that are called as people call a column of labels."""
+    return [column for column in columns if column.casefold().strip() in USUAL["kto_tag"]]
+
+
 def _mapping(kind: Kind, named: dict[str, str]) -> Mapping:
     beside = BESIDE_MESSAGES if "messages" in named else [role for role in ROLES[kind] if role != "messages"]
     return Mapping(kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)})
@@ -133,7 +140,11 @@ def turns_in(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | 
 
 
 def _good_or_bad(rows: list[dict[str, Any]], column: str) -> bool:
-    return bool(rows) and all(label_of(row.get(column)) is not None for row in rows)
+    """Whether a column says of most rows that they are good or bad. What says neither is then a bad row; of classes, even
+    of three such as 0, 1 and 2, too many say neither."""
+    values = [row[column] for row in rows if row.get(column) not in (None, "")]
+    labels = sum(label_of(value) is not None for value in values)
+    return labels > len(rows) / 2 and labels >= MOSTLY * len(values)
 
 
 def description(mapping: Mapping, rows: list[dict[str, Any]]) -> dict[str, Any]:

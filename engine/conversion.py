@@ -65,7 +65,7 @@ def _thumbs(row: Row) -> Example:
     value = row.need("kto_tag")
     label = label_of(value)
     if label is None:
-        raise row.wrong_type(row.column("kto_tag"), "true/false", value)
+        raise row.wrong_type(row.column("kto_tag"), "true/false", value, named=True)
     messages = _in_order(row, _talk(row), "assistant", "call")
     _unused(row, marks.weights(row, messages))
     return {"messages": messages, "tools": tools(row), "label": label}

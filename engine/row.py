@@ -30,8 +30,12 @@ class Row:
     def bad(self, code: str, **values: Any) -> Refusal:
         return Refusal(problem(code, place=str(self.place), **values))
 
-    def wrong_type(self, column: str, expected: str, value: Any) -> Refusal:
-        return self.bad("row-value-type", column=column, expected=expected, found=type_of(value))
+    def wrong_type(self, column: str, expected: str, value: Any, *, named: bool = False) -> Refusal:
+        """`named`: the value stands behind its type, where others of that type are understood."""
+        found = type_of(value)
+        if named and isinstance(value, (str, int, float)):
+            found += f" {json.dumps(value, ensure_ascii=False)[:40]}"
+        return self.bad("row-value-type", column=column, expected=expected, found=found)
 
     def note(self, code: str, **values: Any) -> None:
         """Say something of the row, once for each code."""

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 from engine import rowfiles
+from engine.columns import labels_among
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
@@ -193,6 +194,8 @@ class _Doubts:
             self._keep(note)
         if scores := sorted(filter(SCORE.search, self.unread)):
             self._keep(problem("scores-unread", name=dataset.name, columns=", ".join(scores)))
+        if dataset.kind == "chat" and (labels := sorted(labels_among(self.unread))):
+            self._keep(problem("labels-unread", name=dataset.name, columns=", ".join(labels)))
         repeated = self.rows.repeated()
         self.counts["row-repeated"] = len(repeated)
         self.kept += [

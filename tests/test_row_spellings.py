@@ -398,6 +398,32 @@ def test_a_label_that_is_neither_is_refused(tmp_path, label):
     assert "'label' must be of type true/false" in refused(tmp_path, row, entry={"columns": columns})[0]
 
 
+@pytest.mark.parametrize("odd", ["maybe", None, "", 0.5])
+@pytest.mark.parametrize("line", [1, 6, 10])
+def test_an_odd_label_among_labels_is_a_bad_row_and_the_rest_stay_labelled(tmp_path, odd, line):
+    labels = ["yes", "no", "no", "yes", "yes", "yes", "no", "yes", "no"]
+    labels.insert(line - 1, odd)
+    rows = [{"prompt": f"{n}?", "completion": f"{n}.", "label": label} for n, label in enumerate(labels)]
+    labelled = dataset(tmp_path, *rows)
+    report = check(labelled, "thumbs")
+    assert (labelled.kind, report.good, report.bad) == ("thumbs", 9, 1)
+    words = report.problems[0].text()
+    assert words.startswith(f"rows.jsonl:{line}: 'label'")
+    assert json.dumps(odd) in words
+
+
+@pytest.mark.parametrize(
+    "classes", [["positive", "mixed", "cats"], [0, 1, 2], ["maybe", None], [0.0, 0.5, 1.0]]
+)
+def test_a_label_that_is_a_class_is_told_to_be_unused(tmp_path, classes):
+    rows = [{"prompt": f"{n}?", "completion": f"{n}.", "label": classes[n % len(classes)]} for n in range(30)]
+    classed = dataset(tmp_path, *rows)
+    report = check(classed, "chat")
+    assert (classed.kind, report.good) == ("chat", 30)
+    (unread,) = [doubt for doubt in report.warnings if doubt.code == "labels-unread"]
+    assert "label" in unread.values["columns"]
+
+
 def test_a_prompt_and_its_completion_train_the_completion(tmp_path):
     for row in ({"prompt": "Hi", "completion": "Hello."}, {"prompt": [HI], "completion": [HELLO]}):
         assert read(tmp_path, row)[0]["messages"] == [HI, HELLO]
