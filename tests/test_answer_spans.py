@@ -294,8 +294,11 @@ def test_what_a_template_adds_to_a_question_once_it_is_answered_is_not_trained(t
         "and not loop.nextitem.content else 'think' }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    (row,) = encode(tok, talk("q", "", "q", "a"), chat_template=marks)
-    assert trained(tok, row) == ["<|im_end|>", "a<|im_end|>"]
+    (blank, row) = encode(tok, talk("q", "", "q", "a"), talk("q", "a", "q", "b"), chat_template=marks)
+    assert (
+        blank.reason.code == "answer-start-hidden"
+    )  # nothing is said, and the prompt does not stand before it
+    assert trained(tok, row) == ["a<|im_end|>", "b<|im_end|>"]
 
 
 def test_an_answer_that_is_written_twice_is_refused(tok) -> None:

@@ -214,6 +214,8 @@ class AnswerSpans:
         blank = not any(piece.start < piece.end for piece in own)
         if blank and not self._writes_blank(rendering, number):
             raise Refusal(problem("answer-left-out", message=number + 1))
+        if blank and not self._is_prompted(rendering, number):
+            raise Refusal(problem("answer-start-hidden", message=number + 1))
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
         low, high = _limits(number, own, others, len(text))
         first = own[0].start if own else high
@@ -248,6 +250,15 @@ class AnswerSpans:
             return self.template.render(without, row.get("tools")) != rendering.text
         except Exception:  # the others alone are no conversation that it takes
             return True
+
+    def _is_prompted(self, rendering: _Rendering, number: int) -> bool:
+        """Whether a message in which nothing is said stands right behind the generation prompt."""
+        row = rendering.row
+        try:
+            before = self.template.render(row["messages"][:number], row.get("tools"), generate=True)
+        except Exception:  # a template may refuse half a conversation
+            return False
+        return rendering.text.startswith(before)
 
     def _closed(self, row: Row, number: int, rest: str) -> int:
         """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
@@ -295,7 +306,7 @@ class AnswerSpans:
 
     def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
-        if not number or (self.opening and before["messages"][-1]["role"] == "assistant"):
+        if not number or before["messages"][-1]["role"] == "assistant":
             return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
         prompt = self._tail(before, generate=True)
         if prompt is None:

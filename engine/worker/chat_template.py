@@ -238,19 +238,19 @@ def short_ids(messages: list[Message]) -> list[Message]:
 
 
 def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
-    """Each call with an id, and each result with that of its call, in their order. Unless calls are `named` elsewhere,
-    the id has the name in it, as Kimi K2 writes it."""
+    """Each call with an id, and each result with the id and the name of its call, in their order. Unless calls are `named`
+    elsewhere, the id has the name in it, as Kimi K2 writes it."""
     numbers = count()
-    waiting: list[str] = []
+    waiting: dict[str, str] = {}  # id of a call → its name
     for message in messages:
         if calls := message.get("tool_calls"):
             calls = [{**call, "id": call.get("id") or _made_id(call, next(numbers), named)} for call in calls]
-            waiting = [call["id"] for call in calls]
+            waiting = {call["id"]: call["function"]["name"] for call in calls}
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
-            answered = message.get("tool_call_id") or (waiting[0] if waiting else f"call{next(numbers):05d}")
-            waiting = [other for other in waiting if other != answered]
-            message = {**message, "tool_call_id": answered}
+            answered = message.get("tool_call_id") or next(iter(waiting), f"call{next(numbers):05d}")
+            name = waiting.pop(answered, None)
+            message = {**({"name": name} if name else {}), **message, "tool_call_id": answered}
         yield message
 
 

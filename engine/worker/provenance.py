@@ -67,8 +67,13 @@ def left_out(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
     last = max(
         [number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1
     )
-    # Who asks may have a name, too; only a result needs that of its tool.
-    missing = [(n, field) for n, field in traced.missing if field != "name" or messages[n]["role"] == "tool"]
+    # Who asks may have a name, too; and that of a result says nothing more where its call has been written.
+    called = {call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
+    missing = [
+        (n, field)
+        for n, field in traced.missing
+        if field != "name" or (messages[n]["role"] == "tool" and messages[n]["name"] not in called)
+    ]
     lost = {_kind(messages[number], field, number == last) for number, field in missing}
     if traced.is_changed:
         lost.add("changed")

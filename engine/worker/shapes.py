@@ -218,12 +218,13 @@ class Shapes:
 
     def _checks_of_answers(self, roles: tuple[str, ...]) -> list[Check]:
         """What is asked of the answers besides what the template asks: that none begins as the generation prompt ends,
-        of which its beginning would be a part, or has reasoning in its text."""
+        of which its beginning would be a part, has reasoning in its text, or says nothing."""
         opening = tuple(self.spans.atoms.findall(self.spans.opening)) or ("\0",)
 
         def is_plain(content: str) -> bool:
             thinks = "think" in content and THOUGHT.search(content)
-            return not thinks and not content.lstrip().startswith(opening)
+            words = content.lstrip()
+            return bool(words) and not thinks and not words.startswith(opening)
 
         return [(number, is_plain) for number, role in enumerate(roles) if role == "assistant"]
 

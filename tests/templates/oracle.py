@@ -151,7 +151,9 @@ def check_words(facts: Facts, conversation: Conversation, text: str, tokens: lis
             if mark.kind in FOREIGN_KINDS and touched:
                 raise Wrong("other's trained", where)
     if conversation.forged:
-        special = {facts.tokenizer.convert_tokens_to_ids(token) for token in conversation.forged}
+        # The marks of a thought are what they seem to be in an answer: the model writes them itself.
+        forged = [token for token in conversation.forged if "think" not in token.lower()]
+        special = {facts.tokenizer.convert_tokens_to_ids(token) for token in forged}
         for message in range(len(conversation.messages)):
             words = [p for m in conversation.marks if m.message == message for p in places(text, m.word)]
             first, last = min(words, default=(0, 0))[0], max(words, default=(0, 0))[1]

@@ -253,7 +253,8 @@ class Reading:
             default=(0, ""),
         )
         last = max(last, behind)
-        if before is None:
+        behind_answer = at and self.messages[at - 1]["role"] == "assistant"  # where nothing is generated
+        if before is None or (behind_answer and word is not None):
             return None if word is None else (last, word)
         opened = len(before) > len(self.render(at) or "")
         if self.text.startswith(before):
