@@ -13,6 +13,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from engine import catalogue, harness, obstacles
+from engine.columns import USUAL
 from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import ADAPTER_FILES, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
@@ -320,7 +321,7 @@ def take_questions(data_dir: Path, file: Path) -> str:
             return catalogue.add(data_dir, file.stem, catalogue.described(name, proposed, rows))
     columns = catalogue.columns_of(rows)
     known = {column.casefold().strip(): column for column in columns}
-    usual = next((known[one] for one in catalogue.USUAL["prompt"] if one in known), None)
+    usual = next((known[one] for one in USUAL["prompt"] if one in known), None)
     question = usual or (columns[0] if len(columns) == 1 else None)
     if question is None or file.suffix == ".txt":
         told = ", ".join(columns) or "—"
