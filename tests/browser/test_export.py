@@ -28,6 +28,7 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         expect(page.locator("#export-card")).to_contain_text("Ready to start")
         expect(page.locator("#export-card")).to_contain_text("MB")
         expect(page.locator("#export-weights")).not_to_be_visible()
+        page.locator("#export-more button").first.click()
         page.locator("#export-license input, #export-license textarea").fill("apache-2.0")
         page.locator("#export-start").click()
         made = page.locator("#exports details.export")
