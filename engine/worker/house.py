@@ -70,6 +70,8 @@ class House:
         if bad := [one for one in told if isinstance(one, Problem)]:
             raise Refusal(bad)
         # As it was trained: up to the token that ends the last answer.
+        if any(not one.answers for one in told):
+            raise Refusal(problem("row-without-answer", place="conversation"))
         return scores(model, [one.ids[: one.answers[-1][1]].tolist() for one in told]).tolist()
 
     def _allow(self, folder: str) -> None:
