@@ -71,7 +71,7 @@ class House:
             raise Refusal(bad)
         # As it was trained: up to the token that ends the last answer.
         if any(not one.answers for one in told):
-            raise Refusal(problem("row-without-answer", place="conversation"))
+            raise Refusal(problem("score-without-answer"))
         return scores(model, [one.ids[: one.answers[-1][1]].tolist() for one in told]).tolist()
 
     def _allow(self, folder: str) -> None:
