@@ -222,7 +222,7 @@ class AnswerSpans:
         if number and not rendering.copies(number - 1):
             offset = self._start_behind(rendering, number, low, first)
         else:
-            offset = self._start(rendering, number, text[low:first], blank)
+            offset = self._start(rendering, number, text[low:first])
         marked = None if self.opening else rendering.marked_start(max(low, after), first)
         if offset is None and marked is None:
             raise Refusal(problem("answer-start-hidden", message=number + 1))
@@ -270,16 +270,15 @@ class AnswerSpans:
             shared = shared[: opened.start() if opened else None].rstrip()
         return len(shared)
 
-    def _start(self, rendering: _Rendering, number: int, gap: str, blank: bool) -> int | None:
-        """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
-        one, which has no first word, only the generation prompt can tell."""
+    def _start(self, rendering: _Rendering, number: int, gap: str) -> int | None:
+        """Where in `gap`, the text between what is before an answer and its first word, the answer starts."""
         row = rendering.row
         role = row["messages"][number - 1]["role"] if number else ""
-        key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
+        key = gap, role, bool(row.get("tools")), rendering.contexts[number]
         if key not in self.starts:
             if len(self.starts) >= MOST_GAPS:
                 self.starts.clear()
-            self.starts[key] = self._learn_start(row, number, gap, blank)
+            self.starts[key] = self._learn_start(row, number, gap)
         return self.starts[key]
 
     def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
@@ -304,7 +303,7 @@ class AnswerSpans:
             return None
         return offset if whole else header_offset
 
-    def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
+    def _learn_start(self, row: Row, number: int, gap: str) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
         if not number or before["messages"][-1]["role"] == "assistant":
             return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
@@ -314,8 +313,6 @@ class AnswerSpans:
         offset, whole = self._parting(gap, prompt)
         if whole:
             return offset
-        if blank:
-            return None
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
         # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
