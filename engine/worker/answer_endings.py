@@ -60,6 +60,8 @@ class EndingProbes:
 
     def endings(self) -> Endings:
         plain = self._ending(assistant_message(PROBE), user_message(QUESTION))
+        if plain is None:  # a template that does not even write this has nothing to learn from
+            return Endings((), None, None)
         call = None
         for arguments in ({"key": PROBE}, PROBE):
             message = assistant_message(
@@ -73,7 +75,7 @@ class EndingProbes:
                 continue
             if call:
                 break
-        return self._chosen(plain or (None, None), call)
+        return self._chosen(plain, call)
 
     def _ending(self, answer: Message, following: Message, known: Pair = (None, None)) -> Pair | None:
         """The token that ends `answer` where it is the last message, and where `following` follows it; None if the
