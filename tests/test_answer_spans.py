@@ -295,10 +295,9 @@ def test_what_a_template_adds_to_a_question_once_it_is_answered_is_not_trained(t
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     (blank, row) = encode(tok, talk("q", "", "q", "a"), talk("q", "a", "q", "b"), chat_template=marks)
-    assert (
-        blank.reason.code == "answer-start-hidden"
-    )  # nothing is said, and the prompt does not stand before it
     assert trained(tok, row) == ["a<|im_end|>", "b<|im_end|>"]
+    # An answer in which nothing is said is placed by the prompt alone, and here that is another.
+    assert blank.reason.code == "answer-start-hidden"
 
 
 def test_an_answer_that_is_written_twice_is_refused(tok) -> None:

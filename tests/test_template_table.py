@@ -22,20 +22,17 @@ LOSES_CALLS = dict.fromkeys(
     ["call", "call, text", "call, no id", "parallel", "two rounds", "ends in call", "reasoning, call"],
     "loses",
 )
-# An answer in which nothing is said is proved by the generation prompt alone, which is otherwise in the history here.
-NO_BLANKS = dict.fromkeys(["empty middle", "empty last"], "refused")
 ONE_TURN = {"one turn", "system", "developer", *LOSES_CALLS}
 # Miniature → conversations that are not simply right.
 NOT_RIGHT = {
     **{
         name: LOSES_CALLS
         for name in (
-            "always opens", "two steps", "reads thoughts", "marked, no calls", "marked with header",
+            "indented", "always opens", "two steps", "reads thoughts", "marked, no calls", "marked with header",
             "no last end", "merges", "bos per exchange", "system in the last question", "parts", "parts of contents",
+            "prompt opens a thought",
         )
     },
-    "indented": LOSES_CALLS | NO_BLANKS,
-    "prompt opens a thought": LOSES_CALLS | NO_BLANKS,
     "headers agree by chance": {"greeting": "refused"},
     "text behind the result": {"call, text": "refused"},
     "merges": LOSES_CALLS | {"two answers": "refused"},

@@ -214,15 +214,13 @@ class AnswerSpans:
         blank = not any(piece.start < piece.end for piece in own)
         if blank and not self._writes_blank(rendering, number):
             raise Refusal(problem("answer-left-out", message=number + 1))
-        if blank and not self._is_prompted(rendering, number):
-            raise Refusal(problem("answer-start-hidden", message=number + 1))
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
         low, high = _limits(number, own, others, len(text))
         first = own[0].start if own else high
         if number and not rendering.copies(number - 1):
             offset = self._start_behind(rendering, number, low, first)
         else:
-            offset = self._start(rendering, number, text[low:first])
+            offset = self._start(rendering, number, text[low:first], blank)
         marked = None if self.opening else rendering.marked_start(max(low, after), first)
         if offset is None and marked is None:
             raise Refusal(problem("answer-start-hidden", message=number + 1))
@@ -251,15 +249,6 @@ class AnswerSpans:
         except Exception:  # the others alone are no conversation that it takes
             return True
 
-    def _is_prompted(self, rendering: _Rendering, number: int) -> bool:
-        """Whether a message in which nothing is said stands right behind the generation prompt."""
-        row = rendering.row
-        try:
-            before = self.template.render(row["messages"][:number], row.get("tools"), generate=True)
-        except Exception:  # a template may refuse half a conversation
-            return False
-        return rendering.text.startswith(before)
-
     def _closed(self, row: Row, number: int, rest: str) -> int:
         """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
         following = row["messages"][number + 1 :]
@@ -270,15 +259,16 @@ class AnswerSpans:
             shared = shared[: opened.start() if opened else None].rstrip()
         return len(shared)
 
-    def _start(self, rendering: _Rendering, number: int, gap: str) -> int | None:
-        """Where in `gap`, the text between what is before an answer and its first word, the answer starts."""
+    def _start(self, rendering: _Rendering, number: int, gap: str, blank: bool) -> int | None:
+        """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
+        one, which has no first word, only the generation prompt can tell."""
         row = rendering.row
         role = row["messages"][number - 1]["role"] if number else ""
-        key = gap, role, bool(row.get("tools")), rendering.contexts[number]
+        key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
         if key not in self.starts:
             if len(self.starts) >= MOST_GAPS:
                 self.starts.clear()
-            self.starts[key] = self._learn_start(row, number, gap)
+            self.starts[key] = self._learn_start(row, number, gap, blank)
         return self.starts[key]
 
     def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
@@ -303,7 +293,7 @@ class AnswerSpans:
             return None
         return offset if whole else header_offset
 
-    def _learn_start(self, row: Row, number: int, gap: str) -> int | None:
+    def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
         before = {**row, "messages": row["messages"][:number]}
         if not number or before["messages"][-1]["role"] == "assistant":
             return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
@@ -313,6 +303,8 @@ class AnswerSpans:
         offset, whole = self._parting(gap, prompt)
         if whole:
             return offset
+        if blank:
+            return None
         if "think" in (self.atoms.match(gap, offset) or [""])[0]:
             return offset  # the model writes its reasoning itself
         # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.

@@ -267,7 +267,13 @@ class Reading:
         if opened and here.startswith(tail):
             return self._exact(begin + len(tail))
         like = self._like(tail, here, begin, word is not None) if opened or word is None else None
-        return like or (None if word is None else (last, word))
+        return like or ((last, word) if word is not None else self._written_blank(at, last))
+
+    def _written_blank(self, at: int, last: int) -> tuple[int, int] | None:
+        """An answer in which nothing is said begins right behind the message before, if anything is written for it."""
+        others = [*self.messages[:at], *self.messages[at + 1 :]]
+        without = self.facts.render(others, self.conversation.tools, forged=self.conversation.forged)
+        return None if without in (None, self.text) else (last, last)
 
     def _exact(self, start: int) -> tuple[int, int]:
         """A template that marks what is to be trained may count what the model writes first as the answer's."""
@@ -294,6 +300,8 @@ class Reading:
         # A header of its own in the history (Motif): its end will do as well, since the prompt writes that token too.
         prompted = {unit.text for unit in self.facts.units(tail) if unit.special}
         headers = [unit.end for unit in self.facts.units(here) if bounded and unit.text in prompted]
+        if headers and tail.rstrip().endswith(here[headers[-1] :].strip()):
+            headers.append(len(here))  # and all of it, where the prompt ends with the same
         shared = max([shared, *headers])
         blanks = len(here[shared:]) - len(here[shared:].lstrip())
         first = ends[-1] if ends else units[-1].end if units else 0
