@@ -1,5 +1,5 @@
 """Rows of any of the known formats → one canonical form. What a turn means is left to `engine.messages`, what its marks
-mean to `engine.marks`.
+mean to `engine.marks`. Who speaks after whom is left to the model's chat template: what it writes is trained as it is.
 
     text    {"text": str, "weights"?: [float]}
     chat    {"messages": [message, ...], "tools": [...] | None, "weights"?: [float for each answer]}
@@ -12,7 +12,8 @@ mean to `engine.marks`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from engine import marks
@@ -23,10 +24,6 @@ from engine.row_formats import MEDIA
 from engine.stages import Form
 
 Example = dict[str, Any]
-MAY_FOLLOW = {  # who may speak after whom; "call" is an assistant's call of tools
-    "": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",),
-    "call": ("tool",), "tool": ("tool", "assistant"),
-}  # fmt: skip
 # Columns that hold pictures or sounds, and what stands in a text for one of them.
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
 SCORES = (
@@ -55,7 +52,7 @@ def _text(row: Row) -> Example:
 
 
 def _chat(row: Row) -> Example:
-    messages = _in_order(row, _talk(row), "assistant", "call")
+    messages = _answered(row, _talk(row))
     weights = marks.weights(row, messages)
     example = {"messages": messages, "tools": tools(row)}
     return example if weights is None else example | {"weights": weights}
@@ -66,7 +63,7 @@ def _thumbs(row: Row) -> Example:
     label = label_of(value)
     if label is None:
         raise row.wrong_type(row.column("kto_tag"), "true/false", value, named=True)
-    messages = _in_order(row, _talk(row), "assistant", "call")
+    messages = _ending_with(row, _answered(row, _talk(row)), "assistant")
     _unused(row, marks.weights(row, messages))
     return {"messages": messages, "tools": tools(row), "label": label}
 
@@ -76,7 +73,9 @@ def _pairs(row: Row) -> Example:
     for side in (chosen, rejected):
         _unused(row, marks.weights(row, side))
     _unused(row, marks.weights(row, prompt))
-    _in_order(row, prompt, "user", "tool")
+    _ending_with(row, prompt, "user", "tool")
+    for side in (chosen, rejected):
+        _plausible(row, [*prompt, *side])
     if chosen == rejected:
         raise row.bad("row-pair-equal")
     if len(chosen) > 1 or len(rejected) > 1:
@@ -87,18 +86,22 @@ def _pairs(row: Row) -> Example:
 
 def _prompts(row: Row) -> Example:
     """The questions of a row, and its answer where it has one: what follows the last turn of anybody else."""
+    answers: list[str] = []
     if row.dataset.kind == "pairs":
-        messages, answer = _sides(row)[0], None
+        messages = _sides(row)[0]
     else:
-        messages, answer = _question(row), None
+        messages = _question(row)
         if row.dataset.formatting == "alpaca" and (value := row.get("response")):
             spoken = _spoken(row, value, row.column("response"))
-            answer = spoken[-1]["content"] if spoken else text_of(row, value, row.column("response"))
-        if messages and messages[-1]["role"] == "assistant":
-            answer = messages.pop()["content"]
+            answers = [spoken[-1]["content"] if spoken else text_of(row, value, row.column("response"))]
+        while messages and messages[-1]["role"] == "assistant":
+            answers.insert(0, messages.pop()["content"])
+        answers = [answer for answer in answers if answer]
+        if len(answers) > 1:
+            row.note("row-answers-joined", count=len(answers))
     marks.weights(row, messages)
-    _in_order(row, messages, "user", "tool")
-    return {"messages": messages, "answer": answer or None, "tools": tools(row)}
+    _plausible(row, _ending_with(row, messages, "user", "tool"))
+    return {"messages": messages, "answer": "\n\n".join(answers) or None, "tools": tools(row)}
 
 
 CONVERSIONS: Mapping[Form, Callable[[Row], Example]] = {
@@ -172,19 +175,42 @@ def _history(row: Row, history: Any) -> list[Message]:
     return messages
 
 
-def _in_order(row: Row, messages: list[Message], *last: str) -> list[Message]:
-    """The messages, if whoever speaks may speak then, and the last one is among `last`."""
-    before = ""
-    for number, message in enumerate(messages, start=1):
-        role = message["role"]
-        if role not in MAY_FOLLOW[before]:
-            expected = listed(MAY_FOLLOW[before])
-            raise row.bad("row-order", number=number, expected=expected, found=role)
-        before = "call" if "tool_calls" in message else role
-    if before not in last:
-        if "assistant" in last and not any(message["role"] == "assistant" for message in messages):
-            raise row.bad("row-without-answer")
-        raise row.bad("row-last", expected=listed(last), found=before or "—")
+def _answered(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages, if there is an answer to learn in them, and somebody else speaks, too."""
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise row.bad("row-without-answer")
+    if set(roles) == {"assistant"}:
+        raise row.bad("row-answers-only", count=len(roles))
+    if roles[-1] != "assistant":
+        if _first_speaker(roles) == "assistant":
+            raise row.bad("row-speakers-swapped", role=roles[-1])
+        row.note("row-open-question", role=roles[-1])
+    return _plausible(row, messages)
+
+
+def _plausible(row: Row, messages: list[Message]) -> list[Message]:
+    """The messages, if no result of a tool stands where nothing can have called it. What is unusual of their order is noted."""
+    roles = [message["role"] for message in messages]
+    if "tool" in roles and "assistant" not in roles[: (first := roles.index("tool"))]:
+        raise row.bad("row-result-without-call", number=first + 1)
+    if _first_speaker(roles) == "assistant":
+        row.note("row-answer-first")
+    again = next((at for at, (one, other) in enumerate(pairwise(roles)) if one == other != "tool"), None)
+    if again is not None:
+        row.note("row-same-speaker", number=again + 2, role=roles[again])
+    return messages
+
+
+def _first_speaker(roles: Sequence[str]) -> str:
+    return next((role for role in roles if role != "system"), "")
+
+
+def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]:
+    """The messages, if the last one is by one of `last`."""
+    role = messages[-1]["role"] if messages else ""
+    if role not in last:
+        raise row.bad("row-last", expected=listed(last), found=role or "—")
     return messages
 
 

@@ -22,6 +22,7 @@ SENTENCES = {
     "tool_ids": "rows-lose-tool-ids",
     "without_reasoning": "rows-without-reasoning",
     "empty_reasoning": "rows-with-empty-thoughts",
+    "header": "rows-with-header",
 }
 LOSSES = tuple(SENTENCES)
 

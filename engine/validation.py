@@ -315,9 +315,8 @@ def question_of(row: Example) -> str:
     if "text" in row:
         return row["text"]
     turns = row["messages"]
-    if turns and turns[-1]["role"] == "assistant":
-        turns = turns[:-1]
-    return "\n".join(turn["content"] for turn in turns)
+    apart = "chosen" in row or "answer" in row  # then no answer of the conversation is the row's own
+    return "\n".join(turn["content"] for turn in (turns if apart else turns[: _last_answer(turns)]))
 
 
 def answer_of(row: Example) -> str:
@@ -326,7 +325,14 @@ def answer_of(row: Example) -> str:
         return row["text"]
     if "chosen" in row:
         return row["chosen"][-1]["content"]
-    return row.get("answer") or (row["messages"][-1]["content"] if row["messages"] else "")
+    if "answer" in row:
+        return row["answer"] or row["messages"][-1]["content"]
+    return row["messages"][_last_answer(row["messages"])]["content"]
+
+
+def _last_answer(turns: Sequence[Mapping[str, Any]]) -> int:
+    """Where in a conversation the last answer is."""
+    return max(at for at, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
 def script_of(text: str) -> str:

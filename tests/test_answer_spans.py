@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from engine.problems import Refusal
+from engine.template_losses import notes
 from engine.worker.answer_endings import MaskSettings
 from engine.worker.conversations import Conversations, Tokens, generation_stops
-from tests.families import answer, encode, talk, tokenizer, trained, user
+from tests.families import answer, encode, ids_of, talk, tokenizer, trained, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
 RESULT = {"role": "tool", "content": "sunny"}
@@ -418,3 +420,55 @@ def test_a_template_that_writes_no_names_gets_them_in_the_ids(tok) -> None:
     template = calls_as("c.function.arguments | tojson").replace("c.function.name", "c.id")
     (row,) = encode(tok, CALLED, chat_template=template)
     assert trained(tok, row)[0] == '<call>functions.weather:0 {"city": "Rome"}</call><|im_end|>'
+
+
+HEADER = "<|im_start|>assistant\n"
+NO_PROMPT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+PROMPTED = NO_PROMPT + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+
+
+def test_a_header_that_no_generation_prompt_writes_is_trained_and_told(tok) -> None:
+    (both,), (usual,) = encode(tok, TWO, chat_template=NO_PROMPT), encode(tok, TWO, chat_template=PROMPTED)
+    answers = ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
+    assert trained(tok, both) == [HEADER + answer for answer in answers]
+    assert trained(tok, usual) == answers
+    assert (both.lost, usual.lost) == (("header",), ())
+    (note,) = notes({"header": 1}, 3)
+    assert "writes no generation prompt, so in 1 of 3 rows the header" in note.text()
+    assert "3 行中有 1 行的回答开头标记" in note.text("zh")
+
+
+@pytest.mark.parametrize("template", ["mistral", "gemma", "phi3"])
+def test_where_nothing_opens_an_answer_or_a_prompt_does_no_header_is_trained(template: str) -> None:
+    (row,) = encode(tokenizer(template), TWO)
+    assert "header" not in row.lost
+
+
+GREETED = {"messages": [answer("Hello."), user("Who?"), answer("Me.")]}
+SAID_TWICE = {
+    "messages": [user("Hi."), user("Who?"), answer("Me."), answer("And you?"), user("I."), answer("Ah.")]
+}
+LEFT_OPEN = {"messages": [user("Who?"), answer("Me."), user("Why?")]}
+
+
+@pytest.mark.parametrize("row", [GREETED, SAID_TWICE, LEFT_OPEN], ids=["greeted", "said twice", "left open"])
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "phi3"])
+def test_in_any_order_of_speakers_exactly_the_answers_are_trained(name: str, row) -> None:
+    tok = tokenizer(name)
+    rendered = Conversations(tok).plain
+    short, long = (rendered.encode([row] * 3, short_way=short)[2] for short in (True, False))
+    assert short.ids.tolist() == long.ids.tolist() == ids_of(tok, row)
+    assert list(short.answers) == list(long.answers)
+    assert rendered.shapes.of(row["messages"]).proven  # the short way was taken, and had proved itself
+    weights = [2.0, 0.5, 3.0][: len(long.answers)]
+    (plain,), (weighted,) = encode(tok, row), encode(tok, row | {"weights": weights})
+    said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    assert [re.sub(r"<\|\w+\|>$", "", run) for run in trained(tok, plain)] == said
+    assert trained(tok, weighted) == trained(tok, plain)
+
+
+def test_an_order_that_the_template_refuses_is_told_in_its_own_words() -> None:
+    refused, plain = encode(tokenizer("gemma"), GREETED, TWO)
+    assert (refused.fate, refused.reason.code) == ("refused", "template-refuses-row")
+    assert "must alternate user/assistant" in refused.reason.text()
+    assert plain.usable

@@ -315,23 +315,77 @@ def test_json_in_a_column_is_as_mistrusted_as_the_file_around_it(tmp_path, value
 
 
 BAD_TURNS = [
-    ("human human gpt", "message 2 is by 'user', but it is the turn of: assistant"),
-    ("gpt human gpt", "message 1 is by 'assistant', but it is the turn of: system, user"),
-    ("human gpt gpt", "message 3 is by 'assistant', but it is the turn of: user"),
-    ("human gpt observation", "message 3 is by 'tool', but it is the turn of: user"),
     ("human", "the conversation has no answer by the assistant"),
     ("system human", "the conversation has no answer by the assistant"),
-    ("human gpt human", "the last message is by 'user', but must be by: assistant"),
+    ("gpt", "nobody but the assistant speaks in the conversation (1 message)"),
+    ("gpt gpt", "nobody but the assistant speaks in the conversation (2 messages)"),
+    ("system gpt human gpt human", "begins with an answer and ends with a message by 'user'"),
+    (
+        "human observation gpt",
+        "message 2 is the result of a tool, but the assistant has said nothing before it",
+    ),
     ("human robot", "is said by 'robot'. Known roles are: system, human, gpt"),
 ]
 
 
+def spoken_by(speakers: str) -> list[dict]:
+    return [{"from": speaker, "value": f"{number}"} for number, speaker in enumerate(speakers.split())]
+
+
 @pytest.mark.parametrize(("speakers", "said"), BAD_TURNS)
-def test_conversations_out_of_order_are_named(tmp_path, speakers, said):
-    turns = [{"from": speaker, "value": "x"} for speaker in speakers.split()]
-    good, (bad,) = read(dataset(tmp_path, [{"conversations": turns}], formatting="sharegpt"))
+def test_conversations_that_teach_nothing_or_are_mapped_wrongly_are_named(tmp_path, speakers, said):
+    row = {"conversations": spoken_by(speakers)}
+    good, (bad,) = read(dataset(tmp_path, [row], formatting="sharegpt"))
     assert not good
     assert said in bad
+
+
+ANY_ORDER = {
+    "human gpt human gpt": set(),
+    "gpt human gpt": {"row-answer-first"},
+    "system gpt human gpt": {"row-answer-first"},
+    "system gpt": {"row-answer-first"},
+    "human human gpt": {"row-same-speaker"},
+    "human gpt gpt human gpt": {"row-same-speaker"},
+    "gpt gpt human human gpt": {"row-answer-first", "row-same-speaker"},
+    "human gpt system human gpt": set(),
+    "human gpt observation observation gpt": set(),
+    "human gpt human": {"row-open-question"},
+}
+
+
+@pytest.mark.parametrize("speakers", ANY_ORDER)
+def test_who_speaks_after_whom_is_left_to_the_template_and_told(tmp_path, speakers):
+    row = {"conversations": spoken_by(speakers)}
+    (example,), bad = read(dataset(tmp_path, [row], formatting="sharegpt"))
+    assert not bad
+    assert [message["content"] for message in example["messages"]] == [
+        turn["value"] for turn in row["conversations"]
+    ]
+    assert {note.code for note in example.get("notes", ())} == ANY_ORDER[speakers]
+
+
+def test_an_answer_that_is_judged_or_compared_is_the_last_message_and_its_prompt_is_no_answer(tmp_path):
+    judged = {"conversations": spoken_by("human gpt human"), "label": True}
+    columns = {"messages": "conversations", "kto_tag": "label"}
+    _, (bad,) = read(dataset(tmp_path, [judged], formatting="sharegpt", columns=columns))
+    assert "the last message is by 'user', but must be by: assistant" in bad
+    sides = {"chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}
+    two = [{"conversations": spoken_by(before)} | sides for before in ("human gpt", "gpt human human")]
+    columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    one = dataset(tmp_path, two, formatting="sharegpt", ranking=True, columns=columns)
+    (pair,), (bad,) = read(one)
+    assert "the last message is by 'assistant', but must be by: user, tool" in bad
+    assert {note.code for note in pair["notes"]} == {"row-answer-first", "row-same-speaker"}
+
+
+def test_a_prompt_is_what_comes_before_the_last_answers(tmp_path):
+    row = {"conversations": spoken_by("gpt human gpt human gpt gpt")}
+    one = dataset(tmp_path, [row], formatting="sharegpt")
+    (prompt,) = examples(one, pytest.fail, "prompts")
+    assert [message["content"] for message in prompt["messages"]] == ["0", "1", "2", "3"]
+    assert prompt["answer"] == "4\n\n5"
+    assert {note.code for note in prompt["notes"]} == {"row-answer-first", "row-answers-joined"}
 
 
 def test_an_image_is_not_taken_for_text(tmp_path):

@@ -189,6 +189,20 @@ def test_where_the_last_turn_alone_is_too_long_its_answer_loses_its_end() -> Non
     assert encode(tok, asked_long, max_length=50, too_long="cut_start")[0].fate == "too_long"
 
 
+def test_a_greeting_goes_as_the_oldest_turn_and_a_last_question_stays_with_its_turn() -> None:
+    tok = tokenizer("chatml")
+    kept = [user("q1"), answer("a1"), user("q2")]
+    row = {"messages": [{"role": "system", "content": "s"}, answer("word " * 40), *kept], "weights": [3, 2]}
+    (cut,) = encode(tok, row, max_length=50, too_long="cut_start")
+    assert cut.fate == "cut"
+    assert cut.input_ids == ids_of(tok, {"messages": [row["messages"][0], *kept]})
+    assert trained(tok, cut) == ["a1</s>"]
+    (left,) = encode(
+        tok, {"messages": [user("word " * 40), answer("a1"), user("q2")]}, max_length=40, too_long="cut_start"
+    )
+    assert left.fate == "too_long"  # and not a question alone, of which nothing is trained
+
+
 def test_a_pair_keeps_its_last_question_when_its_oldest_turns_go() -> None:
     tok = tokenizer("chatml")
     row = pair("q2", "yes", "no")

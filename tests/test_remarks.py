@@ -36,6 +36,25 @@ def test_what_rows_ask_for_and_do_not_get_is_told_with_how_many_they_are(
     assert checked.stdout.endswith("ready to start\n")
 
 
+def test_rows_in_an_unusual_order_are_counted_and_keep_nobody_from_starting(
+    workplace: Workplace, make_spec: Callable[..., RunSpec]
+) -> None:
+    question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    orders = [
+        [question, answer],
+        [answer, question, answer],
+        [question, question, answer],
+        [answer, question, answer, answer],
+    ]
+    rows = [{"messages": order} for order in orders]
+    (workplace.data / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (workplace.data / "dataset_info.json").write_text('{"talks": {"file_name": "talks.jsonl"}}')
+    planned = summary(make_spec(data__datasets={"talks": 1}), workplace)
+    places = {remark.code: remark.values["place"] for remark in planned.remarks}
+    assert places == {"row-answer-first": "talks.jsonl:2 (2/4)", "row-same-speaker": "talks.jsonl:3 (2/4)"}
+    assert not planned.problems
+
+
 def test_plain_rows_have_no_remarks_and_neither_has_a_folder_that_is_not_there(
     workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:

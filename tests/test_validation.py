@@ -55,6 +55,15 @@ def test_every_bad_row_is_told_though_only_the_first_are_kept(make):
     assert told[-1] == (13, "row-empty", {**ALPACA, "output": " "})
 
 
+def test_what_a_row_asks_is_what_comes_before_its_last_answer_whatever_follows(make):
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Потому что так надо."}]
+    asked = make("asked", [{"messages": turns}])
+    one = make("x", [{"messages": [*turns, {"role": "user", "content": "And then?"}]}])
+    report = check(one, "chat", against=[asked])
+    assert report.counts == {"row-open-question": 1, "row-leaked": 1}
+    assert report.scripts == {"cyrillic": 1}
+
+
 def test_rows_that_say_the_same_are_found_wherever_they_are(make):
     one = make("x", [*rows(300), {**rows(1)[0], "unused": 1}, *rows(2)])
     report = check(one, "chat")

@@ -21,9 +21,10 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from engine.problems import Refusal, problem
-from engine.worker.answer_endings import EndingProbes, MaskSettings, assistant_message
+from engine.worker.answer_endings import EndingProbes, MaskSettings, assistant_message, user_message
 from engine.worker.chat_template import (
     PROBE,
+    QUESTION,
     ChatTemplate,
     Row,
     Span,
@@ -160,7 +161,7 @@ class AnswerSpans:
                 whole = [(begin, end) for (begin, _, _), end in zip(words, ends, strict=True)]
                 starts = [stop.start() if stop else len(text) for stop in stops]
                 if all(last <= start for (_, last, _), start in zip(words, starts, strict=True)):
-                    lost = tuple(self._without_reasoning(row, text, whole))
+                    lost = (*self._without_reasoning(row, text, whole), *self._with_header(whole))
                     return Answers(self._behind_empty_thoughts(text, whole), bool(stops and stops[-1]), lost)
         raise Refusal(problem("mask-unproven"))
 
@@ -185,7 +186,11 @@ class AnswerSpans:
             if message["role"] == "assistant":
                 span, is_ended = self._span(rendering, number, after=spans[-1][1] if spans else 0)
                 spans.append(span)
-        lost = (*left_out(row, text, traced), *self._without_reasoning(row, text, spans))
+        lost = (
+            *left_out(row, text, traced),
+            *self._without_reasoning(row, text, spans),
+            *self._with_header(spans),
+        )
         return Answers(self._behind_empty_thoughts(text, spans), is_ended, lost)
 
     def _without_reasoning(self, row: Row, text: str, spans: list[Span]) -> list[str]:
@@ -196,6 +201,26 @@ class AnswerSpans:
         if EMPTY_THOUGHT.match(answer):
             return ["empty_reasoning"]
         return ["without_reasoning"] if "think" in self.opening and "think>" not in answer else []
+
+    def _with_header(self, spans: list[Span]) -> list[str]:
+        """Whether what opens an answer is trained with it."""
+        return ["header"] if spans and self.trained_header else []
+
+    @cached_property
+    def trained_header(self) -> str:
+        """What opens each answer, where no generation prompt writes it and so the model has to."""
+        row = {"messages": [user_message(QUESTION), assistant_message(PROBE)]}
+        if self.opening.strip():
+            return ""
+        try:
+            text = self.template.render(row["messages"])
+            if not (traced := trace(self.template, row, text)):
+                return ""
+            marks = self.template.generation_marks(row["messages"])
+            start = self._span(_Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
+        except Exception:  # a template may refuse even this, and then writes no answer
+            return ""
+        return EMPTY_THOUGHT.sub("", text[start:].partition(PROBE)[0]).strip()
 
     def _behind_empty_thoughts(self, text: str, spans: list[Span]) -> list[Span]:
         """The spans without the empty thoughts that the template writes before answers that have none, if these are not

@@ -26,7 +26,7 @@ from engine.spec import RunSpec
 from engine.stages import STAGES
 from engine.workplace import template_file
 
-VERSION = 4  # of the code that prepares: one more whenever it makes something else of the same rows
+VERSION = 5  # of the code that prepares: one more whenever it makes something else of the same rows
 MOST = 20 * 10**9  # bytes; what was not used for longest goes first
 SUMMARY = "summary.json"
 # What a tokenizer is made of, in a model's folder.

@@ -116,7 +116,7 @@ class Encoder:
     def _cut_start(self, rows: Sequence[Row], examples: list[Example]) -> None:
         """Replaces each example that was too long by that of the row with as few turns less as will do."""
         least = {n: 1 for n, example in enumerate(examples) if _too_long(example)}
-        most = {n: len(_turns(rows[n]["messages"])) - 1 for n in least}
+        most = {n: len(_turns(rows[n])) - 1 for n in least}
         while open_ := [n for n in least if least[n] <= most[n]]:
             tried = {n: (least[n] + most[n]) // 2 for n in open_}
             made = FORMS[self.form](self, [_without_oldest(rows[n], tried[n]) for n in open_])
@@ -134,13 +134,18 @@ def _too_long(example: Example) -> bool:
     return example.fate in ("cut", "too_long")
 
 
-def _turns(messages: Sequence[dict[str, Any]]) -> list[int]:
-    """Where each question is, and with it all that belongs to its answer."""
-    return [number for number, message in enumerate(messages) if message["role"] == "user"]
+def _turns(row: Row) -> list[int]:
+    """Where each question is, and with it all that belongs to its answer. What comes before the first, a greeting, is a turn
+    of its own; a last question that nothing answers belongs to the turn before."""
+    roles = [message["role"] for message in row["messages"]]
+    if "chosen" not in row and "answer" not in row:  # its answers are among them
+        roles = roles[: len(roles) - roles[::-1].index("assistant")]
+    first = next((number for number, role in enumerate(roles) if role != "system"), 0)
+    return [number for number, role in enumerate(roles) if role == "user" or number == first]
 
 
 def _without_oldest(row: Row, count: int) -> Row:
-    turns = _turns(row["messages"])
+    turns = _turns(row)
     return without_oldest(row, turns[0], turns[count])
 
 

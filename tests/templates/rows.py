@@ -147,6 +147,9 @@ KINDS: dict[str, Callable[[Conversation], Conversation]] = {
     "long": _long,
     "greeting": lambda c: c.answer().user().answer(),
     "two answers": lambda c: c.user().answer().answer().user().answer(),
+    "two questions": lambda c: c.user().user().answer().user().user().answer(),
+    "late system": lambda c: c.user().answer().system().user().answer(),
+    "open question": lambda c: c.user().answer().user().answer().user(),
 }
 FORGED = "others' words"  # needs to know what the template writes between turns
 
