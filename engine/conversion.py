@@ -96,6 +96,8 @@ def _prompts(row: Row) -> Example:
             answers = [spoken[-1]["content"] if spoken else text_of(row, value, row.column("response"))]
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
+        if answers and not messages:
+            raise row.bad("row-answers-only", count=len(answers))
         answers = [answer for answer in answers if answer]
         if len(answers) > 1:
             row.note("row-answers-joined", count=len(answers))

@@ -386,6 +386,10 @@ def test_a_prompt_is_what_comes_before_the_last_answers(tmp_path):
     assert [message["content"] for message in prompt["messages"]] == ["0", "1", "2", "3"]
     assert prompt["answer"] == "4\n\n5"
     assert {note.code for note in prompt["notes"]} == {"row-answer-first", "row-answers-joined"}
+    bad = []
+    alone = dataset(tmp_path, [{"conversations": spoken_by("gpt gpt")}], formatting="sharegpt")
+    assert not list(examples(alone, bad.append, "prompts"))
+    assert [problem.code for problem in bad] == ["row-answers-only"]
 
 
 def test_an_image_is_not_taken_for_text(tmp_path):
