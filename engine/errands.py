@@ -35,6 +35,7 @@ from engine.rundir import ALIVE, held, read_json, take, write_json
 from engine.workplace import PROJECT
 
 FOLDER = ".errands"
+RULES = 2  # by which rows are judged: one more whenever the same rows are judged otherwise
 KEPT = 40  # finished ones
 MOST = 50  # problems of a set that its page shows, and warnings of each sort
 LEAVING_S = 5  # a process that has said its last is gone by then
@@ -112,7 +113,7 @@ def known(saves: Path, what: str, given: Mapping[str, Any]) -> Errand | None:
 
 
 def _named(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
-    told = json.dumps([what, given, _versions(given)], sort_keys=True, ensure_ascii=False)
+    told = json.dumps([RULES, what, given, _versions(given)], sort_keys=True, ensure_ascii=False)
     return Errand(saves / FOLDER / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:20]}")
 
 
