@@ -113,6 +113,7 @@ class Seen:
     lost: tuple[str, ...] = ()
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    weights: list[float] | None = None
     prompt_ids: list[int] = field(default_factory=list)
     chosen_ids: list[int] = field(default_factory=list)
     rejected_ids: list[int] = field(default_factory=list)

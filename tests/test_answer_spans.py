@@ -209,7 +209,8 @@ def test_what_a_template_leaves_out_of_a_row_is_said(tok) -> None:
         {"messages": [user("q"), answer("a", reasoning_content="hm"), user("q"), answer("b")]},
         TWO,
     ]
-    lost = [row.lost for row in encode(tok, *rows, chat_template=no_system)]
+    prompted = no_system + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    lost = [row.lost for row in encode(tok, *rows, chat_template=prompted)]
     assert lost == [("system",), ("reasoning",), ("earlier_reasoning",), ()]
     assert encode(tok, TWO, chat_template=thinks("reasoning"))[0].lost == ("empty_reasoning",)
     opened = no_system + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -465,6 +466,7 @@ def test_in_any_order_of_speakers_exactly_the_answers_are_trained(name: str, row
     said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
     assert [re.sub(r"<\|\w+\|>$", "", run) for run in trained(tok, plain)] == said
     assert trained(tok, weighted) == trained(tok, plain)
+    assert [weighted.weights[begin] for begin, _ in long.answers] == weights
 
 
 def test_an_order_that_the_template_refuses_is_told_in_its_own_words() -> None:
