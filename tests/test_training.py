@@ -97,7 +97,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training.max_steps": 100,
     },
     "too_short": {"data.max_length": 8},
+    "few_steps": {"training.max_steps": 3, "logging.logging_steps": 5},
 }
+VARIANTS["stopped_early"] = VARIANTS["keep_best"] | {"logging.logging_steps": 100}
 VARIANTS["diverging_unseen"] = VARIANTS["diverging"] | {"logging.logging_steps": 100, "logging.save_steps": 10, "logging.save_total_limit": 1}  # fmt: skip
 
 
@@ -313,6 +315,14 @@ def test_the_best_checkpoint_is_kept_and_training_stops_early(trained: dict[str,
     run = trained["keep_best"]  # a learning rate so small that nothing gets better
     assert read_json(run.result() / "result.json")["step"] < 8
     assert len(run.checkpoints()) <= 2
+
+
+def test_the_curve_ends_with_the_last_step_however_seldom_it_has_a_point(trained: dict[str, RunDir]) -> None:
+    for name, last in (("few_steps", 3), ("stopped_early", None)):
+        run = trained[name]
+        steps = [line["step"] for line in read_lines(run.metrics) if "loss" in line]
+        assert steps == [1, last or read_json(run.result() / "result.json")["step"]]
+    assert steps[-1] < 8  # it did end before the plan
 
 
 def test_weights_and_limits_decide_how_often_rows_are_seen(trained: dict[str, RunDir]) -> None:

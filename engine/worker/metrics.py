@@ -93,6 +93,19 @@ class RunCallback(TrainerCallback):
         if self._asked_to_stop(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
+        if control.should_training_stop:
+            control.should_log = True  # the curves end where the training does
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """The last step is logged also where a validation ends the training, which is known only after it.
+
+        A step that is logged already is not logged again by the trainer.
+        """
+        if control.should_training_stop or control.should_evaluate:
+            control.should_log = True
         return control
 
     def on_prediction_step(
