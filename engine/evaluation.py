@@ -18,6 +18,7 @@ from engine.datasets import Dataset, examples, read_catalogue
 from engine.models import ADAPTER_FILES, identity, inspect, is_hub_id
 from engine.problems import Problem, Refusal, problem
 from engine.rundir import RESULT, RunDir, read_json
+from engine.soundness import flaw, sound_names
 from engine.spec import LONGEST_NAME, Hardware, Model, NoRopeScaling, Part, RunSpec, Spec, setting
 from engine.workplace import Workplace, absolute, inside
 
@@ -278,7 +279,7 @@ def _of_data(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Prob
     found = tasks + [replace(one, field=DATASETS) for one in broken]
     for name in spec.data.datasets if not broken else ():
         if name not in known:
-            values = {"name": name, "folder": folder, "known": ", ".join(known) or "—"}
+            values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
             found.append(problem("data-unknown", DATASETS, **values))
         elif known[name].problem:
             found.append(replace(known[name].problem, field=DATASETS))
@@ -308,7 +309,7 @@ def references(dataset: Dataset) -> tuple[int, int]:
 
 def fitting(sets: list[Dataset], form: str = "answers") -> list[str]:
     """Names of the sets that such models can be measured on."""
-    return [one.name for one in sets if not one.problem and one.files and one.kind in KINDS[form]]
+    return [one.name for one in sets if not flaw(one) and one.files and one.kind in KINDS[form]]
 
 
 def take_questions(data_dir: Path, file: Path) -> str:

@@ -35,6 +35,7 @@ from engine.models import (
 from engine.problems import Problem, problem
 from engine.reward_models import reward_model_problems
 from engine.rowfiles import version
+from engine.soundness import sound_names
 from engine.spec import RunSpec
 from engine.stages import FITS, STAGES
 from engine.validation import Report, check
@@ -248,9 +249,8 @@ def _of_data(spec: RunSpec) -> list[Problem]:
     ):
         for name in names if not broken else ():
             if name not in known:
-                found.append(
-                    problem("data-unknown", field, name=name, folder=folder, known=", ".join(known) or "—")
-                )
+                there = ", ".join(sound_names(catalogue)) or "—"
+                found.append(problem("data-unknown", field, name=name, folder=folder, known=there))
                 continue
             report = _looked_at(folder, name, spec.stage.kind, _stamps(folder, known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:

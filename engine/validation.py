@@ -21,6 +21,7 @@ from engine.columns import labels_among
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
+from engine.soundness import flaw
 from engine.stages import FITS, Form
 
 COMPARED = 50_000_000  # rows of a set that are compared with each other
@@ -126,12 +127,12 @@ def _doubts_of_files(dataset: Dataset) -> list[Problem]:
 
 
 def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
-    """Names of the data sets that have a row of that form among their first ones."""
+    """Names of the sound data sets that have a row of that form among their first ones."""
     return [one.name for one in catalogue if one.kind in FITS[form] and _has_row(one, form)]
 
 
 def _has_row(dataset: Dataset, form: Form) -> bool:
-    if dataset.problem or not dataset.files:
+    if flaw(dataset) or not dataset.files:
         return False
     return any(
         True for _ in canonical(dataset, islice(rows(dataset, _unheard), RECOMMENDED_AFTER), _unheard, form)

@@ -26,6 +26,7 @@ from engine.mixing import held_out
 from engine.models import inspect, model_problems
 from engine.obstacles import chosen_template_problems
 from engine.problems import Problem, Refusal, problem
+from engine.soundness import flaw, sound_names
 from engine.spec import UNIONS, RunSpec, optimizer_steps
 from engine.stages import FITS, STAGES
 from engine.workplace import Workplace
@@ -239,12 +240,12 @@ def build(
 
     def list_html(id: str) -> str:
         sets, broken = read_catalogue(data)
-        counts = {one.name: _count(one) for one in sets}
+        counts = {one.name: None if flaw(one) else _count(one) for one in sets}
         return rows.listed(sets, counts, broken, uploads.unregistered(data, sets), id, words)
 
     def arrive(id: str) -> list[Any]:
         sets, _ = read_catalogue(data)
-        usable = [one.name for one in sets if not one.problem]
+        usable = sound_names(sets)
         id = id or (f"set:{usable[0]}" if usable else "")
         return [id, list_html(id)]
 
@@ -286,9 +287,7 @@ def build(
             nothing_open[-1] = notices.refused(refusal.problems, words)
             return nothing_open
         is_set, usable = id.startswith("set:"), bool(one.files) and not one.problem
-        others = [
-            other.name for other in read_catalogue(data)[0] if other.name != one.name and not other.problem
-        ]
+        others = [other for other in sound_names(read_catalogue(data)[0]) if other != one.name]
         title = (
             rows.head(one, _count(one), words) if is_set else rows.file_head(id.partition(":")[2], one, words)
         )

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from engine.browse import Shown
 from engine.datasets import Dataset
 from engine.problems import Problem
+from engine.soundness import flaw
 from webui import charts, notices, sources
 from webui.numbers import size
 from webui.words import Words
@@ -49,8 +50,8 @@ def _on(id: str, chosen: str) -> str:
 
 def _item(one: Dataset, count: int | None, chosen: str, words: Words) -> str:
     id = f"set:{one.name}"
-    if one.problem:
-        told = f'<small class="wrong">{escape(notices.sentence(one.problem, words))}</small>'
+    if found := flaw(one):
+        told = f'<small class="wrong">{escape(notices.sentence(found, words))}</small>'
     else:
         facts = [words(f"set-{one.kind}")]
         if count is not None:
@@ -78,9 +79,10 @@ def head(dataset: Dataset, count: int | None, words: Words) -> str:
         ", ".join(file.name for file in dataset.files[:3]) + (" …" if len(dataset.files) > 3 else ""),
     ]
     chips = "".join(f"<span>{escape(str(one))}</span>" for one in facts if one)
-    wrong = ""
+    found = flaw(dataset)
+    wrong = notices.listed([found], words) if found else ""
     if dataset.problem:
-        chips, wrong = "", notices.listed([dataset.problem], words)
+        chips = ""
     return f'<div class="run-title"><h1>{escape(dataset.name)}</h1></div><p class="chips">{chips}</p>{wrong}{sources.described(dataset, words)}'
 
 

@@ -28,6 +28,7 @@ from engine.obstacles import QUANTIZER, packages_of
 from engine.plan import Summary, first_preset, refitted, start_from, summary
 from engine.problems import Problem, Refusal, problem
 from engine.results import Result, results, titles
+from engine.soundness import flaw, sound_first
 from engine.spec import RunSpec, examples_per_step, fields
 from engine.stages import STAGES
 from engine.workplace import DEMO_MODEL, Workplace, absolute, inside
@@ -303,14 +304,17 @@ def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tupl
 
 
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
-    return [(dataset_label(one, words), one.name) for one in read_catalogue(workplace.data)[0]]
+    """The data sets; those that cannot be read are called so and stand last."""
+    return [(dataset_label(one, words), one.name) for one in sound_first(read_catalogue(workplace.data)[0])]
 
 
 def dataset_label(dataset: Dataset, words: Words) -> str:
+    if flaw(dataset):
+        return words("broken-set", name=dataset.name)
     try:
         return words("rows-of", name=dataset.name, rows=f"{count_rows(dataset):,}")
-    except Refusal:
-        return words("broken-set", name=dataset.name) if dataset.problem else dataset.name
+    except Refusal:  # it is on a hub
+        return dataset.name
 
 
 def model_facts(given: str, workplace: Workplace, words: Words) -> str:
