@@ -70,6 +70,20 @@ class Dataset:
         return frozenset(self.columns.values())
 
     @cached_property
+    def read(self) -> frozenset[str]:
+        """The columns that rows of its kind are made from."""
+        beside = {role for role in columns.ROLES[self.kind] if role != "messages"}
+        roles = (
+            beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
+        )
+        names = {column for role, column in self.columns.items() if role in roles or role == "weight"}
+        if "tools" in roles & self.columns.keys():
+            names.add("functions")  # OpenAI's older name
+        if any(file.suffix == ".txt" for file in self.files):
+            names.add("text")
+        return frozenset(names)
+
+    @cached_property
     def media(self) -> tuple[str, ...]:
         """Which of LLaMA-Factory's columns for pictures and sounds the entry has."""
         return tuple(role for role in MEDIA if role in self.columns)

@@ -19,7 +19,8 @@ from engine.validation import Report
 # repeated row, is told where data is checked.
 CODES = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
-    "row-answer-first", "row-same-speaker", "row-open-question", "row-answers-joined", "row-scores-disagree", "scores-unread", "labels-unread", "entry-keys-unread", "guess-uneven",
+    "row-answer-first", "row-same-speaker", "row-open-question", "row-answers-joined", "row-scores-disagree", "scores-unread",
+    "labels-unread", "columns-unread", "entry-keys-unread", "guess-uneven",
     "table-separator-unsure", "table-header-data",
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from typing import Any
 from engine import rowfiles
 from engine.columns import labels_among
 from engine.datasets import Dataset, Example, canonical, entries, example, rows
+from engine.marks import ROW_MARKS
 from engine.problems import Problem, Refusal, problem
 from engine.rowfiles import Place
 from engine.soundness import flaw
@@ -40,6 +41,7 @@ SCRIPTS = {
 }  # fmt: skip
 RUNS = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
 SCORE = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
+NAMED = 12  # columns that are told by name
 LOOKED_AT = 120  # characters of an answer that tell its script
 
 OnBad = Callable[[Place, Problem, Any], None]
@@ -88,6 +90,7 @@ def check(
     good = bad = 0
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
+    read = dataset.read | ROW_MARKS
     try:
         doubts = _Doubts(most, {one.name: _questions(one) for one in against})
         for place, row in islice(entries(dataset), limit):
@@ -97,7 +100,7 @@ def check(
                 if isinstance(row, Problem):
                     raise Refusal(row)
                 doubts.look(place, example(dataset, place, row, form))
-                doubts.unread.update(row.keys() - dataset.used)
+                doubts.note_unread(row, read)
                 good += 1
             except Refusal as refusal:
                 (wrong,) = refusal.problems
@@ -155,7 +158,7 @@ class _Doubts:
         self.kept: list[Problem] = []
         self.scripts: Counter[str] = Counter()
         self.first_in: dict[str, list[Place]] = {}
-        self.unread: set[str] = set()  # columns that play no part
+        self.unread: dict[str, None] = {}  # columns that play no part, though something is in them
         self.rows = _Fingerprints()
 
     def look(self, place: Place, row: Example) -> None:
@@ -181,6 +184,13 @@ class _Doubts:
                 self._doubt("row-leaked", place, name=name)
         self.rows.add(place, hash((written, row.get("label"))))
 
+    def note_unread(self, row: Mapping[str, Any], read: frozenset[str]) -> None:
+        if row.keys() <= read:
+            return
+        for column, value in row.items():
+            if column not in read and column not in self.unread and value not in (None, "", [], {}):
+                self.unread[column] = None
+
     def _doubt(self, code: str, place: Place, **values: Any) -> None:
         self._keep(problem(code, place=str(place), **values))
 
@@ -193,10 +203,19 @@ class _Doubts:
         """All that were kept; with them what only shows when every row has been seen, and what is odd about the set."""
         for note in dataset.notes:
             self._keep(note)
-        if scores := sorted(filter(SCORE.search, self.unread)):
-            self._keep(problem("scores-unread", name=dataset.name, columns=", ".join(scores)))
-        if dataset.kind == "chat" and (labels := sorted(labels_among(self.unread))):
-            self._keep(problem("labels-unread", name=dataset.name, columns=", ".join(labels)))
+        scores = sorted(filter(SCORE.search, self.unread))
+        labels = sorted(labels_among(self.unread)) if dataset.kind == "chat" else []
+        others = [column for column in self.unread if column not in (*scores, *labels)]
+        for code, columns in (
+            ("scores-unread", scores),
+            ("labels-unread", labels),
+            ("columns-unread", others),
+        ):
+            if columns:
+                listed = ", ".join(columns[:NAMED]) + (
+                    f", … ({len(columns)})" if len(columns) > NAMED else ""
+                )
+                self._keep(problem(code, name=dataset.name, columns=listed))
         repeated = self.rows.repeated()
         self.counts["row-repeated"] = len(repeated)
         self.kept += [

@@ -69,6 +69,8 @@ def test_rows_that_say_the_same_are_found_wherever_they_are(make):
     report = check(one, "chat")
     assert report.counts["row-repeated"] == 3
     assert [warning.text() for warning in report.warnings] == [
+        "'x' has columns that nothing is made of: unused. No model will see them; if one belongs to the row, choose it "
+        "under Columns in the Data tab.",
         "x.jsonl:301: the row is the same as x.jsonl:1.",
         "x.jsonl:302: the row is the same as x.jsonl:1.",
         "x.jsonl:303: the row is the same as x.jsonl:2.",
@@ -151,3 +153,28 @@ def test_how_many_rows_were_read_is_told_on_the_way(make, monkeypatch):
     told: list[int] = []
     check(make("x", rows(250)), "chat", on_rows=told.append)
     assert told == [0, 100, 200]
+
+
+CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "entry", "columns"),
+    [
+        (ALPACA, {}, ""),
+        ({**ALPACA, "id": 7, "source": "web", "note": ""}, {}, "id, source"),
+        ({**ALPACA, "chosen": "Iron", "score": 1}, {}, "chosen"),  # that of scores is told by itself
+        ({**ALPACA, "id": 7, "loss_weight": 0.5}, {"columns": {"prompt": "instruction", "response": "output"}}, "id"),
+        ({"messages": CONVERSATION, "functions": [], "prompt": "Hi"}, {}, "prompt"),
+        ({"messages": CONVERSATION, "functions": [{"name": "f"}], "system": "Be kind."}, {}, ""),
+        ({"text": "Once.", "title": "A tale"}, {"columns": {"prompt": "text"}}, "title"),
+        ({f"c{n:02}": n for n in range(30)} | ALPACA, {}, ", ".join(f"c{n:02}" for n in range(12)) + ", … (30)"),
+    ],
+)  # fmt: skip
+def test_columns_that_nothing_is_made_of_are_named_once(make, row, entry, columns):
+    one = make("x", [row | {"n": None}] * 3, **entry)
+    report = check(one, one.kind)
+    assert report.good == 3
+    assert [warning.values["columns"] for warning in report.warnings if warning.code == "columns-unread"] == (
+        [columns] if columns else []
+    )
