@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from docs import llamafactory
 from engine.spec import UNIONS, fields
@@ -13,7 +13,8 @@ PAGE = Path(__file__).parent / "spec.md"
 HEAD = """# Settings of a run
 
 Made from `engine/spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and the shell's checks.
-A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen.
+A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen. `data.datasets` and `stage.rewards` are a list of names
+or a mapping of names to weights: `[a, b]` is short for `{a: 1, b: 1}`.
 """
 
 
@@ -37,9 +38,18 @@ def _default(info: Any) -> str:
     return "—" if value in (None, "", [], {}) else f"`{value}`"
 
 
+def _choices(kind: Any) -> list[str]:
+    """What may stand there, or in a list there, where that is one of several words."""
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in get_args(kind)]
+    return next(filter(None, map(_choices, get_args(kind))), [])
+
+
 def _limits(path: str, info: Any) -> str:
     if path in UNIONS:
         return " ".join(f"`{kind}`" for kind in UNIONS[path])
+    if choices := _choices(info.annotation):
+        return " ".join(f"`{choice}`" for choice in choices)
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     found = [
         f"{sign} {getattr(limit, name):g}"

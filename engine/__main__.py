@@ -312,8 +312,7 @@ def _me() -> str:
 
 
 def _told(one: Problem) -> str:
-    told = one.text(shell_language())
-    return f"{one.field}: {told}" if one.field else told
+    return one.with_field(shell_language())
 
 
 def _has_result(run: runs.Run) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from engine import marks
 from engine.labels import label_of
 from engine.messages import Message, as_conversation, conversation, text_of, tools
-from engine.row import Row, listed
+from engine.row import Row, listed, nth
 from engine.row_formats import MEDIA
 from engine.stages import Form
 
@@ -169,7 +169,7 @@ def _question(row: Row) -> list[Message]:
 def _history(row: Row, history: Any) -> list[Message]:
     messages: list[Message] = []
     for number, exchange in enumerate(row.items(history, row.column("history"))):
-        column = f"{row.column('history')}[{number}]"
+        column = nth(row.column("history"), number)
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise row.wrong_type(column, "[question, answer]", exchange)
         question, answer = (_filled(row, text, column) for text in exchange)
@@ -210,9 +210,10 @@ def _first_speaker(roles: Sequence[str]) -> str:
 
 def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]:
     """The messages, if the last one is by one of `last`."""
-    role = messages[-1]["role"] if messages else ""
-    if role not in last:
-        raise row.bad("row-last", expected=listed(last), found=role or "—")
+    if not messages:
+        raise row.bad("row-without-messages")
+    if (role := messages[-1]["role"]) not in last:
+        raise row.bad("row-last", expected=listed(last), found=role)
     return messages
 
 

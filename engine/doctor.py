@@ -230,7 +230,7 @@ def bitsandbytes_problem(seen: Finding, why: str, device: Device, setting: str, 
     values = {
         "what": what, "why": why, "device": device.name, "torch": facts.get("torch", "?"), "cuda": cuda,
         "version": facts.get("version", "?"),
-        "libraries": ", ".join(libraries) or "—", "repository": REPOSITORY,
+        "libraries": ", ".join(libraries) or "(none)", "repository": REPOSITORY,
     }  # fmt: skip
     if device.kind == "cpu":
         return problem("bitsandbytes-broken-cpu", setting, **values)

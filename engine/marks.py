@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.labels import weight_of
-from engine.row import Row
+from engine.row import Row, nth
 from engine.row_formats import COLUMN_ROLES, COLUMNS
 
 Message = dict[str, Any]
@@ -82,7 +82,10 @@ def mask_of(row: Row, roles: Sequence[str | None]) -> list[float | None] | None:
         return None
     if not isinstance(value, list):
         raise row.wrong_type(MASK, "list", value)
-    mask = [None if entry is None else _number(row, entry, f"{MASK}[{at}]") for at, entry in enumerate(value)]
+    mask = [
+        None if entry is None else _number(row, entry, nth(MASK, number))
+        for number, entry in enumerate(value)
+    ]
     if len(mask) == len(roles):
         return mask
     answers = [at for at, role in enumerate(roles) if role == "assistant"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from engine import marks
 from engine.marks import TURN_MARKS, Message
-from engine.row import Row, listed
+from engine.row import Row, listed, nth
 from engine.row_formats import CALL, CONTENT_TAGS, ROLE_TAGS
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -67,7 +67,7 @@ def _masked(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
     each = [turn_messages(row, turn, column, number) for number, turn in enumerate(turns)]
     mask = marks.mask_of(row, [messages[-1]["role"] for messages in each])
     for number, (messages, weight) in enumerate(zip(each, mask or (), strict=False)):
-        marks.mark(row, messages[-1], weight, f"{marks.MASK}[{number}]")
+        marks.mark(row, messages[-1], weight, nth(marks.MASK, number))
     return [message for messages in each for message in messages]
 
 
@@ -91,7 +91,7 @@ def turn_messages(row: Row, turn: Any, column: str, number: int) -> list[Message
         role = dataset.role_of(turn.get(dataset.tags["role_tag"]))
         if type(content) is str and role in PLAIN and (role == "system" or not content.isspace()) and content:
             return [{"role": role, "content": content}]
-    return _full_turn(row, turn, f"{column}[{number}]")
+    return _full_turn(row, turn, nth(column, number))
 
 
 def _full_turn(row: Row, turn: Any, column: str) -> list[Message]:

@@ -47,7 +47,7 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **given: Any) -> dict[s
     if told is None:
         raise Refusal(problem("preview-ended"))
     if "problems" in told:
-        raise Refusal([Problem(one["code"], "", one["values"]) for one in told["problems"]])
+        raise Refusal([Problem(one["code"], one["field"], one["values"]) for one in told["problems"]])
     return told["answer"]
 
 
@@ -61,7 +61,7 @@ def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]
         return wrong, notes
     for name in spec.data.datasets:
         answer = ask("statistics", spec, data, name)
-        refused = [Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]]
+        refused = [Problem(reason["code"], reason["field"], reason["values"]) for reason in answer["refused"]]
         count = answer["fates"].get("refused", 0)
         if refused and spec.data.skip_bad_rows and answer["usable"]:
             notes += [problem("rows-refused-left-out", name=name, bad=count, rows=answer["seen"]), *refused]

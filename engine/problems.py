@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ import yaml
 SENTENCES = Path(__file__).parent / "sentences"
 REASONS = Path(__file__).parent / "reasons.yaml"
 LANGUAGES = ("en", "zh")
+NOTHING = "—"  # a value that there is none of; `[[ … {value}.]]` in a sentence is left out then
+_OPTIONAL = re.compile(r"\[\[(.*?)\]\]")
+_BEFORE_STOP = re.compile(r"\{(\w+)\}(?=[.。])")
 
 
 @cache
@@ -44,7 +48,21 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
     told = {name: _in(language, value) for name, value in values.items()}
-    return fill(sentences()[code][language], **told)
+    text = _OPTIONAL.sub(lambda part: _kept(part[1], told), sentences()[code][language])
+    for name in _BEFORE_STOP.findall(text):
+        told[name] = _without_stop(told.get(name))
+    return fill(text, **told)
+
+
+def _without_stop(value: Any) -> Any:
+    """A text without the full stop at its end, for a place where the sentence goes on with one."""
+    return (value.rstrip().rstrip(".。") or value) if isinstance(value, str) else value
+
+
+def _kept(part: str, values: Mapping[str, Any]) -> str:
+    """A part of a sentence that is left out where there is nothing to fill into it."""
+    names = {name for _, name, _, _ in string.Formatter().parse(part) if name}
+    return "" if any(values.get(name) == NOTHING for name in names) else part
 
 
 def _in(language: str, value: Any) -> Any:
@@ -104,8 +122,13 @@ class Problem:
         """The same problem, of what stands at this place (file and line)."""
         return dataclasses.replace(self, values={**self.values, "place": str(place)})
 
+    def with_field(self, language: str = "en") -> str:
+        """The sentence for a reader who sees no form: behind its field, unless it names that itself."""
+        named = "{field}" in sentences()[self.code][language] or self.field in self.values.values()
+        return self.text(language) if named or not self.field else f"{self.field}: {self.text(language)}"
+
     def __str__(self) -> str:
-        return f"{self.field}: {self.text()}" if self.field else self.text()
+        return self.with_field()
 
 
 class Refusal(Exception):

@@ -96,5 +96,10 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def nth(column: str, number: int) -> str:
+    """What the item `number` of a list in a column is called, from 1 as lines and messages are counted."""
+    return f"{column} #{number + 1}"
+
+
 def listed(names: Any) -> str:
     return ", ".join(map(str, names)) or "—"

@@ -570,7 +570,10 @@ class Grpo(Answering):
     """GRPO: several answers to each question are scored, and the better ones become likelier (Shao et al. 2024)."""
 
     kind: Literal["grpo"] = "grpo"
-    rewards: Annotated[dict[Reward, Annotated[float, Field(ge=-1000, le=1000)]], BeforeValidator(named_weights)] = setting(
+    rewards: Annotated[
+        dict[Reward, Annotated[float, Field(ge=-1000, le=1000)]],
+        BeforeValidator(named_weights, json_schema_input_type=list[Reward] | dict[Reward, float]),
+    ] = setting(
         {}, "Rewards",
         "What makes an answer good. Each is multiplied by its weight, and all are added up; a negative weight punishes.",
         essential=True,
@@ -639,7 +642,10 @@ class Grpo(Answering):
 class Data(Part):
     """Data: what the model learns from."""
 
-    datasets: Annotated[dict[str, Annotated[float, Field(gt=0, le=1000)]], BeforeValidator(named_weights)] = setting(
+    datasets: Annotated[
+        dict[str, Annotated[float, Field(gt=0, le=1000)]],
+        BeforeValidator(named_weights, json_schema_input_type=list[str] | dict[str, float]),
+    ] = setting(
         {}, "Data sets",
         "Names from dataset_info.json, with weights: 2 shows the rows twice per epoch, 0.5 shows half of them.",
         essential=True,
@@ -914,6 +920,11 @@ class RunSpec(Spec):
         return write_yaml(plain)
 
 
+NO_VALUE = "(nothing)"  # told as engine/reasons.yaml has it
+MANY_CHOICES, NEAREST = 12, 5  # of a longer list only so many are told
+WEIGHTED = ("data.datasets", "stage.rewards")  # mappings for which a list is short
+
+
 def _explain(error: Any, whole: type[Part]) -> Problem:
     """One of pydantic's errors with a `whole` as one of ours."""
     # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
@@ -938,19 +949,17 @@ def _explain(error: Any, whole: type[Part]) -> Problem:
             )
         if hint := _did_you_mean(path, whole):
             return problem("spec-unknown-key", path, key=path, hint=hint)
+        if "extra" in fields(whole):
+            return problem("spec-key-for-extra", path, key=path)
         return problem("spec-no-such-key", path, key=path, known=", ".join(whole.model_fields))
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
-        return problem(
-            "spec-choice", path, given=_short(context.get("tag", given)), choices=tags.replace("'", "")
-        )
+        tag = context.get("tag", error.get("input"))
+        return _no_choice(path, _short(None if tag == "None" else tag), tags)
     if kind == "literal_error":
-        return problem(
-            "spec-choice",
-            path,
-            given=given,
-            choices=_nearest(given, context["expected"].replace(" or ", ", ")),
-        )
+        return _no_choice(path, given, context["expected"].replace(" or ", ", "))
+    if error.get("input") is None and path in UNIONS:
+        return _no_choice(path, given, ", ".join(UNIONS[path]))
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
             kind
@@ -960,31 +969,61 @@ def _explain(error: Any, whole: type[Part]) -> Problem:
     if kind == "string_too_long":
         return problem("spec-too-long", path, limit=context["max_length"])
     known = ("int", "float", "finite", "bool", "string", "list", "dict")
+    kind = "dict" if kind.startswith("model") else kind  # a part of the spec
     wanted = next((word for word in known if kind.startswith(word)), "value")
+    if path in WEIGHTED and wanted == "dict":
+        wanted = "names"
     return problem(f"spec-type-{wanted}", path, given=given)
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return NO_VALUE
     text = value if isinstance(value, str) else reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _nearest(given: str, choices: str) -> str:
-    """All choices, or of a long list the five nearest to what was given."""
+def _no_choice(path: str, given: str, choices: str) -> Problem:
+    """What may stand there: all choices, or of a long list those that are near to what was given."""
     every = [choice.strip().strip("'") for choice in choices.split(",")]
-    near = difflib.get_close_matches(given, every, 5, 0.3) if len(every) > 12 else every
-    return ", ".join(near or every)
+    given = "(empty)" if given == NO_VALUE else given
+    if len(every) <= MANY_CHOICES:
+        return problem("spec-choice", path, given=given, choices=", ".join(every))
+    if near := _nearest(given, every):
+        return problem("spec-choice-near", path, given=given, choices=", ".join(near))
+    return problem("spec-choice-many", path, given=given, choices=", ".join(every[:NEAREST]))
+
+
+def _nearest(given: str, every: list[str]) -> list[str]:
+    """Those that begin with what was given, or else hold it; or else those that are written much like it."""
+    if not (wanted := given.casefold().strip()):
+        return []
+    begin = [choice for choice in every if choice.startswith(wanted)]
+    inside = [choice for choice in every if wanted in choice]
+    return (begin or inside)[:NEAREST] or difflib.get_close_matches(wanted, every, NEAREST, 0.6)
 
 
 def _did_you_mean(path: str, whole: type[Part]) -> str:
-    """The nearest known path to a misspelt one; a known key at the wrong place is found by its last step. What is near to
-    none may be meant for `extra`, where there is one."""
-    known, last = list(fields(whole)), path.rsplit(".", 1)[-1]
-    same_name = [one for one in known if one.rsplit(".", 1)[-1] == last]
-    by_last = {one.rsplit(".", 1)[-1]: one for one in known}
-    near = same_name or difflib.get_close_matches(path, known, 1, 0.8)
-    near = near or [by_last[one] for one in difflib.get_close_matches(last, by_last, 1, 0.6)]
-    return near[0] if near else "extra" * ("extra" in known)
+    """The nearest known path to a misspelt one; "" if none is near. A known key at the wrong place is found by its last
+    step, and one of the same part goes before others."""
+    known = list(fields(whole))
+    parent, _, last = path.rpartition(".")
+    beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == parent}
+    anywhere = {one.rpartition(".")[2]: one for one in reversed(known)}
+    if last in anywhere:
+        return anywhere[last]
+    for names in (beside, anywhere):
+        short_for = [name for name in names if len(last) > 1 and _initials(name) == last]
+        holding = [name for name in names if len(last) > 3 and f"_{last}_" in f"_{name}_"]
+        nearest, near = (difflib.get_close_matches(last, names, 1, least) for least in (0.85, 0.6))
+        if meant := short_for or nearest or holding or near:
+            return names[meant[0]]
+    return next(iter(difflib.get_close_matches(path, known, 1, 0.8)), "")
+
+
+def _initials(name: str) -> str:
+    """`lr` of `learning_rate`."""
+    return "".join(word[:1] for word in name.split("_"))
 
 
 STAGES = {

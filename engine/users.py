@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engine.problems import Refusal, problem
+from engine.problems import NOTHING, Refusal, problem
 
 SESSION = 30 * 24 * 3600  # seconds
 NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, the separator of the file
@@ -60,7 +60,7 @@ def remove_user(path: Path, name: str) -> None:
     with _alone(path):
         known = users(path)
         if name not in known:
-            raise Refusal(problem("user-missing", "name", given=name[:80], known=", ".join(known) or "-"))
+            raise Refusal(problem("user-missing", "name", given=name[:80], known=", ".join(known) or NOTHING))
         _write(path, {other: stored for other, stored in known.items() if other != name})
 
 

@@ -359,7 +359,7 @@ def test_a_template_that_never_ends_an_answer_is_refused():
     ended, several = encode(tok, talk("q", "a"), talk("q", "a", "q", "a"), chat_template=endless)
     assert trained(tok, ended) == ["assistant: a\n</s>"]  # it opens no answer, so the model has to
     assert several.reason.code == "answer-without-end"
-    with pytest.raises(Refusal, match="cannot render"):
+    with pytest.raises(Refusal, match=r"model\.chat_template: The chat template cannot render"):
         encode(tok, talk("q", "a"), chat_template="{{ messages[0].content.parts.first }}")
 
 

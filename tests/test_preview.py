@@ -174,3 +174,14 @@ def test_the_child_holds_no_torch(look):
     look("page", "chat")
     maps = Path(f"/proc/{preview._child.pid}/maps").read_text()
     assert "libtorch" not in maps
+
+
+def test_a_template_that_raises_is_told_at_its_field_and_in_one_sentence(look, tmp_path):
+    file = tmp_path / "raises.jinja"
+    file.write_text("{{ raise_exception('Not today.') }}")
+    with pytest.raises(Refusal) as refused:
+        look("page", "chat", model__chat_template=str(file))
+    assert str(refused.value) == (
+        "model.chat_template: The chat template cannot render a plain conversation: Not today. Choose another template, "
+        "such as chatml."
+    )

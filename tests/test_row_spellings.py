@@ -105,7 +105,7 @@ def test_a_number_that_may_be_of_the_matter_is_a_weight_only_where_the_entry_say
 @pytest.mark.parametrize("value", ["maybe", -1, float("nan"), [1], {"a": 1}])
 def test_what_is_no_weight_is_refused_with_its_place(tmp_path, value):
     (text,) = refused(tmp_path, marked(weight=value))
-    assert text.startswith("rows.jsonl:1: 'messages[1].weight' says how much is trained")
+    assert text.startswith("rows.jsonl:1: 'messages #2.weight' says how much is trained")
 
 
 def test_a_mask_of_another_length_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_marks_that_cannot_be_honoured_are_counted_and_told(tmp_path):
     wanted = {"row-mark-elsewhere": 2, "row-mark-partial": 1, "row-weighted": 1}
     assert {code: count for code, count in report.counts.items() if code in wanted} == wanted
     texts = [warning.text() for warning in report.warnings]
-    assert any("messages[0] asks to be trained, but is by 'user'" in text for text in texts)
+    assert any("messages #1 asks to be trained, but is by 'user'" in text for text in texts)
     assert any("2 of 2 answers, with the weights 0.5, 1" in text for text in texts)
 
 
@@ -488,3 +488,19 @@ def test_folder_and_subset_are_those_of_a_hubs_repository_and_mean_nothing_of_a_
     }  # fmt: skip
     assert (find(tmp_path, "hub").folder, find(tmp_path, "hub").subset) == ("data", "en")
     assert find(tmp_path, "out").problem.code == "file-outside"
+
+
+def test_places_in_a_row_are_counted_from_1_wherever_they_are_told(tmp_path):
+    hi, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
+    told = {
+        "messages #2.content": [hi, {"role": "assistant", "content": 5}],
+        "messages #1.role": [{"role": "narrator", "content": "Once."}],
+        "message 2": [hi, {"role": "tool", "content": "x"}, answer],
+        "there is nothing to learn": [],
+    }
+    entry = {"formatting": "openai"}
+    for sentence, messages in told.items():
+        text, _ = refused(tmp_path, *[{"messages": messages}] * 2, entry=entry)
+        assert sentence in text
+    text, _ = refused(tmp_path, *[{"messages": []}] * 2, form="prompts", entry=entry)
+    assert text == "rows.jsonl:1: the conversation has no message."

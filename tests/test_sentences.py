@@ -7,7 +7,7 @@ import string
 
 import pytest
 
-from engine.problems import LANGUAGES, Refusal, fill, problem, say, sentences
+from engine.problems import LANGUAGES, NOTHING, Refusal, fill, problem, say, sentences
 from engine.spec import RunSpec
 from engine.workplace import PROJECT
 from webui import notices
@@ -40,6 +40,37 @@ def test_a_setting_of_another_stage_is_told_whose_it_is() -> None:
     of_stage, of_method = (one.text("en") for one in refused.value.problems)
     assert "'stage.beta'; it belongs to: dpo, kto" in of_stage
     assert "The method full has no setting 'method.r'; it belongs to: lora" in of_method
+
+
+@pytest.mark.parametrize("code", sentences())
+def test_no_sentence_ends_twice_or_shows_how_it_is_put_together(code: str) -> None:
+    """With values as parsers and the system give them: sentences themselves, or nothing at all."""
+    for language in LANGUAGES:
+        names = placeholders(sentences()[code][language])
+        full = say(code, language, **dict.fromkeys(names, "It cannot be read."))
+        assert not re.search(r"\w\.\.(?!\.)|\.。|。。", full), full
+        assert not re.search(r"\[\[|\]\]|  ", full), full
+        bare = say(code, language, **dict.fromkeys(names, NOTHING))
+        assert not re.search(r"\[\[|\]\]|  |\(\)|（）", bare), bare
+
+
+def test_what_is_not_there_is_left_out_of_a_sentence() -> None:
+    known = say("data-unknown", name="x", folder="data", known="a, b")
+    assert known == "There is no data set 'x' in data. There are: a, b."
+    assert say("data-unknown", name="x", folder="data", known=NOTHING) == "There is no data set 'x' in data."
+    assert (
+        say("extra-unknown", "zh", config="sft", name="x", hint=NOTHING) == "训练器配置（sft）没有参数“x”。"
+    )
+
+
+def test_a_field_is_said_once_on_a_line() -> None:
+    assert (
+        str(problem("spec-limit", "method.r", limit="≥ 1", given=0)) == "method.r must be ≥ 1; 0 was given."
+    )
+    assert str(problem("spec-unknown-key", "a.b", key="a.b", hint="b")).startswith(
+        "There is no setting 'a.b'."
+    )
+    assert str(problem("no-targets", "method.target_modules")).startswith("method.target_modules: LoRA has")
 
 
 def test_a_place_that_no_page_takes_is_shown_escaped() -> None:

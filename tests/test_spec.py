@@ -71,6 +71,33 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
     assert "≥ 1; -1 was given" in found["method.r"]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence", "chinese"),
+    [
+        ("training: {seed: null}", "training.seed must be a whole number; nothing was given.", "而填写的是 空值"),
+        ("stage: null", "stage cannot be empty. It is one of: pt, sft", "stage 不能是 空值"),
+        ("stage: {kind: null}", "stage cannot be empty. It is one of: pt, sft", "stage 不能是 空值"),
+        ("model: null", "model must be a mapping; nothing was given.", "model 应为映射"),
+        ("data: {datasets: a}", "data.datasets must be a list of names, as in [a, b], or a mapping of names to weights, as in "
+         "{a: 1, b: 0.5}; a was given.", "应为名称列表"),
+        ("training: {optim: AdamW}", "Near to it: adamw_torch, adamw_torch_fused, adamw_8bit, ", "相近的有：adamw_torch,"),
+        ("training: {optim: sgdd}", "Near to it: sgd. docs", "相近的有：sgd。"),
+        ("training: {optim: muon}", "Usual are: adamw_torch, ", "常用的有：adamw_torch, "),
+        ("training: {lr: 1}", "Did you mean 'training.learning_rate'?", "training.learning_rate"),
+        ("training: {batch_size: 1}", "Did you mean 'training.per_device_train_batch_size'?", "per_device_train_batch_size"),
+        ("training: {epochs: 1}", "Did you mean 'training.num_train_epochs'?", "num_train_epochs"),
+        ("data: {dataset: a}", "Did you mean 'data.datasets'?", "data.datasets"),
+        ("nonsense: 1", "There is no setting 'nonsense'. If it is an argument of the trainer, write it under extra", "extra"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told_with_what_was_meant(text: str, sentence: str, chinese: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        RunSpec.from_yaml(text)
+    (found,) = refused.value.problems
+    assert sentence in str(found)
+    assert chinese in found.text("zh")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 10**9, "", None, "much", [], {}])
 def test_absurd_learning_rates_are_refused(value: Any) -> None:
     assert "training.learning_rate" in refused({"training": {"learning_rate": value}})

@@ -466,7 +466,7 @@ def build(
             return ""  # the rows below say why
         lengths = rows.lengths(answer, seen_facts(answer, spec), words)
         notes = [
-            *(Problem(reason["code"], "", reason["values"]) for reason in answer["refused"]),
+            *(Problem(reason["code"], reason["field"], reason["values"]) for reason in answer["refused"]),
             *template_losses.notes(answer["lost"], answer["seen"]),
         ]
         return lengths + notices.noted(notes, words)

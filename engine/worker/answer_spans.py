@@ -133,9 +133,9 @@ class AnswerSpans:
             probes = EndingProbes(template, generation_stops, settings)
             self.opening, self.openers, self.endings = probes.opening, probes.openers, probes.endings()
         except Exception as error:  # a template is a program of its own, and may raise anything
-            raise Refusal(problem("template-fails", reason=str(error))) from error
+            raise Refusal(problem("template-fails", "model.chat_template", reason=str(error))) from error
         if not self.endings.all():
-            raise Refusal(problem("template-without-end"))
+            raise Refusal(problem("template-without-end", "model.chat_template"))
         self.stop = any_of({*self.endings.stops, *generation_stops})
         self.generation_stops = tuple(generation_stops)
 

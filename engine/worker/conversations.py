@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from engine.problems import Problem, Refusal, problem
+from engine.problems import NOTHING, Problem, Refusal, problem
 from engine.worker.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.answer_spans import Answers, AnswerSpans
 from engine.worker.chat_template import ChatTemplate, Row, Span, short_ids
@@ -158,7 +158,7 @@ class Rendered:
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
             except Exception as error:  # a template is a program: whatever it raises is about this row
-                results[number] = problem("template-refuses-row", reason=str(error))
+                results[number] = problem("template-refuses-row", "model.chat_template", reason=str(error))
             else:
                 drafts.append((number, text, answers, hidden))
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
@@ -223,7 +223,9 @@ def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) ->
         return source, source
     plain = several.get("default") or (next(iter(several.values())) if len(several) == 1 else None)
     if not plain:
-        raise Refusal(problem("templates-without-default", names=", ".join(several) or "–"))
+        raise Refusal(
+            problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING)
+        )
     return plain, several.get(TOOL_USE, plain)
 
 

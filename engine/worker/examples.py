@@ -101,7 +101,7 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.form == "text":
             if self.tokenizer.eos_token_id is None:
-                raise Refusal(problem("tokenizer-without-eos"))
+                raise Refusal(problem("tokenizer-without-eos", "model.model_name_or_path"))
             self.shield = Shield(ChatTemplate(self.tokenizer, ""))
         else:
             self.conversations = Conversations(self.tokenizer, self.chat_template, self.mask)

@@ -290,7 +290,11 @@ def _added(tokenizer: Any) -> set[int]:
 
 
 def _plain(found: Problem) -> dict[str, Any]:
-    return {"code": found.code, "values": {name: str(value) for name, value in found.values.items()}}
+    return {
+        "code": found.code,
+        "field": found.field,
+        "values": {name: str(value) for name, value in found.values.items()},
+    }
 
 
 # -------------------------------------------------------------------------------------------- the pipe
