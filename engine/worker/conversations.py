@@ -158,7 +158,7 @@ class Rendered:
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
             except Exception as error:  # a template is a program: whatever it raises is about this row
-                results[number] = problem("template-refuses-row", "model.chat_template", reason=str(error))
+                results[number] = problem("template-refuses-row", reason=str(error))
             else:
                 drafts.append((number, text, answers, hidden))
         encodings = self.tokenizer.backend_tokenizer.encode_batch(
