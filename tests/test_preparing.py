@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
@@ -26,7 +27,7 @@ from engine.problems import Refusal
 from engine.rundir import RunDir, read_json, write_json, write_text
 from engine.spec import RunSpec
 from engine.worker import cache, tables
-from engine.worker.examples import Encoder
+from engine.worker.examples import IGNORED, Encoder
 from engine.worker.prepare import prepare
 from engine.worker.tokenizer import load_tokenizer
 from engine.workplace import PROJECT
@@ -443,3 +444,36 @@ def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
         "x.jsonl:2",
         "x.jsonl:4",
     ]
+
+
+def test_rows_in_any_order_and_the_header_that_no_prompt_writes_are_told_and_trained(
+    tmp_path: Path, tiny: Path, make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    q, a = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    orders = [[q, a], [a, q, a | {"weight": 2}], [q, q, a, a], [q, a, q]]
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"messages": order}) for order in orders))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "x.jsonl"}}))
+    template = tmp_path / "no_prompt.jinja"
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    run = make_run(
+        model__model_name_or_path=str(tiny), model__chat_template=str(template), data__dataset_dir=str(tmp_path),
+        data__datasets={"x": 1}, data__packing=True, data__max_length=512, data__validation_share=0.0,
+    )  # fmt: skip
+    spec = RunSpec.from_yaml(run.spec.read_text())
+    wrong, notes = preview.first_rows(spec, tmp_path)
+    assert (wrong, [note.code for note in notes]) == ([], ["rows-with-header"])
+    summary = prepared(run)
+    assert summary["train"]["lost"] == {"header": 4}
+    noted = {(note["rows"], note["first"].split(": ")[0]) for note in summary["notes"]}
+    assert {(1, "x.jsonl:2"), (1, "x.jsonl:3"), (1, "x.jsonl:4")} <= noted
+    assert "so in 4 of 4 rows the header of an answer" in capsys.readouterr().out
+    (pack,) = table(run)
+    tokenizer = load_tokenizer(spec, str(tiny))
+    ids, labels, weights = (np.array(pack[name]) for name in ("input_ids", "labels", "weights"))
+    text = tokenizer.decode(ids[labels != IGNORED])
+    answers = text.split("<|im_end|>")[:-1]
+    assert sorted(answers) == ["<|im_start|>assistant\na"] * 4 + ["a"] * 2  # nobody asks for the two others
+    assert set(weights[labels != IGNORED]) == {1, 2}
+    assert not weights[labels == IGNORED].any()
