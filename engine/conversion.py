@@ -12,7 +12,8 @@ mean to `engine.marks`. Who speaks after whom is left to the model's chat templa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from engine.row_formats import MEDIA
 from engine.stages import Form
 
 Example = dict[str, Any]
+Remark = tuple[str, dict[str, Any]]  # a code and its values
 # Columns that hold pictures or sounds, and what stands in a text for one of them.
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
 SCORES = (
@@ -52,7 +54,7 @@ def _text(row: Row) -> Example:
 
 
 def _chat(row: Row) -> Example:
-    messages = _answered(row, _talk(row))
+    messages = _ordered(row, _talk(row))
     weights = marks.weights(row, messages)
     example = {"messages": messages, "tools": tools(row)}
     return example if weights is None else example | {"weights": weights}
@@ -63,7 +65,7 @@ def _thumbs(row: Row) -> Example:
     label = label_of(value)
     if label is None:
         raise row.wrong_type(row.column("kto_tag"), "true/false", value, named=True)
-    messages = _ending_with(row, _answered(row, _talk(row)), "assistant")
+    messages = _ending_with(row, _ordered(row, _talk(row)), "assistant")
     _unused(row, marks.weights(row, messages))
     return {"messages": messages, "tools": tools(row), "label": label}
 
@@ -75,7 +77,7 @@ def _pairs(row: Row) -> Example:
     _unused(row, marks.weights(row, prompt))
     _ending_with(row, prompt, "user", "tool")
     for side in (chosen, rejected):
-        _plausible(row, [*prompt, *side])
+        _ordered(row, [*prompt, *side])
     if chosen == rejected:
         raise row.bad("row-pair-equal")
     if len(chosen) > 1 or len(rejected) > 1:
@@ -102,7 +104,7 @@ def _prompts(row: Row) -> Example:
         if len(answers) > 1:
             row.note("row-answers-joined", count=len(answers))
     marks.weights(row, messages)
-    _plausible(row, _ending_with(row, messages, "user", "tool"))
+    _ordered(row, _ending_with(row, messages, "user", "tool"), answered=False)
     return {"messages": messages, "answer": "\n\n".join(answers) or None, "tools": tools(row)}
 
 
@@ -177,35 +179,39 @@ def _history(row: Row, history: Any) -> list[Message]:
     return messages
 
 
-def _answered(row: Row, messages: list[Message]) -> list[Message]:
-    """The messages, if there is an answer to learn in them, and somebody else speaks, too."""
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        raise row.bad("row-without-answer")
-    if set(roles) == {"assistant"}:
-        raise row.bad("row-answers-only", count=len(roles))
-    if roles[-1] != "assistant":
-        if _first_speaker(roles) == "assistant":
-            raise row.bad("row-speakers-swapped", role=roles[-1])
-        row.note("row-open-question", role=roles[-1])
-    return _plausible(row, messages)
-
-
-def _plausible(row: Row, messages: list[Message]) -> list[Message]:
-    """The messages, if no result of a tool stands where nothing can have called it. What is unusual of their order is noted."""
-    roles = [message["role"] for message in messages]
-    if "tool" in roles and "assistant" not in roles[: (first := roles.index("tool"))]:
-        raise row.bad("row-result-without-call", number=first + 1)
-    if _first_speaker(roles) == "assistant":
-        row.note("row-answer-first")
-    again = next((at for at, (one, other) in enumerate(pairwise(roles)) if one == other != "tool"), None)
-    if again is not None:
-        row.note("row-same-speaker", number=again + 2, role=roles[again])
+def _ordered(row: Row, messages: list[Message], *, answered: bool = True) -> list[Message]:
+    """The messages, if their order can be meant; what is unusual of it is noted. `answered`: their answers are learned."""
+    wrong, notes = _judged(tuple([message["role"] for message in messages]), answered)
+    if wrong:
+        code, values = wrong
+        raise row.bad(code, **values)
+    for code, values in notes:
+        row.note(code, **values)
     return messages
 
 
-def _first_speaker(roles: Sequence[str]) -> str:
-    return next((role for role in roles if role != "system"), "")
+@lru_cache(maxsize=4096)
+def _judged(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None, tuple[Remark, ...]]:
+    """What is wrong with an order of speakers, and what is unusual."""
+    notes: list[Remark] = []
+    first = next((role for role in roles if role != "system"), "")
+    if answered:
+        if "assistant" not in roles:
+            return ("row-without-answer", {}), ()
+        if set(roles) == {"assistant"}:
+            return ("row-answers-only", {"count": len(roles)}), ()
+        if roles[-1] != "assistant":
+            if first == "assistant":
+                return ("row-speakers-swapped", {"role": roles[-1]}), ()
+            notes.append(("row-open-question", {"role": roles[-1]}))
+    if "tool" in roles and "assistant" not in roles[: (result := roles.index("tool"))]:
+        return ("row-result-without-call", {"number": result + 1}), ()
+    if first == "assistant":
+        notes.append(("row-answer-first", {}))
+    again = next((at for at, (one, other) in enumerate(pairwise(roles)) if one == other != "tool"), None)
+    if again is not None:
+        notes.append(("row-same-speaker", {"number": again + 2, "role": roles[again]}))
+    return None, tuple(notes)
 
 
 def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]:
