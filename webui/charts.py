@@ -18,6 +18,7 @@ import numpy as np
 from webui.words import Words
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
+NAMED = 16  # of a histogram, the room above its bars in which its mark is named
 COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
 OVERLAID = 4000  # columns of all curves of one figure together: the text of fifty runs stays short, too
 AXES = ("step", "epoch", "tokens", "time")
@@ -192,7 +193,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
     if not counts:
         return ""
     across = Scale(edges[0], max(edges[-1], 1), LEFT, SMALL.right)
-    up = Scale(0, max(counts) * 1.06, SMALL.bottom, TOP)
+    up = Scale(0, max(counts) * 1.06, SMALL.bottom, TOP + NAMED)
     bars, points = [], {"role": "train", "name": words("stat-rows"), "x": [], "y": [], "at": [], "value": []}
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         left, right, top = across(begin) + 0.5, across(end) - 0.5, up(count)

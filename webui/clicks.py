@@ -18,6 +18,27 @@ def rows_of(what: str) -> str:
     return SCRIPT.replace("WHAT", what)
 
 
+KEPT = """
+const places = [];
+const lists = () => [...element.querySelectorAll('ul.sets')];
+element.addEventListener('scroll', (event) => { places[lists().indexOf(event.target)] = event.target.scrollTop; }, true);
+const show = () => requestAnimationFrame(() => lists().forEach((list, at) => {
+  list.scrollTop = places[at] ?? 0;
+  const chosen = list.querySelector('a.on')?.getBoundingClientRect(), frame = list.getBoundingClientRect();
+  if (chosen && chosen.height && (chosen.top < frame.top || chosen.bottom > frame.bottom))
+    list.scrollTop += chosen.top - frame.top - (frame.height - chosen.height) / 2;
+}));
+watch('value', show);
+let wide = 0;
+new ResizeObserver(() => { if (wide !== element.clientWidth) { wide = element.clientWidth; show(); } }).observe(element);
+"""
+
+
+def kept_rows_of(what: str) -> str:
+    """The same for a list that scrolls: written anew it stays where the reader has scrolled it, with the chosen row in view."""
+    return rows_of(what) + KEPT
+
+
 FOLDS = """
 const folds = new Map();
 const place = (fold) => {

@@ -76,7 +76,7 @@ def build(
         with gr.Column(scale=3, min_width=250, elem_classes="shelf"):
             upload = gr.UploadButton(words("upload"), type="filepath", elem_id="upload", elem_classes="drop")
             gr.HTML(f'<p class="quiet">{escape(words("upload-help"))}</p>', elem_classes="under-drop")
-            listing = gr.HTML(elem_id="sets", js_on_load=clicks.rows_of("set"))
+            listing = gr.HTML(elem_id="sets", js_on_load=clicks.kept_rows_of("set"))
             with gr.Accordion(words("hub-set"), open=False, elem_classes="fold", elem_id="hub-set"):
                 hub_id = gr.Textbox(
                     label=words("hub-id"), info=words("hub-id-help"), max_lines=1, elem_classes="field"

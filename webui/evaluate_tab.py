@@ -130,7 +130,7 @@ def build(
             wrong = gr.HTML(elem_id="evaluate-wrong")
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
             with gr.Accordion(words("reports"), open=True, elem_classes="fold", elem_id="reports-fold"):
-                listing = gr.HTML(elem_id="reports", js_on_load=clicks.rows_of("run"))
+                listing = gr.HTML(elem_id="reports", js_on_load=clicks.kept_rows_of("run"))
             nothing = gr.HTML(
                 f'<div class="empty"><b>{escape(words("report-none"))}</b><p>{escape(words("report-none-help"))}</p></div>'
             )

@@ -247,3 +247,26 @@ def test_the_encoding_and_the_sheet_of_a_file_are_chosen_where_they_are_open(
     expect(page.locator("#set-head h1")).to_have_text("book")
     assert (place.data / "book.jsonl").read_text() == '{"x": "3", "y": "4"}\n'
     assert not list(place.data.glob(".book*"))
+
+
+def test_on_a_narrow_screen_the_chosen_set_is_in_view_and_a_broken_one_says_why(
+    place: Workplace, data_studio: str, open_page: OpenPage
+) -> None:
+    info = json.loads((place.data / "dataset_info.json").read_text())
+    info |= {f"again {n}": info["identity"] for n in range(40)}
+    (place.data / "half.json").write_text((place.data / "identity.json").read_text()[:900])
+    info["half"] = {"file_name": "half.json"}
+    (place.data / "dataset_info.json").write_text(json.dumps(info))
+    page = open_page(f"{data_studio}?tab=data&set=half", width=800)
+    expect(page.locator("#set-head .problems")).to_contain_text("ends before its last row")
+    expect(page.locator("#sets a.on .wrong")).to_contain_text("ends before its last row")
+    chosen = page.locator("#sets a.on")
+    expect(chosen).to_be_in_viewport(ratio=1)
+    frame = page.locator("#sets ul.sets").bounding_box()
+    box = chosen.bounding_box()
+    assert frame["y"] <= box["y"] <= box["y"] + box["height"] <= frame["y"] + frame["height"]
+
+    page.locator("#sets a", has_text="again 20").click()
+    expect(page.locator("#set-head h1")).to_have_text("again 20")
+    expect(page.locator("#sets a.on b")).to_have_text("again 20")
+    expect(chosen).to_be_in_viewport(ratio=1)

@@ -215,3 +215,14 @@ def test_no_address_leads_out_of_the_runs(untouched: tuple[str, Path], browser: 
     visitor = browser.new_context()
     assert visitor.request.get(untouched[0] + path).status in (403, 404)
     visitor.close()
+
+
+@pytest.mark.parametrize(("locale", "width"), [("en-US", 1280), ("en-US", 800), ("zh-CN", 1280)])
+def test_the_stages_stand_in_one_row(studio: str, open_page: OpenPage, locale: str, width: int) -> None:
+    page = open_page(studio, locale=locale, width=width)
+    expect(page.locator("#f-stage label").first).to_be_visible()
+    tops = page.locator("#f-stage label").evaluate_all(
+        "all => all.map(one => one.getBoundingClientRect().top)"
+    )
+    assert len(tops) == 9
+    assert len(set(tops)) == 1
