@@ -55,7 +55,7 @@ def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
         with zipfile.ZipFile(source) as packed:
             inside = [one for one in packed.infolist() if not one.is_dir() and not _hidden(one.filename)]
             if len(inside) != 1:
-                names = ", ".join(one.filename for one in inside[:10]) or "—"
+                names = ", ".join(one.filename for one in inside[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))
             target = folder / PurePosixPath(inside[0].filename.replace("\\", "/")).name.replace("\0", "")
             _copy(lambda: packed.open(inside[0]), target, name, limit)

@@ -105,7 +105,7 @@ def test_a_broken_file_is_told_with_line_and_column_and_never_emptied(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "  ", "a,b", "two\nlines", "x" * 101])
 def test_what_cannot_be_a_name_is_refused(tmp_path, name):
-    with pytest.raises(Refusal, match="cannot be the name"):
+    with pytest.raises(Refusal, match="has 1 to 100 characters"):
         catalogue.save(tmp_path, name, {"file_name": "a.json"})
 
 
