@@ -2,7 +2,7 @@
 
 It is a session of its own, so it outlives the studio; holds the run's lock; starts what the run's kind says, of a
 training `prepare` and the launcher; obeys stop requests; ends whatever process of the run is left; and writes exit.json
-last. It judges what it saw: "finished" takes exit code 0 *and* a result written by this very attempt.
+last. What it saw is judged by `engine.outcome`.
 
     python -m engine.keeper keep FOLDER    become the keeper of a run; returns once the keeper holds the lock
     python -m engine.keeper end FOLDER     end every process of a run whose keeper is gone
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import resource
 import signal
 import socket
 import subprocess
@@ -21,14 +19,15 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from engine import command, kinds, machine, queue
 from engine.command import Step
+from engine.outcome import judge, stop_wanted
 from engine.processes import end_processes
-from engine.rundir import ALIVE, KEPT, RESULT, RunDir, end_of, read_json, take, write_json
+from engine.progress import read_long_curves
+from engine.rundir import ALIVE, KEPT, RunDir, take, write_json
 from engine.workplace import PROJECT
 
 POLL_S = 0.3
@@ -95,48 +94,6 @@ def _see_through(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int
                 end_processes(run.path)
 
 
-def stop_wanted(run: RunDir) -> str | None:
-    """ "save", "kill", or None: what somebody asked of the run."""
-    return ((read_json(run.request) or {}).get("stop") or {}).get("how")
-
-
-def judge(run: RunDir, code: int) -> dict[str, Any]:
-    """What the end of the children means: the content of exit.json."""
-    folder = run.left()
-    result = read_json(folder / RESULT) if folder else None
-    written = bool(result) and result["attempt"] == run.attempt()
-    said = (
-        run.error.exists()
-    )  # a program that reports an error was not killed, whatever happened to its siblings
-    killed_by = None if said else _signal(code, run)
-    stopped = {"kill": True, "save": not said}.get(stop_wanted(run), False)
-    if code == 0 and written and result["complete"]:
-        outcome, reason = "finished", "finished"
-    elif stopped and (code != 0 or written or not result):
-        outcome, reason = "stopped", "stopped"
-    elif code == 0:
-        outcome, reason = "failed", "no-result"
-    else:
-        outcome, reason = "failed", "killed" if killed_by else "exit"
-    return {
-        "outcome": outcome, "reason": reason, "code": code, "signal": killed_by, "ended": time.time(),
-        "attempt": run.attempt(), "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-    }  # fmt: skip
-
-
-def _signal(code: int, run: RunDir) -> str | None:
-    """Name of the signal that ended the training: the launcher's own, or the one it reports of its child."""
-    number = -code if code < 0 else 0
-    if code > 0:
-        told = re.findall(
-            rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384, run.log_from())
-        )
-        if told and told[-1][0]:
-            return told[-1][0].decode()
-        number = int(told[-1][1]) if told else 0
-    return signal.Signals(number).name if number in set(signal.Signals) else None
-
-
 def become_keeper(folder: Path) -> int:
     """Detach, take the lock, keep the run. Returns in the caller's process once the lock is held: 0, or 1 if
     another keeper has the run."""
@@ -171,8 +128,6 @@ def become_keeper(folder: Path) -> int:
     if run.exit.exists():  # else the disk is full, and a studio's tick will try again
         with contextlib.suppress(OSError):
             queue.advance(queue.saves_of(folder))
-        from engine.progress import read_long_curves  # by way of runs, which knows this module
-
         read_long_curves(run)
     os._exit(0)
 

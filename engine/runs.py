@@ -15,7 +15,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine import command, gguf, keeper, kinds, queue
+from engine import command, gguf, kinds, queue
+from engine.outcome import judge
 from engine.problems import Refusal, problem
 from engine.processes import processes
 from engine.rundir import KEPT, RunDir, folders, held, read_json, write_json, write_text
@@ -233,7 +234,7 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
         request = read_json(run.dir.request)
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
-            write_json(run.dir.exit, keeper.judge(run.dir, -15))
+            write_json(run.dir.exit, judge(run.dir, -15))
     if how == "kill" and not held(run.dir.lock, KEPT):
         # The keeper is gone but something of the run lives: someone else has to end it.
         subprocess.Popen(

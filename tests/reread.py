@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from engine.rundir import RunDir, read_json, read_lines
-from engine.worker.reward import load_reward_model, scores
+from engine.worker.reward_model import load_reward_model, scores
 from tests.judged import log_probability
 
 SIDES = ("chosen", "rejected")

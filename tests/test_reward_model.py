@@ -33,7 +33,8 @@ from engine.spec import RunSpec
 from engine.worker import card
 from engine.worker.export import export
 from engine.worker.model import load_model
-from engine.worker.reward import load_reward_model, reward_trainer, scores
+from engine.worker.reward import reward_trainer
+from engine.worker.reward_model import load_reward_model, scores
 from engine.worker.tokenizer import load_tokenizer, padding_beside_ends
 from engine.workplace import PROJECT
 from tests import tiny_reward_model

@@ -13,7 +13,7 @@ import torch
 from engine.rundir import RESULT, RunDir, write_json, write_text
 from engine.spec import RunSpec
 from engine.worker.model import load_model, save_weights
-from engine.worker.reward import scores
+from engine.worker.reward_model import scores
 from engine.worker.tokenizer import load_tokenizer
 
 PAIRS = 24

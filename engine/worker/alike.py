@@ -21,6 +21,7 @@ from engine.spec import RunSpec
 from engine.worker.conversations import Conversations
 from engine.worker.edge import Report
 from engine.worker.generation import Answer, Batch
+from engine.worker.reward_model import scores
 from engine.worker.sampling import Sampling
 from engine.worker.sources import Sources
 from engine.worker.tokenizer import load_tokenizer
@@ -146,8 +147,6 @@ def _prompt(speaking: Any, messages: list[dict[str, Any]]) -> list[int] | None:
 
 
 def _scores(model: Any, folder: Path, prompts: Sequence[Prompt], report: Report) -> list[Said | None]:
-    from engine.worker.reward import scores  # trl takes seconds to import
-
     tokenizer = load_tokenizer(RunSpec(), str(folder))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     told = Conversations(tokenizer).encode([{"messages": one.messages, "tools": None} for one in prompts])

@@ -131,7 +131,7 @@ def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known,
 def judge(_spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, _tasks: Any) -> None:
     """How far each reward model puts the better answer of a pair above the worse one."""
     from engine.worker.examples import Encoder
-    from engine.worker.reward import load_reward_model, scores
+    from engine.worker.reward_model import load_reward_model, scores
 
     for one in lefts:
         owed = known.missing(one.id, asked, "margin")

@@ -14,6 +14,7 @@ from engine.spec import RunSpec
 from engine.worker.conversations import Conversations
 from engine.worker.generation import Answer, Writer
 from engine.worker.model import DTYPES, load_base, precision
+from engine.worker.reward_model import load_reward_model, scores
 from engine.worker.vllm import VllmWriter
 from engine.worker.voices import Voice, voice
 from engine.workplace import inside
@@ -60,8 +61,6 @@ class House:
         return self.writer.call(lambda: self._score(Path(folder), conversations)).result()
 
     def _score(self, folder: Path, conversations: list[list[dict[str, Any]]]) -> list[float]:
-        from engine.worker.reward import load_reward_model, scores  # trl takes seconds to import
-
         if str(folder) not in self.judges:
             model, tokenizer = load_reward_model(folder)
             self.judges[str(folder)] = model, Conversations(tokenizer)

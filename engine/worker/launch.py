@@ -18,7 +18,8 @@ from engine.command import WAITS
 from engine.rundir import RunDir
 from engine.spec import RunSpec
 from engine.worker.edge import hush
-from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
+from engine.worker.libraries import leave_out_unused, trains_quantized
+from engine.worker.preload import import_libraries
 
 
 def main() -> None:

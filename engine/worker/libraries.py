@@ -1,8 +1,7 @@
-"""The libraries of a training: imported early, and without those that it has no use for."""
+"""Packages that a process has no use for, hidden from the libraries that would import them."""
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 from engine.models import may_be_quantized
@@ -36,12 +35,3 @@ def trains_quantized(spec: RunSpec) -> bool:
 
 def quantized(model: Model) -> bool:
     return may_be_quantized(model.model_name_or_path, model.quantization.kind)
-
-
-def import_libraries(spec: RunSpec) -> None:
-    """Import what training `spec` needs. Touches no device."""
-    for name in ("datasets", "engine.worker.metrics", "engine.worker.model", "engine.worker.result"):
-        importlib.import_module(name)
-    from engine.worker.trainers import trainer_of
-
-    trainer_of(spec.stage.kind)

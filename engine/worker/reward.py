@@ -7,25 +7,18 @@ see first whether they are any good, and whether it still gives the same ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from engine import kinds
-from engine.problems import Refusal, problem
-from engine.rundir import RESULT, RunDir, read_json, write_json, write_text
+from engine.rundir import RunDir, write_json, write_text
 from engine.spec import RunSpec
-from engine.worker.libraries import left_out, quantized
-from engine.worker.model import load_model
-from engine.worker.tokenizer import load_tokenizer
+from engine.worker.reward_model import scores
 from engine.worker.trainers import (
     common_arguments,
     early_stopping,
@@ -37,7 +30,6 @@ from engine.worker.trainers import (
 
 MEASURED = 1024  # held-out pairs that are scored at the end, at most
 SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
-AT_ONCE = 16  # pairs in one forward pass
 
 
 class _Reward(RewardTrainer):
@@ -85,21 +77,6 @@ def reward_trainer(
     return ours(trainer)
 
 
-@torch.no_grad()
-def scores(model: Any, conversations: Sequence[Sequence[int]]) -> Tensor:
-    """The score of each conversation of token ids, shape (B,), in fp32, from a model that does not train."""
-    pad, device = model.config.get_text_config().pad_token_id, model.device
-    found = []
-    for start in range(0, len(conversations), AT_ONCE):
-        some = [torch.tensor(ids, device=device) for ids in conversations[start : start + AT_ONCE]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=pad)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in some], batch_first=True)
-        found.append(
-            model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()
-        )
-    return torch.cat(found)
-
-
 def write_evaluation(trainer: Trainer, folder: Path) -> None:
     """Score held-out pairs, or a few training pairs where there are none, and write into `folder`
 
@@ -123,32 +100,3 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
         for index, pair in enumerate(pairs[:SHOWN])
     ]
     write_text(folder / "evaluation_pairs.jsonl", "".join(json.dumps(one) + "\n" for one in shown))
-
-
-def load_reward_model(folder: Path) -> tuple[Any, Any]:
-    """The reward model and the tokenizer in the result folder (adapter/ or model/) of a run, as it was trained:
-    quantization, precision and all that its spec says. For scoring only: nothing of it is trained.
-
-    Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
-    """
-    run, told = RunDir(folder.parent), read_json(folder / RESULT) or {}
-    if told.get("stage") != "rm":
-        raise Refusal(problem("not-a-reward-model", folder=folder, stage=told.get("stage") or "—"))
-    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
-    if not isinstance(spec, RunSpec):  # an export has the model's settings and no others
-        method = "lora" if folder == run.adapter else "full"
-        spec = RunSpec.read({"stage": "rm", "method": method, "model": spec.model.model_dump()})
-    if spec.method.kind == "lora":
-        spec = spec.change("model.adapter_path", str(folder))
-        path = (read_json(run.prepared / "summary.json") or {}).get(
-            "model_path", spec.model.model_name_or_path
-        )
-    else:
-        # The configuration in the folder has been stretched already.
-        spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)
-    if left_out() and quantized(spec.model):
-        raise Refusal(problem("judge-came-late"))
-    tokenizer = load_tokenizer(spec, str(folder))
-    model = load_model(spec, path)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return model.requires_grad_(False).eval(), tokenizer

@@ -1,6 +1,7 @@
 """A finished reward model as what scores answers, and the proof that it can judge this model's.
 
-How it is trained, loaded and asked is in `engine.worker.reward`; what its run says of itself, in `engine.reward_models`.
+How it is trained is in `engine.worker.reward`, how it is loaded and asked in `engine.worker.reward_model`; what its run says
+of itself, in `engine.reward_models`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.problems import Problem, Refusal, problem
 from engine.reward_models import Pair, pairs_of, reward_model_problems
-from engine.worker.reward import load_reward_model, scores
+from engine.worker.reward_model import load_reward_model, scores
 
 FLIPPED = (
     0.05  # share of its pairs that may come out the other way round, since another machine rounds differently

@@ -9,7 +9,8 @@ from typing import Any
 from engine.rundir import COMPLETE, RunDir, read_json
 from engine.spec import RunSpec
 from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
+from engine.worker.libraries import leave_out_unused, trains_quantized
+from engine.worker.preload import import_libraries
 
 
 def train(run: RunDir) -> None:
