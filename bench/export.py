@@ -20,7 +20,7 @@ from bench.figures import Figure, table
 from engine import runs
 from engine.models import inspect
 from engine.processes import processes
-from engine.results import export_spec
+from engine.results import new_export_spec
 from engine.rundir import read_json
 from engine.runs import Run
 from engine.workplace import PROJECT, Workplace
@@ -68,7 +68,10 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
     """The finished run, and the most bytes that its processes had for themselves: what is mapped of the weight files
     counts as resident, too, but is given back whenever anybody needs it."""
     settings = {"check_prompts": 2, "hardware": {"device": "cpu"}, "shard_gb": shard}
-    run, most = runs.submit(export_spec(workplace, {"demo_model/lora/one": 1.0}, **settings), workplace), 0
+    run, most = (
+        runs.submit(new_export_spec(workplace, {"demo_model/lora/one": 1.0}, **settings), workplace),
+        0,
+    )
     while not runs.get(workplace.saves, run.id).final:
         most = max(most, sum(map(own, processes(run.path))))
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from engine.evaluation import EvaluationSpec
 from engine.models import inspect
 from engine.problems import Problem, Refusal, problem, say, shell_language
 from engine.progress import last, progress, tells
-from engine.results import export_spec, next_spec
+from engine.results import new_export_spec, next_spec
 from engine.spec import RunSpec, Spec
 from engine.stages import STAGES
 from engine.workplace import Workplace, add_arguments, from_arguments
@@ -256,7 +256,7 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     given["hardware"] = {"device": arguments.device}
-    spec = export_spec(workplace, weights, **given)
+    spec = new_export_spec(workplace, weights, **given)
     run = runs.submit(spec, workplace, by=_me())
     code = _follow(run, workplace, quiet=True)
     return code or _without_gguf(run)

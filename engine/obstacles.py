@@ -301,7 +301,7 @@ def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
 
 
 def _of_cards(spec: RunSpec) -> list[Problem]:
-    hardware, cards = spec.hardware, machine.gpus()
+    chosen, cards = spec.hardware, machine.gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(cards))
     if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
@@ -311,22 +311,20 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if hardware.device == "auto" and not cards and spec.training.precision == "fp16":
+    if chosen.device == "auto" and not cards and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
-    if hardware.device == "cpu" or (hardware.device == "auto" and not cards):
+    if chosen.device == "cpu" or (chosen.device == "auto" and not cards):
         return []
     if not cards:
         return [problem("no-cards", "hardware.device")]
-    unknown = [index for index in hardware.devices if index >= len(cards)]
+    unknown = [index for index in chosen.devices if index >= len(cards)]
     if unknown:
         return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
-    if hardware.num_processes > len(cards):
+    if chosen.num_processes > len(cards):
         return [
-            problem(
-                "too-few-cards", "hardware.num_processes", wanted=hardware.num_processes, there=len(cards)
-            )
+            problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(cards))
         ]
-    first = cards[hardware.devices[0] if hardware.devices else 0]
+    first = cards[chosen.devices[0] if chosen.devices else 0]
     if doctor.torch_cuda() == "":
         return [problem("torch-without-cuda", "hardware.device", name=first.name)]
     if spec.training.precision == "bf16" and 0 < first.capability < 8:

@@ -63,7 +63,7 @@ def base_of(result: Result) -> Path:
     return Path(base if os.path.isdir(base) else summary.get("model_path") or base)
 
 
-def export_spec(workplace: Workplace, weights: Mapping[str, float], **settings: Any) -> ExportSpec:
+def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settings: Any) -> ExportSpec:
     """The spec that exports the results of the runs with these ids, each adapter with its weight; or a whole model
     alone. The base is loaded as the run had it, in full precision.
 

@@ -19,7 +19,7 @@ from engine.evaluation import EvaluationSpec
 from engine.failures import explain
 from engine.processes import processes
 from engine.progress import curves
-from engine.results import export_spec, next_spec
+from engine.results import new_export_spec, next_spec
 from engine.rundir import read_json
 from engine.spec import RunSpec
 from engine.workplace import PROJECT, Workplace
@@ -157,7 +157,7 @@ def test_answers_measures_and_exports(here: Workplace) -> None:
 
     for form in ({"precision": "bf16"}, {"precision": "fp16"}, {"quantize": "8bit"}, {"quantize": "4bit"}):
         exported = at_its_end(
-            here, export_spec(here, {run.id: 1.0}, **form).change("hardware.device", "cuda")
+            here, new_export_spec(here, {run.id: 1.0}, **form).change("hardware.device", "cuda")
         )
         told = read_json(exported.path / "model" / "comparison.json")
         assert told["prompts"] == 8

@@ -26,7 +26,7 @@ from engine.models import inspect
 from engine.obstacles import obstacles
 from engine.problems import Refusal
 from engine.processes import processes
-from engine.results import export_spec, results
+from engine.results import new_export_spec, results
 from engine.rundir import ALIVE, RunDir, read_json, take, write_json
 from engine.runs import Run
 from engine.spec import RunSpec
@@ -75,7 +75,7 @@ def bf16(values: np.ndarray) -> np.ndarray:
 
 def submit(workplace: Workplace, ids: Mapping[str, float] | list[str], **settings: Any) -> Run:
     given = ids if isinstance(ids, dict) else dict.fromkeys(ids, 1.0)
-    return runs.submit(export_spec(workplace, given, hardware=CPU, **settings), workplace)
+    return runs.submit(new_export_spec(workplace, given, hardware=CPU, **settings), workplace)
 
 
 def ended(workplace: Workplace, run: Run) -> Run:
@@ -323,7 +323,7 @@ def finished(workplace: Workplace, tiny: Path) -> Callable[..., str]:
 
 def refused(workplace: Workplace, ids: Mapping[str, float] | list[str], **settings: Any) -> list[Any]:
     given = ids if isinstance(ids, dict) else dict.fromkeys(ids, 1.0)
-    spec = export_spec(workplace, given, **{"hardware": CPU} | settings)
+    spec = new_export_spec(workplace, given, **{"hardware": CPU} | settings)
     return export.problems(export.frozen(spec, workplace), workplace)
 
 
@@ -358,7 +358,7 @@ def test_a_run_that_is_still_alive_is_not_exported(
     workplace: Workplace, finished: Callable[..., str]
 ) -> None:
     id = finished("resumed")
-    spec = export.frozen(export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
+    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
     lock = take(RunDir(workplace.saves / id).lock, ALIVE, shared=True)
     assert [one.code for one in export.problems(spec, workplace)] == ["export-unfinished"]
     os.close(lock)
@@ -369,7 +369,7 @@ def test_too_little_room_is_told_before_the_start(
     workplace: Workplace, finished: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     id = finished("good")
-    spec = export.frozen(export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
+    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
     assert export.disk_needed(spec) - export.SLACK == 4 * inspect(tiny).parameters
     half = spec.change("precision", "bf16")
     assert export.disk_needed(half) - export.SLACK == 2 * inspect(tiny).parameters
@@ -389,7 +389,7 @@ def test_too_little_memory_is_told_before_the_start(
     }).encode()  # fmt: skip
     file = RunDir(workplace.saves / id).adapter / "adapter_model.safetensors"
     file.write_bytes(struct.pack("<Q", len(head)) + head + bytes(480))
-    spec = export.frozen(export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
+    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
     # A base of fp32 is merged in fp32, whatever is written; beside it are the matrices, and a layer three times.
     needed = export.memory_needed(spec)
     assert needed - export.ALONE == 4 * (inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10))
@@ -463,9 +463,9 @@ def test_contradictions_are_told_each(
     ]
     assert codes(workplace, {good: 0.0, finished("zero"): 0.0}) == ["export-weights-zero"]
     with pytest.raises(Refusal, match="No run is chosen"):
-        export_spec(workplace, {})
+        new_export_spec(workplace, {})
     with pytest.raises(Refusal, match="'tiny/lora/nobody' has left no weights"):
-        export_spec(workplace, {"tiny/lora/nobody": 1.0})
+        new_export_spec(workplace, {"tiny/lora/nobody": 1.0})
 
 
 def test_a_base_that_is_itself_quantized_is_never_merged_into(workplace: Workplace, tiny: Path) -> None:
@@ -490,4 +490,4 @@ def test_a_quantized_run_is_exported_from_the_full_base(
     file = RunDir(workplace.saves / id).spec
     spec = kinds.read(file.read_text()).change("model.quantization", {"kind": "4bit"})
     file.write_text(spec.to_yaml(), encoding="utf-8")
-    assert export_spec(workplace, {id: 1.0}).model.quantization.kind == "none"
+    assert new_export_spec(workplace, {id: 1.0}).model.quantization.kind == "none"

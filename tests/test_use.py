@@ -14,7 +14,7 @@ from engine import chat, evaluation, export, failures, machine, report, runs
 from engine.evaluation import EvaluationSpec
 from engine.export import ExportSpec
 from engine.problems import Problem, Refusal
-from engine.results import export_spec
+from engine.results import new_export_spec
 from engine.rundir import ALIVE, read_json, take, write_json
 from engine.spec import RunSpec
 from engine.workplace import DEMO_MODEL, Workplace
@@ -113,7 +113,7 @@ def test_an_adapter_of_another_base_is_told_by_its_name_in_chat_evaluation_and_e
         return evaluation.problems(evaluation.frozen(spec, workplace), workplace)
 
     def in_export() -> list[Problem]:
-        spec = export_spec(workplace, {own: 1.0, stranger: 1.0}, hardware=CPU)
+        spec = new_export_spec(workplace, {own: 1.0, stranger: 1.0}, hardware=CPU)
         return export.problems(export.frozen(spec, workplace), workplace)
 
     for used in (in_chat, in_evaluation, in_export):

@@ -19,7 +19,7 @@ import gradio as gr
 from engine import export, publish, runs
 from engine.export import ExportSpec
 from engine.problems import Problem, Refusal, problem
-from engine.results import Result, export_spec, of, results, titles
+from engine.results import Result, new_export_spec, of, results, titles
 from engine.runs import Run
 from engine.spec import RunSpec
 from engine.workplace import Workplace
@@ -297,7 +297,7 @@ def read(held: Mapping[str, Any], workplace: Workplace) -> ExportSpec:
     plain["svd_rank"] = plain.get("svd_rank") or None
     plain["prompts"] = [line for line in str(held["prompts"] or "").splitlines() if line.strip()]
     plain["hardware"] = {"device": held["device"]}
-    return export_spec(workplace, _weights(str(held["weights"] or ""), ids), **plain)
+    return new_export_spec(workplace, _weights(str(held["weights"] or ""), ids), **plain)
 
 
 def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
