@@ -12,10 +12,11 @@ import time
 import traceback
 from pathlib import Path
 
-from engine import chat, queue
-from engine.door import listen, loopback
-from engine.problems import Refusal, problem, shell_language
-from engine.workplace import Workplace, add_arguments, from_arguments, make_saves
+from engine.core.problems import Refusal, problem, shell_language
+from engine.core.sockets import listen, loopback
+from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_saves
+from engine.runs import queue
+from engine.serving import servers
 
 TICK_S = 2.0
 LOCAL = "localhost,127.0.0.1,::1"
@@ -105,7 +106,7 @@ def serve(given: argparse.Namespace) -> None:
     )  # fmt: skip
     page = application(workplace, auth=login, root_path=given.root_path)
     keep_queue_moving(workplace)
-    chat.attend(workplace.saves)
+    servers.attend(workplace.saves)
     host = f"[{given.host}]" if ":" in given.host else given.host
     print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
     uvicorn.Server(uvicorn.Config(page, root_path=given.root_path, log_level="warning")).run(sockets=[door])

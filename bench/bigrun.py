@@ -9,10 +9,10 @@ import random
 import time
 from pathlib import Path
 
-from engine.rundir import ALIVE, RunDir, take, write_json, write_text
-from engine.workplace import Workplace
+from engine.core.rundir import ALIVE, RunDir, take, write_json, write_text
+from engine.launch.workspace import Workplace
 
-LINES = 1_000_000  # of metrics, each as engine/worker/metrics.py writes it
+LINES = 1_000_000  # of metrics, each as engine/worker/training/callbacks.py writes it
 LOG_BYTES = 10**9
 SECONDS_PER_STEP = 0.5
 RUN = "bench/lora/weeks"

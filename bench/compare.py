@@ -29,7 +29,7 @@ def make(saves: Path) -> None:
 
 def measure(saves: Path) -> dict[str, float]:
     """Seconds until the figure is there in a fresh process, how much of that is reading, and seconds of the next."""
-    from engine import compare
+    from engine.runs import compare
 
     draw, found = handler(saves, "draw"), compare.trainings(saves)
     ids = [run.id for run in found]

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from engine import encodings
-from engine.problems import Refusal
+from engine.core.problems import Refusal
+from engine.data import encodings
 
 LENGTHS = (10, 30, 60, 120, 250, 500)  # characters
 EACH = 24  # windows of each length, text and encoding

@@ -17,13 +17,13 @@ from pathlib import Path
 import psutil
 
 from bench.figures import Figure, table
-from engine import runs
-from engine.models import inspect
-from engine.processes import processes
-from engine.results import new_export_spec
-from engine.rundir import read_json
-from engine.runs import Run
-from engine.workplace import PROJECT, Workplace
+from engine.core.rundir import read_json
+from engine.launch.processes import processes
+from engine.launch.workspace import PROJECT, Workplace
+from engine.models.models import inspect
+from engine.runs import runs
+from engine.runs.results import new_export_spec
+from engine.runs.runs import Run
 
 SHAPE = {
     "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 12, "num_attention_heads": 12,

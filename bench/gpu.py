@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import machine, runs
-from engine.problems import Refusal
-from engine.rundir import RESULT, RunDir, read_json, read_lines, write_json
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.rundir import RESULT, RunDir, read_json, read_lines, write_json
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 
 SHAPES = {  # Qwen1.5-7B and Qwen2.5-1.5B
     "7B": {
@@ -198,7 +199,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--folder", type=Path, help="where 25 GB find room; default: the temporary folder")
     given = parser.parse_args()
-    if not machine.gpus():
+    if not hardware.gpus():
         print("This needs an NVIDIA card and its driver, and there is none here.", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from bench.figures import Figure, table
-from engine.workplace import PROJECT
+from engine.launch.workspace import PROJECT
 
 SEEDS, STEPS = range(5), 60
 

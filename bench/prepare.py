@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 
 from bench.server import MB, wait_until_quiet
-from engine import runs
-from engine.rundir import RunDir, read_lines, write_text
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core.rundir import RunDir, read_lines, write_text
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 
 SHORT, MANY = 100_000, 500_000  # rows
 BATCH, STEPS = 8, 60  # of the training on rows of mixed length: one epoch
@@ -101,10 +101,11 @@ def rate(folder: Path, processes: int) -> float:
 
 def timed(folder: str, processes: int) -> float:
     """Seconds of one preparation of the short rows. For a process of its own."""
-    from engine.datasets import find
-    from engine.worker import crew, examples, splits, tables, tokenizer  # noqa: F401 - so that imports are over
-    from engine.worker.edge import Report
+    from engine.data.datasets import find
+    from engine.worker.models import tokenizer
     from engine.worker.prepare import build
+    from engine.worker.runtime import process_pool  # noqa: F401 - so that imports are over
+    from engine.worker.runtime.process_lifecycle import Report
 
     spec = spec_of(Path(folder), "short", max_length=512, preprocessing_num_workers=processes)
     tokenizer.load_tokenizer(spec, str(DEMO_MODEL))

@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from engine import probe
-from engine.models import SMOLLM2
-from engine.rundir import RunDir
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT
+from engine.core.rundir import RunDir
+from engine.evaluation import probe
+from engine.launch.workspace import DEMO_MODEL, PROJECT
+from engine.models.models import SMOLLM2
+from engine.spec.run_spec import RunSpec
 from tests.train_many import lay_out
 
 NAMES = {"data.datasets": {"alpaca_translate_zh": 1}, "data.max_samples": 32, "training.learning_rate": 2e-3}

@@ -23,8 +23,8 @@ import openai
 
 from bench.figures import Figure, table
 from bench.server import Server, free_port
-from engine import machine
-from engine.workplace import PROJECT
+from engine.core import hardware
+from engine.launch.workspace import PROJECT
 
 # The demo model's words only: a token without a text would be told late, or not at all.
 SHAPE = {
@@ -37,7 +37,7 @@ QUESTION = [{"role": "user", "content": "Write about rivers, and then about the 
 
 def make_model(folder: Path, shape: str) -> None:
     """In a child, which gives its memory back when it ends."""
-    device = "cuda" if machine.gpus() else "cpu"
+    device = "cuda" if hardware.gpus() else "cpu"
     code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, str(folder), shape, device], cwd=PROJECT, check=True)
 
@@ -64,7 +64,7 @@ def ours(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
 @contextmanager
 def theirs(folder: Path, model: Path) -> Iterator[openai.OpenAI]:
     port = free_port()
-    dtype = "bfloat16" if machine.gpus() else "float32"  # as ours is loaded
+    dtype = "bfloat16" if hardware.gpus() else "float32"  # as ours is loaded
     command = [
         str(Path(sys.executable).parent / "transformers"),
         "serve",

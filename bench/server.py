@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.workplace import PROJECT
+from engine.launch.workspace import PROJECT
 
 PATIENCE_S = 120
 MB = 1e6

@@ -19,8 +19,8 @@ import psutil
 
 from bench.bigrun import RUN, BigRun
 from bench.server import MB, wait_until_quiet
-from engine.rundir import RunDir
-from engine.workplace import PROJECT, Workplace
+from engine.core.rundir import RunDir
+from engine.launch.workspace import PROJECT, Workplace
 
 TICKS = 200
 VIEW = ("step", 0.6, False)  # the axis, smoothing and scale that the page begins with

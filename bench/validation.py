@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.server import MB, wait_until_quiet
-from engine import browse, preview
-from engine.datasets import Dataset, find
-from engine.validation import check
-from engine.workplace import PROJECT, Workplace
+from engine.data import browse, preview_client
+from engine.data.datasets import Dataset, find
+from engine.data.validation import check
+from engine.launch.workspace import PROJECT, Workplace
 
 ROWS = 1_000_000
 SET = "million"
@@ -88,9 +88,9 @@ def measure(folder: Path) -> dict[str, float]:
     told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     workplace = Workplace()
     spec = workplace.frozen(workplace.default_spec())
-    told["tokens_s"] = seconds(lambda: preview.ask("page", spec, folder, SET, first=1, size=5))
-    told["next_s"] = seconds(lambda: preview.ask("page", spec, folder, SET, first=ROWS // 2, size=5))
-    told["numbers_s"] = seconds(lambda: preview.ask("statistics", spec, folder, SET))
+    told["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=1, size=5))
+    told["next_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=ROWS // 2, size=5))
+    told["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, SET))
     return told
 
 

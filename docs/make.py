@@ -1,4 +1,4 @@
-"""Write the pages that are made from the program: docs/spec.md from the declarations in engine/spec.py, and those of
+"""Write the pages that are made from the program: docs/spec.md from the declarations in engine/spec/run_spec.py, and those of
 `docs.llamafactory`. `python -m docs.make`; tests compare them."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from docs import llamafactory
-from engine.spec import UNIONS, fields
+from engine.spec.run_spec import UNIONS, fields
 
 PAGE = Path(__file__).parent / "spec.md"
 HEAD = """# Settings of a run
 
-Made from `engine/spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and the shell's checks.
+Made from `engine/spec/run_spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and the shell's checks.
 A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen. `data.datasets` and `stage.rewards` are a list of names
 or a mapping of names to weights: `[a, b]` is short for `{a: 1, b: 1}`.
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from engine import chat
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.serving import servers
 from tests.browser.find_chromium import ARGUMENTS, chromium
 from tests.conftest import start_studio
 
@@ -87,8 +87,8 @@ def all_in(browser: Browser, workplace: Workplace, locale: str) -> None:
         context.close()
         studio.terminate()
         studio.wait()
-        for server in chat.servers(workplace.saves):
-            chat.end(server)
+        for server in servers.servers(workplace.saves):
+            servers.end(server)
 
 
 def main() -> None:

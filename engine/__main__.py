@@ -13,16 +13,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine import chat, failures, flags, gguf, importer, kinds, preview, queue, report, results, runs, users
-from engine.door import loopback
-from engine.evaluation import EvaluationSpec
-from engine.models import inspect
-from engine.problems import Problem, Refusal, problem, say, shell_language
-from engine.progress import last, progress, tells
-from engine.results import new_export_spec, next_spec
-from engine.spec import RunSpec, Spec
-from engine.stages import STAGES
-from engine.workplace import Workplace, add_arguments, from_arguments
+from engine import flags, importer
+from engine.core import users
+from engine.core.problems import Problem, Refusal, problem, say, shell_language
+from engine.core.sockets import loopback
+from engine.core.stages import STAGES
+from engine.data import preview_client
+from engine.evaluation import report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export import gguf
+from engine.launch.workspace import Workplace, add_arguments, from_arguments
+from engine.models.models import inspect
+from engine.runs import failures, kinds, queue, results, runs
+from engine.runs.progress import last, progress, tells
+from engine.runs.results import new_export_spec, next_spec
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec, Spec
 
 
 def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
@@ -194,7 +200,7 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec = kind.frozen(spec, workplace)
     found, notes = kind.problems(spec, workplace), []
     if not found and isinstance(spec, RunSpec):
-        found, notes = preview.first_rows(spec, Path(spec.data.dataset_dir))
+        found, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
     _print_doubts([*kind.doubts(spec, found), *notes])
     print("\n".join(map(_told, found)) or "ready to start")
     return 1 if found else 0
@@ -280,17 +286,19 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     if not loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
     ids = [runs.get(workplace.saves, one, _has_result).id for one in arguments.runs]
-    given = chat.serving(workplace, chat.choose(workplace, arguments.base, ids, arguments.engine), _me())
+    given = servers.serving(
+        workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), _me()
+    )
     given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
-    server = chat.Server(workplace.saves / chat.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
-    child = chat.begin(server, given, key, foreground=True)
+    server = servers.Server(workplace.saves / servers.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
+    child = servers.begin(server, given, key, foreground=True)
     # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
     why = server.problems if code > 0 else []
     print("".join(f"{_told(one)}\n" for one in why), end="", file=sys.stderr)
-    chat.end(server)
+    servers.end(server)
     return 1 if why else 0
 
 

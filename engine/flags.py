@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any, get_args
 
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.spec import fields
-from engine.vllm import ENGINES
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.serving.vllm import ENGINES
+from engine.spec.run_spec import fields
 
 # Settings of an evaluation that are options of the shell, too; their help is the settings' own.
 EVALUATION = {

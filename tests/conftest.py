@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
-from engine import keeper
-from engine.models import SMOLLM2
-from engine.processes import end_processes
-from engine.rundir import folders
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core.rundir import folders
+from engine.launch.processes import end_processes
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.models.models import SMOLLM2
+from engine.runs import supervisor
+from engine.spec.run_spec import RunSpec
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -185,7 +185,7 @@ def start_studio(
 ) -> tuple[subprocess.Popen[str], str]:
     """The real studio, on a free port if none is given; returns its process and address once it is ready."""
     studio = subprocess.Popen(
-        [sys.executable, "app.py", "--port", str(port or keeper.free_port()), *flags, *flags_of(workplace)],
+        [sys.executable, "app.py", "--port", str(port or supervisor.free_port()), *flags, *flags_of(workplace)],
         cwd=PROJECT, text=True, stdout=subprocess.PIPE, env=os.environ | environment,
     )  # fmt: skip
     line = studio.stdout.readline()

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from engine.worker.sampling import Sampling, choose
+from engine.worker.generation.sampling import Sampling, choose
 
 DRAWS = 4000
 

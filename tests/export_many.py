@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from engine.export import ExportSpec
-from engine.problems import Refusal
-from engine.rundir import RESULT, RunDir, read_json, write_json, write_text
-from engine.spec import RunSpec
+from engine.core.problems import Refusal
+from engine.core.rundir import RESULT, RunDir, read_json, write_json, write_text
+from engine.export.export_spec import ExportSpec
+from engine.spec.run_spec import RunSpec
 from engine.worker.export import export
-from engine.worker.model import keep_initial, load_base, load_model, save_weights
-from engine.worker.result import generation_config
-from engine.worker.tokenizer import load_tokenizer
+from engine.worker.models.loading import keep_initial, load_base, load_model, save_weights
+from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.training.result import generation_config
 
 LORA = {"kind": "lora", "r": 4}
 RESULTS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from engine.problems import Problem
-from engine.worker.examples import FATES, IGNORED, USABLE, Encoder, table
+from engine.core.problems import Problem
+from engine.worker.data.examples import FATES, IGNORED, USABLE, Encoder, table
 
-OURS = Path(__file__).parent.parent / "engine" / "templates"
+OURS = Path(__file__).parent.parent / "engine" / "models" / "templates"
 TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # found without importing trl
 
 # Family → the token that has to be trained at the end of an answer.

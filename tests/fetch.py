@@ -5,9 +5,9 @@ Prints where it is; leaves progress.json, and error.json if it cannot be had.
 
 import sys
 
-from engine.spec import RunSpec
-from engine.worker.edge import Report, edge
-from engine.worker.fetch import fetch_model
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.fetch import fetch_model
+from engine.worker.runtime.process_lifecycle import Report, edge
 
 if __name__ == "__main__":
     with edge(sys.argv[1]) as run:

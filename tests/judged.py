@@ -15,10 +15,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.rundir import RunDir
-from engine.spec import RunSpec
-from engine.worker.model import load_model
-from engine.worker.trainers import assert_effective, trainer_of
+from engine.core.rundir import RunDir
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import load_model
+from engine.worker.training.trainers import assert_effective, trainer_of
 
 
 def log_probability(model: Any, prompt: list[int], answer: list[int]) -> float:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import runs
-from engine.rundir import RunDir, write_json, write_text
-from engine.runs import Run
-from engine.spec import RunSpec
+from engine.core.rundir import RunDir, write_json, write_text
+from engine.runs import runs
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 
 Line = Mapping[str, Any]
 

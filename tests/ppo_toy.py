@@ -25,13 +25,13 @@ from transformers import (
     set_seed,
 )
 
-from engine.rundir import RunDir, read_lines, write_json
-from engine.spec import Ppo
-from engine.worker.actor_critic import ActorCritic
-from engine.worker.edge import Report
-from engine.worker.metrics import RunCallback
-from engine.worker.ppo import WEIGHTS, PpoTrainer
-from engine.worker.trainers import ours
+from engine.core.rundir import RunDir, read_lines, write_json
+from engine.spec.run_spec import Ppo
+from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.training.actor_critic import ActorCritic
+from engine.worker.training.callbacks import RunCallback
+from engine.worker.training.ppo import WEIGHTS, PpoTrainer
+from engine.worker.training.trainers import ours
 
 
 def share_of_wanted(_prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from engine.rundir import RunDir, read_json, read_lines
-from engine.worker.reward_model import load_reward_model, scores
+from engine.core.rundir import RunDir, read_json, read_lines
+from engine.worker.models.reward_model import load_reward_model, scores
 from tests.judged import log_probability
 
 SIDES = ("chosen", "rejected")

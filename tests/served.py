@@ -8,25 +8,25 @@ from collections.abc import Iterator
 
 import openai
 
-from engine import chat
-from engine.rundir import read_json
-from engine.workplace import Workplace
+from engine.core.rundir import read_json
+from engine.launch.workspace import Workplace
+from engine.serving import servers
 
 
 @contextlib.contextmanager
-def serving(workplace: Workplace, choice: chat.Choice, by: str = "") -> Iterator[chat.Server]:
+def serving(workplace: Workplace, choice: servers.Choice, by: str = "") -> Iterator[servers.Server]:
     """One server for all who only ask; it stays, however slow a test is in between."""
-    here = chat.attend(workplace.saves)
-    started = chat.start(workplace, choice, by)
+    here = servers.attend(workplace.saves)
+    started = servers.start(workplace, choice, by)
     try:
-        chat.wait(started)
+        servers.wait(started)
         yield started
     finally:
-        chat.end(started)
+        servers.end(started)
         os.close(here)
 
 
-def client_of(server: chat.Server) -> openai.OpenAI:
+def client_of(server: servers.Server) -> openai.OpenAI:
     address = read_json(server.path / "address.json")
     key = (server.path / "key").read_text()
     return openai.OpenAI(base_url=f"http://127.0.0.1:{address['port']}/v1", api_key=key, max_retries=0)

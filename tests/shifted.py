@@ -13,10 +13,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.rundir import RunDir, write_json
-from engine.spec import RunSpec
-from engine.worker.model import load_model
-from engine.worker.trainers import trainer_of
+from engine.core.rundir import RunDir, write_json
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import load_model
+from engine.worker.training.trainers import trainer_of
 from tests.judged import log_probability
 
 

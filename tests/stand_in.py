@@ -8,10 +8,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from engine import keeper, kinds, queue
-from engine.command import Step
-from engine.spec import Spec
-from engine.workplace import PROJECT
+from engine.launch.command import Step
+from engine.launch.workspace import PROJECT
+from engine.runs import kinds, queue, supervisor
+from engine.spec.run_spec import Spec
 
 # What a training leaves when all goes well; SOURCE may call it.
 FINISH = """
@@ -45,4 +45,4 @@ def stand_in(source: str) -> None:
 
 if __name__ == "__main__":
     stand_in(sys.argv[2])
-    sys.exit(keeper.become_keeper(Path(sys.argv[1])))
+    sys.exit(supervisor.become_keeper(Path(sys.argv[1])))

@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from engine.problems import Refusal
-from engine.template_losses import notes
-from engine.worker.answer_endings import MaskSettings
-from engine.worker.conversations import Conversations, Tokens, generation_stops
+from engine.core.problems import Refusal
+from engine.data.template_losses import notes
+from engine.worker.templates.answer_endings import MaskSettings
+from engine.worker.templates.conversations import Conversations, Tokens, generation_stops
 from tests.families import answer, encode, ids_of, talk, tokenizer, trained, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine import blocks, rowfiles
-from engine.blocks import Broken, Stretch
-from engine.problems import Problem
+from engine.core.problems import Problem
+from engine.data import chunks, row_files
+from engine.data.chunks import Broken, Stretch
 
 ROWS = [{"instruction": f'{n} 你好 "[{{,}}]" \\ }},{{', "output": "x" * (n % 37)} for n in range(300)]
 CHATS = [
@@ -22,14 +22,14 @@ MIXED = [*ROWS[:50], 5, *ROWS[50:120], "text", None, *ROWS[120:150], [1]]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "SIZE", 1000)
-    monkeypatch.setattr(blocks, "ROWS", 30)
-    monkeypatch.setattr(blocks, "LONGEST", 20_000)
+    monkeypatch.setattr(chunks, "SIZE", 1000)
+    monkeypatch.setattr(chunks, "ROWS", 30)
+    monkeypatch.setattr(chunks, "LONGEST", 20_000)
 
 
 def by_reader(file: Path) -> tuple[list[Any], list[str]]:
     bad: list[Problem] = []
-    found = rowfiles.objects(rowfiles.entries(file), bad.append)
+    found = row_files.objects(row_files.entries(file), bad.append)
     return [row for _, row in found], [_told(one) for one in bad]
 
 
@@ -38,7 +38,7 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str], int]:
     rows: list[Any] = []
     bad: list[Problem] = []
     entries = stretches = 0
-    source = blocks.blocks(file)
+    source = chunks.blocks(file)
     while source:
         given, source = source, None
         for block in given:
@@ -46,7 +46,7 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str], int]:
             try:
                 some = [row for _, row in block.rows(found.append)]
             except Broken:
-                source = blocks.row_by_row(file, entries)
+                source = chunks.row_by_row(file, entries)
                 break
             stretches += isinstance(block, Stretch)
             rows += some
@@ -151,7 +151,7 @@ def test_a_block_of_long_rows_holds_few_of_them(tmp_path: Path, monkeypatch: pyt
     import pyarrow as pa
     from pyarrow import parquet
 
-    monkeypatch.setattr(blocks, "SIZE", 1000)
+    monkeypatch.setattr(chunks, "SIZE", 1000)
     said = [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y" * 300}]] * 20
     parquet.write_table(pa.table({"messages": said}), tmp_path / "long.parquet")
-    assert [len(block.entries) for block in blocks.blocks(tmp_path / "long.parquet")] == [2] * 10
+    assert [len(block.entries) for block in chunks.blocks(tmp_path / "long.parquet")] == [2] * 10

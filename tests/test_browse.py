@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import browse, derive, rowfiles
-from engine.datasets import Dataset, count_rows, find, rows
-from engine.problems import Refusal
+from engine.core.problems import Refusal
+from engine.data import browse, derive, row_files
+from engine.data.datasets import Dataset, count_rows, find, rows
 
 
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Two files of a thousand rows each in one folder; rows 700 and 1,700 are none."""
-    monkeypatch.setattr(rowfiles, "EVERY", 64)
+    monkeypatch.setattr(row_files, "EVERY", 64)
     monkeypatch.setattr(browse, "EVERY", 64)
     (tmp_path / "parts").mkdir()
     for part in range(2):

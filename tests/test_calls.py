@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.worker.calls import CallForm
-from engine.worker.chat_template import render
+from engine.worker.templates.chat_template import render
+from engine.worker.templates.tool_calls import CallForm
 from tests.families import tokenizer
 
 ARGUMENTS = {"city": 'Köln "{x}" </tool_call>\n7', "days": [1, 2], "deep": {"a": None}}

@@ -14,19 +14,21 @@ from typing import Any
 
 import pytest
 
-from engine import chat, machine, runs
-from engine.evaluation import EvaluationSpec
-from engine.failures import explain
-from engine.processes import processes
-from engine.progress import curves
-from engine.results import new_export_spec, next_spec
-from engine.rundir import read_json
-from engine.spec import RunSpec
-from engine.workplace import PROJECT, Workplace
+from engine.core import hardware
+from engine.core.rundir import read_json
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.launch.processes import processes
+from engine.launch.workspace import PROJECT, Workplace
+from engine.runs import runs
+from engine.runs.failures import explain
+from engine.runs.progress import curves
+from engine.runs.results import new_export_spec, next_spec
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.served import client_of, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not machine.gpus(), reason="there is no NVIDIA card")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hardware.gpus(), reason="there is no NVIDIA card")]
 
 
 @pytest.fixture
@@ -165,13 +167,13 @@ def test_answers_measures_and_exports(here: Workplace) -> None:
 
 
 @pytest.fixture
-def server(here: Workplace) -> Iterator[tuple[chat.Server, str]]:
+def server(here: Workplace) -> Iterator[tuple[servers.Server, str]]:
     run = trained(here)
-    with serving(here, chat.choose(here, "", [run.id])) as server:
+    with serving(here, servers.choose(here, "", [run.id])) as server:
         yield server, run.id
 
 
-def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[chat.Server, str]) -> None:
+def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[servers.Server, str]) -> None:
     server, adapter = server
     mine = {process.pid for process in processes(server.path)}
     assert mine & on_the_card()
@@ -182,7 +184,7 @@ def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[chat.Serve
         for voice in (server.name, adapter)
     ]
     assert all(one.usage.completion_tokens for one in said)
-    chat.end(server)
+    servers.end(server)
     assert not mine & on_the_card()
 
 

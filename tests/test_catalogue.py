@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import catalogue
-from engine.catalogue import Mapping, described, propose
-from engine.datasets import find, read_catalogue, rows
-from engine.problems import Refusal
-from engine.workplace import PROJECT
+from engine.core.problems import Refusal
+from engine.data import dataset_info_edits
+from engine.data.dataset_info_edits import Mapping, described, propose
+from engine.data.datasets import find, read_catalogue, rows
+from engine.launch.workspace import PROJECT
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 SAID = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
@@ -45,10 +45,10 @@ def test_what_was_guessed_is_written_so_that_it_is_read_the_same(tmp_path, row, 
     if row.get("conversations") is not None:
         row = {**row, "rejected": {"from": "gpt", "value": "No."}}
     (tmp_path / "f.json").write_text(json.dumps([row]), encoding="utf-8")
-    catalogue.save(tmp_path, "f", described("f.json", propose([row]), [row]))
+    dataset_info_edits.save(tmp_path, "f", described("f.json", propose([row]), [row]))
     one = find(tmp_path, "f")
     assert one.kind == kind
-    assert catalogue.mapping_of(one).columns.items() >= columns.items()
+    assert dataset_info_edits.mapping_of(one).columns.items() >= columns.items()
     assert [found for _, found in rows(one, pytest.fail)] == [row]
 
 
@@ -77,13 +77,13 @@ def test_saving_keeps_what_it_does_not_know_and_the_order(tmp_path):
     (tmp_path / "dataset_info.json").write_text(json.dumps(before))
     row = {"q": "1", "a": "2"}
     entry = described("b.json", Mapping("chat", {"prompt": "q", "response": "a"}), [row], before["b"])
-    assert catalogue.save(tmp_path, "renamed 新名", entry, instead_of="b") == "renamed 新名"
+    assert dataset_info_edits.save(tmp_path, "renamed 新名", entry, instead_of="b") == "renamed 新名"
     after = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(after) == ["renamed 新名", "a", "strange"]
     assert after["renamed 新名"] == {
         "file_name": "b.json", "num_samples": 5, "my_note": "keep me", "columns": {"prompt": "q", "response": "a"},
     }  # fmt: skip
-    catalogue.remove(tmp_path, "a")
+    dataset_info_edits.remove(tmp_path, "a")
     assert list(json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))) == [
         "renamed 新名",
         "strange",
@@ -94,9 +94,9 @@ def test_a_broken_file_is_told_with_line_and_column_and_never_emptied(tmp_path):
     broken = '{\n  "a": {"file_name": "a.json"},\n  "b" {}\n}'
     (tmp_path / "dataset_info.json").write_text(broken)
     for act in (
-        lambda: catalogue.save(tmp_path, "c", {"file_name": "c.json"}),
-        lambda: catalogue.add(tmp_path, "c", {"file_name": "c.json"}),
-        lambda: catalogue.remove(tmp_path, "a"),
+        lambda: dataset_info_edits.save(tmp_path, "c", {"file_name": "c.json"}),
+        lambda: dataset_info_edits.add(tmp_path, "c", {"file_name": "c.json"}),
+        lambda: dataset_info_edits.remove(tmp_path, "a"),
     ):
         with pytest.raises(Refusal, match="line 3, column 7"):
             act()
@@ -106,26 +106,26 @@ def test_a_broken_file_is_told_with_line_and_column_and_never_emptied(tmp_path):
 @pytest.mark.parametrize("name", ["", "  ", "a,b", "two\nlines", "x" * 101])
 def test_what_cannot_be_a_name_is_refused(tmp_path, name):
     with pytest.raises(Refusal, match="has 1 to 100 characters"):
-        catalogue.save(tmp_path, name, {"file_name": "a.json"})
+        dataset_info_edits.save(tmp_path, name, {"file_name": "a.json"})
 
 
 def test_a_name_may_hold_quotes_and_chinese_and_is_one_set_only(tmp_path):
     name = 'it\'s "my" 数据; rm -rf / <b>'
-    assert catalogue.save(tmp_path, f" {name} ", {"file_name": "a.json"}) == name
+    assert dataset_info_edits.save(tmp_path, f" {name} ", {"file_name": "a.json"}) == name
     with pytest.raises(Refusal, match="already"):
-        catalogue.save(tmp_path, name, {"file_name": "b.json"})
-    assert catalogue.add(tmp_path, name, {"file_name": "b.json"}) == f"{name}-2"
+        dataset_info_edits.save(tmp_path, name, {"file_name": "b.json"})
+    assert dataset_info_edits.add(tmp_path, name, {"file_name": "b.json"}) == f"{name}-2"
     assert [one.name for one in read_catalogue(tmp_path)[0]] == [name, f"{name}-2"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     with pytest.raises(Refusal, match="Nothing can be written"):
-        catalogue.save(tmp_path / "gone", "a", {"file_name": "a.json"})
+        dataset_info_edits.save(tmp_path / "gone", "a", {"file_name": "a.json"})
 
 
 def test_two_who_save_at_once_lose_nothing(tmp_path):
     code = (
-        "import sys, pathlib; from engine import catalogue\n"
+        "import sys, pathlib; from engine.data import dataset_info_edits as catalogue\n"
         "for n in range(40): catalogue.save(pathlib.Path(sys.argv[1]), f'{sys.argv[2]}{n}', {'file_name': 'x.json'})"
     )
     both = [
@@ -145,6 +145,6 @@ def test_the_entries_of_a_split_are_those_of_its_set(tmp_path: Path):
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": entry}))
     (tmp_path / "a.json").write_text("[{}]")
-    assert catalogue.derived(entry, find(tmp_path, "a"), "b.jsonl") == {
+    assert dataset_info_edits.derived(entry, find(tmp_path, "a"), "b.jsonl") == {
         "file_name": "b.jsonl", "ranking": True, "columns": {"prompt": "q"},
     }  # fmt: skip

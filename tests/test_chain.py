@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import runs
-from engine.progress import curves
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.progress import curves
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
 

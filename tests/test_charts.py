@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from engine.stages import STAGES
+from engine.core.stages import STAGES
 from webui import charts
 from webui.words import Words
 

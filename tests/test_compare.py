@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from engine import compare
-from engine.compare import ABSENT
-from engine.progress import curves
-from engine.rundir import append_lines, write_text
-from engine.runs import Run, delete
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.rundir import append_lines, write_text
+from engine.launch.workspace import Workplace
+from engine.runs import compare
+from engine.runs.compare import ABSENT
+from engine.runs.progress import curves
+from engine.runs.runs import Run, delete
+from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
 from webui import charts
 from webui.studio import page

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import rundir, runs
-from engine.rundir import RunDir, write_text
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core import rundir
+from engine.core.rundir import RunDir, write_text
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 
 
 def test_the_names_of_a_runs_files_do_not_change() -> None:

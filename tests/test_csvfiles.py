@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import csvfiles, rowfiles
 from engine.__main__ import check
-from engine.datasets import read_catalogue
-from engine.problems import Problem
-from engine.rowfiles import entries
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Problem
+from engine.data import csv_files, row_files
+from engine.data.datasets import read_catalogue
+from engine.data.row_files import entries
+from engine.launch.workspace import Workplace
+from engine.spec.run_spec import RunSpec
 
 HI = {"instruction": "Hi", "output": "Hello."}
 HO = {"instruction": "Ho", "output": "Hey."}
@@ -55,9 +55,9 @@ def test_a_table_is_read_whatever_separates_cells_and_lines(tmp_path: Path, name
         file = tmp_path / f"t{suffix}"
         file.write_bytes(content)
         assert read(file) == ([HI, HO], [])
-        assert csvfiles.dialect(file).separator == separator
-        assert rowfiles.source_of(file).doubts == ()
-        assert rowfiles.count(file) == 2
+        assert csv_files.dialect(file).separator == separator
+        assert row_files.source_of(file).doubts == ()
+        assert row_files.count(file) == 2
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_told_with_its_line_and_the_others_go_on(
 )
 def test_what_could_not_be_proved_is_told_of_the_file(tmp_path: Path, content: bytes, code: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    (doubt,) = rowfiles.source_of(tmp_path / "t.csv").doubts
+    (doubt,) = row_files.source_of(tmp_path / "t.csv").doubts
     assert doubt.code == code
     assert doubt.text("zh") != doubt.text("en")
 

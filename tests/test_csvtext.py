@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine.csvtext import as_csv
-from engine.worker.findings import table
+from engine.core.csvtext import as_csv
+from engine.worker.evaluation.findings import table
 
 
 def cell(value: Any) -> str:

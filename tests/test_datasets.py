@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import datasets, textlines
-from engine.datasets import count_rows, examples, read_catalogue, rows
-from engine.problems import Refusal, sentences
-from engine.validation import check
+from engine.core.problems import Refusal, sentences
+from engine.data import datasets, text_lines
+from engine.data.datasets import count_rows, examples, read_catalogue, rows
+from engine.data.validation import check
 
 ALPACA = {"instruction": "Translate.", "input": "cat", "output": "猫"}
 CHAT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}
@@ -401,7 +401,7 @@ def test_an_image_is_not_taken_for_text(tmp_path):
 
 
 def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(textlines, "BUFFER", 7)
+    monkeypatch.setattr(text_lines, "BUFFER", 7)
     bad_row = {**ALPACA, "output": 7}
     one = dataset(tmp_path, json.dumps([ALPACA, bad_row, ALPACA]) + "\n")
     column = len(json.dumps([ALPACA])) + 2
@@ -424,7 +424,7 @@ def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
 
 
 def test_a_broken_array_is_read_up_to_the_error_even_if_it_is_larger_than_the_buffer(tmp_path, monkeypatch):
-    monkeypatch.setattr(textlines, "BUFFER", 7)
+    monkeypatch.setattr(text_lines, "BUFFER", 7)
     content = json.dumps([ALPACA] * 3, indent=2, ensure_ascii=False)
     one = dataset(tmp_path, content)
     assert [place.line for place, _ in rows(one, pytest.fail)] == [2, 7, 12]
@@ -494,7 +494,7 @@ def test_the_sentences_of_both_languages_fill_in_the_same_values():
 
 def test_reading_data_imports_nothing_heavy():
     heavy = "{'torch', 'transformers', 'datasets', 'pandas', 'pyarrow', 'gradio'}"
-    code = f"import sys, engine.datasets; print({heavy} & set(sys.modules))"
+    code = f"import sys, engine.data.datasets; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

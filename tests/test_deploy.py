@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import deploy
-from engine.deploy import said
-from engine.problems import Refusal
-from engine.worker.chat_template import render
+from engine.core.problems import Refusal
+from engine.export import deployment
+from engine.export.deployment import said
+from engine.worker.templates.chat_template import render
 from tests import families
 
 GO = shutil.which("go")
@@ -52,9 +52,9 @@ def go(template: str, wanted: list[list[dict[str, str]]]) -> list[str]:
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_the_pieces_write_what_the_template_writes(name: str) -> None:
     rendered = renderer(name)
-    found = deploy.pieces(rendered)
+    found = deployment.pieces(rendered)
     for conversation in conversations(found.system is not None):
-        assert deploy.written(found, conversation) == rendered(conversation, True)
+        assert deployment.written(found, conversation) == rendered(conversation, True)
 
 
 @pytest.mark.slow
@@ -62,31 +62,31 @@ def test_the_pieces_write_what_the_template_writes(name: str) -> None:
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_go_writes_what_jinja_writes(name: str) -> None:
     rendered = renderer(name)
-    found = deploy.pieces(rendered)
+    found = deployment.pieces(rendered)
     wanted = conversations(found.system is not None)
-    assert go(deploy.go_template(found), wanted) == [rendered(one, True) for one in wanted]
+    assert go(deployment.go_template(found), wanted) == [rendered(one, True) for one in wanted]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not GO, reason="Go is not installed: only its own text/template can tell")
 def test_braces_and_quotes_of_a_template_stay_text() -> None:
-    odd = deploy.Pieces('\n{{"""', "}}", "{{ else }}", '"""|', ("<<{{", "}}>>\n"))
+    odd = deployment.Pieces('\n{{"""', "}}", "{{ else }}", '"""|', ("<<{{", "}}>>\n"))
     wanted = conversations(True)
-    assert go(deploy.go_template(odd), wanted) == [deploy.written(odd, one) for one in wanted]
-    assert '"""' not in deploy.go_template(odd)
+    assert go(deployment.go_template(odd), wanted) == [deployment.written(odd, one) for one in wanted]
+    assert '"""' not in deployment.go_template(odd)
 
 
 def test_a_late_system_message_stands_before_the_last_question() -> None:
-    found = deploy.pieces(renderer("mistral"))
+    found = deployment.pieces(renderer("mistral"))
     assert found.late
-    assert deploy.written(found, [SYSTEM, *TALK[:3]]).endswith("[INST] Be brief.\n\nAnd now? [/INST]")
+    assert deployment.written(found, [SYSTEM, *TALK[:3]]).endswith("[INST] Be brief.\n\nAnd now? [/INST]")
 
 
 def test_a_first_token_that_the_model_adds_itself_is_left_out() -> None:
     rendered = renderer("llama3")
     bos = families.tokenizer("llama3").bos_token
     assert rendered(TALK[:1], True).startswith(bos)
-    assert not deploy.pieces(rendered, bos).head.startswith(bos)
+    assert not deployment.pieces(rendered, bos).head.startswith(bos)
 
 
 def test_a_template_that_counts_its_turns_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_template_that_counts_its_turns_is_refused() -> None:
         return "".join(f"<{number}>{one['content']}" for number, one in enumerate(messages))
 
     with pytest.raises(Refusal, match="does more than put text around the turns"):
-        deploy.pieces(counting)
+        deployment.pieces(counting)
 
 
 def test_a_template_that_fails_says_why() -> None:
@@ -102,19 +102,21 @@ def test_a_template_that_fails_says_why() -> None:
         raise ValueError("no users here")
 
     with pytest.raises(Refusal, match="no users here"):
-        deploy.pieces(failing)
+        deployment.pieces(failing)
 
 
 def test_what_go_cannot_do_is_told() -> None:
-    told = {one.code for one in deploy.doubts(renderer("gemma"), families.template("gemma"))}
+    told = {one.code for one in deployment.doubts(renderer("gemma"), families.template("gemma"))}
     assert "ollama-trims" in told
-    told = {one.code for one in deploy.doubts(renderer("qwen3"), families.template("qwen3"))}
+    told = {one.code for one in deployment.doubts(renderer("qwen3"), families.template("qwen3"))}
     assert told >= {"ollama-forgets-thoughts", "ollama-tools"}
-    assert deploy.doubts(renderer("plain"), families.template("plain")) == []
+    assert deployment.doubts(renderer("plain"), families.template("plain")) == []
 
 
 def test_a_modelfile_names_source_template_and_stops() -> None:
-    text = deploy.modelfile("/models/base", "{{ .System }}", ["</s>", 'a"b'], adapter=".", context=100_000)
+    text = deployment.modelfile(
+        "/models/base", "{{ .System }}", ["</s>", 'a"b'], adapter=".", context=100_000
+    )
     assert "FROM /models/base\nADAPTER .\n" in text
     assert 'TEMPLATE """{{ .System }}"""' in text
     assert re.findall("PARAMETER (.*)", text) == ['stop "</s>"', "num_ctx 32768"]
@@ -135,11 +137,11 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "bias": "none"}
     ],
 )
 def test_vllm_is_told_what_it_would_refuse(changes: dict, codes: list[str]) -> None:
-    assert [one.code for one in deploy.vllm_problems(LORA | changes)] == codes
+    assert [one.code for one in deployment.vllm_problems(LORA | changes)] == codes
 
 
 def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:
-    assert "--max-lora-rank" not in deploy.vllm_text(tmp_path, "x", "/base", LORA)
-    told = deploy.vllm_text(tmp_path, "x", "/base", LORA | {"r": 130})
+    assert "--max-lora-rank" not in deployment.vllm_text(tmp_path, "x", "/base", LORA)
+    told = deployment.vllm_text(tmp_path, "x", "/base", LORA | {"r": 130})
     assert told == f"vllm serve /base --enable-lora --lora-modules x={tmp_path} --max-lora-rank 256"
-    assert deploy.vllm_text(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"
+    assert deployment.vllm_text(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"

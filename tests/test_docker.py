@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import users
-from engine.keeper import free_port
-from engine.workplace import PROJECT
+from engine.core import users
+from engine.launch.workspace import PROJECT
+from engine.runs.supervisor import free_port
 from tests.conftest import wait_until
 
 DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")

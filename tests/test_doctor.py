@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import command, doctor, failures, machine, memory, obstacles, runs
-from engine.doctor import Device, Finding
-from engine.models import inspect
-from engine.plan import summary
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core import hardware
+from engine.launch import command
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect
+from engine.preflight import checks, doctor, memory
+from engine.preflight.doctor import Device, Finding
+from engine.runs import failures, runs
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
 BROKEN = Finding(
@@ -98,8 +101,8 @@ def test_a_trial_without_an_answer_keeps_nobody_from_starting_and_is_not_written
     tries = tried(
         monkeypatch, Finding("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False)
     )
-    assert obstacles.unusable(CARD, wait=True) == {}
-    assert obstacles.unusable(CARD, wait=False) == {}  # and not repeated at every key press
+    assert checks.unusable(CARD, wait=True) == {}
+    assert checks.unusable(CARD, wait=False) == {}  # and not repeated at every key press
     assert len(tries) == 1
     assert not list(doctor._folder().glob("*.json"))
 
@@ -122,7 +125,7 @@ def test_a_trial_has_its_time_and_a_process_that_dies_is_an_answer(
 
 def test_the_sentence_names_the_cuda_the_libraries_and_each_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tried(monkeypatch, BROKEN)
-    broken = obstacles.unusable(CARD, wait=True)
+    broken = checks.unusable(CARD, wait=True)
     assert set(broken) == {"4bit", "8bit", "optimizer"}
     for language in ("en", "zh"):
         text = broken["4bit"].text(language)
@@ -138,7 +141,7 @@ def test_only_what_failed_is_refused(
 
     def problems(**changes: object) -> set[tuple[str, str]]:
         spec = workplace.frozen(make_spec(**changes))
-        return {(one.field, one.code) for one in obstacles.obstacles(spec, workplace)}
+        return {(one.field, one.code) for one in checks.obstacles(spec, workplace)}
 
     code = "bitsandbytes-broken-cpu"
     assert problems(model__quantization="8bit") == {("model.quantization", code)}
@@ -230,13 +233,13 @@ def test_a_plan_does_not_wait_for_a_trial(
 def test_a_pytorch_without_cuda_on_a_machine_with_a_card_is_told_and_the_cpu_still_serves(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = machine.Gpu(0, "GPU-1", "NVIDIA A100", 80 << 30, 79 << 30, 8.0)
-    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    card = hardware.Gpu(0, "GPU-1", "NVIDIA A100", 80 << 30, 79 << 30, 8.0)
+    monkeypatch.setattr(hardware, "gpus", lambda: (card,))
     for built, codes in (("", ["torch-without-cuda"]), ("12.8", []), (None, [])):
         monkeypatch.setattr(doctor, "torch_cuda", lambda built=built: built)
         for device, expected in (("auto", codes), ("cuda", codes), ("cpu", [])):
             spec = workplace.frozen(make_spec(hardware={"device": device}))
-            assert [one.code for one in obstacles.obstacles(spec, workplace)] == expected
+            assert [one.code for one in checks.obstacles(spec, workplace)] == expected
 
 
 def test_for_which_cuda_pytorch_was_built_is_read_without_importing_it(

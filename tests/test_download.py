@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine import errands
-from engine.datasets import examples, find, rows
-from engine.problems import Refusal
+from engine.core.problems import Refusal
+from engine.data import data_jobs
+from engine.data.datasets import examples, find, rows
 from tests.hub import Hub
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def fetch(tmp_path: Path, data: Path, id: str, **given: Any) -> dict[str, Any]:
         "split": "train",
         "into": "",
     } | given
-    return errands.wait(errands.start(tmp_path / "saves", "download", asked), 120)
+    return data_jobs.wait(data_jobs.start(tmp_path / "saves", "download", asked), 120)
 
 
 def test_messages_of_uneven_keys_are_not_filled_up(tmp_path, data, hub):

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import rowfiles
-from engine.blocks import blocks
-from engine.datasets import find, rows
-from engine.encodings import ENCODINGS, encoding_of, known_encoding
-from engine.obstacles import obstacles
-from engine.problems import Problem, Refusal
-from engine.rowfiles import entries
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Problem, Refusal
+from engine.data import row_files
+from engine.data.chunks import blocks
+from engine.data.datasets import find, rows
+from engine.data.encodings import ENCODINGS, encoding_of, known_encoding
+from engine.data.row_files import entries
+from engine.launch.workspace import Workplace
+from engine.preflight.checks import obstacles
+from engine.spec.run_spec import RunSpec
 
 TEXTS = {
     "zh": ("gb18030", "请用一句话解释什么是机器学习。先把水烧开，放入少许盐，再把面条下锅，煮到没有硬心时捞出。为什么天空是蓝色的？因为蓝光的波长较短，更容易被空气散射。"),
@@ -62,12 +62,12 @@ def test_unicode_is_known_by_its_mark_or_its_zero_bytes(tmp_path: Path, codec: s
 def test_a_few_bytes_are_read_as_the_likeliest_and_told_with_what_else_it_could_be(tmp_path: Path) -> None:
     file = write(tmp_path, "你好吗", "gb18030")
     assert not encoding_of(file).sure
-    (doubt,) = rowfiles.source_of(file).doubts
+    (doubt,) = row_files.source_of(file).doubts
     assert doubt.code == "encoding-unsure"
     assert doubt.values["encoding"] == encoding_of(file).label
     assert doubt.values["others"]
     # A choice settles it.
-    assert rowfiles.source_of(file, "gbk").doubts == ()
+    assert row_files.source_of(file, "gbk").doubts == ()
     ((_, row),) = entries(file, encoding="gbk")
     assert row == {"instruction": "你", "output": "好吗"}
 
@@ -161,6 +161,6 @@ def test_blocks_and_places_are_read_in_the_encoding_that_was_chosen(tmp_path: Pa
     file.write_bytes(written.encode("big5"))
     read = [row["text"] for block in blocks(file, "big5") for _, row in block.rows(pytest.fail)]
     assert read == texts
-    kept, count = rowfiles.places(file, "big5")
-    assert count == rowfiles.count(file, "big5") == 600
+    kept, count = row_files.places(file, "big5")
+    assert count == row_files.count(file, "big5") == 600
     assert next(entries(file, kept[2], "big5"))[1] == {"text": texts[512]}

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine import catalogue, errands
-from engine.datasets import find
-from engine.problems import Refusal
-from engine.processes import processes
+from engine.core.problems import Refusal
+from engine.data import data_jobs, dataset_info_edits
+from engine.data.datasets import find
+from engine.launch.processes import processes
 from tests.conftest import wait_until
 
 
@@ -24,10 +24,10 @@ def given(data: Path) -> dict[str, Any]:
 
 
 def test_a_check_tells_what_it_found_and_leaves_the_bad_rows_in_a_file(tmp_path, given):
-    errand = errands.start(tmp_path, "check", given)
-    result = errands.wait(errand, 60)
+    errand = data_jobs.start(tmp_path, "check", given)
+    result = data_jobs.wait(errand, 60)
     assert (result["good"], result["bad"], result["counts"]) == (40, 1, {"row-without-column": 1})
-    (bad,) = map(json.loads, (errand.path / errands.BAD_ROWS).read_text(encoding="utf-8").splitlines())
+    (bad,) = map(json.loads, (errand.path / data_jobs.BAD_ROWS).read_text(encoding="utf-8").splitlines())
     assert (bad["row"], bad["content"]) == (41, {"instruction": "?"})
     assert "没有“output”列" in bad["problem"]
 
@@ -35,73 +35,75 @@ def test_a_check_tells_what_it_found_and_leaves_the_bad_rows_in_a_file(tmp_path,
 def test_the_same_question_about_the_same_data_is_answered_at_once_and_about_changed_data_anew(
     tmp_path, given, monkeypatch
 ):
-    first = errands.start(tmp_path, "check", given)
-    errands.wait(first, 60)
-    assert errands.known(tmp_path, "check", given) == first
-    again = errands.start(tmp_path, "check", given)
+    first = data_jobs.start(tmp_path, "check", given)
+    data_jobs.wait(first, 60)
+    assert data_jobs.known(tmp_path, "check", given) == first
+    again = data_jobs.start(tmp_path, "check", given)
     assert (again.id, again.state) == (first.id, "done")
     with monkeypatch.context() as other:
-        other.setattr(errands, "RULES", errands.RULES + 1)  # rows are judged otherwise since
-        assert errands.known(tmp_path, "check", given) is None
+        other.setattr(data_jobs, "RULES", data_jobs.RULES + 1)  # rows are judged otherwise since
+        assert data_jobs.known(tmp_path, "check", given) is None
     (Path(given["data"]) / "chat.json").write_text("[]")
-    assert errands.known(tmp_path, "check", given) is None
-    changed = errands.start(tmp_path, "check", given)
+    assert data_jobs.known(tmp_path, "check", given) is None
+    changed = data_jobs.start(tmp_path, "check", given)
     assert changed.id != first.id
-    assert errands.wait(changed, 60)["good"] == 0
+    assert data_jobs.wait(changed, 60)["good"] == 0
 
 
 def test_a_set_that_was_made_and_removed_is_made_again_when_asked_again(tmp_path, given):
     data = Path(given["data"])
     asked = {"data": given["data"], "name": "chat", "share": 0.25, "seed": 1}
-    first = errands.start(tmp_path, "split", asked)
-    for name in errands.wait(first, 60)["made"]:
-        catalogue.remove(data, name)
-    for name in errands.wait(errands.start(tmp_path, "split", asked), 60)["made"]:
+    first = data_jobs.start(tmp_path, "split", asked)
+    for name in data_jobs.wait(first, 60)["made"]:
+        dataset_info_edits.remove(data, name)
+    for name in data_jobs.wait(data_jobs.start(tmp_path, "split", asked), 60)["made"]:
         assert find(data, name).problem is None
 
 
 def test_a_refusal_comes_back_as_the_sentence_it_is_in_either_language(tmp_path, given):
-    errand = errands.start(tmp_path, "split", {"data": given["data"], "name": "chat", "share": 2, "seed": 1})
+    errand = data_jobs.start(
+        tmp_path, "split", {"data": given["data"], "name": "chat", "share": 2, "seed": 1}
+    )
     with pytest.raises(Refusal) as refused:
-        errands.wait(errand, 60)
+        data_jobs.wait(errand, 60)
     assert "must lie between 0 and 1" in refused.value.text("en")
     assert "应在 0 与 1 之间" in refused.value.text("zh")
     assert errand.state == "failed"
-    gone = errands.start(tmp_path, "deduplicate", {"data": given["data"], "name": "'; rm -rf /"})
+    gone = data_jobs.start(tmp_path, "deduplicate", {"data": given["data"], "name": "'; rm -rf /"})
     with pytest.raises(Refusal, match="no data set"):
-        errands.wait(gone, 60)
+        data_jobs.wait(gone, 60)
 
 
 def test_work_that_is_killed_has_failed_and_can_be_begun_again(tmp_path, given, monkeypatch):
     data = Path(given["data"])
     row = json.dumps({"instruction": "What?", "output": "That."})
     (data / "chat.json").write_text("\n".join(f'{row[:-1]}, "n": {n}}}' for n in range(400_000)))
-    errand = errands.start(tmp_path, "check", given)
+    errand = data_jobs.start(tmp_path, "check", given)
     wait_until(lambda: errand.progress.get("done"), 60)
     assert errand.state == "working"
     assert len(processes(errand.path)) == 1
-    assert errands.start(tmp_path, "check", given) == errand  # no second one
+    assert data_jobs.start(tmp_path, "check", given) == errand  # no second one
     assert len(processes(errand.path)) == 1
-    errands.stop(errand)
+    data_jobs.stop(errand)
     wait_until(lambda: errand.state == "failed", 20)
     assert "ended without a result" in errand.problems[0].text()
     (data / "chat.json").write_text(row)
-    assert errands.wait(errands.start(tmp_path, "check", given), 60)["good"] == 1
+    assert data_jobs.wait(data_jobs.start(tmp_path, "check", given), 60)["good"] == 1
 
 
 @pytest.mark.parametrize("id", ["", ".", "..", "../chat", "check-0/../..", "/etc", "nothing"])
 def test_an_id_leads_nowhere_but_to_an_errand(tmp_path, given, id):
-    errands.wait(errands.start(tmp_path, "check", given), 60)
-    assert errands.get(tmp_path, id) is None
+    data_jobs.wait(data_jobs.start(tmp_path, "check", given), 60)
+    assert data_jobs.get(tmp_path, id) is None
 
 
 def test_old_errands_are_forgotten(tmp_path, given, monkeypatch):
-    monkeypatch.setattr(errands, "KEPT", 2)
+    monkeypatch.setattr(data_jobs, "KEPT", 2)
     for language in ("en", "zh", "en-2", "zh"):
         asked = {"data": given["data"], "name": "gone", "share": 0.5, "seed": hash(language)}
         with pytest.raises(Refusal):
-            errands.wait(errands.start(tmp_path, "split", asked), 60)
-    assert len(list((tmp_path / errands.FOLDER).iterdir())) <= 3
+            data_jobs.wait(data_jobs.start(tmp_path, "split", asked), 60)
+    assert len(list((tmp_path / data_jobs.FOLDER).iterdir())) <= 3
 
 
 def test_a_workbook_is_taken_in(tmp_path, data):
@@ -109,7 +111,7 @@ def test_a_workbook_is_taken_in(tmp_path, data):
 
     file = workbook(tmp_path / "x.xlsx", f"{HEADER}<row>{text('A2', 'Hi')}{text('B2', 'Hello')}</row>")
     asked = {"data": str(data), "source": str(file), "called": "我的 表.xlsx"}
-    assert errands.wait(errands.start(tmp_path, "receive", asked), 60) == {
+    assert data_jobs.wait(data_jobs.start(tmp_path, "receive", asked), 60) == {
         "file": "我的 表.jsonl",
         "problems": [],
         "notes": [],

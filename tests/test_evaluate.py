@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from engine import evaluation, failures, report, runs
-from engine.evaluation import EvaluationSpec
-from engine.problems import Refusal
-from engine.processes import processes
-from engine.progress import curves
-from engine.results import of
-from engine.rundir import RESULT, read_lines, write_json, write_text
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.core.problems import Refusal
+from engine.core.rundir import RESULT, read_lines, write_json, write_text
+from engine.evaluation import evaluation_spec, report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.launch.processes import processes
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import failures, runs
+from engine.runs.progress import curves
+from engine.runs.results import of
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
 
@@ -42,7 +43,7 @@ def ended(workplace: Workplace, run: runs.Run) -> runs.Run:
 
 def told(workplace: Workplace, spec: EvaluationSpec) -> list[str]:
     """The codes of what stands in its way."""
-    return [one.code for one in evaluation.problems(evaluation.frozen(spec, workplace), workplace)]
+    return [one.code for one in evaluation_spec.problems(evaluation_spec.frozen(spec, workplace), workplace)]
 
 
 def finished_run(workplace: Workplace, spec: RunSpec, name: str, stage: str = "sft") -> runs.Run:
@@ -127,7 +128,7 @@ def test_questions_without_references_are_asked_only_if_that_is_wanted(
     (workplace.data / "ask.jsonl").write_text(
         '{"question": "Who?"}\n{"question": "Where?"}\n', encoding="utf-8"
     )
-    assert evaluation.take_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"
+    assert evaluation_spec.take_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"
     spec = asking(model__model_name_or_path=str(tiny), data__datasets=["ask"])
     assert told(workplace, spec) == ["evaluate-no-references"]
     # A question that is longer than the model reads is left out, and said to be.
@@ -181,7 +182,9 @@ def test_what_stands_in_the_way_is_told_before_the_start(
     )
     assert told(workplace, asking(results=[own.id])) == []
     assert told(workplace, asking(results=[foreign.id], **base)) == ["chat-other-base"]
-    [why] = evaluation.problems(evaluation.frozen(asking(results=[foreign.id], **base), workplace), workplace)
+    [why] = evaluation_spec.problems(
+        evaluation_spec.frozen(asking(results=[foreign.id], **base), workplace), workplace
+    )
     assert str(other) in why.text("en")
     assert str(tiny) in why.text("zh")
     assert told(workplace, asking(results=[own.id, judge.id])) == ["evaluate-mixed"]
@@ -197,7 +200,7 @@ def test_what_stands_in_the_way_is_told_before_the_start(
 
 
 def test_an_evaluation_reads_back_as_it_was_written(workplace: Workplace, tiny: Path) -> None:
-    from engine import kinds
+    from engine.runs import kinds
 
     spec = asking(model__model_name_or_path=str(tiny), model__quantization={"kind": "4bit"}, name="x")
     for brief in (True, False):
@@ -221,6 +224,6 @@ def test_rows_are_sorted_and_searched() -> None:
 
 def test_a_run_that_left_nothing_is_none(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = finished_run(workplace, make_spec(), "own")
-    assert evaluation.left(of(run).folder).title == "own"
+    assert evaluation_spec.left(of(run).folder).title == "own"
     (run.dir.adapter / RESULT).unlink()
-    assert evaluation.left(run.dir.adapter) is None
+    assert evaluation_spec.left(run.dir.adapter) is None

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from engine.problems import Refusal
-from engine.worker.answer_endings import MaskSettings
-from engine.worker.conversations import end_of_turn_ids
-from engine.worker.examples import IGNORED
+from engine.core.problems import Refusal
+from engine.worker.data.examples import IGNORED
+from engine.worker.templates.answer_endings import MaskSettings
+from engine.worker.templates.conversations import end_of_turn_ids
 from tests.families import (
     AROUND,
     ENDS,

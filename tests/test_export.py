@@ -20,17 +20,19 @@ import psutil
 import pytest
 import yaml
 
-from engine import export, gguf, kinds, machine, runs
-from engine.export import ExportSpec
-from engine.models import inspect
-from engine.obstacles import obstacles
-from engine.problems import Refusal
-from engine.processes import processes
-from engine.results import new_export_spec, results
-from engine.rundir import ALIVE, RunDir, read_json, take, write_json
-from engine.runs import Run
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.rundir import ALIVE, RunDir, read_json, take, write_json
+from engine.export import export_spec, gguf
+from engine.export.export_spec import ExportSpec
+from engine.launch.processes import processes
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.models.models import inspect
+from engine.preflight.checks import obstacles
+from engine.runs import kinds, runs
+from engine.runs.results import new_export_spec, results
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, wait_until
 from webui.train_tab import models_and_results
 from webui.words import Words
@@ -191,7 +193,7 @@ def test_numbers_that_do_not_hold_are_refused(many: tuple[Path, Any]) -> None:
 def test_the_template_of_the_run_goes_along(many: tuple[Path, Any]) -> None:
     folder = many[0] / "export" / "templated" / "model"
     assert (folder / "chat_template.jinja").read_text() == (
-        PROJECT / "engine/templates/alpaca.jinja"
+        PROJECT / "engine/models/templates/alpaca.jinja"
     ).read_text()
     assert "### Instruction" in (folder / "Modelfile").read_text()
 
@@ -324,7 +326,7 @@ def finished(workplace: Workplace, tiny: Path) -> Callable[..., str]:
 def refused(workplace: Workplace, ids: Mapping[str, float] | list[str], **settings: Any) -> list[Any]:
     given = ids if isinstance(ids, dict) else dict.fromkeys(ids, 1.0)
     spec = new_export_spec(workplace, given, **{"hardware": CPU} | settings)
-    return export.problems(export.frozen(spec, workplace), workplace)
+    return export_spec.problems(export_spec.frozen(spec, workplace), workplace)
 
 
 def codes(*asked: Any, **settings: Any) -> list[str]:
@@ -358,22 +360,22 @@ def test_a_run_that_is_still_alive_is_not_exported(
     workplace: Workplace, finished: Callable[..., str]
 ) -> None:
     id = finished("resumed")
-    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
+    spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
     lock = take(RunDir(workplace.saves / id).lock, ALIVE, shared=True)
-    assert [one.code for one in export.problems(spec, workplace)] == ["export-unfinished"]
+    assert [one.code for one in export_spec.problems(spec, workplace)] == ["export-unfinished"]
     os.close(lock)
-    assert export.problems(spec, workplace) == []
+    assert export_spec.problems(spec, workplace) == []
 
 
 def test_too_little_room_is_told_before_the_start(
     workplace: Workplace, finished: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     id = finished("good")
-    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
-    assert export.disk_needed(spec) - export.SLACK == 4 * inspect(tiny).parameters
+    spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
+    assert export_spec.disk_needed(spec) - export_spec.SLACK == 4 * inspect(tiny).parameters
     half = spec.change("precision", "bf16")
-    assert export.disk_needed(half) - export.SLACK == 2 * inspect(tiny).parameters
-    monkeypatch.setattr(machine, "free_disk", lambda _folder: 1000)
+    assert export_spec.disk_needed(half) - export_spec.SLACK == 2 * inspect(tiny).parameters
+    monkeypatch.setattr(hardware, "free_disk", lambda _folder: 1000)
     [wrong] = refused(workplace, [id])
     assert wrong.code == "export-no-room"
     assert "0.05 GB" in wrong.text()
@@ -389,12 +391,12 @@ def test_too_little_memory_is_told_before_the_start(
     }).encode()  # fmt: skip
     file = RunDir(workplace.saves / id).adapter / "adapter_model.safetensors"
     file.write_bytes(struct.pack("<Q", len(head)) + head + bytes(480))
-    spec = export.frozen(new_export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
+    spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
     # A base of fp32 is merged in fp32, whatever is written; beside it are the matrices, and a layer three times.
-    needed = export.memory_needed(spec)
-    assert needed - export.ALONE == 4 * (inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10))
-    assert export.memory_needed(spec.change("precision", "fp32")) == needed
-    monkeypatch.setattr(machine, "memory", lambda: (needed - 1, needed))
+    needed = export_spec.memory_needed(spec)
+    assert needed - export_spec.ALONE == 4 * (inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10))
+    assert export_spec.memory_needed(spec.change("precision", "fp32")) == needed
+    monkeypatch.setattr(hardware, "memory", lambda: (needed - 1, needed))
     [wrong] = refused(workplace, [id])
     assert wrong.code == "export-no-memory"
     assert "needs 0.50 GB" in wrong.text()
@@ -403,23 +405,23 @@ def test_too_little_memory_is_told_before_the_start(
     lock = take(other.lock, ALIVE, shared=True)
     assert refused(workplace, [id]) == []
     os.close(lock)
-    assert [one.code for one in export.of_memory(spec)] == ["export-no-memory"]
+    assert [one.code for one in export_spec.of_memory(spec)] == ["export-no-memory"]
     # The machine of the tests has no card: what nvidia-smi would say of one is put in its place.
-    card = machine.Gpu(0, "GPU-0", "H100", 2 * needed, needed - 1, 9.0)
-    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    card = hardware.Gpu(0, "GPU-0", "H100", 2 * needed, needed - 1, 9.0)
+    monkeypatch.setattr(hardware, "gpus", lambda: (card,))
     on_card = spec.change("hardware.device", "cuda")
-    assert [one.code for one in export.of_memory(on_card)] == ["export-no-card-memory"]
-    assert export.of_memory(on_card, waits=True) == []
+    assert [one.code for one in export_spec.of_memory(on_card)] == ["export-no-card-memory"]
+    assert export_spec.of_memory(on_card, waits=True) == []
 
 
 def test_a_container_has_the_memory_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "GROUP", tmp_path)  # the files that the kernel shows in a container
-    free, whole = machine.memory()
+    monkeypatch.setattr(hardware, "GROUP", tmp_path)  # the files that the kernel shows in a container
+    free, whole = hardware.memory()
     for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 600\ninactive_file 200\n")):
         (tmp_path / f"memory.{name}").write_text(text)
-    assert machine.memory() == (300, 1000)
+    assert hardware.memory() == (300, 1000)
     (tmp_path / "memory.max").write_text("max\n")
-    assert machine.memory()[1] == whole
+    assert hardware.memory()[1] == whole
     assert free < whole
 
 
@@ -477,10 +479,10 @@ def test_a_base_that_is_itself_quantized_is_never_merged_into(workplace: Workpla
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
     }
     write_json(copy / "config.json", config)
-    spec = export.frozen(
+    spec = export_spec.frozen(
         ExportSpec.read({"model": {"model_name_or_path": str(copy)}, "hardware": CPU}), workplace
     )
-    assert [one.code for one in export.problems(spec, workplace)] == ["export-base-quantized"]
+    assert [one.code for one in export_spec.problems(spec, workplace)] == ["export-base-quantized"]
 
 
 def test_a_quantized_run_is_exported_from_the_full_base(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gradio as gr
 import pytest
 
-from engine.models import linear_modules, whole_modules
-from engine.plan import Summary
-from engine.spec import UNIONS, RunSpec, fields
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
+from engine.models.models import linear_modules, whole_modules
+from engine.runs.plan import Summary
+from engine.spec.run_spec import UNIONS, RunSpec, fields
 from tests.test_models import make_model
 from webui import form, notices, train_tab
 from webui.words import Words

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.examples import FATES, USABLE, Encoder, table
-from engine.worker.splits import windows
+from engine.worker.data.examples import FATES, USABLE, Encoder, table
+from engine.worker.data.splits import windows
 from tests.families import ENDS, answer, encode, ids_of, squeezed, talk, tokenizer, trained, user
 
 FAMILIES = [name for name in ENDS if name not in ("alpaca", "plain")]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import failures, machine, queue, runs
-from engine.problems import Refusal
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.launch.workspace import Workplace
+from engine.runs import failures, queue, runs
+from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import wait_until
 
@@ -26,7 +27,7 @@ def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
-        monkeypatch.setattr(machine, "free_disk", lambda path: 2_000_000)
+        monkeypatch.setattr(hardware, "free_disk", lambda path: 2_000_000)
     yield folder
     if not mounted.returncode:
         subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from engine import gguf, runs
-from engine.export import ExportSpec
-from engine.problems import sentences
-from engine.rundir import RunDir, read_json, write_json, write_text
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core.problems import sentences
+from engine.core.rundir import RunDir, read_json, write_json, write_text
+from engine.export import gguf
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.runs import runs
 from tests.conftest import engine, wait_until
 from webui.exports import list_html
 from webui.words import Words
@@ -218,7 +219,7 @@ COMPARE = """
 import json, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from engine.worker.gguf_check import compared_weights
+from engine.worker.exporting.gguf_check import compared_weights
 torch.manual_seed(0)
 merged = {name: torch.randn(64, 64) for name in ("a", "b", "c")}
 save_file(merged, Path(sys.argv[1], "model.safetensors"))
@@ -288,7 +289,8 @@ def test_the_converter_is_found_where_it_is_named_and_nowhere_else_then(
 
 def test_every_reason_that_is_written_down_has_its_sentences() -> None:
     source = "".join(
-        (PROJECT / "engine" / "worker" / f"{name}.py").read_text() for name in ("gguf", "gguf_check")
+        (PROJECT / "engine" / "worker" / "exporting" / f"{name}.py").read_text()
+        for name in ("gguf", "gguf_check")
     )
     for code in [code for code in sentences() if code.startswith("export-gguf-")]:
         if code not in ("export-gguf-adapter",):

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine import failures, queue, runs, samples
-from engine.progress import curves
-from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
-from engine.spec import RunSpec, optimizer_steps
-from engine.stages import STAGES
-from engine.workplace import PROJECT, Workplace
+from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
+from engine.core.stages import STAGES
+from engine.launch.workspace import PROJECT, Workplace
+from engine.runs import failures, queue, runs, samples
+from engine.runs.progress import curves
+from engine.spec.run_spec import RunSpec, optimizer_steps
 from tests.conftest import by_hand, wait_until
 
 pytestmark = pytest.mark.slow

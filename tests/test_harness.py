@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from engine import failures, harness, report, runs
-from engine.problems import sentences
-from engine.processes import processes
-from engine.rundir import read_lines
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core.problems import sentences
+from engine.core.rundir import read_lines
+from engine.evaluation import harness, report
+from engine.launch.processes import processes
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.runs import failures, runs
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 from tests.test_evaluate import asking, ended, finished_run, told
 from webui import reports
@@ -147,7 +148,7 @@ def test_what_stands_in_the_way_of_tasks_is_told_before_the_start(
 
 
 def test_tasks_in_a_spec_are_read_back() -> None:
-    from engine import kinds
+    from engine.runs import kinds
 
     spec = asking(
         harness__tasks=["a"], harness__num_fewshot=3, harness__limit=10, harness__apply_chat_template=False

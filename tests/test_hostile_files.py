@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import browse, catalogue, uploads
-from engine.datasets import count_rows, find, read_catalogue
-from engine.problems import Refusal
-from engine.validation import check
-from engine.workplace import PROJECT
+from engine.core.problems import Refusal
+from engine.data import browse, dataset_info_edits, uploads
+from engine.data.datasets import count_rows, find, read_catalogue
+from engine.data.validation import check
+from engine.launch.workspace import PROJECT
 
 GOOD = '{"instruction": "Hi", "output": "Hello."}\n'
 CONTENTS = {
@@ -98,7 +98,9 @@ def test_no_file_however_hostile_takes_the_others_along(folder: Path) -> None:
         except Refusal:
             continue
         for file in one.files[:1]:
-            catalogue.propose(catalogue.first_rows(file)) if catalogue.first_rows(file) else None
+            dataset_info_edits.propose(dataset_info_edits.first_rows(file)) if dataset_info_edits.first_rows(
+                file
+            ) else None
     assert check(find(folder, "good"), "chat").good == 1
     json.dumps(uploads.unregistered(folder, []), ensure_ascii=False).encode()
 
@@ -106,7 +108,7 @@ def test_no_file_however_hostile_takes_the_others_along(folder: Path) -> None:
 def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
     """Asked by a process without rights: whoever runs the tests may be allowed everything."""
     code = (
-        "import os, sys, pathlib; import engine.datasets as d\n"
+        "import os, sys, pathlib; import engine.data.datasets as d\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
         "for one in d.read_catalogue(pathlib.Path(sys.argv[1]))[0]: print(one.name, one.problem)"
     )
@@ -136,4 +138,4 @@ def test_a_catalogue_that_is_no_catalogue_is_a_sentence(tmp_path: Path, content:
     assert sets == []
     assert "dataset_info.json" in wrong.text()
     with pytest.raises(Refusal):
-        catalogue.add(tmp_path, "x", {"file_name": "x.json"})
+        dataset_info_edits.add(tmp_path, "x", {"file_name": "x.json"})

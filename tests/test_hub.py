@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from engine import failures, runs
-from engine.obstacles import obstacles
-from engine.problems import say
-from engine.progress import progress
-from engine.rundir import RunDir, read_json, write_text
-from engine.spec import RunSpec
-from engine.workplace import PROJECT, Workplace
+from engine.core.problems import say
+from engine.core.rundir import RunDir, read_json, write_text
+from engine.launch.workspace import PROJECT, Workplace
+from engine.preflight.checks import obstacles
+from engine.runs import failures, runs
+from engine.runs.progress import progress
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.hub import Hub, files
 from webui import runs_tab
@@ -227,6 +227,6 @@ def test_a_disk_too_small_for_the_model_is_told_before_it_is_fetched(
 def test_a_studio_without_the_other_hubs_client_says_how_to_get_it(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.obstacles.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("engine.preflight.checks.importlib.util.find_spec", lambda _: None)
     (found,) = obstacles(make_spec(model__model_name_or_path=ID, model__hub="modelscope"), workplace)
     assert "pip install modelscope-hub" in found.text("zh")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from engine.core.problems import Refusal
 from engine.importer import Imported, read, read_any
-from engine.problems import Refusal
-from engine.spec import RunSpec
+from engine.spec.run_spec import RunSpec
 
 # In the form of the user's own commands: every flag they have.
 COMMAND = """CUDA_VISIBLE_DEVICES=0,1,2,3 accelerate launch \\

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from docs import llamafactory as page
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
+from engine.core.problems import Refusal
+from engine.data.mixing import held_out, repeats
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
 from engine.importer import Imported, decoded, read, read_any
 from engine.importer.axolotl import WAYS as AXOLOTL_WAYS
 from engine.importer.table import entries, reasons, sections
 from engine.importer.ways import WAYS
-from engine.mixing import held_out, repeats
-from engine.problems import Refusal
-from engine.spec import RunSpec, fields, trainer_arguments
+from engine.spec.run_spec import RunSpec, fields, trainer_arguments
 from tests import foreign_keys
 
 BASE = "model_name_or_path: /models/x\nfinetuning_type: lora\ndataset: a,b\n"

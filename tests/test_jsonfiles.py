@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import blocks, jsonlayout, rowfiles, textlines
-from engine.blocks import Broken
-from engine.problems import Problem
-from engine.rowfiles import entries
+from engine.core.problems import Problem
+from engine.data import chunks, json_layout, row_files, text_lines
+from engine.data.chunks import Broken
+from engine.data.row_files import entries
 
 HI = {"instruction": "Hi", "output": "Hello."}
 HO = {"instruction": "Ho", "output": 'Hey, "you" 你好 {}[]'}
@@ -72,7 +72,7 @@ def by_reader(file: Path) -> tuple[list[Any], list[str]]:
 def by_blocks(file: Path) -> tuple[list[Any], list[str]]:
     rows: list[Any] = []
     bad: list[Problem] = []
-    source: Any = blocks.blocks(file)
+    source: Any = chunks.blocks(file)
     while source:
         current, source = source, None
         for block in current:
@@ -80,7 +80,7 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str]]:
             try:
                 some = [row for _, row in block.rows(wrong.append)]
             except Broken:
-                source = blocks.row_by_row(file, len(rows) + len(bad))
+                source = chunks.row_by_row(file, len(rows) + len(bad))
                 break
             rows += some
             bad += wrong
@@ -101,8 +101,8 @@ def test_a_layout_with_a_clear_meaning_is_read_from_any_row_and_by_blocks(
     for place, _ in read:
         assert list(entries(file, place)) == read[place.row - 1 :]
     assert by_blocks(file) == (rows, [])
-    assert rowfiles.count(file) == len(rows)
-    assert rowfiles.broken_off(file) is None
+    assert row_files.count(file) == len(rows)
+    assert row_files.broken_off(file) is None
 
 
 SAID = {
@@ -142,19 +142,19 @@ def test_what_has_no_clear_meaning_is_one_sentence_about_the_whole_file(tmp_path
 def test_an_object_longer_than_a_row_is_read_by_its_list_and_never_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(textlines, "LONGEST", 5000)
-    monkeypatch.setattr(textlines, "BUFFER", 1000)
+    monkeypatch.setattr(text_lines, "LONGEST", 5000)
+    monkeypatch.setattr(text_lines, "BUFFER", 1000)
     file = tmp_path / "x.json"
     rows = [{"text": f"row {number}"} for number in range(1000)]
     for indent in (None, 2):
         file.write_text(dump({"name": "x", "data": rows, "size": 1000}, indent=indent))
-        jsonlayout._layout.cache_clear()
+        json_layout._layout.cache_clear()
         assert by_reader(file) == (rows, [])
     file.write_text(dump({"data": rows, "test": rows[:3]}))
-    jsonlayout._layout.cache_clear()
+    json_layout._layout.cache_clear()
     assert by_reader(file) == (rows, ["file-json-more-wrapped"])  # seen only at the end, and told there
     file.write_text(dump({"text": {str(number): "x" * 9 for number in range(1000)}}))
-    jsonlayout._layout.cache_clear()
+    json_layout._layout.cache_clear()
     assert by_reader(file) == ([], ["file-json-large"])
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import command
-from engine.rundir import RunDir, write_text
-from engine.spec import RunSpec
-from engine.workplace import PROJECT
+from engine.core.rundir import RunDir, write_text
+from engine.launch import command
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
 
 LOOK = """
 import sys
-from engine.spec import RunSpec
-from engine.worker.libraries import import_libraries, leave_out_unused, trains_quantized
+from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.optional_packages import import_libraries, leave_out_unused, trains_quantized
 spec = RunSpec.from_yaml(sys.stdin.read())
 leave_out_unused(trains_quantized(spec))
 import_libraries(spec)

@@ -8,65 +8,129 @@ from pathlib import Path
 
 import pytest
 
-from engine.workplace import PROJECT
+from engine.launch.workspace import PROJECT
 
 TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets", "tokenizers"}
+# Packages in the order of docs/architecture.md: each imports only those before it, and itself.
+ENGINE = (
+    "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "importer",
+)  # fmt: skip
+WORKER = (
+    "runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving",
+)  # fmt: skip
 
 
 @cache
 def imports(file: Path) -> frozenset[str]:
-    """Dotted names of all that a file imports, wherever in it."""
-    found = set()
+    """Dotted names of all that a file imports, wherever in it: late imports and those of type checkers count."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: relative import"
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(found)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def file_of(module: str) -> Path | None:
+    path = PROJECT / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+@cache
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def arrows(file: Path) -> set[str]:
+    """The modules of this project that a file imports. A package counts where a name of its own is imported, not where it
+    is only on the way to a module."""
+    names = imports(file)
+    modules = {name for name in names if name.split(".")[0] in ("engine", "webui") and file_of(name)}
+    on_the_way = {name for name in modules if file_of(name).name == "__init__.py" and any(
+        other.startswith(f"{name}.") for other in names)}  # fmt: skip
+    return modules - on_the_way - {module_of(file)}
 
 
 def reached(file: Path) -> set[str]:
-    """The same, and what the engine's modules among them import in turn."""
-    found, left = set(), [file]
+    """The modules of this project that a file imports, and what those import in turn."""
+    modules, left = set(), [file]
     while left:
-        new = imports(left.pop()) - found
-        found |= new
-        places = (PROJECT / f"{name.replace('.', '/')}.py" for name in new if name.startswith("engine."))
-        left += [place for place in places if place.is_file()]
-    return found
+        new = arrows(left.pop()) - modules
+        modules |= new
+        left += [file_of(module) for module in new]
+    return modules
 
 
 def files(folder: str) -> list[Path]:
-    return sorted((PROJECT / folder).glob("*.py"))
+    return sorted((PROJECT / folder).rglob("*.py"))
+
+
+ENGINE_FILES = [file for file in files("engine") if "worker" not in file.relative_to(PROJECT).parts]
 
 
 def tops(file: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(file)}
 
 
-@pytest.mark.parametrize("file", [PROJECT / "app.py", *files("webui")], ids=lambda file: file.name)
+def label(file: Path) -> str:
+    return file.relative_to(PROJECT).as_posix()
+
+
+@pytest.mark.parametrize("file", [PROJECT / "app.py", *files("webui")], ids=label)
 def test_the_page_knows_no_training_stack_and_no_worker(file: Path) -> None:
     assert not tops(file) & TRAINING
     assert not any(name.startswith("engine.worker") for name in imports(file))
 
 
-@pytest.mark.parametrize("file", [*files("engine"), *files("engine/importer")], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", ENGINE_FILES, ids=label)
 def test_the_engine_knows_no_page_and_no_training_stack(file: Path) -> None:
     assert not tops(file) & (TRAINING | {"gradio", "webui", "app"})
     assert not any(name.startswith("engine.worker") for name in imports(file))
 
 
-@pytest.mark.parametrize("file", files("engine/worker"), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", files("engine/worker"), ids=label)
 def test_a_worker_knows_no_page_and_nobody_who_starts_runs(file: Path) -> None:
     assert not tops(file) & {"gradio", "webui", "app"}
-    assert not reached(file) & {f"engine.{name}" for name in ("runs", "queue", "keeper", "progress", "plan")}
+    starters = {f"engine.runs.{name}" for name in ("runs", "queue", "supervisor", "progress", "plan")}
+    assert not reached(file) & starters
 
 
-def test_who_is_reached_by_way_of_others_is_seen() -> None:
+def package(module: str, above: str, order: tuple[str, ...]) -> int:
+    """The place of a module's package in an order; main paths stand above all packages."""
+    name = module.removeprefix(f"{above}.").split(".")[0]
+    return order.index(name) if name in order else len(order)
+
+
+@pytest.mark.parametrize("file", ENGINE_FILES, ids=label)
+def test_packages_of_the_engine_import_downwards_only(file: Path) -> None:
+    own = package(module_of(file), "engine", ENGINE)
+    assert not [name for name in arrows(file) if package(name, "engine", ENGINE) > own]
+
+
+@pytest.mark.parametrize("file", files("engine/worker"), ids=label)
+def test_packages_of_the_worker_import_downwards_only(file: Path) -> None:
+    own = package(module_of(file), "engine.worker", WORKER)
+    inside = [name for name in arrows(file) if name.startswith("engine.worker.")]
+    assert not [name for name in inside if package(name, "engine.worker", WORKER) > own]
+
+
+def test_every_folder_of_the_engine_is_a_package_in_the_order() -> None:
+    folders = {path.parent.name for path in (PROJECT / "engine").glob("*/__init__.py")}
+    assert folders == {*ENGINE, "worker"}
+    assert {path.parent.name for path in (PROJECT / "engine/worker").glob("*/__init__.py")} == set(WORKER)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    every = [PROJECT / "app.py", *files("webui"), *files("engine")]
+    assert not [label(file) for file in every if module_of(file) in reached(file)]
+
+
+def test_an_import_of_an_import_is_seen() -> None:
     file = PROJECT / "engine/worker/export.py"
-    assert "engine.deploy" not in set(imports(file))
-    assert "engine.deploy" in reached(file)
+    assert "engine.export.deployment" not in arrows(file)
+    assert "engine.export.deployment" in reached(file)
 
 
 def test_tabs_do_not_import_each_other() -> None:
@@ -75,13 +139,7 @@ def test_tabs_do_not_import_each_other() -> None:
 
 
 def test_nothing_is_given_to_a_shell_or_unpickled() -> None:
-    for file in [
-        PROJECT / "app.py",
-        *files("webui"),
-        *files("engine"),
-        *files("engine/importer"),
-        *files("engine/worker"),
-    ]:
+    for file in [PROJECT / "app.py", *files("webui"), *files("engine")]:
         text = file.read_text(encoding="utf-8")
         assert "shell=True" not in text
         assert "os.system" not in text

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from engine import kinds, limits, machine, memory
-from engine.models import inspect
-from engine.plan import summary
-from engine.problems import Problem, Refusal, say
-from engine.spec import RunSpec, optimizer_steps
-from engine.worker.splits import set_aside, times
-from engine.workplace import Workplace
+from engine.core import hardware
+from engine.core.problems import Problem, Refusal, say
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect
+from engine.preflight import limits, memory
+from engine.runs import kinds
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec, optimizer_steps
+from engine.worker.data.splits import set_aside, times
 from tests.conftest import engine
 from webui import form
 
@@ -29,9 +31,9 @@ def check(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Checked]:
     """(what keeps it from starting, what is told beside it) on a machine of 24 GB and two cores, without a card."""
-    monkeypatch.setattr(machine, "gpus", lambda: ())
-    monkeypatch.setattr(machine, "memory", lambda: (24 << 30, 24 << 30))
-    monkeypatch.setattr(machine, "threads", lambda: 2)
+    monkeypatch.setattr(hardware, "gpus", lambda: ())
+    monkeypatch.setattr(hardware, "memory", lambda: (24 << 30, 24 << 30))
+    monkeypatch.setattr(hardware, "threads", lambda: 2)
 
     def checked(**changes: Any) -> Checked:
         kind = kinds.KINDS["training"]
@@ -123,7 +125,7 @@ def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
     rows = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(70_000)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     path = "training.per_device_train_batch_size"
-    monkeypatch.setattr(machine, "memory", lambda: (2 << 30, 2 << 30))
+    monkeypatch.setattr(hardware, "memory", lambda: (2 << 30, 2 << 30))
     began = time.monotonic()
     (found,), _ = check(training__per_device_train_batch_size=65536, data__max_length=512)
     assert time.monotonic() - began < 3
@@ -141,10 +143,10 @@ def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
 def test_a_model_or_a_length_that_may_not_fit_is_told(
     check: Callable[..., Checked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "memory", lambda: (706 << 20, 706 << 20))
+    monkeypatch.setattr(hardware, "memory", lambda: (706 << 20, 706 << 20))
     _, doubts = check(training__per_device_train_batch_size=1, data__max_length=512)
     assert ("data.max_length", "length-may-not-fit") in codes(doubts)
-    monkeypatch.setattr(machine, "memory", lambda: (300 << 20, 300 << 20))
+    monkeypatch.setattr(hardware, "memory", lambda: (300 << 20, 300 << 20))
     assert ("model.model_name_or_path", "model-may-not-fit") in codes(check()[1])
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.export import ExportSpec
-from engine.lineage import learned, trainings
-from engine.rundir import write_text
-from engine.runs import Run
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.rundir import write_text
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.runs.lineage import learned, trainings
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
 
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from engine.worker import measures
-from engine.worker.bootstrap import difference, interval, resampled
-from engine.worker.measures import (
+from engine.worker.evaluation import measures
+from engine.worker.evaluation.bootstrap import difference, interval, resampled
+from engine.worker.evaluation.measures import (
     Said,
     bleu,
     bleu_sums,

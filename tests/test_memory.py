@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from bench.gpu import CASES, SHAPES, Case, spec_of
-from engine import machine, memory
-from engine.models import inspect
-from engine.plan import Summary, summary
-from engine.spec import RunSpec, examples_per_step, problems
-from engine.workplace import Workplace
+from engine.core import hardware
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect
+from engine.preflight import memory
+from engine.runs.plan import Summary, summary
+from engine.spec.run_spec import RunSpec, examples_per_step, problems
 from webui.train_tab import memory_html
 from webui.words import Words
 
@@ -111,8 +112,8 @@ def test_more_than_the_card_has_is_said_with_what_helps(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No card is here: what the driver would say of one is put in its place.
-    card = machine.Gpu(0, "GPU-0", "NVIDIA L4", 24 * GIB, 24 * GIB, 8.9)
-    monkeypatch.setattr(machine, "gpus", lambda: (card,))
+    card = hardware.Gpu(0, "GPU-0", "NVIDIA L4", 24 * GIB, 24 * GIB, 8.9)
+    monkeypatch.setattr(hardware, "gpus", lambda: (card,))
     asked = spec(Case("7B", "lora", 1, 2048, False), models)
     model = inspect(models["7B"])
     room = memory.room(asked)
@@ -165,7 +166,7 @@ def test_a_reward_model_elsewhere_is_not_looked_into(models: dict[str, Path], tm
 def test_a_card_that_tells_no_memory_is_not_judged_by_it(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "gpus", lambda: (machine.Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1),))
+    monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1),))
     assert memory.room(spec(Case("7B", "lora", 1, 64, True), models)) is None
 
 

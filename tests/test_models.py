@@ -9,8 +9,15 @@ import time
 
 import pytest
 
-from engine import models
-from engine.models import find_models, inspect, is_hub_id, lora_problems, model_problems, trainable_parameters
+from engine.models import models
+from engine.models.models import (
+    find_models,
+    inspect,
+    is_hub_id,
+    lora_problems,
+    model_problems,
+    trainable_parameters,
+)
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "vocab_size": 96,

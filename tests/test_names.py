@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import failures, runs
-from engine.plan import summary
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
+from engine.runs import failures, runs
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 
 NAME = """it's "第二版" $(id); & <b>"""

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from engine import machine, obstacles
-from engine import workplace as workplaces
-from engine.chat_templates import file_problem
-from engine.models import hub_cache, model_problems
-from engine.plan import refitted, start_from, summary
-from engine.problems import Problem
-from engine.spec import RunSpec, problems
-from engine.workplace import Workplace
+from engine.core import hardware
+from engine.core.problems import Problem
+from engine.launch import workspace as workplaces
+from engine.launch.workspace import Workplace
+from engine.models.chat_templates import TEMPLATES, file_problem
+from engine.models.models import hub_cache, model_problems
+from engine.preflight import checks
+from engine.runs.plan import refitted, start_from, summary
+from engine.spec.run_spec import RunSpec, problems
 from tests.test_models import CONFIG, QWEN, make_model, safetensors
 
 CHAT = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(4)]
@@ -30,7 +31,7 @@ TEXT = [{"text": f"After {n} comes {n + 1}."} for n in range(4)]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """One small model, one data set of each kind, and no network or card."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(machine, "gpus", lambda: ())
+    monkeypatch.setattr(hardware, "gpus", lambda: ())
     make_model(tmp_path / "models" / "qwen")
     (tmp_path / "data").mkdir()
     (tmp_path / "saves").mkdir()
@@ -71,7 +72,7 @@ def make_spec(place: Workplace, **changes: Any) -> RunSpec:
 
 def told(place: Workplace, **changes: Any) -> list[Problem]:
     spec = place.frozen(make_spec(place, **changes))
-    return problems(spec) + obstacles.obstacles(spec, place)
+    return problems(spec) + checks.obstacles(spec, place)
 
 
 def only(found: list[Problem]) -> Problem:
@@ -122,7 +123,7 @@ def test_a_path_that_is_none_of_ours_is_a_problem_and_never_an_error(
     plan = summary(make_spec(place).change(field, given), place)
     assert {one.field for one in plan.problems} == {field}
     assert (plan.rows is None) == (field == "data.dataset_dir")
-    assert (plan.parameters is None) == (field in obstacles.MODEL_PATHS)
+    assert (plan.parameters is None) == (field in checks.MODEL_PATHS)
 
 
 def test_a_name_too_long_for_a_file_is_no_error_inside_the_roots_either(place: Workplace) -> None:
@@ -217,7 +218,7 @@ def test_a_chosen_template_is_read_too(place: Workplace) -> None:
 
 
 def test_every_template_that_comes_with_athanor_is_sound(place: Workplace) -> None:
-    for file in obstacles.TEMPLATES.glob("*.jinja"):
+    for file in TEMPLATES.glob("*.jinja"):
         assert told(place, model__chat_template=file.stem) == []
         assert file_problem(file) is None
 
@@ -419,7 +420,7 @@ def test_a_saves_folder_without_write_permission_is_told(
     place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Root may write everywhere, so the answer of the system is put in its mouth.
-    monkeypatch.setattr(obstacles.os, "access", lambda *_: False)
+    monkeypatch.setattr(checks.os, "access", lambda *_: False)
     assert only(told(place)).code == "saves-not-writable"
 
 
@@ -439,15 +440,15 @@ def test_fp16_needs_a_card(place: Workplace) -> None:
 def test_an_optimizer_names_the_packages_that_it_imports(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, optimizer: str, packages: set[str]
 ) -> None:
-    monkeypatch.setattr(obstacles.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda _: None)
     found = [one for one in told(place, training__optim=optimizer) if one.code == "package-missing"]
     assert {one.values["package"] for one in found} == packages
 
 
 def test_a_card_that_does_not_tell_its_memory_is_a_card() -> None:
-    gpu = machine._parse("0, GPU-1, NVIDIA GB10, [N/A], [N/A], 12.1")
+    gpu = hardware._parse("0, GPU-1, NVIDIA GB10, [N/A], [N/A], 12.1")
     assert (gpu.index, gpu.memory, gpu.capability) == (0, 0, 12.1)
-    assert machine._parse("0, GPU-1, old, 100, 90, [N/A]").capability == 0
+    assert hardware._parse("0, GPU-1, old, 100, 90, [N/A]").capability == 0
 
 
 @pytest.mark.parametrize(("said", "threads"), [("4,2", 4), ("3", 3), ("", None), ("all", None), ("0", None)])
@@ -455,7 +456,7 @@ def test_threads_are_the_first_number_that_is_said_or_the_cores(
     monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", said)
-    assert machine.threads() == (threads or len(os.sched_getaffinity(0)))
+    assert hardware.threads() == (threads or len(os.sched_getaffinity(0)))
 
 
 # ------------------------------------------------------------------------------------------ rewards

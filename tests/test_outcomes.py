@@ -13,11 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-from engine import failures, progress, queue, runs
-from engine.processes import end_processes, processes
-from engine.rundir import RunDir, write_json
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.rundir import RunDir, write_json
+from engine.launch.processes import end_processes, processes
+from engine.launch.workspace import Workplace
+from engine.runs import failures, progress, queue, runs
+from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import command_line, wait_until
 
@@ -77,7 +77,7 @@ def test_the_first_traceback_is_shown(run_program: Callable[[str], runs.Run]) ->
 
 
 WRAPPED = """
-from engine.worker.edge import edge
+from engine.worker.runtime.process_lifecycle import edge
 with edge(str(folder)):
     {before}
     raise RuntimeError("We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
@@ -116,7 +116,7 @@ def test_what_a_library_only_warned_of_explains_no_other_error(
 
 def test_a_refused_row_is_named_with_its_file_and_line(run_program: Callable[[str], runs.Run]) -> None:
     source = (
-        "from engine.problems import Refusal, problem\nfrom engine.worker.edge import edge\n"
+        "from engine.core.problems import Refusal, problem\nfrom engine.worker.runtime.process_lifecycle import edge\n"
         "with edge(str(folder)):\n"
         "    raise Refusal([problem('mask-empty', answer=1).at('chat.jsonl, line 7'),"
         " problem('row-empty', column='output', place='chat.jsonl, line 9')])"
@@ -210,7 +210,9 @@ def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Calla
 
 def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) -> None:
     run = run_program("import time; time.sleep(600)")
-    second = subprocess.run([sys.executable, "-m", "engine.keeper", "keep", str(run.path)], timeout=20)
+    second = subprocess.run(
+        [sys.executable, "-m", "engine.runs.supervisor", "keep", str(run.path)], timeout=20
+    )
     assert second.returncode == 1
     assert fresh(run).state == "preparing"
 
@@ -245,7 +247,7 @@ def test_many_studios_at_once_start_a_waiting_run_once(
     run = run_program(source)
     assert run.state == "queued"
     studio = (
-        "import sys, pathlib; from tests import stand_in; from engine import queue;"
+        "import sys, pathlib; from tests import stand_in; from engine.runs import queue;"
         "stand_in.stand_in(sys.argv[2]); queue.advance(pathlib.Path(sys.argv[1]))"
     )
     studios = [
@@ -330,7 +332,7 @@ def test_files_of_a_run_are_only_its_own(run_program: Callable[[str], runs.Run])
 def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     hold = (
-        "import sys, time, pathlib; from engine.rundir import *;"
+        "import sys, time, pathlib; from engine.core.rundir import *;"
         "take(pathlib.Path(sys.argv[1]), ALIVE, shared=True); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE)

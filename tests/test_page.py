@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
 from webui.studio import page
 
 MANY = 2  # components that an event may tell of its progress

@@ -16,14 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import command, keeper, progress, queue, runs
-from engine.obstacles import obstacles
-from engine.reward_models import reward_model_problems
-from engine.rundir import read_json, read_lines, write_json
-from engine.spec import RunSpec, problems
-from engine.worker import ppo_maths
-from engine.worker.ppo_watch import WATCHED, Watch
-from engine.workplace import PROJECT, Workplace
+from engine.core.rundir import read_json, read_lines, write_json
+from engine.launch import command
+from engine.launch.workspace import PROJECT, Workplace
+from engine.models.reward_models import reward_model_problems
+from engine.preflight.checks import obstacles
+from engine.runs import progress, queue, runs, supervisor
+from engine.spec.run_spec import RunSpec, problems
+from engine.worker.training import ppo_math
+from engine.worker.training.ppo_monitor import WATCHED, Watch
 from tests.conftest import by_hand, wait_until
 
 NAN = float("nan")
@@ -37,7 +38,7 @@ def tensor(*rows: Any) -> torch.Tensor:
 
 
 def test_an_answer_goes_up_to_its_first_end_and_may_have_none() -> None:
-    mask, ended = ppo_maths.answer_mask(tensor([5, 2, 2, 7], [5, 6, 7, 8], [9, 3, 5, 5]), ends=[2, 3])
+    mask, ended = ppo_math.answer_mask(tensor([5, 2, 2, 7], [5, 6, 7, 8], [9, 3, 5, 5]), ends=[2, 3])
     assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, True, False, False]]
     assert ended.tolist() == [True, False, True]
 
@@ -45,16 +46,14 @@ def test_an_answer_goes_up_to_its_first_end_and_may_have_none() -> None:
 def test_the_score_comes_with_the_last_token_and_the_kl_with_each() -> None:
     mask = tensor([True, True, False], [True, True, True])
     kl = tensor([1.0, -2.0, NAN], [0.0, 0.5, 1.0])
-    rewards = ppo_maths.token_rewards(tensor([3.0, -1.0]), kl, mask, kl_coef=0.1)
+    rewards = ppo_math.token_rewards(tensor([3.0, -1.0]), kl, mask, kl_coef=0.1)
     assert rewards.flatten().tolist() == pytest.approx([-0.1, 3.2, 0.0, 0.0, -0.05, -1.1])
 
 
 def test_scores_are_held_in_a_limit_and_lowered_where_there_is_no_end() -> None:
-    told = ppo_maths.final_scores(
-        tensor([9.0, -9.0, 1.0]), tensor([True, True, False]), clip=4.0, penalty=2.5
-    )
+    told = ppo_math.final_scores(tensor([9.0, -9.0, 1.0]), tensor([True, True, False]), clip=4.0, penalty=2.5)
     assert told.tolist() == [4.0, -4.0, -1.5]
-    assert ppo_maths.final_scores(tensor([9.0, 1.0]), tensor([False, True]), None, None).tolist() == [
+    assert ppo_math.final_scores(tensor([9.0, 1.0]), tensor([False, True]), None, None).tolist() == [
         9.0,
         1.0,
     ]
@@ -68,7 +67,7 @@ def test_advantages_are_the_sum_of_the_discounted_errors_of_the_values(gamma: fl
     rewards, values = torch.randn(3, width).double(), torch.randn(3, width).double()
     mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
     rewards[~mask] = values[~mask] = NAN
-    advantages, returns = ppo_maths.advantages_and_returns(rewards, values, mask, gamma, lam)
+    advantages, returns = ppo_math.advantages_and_returns(rewards, values, mask, gamma, lam)
     for row, length in enumerate(lengths):
         value = [*values[row, :length].tolist(), 0.0]
         error = [rewards[row, t].item() + gamma * value[t + 1] - value[t] for t in range(length)]
@@ -81,7 +80,7 @@ def test_advantages_are_the_sum_of_the_discounted_errors_of_the_values(gamma: fl
 
 def test_with_lambda_one_a_return_is_what_was_really_earned() -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
-    advantages, returns = ppo_maths.advantages_and_returns(
+    advantages, returns = ppo_math.advantages_and_returns(
         tensor([1.0, 2.0, 4.0]).unsqueeze(0), tensor([0.5, -3.0, 9.0]).unsqueeze(0), mask, gamma=0.5, lam=1.0
     )
     assert returns.tolist() == [[3.0, 4.0, 4.0]]  # 1 + 2/2 + 4/4, 2 + 4/2, 4
@@ -91,7 +90,7 @@ def test_with_lambda_one_a_return_is_what_was_really_earned() -> None:
 def test_the_clipped_policy_loss_by_hand() -> None:
     ratios, advantages = [1.5, 0.5, 1.5, 0.5, 1.1], [1.0, 1.0, -1.0, -1.0, 2.0]
     old = torch.full((5,), -1.0)
-    loss, clipped = ppo_maths.policy_loss(old + tensor(ratios).log(), old, tensor(advantages), cliprange=0.2)
+    loss, clipped = ppo_math.policy_loss(old + tensor(ratios).log(), old, tensor(advantages), cliprange=0.2)
     # Too far in the good direction gains no more; in the bad direction all of it counts.
     assert loss.tolist() == pytest.approx([-1.2, -0.5, 1.5, 0.8, -2.2])
     assert clipped.tolist() == [True, False, False, True, False]
@@ -99,44 +98,44 @@ def test_the_clipped_policy_loss_by_hand() -> None:
 
 def test_no_gradient_pushes_a_probability_farther_than_the_clip() -> None:
     log_probs = tensor([0.5, -0.5, 0.1]).requires_grad_()
-    loss, _ = ppo_maths.policy_loss(log_probs, torch.zeros(3), tensor([1.0, -1.0, 1.0]), cliprange=0.2)
+    loss, _ = ppo_math.policy_loss(log_probs, torch.zeros(3), tensor([1.0, -1.0, 1.0]), cliprange=0.2)
     loss.sum().backward()
     assert log_probs.grad.tolist() == pytest.approx([0.0, 0.0, -math.exp(0.1)])
 
 
 def test_the_clipped_value_loss_by_hand() -> None:
     values, old, returns = tensor([2.0, 1.1, 0.0]), tensor([1.0, 1.0, 1.0]), tensor([2.0, 3.0, 0.0])
-    loss = ppo_maths.value_loss(values, old, returns, cliprange=0.2)
+    loss = ppo_math.value_loss(values, old, returns, cliprange=0.2)
     # ½·max(0², 0.8²): right by too large a step; ½·1.9²: within the clip; ½·max(0², 0.8²)
     assert loss.tolist() == pytest.approx([0.32, 1.805, 0.32])
 
 
 def test_whitening_looks_at_the_answers_alone() -> None:
     values, mask = tensor([1.0, 2.0, NAN], [3.0, 6.0, NAN]), tensor([True, True, False], [True, True, False])
-    white = ppo_maths.whiten(values, mask)[mask]
+    white = ppo_math.whiten(values, mask)[mask]
     assert white.mean().item() == pytest.approx(0, abs=1e-6)
     assert white.square().mean().item() == pytest.approx(1)
-    kept = ppo_maths.whiten(values, mask, keep_mean=True)[mask]
+    kept = ppo_math.whiten(values, mask, keep_mean=True)[mask]
     assert kept.mean().item() == pytest.approx(3)
-    halves = [ppo_maths.whiten(values[row : row + 1], mask[row : row + 1]) for row in (0, 1)]
+    halves = [ppo_math.whiten(values[row : row + 1], mask[row : row + 1]) for row in (0, 1)]
     assert halves[0][0, 0].item() != pytest.approx(white[0].item())  # why processes add up what they know
 
 
 def test_the_kls_weight_follows_the_target_and_stays_without_one() -> None:
-    assert ppo_maths.next_kl_coef(0.1, kl=99.0, target=None, horizon=1000, answers=50) == 0.1
-    assert ppo_maths.next_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(
+    assert ppo_math.next_kl_coef(0.1, kl=99.0, target=None, horizon=1000, answers=50) == 0.1
+    assert ppo_math.next_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(
         0.1 * 1.005
     )
-    assert ppo_maths.next_kl_coef(0.1, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
+    assert ppo_math.next_kl_coef(0.1, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
         0.1 * 1.01
     )
-    assert ppo_maths.next_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
+    assert ppo_math.next_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
         0.1 * 0.99
     )
 
 
 def test_log_probabilities_and_entropy_of_a_coin() -> None:
-    log_probs, entropy = ppo_maths.log_probs_and_entropy(
+    log_probs, entropy = ppo_math.log_probs_and_entropy(
         tensor([[0.0, 0.0], [math.log(3), 0.0]]).unsqueeze(0), tensor([[1, 0]])
     )
     assert log_probs.flatten().tolist() == pytest.approx([math.log(0.5), math.log(0.75)])
@@ -198,7 +197,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
     together = story("share", tiny, tmp_path / "one", processes=1)
     assert together["grad_norm"] > 0.01
     spec = make_spec(hardware__num_processes=2)
-    words = command.train_command(spec, tmp_path / "two", keeper.free_port(), cards=0)
+    words = command.train_command(spec, tmp_path / "two", supervisor.free_port(), cards=0)
     words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
     words[words.index("--module") + 1 :] = [
         "tests.ppo_toy",

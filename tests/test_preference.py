@@ -17,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine import command, keeper
-from engine.models import header
-from engine.obstacles import trainable
-from engine.rundir import RunDir, read_json, read_lines, write_json, write_text
-from engine.spec import SMOOTHED, Dpo, RunSpec, problems
-from engine.workplace import PROJECT
+from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
+from engine.launch import command
+from engine.launch.workspace import PROJECT
+from engine.models.models import header
+from engine.preflight.checks import trainable
+from engine.runs import supervisor
+from engine.spec.run_spec import SMOOTHED, Dpo, RunSpec, problems
 
 pytestmark = pytest.mark.slow
 
@@ -182,7 +183,7 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
-    words = command.train_command(spec, tmp_path, keeper.free_port(), cards=0)
+    words = command.train_command(spec, tmp_path, supervisor.free_port(), cards=0)
     words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
     words[words.index("engine.worker.train")] = "tests.shifted"
     environment = os.environ | command.environment(spec, tmp_path, cards=0, threads=2)

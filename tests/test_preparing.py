@@ -20,17 +20,17 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from engine import preview
-from engine.blocks import blocks
-from engine.datasets import find
-from engine.problems import Refusal
-from engine.rundir import RunDir, read_json, write_json, write_text
-from engine.spec import RunSpec
-from engine.worker import cache, tables
-from engine.worker.examples import IGNORED, Encoder
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, read_json, write_json, write_text
+from engine.data import preview_client
+from engine.data.chunks import blocks
+from engine.data.datasets import find
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
+from engine.worker.data import cache, tables
+from engine.worker.data.examples import IGNORED, Encoder
+from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
-from engine.worker.tokenizer import load_tokenizer
-from engine.workplace import PROJECT
 from tests.conftest import wait_until
 
 
@@ -134,7 +134,9 @@ def test_limits_count_good_rows_only_and_the_first_ones_are_taken(
 def test_no_more_rows_than_num_samples_are_read_where_the_last_of_them_are_bad(
     make_run: Callable[..., RunDir], data: Path, monkeypatch: pytest.MonkeyPatch, good: int
 ) -> None:
-    monkeypatch.setattr("engine.blocks.ROWS", 10)  # so that the limit is within the first of several blocks
+    monkeypatch.setattr(
+        "engine.data.chunks.ROWS", 10
+    )  # so that the limit is within the first of several blocks
     rows = [("q", "a")] * good + [("q", "")] * (10 - good) + [("later", "a")] * 10
     lines = "".join(f"{question},{answer}\n" for question, answer in [("instruction", "output"), *rows])
     (data / "some.csv").write_text(lines)
@@ -382,7 +384,7 @@ def test_a_process_that_is_killed_for_memory_ends_the_preparation_with_a_sentenc
 
 def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
     code = (
-        "from engine.worker.crew import Crew; crew = Crew(2, bytes.upper);"
+        "from engine.worker.runtime.process_pool import Crew; crew = Crew(2, bytes.upper);"
         "print(sum(map(len, crew.map([b'x' * 1_000_000] * 8)))); crew.close()"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60)
@@ -392,7 +394,7 @@ def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
 def test_a_stop_in_the_middle_of_a_long_answer_ends_the_work() -> None:
     code = """
 import signal, sys
-from engine.worker.crew import Crew
+from engine.worker.runtime.process_pool import Crew
 signal.signal(signal.SIGALRM, lambda *_: sys.exit())
 for ms in range(1, 200, 10):
     crew = Crew(2, bytes)
@@ -429,11 +431,11 @@ def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
         model__model_name_or_path=str(tiny), model__chat_template=str(template),
         data__dataset_dir=str(tmp_path), data__datasets=["x"],
     )  # fmt: skip
-    wrong, _ = preview.first_rows(spec, tmp_path)
+    wrong, _ = preview_client.first_rows(spec, tmp_path)
     assert [one.code for one in wrong] == ["bad-rows", "template-refuses-row", "template-refuses-row"]
     assert [one.values["place"] for one in wrong[1:]] == ["x.jsonl:2", "x.jsonl:4"]
     skipping = spec.change("data.skip_bad_rows", True)
-    assert preview.first_rows(skipping, tmp_path)[0] == []
+    assert preview_client.first_rows(skipping, tmp_path)[0] == []
     encoder = Encoder.of(spec, load_tokenizer(spec, str(tiny)))
     tasks = [
         tables.Task(0, block, tmp_path / f"table{number}")
@@ -462,7 +464,7 @@ def test_rows_in_any_order_and_the_header_that_no_prompt_writes_are_told_and_tra
         data__datasets={"x": 1}, data__packing=True, data__max_length=512, data__validation_share=0.0,
     )  # fmt: skip
     spec = RunSpec.from_yaml(run.spec.read_text())
-    wrong, notes = preview.first_rows(spec, tmp_path)
+    wrong, notes = preview_client.first_rows(spec, tmp_path)
     assert (wrong, [note.code for note in notes]) == ([], ["rows-with-header"])
     summary = prepared(run)
     assert summary["train"]["lost"] == {"header": 4}

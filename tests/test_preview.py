@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine import preview, runs
-from engine.problems import Refusal
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.data import preview_client
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from webui import rows
 from webui.words import Words
@@ -22,7 +23,7 @@ from webui.words import Words
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
     yield
-    preview._end()
+    preview_client._end()
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def look(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> Callable[..
 
     def ask(what: str, name: str, first: int = 1, size: int = 5, **changes: Any) -> dict[str, Any]:
         spec = make_spec(**changes)
-        return preview.ask(what, spec, workplace.data, name, first=first, size=size)
+        return preview_client.ask(what, spec, workplace.data, name, first=first, size=size)
 
     return ask
 
@@ -152,10 +153,10 @@ def test_a_long_text_becomes_several_examples(look):
 
 def test_a_child_that_was_killed_is_replaced_and_one_that_fails_says_so(look, workplace):
     look("page", "chat")
-    first = preview._child.pid
-    preview._child.kill()
+    first = preview_client._child.pid
+    preview_client._child.kill()
     assert len(look("page", "chat")["rows"]) == 5
-    assert preview._child.pid != first
+    assert preview_client._child.pid != first
     with pytest.raises(Refusal, match="no model folder"):
         look("page", "chat", model__model_name_or_path="org/far-away")
     with pytest.raises(Refusal, match="no data set"):
@@ -165,14 +166,14 @@ def test_a_child_that_was_killed_is_replaced_and_one_that_fails_says_so(look, wo
 
 def test_the_child_ends_with_its_parent(look):
     look("page", "chat")
-    child = preview._child
+    child = preview_client._child
     child.stdin.close()
     assert child.wait(20) == 0
 
 
 def test_the_child_holds_no_torch(look):
     look("page", "chat")
-    maps = Path(f"/proc/{preview._child.pid}/maps").read_text()
+    maps = Path(f"/proc/{preview_client._child.pid}/maps").read_text()
     assert "libtorch" not in maps
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from engine import probe
-from engine.probe import FORGOT, LEARNED, matches, of_loss
-from engine.rundir import RunDir, write_json
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT
+from engine.core.rundir import RunDir, write_json
+from engine.evaluation import probe
+from engine.evaluation.probe import FORGOT, LEARNED, matches, of_loss
+from engine.launch.workspace import DEMO_MODEL, PROJECT
+from engine.spec.run_spec import RunSpec
 from tests.train_many import lay_out, train_many
 from webui import probes
 from webui.words import Words

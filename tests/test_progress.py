@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine import progress, runs
-from engine.runs import Run
-from engine.spec import RunSpec
+from engine.runs import progress, runs
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from tests.past_runs import falling, past_run
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import publish, runs
-from engine.problems import Refusal
-from engine.rundir import RunDir, write_json
-from engine.runs import Run
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, write_json
+from engine.launch.workspace import Workplace
+from engine.runs import publish, runs
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 
 TOKEN = "hf_thisIsASecretThatNobodyKeeps"
 

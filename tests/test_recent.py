@@ -10,11 +10,11 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine import plan, recent, runs
-from engine.evaluation import EvaluationSpec
-from engine.rundir import RESULT, RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import plan, recent, runs
+from engine.spec.run_spec import RunSpec
 from webui.studio import page
 
 TINY, DEMO = "tiny", str(DEMO_MODEL)

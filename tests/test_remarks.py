@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from engine.plan import summary
-from engine.remarks import remarks
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
+from engine.preflight.remarks import remarks
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine
 
 

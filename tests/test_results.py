@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import runs
-from engine.problems import Refusal
-from engine.results import ANSWERS, EPOCHS, following, next_spec, results
-from engine.rundir import write_json, write_text
-from engine.runs import Run
-from engine.spec import RunSpec, examples_per_step, problems
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.core.rundir import write_json, write_text
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.results import ANSWERS, EPOCHS, following, next_spec, results
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec, examples_per_step, problems
 
 
 @pytest.fixture

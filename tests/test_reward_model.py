@@ -27,16 +27,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from engine.export import ExportSpec
-from engine.rundir import RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.worker import card
+from engine.core.rundir import RunDir, write_json, write_text
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
 from engine.worker.export import export
-from engine.worker.model import load_model
-from engine.worker.reward import reward_trainer
-from engine.worker.reward_model import load_reward_model, scores
-from engine.worker.tokenizer import load_tokenizer, padding_beside_ends
-from engine.workplace import PROJECT
+from engine.worker.exporting import model_card
+from engine.worker.models.loading import load_model
+from engine.worker.models.reward_model import load_reward_model, scores
+from engine.worker.models.tokenizer import load_tokenizer, padding_beside_ends
+from engine.worker.training.reward import reward_trainer
 from tests import tiny_reward_model
 
 END = 2  # <|im_end|> of the tiny model
@@ -164,7 +164,7 @@ def test_where_there_is_no_other_token_the_model_card_says_what_that_means() -> 
     words = models.WordLevel({"<end>": 0, "word": 1}, unk_token="word")
     alone = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="<end>", pad_token="<end>")
     assert padding_beside_ends(alone) == 0
-    assert "pad_token_id = None" in "\n".join(card._scoring(alone))
+    assert "pad_token_id = None" in "\n".join(model_card._scoring(alone))
 
 
 @pytest.mark.slow

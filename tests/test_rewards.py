@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from engine.problems import Problem, Refusal
-from engine.worker.rewards import Answer, check_references, last_number, score_of
+from engine.core.problems import Problem, Refusal
+from engine.worker.training.rewards import Answer, check_references, last_number, score_of
 
 
 def answer(text: str = "", wanted: str | None = None, tokens: int = 1) -> Answer:

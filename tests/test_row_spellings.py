@@ -10,9 +10,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from engine.datasets import Dataset, examples, find
-from engine.stages import Form
-from engine.validation import check
+from engine.core.stages import Form
+from engine.data.datasets import Dataset, examples, find
+from engine.data.validation import check
 
 ASK, REPLY = {"role": "user", "content": "Two plus two?"}, {"role": "assistant", "content": "Five, I guess."}
 DOUBT, RIGHT = {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "No: four."}

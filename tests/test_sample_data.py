@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine.obstacles import obstacles
-from engine.spec import problems
-from engine.workplace import PROJECT, Workplace
+from engine.launch.workspace import PROJECT, Workplace
+from engine.preflight.checks import obstacles
+from engine.spec.run_spec import problems
 
 DATA = PROJECT / "data"
 RECIPES = [runpy.run_path(str(DATA / f"{name}_recipe.py")) for name in ("preference", "tickets")]

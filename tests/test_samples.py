@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from engine import samples
-from engine.rundir import RunDir
-from engine.worker.samples import Sample, due, write_samples
+from engine.core.rundir import RunDir
+from engine.runs import samples
+from engine.worker.training.samples import Sample, due, write_samples
 from webui import runs_tab
 from webui.words import Words
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.schedules import arguments, warmup_problems
-from engine.spec import RunSpec, problems
-from engine.workplace import PROJECT
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec, problems
+from engine.spec.schedules import arguments, warmup_problems
 
 RATE = 1e-3
 # (schedule, its keywords): what transformers itself makes of each is the oracle.
@@ -101,6 +101,6 @@ def test_a_warm_up_as_long_as_the_run_is_told_with_the_number_of_steps() -> None
 
 
 def test_every_schedule_of_the_spec_has_its_keywords_written_down() -> None:
-    from engine.spec import Scheduler
+    from engine.spec.run_spec import Scheduler
 
     assert set(arguments()) == set(Scheduler.__args__)

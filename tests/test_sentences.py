@@ -7,9 +7,9 @@ import string
 
 import pytest
 
-from engine.problems import LANGUAGES, NOTHING, Refusal, fill, problem, say, sentences
-from engine.spec import RunSpec
-from engine.workplace import PROJECT
+from engine.core.problems import LANGUAGES, NOTHING, Refusal, fill, problem, say, sentences
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
 from webui import notices
 from webui.words import Words
 
@@ -85,8 +85,11 @@ def test_a_heading_over_rows_is_nothing_to_mend() -> None:
 def test_every_code_that_is_said_has_a_sentence_and_every_sentence_is_said() -> None:
     source = "\n".join(
         file.read_text(encoding="utf-8")
-        for folder in ("engine", "engine/importer", "engine/worker", "webui", ".")
-        for file in (PROJECT / folder).glob("*.py")
+        for file in [
+            PROJECT / "app.py",
+            *(PROJECT / "engine").rglob("*.py"),
+            *(PROJECT / "webui").rglob("*.py"),
+        ]
     )
     said = set(re.findall(r"problem\(\s*\"([a-z0-9-]+)\"", source))
     assert said <= set(sentences())

@@ -19,12 +19,12 @@ from typing import Any
 import openai
 import pytest
 
-from engine import asking, chat
-from engine.problems import Refusal
-from engine.processes import processes
-from engine.rundir import ALIVE, take, write_json
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.core.problems import Refusal
+from engine.core.rundir import ALIVE, take, write_json
+from engine.launch.processes import processes
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.serving import chat_client, servers
+from engine.spec.run_spec import RunSpec
 from tests.conftest import by_hand, flags_of, wait_until
 from tests.served import client_of, serving
 
@@ -50,13 +50,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, demo_results: Path) -> Wor
 
 
 @pytest.fixture(scope="module")
-def server(trained: Workplace) -> Iterator[chat.Server]:
-    with serving(trained, chat.choose(trained, "", [ONE, TWO]), by="ada") as started:
+def server(trained: Workplace) -> Iterator[servers.Server]:
+    with serving(trained, servers.choose(trained, "", [ONE, TWO]), by="ada") as started:
         yield started
 
 
 @pytest.fixture
-def client(server: chat.Server) -> openai.OpenAI:
+def client(server: servers.Server) -> openai.OpenAI:
     return client_of(server)
 
 
@@ -80,10 +80,10 @@ def test_greedy_answers_are_those_of_generate_by_hand_and_the_voices_differ(
     assert len({tuple(one["answers"]) for one in expected}) == 3
 
 
-def test_who_asks_second_gets_the_model_that_is_loaded(trained: Workplace, server: chat.Server) -> None:
-    second = chat.start(trained, chat.choose(trained, "", [TWO]), by="bob")
+def test_who_asks_second_gets_the_model_that_is_loaded(trained: Workplace, server: servers.Server) -> None:
+    second = servers.start(trained, servers.choose(trained, "", [TWO]), by="bob")
     assert (second.path, second.given["by"]) == (server.path, "ada")
-    assert [one.path for one in chat.servers(trained.saves)] == [server.path]
+    assert [one.path for one in servers.servers(trained.saves)] == [server.path]
 
 
 def test_the_chunks_of_a_stream_join_to_the_whole_answer(client: openai.OpenAI) -> None:
@@ -166,13 +166,13 @@ def test_a_control_token_in_a_question_stays_text(client: openai.OpenAI) -> None
 
 
 def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_language(
-    client: openai.OpenAI, server: chat.Server
+    client: openai.OpenAI, server: servers.Server
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(client, BASE, "long " * 3000)
     assert refused.value.code == "context_length_exceeded"
     assert "at most 2048" in refused.value.message
-    *_, [answer] = asking.ask(server, {BASE: said("long " * 3000)}, {})
+    *_, [answer] = chat_client.ask(server, {BASE: said("long " * 3000)}, {})
     assert "最多 2048" in answer.problem.text("zh")
     with pytest.raises(openai.NotFoundError, match="There are: demo_model, demo_model/lora/one"):
         ask(client, "gpt-4", "hello")
@@ -209,7 +209,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     assert text_of(ask(client, BASE, "Hello!"))  # and it goes on answering
 
 
-def last_line(server: chat.Server) -> str:
+def last_line(server: servers.Server) -> str:
     return (server.path / "log.txt").read_text(encoding="utf-8").splitlines()[-1]
 
 
@@ -217,7 +217,7 @@ LONG = 1900  # tokens of an answer that somebody or something ends before
 ON_AND_ON = {"max_tokens": LONG, "ignore_eos": True}
 
 
-def test_whoever_leaves_ends_the_answer(client: openai.OpenAI, server: chat.Server) -> None:
+def test_whoever_leaves_ends_the_answer(client: openai.OpenAI, server: servers.Server) -> None:
     before = last_line(server)
     stream = ask(client, ONE, QUESTIONS[0], max_tokens=LONG, stream=True, extra_body=ON_AND_ON)
     for _, _chunk in zip(range(5), stream, strict=False):
@@ -232,21 +232,21 @@ def test_whoever_leaves_ends_the_answer(client: openai.OpenAI, server: chat.Serv
     assert int(re.search(r"\+ (\d+) tokens", line)[1]) < LONG
 
 
-def test_a_stopped_answer_keeps_what_it_has(server: chat.Server) -> None:
+def test_a_stopped_answer_keeps_what_it_has(server: servers.Server) -> None:
     """By its id, so that whoever has it can stop it; the other answers under that id end, too."""
     asked = {ONE: said(QUESTIONS[0]), TWO: said(QUESTIONS[0])}
     stopped = False
-    for now in asking.ask(server, asked, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
+    for now in chat_client.ask(server, asked, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
         if not stopped and all(len(one.text) > 20 for one in now):
-            asking.cancel(server, "me")
+            chat_client.cancel(server, "me")
             stopped = True
     assert [one.finish for one in now] == ["stop", "stop"]
     assert all(0 < one.tokens < LONG and one.text and one.first_s and one.tokens_per_s for one in now)
 
 
 def test_one_more_adapter_is_taken_in_while_it_serves(trained: Workplace, client: openai.OpenAI) -> None:
-    base = chat.choose(trained, str(DEMO_MODEL))
-    assert chat.find(trained.saves, base).state == "ready"  # the same server, whatever adapters are wanted
+    base = servers.choose(trained, str(DEMO_MODEL))
+    assert servers.find(trained.saves, base).state == "ready"  # the same server, whatever adapters are wanted
     folder = trained.saves / ONE / "adapter"
     before = text_of(ask(client, TWO, QUESTIONS[0]))
     added = {"name": "again", "folder": str(folder)}
@@ -255,7 +255,7 @@ def test_one_more_adapter_is_taken_in_while_it_serves(trained: Workplace, client
     assert text_of(ask(client, TWO, QUESTIONS[0])) == before
 
 
-def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: chat.Server) -> None:
+def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: servers.Server) -> None:
     folder = trained.saves / "demo_model" / "lora" / "judge"
     making = [sys.executable, "-m", "tests.tiny_reward_model", str(DEMO_MODEL), str(folder)]
     subprocess.run(making, cwd=PROJECT, check=True, capture_output=True)
@@ -265,7 +265,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
         text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")
     }
     judge = "demo_model/lora/judge"
-    scores = asking.score(server, trained.saves, judge, asked)
+    scores = chat_client.score(server, trained.saves, judge, asked)
     by_hand = subprocess.run(
         [sys.executable, "-m", "tests.scored", str(DEMO_MODEL), str(folder / "adapter")],
         input=json.dumps(list(asked.values())), capture_output=True, text=True, check=True, cwd=PROJECT,
@@ -273,7 +273,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
     assert list(scores.values()) == pytest.approx(json.loads(by_hand.stdout), abs=1e-4)
     assert len(set(scores.values())) == 2
     with pytest.raises(Refusal, match="left no result"):
-        asking.score(server, trained.saves, "demo_model/lora/nobody", asked)
+        chat_client.score(server, trained.saves, "demo_model/lora/nobody", asked)
     for conversation in (
         [],
         said("Hello!"),
@@ -285,7 +285,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
         with pytest.raises(openai.BadRequestError):
             client_of(server).post("/score", body=wrong, cast_to=object)
     with pytest.raises(Refusal, match="is a reward model"):
-        chat.choose(trained, "", [judge])
+        servers.choose(trained, "", [judge])
     # A server that was to meet no quantized weights has not loaded what reads them.
     [process] = processes(server.path)
     assert not [one.path for one in process.memory_maps() if "bitsandbytes" in one.path]
@@ -294,11 +294,11 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: ch
     shutil.copytree(folder, quantized)
     (quantized / "spec.yaml").write_text(spec.change("model.quantization", {"kind": "8bit"}).to_yaml())
     with pytest.raises(Refusal, match="finished after the model was loaded"):
-        asking.score(server, trained.saves, "demo_model/lora/quantized", asked)
+        chat_client.score(server, trained.saves, "demo_model/lora/quantized", asked)
     assert text_of(ask(client_of(server), BASE, "Hello!"))
-    assert chat.serving(trained, chat.choose(trained, "", [ONE]), "")["quantized"]
+    assert servers.serving(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
     shutil.rmtree(quantized)
-    assert not chat.serving(trained, chat.choose(trained, "", [ONE]), "")["quantized"]
+    assert not servers.serving(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
     shutil.rmtree(folder)
 
 
@@ -306,12 +306,12 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     saves = tmp_path / "saves"
     workplace = dataclasses.replace(trained, models=(DEMO_MODEL,), saves=saves)
     saves.mkdir()
-    choice = chat.choose(workplace, str(DEMO_MODEL))
-    server = chat.start(workplace, choice)
-    chat.wait(server)
-    assert chat.start(workplace, choice).path == server.path  # found, not started again
+    choice = servers.choose(workplace, str(DEMO_MODEL))
+    server = servers.start(workplace, choice)
+    servers.wait(server)
+    assert servers.start(workplace, choice).path == server.path  # found, not started again
     [process] = processes(server.path)
-    for now in asking.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
+    for now in chat_client.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
         if now[0].text and process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     assert now[0].finish == "error"
@@ -319,20 +319,20 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     assert "was killed" in now[0].problem.text()
     assert server.state == "failed"
     assert "重新加载" in server.problems[0].text("zh")
-    again = chat.start(workplace, choice)
-    chat.wait(again)
-    *_, [answer] = asking.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
+    again = servers.start(workplace, choice)
+    servers.wait(again)
+    *_, [answer] = chat_client.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
     assert answer.finish in ("stop", "length")
-    chat.end(again)
+    servers.end(again)
     assert processes(again.path) == []
-    assert chat.servers(saves) == []
+    assert servers.servers(saves) == []
 
 
 def test_a_server_without_questions_ends_and_a_broken_model_says_why(
     tiny: Path, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chat, "IDLE_S", 1.0)
-    server = chat.start(workplace, chat.choose(workplace, str(tiny)))
+    monkeypatch.setattr(servers, "IDLE_S", 1.0)
+    server = servers.start(workplace, servers.choose(workplace, str(tiny)))
     wait_until(lambda: server.state == "ended")
     assert server.problems == []
     assert processes(server.path) == []
@@ -341,9 +341,9 @@ def test_a_server_without_questions_ends_and_a_broken_model_says_why(
     for file in tiny.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes(b"not one")
-    failed = chat.start(workplace, chat.choose(workplace, str(broken)))
+    failed = servers.start(workplace, servers.choose(workplace, str(broken)))
     with pytest.raises(Refusal, match="broken could not be loaded"):
-        chat.wait(failed)
+        servers.wait(failed)
     assert "Traceback" in (failed.path / "log.txt").read_text()
 
 
@@ -374,7 +374,7 @@ def test_a_shell_serves_the_same_with_a_key(trained: Workplace) -> None:
     finally:
         serving.kill()
         serving.wait()
-    assert not [one for one in chat.servers(trained.saves) if one.given.get("shell")]
+    assert not [one for one in servers.servers(trained.saves) if one.given.get("shell")]
 
 
 def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
@@ -394,7 +394,7 @@ def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
 
 def test_openais_penalties_count_the_answer_alone() -> None:
     code = (
-        "import json, torch; from engine.worker.sampling import Sampling, choose\n"
+        "import json, torch; from engine.worker.generation.sampling import Sampling, choose\n"
         "logits, how = torch.tensor([5.0, 4.5, 3.9, 0.0]), Sampling(presence_penalty=0.7, frequency_penalty=0.3)\n"
         "written = []\n"
         "for _ in range(6): written.append(int(choose(logits, [0, 0, 0], written, how, how.generator())))\n"
@@ -418,15 +418,15 @@ def test_what_cannot_be_chosen_is_refused_before_anything_is_loaded(
     }  # fmt: skip
     for match, (base, ids) in refusals.items():
         with pytest.raises(Refusal, match=match):
-            chat.choose(both, base, ids)
+            servers.choose(both, base, ids)
 
 
 def test_a_third_model_is_refused_and_it_says_who_has_the_others(tiny: Path, workplace: Workplace) -> None:
     with contextlib.ExitStack() as stack:
         for number, (name, by) in enumerate((("qwen", "ada"), ("llama", "grace"))):
-            folder = workplace.saves / chat.FOLDER / name
+            folder = workplace.saves / servers.FOLDER / name
             folder.mkdir(parents=True)
             write_json(folder / "serve.json", {"name": name, "by": by, "started": number})
             stack.callback(os.close, take(folder / "lock", ALIVE, shared=True))
         with pytest.raises(Refusal, match=r"qwen \(ada\); llama \(grace\)"):
-            chat.start(workplace, chat.choose(workplace, str(tiny)))
+            servers.start(workplace, servers.choose(workplace, str(tiny)))

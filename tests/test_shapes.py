@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import normalizers
 
-from engine.worker.conversations import Conversations, Tokens
-from engine.worker.tracing import Tracer
-from engine.worker.words import Words
+from engine.worker.templates.conversations import Conversations, Tokens
+from engine.worker.templates.template_tracing import Tracer
+from engine.worker.templates.word_cache import Words
 from tests.families import ENDS, OURS, TRL, answer, ids_of, talk, tokenizer, user
 
 # All that TRL and we have, but for templates that write images, or no end of an answer with these tokenizers.

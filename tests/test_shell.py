@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from engine import report, runs
 from engine.__main__ import _evaluation, main, parser
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.problems import Refusal, reasons
-from engine.rundir import RESULT, RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace, make_saves
+from engine.core.problems import Refusal, reasons
+from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.evaluation import report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, make_saves
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, flags_of
 
 

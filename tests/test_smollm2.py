@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.models import find_models, inspect, model_problems
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.models.models import find_models, inspect, model_problems
 from webui import train_tab
 from webui.words import Words
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import rowfiles
-from engine.datasets import find, read_catalogue
-from engine.obstacles import obstacles
-from engine.rowfiles import Entry
-from engine.soundness import flaw
-from engine.spec import RunSpec
-from engine.validation import recommended
-from engine.workplace import Workplace
+from engine.data import row_files
+from engine.data.datasets import find, read_catalogue
+from engine.data.row_files import Entry
+from engine.data.soundness import flaw
+from engine.data.validation import recommended
+from engine.launch.workspace import Workplace
+from engine.preflight.checks import obstacles
+from engine.spec.run_spec import RunSpec
 from webui import rows, train_tab
 from webui.words import Words
 
@@ -83,13 +83,13 @@ def test_a_large_file_is_not_read_through_for_it(data: Path, monkeypatch: pytest
     """What is between the beginning and the end is not even rows here."""
     (data / "lines.jsonl").write_text(LINES + "{ no row\n" * 100_000 + LINES)
     seen: list[int] = []
-    read = rowfiles.READERS[".jsonl"]
+    read = row_files.READERS[".jsonl"]
 
     def counted(*given: object) -> Iterator[Entry]:
         for entry in read(*given):
             seen.append(1)
             yield entry
 
-    monkeypatch.setitem(rowfiles.READERS, ".jsonl", counted)
+    monkeypatch.setitem(row_files.READERS, ".jsonl", counted)
     assert flaw(find(data, "lines.jsonl")) is None
     assert len(seen) <= 20

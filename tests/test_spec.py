@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.manner import Manner
-from engine.problems import Refusal
-from engine.schedules import arguments as schedule_arguments
-from engine.spec import (
+from engine.core.problems import Refusal
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import PROJECT, Workplace
+from engine.spec.generation_settings import Manner
+from engine.spec.run_spec import (
     Optimizer,
     Part,
     RunSpec,
@@ -28,7 +28,7 @@ from engine.spec import (
     read_yaml,
     trainer_arguments,
 )
-from engine.workplace import PROJECT, Workplace
+from engine.spec.schedules import arguments as schedule_arguments
 
 
 def refused(given: Any, whole: type[Part] = RunSpec) -> dict[str, str]:
@@ -347,7 +347,7 @@ def test_what_is_offered_is_all_that_the_library_has() -> None:
     """Schedulers, optimizers and further arguments are written down here, so that the page needs no torch."""
     ask = (
         "import json; from transformers.training_args import OptimizerNames; from transformers import SchedulerType;"
-        "from engine.worker.arguments import arguments, schedules;"
+        "from engine.worker.training.trainer_arguments import arguments, schedules;"
         "print(json.dumps([[o.value for o in OptimizerNames], [s.value for s in SchedulerType], arguments(), schedules()]))"
     )
     asked = subprocess.run(

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.mixing import held_out, repeats
-from engine.spec import Data
-from engine.worker.examples import IGNORED, Example, table
-from engine.worker.lengths import order
-from engine.worker.packing import pack, packed
-from engine.worker.splits import Split, set_aside, times
+from engine.data.mixing import held_out, repeats
+from engine.spec.run_spec import Data
+from engine.worker.data.examples import IGNORED, Example, table
+from engine.worker.data.lengths import order
+from engine.worker.data.packing import pack, packed
+from engine.worker.data.splits import Split, set_aside, times
 
 
 def realistic(count: int, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_packed_examples_keep_their_tokens_and_labels_but_the_first():
 
 
 def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.worker.splits.TOGETHER", 300_000)
+    monkeypatch.setattr("engine.worker.data.splits.TOGETHER", 300_000)
     split = Split(tmp_path / "train.arrow", "chat", 1024, packing=True)
     for seed in range(20):
         lengths = realistic(1000, seed)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.datasets import read_catalogue
-from engine.stages import STAGES
-from engine.validation import check
-from engine.workplace import PROJECT
+from engine.core.stages import STAGES
+from engine.data.datasets import read_catalogue
+from engine.data.validation import check
+from engine.launch.workspace import PROJECT
 
 PAGES = PROJECT / "docs" / "stages"
 

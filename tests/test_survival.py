@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from engine import progress, queue, runs
-from engine.processes import processes
-from engine.rundir import read_json
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.rundir import read_json
+from engine.launch.processes import processes
+from engine.launch.workspace import Workplace
+from engine.runs import progress, queue, runs
+from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, start_studio, wait_until
 
 pytestmark = pytest.mark.slow

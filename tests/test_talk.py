@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import talk
-from engine.datasets import count_rows, examples, find, read_catalogue
-from engine.problems import Refusal
-from engine.talk import Said, Talk, Turn
-from engine.validation import check
+from engine.core.problems import Refusal
+from engine.data.datasets import count_rows, examples, find, read_catalogue
+from engine.data.validation import check
+from engine.serving import conversation_tree
+from engine.serving.conversation_tree import Said, Talk, Turn
 from webui import answers
 
 BOTH = (
@@ -21,7 +21,7 @@ BOTH = (
     .add(Turn("And 2 + 2?", "Be short.", {"base": Said("Twenty-two."), "tuned": Said("Four.")}))
 )
 CALL = {"name": "add", "arguments": {"a": 1, "b": 1}}
-TOOLS = talk.tools_of('{"name": "add", "parameters": {"type": "object"}}')
+TOOLS = conversation_tree.tools_of('{"name": "add", "parameters": {"type": "object"}}')
 CALLED = (
     Talk()
     .add(Turn("1 + 1?", said={"base": Said("Eleven."), "tuned": Said("", calls=(CALL,))}, tools=TOOLS))
@@ -29,32 +29,32 @@ CALLED = (
 )
 
 
-def heard(told: list[talk.Message]) -> list[str]:
+def heard(told: list[conversation_tree.Message]) -> list[str]:
     return [one["content"] for one in told]
 
 
 def test_each_voice_hears_what_it_said_itself_and_a_new_one_the_first_answer() -> None:
-    told = talk.messages(BOTH.told(), "tuned", "Be short.")
+    told = conversation_tree.messages(BOTH.told(), "tuned", "Be short.")
     assert heard(told) == ["Be short.", "What is 1 + 1?", "Two.", "And 2 + 2?", "Four."]
     assert [one["role"] for one in told] == ["system", "user", "assistant", "user", "assistant"]
-    assert heard(talk.messages(BOTH.told(), "new"))[1::2] == ["Eleven.", "Twenty-two."]
+    assert heard(conversation_tree.messages(BOTH.told(), "new"))[1::2] == ["Eleven.", "Twenty-two."]
 
 
 def test_who_asks_otherwise_begins_a_branch_and_the_other_one_stays() -> None:
     other = BOTH.before(1).add(Turn("And 3 + 3?", said={"tuned": Said("Six.")}))
-    assert heard(talk.messages(other.told(), "tuned"))[-2:] == ["And 3 + 3?", "Six."]
-    assert heard(talk.messages(other.onward(1).told(), "tuned"))[-2:] == ["And 2 + 2?", "Four."]
+    assert heard(conversation_tree.messages(other.told(), "tuned"))[-2:] == ["And 3 + 3?", "Six."]
+    assert heard(conversation_tree.messages(other.onward(1).told(), "tuned"))[-2:] == ["And 2 + 2?", "Four."]
     assert (other.behind(0), other.behind(-1), other.way()) == ((1, 2), (0,), (0, 2))
     again = other.before(0).add(Turn("What is 1 + 1?", said={"tuned": Said("2")}))
     assert (again.behind(-1), again.way()) == ((0, 3), (3,))
     assert again.onward(0).way() == (0, 2)  # by the newest of what followed
-    assert json.loads(talk.jsonl(again))["messages"][-1]["content"] == "2"
-    assert heard(talk.prompt(other, "tuned", 1))[1:] == ["What is 1 + 1?", "Two.", "And 2 + 2?"]
+    assert json.loads(conversation_tree.jsonl(again))["messages"][-1]["content"] == "2"
+    assert heard(conversation_tree.prompt(other, "tuned", 1))[1:] == ["What is 1 + 1?", "Two.", "And 2 + 2?"]
 
 
 def test_a_question_whose_answers_were_lost_is_heard_by_nobody_and_asked_again_in_its_place() -> None:
     lost = BOTH.add(Turn("And 4 + 4?"))
-    assert heard(talk.messages(lost.told(), "tuned"))[-1] == "Four."
+    assert heard(conversation_tree.messages(lost.told(), "tuned"))[-1] == "Four."
     assert lost.again() == BOTH
     assert BOTH.again().turns == BOTH.turns
     assert BOTH.again().tip == 0
@@ -67,13 +67,18 @@ def test_who_answered_is_known_also_while_the_first_question_is_edited() -> None
 
 
 def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
-    told = talk.messages(CALLED.told(), "tuned")
+    told = conversation_tree.messages(CALLED.told(), "tuned")
     assert [one["role"] for one in told] == ["user", "assistant", "tool", "assistant"]
     assert told[1]["tool_calls"] == [{"type": "function", "function": CALL}]
     for voice in ("base", "new"):
-        assert heard(talk.messages(CALLED.told(), voice)) == ["1 + 1?", "Eleven."]
+        assert heard(conversation_tree.messages(CALLED.told(), voice)) == ["1 + 1?", "Eleven."]
     first = Talk().add(dataclasses.replace(CALLED.turns[0], said={"tuned": Said("", calls=(CALL,))}))
-    assert heard(talk.messages(first.add(CALLED.turns[1]).told(), "new")) == ["1 + 1?", "", "2", "Two."]
+    assert heard(conversation_tree.messages(first.add(CALLED.turns[1]).told(), "new")) == [
+        "1 + 1?",
+        "",
+        "2",
+        "Two.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -85,17 +90,19 @@ def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
 )  # fmt: skip
 def test_tools_that_are_none_are_a_sentence(text: str, told: str) -> None:
     with pytest.raises(Refusal, match=told):
-        talk.tools_of(text)
+        conversation_tree.tools_of(text)
 
 
 def test_tools_are_taken_bare_or_as_openai_writes_them() -> None:
-    assert talk.tools_of(json.dumps(list(TOOLS))) == TOOLS
-    assert talk.tools_of(" \n") == ()
+    assert conversation_tree.tools_of(json.dumps(list(TOOLS))) == TOOLS
+    assert conversation_tree.tools_of(" \n") == ()
 
 
 @pytest.mark.parametrize("conversation", [BOTH, CALLED, BOTH.before(0), Talk()])
 def test_what_a_browser_has_kept_comes_back(conversation: Talk) -> None:
-    assert talk.read(json.loads(json.dumps(talk.kept(conversation)))) == conversation
+    assert (
+        conversation_tree.read(json.loads(json.dumps(conversation_tree.kept(conversation)))) == conversation
+    )
 
 
 TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user", "tools": [], "after": -1}
@@ -115,66 +122,71 @@ TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user
     ],
 )  # fmt: skip
 def test_what_a_browser_made_up_is_nothing(nonsense: object) -> None:
-    assert talk.read(nonsense) == Talk()
+    assert conversation_tree.read(nonsense) == Talk()
 
 
 def test_earlier_conversations_are_kept_newest_first_as_long_as_there_is_room() -> None:
     shelf: list[object] = [None, {"turns": []}]
-    for number in range(talk.SHELF + 5):
-        shelf = talk.shelved(shelf, Talk().add(Turn(str(number), said={"a": Said("b")})))
-    assert len(shelf) == talk.SHELF
-    assert talk.read(shelf[0]).turns[0].question == str(talk.SHELF + 4)
-    assert talk.shelved(shelf, Talk()) == shelf
-    long = Talk().add(Turn("x" * (talk.SHELF_SIZE // 3), said={"a": Said("b")}))
-    assert len(talk.shelved([talk.kept(long)] * 5, long)) == 2
-    longer = Talk().add(Turn("x" * 2 * talk.SHELF_SIZE, said={"a": Said("b")}))
-    assert [talk.read(one) for one in talk.shelved(shelf, longer)] == [longer]  # it is nowhere else
+    for number in range(conversation_tree.SHELF + 5):
+        shelf = conversation_tree.shelved(shelf, Talk().add(Turn(str(number), said={"a": Said("b")})))
+    assert len(shelf) == conversation_tree.SHELF
+    assert conversation_tree.read(shelf[0]).turns[0].question == str(conversation_tree.SHELF + 4)
+    assert conversation_tree.shelved(shelf, Talk()) == shelf
+    long = Talk().add(Turn("x" * (conversation_tree.SHELF_SIZE // 3), said={"a": Said("b")}))
+    assert len(conversation_tree.shelved([conversation_tree.kept(long)] * 5, long)) == 2
+    longer = Talk().add(Turn("x" * 2 * conversation_tree.SHELF_SIZE, said={"a": Said("b")}))
+    assert [conversation_tree.read(one) for one in conversation_tree.shelved(shelf, longer)] == [
+        longer
+    ]  # it is nowhere else
     unanswered = BOTH.add(Turn("Lost", alone=True))
-    assert talk.jsonl(unanswered) == talk.jsonl(BOTH)
+    assert conversation_tree.jsonl(unanswered) == conversation_tree.jsonl(BOTH)
 
 
 def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> None:
     before = {one.name for one in read_catalogue(data)[0]}
-    rated = talk.thumb(data, BOTH, 0, "tuned", up=True)
-    rated = talk.thumb(data, rated, 1, "base", up=False)
-    rated = talk.prefer(data, rated, 0, "tuned")
+    rated = conversation_tree.thumb(data, BOTH, 0, "tuned", up=True)
+    rated = conversation_tree.thumb(data, rated, 1, "base", up=False)
+    rated = conversation_tree.prefer(data, rated, 0, "tuned")
     assert rated.turns[0].said["tuned"] == Said("Two.", rating="up", preferred=True)
-    assert {one.name for one in read_catalogue(data)[0]} - before == {talk.THUMBS, talk.PAIRS}
-    for name, kind, rows in ((talk.THUMBS, "thumbs", 2), (talk.PAIRS, "pairs", 1)):
+    assert {one.name for one in read_catalogue(data)[0]} - before == {
+        conversation_tree.THUMBS,
+        conversation_tree.PAIRS,
+    }
+    for name, kind, rows in ((conversation_tree.THUMBS, "thumbs", 2), (conversation_tree.PAIRS, "pairs", 1)):
         dataset = find(data, name)
         assert (dataset.kind, count_rows(dataset)) == (kind, rows)
         report = check(dataset, kind)
         assert (report.good, report.bad) == (rows, 0)
-    row = json.loads((data / f"{talk.PAIRS}.jsonl").read_text(encoding="utf-8"))
+    row = json.loads((data / f"{conversation_tree.PAIRS}.jsonl").read_text(encoding="utf-8"))
     assert (row["chosen"]["content"], row["rejected"]["content"]) == ("Two.", "Eleven.")
     assert [one["role"] for one in row["messages"]] == ["system", "user"]
 
 
 def test_an_answer_is_rated_once_and_pairs_need_the_same_conversation(data: Path) -> None:
-    rated = talk.thumb(data, BOTH, 0, "tuned", up=True)
-    assert talk.thumb(data, rated, 0, "tuned", up=False) == rated
-    assert count_rows(find(data, talk.THUMBS)) == 1
+    rated = conversation_tree.thumb(data, BOTH, 0, "tuned", up=True)
+    assert conversation_tree.thumb(data, rated, 0, "tuned", up=False) == rated
+    assert count_rows(find(data, conversation_tree.THUMBS)) == 1
     with pytest.raises(Refusal, match="no other answer to the same conversation"):
-        talk.prefer(data, BOTH, 1, "tuned")  # the two have heard different answers before
+        conversation_tree.prefer(data, BOTH, 1, "tuned")  # the two have heard different answers before
     for number, voice in ((0, "nobody"), (7, "base"), (-1, "base")):
         with pytest.raises(Refusal, match="no longer there"):
-            talk.thumb(data, BOTH, number, voice, up=True)
+            conversation_tree.thumb(data, BOTH, number, voice, up=True)
     with pytest.raises(Refusal, match="empty answer"):
-        talk.thumb(data, Talk().add(Turn("x", "", {"a": Said(" ")})), 0, "a", up=True)
+        conversation_tree.thumb(data, Talk().add(Turn("x", "", {"a": Said(" ")})), 0, "a", up=True)
 
 
 def test_a_turn_that_stands_alone_has_heard_nothing_and_can_be_a_pair(data: Path) -> None:
     alone = BOTH.before(1).add(dataclasses.replace(BOTH.turns[1], alone=True))
-    assert heard(talk.prompt(alone, "tuned", 2)) == ["Be short.", "And 2 + 2?"]
-    assert heard(talk.messages(alone.told(), "base")) == ["And 2 + 2?", "Twenty-two."]
-    assert talk.prefer(data, alone, 2, "tuned").turns[2].said["tuned"].preferred
-    lines = [json.loads(line) for line in talk.jsonl(alone).splitlines()]
+    assert heard(conversation_tree.prompt(alone, "tuned", 2)) == ["Be short.", "And 2 + 2?"]
+    assert heard(conversation_tree.messages(alone.told(), "base")) == ["And 2 + 2?", "Twenty-two."]
+    assert conversation_tree.prefer(data, alone, 2, "tuned").turns[2].said["tuned"].preferred
+    lines = [json.loads(line) for line in conversation_tree.jsonl(alone).splitlines()]
     assert [len(line["messages"]) for line in lines] == [3, 3, 3, 3]
 
 
 @pytest.mark.parametrize("conversation", [BOTH, CALLED])
 def test_the_exported_conversation_is_a_data_set_whose_form_is_found(data: Path, conversation: Talk) -> None:
-    (data / "talked.jsonl").write_text(talk.jsonl(conversation), encoding="utf-8")
+    (data / "talked.jsonl").write_text(conversation_tree.jsonl(conversation), encoding="utf-8")
     info = json.loads((data / "dataset_info.json").read_text())
     info["talked"] = {"file_name": "talked.jsonl"}
     (data / "dataset_info.json").write_text(json.dumps(info))
@@ -185,9 +197,9 @@ def test_the_exported_conversation_is_a_data_set_whose_form_is_found(data: Path,
 
 
 def test_a_rated_call_is_a_row_with_its_tools(data: Path) -> None:
-    rated = talk.prefer(data, CALLED, 0, "tuned")
-    talk.thumb(data, rated, 1, "tuned", up=True)
-    for name, kind in ((talk.THUMBS, "thumbs"), (talk.PAIRS, "pairs")):
+    rated = conversation_tree.prefer(data, CALLED, 0, "tuned")
+    conversation_tree.thumb(data, rated, 1, "tuned", up=True)
+    for name, kind in ((conversation_tree.THUMBS, "thumbs"), (conversation_tree.PAIRS, "pairs")):
         report = check(find(data, name), kind)
         assert (report.good, report.bad) == (1, 0), report
 

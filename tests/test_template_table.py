@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.worker.examples import IGNORED
+from engine.worker.data.examples import IGNORED
 from tests.templates.facts import Facts
 from tests.templates.miniatures import MINIATURES
 from tests.templates.oracle import judge

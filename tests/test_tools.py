@@ -10,8 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from engine import asking, chat, talk
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.serving import chat_client, conversation_tree, servers
 from tests.conftest import engine
 from tests.served import client_of, serving
 
@@ -24,7 +24,7 @@ TEMPLATE = (
     "(call.function.arguments | tojson) ~ '}\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"
 )
-TOOLS = talk.tools_of('[{"name": "add"}, {"name": "take"}]')
+TOOLS = conversation_tree.tools_of('[{"name": "add"}, {"name": "take"}]')
 ASKED = {"role": "user", "content": "北京?"}
 SPEC = {
     "name": "caller", "stage": {"kind": "sft"}, "method": {"kind": "full"}, "data": {"datasets": ["calls"]},
@@ -55,7 +55,7 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chat.Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
     """A server of a model that has learned to call."""
     folder = tmp_path_factory.mktemp("tools")
     workplace = Workplace(models=(DEMO_MODEL.parent, folder), data=folder, saves=folder / "saves")
@@ -67,16 +67,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chat.Server]:
     done = engine(workplace, "train", "-", input=json.dumps({**SPEC, "model": model}))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     result = Path(done.stdout.strip().splitlines()[-1])
-    with serving(workplace, chat.choose(workplace, str(result), [])) as started:
+    with serving(workplace, servers.choose(workplace, str(result), [])) as started:
         yield started
 
 
-def ask(client: openai.OpenAI, server: chat.Server, *messages: Any, **settings: Any) -> Any:
+def ask(client: openai.OpenAI, server: servers.Server, *messages: Any, **settings: Any) -> Any:
     given = {"temperature": 0, "max_tokens": 60, "tools": list(TOOLS)} | settings
     return client.chat.completions.create(model=server.name, messages=list(messages), **given)
 
 
-def test_openais_client_gets_the_call_and_what_is_said_of_its_result(server: chat.Server) -> None:
+def test_openais_client_gets_the_call_and_what_is_said_of_its_result(server: servers.Server) -> None:
     client = client_of(server)
     [choice] = ask(client, server, ASKED).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
@@ -92,7 +92,7 @@ def test_openais_client_gets_the_call_and_what_is_said_of_its_result(server: cha
     )
 
 
-def test_a_stream_gives_the_call_whole_and_nothing_of_it_as_text(server: chat.Server) -> None:
+def test_a_stream_gives_the_call_whole_and_nothing_of_it_as_text(server: servers.Server) -> None:
     chunks = [one.choices[0] for one in ask(client_of(server), server, ASKED, stream=True)]
     assert "".join(one.delta.content or "" for one in chunks) == ""
     [call] = [call for one in chunks for call in one.delta.tool_calls or ()]
@@ -104,14 +104,14 @@ def test_a_stream_gives_the_call_whole_and_nothing_of_it_as_text(server: chat.Se
     assert chunks[-1].finish_reason == "tool_calls"
 
 
-def test_without_tools_what_it_writes_is_text(server: chat.Server) -> None:
+def test_without_tools_what_it_writes_is_text(server: servers.Server) -> None:
     for settings in ({"tool_choice": "none"}, {"tools": openai.NOT_GIVEN}):
         [choice] = ask(client_of(server), server, ASKED, **settings).choices
         assert choice.message.tool_calls is None
         assert choice.message.content
 
 
-def test_the_call_that_is_demanded_comes_where_another_would_have(server: chat.Server) -> None:
+def test_the_call_that_is_demanded_comes_where_another_would_have(server: servers.Server) -> None:
     client = client_of(server)
     named = {"type": "function", "function": {"name": "take"}}
     for choice, wanted in (("auto", "add"), ("required", "add"), (named, "take")):
@@ -133,18 +133,18 @@ def test_the_call_that_is_demanded_comes_where_another_would_have(server: chat.S
         ask(client, server, ASKED, tool_choice="required", tools=[])
 
 
-def test_an_answer_that_is_cut_in_the_call_is_text(server: chat.Server) -> None:
+def test_an_answer_that_is_cut_in_the_call_is_text(server: servers.Server) -> None:
     [choice] = ask(client_of(server), server, ASKED, max_tokens=10).choices
     assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
     assert choice.message.content.startswith("<tool_call>")
 
 
-def test_the_page_is_told_of_the_call(server: chat.Server) -> None:
+def test_the_page_is_told_of_the_call(server: servers.Server) -> None:
     settings = {"temperature": 0, "max_tokens": 60, "tools": list(TOOLS)}
-    [*_, [answer]] = asking.ask(server, {server.name: [ASKED]}, settings)
+    [*_, [answer]] = chat_client.ask(server, {server.name: [ASKED]}, settings)
     assert (answer.text, answer.calls) == ("", ({"name": "add", "arguments": {"to": "北京"}},))
-    turn = talk.turn(talk.Turn(ASKED["content"], tools=TOOLS), [answer], {})
-    result = talk.Turn("1", role="tool", tools=TOOLS)
-    messages = talk.asked(talk.Talk().add(turn).told(), server.name, result)
-    [*_, [answer]] = asking.ask(server, {server.name: messages}, settings)
+    turn = conversation_tree.turn(conversation_tree.Turn(ASKED["content"], tools=TOOLS), [answer], {})
+    result = conversation_tree.Turn("1", role="tool", tools=TOOLS)
+    messages = conversation_tree.asked(conversation_tree.Talk().add(turn).told(), server.name, result)
+    [*_, [answer]] = chat_client.ask(server, {server.name: messages}, settings)
     assert answer.text == "It is 1."

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import runs
-from engine.progress import curves
-from engine.rundir import RunDir, read_json, read_lines, write_json
-from engine.spec import RunSpec, optimizer_steps
-from engine.workplace import PROJECT
+from engine.core.rundir import RunDir, read_json, read_lines, write_json
+from engine.launch.workspace import PROJECT
+from engine.runs import runs
+from engine.runs.progress import curves
+from engine.spec.run_spec import RunSpec, optimizer_steps
 from tests.train_many import lay_out, train_many
 
 pytestmark = pytest.mark.slow
@@ -223,7 +223,7 @@ def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDi
 def test_an_adapter_that_is_continued_is_left_whole_whatever_a_new_one_would_begin_with(
     tiny: Path, tmp_path: Path
 ) -> None:
-    from engine.worker.model import keep_initial, load_model, save_weights
+    from engine.worker.models.loading import keep_initial, load_model, save_weights
 
     ids = torch.arange(10)[None]
     model = {"model_name_or_path": str(tiny)}
@@ -250,7 +250,7 @@ def test_an_adapter_that_is_continued_is_left_whole_whatever_a_new_one_would_beg
 def test_what_a_pissa_adapter_began_with_is_kept_whole_or_not_at_all(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engine.worker import model as models
+    from engine.worker.models import loading as models
 
     spec = RunSpec.read({
         "model": {"model_name_or_path": str(tiny)}, "method": {"kind": "lora", "init_lora_weights": "pissa"},

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.rundir import RunDir
-from engine.spec import RunSpec
-from engine.worker.examples import IGNORED, Encoder, Example, table
-from engine.worker.packing import packed
-from engine.worker.splits import Split, read
+from engine.core.rundir import RunDir
+from engine.spec.run_spec import RunSpec
+from engine.worker.data.examples import IGNORED, Encoder, Example, table
+from engine.worker.data.packing import packed
+from engine.worker.data.splits import Split, read
 from tests.families import answer, tokenizer, user
 from tests.train_many import lay_out, train_many
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import sheets, uploads
-from engine.datasets import read_catalogue
-from engine.problems import Problem, Refusal
-from engine.uploads import receive, safe_name
+from engine.core.problems import Problem, Refusal
+from engine.data import uploads, xlsx
+from engine.data.datasets import read_catalogue
+from engine.data.uploads import receive, safe_name
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
@@ -182,7 +182,7 @@ def test_a_sheet_of_much_text_that_packs_well_is_no_bomb(tmp_path, data):
 
 
 def test_a_limit_holds_however_well_it_is_hidden(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(sheets, "UNPACKED", 1000)
+    monkeypatch.setattr(xlsx, "UNPACKED", 1000)
     with pytest.raises(Refusal, match="unpacks to far more"):
         receive(workbook(tmp_path / "x.xlsx", HEADER * 20), "x.xlsx", data)
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from engine import chat, evaluation, export, failures, machine, report, runs
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.problems import Problem, Refusal
-from engine.results import new_export_spec
-from engine.rundir import ALIVE, read_json, take, write_json
-from engine.spec import RunSpec
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.core import hardware
+from engine.core.problems import Problem, Refusal
+from engine.core.rundir import ALIVE, read_json, take, write_json
+from engine.evaluation import evaluation_spec, report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export import export_spec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import failures, runs
+from engine.runs.results import new_export_spec
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec
 from tests.conftest import by_hand, wait_until
 from tests.past_runs import past_run
 
@@ -79,12 +83,12 @@ def test_a_chat_template_that_writes_nothing_is_told_wherever_it_would_be_used(
         assert run.state == "failed"
         assert "template writes no token at the end of an answer" in why.what("en"), spec.kind
         assert "对话模板" in why.what("zh"), spec.kind
-    server = chat.start(workplace, chat.choose(workplace, str(silent)))
+    server = servers.start(workplace, servers.choose(workplace, str(silent)))
     try:
         with pytest.raises(Refusal, match="template writes no token at the end of an answer"):
-            chat.wait(server)
+            servers.wait(server)
     finally:
-        chat.end(server)
+        servers.end(server)
 
 
 def test_an_adapter_of_another_base_is_told_by_its_name_in_chat_evaluation_and_export(
@@ -100,7 +104,7 @@ def test_an_adapter_of_another_base_is_told_by_its_name_in_chat_evaluation_and_e
 
     def in_chat() -> list[Problem]:
         with pytest.raises(Refusal) as refused:
-            chat.choose(workplace, str(tiny), [own, stranger])
+            servers.choose(workplace, str(tiny), [own, stranger])
         return refused.value.problems
 
     def in_evaluation() -> list[Problem]:
@@ -110,11 +114,11 @@ def test_an_adapter_of_another_base_is_told_by_its_name_in_chat_evaluation_and_e
             "data": {"datasets": ["chat"]},
         }
         spec = EvaluationSpec.read(asked | {"hardware": CPU})
-        return evaluation.problems(evaluation.frozen(spec, workplace), workplace)
+        return evaluation_spec.problems(evaluation_spec.frozen(spec, workplace), workplace)
 
     def in_export() -> list[Problem]:
         spec = new_export_spec(workplace, {own: 1.0, stranger: 1.0}, hardware=CPU)
-        return export.problems(export.frozen(spec, workplace), workplace)
+        return export_spec.problems(export_spec.frozen(spec, workplace), workplace)
 
     for used in (in_chat, in_evaluation, in_export):
         [wrong] = used()
@@ -126,17 +130,17 @@ def test_an_adapter_of_another_base_is_told_by_its_name_in_chat_evaluation_and_e
 
 
 def test_who_wants_a_third_model_is_told_who_has_the_others(workplace: Workplace, tiny: Path) -> None:
-    choice = chat.choose(workplace, str(tiny))
+    choice = servers.choose(workplace, str(tiny))
     locks = []
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: chat.MOST]:
-        folder = workplace.saves / chat.FOLDER / name
+    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: servers.MOST]:
+        folder = workplace.saves / servers.FOLDER / name
         folder.mkdir(parents=True)
         write_json(folder / "serve.json", {"name": name, "by": by, "started": started, "adapters": {}})
         locks.append(take(folder / "lock", ALIVE, shared=True))
     try:
         with pytest.raises(Refusal) as refused:
-            chat.start(workplace, choice, by="bob")
+            servers.start(workplace, choice, by="bob")
     finally:
         for lock in locks:
             os.close(lock)
@@ -151,17 +155,17 @@ def test_a_server_goes_to_the_card_with_the_most_room_and_says_when_there_is_too
 ) -> None:
     # The machine of the tests has no card: what nvidia-smi and torch would say of two is put in their place.
     cards = tuple(
-        machine.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 5), (1, 60))
+        hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 5), (1, 60))
     )
-    monkeypatch.setattr(machine, "gpus", lambda: cards)
-    folder = workplace.saves / chat.FOLDER / "one"
-    given = chat.serving(workplace, chat.choose(workplace, str(tiny)), "ada")
-    assert chat._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setattr(hardware, "gpus", lambda: cards)
+    folder = workplace.saves / servers.FOLDER / "one"
+    given = servers.serving(workplace, servers.choose(workplace, str(tiny)), "ada")
+    assert servers._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
     folder.mkdir(parents=True)
     write_json(folder / "serve.json", given)
     write_json(
         folder / "error.json", {"type": "OutOfMemoryError", "message": "CUDA out of memory.", "problems": []}
     )
-    [wrong] = chat.Server(folder).problems
+    [wrong] = servers.Server(folder).problems
     assert "not enough memory on the card for tiny" in wrong.text("en")
     assert "显存不足" in wrong.text("zh")

@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from engine import users
-from engine.problems import Refusal
+from engine.core import users
+from engine.core.problems import Refusal
 
 NOW = 1_800_000_000
 

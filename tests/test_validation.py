@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine import validation
-from engine.datasets import Dataset, find
-from engine.validation import check, repeated_rows, script_of
+from engine.data import validation
+from engine.data.datasets import Dataset, find
+from engine.data.validation import check, repeated_rows, script_of
 
 ALPACA = {"instruction": "Name a metal.", "input": "", "output": "Iron."}
 

@@ -21,12 +21,13 @@ import openai
 import psutil
 import pytest
 
-from engine import asking, chat, machine, vllm
-from engine.deploy import RANKS
-from engine.problems import Refusal
-from engine.processes import processes
-from engine.rundir import ALIVE, take, write_json
-from engine.workplace import PROJECT, Workplace
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.rundir import ALIVE, take, write_json
+from engine.export.deployment import RANKS
+from engine.launch.processes import processes
+from engine.launch.workspace import PROJECT, Workplace
+from engine.serving import chat_client, servers, vllm
 from tests.conftest import flags_of, wait_until
 from tests.served import client_of, serving
 from tests.test_serve import BASE, ON_AND_ON, ONE, QUESTIONS, TWO, ask, said
@@ -47,41 +48,41 @@ def program(vllm_path: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def server(trained: Workplace, program: None) -> Iterator[chat.Server]:
-    with serving(trained, chat.choose(trained, "", [ONE], "vllm")) as started:
+def server(trained: Workplace, program: None) -> Iterator[servers.Server]:
+    with serving(trained, servers.choose(trained, "", [ONE], "vllm")) as started:
         yield started
 
 
 @pytest.fixture
-def client(server: chat.Server) -> openai.OpenAI:
+def client(server: servers.Server) -> openai.OpenAI:
     return client_of(server)
 
 
 @pytest.mark.slow
 def test_every_voice_says_what_it_says_with_transformers(
     trained: Workplace,
-    server: chat.Server,
+    server: servers.Server,
     client: openai.OpenAI,
     tmp_path: Path,
 ) -> None:
     assert server.given["vllm"]["command"] == [vllm.program()]
-    choice = chat.choose(trained, "", [ONE, TWO])
+    choice = servers.choose(trained, "", [ONE, TWO])
     # Found, and so unloaded, whatever engine is chosen.
-    assert chat.find(trained.saves, choice).path == server.path
+    assert servers.find(trained.saves, choice).path == server.path
     with pytest.raises(Refusal, match=r"demo_model is loaded with vllm\. Unload it first"):
-        chat.start(trained, choice)
-    plain = chat.Server(tmp_path / "plain")
-    chat.begin(plain, chat.serving(trained, choice, ""), "key")
-    chat.wait(plain)
-    asking.add(server, choice.adapters)  # the second adapter, while it serves
-    assert [one["id"] for one in asking.voices(server)] == [BASE, ONE, TWO]
+        servers.start(trained, choice)
+    plain = servers.Server(tmp_path / "plain")
+    servers.begin(plain, servers.serving(trained, choice, ""), "key")
+    servers.wait(plain)
+    chat_client.add(server, choice.adapters)  # the second adapter, while it serves
+    assert [one["id"] for one in chat_client.voices(server)] == [BASE, ONE, TWO]
     for settings in (
         {"temperature": 0, "max_tokens": 40},
         {"temperature": 0, "max_tokens": 40, "stop": ["o"]},
     ):
         asked = {voice: said(QUESTIONS[0]) for voice in (BASE, ONE, TWO)}
-        *_, here = asking.ask(plain, asked, settings)
-        *_, there = asking.ask(server, asked, settings)
+        *_, here = chat_client.ask(plain, asked, settings)
+        *_, there = chat_client.ask(server, asked, settings)
         assert [one.problem for one in there] == [None] * 3, (server.path / "vllm.log").read_text(
             encoding="utf-8"
         )
@@ -89,7 +90,7 @@ def test_every_voice_says_what_it_says_with_transformers(
             (one.text, one.finish, one.tokens) for one in here
         ]
         assert len({one.text for one in there}) == 3 or "stop" in settings
-    chat.end(plain)
+    servers.end(plain)
     told = ask(client, ONE, QUESTIONS[0], max_tokens=5, logprobs=True, top_logprobs=2)
     assert told.usage.completion_tokens == len(told.choices[0].logprobs.content)
     for one in told.choices[0].logprobs.content:
@@ -103,20 +104,20 @@ def test_every_voice_says_what_it_says_with_transformers(
 @pytest.mark.slow
 def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
     trained: Workplace,
-    server: chat.Server,
+    server: servers.Server,
     tmp_path: Path,
 ) -> None:
     stopped = False
-    for now in asking.ask(
+    for now in chat_client.ask(
         server, {ONE: said(QUESTIONS[0])}, {"temperature": 0, "request_id": "me", **ON_AND_ON}
     ):
         if not stopped and len(now[0].text) > 10:
-            asking.cancel(server, "me")
+            chat_client.cancel(server, "me")
             stopped = True
     assert now[0].finish == "stop"
     wait_until(lambda: b"aborted after" in (server.path / "vllm.log").read_bytes())
     with pytest.raises(Refusal, match="reward model cannot score beside vLLM"):
-        asking._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
+        chat_client._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
     # Adapters that vLLM would take as something else, or not at all.
     config = json.loads((trained.saves / ONE / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     for name, change, match in (
@@ -129,18 +130,18 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
             (folder / file.name).write_bytes(file.read_bytes())
         write_json(folder / "adapter_config.json", config | change)
         with pytest.raises(Refusal, match=match):
-            asking.add(server, {name: folder})
+            chat_client.add(server, {name: folder})
 
 
 @pytest.mark.slow
-def test_an_answer_is_stopped_that_has_no_token_yet(server: chat.Server) -> None:
+def test_an_answer_is_stopped_that_has_no_token_yet(server: servers.Server) -> None:
     inner, pool = _inner(server.path), ThreadPoolExecutor(1)
     inner.suspend()  # as one that reads a prompt for very long
     try:
-        asked = asking.ask(server, {BASE: said(QUESTIONS[0])}, {"request_id": "early"})
+        asked = chat_client.ask(server, {BASE: said(QUESTIONS[0])}, {"request_id": "early"})
         told = pool.submit(lambda: list(asked))
-        wait_until(lambda: asking._call(server, "GET", "/health")["answering"] == 1)
-        asking.cancel(server, "early")
+        wait_until(lambda: chat_client._call(server, "GET", "/health")["answering"] == 1)
+        chat_client.cancel(server, "early")
         [last] = told.result(20)[-1]
     finally:
         inner.resume()
@@ -149,13 +150,13 @@ def test_an_answer_is_stopped_that_has_no_token_yet(server: chat.Server) -> None
 
 
 @pytest.mark.slow
-def test_adapters_that_are_taken_in_at_once_keep_apart(trained: Workplace, server: chat.Server) -> None:
+def test_adapters_that_are_taken_in_at_once_keep_apart(trained: Workplace, server: servers.Server) -> None:
     folders = {f"copy{n}": trained.saves / f"copy{n}" / "adapter" for n in range(4)}
     for folder in folders.values():
         shutil.copytree(trained.saves / TWO / "adapter", folder)
     with ThreadPoolExecutor(len(folders)) as pool:
-        list(pool.map(lambda one: asking.add(server, dict([one])), folders.items()))
-    assert {one["id"] for one in asking.voices(server)} >= folders.keys()
+        list(pool.map(lambda one: chat_client.add(server, dict([one])), folders.items()))
+    assert {one["id"] for one in chat_client.voices(server)} >= folders.keys()
 
 
 @pytest.mark.slow
@@ -181,7 +182,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     def begun() -> tuple[subprocess.Popen[str], Path]:
         serving = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         next(line for line in serving.stdout if line.startswith("serving"))
-        [server] = [one for one in chat.servers(trained.saves) if one.given.get("shell")]
+        [server] = [one for one in servers.servers(trained.saves) if one.given.get("shell")]
         return serving, server.path
 
     serving, folder = begun()
@@ -199,9 +200,9 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     serving.wait(20)
     wait_until(lambda: processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
-    alone = chat.Server(tmp_path / "alone")
-    chat.begin(alone, chat.serving(trained, chat.choose(trained, "", [ONE], "vllm"), ""), "key")
-    chat.wait(alone)
+    alone = servers.Server(tmp_path / "alone")
+    servers.begin(alone, servers.serving(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key")
+    servers.wait(alone)
     _inner(alone.path).kill()
     wait_until(lambda: not alone.alive)
     assert [one.code for one in alone.problems] == ["vllm-died"]
@@ -221,12 +222,12 @@ def _inner(folder: Path) -> psutil.Process:
 def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine of the tests has no card: what nvidia-smi would say of two is put in their place.
     cards = tuple(
-        machine.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60))
+        hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60))
     )
-    monkeypatch.setattr(machine, "gpus", lambda: cards)
-    choice = chat.choose(workplace, str(tiny))
+    monkeypatch.setattr(hardware, "gpus", lambda: cards)
+    choice = servers.choose(workplace, str(tiny))
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    folder = workplace.saves / chat.FOLDER / "other"
+    folder = workplace.saves / servers.FOLDER / "other"
     folder.mkdir(parents=True)
     lock = take(folder / "lock", ALIVE, shared=True)
 
@@ -234,7 +235,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
         write_json(
             folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0}
         )
-        return chat.serving(workplace, replace(choice, engine=wanted), "")["card"]
+        return servers.serving(workplace, replace(choice, engine=wanted), "")["card"]
 
     try:
         assert placed("transformers", "transformers") == 0  # two of them share the card with the most room

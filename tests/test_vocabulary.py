@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import obstacles, runs
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.models import inspect
-from engine.obstacles import trainable
-from engine.problems import Problem
-from engine.rundir import RunDir, read_json
-from engine.spec import RunSpec
-from engine.vocabulary import missing_rows, special_token_problems, vocabulary
-from engine.workplace import Workplace
+from engine.core.problems import Problem
+from engine.core.rundir import RunDir, read_json
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect
+from engine.models.vocabulary import missing_rows, special_token_problems, vocabulary
+from engine.preflight import checks
+from engine.preflight.checks import trainable
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.train_many import lay_out, train_many
 
@@ -50,7 +51,7 @@ def place_of(workplace: Workplace, *models: Path) -> Workplace:
 
 
 def found_for(workplace: Workplace, spec: RunSpec) -> list[Problem]:
-    return obstacles.obstacles(workplace.frozen(spec), workplace)
+    return checks.obstacles(workplace.frozen(spec), workplace)
 
 
 # ------------------------------------------------------------------------------------------ told before the start

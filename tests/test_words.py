@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.export import ExportSpec
-from engine.problems import sentences
-from engine.spec import UNIONS, RunSpec, fields
-from engine.workplace import PROJECT
+from engine.core.problems import sentences
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import UNIONS, RunSpec, fields
 from webui import form
 from webui.words import FOLDER, LANGUAGES, Words
 

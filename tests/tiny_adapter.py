@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from engine.rundir import RESULT, RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.worker.model import load_model, save_weights
-from engine.worker.result import generation_config
-from engine.worker.tokenizer import load_tokenizer
+from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import load_model, save_weights
+from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.training.result import generation_config
 
 
 def make(model_path: str, folder: Path, seed: int) -> None:

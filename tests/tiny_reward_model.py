@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from engine.rundir import RESULT, RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.worker.model import load_model, save_weights
-from engine.worker.reward_model import scores
-from engine.worker.tokenizer import load_tokenizer
+from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import load_model, save_weights
+from engine.worker.models.reward_model import scores
+from engine.worker.models.tokenizer import load_tokenizer
 
 PAIRS = 24
 

@@ -8,9 +8,9 @@ import contextlib
 import subprocess
 import sys
 
-from engine.rundir import RunDir, write_json, write_text
-from engine.spec import RunSpec
-from engine.workplace import PROJECT
+from engine.core.rundir import RunDir, write_json, write_text
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
 
 
 def lay_out(run: RunDir, spec: RunSpec) -> RunDir:
@@ -29,8 +29,8 @@ def train_many(*runs: RunDir) -> None:
 
 
 def main() -> None:
-    from engine.worker.edge import edge
     from engine.worker.prepare import prepare
+    from engine.worker.runtime.process_lifecycle import edge
     from engine.worker.train import train
 
     for folder in sys.argv[1:]:

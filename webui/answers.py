@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.asking import Answer
-from engine.chat import Server
-from engine.talk import Said, Talk, Turn
+from engine.serving.chat_client import Answer
+from engine.serving.conversation_tree import Said, Talk, Turn
+from engine.serving.servers import Server
 from webui import notices
 from webui.numbers import duration
 from webui.words import Words

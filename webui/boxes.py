@@ -13,7 +13,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.problems import Problem
+from engine.core.problems import Problem
 from webui.words import Words
 
 

@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from engine import chat, recent
-from engine.chat import Choice, Server
-from engine.models import chat_template, identity
-from engine.problems import Refusal
-from engine.results import Result, results
-from engine.results import titles as called
-from engine.vllm import ENGINES
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.launch.workspace import Workplace
+from engine.models.models import chat_template, identity
+from engine.runs import recent
+from engine.runs.results import Result, results
+from engine.runs.results import titles as called
+from engine.serving import servers
+from engine.serving.servers import Choice, Server
+from engine.serving.vllm import ENGINES
 from webui import answers, notices
 from webui.words import Words
 
@@ -49,7 +50,7 @@ class ChatModels:
     def choice(self, picked: Picked) -> Choice:
         """Raises Refusal if it cannot be talked to."""
         ids = list(picked.ids or ())[:ADAPTERS]
-        return chat.choose(self.workplace, picked.base or "", ids, picked.writer or ENGINES[0])
+        return servers.choose(self.workplace, picked.base or "", ids, picked.writer or ENGINES[0])
 
     def titles(self, picked: Picked | None = None) -> dict[str, str]:
         """What each voice is called: a run by its name, the base that is picked as such."""
@@ -123,7 +124,7 @@ class ChatModels:
             for one in others
         ]
         ids = [one.run.id for one in beside]
-        judges = [(named[one.run.id], one.run.id) for one in chat.judges(self.workplace.saves)]
+        judges = [(named[one.run.id], one.run.id) for one in servers.judges(self.workplace.saves)]
         return [
             gr.update(choices=self.bases(), value=picked.base), gr.update(choices=fits, value=ids),
             *(gr.update(visible=self.know(word, picked)) for word in (THINKING, TOOLS)),
@@ -143,21 +144,23 @@ class ChatModels:
     def server(self, picked: Picked) -> Server | None:
         """The server of what is picked, whatever engine is picked now and whether that would take it."""
         try:
-            return chat.find(self.workplace.saves, self.choice(picked._replace(writer=ENGINES[0])))
+            return servers.find(self.workplace.saves, self.choice(picked._replace(writer=ENGINES[0])))
         except Refusal:
             return None
 
     def look(self, picked: Picked) -> list[Any]:
         """What is true of it now, and the buttons that load and unload it."""
         try:
-            server = chat.find(self.workplace.saves, self.choice(picked))
+            server = servers.find(self.workplace.saves, self.choice(picked))
         except Refusal as refusal:
             wrong = notices.listed(refusal.problems, self.words) if picked.base or picked.ids else ""
             return [wrong, *self.loading(self.server(picked))]
         return [self.held(server), *self.loading(server)]
 
     def held(self, server: Server | None) -> str:
-        others = [one for one in chat.servers(self.workplace.saves) if not server or one.path != server.path]
+        others = [
+            one for one in servers.servers(self.workplace.saves) if not server or one.path != server.path
+        ]
         since = time.time() - server.given["started"] if server else 0
         return answers.status(server, others, self.titles(), since, self.words)
 

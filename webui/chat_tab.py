@@ -1,6 +1,6 @@
 """The Chat tab: one question, and the answers of a base model and of adapters of it side by side.
 
-Handlers hold nothing: the conversation is kept by the browser, and the model by a server that `engine.chat` finds
+Handlers hold nothing: the conversation is kept by the browser, and the model by a server that `engine.serving.servers` finds
 again. An answer comes through a handler that goes on until it ends; Stop asks the server to end it.
 """
 
@@ -13,13 +13,13 @@ from typing import Any
 
 import gradio as gr
 
-from engine import asking, chat, talk
-from engine.chat import Server
-from engine.manner import Manner
-from engine.problems import Problem, Refusal, problem
-from engine.runs import Run
-from engine.vllm import ENGINES, program
-from engine.workplace import Workplace
+from engine.core.problems import Problem, Refusal, problem
+from engine.launch.workspace import Workplace
+from engine.runs.runs import Run
+from engine.serving import chat_client, conversation_tree, servers
+from engine.serving.servers import Server
+from engine.serving.vllm import ENGINES, program
+from engine.spec.generation_settings import Manner
 from webui import answers, boxes, notices
 from webui.chat_models import ADAPTERS, TOOLS, ChatModels, Picked
 from webui.events import QUIET, going
@@ -138,7 +138,7 @@ def build(
                 words("chat-tools"), open=False, visible=False, elem_classes="fold", elem_id="chat-tools-fold"
             ) as tools_fold:
                 tools = gr.Textbox(
-                    label=words("chat-tools"), show_label=False, info=words("chat-tools-help"), placeholder=talk.TOOL, lines=4,
+                    label=words("chat-tools"), show_label=False, info=words("chat-tools-help"), placeholder=conversation_tree.TOOL, lines=4,
                     max_lines=16, elem_classes="field mono", elem_id="chat-tools",
                 )  # fmt: skip
             with gr.Accordion(
@@ -171,7 +171,7 @@ def build(
 
     def arrive(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """The lists as they are now, and the conversations that the browser has kept."""
-        now, picked = talk.read(mine(kept, request)), Picked(*who)
+        now, picked = conversation_tree.read(mine(kept, request)), Picked(*who)
         if not picked.ids:
             spoke = voices.of_voices(now.voices(), picked if picked.base else voices.first(picked.writer))
             picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
@@ -182,19 +182,19 @@ def build(
 
     def loaded(request: gr.Request, *who: Any) -> list[Any]:
         try:
-            server = chat.start(workplace, voices.choice(Picked(*who)), by=user(request))
+            server = servers.start(workplace, voices.choice(Picked(*who)), by=user(request))
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * len(look_at)]
         return [gr.skip(), voices.held(server), *voices.loading(server)]
 
     def unloaded(*who: Any) -> list[Any]:
         if server := voices.server(Picked(*who)):
-            chat.end(server)
+            servers.end(server)
         return [notices.toast(words("chat-unloaded")), *voices.look(Picked(*who))]
 
     # ---- the conversation
 
-    def drawn(now: talk.Talk, picked: Picked, answering: bool = False) -> list[Any]:
+    def drawn(now: conversation_tree.Talk, picked: Picked, answering: bool = False) -> list[Any]:
         """The conversation on the page and as a file, and whether a tool's result may follow."""
         page = answers.past(now, voices.titles(picked), words, answering)
         called = not answering and _called(now)
@@ -207,7 +207,7 @@ def build(
         return [gr.update(visible=not answering), gr.update(visible=answering)]
 
     def ask(
-        request: gr.Request, kept: Any, now: talk.Talk, question: talk.Turn, picked: Picked, judge: str | None, *held: Any
+        request: gr.Request, kept: Any, now: conversation_tree.Talk, question: conversation_tree.Turn, picked: Picked, judge: str | None, *held: Any
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers to a turn that follows the tip of `now`, as they come; at last the conversation with them in it.
         Answers into `outputs`."""
@@ -215,16 +215,18 @@ def build(
 
         def begun(server: Server) -> list[Any]:
             # Whoever leaves the page now finds the question when he comes back.
-            asked = keep(kept, request, talk.kept(now.add(question)))
+            asked = keep(kept, request, conversation_tree.kept(now.add(question)))
             return [
                 "", "", asked, *drawn(now, picked, answering=True), answers.waiting(question, words("chat-loading-first"), words),
                 voices.held(server), *asking_buttons(True), *voices.loading(server),
             ]  # fmt: skip
 
-        def ended(wrong: Sequence[Problem], now: talk.Talk, left: Any, server: Server | None) -> list[Any]:
+        def ended(
+            wrong: Sequence[Problem], now: conversation_tree.Talk, left: Any, server: Server | None
+        ) -> list[Any]:
             """`left`: what stands in the box."""
             return [
-                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, talk.kept(now)),
+                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, conversation_tree.kept(now)),
                 *drawn(now, picked), "", voices.held(server) if server else gr.skip(), *asking_buttons(False),
                 *voices.loading(server),
             ]  # fmt: skip
@@ -235,41 +237,43 @@ def build(
                 given["tools"] = question.tools
             choice = voices.choice(picked)
             spoken_to = _spoken_to([choice.name, *choice.adapters], question, before)
-            server = chat.start(workplace, choice, by=user(request))
+            server = servers.start(workplace, choice, by=user(request))
             yield begun(server)
-            chat.wait(server)
-            asking.add(server, choice.adapters)
-            asked = {voice: talk.asked(before, voice, question) for voice in spoken_to}
-            told: list[asking.Answer] = []
-            for told in asking.ask(server, asked, given):
+            servers.wait(server)
+            chat_client.add(server, choice.adapters)
+            asked = {voice: conversation_tree.asked(before, voice, question) for voice in spoken_to}
+            told: list[chat_client.Answer] = []
+            for told in chat_client.ask(server, asked, given):
                 told = [_titled(one, named) for one in told]
                 written = answers.live(question, told, named, words)
                 yield [written if part is live else gr.skip() for part in outputs]
         except Refusal as refusal:
             wrong = boxes.named(refusal.problems, NAMES, words)
-            yield ended(wrong, talk.read(mine(kept, request)), question.question, voices.server(picked))
+            yield ended(
+                wrong, conversation_tree.read(mine(kept, request)), question.question, voices.server(picked)
+            )
             return
         scores, wrong = judged(server, judge, asked, told)
         wrong = [one.problem for one in told if one.problem] + wrong
-        turn = talk.turn(question, told, scores)
+        turn = conversation_tree.turn(question, told, scores)
         if turn:
             yield ended(wrong[:1], now.add(turn), gr.skip(), server)
         else:
-            yield ended(wrong[:1], talk.read(mine(kept, request)), question.question, server)
+            yield ended(wrong[:1], conversation_tree.read(mine(kept, request)), question.question, server)
 
     def judged(
-        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[asking.Answer]
+        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[chat_client.Answer]
     ) -> tuple[dict[str, float], list[Problem]]:
         """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
         whole = {
-            one.voice: [*asked[one.voice], talk.Said(one.text, calls=one.calls).message]
+            one.voice: [*asked[one.voice], conversation_tree.Said(one.text, calls=one.calls).message]
             for one in told
             if one.text or one.calls
         }
         if not judge or not whole:
             return {}, []
         try:
-            return asking.score(server, saves, judge, whole), []
+            return chat_client.score(server, saves, judge, whole), []
         except Refusal as refusal:
             return {}, refusal.problems
 
@@ -278,7 +282,7 @@ def build(
         tools: str, is_result: bool, remember: bool, *rest: Any, again: bool = False,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Ask what is typed or, if `again`, what was asked last, as the settings are now."""
-        now, picked = talk.read(mine(kept, request)), Picked(base, ids, writer)
+        now, picked = conversation_tree.read(mine(kept, request)), Picked(base, ids, writer)
         idle = [gr.skip()] * len(outputs)
         if again and now.tip >= 0:
             last = now.turns[now.tip]
@@ -290,11 +294,11 @@ def build(
             return
         try:
             # What the page does not show, where no template knows tools, is not sent.
-            given = talk.tools_of(tools or "") if voices.know(TOOLS, picked) else ()
+            given = conversation_tree.tools_of(tools or "") if voices.know(TOOLS, picked) else ()
         except Refusal as refusal:
             yield [notices.refused(refusal.problems, words), *idle[1:]]
             return
-        question = talk.Turn(
+        question = conversation_tree.Turn(
             asked, system or "", alone=not remember and not result, role="tool" if result else "user", tools=given
         )  # fmt: skip
         yield from ask(request, kept, now, question, picked, *rest)
@@ -303,17 +307,17 @@ def build(
         yield from sent(request, *held, again=True)
 
     def stopped(request: gr.Request) -> None:
-        for server in chat.servers(saves):
+        for server in servers.servers(saves):
             if server.state == "ready":
-                asking.cancel(server, request.session_hash)
+                chat_client.cancel(server, request.session_hash)
 
     def cleared(request: gr.Request, kept: Any, *who: Any) -> list[Any]:
-        return [keep(kept, request, None), *drawn(talk.Talk(), Picked(*who))]
+        return [keep(kept, request, None), *drawn(conversation_tree.Talk(), Picked(*who))]
 
     def done(event: gr.EventData, request: gr.Request, kept: Any, *who: Any) -> list[Any]:
         """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
         box; another branch. Answers into told, prompt, history and the conversation."""
-        now, what = talk.read(mine(kept, request)), str(event._data.get("do", ""))
+        now, what = conversation_tree.read(mine(kept, request)), str(event._data.get("do", ""))
         number, voice = str(event._data.get("turn", "")), str(event._data.get("voice", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else -1
         said, asked = gr.skip(), gr.skip()
@@ -325,37 +329,48 @@ def build(
             elif what == "go":
                 now = now.onward(place)
             elif what == "better":
-                now, said = talk.prefer(workplace.data, now, place, voice), talk.PAIRS
+                now, said = (
+                    conversation_tree.prefer(workplace.data, now, place, voice),
+                    conversation_tree.PAIRS,
+                )
             elif what in ("up", "down"):
-                now, said = talk.thumb(workplace.data, now, place, voice, up=what == "up"), talk.THUMBS
+                now, said = (
+                    conversation_tree.thumb(workplace.data, now, place, voice, up=what == "up"),
+                    conversation_tree.THUMBS,
+                )
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
         said = notices.toast(words("rated", name=said)) if isinstance(said, str) else said
-        return [said, asked, keep(kept, request, talk.kept(now)), *drawn(now, Picked(*who))]
+        return [said, asked, keep(kept, request, conversation_tree.kept(now)), *drawn(now, Picked(*who))]
 
     # ---- earlier conversations
 
     def shelf_shown(known: list[Any]) -> list[Any]:
-        return [gr.update(visible=bool(known)), answers.shelf(list(map(talk.read, known)), words)]
+        return [
+            gr.update(visible=bool(known)),
+            answers.shelf(list(map(conversation_tree.read, known)), words),
+        ]
 
     def put_away(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """A new conversation; the one that was is among the earlier ones."""
-        later = talk.shelved(shelf_of(before, request), talk.read(mine(kept, request)))
+        later = conversation_tree.shelved(
+            shelf_of(before, request), conversation_tree.read(mine(kept, request))
+        )
         return [*cleared(request, kept, *who), keep(before, request, later), *shelf_shown(later)]
 
     def from_shelf(event: gr.EventData, request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """An earlier conversation goes on, with those who answered in it; or goes for good."""
         known, number = shelf_of(before, request), str(event._data.get("turn", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
-        now, picked = talk.read(mine(kept, request)), Picked(*who)
+        now, picked = conversation_tree.read(mine(kept, request)), Picked(*who)
         what = event._data.get("do")
         if place < len(known) and what in ("open", "drop"):
-            gone = talk.read(known.pop(place))
+            gone = conversation_tree.read(known.pop(place))
             if what == "open":
-                known, now = talk.shelved(known, now), gone
+                known, now = conversation_tree.shelved(known, now), gone
                 picked = voices.of_voices(now.voices(), picked)
         return [
-            *voices.updates(picked), keep(kept, request, talk.kept(now)), *drawn(now, picked), keep(before, request, known),
+            *voices.updates(picked), keep(kept, request, conversation_tree.kept(now)), *drawn(now, picked), keep(before, request, known),
             *shelf_shown(known),
         ]  # fmt: skip
 
@@ -384,18 +399,18 @@ def build(
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""
-        choice = chat.choose(workplace, "", [run.id])
+        choice = servers.choose(workplace, "", [run.id])
         return str(choice.base), list(choice.adapters)
 
     return ChatTab(timer, arrive, [history, earlier, *who], shown, pick)
 
 
-def export_html(now: talk.Talk, words: Words) -> str:
+def export_html(now: conversation_tree.Talk, words: Words) -> str:
     """The conversation as JSON lines, to save."""
     if now.tip < 0:
         return ""
     return (
-        f'<pre id="talk-jsonl" hidden>{escape(talk.jsonl(now))}</pre><button type="button" class="plain" '
+        f'<pre id="talk-jsonl" hidden>{escape(conversation_tree.jsonl(now))}</pre><button type="button" class="plain" '
         f'data-save="#talk-jsonl" data-name="chat.jsonl">{escape(words("chat-export"))}</button>'
     )
 
@@ -410,7 +425,9 @@ def _given(
     return Manner.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
 
 
-def _spoken_to(voices: Sequence[str], question: talk.Turn, before: Sequence[talk.Turn]) -> list[str]:
+def _spoken_to(
+    voices: Sequence[str], question: conversation_tree.Turn, before: Sequence[conversation_tree.Turn]
+) -> list[str]:
     """Who is asked: all, but the result of a tool is for those who called one. Raises Refusal if none of them is here."""
     if question.role == "user":
         return list(voices)
@@ -420,12 +437,12 @@ def _spoken_to(voices: Sequence[str], question: talk.Turn, before: Sequence[talk
     return called
 
 
-def _called(now: talk.Talk) -> bool:
+def _called(now: conversation_tree.Talk) -> bool:
     """Whether a tool was called last."""
     return any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
 
 
-def _titled(one: asking.Answer, named: Mapping[str, str]) -> asking.Answer:
+def _titled(one: chat_client.Answer, named: Mapping[str, str]) -> chat_client.Answer:
     """The answer, with a voice that its problem speaks of called as on the page."""
     voice = one.problem.values.get("voice") if one.problem else None
     if not voice:

@@ -14,13 +14,13 @@ from urllib.parse import parse_qs, quote, urlencode
 import gradio as gr
 import numpy as np
 
-from engine import compare
-from engine.compare import ABSENT, Difference, Figure, Group
-from engine.csvtext import as_csv
-from engine.progress import Series
-from engine.runs import Run
-from engine.stages import STAGES
-from engine.workplace import Workplace
+from engine.core.csvtext import as_csv
+from engine.core.stages import STAGES
+from engine.launch.workspace import Workplace
+from engine.runs import compare
+from engine.runs.compare import ABSENT, Difference, Figure, Group
+from engine.runs.progress import Series
+from engine.runs.runs import Run
 from webui import charts
 from webui.events import QUIET
 from webui.numbers import duration, human, size

@@ -17,19 +17,20 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import browse, catalogue, errands, preview, speed, template_losses, uploads
-from engine.catalogue import ROLES, Mapping
-from engine.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
-from engine.encodings import known_encoding
-from engine.errands import Errand
-from engine.mixing import held_out
-from engine.models import inspect, model_problems
-from engine.obstacles import chosen_template_problems
-from engine.problems import Problem, Refusal, problem
-from engine.soundness import flaw, sound_names
-from engine.spec import UNIONS, RunSpec, optimizer_steps
-from engine.stages import FITS, STAGES
-from engine.workplace import Workplace
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import FITS, STAGES
+from engine.data import browse, data_jobs, dataset_info_edits, preview_client, template_losses, uploads
+from engine.data.data_jobs import Errand
+from engine.data.dataset_info_edits import ROLES, Mapping
+from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
+from engine.data.encodings import known_encoding
+from engine.data.mixing import held_out
+from engine.data.soundness import flaw, sound_names
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect, model_problems
+from engine.preflight.checks import chosen_template_problems
+from engine.runs import speed
+from engine.spec.run_spec import UNIONS, RunSpec, optimizer_steps
 from webui import clicks, notices, rows, sources
 from webui.events import QUIET
 from webui.numbers import duration, human
@@ -257,10 +258,10 @@ def build(
         if what != "file" or name not in uploads.unregistered(data, read_catalogue(data)[0]):
             raise Refusal(problem("set-unknown", name=name or "—"))
         encoding = known_encoding(encoding) if encoding else ""
-        rows_there = catalogue.first_rows(data / name, encoding)
+        rows_there = dataset_info_edits.first_rows(data / name, encoding)
         title = Path(name).stem
         try:
-            entry = catalogue.described(name, catalogue.propose(rows_there), rows_there)
+            entry = dataset_info_edits.described(name, dataset_info_edits.propose(rows_there), rows_there)
         except Refusal:
             entry = {"file_name": name}
         return dataset_of(data, title, entry | {"encoding": encoding})
@@ -304,7 +305,7 @@ def build(
 
     def checked(one: Dataset) -> str:
         """What a check of this very data has found before; else what one could find."""
-        before = errands.known(saves, "check", {"data": str(data), "name": one.name, **check_given([])})
+        before = data_jobs.known(saves, "check", {"data": str(data), "name": one.name, **check_given([])})
         return check_html(before) if before else f'<p class="quiet">{escape(words("check-help"))}</p>'
 
     # ------------------------------------------------------------------------------------ rows
@@ -348,7 +349,7 @@ def build(
         def handler(id: str, *held: Any) -> list[Any]:
             def start() -> list[Any]:
                 asked = {"data": str(data), "name": saved(id).name, **given(*held)}
-                return watching(errands.start(saves, what, asked))
+                return watching(data_jobs.start(saves, what, asked))
 
             return tell(start, 3)
 
@@ -370,7 +371,7 @@ def build(
 
     def watch(errand_id: str, id: str) -> list[Any]:
         """How far the errand is, and what came of it when it is done."""
-        one = errands.get(saves, errand_id)
+        one = data_jobs.get(saves, errand_id)
         still = [gr.skip()] * 3  # findings, open set, list
         if one is None:
             return [gr.skip(), gr.Timer(active=False), "", *still]
@@ -384,7 +385,7 @@ def build(
         return [told, gr.Timer(active=False), "", *shown]
 
     def check_html(one: Errand) -> str:
-        return rows.findings(one.result, f"{root}/data/{quote(one.id)}/{errands.BAD_ROWS}", words)
+        return rows.findings(one.result, f"{root}/data/{quote(one.id)}/{data_jobs.BAD_ROWS}", words)
 
     def check_done(one: Errand, here: bool) -> list[Any]:
         return [gr.skip(), check_html(one) if here else gr.skip(), gr.skip(), gr.skip()]
@@ -450,7 +451,7 @@ def build(
         try:
             one = saved(id)
             spec = spec_for(one, *map(_said, view), form_held)
-            answer = preview.ask("page", spec, data, one.name, first=at, size=SHOWN_AS_TOKENS)
+            answer = preview_client.ask("page", spec, data, one.name, first=at, size=SHOWN_AS_TOKENS)
         except Refusal as refusal:
             return [str(at), str(at), notices.listed(refusal.problems, words)]
         return [str(at), str(at), rows.tokens(answer, words)]
@@ -461,7 +462,7 @@ def build(
         try:
             one = saved(id)
             spec = spec_for(one, *map(_said, view), form_held)
-            answer = preview.ask("statistics", spec, data, one.name)
+            answer = preview_client.ask("statistics", spec, data, one.name)
         except Refusal:
             return ""  # the rows below say why
         lengths = rows.lengths(answer, seen_facts(answer, spec), words)
@@ -513,8 +514,8 @@ def build(
 
     def editor(one: Dataset) -> list[Any]:
         """The mapping of a set, in the controls."""
-        there = catalogue.columns_of(catalogue.first_rows(one.files[0], one.encoding))
-        mapping = catalogue.mapping_of(one)
+        there = dataset_info_edits.columns_of(dataset_info_edits.first_rows(one.files[0], one.encoding))
+        mapping = dataset_info_edits.mapping_of(one)
         columns = {role: column for role, column in mapping.columns.items() if column in there}
         choices, open_question = sources.encodings(one, words)
         encoding = gr.update(choices=choices, value=one.encoding, visible=open_question)
@@ -545,12 +546,12 @@ def build(
         one = opened(id, encoding)
         if not one.files:
             raise Refusal(one.problem or problem("dataset-on-hub", name=one.name, hub=one.hub))
-        before = dict(catalogue.entry_of(data, one.name)) if id.startswith("set:") else {}
+        before = dict(dataset_info_edits.entry_of(data, one.name)) if id.startswith("set:") else {}
         before.pop("encoding", None)
         file_name = before.get("file_name") or id.partition(":")[2]
-        rows_there = catalogue.first_rows(one.files[0], encoding)
+        rows_there = dataset_info_edits.first_rows(one.files[0], encoding)
         try:
-            entry = catalogue.described(file_name, mapping_from(kind, held), rows_there, before)
+            entry = dataset_info_edits.described(file_name, mapping_from(kind, held), rows_there, before)
             return one, entry | ({"encoding": encoding} if encoding else {})
         except Refusal as refusal:
             raise Refusal([called_as_here(one) for one in refusal.problems]) from None
@@ -566,11 +567,11 @@ def build(
         """Other parts to play; columns that were chosen stay, those that can be guessed are filled in."""
         kind = kind if kind in ROLES else "chat"
         try:
-            rows_there = catalogue.first_rows(opened(id).files[0], encoding or "")
+            rows_there = dataset_info_edits.first_rows(opened(id).files[0], encoding or "")
         except (Refusal, IndexError):
             return [gr.skip()] * len(roles)
-        there = catalogue.columns_of(rows_there)
-        guessed = catalogue.propose(rows_there).columns if rows_there else {}
+        there = dataset_info_edits.columns_of(rows_there)
+        guessed = dataset_info_edits.propose(rows_there).columns if rows_there else {}
         kept = {role: one for role, one in zip(ALL_ROLES, held, strict=True) if one in there}
         return role_updates(
             kind, there, {role: kept.get(role) or guessed.get(role, "") for role in ALL_ROLES}
@@ -580,12 +581,12 @@ def build(
         """The head and what the columns are called in this encoding."""
         try:
             one = replace(opened(id), encoding=known_encoding(encoding) if encoding else "")
-            rows_there = catalogue.first_rows(one.files[0], one.encoding)
+            rows_there = dataset_info_edits.first_rows(one.files[0], one.encoding)
         except (Refusal, IndexError) as error:
             wrong = notices.refused(error.problems, words) if isinstance(error, Refusal) else gr.skip()
             return [wrong, gr.skip(), gr.skip(), *[gr.skip()] * len(roles)]
-        mapping = catalogue.propose(rows_there) if rows_there else Mapping("chat")
-        there = catalogue.columns_of(rows_there)
+        mapping = dataset_info_edits.propose(rows_there) if rows_there else Mapping("chat")
+        there = dataset_info_edits.columns_of(rows_there)
         is_set = id.startswith("set:")
         title = rows.head(one, None, words) if is_set else rows.file_head(id.partition(":")[2], one, words)
         return [gr.skip(), title, mapping.kind, *role_updates(mapping.kind, there, dict(mapping.columns))]
@@ -624,7 +625,9 @@ def build(
     def save_set(id: str, name: str, kind: str, encoding: str, *held: Any) -> list[Any]:
         def act() -> list[Any]:
             one, entry = entry_from(id, kind, encoding, held)
-            kept = catalogue.save(data, name, entry, instead_of=one.name if id.startswith("set:") else "")
+            kept = dataset_info_edits.save(
+                data, name, entry, instead_of=one.name if id.startswith("set:") else ""
+            )
             uploads.settle(one.files[0])
             return [notices.toast(words("set-saved", name=kept)), f"set:{kept}", list_html(f"set:{kept}")]
 
@@ -633,7 +636,7 @@ def build(
     def removed(id: str) -> list[Any]:
         def act() -> list[Any]:
             one = saved(id)
-            catalogue.remove(data, one.name)
+            dataset_info_edits.remove(data, one.name)
             return [notices.toast(words("set-removed", name=one.name)), "", list_html("")]
 
         return tell(act, 2, told_too=True)
@@ -649,7 +652,7 @@ def build(
                 "called": given.name,
                 "at": given.stat().st_mtime_ns,
             }
-            told = errands.wait(errands.start(saves, "receive", asked))
+            told = data_jobs.wait(data_jobs.start(saves, "receive", asked))
             arrived = told["file"]
             wrong, notes = (
                 [problem(one["code"], **one["values"]) for one in told[key]] for key in ("problems", "notes")
@@ -670,19 +673,19 @@ def build(
                 "data": str(data), "id": hub_id.strip(), "hub": hub, "subset": subset.strip(),
                 "split": split.strip() or "train", "into": "",
             }  # fmt: skip
-            return watching(errands.start(saves, "download", asked))
+            return watching(data_jobs.start(saves, "download", asked))
 
         return tell(act, 3)
 
     def fetch_known(id: str) -> list[Any]:
         def act() -> list[Any]:
             one = saved(id)
-            entry = catalogue.entry_of(data, one.name)
+            entry = dataset_info_edits.entry_of(data, one.name)
             asked = {
                 "data": str(data), "id": one.hub, "hub": "modelscope" if entry.get("ms_hub_url") else "huggingface",
                 "folder": one.folder, "subset": one.subset, "split": one.split, "into": one.name,
             }  # fmt: skip
-            return watching(errands.start(saves, "download", asked))
+            return watching(data_jobs.start(saves, "download", asked))
 
         return tell(act, 3)
 

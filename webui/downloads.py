@@ -8,9 +8,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-from engine import compare, errands, runs
-from engine.problems import Refusal
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.data import data_jobs
+from engine.launch.workspace import Workplace
+from engine.runs import compare, runs
 
 
 def routes(workplace: Workplace) -> list[Route]:
@@ -27,8 +28,8 @@ def routes(workplace: Workplace) -> list[Route]:
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     def bad_rows(request: Request) -> FileResponse:
-        errand = errands.get(workplace.saves, request.path_params["errand"])
-        path = errand.path / errands.BAD_ROWS if errand else None
+        errand = data_jobs.get(workplace.saves, request.path_params["errand"])
+        path = errand.path / data_jobs.BAD_ROWS if errand else None
         if path is None or not path.is_file():
             raise HTTPException(404)
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
@@ -47,5 +48,5 @@ def routes(workplace: Workplace) -> list[Route]:
     return [
         Route("/compare/curves.csv", curves),
         Route("/download/{model}/{method}/{run}/{file:path}", download),
-        Route(f"/data/{{errand}}/{errands.BAD_ROWS}", bad_rows),
+        Route(f"/data/{{errand}}/{data_jobs.BAD_ROWS}", bad_rows),
     ]

@@ -15,15 +15,18 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import harness, recent, report, rundir, runs, uploads
-from engine.datasets import read_catalogue
-from engine.evaluation import EvaluationSpec, base_of, fitting, frozen, left, take_questions
-from engine.models import identity
-from engine.problems import Refusal, problem
-from engine.results import Result, of, results, titles
-from engine.rowfiles import broken_off
-from engine.runs import Run
-from engine.workplace import Workplace, inside
+from engine.core import rundir
+from engine.core.problems import Refusal, problem
+from engine.data import uploads
+from engine.data.datasets import read_catalogue
+from engine.data.row_files import broken_off
+from engine.evaluation import harness, report
+from engine.evaluation.evaluation_spec import EvaluationSpec, base_of, fitting, frozen, left, take_questions
+from engine.launch.workspace import Workplace, inside
+from engine.models.models import identity
+from engine.runs import recent, runs
+from engine.runs.results import Result, of, results, titles
+from engine.runs.runs import Run
 from webui import boxes, clicks, notices, reports
 from webui.events import QUIET
 from webui.words import Words

@@ -16,13 +16,14 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from engine import export, publish, runs
-from engine.export import ExportSpec
-from engine.problems import Problem, Refusal, problem
-from engine.results import Result, new_export_spec, of, results, titles
-from engine.runs import Run
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Problem, Refusal, problem
+from engine.export import export_spec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.runs import publish, runs
+from engine.runs.results import Result, new_export_spec, of, results, titles
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from webui import clicks, notices
 from webui import exports as exports_html
 from webui.events import QUIET, going
@@ -147,8 +148,8 @@ def build(
         if not held[0]:
             return [card_html(None, [], words), *visible]
         try:
-            spec = export.frozen(spec_of(held), workplace)
-            return [card_html(spec, export.problems(spec, workplace, wait=False), words), *visible]
+            spec = export_spec.frozen(spec_of(held), workplace)
+            return [card_html(spec, export_spec.problems(spec, workplace, wait=False), words), *visible]
         except Refusal as refusal:
             return [card_html(None, refusal.problems, words), *visible]
 
@@ -174,7 +175,7 @@ def build(
 
     def fill(spec: ExportSpec) -> list[Any] | None:
         """The form as a spec has it, if its adapters are results of runs here, which is what this tab exports."""
-        spec, left = export.frozen(spec, workplace), results(saves)
+        spec, left = export_spec.frozen(spec, workplace), results(saves)
         ids = [one.run.id for one in left if str(one.folder) in spec.adapters]
         if not ids or len(ids) < len(spec.adapters):
             return None
@@ -341,7 +342,7 @@ def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -
         base = Path(spec.model.model_name_or_path).name
         cells = [
             ("export-base", base), ("export-precision-stat", spec.precision),
-            ("export-disk", size(export.disk_needed(spec))), ("export-prompts-stat", str(spec.check_prompts + len(spec.prompts))),
+            ("export-disk", size(export_spec.disk_needed(spec))), ("export-prompts-stat", str(spec.check_prompts + len(spec.prompts))),
         ]  # fmt: skip
         stats = "".join(
             f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in cells

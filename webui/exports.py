@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from engine import deploy, gguf, progress, publish, runs
-from engine.failures import explain
-from engine.models import adapter_config
-from engine.problems import Problem, Refusal
-from engine.rundir import read_json
-from engine.runs import Run
+from engine.core.problems import Problem, Refusal
+from engine.core.rundir import read_json
+from engine.export import deployment, gguf
+from engine.models.models import adapter_config
+from engine.runs import progress, publish, runs
+from engine.runs.failures import explain
+from engine.runs.runs import Run
 from webui import notices
 from webui.numbers import ago, moment, size
 from webui.words import Words
@@ -76,7 +77,7 @@ def _unfinished(run: Run, words: Words) -> str:
 
 
 def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
-    spec, name = run.spec, deploy.tag(run.title)
+    spec, name = run.spec, deployment.tag(run.title)
     adapter = adapter_config(left) if left == run.dir.adapter else {}
     folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
@@ -92,12 +93,12 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
     judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
     if not judge:
         base = str(spec.model.model_name_or_path)
-        wrong = deploy.vllm_problems(adapter) if adapter else []
-        serve = notices.code(f"vllm-{number}", deploy.vllm_text(left, name, base, adapter or None), words)
+        wrong = deployment.vllm_problems(adapter) if adapter else []
+        serve = notices.code(f"vllm-{number}", deployment.vllm_text(left, name, base, adapter or None), words)
         parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
         file = left / "Modelfile"
         text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
-        ollama = f"cd {deploy.quoted(left)} && ollama create {name} -f Modelfile"
+        ollama = f"cd {deployment.quoted(left)} && ollama create {name} -f Modelfile"
         parts.append(
             _block(
                 "Ollama",

@@ -1,6 +1,6 @@
 """The one mapping between the fields of a RunSpec and the controls of the page, both ways.
 
-A setting gets its control from its type, so a new field of `engine/spec.py` appears on the page because it
+A setting gets its control from its type, so a new field of `engine/spec/run_spec.py` appears on the page because it
 exists. What a control holds is text, a tick or a list; whether that is a good value is decided by RunSpec alone:
 nothing is clamped or guessed here, and whatever cannot be read comes back as a Problem at its field.
 """
@@ -16,8 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
 
-from engine.problems import Problem, Refusal, problem
-from engine.spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
+from engine.core.problems import Problem, Refusal, problem
+from engine.spec.run_spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
 from webui import boxes
 from webui.words import Words
 

@@ -2,7 +2,7 @@
 
 Everything behind it is closed, websockets and API endpoints included; only /login, /logout and /healthz answer
 by themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users, hashes
-and tokens are `engine.users`; this module knows cookies, pages and slowing down those who guess.
+and tokens are `engine.core.users`; this module knows cookies, pages and slowing down those who guess.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine import users
-from engine.problems import say
+from engine.core import users
+from engine.core.problems import say
 
 FREE_TRIES = 5  # failed logins of one address before it has to wait
 LONGEST_WAIT = 60  # seconds; bounded, because a whole office may come from one address

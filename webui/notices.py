@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from engine.problems import Problem
+from engine.core.problems import Problem
 from webui.form import element_id, essential, owner, part_id
 from webui.words import Words
 

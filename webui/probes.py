@@ -7,7 +7,7 @@ from html import escape
 from itertools import takewhile
 from typing import Any
 
-from engine.probe import TOKENS
+from engine.evaluation.probe import TOKENS
 from webui.words import Words
 
 ANSWERS = {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from engine.harness import PACKAGE, Task
-from engine.problems import Problem
-from engine.report import Page, tasks_of
-from engine.runs import Run
+from engine.core.problems import Problem
+from engine.evaluation.harness import PACKAGE, Task
+from engine.evaluation.report import Page, tasks_of
+from engine.runs.runs import Run
 from webui import charts, notices
 from webui.numbers import ago, moment
 from webui.words import Words

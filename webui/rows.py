@@ -10,10 +10,10 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from engine.browse import Shown
-from engine.datasets import Dataset
-from engine.problems import Problem
-from engine.soundness import flaw
+from engine.core.problems import Problem
+from engine.data.browse import Shown
+from engine.data.datasets import Dataset
+from engine.data.soundness import flaw
 from webui import charts, notices, sources
 from webui.numbers import size
 from webui.words import Words

@@ -16,13 +16,15 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from engine import probe, progress, report, rundir, runs, samples
-from engine.failures import explain
-from engine.problems import Problem, Refusal
-from engine.results import following, of
-from engine.runs import Run
-from engine.stages import STAGES
-from engine.workplace import Workplace
+from engine.core import rundir
+from engine.core.problems import Problem, Refusal
+from engine.core.stages import STAGES
+from engine.evaluation import probe, report
+from engine.launch.workspace import Workplace
+from engine.runs import progress, runs, samples
+from engine.runs.failures import explain
+from engine.runs.results import following, of
+from engine.runs.runs import Run
 from webui import charts, clicks, notices, probes, reports
 from webui.events import QUIET
 from webui.numbers import ago, duration, human, moment, size

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
-from engine.datasets import Dataset
-from engine.encodings import ENCODINGS
-from engine.problems import Problem, Refusal, say
-from engine.rowfiles import Source, source_of
+from engine.core.problems import Problem, Refusal, say
+from engine.data.datasets import Dataset
+from engine.data.encodings import ENCODINGS
+from engine.data.row_files import Source, source_of
 from webui import notices
 from webui.words import Words
 

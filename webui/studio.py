@@ -21,14 +21,15 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine import kinds, preview, progress, runs, uploads
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
-from engine.problems import Refusal
-from engine.results import next_spec
-from engine.runs import Run
-from engine.spec import RunSpec
-from engine.workplace import Workplace
+from engine.core.problems import Refusal
+from engine.data import preview_client, uploads
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.runs import kinds, progress, runs
+from engine.runs.results import next_spec
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
 from webui import (
     chat_tab,
     compare_tab,
@@ -131,7 +132,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
         def look_at_data(chosen: str) -> list[Any]:
-            preview.warm()  # whoever comes here will want to see tokens
+            preview_client.warm()  # whoever comes here will want to see tokens
             return data.arrive(chosen)
 
         def use_set(chosen: str, *held: Any) -> list[Any]:

@@ -12,26 +12,20 @@ from typing import Any
 
 import gradio as gr
 
-from engine import importer, preview, recent, runs
-from engine.compare import ABSENT, differences
-from engine.datasets import Dataset, count_rows, read_catalogue
-from engine.models import (
-    ALL_LINEAR,
-    SMOLLM2,
-    Model,
-    hub_cache,
-    inspect,
-    linear_modules,
-    whole_modules,
-)
-from engine.obstacles import QUANTIZER, packages_of
-from engine.plan import Summary, first_preset, refitted, start_from, summary
-from engine.problems import Problem, Refusal, problem
-from engine.results import Result, results, titles
-from engine.soundness import flaw, sound_first
-from engine.spec import RunSpec, examples_per_step, fields
-from engine.stages import STAGES
-from engine.workplace import DEMO_MODEL, Workplace, absolute, inside
+from engine import importer
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import STAGES
+from engine.data import preview_client
+from engine.data.datasets import Dataset, count_rows, read_catalogue
+from engine.data.soundness import flaw, sound_first
+from engine.launch.workspace import DEMO_MODEL, Workplace, absolute, inside
+from engine.models.models import ALL_LINEAR, SMOLLM2, Model, hub_cache, inspect, linear_modules, whole_modules
+from engine.preflight.checks import QUANTIZER, packages_of
+from engine.runs import recent, runs
+from engine.runs.compare import ABSENT, differences
+from engine.runs.plan import Summary, first_preset, refitted, start_from, summary
+from engine.runs.results import Result, results, titles
+from engine.spec.run_spec import RunSpec, examples_per_step, fields
 from webui import form, notices
 from webui.events import QUIET
 from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form, element_id
@@ -486,6 +480,6 @@ def refused_rows(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     wrong with the spec says why, or the run does."""
     try:
         spec = workplace.frozen(spec)
-        return preview.first_rows(spec, Path(spec.data.dataset_dir))[0]
+        return preview_client.first_rows(spec, Path(spec.data.dataset_dir))[0]
     except Refusal:
         return []

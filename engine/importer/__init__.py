@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine import kinds
+from engine.core.problems import Problem, Refusal, problem
 from engine.importer import axolotl, board
 from engine.importer.draft import Draft
 from engine.importer.launch import put_hardware
@@ -19,8 +19,8 @@ from engine.importer.sources import Source, normalized, read_source
 from engine.importer.table import entries
 from engine.importer.training import training
 from engine.importer.ways_model import CONTEXT
-from engine.problems import Problem, Refusal, problem
-from engine.spec import RunSpec, Spec, read_yaml
+from engine.runs import kinds
+from engine.spec.run_spec import RunSpec, Spec, read_yaml
 
 MAKERS: dict[str, Callable[..., Draft]] = {"training": training, "evaluation": evaluation, "export": export}
 

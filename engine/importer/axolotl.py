@@ -11,7 +11,7 @@ from engine.importer.draft import Draft, by_name, several
 from engine.importer.table import entries, reasons
 from engine.importer.training import apply
 from engine.importer.ways import WAYS as SHARED
-from engine.spec import RunSpec, Scheduler
+from engine.spec.run_spec import RunSpec, Scheduler
 
 # What is theirs where nothing is said, changes what is learned, and is other than ours (axolotl 0.17, utils/schemas).
 DEFAULTS: dict[str, Any] = {

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from engine.core.problems import Problem, problem
 from engine.importer.table import NOTHING, entries
-from engine.problems import Problem, problem
 
 PARTS = ("top", "train", "eval", "infer", "export")
 STAGES = {

@@ -6,9 +6,9 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from engine.core.problems import Problem, Refusal, problem
 from engine.importer.table import Entry, reasons
-from engine.problems import Problem, Refusal, problem
-from engine.spec import UNIONS, RunSpec, Spec, fields, problems
+from engine.spec.run_spec import UNIONS, RunSpec, Spec, fields, problems
 
 # What is wrong with a further argument by itself, whatever the others say.
 OF_VALUES = (

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.core.problems import Refusal
 from engine.importer.draft import Draft, several
 from engine.importer.shell import ASSIGNMENT
 from engine.importer.table import Entry, entries
-from engine.problems import Refusal
-from engine.spec import RunSpec, read_yaml
+from engine.spec.run_spec import RunSpec, read_yaml
 
 CLI = ("llamafactory-cli", "lmf", "axolotl")
 LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3", "srun", "mpirun", "ray")

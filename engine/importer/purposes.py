@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.evaluation import EvaluationSpec
-from engine.export import ExportSpec
+from engine.core.problems import Refusal, problem
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export.export_spec import ExportSpec
 from engine.importer.draft import Draft, several
 from engine.importer.table import entries, reasons
 from engine.importer.training import ODD, unknown
 from engine.importer.ways import WAYS
 from engine.importer.ways_model import CONTEXT, bits
-from engine.problems import Refusal, problem
 
 # Keys that mean the same in an evaluation or an export, beside those that the table names for it.
 EVALUATION = {

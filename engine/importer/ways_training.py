@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.importer.draft import Draft, by_name, several
 from engine.importer.table import NOTHING, reasons
-from engine.spec import Logging
+from engine.spec.run_spec import Logging
 
 NUMBERS = {
     "galore": {"galore_rank": ("rank", 16), "galore_update_interval": ("update_proj_gap", 200),

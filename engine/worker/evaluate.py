@@ -2,7 +2,7 @@
 
 Leaves in the run's report/: questions.jsonl, the rows that were drawn; answers.jsonl, a line for whatever is known of one
 model on one row, and tasks.jsonl, one for each task and model, written as soon as it is known, so that a resumed run asks
-nothing twice; and at last what `engine.worker.findings` makes of them, with result.json.
+nothing twice; and at last what `engine.worker.evaluation.findings` makes of them, with result.json.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import EvaluationSpec, Left, as_training, base_of, left, whole_of
-from engine.kinds import read
-from engine.problems import Refusal, problem
-from engine.rundir import RunDir, append_lines, read_lines
-from engine.spec import Model
-from engine.worker.edge import Report, edge
-from engine.worker.libraries import leave_out_unused, quantized
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import RunDir, append_lines, read_lines
+from engine.evaluation.evaluation_spec import EvaluationSpec, Left, as_training, base_of, left, whole_of
+from engine.runs.kinds import read
+from engine.spec.run_spec import Model
+from engine.worker.runtime.optional_packages import leave_out_unused, quantized
+from engine.worker.runtime.process_lifecycle import Report, edge
 
 BASE = "base"  # the voice of the base itself
 SCORED = 64  # pairs of a reward model between two looks at the progress
@@ -29,9 +29,9 @@ def evaluate(run: RunDir) -> None:
     """Measure what the run in its folder says, going on where an earlier attempt was."""
     report = Report(run)
     report("loading")
-    from engine.worker.findings import write_findings
-    from engine.worker.harness import Tasks
-    from engine.worker.questions import questions
+    from engine.worker.evaluation.findings import write_findings
+    from engine.worker.evaluation.harness import Tasks
+    from engine.worker.evaluation.questions import questions
 
     spec = read(run.spec.read_text(encoding="utf-8"))
     lefts = [one for folder in spec.results if (one := left(folder))]
@@ -99,7 +99,7 @@ def groups(spec: EvaluationSpec, lefts: list[Left]) -> Iterator[Group]:
 
 def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, tasks: Any) -> None:
     """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
-    from engine.worker.respond import Speakers
+    from engine.worker.evaluation.respond import Speakers
 
     learned = [one for one in asked if one.chat]
     for group in groups(spec, lefts):
@@ -130,8 +130,8 @@ def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known,
 
 def judge(_spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, _tasks: Any) -> None:
     """How far each reward model puts the better answer of a pair above the worse one."""
-    from engine.worker.examples import Encoder
-    from engine.worker.reward_model import load_reward_model, scores
+    from engine.worker.data.examples import Encoder
+    from engine.worker.models.reward_model import load_reward_model, scores
 
     for one in lefts:
         owed = known.missing(one.id, asked, "margin")
@@ -164,7 +164,7 @@ def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
     """Where the model lies, fetched first if it is a hub's."""
     if os.path.isdir(model.model_name_or_path):
         return model.model_name_or_path
-    from engine.worker.fetch import fetch_model
+    from engine.worker.models.fetch import fetch_model
 
     return fetch_model(as_training(spec), report)
 

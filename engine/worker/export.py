@@ -13,12 +13,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine import gguf, kinds
-from engine.export import ExportSpec, of_memory
-from engine.problems import Refusal
-from engine.rundir import RESULT, RunDir, read_json, write_json
-from engine.worker.edge import Report, edge
-from engine.worker.libraries import leave_out_unused, quantized
+from engine.core.problems import Refusal
+from engine.core.rundir import RESULT, RunDir, read_json, write_json
+from engine.export import gguf
+from engine.export.export_spec import ExportSpec, of_memory
+from engine.runs import kinds
+from engine.worker.runtime.optional_packages import leave_out_unused, quantized
+from engine.worker.runtime.process_lifecycle import Report, edge
 
 
 def export(run: RunDir) -> None:
@@ -30,7 +31,7 @@ def export(run: RunDir) -> None:
     else:
         write_result(run, spec, report)
     if spec.gguf != "none":
-        from engine.worker.gguf import add
+        from engine.worker.exporting.gguf import add
 
         add(run, spec, report)
 
@@ -40,10 +41,10 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     report("loading")
 
     # Imported here: the lock is held and the page told before torch has even begun to load.
-    from engine.worker import card
-    from engine.worker.alike import answers, compared, prompts_of
-    from engine.worker.merge import WRITE, load, quantize, reload, weigh
-    from engine.worker.sources import Sources
+    from engine.worker.exporting import model_card
+    from engine.worker.exporting.base_model import Sources
+    from engine.worker.exporting.merge import WRITE, load, quantize, reload, weigh
+    from engine.worker.exporting.output_comparison import answers, compared, prompts_of
 
     sources = Sources.of(spec)
     if found := of_memory(spec):
@@ -73,11 +74,12 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     gc.collect()
 
     report("saving")
-    card.write(spec, sources, partial, folder, told)
+    model_card.write(spec, sources, partial, folder, told)
     write_json(
-        partial / RESULT, {"attempt": run.attempt(), "complete": True, **card.result(spec, sources, weigh())}
+        partial / RESULT,
+        {"attempt": run.attempt(), "complete": True, **model_card.result(spec, sources, weigh())},
     )
-    card.seal(partial)
+    model_card.seal(partial)
     put(partial, folder)
 
 

@@ -3,7 +3,7 @@
     python -m engine.worker.launch --config_file FILE … --module engine.worker.train FOLDER
 
 The keeper starts it beside the preparation of the rows. It imports the libraries of the training meanwhile, and begins
-when it reads a line from standard input (see `engine.keeper`). And where there is one process, it is this one: accelerate
+when it reads a line from standard input (see `engine.runs.supervisor`). And where there is one process, it is this one: accelerate
 would start another, which imports torch again.
 """
 
@@ -14,12 +14,12 @@ import runpy
 import sys
 from pathlib import Path
 
-from engine.command import WAITS
-from engine.rundir import RunDir
-from engine.spec import RunSpec
-from engine.worker.edge import hush
-from engine.worker.libraries import leave_out_unused, trains_quantized
-from engine.worker.preload import import_libraries
+from engine.core.rundir import RunDir
+from engine.launch.command import WAITS
+from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
+from engine.worker.runtime.process_lifecycle import hush
+from engine.worker.training.preload import import_libraries
 
 
 def main() -> None:

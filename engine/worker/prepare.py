@@ -2,11 +2,11 @@
 
 Leaves in the run's prepared/: train.arrow, validation.arrow (if there is one), and summary.json with what was
 kept, cut and dropped. It needs no GPU and holds none while it works. What was prepared before is not prepared again
-(`engine.worker.cache`).
+(`engine.worker.data.cache`).
 
-The rows go through three steps, and no list of them is ever kept: a file is cut into blocks (`engine.blocks`); each block
-becomes a table of examples, on disk, by one of several processes (`engine.worker.examples`); and when the last is done and
-it is known how many rows there are, the tables are written into the splits (`engine.worker.splits`).
+The rows go through three steps, and no list of them is ever kept: a file is cut into blocks (`engine.data.chunks`); each block
+becomes a table of examples, on disk, by one of several processes (`engine.worker.data.examples`); and when the last is done and
+it is known how many rows there are, the tables are written into the splits (`engine.worker.data.splits`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from engine import template_losses
-from engine.datasets import Dataset, files_of, read_catalogue
-from engine.mixing import held_out, repeats
-from engine.models import adapter_rows, inspect
-from engine.problems import Problem, Refusal, problem
-from engine.rundir import RunDir, read_json, write_json
-from engine.spec import RunSpec, measured
-from engine.stages import STAGES
-from engine.vocabulary import embedding_rows
-from engine.worker import cache
-from engine.worker.edge import Report, edge
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import RunDir, read_json, write_json
+from engine.core.stages import STAGES
+from engine.data import template_losses
+from engine.data.datasets import Dataset, files_of, read_catalogue
+from engine.data.mixing import held_out, repeats
+from engine.models.models import adapter_rows, inspect
+from engine.models.vocabulary import embedding_rows
+from engine.spec.run_spec import RunSpec, measured
+from engine.worker.data import cache
+from engine.worker.runtime.process_lifecycle import Report, edge
 
 LEAST = 1 << 20  # bytes of data for which one more process pays
 SHOWN = 20  # bad rows told in full
@@ -69,7 +69,7 @@ def prepare(run: RunDir) -> None:
 def _model_path(spec: RunSpec, report: Report) -> str:
     if os.path.isdir(spec.model.model_name_or_path):
         return spec.model.model_name_or_path
-    from engine.worker.fetch import fetch_model
+    from engine.worker.models.fetch import fetch_model
 
     return fetch_model(spec, report)
 
@@ -82,10 +82,10 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes > 1 else "true"
 
     # Imported here: the page was told before transformers has begun to load, and a cached run never loads it.
-    from engine.worker import tables
-    from engine.worker.crew import Crew
-    from engine.worker.examples import Encoder
-    from engine.worker.tokenizer import load_tokenizer
+    from engine.worker.data import tables
+    from engine.worker.data.examples import Encoder
+    from engine.worker.models.tokenizer import load_tokenizer
+    from engine.worker.runtime.process_pool import Crew
 
     tokenizer = load_tokenizer(spec, model_path)
     if missing := ids_problem(max(tokenizer.get_vocab().values()), spec, model_path):
@@ -137,8 +137,8 @@ def ids_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
 
 
 def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of all data sets (`engine.worker.tables.Tables`), each where it belongs; returns the counts."""
-    from engine.worker.splits import Split, read, set_aside, times
+    """The rows of all data sets (`engine.worker.data.tables.Tables`), each where it belongs; returns the counts."""
+    from engine.worker.data.splits import Split, read, set_aside, times
 
     names = ["train", "validation"] if measured(spec) else ["train"]
     form, seed = STAGES[spec.stage.kind].form, spec.training.seed

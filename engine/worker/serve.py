@@ -2,7 +2,7 @@
 
 The answers are written by transformers in this process, or by vLLM in one behind it: as `engine` in serve.json says.
 
-The folder holds `serve.json` (see `engine.chat`) and, if there is to be one, `key`. The worker adds `lock`,
+The folder holds `serve.json` (see `engine.serving.servers`) and, if there is to be one, `key`. The worker adds `lock`,
 `progress.json` while it loads, then `address.json`; at the end `ended.json`, or `error.json`. It ends by itself when
 nobody has asked anything for a while, and sooner when no studio lives that may ask.
 """
@@ -15,11 +15,11 @@ import signal
 import sys
 import time
 
-from engine.door import listen
-from engine.problems import Refusal
-from engine.rundir import read_json, write_json
-from engine.worker.edge import Report, edge
-from engine.worker.libraries import leave_out_unused
+from engine.core.problems import Refusal
+from engine.core.rundir import read_json, write_json
+from engine.core.sockets import listen
+from engine.worker.runtime.optional_packages import leave_out_unused
+from engine.worker.runtime.process_lifecycle import Report, edge
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
         door = listen(given["host"], given["port"])
         Report(run)("loading")
         leave_out_unused(given["quantized"])
-        from engine.worker.house import load
-        from engine.worker.interface import serve
+        from engine.worker.serving.openai_api import serve
+        from engine.worker.serving.server_state import load
 
         with contextlib.ExitStack() as closing:
             if given["engine"] != "transformers":

@@ -6,11 +6,11 @@ import shutil
 import sys
 from typing import Any
 
-from engine.rundir import COMPLETE, RunDir, read_json
-from engine.spec import RunSpec
-from engine.worker.edge import Report, edge, rank
-from engine.worker.libraries import leave_out_unused, trains_quantized
-from engine.worker.preload import import_libraries
+from engine.core.rundir import COMPLETE, RunDir, read_json
+from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
+from engine.worker.runtime.process_lifecycle import Report, edge, rank
+from engine.worker.training.preload import import_libraries
 
 
 def train(run: RunDir) -> None:
@@ -22,13 +22,13 @@ def train(run: RunDir) -> None:
     from datasets import Dataset
     from transformers import set_seed
 
-    from engine.worker import probe
-    from engine.worker.lengths import group_by_length
-    from engine.worker.metrics import RunCallback
-    from engine.worker.model import keep_initial, load_model
-    from engine.worker.result import save_result
-    from engine.worker.tokenizer import load_tokenizer
-    from engine.worker.trainers import assert_effective, trainer_of
+    from engine.worker.data.lengths import group_by_length
+    from engine.worker.evaluation import probe
+    from engine.worker.models.loading import keep_initial, load_model
+    from engine.worker.models.tokenizer import load_tokenizer
+    from engine.worker.training.callbacks import RunCallback
+    from engine.worker.training.result import save_result
+    from engine.worker.training.trainers import assert_effective, trainer_of
 
     spec = spec_of(run)
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights

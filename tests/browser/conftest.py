@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.find_chromium import ARGUMENTS, chromium
 from tests.conftest import start_studio
 

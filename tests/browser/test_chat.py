@@ -10,10 +10,11 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from engine import chat, talk, users
-from engine.datasets import count_rows, find
-from engine.processes import processes
-from engine.workplace import Workplace
+from engine.core import users
+from engine.data.datasets import count_rows, find
+from engine.launch.processes import processes
+from engine.launch.workspace import Workplace
+from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside, click_until_told, insist
 from tests.conftest import start_studio, wait_until
 
@@ -73,12 +74,12 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#held")).to_contain_text("In memory")
 
         page.locator("#talk [data-do=down]").first.click()
-        expect(page.locator("#told")).to_contain_text(talk.THUMBS)
+        expect(page.locator("#told")).to_contain_text(conversation_tree.THUMBS)
         page.locator("#talk [data-do=better]").nth(1).click()
-        expect(page.locator("#told")).to_contain_text(talk.PAIRS)
+        expect(page.locator("#told")).to_contain_text(conversation_tree.PAIRS)
         expect(page.locator("#talk .answer.best")).to_have_count(1)
-        assert count_rows(find(trained.data, talk.THUMBS)) == 1
-        pair = json.loads((trained.data / f"{talk.PAIRS}.jsonl").read_text(encoding="utf-8"))
+        assert count_rows(find(trained.data, conversation_tree.THUMBS)) == 1
+        pair = json.loads((trained.data / f"{conversation_tree.PAIRS}.jsonl").read_text(encoding="utf-8"))
         assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
 
         page.locator("#chat-longest input").fill("1900")
@@ -114,7 +115,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         assert [one["role"] for one in rows[1]["messages"]] == ["user", "assistant"] * 2
         assert rows[1]["messages"][1]["content"] == tuned
 
-        [server] = chat.servers(trained.saves)
+        [server] = servers.servers(trained.saves)
         [process] = processes(server.path)
         os.kill(process.pid, signal.SIGKILL)
         expect(page.locator("#held")).to_contain_text("was killed")
@@ -155,8 +156,8 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
     finally:
         studio.kill()
         studio.wait()
-        for server in chat.servers(trained.saves):
-            chat.end(server)
+        for server in servers.servers(trained.saves):
+            servers.end(server)
     assert outside == []
 
 
@@ -172,14 +173,14 @@ def test_vllm_is_a_choice_where_it_is_installed(
         ask(page, "Hello!", 1)
         expect(page.locator("#talk")).to_contain_text("one")
         expect(page.locator("#chat-unload")).to_be_visible()
-        [server] = chat.servers(trained.saves)
+        [server] = servers.servers(trained.saves)
         assert server.given["engine"] == "vllm"
         page.locator("#chat-unload").click()
         expect(page.locator("#chat-load")).to_be_visible()
-        assert chat.servers(trained.saves) == []
+        assert servers.servers(trained.saves) == []
     finally:
-        for server in chat.servers(trained.saves):
-            chat.end(server)
+        for server in servers.servers(trained.saves):
+            servers.end(server)
         studio.kill()
         studio.wait()
     assert outside == []
@@ -222,5 +223,5 @@ def test_people_who_share_a_browser_find_each_their_own_conversations(
     finally:
         studio.kill()
         studio.wait()
-        for server in chat.servers(trained.saves):
-            chat.end(server)
+        for server in servers.servers(trained.saves):
+            servers.end(server)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.rundir import ALIVE, append_lines, take
-from engine.runs import Run
-from engine.workplace import Workplace
+from engine.core.rundir import ALIVE, append_lines, take
+from engine.launch.workspace import Workplace
+from engine.runs.runs import Run
 from tests.browser.conftest import Outside
 from tests.past_runs import falling, past_run
 

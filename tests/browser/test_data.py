@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
 from tests.test_uploads import several_sheets

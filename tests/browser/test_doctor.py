@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.workplace import Workplace
+from engine.launch.workspace import Workplace
 from tests.browser.conftest import studio_on
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from engine import runs
-from engine.export import ExportSpec
-from engine.rundir import RunDir, write_json, write_text
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.core.rundir import RunDir, write_json, write_text
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import runs
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio
 

@@ -14,10 +14,11 @@ import openai
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine import chat, progress, runs, talk
-from engine.datasets import count_rows, find
-from engine.runs import Run
-from engine.workplace import DEMO_MODEL, PROJECT, Workplace
+from engine.data.datasets import count_rows, find
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.runs import progress, runs
+from engine.runs.runs import Run
+from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside
 from tests.conftest import by_hand, flags_of, start_studio
 
@@ -79,8 +80,8 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
     finally:
         studio.kill()
         studio.wait()
-        for server in chat.servers(fresh.saves):
-            chat.end(server)
+        for server in servers.servers(fresh.saves):
+            servers.end(server)
     assert outside == []
     before, after = by_hand(DEMO_MODEL, None, run.dir.adapter, rows=ROWS)
     assert before["exact"] < 0.1
@@ -99,8 +100,8 @@ def talks(page: Page, workplace: Workplace) -> None:
     assert tuned == ANSWER
     assert base != ANSWER
     page.locator("#talk [data-do=better]").nth(1).click()
-    expect(page.locator("#told")).to_contain_text(talk.PAIRS)
-    assert count_rows(find(workplace.data, talk.PAIRS)) == 1
+    expect(page.locator("#told")).to_contain_text(conversation_tree.PAIRS)
+    assert count_rows(find(workplace.data, conversation_tree.PAIRS)) == 1
     page.locator("#chat-unload").click()
     expect(page.locator("#held")).to_contain_text("Not loaded")
 

@@ -11,9 +11,10 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from engine import runs, users
-from engine.spec import fields
-from engine.workplace import DEMO_MODEL, Workplace
+from engine.core import users
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs import runs
+from engine.spec.run_spec import fields
 from tests.browser.conftest import Outside
 from tests.conftest import start_studio, wait_until
 from webui.words import Words

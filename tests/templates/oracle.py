@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.worker.examples import IGNORED
+from engine.worker.data.examples import IGNORED
 from tests.templates.facts import Facts
 from tests.templates.reading import (
     FOREIGN_KINDS,

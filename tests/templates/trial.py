@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.problems import Problem, Refusal
-from engine.worker.conversations import end_of_turn_ids
-from engine.worker.examples import FATES, USABLE, Encoder, Example, table
+from engine.core.problems import Problem, Refusal
+from engine.worker.data.examples import FATES, USABLE, Encoder, Example, table
+from engine.worker.templates.conversations import end_of_turn_ids
 from tests.templates.facts import Facts
 from tests.templates.oracle import Verdict, judge
 from tests.templates.rows import Conversation, conversations

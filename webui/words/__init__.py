@@ -1,6 +1,6 @@
 """Every word that the page shows, in one language.
 
-English labels and help of the settings are in `engine/spec.py`; `zh.yaml` has their Chinese, `en.yaml` English
+English labels and help of the settings are in `engine/spec/run_spec.py`; `zh.yaml` has their Chinese, `en.yaml` English
 for choices whose bare value is no label, and `page.yaml` the page's own words side by side.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from engine.compare import ABSENT, written
-from engine.export import ExportSpec
-from engine.problems import fill
-from engine.spec import UNIONS, RunSpec, fields
+from engine.core.problems import fill
+from engine.export.export_spec import ExportSpec
+from engine.runs.compare import ABSENT, written
+from engine.spec.run_spec import UNIONS, RunSpec, fields
 
 FOLDER = Path(__file__).parent
 LANGUAGES = ("en", "zh")

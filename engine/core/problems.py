@@ -1,0 +1,150 @@
+"""How anything in Athanor says that something is wrong: one value, told in the reader's language.
+
+The sentences themselves are in `engine/core/sentences/*.yaml`, English and Chinese side by side, so that whoever
+changes one sees the other. A sentence names the thing, what was given and the smallest fix. What a parser or the
+system gives as its reason is told in the reader's language too, by `engine/core/reasons.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SENTENCES = Path(__file__).parent / "sentences"
+REASONS = Path(__file__).parent / "reasons.yaml"
+LANGUAGES = ("en", "zh")
+NOTHING = "—"  # a value that there is none of; `[[ … {value}.]]` in a sentence is left out then
+_OPTIONAL = re.compile(r"\[\[(.*?)\]\]")
+_BEFORE_STOP = re.compile(r"\{(\w+)\}(?=[.。])")
+
+
+@cache
+def sentences() -> Mapping[str, Mapping[str, str]]:
+    """All sentences: code → language → text with `{placeholders}`. Raises ValueError on a code given twice."""
+    found: dict[str, Mapping[str, str]] = {}
+    for path in sorted(SENTENCES.glob("*.yaml")):
+        for code, texts in yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader).items():
+            if code in found:
+                raise ValueError(f"sentence {code!r} is in two files; the second is {path.name}")
+            found[code] = texts
+    return found
+
+
+@cache
+def reasons() -> Mapping[str, Mapping[str, str]]:
+    """What others say in English → language → how it is told here."""
+    return yaml.load(REASONS.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
+def say(code: str, language: str = "en", /, **values: Any) -> str:
+    """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
+    told = {name: _in(language, value) for name, value in values.items()}
+    text = _OPTIONAL.sub(lambda part: _kept(part[1], told), sentences()[code][language])
+    for name in _BEFORE_STOP.findall(text):
+        told[name] = _without_stop(told.get(name))
+    return fill(text, **told)
+
+
+def _without_stop(value: Any) -> Any:
+    """A text without the full stop at its end, for a place where the sentence goes on with one."""
+    return (value.rstrip().rstrip(".。") or value) if isinstance(value, str) else value
+
+
+def _kept(part: str, values: Mapping[str, Any]) -> str:
+    """A part of a sentence that is left out where there is nothing to fill into it."""
+    names = {name for _, name, _, _ in string.Formatter().parse(part) if name}
+    return "" if any(values.get(name) == NOTHING for name in names) else part
+
+
+def _in(language: str, value: Any) -> Any:
+    """A value as it is told in a language: a reason that is known, or one that comes in every language."""
+    if isinstance(value, Mapping) and set(value) == set(LANGUAGES):
+        return value[language]
+    return reasons()[value][language] if _known(value) else printable(value)
+
+
+def printable(value: Any) -> Any:
+    """A text without what no terminal, file or page takes, half of a character or a NUL, each written as its escape."""
+    if not isinstance(value, (str, os.PathLike)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
+class _Filling(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        one, slash, many = format_spec.partition("/")
+        return (one if str(value) == "1" else many) if slash else super().format_field(value, format_spec)
+
+
+def fill(text: str, /, **values: Any) -> str:
+    """The text with its placeholders filled. `{rows:row/rows}` is the word that goes with as many rows."""
+    return _Filling().vformat(text, (), values)
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, str) and value in reasons()
+
+
+def shell_language() -> str:
+    """The language of whoever reads this process's output, by the variables that say so to every program."""
+    given = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")[:2]
+    return given if given in LANGUAGES else "en"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong. `field` is the path of the spec field it belongs to ("" = none in particular),
+    which its sentence may name as `{field}`."""
+
+    code: str
+    field: str = ""
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def text(self, language: str = "en") -> str:
+        """The sentence; a place that it does not name itself stands before it."""
+        text, place = say(self.code, language, field=self.field, **self.values), self.values.get("place")
+        return (
+            f"{printable(place)}: {text}"
+            if place and "{place}" not in sentences()[self.code][language]
+            else text
+        )
+
+    def at(self, place: object) -> Problem:
+        """The same problem, of what stands at this place (file and line)."""
+        return dataclasses.replace(self, values={**self.values, "place": str(place)})
+
+    def with_field(self, language: str = "en") -> str:
+        """The sentence for a reader who sees no form: behind its field, unless it names that itself."""
+        named = "{field}" in sentences()[self.code][language] or self.field in self.values.values()
+        return self.text(language) if named or not self.field else f"{self.field}: {self.text(language)}"
+
+    def __str__(self) -> str:
+        return self.with_field()
+
+
+class Refusal(Exception):
+    """Raised where an action cannot be done; carries every problem found, not only the first."""
+
+    def __init__(self, problems: Problem | Iterable[Problem]):
+        self.problems = [problems] if isinstance(problems, Problem) else list(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple[type[Refusal], tuple[list[Problem]]]:
+        return type(self), (self.problems,)  # from one process to another
+
+    def text(self, language: str = "en") -> str:
+        return "\n".join(problem.text(language) for problem in self.problems)
+
+
+def problem(code: str, field: str = "", /, **values: Any) -> Problem:
+    """Short form: `problem("model-missing", "model.model_name_or_path", path=path)`."""
+    return Problem(code, field, values)

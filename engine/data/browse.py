@@ -1,0 +1,110 @@
+"""Any row of a data set without reading all of it, and rows that hold a text.
+
+The first look at a place far inside a file reads through it once, for where its rows begin; a later one goes there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from engine.core.problems import Problem, Refusal
+from engine.data import row_files
+from engine.data.datasets import Dataset, count_rows, entries, example
+from engine.data.row_files import EVERY, Entry, Place
+
+MOST = 100  # rows of one page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row as it is in the file, with what is made of it or what is wrong with it. `number` counts in the set, from 1."""
+
+    number: int
+    place: Place
+    row: Any
+    example: dict[str, Any] | None
+    problem: Problem | None
+
+
+def page(dataset: Dataset, first: int, size: int) -> list[Shown]:
+    """The rows from number `first` on. Raises Refusal if the data set cannot be read."""
+    size, first = min(max(size, 1), MOST), max(first, 1)
+    return [_shown(dataset, number, entry) for number, entry in islice(_from(dataset, first), size)]
+
+
+def search(
+    dataset: Dataset, text: str, after: int, size: int, seconds: float = 2.0
+) -> tuple[list[Shown], int | None]:
+    """Rows behind number `after` in which every word of `text` occurs, whatever its case; and where to go on.
+
+    None: there is nothing more to look at. Comes back when it has `size` rows, or has looked for that many seconds.
+    """
+    words = text.casefold().split()
+    deadline, found = time.monotonic() + seconds, []
+    for number, (place, row) in _from(dataset, after + 1):
+        hay = "\n".join(_texts(row)).casefold()
+        if all(word in hay for word in words):
+            found.append(_shown(dataset, number, (place, row)))
+        if len(found) == min(size, MOST) or (number % 200 == 0 and time.monotonic() > deadline):
+            return found, number
+    return found, None
+
+
+def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
+    """The rows with their numbers, from number `first` on."""
+    if first == 1:
+        yield from enumerate(entries(dataset), start=1)
+        return
+    total, before = count_rows(dataset), 0
+    for file in dataset.files:
+        count = row_files.count(file, dataset.encoding)
+        if first <= before + count:
+            begin = max(first - before, 1)
+            known = row_files.places(file, dataset.encoding)[0] if begin > EVERY else []
+            start = known[(begin - 1) // EVERY] if known else None
+            skipped = (begin - 1) % EVERY if known else begin - 1
+            found = islice(row_files.entries(file, start, dataset.encoding), skipped, None)
+            for number, entry in enumerate(found, start=before + begin):
+                if number > total:
+                    return
+                yield number, entry
+        before += count
+
+
+def _shown(dataset: Dataset, number: int, entry: Entry) -> Shown:
+    place, row = entry
+    if isinstance(row, Problem):
+        return Shown(number, place, None, None, row)
+    try:
+        return Shown(number, place, row, example(dataset, place, row), None)
+    except Refusal as refusal:
+        return Shown(number, place, row, None, refusal.problems[0])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+    elif isinstance(value, (int, float)):
+        yield str(value)
+
+
+def sample(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
+    """At most `size` rows and how many there are: all of them, or stretches that are spread evenly over the set."""
+    total = count_rows(dataset)
+    if total <= size:
+        return entries(dataset), total
+    stretches = max(size // EVERY, 1)
+    starts = [1 + (total // stretches // EVERY * EVERY) * number for number in range(stretches)]
+    found = (entry for start in starts for _, entry in islice(_from(dataset, start), EVERY))
+    return found, total

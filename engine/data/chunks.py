@@ -1,0 +1,198 @@
+"""Data files in blocks whose rows can be parsed apart from each other, so that several processes share the work.
+
+A block of a JSON file is a stretch of its bytes, found without parsing it. Where a block of an array ends is guessed from
+how its first row begins, and proved by parsing: a stretch that begins at a row and is whole JSON ends at one. What the
+guess does not fit is read row by row, as are the other formats, by the readers of `engine.data.row_files`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from engine.data import json_layout
+from engine.data.encodings import encoding_of
+from engine.data.json_layout import of_line
+from engine.data.row_files import entries, objects
+from engine.data.text_lines import LONGEST, Entry, OnBad, Place, Row
+
+SIZE = 1 << 19  # bytes of a block, or about so many
+ROWS = 2000  # rows of a block of a file that is read row by row, at the most: long ones are fewer, of SIZE characters
+FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
+BETWEEN = re.compile(r"[\s,]*")
+
+
+class Broken(Exception):
+    """A stretch is no whole JSON: its file has to be read row by row from there on."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Bytes of a UTF-8 file that begin and end with a row. `before` and `after` make an array of them; lines need
+    neither."""
+
+    file: Path
+    begin: int
+    end: int
+    line: int  # where the bytes begin
+    before: bytes = b""
+    after: bytes = b""
+
+    @cached_property
+    def data(self) -> bytes:
+        with self.file.open("rb") as stream:
+            stream.seek(self.begin)
+            return stream.read(self.end - self.begin)
+
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+        """Each row and its place, which is good until the next; what is no row goes to `on_bad`.
+
+        Raises Broken before the first of them.
+        """
+        return objects(self._array() if self.before else self._lines(), on_bad)
+
+    def _array(self) -> Iterator[Entry]:
+        try:
+            values = from_json(self.before + self.data + self.after)
+        except ValueError as error:
+            raise Broken from error
+        place = _Place(self.file, stretch=self)
+        for place.row, value in enumerate(values):
+            yield place, value
+
+    def _lines(self) -> Iterator[Entry]:
+        place = _Place(self.file)
+        for place.line, line in enumerate(self.data.split(b"\n"), start=self.line):
+            if line and not line.isspace():
+                yield place, of_line(place, line)
+
+    @cached_property
+    def places(self) -> list[tuple[int, int | None]]:
+        """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
+        asked where it is."""
+        with self.file.open("rb") as stream:
+            stream.seek(max(self.begin - LONGEST, 0))  # a longer line has columns that tell nobody anything
+            before = stream.read(min(self.begin, LONGEST)).rpartition(b"\n")[2]
+        lead = before.decode("utf-8-sig", errors="ignore")
+        text = lead + self.data.decode() + self.after.decode()
+        decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
+        while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":
+            line, line_at = (
+                line + text.count("\n", line_at, start),
+                max(line_at, text.rfind("\n", line_at, start) + 1),
+            )
+            found.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
+            _, at = decoder.raw_decode(text, start)
+        return found
+
+
+@dataclass
+class _Place:
+    """Like a Place, but moved from row to row, and found only when it is told."""
+
+    file: Path
+    row: int = 0
+    line: int | None = None
+    stretch: Stretch | None = None
+
+    def __str__(self) -> str:
+        line, column = self.stretch.places[self.row] if self.stretch else (self.line, None)
+        return f"{self.file.name}:{line}:{column}" if column else f"{self.file.name}:{line}"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Rows that had to be parsed to be found, and Problems in the place of what was none."""
+
+    entries: tuple[Entry, ...]
+
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+        return objects(self.entries, on_bad)
+
+
+Block = Stretch | Parsed
+
+
+def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
+    """The blocks of a file, in order. One of them may prove Broken: then `row_by_row` has the rest.
+
+    `encoding`: what a person says the file is written in; it is found where nobody says.
+    """
+    codec = encoding_of(file, encoding).codec if file.suffix.lower() in (".json", ".jsonl") else ""
+    shape = json_layout.layout(file, encoding).shape if codec in ("utf-8", "utf-8-sig") else ""
+    if shape not in ("lines", "array"):
+        return row_by_row(file, encoding=encoding)
+    skipped = len(codecs.BOM_UTF8) if codec == "utf-8-sig" else 0
+    with file.open("rb") as stream:
+        stream.seek(skipped)
+        start = stream.read(1 << 16)
+    if shape == "lines":
+        return _stretches(file, skipped, 1)
+    found = FIRST_ROW.match(start)
+    if not found:  # an empty array, or no rows in it
+        return row_by_row(file, encoding=encoding)
+    return _stretches(file, skipped + found.start(1), 1 + start.count(b"\n", 0, found.start(1)), found[1])
+
+
+def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed]:
+    """A file as its reader reads it, without the first `skip` entries."""
+    some: list[Entry] = []
+    size = 0
+    for entry in islice(entries(file, encoding=encoding), skip, None):
+        some.append(entry)
+        size += _size(entry[1])
+        if len(some) == ROWS or size >= SIZE:
+            yield Parsed(tuple(some))
+            some, size = [], 0
+    if some:
+        yield Parsed(tuple(some))
+
+
+def _size(value: Any) -> int:
+    """About how many characters a row has."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return 1
+    return sum(map(_size, value))
+
+
+def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[Stretch]:
+    """Stretches of about SIZE, of lines or of an array whose rows begin with `row`."""
+    before, after = (b"[", b"]") if row else (b"", b"")
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        rest = b""
+        while more := stream.read(max(SIZE, len(rest))):
+            rest += more
+            end = _last_comma(rest, row) if row else rest.rfind(b"\n")
+            if end >= 0:
+                yield Stretch(file, begin, begin + end, line, before, after)
+                begin, line, rest = begin + end + 1, line + rest.count(b"\n", 0, end + 1), rest[end + 1 :]
+            elif len(rest) > LONGEST:
+                yield Stretch(file, begin, begin, line, b"[")  # broken
+                return
+    if rest:
+        yield Stretch(file, begin, begin + len(rest), line, before)
+
+
+def _last_comma(data: bytes, row: bytes) -> int:
+    """Where the comma before the last row is; -1 if there is none."""
+    start = data.rfind(row, 1)
+    while start > 0:
+        comma = len(data[max(start - 256, 0) : start].rstrip()) + max(start - 256, 0) - 1
+        if comma >= 0 and data[comma] == ord(","):
+            return comma
+        start = data.rfind(row, 1, start)
+    return -1

@@ -1,0 +1,218 @@
+"""What the columns of a file mean, guessed by their names and by what is in them, and held against the first rows.
+
+A guess is a `Mapping`, for a person to correct in the Data tab (`propose`), or for a file of which dataset_info.json says
+nothing (`guess`), where it has to be plain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.core.stages import Kind
+from engine.data import row_files
+from engine.data.labels import label_of
+from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
+
+LOOKED_AT = 200  # first rows of a file that tell its columns
+MOSTLY = 0.75  # share of the values of a column of labels that are labels
+# The parts that columns can play in rows of each kind; a set of them that is enough to say what a row is.
+ROLES: dict[Kind, tuple[str, ...]] = {
+    "text": ("prompt",),
+    "chat": ("messages", "prompt", "query", "response", "history", "system", "tools"),
+    "pairs": ("messages", "prompt", "query", "chosen", "rejected", "history", "system", "tools"),
+    "thumbs": ("messages", "prompt", "query", "response", "kto_tag", "history", "system", "tools"),
+}  # fmt: skip
+ENOUGH: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "text": (("prompt",),),
+    "chat": (("messages",), ("prompt", "response")),
+    "pairs": (("messages", "chosen", "rejected"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "thumbs": (("messages", "kto_tag"), ("prompt", "response", "kto_tag")),
+}
+BESIDE_MESSAGES = ("messages", "system", "tools", "chosen", "rejected", "kto_tag")
+# Names that people give to columns, the most telling first.
+USUAL = {
+    "prompt": ("instruction", "prompt", "question", "query", "ask", "problem", "user", "source", "指令", "问题", "提问", "题目"),
+    "response": ("output", "response", "answer", "completion", "reply", "target", "assistant", "solution", "回答", "答案", "输出", "回复"),
+    "query": ("input", "context", "输入", "上下文", "背景"),
+    "system": ("system", "system_prompt", "系统提示"),
+    "history": ("history", "历史"),
+    "tools": ("tools", "functions", "工具"),
+    "chosen": ("chosen", "preferred", "better", "较好", "优选"),
+    "rejected": ("rejected", "dispreferred", "worse", "较差", "拒绝"),
+    "kto_tag": ("kto_tag", "label", "thumb", "good", "liked", "标签", "好评"),
+    "text": ("text", "content", "document", "body", "正文", "文本", "内容"),
+}  # fmt: skip
+WHOLE = ("chosen", "rejected", "prompt", "completion")  # columns whose turns are not a row's conversation
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What the rows of a set are, and the column that plays each part."""
+
+    kind: Kind
+    columns: dict[str, str] = field(default_factory=dict)
+
+
+def first_rows(file: Path, encoding: str = "") -> list[dict[str, Any]]:
+    """The first rows of a file that are rows."""
+    rows = (row for _, row in row_files.entries(file, encoding=encoding) if isinstance(row, dict))
+    return list(islice(rows, LOOKED_AT))
+
+
+def columns_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Every column that occurs, in the order of appearance."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def propose(rows: list[dict[str, Any]]) -> Mapping:
+    """What the rows look like, going by the names of their columns and what is in them."""
+    if plain := _by_names(rows):
+        return plain
+    columns = columns_of(rows)
+    named = _named(rows)
+    if "text" in named or len(columns) == 1:
+        return Mapping("text", {"prompt": named.get("text") or columns[0]})
+    if len(columns) == 2:  # two columns of any name: a question and its answer
+        return Mapping("chat", dict(zip(("prompt", "response"), columns, strict=True)))
+    return _mapping("chat", named)
+
+
+def _by_names(rows: list[dict[str, Any]]) -> Mapping | None:
+    """What the rows are where the names of their columns say so."""
+    named = _named(rows)
+    columns = [column for column in columns_of(rows) if column.casefold() not in WHOLE]
+    usual = [column for column in ("messages", "conversations") if column in columns]
+    if turns := next((column for column in [*usual, *columns] if turns_in(rows, column)), None):
+        named["messages"] = turns
+    if "chosen" in named and "rejected" in named:
+        return _mapping("pairs", named)
+    labelled = "kto_tag" in named and _good_or_bad(rows, named["kto_tag"])
+    if labelled and ("messages" in named or {"prompt", "response"} <= set(named)):
+        return _mapping("thumbs", named)
+    if "messages" in named or {"prompt", "response"} <= set(named):
+        return _mapping("chat", named)
+    return None
+
+
+def _named(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Part → the column that is called as people call it."""
+    known = {column.casefold().strip(): column for column in columns_of(rows)}
+    named = {
+        role: next((known[name] for name in names if name in known), None) for role, names in USUAL.items()
+    }
+    return {role: column for role, column in named.items() if column}
+
+
+def labels_among(columns: Iterable[str]) -> list[str]:
+    """Those of the columns that are called as people call a column of labels."""
+    return [column for column in columns if column.casefold().strip() in USUAL["kto_tag"]]
+
+
+def _mapping(kind: Kind, named: dict[str, str]) -> Mapping:
+    beside = BESIDE_MESSAGES if "messages" in named else [role for role in ROLES[kind] if role != "messages"]
+    return Mapping(kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)})
+
+
+def turns_in(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | None:
+    """The turns of the first row that has some in this column."""
+    for row in rows:
+        value = row.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("[{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                value = json.loads(value)
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(turn, str) and turn[:1] == "{" for turn in value)
+        ):
+            with contextlib.suppress(json.JSONDecodeError):
+                value = [json.loads(turn) for turn in value]
+        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+            return value if any(tag in value[0] for tag in ROLE_TAGS) else None
+    return None
+
+
+def _good_or_bad(rows: list[dict[str, Any]], column: str) -> bool:
+    """Whether a column says of most rows that they are good or bad. What says neither is then a bad row; of classes, even
+    of three such as 0, 1 and 2, too many say neither."""
+    values = [row[column] for row in rows if row.get(column) not in (None, "")]
+    labels = sum(label_of(value) is not None for value in values)
+    return labels > len(rows) / 2 and labels >= MOSTLY * len(values)
+
+
+def description(mapping: Mapping, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What to write into dataset_info.json for rows that are so: formatting, columns, tags, ranking."""
+    chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
+    entry: dict[str, Any] = {}
+    if "messages" in chosen:
+        chosen = {role: column for role, column in chosen.items() if role in BESIDE_MESSAGES}
+        turns = turns_in(rows, chosen["messages"]) or []
+        entry["formatting"] = "sharegpt" if turns and "from" in turns[0] else "openai"
+        if tags := _tags(turns, entry["formatting"]):
+            entry["tags"] = tags
+    if mapping.kind == "pairs":
+        entry["ranking"] = True
+    usual, columns = COLUMNS["alpaca"], columns_of(rows)
+    present = {role: usual[role] for role in ROLES["chat"] if usual.get(role) in columns}
+    if mapping.kind != "chat" or "messages" in chosen or chosen != present:
+        entry["columns"] = chosen
+    return entry
+
+
+def _tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str]:
+    """How these turns name their parts, where that is not what the formatting is used to."""
+    if not turns:
+        return {}
+    usual = TAGS[formatting]
+    tags = {
+        "role_tag": next((tag for tag in ROLE_TAGS if tag in turns[0]), usual["role_tag"]),
+        "content_tag": next((tag for tag in CONTENT_TAGS if tag in turns[0]), usual["content_tag"]),
+    }
+    known = {*usual.values(), *SPEAKERS}
+    speakers = [str(turn.get(tags["role_tag"])) for turn in turns]
+    strangers = dict.fromkeys(speaker for speaker in speakers if speaker.casefold() not in known)
+    if len(strangers) == 2:  # a conversation between two with names of their own
+        tags["user_tag"], tags["assistant_tag"] = strangers
+    return {tag: name for tag, name in tags.items() if name != usual[tag]}
+
+
+# --------------------------------------------------------------------------------- without a description
+
+
+def guess(file: Path, encoding: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """What dataset_info.json would say of a file's rows, {} where they are as it takes them to be anyway; and, where
+    that does not hold for all of the first rows, how many of them are otherwise: `kind`, `unlike`, `rows`."""
+    entry, unlike = _guess(file, encoding, *row_files.version(file))
+    return dict(entry), dict(unlike)
+
+
+@lru_cache(maxsize=1024)
+def _guess(file: Path, encoding: str, _mtime_ns: int, _size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    rows = first_rows(file, encoding)
+    if not rows:
+        return {}, {}
+    mapping = _by_names(rows)
+    if mapping is None:
+        named = _named(rows)
+        if "text" not in named or {"prompt", "response"} & set(named):
+            return {}, {}
+        mapping = Mapping("text", {"prompt": named["text"]})
+    needed = next(
+        (enough for enough in ENOUGH[mapping.kind] if set(enough) <= set(mapping.columns)),
+        tuple(mapping.columns),
+    )
+    unlike = sum(any(row.get(mapping.columns[role]) is None for role in needed) for row in rows)
+    entry = description(mapping, rows)
+    if not entry:  # as they are taken to be anyway
+        return {}, {}
+    if "messages" in mapping.columns:  # later rows may have what the first ones have not
+        entry["columns"] = {"system": "system", "tools": "tools"} | entry["columns"]
+    counts = {"kind": mapping.kind, "unlike": unlike, "rows": len(rows)}
+    return entry, counts if unlike else {}

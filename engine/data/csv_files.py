@@ -1,0 +1,246 @@
+"""A table of text (csv, tsv) → its rows: which character separates the cells is found, and proved on the first rows.
+
+A first line `sep=;`, as Excel takes it, decides; else the separator with which the header and the rows have equally many
+cells. A row that has not as many as the header is told with its line, wherever in the file it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.data import text_lines
+from engine.data.encodings import encoding_of, has_zeros, version
+from engine.data.text_lines import Entry, Place, lines, too_long, undecodable
+
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+LOOKED_AT = 100  # rows by which the separator is proved
+LOOKED_AT_BYTES = 1 << 20
+DECLARED = re.compile(r'"?sep=(.)"?;*\s*', re.IGNORECASE)
+NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+SENTENCE = re.compile(r"[.?!。？！]$")
+LONGEST_NAME = 60  # characters; a column with a longer name is most likely a text
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is written: the separator, whether its first line says so, the names of its columns, and what of this
+    could not be proved."""
+
+    separator: str
+    declared: bool
+    names: tuple[str, ...]
+    doubts: tuple[Problem, ...] = ()
+    problem: Problem | None = None
+
+    @property
+    def label(self) -> str:
+        return SEPARATORS.get(self.separator, repr(self.separator))
+
+
+def dialect(file: Path, encoding: str = "") -> Dialect:
+    """How a table is written; remembered until it changes. Raises Refusal if it cannot be decoded."""
+    return _dialect(file, encoding, *version(file))
+
+
+@lru_cache(maxsize=1024)
+def _dialect(file: Path, encoding: str, mtime_ns: int, size: int) -> Dialect:
+    some, held = [], 0
+    for _, _, _, text in lines(file, 1, 0, encoding, stop_at_cr=True):
+        if text is None or held > LOOKED_AT_BYTES or len(some) > 4 * LOOKED_AT:
+            break
+        some.append(_decoded(text))
+        held += len(text)
+    declared = DECLARED.fullmatch(some[0].lstrip("\ufeff")) if some else None
+    usual = "\t" if file.suffix.lower() == ".tsv" else ","
+    doubts: list[Problem] = []
+    if declared:
+        separator, some = declared[1], some[1:]
+    else:
+        separator, doubt = _separator(some, usual)
+        if doubt:
+            doubts.append(problem("table-separator-unsure", file=file.name, **doubt))
+    header = next(iter(_rows(some, separator)), [])
+    names = _names(header)
+    if "\0" not in "".join(names):
+        doubts += _header_doubts(file, names)
+    twice = ", ".join(name for name, count in Counter(names).items() if count > 1)
+    wrong = problem("file-columns-twice", file=file.name, names=twice) if twice else None
+    return Dialect(separator, bool(declared), names, tuple(doubts), wrong)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
+
+
+def _rows(some: list[str], separator: str) -> Iterator[list[str]]:
+    """The rows of the first lines, the blank ones left out, up to what no table can hold."""
+    csv.field_size_limit(text_lines.LONGEST)
+    reader = csv.reader(some, delimiter=separator)
+    try:
+        yield from islice((row for row in reader if row), LOOKED_AT)
+    except csv.Error:
+        return
+
+
+def _separator(some: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
+    """The character that separates cells; what to say where the rows do not prove it."""
+    candidates = [usual, *(one for one in SEPARATORS if one != usual)]
+    fits: dict[str, tuple[float, int]] = {}
+    for one in candidates:
+        counts = [len(row) for row in _rows(some, one)]
+        if counts and counts[0] > 1:
+            fits[one] = counts.count(counts[0]) / len(counts), counts[0]
+    if not fits:
+        return usual, None
+    best = max(fits, key=lambda one: (fits[one][0], one == usual, fits[one][1]))
+    proved = [one for one, (share, _) in fits.items() if share == 1]
+    if proved == [best]:
+        return best, None
+    # One separator whose rows are ragged: each of them is told. Nothing else could be meant.
+    if len(fits) == 1 and fits[best][0] >= 0.5:
+        return best, None
+    share, columns = fits[best]
+    others = ", ".join(SEPARATORS[one] for one in fits if one != best)
+    return best, {
+        "separator": SEPARATORS[best],
+        "share": f"{share:.0%}",
+        "columns": columns,
+        "others": others or "—",
+    }
+
+
+def _names(header: list[str]) -> tuple[str, ...]:
+    """The names of the columns; one without a name is called by its number, but for empty ones at the end."""
+    names = [name.strip().lstrip("\ufeff").strip() for name in header]
+    while len(names) > 1 and not names[-1]:
+        names.pop()
+    return tuple(name or f"column {number}" for number, name in enumerate(names, start=1))
+
+
+def _header_doubts(file: Path, names: tuple[str, ...]) -> list[Problem]:
+    data = [
+        name for name in names
+        if len(name) > LONGEST_NAME or NUMBER.fullmatch(name) or SENTENCE.search(name)
+    ]  # fmt: skip
+    if not data or (len(data) * 2 < len(names) and not any(len(name) > LONGEST_NAME for name in data)):
+        return []
+    shown = data[0] if len(data[0]) <= LONGEST_NAME else f"{data[0][:LONGEST_NAME]}…"
+    return [problem("table-header-data", file=file.name, name=shown)]
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
+    """The rows from `start` on. Raises Refusal if the file cannot be decoded."""
+    how = dialect(file, encoding)
+    if how.problem:
+        yield start, how.problem
+        return
+    source = _Lines(file, start, encoding)
+    reader = csv.reader(source, delimiter=how.separator)
+    row = start.row
+    if start.at == 0:
+        if how.declared:
+            next(source, None)
+        try:
+            while (header := next(reader, None)) is not None and not header:
+                pass
+            if header is None:
+                return
+        except csv.Error as error:
+            place = Place(file, row, source.line, at=source.at)
+            yield place, problem("file-broken-table", place=str(place), reason=str(error))
+            return
+        if source.ended or source.too_long or source.undecodable or source.has_zero:
+            yield start, _of_header(start, source)
+            return
+    names, width = how.names, len(how.names)
+    while True:
+        place = Place(file, row, source.line, at=source.at)
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            yield place, problem("file-broken-table", place=str(place), reason=str(error))
+            return
+        if cells is None:
+            return
+        if len(cells) == width and not source.odd:
+            yield place, dict(zip(names, cells, strict=True))
+        elif not cells and not source.too_long:
+            continue
+        else:
+            yield place, _row(place, cells, names, source)
+        row += 1
+
+
+def _of_header(start: Place, source: _Lines) -> Problem:
+    """What is wrong with a header."""
+    place = Place(start.file, start.row, 1)
+    if source.ended:
+        return problem("row-quote-open", place=str(place))
+    if source.too_long:
+        return too_long(place)
+    return undecodable(place, source.label) if source.undecodable else problem("row-zero", place=str(place))
+
+
+def _row(place: Place, cells: list[str], names: tuple[str, ...], source: _Lines) -> object:
+    """What the cells of a row are by the names of their columns, or the Problem with them."""
+    ended, long, undecoded, zero = source.ended, source.too_long, source.undecodable, source.has_zero
+    source.forget()
+    if ended:  # the reader asked for another line before the row was over
+        return problem("row-quote-open", place=str(place))
+    if long:
+        return too_long(place)
+    if undecoded:
+        return undecodable(place, source.label)
+    if len(cells) > len(names) and not any(cells[len(names) :]):
+        del cells[len(names) :]  # empty cells of columns without a name
+    if len(cells) != len(names):
+        return problem("row-cells", place=str(place), expected=len(names), found=len(cells))
+    return problem("row-zero", place=str(place)) if zero else dict(zip(names, cells, strict=True))
+
+
+class _Lines:
+    """The lines of a table for the csv reader, which takes as many as a row needs; and where the next one begins.
+
+    `odd`: since the last `forget`, the lines have ended, or one was too long, undecodable or had a NUL in it.
+    """
+
+    def __init__(self, file: Path, start: Place, encoding: str):
+        self.line, self.at = start.line or 1, start.at
+        self.label, self.zeros = encoding_of(file, encoding).label, has_zeros(file)
+        self.walk = lines(file, self.line, self.at, encoding, stop_at_cr=True)
+        self.forget()
+
+    def forget(self) -> None:
+        self.odd = self.ended = self.too_long = self.undecodable = self.has_zero = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line, _, self.at, text = next(self.walk)
+        except StopIteration:
+            self.odd = self.ended = True
+            raise
+        self.line = line + 1
+        if text is None:
+            self.odd = self.too_long = True
+            return "\n"
+        if self.zeros and b"\0" in text:
+            self.odd = self.has_zero = True
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            self.odd = self.undecodable = True
+            return _decoded(text)

@@ -1,0 +1,293 @@
+"""Reads dataset_info.json, as LLaMA-Factory's users have it: what data sets a folder has, and what is wrong with which.
+
+An entry is proved on its file as far as that is quick: names in it that mean nothing are told, with the name that was
+meant where one is near. Its rows are read by `engine.data.datasets`, and the file is changed by `engine.data.dataset_info_edits`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import Kind
+from engine.data import columns, row_files
+from engine.data.encodings import known_encoding
+from engine.data.row_files import SUFFIXES, type_of
+from engine.data.row_formats import COLUMN_ROLES, COLUMNS, MEDIA, SPEAKERS, TAGGED, TAGS
+
+INFO_FILE = "dataset_info.json"
+PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx")  # what an upload is unpacked from
+SPLITS = {  # what the names of files call them
+    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
+HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
+SHAPES: dict[str, tuple[type, str]] = {
+    "file_name": (str, "string"), "formatting": (str, "string"), "columns": (dict, "object"),
+    "tags": (dict, "object"), "num_samples": (int, "number"), "ranking": (bool, "true/false"),
+    "folder": (str, "string"), "subset": (str, "string"), "split": (str, "string"),
+    "encoding": (str, "string"),
+}  # fmt: skip
+# Keys of an entry: ours, and those of LLaMA-Factory that name a place where nothing is read from here.
+KEYS = (*SHAPES, *HUBS, "script_url", "cloud_file_name")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry of dataset_info.json. `problem` says why it cannot be used; `hub` is the id of one that is not on disk,
+    of which `folder` is the part to be fetched. `notes` are told of one that can be used all the same."""
+
+    name: str
+    kind: Kind = "chat"
+    formatting: str = "alpaca"
+    files: tuple[Path, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    num_samples: int | None = None
+    hub: str = ""
+    subset: str = ""
+    split: str = "train"
+    encoding: str = ""  # what a person says its files are written in; "" = as they show or as detected
+    problem: Problem | None = None
+    folder: str = ""
+    notes: tuple[Problem, ...] = ()
+
+    @cached_property
+    def speakers(self) -> dict[str, str]:
+        """Who the entry's tags say that speaks: name in the data → role."""
+        return {self.tags[tag]: role for tag, role in TAGGED.items() if self.tags.get(tag)}
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The columns that play a part."""
+        return frozenset(self.columns.values())
+
+    @cached_property
+    def read(self) -> frozenset[str]:
+        """The columns that rows of its kind are made from."""
+        beside = {role for role in columns.ROLES[self.kind] if role != "messages"}
+        roles = (
+            beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
+        )
+        names = {column for role, column in self.columns.items() if role in roles or role == "weight"}
+        if "tools" in roles & self.columns.keys():
+            names.add("functions")  # OpenAI's older name
+        if any(file.suffix == ".txt" for file in self.files):
+            names.add("text")
+        return frozenset(names)
+
+    @cached_property
+    def media(self) -> tuple[str, ...]:
+        """Which of LLaMA-Factory's columns for pictures and sounds the entry has."""
+        return tuple(role for role in MEDIA if role in self.columns)
+
+    def role_of(self, speaker: Any) -> str | None:
+        """The role of whoever speaks, by the entry's tags or the usual names; None if neither knows the name."""
+        if not isinstance(speaker, str):
+            return None
+        return self.speakers.get(speaker) or SPEAKERS.get(speaker.strip().casefold())
+
+
+def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
+    """The data sets of a folder, in the order of its file, and what is wrong with the file as a whole.
+
+    An entry that cannot be used stays in the list with its `problem`. Never raises on what users may have written.
+    """
+    path = data_dir / INFO_FILE
+    if not path.is_file():
+        return [], [problem("catalogue-missing", file=str(path))]
+    try:
+        entries = json.loads(row_files.read_text(path))
+    except (RecursionError, ValueError) as error:
+        return [], [problem("catalogue-broken", file=str(path), **row_files.where_broken(error))]
+    except OSError as error:
+        return [], [problem("data-file-unreadable", file=str(path), why=error.strerror or error)]
+    except Refusal as refusal:
+        return [], refusal.problems
+    if not isinstance(entries, dict):
+        return [], [problem("catalogue-not-object", file=str(path), found=type_of(entries))]
+    return [dataset_of(data_dir, name, entry) for name, entry in entries.items()], []
+
+
+def find(data_dir: Path, name: str) -> Dataset:
+    """One data set of a folder. Raises Refusal if it is not there, or if the file is broken."""
+    datasets, broken = read_catalogue(data_dir)
+    for dataset in datasets:
+        if dataset.name == name:
+            return dataset
+    raise Refusal(broken or problem("set-unknown", name=name))
+
+
+def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
+    """What an entry says, with the problem in it if it cannot be used. Raises nothing."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a character, which no page and no file could hold
+        name = name.encode(errors="backslashreplace").decode()
+        return Dataset(name, problem=problem("set-name-half", name=name))
+    try:
+        return _read_entry(data_dir, name, entry)
+    except Refusal as refusal:
+        return Dataset(name, problem=refusal.problems[0])
+    # A name too long, or with a NUL in it; links in a circle.
+    except (OSError, ValueError, RuntimeError) as error:
+        values = {"key": "file_name", "expected": "file name", "found": error}
+        return Dataset(name, problem=problem("entry-value", name=name, **values))
+
+
+def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
+    _check_types(name, entry)
+    notes = _names_that_mean_nothing(name, entry)
+    hub = next((entry[key] for key in HUBS if entry.get(key)), "")
+    if not entry.get("file_name") and not hub:
+        raise Refusal(problem("entry-without-file", name=name, keys=_listed(entry)))
+    folder, subset, split = (str(entry.get(key) or "") for key in ("folder", "subset", "split"))
+    files: tuple[Path, ...] = ()
+    if entry.get("file_name"):
+        files = _of_split(name, _files(data_dir, name, entry["file_name"], folder, subset), split)
+    encoding = known_encoding(entry["encoding"]) if entry.get("encoding") else ""
+    if files and not {"formatting", "columns"} & set(entry):  # it says nothing about its rows
+        if wrong := unreadable(files[0], encoding):
+            return Dataset(name, files=files, encoding=encoding, problem=wrong)
+        guessed, unlike = columns.guess(files[0], encoding)
+        entry = guessed | entry
+        if unlike:
+            notes.append(problem("guess-uneven", name=name, **unlike))
+    formatting = entry.get("formatting") or "alpaca"
+    if formatting not in COLUMNS:
+        raise Refusal(problem("entry-formatting", name=name, found=formatting, known=_listed(COLUMNS)))
+    mapped = {
+        role: column for role, column in (entry.get("columns") or {}).items() if isinstance(column, str)
+    }
+    roles = mapped or COLUMNS[formatting]
+    if formatting != "alpaca":
+        roles = {"messages": COLUMNS[formatting]["messages"], **roles}
+    return Dataset(
+        name=name,
+        kind=_kind(entry, formatting, roles, files),
+        formatting=formatting,
+        files=files,
+        columns=roles,
+        tags=TAGS.get(formatting, TAGS["openai"]) | _given(entry.get("tags")),
+        num_samples=entry.get("num_samples"),
+        hub="" if files else str(hub),
+        subset=subset,
+        split=split or "train",
+        encoding=encoding,
+        folder=folder,
+        notes=tuple(notes),
+    )
+
+
+def _given(tags: Mapping[str, str] | None) -> dict[str, str]:
+    return {tag: name for tag, name in (tags or {}).items() if name is not None}
+
+
+def _check_types(name: str, entry: Any) -> None:
+    _expect(entry, dict, name=name, key="", expected="object")
+    for key, (shape, expected) in SHAPES.items():
+        if entry.get(key) is not None:
+            _expect(entry[key], shape, name=name, key=key, expected=expected)
+    for tag, written in (entry.get("tags") or {}).items():
+        if written is not None:
+            _expect(written, str, name=name, key=f"tags.{tag}", expected="string")
+    if entry.get("num_samples") is not None and entry["num_samples"] < 1:
+        values = {"key": "num_samples", "expected": "≥ 1", "found": entry["num_samples"]}
+        raise Refusal(problem("entry-value", name=name, **values))
+
+
+def _names_that_mean_nothing(name: str, entry: Mapping[str, Any]) -> list[Problem]:
+    """Notes of keys, roles of columns and tags that nobody reads. Raises Refusal where another was clearly meant."""
+    unread = []
+    for where, names, known in (
+        ("", entry, KEYS),
+        ("columns.", entry.get("columns") or {}, COLUMN_ROLES),
+        ("tags.", entry.get("tags") or {}, tuple(TAGS["openai"])),
+    ):
+        for key in names:
+            if key in known:
+                continue
+            if near := difflib.get_close_matches(key.casefold(), known, n=1, cutoff=0.8):
+                values = {"key": f"{where}{key}", "meant": f"{where}{near[0]}", "known": _listed(known)}
+                raise Refusal(problem("entry-key-misspelt", name=name, **values))
+            unread.append(f"{where}{key}")
+    return [problem("entry-keys-unread", name=name, keys=_listed(unread))] if unread else []
+
+
+def _kind(entry: Mapping[str, Any], formatting: str, roles: Mapping[str, str], files: Sequence[Path]) -> Kind:
+    if entry.get("ranking"):
+        return "pairs"
+    if "kto_tag" in roles:
+        return "thumbs"
+    if formatting == "alpaca" and ("response" not in roles or any(file.suffix == ".txt" for file in files)):
+        return "text"
+    return "chat"
+
+
+def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) -> tuple[Path, ...]:
+    """A file, or those of a folder. Where that is a copy of a hub's repository, `folder` is a folder in it, and `subset`
+    the one in that which is called so; of a single file neither says anything, as in LLaMA-Factory.
+
+    Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
+    """
+    root, path = data_dir.resolve(), data_dir / file_name
+    if not path.is_file():
+        path = path / folder / subset
+    if not path.resolve().is_relative_to(root):
+        raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
+    if not path.exists():
+        raise Refusal(problem("file-missing", name=name, file=str(path)))
+    if path.suffix.lower() in PACKED:
+        raise Refusal(problem("file-packed", name=name, file=str(path), known=_listed(SUFFIXES)))
+    inside = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = tuple(file for file in inside if file.is_file() and file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise Refusal(problem("file-format", name=name, file=str(path), known=_listed(SUFFIXES)))
+    for file in files:
+        try:
+            file.name.encode()
+        except UnicodeEncodeError:
+            shown = file.name.encode(errors="backslashreplace").decode()
+            raise Refusal(problem("file-name-half", name=name, file=shown)) from None
+        if not file.resolve().is_relative_to(root):
+            raise Refusal(problem("file-outside", name=name, file=file.name, folder=str(data_dir)))
+    return files
+
+
+def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+    """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
+
+    Where none is named they are the ones for training, or all if no name says so. Raises Refusal for a named split
+    that no file has.
+    """
+    chosen = split or "train"
+    words = "|".join(map(re.escape, SPLITS.get(chosen, (chosen,))))
+    # no letter before or after it
+    named = re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE)
+    matching = tuple(file for file in files if named.search(file.stem))
+    if split and split != "train" and not matching:
+        raise Refusal(problem("split-missing", name=name, split=split, files=_listed(f.name for f in files)))
+    return matching or files
+
+
+def unreadable(file: Path, encoding: str = "") -> Problem | None:
+    """Why no row of a file can be read, if that is so."""
+    _, first = next(row_files.entries(file, encoding=encoding), (None, None))
+    whole = isinstance(first, Problem) and first.code.startswith(("file-", "data-file-"))
+    return first if whole else None
+
+
+def _expect(value: Any, shape: type, **values: Any) -> None:
+    if not isinstance(value, shape) or (shape is int and isinstance(value, bool)):
+        raise Refusal(problem("entry-value", found=type_of(value), **values))
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "—"

@@ -1,0 +1,164 @@
+"""Changes dataset_info.json: adds, describes, renames and removes data sets, and leaves all else in it as it was.
+
+A description says of a data file what its rows are and which column plays which part; `engine.data.columns` guesses one.
+Reading the file is left to `engine.data.dataset_info`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import wait_for, write_text
+from engine.data import columns, row_files
+from engine.data.columns import ENOUGH, ROLES, Mapping, columns_of, first_rows, propose
+from engine.data.dataset_info import INFO_FILE, Dataset
+
+__all__ = [
+    "ROLES", "Mapping", "add", "columns_of", "derived", "described", "entry_of", "first_rows", "good_name", "mapping_of",
+    "propose", "remove", "save",
+]  # fmt: skip
+
+LONGEST_NAME = 100
+
+
+# --------------------------------------------------------------------------------------------- what rows are
+
+
+def mapping_of(dataset: Dataset) -> Mapping:
+    """The mapping that the entry of a data set has."""
+    roles = ROLES[dataset.kind]
+    return Mapping(dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles})
+
+
+def described(
+    file_name: str, mapping: Mapping, rows: list[dict[str, Any]], before: Any = None
+) -> dict[str, Any]:
+    """The entry that says so, with everything else that the entry `before` had. Raises Refusal at what is missing."""
+    chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
+    there = columns_of(rows)
+    if unknown := [column for column in chosen.values() if there and column not in there]:
+        raise Refusal(problem("mapping-unknown", column=unknown[0], columns=", ".join(there)))
+    if not any(set(enough) <= set(chosen) for enough in ENOUGH[mapping.kind]):
+        parts = " / ".join(" + ".join(enough) for enough in ENOUGH[mapping.kind])
+        raise Refusal(problem("mapping-incomplete", parts=parts, columns=", ".join(there) or "—"))
+    kept = {} if not isinstance(before, dict) else before
+    drop = ("file_name", "formatting", "columns", "tags", "ranking")
+    entry: dict[str, Any] = {"file_name": file_name} | {key: kept[key] for key in kept if key not in drop}
+    entry |= columns.description(mapping, rows)
+    if "messages" in chosen and "tags" not in entry and kept.get("tags"):
+        entry["tags"] = kept["tags"]
+    return entry
+
+
+# ---------------------------------------------------------------------------------------------- the file
+
+
+def add(data_dir: Path, name: str, entry: dict[str, Any]) -> str:
+    """Put an entry under `name`, or the next such name that is free; returns the name."""
+    with _changing(data_dir) as entries:
+        free, number = name, 1
+        while free in entries:
+            number += 1
+            free = f"{name}-{number}"
+        entries[free] = entry
+    return free
+
+
+def save(data_dir: Path, name: str, entry: dict[str, Any], instead_of: str = "") -> str:
+    """Put an entry under `name`, in the place of the one called `instead_of`; returns the name as it is kept.
+
+    Raises Refusal if the name is none, or is another set's.
+    """
+    name = good_name(name)
+    with _changing(data_dir) as entries:
+        if name in entries and name != instead_of:
+            raise Refusal(problem("set-name-taken", name=name))
+        if instead_of in entries:
+            renamed = {name if key == instead_of else key: value for key, value in entries.items()}
+            entries.clear()
+            entries.update(renamed)
+        entries[name] = entry
+    return name
+
+
+def remove(data_dir: Path, name: str) -> None:
+    """Take an entry out. Its files stay. Raises Refusal if there is none."""
+    with _changing(data_dir) as entries:
+        if name not in entries:
+            raise Refusal(problem("set-unknown", name=name))
+        del entries[name]
+
+
+def entry_of(data_dir: Path, name: str) -> dict[str, Any]:
+    """What the file says of a set. Raises Refusal if it says nothing, or is broken."""
+    entry = _read(data_dir).get(name)
+    if not isinstance(entry, dict):
+        raise Refusal(problem("set-unknown", name=name))
+    return entry
+
+
+def derived(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str, Any]:
+    """The entry of a file whose rows are some of the data set's."""
+    gone = (
+        "file_name",
+        "num_samples",
+        "hf_hub_url",
+        "ms_hub_url",
+        "om_hub_url",
+        "subset",
+        "split",
+        "folder",
+        "encoding",
+    )
+    kept = {key: value for key, value in entry.items() if key not in gone}
+    if dataset.kind == "text" and "columns" not in kept:
+        kept["columns"] = {"prompt": "text"}
+    return {"file_name": file_name, **kept}
+
+
+def good_name(given: str) -> str:
+    """The name of a data set without the spaces around it. Raises Refusal if it cannot be one."""
+    name = unicodedata.normalize("NFC", given).strip()
+    if not name or len(name) > LONGEST_NAME or "," in name or not name.isprintable():
+        raise Refusal(problem("set-name", name=name[:LONGEST_NAME] or "—", limit=LONGEST_NAME))
+    return name
+
+
+@contextlib.contextmanager
+def _changing(data_dir: Path) -> Iterator[dict[str, Any]]:
+    """The entries, to be changed by one at a time; written back as a whole or, after an error, not at all."""
+    try:
+        lock = wait_for(data_dir / f".{INFO_FILE}.lock")
+    except OSError as error:
+        raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror)) from error
+    try:
+        entries = _read(data_dir)
+        yield entries
+        text = json.dumps(entries, ensure_ascii=False, indent=2) + "\n"
+        write_text((data_dir / INFO_FILE).resolve(), text)
+    except OSError as error:
+        raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror)) from error
+    finally:
+        os.close(lock)
+
+
+def _read(data_dir: Path) -> dict[str, Any]:
+    """The file as it is; {} if there is none. Raises Refusal if it is broken, for then nothing may be written."""
+    path = data_dir / INFO_FILE
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(row_files.read_text(path))
+    except (RecursionError, ValueError) as error:
+        values = row_files.where_broken(error)
+        raise Refusal(problem("catalogue-broken", file=str(path), **values)) from None
+    if not isinstance(entries, dict):
+        raise Refusal(problem("catalogue-not-object", file=str(path), found=row_files.type_of(entries)))
+    return entries

@@ -1,0 +1,106 @@
+"""New data sets out of old ones: without repeated rows, or split in two by a seed. The old one's files are not touched.
+
+What is new is written as JSON lines, each row as it was, and named in dataset_info.json as the old one is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.data import dataset_info_edits, uploads
+from engine.data.datasets import Dataset, count_rows, entries, find
+from engine.data.row_files import Place
+from engine.data.row_values import without_nulls
+from engine.data.validation import repeated_rows
+
+TELL_EVERY = 5_000  # rows
+OnRows = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """Names of the new data sets; rows in each, and under "left out" those that are in none."""
+
+    names: list[str]
+    counts: Mapping[str, int]
+
+
+def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> Made:
+    """Write the set without the rows that say the same as one before them. Raises Refusal if there is none such."""
+    dataset = find(data_dir, name)
+    again = list(repeated_rows(dataset, on_rows))
+    if not any(again):
+        raise Refusal(problem("nothing-repeated", name=name))
+    return _write(data_dir, dataset, {f"{name}-unique": (not one for one in again)})
+
+
+def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> Made:
+    """Write a share of the rows, drawn by the seed, into one set to measure on, and the others into one to train on."""
+    if not 0 < share < 1:
+        raise Refusal(problem("split-share", share=share))
+    dataset = find(data_dir, name)
+    count = count_rows(dataset)
+    held_out = round(count * share)
+    if not 0 < held_out < count:
+        raise Refusal(problem("split-nothing", name=name, rows=count, share=share))
+    chosen = frozenset(random.Random(seed).sample(range(count), held_out))
+    parts = {
+        f"{name}-train": (i not in chosen for i in range(count)),
+        f"{name}-test": (i in chosen for i in range(count)),
+    }
+    return _write(data_dir, dataset, parts, on_rows)
+
+
+def _as_read(place: Place, row: Any) -> Any:
+    """A row as JSON says it: of Parquet, without the nulls that fill its objects up, which JSON would mean."""
+    if place.file.suffix.lower() != ".parquet" or not isinstance(row, dict):
+        return row
+    return {column: without_nulls(value) for column, value in row.items()}
+
+
+def _write(
+    data_dir: Path, dataset: Dataset, parts: Mapping[str, Iterable[bool]], on_rows: OnRows | None = None
+) -> Made:
+    """One pass over the set; each part says of every row whether it takes it. A row that is none is left out."""
+    entry = dataset_info_edits.entry_of(data_dir, dataset.name)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
+        files = {name: Path(folder) / f"{uploads.safe_name(name)}.jsonl" for name in parts}
+        streams = {name: file.open("w", encoding="utf-8") for name, file in files.items()}
+        counts = dict.fromkeys([*parts, "left out"], 0)
+        takes: dict[str, Iterator[bool]] = {name: iter(chosen) for name, chosen in parts.items()}
+        try:
+            for number, (place, row) in enumerate(entries(dataset), start=1):
+                if on_rows and number % TELL_EVERY == 0:
+                    on_rows(number)
+                line = (
+                    ""
+                    if isinstance(row, Problem)
+                    else json.dumps(_as_read(place, row), ensure_ascii=False, default=str) + "\n"
+                )
+                wanted = [name for name, take in takes.items() if next(take)]
+                into = wanted[0] if wanted and line else "left out"
+                counts[into] += 1
+                if into in streams:
+                    streams[into].write(line)
+        finally:
+            for stream in streams.values():
+                stream.close()
+        made = []
+        for name, file in files.items():
+            placed = uploads.place(file, data_dir)
+            made.append(
+                dataset_info_edits.add(
+                    data_dir, name, dataset_info_edits.derived(entry, dataset, placed.name)
+                )
+            )
+    return Made(
+        made,
+        {new: counts[name] for new, name in zip(made, parts, strict=True)} | {"left out": counts["left out"]},
+    )

@@ -1,0 +1,367 @@
+"""The text encoding of a file: chosen, shown by a mark, proved, or detected and then proved on the whole file.
+
+UTF-8 and the Unicode encodings with a mark need no guess. What else a file is written in is proposed by chardet from
+its bytes and kept only if the file can be decoded so; how sure that is stands beside it, and a person can choose.
+Whatever the encoding, readers get UTF-8 from `open_utf8`. A byte that cannot be decoded arrives as an invalid one
+(0xFF), so that the row it is in can be told and the others go on.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from engine.core.problems import Refusal, problem
+
+BUFFER = 1 << 20  # bytes read at a time
+SAMPLE = 1 << 16  # bytes of lines with more than ASCII in them, by which an encoding is detected
+# What was right in each of short texts in nine languages, 10 to 500 characters: see docs/data.md.
+SURE_CONFIDENCE, SURE_MARGIN, SURE_BYTES = 0.3, 0.15, 3
+LEAST_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
+DAMAGED_UTF8 = (
+    0.2  # of them: what is UTF-8 to four fifths is no other encoding, whose pairs seldom fit its pattern
+)
+DAMAGED = 0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
+
+# Name in dataset_info.json → the name people know, the codec. The wider codec stands for those within it.
+ENCODINGS: dict[str, tuple[str, str]] = {
+    "utf-8": ("UTF-8", "utf-8"), "utf-16": ("UTF-16", "utf-16"), "utf-16-le": ("UTF-16 LE", "utf-16-le"),
+    "utf-16-be": ("UTF-16 BE", "utf-16-be"), "utf-32": ("UTF-32", "utf-32"), "utf-32-le": ("UTF-32 LE", "utf-32-le"),
+    "utf-32-be": ("UTF-32 BE", "utf-32-be"),
+    "gb18030": ("GB18030", "gb18030"), "big5": ("Big5", "big5hkscs"), "shift_jis": ("Shift-JIS", "cp932"),
+    "euc_jp": ("EUC-JP", "euc_jp"), "iso-2022-jp": ("ISO-2022-JP", "iso2022_jp"), "euc_kr": ("EUC-KR", "cp949"),
+    "windows-1252": ("Windows-1252", "cp1252"), "latin-1": ("Latin-1", "latin-1"), "iso-8859-15": ("ISO-8859-15", "iso8859-15"),
+    "windows-1250": ("Windows-1250", "cp1250"), "iso-8859-2": ("ISO-8859-2", "iso8859-2"),
+    "windows-1251": ("Windows-1251", "cp1251"), "koi8-r": ("KOI8-R", "koi8-r"), "koi8-u": ("KOI8-U", "koi8-u"),
+    "windows-1253": ("Windows-1253", "cp1253"), "windows-1254": ("Windows-1254", "cp1254"),
+    "windows-1255": ("Windows-1255", "cp1255"), "windows-1256": ("Windows-1256", "cp1256"),
+    "windows-1257": ("Windows-1257", "cp1257"), "windows-1258": ("Windows-1258", "cp1258"),
+    "windows-874": ("Windows-874", "cp874"), "mac-roman": ("Mac Roman", "mac-roman"), "cp437": ("CP437", "cp437"),
+    "cp850": ("CP850", "cp850"), "cp866": ("CP866", "cp866"),
+}  # fmt: skip
+WITHIN = {  # codec → the wider one that stands for it
+    "gbk": "gb18030", "gb2312": "gb18030", "hz": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs",
+    "shift_jis": "cp932", "euc_kr": "cp949", "johab": "cp949", "ascii": "utf-8", "utf-8-sig": "utf-8",
+    "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932",
+}  # fmt: skip
+# What chardet may propose. Others are so rare in files of training data that they would only mislead; they can be chosen.
+DETECTED = ("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949", "cp1252", "cp1251", "koi8-r", "cp1250")
+LABELS = "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
+ASCII = re.compile(r"[\x00-\x7f]+")
+PAIRS = 8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
+SINGLE_BYTE = ("cp1252", "cp1251", "koi8-r", "cp1250")
+HIGH = re.compile(rb"[\x80-\xff]+")
+NO_CHARACTER = re.compile("[\udc80-\udcff]")  # what an undecodable byte becomes in a text
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a file is read. `name` is a key of ENCODINGS, `codec` what Python calls it.
+
+    `detected`: it was inferred from the bytes, with `confidence` from 0 to 1; `sure`: so clearly that nobody need be
+    asked. `others`: names it could be instead, the likeliest first. `damaged`: it may hold bytes that are not of it.
+    """
+
+    name: str
+    codec: str
+    detected: bool = False
+    confidence: float = 1.0
+    sure: bool = True
+    others: tuple[str, ...] = ()
+    damaged: bool = False
+
+    @property
+    def label(self) -> str:
+        return ENCODINGS[self.name][0]
+
+
+def known_encoding(name: str) -> str:
+    """The key of ENCODINGS that a person means by `name`. Raises Refusal, with the nearest name, for an unknown one."""
+    try:
+        codec = codecs.lookup(name.strip()).name
+    except (LookupError, ValueError):
+        codec = ""
+    codec = WITHIN.get(codec, codec)
+    for key, (_, known) in ENCODINGS.items():
+        if codec and codecs.lookup(known).name == codec:
+            return key
+    near = difflib.get_close_matches(name.casefold().strip(), [*ENCODINGS, "gbk", "cp1252"], 1, 0.5)
+    code = "encoding-did-you-mean" if near else "encoding-unknown"
+    raise Refusal(problem(code, encoding=name[:40], nearest="".join(near), known=", ".join(ENCODINGS)))
+
+
+def version(file: Path) -> tuple[int, int]:
+    """Changes when the file does."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def encoding_of(file: Path, chosen: str = "") -> Encoding:
+    """The encoding of a file; `chosen` is a person's word for it. Remembered until the file changes.
+
+    Raises Refusal if the file cannot be decoded, or not as chosen.
+    """
+    return _encoding(file, chosen, *version(file))
+
+
+@lru_cache(maxsize=1024)
+def _encoding(file: Path, chosen: str, mtime_ns: int, size: int) -> Encoding:
+    with file.open("rb") as stream:
+        start = stream.read(4096)
+    if chosen:
+        return _as_chosen(file, known_encoding(chosen), start)
+    if marked := _marked(start) or _by_zeros(start):
+        return marked
+    failed_at = _undecodable(file, "utf-8")
+    if failed_at is None:
+        if b"\x1b$" in start and _undecodable(file, "iso2022_jp") is None:
+            return Encoding("iso-2022-jp", "iso2022_jp", detected=True)
+        sig = start.startswith(codecs.BOM_UTF8)
+        return Encoding("utf-8", "utf-8-sig" if sig else "utf-8")
+    return _detected(file, start, failed_at)
+
+
+def _as_chosen(file: Path, name: str, start: bytes) -> Encoding:
+    codec = ENCODINGS[name][1]
+    if name == "utf-8" and start.startswith(codecs.BOM_UTF8):
+        codec = "utf-8-sig"
+    good, bad, line = _damage(file, codec)
+    if bad > DAMAGED * (good + bad):
+        raise Refusal(problem("file-encoding-chosen", file=file.name, encoding=ENCODINGS[name][0], line=line))
+    return Encoding(name, codec, damaged=bad > 0)
+
+
+def _marked(start: bytes) -> Encoding | None:
+    """By the byte order mark. UTF-32's little-endian mark begins with that of UTF-16."""
+    for mark, name in (
+        (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+    ):  # fmt: skip
+        if start.startswith(mark):
+            return Encoding(name, name, damaged=True)  # believed, and read only row by row
+    return None
+
+
+def _by_zeros(start: bytes) -> Encoding | None:
+    """Without a mark, UTF-16 and UTF-32 show in the zero bytes of Latin letters, digits and brackets."""
+    zeros = [start[place::4].count(0) * 4 for place in range(4)]
+    full = len(start) * 0.99 - 4  # the last character may be cut
+    for name, high, low in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
+        if (
+            len(start) >= 8
+            and zeros[high[0]] >= full
+            and zeros[high[1]] >= full / 2
+            and zeros[low] * 4 < full
+        ):
+            return Encoding(name, name, detected=True, damaged=True)
+    even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
+    if max(even, odd) * 2 > len(start) and min(even, odd) * 4 < max(even, odd):
+        name = "utf-16-be" if even > odd else "utf-16-le"
+        return Encoding(name, name, detected=True, damaged=True)
+    return None
+
+
+def _detected(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
+    """What chardet proposes for the lines beyond ASCII, the first proposal first that decodes the whole file."""
+    size, line = file.stat().st_size, failed_at[1]
+    good, bad, _ = _damage_of(_sample(file), "utf-8")
+    # Text that is almost all UTF-8, or is it up to a last character that was cut in two, is UTF-8 with damage: as
+    # another encoding every character of it would be wrong.
+    if good and (bad <= DAMAGED_UTF8 * (good + bad) or failed_at[0] >= size - 3):
+        sig = start.startswith(codecs.BOM_UTF8)
+        return Encoding("utf-8", "utf-8-sig" if sig else "utf-8", damaged=True)
+    sample = b"".join(_sample(file))
+    proposed = _proposals(sample)
+    sure = sum(map(len, HIGH.findall(sample))) >= SURE_BYTES
+    for place, (name, confidence) in enumerate(proposed):
+        codec = ENCODINGS[name][1]
+        if _undecodable(file, codec) is not None:
+            good, bad, _ = _damage(file, codec)
+            if bad > DAMAGED * (good + bad):
+                continue
+        possible = dict.fromkeys(map(known_encoding, DETECTED), 0.0) | dict(proposed)
+        differing = [
+            (other, trust) for other, trust in sorted(possible.items(), key=lambda one: -one[1])
+            if other != name and _text(sample, other) not in (None, _text(sample, name))
+        ]  # fmt: skip
+        rival = max((trust for _, trust in differing), default=0.0)
+        return Encoding(
+            name, codec, True, confidence, sure and place == 0 and _sure(confidence, rival), tuple(n for n, _ in differing),
+            damaged=_undecodable(file, codec) is not None,
+        )  # fmt: skip
+    raise Refusal(problem("file-encoding", file=file.name, line=line, known=LABELS))
+
+
+def _sure(confidence: float, rival: float) -> bool:
+    return confidence >= SURE_CONFIDENCE or confidence - rival >= SURE_MARGIN
+
+
+def _proposals(sample: bytes) -> list[tuple[str, float]]:
+    """Names of encodings that the bytes may be in, with confidence, the likeliest first."""
+    import chardet  # takes a moment, and few files need it
+
+    proposed = chardet.detect_all(
+        sample, ignore_threshold=True, max_bytes=SAMPLE, include_encodings=DETECTED, compat_names=False
+    )
+    found = {known_encoding(one["encoding"]): float(one["confidence"]) for one in proposed if one["encoding"]}
+    found = {name: confidence for name, confidence in found.items() if ENCODINGS[name][1] != "utf-8"}
+    runs = HIGH.findall(sample)
+    pairs = len(runs) >= PAIRS and all(len(run) % 2 == 0 for run in runs)
+    if pairs and not _sure(*[*found.values(), 0.0, 0.0][:2]):
+        # Letters beyond ASCII do not always come in pairs in a Western or Cyrillic text; Chinese, Japanese and Korean
+        # ones are pairs of bytes. A text of few different ones tells a detector nothing more.
+        found = {known_encoding(name): 0.0 for name in DETECTED} | found
+        return sorted(found.items(), key=lambda one: (ENCODINGS[one[0]][1] in SINGLE_BYTE, -one[1]))
+    return [(name, confidence) for name, confidence in found.items() if confidence > LEAST_CONFIDENCE]
+
+
+def _text(sample: bytes, name: str) -> str | None:
+    try:
+        return sample.decode(ENCODINGS[name][1])
+    except UnicodeDecodeError:
+        return None
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while block := stream.read(BUFFER):
+            yield block
+
+
+def has_zeros(file: Path) -> bool:
+    """Whether a file holds a byte that is zero: asked once, so that not every line of a large table need be looked at."""
+    return _has_zeros(file, *version(file))
+
+
+@lru_cache(maxsize=1024)
+def _has_zeros(file: Path, mtime_ns: int, size: int) -> bool:
+    return any(b"\0" in block for block in _blocks(file))
+
+
+def _undecodable(file: Path, codec: str) -> tuple[int, int] | None:
+    """Byte and line, from 1, of the first thing that is not of this codec; None if all is."""
+    decoder = codecs.getincrementaldecoder(codec)()
+    line, at = 1, 0
+    try:
+        for block in _blocks(file):
+            decoder.decode(block)
+            line, at = line + block.count(b"\n"), at + len(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        # The error counts from what was left over of the block before.
+        return at + error.start, line + error.object[: error.start].count(b"\n")
+    return None
+
+
+def _sample(file: Path) -> list[bytes]:
+    """Lines with bytes beyond ASCII, up to SAMPLE bytes of them."""
+    lines: list[bytes] = []
+    left, held = SAMPLE, b""
+    for block in _blocks(file):
+        *whole, held = (held + block).split(b"\n")
+        for line in whole:
+            if left > 0 and not line.isascii():
+                lines.append(line[:left] + b"\n")
+                left -= len(line)
+        if left <= 0:
+            return lines
+        if len(held) > SAMPLE:  # a line without end
+            lines.append(held[:left])
+            return lines
+    return [*lines, held[:left]] if not held.isascii() else lines
+
+
+def _damage(file: Path, codec: str) -> tuple[int, int, int]:
+    return _damage_of(_blocks(file), codec)
+
+
+def _damage_of(blocks: Iterator[bytes] | list[bytes], codec: str) -> tuple[int, int, int]:
+    """Characters beyond ASCII, places that cannot be decoded, and the line of the first of them."""
+    decoder = codecs.getincrementaldecoder(codec)("no character")
+    good = bad = 0
+    line, first = 1, 0
+    for block in (*blocks, b"") if isinstance(blocks, list) else _and_end(blocks):
+        text = decoder.decode(block, final=not block)
+        if not text.isascii():
+            missing = len(NO_CHARACTER.findall(text))
+            if missing and not first:
+                first = line + text.count("\n", 0, NO_CHARACTER.search(text).start())
+            bad += missing
+            good += len(text) - missing - sum(map(len, ASCII.findall(text)))
+        line += text.count("\n")
+    return good, bad, first or 1
+
+
+def _and_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    yield from blocks
+    yield b""
+
+
+def _no_character(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for decoding: one mark for each undecodable piece."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udcff", max(error.end, error.start + 1)
+
+
+codecs.register_error("no character", _no_character)
+
+
+class _Recoded(io.RawIOBase):
+    """The bytes that a file would have if it were UTF-8."""
+
+    def __init__(self, file: Path, codec: str):
+        self.source, self.ready = file.open("rb"), memoryview(b"")
+        self.decoder = codecs.getincrementaldecoder(codec)("no character")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        while not self.ready:
+            block = self.source.read(BUFFER)
+            text = self.decoder.decode(block, final=not block)
+            self.ready = memoryview(text.encode(errors="surrogateescape"))
+            if not block:
+                break
+        size = min(len(into), len(self.ready))
+        into[:size], self.ready = self.ready[:size], self.ready[size:]
+        return size
+
+    def close(self) -> None:
+        self.source.close()
+        super().close()
+
+
+def open_utf8(file: Path, at: int = 0, encoding: str = "") -> BinaryIO:
+    """The text of a file as UTF-8 without a byte order mark, whatever it is written in, from byte `at` on.
+
+    Raises Refusal if its encoding is not known. `at` counts from the start of the file, a mark included.
+    """
+    codec = encoding_of(file, encoding).codec
+    if codec.startswith("utf-8"):
+        stream: BinaryIO = file.open("rb")
+        stream.seek(at or len(codecs.BOM_UTF8) * (codec == "utf-8-sig"))
+        return stream
+    stream = io.BufferedReader(_Recoded(file, codec), BUFFER)
+    while at > 0:  # what was written in another encoding can only be reached by reading up to there
+        at -= len(stream.read(min(at, BUFFER)) or b" " * at)
+    return stream
+
+
+def read_text(file: Path) -> str:
+    """All of a small file. Raises Refusal if its encoding is not known, or a piece of it cannot be decoded."""
+    with open_utf8(file) as stream:
+        content = stream.read()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise Refusal(problem("file-encoding", file=file.name, line=line, known=LABELS)) from None

@@ -1,0 +1,275 @@
+"""One turn of a conversation, in any spelling people use → messages as chat templates know them.
+
+    {"role": "system" | "user" | "assistant" | "tool", "content": str, "reasoning_content"?: str, "tool_call_id"?: str,
+     "name"?: str, "tool_calls"?: [{"id"?, "type": "function", "function": {"name", "arguments": object}}]}
+
+Read are ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`; Gemini's `parts`; content as text, or
+as a list of parts: text, thoughts, Anthropic's tool_use and tool_result. A picture or a sound is refused: only text is trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.data import loss_marks
+from engine.data.loss_marks import TURN_MARKS, Message
+from engine.data.row_formats import CALL, CONTENT_TAGS, ROLE_TAGS
+from engine.data.row_values import Row, listed, nth
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+PLAIN = ("user", "assistant", "system")
+# Types of parts, and keys of parts without a type, that are no text.
+MEDIA_WORDS = (
+    "image",
+    "audio",
+    "video",
+    "file",
+    "document",
+    "inline_data",
+    "inlineData",
+    "fileData",
+    "sound",
+)
+
+
+@dataclass(slots=True)
+class Content:
+    """What the parts of a content come to."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Message] = field(default_factory=list)
+
+
+def conversation(row: Row, value: Any, column: str) -> list[Message]:
+    """The messages of a list of turns, with the weights that turns and the row's mask give them."""
+    turns = _objects(row, row.items(value, column))
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        messages += turn_messages(row, turn, column, number)
+    if loss_marks.MASK in row.values:
+        return _masked(row, turns, column)
+    return messages
+
+
+def _objects(row: Row, items: list[Any]) -> list[Any]:
+    """The items of a list; each may be the JSON of an object, as the datasets library stores what is uneven in Parquet."""
+    if not any([type(item) is str for item in items]):
+        return items
+    return [row.parsed(item) for item in items]
+
+
+def _masked(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
+    each = [turn_messages(row, turn, column, number) for number, turn in enumerate(turns)]
+    mask = loss_marks.mask_of(row, [messages[-1]["role"] for messages in each])
+    for number, (messages, weight) in enumerate(zip(each, mask or (), strict=False)):
+        loss_marks.mark(row, messages[-1], weight, nth(loss_marks.MASK, number))
+    return [message for messages in each for message in messages]
+
+
+def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
+    """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is none."""
+    turns = [value] if isinstance(value, dict) else row.parsed(value)
+    turns = _objects(row, turns) if isinstance(turns, list) else None
+    if not turns or not isinstance(turns[0], dict):
+        return None
+    speaker = _present(turns[0], (row.dataset.tags["role_tag"], *ROLE_TAGS))
+    if speaker is None or (isinstance(value, str) and row.dataset.role_of(turns[0][speaker]) is None):
+        return None
+    return conversation(row, turns, column)
+
+
+def turn_messages(row: Row, turn: Any, column: str, number: int) -> list[Message]:
+    """One turn; several messages where it holds results of tools beside other things."""
+    dataset = row.dataset
+    if isinstance(turn, dict) and len(turn) == 2:  # the usual ones, quickly
+        content = turn.get(dataset.tags["content_tag"])
+        role = dataset.role_of(turn.get(dataset.tags["role_tag"]))
+        if type(content) is str and role in PLAIN and (role == "system" or not content.isspace()) and content:
+            return [{"role": role, "content": content}]
+    return _full_turn(row, turn, nth(column, number))
+
+
+def _full_turn(row: Row, turn: Any, column: str) -> list[Message]:
+    if not isinstance(turn, dict):
+        raise row.wrong_type(column, "object", turn)
+    tags = row.dataset.tags
+    role_tag = _present(turn, (tags["role_tag"], *ROLE_TAGS))
+    if role_tag is None:
+        raise row.bad("row-without-column", column=f"{column}.{tags['role_tag']}", columns=listed(turn))
+    role = row.dataset.role_of(turn[role_tag])
+    if role is None:
+        known = listed(row.dataset.speakers)
+        raise row.bad("row-role", column=f"{column}.{role_tag}", found=turn[role_tag], known=known)
+    content_tag = _present(turn, (tags["content_tag"], *CONTENT_TAGS)) or tags["content_tag"]
+    value, where = turn.get(content_tag), f"{column}.{content_tag}"
+    if role == CALL:
+        message = {"role": "assistant", "content": "", "tool_calls": calls(row, value, where)}
+        messages = [_named(message, turn)]
+    elif role == "tool":
+        messages = [_named({"role": "tool", "content": _result(row, value, where)}, turn)]
+    elif role == "assistant":
+        messages = [_answer(row, turn, content_of(row, value, where), where)]
+    else:
+        messages = _question(row, role, turn, content_of(row, value, where), where)
+    if not TURN_MARKS.isdisjoint(turn):
+        loss_marks.mark(row, messages[-1], loss_marks.turn_weight(row, turn, column), column)
+    return messages
+
+
+def _present(turn: Message, keys: Iterable[str]) -> str | None:
+    return next((key for key in keys if key in turn), None)
+
+
+def _named(message: Message, turn: Message) -> Message:
+    """The message with those names and ids of its turn that a template may write."""
+    for key in ("tool_call_id", "name"):
+        if isinstance(turn.get(key), str) and turn[key]:
+            message[key] = turn[key]
+    return message
+
+
+def _question(row: Row, role: str, turn: Message, content: Content, column: str) -> list[Message]:
+    """What a user or the system says, behind the results of tools that stand in the same turn."""
+    if content.calls:
+        raise row.bad("row-not-text", column=column, found="tool_use")
+    # An empty system message is a way to turn a template's own off.
+    if not content.text.strip() and role == "user":
+        if content.results:
+            return content.results
+        raise row.bad("row-empty", column=column)
+    return [*content.results, _named({"role": role, "content": content.text}, turn)]
+
+
+def _answer(row: Row, turn: Message, content: Content, column: str) -> Message:
+    message: Message = {"role": "assistant", "content": content.text}
+    reasoning = next((turn[key] for key in REASONING if turn.get(key)), None)
+    thought = content.reasoning if reasoning is None else content_of(row, reasoning, column).text
+    if thought.strip():
+        message["reasoning_content"] = thought
+    made = [*calls(row, turn.get("tool_calls") or [], column), *content.calls]
+    if turn.get("function_call"):
+        made += calls(row, turn["function_call"], column)
+    if made:
+        message["tool_calls"] = made
+    elif not content.text.strip() and "reasoning_content" not in message:
+        if turn.get("content") is None and not content.text:
+            raise row.wrong_type(column, "string", None)
+        raise row.bad("row-empty", column=column)
+    return _named(message, turn)
+
+
+def _result(row: Row, value: Any, column: str) -> str:
+    """What a tool has answered, which may be nothing, or data instead of text."""
+    if isinstance(value, dict) or (isinstance(value, list) and not all(map(_is_part, value))):
+        return json.dumps(row.structs(value), ensure_ascii=False, default=str)
+    return content_of(row, value, column).text
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and ("type" in value or "text" in value))
+
+
+# -------------------------------------------------------------------------------------------- content
+
+
+def text_of(row: Row, value: Any, column: str) -> str:
+    """The text of a column that is a string or parts that are text. Raises Refusal for anything else: strings in a list
+    may be several answers."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and any(isinstance(part, str) for part in value):
+        raise row.wrong_type(column, "string", value)
+    content = content_of(row, value, column)
+    if value is None or content.calls or content.results:
+        raise row.wrong_type(column, "string", value)
+    return content.text
+
+
+def content_of(row: Row, value: Any, column: str) -> Content:
+    """A content in any spelling. null is no content. Raises Refusal for what is no text."""
+    if isinstance(value, str):
+        return Content(value)
+    content = Content()
+    if value is None:
+        return content
+    if isinstance(value, dict) and _is_part(value):
+        value = [value]
+    if not isinstance(value, list):
+        raise row.wrong_type(column, "string", value)
+    for part in value:
+        if isinstance(part, str):
+            content.text += part
+        elif isinstance(part, dict):
+            _part(row, {key: inner for key, inner in part.items() if inner is not None}, content, column)
+        elif part is not None:
+            raise row.wrong_type(column, "string", value)
+    return content
+
+
+def _part(row: Row, part: dict[str, Any], content: Content, column: str) -> None:
+    kind = part.get("type", "")
+    if kind in ("text", "input_text", "output_text", "") and "text" in part:
+        text = part["text"]
+        content.text += text_of(row, text.get("value") if isinstance(text, dict) else text, column)
+    elif kind == "refusal":
+        content.text += text_of(row, part.get("refusal"), column)
+    elif kind in ("thinking", "reasoning", "reasoning_text"):
+        thought = next(
+            (part[key] for key in ("thinking", "reasoning", "text", "content", "summary") if key in part), ""
+        )
+        content.reasoning += content_of(row, thought, column).text
+    elif kind == "summary_text":
+        content.text += text_of(row, part.get("text"), column)
+    elif kind == "redacted_thinking":
+        return
+    elif kind == "tool_use":
+        call = {"id": part.get("id"), "name": part.get("name"), "arguments": part.get("input")}
+        content.calls += calls(row, call, column)
+    elif kind == "tool_result":
+        message: Message = {"role": "tool", "content": _result(row, part.get("content"), column)}
+        content.results.append(_named(message, {"tool_call_id": part.get("tool_use_id")}))
+    else:
+        what = kind or listed(part)
+        media = any(word in what for word in MEDIA_WORDS)
+        raise row.bad("row-media" if media else "row-not-text", column=column, found=what)
+
+
+# ---------------------------------------------------------------------------------------------- calls
+
+
+def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
+    """Calls of tools as OpenAI writes them, with the arguments as an object; from one call or several, or their JSON."""
+    value = row.parsed(value)
+    made = []
+    for call in value if isinstance(value, list) else [value]:
+        function = call.get("function") or call if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise row.wrong_type(column, '{"name", "arguments"}', call)
+        arguments = row.parsed(row.structs(function.get("arguments")))
+        if isinstance(arguments, str) and not arguments.strip():
+            arguments = None
+        if arguments is not None and not isinstance(arguments, dict):
+            raise row.wrong_type(f"{column}.arguments", "object", arguments)
+        whole = {"type": "function", "function": {"name": function["name"], "arguments": arguments or {}}}
+        identity = call.get("id")
+        made.append({"id": identity, **whole} if isinstance(identity, str) and identity else whole)
+    return made
+
+
+def tools(row: Row) -> list[dict[str, Any]] | None:
+    """The tools of a row, each as OpenAI writes them; the older `functions` where there are no tools."""
+    column = row.dataset.columns.get("tools")
+    value = row.values.get(column) if column else None
+    if not value and column:
+        column, value = "functions", row.values.get("functions")
+    if not value:
+        return None
+    items = row.structs(_objects(row, row.items(value, column)))
+    if any(not isinstance(other := tool, dict) for tool in items):
+        raise row.wrong_type(column, "[object]", other)
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in items] or None

@@ -1,0 +1,120 @@
+"""The studio's side of the preview: one warm child that is asked what a model would see of a data set.
+
+The child is started at the first look, and again whenever it is gone; the studio lives on whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import STAGES
+from engine.data import template_losses
+from engine.launch import command
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import RunSpec
+
+PATIENCE_S = 120.0  # for one answer
+
+_turn = threading.Lock()  # one question at a time
+_child: subprocess.Popen[bytes] | None = None
+
+
+def warm() -> None:
+    """Start the child if there is none, so that the first question finds it ready. Comes back at once."""
+    if _turn.acquire(blocking=False):  # else it is at work, and warm
+        try:
+            _alive()
+        finally:
+            _turn.release()
+
+
+def ask(what: str, spec: RunSpec, data: Path, name: str, **given: Any) -> dict[str, Any]:
+    """The answer of `engine.worker.data.preview` to a question about the data set `name`. Raises Refusal."""
+    question = (
+        json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **given}) + "\n"
+    )
+    with _turn:
+        told = _ask(question.encode()) or _ask(question.encode())  # an idle child may end just now
+    if told is None:
+        raise Refusal(problem("preview-ended"))
+    if "problems" in told:
+        raise Refusal([Problem(one["code"], one["field"], one["values"]) for one in told["problems"]])
+    return told["answer"]
+
+
+def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:
+    """What keeps a run from starting in the rows themselves, and what is told of them, by a look at some of each data set:
+    rows that the chat template refuses, and what it leaves out of the others. Nothing where the model is not on this
+    machine, or the rows are plain text. Raises Refusal where no look is possible."""
+    wrong: list[Problem] = []
+    notes: list[Problem] = []
+    if STAGES[spec.stage.kind].form == "text" or not Path(spec.model.model_name_or_path).is_dir():
+        return wrong, notes
+    for name in spec.data.datasets:
+        answer = ask("statistics", spec, data, name)
+        refused = [Problem(reason["code"], reason["field"], reason["values"]) for reason in answer["refused"]]
+        count = answer["fates"].get("refused", 0)
+        if refused and spec.data.skip_bad_rows and answer["usable"]:
+            notes += [problem("rows-refused-left-out", name=name, bad=count, rows=answer["seen"]), *refused]
+        elif refused:
+            wrong += [problem("bad-rows", "data.datasets", name=name, bad=count), *refused]
+        notes += template_losses.notes(answer["lost"], answer["seen"])
+    return wrong, notes
+
+
+def _ask(question: bytes) -> dict[str, Any] | None:
+    """None: the child has ended, or does not answer and was ended."""
+    child = _alive()
+    try:
+        child.stdin.write(question)
+        child.stdin.flush()
+        return json.loads(_line(child.stdout.fileno()))
+    except (OSError, ValueError):
+        _end()
+        return None
+
+
+def _line(pipe: int) -> bytes:
+    """One line. Raises TimeoutError if it takes too long, ValueError if the pipe ends."""
+    parts: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while not parts or not parts[-1].endswith(b"\n"):
+        if not select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise TimeoutError
+        parts.append(os.read(pipe, 1 << 16))
+        if not parts[-1]:
+            raise ValueError("the child has ended")
+    return b"".join(parts)
+
+
+def _alive() -> subprocess.Popen[bytes]:
+    global _child
+    if _child is None or _child.poll() is not None:
+        _end()
+        _child = subprocess.Popen(
+            [sys.executable, "-m", "engine.worker.data.preview"], cwd=PROJECT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            env=command.inherited() | command.OFFLINE | {"PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "true"},
+        )  # fmt: skip
+    return _child
+
+
+def _end() -> None:
+    global _child
+    if _child is not None:
+        with contextlib.suppress(OSError):
+            _child.stdin.close()
+        _child.stdout.close()
+        _child.kill()
+        _child.wait()
+        _child = None

@@ -1,0 +1,237 @@
+"""A data file → its rows, one after the other, from any place in it.
+
+json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Nothing is held but the row at hand, and
+of that no more than LONGEST bytes: a file of any size, and a line of any length, fit into memory. What cannot be read
+as a row comes as a Problem in its place. What a row means is left to `engine.data.datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.data import csv_files, json_files, json_layout, text_lines
+from engine.data.encodings import Encoding, encoding_of, open_utf8, read_text, version
+from engine.data.text_lines import (
+    Entry,
+    OnBad,
+    Place,
+    Row,
+    full_lines,
+    half_character,
+    holds_undecodable,
+    lines,
+    no_row,
+    too_long,
+    type_of,
+    undecodable,
+)
+
+__all__ = [
+    "EVERY", "SUFFIXES", "Entry", "OnBad", "Place", "Row", "Source", "broken_off", "count", "entries", "half_character",
+    "no_row", "objects", "places", "read_text", "source_of", "type_of", "version",
+    "where_broken",
+]  # fmt: skip
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
+EVERY = 256  # rows from one remembered place to the next
+
+
+def entries(file: Path, start: Place | None = None, encoding: str = "") -> Iterator[Entry]:
+    """The rows of a file, each with its place, from `start` on if one is given: a place that this has told before.
+
+    `encoding`: what a person says the file is written in; it is found where nobody says. Where a row cannot be read
+    there is a Problem instead; the last entry may be a Problem of the file itself.
+    """
+    start = start or Place(file, 1)
+    try:
+        for place, row in READERS[file.suffix.lower()](file, start, encoding):
+            yield place, row if isinstance(row, (dict, Problem)) else no_row(place, row)
+    except Refusal as refusal:
+        yield start, refusal.problems[0]
+    except OSError as error:
+        yield start, problem("data-file-unreadable", file=file.name, why=error.strerror or error)
+
+
+def objects(found: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+    """Those that are rows; the others go to `on_bad`."""
+    for place, row in found:
+        if isinstance(row, dict):
+            yield place, row
+        else:
+            on_bad(row if isinstance(row, Problem) else no_row(place, row))
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a file is read: its encoding (None for Parquet), how it is laid out or what separates its cells, and what of
+    this is not certain: Problems that a person should know of before anything is trained on it."""
+
+    file: Path
+    encoding: Encoding | None = None
+    layout: str = ""
+    separator: str = ""
+    doubts: tuple[Problem, ...] = ()
+
+
+def source_of(file: Path, encoding: str = "") -> Source:
+    """How the file is read; remembered until it changes. Raises Refusal if it cannot be read at all."""
+    suffix = file.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            _parquet_file(file)
+            return Source(file)
+        found = encoding_of(file, encoding)
+        doubts: tuple[Problem, ...] = ()
+        if not found.sure:
+            others = ", ".join(found.others[:3])
+            doubts += (problem("encoding-unsure", file=file.name, encoding=found.label, others=others),)
+        if suffix in (".json", ".jsonl"):
+            return Source(file, found, json_layout.layout(file, encoding).shape, doubts=doubts)
+        if suffix in (".csv", ".tsv"):
+            how = csv_files.dialect(file, encoding)
+            return Source(file, found, separator=how.label, doubts=(*doubts, *how.doubts))
+        return Source(file, found, doubts=doubts)
+    except OSError as error:
+        why = error.strerror or error
+        raise Refusal(problem("data-file-unreadable", file=file.name, why=why)) from error
+
+
+def where_broken(error: Exception) -> dict[str, Any]:
+    """Line, column and reason of an error in reading JSON, for a sentence."""
+    if isinstance(error, json.JSONDecodeError):
+        return {"line": error.lineno, "column": error.colno, "reason": error.msg}
+    return {"line": 1, "column": 1, "reason": json_layout.reason_of(error)}
+
+
+def places(file: Path, encoding: str = "") -> tuple[list[Place], int]:
+    """The place of every EVERY-th row, the first one's before all, and how many rows there are, good or bad.
+
+    Takes one reading of the file, and is remembered until it changes.
+    """
+    return _places(file, encoding, *version(file))
+
+
+def count(file: Path, encoding: str = "") -> int:
+    """How many rows there are, good or bad; remembered until the file changes. Raises Refusal if it is no data."""
+    return _count(file, encoding, *version(file))
+
+
+def broken_off(file: Path) -> Problem | None:
+    """Says so where a JSON file ends in the middle of a row, and how many rows before it can be read. Reads all of it."""
+    if file.suffix.lower() not in (".json", ".jsonl"):
+        return None
+    rows, before, last, value = 0, None, None, None
+    for place, value in entries(file):
+        before, last, rows = last, place, rows + isinstance(value, dict)
+    codes = ("row-not-json", "file-broken-json", "row-bytes")
+    if not rows or not isinstance(value, Problem) or value.code not in codes:
+        return None  # whole; or no row can be read at all, which whoever looks at its columns says
+    # What is broken is only known from where a row begins: in a list, that is the one before.
+    in_list = json_layout.layout(file).shape in ("array", "wrapped")
+    opening, start = (b"[", before) if in_list else (b"", last)
+    with open_utf8(file, start.at) as stream:
+        rest = (opening + stream.read(2 * text_lines.LONGEST)).decode(errors="replace")
+    try:
+        from_json(rest)
+    except ValueError as error:
+        if str(error).startswith("EOF while parsing"):
+            return problem("file-breaks-off", file=file.name, line=last.line, rows=rows)
+    return None
+
+
+@lru_cache(maxsize=64)
+def _places(file: Path, encoding: str, mtime_ns: int, size: int) -> tuple[list[Place], int]:
+    found, number = [], 0
+    if by_lines(file, encoding):
+        for number, line, at, _ in full_lines(file, 1, 1, 0, encoding):
+            if number % EVERY == 1:
+                found.append(Place(file, number, line, at=at))
+    else:
+        for number, (place, _) in enumerate(entries(file, encoding=encoding), start=1):
+            if number % EVERY == 1:
+                found.append(place)
+    return found, number
+
+
+@lru_cache(maxsize=1024)
+def _count(file: Path, encoding: str, mtime_ns: int, size: int) -> int:
+    if file.suffix.lower() == ".parquet":
+        return _parquet_file(file).metadata.num_rows
+    encoding_of(file, encoding)
+    return _places(file, encoding, mtime_ns, size)[1]
+
+
+def by_lines(file: Path, encoding: str = "") -> bool:
+    """Whether every line is a row of JSON: files are often named .json for .jsonl and the other way about."""
+    return file.suffix.lower() in (".json", ".jsonl") and json_layout.layout(file, encoding).shape == "lines"
+
+
+# ------------------------------------------------------------------------------------------ other files
+
+
+def _parquet_file(file: Path) -> Any:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return parquet.ParquetFile(file)
+    except (ArrowException, OSError) as error:
+        raise Refusal(problem("file-broken-parquet", file=file.name, reason=str(error))) from error
+
+
+def _parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
+    from pyarrow import ArrowException
+
+    table, row = _parquet_file(file), 1
+    try:
+        for group in range(table.num_row_groups):
+            size = table.metadata.row_group(group).num_rows
+            if row + size <= start.row:
+                row += size
+                continue
+            for batch in table.iter_batches(batch_size=EVERY, row_groups=[group]):
+                if row + batch.num_rows > start.row:
+                    for number, value in enumerate(batch.to_pylist(), start=row):
+                        if number >= start.row:
+                            yield Place(file, number), value
+                row += batch.num_rows
+    except (ArrowException, OSError) as error:
+        yield Place(file, row), problem("file-broken-parquet", file=file.name, reason=str(error))
+
+
+def _paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]:
+    """A text file's documents are separated by blank lines."""
+    place, document, size = replace(start, line=start.line or 1), [], 0
+    for line, at, _, text in lines(file, start.line or 1, start.at, encoding, stop_at_cr=True):
+        if text is None or text.strip():
+            if not size:
+                place = Place(file, place.row, line, at=at)
+            size += text_lines.LONGEST + 1 if text is None else len(text)
+            if size <= text_lines.LONGEST:
+                document.append(text.rstrip(b"\r\n").decode(errors="surrogateescape"))
+        elif size:
+            yield place, _document(place, document, size, encoding)
+            place, document, size = Place(file, place.row + 1), [], 0
+    if size:
+        yield place, _document(place, document, size, encoding)
+
+
+def _document(place: Place, some: list[str], size: int, encoding: str) -> Any:
+    if size > text_lines.LONGEST:
+        return too_long(place)
+    text = "\n".join(some)
+    if (found := encoding_of(place.file, encoding)).damaged and holds_undecodable(text):
+        return undecodable(place, found.label)
+    return problem("row-zero", place=str(place)) if "\0" in text else {"text": text}
+
+
+READERS: dict[str, Callable[[Path, Place, str], Iterator[Entry]]] = {
+    ".json": json_files.read, ".jsonl": json_files.read, ".csv": csv_files.read, ".tsv": csv_files.read,
+    ".parquet": _parquet, ".txt": _paragraphs,
+}  # fmt: skip

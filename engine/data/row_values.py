@@ -1,0 +1,105 @@
+"""One row of a data file, asked for its values; and how anything that is wrong with it, or odd about it, is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.data import row_files
+from engine.data.dataset_info import Dataset
+from engine.data.row_files import Place, type_of
+
+
+@dataclass(slots=True)
+class Row:
+    """The values of a row by LLaMA-Factory's names of the columns.
+
+    `notes` are told of a row that can be used: what of it is not understood, or not used as it asks. `marked`: one of
+    its messages has a `weight`.
+    """
+
+    dataset: Dataset
+    place: Place
+    values: Mapping[str, Any]
+    notes: list[Problem] | None = None
+    marked: bool = False
+
+    def bad(self, code: str, **values: Any) -> Refusal:
+        return Refusal(problem(code, place=str(self.place), **values))
+
+    def wrong_type(self, column: str, expected: str, value: Any, *, named: bool = False) -> Refusal:
+        """`named`: the value stands behind its type, where others of that type are understood."""
+        found = type_of(value)
+        if named and isinstance(value, (str, int, float)):
+            found += f" {json.dumps(value, ensure_ascii=False)[:40]}"
+        return self.bad("row-value-type", column=column, expected=expected, found=found)
+
+    def note(self, code: str, **values: Any) -> None:
+        """Say something of the row, once for each code."""
+        self.notes = self.notes or []
+        if all(note.code != code for note in self.notes):
+            self.notes.append(problem(code, place=str(self.place), **values))
+
+    def get(self, role: str) -> Any:
+        """The value of an optional column; None where there is none."""
+        return self.values.get(self.dataset.columns.get(role, ""))
+
+    def need(self, role: str) -> Any:
+        column = self.dataset.columns.get(role, role)
+        if column not in self.values:
+            raise self.bad("row-without-column", column=column, columns=listed(self.values))
+        return self.values[column]
+
+    def column(self, role: str) -> str:
+        return self.dataset.columns.get(role, role)
+
+    def parsed(self, value: Any) -> Any:
+        """What a string holds if it is the JSON of a list or an object, else the value itself. Raises Refusal for half
+        of a character, which JSON in a string can hide."""
+        result = parsed(value)
+        if result is not value and (half := row_files.half_character(result, value)):
+            raise self.bad("row-half-character", found=half)
+        return result
+
+    def items(self, value: Any, column: str) -> list[Any]:
+        """A list, or the JSON of one: tables can hold nothing else."""
+        value = self.parsed(value)
+        if not isinstance(value, list):
+            raise self.wrong_type(column, "list", value)
+        return value
+
+    def structs(self, value: Any) -> Any:
+        """A value without the nulls in its objects, if it comes from Parquet: there all objects of a column have the
+        same keys, and one that has not a key cannot be told from one that has null. JSON's nulls are left alone."""
+        return without_nulls(value) if self.place.file.suffix.lower() == ".parquet" else value
+
+
+def without_nulls(value: Any) -> Any:
+    """A value whose objects, at any depth, have no key that is null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [without_nulls(inner) for inner in value]
+    return value
+
+
+def parsed(value: Any) -> Any:
+    """What a string holds if it is the JSON of a list or an object, else the value itself."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return value
+    return value
+
+
+def nth(column: str, number: int) -> str:
+    """What the item `number` of a list in a column is called, from 1 as lines and messages are counted."""
+    return f"{column} #{number + 1}"
+
+
+def listed(names: Any) -> str:
+    return ", ".join(map(str, names)) or "—"

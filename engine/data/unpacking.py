@@ -1,0 +1,82 @@
+"""A packed file (gz, bz2, xz, zst, or a zip of one file) → the data file in it, of no more than a given size."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from engine.core.problems import Refusal, problem
+
+BLOCK = 1 << 20
+# What a damaged or locked file makes the readers raise; pyarrow raises OSError.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+def _zst(source: Path) -> Any:
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(source)), "zstd")
+
+
+STREAMS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zst,
+}
+PACKED = (*STREAMS, ".zip")
+
+
+def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
+    """Unpack `source`, which is called `name`, into `folder`; returns the file, which has the name it was packed under.
+
+    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged, or is not one file.
+    """
+    suffix = Path(name).suffix.lower()
+    if suffix != ".zip":
+        target = folder / Path(name).stem
+        _copy(lambda: STREAMS[suffix](source), target, name, limit)
+        return target
+    try:
+        with zipfile.ZipFile(source) as packed:
+            inside = [one for one in packed.infolist() if not one.is_dir() and not _hidden(one.filename)]
+            if len(inside) != 1:
+                names = ", ".join(one.filename for one in inside[:10]) or "(none)"
+                raise Refusal(problem("upload-zip", file=name, names=names))
+            target = folder / PurePosixPath(inside[0].filename.replace("\\", "/")).name.replace("\0", "")
+            _copy(lambda: packed.open(inside[0]), target, name, limit)
+            return target
+    except BROKEN as error:
+        raise Refusal(problem("upload-broken", file=name, reason=error)) from error
+
+
+def _hidden(name: str) -> bool:
+    """What systems add of their own: __MACOSX, .DS_Store."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def _copy(opened: Callable[[], Any], target: Path, name: str, limit: int) -> None:
+    size = 0
+    try:
+        with opened() as stream, target.open("wb") as into:
+            while block := stream.read(BLOCK):
+                size += len(block)
+                if size > limit:
+                    raise Refusal(problem("upload-bomb", file=name, limit=f"{limit >> 20:,} MB"))
+                into.write(block)
+    except BROKEN as error:
+        raise Refusal(problem("upload-broken", file=name, reason=error)) from error

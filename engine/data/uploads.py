@@ -1,0 +1,199 @@
+"""A file from outside → a data file in the data folder: under a safe name, beside what is there and never over it.
+
+A packed file is unpacked and a workbook turned into JSON lines on the way; a workbook with several tables is kept beside
+what was made of it, hidden, for another sheet to be chosen. What the rows of a file mean is said in `engine.data.dataset_info_edits`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from engine.core import hardware
+from engine.core.problems import Problem, Refusal, problem
+from engine.data import unpacking, xlsx
+from engine.data.datasets import INFO_FILE, Dataset
+from engine.data.row_files import SUFFIXES
+
+ACCEPTED = (*SUFFIXES, ".xlsx", *unpacking.PACKED)
+LARGEST = 8 << 30  # bytes of one upload
+LARGEST_SHEET = 512 << 20  # bytes of a workbook, packed
+LISTED = 1000  # files of a data folder that are offered
+
+
+def receive(
+    source: Path, given: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
+) -> Path:
+    """Take the file `source`, which its owner calls `given`, into the data folder; `source` stays where it is.
+
+    Returns where it is now; `on_note` gets what a person should know of how it was read. A workbook may take a minute.
+    Raises Refusal if it is of no use, or cannot be kept.
+    """
+    name = safe_name(given)
+    suffix = Path(name).suffix.lower()
+    if suffix not in ACCEPTED:
+        raise Refusal(problem("upload-format", file=name, known=", ".join(ACCEPTED)))
+    size, limit = source.stat().st_size, LARGEST_SHEET if suffix == ".xlsx" else LARGEST
+    if size > limit:
+        raise Refusal(problem("upload-too-large", file=name, size=_mb(size), limit=_mb(limit)))
+    if not size:
+        raise Refusal(problem("upload-empty", file=name))
+    if size > hardware.free_disk(data_dir):
+        raise Refusal(problem("data-not-writable", folder=data_dir, why=os.strerror(errno.ENOSPC)))
+    try:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
+            if suffix in unpacking.PACKED:
+                source = unpacking.unpack(
+                    source, name, Path(folder), min(LARGEST, hardware.free_disk(data_dir))
+                )
+                return receive(source, source.name, data_dir, on_note)
+            if suffix == ".xlsx":
+                return _of_workbook(source, name, Path(folder), data_dir, on_note)
+            arrived = Path(folder) / name
+            shutil.copyfile(source, arrived)
+            return place(arrived, data_dir)
+    except OSError as error:
+        raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
+
+
+def _of_workbook(
+    source: Path, name: str, folder: Path, data_dir: Path, on_note: Callable[[Problem], None]
+) -> Path:
+    arrived = folder / f"{Path(name).stem}.jsonl"
+    called = folder / name  # by which it is told
+    called.symlink_to(source.resolve())
+    table = xlsx.to_jsonl(called, arrived)
+    for note in table.notes:
+        on_note(note)
+    placed = place(arrived, data_dir)
+    if table.others:
+        shutil.copyfile(source, workbook_of(placed))
+        _sheet_in(placed).write_text(table.sheet, encoding="utf-8")
+    return placed
+
+
+def workbook_of(file: Path) -> Path:
+    """Where the workbook is kept that a data file was made of, if it had several sheets."""
+    return file.with_name(f".{file.name}.xlsx")
+
+
+def _sheet_in(file: Path) -> Path:
+    """Where it is written which of its sheets a data file was made of."""
+    return file.with_name(f".{file.name}.sheet")
+
+
+def sheets_of(file: Path) -> tuple[list[str], str]:
+    """The sheets that a data file could be made of, and the one it is made of; none if there is nothing to choose."""
+    workbook, chosen = workbook_of(file), _sheet_in(file)
+    if not workbook.is_file() or not chosen.is_file():
+        return [], ""
+    return xlsx.tables(workbook), chosen.read_text(encoding="utf-8")
+
+
+def choose_sheet(file: Path, sheet: str) -> list[Problem]:
+    """Make a data file anew, of another sheet of its workbook; returns what a person should know of how it was read.
+
+    Raises Refusal if there is no such sheet.
+    """
+    workbook = workbook_of(file)
+    if not workbook.is_file():
+        raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
+    try:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".arriving-") as folder:
+            arrived = Path(folder) / file.name
+            called = Path(folder) / f"{file.stem}.xlsx"
+            called.symlink_to(workbook.resolve())
+            table = xlsx.to_jsonl(called, arrived, sheet)
+            os.chmod(arrived, 0o644)
+            os.replace(arrived, file)
+            _sheet_in(file).write_text(table.sheet, encoding="utf-8")
+            return list(table.notes)
+    except OSError as error:
+        raise Refusal(
+            problem("data-not-writable", folder=file.parent, why=error.strerror or error)
+        ) from error
+
+
+def settle(file: Path) -> None:
+    """The sheet is chosen: forget the workbook."""
+    for hidden in (workbook_of(file), _sheet_in(file)):
+        hidden.unlink(missing_ok=True)
+
+
+def place(file: Path, data_dir: Path) -> Path:
+    """Move a finished file of the same disk into the data folder, under its own name or the next that is free."""
+    for name in _names(file.name):
+        target = data_dir / name
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            continue
+        os.replace(file, target)
+        os.chmod(target, 0o644)
+        return target
+    raise AssertionError("names do not end")
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    stem, suffix = os.path.splitext(name)
+    number = 1
+    while True:
+        number += 1
+        yield f"{stem}-{number}{suffix}"
+
+
+def safe_name(given: str) -> str:
+    """A file name without folders, without leading dots, of letters and digits of any script and a few signs."""
+    name = unicodedata.normalize("NFC", given).replace("\\", "/").rsplit("/", 1)[-1]
+    name = re.sub(r"[^\w.() -]+", "_", name).strip(" .")
+    stem, suffix = os.path.splitext(name)
+    while len(stem.encode()) > 150:  # file systems end at 255 bytes, and copies get a number
+        stem = stem[:-1]
+    return (stem.strip(" .") or "data") + suffix.lower()
+
+
+def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
+    """Data files in the data folder that no data set names, by their path below it, newest first."""
+    known = {file.resolve() for dataset in catalogue for file in dataset.files}
+    found: list[tuple[float, str]] = []
+    for folder, folders, files in os.walk(data_dir):
+        depth = len(Path(folder).relative_to(data_dir).parts)
+        folders[:] = [
+            one for one in folders if not one.startswith(".") and depth < 2 and not _is_model(folder, one)
+        ]
+        for name in files:
+            file = Path(folder, name)
+            if not _writable_name(file):
+                continue  # no page could name it
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
+                continue
+            if (
+                file.is_file()
+                and file.resolve() not in known
+                and file.resolve().is_relative_to(data_dir.resolve())
+            ):
+                found.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
+    return [name for _, name in sorted(found)[:LISTED]]
+
+
+def _writable_name(file: Path) -> bool:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_model(folder: str, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name, "config.json"))
+
+
+def _mb(size: int) -> str:
+    return f"{size / (1 << 20):,.0f} MB"

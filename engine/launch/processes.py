@@ -1,0 +1,57 @@
+"""The processes of a folder, a run's or another job's: found by the marker in their environment, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+from engine.launch import command
+
+GRACE_S = 10.0  # between SIGTERM and SIGKILL
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """Every process that carries the run's marker, whatever session, group or parent it has.
+
+    A pid alone is never trusted: psutil compares the start time before it signals.
+    """
+    marked = f"{command.MARKER}={folder}".encode()
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            process = psutil.Process(int(entry.name))  # first: it remembers when the process began
+            if marked in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                found.append(process)
+    return found
+
+
+def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
+    """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
+    deadline = time.monotonic() + grace_s
+    asked: set[psutil.Process] = set()
+    # One that ends loses its environment first, and what it holds of a card only some moments later.
+    while alive := {*processes(folder), *filter(_lives, asked)}:
+        late = time.monotonic() > deadline
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if late:
+                    process.kill()
+                elif process not in asked:
+                    process.terminate()
+                    asked.add(process)
+        time.sleep(0.1)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still holds anything: what is left of a zombie is its exit code, once its last thread has ended, too."""
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
+        return process.is_running() and not ended  # the pid may be another's by now
+    except (psutil.NoSuchProcess, OSError):
+        return False

@@ -1,0 +1,178 @@
+"""Where this installation keeps its models, data and runs: the roots that nothing may leave.
+
+`app.py` and `python -m engine` read the same flags and environment variables from here, so that page and
+shell look at the same folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import RESULT
+from engine.models.models import ADAPTER_FILES, SMOLLM2, identity
+from engine.spec.run_spec import RunSpec
+
+PROJECT = Path(__file__).resolve().parents[2]
+PRESETS = Path(__file__).parent / "presets"
+DEMO_MODEL = PROJECT / "data" / "demo_model"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The roots of one installation; every path is absolute."""
+
+    models: tuple[Path, ...] = (PROJECT / "models", PROJECT / "data")
+    data: Path = PROJECT / "data"
+    saves: Path = PROJECT / "saves"
+    reward_files: tuple[Path, ...] = ()  # folders whose Python files may run as rewards
+    remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
+
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """Where a model may lie: below the model folders, or among the results of runs."""
+        return (*self.models, self.saves)
+
+    def presets(self) -> dict[str, Mapping[str, Any]]:
+        """Named starting points: name → {"title": {"en", "zh"}, "spec": part of a spec}."""
+        return {
+            path.stem: yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+            for path in sorted(PRESETS.glob("*.yaml"))
+        }
+
+    def default_spec(self) -> RunSpec:
+        """What the form shows first: the demo, whose model and data are there on a machine with nothing else."""
+        return self.preset("demo")
+
+    def preset(self, name: str) -> RunSpec:
+        """A preset as a whole spec, with the paths of this workplace filled in."""
+        spec = RunSpec.read(dict(self.presets()[name]["spec"])).change("data.dataset_dir", str(self.data))
+        shipped = {"demo": DEMO_MODEL, "smollm2": SMOLLM2}.get(spec.model.model_name_or_path)
+        return spec.change("model.model_name_or_path", str(shipped)) if shipped else spec
+
+    def frozen(self, spec: RunSpec) -> RunSpec:
+        """The spec with every path absolute, so that it runs as it is from any folder."""
+        paths = {
+            "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
+            "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
+            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots, RESULT),
+            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files, ""),
+        }
+        for field, (text, roots, holds) in paths.items():
+            if text:
+                spec = spec.change(field, absolute(text, roots, holds))
+        # "data" is the default, and means the data folder of this installation wherever that is.
+        data = self.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
+        return spec.change("data.dataset_dir", os.path.abspath(data))
+
+    def allows_code_of(self, model: str) -> bool:
+        """Whether the operator lets this model's own Python code run."""
+        return identity(model) in self.remote_code
+
+    def problems(self, spec: RunSpec) -> list[Problem]:
+        """Paths in the spec that leave the roots of this installation."""
+        found = []
+        roots = {
+            "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
+            "model.adapter_path": (spec.model.adapter_path, self.model_roots),
+            "model.chat_template": (template_file(spec), (self.data, *self.models)),
+            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots),
+            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files),
+        }
+        for field, (path, allowed) in roots.items():
+            if path and not inside(Path(path), allowed):
+                code = "reward-file-not-allowed" if field == "stage.reward_file" else "path-outside"
+                found.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
+        return found
+
+
+def _of_stage(spec: RunSpec, name: str) -> str | None:
+    """A setting that only some stages have."""
+    return getattr(spec.stage, name, None)
+
+
+def inside(path: Path, roots: tuple[Path, ...]) -> bool:
+    """Whether `path`, its links followed, is one of `roots` or lies below one."""
+    try:
+        real = path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return False
+    return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def absolute(text: str, roots: Sequence[Path], holds: str = "") -> str:
+    """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
+    in it; else `text` as it is."""
+    candidates = (Path(root, text) for root in ("", *roots))
+    # os.path.exists answers False for what cannot be a path at all, where Path.exists raises.
+    return next((os.path.abspath(one) for one in candidates if os.path.exists(one / holds)), text)
+
+
+def template_file(spec: RunSpec) -> str | None:
+    """The path in `model.chat_template`, if it is a path and not the name of a template that comes with Athanor."""
+    given = spec.model.chat_template
+    return given if given and ("/" in given or given.endswith((".jinja", ".j2"))) else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that place an installation, each with its environment variable."""
+    parser.add_argument(
+        "--models", metavar="DIR", type=Path, nargs="+", action="extend",
+        help="folders below which models are found [ATHANOR_MODELS, separated by ':'; default: models and data]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DIR", type=Path, help="folder with dataset_info.json [ATHANOR_DATA; default: data]"
+    )
+    parser.add_argument(
+        "--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]"
+    )
+    parser.add_argument(
+        "--reward-files", metavar="DIR", type=Path, nargs="+", action="extend",
+        help="folders whose Python files may run as rewards of GRPO [ATHANOR_REWARD_FILES, separated by ':'; default: none]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
+        help="models (paths or hub ids) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
+    )  # fmt: skip
+
+
+def from_arguments(arguments: argparse.Namespace) -> Workplace:
+    """The workplace that flags and environment say. Makes nothing: see `make_saves`."""
+    environment = os.environ.get
+    default = Workplace()
+
+    def folders(given: list[Path] | None, variable: str) -> list[Path]:
+        return given or [Path(one) for one in environment(variable, "").split(os.pathsep) if one]
+
+    models = folders(arguments.models, "ATHANOR_MODELS")
+    remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
+    # The demo model and the one of `make smollm2` stay at hand whatever other folders there are.
+    roots = (*(path.resolve() for path in models), DEMO_MODEL, SMOLLM2) if models else default.models
+    return Workplace(
+        models=roots,
+        data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
+        saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
+        reward_files=tuple(
+            path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")
+        ),
+        remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
+    )
+
+
+def make_saves(workplace: Workplace) -> Problem | None:
+    """Make the saves folder if it is not there, and say so: it may be a slip of the pen. Raises Refusal."""
+    if workplace.saves.is_dir():
+        return None
+    try:
+        workplace.saves.mkdir(parents=True)
+    except OSError as error:
+        raise Refusal(problem("saves-not-writable", folder=workplace.saves, why=error.strerror)) from error
+    return problem("saves-made", folder=workplace.saves)

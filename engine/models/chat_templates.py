@@ -1,0 +1,55 @@
+"""Chat templates as text: whether one can be read at all, before any process renders a row with it.
+
+What a template writes, and where an answer begins and ends in it, is `engine.worker.data.examples`' to find out.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+
+TEMPLATES = Path(__file__).parent / "templates"  # those that come with Athanor, by name
+LARGEST = 1 << 20  # characters; real ones have some thousand
+
+
+def file_problem(path: Path) -> Problem | None:
+    """What is wrong with the template in a file; None for a sound one."""
+    try:
+        if path.stat().st_size > LARGEST:
+            return problem("template-too-large", file=path.name)
+        return template_problem(path.name, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return problem("file-unreadable", file=path, why=error.strerror)
+    except UnicodeDecodeError:
+        return problem("file-not-text", file=path)
+
+
+@lru_cache(maxsize=64)
+def template_problem(file: str, text: str) -> Problem | None:
+    """What jinja, set up as transformers does it, finds wrong with `text`, which was read in `file`."""
+    from jinja2 import TemplateSyntaxError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %} … {% endgeneration %}, transformers' own mark around an answer."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    jinja = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    try:
+        jinja.compile(text)  # nothing of it is run
+    except TemplateSyntaxError as error:
+        return problem("template-broken", file=file, line=error.lineno, what=error.message)
+    except RecursionError:
+        return problem("template-too-large", file=file)
+    return None

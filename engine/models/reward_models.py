@@ -1,0 +1,58 @@
+"""What a finished reward-model run says of itself in its result folder, and whether that is good enough to learn from.
+
+The reward model's run writes `evaluation.json` with its accuracy on held-out pairs and `evaluation_pairs.jsonl` with
+some of these as token ids and with the scores it gave them. Loading and trying the model is left to
+`engine.worker.training.reward_scorer`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.core.rundir import RESULT, read_json, read_lines
+
+EVALUATION, PAIRS = "evaluation.json", "evaluation_pairs.jsonl"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One held-out pair, and the scores that the run gave its answers."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    chosen_score: float
+    rejected_score: float
+
+
+def pairs_of(folder: Path) -> list[Pair]:
+    """The pairs that a result folder holds; lines that are none are left out."""
+    names = [field.name for field in fields(Pair)]
+    lines = [line for line in read_lines(folder / PAIRS) if set(names) <= set(line)]
+    return [Pair(**{name: line[name] for name in names}) for line in lines]
+
+
+def accuracy_of(folder: Path) -> tuple[float, int] | None:
+    """The share of held-out pairs that the run ranked rightly, and how many they were; None if it does not say."""
+    told = read_json(folder / EVALUATION) or {}
+    return (told["accuracy"], told["pairs"]) if told.get("pairs") else None
+
+
+def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> list[Problem]:
+    """Why the result in `folder` cannot be a reward, as far as files tell. Empty: it may be loaded."""
+    if not folder.is_dir():
+        return [problem("reward-missing", field, given=folder)]
+    stage = (read_json(folder / RESULT) or {}).get("stage")
+    if stage != "rm":
+        return [problem("reward-is-none", field, given=folder, stage=stage or "—")]
+    told = accuracy_of(folder)
+    if not told or not pairs_of(folder):
+        return [problem("reward-unmeasured", field, given=folder)]
+    accuracy, pairs = told
+    # Coins rank half of the pairs rightly, give or take this.
+    if accuracy <= 0.5 + 0.5 / math.sqrt(pairs):
+        return [problem("reward-at-chance", field, accuracy=f"{accuracy:.0%}", pairs=pairs)]
+    return []

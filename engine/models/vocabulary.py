@@ -1,0 +1,148 @@
+"""The ids that a tokenizer can write, held against the embeddings that the model has for them; and its special tokens.
+
+All from the files, without loading a tokenizer. What preparation then loads is held against the same rows once more
+(`engine.worker.prepare`), so a tokenizer that is made otherwise than its files say is found before a device is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from engine.models.models import HEADS, MAX_TOKENIZER, Model, adapter_rows, matrices, read_object
+from engine.core.problems import Problem, problem
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Tokenizer classes without special tokens of their own: what their files do not name, they do not have.
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
+SHOWN = 5  # tokens named in a sentence
+
+
+class Vocabulary(NamedTuple):
+    """`rows` is the highest id + 1, 0 where the files do not tell; `added` are the tokens beyond the plain ones, by id.
+    `eos` and `pad` are None where there is none, "?" where the tokenizer's class may bring one of its own."""
+
+    rows: int
+    added: tuple[tuple[int, str], ...]
+    eos: str | None
+    pad: str | None
+
+
+def vocabulary(folder: Path) -> Vocabulary:
+    """What the files of the tokenizer in `folder` say, read once until one of them changes."""
+    stamps = []
+    for name in FILES:
+        try:
+            status = os.stat(folder / name)
+            stamps.append((status.st_mtime_ns, status.st_size))
+        except (OSError, ValueError):
+            stamps.append((0, 0))
+    return _vocabulary(folder, tuple(stamps))
+
+
+@lru_cache(maxsize=64)
+def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabulary:
+    contents = {name: read_object(folder / name, MAX_TOKENIZER) for name in FILES}
+    whole, config = contents["tokenizer.json"], contents["tokenizer_config.json"]
+    model = whole.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    words = words or contents["vocab.json"]
+    added = _added(whole, config, contents["added_tokens.json"])
+    if isinstance(words, list):
+        rows, known = len(words), {word[0] for word in words if isinstance(word, list) and word}
+    else:
+        ids = [number for number in words.values() if type(number) is int]
+        rows, known = max(ids, default=-1) + 1, words.keys()
+    rows = max([rows, *(number + 1 for number in added)]) if rows else 0
+    special = {
+        name: _text(contents["special_tokens_map.json"].get(name) or config.get(name)) for name in SPECIAL
+    }
+    for token in dict.fromkeys(special.values()):
+        # Named and in no list: transformers gives it the next id when it loads the tokenizer.
+        if rows and token and token not in known and token not in added.values():
+            added[rows] = token
+            rows += 1
+    plain = str(config.get("tokenizer_class", PLAIN_CLASSES[0])) in PLAIN_CLASSES
+    eos, pad = (special[name] or (None if plain else "?") for name in ("eos_token", "pad_token"))
+    return Vocabulary(rows, tuple(sorted(added.items())), eos, pad)
+
+
+def _added(whole: Mapping[str, Any], config: Mapping[str, Any], file: Mapping[str, Any]) -> dict[int, str]:
+    """Tokens beyond the plain ones, by id, from each of the three places where they are written down."""
+    found: dict[int, str] = {}
+    for one in whole.get("added_tokens") or ():
+        if isinstance(one, dict) and type(one.get("id")) is int:
+            found[one["id"]] = _text(one)
+    for number, one in _items(config.get("added_tokens_decoder")):
+        if str(number).isdecimal():
+            found.setdefault(int(number), _text(one))
+    for token, number in _items(file):
+        if type(number) is int:
+            found.setdefault(number, token)
+    return found
+
+
+def _items(value: Any) -> Any:
+    return value.items() if isinstance(value, dict) else ()
+
+
+def _text(value: Any) -> str:
+    """A token as its text, or as a mapping with it."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""
+
+
+def embedding_rows(model: Model) -> int | None:
+    """How many token ids the model has embeddings for, by its weights; by config.json where these cannot be read."""
+    shapes = matrices(model)
+    rows = [shape[0] for name, shape in shapes.items() if name.rpartition(".")[2] in EMBEDDINGS]
+    return rows[0] if rows else model.vocab_size
+
+
+def vocabulary_modules(model: Model, *, scorer: bool = False) -> list[str]:
+    """Short names of the modules that have a row for each token: the embedding, and the head if the model writes."""
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in matrices(model)))
+    return [end for end in ends if end in EMBEDDINGS or (end in HEADS and not scorer)]
+
+
+def missing_rows(model: Model) -> int:
+    """How many rows the embeddings lack for the tokenizer beside them; 0 where none, or where that cannot be told."""
+    rows = embedding_rows(model)
+    return max(vocabulary(model.path).rows - rows, 0) if rows else 0
+
+
+def vocabulary_problems(model: Model, *, resized: bool, adapter: str | None) -> list[Problem]:
+    """Token ids for which there is no embedding, where none will be made (`resized`) and the adapter brings none."""
+    missing, words, rows = missing_rows(model), vocabulary(model.path), embedding_rows(model)
+    brings = adapter_rows(adapter) if adapter else 0
+    if not missing or brings >= words.rows:
+        return []
+    names = [f"{token} ({number})" for number, token in words.added if number >= rows]
+    values = {
+        "highest": words.rows - 1,
+        "rows": rows,
+        "missing": missing,
+        "tokens": ", ".join(names[:SHOWN]) or "—",
+    }
+    if adapter and resized:
+        return [problem("resize-adapter", "model.resize_embeddings", **values)]
+    return [] if resized else [problem("tokens-beyond-embeddings", "model.resize_embeddings", **values)]
+
+
+def special_token_problems(model: Model, stage: str) -> list[Problem]:
+    """A stage that ends its texts with a token which the tokenizer does not have."""
+    words = vocabulary(model.path)
+    if stage == "pt" and words.rows and words.eos is None:
+        return [problem("tokenizer-without-eos", "model.model_name_or_path")]
+    return []

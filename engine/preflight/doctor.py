@@ -1,0 +1,253 @@
+"""Whether a package that can be installed and still not work does work on the device a run would use.
+
+Only trying tells: bitsandbytes without the library for this CUDA imports well and fails hours into a queue, in the words of
+whoever called it. So it is tried in a child (`engine.worker.runtime.doctor`), never in this process, which opens no device. What the
+child saw is kept in a file until the environment changes, and concurrent callers share one child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.core import hardware
+from engine.core.problems import Problem, problem
+from engine.core.rundir import read_json, wait_for, write_json
+from engine.launch import command
+from engine.launch.workspace import PROJECT
+from engine.spec.run_spec import Spec
+
+LIMIT_S = 180  # for one trial; the imports alone take a minute where they come over a network
+DOUBT_S = 600  # how long a trial without an answer (no memory, no time) is not repeated
+DRIVER = Path("/proc/driver/nvidia/version")
+# What decides which library is loaded, besides the files themselves.
+VARIABLES = ("BNB_CUDA_VERSION", "BNB_ROCM_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME")
+REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a trial of a package saw. `failed` has a reason for each check that did not pass ("import", "library", "4bit",
+    "8bit", "optimizer"); `facts` are versions, the CUDA of PyTorch and the libraries that are shipped. One that is not
+    `certain` ended without an answer, and keeps nobody from starting."""
+
+    module: str
+    failed: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    certain: bool = True
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a package is tried: a card by its index among those that nvidia-smi lists, or the CPU."""
+
+    index: int | None = None
+    name: str = "CPU"
+    identity: str = "cpu"
+
+    @property
+    def kind(self) -> str:
+        return "cpu" if self.index is None else "cuda"
+
+
+def device_of(spec: Spec) -> Device:
+    """The device that a run would use first."""
+    cards = hardware.gpus()
+    if not cards or command.on_cpu(spec, len(cards)):
+        return Device()
+    index = next(iter(spec.hardware.devices), 0)
+    card = cards[index if index < len(cards) else 0]
+    return Device(card.index, card.name, card.uuid)
+
+
+_lock = threading.Lock()
+_trials: dict[str, threading.Thread] = {}
+_doubts: dict[str, tuple[float, Finding]] = {}  # key → when, and what little was seen
+
+
+def finding(module: str, device: Device, *, wait: bool) -> Finding | None:
+    """What a trial of `module` on `device` saw: from the file if the environment is the same, else by a new one. Without
+    `wait` a new trial goes on beside, and the answer is None until it has ended."""
+    file = _folder() / f"{_key(module, device)}.json"
+    if known := _known(file):
+        return known
+    if wait:
+        return _examine(module, device, file)
+    with _lock:
+        trial = _trials.get(file.name)
+        if trial is None or not trial.is_alive():
+            trial = threading.Thread(target=_examine, args=(module, device, file), daemon=True)
+            _trials[file.name] = trial
+            trial.start()
+    return None
+
+
+def _known(file: Path) -> Finding | None:
+    since, doubt = _doubts.get(file.name, (0.0, None))
+    if doubt and time.monotonic() - since < DOUBT_S:
+        return doubt
+    kept = read_json(file)
+    return Finding(**kept) if kept else None
+
+
+def _examine(module: str, device: Device, file: Path) -> Finding:
+    """Try the package, unless somebody else has while the turn was waited for, and write down what was seen."""
+    turn = wait_for(file.with_suffix(".lock"))
+    try:
+        if known := _known(file):
+            return known
+        seen = _try(module, device)
+        if seen.certain:
+            with contextlib.suppress(OSError):  # on a full disk it is tried again next time
+                write_json(file, vars(seen))
+        else:
+            _doubts[file.name] = (time.monotonic(), seen)
+        return seen
+    finally:
+        os.close(turn)
+
+
+def _try(module: str, device: Device) -> Finding:
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch, "answer.json")
+        given = {
+            "PYTHONPATH": command.python_path(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONUTF8": "1",
+            "CUDA_VISIBLE_DEVICES": "" if device.index is None else str(device.index),
+        }  # fmt: skip
+        with Path(scratch, "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "engine.worker.runtime.doctor", module, device.kind, str(answer)],
+                cwd=PROJECT, env=command.inherited() | command.OFFLINE | given, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = child.wait(LIMIT_S)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+                return Finding(module, {"time": str(LIMIT_S)}, certain=False)
+            log.seek(0)
+            lines = log.read().split("\n")
+        if seen := read_json(answer):
+            return Finding(module, **seen)
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        ended = signal.Signals(-code).name if code < 0 else last[:300]
+        # SIGKILL comes from outside: the system wanted memory, or somebody was impatient.
+        return Finding(module, {"import": ended}, certain=code != -signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------ what it depends on
+
+
+def _key(module: str, device: Device) -> str:
+    """Changes when anything does that the answer depends on: the files of both packages, driver, device, variables."""
+    parts = [sys.executable, device.identity, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
+    parts += [*_package_state(module), *_package_state("torch"), _driver()]
+    return f"{module}-{hashlib.sha256('|'.join(parts).encode(errors='replace')).hexdigest()[:24]}"
+
+
+def _package_state(module: str) -> list[str]:
+    """Place, age and libraries of an installed package, without importing it."""
+    place = _place(module)
+    if place is None:
+        return [f"{module} is missing"]
+    seen = []
+    for path in sorted([place, *place.glob("*.so*"), *place.glob("*.py")]):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            seen.append(f"{path}:{status.st_mtime_ns}:{status.st_size}")
+    return seen
+
+
+def _place(module: str) -> Path | None:
+    """The folder of a package; None if it is not installed."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (
+        ImportError,
+        ValueError,
+    ):  # the package above it is broken, or a module was put in its place by hand
+        return None
+    return Path(found.origin).parent if found and found.origin else None
+
+
+def _driver() -> str:
+    try:
+        return DRIVER.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+@cache
+def _folder() -> Path:
+    """Where answers are kept: with the user's other caches, or where there is no home, in a folder of one's own among the
+    temporary files."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    for folder in (
+        caches / "athanor" / "doctor",
+        Path(tempfile.gettempdir(), f"athanor-doctor-{os.getuid()}"),
+    ):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+                return folder
+    return Path(tempfile.mkdtemp(prefix="athanor-doctor-"))
+
+
+def torch_cuda() -> str | None:
+    """The CUDA (or ROCm) that the installed PyTorch was built for; "" for a build without, None if that cannot be read."""
+    place = _place("torch")
+    try:
+        text = (place / "version.py").read_text(encoding="utf-8") if place else ""
+    except OSError:
+        return None
+    built = re.findall(r"^(?:cuda|hip)\b[^=\n]*=\s*(?:'([^']*)'|None)", text, re.MULTILINE)
+    return next(filter(None, built), "") if built else None
+
+
+# ------------------------------------------------------------------------------------------ told
+
+
+def bitsandbytes_problem(seen: Finding, why: str, device: Device, setting: str, what: str) -> Problem:
+    """That bitsandbytes does not work, which setting needs it, what there is, and the ways out."""
+    facts = seen.facts
+    cuda = facts.get("cuda") or "—"
+    libraries = facts.get("libraries") or []
+    values = {
+        "what": what, "why": why, "device": device.name, "torch": facts.get("torch", "?"), "cuda": cuda,
+        "version": facts.get("version", "?"),
+        "libraries": ", ".join(libraries) or "(none)", "repository": REPOSITORY,
+    }  # fmt: skip
+    if device.kind == "cpu":
+        return problem("bitsandbytes-broken-cpu", setting, **values)
+    return problem("bitsandbytes-broken", setting, **values, override=_nearest_cuda(cuda, libraries))
+
+
+def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
+    """The digits of the shipped library that is nearest to the CUDA of PyTorch: of its major version if there is one."""
+    shipped = [found[1] for name in libraries if (found := re.search(r"_cuda(\d+)", name))]
+    major = cuda.partition(".")[0]
+    same = [digits for digits in shipped if digits[:-1] == major]
+    return max(same or shipped, default=cuda.replace(".", ""), key=int)
+
+
+def import_problem(seen: Finding, setting: str, what: str, package: str) -> Problem:
+    """That a package is installed and cannot be imported."""
+    return problem(
+        "package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values()))
+    )

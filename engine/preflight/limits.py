@@ -1,0 +1,338 @@
+"""Each number of a spec held against the rows there are and against this machine: arithmetic alone, in bounded time.
+
+`exceeded` keeps a run from starting: what cannot be, or cannot fit. `doubts` are told beside it: what is an estimate, or runs
+and does not do what whoever set it expects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.core import hardware
+from engine.core.problems import Problem, problem
+from engine.data.datasets import count_rows, read_catalogue
+from engine.data.mixing import held_out, repeats
+from engine.launch.command import on_cpu
+from engine.launch.workspace import Workplace
+from engine.models.models import Model, inspect
+from engine.models.vocabulary import vocabulary
+from engine.preflight import memory
+from engine.preflight.checks import countable, disk_needed, trainable
+from engine.spec.run_spec import RunSpec, examples_per_step, optimizer_steps
+from engine.spec.schedules import MEASURING, WITHOUT_WARMUP, warmup_problems
+
+FORK = (
+    100 << 20
+)  # bytes that a preparing process has for itself: its part of the tokenizer, and the rows of a block
+SHORTEST = 16  # tokens of an example that hardly any row is shorter than
+SCORES = 6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
+FEWEST = 2  # rows on which a validation says anything at all
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of each data set are trained on in an epoch, and measured on; repeated as their weights say."""
+
+    there: dict[str, int]
+    trained: dict[str, int]
+    measured: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.trained.values())
+
+
+def rows_of(spec: RunSpec) -> Rows | None:
+    """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be counted."""
+    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    there = {}
+    for name in (*spec.data.datasets, *spec.data.eval_datasets):
+        if name not in catalogue or catalogue[name].problem:
+            return None
+        count = count_rows(catalogue[name])
+        there[name] = min(count, spec.data.max_samples or count)
+    rows = {name: there[name] for name in spec.data.datasets}
+    aside = held_out(spec.data, rows)
+    left = {name: max(count - aside[name], 0) for name, count in rows.items()}
+    often = repeats(spec.data, left)
+    trained = {
+        name: count * int(often[name]) + round(count * (often[name] % 1)) for name, count in left.items()
+    }
+    measured = sum(min(aside[name], rows[name]) for name in rows) + sum(
+        map(there.get, spec.data.eval_datasets)
+    )
+    return Rows(there, trained, measured)
+
+
+def exceeded(spec: RunSpec, workplace: Workplace, found: list[Problem]) -> list[Problem]:
+    """What keeps the run from being what the numbers say. `found`: what is wrong already, and is not counted here."""
+    wrong = {one.field for one in found}
+    problems: list[Problem] = []
+    rows = None if any(field.startswith("data.") for field in wrong) else rows_of(spec)
+    if rows:
+        problems += _of_rows(spec, rows)
+        if not problems:
+            problems += _of_steps(spec, optimizer_steps(spec, rows.total), rows.measured)
+    if countable(wrong) and not wrong & {"model.resize_embeddings", "stage.reward_model"}:
+        model = inspect(spec.model.model_name_or_path)
+        problems += _of_processes(spec, model) + _of_batch(spec, model, rows)
+        # A disk too small for the few checkpoints that `engine.preflight.checks` counts is one problem, not two.
+        if rows and not problems and not any(each.code == "disk-full" for each in found):
+            problems += _of_checkpoints(spec, workplace, optimizer_steps(spec, rows.total))
+    return problems + _of_forks(spec)
+
+
+def doubts(spec: RunSpec, found: list[Problem]) -> list[Problem]:
+    """What is told and keeps nobody from starting. `found`: what does."""
+    wrong = {one.field for one in found}
+    said: list[Problem] = []
+    rows = None if any(field.startswith("data.") for field in wrong) else rows_of(spec)
+    if rows and not found:
+        said += _odd_steps(spec, rows) + _odd_validation(spec, rows)
+    cores = hardware.threads()
+    workers = spec.data.preprocessing_num_workers or 0
+    if workers > cores:
+        said.append(
+            problem("more-workers-than-cores", "data.preprocessing_num_workers", given=workers, cores=cores)
+        )
+    loading = spec.extra.get("dataloader_num_workers")
+    if isinstance(loading, int) and loading > cores:
+        said.append(
+            problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores)
+        )
+    if on_cpu(spec, len(hardware.gpus())) and spec.hardware.num_processes > cores:
+        given = spec.hardware.num_processes
+        said.append(problem("more-processes-than-cores", "hardware.num_processes", given=given, cores=cores))
+    schedule = spec.training.lr_scheduler_type
+    if schedule in WITHOUT_WARMUP and spec.training.warmup_steps:
+        said.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
+    if countable(wrong) and not found:
+        model = inspect(spec.model.model_name_or_path)
+        said += _short_memory(spec, model, rows) + _odd_padding(model)
+        rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
+        if width and rank > width:
+            said.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
+    return said
+
+
+# ------------------------------------------------------------------------------------------ rows and steps
+
+
+def _of_rows(spec: RunSpec, rows: Rows) -> list[Problem]:
+    share, found = spec.data.validation_share, []
+    for name, count in rows.there.items():
+        if name in spec.data.datasets and share and 0 < count < FEWEST:
+            found.append(problem("validation-takes-all", "data.validation_share", name=name, rows=count))
+    if found:
+        return found
+    if spec.data.validation_rows and rows.measured and not rows.total:
+        values = {"given": spec.data.validation_rows, "rows": rows.measured, "largest": rows.measured - 1}
+        return [problem("validation-takes-rows", "data.validation_rows", **values)]
+    if any(rows.there.values()) and not rows.total:
+        weights = ", ".join(f"{name}: {weight:g}" for name, weight in spec.data.datasets.items())
+        return [problem("weights-leave-nothing", "data.datasets", weights=weights)]
+    batch = spec.training.per_device_train_batch_size
+    if (
+        spec.extra.get("dataloader_drop_last") is True
+        and 0 < rows.total < batch * spec.hardware.num_processes
+    ):
+        values = {
+            "rows": rows.total,
+            "given": batch,
+            "largest": max(rows.total // spec.hardware.num_processes, 1),
+        }
+        return [problem("last-batch-dropped", "training.per_device_train_batch_size", **values)]
+    if spec.stage.kind == "grpo" and rows.total and not optimizer_steps(spec, rows.total):
+        questions = examples_per_step(spec) // spec.stage.num_generations
+        return [problem("fewer-questions-than-step", "data.datasets", rows=rows.total, questions=questions)]
+    return []
+
+
+def _of_steps(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
+    """What would have to happen after the last step."""
+    logging, found = spec.logging, []
+    if not spec.training.max_steps or spec.training.warmup_steps < 1:  # else engine.spec.run_spec has said so
+        found += warmup_problems(spec, steps)
+    depends = [
+        name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(logging, name)
+    ]
+    depends += [spec.training.lr_scheduler_type] if spec.training.lr_scheduler_type in MEASURING else []
+    if depends and measured and logging.eval_strategy == "steps" and logging.eval_steps > steps:
+        values = {"given": logging.eval_steps, "steps": steps, "what": depends[0]}
+        found.append(problem("validation-never", "logging.eval_steps", **values))
+    return found
+
+
+def _odd_steps(spec: RunSpec, rows: Rows) -> list[Problem]:
+    """A step made from more examples than there are is made from those that there are."""
+    each, batch = examples_per_step(spec), spec.training.per_device_train_batch_size
+    if rows.total >= each or spec.stage.kind in ("ppo", "grpo"):
+        return []
+    alone = batch * spec.hardware.num_processes
+    if alone > rows.total:
+        largest = max(rows.total // spec.hardware.num_processes, 1)
+        values = {"given": batch, "rows": rows.total, "largest": largest}
+        return [problem("batch-beyond-rows", "training.per_device_train_batch_size", **values)]
+    values = {"given": each, "rows": rows.total, "largest": max(rows.total // alone, 1)}
+    return [problem("step-beyond-rows", "training.gradient_accumulation_steps", **values)]
+
+
+def _odd_validation(spec: RunSpec, rows: Rows) -> list[Problem]:
+    logging, found = spec.logging, []
+    ways = ("eval_datasets", "validation_rows", "validation_share")
+    field = f"data.{next((name for name in ways if getattr(spec.data, name)), ways[-1])}"
+    if 0 < rows.measured < FEWEST:
+        found.append(problem("validation-of-few", field, rows=rows.measured))
+    steps = optimizer_steps(spec, rows.total) if rows.total else 0
+    by_steps = rows.measured and logging.eval_strategy == "steps"
+    if by_steps and logging.eval_steps > steps:
+        found.append(
+            problem("validation-after-end", "logging.eval_steps", given=logging.eval_steps, steps=steps)
+        )
+    patience = logging.early_stopping_patience
+    if by_steps and patience and steps // logging.eval_steps <= patience:
+        values = {
+            "patience": patience,
+            "times": steps // logging.eval_steps,
+            "eval_steps": logging.eval_steps,
+        }
+        found.append(problem("stopping-never", "logging.early_stopping_patience", **values))
+    return found
+
+
+def _odd_padding(model: Model) -> list[Problem]:
+    words = vocabulary(model.path)
+    if words.rows and words.eos is None and words.pad is None:
+        return [problem("tokenizer-without-pad", "model.model_name_or_path")]
+    return []
+
+
+# ------------------------------------------------------------------------------------------ memory and disk
+
+
+def _of_processes(spec: RunSpec, model: Model) -> list[Problem]:
+    """Processes on a CPU share its memory: each has a model of its own, whatever its rows are."""
+    cards = len(hardware.gpus())
+    need = (
+        memory.needed(spec, model, cards) if on_cpu(spec, cards) and spec.hardware.num_processes > 1 else None
+    )
+    if need is None:
+        return []
+    each, whole = need.weights + need.learning + memory.LIBRARIES, hardware.memory()[1]
+    largest = max(int(whole / each), 1)
+    if spec.hardware.num_processes <= largest:
+        return []
+    values = {
+        "given": spec.hardware.num_processes,
+        "each": _size(each),
+        "whole": _size(whole),
+        "largest": largest,
+    }
+    return [problem("processes-beyond-memory", "hardware.num_processes", **values)]
+
+
+def _of_forks(spec: RunSpec) -> list[Problem]:
+    workers, whole = spec.data.preprocessing_num_workers or 0, hardware.memory()[1]
+    if workers * FORK <= whole:
+        return []
+    values = {
+        "given": workers,
+        "whole": _size(whole),
+        "largest": max(min(whole // FORK, hardware.threads()), 1),
+    }
+    return [problem("workers-beyond-memory", "data.preprocessing_num_workers", **values)]
+
+
+def _of_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+    """A batch that cannot fit even if all of its rows are short."""
+    short = spec.change("data.max_length", min(spec.data.max_length, SHORTEST))
+    return _largest_batch(short, spec, model, rows, "batch-beyond-memory")
+
+
+def _short_memory(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+    """What does not fit if rows are as long as they may be."""
+    found = _largest_batch(spec, spec, model, rows, "batch-may-not-fit") or _largest_length(spec, model)
+    return found + _measured_batch(spec, model, rows)
+
+
+def _largest_batch(
+    counted: RunSpec, spec: RunSpec, model: Model, rows: Rows | None, code: str
+) -> list[Problem]:
+    path, given = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
+    # No batch has more rows than there are; of answers that a model writes, as many as are wanted.
+    most = min(given, rows.total) if rows and rows.total and spec.stage.kind not in ("ppo", "grpo") else given
+    room = memory.room(spec)
+
+    def fits(batch: int) -> bool:
+        need = memory.needed(counted.change(path, batch), model, len(hardware.gpus()))
+        return need is None or need.total <= room.bytes
+
+    if room is None or most == 1 or fits(most) or not fits(1):
+        return []
+    values = {"given": given, "length": counted.data.max_length, "whole": _size(room.bytes)}
+    return [problem(code, path, **values, largest=_largest(fits, most))]
+
+
+def _largest_length(spec: RunSpec, model: Model) -> list[Problem]:
+    room = memory.room(spec)
+
+    def fits(length: int) -> bool:
+        one = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
+        need = memory.needed(one, model, len(hardware.gpus()))
+        return need is None or need.total <= room.bytes
+
+    if room is None or fits(spec.data.max_length):
+        return []
+    values = {"given": spec.data.max_length, "whole": _size(room.bytes)}
+    if not fits(8):
+        return [problem("model-may-not-fit", "model.model_name_or_path", whole=_size(room.bytes))]
+    return [
+        problem(
+            "length-may-not-fit", "data.max_length", **values, largest=_largest(fits, spec.data.max_length)
+        )
+    ]
+
+
+def _measured_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+    """The scores of all words at each token of a batch that is measured, which a training need not hold at once."""
+    given, room = spec.training.per_device_eval_batch_size, memory.room(spec)
+    if not rows or not rows.measured or room is None or not model.vocab_size:
+        return []
+    each = spec.data.max_length * model.vocab_size * SCORES
+    if min(given, rows.measured) * each <= room.bytes:
+        return []
+    values = {"given": given, "whole": _size(room.bytes), "largest": max(int(room.bytes / each), 1)}
+    return [problem("eval-batch-may-not-fit", "training.per_device_eval_batch_size", **values)]
+
+
+def _of_checkpoints(spec: RunSpec, workplace: Workplace, steps: int) -> list[Problem]:
+    """All checkpoints that a run keeps, where it keeps more than the few that `engine.preflight.checks` counts."""
+    kept, weights = spec.logging.save_total_limit, trainable(spec) or 0
+    if spec.logging.save_strategy == "no":
+        return []
+    epochs = math.ceil(spec.training.num_train_epochs)
+    saved = max(steps // spec.logging.save_steps, 1) if spec.logging.save_strategy == "steps" else epochs
+    count, free = min(kept or saved, saved), hardware.free_disk(workplace.saves)
+    one = disk_needed(spec.change("logging.save_total_limit", 1), weights)
+    each = disk_needed(spec.change("logging.save_total_limit", 2), weights) - one
+    if not each or one + each * (count - 1) <= free:
+        return []
+    values = {"count": count, "needed": _size(one + each * (count - 1)), "free": _size(free)}
+    largest = max(int((free - one) / each) + 1, 1)
+    return [problem("checkpoints-beyond-disk", "logging.save_total_limit", **values, largest=largest)]
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number below `most` that fits; 1 does."""
+    low, high = 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB"

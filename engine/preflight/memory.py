@@ -1,0 +1,195 @@
+"""What a training will need of a card's memory, or of the machine's where it computes on the CPU.
+
+Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models on a
+card (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. Of those, what is allocated came within 5 %; all else is
+arithmetic alone. Lengths are taken as long as they may be, so a run over shorter rows needs less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.stages import STAGES
+from engine.launch.command import on_cpu
+from engine.models.models import Model, inspect, trainable_parameters
+from engine.preflight.checks import trainable
+from engine.spec.run_spec import RunSpec, examples_per_step, problems
+
+# Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
+# themselves, and what lies between them.
+KEPT = 2.75
+# Bytes for each word of the vocabulary, while the loss goes over the positions a part at a time.
+LOSS = 3072
+# What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
+CONTEXT, BLOCKS = 1200 << 20, 1.02
+LIBRARIES = 700 << 20  # the same on a CPU
+CRITIC = 16  # rank of the adapter that is PPO's critic beside a policy without one
+# Bytes for each word of the vocabulary and each token of an answer, of PPO and GRPO: logits in fp32, their logarithms, and
+# what goes back through them.
+ANSWERED = 14
+# Bytes of a quantized weight, with its scales.
+QUANTIZED = {"4bit": 0.52, "8bit": 1.05}
+# What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
+MOMENTS = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Bytes on each card."""
+
+    weights: float  # of all models, those that are trained included
+    learning: float  # gradients and the optimizer's state
+    activations: float
+    libraries: float
+
+    @property
+    def total(self) -> float:
+        return sum(astuple(self))
+
+
+def needed(spec: RunSpec, model: Model, cards: int) -> Needed | None:
+    """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
+    width, trained = trainable_parameters(model, "lora", r=1), trainable(spec)
+    if not (width and trained and model.parameters and model.layers and model.hidden_size):
+        return None
+    cpu, lora = on_cpu(spec, cards), spec.method.kind == "lora"
+    half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
+    plain = 2.0 if half else 4.0
+    # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
+    critic = (trained if lora else CRITIC * width) if spec.stage.kind == "ppo" else 0
+    reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
+    policy = _frozen(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
+    weights = policy + 4.0 * (critic + reference) + plain * _judge(spec)
+    exchanged = (
+        4.0 if spec.hardware.num_processes > 1 else 0.0
+    )  # gradients, once more, on their way to the others
+    learning = (trained + critic) * (4.0 + exchanged + _moments(spec.training.optim))
+    activations = _activations(spec, model, width, half)
+    held = weights + learning + activations
+    return Needed(weights, learning, activations, (LIBRARIES if cpu else CONTEXT) + (BLOCKS - 1) * held)
+
+
+def _judge(spec: RunSpec) -> int:
+    """Parameters of the reward model, which is loaded as a whole."""
+    folder = getattr(spec.stage, "reward_model", "")
+    if not folder:
+        return 0
+    base = inspect(folder)
+    return (inspect(base.adapter_of) if base.adapter_of else base).parameters or 0
+
+
+def _frozen(spec: RunSpec, model: Model, plain: float) -> float:
+    """Bytes of the base under an adapter: embeddings and head are not quantized."""
+    kind = spec.model.quantization.kind
+    if kind == "none":
+        return plain * model.parameters
+    words = (model.vocab_size or 0) * model.hidden_size * (1 if model.tied else 2)
+    return QUANTIZED[kind] * (model.parameters - words) + plain * words
+
+
+def _moments(optimizer: str) -> float:
+    return next((size for part, size in MOMENTS.items() if part in optimizer), 8.0)
+
+
+def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
+    """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a layer keeps its input alone, and one layer at
+    a time all the rest."""
+    training, batch = spec.training, spec.training.per_device_train_batch_size
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
+    # No gradient goes below the lowest layer that is trained.
+    top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
+    depth = (
+        (model.layers if top < 0 else min(top, model.layers))
+        if spec.method.kind == "freeze"
+        else model.layers
+    )
+    kept = tokens * width / model.layers * KEPT * (1 if half else 2)
+    # Embeddings that are trained are in fp32, and so is what they put out.
+    stream = 2 if half and spec.method.kind == "lora" else 4
+    # PPO recomputes in the kind that the products of 8 bits escape: see engine.worker.training.trainers.
+    escapes = spec.stage.kind == "ppo" and spec.model.quantization.kind == "8bit"
+    if training.gradient_checkpointing and not escapes:
+        layers = tokens * depth * model.hidden_size * stream + kept
+    else:
+        layers = depth * kept
+    return layers + (LOSS + ANSWERED * batch * answer) * (model.vocab_size or 0)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What there is: bytes of the smallest card that the run would use, or of the machine's memory."""
+
+    bytes: int
+    card: str  # its name; "" for the machine's memory
+
+
+def room(spec: RunSpec) -> Room | None:
+    """What each process of the run may take; None where a card does not tell."""
+    cards, processes = hardware.gpus(), spec.hardware.num_processes
+    if on_cpu(spec, len(cards)) or not cards:
+        return Room(hardware.memory()[1] // processes, "")
+    numbers = spec.hardware.devices or range(processes)
+    chosen = [cards[one] for one in numbers if one < len(cards)] or [cards[0]]
+    smallest = min(chosen, key=lambda card: card.memory)
+    return Room(smallest.memory, smallest.name) if smallest.memory else None
+
+
+def remedies(
+    spec: RunSpec, model: Model, cards: int, there: float, without: Collection[str] = ()
+) -> RunSpec | None:
+    """The spec with the fewest changes found by which it fits into `there` bytes, those that cost little before the
+    others; itself if it fits as it is, None if nothing helps. `without`: what of bitsandbytes ("4bit", "optimizer") does
+    not work here."""
+
+    def total(changes: list[tuple[str, Any]]) -> float:
+        need = needed(_changed(spec, changes), model, cards)
+        return need.total if need else 0.0
+
+    wrong = {one.code for one in problems(spec)}
+    chosen: list[tuple[str, Any]] = []
+    for way in _ways(spec, without):
+        if total(chosen) <= there:
+            break
+        with contextlib.suppress(
+            Refusal
+        ):  # a number beyond its limit, or two settings that exclude each other
+            allowed = wrong.issuperset(one.code for one in problems(_changed(spec, [*chosen, way])))
+            if allowed and total([*chosen, way]) < total(chosen):
+                chosen.append(way)
+    if total(chosen) > there:
+        return None
+    for way in reversed(chosen[:-1]):  # what has become needless by a later one
+        fewer = [one for one in chosen if one is not way]
+        with contextlib.suppress(Refusal):
+            chosen = fewer if total(fewer) <= there else chosen
+    return _changed(spec, chosen)
+
+
+def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
+    """A step is made from as many examples as before. Raises Refusal where a setting may not be so."""
+    many = examples_per_step(spec) // spec.hardware.num_processes
+    for path, value in changes:
+        spec = spec.change(path, value)
+    return spec.change(
+        "training.gradient_accumulation_steps", many // spec.training.per_device_train_batch_size
+    )
+
+
+def _ways(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Changes that may save memory, as path and value."""
+    yield "training.gradient_checkpointing", True
+    batch = spec.training.per_device_train_batch_size
+    while batch > 1 and batch % 2 == 0:
+        batch //= 2
+        yield "training.per_device_train_batch_size", batch
+    if spec.method.kind != "lora":  # not LoRA instead: that is another training, with another learning rate
+        if "optimizer" not in without:
+            yield "training.optim", "adamw_8bit"
+    elif "4bit" not in without and spec.model.quantization.kind != "4bit":
+        yield "model.quantization", {"kind": "4bit"}

@@ -1,0 +1,62 @@
+"""What a person should know of a spec's data before the start, though nothing of it keeps the run from starting.
+
+What does is in `engine.preflight.checks`. Each remark is about a data set and stands for all rows of a kind: its place is that of
+the first, with how many there are of how many that were looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.data.dataset_info import read_catalogue
+from engine.data.validation import Report
+from engine.preflight.checks import looked_at
+from engine.spec.run_spec import RunSpec
+
+# Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
+# repeated row, is told where data is checked.
+CODES = (
+    "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
+    "row-answer-first", "row-same-speaker", "row-open-question", "row-answers-joined", "row-scores-disagree", "scores-unread",
+    "labels-unread", "columns-unread", "entry-keys-unread", "guess-uneven",
+    "table-separator-unsure", "table-header-data",
+)  # fmt: skip
+
+
+def remarks(spec: RunSpec) -> list[Problem]:
+    """All of them; [] also where the data cannot be read, which `engine.preflight.checks` says."""
+    folder = Path(spec.data.dataset_dir)
+    if not folder.is_dir():
+        return []
+    made: list[Problem] = []
+    known = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
+    for name in dict.fromkeys([*spec.data.datasets, *spec.data.eval_datasets]):
+        if name in known and not known[name].problem and known[name].files:
+            report = looked_at(folder, known[name], spec.stage.kind)
+            made += _of_set(report)
+            if (
+                spec.stage.kind == "sft"
+                and report.counts.get("row-weighted")
+                and spec.stage.train_on != "answers"
+            ):
+                values = {
+                    "name": name,
+                    "rows": report.counts["row-weighted"],
+                    "train_on": spec.stage.train_on,
+                }
+                made.append(problem("marks-beside-train-on", "stage.train_on", **values))
+    return made
+
+
+def _of_set(report: Report) -> list[Problem]:
+    rows, made = report.good + report.bad, []
+    for code in CODES:
+        first = next((warning for warning in report.warnings if warning.code == code), None)
+        if first is not None:
+            values = dict(first.values)
+            if "place" in values:
+                values["place"] = f"{values['place']} ({report.counts[code]:,}/{rows:,})"
+            made.append(replace(first, field="data.datasets", values=values))
+    return made

@@ -1,0 +1,313 @@
+"""Several runs beside each other: the settings that differ, the figures at their ends, groups of a sweep, and CSV.
+
+A run is compared by what its folder says now. One whose spec cannot be read still has curves and figures.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.core import rundir
+from engine.core.csvtext import as_csv
+from engine.core.problems import Refusal
+from engine.core.rundir import RESULT, distinct, read_json
+from engine.core.stages import STAGES
+from engine.models.models import identity
+from engine.runs import progress, runs
+from engine.runs.progress import Series
+from engine.runs.runs import Run
+from engine.spec.run_spec import UNIONS, RunSpec, fields
+
+MOST = 50  # runs beside each other
+READERS = 2  # curves read at once
+ABSENT = Ellipsis  # in place of a value where a run has no such setting; None is a value
+BY_NAME = "name"  # groups runs by the beginning of their names
+
+
+# ------------------------------------------------------------------------------------------ which runs
+
+
+def trainings(saves: Path) -> list[Run]:
+    """Every run that learns, newest first."""
+    return runs.find(saves, "training")
+
+
+def chosen(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The first `MOST` of the runs with these ids, each once, and the ids that are no runs (any more)."""
+    found, gone = [], []
+    for id in dict.fromkeys(ids):
+        try:
+            found.append(runs.get(saves, id))
+        except Refusal:
+            gone.append(id)
+    return found[:MOST], gone
+
+
+def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
+    """The run, then the newest others of the same base and stage."""
+    spec = spec_of(run)
+    alike = [
+        other
+        for other in known
+        if spec
+        and other.id != run.id
+        and (theirs := spec_of(other))
+        and theirs.stage.kind == spec.stage.kind
+        and identity(theirs.model.model_name_or_path) == identity(spec.model.model_name_or_path)
+    ]
+    return [run, *alike][:most]
+
+
+def names(chosen: Sequence[Run]) -> list[str]:
+    """What each run is called: by its name, with its folder where two have the same."""
+    titles = {run.id: spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen}
+    called = distinct(titles)
+    return [called[run.id] for run in chosen]
+
+
+def spec_of(run: Run) -> RunSpec | None:
+    """The run's spec; None if it cannot be read, or is of another kind of run."""
+    try:
+        spec = run.spec
+    except (Refusal, OSError, UnicodeDecodeError):
+        return None
+    return spec if isinstance(spec, RunSpec) else None
+
+
+def stamp(chosen: Sequence[Run]) -> str:
+    """Changes when anything that is compared changes."""
+    return "|".join(
+        f"{run.id} {run.state} {rundir.stamp((run.dir.metrics, run.dir.spec, run.dir.exit))}"
+        for run in chosen
+    )
+
+
+def curves(chosen: Sequence[Run]) -> list[dict[str, Series]]:
+    """What each run has logged, by name. Several files are read at once."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(progress.curves, chosen))
+
+
+# ------------------------------------------------------------------------------------------ what differs
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting and its value in each run; ABSENT where the run has none."""
+
+    path: str
+    values: tuple[Any, ...]
+
+
+def differences(specs: Sequence[RunSpec | None]) -> list[Difference]:
+    """The settings that are not the same in all specs, in the order of declaration.
+
+    A stage or method has settings of its own, which specs of another lack. None is a spec that cannot be read: it
+    lacks every setting, and makes none of them differ. The name of a run is no setting.
+    """
+    plain = [None if spec is None else spec.model_dump(mode="json") for spec in specs]
+    found = []
+    for path in fields():
+        if path == "name":
+            continue
+        values = tuple(ABSENT if one is None else _value(one, path) for one in plain)
+        known = [_same(value) for value, one in zip(values, plain, strict=True) if one is not None]
+        if any(value != known[0] for value in known):
+            found.append(Difference(path, values))
+    return found
+
+
+def _value(plain: Mapping[str, Any], path: str) -> Any:
+    """The setting at `path`; of a choice between kinds, the kind."""
+    value: Any = plain
+    for step in path.split("."):
+        if step not in value:
+            return ABSENT
+        value = value[step]
+    return value["kind"] if path in UNIONS else value
+
+
+def _same(value: Any) -> Any:
+    """Equal for two ways to one folder."""
+    return identity(value) if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def written(value: Any) -> str:
+    """A value in one line: {"names": 2.0, "chats": 1.0} → "names × 2, chats"."""
+    if isinstance(value, Mapping):
+        return ", ".join(_entry(name, inner) for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(written, value))
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "" if value is None else str(value)
+
+
+def _entry(name: str, value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return name if value == 1 else f"{name} × {written(float(value))}"
+    return f"{name}: {written(value)}"
+
+
+# ------------------------------------------------------------------------------------------ figures at the end
+
+# What is better of a curve, by the name of its quantity; of all others nobody can say.
+LOWER, HIGHER = "lower", "higher"
+BETTER = dict.fromkeys(("loss", "nll_loss", "odds_ratio_loss", "value_loss", "perplexity"), LOWER) | dict.fromkeys(
+    (
+        "mean_token_accuracy", "accuracy", "margin", "rewards/margins", "rewards/accuracies", "reward", "mean_reward",
+        "log_odds_ratio", "tokens_per_s",
+    ),
+    HIGHER,
+)  # fmt: skip
+BETTER["peak_memory"] = BETTER["peak_device_memory"] = LOWER
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of each run; NaN where it has none. `of`: "last" or "best" of a curve, "" for a number of its own.
+    `best` are the places of the best runs."""
+
+    name: str
+    of: str
+    values: tuple[float, ...]
+    best: frozenset[int] = frozenset()
+
+
+def better(name: str) -> str:
+    """LOWER, HIGHER, or "" if neither is better in itself."""
+    return BETTER.get(name.removeprefix("eval_"), "")
+
+
+def figures(chosen: Sequence[Run], logged: Sequence[Mapping[str, Series]]) -> list[Figure]:
+    """The end figures of the runs: last and best of the losses and of what their stages are about, then what it took.
+
+    The best of a curve is marked only among runs of one stage and one loss: others measure different things.
+    """
+    specs = [spec_of(run) for run in chosen]
+    measure = {(spec.stage.kind, getattr(spec.stage, "loss_type", "")) for spec in specs if spec}
+    found = []
+    for name in _key_curves(specs, logged):
+        for of in ("last", "best") if better(name) else ("last",):
+            values = tuple(_end(curve.get(name), of, better(name)) for curve in logged)
+            found.append(_marked(name, of, values, mark=len(measure) < 2))
+    for name, count in COUNTS.items():
+        found.append(_marked(name, "", tuple(map(count, chosen, logged)), mark=True))
+    return [figure for figure in found if np.isfinite(figure.values).any()]
+
+
+def _key_curves(specs: Sequence[RunSpec | None], logged: Sequence[Mapping[str, Series]]) -> list[str]:
+    stages = dict.fromkeys(spec.stage.kind for spec in specs if spec)
+    quantities = ["loss", *(name for stage in stages if stage in STAGES for name in STAGES[stage].curves)]
+    quantities += [STAGES[stage].best for stage in stages if stage in STAGES]
+    known = {name for curve in logged for name in curve}
+    return [one for name in dict.fromkeys(quantities) for one in (name, f"eval_{name}") if one in known]
+
+
+def _marked(name: str, of: str, values: tuple[float, ...], mark: bool) -> Figure:
+    told = [value for value in values if np.isfinite(value)]
+    if not (mark and better(name) and len(told) > 1 and min(told) < max(told)):
+        return Figure(name, of, values)
+    top = min(told) if better(name) == LOWER else max(told)
+    return Figure(name, of, values, frozenset(place for place, value in enumerate(values) if value == top))
+
+
+def _end(series: Series | None, of: str, which: str) -> float:
+    if series is None:
+        return np.nan
+    part = series.value if of == "last" else series.low if which == LOWER else series.high
+    part = part[np.isfinite(part)]
+    if not len(part):
+        return np.nan
+    return float(part[-1] if of == "last" else part.min() if which == LOWER else part.max())
+
+
+def _furthest(logged: Mapping[str, Series], axis: str) -> float:
+    ends = [float(getattr(one, axis)[-1]) for one in logged.values() if len(one.step)]
+    return max((end for end in ends if np.isfinite(end)), default=np.nan)
+
+
+def _rate(logged: Mapping[str, Series]) -> float:
+    seconds = _furthest(logged, "time")
+    return _furthest(logged, "tokens") / seconds if seconds > 0 else np.nan
+
+
+def _device_memory(run: Run) -> float:
+    folder = run.dir.result()
+    return ((read_json(folder / RESULT) if folder else None) or {}).get("peak_device_memory") or np.nan
+
+
+COUNTS = {
+    "steps": lambda _run, logged: _furthest(logged, "step"),
+    "epochs": lambda _run, logged: _furthest(logged, "epoch"),
+    "tokens": lambda _run, logged: _furthest(logged, "tokens"),
+    "duration": lambda _run, logged: _furthest(logged, "time"),
+    "tokens_per_s": lambda _run, logged: _rate(logged),
+    "peak_memory": lambda run, _logged: (run.exit or {}).get("peak_memory") or np.nan,
+    "peak_device_memory": lambda run, _logged: _device_memory(run),
+}
+
+
+# ------------------------------------------------------------------------------------------ sweeps
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that belong together: what they share, and their places."""
+
+    value: Any
+    places: tuple[int, ...]
+
+
+def grouped(chosen: Sequence[Run], by: str) -> list[Group]:
+    """The runs by their value of the setting at `by`, or with BY_NAME by their names without the number at the end
+    ("rank-8-1" and "rank-8-2" → "rank-8"); in the order of numbers where all values are numbers."""
+    if by == BY_NAME:
+        values = [re.sub(r"[\W_]*\d+$", "", name) or name for name in names(chosen)]
+    else:
+        specs = [spec_of(run) for run in chosen]
+        values = [ABSENT if spec is None else _value(spec.model_dump(mode="json"), by) for spec in specs]
+    found: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        found.setdefault(repr(_same(value)), []).append(place)
+    groups = [Group(values[places[0]], tuple(places)) for places in found.values()]
+    if all(type(group.value) in (int, float) for group in groups):
+        groups.sort(key=lambda group: group.value)
+    return groups
+
+
+def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float, int]:
+    """Mean, sample standard deviation and number of the finite values in a group; NaN where there are too few."""
+    told = np.array([values[place] for place in group.places], dtype=float)
+    told = told[np.isfinite(told)]
+    mean = float(told.mean()) if len(told) else np.nan
+    return mean, float(told.std(ddof=1)) if len(told) > 1 else np.nan, len(told)
+
+
+# ------------------------------------------------------------------------------------------ CSV
+
+
+def curves_csv(chosen: Sequence[Run], metric: str) -> str:
+    """One curve of every run, a line for each point that is kept: its mean, and the lowest and highest it stands for."""
+    rows: list[Sequence[Any]] = [("run", "step", "epoch", "time_s", "tokens", metric, "low", "high")]
+    for name, logged in zip(names(chosen), curves(chosen), strict=True):
+        if series := logged.get(metric):
+            columns = (
+                series.step,
+                series.epoch,
+                series.time,
+                series.tokens,
+                series.value,
+                series.low,
+                series.high,
+            )
+            rows += [(name, *point) for point in np.column_stack(columns).tolist()]
+    return as_csv(rows)

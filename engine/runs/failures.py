@@ -1,0 +1,135 @@
+"""Known ways to fail → what happened and what to do about it, in the reader's language.
+
+The patterns are looked for in the first failing rank's error with its causes, and where that says nothing particular, in
+the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about something else. Order
+matters: the particular before the general.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, say, sentences
+from engine.core.rundir import end_of, read_json
+from engine.runs.runs import Run
+
+PATTERNS = {
+    "device-memory": r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+    "disk-full": r"No space left on device|Disk quota exceeded|Errno 28",
+    "not-writable": r"Permission denied: '(?P<what>[^']+)'|Read-only file system",
+    "port": r"EADDRINUSE|[Aa]ddress already in use",
+    "kernels": r"no kernel image is available",
+    "driver": r"NVIDIA driver on your system is too old|CUDA driver version is insufficient",
+    "bitsandbytes": r"libbitsandbytes|CUDA Setup failed|bitsandbytes.*not.*(?:found|available)"
+    r"|Native code method attempted to call|not available in CPU-only version of bitsandbytes",
+    "network": r"OfflineModeIsEnabled|LocalEntryNotFoundError|ConnectionError|MaxRetryError|Network is unreachable",
+    "package": r"(?:ModuleNotFoundError: No module named|requires the) '?(?P<what>[\w.-]+)'?",
+    "configuration": r"AssertionError: (?P<what>.*the spec says.*)",
+    "nccl": r"NCCL error|ncclSystemError|Watchdog caught collective operation timeout",
+    "architecture": r"does not recognize this architecture",
+    "damaged": r"ignore_mismatched_sizes|JSONDecodeError|ClassValidationError|SafetensorError",
+    "shapes": r"size mismatch for (?P<what>[\w.]+)",
+}
+
+# What an error says that was raised in place of another one: those come last, when nothing else is known.
+GENERAL = ("damaged", "shapes", "configuration")
+# What nobody prints who goes on: of these a line in the log is enough, whatever the error itself says. A warning that a
+# tracker was not reached, say, explains nothing.
+SURE = {
+    **{code: PATTERNS[code] for code in ("device-memory", "disk-full", "kernels", "driver")},
+    "bitsandbytes": r"libbitsandbytes_\w+\.so(?:: cannot open| not found)|bitsandbytes library load error|CUDA Setup failed"
+    r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
+    r"|not available in CPU-only version of bitsandbytes",
+}
+END = 64 << 10  # bytes of a log in which its last lines are
+SEARCHED = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a run did not finish."""
+
+    code: str
+    values: Mapping[str, Any]
+    traceback: str
+    problems: tuple[Mapping[str, Any], ...] = ()
+
+    def what(self, language: str = "en") -> str:
+        """What happened, in one or two sentences."""
+        if self.problems:
+            problems = (Problem(each["code"], each["field"], each["values"]) for each in self.problems)
+            return "\n".join(each.text(language) for each in problems)
+        return say(f"failure-{self.code}", language, **self.values)
+
+    def advice(self, language: str = "en") -> str:
+        """What to do about it; empty where what happened says so already."""
+        return "" if self.problems else say(f"failure-{self.code}-advice", language, **self.values)
+
+
+def explain(run: Run) -> Explanation | None:
+    """Why the run failed or was interrupted; None if it did neither."""
+    if run.state not in ("failed", "interrupted"):
+        return None
+    error = read_json(run.dir.error) or {}
+    log = end_of(run.dir.log, END, run.dir.log_from()).decode("utf-8", errors="replace")
+    traceback = error.get("traceback") or _first_traceback(log)
+    known = tuple(one for one in error.get("problems", ()) if one["code"] in sentences())
+    exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
+    values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
+    if known:
+        return Explanation("", {}, traceback, known)
+    lines = [f"{error.get('type', '')}: {error.get('message', '')}", *error.get("causes", ()), traceback]
+    text = "\n".join(lines + ([] if run.exit else [log]))
+    particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERAL}
+    code, what = _match(particular, text) or _printed(run, bool(error)) or _match(PATTERNS, text) or ("", "")
+    # A disk that filled up may have kept the keeper itself from saying so: then only the log knows.
+    known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
+    if code and known_end:
+        return Explanation(code, values | {"what": what}, traceback)
+    return Explanation(exit["reason"], values, traceback)
+
+
+def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
+    """(code, what it names) of the first pattern that is in the text."""
+    matches = ((code, re.search(pattern, text)) for code, pattern in patterns.items())
+    return next(((code, match.groupdict().get("what") or "") for code, match in matches if match), None)
+
+
+def _printed(run: Run, has_error: bool) -> tuple[str, str] | None:
+    """(code, what it names) of a failure whose signature stands in the log of the attempt."""
+    try:
+        status = run.dir.log.stat()
+    except OSError:
+        return None
+    return _search(run.dir.log, run.dir.log_from(), status.st_size, status.st_mtime_ns, has_error)
+
+
+@lru_cache(maxsize=64)
+def _search(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
+    """Of a log longer than twice SEARCHED the middle is not read. Without an error.json a process died in the middle of what
+    it printed, and every pattern counts in the first traceback."""
+    with log.open("rb") as file:
+        file.seek(begins)
+        text = file.read(SEARCHED)
+    if begins + SEARCHED < size:
+        text += end_of(log, SEARCHED, begins + SEARCHED)
+    text = text.decode("utf-8", errors="replace")
+    return (None if has_error else _match(PATTERNS, _first_traceback(text))) or _match(SURE, text)
+
+
+def _first_traceback(log: str) -> str:
+    """The first traceback in the end of the log: later ones are of what broke in consequence."""
+    found = re.search(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*\S.*", log)
+    return found[0] if found else ""
+
+
+def _last_line(error: Mapping[str, Any], log: str) -> str:
+    if error:
+        return f"{error['type']}: {error['message']}"[:300]
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "—"

@@ -1,0 +1,71 @@
+"""The kinds of run: what its spec is, what stands in its way, what it starts.
+
+Everything else about a run (queue, keeper, lock, log, stop, resume, delete) is the same whatever its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.evaluation import evaluation_spec
+from engine.export import export_spec
+from engine.launch.command import Step, training_steps, worker_step
+from engine.launch.workspace import Workplace
+from engine.preflight import checks, limits
+from engine.preflight.remarks import remarks
+from engine.spec.run_spec import RunSpec, Spec, problems, read_yaml
+
+
+@dataclass(frozen=True)
+class Kind:
+    """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from running here;
+    `steps` are its children, one after the other: (spec, folder, port, cards) → steps; `doubts` is what is told and keeps
+    nobody from starting, beside the problems that were found."""
+
+    spec: type[Spec]
+    frozen: Callable[[Any, Workplace], Any]
+    problems: Callable[[Any, Workplace], list[Problem]]
+    steps: Callable[[Any, Path, int, int], list[Step]]
+    doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _found: []
+
+
+def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Everything that keeps a training from running here: in the spec, on this machine, and of its numbers."""
+    found = problems(spec) + checks.obstacles(spec, workplace)
+    return found + limits.exceeded(spec, workplace, found)
+
+
+def training_doubts(spec: RunSpec, found: list[Problem]) -> list[Problem]:
+    """What is told of a training's numbers and of its data, beside the problems that were found."""
+    outside = any(one.field == "data.dataset_dir" for one in found)  # a folder that may not be looked into
+    return limits.doubts(spec, found) + ([] if outside else remarks(spec))
+
+
+KINDS = {
+    "training": Kind(
+        RunSpec,
+        lambda spec, workplace: workplace.frozen(spec),
+        training_problems, training_steps, training_doubts,
+    ),
+    "evaluation": Kind(
+        evaluation_spec.EvaluationSpec, evaluation_spec.frozen, evaluation_spec.problems,
+        lambda _spec, folder, _port, _cards: [worker_step("evaluate", folder)],
+    ),
+    "export": Kind(
+        export_spec.ExportSpec, export_spec.frozen, export_spec.problems,
+        lambda _spec, folder, _port, _cards: [worker_step("export", folder)],
+    ),
+}  # fmt: skip
+
+
+def read(text: str, default: str = RunSpec.kind) -> Spec:
+    """The spec in a YAML text, of the kind that it says; where it says none, of the kind `default`. Raises Refusal."""
+    plain = read_yaml(text)
+    kind = plain.pop("kind", default) if isinstance(plain, dict) else default
+    if kind not in list(KINDS):
+        raise Refusal(problem("spec-choice", "kind", given=kind, choices=", ".join(KINDS)))
+    return KINDS[kind].spec.read(plain)

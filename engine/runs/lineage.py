@@ -1,0 +1,64 @@
+"""Where weights come from: the trainings that they went through, found by what each run began with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
+from engine.export.export_spec import ExportSpec
+from engine.runs import kinds
+from engine.spec.run_spec import RunSpec, Spec
+
+
+class Training(NamedTuple):
+    run: RunDir
+    spec: RunSpec
+
+
+def trainings(folders: Iterable[str | Path]) -> list[Training]:
+    """The trainings behind the weights in `folders`, what each began with before it. Where a run is gone, or is none
+    of ours, its line ends."""
+    found: list[Training] = []
+    seen: set[Path] = set()
+
+    def follow(folder: str | Path) -> None:
+        run = RunDir(Path(os.path.realpath(folder)).parent)
+        if (
+            run.path in seen
+        ):  # two lines may have a run in common, and a spec may have been written to name itself
+            return
+        seen.add(run.path)
+        spec = _spec(run)
+        for before in _began_with(spec) if spec else ():
+            follow(before)
+        if isinstance(spec, RunSpec):
+            found.append(Training(run, spec))
+
+    for folder in folders:
+        follow(folder)
+    return found
+
+
+def learned(folders: Iterable[str | Path]) -> set[tuple[str, str]]:
+    """The data sets that the weights in `folders` were trained on, each as (data folder, name)."""
+    return {
+        (os.path.realpath(spec.data.dataset_dir), name)
+        for _, spec in trainings(folders)
+        for name in spec.data.datasets
+    }
+
+
+def _spec(run: RunDir) -> Spec | None:
+    try:
+        return kinds.read(run.spec.read_text(encoding="utf-8"))
+    except (OSError, ValueError, Refusal):
+        return None
+
+
+def _began_with(spec: Spec) -> list[str]:
+    adapters = list(spec.adapters) if isinstance(spec, ExportSpec) else [spec.model.adapter_path]
+    return [folder for folder in (*adapters, spec.model.model_name_or_path) if folder]

@@ -1,0 +1,125 @@
+"""What a spec would do, told before it is started: rows, steps, parameters, command, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engine.core import hardware
+from engine.core.problems import Problem, problem
+from engine.core.stages import STAGES
+from engine.data.datasets import read_catalogue
+from engine.data.validation import recommended
+from engine.launch import command
+from engine.launch.workspace import Workplace
+from engine.models.models import inspect
+from engine.preflight import doctor, limits, memory
+from engine.preflight.checks import countable, obstacles, trainable, unusable
+from engine.preflight.remarks import remarks
+from engine.runs import recent
+from engine.spec.run_spec import RunSpec, optimizer_steps, problems
+
+MEMORY = ("batch-may-not-fit", "length-may-not-fit", "model-may-not-fit")  # `fits` says more than these
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The plan of one run. None where it cannot be known yet."""
+
+    rows: int | None  # that one epoch trains on
+    steps: int | None  # optimizer steps of the whole run
+    exact: bool  # whether rows and steps are: preparation may still pack, cut into windows or leave out
+    trainable: int | None
+    parameters: int | None
+    command: list[str]
+    shell: str  # the command, quoted for a shell
+    yaml: str
+    problems: list[Problem]
+    needed: memory.Needed | None = None  # of each card, or of the machine
+    room: memory.Room | None = None
+    fits: RunSpec | None = (
+        None  # the spec, changed where it needs more than there is; None if no change helps
+    )
+    # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices of the run, whether it is chosen or
+    # not; None while that is being tried.
+    unusable: Mapping[str, Problem] | None = field(default_factory=dict)
+    doubts: list[Problem] = field(
+        default_factory=list
+    )  # that keep nobody from starting, memory left out: see `fits`
+    remarks: list[Problem] = field(default_factory=list)  # what of the data is worth knowing, and no obstacle
+
+
+def first_preset(workplace: Workplace) -> str:
+    """The preset that the form begins with: one for any model, which then is the model used last; the demo, whose model
+    and data are always there, if that was used last or nothing yet."""
+    used = recent.model_used_last(workplace, recent.models(workplace))
+    return "demo" if recent.is_demo(used) else "lora_7b"
+
+
+def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
+    """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
+    to none; the second answer says so. A preset for any model has the one to begin with, unless that is the demo."""
+    spec = workplace.preset(preset)
+    if not spec.model.model_name_or_path and not recent.is_demo(model := recent.first_model(workplace)):
+        spec = spec.change("model.model_name_or_path", str(model.path))
+    catalogue = read_catalogue(workplace.data)[0]
+    there = {dataset.name for dataset in catalogue}
+    missing = [name for name in spec.data.datasets if name not in there]
+    if not missing:
+        return spec, None
+    instead = recommended(catalogue, STAGES[spec.stage.kind].form)[:1]
+    gone = {"names": ", ".join(missing), "folder": workplace.data}
+    said = (
+        problem("preset-other-data", instead=instead[0], **gone)
+        if instead
+        else problem("preset-no-data", **gone)
+    )
+    return spec.change("data.datasets", instead), said
+
+
+def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | None]:
+    """A spec whose only data set does not fit its stage, with the first that does; the second answer says so. Where
+    several are chosen, or none is there that fits, it stays as it is."""
+    fitting = recommended(read_catalogue(workplace.data)[0], STAGES[spec.stage.kind].form)
+    chosen = list(spec.data.datasets)
+    if len(chosen) != 1 or chosen[0] in fitting or not fitting:
+        return spec, None
+    said = problem("stage-other-data", name=chosen[0], instead=fitting[0])
+    return spec.change("data.datasets", fitting[:1]), said
+
+
+def summary(spec: RunSpec, workplace: Workplace) -> Summary:
+    """Everything the page shows beside the Start button. Waits for nothing: what is still being tried on this machine is
+    told once it is known (`engine.preflight.doctor`)."""
+    spec = workplace.frozen(spec)
+    cards = len(hardware.gpus())
+    folder = "saves/…"
+    training = command.train_command(spec, folder, 0, cards)
+    found = obstacles(spec, workplace, wait=False)
+    broken = unusable(doctor.device_of(spec), wait=False)
+    wrong = {one.field for one in found}
+    # A folder that is not this installation's is not looked into, not even to count.
+    counted = None if "data.dataset_dir" in wrong else limits.rows_of(spec)
+    rows = counted.total if counted else None
+    model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
+    need = memory.needed(spec, model, cards) if model and "stage.reward_model" not in wrong else None
+    room, data = memory.room(spec), spec.data
+    found = problems(spec) + found
+    found += limits.exceeded(spec, workplace, found)
+    return Summary(
+        rows=rows,
+        steps=optimizer_steps(spec, rows) if rows else None,
+        exact=not (spec.stage.kind == "pt" or data.packing or data.skip_bad_rows or data.too_long == "drop"),
+        trainable=trainable(spec) if model else None,
+        parameters=model.parameters if model else None,
+        command=training,
+        shell=command.shell(training, command.environment(spec, folder, cards, hardware.threads())),
+        yaml=spec.to_yaml(brief=True),
+        problems=found,
+        doubts=[one for one in limits.doubts(spec, found) if one.code not in MEMORY],
+        needed=need,
+        room=room,
+        fits=memory.remedies(spec, model, cards, room.bytes, without=broken or ()) if need and room else None,
+        unusable=broken,
+        remarks=[] if "data.dataset_dir" in wrong else remarks(spec),
+    )

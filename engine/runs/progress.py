@@ -1,0 +1,395 @@
+"""How far a run is: its phase and ETA, its curves, the end of its log. Reads files, and only what is new in them.
+
+A run may log a million lines and a gigabyte; a page asks every two seconds. So a curve is read once and then
+continued, and kept in a bounded number of points, each the mean, lowest and highest of its neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, end_of, read_json
+from engine.core.stages import STAGES
+from engine.runs.runs import Run
+
+POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
+CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
+KEPT = ".curves.npz"  # beside a metrics file, after as many new bytes as are worth it
+WORTH_KEEPING = 4 << 20
+FEW = 500  # lines for which it is not worth to have pyarrow in memory
+AXES = ("step", "epoch", "time")  # what every line says besides its numbers
+OF_NUMBERS = b"0123456789.+-eE"
+OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run is doing. `fraction` is of the whole run once it trains, else of the phase; None if unknown."""
+
+    phase: str  # waiting, preparing, downloading, loading, training, evaluating, tasks, saving, done
+    done: int
+    total: int | None
+    unit: str
+    fraction: float | None
+    eta_s: float | None
+    tokens_per_s: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve; all arrays of shape (points,). `time` is in seconds of training since the start, `tokens` counts
+    what was trained on until then: NaN in a run that does not count them."""
+
+    step: np.ndarray
+    epoch: np.ndarray
+    time: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    tokens: np.ndarray
+
+
+def progress(run: Run) -> Progress:
+    """The phase a run is in and how far, as of its last word."""
+    said = read_json(run.dir.progress) or {}
+    phase = {"queued": "waiting", "finished": "done"}.get(run.state) or said.get("phase", "preparing")
+    done, total = said.get("done", 0), said.get("total")
+    fraction = 1.0 if run.state == "finished" else done / total if total else None
+    eta = None
+    if not run.final and total and done > said.get("began_with", 0):
+        eta = (total - done) * (said["at"] - said["began"]) / (done - said["began_with"])
+    curve = curves(run)
+    return Progress(
+        phase, done, total, said.get("unit", ""), fraction, eta, _rate(curve.get("num_tokens")), _last(curve)
+    )
+
+
+def _rate(tokens: Series | None) -> float | None:
+    """Tokens per second over the last few points."""
+    if tokens is None or len(tokens.value) < 2:
+        return None
+    first = max(len(tokens.value) - 6, 0)
+    seconds = tokens.time[-1] - tokens.time[first]
+    return float((tokens.high[-1] - tokens.high[first]) / seconds) if seconds > 0 else None
+
+
+def _last(curve: Mapping[str, Series], name: str = "loss") -> float | None:
+    values = curve[name].value if name in curve else ()
+    known = [value for value in values[-3:] if not np.isnan(value)]
+    return float(known[-1]) if known else None
+
+
+def tells(run: Run) -> str:
+    """The curve that tells how a run goes: its stage says which."""
+    try:
+        return STAGES[run.spec.stage.kind].tells if run.kind == "training" else "loss"
+    except (Refusal, OSError):
+        return "loss"
+
+
+def last(run: Run) -> float | None:
+    """The newest value of the curve that tells how the run goes, if there is one."""
+    return _brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[0]
+
+
+def spark(run: Run) -> list[float]:
+    """That curve in at most 32 points."""
+    return list(_brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[1])
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return told.st_mtime_ns, told.st_size
+
+
+@lru_cache(maxsize=4096)
+def _brief(path: Path, _changed: int, size: int, name: str) -> tuple[float | None, tuple[float, ...]]:
+    """Last value and spark line of a curve, kept as long as the file does not change."""
+    if not size:
+        return None, ()
+    curve = _reader(path).read()
+    if name not in curve:
+        return None, ()
+    values = curve[name].value
+    values = values[~np.isnan(values)]
+    parts = np.array_split(values, min(32, len(values))) if len(values) else []
+    return _last(curve, name), tuple(float(part.mean()) for part in parts)
+
+
+def curves(run: Run) -> dict[str, Series]:
+    """Every number the run logs, by name. Cheap to call again: only new lines are read."""
+    return _reader(run.dir.metrics).read()
+
+
+def read_long_curves(run: RunDir) -> None:
+    """Read once the curves of a run that has logged much, so that nobody waits for them who looks at it or compares it."""
+    with contextlib.suppress(OSError):
+        if run.metrics.stat().st_size > WORTH_KEEPING:
+            _reader(run.metrics).read()
+
+
+@lru_cache(maxsize=256)
+def _reader(path: Path) -> _Reader:
+    return _Reader(path)
+
+
+class _Reader:
+    """Follows one metrics file. What was read of a long one is kept beside it, for whoever begins to read it later."""
+
+    def __init__(self, path: Path):
+        self.path, self.busy = path, threading.Lock()
+        self.beside = path.with_name(KEPT)
+        self._begin(0)
+
+    def _begin(self, inode: int) -> None:
+        self.inode, self.offset, self.kept = inode, 0, 0
+        self.growing: dict[str, _Growing] = {}
+
+    def _recall(self, file: Any) -> None:
+        """Go on from what is kept, if the file still begins as it did then."""
+        try:
+            with np.load(self.beside) as kept:
+                offset, end = int(kept["offset"]), kept["end"].tobytes()
+                file.seek(offset - len(end))
+                if file.read(len(end)) == end:
+                    tables = zip(kept["names"].tolist(), kept["strides"].tolist(), strict=True)
+                    self.growing = {
+                        name: _Growing(kept[f"merged{number}"], kept[f"fresh{number}"], stride)
+                        for number, (name, stride) in enumerate(tables)
+                    }
+                    self.offset = self.kept = offset
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # there is none, or it is none
+
+    def _keep(self, file: Any) -> None:
+        size = min(self.offset, 256)
+        file.seek(self.offset - size)
+        tables = {
+            f"{part}{number}": getattr(growing, part)
+            for number, growing in enumerate(self.growing.values())
+            for part in ("merged", "fresh")
+        }
+        # In one step, and by a name of this process's own: two studios may look at one run.
+        partial = self.beside.with_suffix(f".{os.getpid()}.npz")
+        with contextlib.suppress(OSError):  # a folder that cannot be written to is read again each time
+            np.savez(
+                partial, offset=self.offset, end=np.frombuffer(file.read(size), np.uint8), names=list(self.growing),
+                strides=[growing.stride for growing in self.growing.values()], **tables,
+            )  # fmt: skip
+            partial.replace(self.beside)
+        self.kept = self.offset
+
+    def read(self) -> dict[str, Series]:
+        with self.busy:
+            try:
+                with self.path.open("rb") as file:
+                    told = os.fstat(file.fileno())
+                    if told.st_ino != self.inode or told.st_size < self.offset:
+                        self._begin(told.st_ino)
+                        self._recall(file)
+                    file.seek(self.offset)
+                    while lines := self._whole_lines(file):
+                        self._take(lines)
+                    if self.offset - self.kept > WORTH_KEEPING:
+                        self._keep(file)
+            except FileNotFoundError:
+                self._begin(0)
+            return _counted({name: growing.table() for name, growing in self.growing.items()})
+
+    def _whole_lines(self, file: Any) -> bytes:
+        """The next lines up to about a chunk; nothing while the last line is still being written."""
+        text = file.read(CHUNK)
+        end = text.rfind(b"\n") + 1
+        if not end:
+            return b""
+        file.seek(end - len(text), os.SEEK_CUR)
+        self.offset += end
+        return text[:end]
+
+    def _take(self, text: bytes) -> None:
+        for name, points in _points(text).items():
+            self.growing.setdefault(name, _Growing()).add(points)
+
+
+def _counted(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
+    """The curves, each with the tokens seen at its points: as counted there, or between two counts in proportion."""
+    counts = tables.get("num_tokens", np.empty((0, 6)))
+    counts = counts[np.isfinite(counts[:, 5])]
+    steps, counted = (np.append(0.0, counts[:, column]) for column in (0, 5))
+    return {
+        name: Series(
+            *(table[:, column] for column in range(6)),
+            tokens=np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan),
+        )
+        for name, table in tables.items()
+    }
+
+
+def _points(text: bytes) -> dict[str, np.ndarray]:
+    """Name → what whole lines say of it, in their order: step, epoch, time, and the value as mean, lowest and highest.
+
+    Lines of one kind (of training, of validation) are equal but for their numbers, and are converted at once.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for numbers, alike in _kinds(text):
+        for kept, column in _columns(numbers, alike):
+            place = kept, column["step"], np.nan_to_num(column["epoch"]), column["time"]
+            for name in (one for one in column if one not in AXES):
+                parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
+    return {name: _in_order(some)[:, 1:] for name, some in parts.items()}
+
+
+def _kinds(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Of each kind of lines, equal but for what numbers are written with: their numbers among all lines, and their text."""
+    bare = text.translate(None, OF_NUMBERS)
+    first = bare[: bare.index(b"\n") + 1]
+    count = len(bare) // len(first)
+    if bare == first * count:
+        yield np.arange(count), text[:-1]
+        return
+    kinds, lines = bare.split(b"\n")[:-1], text.split(b"\n")
+    known = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    which = np.fromiter(map(known.__getitem__, kinds), np.int64, len(kinds))
+    for kind in known.values():
+        numbers = np.flatnonzero(which == kind)
+        yield numbers, b"\n".join([lines[number] for number in numbers])
+
+
+def _in_order(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    together = np.concatenate(parts)
+    return together[np.argsort(together[:, 0], kind="stable")]
+
+
+def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Of lines of one kind: the numbers of those that can be read, and their values by name."""
+    rows = _as_rows(alike, len(numbers))
+    if rows is not None:
+        yield numbers, rows
+        return
+    try:
+        objects = from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)
+    except ValueError:  # one of them is spoiled
+        objects = map(_object, alike.split(b"\n"))
+    # Names may differ in a digit, which is one of a name and not of a number.
+    parted: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+    for number, one in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
+        if _is_line(one):
+            parted.setdefault(tuple(one), []).append((number, one))
+    for names, found in parted.items():
+        kept, some = zip(*found, strict=True)
+        table = np.array([tuple(one.values()) for one in some], dtype=np.float64).T  # null is NaN
+        yield np.array(kept), dict(zip(names, table, strict=True))
+
+
+def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
+    """The values by name, if there are many lines, of the same names, with nothing but numbers; else None.
+
+    Without the letters of its names such a line is a row between commas, which pyarrow reads faster than JSON: in turn what
+    is left of a name, which is what a kind does not tell of it, and a number.
+    """
+    line = alike[: alike.find(b"\n")]
+    first = _object(line) if count >= FEW else None
+    if not first or any(type(value) not in (int, float) for value in first.values()):
+        return None
+    if not line.count(b",") + 1 == line.count(b":") == len(first):
+        return None
+    from pyarrow import ArrowInvalid, binary, csv, dictionary, float64, int32
+
+    rows = alike.translate(bytes.maketrans(b":", b","), OF_NAMES)
+    left, told = ([f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1))
+    types = dict.fromkeys(left, dictionary(int32(), binary())) | dict.fromkeys(told, float64())
+    try:
+        table = csv.read_csv(
+            io.BytesIO(rows),
+            csv.ReadOptions(use_threads=False, autogenerate_column_names=True, block_size=len(rows) + 1),
+            csv.ParseOptions(quote_char=False),
+            csv.ConvertOptions(column_types=types, null_values=[]),
+        )
+    except ArrowInvalid:
+        return None
+    if any(len(chunk.dictionary) > 1 for column in left for chunk in table[column].chunks):
+        return None
+    return {name: table[column].to_numpy() for name, column in zip(first, told, strict=True)}
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = from_json(line, allow_inf_nan=True)
+    except ValueError:
+        return None
+    return value if _is_line(value) else None
+
+
+def _is_line(value: Any) -> bool:
+    return isinstance(value, dict) and set(AXES) <= set(value)
+
+
+class _Growing:
+    """A curve that keeps its shape in a bounded number of points. Columns: step, epoch, time, mean, low, high."""
+
+    def __init__(self, merged: np.ndarray | None = None, fresh: np.ndarray | None = None, stride: int = 1):
+        self.merged = np.empty((0, 6)) if merged is None else merged  # each of `stride` logged points
+        self.fresh = np.empty((0, 6)) if fresh is None else fresh  # not yet enough for one more
+        self.stride = stride
+
+    def add(self, points: np.ndarray) -> None:
+        # A resumed run goes back to its checkpoint: what it logs from there replaces what stood there.
+        steps = points[:, 0]
+        if not (np.diff(steps) > 0).all():
+            later = np.append(np.minimum.accumulate(steps[::-1])[::-1][1:], np.inf)
+            points = points[steps < later]
+        first = points[0, 0]
+        self.merged = self.merged[self.merged[:, 0] < first]
+        self.fresh = np.concatenate([self.fresh[self.fresh[:, 0] < first], points])
+        self._merge()
+        while len(self.merged) > 2 * POINTS:
+            self.fresh = np.concatenate([self.merged[len(self.merged) // 2 * 2 :], self.fresh])
+            self.merged, self.stride = _merged_by(self.merged, 2), self.stride * 2
+
+    def _merge(self) -> None:
+        whole = len(self.fresh) // self.stride * self.stride
+        if whole:
+            self.merged = np.concatenate([self.merged, _merged_by(self.fresh[:whole], self.stride)])
+            self.fresh = self.fresh[whole:]
+
+    def table(self) -> np.ndarray:
+        return np.concatenate([self.merged, self.fresh]) if self.stride > 1 else self.merged
+
+
+def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
+    """Every `by` neighbours, a power of two, as one: the last one's place, their mean, lowest and highest."""
+    with np.errstate(all="ignore"):
+        while by > 1:
+            pairs = points[: len(points) // 2 * 2].reshape(-1, 2, 6)
+            one, other = pairs[:, 0], pairs[:, 1]
+            points, by = other.copy(), by // 2
+            points[:, 3] = (one[:, 3] + other[:, 3]) / 2
+            np.minimum(one[:, 4], other[:, 4], out=points[:, 4])
+            np.maximum(one[:, 5], other[:, 5], out=points[:, 5])
+    return points
+
+
+def log_tail(run: Run, lines: int = 200) -> str:
+    """The last lines of the log. Of a line that a progress bar rewrote, the last state."""
+    text = end_of(run.dir.log, 64 * 1024).decode("utf-8", errors="replace")
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join(shown[-lines - 1 :]).strip("\n")

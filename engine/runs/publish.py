@@ -1,0 +1,54 @@
+"""Puts an export into a repository of a hub, when somebody asks for it with a token given for that moment.
+
+The token goes to a child on its standard input and is kept nowhere. What was published stands in the run's folder, as
+`published.json`: where, when, by whom, which commit.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import read_json, write_json
+from engine.launch import command
+from engine.launch.workspace import PROJECT
+from engine.models.models import is_hub_id
+from engine.runs.runs import Run
+
+PUBLISHED = "published.json"
+
+
+def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = "") -> dict[str, Any]:
+    """Upload what the run has left, and wait for it. Returns {"url", "commit", "at", "by"}. Raises Refusal."""
+    repo, token = repo.strip(), token.strip()
+    folder = run.dir.result() if run.final else None
+    if folder is None:
+        raise Refusal(problem("export-no-result", id=run.id))
+    if not is_hub_id(repo):
+        raise Refusal(problem("upload-name", repo=repo))
+    if not token:
+        raise Refusal(problem("upload-no-token"))
+    given = json.dumps({"repo": repo, "private": private, "token": token})
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)], input=given, capture_output=True, text=True, check=False,
+        cwd=PROJECT, env=command.inherited() | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
+    )  # fmt: skip
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        why = (done.stderr.strip().splitlines() or [f"{done.returncode}"])[-1].replace(token, "…")[:200]
+        raise Refusal(problem("upload-failed", repo=repo, why=why)) from None
+    if "code" in told:
+        raise Refusal(problem(told["code"], **told["values"]))
+    told |= {"at": time.time(), "by": by, "private": private}
+    write_json(run.path / PUBLISHED, told)
+    return told
+
+
+def published(run: Run) -> dict[str, Any] | None:
+    """Where the run's result was last uploaded to; None if it never was."""
+    return read_json(run.path / PUBLISHED)

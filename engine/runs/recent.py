@@ -1,0 +1,78 @@
+"""What the page begins with: the model used last, and the finished run that is newest. Read from the folders each time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from engine.core.problems import Refusal
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, inside
+from engine.models.models import Model, find_models, identity
+from engine.runs import runs
+from engine.runs.results import Result, results
+
+BUNDLED = (PROJECT / "data",)  # models that come with Athanor or are made by it, not the operator's
+
+
+def models(workplace: Workplace) -> list[Model]:
+    """Whole models of the model folders: the one used last, the operator's by name, the bundled ones, the demo model."""
+    there = [model for model in find_models(workplace.models) if not model.adapter_of]
+    last = model_used_last(workplace, there)
+    demo = os.path.realpath(DEMO_MODEL)
+
+    def place(model: Model) -> int:
+        if os.path.realpath(model.path) == demo:
+            return 3
+        return 0 if model == last else 1 + inside(model.path, BUNDLED)
+
+    return sorted(there, key=place)
+
+
+def first_model(workplace: Workplace) -> Model | None:
+    """The model to begin with: the one used last, else the first of the operator's, else the demo model."""
+    there = models(workplace)
+    own = [model for model in there if not inside(model.path, BUNDLED)]
+    return model_used_last(workplace, there) or next(iter(own or there[::-1]), None)
+
+
+def model_used_last(workplace: Workplace, among: Iterable[Model]) -> Model | None:
+    """The model of the newest run that is of one of `among`; None if none is."""
+    known = {identity(str(model.path)): model for model in among}
+    for run in runs.find(workplace.saves):
+        try:
+            base = run.spec.model.model_name_or_path
+        except (Refusal, OSError, UnicodeDecodeError):
+            continue
+        if model := known.get(identity(base)):
+            return model
+    return None
+
+
+def newest_result(
+    workplace: Workplace, bases: Iterable[str], fits: Callable[[Result], bool]
+) -> tuple[str, Result] | None:
+    """The newest finished training whose result `fits` and whose base is among these folders: the base and the result.
+    A whole model is its own base if it is among them. None if there is none."""
+    known = {identity(folder): folder for folder in bases}
+    for result in results(workplace.saves):
+        if result.run.kind == "training" and result.run.state == "finished" and fits(result):
+            base = known.get(identity(str(result.folder))) or known.get(identity(base_named(result)))
+            if base:
+                return base, result
+    return None
+
+
+def base_named(result: Result) -> str:
+    """The base of a result as its run's spec names it: a folder, or a hub id."""
+    return result.run.spec.model.model_name_or_path
+
+
+def listed(folder: str, bases: Iterable[str]) -> str:
+    """The folder among `bases` that is the same model; `folder` itself if none is."""
+    return next((one for one in bases if identity(one) == identity(folder)), folder)
+
+
+def is_demo(model: Model | None) -> bool:
+    """Whether the model is the one that comes with Athanor, for which the demo presets are."""
+    return model is None or os.path.realpath(model.path) == os.path.realpath(Path(DEMO_MODEL))

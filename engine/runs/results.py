@@ -1,0 +1,175 @@
+"""What finished runs left for others to begin from, and the specs of the runs that train it further or export it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import RESULT, distinct, read_json
+from engine.core.stages import STAGES, next_stages
+from engine.data.datasets import read_catalogue
+from engine.data.validation import recommended
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.models.models import ADAPTER_FILES
+from engine.preflight.checks import CONTINUED
+from engine.runs import runs
+from engine.runs.runs import Run
+from engine.spec.run_spec import STAGES as PARTS
+from engine.spec.run_spec import NoQuantization, NoRopeScaling, RunSpec, examples_per_step
+
+EPOCHS = 3  # of a stage that follows, at most
+ANSWERS = 32  # of a step in which a model learns from scores, at least
+
+
+@dataclass(frozen=True)
+class Result:
+    """The trained weights of a run: a LoRA `adapter`, or a whole model. `stage` is the one that made them."""
+
+    run: Run
+    folder: Path
+    stage: str
+    adapter: bool
+
+
+def results(saves: Path) -> list[Result]:
+    """What every run below `saves` has left, newest first."""
+    return [found for run in runs.find(saves) if (found := of(run))]
+
+
+def titles(left: Iterable[Result]) -> dict[str, str]:
+    """What their runs are called, by id; no two alike."""
+    return distinct({one.run.id: one.run.title for one in left})
+
+
+def of(run: Run) -> Result | None:
+    """What the run has left; None while it is going on, and where it left nothing."""
+    folder = run.dir.result() if run.final else None
+    said = read_json(folder / RESULT) if folder else None
+    if not said:
+        return None
+    return Result(run, folder, said["stage"], folder == run.dir.adapter)
+
+
+def base_of(result: Result) -> Path:
+    """The folder of the model that an adapter is of, as far as it is known: a hub's is where the run found it."""
+    base = result.run.spec.model.model_name_or_path
+    summary = read_json(result.run.dir.prepared / "summary.json") or {}
+    return Path(base if os.path.isdir(base) else summary.get("model_path") or base)
+
+
+def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settings: Any) -> ExportSpec:
+    """The spec that exports the results of the runs with these ids, each adapter with its weight; or a whole model
+    alone. The base is loaded as the run had it, in full precision.
+
+    Raises Refusal where a run has left no weights, is of another base than the first, or is whole and not alone.
+    """
+    left = {one.run.id: one for one in results(workplace.saves)}
+    if not weights:
+        raise Refusal(problem("export-no-runs"))
+    if missing := [id for id in weights if id not in left]:
+        raise Refusal([problem("export-no-result", id=id) for id in missing])
+    chosen = [left[id] for id in weights]
+    whole = next((one for one in chosen if not one.adapter), None)
+    if whole and len(chosen) > 1:
+        raise Refusal(problem("export-whole-beside", name=whole.run.title))
+    model = chosen[0].run.spec.model
+    changes: dict[str, Any] = {
+        "model_name_or_path": str(whole.folder if whole else base_of(chosen[0])), "adapter_path": None,
+        "chat_template": None, "quantization": NoQuantization(),
+        "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(model.model_name_or_path),
+    }  # fmt: skip
+    if whole:
+        changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
+    adapters = {str(one.folder): weights[one.run.id] for one in chosen if one.adapter}
+    return ExportSpec.read(
+        {"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings
+    )
+
+
+def following(run: Run) -> list[str]:
+    """Stages that can go on from what the run left: answering ones from a reward model, which judges them."""
+    found = of(run)
+    if not found or run.kind != "training":
+        return []
+    after = (
+        [name for name, stage in STAGES.items() if stage.answers]
+        if found.stage == "rm"
+        else next_stages(found.stage)
+    )
+    return [stage for stage in after if stage in PARTS]
+
+
+def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
+    """The spec of a run of `stage` that begins from the result of `run`.
+
+    It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
+    takes few epochs, and one that answers enough answers a step; data sets that do not fit give way to the first that
+    does. An answering stage is judged by the run itself if that is a reward model, and begins from the newest SFT adapter
+    if that began from none; else it is judged by the newest reward model of the same base. Raises Refusal where `stage` is none of `following(run)`.
+    """
+    if stage not in following(run):
+        raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
+    before, found = run.spec, of(run)
+    plain: dict[str, Any] = before.model_dump()
+    again = stage == before.stage.kind  # what it learns by is what it has learned by
+    plain |= {"name": "", "stage": plain["stage"] if again else {"kind": stage}, "extra": {}}
+    if (
+        not again
+        and STAGES[stage].answers
+        and (judge := found if found.stage == "rm" else _newest(before, workplace, "rm"))
+    ):
+        plain["stage"]["reward_model"] = str(judge.folder)
+        if "rewards" in PARTS[stage].model_fields:
+            plain["stage"]["rewards"] = {"reward_model": 1.0}
+    start = found
+    if found.stage == "rm":
+        # It judges, and something that answers is trained: from where it began itself, or from what has learned to answer.
+        fresh = before.method.kind == "lora" and not before.model.adapter_path
+        start = _newest(before, workplace, "sft", adapter=True) if fresh else None
+    if start and start.adapter:
+        plain["model"]["adapter_path"] = str(start.folder)
+        # A PiSSA adapter was left as an ordinary one, of twice the rank.
+        config = read_json(start.folder / ADAPTER_FILES[0]) or {}
+        plain["method"] |= {name: config[name] for name in CONTINUED if name in config}
+        plain["method"]["init_lora_weights"] = "default"
+    elif start:
+        # Its own configuration has been stretched already.
+        plain["model"] |= {
+            "model_name_or_path": str(found.folder),
+            "adapter_path": None,
+            "rope_scaling": {"kind": "none"},
+        }
+    form = STAGES[stage].form
+    fitting = recommended(read_catalogue(workplace.data)[0], form)
+    kept = {name: weight for name, weight in before.data.datasets.items() if name in fitting}
+    plain["data"]["datasets"] = kept or dict.fromkeys(fitting[:1], 1.0)
+    plain["data"]["eval_datasets"] = [name for name in before.data.eval_datasets if name in fitting]
+    if form not in ("text", "chat"):
+        plain["data"]["packing"] = False
+    training = plain["training"]
+    training["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
+    training["num_train_epochs"] = min(training["num_train_epochs"], EPOCHS)
+    if STAGES[stage].answers:
+        few = ANSWERS / examples_per_step(before)
+        training["gradient_accumulation_steps"] *= max(math.ceil(few), 1)
+    return RunSpec.read(plain)
+
+
+def _newest(spec: RunSpec, workplace: Workplace, stage: str, adapter: bool | None = None) -> Result | None:
+    """The newest result of a stage of the same base; of any method, or an adapter."""
+    base = spec.model.model_name_or_path
+    return next(
+        (
+            one
+            for one in results(workplace.saves)
+            if one.stage == stage and one.run.kind == "training" and adapter in (None, one.adapter)
+            if one.run.spec.model.model_name_or_path == base and one.run.state == "finished"
+        ),
+        None,
+    )

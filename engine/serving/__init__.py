@@ -1,0 +1,1 @@
+"""Servers that answer: started, asked, ended; conversations as values."""

@@ -1,0 +1,87 @@
+"""vLLM as what writes the answers of a server, where it is installed: found, started with which words, refused for what.
+
+Nothing of it is imported: it is a program of its own. What is said to it is checked against the argument parser and the
+protocol of vLLM 0.33. The process that starts it and asks it is `engine.worker.serving.vllm`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, problem
+from engine.core.rundir import end_of
+from engine.export.deployment import max_lora_rank, vllm_problems
+from engine.models.models import adapter_config
+
+ENGINES = ("transformers", "vllm")  # what can write a server's answers
+BASE = "base"  # what the model itself is asked as; adapters are adapter0, adapter1, …
+LORAS = 4  # adapters in one batch: as many as the page asks at once, and one more
+USUAL_RANK = 16
+NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?")
+TELLING = re.compile(r"[\w.]*(Error|Exception)\b: ")
+ELSEWHERE = "See root cause above"  # what it ends with where one of its processes has told more
+
+
+def program() -> str | None:
+    """vLLM's command: beside this Python, or on the path; None where there is none."""
+    return shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
+
+
+def command(
+    words: Sequence[str], base: str, port: int, rank: int, precision: str, remote_code: bool
+) -> list[str]:
+    """What starts it: `words` are the program, `rank` is the largest that an adapter may have."""
+    return [
+        *words, "serve", base, "--served-model-name", BASE, "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", NAMES[precision], "--max-model-len", "auto", "--generation-config", "vllm",
+        "--enable-lora", "--max-loras", str(LORAS), "--max-lora-rank", str(rank), "--disable-uvicorn-access-log",
+        *(["--trust-remote-code"] if remote_code else []),
+    ]  # fmt: skip
+
+
+def environment(key: str) -> dict[str, str]:
+    """What it is told beside: who may ask it, that adapters come and go, that nobody is told of it, and that its
+    processes keep their environment when they rename themselves: by the marker in it they are found and ended."""
+    return {
+        "VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1",
+        "SPT_NOENV": "1",
+    }  # fmt: skip
+
+
+def rank(folders: Iterable[Path]) -> int:
+    """The --max-lora-rank that holds every one of these adapters that vLLM takes at all."""
+    taken = [config for folder in folders if not vllm_problems(config := adapter_config(folder))]
+    return max([USUAL_RANK, *filter(None, map(max_lora_rank, taken))])
+
+
+def problems(
+    model: Mapping[str, Any], adapters: Mapping[str, Path], most: int | None = None
+) -> list[Problem]:
+    """What of a base, as its run loads it, and of adapters vLLM would not take, or would take as something else. `most`
+    is the rank that a server which runs already has room for."""
+    found = [] if program() else [problem("vllm-missing")]
+    kinds = {name: (model.get(name) or {}).get("kind", "none") for name in ("quantization", "rope_scaling")}
+    found += [problem("vllm-loading", name=name, kind=kind) for name, kind in kinds.items() if kind != "none"]
+    for name, folder in adapters.items():
+        config = adapter_config(folder)
+        if untaken := vllm_problems(config):
+            found += [problem("vllm-adapter", name=name), *untaken]
+        needed = max_lora_rank(config)
+        if most and needed and needed > most:
+            found.append(problem("vllm-more-rank", name=name, rank=needed, most=most))
+    return found
+
+
+def last_words(log: Path) -> str:
+    """The line of its log that says why it ended: the last that names an error, else the last there is."""
+    text = end_of(log, 20_000).decode("utf-8", "replace") if log.exists() else ""
+    lines = [PREFIX.sub("", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    telling = [line for line in lines if TELLING.match(line) and ELSEWHERE not in line]
+    return (telling or lines or ["—"])[-1][:300]

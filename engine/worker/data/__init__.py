@@ -1,0 +1,1 @@
+"""From rows to tokens: examples, packing, splits, the cache of prepared data."""

@@ -1,0 +1,171 @@
+"""What was prepared before and is still right: found by what it was made of, in `saves/.prepared/`.
+
+The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and of the
+settings that matter; so an edited file is never stale, whatever its time says. A run gets hard links, and stays whole when
+the cache is pruned. This module imports nothing heavy: a run whose rows are here starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from engine.core.rundir import ALIVE, held, read_json, take, write_json
+from engine.core.stages import STAGES
+from engine.data.datasets import Dataset
+from engine.launch.workspace import template_file
+from engine.models.chat_templates import TEMPLATES
+from engine.spec.run_spec import RunSpec
+
+VERSION = 5  # of the code that prepares: one more whenever it makes something else of the same rows
+MOST = 20 * 10**9  # bytes; what was not used for longest goes first
+SUMMARY = "summary.json"
+# What a tokenizer is made of, in a model's folder.
+TOKENIZER = (
+    "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
+    "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py",
+)  # fmt: skip
+ELSEWHERE = ("dataset_dir", "preprocessing_num_workers", "group_by_length")  # settings that change no row
+
+
+def key_of(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache: Path) -> str:
+    """What the rows of a run are made of, as one word. Equal keys, equal rows."""
+    data = spec.data.model_dump(exclude=set(ELSEWHERE))
+    drawn = data["validation_share"] or data["validation_rows"] or data["mix_strategy"] != "concat"
+    chance = drawn or any(weight % 1 for weight in spec.data.datasets.values())
+    template = spec.model.chat_template and Path(
+        template_file(spec) or TEMPLATES / f"{spec.model.chat_template}.jinja"
+    )
+    model = Path(model_path)
+    files = sorted({file for pattern in TOKENIZER for file in model.glob(pattern) if file.is_file()})
+    files += [template] if template else []
+    fingerprints = Fingerprints(cache)
+    made_of = {
+        "version": [VERSION, version("transformers"), version("tokenizers")],
+        "form": STAGES[spec.stage.kind].form,
+        "train_on": getattr(spec.stage, "train_on", None),
+        "data": data,
+        "seed": spec.training.seed if chance else None,
+        "remote_code": spec.model.trust_remote_code,
+        "tokenizer": [[file.name, fingerprints.of(file)] for file in files],
+        "entries": [_entry(dataset, fingerprints) for dataset in datasets],
+        # A template may write the day, and then the rows are of that day.
+        "day": time.strftime("%Y-%m-%d") if any(map(_knows_the_day, files)) else None,
+    }
+    fingerprints.keep()
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
+    entry = asdict(dataset) | {"columns": dict(dataset.columns), "tags": dict(dataset.tags), "problem": None}
+    return entry | {"files": [[file.name, fingerprints.of(file)] for file in dataset.files]}
+
+
+def _knows_the_day(file: Path) -> bool:
+    """Whether the file can hold a chat template, and has one that asks for the day."""
+    holds = file.suffix == ".jinja" or "template" in file.name or file.name == "tokenizer_config.json"
+    return holds and b"strftime_now" in file.read_bytes()
+
+
+class Fingerprints:
+    """Hashes of file contents. That of a file is remembered until its size, inode or any of its times changes."""
+
+    def __init__(self, cache: Path):
+        self.path = cache / "fingerprints.json"
+        self.known: dict[str, list[Any]] = read_json(self.path) or {}
+        self.new = False
+
+    def of(self, file: Path) -> str:
+        """The SHA-256 of what is in the file."""
+        status = file.stat()
+        stamp = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        before = self.known.get(str(file))
+        if before and before[:-1] == stamp:
+            return before[-1]
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        # A file written a moment ago may be written once more without its times changing.
+        if time.time_ns() - status.st_ctime_ns > 2_000_000_000:
+            self.known[str(file)] = [*stamp, found]
+            self.new = True
+        return found
+
+    def keep(self) -> None:
+        if self.new:
+            there = {file: stamp for file, stamp in self.known.items() if os.path.exists(file)}
+            with contextlib.suppress(OSError):  # it is only a remembrance
+                write_json(self.path, there)
+
+
+@contextlib.contextmanager
+def building(cache: Path, key: str) -> Iterator[Path]:
+    """A folder to prepare in, which is found under `key` from the end of the block on; gone if the block fails."""
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+    lock = take(partial / "lock", ALIVE, shared=False)
+    try:
+        yield partial
+        (partial / "lock").unlink()
+        partial.chmod(0o755)
+        if (cache / key).exists() and not (cache / key / SUMMARY).exists():
+            shutil.rmtree(cache / key)  # somebody has taken pieces out of it
+        with contextlib.suppress(OSError):  # somebody else was quicker, with the same
+            partial.rename(cache / key)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(lock)
+    prune(cache)
+
+
+def prune(cache: Path, most: int = MOST) -> None:
+    """Remove what was not used for longest, until the rest has `most` bytes; and what a kill has left behind."""
+    for folder in cache.glob(".partial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > 60 and not held(folder / "lock", ALIVE):
+                shutil.rmtree(folder)
+    used = []
+    for folder in cache.glob("[!.]*/"):
+        with contextlib.suppress(OSError):
+            size = sum(file.stat().st_size for file in folder.iterdir())
+            used.append(((folder / SUMMARY).stat().st_mtime, size, folder))
+    total = 0
+    for _, size, folder in sorted(used, reverse=True):
+        total += size
+        if total > most:
+            with contextlib.suppress(OSError):
+                gone = folder.rename(
+                    cache / f".partial-{folder.name}"
+                )  # in one step, so that nobody finds half
+                shutil.rmtree(gone)
+
+
+def hand_over(folder: Path, to: Path) -> dict[str, Any] | None:
+    """The files of a prepared folder into a run's, by hard links where the file system has them; returns its summary.
+
+    None if there is no such folder, or it is pruned just now. From now on it is the last to be.
+    """
+    try:
+        os.utime(folder / SUMMARY)
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        to.mkdir(exist_ok=True)
+        for file in (f"{split}.arrow" for split in summary["splits"]):
+            (to / file).unlink(missing_ok=True)
+            try:
+                os.link(folder / file, to / file)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(folder / file, to / file)
+    except FileNotFoundError:
+        return None
+    return summary

@@ -1,0 +1,144 @@
+"""A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, an errand (engine.data.data_jobs).
+
+Its data files are fetched, never code; the datasets library, with no network, picks subset and split from them as it
+would anywhere; what comes out is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own
+variables say where the hubs are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from engine.core import hardware
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import write_json
+from engine.data import dataset_info_edits, uploads
+from engine.data.data_jobs import Report, errand
+from engine.data.row_files import SUFFIXES
+
+# README.md says which files are which subset and split.
+WANTED = ["README.md", *(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz", ".zst"))]
+
+
+def download(given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Fetch `given["id"]` and name it in the catalogue: as a new set, or for the entry `given["into"]`."""
+    data, name = Path(given["data"]), given["id"]
+    if not name or name.startswith((".", "/")) or name.count("/") > 1:
+        raise Refusal(problem("hub-set-name", name=name or "—"))
+    with tempfile.TemporaryDirectory(dir=data, prefix=".arriving-") as scratch:
+        folder = Path(scratch, "hub")
+        try:
+            FETCH[given["hub"]](name, folder, report)
+            rows = _rows(
+                folder, Path(scratch, "cache"), given["subset"], given["split"], given.get("folder", "")
+            )
+        except Refusal:
+            raise
+        except Exception as error:  # whatever a hub's client raises, the reader needs one sentence
+            reason = str(error).strip().split("\n")[0][:300].rstrip(". ") or type(error).__name__
+            raise Refusal(problem("hub-set-failed", name=name, hub=given["hub"], why=reason)) from error
+        title = given["into"] or name.rpartition("/")[2]
+        file = Path(scratch, uploads.safe_name(f"{title}.parquet"))
+        rows.to_parquet(str(file))
+        placed = uploads.place(file, data)
+    first = dataset_info_edits.first_rows(placed)
+    if given["into"]:
+        entry = {"file_name": placed.name} | _without_place(dataset_info_edits.entry_of(data, given["into"]))
+        made = dataset_info_edits.save(data, given["into"], entry, instead_of=given["into"])
+    else:
+        made = dataset_info_edits.add(data, title, _described(placed.name, first))
+    return {"made": [made], "counts": {made: len(rows), "left out": 0}}
+
+
+def _described(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return dataset_info_edits.described(file_name, dataset_info_edits.propose(rows), rows)
+    except Refusal:  # its columns tell nothing; a person may
+        return {"file_name": file_name}
+
+
+def _without_place(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
+    return {
+        key: value
+        for key, value in entry.items()
+        if key not in ("file_name", "folder", "subset", "split", "encoding")
+    }
+
+
+def _rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
+    """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
+    Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from datasets import load_dataset
+
+    return load_dataset(
+        str(folder), subset or None, data_dir=inside or None, split=split, cache_dir=str(cache)
+    )
+
+
+def _huggingface(name: str, folder: Path, report: Report) -> None:
+    from huggingface_hub import snapshot_download
+
+    chosen = {"repo_type": "dataset", "allow_patterns": WANTED, "local_dir": folder}
+    coming = snapshot_download(name, dry_run=True, **chosen)
+    total = sum(one.file_size for one in coming if one.will_download)
+    if not total:
+        raise Refusal(problem("hub-set-empty", name=name, known=", ".join(SUFFIXES)))
+    if 3 * total > hardware.free_disk(folder):  # the files, what they are unpacked to, and the result
+        raise Refusal(problem("data-not-writable", folder=folder.parents[1], why=os.strerror(errno.ENOSPC)))
+
+    class Bar(tqdm):
+        """One of the hub's progress bars: of files, of bytes arrived, of bytes written."""
+
+        def update(self, n: float | None = 1) -> Any:
+            shown = super().update(n)
+            if self.unit == "B":
+                report(int(self.n), max(total, int(self.n)), "B")
+            return shown
+
+    report(0, total, "B")
+    snapshot_download(name, tqdm_class=Bar, **chosen)
+
+
+def _modelscope(name: str, folder: Path, report: Report) -> None:
+    try:
+        from modelscope_hub import HubApi, ProgressCallback
+    except ImportError:
+        package = problem("package-missing", what="ModelScope", package="modelscope-hub")
+        raise Refusal(package) from None
+    done, adding = 0, threading.Lock()  # files come in threads
+
+    class File(ProgressCallback):
+        """The progress of one file."""
+
+        def update(self, size: int) -> None:
+            nonlocal done
+            with adding:
+                done += size
+                report(done, None, "B")
+
+    report(0, None, "B")
+    HubApi().download_repo(
+        name, "dataset", allow_patterns=WANTED, local_dir=str(folder), progress_callbacks=[File]
+    )
+
+
+FETCH: dict[str, Callable[[str, Path, Report], None]] = {
+    "huggingface": _huggingface,
+    "modelscope": _modelscope,
+}
+
+
+if __name__ == "__main__":
+    with errand(sys.argv[1]) as (here, asked, tell):
+        write_json(here / "result.json", download(asked, tell))

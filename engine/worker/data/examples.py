@@ -1,0 +1,345 @@
+"""Canonical rows → examples that a stage can be trained on: token ids, what of them is trained, and what was cut.
+
+    text     → input_ids, labels                              every token trained; each document ends with eos
+    chat     → input_ids, labels                              the answers trained, the token that ends each included,
+                                                              as the row's weights say (engine.worker.data.turn_weights)
+    pairs    → prompt_ids, chosen_ids, rejected_ids           prompt + answer are the template's ids of the two together
+    thumbs   → prompt_ids, completion_ids, label
+    prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
+
+No form is longer than `max_length`. Reading the data is left to `engine.data.datasets`, storing to `engine.worker.prepare`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerFast
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import STAGES, Form
+from engine.data.template_losses import LOSSES
+from engine.spec.run_spec import RunSpec
+from engine.worker.data.turn_weights import weighted_spans, weights_column, without_oldest
+from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
+from engine.worker.templates.chat_template import ChatTemplate, Span
+from engine.worker.templates.conversations import Conversations, Row, Tokens
+from engine.worker.templates.token_escaping import Shield
+
+IGNORED = -100  # the label the loss skips, by torch's convention
+TrainOn = Literal["answers", "last_answer", "everything"]
+TooLong = Literal["cut_end", "cut_start", "drop"]
+
+# What became of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
+# survive a cut, or the policy forbids one. "untrained": no label at all. "equal": a pair without a difference.
+# "refused": the template or the tokenizer cannot write it.
+FATES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
+USABLE = 2  # the first so many of them
+
+IDS = pa.list_(pa.int32())
+COLUMNS: dict[Form, dict[str, pa.DataType]] = {
+    "text": {"input_ids": IDS, "labels": IDS},
+    "chat": {"input_ids": IDS, "labels": IDS},
+    "pairs": {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS},
+    "thumbs": {"prompt_ids": IDS, "completion_ids": IDS, "label": pa.bool_()},
+    "prompts": {"prompt_ids": IDS, "prompt": pa.string(), "answer": pa.string()},
+}  # fmt: skip
+
+
+class Example(NamedTuple):
+    """One row. Of one that cannot be used, the values are empty.
+
+    `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat template left out,
+    as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes the token
+    that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
+    """
+
+    values: tuple[Any, ...]
+    fate: str = "kept"
+    ended: bool = True
+    trained: Sequence[Span] = ()
+    reason: Problem | None = None
+    weights: Sequence[float] | None = None
+    lost: tuple[str, ...] = ()
+
+
+@dataclass
+class Encoder:
+    """Makes examples of one form. `too_long` says what becomes of a row of more than `max_length` tokens:
+
+    "cut_end" keeps the turns up to the last answer that fits, and where not even the first does, the tokens that fit;
+    of a pair it shortens the answers, never the prompt. "cut_start" leaves out the oldest turns behind the system
+    message, as few as will do, and if the last ones alone are too long, cuts their end. "drop" leaves the row out. Text
+    is never cut: what does not fit into one example goes into the next.
+
+    Raises Refusal if the template does not show where an answer ends, or the tokenizer has no eos for texts.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    form: Form
+    max_length: int
+    train_on: TrainOn = "answers"
+    too_long: TooLong = "cut_end"
+    chat_template: str | None = None
+    mask: MaskSettings = DEFAULT_MASK
+    conversations: Conversations | None = field(default=None, init=False)
+
+    @classmethod
+    def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
+        """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
+        train_on = getattr(spec.stage, "train_on", "answers")
+        data, length = spec.data, max_length or spec.data.max_length
+        form = STAGES[spec.stage.kind].form
+        mask = MaskSettings(data.end_last_answer, data.train_empty_thoughts)
+        return cls(tokenizer, form, length, train_on, data.too_long, mask=mask)
+
+    def __post_init__(self) -> None:
+        if self.form == "text":
+            if self.tokenizer.eos_token_id is None:
+                raise Refusal(problem("tokenizer-without-eos", "model.model_name_or_path"))
+            self.shield = Shield(ChatTemplate(self.tokenizer, ""))
+        else:
+            self.conversations = Conversations(self.tokenizer, self.chat_template, self.mask)
+
+    def examples(self, rows: Sequence[Row]) -> list[Example]:
+        """One example per row, in the same order. A text is one example, however long: see `windows`."""
+        examples = FORMS[self.form](self, rows)
+        if self.too_long == "cut_start" and self.form != "text":
+            self._cut_start(rows, examples)
+        return examples
+
+    def _cut_start(self, rows: Sequence[Row], examples: list[Example]) -> None:
+        """Replaces each example that was too long by that of the row with as few turns less as will do."""
+        least = {n: 1 for n, example in enumerate(examples) if _too_long(example)}
+        most = {n: len(_turns(rows[n])) - 1 for n in least}
+        while open_ := [n for n in least if least[n] <= most[n]]:
+            tried = {n: (least[n] + most[n]) // 2 for n in open_}
+            made = FORMS[self.form](self, [_without_oldest(rows[n], tried[n]) for n in open_])
+            for n, example in zip(open_, made, strict=True):
+                if _too_long(example):
+                    least[n] = tried[n] + 1
+                    if least[n] > most[n] and _too_long(examples[n]):
+                        examples[n] = example
+                else:
+                    most[n] = tried[n] - 1
+                    examples[n] = example._replace(fate="cut" if example.fate == "kept" else example.fate)
+
+
+def _too_long(example: Example) -> bool:
+    return example.fate in ("cut", "too_long")
+
+
+def _turns(row: Row) -> list[int]:
+    """Where each question is, and with it all that belongs to its answer. What comes before the first, a greeting, is a turn
+    of its own; a last question that nothing answers belongs to the turn before."""
+    roles = [message["role"] for message in row["messages"]]
+    if "chosen" not in row and "answer" not in row:  # its answers are among them
+        roles = roles[: len(roles) - roles[::-1].index("assistant")]
+    first = next((number for number, role in enumerate(roles) if role != "system"), 0)
+    return [number for number, role in enumerate(roles) if role == "user" or number == first]
+
+
+def _without_oldest(row: Row, count: int) -> Row:
+    turns = _turns(row)
+    return without_oldest(row, turns[0], turns[count])
+
+
+# ---------------------------------------------------------------------------------------------- forms
+
+
+def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    """Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS
+    or nothing)."""
+    backend, shield, eos = encoder.tokenizer.backend_tokenizer, encoder.shield, encoder.tokenizer.eos_token_id
+    shielded = [shield.text(row["text"]) for row in rows]
+    # Offsets are needed only where something stands for something else.
+    plain = iter(backend.encode_batch_fast([text for text, hidden in shielded if not hidden]))
+    marked = iter(backend.encode_batch([text for text, hidden in shielded if hidden]))
+    examples = []
+    for row, (text, hidden) in zip(rows, shielded, strict=True):
+        try:
+            ids = shield.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
+        except Refusal as refusal:
+            examples.append(_refused("text", refusal.problems[0]))
+            continue
+        ids = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+        fate = "kept" if len(ids) <= encoder.max_length else "cut"
+        trained, weights = weighted_spans([(0, len(ids))], row.get("weights"), len(ids), "answers")
+        usable = Example((ids,), fate, trained=trained, weights=weights)
+        examples.append(usable if trained else _left_out("text", "untrained"))
+    return examples
+
+
+def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    max_length = encoder.max_length
+    examples = []
+    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("chat", one))
+            continue
+        ids, answers, ended, lost = one
+        fate, weights = "kept", row.get("weights")
+        if weights is not None and len(weights) != len(answers):
+            reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
+            examples.append(_refused("chat", reason))
+            continue
+        if len(ids) > max_length:
+            ids, answers, fate, ended = _cut(one, max_length, encoder.too_long)
+        chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
+        if fate == "too_long":
+            examples.append(_left_out("chat", fate))
+        elif not any([begin < end for begin, end in chosen]):
+            examples.append(_left_out("chat", "untrained"))
+        else:
+            examples.append(Example((ids,), fate, ended, chosen, weights=weights, lost=lost))
+    return examples
+
+
+def _cut(one: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray, list[Span], str, bool]:
+    """Ids and answers up to the last answer that fits; of the first one, as much as fits."""
+    whole = [end for _, end in one.answers if end <= max_length]
+    kept = 0 if too_long == "drop" else whole[-1] if whole else max_length
+    answers = [(begin, min(end, kept)) for begin, end in one.answers if begin < kept]
+    ended = one.ended and bool(whole)
+    return one.ids[:kept], answers, "cut" if answers else "too_long", ended
+
+
+def _pairs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    sides = encoder.conversations.encode(
+        [{**row, "messages": row["messages"] + row[side]} for side in ("chosen", "rejected") for row in rows]
+    )
+    examples = []
+    for chosen, rejected in zip(sides[: len(rows)], sides[len(rows) :], strict=True):
+        if refused := next((side for side in (chosen, rejected) if not isinstance(side, Tokens)), None):
+            examples.append(_refused("pairs", refused))
+            continue
+        at = _common(chosen, rejected)
+        example = _answered(encoder, "pairs", at, chosen, rejected)
+        _, *answers = example.values
+        if example.fate in FATES[:USABLE] and np.array_equal(*answers):
+            example = _left_out("pairs", "equal")
+        examples.append(example)
+    return examples
+
+
+def _common(one: Tokens, other: Tokens) -> int:
+    """Where the last answers of two conversations begin; if a token holds the end of the question and the beginning
+    of only one of the answers, before that."""
+    at = min(one.answers[-1][0], other.answers[-1][0])
+    differs = one.ids[:at] != other.ids[:at]
+    return int(differs.argmax()) if differs.any() else at
+
+
+def _thumbs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    examples = []
+    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("thumbs", one))
+            continue
+        example = _answered(encoder, "thumbs", one.answers[-1][0], one)
+        if example.fate in FATES[:USABLE]:
+            example = example._replace(values=(*example.values, row["label"]))
+        examples.append(example)
+    return examples
+
+
+def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
+    """A prompt that ends at `at`, and the last answer of each side."""
+    prompt = sides[0].ids[:at]
+    answers = [side.ids[at : side.answers[-1][1]] for side in sides]
+    room, lost = encoder.max_length - at, tuple(dict.fromkeys(word for side in sides for word in side.lost))
+    if max(map(len, answers)) <= room:
+        return Example((prompt, *answers), ended=all(side.ended for side in sides), lost=lost)
+    if room <= 0 or encoder.too_long == "drop":
+        return _left_out(form, "too_long")
+    return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False, lost=lost)
+
+
+def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+    examples = []
+    for row, one in zip(rows, encoder.conversations.encode(rows, generate=True), strict=True):
+        if not isinstance(one, Tokens):
+            examples.append(_refused("prompts", one))
+        elif len(one.ids) > encoder.max_length:
+            examples.append(_left_out("prompts", "too_long"))
+        else:
+            messages = json.dumps(row["messages"], ensure_ascii=False)
+            examples.append(Example((one.ids, messages, row.get("answer")), lost=one.lost))
+    return examples
+
+
+FORMS: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] = {
+    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs, "prompts": _prompts,
+}  # fmt: skip
+
+NOTHING = np.zeros(0, dtype=np.int32)
+EMPTY: dict[Form, tuple[Any, ...]] = {
+    form: tuple(NOTHING if kind == IDS else None for kind in columns.values())
+    for form, columns in COLUMNS.items()
+}
+
+
+def _left_out(form: Form, fate: str) -> Example:
+    return Example(EMPTY[form], fate)
+
+
+def _refused(form: Form, reason: Problem) -> Example:
+    return Example(EMPTY[form], "refused", reason=reason)
+
+
+# --------------------------------------------------------------------------------------------- tables
+
+
+def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
+    """The examples as columns, one row each, unusable ones empty; with `fate` (its number), `ended` and `lost` (a bit
+    for each word of `LOSSES`) at the end, and `weights` of the tokens before them if any example has some."""
+    columns: list[pa.Array] = []
+    for at, (name, kind) in enumerate(COLUMNS[form].items()):
+        if name == "labels":
+            columns.append(_labels(columns[0], examples))
+        elif kind == IDS:
+            columns.append(ragged([example.values[at] for example in examples]))
+        else:
+            columns.append(pa.array([example.values[at] for example in examples], kind))
+    names = list(COLUMNS[form])
+    if any([example.weights is not None for example in examples]):
+        columns.append(weights_column(columns[names.index("labels")], IGNORED, examples))
+        names.append("weights")
+    number = {fate: at for at, fate in enumerate(FATES)}
+    columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
+    columns.append(pa.array([example.ended for example in examples], pa.bool_()))
+    bit = {word: 1 << at for at, word in enumerate(LOSSES)}
+    columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
+    return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended", "lost"])
+
+
+def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+    """Arrays of int32 as one column."""
+    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
+    np.cumsum([len(one) for one in arrays], out=offsets[1:])
+    flat = np.concatenate(arrays) if arrays else NOTHING
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _labels(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
+    """The ids where they are trained."""
+    offsets = input_ids.offsets.to_numpy()
+    starts = [
+        (start + begin, start + end)
+        for start, example in zip(offsets.tolist(), examples, strict=False)
+        for begin, end in example.trained
+    ]
+    edges = np.zeros(offsets[-1] + 1, dtype=np.int8)
+    if starts:
+        begins, ends = np.array(starts).T
+        np.add.at(edges, begins, 1)
+        np.add.at(edges, ends, -1)
+    ids = input_ids.values.to_numpy()
+    return pa.ListArray.from_arrays(
+        input_ids.offsets, pa.array(np.where(edges[:-1].cumsum(dtype=np.int8) > 0, ids, np.int32(IGNORED)))
+    )

@@ -1,0 +1,72 @@
+"""Batches of examples of similar length, so that little is computed for padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from engine.spec.run_spec import RunSpec
+
+# Batches whose examples are sorted together: the more, the less padding and the less chance. Of few examples there are
+# several pools, or the same ones would meet in each epoch.
+POOL, POOLS = 100, 4
+
+
+class ByLength(Sampler[int]):
+    """The order of an epoch. Every example once; by seed and epoch alone, so that a resumed run finds its place.
+
+    `batch` examples, those of all processes together, are of similar length; the batches come in any order, but that with
+    the longest example is first: what does not fit into memory shows at once.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch: int, seed: int):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(order(self.lengths, self.batch, self.seed, self.epoch).tolist())
+
+
+def order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """Numbers of all examples; what does not fill a batch is at the end."""
+    chance = np.random.default_rng([seed, epoch])
+    shuffled = chance.permutation(len(lengths))
+    whole = len(lengths) // batch
+    pool = np.arange(len(lengths)) // (batch * max(min(POOL, whole // POOLS), 1))
+    ordered = shuffled[np.lexsort((-lengths[shuffled], pool))]
+    batches = ordered[: whole * batch].reshape(whole, batch)[chance.permutation(whole)]
+    if whole:
+        longest = lengths[batches].max(axis=1).argmax()
+        batches[[0, longest]] = batches[[longest, 0]]
+    return np.concatenate([batches.ravel(), ordered[whole * batch :]])
+
+
+def lengths_of(dataset: Any) -> np.ndarray:
+    """Tokens of each example; of one with several answers, with the longer. Read from the offsets, not the tokens."""
+    names = [name for name in dataset.column_names if name.endswith("_ids")]
+    first, *others = (pc.list_value_length(dataset.data.column(name)).to_numpy() for name in names)
+    return first + np.max(others, axis=0) if others else first
+
+
+def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
+    """Let the trainer take its examples by length, if the spec wants it and the trainer has no order of its own."""
+    arguments = trainer.args
+    own_order = (
+        type(trainer)._get_train_sampler is not Trainer._get_train_sampler
+        or arguments.train_sampling_strategy != "random"
+    )
+    if not spec.data.group_by_length or spec.data.packing or own_order:
+        return
+    batch = arguments.per_device_train_batch_size * arguments.world_size
+    sampler = ByLength(lengths_of(trainer.train_dataset), batch, spec.training.seed)
+    trainer._get_train_sampler = lambda *_: sampler

@@ -1,0 +1,76 @@
+"""Which examples share a sequence, so that little of it is padding; and the sequences made of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+import numpy as np
+import pyarrow as pa
+
+from engine.worker.data.examples import IDS, IGNORED
+from engine.worker.data.turn_weights import WEIGHTS
+from engine.worker.templates.template_cache import gather
+
+SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)])
+
+
+def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
+    """Best-fit decreasing: the row numbers that go together into each pack of at most `max_length` tokens.
+
+    Deterministic. Raises ValueError on a row longer than a pack. Rows are taken longest first, each into the fullest
+    pack it fits; open packs are looked up by the room they have left, of which there are at most `max_length` values.
+    """
+    packs: list[list[int]] = []
+    packs_with: dict[int, list[list[int]]] = {}  # room left → packs with just that room
+    rooms: list[int] = []  # the keys of packs_with, sorted
+    order = np.argsort(-lengths, kind="stable")
+    for row, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        if length > max_length:
+            raise ValueError(f"row {row} has {length} tokens, a pack holds {max_length}")
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            room, chosen = max_length, []
+            packs.append(chosen)
+        else:
+            room = rooms[at]
+            chosen = packs_with[room].pop()
+            if not packs_with[room]:
+                del packs_with[room], rooms[at]
+        chosen.append(row)
+        if left := room - length:
+            if left not in packs_with:
+                packs_with[left] = []
+                insort(rooms, left)
+            packs_with[left].append(chosen)
+    return packs
+
+
+def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
+    """Examples (input_ids, labels, weights if there are some) → packs of them, with `seq_lengths`, the lengths of the
+    examples in each."""
+    offsets = batch.column("input_ids").offsets.to_numpy()
+    lengths = np.diff(offsets)
+    packs = pack(lengths, max_length)
+    order = np.array([row for rows in packs for row in rows], dtype=np.int64)
+    ids, labels = (
+        gather(batch.column(name).values.to_numpy(), offsets[order], lengths[order])
+        for name in ("input_ids", "labels")
+    )
+    # The first token of an example is not to be predicted from the end of the one before.
+    labels[np.cumsum(lengths[order]) - lengths[order]] = IGNORED
+    examples = _offsets([len(rows) for rows in packs])
+    tokens = _offsets(lengths[order])[examples]
+    columns = [
+        pa.ListArray.from_arrays(pa.array(tokens), pa.array(ids)),
+        pa.ListArray.from_arrays(pa.array(tokens), pa.array(labels)),
+        pa.ListArray.from_arrays(pa.array(examples), pa.array(lengths[order].astype(np.int32))),
+    ]
+    if "weights" not in batch.schema.names:
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+    weights = gather(batch.column("weights").values.to_numpy(), offsets[order], lengths[order])
+    columns.append(pa.ListArray.from_arrays(pa.array(tokens), pa.array(weights)))
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA.append(pa.field("weights", WEIGHTS)))
+
+
+def _offsets(lengths: np.ndarray | list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,0 +1,329 @@
+"""What a model would see of a data set, told to the page: `python -m engine.worker.data.preview`, one JSON line per question.
+
+A warm child of the studio: it holds transformers and a few tokenizers, so that a look takes a moment. It ends when its
+parent's pipe closes, or after ten idle minutes. Rows become tokens by the very functions that preparation uses; nothing
+is decided here but how they are told.
+
+    page         rows of a set as tokens: [id, text, trained, special]
+    statistics   lengths, what is cut and left out, and how much is trained, over a sample of the set
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import select
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import STAGES, Form
+from engine.data import browse
+from engine.data.datasets import example, find
+from engine.launch.workspace import template_file
+from engine.spec.run_spec import RunSpec
+
+IDLE_S = 600
+SAMPLE = 20_000  # rows that statistics look at
+BATCH = 1000  # rows tokenized at a time
+TOKENS = 4_000  # of one row that are shown
+BINS = 40
+REFUSED_SHOWN = 3  # rows that the template refuses
+NO_LIMIT = 10**9  # tokens
+
+
+def without_torch() -> None:
+    """transformers loads torch wherever it finds it, which takes longer than all else here; to tokenize needs none."""
+    found = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+
+
+# --------------------------------------------------------------------------------------- rows → tokens
+
+
+@dataclass(frozen=True)
+class Side:
+    """One sequence that is trained on: of a pair there are two, named for their answers. `weights`: of each span that
+    is trained, if not all are 1."""
+
+    name: str
+    ids: Sequence[int]
+    trained: Sequence[tuple[int, int]]
+    weights: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as the stage gets it. Of one that it does not get, `fate` and `reason` say why."""
+
+    sides: tuple[Side, ...]
+    fate: str
+    reason: Problem | None = None
+    lost: tuple[str, ...] = ()
+
+
+def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
+    """Canonical rows as a run gets them that has them made by `encoder`."""
+    return [
+        Encoded(SIDES[encoder.form](one) if len(one.values[0]) else (), one.fate, one.reason, one.lost)
+        for one in encoder.examples(rows)
+    ]
+
+
+def _pair(example: Any) -> tuple[Side, ...]:
+    prompt, *answers = example.values
+    return tuple(
+        Side(name, [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))])
+        for name, answer in zip(("chosen", "rejected"), answers, strict=True)
+    )
+
+
+def _thumb(example: Any) -> tuple[Side, ...]:
+    prompt, answer, _ = example.values
+    return (Side("", [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))]),)
+
+
+def _whole(example: Any) -> tuple[Side, ...]:
+    return (Side("", example.values[0].tolist(), example.trained, example.weights),)
+
+
+SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
+    "text": _whole, "chat": _whole, "pairs": _pair, "thumbs": _thumb, "prompts": _whole,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ questions
+
+
+def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows from number `first` on, `size` of them, as tokens."""
+    dataset = find(Path(given["data"]), given["name"])
+    form = STAGES[spec.stage.kind].form
+    whole_rows, cut_rows = encoders(spec)
+    tokenizer = cut_rows.tokenizer
+    special = set(tokenizer.all_special_ids) | _added(tokenizer)
+    shown = browse.page(dataset, int(given["first"]), int(given["size"]))
+    made: list[tuple[browse.Shown, Any]] = []
+    for one in shown:
+        try:
+            made.append((one, one.problem or example(dataset, one.place, one.row, form)))
+        except Refusal as refusal:
+            made.append((one, refusal.problems[0]))
+    good = [row for _, row in made if not isinstance(row, Problem)]
+    # The whole row, and what is left of it: what was cut off is shown too, as such.
+    whole = iter(encode(whole_rows, good))
+    kept = iter(encode(cut_rows, good))
+    rows = []
+    for one, row in made:
+        if isinstance(row, Problem):
+            rows.append(
+                {
+                    "number": one.number,
+                    "place": str(one.place),
+                    "fate": "bad",
+                    "reason": _plain(row),
+                    "sides": [],
+                }
+            )
+            continue
+        all_of_it, left = next(whole), next(kept)
+        told = left if left.sides else all_of_it
+        spread = (
+            form == "text" and left.fate == "cut"
+        )  # into one example after another; nothing of it is lost
+        rows.append({
+            "number": one.number, "place": str(one.place), "fate": "spread" if spread else left.fate,
+            "reason": _plain(left.reason) if left.reason else None,
+            "sides": [_side(tokenizer, side, special) for side in told.sides],
+            "whole": max((len(side.ids) for side in all_of_it.sides), default=0),
+        })  # fmt: skip
+    return {"rows": rows, "form": form}
+
+
+def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
+    trained: list[bool | float] = [False] * len(side.ids)  # a number where a token's loss is weighted
+    for number, (begin, end) in enumerate(side.trained):
+        weight = side.weights[number] if side.weights else 1
+        trained[begin:end] = [True if weight == 1 else weight] * (end - begin)
+    texts = pieces(tokenizer, list(side.ids[:TOKENS]))
+    return {
+        "name": side.name, "tokens": len(side.ids), "trained": sum(map(bool, trained)),
+        "pieces": [
+            [int(token), text, is_trained, int(token) in special]
+            for token, text, is_trained in zip(side.ids, texts, trained, strict=False)
+        ],
+    }  # fmt: skip
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text that each token adds. A character made of several tokens is told with the first of them."""
+    texts: list[str] = []
+    at = 0
+    while at < len(ids):
+        size = 1
+        text = tokenizer.decode(ids[at : at + 1], skip_special_tokens=False)
+        while text.endswith("\ufffd") and size < 8 and at + size < len(ids):
+            size += 1
+            text = tokenizer.decode(ids[at : at + size], skip_special_tokens=False)
+        if text.endswith("\ufffd"):  # bytes that make no character
+            size, text = 1, "\ufffd"
+        if size == 1 and at and not text.startswith((" ", "\ufffd")):
+            # Some decoders drop the space before a word that stands at the very beginning.
+            token = tokenizer.convert_ids_to_tokens(ids[at])
+            text = f" {text}" if token.startswith("▁") else text
+        texts += [text, *[""] * (size - 1)]
+        at += size
+    return texts
+
+
+def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts over at most SAMPLE rows, spread over the set."""
+    dataset = find(Path(given["data"]), given["name"])
+    form = STAGES[spec.stage.kind].form
+    whole_rows, cut_rows = encoders(spec)
+    entries, total = browse.sample(dataset, SAMPLE)
+    fates: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    refused: list[Problem] = []
+    lengths: list[int] = []
+    examples = tokens = trained = seen = 0
+    while batch := list(islice(entries, BATCH)):
+        seen += len(batch)
+        placed = list(_good(dataset, batch, form, fates))
+        good = [row for _, row in placed]
+        whole = encode(whole_rows, good)
+        long = [n for n, one in enumerate(whole) if _longest(one) > spec.data.max_length]
+        lengths += [_longest(one) for one in whole if one.sides]
+        if form == "text":  # nothing of a text is cut off: what does not fit goes into the next window
+            examples += sum(-(-_longest(one) // spec.data.max_length) for one in whole)
+            kept = whole
+            fates.update("kept" for one in whole if one.sides)
+        else:
+            again = encode(cut_rows, [good[n] for n in long])
+            kept = list(whole)
+            for n, one in zip(long, again, strict=True):
+                kept[n] = one
+            fates.update(one.fate for one in kept)
+            examples += sum(bool(one.sides) for one in kept)
+        lost.update(loss for one in kept for loss in one.lost)
+        reasons = [one.reason.at(place) for (place, _), one in zip(placed, kept, strict=True) if one.reason]
+        refused += reasons[: REFUSED_SHOWN - len(refused)]
+        tokens += sum(len(side.ids) for one in kept for side in one.sides)
+        trained += sum(end - begin for one in kept for side in one.sides for begin, end in side.trained)
+    return {
+        "total": total, "seen": seen, "fates": dict(fates), "examples": examples, "tokens": tokens, "trained": trained,
+        "lost": dict(lost), "usable": fates["kept"] + fates["cut"], "refused": [_plain(reason) for reason in refused],
+        "max_length": spec.data.max_length, "form": form, **_histogram(lengths, spec.data.max_length),
+    }  # fmt: skip
+
+
+def _good(dataset: Any, batch: Any, form: Form, fates: Counter[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for place, row in batch:
+        try:
+            if isinstance(row, Problem):
+                raise Refusal(row)
+            yield place, example(dataset, place, row, form)
+        except Refusal:
+            fates["bad"] += 1
+
+
+def _longest(one: Encoded) -> int:
+    return max((len(side.ids) for side in one.sides), default=0)
+
+
+def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
+    """Rows by their length in tokens, nothing cut off, up to where all but the longest few are."""
+    import numpy as np
+
+    if not lengths:
+        return {"edges": [], "counts": [], "longest": 0, "median": 0}
+    found = np.array(lengths)
+    top = max(float(np.quantile(found, 0.998)), 1.0)
+    # The line of max_length is in the picture where it is anywhere near.
+    top = max_length * 1.05 if top < max_length <= top * 2 else top
+    wide = math.ceil((top + 1) / BINS)
+    edges = np.arange(0, top + 1 + wide, wide)
+    counts, edges = np.histogram(np.minimum(found, edges[-1]), bins=edges)
+    return {
+        "edges": edges.tolist(), "counts": counts.tolist(), "longest": int(found.max()), "median": float(np.median(found)),
+    }  # fmt: skip
+
+
+def encoders(spec: RunSpec) -> tuple[Any, Any]:
+    """Two that make rows into tokens: one that leaves them whole, and the one that a run of the spec has."""
+    path = spec.model.model_name_or_path
+    if not os.path.isdir(path):
+        raise Refusal(problem("preview-needs-model", "model.model_name_or_path", name=path or "—"))
+    files = [Path(path, name) for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    if own := template_file(spec):
+        files.append(Path(own))
+    stamps = tuple(file.stat().st_mtime_ns for file in files if file.exists())
+    tells = {
+        "model": spec.model.model_dump(),
+        "stage": spec.stage.model_dump(),
+        "data": spec.data.model_dump(),
+    }
+    return _encoders(json.dumps(tells | {"data": tells["data"] | {"datasets": {}}}), stamps)
+
+
+@lru_cache(maxsize=8)
+def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
+    from engine.worker.data.examples import Encoder
+    from engine.worker.models.tokenizer import load_tokenizer
+
+    spec = RunSpec.read(json.loads(tells))
+    tokenizer = load_tokenizer(spec, spec.model.model_name_or_path)
+    return Encoder.of(spec, tokenizer, NO_LIMIT), Encoder.of(spec, tokenizer)
+
+
+def _added(tokenizer: Any) -> set[int]:
+    return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
+def _plain(found: Problem) -> dict[str, Any]:
+    return {
+        "code": found.code,
+        "field": found.field,
+        "values": {name: str(value) for name, value in found.values.items()},
+    }
+
+
+# -------------------------------------------------------------------------------------------- the pipe
+
+QUESTIONS = {"page": page, "statistics": statistics}
+
+
+def answer(line: str) -> dict[str, Any]:
+    """The answer to one question; whatever goes wrong is an answer too."""
+    try:
+        asked = json.loads(line)
+        return {"answer": QUESTIONS[asked["what"]](RunSpec.from_yaml(asked["spec"]), asked)}
+    except Refusal as refusal:
+        return {"problems": [_plain(one) for one in refusal.problems]}
+    except Exception as error:
+        traceback.print_exc()
+        return {"problems": [_plain(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]}
+
+
+def main() -> None:
+    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no answer
+    without_torch()
+    from engine.worker.data import examples  # noqa: F401  now, while nobody waits
+
+    while select.select([sys.stdin], [], [], IDLE_S)[0] and (line := sys.stdin.readline()):
+        told.write(json.dumps(answer(line), ensure_ascii=False) + "\n")
+        told.flush()
+
+
+if __name__ == "__main__":
+    main()

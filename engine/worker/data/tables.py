@@ -1,0 +1,173 @@
+"""The rows of a data set → tables of examples on disk, block by block, by several processes at once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from engine.core.problems import Problem
+from engine.data.chunks import Block, Broken, Stretch, blocks, row_by_row
+from engine.data.datasets import Dataset, Example, Place, canonical, files_of
+from engine.worker.data.examples import Encoder, table
+from engine.worker.runtime.process_pool import Crew
+
+SHOWN = 20  # bad rows that are told
+
+
+@dataclass(frozen=True)
+class Task:
+    """A block of one of the data sets, and where its table has to go."""
+
+    dataset: int
+    block: Block
+    path: Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a block: a table of the `good` rows among its `read` rows, and what was wrong with the others.
+
+    `entries` counts what is no row, too. `bad`: the first of the problems, each with the number of rows up to it.
+    `end`: where in its file the block ends, if that is known. `broken`: it could not be read.
+    """
+
+    path: Path
+    good: int = 0
+    read: int = 0
+    entries: int = 0
+    bad: tuple[tuple[int, Problem], ...] = ()
+    bad_count: int = 0
+    end: int = 0
+    broken: bool = False
+    weighted: bool = False  # the table has weights
+    notes: tuple[
+        tuple[str, int, Problem], ...
+    ] = ()  # of rows that are used all the same: code, how many, the first
+
+
+def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
+    """Reads a block and writes its table: the work of one process."""
+    dataset, rows = datasets[task.dataset], _Rows()
+    gc.disable()  # many small things are made here, none of which is part of a cycle
+    try:
+        examples = list(canonical(dataset, rows.of(task.block), rows.refuse, encoder.form))
+        made = encoder.examples(examples)
+    except Broken:
+        return Part(task.path, broken=True)
+    finally:
+        gc.enable()
+    refused = {
+        number: example.reason for number, example in zip(rows.good, made, strict=True) if example.reason
+    }
+    rows.bad += _placed(refused, task.block)
+    batch = table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
+    with pa.OSFile(str(task.path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return Part(
+        task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:SHOWN]), len(rows.bad),
+        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_noted(examples),
+    )  # fmt: skip
+
+
+def _placed(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
+    """The reasons with the places of their rows, for which the block is read once more: a place is good until the next."""
+    rows = enumerate(block.rows(lambda _: None), start=1) if refused else ()
+    return [(number, refused[number].at(place)) for number, (place, _) in rows if number in refused]
+
+
+def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
+    noted: dict[str, list[Problem]] = {}
+    for example in examples:
+        for note in example.get("notes", ()):
+            noted.setdefault(note.code, []).append(note)
+    return tuple((code, len(notes), notes[0]) for code, notes in noted.items())
+
+
+@dataclass
+class _Rows:
+    """Counts the rows of a block while they are read. `good`: the numbers of those that can be used."""
+
+    read: int = 0
+    no_rows: int = 0
+    good: list[int] = field(default_factory=list)
+    bad: list[tuple[int, Problem]] = field(default_factory=list)
+
+    def of(self, block: Block) -> Iterator[tuple[Place, Example]]:
+        for place, row in block.rows(self.no_row):
+            self.read += 1
+            self.good.append(self.read)
+            yield place, row
+
+    def no_row(self, reason: Problem) -> None:
+        self.bad.append((self.read, reason))
+        self.no_rows += 1
+
+    def refuse(self, reason: Problem) -> None:
+        self.bad.append((self.read, reason))
+        self.good.pop()
+
+
+@dataclass
+class Tables:
+    """The tables of one data set, with at most `limit` good rows: the first ones."""
+
+    dataset: Dataset
+    number: int
+    limit: int | None = None
+    parts: list[Part] = field(default_factory=list)
+    good: int = 0
+    read: int = 0
+    bad: list[Problem] = field(default_factory=list)
+    bad_count: int = 0
+    bytes_done: int = 0  # of its files
+    notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → how many rows, and the first
+
+    def make(self, crew: Crew, path: Callable[[], Path]) -> Iterator[None]:
+        """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
+        for file in files_of(self.dataset):
+            before, entries = self.bytes_done, 0
+            source: Iterator[Block] | None = blocks(file, self.dataset.encoding)
+            while source:
+                results = crew.map(Task(self.number, block, path()) for block in source)
+                source = None
+                for part in results:
+                    if part.broken:
+                        results.close()
+                        source = row_by_row(file, entries, self.dataset.encoding)
+                        break
+                    entries += part.entries
+                    self._take(part)
+                    self.bytes_done = before + part.end
+                    yield
+                    if self._full():
+                        results.close()
+                        self.bytes_done = before + file.stat().st_size
+                        return
+            self.bytes_done = before + file.stat().st_size
+
+    def _full(self) -> bool:
+        return self.good == self.limit or self.read == self.dataset.num_samples
+
+    def _take(self, part: Part) -> None:
+        """Of the part that crosses a limit, only what is within."""
+        most_read = part.read if self.dataset.num_samples is None else self.dataset.num_samples - self.read
+        most_good = part.good if self.limit is None else self.limit - self.good
+        if part.read > most_read or part.good > most_good:
+            with pa.memory_map(str(part.path)) as source:
+                numbers = pa.ipc.open_stream(source).read_all().column("row").to_numpy()
+            good = min(int((numbers <= most_read).sum()), most_good)
+            last = int(numbers[good - 1]) if good == most_good and self.limit is not None else most_read
+            bad = tuple(one for one in part.bad if one[0] <= last)
+            part = replace(part, good=good, read=last, bad=bad, bad_count=min(part.bad_count, len(bad)))
+        for code, count, first in part.notes:
+            before, earliest = self.notes.get(code, (0, first))
+            self.notes[code] = before + count, earliest
+        self.parts.append(part)
+        self.good += part.good
+        self.read += part.read
+        self.bad_count += part.bad_count
+        self.bad += [one for _, one in part.bad[: SHOWN - len(self.bad)]]

@@ -1,0 +1,1 @@
+"""Answers measured: questions, metrics, confidence intervals, the report."""

@@ -1,0 +1,289 @@
+"""What an answer is worth: numbers of one row, and of many rows together. Pure functions over texts and numpy arrays.
+
+A measure of many rows is always a function of *sums over rows*: n-gram counts for BLEU and chrF, losses and tokens for
+perplexity, hits and misses of each label for F1, and for a plain mean the values and their number. So whatever can be
+said of all rows can be said of any resample of them, and `engine.worker.evaluation.bootstrap` needs to know no measure in particular.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+Better = Literal["higher", "lower", "neither"]
+SHORT, DISTINCT = 4, 20  # words of a label, and how many labels there are, at most
+ORDER = 4  # of BLEU's n-grams (Papineni et al. 2002)
+CHAR_ORDER, BETA = 6, 2  # of chrF (Popović 2015)
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+ROUGES = ("rouge1", "rouge2", "rougeL")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of one model on all rows. `sums` (N, k): what each row adds; `score`: sums (…, k) → values (…).
+
+    A row that adds nothing but zeros does not count (it has no reference, say).
+    """
+
+    sums: np.ndarray
+    score: Callable[[np.ndarray], np.ndarray]
+    better: Better = "higher"
+
+    @property
+    def value(self) -> float:
+        return float(self.score(self.sums.sum(0)))
+
+
+def normalized(text: str) -> str:
+    """What "exactly the same" does not look at: the width of characters (NFKC), case, and whatever whitespace and
+    punctuation is around the text. An answer of nothing but punctuation is kept as it is."""
+    plain = unicodedata.normalize("NFKC", text).casefold().strip()
+    marks = [unicodedata.category(one)[0] in "PZC" for one in plain]
+    if all(marks):
+        return plain
+    return plain[marks.index(False) : len(marks) - marks[::-1].index(False)]
+
+
+def chinese(text: str) -> bool:
+    """Whether a text is written in Chinese: a Chinese character stands for about two letters of a word."""
+    letters = sum(one.isalpha() for one in text)
+    return 3 * len(HAN.findall(text)) > letters > 0
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+@cache
+def _jieba() -> Any:
+    """The segmenter, its dictionary built in a folder of our own: in the system's it would be read from a file that
+    anybody may have written."""
+    import jieba
+
+    jieba.setLogLevel("ERROR")
+    segmenter = jieba.Tokenizer()
+    with tempfile.TemporaryDirectory() as folder:
+        segmenter.tmp_dir = folder
+        segmenter.initialize()
+    return segmenter
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case and without punctuation; of Chinese those that jieba sees."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    parts = _jieba().lcut(plain) if HAN.search(plain) else re.findall(r"\w+", plain)
+    return [part for part in parts if any(one.isalnum() for one in part)]
+
+
+def labels_of(references: Sequence[str]) -> list[str] | None:
+    """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
+    about twice or more often. None where they are answers."""
+    known = sorted({normalized(one) for one in references})
+    if not 2 <= len(known) <= min(DISTINCT, len(references) // 2) or any(len(one) > 40 for one in known):
+        return None
+    return known if all(len(words(one)) <= SHORT for one in known) else None
+
+
+# ------------------------------------------------------------------------------------------- one row
+
+
+def bleu_sums(answer: str, reference: str) -> list[int]:
+    """Lengths, matched and all n-grams, as sacrebleu counts them: its tokenizer "zh" where the reference is Chinese,
+    "13a" else."""
+    return _bleu("zh" if chinese(reference) else "13a")._extract_corpus_statistics([answer], [[reference]])[0]
+
+
+def chrf_sums(answer: str, reference: str) -> list[int]:
+    """For each length of n-gram those of the answer, of the reference, and of both, as sacrebleu counts them."""
+    return _chrf()._extract_corpus_statistics([answer], [[reference]])[0]
+
+
+@cache
+def _bleu(tokenizer: str) -> Any:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(tokenize=tokenizer, effective_order=True, force=True)
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics import CHRF
+
+    return CHRF(char_order=CHAR_ORDER, beta=BETA)
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score import rouge_scorer, tokenizers
+
+    class Words(tokenizers.Tokenizer):
+        """The library's own drops every letter that is not a to z."""
+
+        def tokenize(self, text: str) -> list[str]:
+            return words(text)
+
+    return rouge_scorer.RougeScorer(list(ROUGES), tokenizer=Words())
+
+
+def rouge(answer: str, reference: str) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100. A reference of one word has no pair of words that
+    an answer could share, so there is no ROUGE-2 of it; the usual programs call that 0, and a right answer bad."""
+    told, long = _rouge().score(reference, answer), len(words(reference))
+    return {name: 100 * told[name].fmeasure for name in ROUGES if long >= (2 if name == "rouge2" else 1)}
+
+
+# ------------------------------------------------------------------------------------------ many rows
+
+
+def mean(
+    values: Sequence[float | None] | np.ndarray, better: Better = "higher", scale: float = 1.0
+) -> Measure:
+    """A plain mean over the rows that have a value."""
+    there = np.array([value is not None for value in values])
+    numbers = np.array([0.0 if value is None else float(value) for value in values])
+    return Measure(np.stack([scale * numbers * there, there], 1), _ratio, better)
+
+
+def ratio(above: Sequence[float], below: Sequence[float], better: Better, then: Any = None) -> Measure:
+    """Σ above ÷ Σ below: a mean in which a row counts as much as it is long. `then` is applied to it."""
+    sums = np.stack([np.asarray(above, float), np.asarray(below, float)], 1)
+    return Measure(sums, _ratio if then is None else lambda told: then(_ratio(told)), better)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] > 0)
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """BLEU of summed counts (…, 2 + 2 × 4), with sacrebleu's exponential smoothing and, as it is for sentences, over
+    those lengths of n-gram that the answers have at all: short answers would else all be worth nothing."""
+    lengths, correct, total = sums[..., 0], sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
+    references = sums[..., 1]
+    missed = (correct == 0) & (total > 0)
+    smooth = 2.0 ** np.cumsum(missed, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.where(missed, 1 / smooth, correct) / total
+        logs = np.where(total > 0, np.log(precision), 0.0).sum(-1) / np.maximum((total > 0).sum(-1), 1)
+        brevity = np.where(lengths < references, np.exp(1 - references / lengths), 1.0)
+    told = np.where((correct > 0).any(-1), 100 * brevity * np.exp(logs), 0.0)
+    return np.where(references > 0, told, np.nan)
+
+
+def chrf(sums: np.ndarray) -> np.ndarray:
+    """chrF of summed counts (…, 6 × 3), with sacrebleu's effective order."""
+    ours, theirs, both = (sums[..., at::3] for at in range(3))
+    there = (ours > 0) & (theirs > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        orders = there.sum(-1)
+        precision = np.where(there, both / ours, 0.0).sum(-1) / orders
+        recall = np.where(there, both / theirs, 0.0).sum(-1) / orders
+        told = 100 * (1 + BETA**2) * precision * recall / (BETA**2 * precision + recall)
+    return np.where(theirs.sum(-1) > 0, np.nan_to_num(told), np.nan)
+
+
+def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: Sequence[str]) -> Measure:
+    """F1 of each label, and of these the mean: a rare label counts as much as a frequent one. An answer that is no
+    label is a miss of the right one, and nobody's false alarm; a label that no resampled row has does not count."""
+    number = {label: at for at, label in enumerate(labels)}
+    sums = np.zeros((len(answers), 3, len(labels)))  # hits, false alarms, misses
+    for row, (answer, reference) in enumerate(zip(answers, references, strict=True)):
+        if reference is None:
+            continue
+        said, right = normalized(answer), normalized(reference)
+        if said == right:
+            sums[row, 0, number[right]] = 1
+            continue
+        sums[row, 2, number[right]] = 1
+        if said in number:
+            sums[row, 1, number[said]] = 1
+
+    def score(told: np.ndarray) -> np.ndarray:
+        hits, alarms, misses = (told[..., at * len(labels) : (at + 1) * len(labels)] for at in range(3))
+        occurs = hits + misses > 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            each = np.where(occurs, 2 * hits / (2 * hits + alarms + misses), 0.0)
+            return 100 * each.sum(-1) / occurs.sum(-1)
+
+    return Measure(sums.reshape(len(answers), -1), score)
+
+
+# ------------------------------------------------------------------------------------ answers of a model
+
+
+@dataclass(frozen=True)
+class Said:
+    """One model's answer to one row. `tokens` of the answer; `ended`: by itself, not at the limit. `loss` is the sum of
+    −log p over the `loss_tokens` of the reference; none where there is no reference."""
+
+    text: str
+    tokens: int
+    ended: bool
+    loss: float = 0.0
+    loss_tokens: int = 0
+
+
+def row_scores(said: Said, reference: str | None, labels: Sequence[str] | None) -> dict[str, float]:
+    """What one answer scores by itself, in 0…100; BLEU of a single sentence is a rough thing."""
+    told: dict[str, float] = {"tokens": said.tokens, "ended": float(said.ended)}
+    if said.loss_tokens:
+        told["loss"] = said.loss / said.loss_tokens
+    if reference is not None:
+        told["accuracy" if labels else "exact"] = 100.0 * (normalized(said.text) == normalized(reference))
+        told["bleu"] = float(bleu(np.array(bleu_sums(said.text, reference), float)))
+        told["chrf"] = float(chrf(np.array(chrf_sums(said.text, reference), float)))
+        told |= rouge(said.text, reference)
+    return told
+
+
+def of_answers(
+    said: Sequence[Said], references: Sequence[str | None], labels: Sequence[str] | None
+) -> dict[str, Measure]:
+    """Every measure that can be taken of one model's answers, by name, in the order in which they are shown."""
+    found: dict[str, Measure] = {}
+    there = [reference is not None for reference in references]
+    if any(there):
+        pairs = list(zip(said, references, strict=True))
+        same = [None if right is None else normalized(one.text) == normalized(right) for one, right in pairs]
+        found["accuracy" if labels else "exact"] = mean(same, scale=100)
+        if labels:
+            found["f1"] = macro_f1([one.text for one in said], references, labels)
+        found["chrf"] = Measure(_stacked(pairs, chrf_sums, 3 * CHAR_ORDER), chrf)
+        found["bleu"] = Measure(_stacked(pairs, bleu_sums, 2 + 2 * ORDER), bleu)
+        scores = [{} if right is None else rouge(one.text, right) for one, right in pairs]
+        for name in ROUGES:
+            if any(name in one for one in scores):
+                found[name] = mean([one.get(name) for one in scores])
+    if any(one.loss_tokens for one in said):
+        losses, tokens = [one.loss for one in said], [one.loss_tokens for one in said]
+        found["loss"] = ratio(losses, tokens, "lower")
+        found["perplexity"] = ratio(losses, tokens, "lower", np.exp)
+    found["ended"] = mean([one.ended for one in said], scale=100)
+    found["tokens"] = mean([one.tokens for one in said], "neither")
+    return found
+
+
+def _stacked(
+    pairs: Sequence[tuple[Said, str | None]], count: Callable[[str, str], list[int]], width: int
+) -> np.ndarray:
+    return np.array([[0] * width if right is None else count(one.text, right) for one, right in pairs], float)
+
+
+def of_margins(margins: Sequence[float]) -> dict[str, Measure]:
+    """Measures of a reward model from how far it puts the better answer of each pair above the worse one."""
+    lead = np.asarray(margins, float)
+    return {"pair_accuracy": mean(lead > 0, scale=100), "margin": mean(lead)}
+
+
+def histogram(margins: Sequence[float], bins: int = 20) -> dict[str, list[float]]:
+    """How many pairs have which margin: `edges` (bins + 1), symmetric around zero so that wrong is left of the middle;
+    `counts` (bins)."""
+    lead = np.asarray(margins, float)
+    widest = float(np.abs(lead).max(initial=0.0)) or 1.0
+    counts, edges = np.histogram(lead, bins, (-widest, widest))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -1,0 +1,277 @@
+"""The small probe at the end of an SFT run: a few prompts, answered by the model as it was and as it is.
+
+What it means is in `engine.evaluation.probe`. It is asked on rank 0, after the result has been saved; whatever goes wrong in it is
+printed and nothing more; and it leaves the state of chance as it was. Where the trained weights are an adapter of their own,
+the model as it was is the one without it; else its answers are taken before the training begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from engine.core.rundir import RunDir, write_json
+from engine.evaluation import probe
+from engine.evaluation.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TOKENS
+from engine.spec.run_spec import RunSpec
+from engine.worker.data.examples import IGNORED, Example
+from engine.worker.evaluation.respond import losses
+from engine.worker.generation.detokenizer import Wording
+from engine.worker.generation.generator import Answer, Batch
+from engine.worker.generation.sampling import Sampling
+from engine.worker.runtime.process_lifecycle import rank
+from engine.worker.templates.conversations import end_of_turn_ids
+
+LOOKED_AT = 64  # examples, spread over the data, among which there should be some that are short enough
+# Of the time that one model has: until when prompts are begun, and until when answers are written. The rest is for losses.
+JOINING, WRITING = 0.4, 0.8
+LOSSES_S = (
+    2.0  # beyond the time that is allowed, for losses without which nothing could be said of general prompts
+)
+EARLY_S = 10.0  # what is asked before the training may take so long: how long that will take is not known yet
+
+
+@dataclass
+class Asked:
+    """One prompt. `reference`: token ids that the loss is of; of a general prompt the model's own answer before."""
+
+    kind: str
+    prompt: list[int]
+    text: str  # of the prompt, for people
+    reference: list[int] = field(default_factory=list)
+    before: str | None = None  # None: not asked in time
+    after: str | None = None
+    finish_before: str | None = None  # "stop", "length", or "cancelled": it ends where the time did
+    finish_after: str | None = None
+    loss_before: float | None = None  # also where it is no number
+    loss_after: float | None = None
+    took_before: bool = False
+    took_after: bool = False
+
+
+@dataclass
+class Probe:
+    """A probe of one run, from before its training to its end."""
+
+    spec: RunSpec
+    run: RunDir
+    tokenizer: Any
+    asked: list[Asked]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def late(self) -> bool:
+        """Whether the model as it was can be had at the end, too: an adapter that began with nothing, switched off."""
+        method = self.spec.method
+        moved = getattr(method, "init_lora_weights", "") in ("pissa", "olora")  # these change the base itself
+        return method.kind == "lora" and not self.spec.model.adapter_path and not moved
+
+
+def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> Probe | None:
+    """Choose the prompts; where it has to be now, have the model answer them as it is. None if there is no probe."""
+    if spec.stage.kind != "sft" or not spec.logging.probe or rank():
+        return None
+    with _harmless():
+        made = Probe(spec, run, tokenizer, [*_of_training(data["train"], tokenizer), *_general(tokenizer)])
+        if not made.late:
+            _ask(made, model, "before", EARLY_S)
+        made.began = time.monotonic()
+        return made
+    return None
+
+
+def finish(made: Probe | None, model: Any) -> None:
+    """Ask the trained model, and write probe.json. `model`: as it is without the training's wrappers."""
+    if made is None:
+        return
+    with _harmless():
+        began = time.monotonic()
+        allowed = probe.budget(began - made.began)
+        # Of a model that can be had as it was, too, both get half of the time: the answers of now first.
+        _ask(made, model, "after", allowed / 2 if made.late else allowed)
+        if made.late:
+            with model.disable_adapter():
+                _ask(made, model, "before", allowed - (time.monotonic() - began))
+        with _ready(model) as inner:
+            answered = [one for one in made.asked if one.kind == "general" and one.reference]
+            _take_losses(inner, answered, "after", began + allowed + LOSSES_S)
+        found = _told(made) | {"budget_s": round(allowed, 2), "seconds": round(time.monotonic() - began, 2)}
+        write_json(made.run.probe, found)
+        print(
+            f"probe: {found['verdict']}, general prompts: {found['general_verdict']} ({found['seconds']} s)",
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Nothing in here may change or end the run: its errors are printed, its use of chance is undone."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    except Exception:
+        traceback.print_exc()
+        print("The probe failed; the run did not.", flush=True)
+
+
+# --------------------------------------------------------------------------------------------- prompts
+
+
+def _of_training(rows: Any, tokenizer: Any) -> list[Asked]:
+    """Prompts of some training examples, spread over the data, each with its first answer."""
+    found: list[Asked] = []
+    for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int).tolist()):
+        for ids, labels in _examples(rows[at]):
+            begin, end = _span(labels)
+            if begin <= 1:  # everything is trained: the second half is what the first is answered with
+                begin, end = len(ids) // 2, len(ids)
+            if 0 < begin <= PROMPT_TOKENS and begin < end:
+                prompt, reference = list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])
+                text = tokenizer.decode(prompt, skip_special_tokens=True)
+                found.append(Asked("training", prompt, text, reference))
+    chosen = np.linspace(0, len(found) - 1, min(PROMPTS, len(found))).astype(int)
+    return [found[at] for at in chosen]
+
+
+def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids and labels of a prepared row, or of each of those that are packed into it."""
+    at = 0
+    for length in row.get("seq_lengths") or [len(row["input_ids"])]:
+        yield row["input_ids"][at : at + length], row["labels"][at : at + length]
+        at += length
+
+
+def _span(labels: Sequence[int]) -> tuple[int, int]:
+    """Where the first trained tokens begin and end."""
+    trained = np.asarray(labels) != IGNORED
+    if not trained.any():
+        return 0, 0
+    begin = int(trained.argmax())
+    rest = trained[begin:]
+    return begin, begin + (len(rest) if rest.all() else int((~rest).argmax()))
+
+
+def _general(tokenizer: Any) -> list[Asked]:
+    found = []
+    for text in probe.general_prompts():
+        chat = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        found.append(Asked("general", ids, text))
+    return found
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+@contextlib.contextmanager
+def _ready(model: Any) -> Iterator[Any]:
+    """The model that answers, in the mode for that."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    trains = inner.training
+    inner.eval()
+    try:
+        yield inner
+    finally:
+        inner.train(trains)
+
+
+def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
+    """Answers and losses of the model as it is now, for as long as there is time. Answers first: they are what a person
+    looks at. All are written side by side, so that time that is short cuts all of them and drops none."""
+    began = time.monotonic()
+    with _ready(model) as inner:
+        answers = _answers(made, inner, began + JOINING * seconds, began + WRITING * seconds)
+        for one, answer in answers:
+            setattr(one, when, answer.text)
+            setattr(one, f"finish_{when}", answer.finish)
+            if when == "before" and one.kind == "general" and answer.tokens:
+                one.reference = answer.tokens
+        kinds = {"training"} if when == "after" else {"training", "general"}
+        known = [one for one in made.asked if one.reference and one.kind in kinds]
+        _take_losses(inner, known, when, began + seconds)
+
+
+def _take_losses(model: Any, asked: Sequence[Asked], when: str, deadline: float) -> None:
+    """The losses of the references, of the first of each kind in any case. One by one: a few, and never more in memory than one of
+    the training's."""
+    taken: set[str] = set()
+    for one in asked:
+        if one.kind in taken and time.monotonic() > deadline:
+            continue
+        taken.add(one.kind)
+        ids = np.array([*one.prompt, *one.reference], dtype=np.int32)
+        [(total, count)] = losses(model, [Example((ids,), trained=[(len(one.prompt), len(ids))])])
+        value = total / max(count, 1)
+        setattr(one, f"loss_{when}", value if np.isfinite(value) else None)
+        setattr(one, f"took_{when}", True)
+
+
+@dataclass
+class Written:
+    """A greedy answer, and how it ended: "stop", "length", or "cancelled" where there was no time left."""
+
+    tokens: list[int]
+    text: str
+    finish: str
+
+
+def _answers(made: Probe, model: Any, joining: float, deadline: float) -> list[tuple[Asked, Written]]:
+    """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
+    ends = model.generation_config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    ends = frozenset([*known, *end_of_turn_ids(made.tokenizer)])
+    batch, begun = Batch(model, None), []
+    with torch.inference_mode():
+        for one in _in_turns(made.asked):
+            late = time.monotonic() > joining
+            if not batch.has_room() or (late and any(one.kind == other.kind for other, _, _ in begun)):
+                continue
+            texts: list[str] = []
+            answer = Answer(
+                adapter=None, prompt=one.prompt, most=TOKENS, ends=ends, sampling=Sampling(),
+                wording=Wording(made.tokenizer.backend_tokenizer), tell=lambda piece, texts=texts: texts.append(piece.text),
+            )  # fmt: skip
+            begun.append((one, answer, texts))
+            batch.join(answer)
+        while batch.rows:
+            if time.monotonic() > deadline:
+                for _, answer, _ in begun:
+                    answer.cancelled = True
+            batch.step()
+    return [(one, Written(answer.written, "".join(texts), answer.finish)) for one, answer, texts in begun]
+
+
+def _in_turns(asked: Sequence[Asked]) -> Iterator[Asked]:
+    """Two of the training, one general, and so on: the time may not suffice for all."""
+    training, general = ([one for one in asked if one.kind == kind] for kind in ("training", "general"))
+    turns = zip_longest(training[::2], training[1::2], general)
+    return filter(None, chain.from_iterable(turns))
+
+
+# --------------------------------------------------------------------------------------------- verdicts
+
+
+def _told(made: Probe) -> dict[str, Any]:
+    """The content of probe.json. What there was no time for is left out."""
+    decode = made.tokenizer.decode
+    prompts = [
+        probe.judged({
+            "kind": one.kind, "prompt": one.text, "before": one.before, "after": one.after,
+            "finish_before": one.finish_before, "finish_after": one.finish_after,
+            "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
+            # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
+            "loss_before": one.loss_before if one.took_after else None, "loss_after": one.loss_after,
+        })
+        for one in made.asked if one.after is not None or (one.took_before and one.took_after)
+    ]  # fmt: skip
+    return probe.summary(prompts) | {"prompts": prompts, "learned": probe.LEARNED, "forgot": probe.FORGOT}

@@ -1,0 +1,86 @@
+"""The rows that an evaluation asks: drawn from its data sets once, and kept, so that a resumed run asks the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.core.problems import Refusal
+from engine.core.rundir import read_lines, write_text
+from engine.data.datasets import Dataset, count_rows, example, find, rows
+from engine.evaluation.evaluation_spec import EvaluationSpec
+
+
+@dataclass(frozen=True)
+class Question:
+    """One row. `reference`: the answer that is wanted, as text; `chat`: the row with it, as a training would have it.
+    Of a pair `chosen` and `rejected` are the two answers, and `chat` is the row."""
+
+    row: int
+    set: str
+    place: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    reference: str | None = None
+    chat: dict[str, Any] | None = None
+    chosen: str = ""
+    rejected: str = ""
+
+
+def questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
+    """Those in `file`; where it is not there yet, they are drawn and written into it.
+
+    As many are drawn as the spec says, each row as likely as any other, and kept in the order of the files. Rows that
+    cannot be read are left out, and others are not drawn in their place.
+    """
+    if not file.exists():
+        folder = Path(spec.data.dataset_dir)
+        found = list(_drawn(spec, [find(folder, name) for name in spec.data.datasets], form))
+        write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found))
+    return [Question(**line) for line in read_lines(file)]
+
+
+def _drawn(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:
+    total, most = sum(map(count_rows, datasets)), spec.data.max_samples
+    wanted = None
+    if most and most < total:
+        source = np.random.default_rng(spec.data.seed)
+        wanted = set(source.choice(total, most, replace=False).tolist())
+    every = chain.from_iterable(
+        ((one, place, row) for place, row in rows(one, lambda _: None)) for one in datasets
+    )
+    number = 0
+    for at, (dataset, place, row) in enumerate(every):
+        if wanted is not None and at not in wanted:
+            continue
+        try:
+            yield MADE[form](dataset, place, row, number)
+        except Refusal:
+            continue
+        number += 1
+
+
+def _question(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
+    asked = example(dataset, place, row, "prompts")
+    try:
+        whole = example(dataset, place, row, "chat")
+    except Refusal:  # it has no answer
+        whole = None
+    return Question(
+        number, dataset.name, str(place), asked["messages"], asked["tools"], asked["answer"], whole
+    )
+
+
+def _pair(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
+    pair = example(dataset, place, row, "pairs")
+    sides = {side: pair[side][0]["content"] for side in ("chosen", "rejected")}
+    return Question(number, dataset.name, str(place), pair["messages"], pair["tools"], chat=pair, **sides)
+
+
+MADE = {"answers": _question, "pairs": _pair}

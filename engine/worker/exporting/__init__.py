@@ -1,0 +1,1 @@
+"""Results made into models for other programs: merged, compared, described, converted, uploaded."""

@@ -1,0 +1,65 @@
+"""What an export is made of: the base, the adapters, and the runs that made them with their tokenizer and settings."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from engine.core.rundir import RESULT, read_json
+from engine.export.export_spec import ExportSpec
+from engine.models.models import adapter_config, inspect
+from engine.models.reward_models import EVALUATION, PAIRS
+from engine.runs.lineage import Training, trainings
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Sources:
+    """`settings` is the folder whose tokenizer, chat template and generation config go along: that of the first
+    adapter, else of the base. `trainings` are those that the weights went through, as far as they are still there."""
+
+    base: Path
+    adapters: dict[Path, float]
+    settings: Path
+    stage: str
+    trainings: tuple[Training, ...]
+
+    @classmethod
+    def of(cls, spec: ExportSpec) -> Sources:
+        base = Path(spec.model.model_name_or_path)
+        adapters = {Path(folder): weight for folder, weight in spec.adapters.items()}
+        results = list(adapters) or [base]
+        said = next((told for one in results if (told := read_json(one / RESULT))), {})
+        judge = any(adapter_config(one).get("task_type") == "SEQ_CLS" for one in adapters) or (
+            not adapters and "ForSequenceClassification" in inspect(base).architecture
+        )
+        stage = "rm" if judge else said.get("stage", "sft")
+        return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
+
+    def loading(self, spec: ExportSpec) -> RunSpec:
+        """How the base is loaded: as the run had it, but never quantized, for what is merged into rounded weights is
+        rounded once more."""
+        plain = spec.model.model_dump() | {
+            "quantization": {"kind": "none"},
+            "adapter_path": None,
+            "chat_template": None,
+        }
+        return RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft", "model": plain})
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(
+            RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings)
+        )
+
+    def save_settings(self, folder: Path) -> None:
+        """Tokenizer, chat template and generation config into `folder`."""
+        self.tokenizer().save_pretrained(folder)
+        if (self.settings / "generation_config.json").exists():
+            GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
+        for name in (EVALUATION, PAIRS):  # by which whoever learns from a reward model knows it again
+            if self.stage == "rm" and (self.settings / name).exists():
+                shutil.copyfile(self.settings / name, folder / name)

@@ -1,0 +1,115 @@
+"""Read a GGUF file back and compare it with the model that it was made of: python -m engine.worker.exporting.gguf_check
+
+A child of an export, run by the Python that has the package `gguf`. Standard input says what to compare, as JSON; the answer
+is a JSON file. transformers dequantizes the file, so what is compared is the file, not llama.cpp's arithmetic.
+
+Three things are compared, since each alone misleads. Weights: a greedy answer may be equal though a layer is wrong. Whole
+answers: what a user sees, but one near tie that rounding decides otherwise changes all that follows. And the next token
+given the merged model's own answer so far, for each of its tokens: that counts near ties and nothing that follows from them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.core.rundir import RunDir, read_json, write_json
+from engine.worker.runtime.process_lifecycle import Report, hush
+
+
+def check(model: Path, file: Path, precision: str, report: Report) -> dict[str, Any]:
+    """{"weights", "answers"}; or {"broken"}: why it is no GGUF file; or {"unread"}: why it cannot be read here."""
+    if importlib.util.find_spec("gguf") is None:
+        return {"unread": {"code": "export-gguf-no-reader", "values": {"python": sys.executable}}}
+    from gguf import GGUFReader
+
+    try:
+        architecture = GGUFReader(file).get_field("general.architecture").contents()
+    except (ValueError, AttributeError, IndexError, OSError, OverflowError, MemoryError) as error:
+        return {"broken": f"{type(error).__name__}: {error}"[:300]}
+
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        return {"unread": {"code": "export-gguf-architecture", "values": {"architecture": architecture}}}
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    weights = compared_weights(read.state_dict(), model)
+    if not weights["compared"]:
+        return {"unread": {"code": "export-gguf-other-names", "values": {"architecture": architecture}}}
+    dtype = getattr(torch, precision, torch.float32)
+    read = read.to(dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    return {"weights": weights, "answers": compared_answers(read.eval(), model, report)}
+
+
+def compared_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
+    """How far each tensor is from the merged one: root mean square of the difference over that of the tensor. `largest` is
+    the furthest of them and `name` its name; `compared` of `count` tensors of the merged model are in the file."""
+    from safetensors import safe_open
+
+    largest, name, compared, count = 0.0, "", 0, 0
+    for shard in sorted(model.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - it is no dict
+                count += 1
+                if key not in read:
+                    continue
+                compared += 1
+                far = _distance(tensors.get_tensor(key), read[key])
+                if not far <= largest:  # of numbers that are none, too
+                    largest, name = far, key
+    return {"largest": largest if compared else None, "name": name, "compared": compared, "count": count}
+
+
+def _distance(merged: Any, read: Any) -> float:
+    if merged.shape != read.shape:
+        return float("inf")
+    merged = merged.float()
+    size = merged.pow(2).mean().sqrt().item()
+    far = (merged - read.float()).pow(2).mean().sqrt().item()
+    return far / size if size else far
+
+
+def compared_answers(read: Any, model: Path, report: Report) -> dict[str, Any]:
+    """The prompts of the export once more, and the next token behind each beginning of the merged model's answers."""
+    from engine.export.export_spec import ExportSpec
+    from engine.worker.exporting.output_comparison import Prompt, Said, answers, compared, prompt_ids
+
+    rows = [row for row in (read_json(model / "comparison.json") or {}).get("rows", ()) if row.get("answer")]
+    prompts = [Prompt(row["source"], row["messages"]) for row in rows]
+    merged = [Said(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows]
+    ids = prompt_ids(model, prompts, read).ids if prompts else []
+    told = compared(ExportSpec(), prompts, merged, answers(read, "sft", model, prompts, report))
+    return {
+        "prompts": told["prompts"], "equal": told["equal"],
+        "same_tokens": sum(agreeing(read, one, said.tokens) for one, said in zip(ids, merged, strict=True)),
+        "tokens": sum(len(said.tokens) for said in merged),
+        "rows": [{key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")} for row in told["rows"]],
+    }  # fmt: skip
+
+
+def agreeing(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
+    """How many tokens of an answer are the likeliest behind the prompt and the tokens before them."""
+    import torch
+
+    whole = torch.tensor([[*prompt, *answer]], device=read.device)
+    with torch.inference_mode():
+        likeliest = read(input_ids=whole).logits[0, len(prompt) - 1 : -1].argmax(-1)
+    return int((likeliest == whole[0, len(prompt) :]).sum())
+
+
+def main() -> None:
+    hush()
+    question = json.load(sys.stdin)
+    report = Report(RunDir(Path(question["run"])))
+    found = check(Path(question["model"]), Path(question["file"]), question["precision"], report)
+    write_json(Path(question["answer"]), found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Base and adapters → one model in memory, and that on disk: merged, as LoRA alone, or quantized.
+
+A merge is computed in fp32 and rounded once, layer by layer: W + BA of two bf16 terms would lose what the adapter
+learned wherever that is smaller than the last bit of W, and a whole model in fp32 would take twice the memory.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from engine.core.problems import Refusal, problem
+from engine.export.export_spec import PRUNING, ExportSpec, combined
+from engine.models.models import inspect
+from engine.worker.exporting.base_model import Sources
+from engine.worker.models.embeddings import fit_vocabulary
+from engine.worker.models.loading import DTYPES, load_base
+
+ONE = "default"  # what peft calls the adapter whose files lie in the folder itself
+
+
+def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
+    """The base with the adapters on it, as one, ready to answer.
+
+    In the precision of its files, or in fp32 where that is wanted: never in one that would round before the merge.
+    """
+    model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
+    if sources.stage == "rm":
+        # By which whoever loads what is written finds the last token, whose score it is.
+        model.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
+    if sources.adapters:
+        model = _adapted(spec, sources, model)
+    return model.requires_grad_(False).eval()
+
+
+def loaded_as(spec: ExportSpec, base: Path) -> torch.dtype:
+    """The type the base is loaded in. Files of another type than these three are read as the one wanted."""
+    wanted, stored = DTYPES[spec.precision], getattr(torch, inspect(base).dtype or "", None)
+    return wanted if wanted == torch.float32 or stored not in DTYPES.values() else stored
+
+
+def _adapted(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
+    fit_vocabulary(model, sources.adapters)
+    folders = list(sources.adapters)
+    names = [f"part{number}" for number in range(len(folders))] if combined(spec) else [ONE]
+    adapted = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
+    for folder, name in zip(folders[1:], names[1:], strict=True):
+        adapted.load_adapter(folder, adapter_name=name)
+    if combined(spec):
+        # The combination gets the settings of the first, but its matrices are scaled already, and begin as zeros.
+        first = adapted.peft_config[names[0]]
+        first.use_rslora, first.init_lora_weights = False, True
+        pruning = {"density": spec.density} if spec.combination in PRUNING else {}
+        adapted.base_model.add_weighted_adapter(
+            names, list(sources.adapters.values()), ONE, combination_type=spec.combination, svd_rank=spec.svd_rank,
+            **pruning,
+        )  # fmt: skip
+        for name in names:
+            adapted.delete_adapter(name)
+    adapted.set_adapter(ONE, inference_mode=True)
+    return adapted
+
+
+# ------------------------------------------------------------------------------------------ on disk
+
+
+def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) -> None:
+    """Merge the adapter, if there is one, and write the whole model. Raises Refusal where the numbers do not hold."""
+    dtype = DTYPES[spec.precision]
+    if isinstance(model, PeftModel):
+        for name, part in model.named_modules():
+            if isinstance(part, LoraLayer) and hasattr(part.get_base_layer(), "weight"):
+                _merge_layer(name, part, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that all layers are merged already
+            model = model.merge_and_unload()
+    for name, weight in model.named_parameters():
+        weight.data = rounded(name, weight.data, dtype)
+    model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
+
+
+def _merge_layer(name: str, part: Any, dtype: torch.dtype) -> None:
+    layer = part.get_base_layer()
+    layer.weight.data = layer.weight.data.float()
+    try:
+        part.merge(safe_merge=True)
+    except ValueError as error:  # NaN or infinite
+        raise Refusal(problem("export-broken-adapter", name=name)) from error
+    layer.weight.data = rounded(name, layer.weight.data, dtype)
+
+
+def rounded(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another precision. Raises Refusal where that cannot hold it: fp16 ends at 65504."""
+    if not weight.is_floating_point():
+        return weight
+    out = weight.to(dtype)
+    if dtype == torch.float16 and (lost := int((~out.isfinite() & weight.isfinite()).sum())):
+        raise Refusal(problem("export-overflow", "precision", name=name, count=lost, precision="fp16"))
+    return out
+
+
+def save_adapter(spec: ExportSpec, model: PeftModel, folder: Path) -> None:
+    """Write LoRA alone, with what is trained in full beside it."""
+    dtype = DTYPES[spec.precision]
+    for name, weight in model.named_parameters():
+        if f".{ONE}." in name or name.endswith(f".{ONE}"):
+            weight.data = rounded(name, weight.data, dtype)
+    model.save_pretrained(folder, selected_adapters=[ONE])
+    (folder / "README.md").unlink(missing_ok=True)  # peft's own, of placeholders
+
+
+WRITE = {"merged": merge, "adapter": save_adapter}  # by form: (spec, model, folder)
+
+
+def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> None:
+    """The merged model in `whole` once more, in 8 or 4 bits, as a checkpoint that loads as it is."""
+    dtype = DTYPES[spec.precision]
+    how = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if spec.quantize == "8bit"
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    )
+    model = _auto(sources).from_pretrained(whole, quantization_config=how, dtype=dtype, device_map=_device())
+    model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
+
+
+def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
+    """What was written, loaded as anybody would: the whole model, or the base with the written adapter on it."""
+    if spec.form == "adapter":
+        model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
+        fit_vocabulary(model, [folder])
+        model = PeftModel.from_pretrained(model, folder)
+    else:
+        remote = {"trust_remote_code": spec.model.trust_remote_code}
+        model = _auto(sources).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
+        _no_packing(model)
+    return model.requires_grad_(False).eval()
+
+
+def _no_packing(model: PreTrainedModel) -> None:
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False  # see engine.worker.models.loading.load_base
+
+
+def _auto(sources: Sources) -> Any:
+    return AutoModelForSequenceClassification if sources.stage == "rm" else AutoModelForCausalLM
+
+
+def _device() -> dict[str, int] | None:
+    return {"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None
+
+
+def weigh() -> dict[str, int | None]:
+    """The most memory that this process has had: of the machine, and of the card."""
+    return {
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,264 @@
+"""What lies beside the weights of an export: model card, Modelfile, spec of the training, checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import RunDir, read_lines
+from engine.export import deployment
+from engine.export.export_spec import ExportSpec, called, combined
+from engine.models.models import adapter_config, identity, inspect, is_hub_id
+from engine.spec.run_spec import RunSpec
+from engine.worker.exporting.base_model import Sources
+from engine.worker.models.tokenizer import end_ids
+from engine.worker.templates.chat_template import render
+from engine.worker.templates.conversations import end_of_turn_ids
+
+SUMS = "SHA256SUMS"
+
+
+def write(
+    spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
+) -> None:
+    """Everything but result.json and the checksums, into `folder`; `lasting` is where it will lie."""
+    for number, (run, _) in enumerate(sources.trainings, start=1):
+        name = "spec.yaml" if len(sources.trainings) == 1 else f"spec-{number}.yaml"
+        shutil.copyfile(run.spec, folder / name)
+    if sources.stage != "rm":
+        (folder / "Modelfile").write_text(_modelfile(spec, sources, folder), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(spec, sources, folder, lasting, compared), encoding="utf-8")
+
+
+def result(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says besides the attempt."""
+    return {
+        "saved": time.time(), "base": spec.model.model_name_or_path, "stage": sources.stage, "form": spec.form,
+        "precision": spec.precision, "quantize": spec.quantize, "adapters": dict(spec.adapters), **weighed,
+    }  # fmt: skip
+
+
+def seal(folder: Path) -> None:
+    """SHA256SUMS of every file, as `sha256sum -c` reads it; and all of them for everybody to read."""
+    lines = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name != SUMS:
+            file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
+            with file.open("rb") as content:
+                lines.append(
+                    f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder)}\n"
+                )
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------ Ollama
+
+
+def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
+    """The chat template in Go, and what Ollama does otherwise; or why there is none."""
+    tokenizer = sources.tokenizer()
+    if not tokenizer.chat_template:
+        return None, [problem("ollama-no-template")]
+    template = tokenizer.get_chat_template()
+
+    def rendered(messages: list[dict[str, str]], generate: bool) -> str:
+        return render(tokenizer, template, messages, generate=generate)[0]
+
+    # Whoever's tokenizer begins every text with this has it added by Ollama, too.
+    bos = tokenizer.bos_token or ""
+    adds = bool(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+    try:
+        found = deployment.pieces(rendered, bos if adds else "")
+    except Refusal as refusal:
+        return None, refusal.problems
+    return deployment.go_template(found), deployment.doubts(rendered, template)
+
+
+def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
+    template, notes = _template(sources)
+    tokenizer = sources.tokenizer()
+    settings = _json(folder / "generation_config.json")
+    ends = settings.get("eos_token_id") or []
+    ids = [
+        *(end_of_turn_ids(tokenizer) if tokenizer.chat_template else []),
+        *([ends] if isinstance(ends, int) else ends),
+    ]
+    stops = [tokenizer.convert_ids_to_tokens(one) for one in dict.fromkeys(ids)]
+    sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name)}
+    return deployment.modelfile(
+        source=str(sources.base) if spec.form == "adapter" else ".",
+        adapter="." if spec.form == "adapter" else "",
+        template=template,
+        stops=[stop for stop in stops if stop],
+        context=inspect(sources.base).context_length,
+        sampling=sampling if settings.get("do_sample") else {"temperature": 0},
+        notes=notes,
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+# ------------------------------------------------------------------------------------------ the model card
+
+
+def _readme(
+    spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
+) -> str:
+    """A model card as hubs read it: front matter, then what it is, what it learned from, and how it is used."""
+    title = spec.name or sources.base.name
+    parts = [
+        _front(spec, sources), f"# {title}", spec.remark.strip(), _what(spec, sources), _learned(sources),
+        _compared(spec, compared), _use(spec, sources, folder, lasting, title),
+        f"Files are listed with their checksums in `{SUMS}`: `sha256sum -c {SUMS}`.\n",
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _base_name(sources: Sources) -> str:
+    """What others know the base as: its hub id, or the name of its folder."""
+    known = [adapter_config(one).get("base_model_name_or_path") or "" for one in sources.adapters]
+    known.append(identity(str(sources.base)))
+    return next((one for one in known if is_hub_id(one)), sources.base.name)
+
+
+def _front(spec: ExportSpec, sources: Sources) -> str:
+    base = _base_name(sources)
+    lines = [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if sources.adapters else []
+    if spec.license:
+        lines.append(f"license: {json.dumps(spec.license, ensure_ascii=False)}")
+    lines.append(f"library_name: {'peft' if spec.form == 'adapter' else 'transformers'}")
+    lines.append(f"pipeline_tag: {'text-classification' if sources.stage == 'rm' else 'text-generation'}")
+    tags = ["athanor", sources.stage, *(["lora"] if spec.form == "adapter" else [])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _what(spec: ExportSpec, sources: Sources) -> str:
+    form = "LoRA alone, to be put on its base" if spec.form == "adapter" else "a whole model"
+    if spec.quantize != "none":
+        form += f", in {spec.quantize.removesuffix('bit')} bits (bitsandbytes)"
+    lines = [f"- base: `{_base_name(sources)}`", f"- form: {form}, {spec.precision}"]
+    for folder, weight in sources.adapters.items():
+        config = adapter_config(folder)
+        marks = [name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if config.get(key)]
+        about = ", ".join([f"rank {config.get('r')}", f"alpha {config.get('lora_alpha')}", *marks])
+        lines.append(
+            f"- adapter: `{called(folder)}` ({about})" + (f", weight {weight:g}" if combined(spec) else "")
+        )
+    if combined(spec):
+        lines.append(f"- combined by: {spec.combination}")
+    return "\n".join(lines)
+
+
+def _learned(sources: Sources) -> str:
+    """Data, settings and last figures of each training, in the order in which they were."""
+    sections = []
+    for run, training in sources.trainings:
+        metrics = _last(run)
+        sets = ", ".join(f"`{name}`" for name in training.data.datasets) or "—"
+        lines = [
+            f"## Training {training.name}".rstrip(),
+            f"- stage: {training.stage.kind}",
+            f"- data: {sets}",
+        ]
+        template = training.model.chat_template or "the tokenizer's own"
+        lines.append(f"- chat template: {template}")
+        shown = ("loss", "eval_loss", "accuracy", "eval_accuracy", "reward", "epoch", "step", "num_tokens")
+        told = [f"{name} {metrics[name]:.5g}" for name in shown if name in metrics]
+        if told:
+            lines.append(f"- at the end: {', '.join(told)}")
+        sections.append("\n".join([lines[0], "", *lines[1:], "", "```yaml", _yaml(training), "```"]))
+    return "\n\n".join(sections)
+
+
+def _last(run: RunDir) -> dict[str, float]:
+    """The values that a training logged last, by name."""
+    last: dict[str, float] = {}
+    for line in read_lines(run.metrics):
+        last |= {name: value for name, value in line.items() if isinstance(value, (int, float))}
+    return last
+
+
+def _yaml(training: RunSpec) -> str:
+    return training.to_yaml(brief=True).strip()
+
+
+def _compared(spec: ExportSpec, told: Mapping[str, Any]) -> str:
+    if not told["prompts"]:
+        return ""
+    what = "scores" if told["rows"] and not told["rows"][0]["tokens"] else "greedy answers"
+    return (
+        f"Loaded again and compared with what it was made of: {told['equal']} of {told['prompts']} {what} equal "
+        f"(`comparison.json`)."
+    )
+
+
+def _scoring(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Python that scores a conversation up to the token that ends its last answer, as the reward model was trained."""
+    ends = end_ids(tokenizer)
+    pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]
+    if tokenizer.pad_token_id in ends:
+        pad = [
+            "# The padding token ends a turn, too, and transformers would read over it: score one conversation at a time.",
+            "model.config.get_text_config().pad_token_id = None",
+        ]
+    return [
+        *pad,
+        'chat = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! What can I do for you?"}]',
+        'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]',
+        f"end = max(at for at, id in enumerate(ids[0].tolist()) if id in {sorted(ends)})  # the score is that of this token",
+        "print(model(input_ids=ids[:, : end + 1]).logits.item())",
+    ]
+
+
+def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
+    where, base = str(lasting), _base_name(sources)
+    name = deployment.tag(title)
+    auto = "AutoModelForSequenceClassification" if sources.stage == "rm" else "AutoModelForCausalLM"
+    load = f'model = {auto}.from_pretrained("{where}", dtype="auto")'
+    imports = f"from transformers import {auto}, AutoTokenizer"
+    if spec.form == "adapter":
+        imports += "\nfrom peft import PeftModel"
+        head = ", num_labels=1" if sources.stage == "rm" else ""  # which the base does not say
+        load = (
+            f'model = {auto}.from_pretrained("{sources.base if not is_hub_id(base) else base}", dtype="auto"{head})\n'
+            f'model = PeftModel.from_pretrained(model, "{where}")'
+        )
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        imports,
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{where}")',
+        load,
+    ]
+    if sources.stage != "rm":
+        lines += [
+            'chat = [{"role": "user", "content": "Hello!"}]',
+            'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            "answer = model.generate(**inputs, max_new_tokens=256)",
+            'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
+        ]
+    else:
+        lines += _scoring(sources.tokenizer())
+    lines.append("```")
+    if sources.stage != "rm":
+        adapter = adapter_config(folder) if spec.form == "adapter" else None
+        wrong = deployment.vllm_problems(adapter) if adapter else []
+        serve = deployment.vllm_text(lasting, name, str(sources.base), adapter)
+        lines += ["", "vLLM: " + " ".join(one.text() for one in wrong) if wrong else f"vLLM:\n\n    {serve}"]
+        lines += [
+            "",
+            f"Ollama:\n\n    cd {deployment.quoted(where)} && ollama create {name} -f Modelfile && ollama run {name}",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""What can be asked by name: a base model, and each adapter of it with the tokenizer, template and settings of its run.
+
+A voice turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples unless it
+is told otherwise. Everything of it comes from the folder of the result, as whoever uses the result elsewhere has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.spec.run_spec import RunSpec
+from engine.worker.generation.sampling import Sampling
+from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.templates.conversations import Conversations
+from engine.worker.templates.tool_calls import CallForm, Opened
+
+THINKING = "enable_thinking"  # what templates of reasoning models call the switch
+
+
+@dataclass
+class Voice:
+    """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
+    template has the switch. `calls` finds calls of tools in its answers, where its template shows how it
+    writes them."""
+
+    name: str
+    adapter: str | None
+    conversations: Conversations
+    unthinking: Conversations | None
+    calls: CallForm | None
+    config: GenerationConfig
+    ends: frozenset[int]
+    context: int | None  # tokens
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.conversations.tokenizer
+
+    @property
+    def words(self) -> Tokenizer:
+        return self.tokenizer.backend_tokenizer
+
+    def prompt(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: bool = True,
+        begun: str = "",
+    ) -> list[int]:
+        """The tokens that the answer follows, its own beginning included if that is `begun`. A control token in a
+        message stays text. Raises Refusal if the template cannot write the conversation, knows nothing of tools that
+        are given, or if no answer fits behind it."""
+        # What is begun has a thought behind it.
+        how = self.conversations if thinking or begun or not self.unthinking else self.unthinking
+        rows = [{"messages": list(messages), "tools": tools or None}]
+        if tools:
+            rows.append({"messages": list(messages), "tools": None})
+        told, *untold = how.encode(rows, generate=True)
+        if isinstance(told, Problem):
+            raise Refusal(told)
+        for one in untold:
+            if not isinstance(one, Problem) and one.ids.tolist() == told.ids.tolist():
+                raise Refusal(problem("chat-no-tools", voice=self.name))
+        ids = told.ids.tolist() + self.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        if self.context and len(ids) >= self.context:
+            raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
+        return ids
+
+    def begun(self, call: str | None) -> Opened:
+        """The beginning of an answer that has to be a `call` of the tool with that name, of any if it is "". Raises
+        Refusal where the template does not show how a call begins."""
+        if call is None:
+            return Opened("", "")
+        opened = self.calls.begun(call) if self.calls else None
+        if opened is None:
+            raise Refusal(problem("chat-no-call", voice=self.name))
+        return opened
+
+    def sampling(self, given: dict[str, Any]) -> Sampling:
+        """The settings that are `given`; for the rest those of the model's own generation config."""
+        own = self.config
+        usual = {
+            "temperature": (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0,
+            "top_p": own.top_p, "top_k": own.top_k, "repetition_penalty": own.repetition_penalty,
+        }  # fmt: skip
+        chosen = {name: value for name, value in {**usual, **given}.items() if value is not None}
+        return Sampling(**chosen)
+
+
+def voice(
+    name: str, folder: str, spec: RunSpec, model: PreTrainedModel, adapter: bool, instead: Voice | None = None
+) -> Voice:
+    """The voice whose tokenizer and settings are in `folder`. A base that has no chat template speaks in that of the
+    voice `instead`, so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
+    tokenizer = load_tokenizer(spec, folder)
+    if not tokenizer.chat_template and instead:
+        tokenizer = instead.tokenizer
+    if not tokenizer.chat_template:
+        raise Refusal(problem("chat-no-template", model=name))
+    template = tokenizer.get_chat_template()
+    conversations = Conversations(tokenizer)
+    unthinking = None
+    if THINKING in template:
+        unthinking = Conversations(tokenizer, f"{{%- set {THINKING} = false -%}}{template}")
+    if (Path(folder) / "generation_config.json").exists():
+        config = GenerationConfig.from_pretrained(folder)
+    else:
+        config = model.generation_config
+    ends = config.eos_token_id
+    known = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    turns = tokenizer.convert_tokens_to_ids(conversations.end_tokens)
+    return Voice(
+        name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
+        calls=CallForm.of(tokenizer, template), config=config,
+        ends=frozenset([*known, *turns]),
+        context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    )  # fmt: skip

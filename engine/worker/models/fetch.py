@@ -1,0 +1,215 @@
+"""A hub id → a folder on this machine, with progress; a local path never asks the network.
+
+What is known of a hub's model is known from its files. So their names are looked at before anything is fetched, and
+the fetched folder is looked into as a local one is before a run starts: what is wrong is told in the same sentences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.core.hardware import free_disk
+from engine.models.models import PICKLES, hub_cache, inspect, is_hub_id, model_problems
+from engine.preflight.checks import model_obstacles
+from engine.core.problems import Refusal, problem
+from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.process_lifecycle import Report
+
+FIELD = "model.model_name_or_path"
+# Safetensors only: pickled weights run code when they are opened.
+WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+UNWANTED = [
+    "original/*",
+    "onnx/*",
+    "consolidated*",
+]  # the same weights once more, in forms that are not loaded
+
+
+def fetch_model(spec: RunSpec, report: Report) -> str:
+    """The folder of the spec's model, downloaded first if it is a hub id. Raises Refusal if it cannot be had, or
+    not be trained as the spec says."""
+    name = spec.model.model_name_or_path
+    if os.path.isdir(name) or not is_hub_id(name):
+        return name
+    with Bytes(report) as told:
+        folder = Path(FETCH[spec.model.hub](name, spec, told))
+    found = model_problems(
+        folder, [folder], allow_remote_code=spec.model.trust_remote_code, scorer=spec.stage.kind == "rm"
+    )
+    if found := found or model_obstacles(spec, inspect(folder, name)):
+        raise Refusal(found)
+    return str(folder)
+
+
+class Bytes:
+    """Tells how many bytes of all files have come, twice a second from `with` to its end: whatever fetches them may
+    be silent for long, and does it in threads."""
+
+    def __init__(self, report: Report):
+        self.report, self.over, self.adding = report, threading.Event(), threading.Lock()
+        self.teller = threading.Thread(target=self._tell, daemon=True)
+        self.done = self.total = 0
+
+    def __enter__(self) -> Bytes:
+        self.report("downloading")
+        self.teller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.teller.join()
+
+    def _tell(self) -> None:
+        while not self.over.wait(0.5):
+            self.report("downloading", self.done, max(self.total, self.done), "B")
+
+    def add(self, count: int) -> None:
+        with self.adding:
+            self.done += count
+
+
+def _huggingface(name: str, spec: RunSpec, told: Bytes) -> str:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        DryRunError,
+        GatedRepoError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        """One of the hub's progress bars: of files, of bytes arrived, of bytes written."""
+
+        def update(self, n: float | None = 1) -> Any:
+            shown = super().update(n)
+            if self.unit == "B":
+                told.done = max(told.done, int(self.n))
+            return shown
+
+    revision = spec.model.model_revision
+    code = ["*.py"] if spec.model.trust_remote_code else []
+    chosen = {"revision": revision, "allow_patterns": WANTED + code, "ignore_patterns": UNWANTED}
+    answered = False
+    try:
+        try:
+            coming = snapshot_download(name, dry_run=True, **chosen)
+        except DryRunError as silent:  # or the hub refuses; what was fetched before may be all that is needed
+            with contextlib.suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
+                return snapshot_download(name, local_files_only=True, **chosen)
+            raise silent.__cause__ or silent from None
+        answered = True
+        _look_at_names(HfApi().list_repo_files(name, revision=revision))
+        told.total = sum(one.file_size for one in coming if one.will_download)
+        _look_for_room(told.total, hub_cache())
+        return snapshot_download(name, tqdm_class=Bar, **chosen)
+    except Refusal:
+        raise
+    except Exception as error:  # whatever a hub's client raises, the reader needs one sentence
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        kinds = {
+            "hub-gated": isinstance(error, GatedRepoError) or status == 403,
+            "hub-missing": isinstance(error, RepositoryNotFoundError),
+            "hub-revision": isinstance(error, RevisionNotFoundError),
+            "hub-silent": not answered,
+        }
+        raise _refusal(kinds, error, spec, told, constants.ENDPOINT, "HF_TOKEN", "HF_ENDPOINT") from error
+
+
+def _modelscope(name: str, spec: RunSpec, told: Bytes) -> str:
+    try:
+        from modelscope_hub import HubApi, ProgressCallback
+        from modelscope_hub.errors import (
+            AuthenticationError,
+            CacheError,
+            NetworkError,
+            NotExistError,
+            PermissionDeniedError,
+        )
+    except ImportError:
+        package = problem("package-missing", "model.hub", what="modelscope", package="modelscope-hub")
+        raise Refusal(package) from None
+
+    class File(ProgressCallback):
+        """The progress of one file."""
+
+        def update(self, size: int) -> None:
+            told.add(size)
+
+    api = HubApi()
+    revision = spec.model.model_revision
+    chosen = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    try:
+        try:
+            files = {one.path: one.size for one in api.list_repo_files(name, "model", revision=revision)}
+        except NetworkError:
+            return str(api.download_repo(name, "model", local_files_only=True, **chosen))
+        _look_at_names(files)
+        told.total = sum(size for path, size in files.items() if _is_wanted(path))
+        return str(api.download_repo(name, "model", progress_callbacks=[File], **chosen))
+    except Refusal:
+        raise
+    except Exception as error:
+        kinds = {
+            "hub-gated": isinstance(error, (AuthenticationError, PermissionDeniedError)),
+            "hub-missing": isinstance(error, NotExistError) and not revision,
+            "hub-revision": isinstance(error, NotExistError),
+            "hub-silent": isinstance(error, CacheError),
+        }
+        where = os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn"
+        raise _refusal(
+            kinds, error, spec, told, where, "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
+        ) from error
+
+
+FETCH = {"huggingface": _huggingface, "modelscope": _modelscope}
+
+
+def _is_wanted(path: str) -> bool:
+    match = Path(path).match
+    return any(map(match, WANTED)) and not any(map(match, UNWANTED))
+
+
+def _look_at_names(files: Iterable[str]) -> None:
+    """Raises Refusal for a repository without weights that can be trained, before anything of it is fetched."""
+    names = list(files)
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    for code, endings in (("model-gguf", (".gguf",)), ("model-pickled", PICKLES)):
+        if found := [name for name in names if name.endswith(endings)]:
+            raise Refusal(problem(code, FIELD, file=found[0]))
+
+
+def _look_for_room(needed: int, folder: Path) -> None:
+    if needed > (free := free_disk(folder)):
+        sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
+        raise Refusal(problem("hub-no-room", FIELD, folder=folder, **sizes))
+
+
+def _refusal(
+    kinds: Mapping[str, bool],
+    error: Exception,
+    spec: RunSpec,
+    told: Bytes,
+    endpoint: str,
+    token: str,
+    variable: str,
+) -> Refusal:
+    """The first of `kinds` that the error is, as a sentence; else that the hub broke off, or just could not."""
+    kind = next(
+        (kind for kind, true in kinds.items() if true), "hub-broke-off" if told.done else "hub-failed"
+    )
+    said = str(error.__cause__ or error).strip() or type(error).__name__
+    values = {
+        "name": spec.model.model_name_or_path, "revision": spec.model.model_revision, "hub": spec.model.hub,
+        "endpoint": endpoint, "token": token, "variable": variable, "why": said.splitlines()[0][:200],
+        "done": f"{told.done / 1e6:,.1f} MB",
+    }  # fmt: skip
+    return Refusal(problem(kind, "model.model_revision" if kind == "hub-revision" else FIELD, **values))

@@ -1,0 +1,269 @@
+"""Tokenizer, model, quantization and adapter of a spec."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from engine.models.models import is_or_below, kept_layers
+from engine.core.problems import Refusal, problem
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
+
+
+def precision(spec: RunSpec) -> str:
+    """The spec's precision with "auto" decided by the device: bf16 where it has it, fp16 on older cards."""
+    if spec.training.precision != "auto":
+        return spec.training.precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    # is_bf16_supported() says yes to emulation on cards before Ampere, which is slower than fp16.
+    return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SCORE = "score"  # what transformers calls the head of a model that judges a text
+
+
+def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
+    """The model of `spec`, ready to train: loaded, quantized, with its trainable weights chosen. For a reward model
+    it has one score in place of the next token; a head that is not in `path` begins with random weights."""
+    # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
+    dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
+    return CHOOSE[spec.method.kind](spec, load_base(spec, path, dtype))
+
+
+def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The model in `path` as the spec's `model` part says: stretched, quantized, and on its card."""
+    auto = AutoModelForSequenceClassification if judges(spec) else AutoModelForCausalLM
+    model = auto.from_pretrained(
+        path,
+        config=_config(spec, path),
+        dtype=dtype,
+        quantization_config=_quantization(spec),
+        # Straight to the card it stays on: several ranks would else hold as many copies in main memory.
+        device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
+        trust_remote_code=spec.model.trust_remote_code,
+        use_safetensors=True,
+        **(
+            {}
+            if spec.model.attn_implementation == "auto"
+            else {"attn_implementation": spec.model.attn_implementation}
+        ),
+    )
+    for part in model.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
+            # and could not train through them then.
+            part.support_avx512bf16_for_cpu = False
+    if judges(spec):
+        _in_fp32(model.get_submodule(SCORE))
+        _score_at_the_end(model)
+    if spec.model.resize_embeddings:
+        resize(spec, model, path)
+    return model
+
+
+def judges(spec: RunSpec) -> bool:
+    """Whether the model of this run is to judge texts, not to write them."""
+    return spec.stage.kind == "rm"
+
+
+def _in_fp32(head: torch.nn.Module) -> None:
+    """Keep a head that is trained in fp32 over a base that is not, with autocast or without."""
+    head.float()
+    head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+
+
+def _score_at_the_end(model: PreTrainedModel) -> None:
+    """Make a text's score that of its last token, which the attention mask tells, however a batch is padded.
+
+    transformers takes the last token that is not the padding token: where a turn is ended by the padding token, the
+    one before its end. What its head says is therefore replaced, at every position, by what it says at the last.
+    """
+    masks: list[Tensor | None] = [None]  # of the forward pass that is under way
+
+    def note_mask(_model: Any, _positional: Any, given: dict[str, Any]) -> None:
+        masks[0] = given.get("attention_mask")
+
+    def score_of_last(_head: Any, _hidden: Any, scores: Tensor) -> Tensor:
+        length = scores.shape[1]
+        if masks[0] is None:
+            last = torch.full(scores.shape[:1], length - 1, device=scores.device)
+        else:
+            last = length - 1 - masks[0].to(scores.device).long().flip(1).argmax(1)
+        return scores[torch.arange(len(scores), device=scores.device), last, None].expand_as(scores)
+
+    model.register_forward_pre_hook(note_mask, with_kwargs=True)
+    model.get_submodule(SCORE).register_forward_hook(score_of_last)
+
+
+def _config(spec: RunSpec, path: str) -> Any:
+    config = AutoConfig.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
+    rope = spec.model.rope_scaling
+    if rope.kind != "none":
+        given = dict(getattr(config, "rope_parameters", None) or {})
+        given |= {"rope_type": rope.kind, "factor": rope.factor}
+        given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+        config.rope_parameters = given
+        config.max_position_embeddings = int(config.max_position_embeddings * rope.factor)
+    if judges(spec):
+        config.num_labels = 1
+    return config
+
+
+def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
+    quantization = spec.model.quantization
+    if quantization.kind == "none":
+        return None
+    if quantization.kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = quantization.bnb_4bit_compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=DTYPES[precision(spec)] if compute == "auto" else getattr(torch, compute),
+    )
+
+
+def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
+    method = spec.method
+    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32, which for a vocabulary of 152,000 words and
+    # a hidden size of 4,096 is 2.3 GiB more than in bf16, and the activations between the layers twice as large.
+    if spec.model.adapter_path:
+        return _continued(spec, model)
+    targets = method.target_modules
+    # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
+    whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
+    adapted = get_peft_model(model, LoraConfig(
+        task_type="SEQ_CLS" if judges(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        modules_to_save=whole or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
+        init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
+    ))  # fmt: skip
+    if vocabulary_modules(model):
+        # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
+    """The adapter of the spec on the model. A reward model's own has its head with it; one that wrote texts is taken
+    over by a model that judges them, which begins with the head it has."""
+    folder = spec.model.adapter_path
+    fit_vocabulary(model, [folder])
+    config = PeftConfig.from_pretrained(folder)
+    config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
+    if not judges(spec) or config.task_type == "SEQ_CLS":
+        return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+    config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
+    config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
+    config.inference_mode = False
+    head = {f"base_model.model.{SCORE}.weight": model.get_submodule(SCORE).weight.detach().clone()}
+    adapted = get_peft_model(model, config)
+    set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu") | head)
+    return adapted
+
+
+def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    method = spec.method
+    chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
+    chosen += (SCORE,) if judges(spec) else ()
+    chosen += tuple(vocabulary_modules(model))
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = any(is_or_below(name, one) for one in chosen)
+        trained += parameter.requires_grad
+    if not trained:
+        names = ", ".join(name for name, _ in model.named_children())
+        raise Refusal(
+            problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names)
+        )
+    return model
+
+
+def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
+    """Names of the last `count` transformer layers, of a negative count the first: the stack is the list of as many modules
+    as the config says."""
+    layers = model.config.get_text_config().num_hidden_layers
+    stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
+    name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)
+    return tuple(f"{name}.{index}" for index in kept_layers(len(stack), count))
+
+
+def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    return model
+
+
+CHOOSE = {"lora": _lora, "freeze": _freeze, "full": _full}
+
+
+def moves_base(spec: RunSpec) -> bool:
+    """Whether the adapter begins with a part of the base (PiSSA, OLoRA); one that is continued does not."""
+    new = spec.method.kind == "lora" and not spec.model.adapter_path
+    return new and spec.method.init_lora_weights in ("pissa", "olora")
+
+
+def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
+    """Keep the adapter of a PiSSA or OLoRA run as it begins, whole or not at all.
+
+    These move a part of the base into the adapter. With what it was at first, the result can be written as a change
+    of the *untouched* base, an ordinary LoRA of twice the rank, which every tool can use.
+    """
+    if moves_base(spec) and not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        partial.rename(folder)
+
+
+def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
+    """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
+    options = {}
+    if spec.method.kind == "lora":
+        learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
+        if learned and not any(p.detach().any() for p in learned):
+            raise Refusal(problem("adapter-empty"))
+        for config in model.peft_config.values():
+            # What others can fetch, too; a hub's model was loaded from a cache of this machine.
+            config.base_model_name_or_path = spec.model.model_name_or_path
+            config.revision = spec.model.model_revision
+        if initial.exists():
+            options["path_initial_model_for_weight_conversion"] = str(initial)
+        # and not a critic's, nor the copy that some stages keep to compare with
+        options["selected_adapters"] = ["default"]
+    model.save_pretrained(folder, safe_serialization=True, **options)
+    if "path_initial_model_for_weight_conversion" in options:
+        _add_whole_modules(model, folder / SAFETENSORS_WEIGHTS_NAME)
+
+
+def _add_whole_modules(model: PeftModel, file: Path) -> None:
+    """Add what is trained in full beside an adapter that peft has converted: it writes the converted matrices alone."""
+    adapter = get_peft_model_state_dict(model)
+    whole = {name: tensor.contiguous() for name, tensor in adapter.items() if "lora_" not in name}
+    save_file(load_file(file) | whole, file, metadata={"format": "pt"})

@@ -1,0 +1,64 @@
+"""A trained reward model: loaded as it was trained, and the scores it gives to whole conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.runs import kinds
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import RESULT, RunDir, read_json
+from engine.spec.run_spec import RunSpec
+from engine.worker.runtime.optional_packages import left_out, quantized
+from engine.worker.models.loading import load_model
+from engine.worker.models.tokenizer import load_tokenizer
+
+BATCH_SIZE = 16  # conversations in one forward pass
+
+
+@torch.no_grad()
+def scores(model: Any, conversations: Sequence[Sequence[int]]) -> Tensor:
+    """The score of each conversation of token ids, shape (B,), in fp32, from a model that does not train."""
+    pad, device = model.config.get_text_config().pad_token_id, model.device
+    found = []
+    for start in range(0, len(conversations), BATCH_SIZE):
+        some = [torch.tensor(ids, device=device) for ids in conversations[start : start + BATCH_SIZE]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=pad)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in some], batch_first=True)
+        found.append(
+            model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()
+        )
+    return torch.cat(found)
+
+
+def load_reward_model(folder: Path) -> tuple[Any, Any]:
+    """The reward model and the tokenizer in the result folder (adapter/ or model/) of a run, as it was trained:
+    quantization, precision and all that its spec says. For scoring only: nothing of it is trained.
+
+    Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
+    """
+    run, told = RunDir(folder.parent), read_json(folder / RESULT) or {}
+    if told.get("stage") != "rm":
+        raise Refusal(problem("not-a-reward-model", folder=folder, stage=told.get("stage") or "—"))
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    if not isinstance(spec, RunSpec):  # an export has the model's settings and no others
+        method = "lora" if folder == run.adapter else "full"
+        spec = RunSpec.read({"stage": "rm", "method": method, "model": spec.model.model_dump()})
+    if spec.method.kind == "lora":
+        spec = spec.change("model.adapter_path", str(folder))
+        path = (read_json(run.prepared / "summary.json") or {}).get(
+            "model_path", spec.model.model_name_or_path
+        )
+    else:
+        # The configuration in the folder has been stretched already.
+        spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)
+    if left_out() and quantized(spec.model):
+        raise Refusal(problem("judge-came-late"))
+    tokenizer = load_tokenizer(spec, str(folder))
+    model = load_model(spec, path)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model.requires_grad_(False).eval(), tokenizer

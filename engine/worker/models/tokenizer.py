@@ -1,0 +1,48 @@
+"""The tokenizer of a spec, with the chat template that the run uses. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from engine.core.problems import Refusal
+from engine.spec.run_spec import RunSpec
+from engine.worker.templates.conversations import end_of_turn_ids
+from engine.launch.workspace import template_file
+from engine.models.chat_templates import TEMPLATES
+
+
+
+def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in `path`. Its chat template is the spec's, if the spec names one."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
+    if spec.model.chat_template:
+        file = template_file(spec) or TEMPLATES / f"{spec.model.chat_template}.jinja"
+        tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+    if tokenizer.pad_token is None:
+        # Only fills up batches: labels and attention never come from it.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    if spec.stage.kind == "rm":
+        tokenizer.pad_token_id = padding_beside_ends(tokenizer)
+    return tokenizer
+
+
+def padding_beside_ends(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding token's id for a reward model: another token than those that end a turn, if the tokenizer has one.
+
+    Other programs read the score at the last token that is not padding, and would read over the end of the turn.
+    """
+    ends = end_ids(tokenizer)
+    special = sorted(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)
+    choices = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *special]
+    return next((id for id in choices if id is not None and id not in ends), tokenizer.pad_token_id)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that may end a conversation: the end of a text, and of a turn if the chat template shows it."""
+    ends = {tokenizer.eos_token_id} - {None}
+    with contextlib.suppress(Refusal):  # which is told where the template is needed
+        ends |= set(end_of_turn_ids(tokenizer)) if tokenizer.chat_template else set()
+    return ends

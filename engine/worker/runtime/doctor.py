@@ -1,0 +1,156 @@
+"""Try one package on one device, and write down what happened: `python -m engine.worker.runtime.doctor MODULE DEVICE FILE`.
+
+A child of `engine.preflight.doctor`. Of bitsandbytes each thing that a run may need of it is done once, for real, on few numbers:
+a product of 4-bit weights and one of 8-bit weights with the gradient through it, and a step of an 8-bit optimizer.
+Of any other package it is tried that it can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.core.rundir import write_json
+from engine.worker.runtime.process_lifecycle import hush
+
+SIZE = 64  # of the matrix: one block of 64 weights is the least that is quantized by itself
+STATES = 8192  # of a parameter: bitsandbytes keeps the state of smaller ones in 32 bits
+BEFORE = {"import", "library"}  # without these nothing else is tried
+NEAR = 0.25  # relative error of a product that is that of its weights; 4 bits have some 0.1
+
+
+def main(module: str, device: str, file: Path) -> None:
+    """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.Finding` has them, to `file`."""
+    hush()
+    seen: dict[str, Any] = {"failed": {}, "facts": {}}
+    checks = (
+        BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
+    )
+    certain = True
+    try:
+        if module == "bitsandbytes":
+            seen["facts"] = facts()
+        for name, check in checks.items():
+            if BEFORE.isdisjoint(seen["failed"]):
+                certain &= _tried(name, check, device, seen["failed"])
+    except Exception as error:  # PyTorch itself cannot be imported
+        seen["failed"]["import"] = reason(error)
+    seen["certain"] = certain
+    write_json(file, seen)
+
+
+def _tried(name: str, check: Callable[[str], Any], device: str, failed: dict[str, str]) -> bool:
+    """Whether the check had an answer; what it failed of is added to `failed`."""
+    try:
+        check(device)
+    except Exception as error:
+        failed[name] = reason(error)
+        return not out_of_memory(error)
+    return True
+
+
+def reason(error: BaseException) -> str:
+    """The reason in one line: the first cause, since what is raised from it is about something else."""
+    while error.__cause__ or (error.__context__ and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a card that others fill kept the trial from an answer."""
+    return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error)
+
+
+def facts() -> dict[str, Any]:
+    """Versions, the CUDA of PyTorch, and the native libraries beside bitsandbytes."""
+    import torch
+
+    found = importlib.util.find_spec("bitsandbytes")
+    folder = Path(found.origin).parent
+    return {
+        "torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "",
+        "folder": str(folder), "version": _version(folder),
+        "libraries": sorted(path.name for path in folder.glob("libbitsandbytes*")),
+    }  # fmt: skip
+
+
+def _version(folder: Path) -> str:
+    """As the package itself says it: a copy has no metadata of its own."""
+    version = re.search(
+        r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8")
+    )
+    return version[1] if version else "?"
+
+
+def library(device: str) -> None:
+    """The native library is loaded, and made for the device. Without it bitsandbytes imports well, and has its operations
+    compiled one by one by PyTorch on a CPU, if a compiler is there; on a card it fails at the first one."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no card that it can use")
+    from bitsandbytes import cextension
+
+    if device == "cpu" and not list(Path(cextension.__file__).parent.glob("libbitsandbytes_cpu*")):
+        raise RuntimeError("there is no libbitsandbytes_cpu")
+    if why := vars(cextension.lib).get("error_msg"):
+        raise RuntimeError(why)
+    if device == "cuda" and torch.version.cuda and not getattr(cextension.lib, "compiled_with_cuda", True):
+        raise RuntimeError("the library that was loaded is for the CPU alone")
+
+
+def four_bits(device: str) -> None:
+    """A product of NF4 weights, and the gradient of its input."""
+    import bitsandbytes
+    import torch
+
+    layer = bitsandbytes.nn.Linear4bit(SIZE, SIZE, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    _product(layer, device)
+
+
+def eight_bits(device: str) -> None:
+    """A product of 8-bit weights, and the gradient of its input."""
+    import bitsandbytes
+
+    _product(bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False), device)
+
+
+def _product(layer: Any, device: str) -> None:
+    import torch
+
+    whole = layer.weight.data.float().clone()
+    layer = layer.to(device)
+    given = torch.randn(4, SIZE, device=device, requires_grad=True)
+    result = layer(given)
+    result.float().sum().backward()
+    right = given.detach().cpu() @ whole.T
+    away = (result.detach().float().cpu() - right).norm() / right.norm()
+    if not away < NEAR or given.grad is None or not given.grad.isfinite().all():
+        raise RuntimeError(f"the product is {away:.0%} away from that of the weights")
+
+
+def optimizer(device: str) -> None:
+    """A step of Adam with 8-bit states, which makes all parameters smaller where all gradients are 1."""
+    import bitsandbytes
+    import torch
+
+    parameter = torch.nn.Parameter(torch.ones(STATES, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    bitsandbytes.optim.AdamW8bit([parameter], lr=0.1).step()
+    if not (parameter < 0.95).all():
+        raise RuntimeError("a step of the 8-bit optimizer changed nothing")
+
+
+BITSANDBYTES: dict[str, Callable[[str], Any]] = {
+    "library": library, "4bit": four_bits, "8bit": eight_bits, "optimizer": optimizer,
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,1 @@
+"""A server's state, and OpenAI's interface over HTTP."""

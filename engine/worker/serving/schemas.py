@@ -1,0 +1,139 @@
+"""What is asked of a chat server: the bodies of its requests, as OpenAI's clients write them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from engine.spec.generation_settings import Manner
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+def _plain(one: dict[str, Any]) -> dict[str, Any]:
+    """A message as templates know it: its text in one piece, the arguments of its calls as objects."""
+    content = one.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+            raise ValueError("only parts of type text can be read")
+        content = "".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str | None):
+        raise ValueError("the content of a message is text")
+    role = "system" if one.get("role") == "developer" else one.get("role")
+    if role not in ROLES:
+        raise ValueError(f"the role {role!r} is none of {', '.join(ROLES)}")
+    told = {**one, "role": role, "content": content or ""}
+    given = one.get("tool_calls") or []
+    if not isinstance(given, list) or not all(isinstance(call, dict) for call in given):
+        raise ValueError("tool_calls is a list of objects")
+    calls = [{**call, "function": _function(call)} for call in given]
+    return told | ({"tool_calls": calls} if calls else {})
+
+
+def _function(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        raise ValueError("each of tool_calls has a function")
+    if isinstance(arguments := function.get("arguments"), str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return {**function, "arguments": json.loads(arguments)}
+    return function
+
+
+def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the tools are called."""
+    functions = [one.get("function") for one in tools]
+    names = [one.get("name") for one in functions if isinstance(one, dict)]
+    return [one for one in names if isinstance(one, str)]
+
+
+Message = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Wanted(Manner):
+    """An answer. Of what OpenAI's interface has besides, that is refused which would change the answer, and the rest is
+    let pass; null is as if it were not there."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    tools: list[dict[str, Any]] = Field([])
+    tool_choice: Any = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_completion_tokens: int | None = Field(None, ge=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] = Field({}, max_length=0)
+    response_format: Literal["text"] = "text"
+    stop: list[str] = Field([], max_length=16)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    n: Literal[1] = 1
+    thinking: bool = True
+    ignore_eos: bool = False
+    request_id: str = Field("", max_length=100)
+
+    @property
+    def usable_tools(self) -> list[dict[str, Any]]:
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def call(self) -> str | None:
+        """The name of the tool that has to be called, "" if any has to be; None if none has."""
+        names = _names(self.usable_tools)
+        if self.tool_choice == "required":
+            return names[0] if len(names) == 1 else ""
+        return self.tool_choice["function"]["name"] if isinstance(self.tool_choice, dict) else None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {name: one for name, one in value.items() if one is not None}
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_the_tools(cls, value: Any, told: ValidationInfo) -> Any:
+        names = _names(told.data.get("tools", ()))
+        match value:
+            case None | "none" | "auto":
+                return value
+            case "required" if names:
+                return value
+            case {"type": "function", "function": {"name": str(name)}} if name in names:
+                return value
+        raise ValueError("it is none, auto, required, or the function that is one of the tools")
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _promised(cls, value: Any) -> Any:
+        return value.get("type") if isinstance(value, dict) else value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Judged(BaseModel):
+    """Scores. `judge` is the result folder of a reward model."""
+
+    judge: str
+    conversations: list[Annotated[list[Message], Field(min_length=1)]] = Field(min_length=1, max_length=64)

@@ -1,0 +1,421 @@
+"""Where the answers are in a rendered conversation, from its provenance, and proof that they are there.
+
+What belongs to an answer is known from `engine.worker.templates.provenance`. What the template writes around it is cut where
+generation begins and ends:
+
+    … question <|im_end|>\\n<|im_start|>assistant\\n   answer   <|im_end|>\\n<|im_start|>user\\n question …
+                                                  └── start            └── end
+
+An answer starts where the generation prompt of the conversation before it ends; where history is written otherwise
+than the generation prompt, where the two part. It ends behind the token at which generation stops.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from engine.core.problems import Refusal, problem
+from engine.worker.templates.answer_endings import EndingProbes, MaskSettings, assistant_message, user_message
+from engine.worker.templates.chat_template import (
+    PROBE,
+    QUESTION,
+    ChatTemplate,
+    Row,
+    Span,
+    agree,
+    any_of,
+    texts_in,
+)
+from engine.worker.templates.mask_fallbacks import believed, proposals
+from engine.worker.templates.provenance import Piece, Provenance, left_out, trace
+
+MOST_CLOSING = 64  # letters and digits that may close an answer before the token that ends it
+MOST_GAPS = 4096  # texts between a question and its answer that are remembered
+EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
+# Marks that a template writes as one, whether or not they are tokens of their own.
+TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
+
+
+class Answers(NamedTuple):
+    """The answers of one conversation in characters, one for each message of the assistant, in order; whether the last
+    one ends with a token at which generation stops; and what the template left out."""
+
+    spans: list[Span]
+    is_ended: bool = True
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Rendering:
+    """A rendered conversation, where its text comes from, and what its template itself marks as generated."""
+
+    row: Row
+    text: str
+    traced: Provenance
+    marks: list[Span]
+    separators: re.Pattern[str]
+
+    def copies(self, number: int) -> list[Piece]:
+        """The pieces of what a message says; the name of its author stands in its header."""
+        return [piece for piece in self.traced.pieces if piece.message == number and piece.field != "name"]
+
+    def own(self, number: int) -> list[Piece]:
+        """The pieces of a message, each part once: a template may repeat the name of a call where its result is."""
+        return list({piece.part: piece for piece in reversed(self.copies(number))}.values())[::-1]
+
+    @cached_property
+    def contexts(self) -> list[frozenset[str]]:
+        """What stands before each message, as far as a generation prompt may depend on it: who has spoken, with what,
+        whether more than once, and what the template looks for."""
+        traits = []
+        for message in self.row["messages"]:
+            keys = [key for key, value in message.items() if value]
+            traits.append(
+                {message["role"], *keys, *self.separators.findall(texts_in(message.get("content")))}
+            )
+        again = accumulate(
+            traits, lambda before, own: before | own | {f"{trait}, again" for trait in before & own}
+        )
+        return [frozenset(), *map(frozenset, again)]
+
+    def check_written(self, number: int, own: list[Piece]) -> None:
+        """Raises Refusal if the template leaves out a call of this message, or all that it says."""
+        missing = self.traced.missing
+        fields = {piece.field for piece in own}
+        # A template that writes no names at all shows a call by its arguments.
+        nameless = "call" not in fields and "arguments" in fields
+        lacks_call = (number, "call") in missing and not nameless
+        if lacks_call or (number, "arguments") in missing:
+            raise Refusal(problem("template-without-tool-calls", message=number + 1))
+        if not own and any(owner == number for owner, _ in missing):
+            raise Refusal(problem("answer-left-out", message=number + 1))
+
+    def check_span(self, number: int, span: Span) -> None:
+        """Raises Refusal if a call is not whole in the span, or what the answer says stands outside of it, too."""
+        answer, (start, end) = self.text[slice(*span)], span
+        own = self.copies(number)
+        fields = {piece.field for piece in own}
+        calls = self.row["messages"][number].get("tool_calls") or ()
+        # A template that writes no names at all shows a call by its arguments, which are traced.
+        nameless = "call" not in fields and "arguments" in fields
+        for function in (call["function"] for call in calls if not nameless):
+            words = _words(function.get("arguments"), texts="arguments" not in fields)
+            if not all(any(form in answer for form in _forms(word)) for word in (function["name"], *words)):
+                raise Refusal(problem("template-without-tool-calls", message=number + 1))
+        for piece in own:
+            outside = piece.end > end or piece.start < start
+            if outside and piece.start < piece.end and piece.field in ("content", "reasoning"):
+                raise Refusal(problem("answer-written-twice", message=number + 1))
+
+    def marked_start(self, least: int, first: int) -> int | None:
+        """Where the template's own mark around this answer begins, if that is not too early."""
+        return next((begin for begin, end in self.marks if least <= begin <= first < end), None)
+
+
+class AnswerSpans:
+    """Finds the answers in what one template writes. `generation_stops`: the tokens at which generation stops by the
+    model's own configuration.
+
+    Raises Refusal if the template cannot render a question and an answer, or if nothing would end an answer.
+    """
+
+    def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], settings: MaskSettings):
+        self.template, self.settings = template, settings
+        self.atoms = re.compile(f"{template.any_control.pattern}|{TAG}")
+        self.starts: dict[tuple[Any, ...], int | None] = {}
+        try:
+            probes = EndingProbes(template, generation_stops, settings)
+            self.opening, self.openers, self.endings = probes.opening, probes.openers, probes.endings()
+        except Exception as error:  # a template is a program of its own, and may raise anything
+            raise Refusal(problem("template-fails", "model.chat_template", reason=str(error))) from error
+        if not self.endings.all():
+            raise Refusal(problem("template-without-end", "model.chat_template"))
+        self.stop = any_of({*self.endings.stops, *generation_stops})
+        self.generation_stops = tuple(generation_stops)
+
+    def completed(self, row: Row, text: str) -> tuple[str, Answers]:
+        """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
+
+        Raises Refusal where it cannot be proved that the answers are where they seem to be.
+        """
+        traced = trace(self.template, row, text)
+        answers = self.within(row, text, traced) if traced else self._otherwise(row, text)
+        return self.ended(row, text, answers)
+
+    def _otherwise(self, row: Row, text: str) -> Answers:
+        """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
+        for proposal in proposals(self.template, row, text):
+            words = believed(row, text, proposal, self.template.any_control)
+            if words is None:
+                continue
+            stops = [self.stop.search(text, begin, limit) for begin, _, limit in words]
+            # Only what nothing follows may go on to the end of the text.
+            if all(stops[:-1]) and (not stops or stops[-1] or words[-1][2] == len(text)):
+                ends = [stop.end() if stop else len(text) for stop in stops]
+                whole = [(begin, end) for (begin, _, _), end in zip(words, ends, strict=True)]
+                starts = [stop.start() if stop else len(text) for stop in stops]
+                if all(last <= start for (_, last, _), start in zip(words, starts, strict=True)):
+                    lost = (*self._without_reasoning(row, text, whole), *self._with_header(whole))
+                    return Answers(self._behind_empty_thoughts(text, whole), bool(stops and stops[-1]), lost)
+        raise Refusal(problem("mask-unproven"))
+
+    def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
+        """The same with the end of turn added behind a last answer that has none."""
+        end = self.endings.added_call if row["messages"][-1].get("tool_calls") else self.endings.added
+        if not end and self.settings.end_last_answer:  # written behind other answers, and not behind this one
+            end = next(iter((*self.endings.stops, *self.generation_stops)), None)
+        if answers.is_ended or not end or not answers.spans or answers.spans[-1][1] != len(text):
+            return text, answers
+        start, stop = answers.spans[-1]
+        spans = [*answers.spans[:-1], (start, stop + len(end))]
+        return text + end, answers._replace(spans=spans, is_ended=True)
+
+    def within(self, row: Row, text: str, traced: Provenance) -> Answers:
+        """The answers in a text of which it is known where everything comes from."""
+        marks = self.template.generation_marks(row["messages"], row.get("tools"))
+        rendering = _Rendering(row, text, traced, marks, self.template.separators)
+        spans: list[Span] = []
+        is_ended = True
+        for number, message in enumerate(row["messages"]):
+            if message["role"] == "assistant":
+                span, is_ended = self._span(rendering, number, after=spans[-1][1] if spans else 0)
+                spans.append(span)
+        lost = (
+            *left_out(row, text, traced),
+            *self._without_reasoning(row, text, spans),
+            *self._with_header(spans),
+        )
+        return Answers(self._behind_empty_thoughts(text, spans), is_ended, lost)
+
+    def _without_reasoning(self, row: Row, text: str, spans: list[Span]) -> list[str]:
+        """What becomes of a last answer that has no reasoning where the template is a thinking model's."""
+        if not spans or row["messages"][-1]["role"] != "assistant":
+            return []
+        answer = text[slice(*spans[-1])]
+        if EMPTY_THOUGHT.match(answer):
+            return ["empty_reasoning"]
+        return ["without_reasoning"] if "think" in self.opening and "think>" not in answer else []
+
+    def _with_header(self, spans: list[Span]) -> list[str]:
+        """Whether what opens an answer is trained with it."""
+        return ["header"] if spans and self.trained_header else []
+
+    @cached_property
+    def trained_header(self) -> str:
+        """What opens each answer, where no generation prompt writes it and so the model has to."""
+        row = {"messages": [user_message(QUESTION), assistant_message(PROBE)]}
+        if self.opening.strip():
+            return ""
+        try:
+            text = self.template.render(row["messages"])
+            if not (traced := trace(self.template, row, text)):
+                return ""
+            marks = self.template.generation_marks(row["messages"])
+            start = self._span(_Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
+        except Exception:  # a template may refuse even this, and then writes no answer
+            return ""
+        return EMPTY_THOUGHT.sub("", text[start:].partition(PROBE)[0]).strip()
+
+    def _behind_empty_thoughts(self, text: str, spans: list[Span]) -> list[Span]:
+        """The spans without the empty thoughts that the template writes before answers that have none, if these are not
+        to be trained."""
+        if self.settings.train_empty_thoughts:
+            return spans
+        return [
+            (match.end() if (match := EMPTY_THOUGHT.match(text, *span)) else span[0], span[1])
+            for span in spans
+        ]
+
+    def _span(self, rendering: _Rendering, number: int, after: int) -> tuple[Span, bool]:
+        """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
+        text, own = rendering.text, rendering.own(number)
+        rendering.check_written(number, own)
+        blank = not any(piece.start < piece.end for piece in own)
+        if blank and not self._writes_blank(rendering, number):
+            raise Refusal(problem("answer-left-out", message=number + 1))
+        others = [piece for piece in rendering.traced.pieces if piece.message != number]
+        low, high = _limits(number, own, others, len(text))
+        first = own[0].start if own else high
+        if number and not rendering.copies(number - 1):
+            offset = self._start_behind(rendering, number, low, first)
+        else:
+            offset = self._start(rendering, number, text[low:first], blank)
+        marked = None if self.opening else rendering.marked_start(max(low, after), first)
+        if offset is None and marked is None:
+            raise Refusal(problem("answer-start-hidden", message=number + 1))
+        start = max(after, low + (offset or 0), marked or 0)
+        last = max([piece.end for piece in own], default=start)
+        stop = self.stop.search(text, last, high)
+        if not stop and high < len(text) and not self.template.any_control.search(text, last, high):
+            raise Refusal(problem("answer-without-end", message=number + 1))
+        end = stop.end() if stop else last + self._closed(rendering.row, number, text[last:high])
+        closing = (
+            self.template.any_control.sub("", text[last:end]) if own and own[-1].field == "content" else ""
+        )
+        if sum(map(str.isalnum, closing)) > MOST_CLOSING:
+            raise Refusal(problem("answer-end-hidden", message=number + 1))
+        if any(start < piece.end and piece.start < end for piece in others):
+            raise Refusal(problem("mask-mixed", message=number + 1))
+        rendering.check_span(number, (start, end))
+        return (start, end), stop is not None
+
+    def _writes_blank(self, rendering: _Rendering, number: int) -> bool:
+        """Whether the template writes anything for a message in which nothing is said."""
+        row = rendering.row
+        without = [*row["messages"][:number], *row["messages"][number + 1 :]]
+        try:
+            return self.template.render(without, row.get("tools")) != rendering.text
+        except Exception:  # the others alone are no conversation that it takes
+            return True
+
+    def _closed(self, row: Row, number: int, rest: str) -> int:
+        """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
+        following = row["messages"][number + 1 :]
+        alone = self._tail({**row, "messages": row["messages"][: number + 1]}) if following else rest
+        shared = rest[: agree(rest, alone or "", self.atoms)]
+        opened = any_of(self.openers).search(shared)
+        if opened or following:
+            shared = shared[: opened.start() if opened else None].rstrip()
+        return len(shared)
+
+    def _start(self, rendering: _Rendering, number: int, gap: str, blank: bool) -> int | None:
+        """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
+        one, which has no first word, only the generation prompt can tell."""
+        row = rendering.row
+        role = row["messages"][number - 1]["role"] if number else ""
+        key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
+        if key not in self.starts:
+            if len(self.starts) >= MOST_GAPS:
+                self.starts.clear()
+            self.starts[key] = self._learn_start(row, number, gap, blank)
+        return self.starts[key]
+
+    def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
+        """The same where nothing shows where the message before the answer is, as of a blank one: `low` is then earlier,
+        and the prompt is compared from there."""
+        row, gap = rendering.row, rendering.text[low:first]
+        before = row["messages"][:number]
+        if before[-1]["role"] == "assistant":
+            return None
+        try:
+            prompt = self.template.render(before, row.get("tools"), generate=True)
+            answered = self.template.render([*before, assistant_message(PROBE)], row.get("tools"))
+        except Exception:  # a template may refuse half a conversation
+            return None
+        header = answered.partition(PROBE)[0]
+        if not all(written.startswith(rendering.text[:low]) for written in (prompt, header)):
+            return None
+        (offset, whole), (header_offset, header_whole) = (
+            self._parting(gap, written[low:]) for written in (prompt, header)
+        )
+        if not header_whole:
+            return None
+        return offset if whole else header_offset
+
+    def _learn_start(self, row: Row, number: int, gap: str, blank: bool) -> int | None:
+        before = {**row, "messages": row["messages"][:number]}
+        if not number or before["messages"][-1]["role"] == "assistant":
+            return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
+        prompt = self._tail(before, generate=True)
+        if prompt is None:
+            return self._behind_opening(gap)
+        offset, whole = self._parting(gap, prompt)
+        if whole:
+            return offset
+        if blank:
+            return None
+        if "think" in (self.atoms.match(gap, offset) or [""])[0]:
+            return offset  # the model writes its reasoning itself
+        # History and generation prompt call the speaker differently: an answer of plain text tells where it begins.
+        author = {key: value for key, value in row["messages"][number].items() if key == "name"}
+        plain = assistant_message(PROBE, **author)
+        header = self._tail({**row, "messages": [*before["messages"], plain]}, until=PROBE)
+        header_offset, header_whole = self._parting(gap, header or "")
+        # Questions, too, are called otherwise once they are answered: what opens any answer tells.
+        behind = 0 if header_whole else self._behind_opening(gap) or 0
+        return max(offset, header_offset, behind)
+
+    def _behind_opening(self, gap: str) -> int | None:
+        """Where in `gap` that ends which opens the answer to a question; all of it where nothing does."""
+        opening = self.opening.strip()
+        if not opening:
+            return len(gap)
+        head = re.escape((self.atoms.match(opening) or re.match(r"\S+", opening))[0])
+        lengths = {
+            match.start(): self._parting(gap[match.start() :], self.opening)[0]
+            for match in re.finditer(head, gap)
+        }
+        return max((length, at + length) for at, length in lengths.items())[1] if lengths else None
+
+    def _tail(self, row: Row, *, generate: bool = False, until: str = "") -> str | None:
+        """What the template writes behind the last text of the conversation, or before `until`, behind the one before."""
+        try:
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        except Exception:  # a template may refuse half a conversation
+            return None
+        traced = trace(self.template, row, text, generate)
+        if traced is None:
+            return None
+        limit = text.rindex(until) if until and until in text else len(text)
+        before = len(row["messages"]) - bool(until)
+        ends = [piece.end for piece in traced.pieces if piece.end <= limit and piece.message < before]
+        return text[max(ends, default=0) : limit]
+
+    def _parting(self, history: str, prompt: str) -> tuple[int, bool]:
+        """How much of `history` is as in `prompt`, blanks aside, and whether one of them is there to its end."""
+        at, other = 0, 0
+        while True:
+            ahead, other_ahead = _skip_blanks(history, at), _skip_blanks(prompt, other)
+            if ahead == len(history) or other_ahead == len(prompt) or history[ahead] != prompt[other_ahead]:
+                break
+            at, other = ahead + 1, other_ahead + 1
+        whole = ahead == len(history) or other_ahead == len(prompt)
+        while at < len(history) and other < len(prompt) and history[at] == prompt[other]:  # blanks
+            at, other = at + 1, other + 1
+        for text, place in ((history, at), (prompt, other)):
+            for atom in self.atoms.finditer(text):
+                if atom.start() < place < atom.end():
+                    back = len("".join(text[atom.start() : place].split()))
+                    while back:
+                        at -= 1
+                        back -= not history[at].isspace()
+                    return at, False
+        return at, whole
+
+
+def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:
+    """Between which pieces of other messages the answer in message `number` stands."""
+    if own:
+        first, last = own[0].start, max(piece.end for piece in own)
+        low = max([piece.end for piece in others if piece.end <= first], default=0)
+        return low, min([piece.start for piece in others if piece.start >= last], default=length)
+    low = max([piece.end for piece in others if piece.message < number], default=0)
+    return low, min([p.start for p in others if p.message > number and p.start >= low], default=length)
+
+
+def _words(value: Any, texts: bool) -> Iterator[str]:
+    """What has to be found of the arguments of a call: their names, whole numbers and, if asked for, texts."""
+    if isinstance(value, Mapping):
+        yield from value
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _words(item, texts)
+    if (isinstance(value, str) and texts) or type(value) is int:
+        yield str(value)
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    """A word as it is, and as JSON and Python write it."""
+    word = word.strip()
+    return word, json.dumps(word, ensure_ascii=False)[1:-1], json.dumps(word)[1:-1], repr(word)[1:-1]
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at

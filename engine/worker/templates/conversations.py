@@ -1,0 +1,248 @@
+"""Conversations → token ids, and where in them the answers are.
+
+The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data contains
+the text of a control token, that text stays text; and where the template writes nothing behind the last answer, the token
+at which generation stops may be added there. A conversation is rendered and tokenized as a whole. Most take the short way
+(`engine.worker.templates.template_cache`), which writes what the template would write without running it; whatever that way is not sure to
+do right is rendered by the template itself, once plainly and once to see where everything comes from.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from engine.core.problems import NOTHING, Problem, Refusal, problem
+from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
+from engine.worker.templates.answer_spans import Answers, AnswerSpans
+from engine.worker.templates.chat_template import ChatTemplate, Row, Span, short_ids
+from engine.worker.templates.provenance import left_out, trace
+from engine.worker.templates.template_cache import Group, Shapes
+from engine.worker.templates.token_escaping import Shield
+
+TRIED = 8  # conversations of each shape that are compared with what the template gives
+WRITES_NO_CALLS = "template-without-tool-calls"
+TOOL_USE = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
+
+
+class Tokens(NamedTuple):
+    """One conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
+    including the token that ends the turn; whether the last one has such a token, since a model never shown one never
+    stops; and what of the row the template left out (see `engine.data.template_losses`)."""
+
+    ids: np.ndarray
+    answers: list[Span]
+    ended: bool
+    lost: tuple[str, ...] = ()
+
+
+class Conversations:
+    """A tokenizer with its chat templates: the one for conversations with tools may be another.
+
+    Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_template: str | None = None,
+        settings: MaskSettings = DEFAULT_MASK,
+    ):
+        self.tokenizer = tokenizer
+        sources = _templates(tokenizer, chat_template)
+        self.plain = Rendered(tokenizer, sources[0], settings)
+        self.with_tools = self.plain
+        if sources[1] != sources[0]:
+            self.with_tools = Rendered(tokenizer, sources[1], settings)
+
+    @property
+    def end_tokens(self) -> list[str]:
+        """The tokens that end an answer according to the templates: what generation has to stop at. Never empty."""
+        both = (self.plain, self.with_tools)
+        return list(dict.fromkeys(token for rendered in both for token in rendered.end_tokens))
+
+    def encode(self, rows: Sequence[Row], *, generate: bool = False) -> list[Tokens | Problem]:
+        """One result per row, in the same order; a Problem for a row that the template or the tokenizer cannot write.
+
+        `generate`: the conversation ends with the opening of an answer that is yet to be written.
+        """
+        if self.plain is self.with_tools:
+            return self.plain.encode(rows, generate)
+        results: list[Tokens | Problem | None] = [None] * len(rows)
+        for rendered, tools in ((self.plain, False), (self.with_tools, True)):
+            numbers = [number for number, row in enumerate(rows) if bool(row.get("tools")) == tools]
+            encoded = rendered.encode([rows[number] for number in numbers], generate)
+            for number, result in zip(numbers, encoded, strict=True):
+                results[number] = result
+        return self._with_calls(rows, results, generate)
+
+    def _with_calls(self, rows: Sequence[Row], results: list[Any], generate: bool) -> list[Tokens | Problem]:
+        """Rows that call tools without a list of them, if only the template for tools writes the calls."""
+        numbers = [n for n, result in enumerate(results) if getattr(result, "code", "") == WRITES_NO_CALLS]
+        encoded = self.with_tools.encode([rows[number] for number in numbers], generate)
+        for number, result in zip(numbers, encoded, strict=True):
+            results[number] = result
+        return results
+
+
+class Rendered:
+    """One template, and what is known about what it writes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings):
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer, source)
+        self.spans = AnswerSpans(self.template, generation_stops(tokenizer), settings)
+        self.shield = Shield(self.template, self.spans)
+        self.shapes = Shapes(self.template, self.spans)
+
+    @property
+    def end_tokens(self) -> list[str]:
+        return self.spans.endings.all()
+
+    def encode(
+        self, rows: Sequence[Row], generate: bool = False, *, short_way: bool = True
+    ) -> list[Tokens | Problem]:
+        """See `Conversations.encode`. Without the `short_way` each row is rendered by the template itself."""
+        rows = [self.template.adapt(row) for row in rows]
+        if not short_way:
+            return self._plainly(rows, generate, template_only=True)
+        results: list[Tokens | Problem | None] = [None] * len(rows)
+        for group in self.shapes.encode(rows, generate):
+            if not self._proven(group, rows, generate):
+                continue
+            shape, numbers, ids, bounds, answers = group
+            for at, number in enumerate(numbers):
+                results[number] = Tokens(
+                    ids[bounds[at] : bounds[at + 1]], answers[at], shape.is_ended, shape.lost
+                )
+        left = [number for number, result in enumerate(results) if result is None]
+        plainly = self._plainly([rows[number] for number in left], generate)
+        for number, result in zip(left, plainly, strict=True):
+            results[number] = result
+        return results
+
+    def _proven(self, group: Group, rows: Sequence[Row], generate: bool) -> bool:
+        """Whether the short way gives what the template gives, tried once on the first conversations of each shape."""
+        shape = group.shape
+        if not shape.proven and shape.plan:
+            some = range(min(len(group.rows), TRIED))
+            plainly = self._plainly([rows[group.rows[at]] for at in some], generate, template_only=True)
+            shape.proven = all(
+                isinstance(tokens, Tokens)
+                and tokens.ids.tolist() == group.ids[group.bounds[at] : group.bounds[at + 1]].tolist()
+                and tuple(tokens.answers) == group.answers[at]
+                and (tokens.ended, tokens.lost) == (shape.is_ended, shape.lost)
+                for at, tokens in zip(some, plainly, strict=True)
+            )
+            if not shape.proven:
+                shape.plan = None
+        return shape.proven
+
+    def _plainly(
+        self, rows: Sequence[Row], generate: bool, *, template_only: bool = False
+    ) -> list[Tokens | Problem]:
+        """Rendered as a whole and tokenized as a whole."""
+        results: list[Tokens | Problem | None] = [None] * len(rows)
+        drafts: list[tuple[int, str, Answers, dict[str, str]]] = []
+        for number, row in enumerate(rows):
+            row, hidden = self.shield.row(row)
+            try:
+                known = None if template_only else self.shapes.text(row, generate)
+                text, answers = known or self._rendered(row, generate)
+            except Refusal as refusal:
+                results[number] = refusal.problems[0]
+            except Exception as error:  # a template is a program: whatever it raises is about this row
+                results[number] = problem("template-refuses-row", reason=str(error))
+            else:
+                drafts.append((number, text, answers, hidden))
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(
+            [text for _, text, _, _ in drafts], add_special_tokens=False
+        )
+        for (number, text, answers, hidden), encoding in zip(drafts, encodings, strict=True):
+            try:
+                results[number] = self._tokens(text, answers, hidden, encoding)
+            except Refusal as refusal:
+                results[number] = refusal.problems[0]
+        return results
+
+    def _tokens(self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any) -> Tokens:
+        ids, spans = encoding.ids, [_tokens_of(encoding, span, self.shield.control) for span in answers.spans]
+        if hidden:
+            ids, spans = self.shield.restore(text, encoding, spans, hidden)
+        if empty := [number for number, (begin, end) in enumerate(spans) if begin >= end]:
+            raise Refusal(problem("mask-empty", answer=empty[0] + 1))
+        return Tokens(np.array(ids, dtype=np.int32), spans, answers.is_ended, answers.lost)
+
+    def _rendered(self, row: Row, generate: bool) -> tuple[str, Answers]:
+        try:
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        except Exception:
+            # Some templates take no id of a call but their own kind; whatever else is wrong is raised again.
+            row = {**row, "messages": short_ids(row["messages"])}
+            text = self.template.render(row["messages"], row.get("tools"), generate)
+        if not generate:
+            return self.spans.completed(row, text)
+        traced = trace(self.template, row, text, generate)
+        return text, Answers([], lost=left_out(row, text, traced) if traced else ())
+
+
+def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The tokens at which generation stops: those of the generation_config.json beside the tokenizer, else its eos.
+
+    Only added tokens: where any other stands in a text, it may be a part of a word.
+    """
+    try:
+        config = json.loads(
+            Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8")
+        )
+        ends = config.get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        ends = None
+    ids = ends if isinstance(ends, list) else [ends]
+    added = tokenizer.added_tokens_decoder
+    tokens = [added[number].content for number in ids if type(number) is int and number in added]
+    return [token for token in dict.fromkeys(tokens or [tokenizer.eos_token]) if token]
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
+    """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
+    return tokenizer.convert_tokens_to_ids(Conversations(tokenizer, chat_template).end_tokens)
+
+
+def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> tuple[str, str]:
+    """The template for conversations without tools and the one for those with tools, which may be the same."""
+    several = tokenizer.chat_template
+    if chat_template or not isinstance(several, dict):
+        source = tokenizer.get_chat_template(chat_template)
+        return source, source
+    plain = several.get("default") or (next(iter(several.values())) if len(several) == 1 else None)
+    if not plain:
+        raise Refusal(
+            problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING)
+        )
+    return plain, several.get(TOOL_USE, plain)
+
+
+def _tokens_of(encoding: Any, span: Span, control: Collection[int]) -> Span:
+    """The tokens that hold any of the characters of an answer.
+
+    So an ordinary token that answer and prompt share (" yes" after "A: ") is the answer's: without it the answer
+    would lose its beginning. A control token is the prompt's even if it swallows the answer's leading spaces (Phi).
+    """
+    start, end = span
+    first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+    if first is None or last is None:  # slower, but right also where a tokenizer leaves characters out
+        offsets = encoding.offsets
+        first = next((token for token, (_, ends) in enumerate(offsets) if ends > start), len(offsets))
+        last = bisect_left(offsets, (end,)) - 1
+    while last + 1 < len(encoding) and encoding.token_to_chars(last + 1)[0] < end:
+        last += 1  # several tokens may share one character
+    if first <= last and encoding.ids[first] in control and encoding.token_to_chars(first)[0] < start:
+        first += 1
+    return first, max(first, last + 1)

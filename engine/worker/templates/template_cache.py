@@ -1,0 +1,410 @@
+"""The short way from a conversation to its ids: neither the template is run nor the frame tokenized, only what is said.
+
+Conversations in which the same roles speak in the same order have one shape: what the template writes around the
+contents (`engine.worker.templates.template_tracing`) and, where a control token closes every content off from the frame, the frame's ids.
+Then the contents alone are tokenized, many at a time, and the ids of frame and contents are put together.
+
+This is exact for a reason, not by luck: a tokenizer splits a text at control tokens before it does anything else, so what
+is between two of them is tokenized as if it were alone. A content that follows text of the frame ("user\\n") is only
+taken if the tokenizer splits between the two as well, which is asked of it for each first character. A conversation of
+which this is not known is left to `engine.worker.templates.conversations`; so is a whole shape, if the first of its conversations
+do not come out as the template gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from engine.worker.templates.answer_spans import Answers, AnswerSpans
+from engine.worker.templates.chat_template import ChatTemplate, Row, Span
+from engine.worker.templates.provenance import Piece, Provenance, left_out
+from engine.worker.templates.template_tracing import Check, Outline, Tracer, sentinel
+from engine.worker.templates.word_cache import Words
+
+MOST_TURNS, MOST_SHAPES = 64, 512
+ROWS = 1024  # conversations that are put together at a time
+THREADS = 16  # of the tokenizer, at the most
+# What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
+AFTER = ("", "a", " a", "\n", "1", ".", "'s")
+BEFORE = ("", "a", " ", "\n", ".")
+THOUGHT = re.compile("think>|</[^<>]*think")
+LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
+
+
+@dataclass(eq=False)
+class Shape:
+    """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
+
+    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last has a token that
+    ends it. `lost`: what the template leaves out of such conversations. `plan` is there if the contents can be tokenized
+    apart from the frame.
+    """
+
+    parts: tuple[str | int, ...]
+    checks: tuple[Check, ...]
+    answers: tuple[Span, ...]
+    is_ended: bool = True
+    lost: tuple[str, ...] = ()
+    plan: Plan | None = None
+    proven: bool = False
+
+    def text(self, contents: Sequence[str]) -> tuple[str, Answers] | None:
+        """The rendered conversation and its answers; None if the template has to be asked."""
+        if not all([check(contents[number]) for number, check in self.checks]):
+            return None
+        written = [contents[part] if isinstance(part, int) else part for part in self.parts]
+        at = [0, *accumulate(map(len, written))]
+        spans = [(at[begin], at[end]) for begin, end in self.answers]
+        return "".join(written), Answers(spans, self.is_ended, self.lost)
+
+
+@dataclass(eq=False)
+class Plan:
+    """How the ids of a shape are put together, part by part."""
+
+    frame: np.ndarray  # the ids of the template's own texts, one after the other
+    parts: tuple[Span | int, ...]  # where in `frame`; of a content, the number of its slot
+    slots: tuple[int, ...]  # which content goes where
+    edges: tuple[tuple[int, Edge, Edge], ...]  # of each slot: its content, how that may begin, how it may end
+
+    def takes(self, contents: Sequence[str]) -> bool:
+        for number, first, last in self.edges:
+            content = contents[number]
+            if not content or not first[content[0]] or not last[content[-1]]:
+                return False
+        return True
+
+
+class Edge(dict[str, bool]):
+    """Character → whether a content that begins (or ends) with it is tokenized as if it were alone. Asked once."""
+
+    def __init__(self, ask: Callable[[str], bool]):
+        self.ask = ask
+
+    def __missing__(self, character: str) -> bool:
+        self[character] = known = self.ask(character)
+        return known
+
+
+class Group(NamedTuple):
+    """Conversations of one shape: their numbers, the ids of all, where each begins and ends, and its answers."""
+
+    shape: Shape
+    rows: list[int]
+    ids: np.ndarray
+    bounds: list[int]
+    answers: list[tuple[Span, ...]]
+
+
+class Shapes:
+    """The shapes of a template's conversations, learned as they come."""
+
+    def __init__(self, template: ChatTemplate, spans: AnswerSpans):
+        tokenizer = template.tokenizer
+        self.template, self.spans = template, spans
+        self.backend = tokenizer.backend_tokenizer
+        self.known: dict[tuple[bool, tuple[str, ...]], Shape | None] = {}
+        self.edges: dict[str, Edge] = {}
+        self.any_control = template.any_control
+        self.is_control = np.zeros(max([len(tokenizer), *tokenizer.added_tokens_decoder]) + 1, dtype=bool)
+        self.is_control[tokenizer.convert_tokens_to_ids(list(template.control))] = True
+        # A control token that closes one content off from the next, and does nothing else to either.
+        self.fence, self.fence_id = next(
+            (
+                (token.content, number)
+                for number, token in tokenizer.added_tokens_decoder.items()
+                if token.special
+                and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+            ),
+            ("", -1),
+        )
+        self.words = Words.of(tokenizer)
+        self.splits_at_breaks = _splits_at_breaks(tokenizer)
+
+    @cached_property
+    def tracer(self) -> Tracer:
+        return Tracer(self.template.source, self.template.tokenizer.special_tokens_map)
+
+    def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
+        """The shape of a conversation of plain messages; None if the template has to be asked each time."""
+        key = generate, tuple([message["role"] for message in messages])
+        if key not in self.known:
+            if len(messages) > MOST_TURNS or len(self.known) >= MOST_SHAPES:
+                return None
+            self.known[key] = self._learn(key[1], generate)
+        return self.known[key]
+
+    def text(self, row: Row, generate: bool = False) -> tuple[str, Answers] | None:
+        """What the template writes for a row, and the answers in it; None if it has to be asked."""
+        contents = _plain(row)
+        shape = self.of(row["messages"], generate) if contents else None
+        return shape.text(contents) if shape else None
+
+    def encode(self, rows: Sequence[dict[str, Any]], generate: bool = False) -> Iterator[Group]:
+        """Those of the rows whose contents can be tokenized apart from the frame, in groups of one shape."""
+        of_shape: dict[Shape, tuple[list[int], list[list[str]]]] = {}
+        for index, row in enumerate(rows):
+            contents = _plain(row)
+            shape = self.of(row["messages"], generate) if contents else None
+            if shape is None or shape.plan is None or not shape.plan.takes(contents):
+                continue
+            if all([check(contents[number]) for number, check in shape.checks]):
+                indices, said = of_shape.setdefault(shape, ([], []))
+                indices.append(index)
+                said.append(contents)
+        for shape, (indices, said) in of_shape.items():
+            yield from self._tokenized(shape, indices, said)
+
+    def _tokenized(self, shape: Shape, indices: list[int], said: list[list[str]]) -> Iterator[Group]:
+        slots = shape.plan.slots
+        for start in range(0, len(said), ROWS):
+            block, rows = said[start : start + ROWS], indices[start : start + ROWS]
+            contents = [row[slot] for row in block for slot in slots]
+            if found := (self.words and self.words.ids(contents)) or self._fenced(contents):
+                yield _together(shape, rows, *found)
+                continue
+            # Someone wrote a control token into the data. The others are put together all the same.
+            honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
+            if 0 < len(honest) < len(block):
+                yield from self._tokenized(shape, [rows[at] for at in honest], [block[at] for at in honest])
+
+    def _fenced(self, contents: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """The ids of all contents, one after the other, and how many each has, with one call of the tokenizer.
+
+        None if there is a control token in one of them.
+        """
+        # Several texts, since it has several threads.
+        step = -(-len(contents) // THREADS)
+        texts = [[*contents[at : at + step], ""] for at in range(0, len(contents), step)]
+        encodings = self.backend.encode_batch_fast(
+            [self.fence + self.fence.join(some) for some in texts], add_special_tokens=False
+        )
+        ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in encodings])
+        fences = np.flatnonzero(self.is_control[ids])
+        if len(fences) != len(contents) + len(texts) or (ids[fences] != self.fence_id).any():
+            return None
+        lengths = np.diff(fences) - 1
+        # Between two texts there are two fences, and nothing.
+        ends = np.cumsum([len(some) for some in texts])[:-1] - 1
+        return np.delete(ids, fences), np.delete(lengths, ends)
+
+    def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
+        contents = [sentinel(number) for number in range(len(roles))]
+        messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
+        try:
+            outline = self.tracer.outline(roles, generate=generate)
+            text = self.template.render(messages, generate=generate)
+            if outline is None or outline.text(contents) != text:
+                return None
+            row, traced = {"messages": messages}, _provenance(outline.parts, contents)
+            if generate:
+                return self._shape(outline, contents, text, Answers([], lost=left_out(row, text, traced)))
+            answers = self.spans.within(row, text, traced)
+            whole, answers = self.spans.ended(row, text, answers)
+            end = (whole[len(text) :],) if whole != text else ()
+            checks = (*outline.checks, *self._checks_of_answers(roles))
+            return self._shape(Outline((*outline.parts, *end), checks), contents, whole, answers)
+        except Exception:  # a template is a program, and may refuse these roles in any way it likes
+            return None
+
+    def _checks_of_answers(self, roles: tuple[str, ...]) -> list[Check]:
+        """What is asked of the answers besides what the template asks: that none begins as the generation prompt ends,
+        of which its beginning would be a part, has reasoning in its text, or says nothing."""
+        opening = tuple(self.spans.atoms.findall(self.spans.opening)) or ("\0",)
+
+        def is_plain(content: str) -> bool:
+            thinks = "think" in content and THOUGHT.search(content)
+            words = content.lstrip()
+            return bool(words) and not thinks and not words.startswith(opening)
+
+        return [(number, is_plain) for number, role in enumerate(roles) if role == "assistant"]
+
+    def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> Shape | None:
+        """None if an answer begins or ends within a content, or is empty."""
+        cut = _cut(outline.parts, contents, answers.spans)
+        if cut is None:
+            return None
+        parts, spans = cut
+        if any(begin >= end for begin, end in spans):
+            return None
+        return Shape(parts, outline.checks, spans, answers.is_ended, answers.lost, self._plan(parts))
+
+    def _plan(self, parts: tuple[str | int, ...]) -> Plan | None:
+        """None if control tokens do not close every content off from the frame."""
+        runs, numbers = _alternating(parts)
+        texts = ["".join(run) for run in runs]
+        if not self.fence or not all([self._closes(at, texts) for at in range(len(texts))]):
+            return None
+        ids: list[int] = []
+        planned: list[Span | int] = []
+        edges: list[tuple[int, Edge, Edge]] = []
+        for at, run in enumerate(runs):
+            for some in self._ids_of(run):
+                planned.append((len(ids), len(ids) + len(some)))
+                ids += some
+            if at < len(numbers):
+                tail = texts[at][self._controls(texts[at])[-1].start() :]
+                behind = self._controls(texts[at + 1])[:1]
+                edges.append((numbers[at], self._first(tail), self._last(behind[0][0] if behind else "")))
+                planned.append(at)
+        return Plan(np.array(ids, dtype=np.int32), tuple(planned), tuple(numbers), tuple(edges))
+
+    def _controls(self, text: str) -> list[re.Match[str]]:
+        return list(self.any_control.finditer(text))
+
+    def _closes(self, at: int, texts: list[str]) -> bool:
+        """Whether this text of the frame closes off the content before it, and opens the one behind it."""
+        text, controls = texts[at], self._controls(texts[at])
+        closes = at == 0 or not (text or at < len(texts) - 1) or (controls and controls[0].start() == 0)
+        opens = at == len(texts) - 1 or (
+            controls and (controls[-1].end() == len(text) or (self.splits_at_breaks and text.endswith("\n")))
+        )
+        return bool(closes and opens and (not text or self._ids_of([text]) is not None))
+
+    def _ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of some texts that the template writes one after the other.
+
+        A control token that swallows spaces behind it is where it begins.
+        """
+        encoding = self.backend.encode("".join(texts), add_special_tokens=False)
+        cuts = [0]
+        for end in accumulate(map(len, texts)):
+            cut = next((n for n, (_, ends) in enumerate(encoding.offsets) if ends > end), len(encoding.ids))
+            swallowed = cut < len(encoding.ids) and encoding.offsets[cut][0] < end
+            cuts.append(cut + swallowed)
+        return [encoding.ids[begin:end] for begin, end in pairwise(cuts)]
+
+    def _first(self, tail: str) -> Edge:
+        """Of a content behind `tail`, which begins with a control token."""
+        head, text = self._ids(tail), tail != self.any_control.match(tail)[0]
+
+        def ask(character: str) -> bool:
+            alone = [self._ids(self.fence + character + after)[1:] for after in AFTER]
+            together = [self._ids(tail + character + after) for after in AFTER]
+            return not (text and character.isspace()) and together == [head + ids for ids in alone]
+
+        return self.edges.setdefault(tail, Edge(ask))
+
+    def _last(self, head: str) -> Edge:
+        """Of a content before the control token `head`, or at the end of the text."""
+
+        def ask(character: str) -> bool:
+            alone = [self._ids(self.fence + before + character + self.fence)[:-1] for before in BEFORE]
+            together = [self._ids(self.fence + before + character + head) for before in BEFORE]
+            return together == [ids + self._ids(head) for ids in alone]
+
+        return self.edges.setdefault("\0" + head, Edge(ask))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+
+def _provenance(parts: Sequence[str | int], contents: Sequence[str]) -> Provenance:
+    pieces, at = [], 0
+    for part in parts:
+        text = contents[part] if isinstance(part, int) else part
+        if isinstance(part, int):
+            pieces.append(Piece(part, "content", at, at + len(text), part))
+        at += len(text)
+    return Provenance(pieces, {(number, "content") for number in range(len(contents)) if number not in parts})
+
+
+def _plain(row: dict[str, Any]) -> list[str] | None:
+    """What is said in a row, if each message is a role and a content, and there are no tools."""
+    messages = row["messages"]
+    contents = [message["content"] for message in messages if len(message) == 2]
+    return contents if len(contents) == len(messages) and not row.get("tools") else None
+
+
+def _cut(
+    parts: Sequence[str | int], contents: Sequence[str], spans: Sequence[Span]
+) -> tuple[tuple[str | int, ...], tuple[Span, ...]] | None:
+    """The parts with texts cut where an answer begins or ends, and the answers as spans of parts.
+
+    None if that is within a content.
+    """
+    cuts = sorted({at for span in spans for at in span})
+    made: list[str | int] = []
+    starts: dict[int, int] = {}  # character → part
+    at = 0
+    for part in parts:
+        text = contents[part] if isinstance(part, int) else part
+        inside = [cut - at for cut in cuts if at < cut < at + len(text)]
+        if inside and isinstance(part, int):
+            return None
+        for begin, end in zip([0, *inside], [*inside, len(text)], strict=True):
+            starts[at + begin] = len(made)
+            made.append(part if isinstance(part, int) else text[begin:end])
+        at += len(text)
+    starts[at] = len(made)
+    return tuple(made), tuple((starts[begin], starts[end]) for begin, end in spans)
+
+
+def _alternating(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]]:
+    """Runs of texts, one more than there are contents, and the contents between them."""
+    runs: list[list[str]] = [[]]
+    numbers: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            numbers.append(part)
+            runs.append([])
+        else:
+            runs[-1].append(part)
+    return runs, numbers
+
+
+def _together(shape: Shape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> Group:
+    """Contents into their frames."""
+    plan, count = shape.plan, len(rows)
+    begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
+    lengths = lengths.reshape(count, -1)
+    begin, length = (np.empty((count, len(plan.parts)), dtype=np.int64) for _ in range(2))
+    for at, part in enumerate(plan.parts):
+        if isinstance(part, int):
+            begin[:, at], length[:, at] = begins[:, part], lengths[:, part]
+        else:
+            begin[:, at], length[:, at] = part[0], part[1] - part[0]
+    ends = length.cumsum(axis=1)
+    bounds = np.concatenate([[0], ends[:, -1].cumsum()])
+    answers = [
+        zip((ends[:, first] - length[:, first]).tolist(), ends[:, last - 1].tolist(), strict=True)
+        for first, last in shape.answers
+    ]
+    spans = list(zip(*answers, strict=True)) if answers else [()] * count
+    return Group(
+        shape,
+        rows,
+        gather(np.concatenate([plan.frame, ids]), begin.ravel(), length.ravel()),
+        bounds.tolist(),
+        spans,
+    )
+
+
+def gather(source: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Stretches of `source`, one after the other."""
+    before = lengths.cumsum() - lengths
+    return source[np.arange(lengths.sum()) + np.repeat(begins - before, lengths)]
+
+
+def _splits_at_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether text is cut into words by regular expressions that look at nothing behind them.
+
+    Then a line break and a character that is no space are in different words, or are seen not to be when one tries.
+    """
+    backend = tokenizer.backend_tokenizer
+    steps = [json.loads(backend.pre_tokenizer.__getstate__())] if backend.pre_tokenizer else []
+    while any(step["type"] == "Sequence" for step in steps):
+        steps = [inner for step in steps for inner in step.get("pretokenizers", [step])]
+    patterns = [step["pattern"].get("Regex", "") for step in steps if step["type"] == "Split"]
+    words = any(step["type"] == "Split" or step.get("use_regex") for step in steps)
+    known = all(step["type"] in ("Split", "ByteLevel", "Digits") for step in steps)
+    return words and known and not any(map(LOOKS_BACK.search, patterns))

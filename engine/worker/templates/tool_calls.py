@@ -1,0 +1,304 @@
+"""Calls of tools in what a model writes. How its chat template writes them is learned from the template itself, as
+`engine.worker.templates.answer_spans` learns where answers end: no list of model families is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, NamedTuple
+
+import regex
+from transformers import PreTrainedTokenizerFast
+
+from engine.worker.templates.chat_template import agree, any_of, control_tokens, render
+
+Call = dict[str, Any]  # {"name", "arguments": object}
+Tools = Sequence[Mapping[str, Any]]
+# No template writes these.
+NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, ASKED, ANSWERED = map(chr, range(0xE000, 0xE008))
+GIVEN = {KEY: VALUE, KEY_2: VALUE_2}
+THOUGHT = "</think>"  # ends the reasoning
+LONGEST_NAME = 64  # characters, as OpenAI allows
+# What a form has to read as its template writes it, or it is none.
+PROOF = {"text": "two words", "number": 7}
+PYTHON = {"True": True, "False": False, "None": None}  # some templates write values as Python does
+
+
+@dataclass(frozen=True)
+class AsJson:
+    """The arguments of a call as one JSON object."""
+
+    def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
+        """The arguments that begin at `at`, and where they end; None if they are not whole. Those in `texts` are texts."""
+        try:
+            arguments, ends = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        return (arguments, ends) if isinstance(arguments, dict) else None
+
+
+@dataclass(frozen=True)
+class AsElements:
+    """The arguments of a call each for itself (Qwen's <parameter=city>Rome</parameter>), with what is `closing` them.
+
+    A template writes spaces `before` and `behind` a value that are none of it.
+    """
+
+    argument: regex.Pattern[str]
+    closing: regex.Pattern[str]
+    before: str
+    behind: str
+
+    def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
+        arguments = {}
+        while found := self.argument.match(text, at):
+            key, at = found["key"], found.end()
+            value = found["value"].removeprefix(self.before).removesuffix(self.behind)
+            arguments[key] = value if key in texts else _value(value)
+        return (arguments, at) if self.closing.match(text, at) else None
+
+
+class Opened(NamedTuple):
+    """The beginning of an answer that is a call: as a `prompt` ends with it, and as it is `read` in the answer."""
+
+    prompt: str
+    read: str
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How a template writes calls: `first` and `further` match what stands around their names, up to where the
+    arguments begin. Who has to call goes on from what is `opened`, which is None where the generation prompt begins an
+    answer otherwise than one that calls, and from what is `named` behind a name."""
+
+    first: regex.Pattern[str]
+    further: regex.Pattern[str]
+    arguments: AsJson | AsElements
+    opened: Opened | None
+    named: Opened
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
+        """None if the template writes no calls, or in a form that cannot be learned."""
+        try:
+            return _Written(tokenizer, template).form()
+        except Exception:  # a template is a program of its own, and may refuse tools as it likes
+            return None
+
+    def split(self, text: str, tools: Tools = ()) -> tuple[str, list[Call]]:
+        """What is said before the calls, and the calls. All of it is said if what looks like a call is none.
+
+        `tools` tell which arguments are texts, where that is not to be seen from how they are written.
+        """
+        known = _described(tools)
+        calls: list[Call] = []
+        said, at = len(text), self.first.search(text, _thought(text))
+        while at:
+            name, ends = at["name"], at.end()
+            read = self.arguments.read(text, ends, known.get(name, frozenset()))
+            if read and (not known or name in known):
+                said = said if calls else at.start()
+                arguments, ends = read
+                calls.append({"name": name, "arguments": arguments})
+                at = self.further.match(text, ends) or self.first.search(text, ends)
+            else:
+                at = self.first.search(text, ends)
+        return (text[:said].rstrip(), calls) if calls else (text, [])
+
+    def begun(self, name: str = "") -> Opened | None:
+        """What has to be written already so that a tool is called, the one with this name; None if that is unknown."""
+        if not self.opened or not name:
+            return self.opened
+        opened, named = self.opened, self.named
+        return Opened(opened.prompt + name + named.prompt, opened.read + name + named.read)
+
+    def held(self, text: str, told: int = 0) -> int:
+        """How much of an answer that is being written is certainly no part of a call, in characters. `told`: how much
+        was so before."""
+        # Partial: what stands at the end may become a match, as more is written.
+        found = self.first.search(text, max(told, _thought(text)), partial=True)
+        return found.start() if found else len(text)
+
+
+class _Behind(NamedTuple):
+    """What stands behind the name of a call: the `text` up to the arguments and a pattern of it, how these are read, and
+    where they end."""
+
+    text: str
+    between: str
+    arguments: AsJson | AsElements
+    ends: int
+
+
+class _Written:
+    """What a template writes of calls, and how to read it. Anything may be raised where it shows no form."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
+        self.tokenizer, self.template, self.encoded = tokenizer, template, False
+        control = control_tokens(tokenizer, template)
+        self.special = any_of([token for token in control if control[token]])
+        self.prompt, _ = render(tokenizer, template, [{"role": "user", "content": ASKED}], generate=True)
+        self.prompt = self.prompt.partition(ASKED)[2]
+        # What stands around any answer.
+        self.opens, _, self.ends = self.text(content=ANSWERED).partition(ANSWERED)
+        try:
+            self.text((NAME, {KEY: VALUE}))
+        except Exception:  # some templates want the arguments as their JSON
+            self.encoded = True
+
+    def read(self, text: str) -> str:
+        """As it stands in an answer: without its control tokens."""
+        return self.special.sub("", text)
+
+    def text(self, *calls: tuple[str, Any], content: str = "") -> str:
+        """What follows a question that is answered so."""
+        called = [
+            {
+                "id": f"call0000{number}", "type": "function",
+                "function": {"name": name, "arguments": json.dumps(given, ensure_ascii=False) if self.encoded else given},
+            }
+            for number, (name, given) in enumerate(calls)
+        ]  # fmt: skip
+        spoken = {"role": "assistant", "content": content} | ({"tool_calls": called} if called else {})
+        text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": ASKED}, spoken])
+        return text.partition(ASKED)[2]
+
+    def form(self) -> CallForm:
+        whole, _, rest = self.text((NAME, GIVEN)).partition(NAME)
+        before = whole[agree(whole, self.opens) :]
+        behind = self.as_json(rest) or self.as_elements(rest)
+        each, joined = self.several(before, behind.ends)
+        read, each, joined = map(self.read, (before, each, joined))
+        if not each.strip():
+            raise ValueError("nothing tells a call")
+        call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{behind.between}\s*"
+        form = CallForm(
+            first=regex.compile(_maybe(read.removesuffix(each)) + call),
+            further=regex.compile(r"\s*" + _maybe(joined) + call),
+            arguments=behind.arguments,
+            opened=self.opened(whole, before),
+            named=Opened(behind.text, self.read(behind.text)),
+        )
+        for wanted in (PROOF, {}):
+            written = self.read(self.text(("name-1", wanted)))
+            if form.split(written)[1] != [{"name": "name-1", "arguments": wanted}]:
+                raise ValueError("it does not read what the template writes")
+        return form
+
+    def opened(self, whole: str, before: str) -> Opened | None:
+        """What follows the generation prompt in an answer that begins with a call: up to its name it is `whole`, of
+        which `before` is no part of other answers. A thought that the prompt has opened is closed."""
+        if whole.startswith(self.prompt):
+            return Opened(whole[len(self.prompt) :], self.read(before))
+        if self.prompt.rstrip().endswith("<think>"):
+            return Opened(f"{THOUGHT}\n\n{before.lstrip()}", self.read(before.lstrip()))
+        return None
+
+    def several(self, before: str, ends: int) -> tuple[str, str]:
+        """What each call is told by, of what stands `before` the first (Mistral's are a list, so only the first has the
+        bracket), and what stands between two. `ends`: where arguments end, behind the name."""
+        try:
+            further = self.text((NAME, GIVEN), (NAME_2, GIVEN)).partition(NAME)[2][ends:]
+        except Exception:  # Llama's template calls one tool at a time
+            return before, ""
+        joined, another, _ = further.partition(NAME_2)
+        if not another:
+            return before, ""
+        each = before[len(before) - agree(before[::-1], joined[::-1]) :]
+        return each, joined.removesuffix(each)
+
+    def as_json(self, rest: str) -> _Behind | None:
+        """None if the arguments are no JSON object."""
+        begins = rest.rfind("{", 0, rest.index(KEY))
+        try:
+            _, ends = DECODER.raw_decode(rest, begins)
+        except ValueError:
+            return None
+        between = _loose(self.read(rest[:begins]))
+        if not between:
+            raise ValueError("nothing tells where a name ends")
+        return _Behind(rest[:begins], between, AsJson(), ends)
+
+    def as_elements(self, rest: str) -> _Behind:
+        """If every argument is written for itself: what opens one, parts its name and value, and closes it."""
+        first, rest_of_all = rest.split(KEY)
+        parts, after = rest_of_all.split(VALUE)
+        joint, _ = after.split(KEY_2)
+        opens = first[len(first) - agree(first[::-1], joint[::-1]) :]
+        closes = joint.removesuffix(opens)
+        ends = rest.index(VALUE_2) + len(VALUE_2) + len(closes)
+        nothing = self.text((NAME, {})).partition(NAME)[2].removesuffix(self.ends)
+        last = rest[ends:].removesuffix(self.ends)
+        before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
+        text = regex.sub(r"<\S*\Z", "", first[: agree(first, nothing)])  # behind the name, whatever follows
+        opens, parts, closes, last, nothing = (
+            _loose(self.read(one)) for one in (opens, parts, closes, last, nothing)
+        )
+        if not (opens and parts and closes):
+            raise ValueError("nothing tells where an argument begins or ends")
+        argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}(?P<value>.*?){closes}\s*(?={opens}|{last})"
+        closing = regex.compile(rf"\s*(?:{last}|{nothing})")
+        elements = AsElements(regex.compile(argument, regex.DOTALL), closing, before, behind)
+        return _Behind(text, rf"(?={opens}|{nothing})", elements, ends)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is no number of JSON")
+    return number
+
+
+# JSON has neither NaN nor Infinity: whoever is called could not read them, nor a number that becomes one.
+DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+
+
+def _value(written: str) -> Any:
+    """What is written as JSON or as Python does; anything else is a text."""
+    try:
+        return PYTHON[written] if written in PYTHON else DECODER.decode(written)
+    except (ValueError, RecursionError):
+        return written
+
+
+def _described(tools: Tools) -> dict[str, Set[str]]:
+    """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
+    functions = [tool.get("function") for tool in tools]
+    named = [one for one in functions if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
+    return {one["name"]: _texts(one.get("parameters")) for one in named}
+
+
+def _texts(parameters: Any) -> Set[str]:
+    known = parameters.get("properties") if isinstance(parameters, Mapping) else None
+    return {key for key, told in known.items() if _text(told)} if isinstance(known, Mapping) else set()
+
+
+def _text(told: Any) -> bool:
+    """Whether a value that is so described may be a text."""
+
+    def either(word: str, told: Any) -> list[Any]:
+        said = told.get(word) if isinstance(told, Mapping) else None
+        return said if isinstance(said, list) else [said]
+
+    kinds = [told, *either("anyOf", told)]
+    return any(
+        "string" in either("type", one) or any(isinstance(value, str) for value in either("enum", one))
+        for one in kinds
+    )
+
+
+def _thought(text: str) -> int:
+    """Where the reasoning ends, if there is any: what is only thought of is not called."""
+    return text.rfind(THOUGHT) + len(THOUGHT) if THOUGHT in text else 0
+
+
+def _maybe(text: str) -> str:
+    return rf"(?:{_loose(text)}\s*)?" if text.strip() else ""
+
+
+def _loose(text: str) -> str:
+    """A pattern for `text` that does not mind how much space its words are apart."""
+    return r"\s*".join(map(regex.escape, text.split()))

@@ -1,0 +1,1 @@
+"""The trainers of all stages, and what happens at each of their steps."""

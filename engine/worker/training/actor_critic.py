@@ -1,0 +1,154 @@
+"""The three who take part in PPO — policy, critic, reference — on as few models as possible.
+
+Which adapter is on decides who speaks. How they are trained is left to `engine.worker.training.ppo`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from engine.worker.training import ppo_math
+
+
+class ActorCritic(nn.Module):
+    """The policy and the critic, which learn, and the reference, which stays what the policy was.
+
+    With LoRA all three are one model with different adapters on: "default", "critic" and none. If the policy begins
+    with an adapter that has learned already, the reference is a frozen copy of that, and the critic begins as one.
+    Otherwise a frozen copy of the whole model is the reference, and with an adapter on it the critic. A value is
+    read off the critic's last hidden state by a linear head, which begins at zero.
+    """
+
+    def __init__(self, policy: PreTrainedModel | PeftModel):
+        super().__init__()
+        self.policy = policy
+        if isinstance(policy, PeftModel):
+            self.copy = None
+            adapted, config = policy, policy.peft_config["default"]
+            begun = any(weight.any() for name, weight in policy.named_parameters() if "lora_B" in name)
+            reference = "reference" if begun else None
+            if begun:
+                _add_twin(policy, "reference", config)
+            # No whole modules: an output head beside the critic's own would only lie about.
+            _add_twin(policy, "critic", config, modules_to_save=None)
+            self.learning, roles = ["default", "critic"], {"policy": (policy, "default")}
+        else:
+            frozen = copy.deepcopy(policy).requires_grad_(False)
+            adapted = self.copy = get_peft_model(
+                frozen, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"), adapter_name="critic"
+            )
+            reference = None
+            self.learning, roles = ["critic"], {"policy": (policy, None)}
+        self.roles = roles | {"critic": (adapted, "critic"), "reference": (adapted, reference)}
+        self.role = self.acting = ""  # played last, and the adapter that is on
+        self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        for module in self.modules():
+            # The ratio of new to old probability has to begin at 1.
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+        adapted.set_requires_grad("reference", False)
+        self.play("critic")
+
+    def play(self, role: str) -> PreTrainedModel:
+        """The language model with the adapter of `role` on."""
+        model, adapter = self.roles[role]
+        self.role = role
+        if not isinstance(model, PeftModel):
+            return model
+        if self.acting != adapter:
+            if adapter:
+                model.base_model.enable_adapter_layers()
+                model.set_adapter(adapter, inference_mode=True)
+            else:
+                model.base_model.disable_adapter_layers()
+            model.set_requires_grad(self.learning, True)  # peft takes what is not on for frozen
+            self.acting = adapter
+        return model.get_base_model()
+
+    def forward(
+        self, texts: Tensor, attention: Tensor, length: int, temperature: float
+    ) -> tuple[Tensor, ...]:
+        """Of the last `length` tokens of texts (B, L): log-probabilities, entropies and values, each (B, length)."""
+        log_probs, entropy = self.judge("policy", texts, attention, length, temperature)
+        backbone = self.play("critic").base_model
+        hidden = backbone(**_inputs(texts, attention)).last_hidden_state[:, -length - 1 : -1]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return log_probs, entropy, self.head(hidden.float()).squeeze(-1)
+
+    def judge(
+        self, role: str, texts: Tensor, attention: Tensor, length: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (B, length) of the last tokens, for "policy" or "reference"."""
+        model = self.play(role)
+        logits = model(**_inputs(texts, attention), logits_to_keep=length + 1).logits[:, :-1]
+        return ppo_math.log_probs_and_entropy(logits / temperature, texts[:, -length:])
+
+    def answer(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
+        """Sampled answers (B, at most max_new_tokens) to prompts that are padded on the left."""
+        model = self.play("policy")
+        # What the model's own config says for chatting (a repetition penalty, top-k) is not what is learned from.
+        own, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            texts = model.generate(prompts, attention_mask=attention, generation_config=config)
+        finally:
+            model.generation_config = own
+        return texts[:, prompts.shape[1] :]
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """As transformers' own. What is computed again in the backward pass is computed in the role it had."""
+
+        def again() -> tuple[Any, Any]:
+            role = self.role
+            return contextlib.nullcontext(), _OnEntering(lambda: self.play(role))
+
+        given = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
+        for role in ("policy", "critic"):
+            self.play(role).activation_checkpointing_enable(given, **options)
+
+
+class _OnEntering(contextlib.AbstractContextManager):
+    """Does something when it is entered, and leaves it done."""
+
+    def __init__(self, do: Callable[[], Any]):
+        self.do = do
+
+    def __enter__(self) -> None:
+        self.do()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _add_twin(model: PeftModel, name: str, config: LoraConfig, **changes: Any) -> None:
+    """Add an adapter that is what "default" is now."""
+    twin = copy.deepcopy(config)
+    for key, value in {"init_lora_weights": True, "lora_dropout": 0.0, **changes}.items():
+        setattr(twin, key, value)
+    model.add_adapter(name, twin)
+    weights = dict(model.named_parameters())
+    with torch.no_grad():
+        for path, weight in weights.items():
+            if (
+                f".{name}" in path
+                and (source := weights.get(path.replace(f".{name}", ".default"))) is not None
+            ):
+                weight.copy_(source)
+
+
+def _inputs(texts: Tensor, attention: Tensor) -> dict[str, Any]:
+    places = (attention.cumsum(1) - 1).clamp(min=0)  # a text begins at 0 however far it is padded
+    return {"input_ids": texts, "attention_mask": attention, "position_ids": places, "use_cache": False}

@@ -1,0 +1,175 @@
+"""What happens at each step besides learning: curves, progress, stop requests, markers of whole checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.core.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
+from engine.worker.runtime.process_lifecycle import Report, rank
+
+NO_CURVE = re.compile(
+    r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
+)
+# What TRL calls what the stages share → what it is called here.
+NAMES = {
+    "completions/mean_length": "answer_length", "completions/clipped_ratio": "cut_answers",
+    "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction",
+}  # fmt: skip
+
+
+def our_name(name: str) -> str:
+    """A curve's name in metrics.jsonl, with the prefix of a validation if it has one."""
+    prefix = "eval_" if name.startswith("eval_") else ""
+    bare = name.removeprefix(prefix)
+    if bare.startswith("rewards/"):
+        bare = bare.removesuffix("/mean")
+    return prefix + NAMES.get(bare, bare)
+
+
+class RunCallback(TrainerCallback):
+    """Rank 0 writes metrics.jsonl, progress.json and the checkpoints' markers; all ranks stop at the same step."""
+
+    def __init__(self, run: RunDir, report: Report, keep: int | None):
+        self.run, self.report, self.keep = run, report, keep
+        self.asked_at = 0  # mtime of the request file when it was last read
+        self.stopping = False
+        self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A resumed run goes on where its checkpoint was: in steps, in seconds and in tokens."""
+        self.began = time.monotonic()
+        for line in read_lines(self.run.metrics):
+            if line["step"] <= state.global_step:
+                self.time_before = line["time"]
+                self.tokens_before = line.get("num_tokens", self.tokens_before)
+        if state.num_input_tokens_seen:  # a trainer that counts in its state goes on counting by itself
+            self.tokens_before = 0.0
+        self.report("training", state.global_step, state.max_steps, "steps")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        values = {
+            name: value
+            for name, value in ((our_name(theirs), value) for theirs, value in logs.items())
+            if isinstance(value, (int, float)) and not NO_CURVE.fullmatch(name) and name != "epoch"
+        }
+        if "num_tokens" in values:
+            values["num_tokens"] += self.tokens_before
+        if "train_loss" not in values:  # the summary at the end is no point of a curve
+            now = round(self.time_before + time.monotonic() - self.began, 3)
+            line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
+            with contextlib.suppress(OSError):
+                append_lines(self.run.metrics, [line])
+            print(" · ".join(f"{name} {_short(value)}" for name, value in line.items()), flush=True)
+        if not _finite(values.get("loss", 0.0)):
+            raise Refusal(_not_finite(state.global_step, values["loss"]))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self.report("training", state.global_step, state.max_steps, "steps")
+        if args.load_best_model_at_end and control.should_evaluate:
+            control.should_save = True  # what is best by measure must be there to be loaded
+        if self._asked_to_stop(args) and not control.should_training_stop:
+            self.stopping = True
+            control.should_save = control.should_training_stop = True
+        if control.should_training_stop:
+            control.should_log = True  # the curves end where the training does
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """The last step is logged also where a validation ends the training, which is known only after it.
+
+        A step that is logged already is not logged again by the trainer.
+        """
+        if control.should_training_stop or control.should_evaluate:
+            control.should_log = True
+        return control
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.report("evaluating", state.global_step, state.max_steps, "steps")
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module,
+        **_: Any,
+    ) -> None:
+        """Mark the checkpoint as whole once every rank has written its part; only then remove older ones.
+
+        Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
+        """
+        if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
+            raise Refusal(_not_finite(state.global_step, math.nan))
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        folder = self.run.path / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            # "done": there is nothing left to train, whether by steps or by early stopping.
+            done = control.should_training_stop and not self.stopping
+            write_json(folder / COMPLETE, {"step": state.global_step, "done": done})
+            self._prune(best=Path(state.best_model_checkpoint or ""))
+
+    def _prune(self, best: Path) -> None:
+        old = self.run.checkpoints()[: -self.keep] if self.keep else []
+        for folder in old:
+            if folder.name != best.name:
+                # Its marker goes first, so that a half-removed one is never taken for whole.
+                (folder / COMPLETE).unlink()
+                shutil.rmtree(folder)
+
+    def _asked_to_stop(self, args: TrainingArguments) -> bool:
+        """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that
+        never comes."""
+        wanted = rank() == 0 and self._read_request()
+        if args.world_size == 1:
+            return wanted
+        word = torch.tensor([float(wanted)], device=args.device)
+        torch.distributed.broadcast(word, src=0)
+        return bool(word.item())
+
+    def _read_request(self) -> bool:
+        changed = self.run.request.stat().st_mtime_ns
+        if changed != self.asked_at:
+            self.asked_at = changed
+            self.asked = bool((read_json(self.run.request) or {}).get("stop"))
+        return self.asked
+
+
+def _short(value: float) -> str:
+    """Four digits, and of a large number its whole part: nobody looks for step 1.235e+04."""
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _not_finite(step: int, loss: float) -> Problem:
+    return problem("loss-not-finite", "training.learning_rate", step=step, loss=loss)

@@ -1,0 +1,214 @@
+"""GRPO: several answers to each question, each learned from by how much better than its group it is.
+
+Shao et al. 2024 (arXiv:2402.03300); the loss dapo is Yu et al. 2025 (arXiv:2503.14476). The arithmetic is TRL's. Here
+are what it is given (our own token ids, our rewards), and what lets a run be resumed at any step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from engine.core.problems import Refusal, problem
+from engine.core.rundir import RunDir
+from engine.spec.run_spec import RunSpec, examples_per_step
+from engine.worker.runtime.process_lifecycle import rank
+from engine.worker.training.result import generation_config
+from engine.worker.training.rewards import Answer, Score, check_references, score_of
+from engine.worker.training.samples import KEPT, Sample, due, write_samples
+from engine.worker.training.trainers import (
+    common_arguments,
+    early_stopping,
+    exact_adapter,
+    loraplus,
+    ours,
+    reference_adapter,
+    stage_arguments,
+)
+
+EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
+ALIKE_ROUNDS = 20  # in which all answers of each group score the same are told
+
+
+def grpo_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """The rows are `prompt_ids` (ending with the generation prompt), `prompt` (messages as JSON) and `answer`.
+
+    Raises Refusal if there are too few of them for one step, or nothing in them that a reward can compare with.
+    """
+    stage, measured = spec.stage, "validation" in data
+    questions = examples_per_step(spec) // stage.num_generations
+    if len(data["train"]) < questions:
+        raise Refusal(
+            problem("too-few-prompts", "training.gradient_accumulation_steps", rows=len(data["train"]), needed=questions)
+        )  # fmt: skip
+    for rows in data.values():
+        check_references(list(stage.rewards), rows["answer"])
+    arguments = GRPOConfig(
+        **common_arguments(spec, run, measured=measured)
+        | stage_arguments(spec)
+        | {
+            "num_generations_eval": 1,  # measured is the mean reward, for which one answer to each question is enough
+        }
+        | ({} if spec.method.kind == "lora" or not stage.grpo_beta else _reference(model))
+    )
+    # An answer ends with the token that the template ends a turn with.
+    model.generation_config.eos_token_id = generation_config(spec, model, tokenizer).eos_token_id
+    with exact_adapter(model), reference_adapter(spec, model):
+        trainer = GroupTrainer(
+            run,
+            stage.sample_steps,
+            model=model,
+            reward_funcs=[_as_trl(name, score_of(name, stage, tokenizer)) for name in stage.rewards],
+            args=arguments,
+            # What TRL calls the prompt are our ids.
+            train_dataset=_renamed(data["train"]),
+            eval_dataset=_renamed(data["validation"]) if measured else None,
+            processing_class=tokenizer,
+            callbacks=[*callbacks, *early_stopping(spec)],
+            optimizers=(loraplus(spec, arguments, model), None),
+        )
+    return ours(trainer)
+
+
+def _reference(model: Any) -> dict[str, Any]:
+    """How TRL is to load what the model was, to compare it with; an adapter it copies by itself."""
+    config = copy.deepcopy(model.config)  # with what the spec changed in it
+    return {"model_init_kwargs": {"config": config, "use_safetensors": True}}
+
+
+def _renamed(rows: Any) -> Any:
+    return rows.rename_columns({"prompt": "messages", "prompt_ids": "prompt"})
+
+
+def _as_trl(name: str, score: Score) -> Callable[..., list[float | None]]:
+    """A reward function as TRL calls it, with its name as that of the curve."""
+
+    def function(
+        prompts: list[list[int]], completions: list[str], completion_ids: list[list[int]], messages: list[str],
+        answer: list[str | None], **_: Any,
+    ) -> list[float | None]:  # fmt: skip
+        asked = map(json.loads, messages)
+        rows = zip(asked, prompts, completions, completion_ids, answer, strict=True)
+        return score([Answer(*row) for row in rows])
+
+    function.__name__ = name
+    return function
+
+
+class GroupTrainer(GRPOTrainer):
+    """TRL's trainer on prompts that are token ids already, which can be resumed at any step.
+
+    The random state is in the checkpoint, as the Trainer keeps it; what is not is added here: the answers of a round
+    that is not over yet, the step in it, and the order of the prompts.
+    """
+
+    def __init__(self, run: RunDir, sample_steps: int, **given: Any):
+        super().__init__(**given)
+        self.run, self.sample_steps = run, sample_steps
+        self.empty = self.alike = 0  # rounds of answers in a row
+
+    @property
+    def round_steps(self) -> int:
+        """Forward passes that are learned from the answers of one round."""
+        return self.args.steps_per_generation * self.num_iterations
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+        """Answers without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            return super()._generate_single_turn(*given, **named)
+        finally:
+            self.model.train(training)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            self._look_at_answers(inputs)
+        return output
+
+    def _look_at_answers(self, inputs: list[dict[str, Any]]) -> None:
+        """Keep a few of the newest answers for the page; end the run if all have been empty for a while.
+
+        TRL's logs hold the answers of all ranks, this rank's rows first on rank 0.
+        """
+        texts = list(self._logs["completion"])
+        step = self.state.global_step + 1  # that is learned from them first
+        if rank() == 0 and due(step, self.sample_steps, self.num_iterations):
+            write_samples(self.run, step, self._samples(inputs, texts))
+        self.empty = 0 if any(text.strip() for text in texts) else self.empty + 1
+        if self.empty == EMPTY_ROUNDS:
+            raise Refusal(problem("answers-empty", "training.learning_rate", rounds=EMPTY_ROUNDS))
+        alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1
+        self.alike = self.alike + 1 if alike else 0
+        if self.alike and self.alike % ALIKE_ROUNDS == 0 and rank() == 0:
+            print(problem("rewards-alike", "stage.rewards", rounds=self.alike).text(), flush=True)
+
+    def _samples(self, inputs: list[dict[str, Any]], texts: list[str]) -> Iterator[Sample]:
+        """Answers to as many different questions as there are."""
+        scores = {name: list(values) for name, values in self._logs["rewards"].items()}
+        weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+        for row in range(0, len(inputs), max(len(inputs) // KEPT, 1)):
+            rewards = {name: values[row] for name, values in scores.items()}
+            known = [value * weights[name] for name, value in rewards.items() if value == value]
+            yield Sample(
+                json.loads(inputs[row]["messages"]), texts[row], sum(known) if known else None, rewards
+            )
+
+    # -- a resumed run goes on as if nothing had been
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        return EachEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """In the middle of a round its answers belong to the checkpoint, too."""
+        super()._save_checkpoint(model, trial)
+        if self._step % self.round_steps:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            torch.save(self._buffered_inputs, self._answers_in(folder))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint:
+            self._step = self.state.global_step * self.args.gradient_accumulation_steps
+            kept = self._answers_in(Path(checkpoint))
+            if kept.exists():
+                self._buffered_inputs = torch.load(
+                    kept, map_location=self.accelerator.device, weights_only=True
+                )
+
+    def _answers_in(self, checkpoint: Path) -> Path:
+        return checkpoint / f"answers-{self.accelerator.process_index}.pt"
+
+
+class EachEpoch(Sampler):
+    """TRL's order of the prompts, but that of an epoch follows from its number and not from the epochs before."""
+
+    def __init__(self, repeated: Sampler, epoch: Callable[[], int]):
+        self.repeated, self.epoch = repeated, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.repeated.shuffle:
+            self.repeated.generator.manual_seed(self.repeated.seed + self.epoch())
+        return iter(self.repeated)
+
+    def __len__(self) -> int:
+        return len(self.repeated)

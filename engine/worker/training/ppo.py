@@ -1,0 +1,309 @@
+"""PPO: the model writes answers, a reward model scores them, and what scored better than expected becomes likelier.
+
+Proximal policy optimization (Schulman et al. 2017) with a penalty on the KL to what the model was (Ziegler et al.
+2019; Ouyang et al. 2022). A `Trainer` of transformers whose one step is a whole batch: answer, judge, learn. So data,
+schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_maths`, who
+takes part in `actor_critic`, the reward model in `scorer`; docs/stages/ppo.md says why it is built this way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArguments
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
+from engine.spec.run_spec import Ppo, RunSpec
+from engine.worker.training import ppo_math
+from engine.worker.training.actor_critic import ActorCritic
+from engine.worker.training.ppo_monitor import Watch
+from engine.worker.training.result import generation_config
+from engine.worker.training.reward_scorer import Reward, reward_of
+from engine.worker.training.samples import KEPT, Sample, due, write_samples
+from engine.worker.training.trainers import common_arguments, early_stopping, loraplus, ours
+
+WEIGHTS = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
+
+
+@dataclass
+class Rollout:
+    """A batch of answers and all that is known of them. Texts and attention (B, L), the rest (B, T) on the answers."""
+
+    texts: Tensor
+    attention: Tensor
+    mask: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+class PpoTrainer(Trainer):
+    """A step is a batch: its prompts are answered, the answers judged, and then learned from several times over.
+
+    `per_device_train_batch_size` × `gradient_accumulation_steps` prompts a process. Of the updates of a step all but
+    the last are made here; the last one's gradient is left to the Trainer, which goes on with it as with any other.
+    """
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        settings: Ppo,
+        reward: Reward,
+        generation: GenerationConfig,
+        run: RunDir,
+        **given: Any,
+    ):
+        super().__init__(model=model, data_collator=_prompts_of, **given)
+        self.settings, self.reward, self.run = settings, reward, run
+        self.generation = GenerationConfig(
+            do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=0, use_cache=True,
+            max_new_tokens=settings.max_new_tokens, eos_token_id=generation.eos_token_id,
+            pad_token_id=generation.pad_token_id,
+        )  # fmt: skip
+        ends = generation.eos_token_id
+        self.ends = [ends] if isinstance(ends, int) else ends
+        self.kl_coef = settings.init_kl_coef
+        self.prompts: list[list[int]] = []  # of this step, so far
+        self.told: dict[str, list[float]] = defaultdict(list)  # since the last point of the curves
+        self.watch = Watch()
+        self.tokens = 0.0
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Collect the prompts of a step; with the last of them, make the step. Returns its mean loss."""
+        self.prompts += inputs["prompt_ids"]
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        prompts, self.prompts = self.prompts, []
+        step = self.state.global_step + 1
+        rollout, answered = self.answer_and_judge(prompts, step, kept=due(step, self.settings.sample_steps))
+        self.tokens += self._total(rollout.attention.sum().double()).item()
+        loss, learned = self.learn(model, rollout, step)
+        told = answered | learned | {"kl_coef": self.kl_coef}
+        for name, value in told.items():
+            self.told[name].append(value)
+        if problem_seen := self.watch(told, step):
+            raise Refusal(problem_seen)
+        answers = len(prompts) * self.args.world_size
+        self.kl_coef = ppo_math.next_kl_coef(
+            self.kl_coef, told["kl"], self.settings.kl_target, self.settings.kl_horizon, answers
+        )
+        return loss
+
+    @torch.no_grad()
+    def answer_and_judge(
+        self, prompts: list[list[int]], step: int, *, kept: bool = False
+    ) -> tuple[Rollout, dict[str, float]]:
+        """Answers to the prompts, with their advantages, and what to tell of them. `kept`: a few go into the samples."""
+        settings, cast = self.settings, self.model
+        cast.eval()
+        asked, seen = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
+        with self.accelerator.autocast():
+            with self._seeded(step):
+                answers = cast.answer(asked, seen, self.generation)
+            mask, ended = ppo_math.answer_mask(answers, self.ends)
+            texts, attention = torch.cat([asked, answers], 1), torch.cat([seen, mask.long()], 1)
+            length, temperature = answers.shape[1], settings.temperature
+            judged = []
+            for rows in torch.arange(len(prompts)).split(self.args.per_device_train_batch_size):
+                part = texts[rows], attention[rows], length, temperature
+                judged.append((*cast(*part), cast.judge("reference", *part)[0]))
+        log_probs, entropy, values, reference = (torch.cat(each) for each in zip(*judged, strict=True))
+        told_answers = [row[own].tolist() for row, own in zip(answers, mask, strict=True)]
+        scores = self.reward(prompts, told_answers).to(self.args.device, torch.float32)
+        kl = log_probs - reference
+        final = ppo_math.final_scores(scores, ended, settings.score_clip, settings.missing_eos_penalty)
+        rewards = ppo_math.token_rewards(final, kl, mask, self.kl_coef)
+        if settings.whiten_rewards:
+            rewards = ppo_math.whiten(rewards, mask, self._total, keep_mean=True)
+        advantages, returns = ppo_math.advantages_and_returns(
+            rewards, values, mask, settings.gamma, settings.lam
+        )
+        mean, variance = ppo_math.moments(advantages, mask, self._total)
+        kl_of_answers = torch.where(mask, kl, 0.0).sum(1)
+        told = {
+            **self._means(reward=scores, kl=kl_of_answers, answer_length=mask.sum(1), ended=ended),
+            "entropy": ppo_math.moments(entropy, mask, self._total)[0].item(),
+            "advantage_mean": mean.item(), "advantage_std": variance.sqrt().item(),
+        }  # fmt: skip
+        if kept and self.is_world_process_zero():
+            self._keep_samples(step, prompts, told_answers, scores)
+        advantages = ppo_math.whiten(advantages, mask, self._total)
+        return Rollout(texts, attention, mask, log_probs, values, advantages, returns), told
+
+    def learn(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
+        """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and what to tell."""
+        model.train()
+        if callable(getattr(self.optimizer, "train", None)):
+            self.optimizer.train()  # schedule-free ones have two faces
+        settings, rows = self.settings, len(rollout.mask)
+        shuffled = torch.Generator().manual_seed(self._seed(step))
+        updates = [
+            part
+            for _ in range(settings.num_ppo_epochs)
+            for part in torch.randperm(rows, generator=shuffled).chunk(settings.num_mini_batches)
+        ]
+        told = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        for number, chosen in enumerate(updates, 1):
+            told += self._gradient(model, rollout, chosen)
+            if number < len(updates):
+                if self.args.max_grad_norm > 0:
+                    self._clip_grad_norm(model)
+                self.optimizer.step()
+                model.zero_grad()
+        policy, value, clipped = (self._total(told) / len(updates)).tolist()
+        loss = policy + settings.vf_coef * value
+        return torch.tensor(loss, device=self.args.device), {
+            "policy_loss": policy, "value_loss": value, "clip_fraction": clipped,
+        }  # fmt: skip
+
+    def _gradient(self, model: nn.Module, rollout: Rollout, chosen: Tensor) -> Tensor:
+        """Add the gradient of one update: the mean over all tokens of these answers, on all processes.
+
+        Returns this process's share (3,) of policy loss, value loss and share of clipped tokens.
+        """
+        settings, length = self.settings, rollout.mask.shape[1]
+        tokens = self._total(rollout.mask[chosen].sum().double()).item()
+        told = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        parts = chosen.split(self.args.per_device_train_batch_size)
+        for number, rows in enumerate(parts, 1):
+            last = number == len(parts)
+            mask, returns = rollout.mask[rows], rollout.returns[rows]
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                log_probs, _, values = model(
+                    rollout.texts[rows], rollout.attention[rows], length, settings.temperature
+                )
+                policy, clipped = ppo_math.policy_loss(
+                    log_probs, rollout.log_probs[rows], rollout.advantages[rows], settings.cliprange
+                )
+                value = ppo_math.value_loss(values, rollout.values[rows], returns, settings.cliprange_value)
+                sums = torch.stack([policy[mask].sum(), value[mask].sum(), clipped[mask].sum()]) / tokens
+                # Processes' gradients are averaged, and this is to be their sum.
+                loss = (sums[0] + settings.vf_coef * sums[1]) * self.args.world_size
+                self.accelerator.backward(loss)
+            told += sums.detach()
+        return told
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(values, reduction="sum")
+
+    def _means(self, **of_answers: Tensor) -> dict[str, float]:
+        """The mean over the answers of all processes, of one value (B,) each."""
+        sums = self._total(torch.stack([values.double().sum() for values in of_answers.values()]))
+        count = self._total(torch.tensor(float(len(next(iter(of_answers.values())))), device=sums.device))
+        return dict(zip(of_answers, (sums / count).tolist(), strict=True))
+
+    def _seed(self, step: int) -> int:
+        return random.Random(f"{self.args.seed} {step} {self.args.process_index}").getrandbits(63)
+
+    @contextlib.contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Randomness that the step decides: it is the same after a resume, and no other on each process."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed(step))
+            yield
+
+    def _keep_samples(
+        self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor
+    ) -> None:
+        words = self.processing_class.batch_decode
+        few = slice(KEPT)
+        shown = zip(
+            words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
+            scores[few].tolist(), strict=True,
+        )  # fmt: skip
+        write_samples(self.run, step, (Sample(asked, said, score, {}) for asked, said, score in shown))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's own points of the curves, and the means of ours since the last."""
+        if "loss" in logs:
+            logs |= {name: sum(values) / len(values) for name, values in self.told.items()}
+            logs["num_tokens"] = self.tokens
+            self.told.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
+        """Answer the prompts set aside. The loss is the negated reward, so that the least of it is the best."""
+        sums, count = dict.fromkeys(("eval_reward", "eval_kl", "eval_answer_length"), 0.0), 0
+        for batch in self.get_eval_dataloader(eval_dataset):
+            prompts = batch["prompt_ids"]
+            _, told = self.answer_and_judge(prompts, step=0)
+            sums = {name: old + len(prompts) * told[name.removeprefix("eval_")] for name, old in sums.items()}
+            count += len(prompts)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = {name: value / count for name, value in sums.items()}
+        metrics["eval_loss"] = -metrics["eval_reward"]
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        kept = {name: weight.detach().contiguous() for name, weight in self._learned()}
+        save_file(
+            kept | {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}, Path(output_dir) / WEIGHTS
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        kept = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        self.kl_coef = kept.pop("kl_coef").item()
+        with torch.no_grad():
+            for name, weight in self._learned():
+                weight.copy_(kept.pop(name))
+        assert not kept, f"the checkpoint has weights of another model: {', '.join(kept)}"
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _learned(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+
+
+def _prompts_of(rows: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
+    return {"prompt_ids": [row["prompt_ids"] for row in rows]}
+
+
+def _padded_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention, both (B, longest), so that all end in the same place."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + row for row in rows]
+    seen = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(seen, device=device)
+
+
+def ppo_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """PPO on prompts, with a finished reward model. Raises Refusal if that cannot judge this model's answers."""
+    arguments = TrainingArguments(
+        **common_arguments(spec, run, measured="validation" in data) | {"remove_unused_columns": False}
+    )
+    reward = reward_of(Path(spec.stage.reward_model), tokenizer)
+    generation = generation_config(spec, model, tokenizer)
+    cast = ActorCritic(model)
+    return ours(PpoTrainer(
+        cast, spec.stage, reward, generation, run, args=arguments, train_dataset=data["train"],
+        eval_dataset=data.get("validation"), processing_class=tokenizer,
+        callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus(spec, arguments, cast), None),
+    ))  # fmt: skip

@@ -1,0 +1,357 @@
+"""DPO, KTO, ORPO and SimPO: the better answer becomes more likely than the worse one.
+
+DPO and KTO are TRL's trainers, given token ids that are ready and a reference that is right. TRL has ORPO and SimPO
+only as experiments, which tokenize by themselves and train ORPO's prompt, too; neither needs a reference, so here
+they are one short `Trainer` over TRL's own batches and log-probabilities, and a formula each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+from trl.trainer.utils import add_fused_lm_head
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir, read_json, write_json
+from engine.preflight.checks import one_kind_alone
+from engine.spec.run_spec import Orpo, RunSpec, Simpo
+from engine.worker.training.trainers import (
+    common_arguments,
+    early_stopping,
+    exact_adapter,
+    loraplus,
+    ours,
+    reference_adapter,
+    stage_arguments,
+)
+
+
+class _Ready:
+    """Rows come from engine.worker.prepare as token ids, none longer than `data.max_length`."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+
+class _Dpo(_Ready, DPOTrainer):
+    pass
+
+
+class _Kto(_Ready, KTOTrainer):
+    pass
+
+
+SHIFT = "bco.json"  # of a checkpoint: what the rewards so far were on average, and how many they were
+
+
+class _Bco(_Dpo):
+    """BCO (Jung et al. 2024, arXiv:2404.04656) for pairs: -log σ(r_chosen - δ) - log σ(-(r_rejected - δ)).
+
+    δ is the mean of the implied rewards r of all answers trained on so far, on all devices, those of this batch
+    included. TRL's loss has none, so here the difference is added to it. While it is measured, δ stays as it is.
+    """
+
+    def __init__(self, *positional: Any, **given: Any):
+        super().__init__(*positional, **given)
+        self.shift, self.rewards_seen = 0.0, 0
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
+        with self._noting_log_probs() as noted:
+            computed = super()._compute_loss(model, inputs, return_outputs)
+        loss, *outputs = computed if return_outputs else (computed,)
+        policy, reference = (one.sum(1) for one in noted)
+        chosen, rejected = (self.beta * (policy - reference)).chunk(2)
+        shift = self._shift_with(torch.cat([chosen, rejected]).detach())
+        plain = bco(chosen, rejected, 0.0)
+        loss = loss + self.loss_weights[0] * (bco(chosen, rejected, shift) - plain).mean()
+        return (loss, *outputs) if return_outputs else loss
+
+    @contextlib.contextmanager
+    def _noting_log_probs(self) -> Iterator[list[Tensor]]:
+        """The log-probabilities (B, T) that model and reference give meanwhile, in this order."""
+        noted: list[Tensor] = []
+
+        def note(_model: nn.Module, _given: Any, output: Any) -> None:
+            if getattr(output, "log_probs", None) is not None:
+                noted.append(output.log_probs)
+
+        scored = [one for one in (self.model, self.ref_model) if one is not None]
+        hooks = [self.accelerator.unwrap_model(one).register_forward_hook(note) for one in scored]
+        try:
+            yield noted
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _shift_with(self, rewards: Tensor) -> float:
+        """δ with these rewards among the others; remembered while the model trains."""
+        if self.rewards_seen and not self.model.training:
+            return self.shift
+        everywhere = self.accelerator.gather(rewards).float()
+        seen = self.rewards_seen + len(everywhere)
+        shift = self.shift + (everywhere.sum().item() - len(everywhere) * self.shift) / seen
+        if self.model.training:
+            self.shift, self.rewards_seen = shift, seen
+        return shift
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / SHIFT, {"shift": self.shift, "rewards_seen": self.rewards_seen})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and (kept := read_json(Path(checkpoint) / SHIFT)):
+            self.shift, self.rewards_seen = kept["shift"], kept["rewards_seen"]
+
+
+def bco(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
+    """BCO's loss of each pair, shape (B,), from the implied rewards of its answers."""
+    return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
+
+
+def dpo_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
+    arguments = DPOConfig(**_arguments(spec, run, data))
+    collator = DataCollatorForPreference(tokenizer.pad_token_id)
+    kind = _Bco if spec.stage.loss_type == "bco_pair" else _Dpo
+    return _beside_a_reference(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
+
+
+def kto_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306), from rows of prompt_ids, completion_ids, label."""
+    labels = data["train"]["label"]
+    if (good := sum(labels)) in (0, len(labels)):
+        raise Refusal(one_kind_alone(bool(good), len(labels)))
+    # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
+    # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
+    arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
+    collator = _Exchanged(tokenizer.pad_token_id, spares=list(islice(data["train"], 16)))
+    trainer = _beside_a_reference(_Kto, spec, arguments, model, tokenizer, data, collator, callbacks)
+    trainer.args.train_sampling_strategy = spec.extra.get("train_sampling_strategy", "random")
+    return trainer
+
+
+@dataclass
+class _Exchanged(DataCollatorForUnpairedPreference):
+    """A batch of TRL's, in which the answers that measure the drift (KL_…) are the batch's own, each at its
+    neighbour's prompt. A batch of one row borrows the answer of a spare one."""
+
+    spares: list[dict[str, Any]] | None = None
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        before = [examples[-1], *examples[:-1]]
+        if len(examples) == 1:
+            before = [one for one in self.spares if one["completion_ids"] != examples[0]["completion_ids"]][
+                :1
+            ] or before
+        return super().torch_call([
+            {**one, "KL_completion_ids": other["completion_ids"]}
+            for one, other in zip(examples, before, strict=True)
+        ])  # fmt: skip
+
+
+def _arguments(spec: RunSpec, run: RunDir, data: dict[str, Any]) -> dict[str, Any]:
+    return common_arguments(spec, run, measured="validation" in data) | stage_arguments(spec)
+
+
+# --------------------------------------------------------------------------------------- the reference
+
+
+def _beside_a_reference(
+    kind: type[DPOTrainer] | type[KTOTrainer],
+    spec: RunSpec,
+    arguments: TrainingArguments,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    collator: Any,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """One of TRL's trainers that compare the model with what it was when the run began.
+
+    What it was is, for a new adapter, the model without it; for one that is continued, or begins with a part of the
+    base (PiSSA), the copy that TRL makes of it; and for trained weights a copy of these alone, the frozen ones shared.
+    """
+    lora = spec.method.kind == "lora"
+    with exact_adapter(model), reference_adapter(spec, model):
+        trainer = kind(
+            model=model,
+            ref_model=None if lora else frozen_copy(model),
+            args=arguments,
+            train_dataset=data["train"],
+            eval_dataset=data.get("validation"),
+            processing_class=tokenizer,
+            data_collator=collator,
+            callbacks=[*callbacks, *early_stopping(spec)],
+            optimizers=(loraplus(spec, arguments, model), None),
+        )
+    for one in (model, trainer.ref_model):
+        if one is not None:
+            _steady(one)
+    return ours(trainer)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """The model as it is now, never to be trained. Parameters that are frozen already are shared with it."""
+    shared = {id(one): one for one in model.parameters() if not one.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False).eval()
+
+
+def _steady(model: nn.Module) -> None:
+    """No dropout but that of the adapter in training: a comparison with what flickers by itself tells nothing.
+
+    TRL would turn off that one, too, whatever `method.lora_dropout` says.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and not name.endswith("lora_dropout.default"):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
+# ------------------------------------------------------------------------------------ without a reference
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a formula makes of a batch: the loss, the implied rewards of both sides, and more to be shown.
+
+    Each is of shape (B,), one value per pair.
+    """
+
+    loss: Tensor
+    chosen: Tensor
+    rejected: Tensor
+    more: dict[str, Tensor]
+
+
+def orpo(stage: Orpo, chosen: Tensor, rejected: Tensor) -> Judged:
+    """ORPO (Hong et al. 2024, arXiv:2403.07691), equations 4 to 7, from the mean log-probability per token of each
+    answer, shape (B,): its ordinary loss, and λ times how far the odds of the better one lead."""
+    log_odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
+    ratio = -logsigmoid(log_odds)
+    weight = stage.orpo_lambda
+    told = {"nll_loss": -chosen, "odds_ratio_loss": ratio, "log_odds_ratio": log_odds}
+    return Judged(-chosen + weight * ratio, weight * chosen, weight * rejected, told)
+
+
+def _log_of_rest(log_p: Tensor) -> Tensor:
+    """log(1 - p) from log p, with the digits that 1 - p would lose; a certain answer is taken for nearly certain."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
+
+
+def simpo(stage: Simpo, chosen: Tensor, rejected: Tensor) -> Judged:
+    """SimPO (Meng et al. 2024, arXiv:2405.14734), equation 6, from the mean log-probability per token of each answer,
+    shape (B,)."""
+    better, worse = stage.simpo_beta * chosen, stage.simpo_beta * rejected
+    return Judged(-logsigmoid(better - worse - stage.simpo_gamma), better, worse, {})
+
+
+FORMULAS: dict[str, Callable[[Any, Tensor, Tensor], Judged]] = {"orpo": orpo, "simpo": simpo}
+
+
+class _WithoutReference(Trainer):
+    """Pairs judged by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, spec: RunSpec, **given: Any):
+        super().__init__(**given)
+        self.stage, self.judge = spec.stage, FORMULAS[spec.stage.kind]
+        # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
+        add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        if isinstance(self.model, PeftModel) and self.args.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+        self.can_return_loss, self.label_names = True, []  # by these a validation knows that there is a loss
+        self.tokens = 0
+        self.told: dict[bool, dict[str, list[Tensor]]] = {mode: defaultdict(list) for mode in (True, False)}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
+        answers = inputs["completion_mask"][:, 1:]
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        scored = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
+            use_cache=False, fused_lm_head=True,
+        )  # fmt: skip
+        chosen, rejected = (scored.log_probs.float().sum(1) / answers.sum(1).clamp(min=1)).chunk(2)
+        judged = self.judge(self.stage, chosen, rejected)
+        self._tell(inputs["attention_mask"].sum(), {
+            "rewards/chosen": judged.chosen, "rewards/rejected": judged.rejected,
+            "rewards/margins": judged.chosen - judged.rejected,
+            "rewards/accuracies": (judged.chosen > judged.rejected).float(),
+            "logps/chosen": chosen, "logps/rejected": rejected, **judged.more,
+        })  # fmt: skip
+        return judged.loss.mean()
+
+    def _tell(self, tokens: Tensor, values: dict[str, Tensor]) -> None:
+        if self.model.training:
+            self.tokens += self.accelerator.gather(tokens).sum().item()
+        for name, value in values.items():
+            self.told[self.model.training][name].append(
+                self.accelerator.gather_for_metrics(value.detach()).float()
+            )
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Any:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        prefix, told = "" if self.model.training else "eval_", self.told[self.model.training]
+        logs |= {f"{prefix}{name}": torch.cat(values).mean().item() for name, values in told.items()}
+        logs |= {f"{prefix}num_tokens": self.tokens}
+        told.clear()
+        super().log(logs, start_time)
+
+
+def reference_free_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
+    arguments = TrainingArguments(**_arguments(spec, run, data) | {"remove_unused_columns": False})
+    return ours(_WithoutReference(
+        spec,
+        model=model,
+        args=arguments,
+        train_dataset=data["train"],
+        eval_dataset=data.get("validation"),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForPreference(tokenizer.pad_token_id),
+        callbacks=[*callbacks, *early_stopping(spec)],
+        optimizers=(loraplus(spec, arguments, model), None),
+    ))  # fmt: skip

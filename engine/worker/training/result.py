@@ -1,0 +1,58 @@
+"""What a run leaves: weights, tokenizer, chat template, and the loss curve as a file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Trainer
+
+from engine.core.rundir import RESULT, RunDir, read_lines, write_json
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import judges, save_weights
+from engine.worker.templates.conversations import end_of_turn_ids
+from engine.worker.training.loss_plot import plot_loss
+
+
+def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *, complete: bool) -> None:
+    """Rank 0 writes adapter/ or model/ whole, then says in it which attempt it belongs to."""
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        return
+    folder = run.adapter if spec.method.kind == "lora" else run.model
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = getattr(model, "policy", model)  # PPO trains a critic beside it
+    save_weights(spec, model, partial, run.initial)
+    tokenizer.save_pretrained(partial)
+    if judges(spec):
+        from engine.worker.training.reward import write_evaluation
+
+        write_evaluation(trainer, partial)
+    else:
+        generation_config(spec, model, tokenizer).save_pretrained(partial)
+    write_json(partial / RESULT, {
+        "attempt": run.attempt(), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
+        "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
+        "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    })  # fmt: skip
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    if spec.logging.plot_loss and run.metrics.exists():
+        plot_loss(read_lines(run.metrics), run.plot)
+
+
+def generation_config(spec: RunSpec, model: Any, tokenizer: Any) -> GenerationConfig:
+    """The base model's, with the token that ends a turn of this run's template among those that end an answer."""
+    config = GenerationConfig.from_dict(model.generation_config.to_dict())
+    known = config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    turn_ends = end_of_turn_ids(tokenizer) if tokenizer.chat_template and spec.stage.kind != "pt" else []
+    config.eos_token_id = list(dict.fromkeys([*turn_ends, *ends])) or tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return config

@@ -1,0 +1,102 @@
+"""Reward model: a score for a whole conversation, higher for the better of two answers.
+
+What it learned is measured when it ends and written beside its weights, so that whoever learns from its scores can
+see first whether they are any good, and whether it still gives the same ones.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from engine.core.rundir import RunDir, write_json, write_text
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.reward_model import scores
+from engine.worker.training.trainers import (
+    common_arguments,
+    early_stopping,
+    exact_adapter,
+    loraplus,
+    ours,
+    stage_arguments,
+)
+
+MEASURED = 1024  # held-out pairs that are scored at the end, at most
+SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
+
+
+class _Reward(RewardTrainer):
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset  # engine.worker.prepare has done it
+
+
+@dataclass
+class _Whole(DataCollatorForPreference):
+    """Each side of a pair with its prompt before it."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        sides = ("chosen_ids", "rejected_ids")
+        return super().torch_call(
+            [{side: one["prompt_ids"] + one[side] for side in sides} for one in examples]
+        )
+
+
+def reward_trainer(
+    spec: RunSpec,
+    run: RunDir,
+    model: Any,
+    tokenizer: Any,
+    data: dict[str, Any],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """A Bradley–Terry model (Ouyang et al. 2022, arXiv:2203.02155, equation 1) from rows of prompt_ids, chosen_ids,
+    rejected_ids: -log σ(score of the better conversation - score of the worse one)."""
+    arguments = RewardConfig(
+        **common_arguments(spec, run, measured="validation" in data)
+        | stage_arguments(spec)
+        | {"remove_unused_columns": False}
+    )
+    with exact_adapter(model):
+        trainer = _Reward(
+            model=model,
+            args=arguments,
+            train_dataset=data["train"],
+            eval_dataset=data.get("validation"),
+            processing_class=tokenizer,
+            data_collator=_Whole(tokenizer.pad_token_id),
+            callbacks=[*callbacks, *early_stopping(spec)],
+            optimizers=(loraplus(spec, arguments, model), None),
+        )
+    return ours(trainer)
+
+
+def write_evaluation(trainer: Trainer, folder: Path) -> None:
+    """Score held-out pairs, or a few training pairs where there are none, and write into `folder`
+
+    evaluation.json         {"split", "pairs": how many, "accuracy": share ranked rightly, "margin": mean lead}
+    evaluation_pairs.jsonl  up to 64 of them: prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score
+    """
+    split, rows, most = "validation", trainer.eval_dataset, MEASURED
+    if rows is None:
+        split, rows, most = "train", trainer.train_dataset, SHOWN
+    pairs = list(islice(rows, most))
+    # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
+    sides = ("chosen", "rejected")
+    told = {side: scores(model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]) for side in sides}
+    lead = told["chosen"] - told["rejected"]
+    write_json(folder / "evaluation.json", {
+        "split": split, "pairs": len(pairs), "accuracy": (lead > 0).double().mean().item(), "margin": lead.mean().item(),
+    })  # fmt: skip
+    shown = [
+        {**pair, **{f"{side}_score": told[side][index].item() for side in sides}}
+        for index, pair in enumerate(pairs[:SHOWN])
+    ]
+    write_text(folder / "evaluation_pairs.jsonl", "".join(json.dumps(one) + "\n" for one in shown))

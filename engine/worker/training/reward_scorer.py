@@ -1,0 +1,76 @@
+"""A finished reward model as what scores answers, and the proof that it can judge this model's.
+
+How it is trained is in `engine.worker.training.reward`, how it is loaded and asked in `engine.worker.models.reward_model`; what its run says
+of itself, in `engine.models.reward_models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.models.reward_models import Pair, pairs_of, reward_model_problems
+from engine.worker.models.reward_model import load_reward_model, scores
+
+FLIPPED = (
+    0.05  # share of its pairs that may come out the other way round, since another machine rounds differently
+)
+PROBE = "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
+
+# Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
+Reward = Callable[[list[list[int]], list[list[int]]], Tensor]
+
+
+def reward_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot judge what a model with this
+    tokenizer writes."""
+    if found := reward_model_problems(folder):
+        raise Refusal(found)
+    model, theirs = load_reward_model(folder)
+    found = tokenizer_problems(tokenizer, theirs)
+    if not found:
+        accuracy, found = tried(model, pairs_of(folder))
+        print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs rightly", flush=True)
+    if found:
+        raise Refusal(found)
+    return lambda prompts, answers: scores(model, _joined(prompts, answers))
+
+
+def _joined(prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
+    return [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def tokenizer_problems(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> list[Problem]:
+    """What keeps a reward model from reading what the policy writes: another vocabulary, or other ids for a text."""
+    own, other = ours.get_vocab(), theirs.get_vocab()
+    differing = sorted(token for token in own.keys() | other.keys() if own.get(token) != other.get(token))
+    if differing:
+        values = {"count": len(differing), "tokens": ", ".join(differing[:3])}
+        return [problem("reward-other-vocabulary", "stage.reward_model", **values)]
+    if _read(ours) != _read(theirs):
+        return [problem("reward-other-reading", "stage.reward_model")]
+    return []
+
+
+def _read(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    chat = [{"role": "user", "content": PROBE}]
+    rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    return [tokenizer.encode(PROBE, add_special_tokens=False), rendered]
+
+
+def tried(model: Any, pairs: list[Pair]) -> tuple[float, list[Problem]]:
+    """The share of its own evaluation pairs that the loaded model ranks rightly, and whether its run promised more."""
+    prompts = [pair.prompt_ids for pair in pairs]
+    better = scores(model, _joined(prompts, [pair.chosen_ids for pair in pairs]))
+    worse = scores(model, _joined(prompts, [pair.rejected_ids for pair in pairs]))
+    accuracy = (better > worse).double().mean().item()
+    promised = sum(pair.chosen_score > pair.rejected_score for pair in pairs) / len(pairs)
+    if accuracy < promised - FLIPPED:
+        values = {"now": f"{accuracy:.0%}", "then": f"{promised:.0%}", "pairs": len(pairs)}
+        return accuracy, [problem("reward-model-changed", "stage.reward_model", **values)]
+    return accuracy, []

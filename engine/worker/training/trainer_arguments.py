@@ -1,0 +1,76 @@
+"""Write down which arguments each stage's configuration class and each schedule have, so that `engine.spec.run_spec` can check `extra`
+without importing torch. `python -m engine.worker.training.trainer_arguments` renews the files; a test compares them."""
+
+import dataclasses
+import enum
+import inspect
+import json
+import types
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, SchedulerType
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
+
+from engine.spec.run_spec import TRAINER_ARGUMENTS
+from engine.spec.schedules import ARGUMENTS as SCHEDULE_ARGUMENTS
+
+CONFIGS = {
+    "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
+    "orpo": TrainingArguments, "simpo": TrainingArguments, "ppo": TrainingArguments, "grpo": GRPOConfig,
+}  # fmt: skip
+PLAIN = {int: "int", float: "float", bool: "bool", str: "str", dict: "dict", list: "list", type(None): "null"}
+# Schedules whose function hands its keywords on to a class, and those that transformers hands none.
+ONLY_KEYWORDS = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
+TAKE_NONE = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by the run
+
+
+def arguments() -> dict[str, dict[str, str]]:
+    """Stage → name → types ("float", "bool|null") of the arguments of its configuration class."""
+    return {stage: _types(config) for stage, config in sorted(CONFIGS.items())}
+
+
+def schedules() -> dict[str, dict[str, str]]:
+    """Schedule → name → types of the keywords that its function takes beside what the run itself decides."""
+    return {
+        kind.value: _keywords(ONLY_KEYWORDS.get(kind) or function) if kind not in TAKE_NONE else {}
+        for kind, function in sorted(TYPE_TO_SCHEDULER_FUNCTION.items(), key=lambda one: one[0].value)
+    }
+
+
+def _keywords(function: Any) -> dict[str, str]:
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in GIVEN:
+            found[name] = _names(hints[name]) if name in hints else _name(type(parameter.default))
+    return found
+
+
+def _types(config: type) -> dict[str, str]:
+    hints = get_type_hints(config)
+    return {
+        field.name: _names(hints[field.name])
+        for field in sorted(dataclasses.fields(config), key=lambda field: field.name)
+    }
+
+
+def _names(hint: Any) -> str:
+    """A hint as the types that a value in YAML may have; "any" where one of them is none of those."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    names = {_name(part) for part in parts}
+    if "dict" in names:
+        names.discard("str")  # JSON text, or a file: for those who have no YAML
+    return "any" if "any" in names else "|".join(sorted(names, key=[*PLAIN.values()].index))
+
+
+def _name(hint: Any) -> str:
+    plain = get_origin(hint) or hint
+    return "str" if isinstance(plain, type) and issubclass(plain, enum.Enum) else PLAIN.get(plain, "any")
+
+
+if __name__ == "__main__":
+    TRAINER_ARGUMENTS.write_text(json.dumps(arguments(), indent=1) + "\n", encoding="utf-8")
+    SCHEDULE_ARGUMENTS.write_text(json.dumps(schedules(), indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,208 @@
+"""What the trainers of all stages have in common, and which function makes that of each stage."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from engine.core.rundir import RunDir
+from engine.core.stages import STAGES
+from engine.spec.run_spec import RENAMED, RunSpec
+from engine.worker.models.loading import moves_base, precision
+
+# Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
+# begun. Named and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
+TRAINERS = {
+    "pt": "engine.worker.training.sft:sft_trainer",
+    "sft": "engine.worker.training.sft:sft_trainer",
+    "rm": "engine.worker.training.reward:reward_trainer",
+    "dpo": "engine.worker.training.preference:dpo_trainer",
+    "kto": "engine.worker.training.preference:kto_trainer",
+    "orpo": "engine.worker.training.preference:reference_free_trainer",
+    "simpo": "engine.worker.training.preference:reference_free_trainer",
+    "ppo": "engine.worker.training.ppo:ppo_trainer",
+    "grpo": "engine.worker.training.grpo:grpo_trainer",
+}
+
+
+def trainer_of(stage: str) -> Callable[..., Trainer]:
+    """The function that makes the trainer of a stage."""
+    module, name = TRAINERS[stage].split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str, Any]:
+    """Arguments that every stage's configuration class shares, as the spec says them."""
+    training, logging = spec.training, spec.logging
+    numbers = precision(spec)
+    best = STAGES[spec.stage.kind].best
+    names = (
+        "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps",
+        "lr_scheduler_type", "warmup_steps", "optim", "weight_decay", "max_grad_norm", "gradient_checkpointing",
+        "neftune_noise_alpha", "per_device_eval_batch_size", "seed",
+    )  # fmt: skip
+    return {
+        **{name: getattr(training, name) for name in names},
+        # The products of 8-bit weights keep their inputs where only the reentrant kind of recomputing does without them.
+        "gradient_checkpointing_kwargs": {"use_reentrant": spec.model.quantization.kind == "8bit"},
+        "max_steps": training.max_steps or -1,
+        "bf16": numbers == "bf16",
+        "fp16": numbers == "fp16",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "output_dir": str(run.path),
+        "run_name": spec.name or run.path.name,
+        "logging_steps": logging.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would print the last good loss instead of NaN
+        "eval_strategy": logging.eval_strategy if measured else "no",
+        "eval_steps": logging.eval_steps if measured else None,
+        "save_strategy": logging.save_strategy,
+        "save_steps": logging.save_steps,
+        "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
+        "load_best_model_at_end": logging.load_best_model_at_end,
+        "metric_for_best_model": f"eval_{best}" if measured else None,
+        "greater_is_better": best != "loss" if measured else None,
+        "report_to": list(logging.report_to) or "none",
+        "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
+        **spec.extra,
+    }
+
+
+def stage_arguments(spec: RunSpec) -> dict[str, Any]:
+    """Arguments of the stage's own configuration class, as its part of the spec says them."""
+    return STAGE_ARGUMENTS.get(spec.stage.kind, lambda _: {})(spec.stage)
+
+
+# Rows are no longer than they may be, and dropout is as the spec and the model have it: TRL would turn off all.
+_AS_PREPARED = {"max_length": None, "disable_dropout": False}
+
+
+def _of_dpo(stage: Any) -> dict[str, Any]:
+    also = stage.sft_weight > 0
+    return {
+        "beta": stage.beta,
+        "loss_type": [stage.loss_type, "sft"] if also else [stage.loss_type],
+        "loss_weights": [1.0, stage.sft_weight] if also else None,
+        "label_smoothing": stage.label_smoothing,
+        **_AS_PREPARED,
+    }
+
+
+def _of_kto(stage: Any) -> dict[str, Any]:
+    names = ("beta", "desirable_weight", "undesirable_weight")
+    return {**{name: getattr(stage, name) for name in names}, **_AS_PREPARED}
+
+
+def _of_grpo(stage: Any) -> dict[str, Any]:
+    renamed = RENAMED["grpo"]
+    elsewhere = (
+        "kind",
+        "rewards",
+        "reward_pattern",
+        "reward_length",
+        "reward_file",
+        "reward_model",
+        "sample_steps",
+    )
+    return {
+        **{renamed.get(name, name): value for name, value in stage if name not in elsewhere},
+        "reward_weights": list(stage.rewards.values()),
+    }
+
+
+STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "rm": lambda stage: {"center_rewards_coefficient": stage.center_rewards_coefficient, **_AS_PREPARED},
+    "dpo": _of_dpo,
+    "kto": _of_kto,
+    "grpo": _of_grpo,
+}
+
+
+def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
+    ratio = getattr(spec.method, "loraplus_lr_ratio", None)
+    if not ratio:
+        return None
+    optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    keywords.pop("lr")
+    return create_loraplus_optimizer(
+        model, optimizer, lr=arguments.learning_rate, loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=arguments.weight_decay, **keywords,
+    )  # fmt: skip
+
+
+def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
+    """The callback that ends a run whose validation does not improve, if the spec wants it."""
+    patience = spec.logging.early_stopping_patience
+    return [EarlyStoppingCallback(patience)] if patience else []
+
+
+@contextlib.contextmanager
+def exact_adapter(model: Any) -> Iterator[None]:
+    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    kept = {one: one.data for one in model.parameters() if one.requires_grad} if quantized else {}
+    yield
+    for parameter, value in kept.items():
+        parameter.data = value
+
+
+@contextlib.contextmanager
+def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
+    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
+
+    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
+    changes nothing yet: what the model was is the model without it.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    yield
+    config.init_lora_weights = kept
+    if "ref" in model.peft_config and not spec.model.adapter_path and not moves_base(spec):
+        model.delete_adapter("ref")
+
+
+def ours(trainer: Trainer) -> Trainer:
+    """The trainer as Athanor needs it, whatever its constructor did."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
+            parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)  # the run's callback prints
+    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
+    return trainer
+
+
+def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
+    """The trainer's configuration is what the spec says, whatever its constructor did to it in between.
+
+    Raises AssertionError with every setting that differs.
+    """
+    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None) | stage_arguments(spec)
+    differing = []
+    for name, value in wanted.items():
+        effective = getattr(trainer.args, name)
+        effective = getattr(effective, "value", effective)
+        if name == "report_to":
+            effective, value = list(effective or []), [] if value == "none" else value
+        same = (
+            math.isclose(effective, value)
+            if isinstance(value, float) and effective is not None
+            else effective == value
+        )
+        if not same:
+            differing.append(f"{name}: the spec says {value!r}, the trainer has {effective!r}")
+    assert not differing, "; ".join(differing)
