@@ -20,7 +20,7 @@ from bench.figures import Figure, table
 from engine.core.rundir import read_json
 from engine.launch.processes import processes
 from engine.launch.workspace import PROJECT, Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.runs import runs
 from engine.runs.results import new_export_spec
 from engine.runs.runs import Run

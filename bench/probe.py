@@ -17,7 +17,7 @@ from typing import Any
 from engine.core.rundir import RunDir
 from engine.evaluation import probe
 from engine.launch.workspace import DEMO_MODEL, PROJECT
-from engine.models.models import SMOLLM2
+from engine.models.discovery import SMOLLM2
 from engine.spec.run_spec import RunSpec
 from tests.train_many import lay_out
 

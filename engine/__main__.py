@@ -23,7 +23,7 @@ from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import gguf
 from engine.launch.workspace import Workplace, add_arguments, from_arguments
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.runs import failures, kinds, queue, results, runs
 from engine.runs.progress import last, progress, tells
 from engine.runs.results import new_export_spec, next_spec

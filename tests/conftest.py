@@ -20,7 +20,7 @@ import pytest
 from engine.core.rundir import folders
 from engine.launch.processes import end_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
-from engine.models.models import SMOLLM2
+from engine.models.discovery import SMOLLM2
 from engine.runs import supervisor
 from engine.spec.run_spec import RunSpec
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from engine.core.rundir import RunDir, read_lines, write_json
-from engine.spec.run_spec import Ppo
+from engine.spec.stage_settings import Ppo
 from engine.worker.runtime.process_lifecycle import Report
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.callbacks import RunCallback

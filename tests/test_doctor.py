@@ -15,7 +15,7 @@ import pytest
 from engine.core import hardware
 from engine.launch import command
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.preflight import checks, doctor, memory
 from engine.preflight.doctor import Device, Finding
 from engine.runs import failures, runs

@@ -27,7 +27,7 @@ from engine.export import export_spec, gguf
 from engine.export.export_spec import ExportSpec
 from engine.launch.processes import processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.preflight.checks import obstacles
 from engine.runs import kinds, runs
 from engine.runs.results import new_export_spec, results

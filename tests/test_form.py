@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from engine.launch.workspace import Workplace
-from engine.models.models import linear_modules, whole_modules
+from engine.models.trainable_modules import linear_modules, whole_modules
 from engine.runs.plan import Summary
 from engine.spec.run_spec import UNIONS, RunSpec, fields
 from tests.test_models import make_model

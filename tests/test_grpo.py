@@ -18,7 +18,8 @@ from engine.core.stages import STAGES
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import failures, queue, runs, samples
 from engine.runs.progress import curves
-from engine.spec.run_spec import RunSpec, optimizer_steps
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import optimizer_steps
 from tests.conftest import by_hand, wait_until
 
 pytestmark = pytest.mark.slow

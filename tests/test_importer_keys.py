@@ -16,7 +16,8 @@ from engine.importer import Imported, decoded, read, read_any
 from engine.importer.axolotl import WAYS as AXOLOTL_WAYS
 from engine.importer.table import entries, reasons, sections
 from engine.importer.ways import WAYS
-from engine.spec.run_spec import RunSpec, fields, trainer_arguments
+from engine.spec.run_spec import RunSpec, fields
+from engine.spec.trainer_arguments import trainer_arguments
 from tests import foreign_keys
 
 BASE = "model_name_or_path: /models/x\nfinetuning_type: lora\ndataset: a,b\n"

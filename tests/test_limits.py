@@ -14,11 +14,12 @@ import pytest
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, say
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.preflight import limits, memory
 from engine.runs import kinds
 from engine.runs.plan import summary
-from engine.spec.run_spec import RunSpec, optimizer_steps
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import optimizer_steps
 from engine.worker.data.splits import set_aside, times
 from tests.conftest import engine
 from webui import form

@@ -14,10 +14,12 @@ import pytest
 from bench.gpu import CASES, SHAPES, Case, spec_of
 from engine.core import hardware
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.preflight import memory
 from engine.runs.plan import Summary, summary
-from engine.spec.run_spec import RunSpec, examples_per_step, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
 from webui.train_tab import memory_html
 from webui.words import Words
 

@@ -9,15 +9,11 @@ import time
 
 import pytest
 
-from engine.models import models
-from engine.models.models import (
-    find_models,
-    inspect,
-    is_hub_id,
-    lora_problems,
-    model_problems,
-    trainable_parameters,
-)
+from engine.models import discovery, trainable_modules
+from engine.models.checks import model_problems
+from engine.models.discovery import find_models, is_hub_id
+from engine.models.facts import inspect
+from engine.models.trainable_modules import lora_problems, trainable_parameters
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "vocab_size": 96,
@@ -174,8 +170,8 @@ def test_of_a_model_that_also_sees_the_part_that_writes_is_counted_and_named(roo
     folder = make_model(root / "sees", writing | seeing, **config)
     assert model_problems(folder, [root]) == []
     assert inspect(folder).parameters == inspect(make_model(root / "plain")).parameters
-    assert models.linear_modules(inspect(folder)) == LINEAR
-    assert models.freeze_problems(inspect(folder), ["model.layers.1"]) == []
+    assert trainable_modules.linear_modules(inspect(folder)) == LINEAR
+    assert trainable_modules.freeze_problems(inspect(folder), ["model.layers.1"]) == []
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl", "a_family_of_tomorrow"])
@@ -255,7 +251,7 @@ def test_the_hubs_cache_is_where_its_own_variables_say(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.delenv("HUGGINGFACE_HUB_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert models.hub_cache() == tmp_path / "hub"
+    assert discovery.hub_cache() == tmp_path / "hub"
 
 
 def test_hundreds_of_models_are_found_in_a_moment(root):
@@ -425,7 +421,7 @@ def test_a_hostile_header_is_a_problem_and_nothing_worse(root, content):
     (make_model(root / "m") / "model.safetensors").write_bytes(content)
     assert codes(root / "m", [root]) == ["model-header-broken"]
     assert inspect(root / "m").parameters is None
-    assert models.linear_modules(inspect(root / "m")) == []
+    assert trainable_modules.linear_modules(inspect(root / "m")) == []
 
 
 def test_a_header_that_claims_to_be_huge_is_not_read(root):
@@ -497,8 +493,10 @@ def test_everything_wrong_is_told_at_once(root):
 
 def test_the_linear_layers_are_listed_without_embeddings_and_head(root):
     model = inspect(make_model(root / "m"))
-    assert models.linear_modules(model) == LINEAR
-    assert {"model.layers.0.mlp", "model.layers.2.self_attn.q_proj", "lm_head"} <= set(models.modules(model))
+    assert trainable_modules.linear_modules(model) == LINEAR
+    assert {"model.layers.0.mlp", "model.layers.2.self_attn.q_proj", "lm_head"} <= set(
+        trainable_modules.modules(model)
+    )
 
 
 def test_routers_and_routed_experts_are_no_linear_layers(root):
@@ -506,7 +504,7 @@ def test_routers_and_routed_experts_are_no_linear_layers(root):
         "model.layers.0.mlp.gate.weight": (8, 16), "model.layers.0.mlp.experts.0.up_proj.weight": (40, 16),
         "model.layers.0.self_attn.q_proj.weight": (16, 16), "model.layers.0.mlp.shared_expert.w.weight": (4, 16),
     }  # fmt: skip
-    assert models.linear_modules(inspect(make_model(root / "m", moe))) == ["q_proj", "w"]
+    assert trainable_modules.linear_modules(inspect(make_model(root / "m", moe))) == ["q_proj", "w"]
 
 
 def test_a_target_that_is_not_there_is_told_with_those_that_are(root):

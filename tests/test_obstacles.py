@@ -17,10 +17,12 @@ from engine.core.problems import Problem
 from engine.launch import workspace as workplaces
 from engine.launch.workspace import Workplace
 from engine.models.chat_templates import TEMPLATES, file_problem
-from engine.models.models import hub_cache, model_problems
+from engine.models.checks import model_problems
+from engine.models.discovery import hub_cache
 from engine.preflight import checks
 from engine.runs.plan import refitted, start_from, summary
-from engine.spec.run_spec import RunSpec, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
 from tests.test_models import CONFIG, QWEN, make_model, safetensors
 
 CHAT = [{"instruction": f"What comes after {n}?", "input": "", "output": f"{n + 1}."} for n in range(4)]

@@ -22,7 +22,8 @@ from engine.launch.workspace import PROJECT, Workplace
 from engine.models.reward_models import reward_model_problems
 from engine.preflight.checks import obstacles
 from engine.runs import progress, queue, runs, supervisor
-from engine.spec.run_spec import RunSpec, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
 from engine.worker.training import ppo_math
 from engine.worker.training.ppo_monitor import WATCHED, Watch
 from tests.conftest import by_hand, wait_until

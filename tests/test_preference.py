@@ -20,10 +20,12 @@ import pytest
 from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.launch import command
 from engine.launch.workspace import PROJECT
-from engine.models.models import header
+from engine.models.safetensors_headers import header
 from engine.preflight.checks import trainable
 from engine.runs import supervisor
-from engine.spec.run_spec import SMOOTHED, Dpo, RunSpec, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import SMOOTHED, Dpo
 
 pytestmark = pytest.mark.slow
 

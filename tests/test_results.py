@@ -14,7 +14,9 @@ from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.runs.results import ANSWERS, EPOCHS, following, next_spec, results
 from engine.runs.runs import Run
-from engine.spec.run_spec import RunSpec, examples_per_step, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight.checks import obstacles
-from engine.spec.run_spec import problems
+from engine.spec.contradictions import problems
 
 DATA = PROJECT / "data"
 RECIPES = [runpy.run_path(str(DATA / f"{name}_recipe.py")) for name in ("preference", "tickets")]

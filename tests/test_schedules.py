@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from engine.launch.workspace import PROJECT
-from engine.spec.run_spec import RunSpec, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import arguments, warmup_problems
 
 RATE = 1e-3

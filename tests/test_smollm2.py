@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
-from engine.models.models import find_models, inspect, model_problems
+from engine.models.checks import model_problems
+from engine.models.discovery import find_models
+from engine.models.facts import inspect
 from webui import train_tab
 from webui.words import Words
 

@@ -16,19 +16,14 @@ from engine.core.problems import Refusal
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import PROJECT, Workplace
+from engine.spec.contradictions import problems
 from engine.spec.generation_settings import Manner
-from engine.spec.run_spec import (
-    Optimizer,
-    Part,
-    RunSpec,
-    Scheduler,
-    fields,
-    optimizer_steps,
-    problems,
-    read_yaml,
-    trainer_arguments,
-)
+from engine.spec.parts import Part
+from engine.spec.run_spec import Optimizer, RunSpec, Scheduler, fields
 from engine.spec.schedules import arguments as schedule_arguments
+from engine.spec.steps import optimizer_steps
+from engine.spec.trainer_arguments import trainer_arguments
+from engine.spec.yaml_text import read_yaml
 
 
 def refused(given: Any, whole: type[Part] = RunSpec) -> dict[str, str]:

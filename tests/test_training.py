@@ -19,7 +19,8 @@ from engine.core.rundir import RunDir, read_json, read_lines, write_json
 from engine.launch.workspace import PROJECT
 from engine.runs import runs
 from engine.runs.progress import curves
-from engine.spec.run_spec import RunSpec, optimizer_steps
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import optimizer_steps
 from tests.train_many import lay_out, train_many
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from engine.core.rundir import RunDir, read_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.models.vocabulary import missing_rows, special_token_problems, vocabulary
 from engine.preflight import checks
 from engine.preflight.checks import trainable

@@ -16,7 +16,8 @@ import gradio as gr
 
 from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
-from engine.models.models import chat_template, identity
+from engine.models.discovery import identity
+from engine.models.facts import chat_template
 from engine.runs import recent
 from engine.runs.results import Result, results
 from engine.runs.results import titles as called

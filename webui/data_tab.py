@@ -27,10 +27,12 @@ from engine.data.encodings import known_encoding
 from engine.data.mixing import held_out
 from engine.data.soundness import flaw, sound_names
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect, model_problems
+from engine.models.checks import model_problems
+from engine.models.facts import inspect
 from engine.preflight.checks import chosen_template_problems
 from engine.runs import speed
-from engine.spec.run_spec import UNIONS, RunSpec, optimizer_steps
+from engine.spec.run_spec import UNIONS, RunSpec
+from engine.spec.steps import optimizer_steps
 from webui import clicks, notices, rows, sources
 from webui.events import QUIET
 from webui.numbers import duration, human

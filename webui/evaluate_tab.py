@@ -23,7 +23,7 @@ from engine.data.row_files import broken_off
 from engine.evaluation import harness, report
 from engine.evaluation.evaluation_spec import EvaluationSpec, base_of, fitting, frozen, left, take_questions
 from engine.launch.workspace import Workplace, inside
-from engine.models.models import identity
+from engine.models.discovery import identity
 from engine.runs import recent, runs
 from engine.runs.results import Result, of, results, titles
 from engine.runs.runs import Run

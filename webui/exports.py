@@ -11,7 +11,7 @@ from urllib.parse import quote
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import read_json
 from engine.export import deployment, gguf
-from engine.models.models import adapter_config
+from engine.models.adapters import adapter_config
 from engine.runs import progress, publish, runs
 from engine.runs.failures import explain
 from engine.runs.runs import Run

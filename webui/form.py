@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import gradio as gr
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.run_spec import UNIONS, RunSpec, fields, read_yaml, write_yaml
+from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.yaml_text import read_yaml, write_yaml
 from webui import boxes
 from webui.words import Words
 

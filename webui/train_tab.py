@@ -19,13 +19,16 @@ from engine.data import preview_client
 from engine.data.datasets import Dataset, count_rows, read_catalogue
 from engine.data.soundness import flaw, sound_first
 from engine.launch.workspace import DEMO_MODEL, Workplace, absolute, inside
-from engine.models.models import ALL_LINEAR, SMOLLM2, Model, hub_cache, inspect, linear_modules, whole_modules
+from engine.models.discovery import SMOLLM2, hub_cache
+from engine.models.facts import Model, inspect
+from engine.models.trainable_modules import ALL_LINEAR, linear_modules, whole_modules
 from engine.preflight.checks import QUANTIZER, packages_of
 from engine.runs import recent, runs
 from engine.runs.compare import ABSENT, differences
 from engine.runs.plan import Summary, first_preset, refitted, start_from, summary
 from engine.runs.results import Result, results, titles
-from engine.spec.run_spec import RunSpec, examples_per_step, fields
+from engine.spec.run_spec import RunSpec, fields
+from engine.spec.steps import examples_per_step
 from webui import form, notices
 from webui.events import QUIET
 from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form, element_id

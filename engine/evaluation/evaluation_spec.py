@@ -20,9 +20,13 @@ from engine.data.datasets import Dataset, examples, read_catalogue
 from engine.data.soundness import flaw, sound_names
 from engine.evaluation import harness
 from engine.launch.workspace import Workplace, absolute, inside
-from engine.models.models import ADAPTER_FILES, identity, inspect, is_hub_id
+from engine.models.adapters import ADAPTER_FILES
+from engine.models.discovery import identity, is_hub_id
+from engine.models.facts import inspect
 from engine.preflight import checks
-from engine.spec.run_spec import LONGEST_NAME, Hardware, Model, NoRopeScaling, Part, RunSpec, Spec, setting
+from engine.spec.model_settings import Model, NoRopeScaling
+from engine.spec.parts import Part, setting
+from engine.spec.run_spec import LONGEST_NAME, Hardware, RunSpec, Spec
 
 BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
 LOOKED_AT = 2000  # first rows of a set that tell whether it has references

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.launch.workspace import inside
-from engine.spec.run_spec import read_yaml
+from engine.spec.yaml_text import read_yaml
 
 FOLDER = "harness"  # in the data folder
 PACKAGE = "lm-eval==0.4.13"  # what to install

@@ -20,19 +20,16 @@ from engine.core.rundir import RESULT, RunDir, busy
 from engine.export import gguf
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace, absolute, inside
-from engine.models.models import (
-    ADAPTER_FILES,
-    Tensor,
-    adapter_config,
-    adapter_problems,
-    adapter_scores,
-    header,
-    inspect,
-    model_problems,
-)
+from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_problems, adapter_scores
+from engine.models.checks import model_problems
+from engine.models.facts import inspect
+from engine.models.safetensors_headers import Tensor, header
 from engine.preflight.checks import unusable
 from engine.preflight.doctor import device_of
-from engine.spec.run_spec import LONGEST_NAME, Hardware, Model, Spec, named_weights, read_yaml, setting
+from engine.spec.model_settings import Model
+from engine.spec.parts import named_weights, setting
+from engine.spec.run_spec import LONGEST_NAME, Hardware, Spec
+from engine.spec.yaml_text import read_yaml
 
 BASE, ADAPTERS = "model.model_name_or_path", "adapters"
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -20,7 +20,8 @@ from engine.importer.table import entries
 from engine.importer.training import training
 from engine.importer.ways_model import CONTEXT
 from engine.runs import kinds
-from engine.spec.run_spec import RunSpec, Spec, read_yaml
+from engine.spec.run_spec import RunSpec, Spec
+from engine.spec.yaml_text import read_yaml
 
 MAKERS: dict[str, Callable[..., Draft]] = {"training": training, "evaluation": evaluation, "export": export}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.importer.table import Entry, reasons
-from engine.spec.run_spec import UNIONS, RunSpec, Spec, fields, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import UNIONS, RunSpec, Spec, fields
 
 # What is wrong with a further argument by itself, whatever the others say.
 OF_VALUES = (

@@ -11,7 +11,8 @@ from engine.core.problems import Refusal
 from engine.importer.draft import Draft, several
 from engine.importer.shell import ASSIGNMENT
 from engine.importer.table import Entry, entries
-from engine.spec.run_spec import RunSpec, read_yaml
+from engine.spec.run_spec import RunSpec
+from engine.spec.yaml_text import read_yaml
 
 CLI = ("llamafactory-cli", "lmf", "axolotl")
 LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3", "srun", "mpirun", "ray")

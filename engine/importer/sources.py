@@ -13,7 +13,7 @@ import yaml
 from engine.core.problems import Problem, Refusal, problem
 from engine.importer.launch import Launch, read_words
 from engine.importer.shell import HERE_DOCUMENT, read_script
-from engine.spec.run_spec import DEEPEST, read_yaml
+from engine.spec.yaml_text import DEEPEST, read_yaml
 
 KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
 YAML_LINE = re.compile(r"^(?:['\"]?[A-Za-z_][\w.\-]*['\"]?\s*:(?:\s|$)|---\s*$)")

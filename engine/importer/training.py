@@ -12,7 +12,9 @@ from engine.importer.launch import SECRET, plain
 from engine.importer.table import Entry, entries
 from engine.importer.ways import WAYS
 from engine.importer.ways_model import CONTEXT
-from engine.spec.run_spec import STAGES, RunSpec, trainer_arguments
+from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import STAGES
+from engine.spec.trainer_arguments import trainer_arguments
 
 # What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).
 DEFAULTS: dict[str, Any] = {

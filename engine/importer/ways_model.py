@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.importer.draft import Draft, by_name, several
 from engine.importer.table import NOTHING, reasons
-from engine.spec.run_spec import METHODS
+from engine.spec.method_settings import METHODS
 
 CONTEXT = " context"  # no key of theirs: tokens that the model takes, where that is known
 

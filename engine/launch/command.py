@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.launch.workspace import PROJECT
-from engine.models.models import is_hub_id
+from engine.models.discovery import is_hub_id
 from engine.spec.run_spec import RunSpec, Spec
 
 # Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.

@@ -17,7 +17,8 @@ import yaml
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RESULT
-from engine.models.models import ADAPTER_FILES, SMOLLM2, identity
+from engine.models.adapters import ADAPTER_FILES
+from engine.models.discovery import SMOLLM2, identity
 from engine.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parents[2]

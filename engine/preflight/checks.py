@@ -1,6 +1,6 @@
 """What stands in the way of a spec on this machine: files, cards, disk, packages. All of it at once, before start.
 
-`engine.spec.run_spec.problems` is its pure counterpart, about the spec alone.
+`engine.spec.contradictions.problems` is its pure counterpart, about the spec alone.
 """
 
 from __future__ import annotations
@@ -23,23 +23,18 @@ from engine.data.soundness import sound_names
 from engine.data.validation import Report, check
 from engine.launch import command
 from engine.launch.workspace import Workplace, template_file
+from engine.models.adapters import adapter_parameters, adapter_problems, adapter_scores
 from engine.models.chat_templates import TEMPLATES, file_problem, template_problem
-from engine.models.models import (
-    Model,
-    adapter_parameters,
-    adapter_problems,
-    adapter_scores,
-    chat_template,
+from engine.models.checks import model_problems
+from engine.models.discovery import is_hub_id
+from engine.models.facts import Model, chat_template, has_reward_model, inspect
+from engine.models.reward_models import reward_model_problems
+from engine.models.trainable_modules import (
     freeze_problems,
-    has_reward_model,
-    inspect,
-    is_hub_id,
     lora_problems,
-    model_problems,
     targeted_shapes,
     trainable_parameters,
 )
-from engine.models.reward_models import reward_model_problems
 from engine.models.vocabulary import (
     embedding_rows,
     missing_rows,
@@ -96,7 +91,7 @@ def countable(wrong: set[str]) -> bool:
 def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
     chosen = spec.model.model_name_or_path
     if not chosen.strip():
-        return []  # engine.spec.run_spec.problems has said so
+        return []  # engine.spec.contradictions.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
     judge = spec.stage.kind == "rm"
     if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=judge):

@@ -17,12 +17,13 @@ from engine.data.datasets import count_rows, read_catalogue
 from engine.data.mixing import held_out, repeats
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
-from engine.models.models import Model, inspect
+from engine.models.facts import Model, inspect
 from engine.models.vocabulary import vocabulary
 from engine.preflight import memory
 from engine.preflight.checks import countable, disk_needed, trainable
-from engine.spec.run_spec import RunSpec, examples_per_step, optimizer_steps
+from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import MEASURING, WITHOUT_WARMUP, warmup_problems
+from engine.spec.steps import examples_per_step, optimizer_steps
 
 FORK = (
     100 << 20

@@ -16,9 +16,12 @@ from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
-from engine.models.models import Model, inspect, trainable_parameters
+from engine.models.facts import Model, inspect
+from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.checks import trainable
-from engine.spec.run_spec import RunSpec, examples_per_step, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
 
 # Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
 # themselves, and what lies between them.

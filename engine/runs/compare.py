@@ -20,7 +20,7 @@ from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal
 from engine.core.rundir import RESULT, distinct, read_json
 from engine.core.stages import STAGES
-from engine.models.models import identity
+from engine.models.discovery import identity
 from engine.runs import progress, runs
 from engine.runs.progress import Series
 from engine.runs.runs import Run

@@ -17,7 +17,9 @@ from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
 from engine.preflight import checks, limits
 from engine.preflight.remarks import remarks
-from engine.spec.run_spec import RunSpec, Spec, problems, read_yaml
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec, Spec
+from engine.spec.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from engine.data.datasets import read_catalogue
 from engine.data.validation import recommended
 from engine.launch import command
 from engine.launch.workspace import Workplace
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.preflight import doctor, limits, memory
 from engine.preflight.checks import countable, obstacles, trainable, unusable
 from engine.preflight.remarks import remarks
 from engine.runs import recent
-from engine.spec.run_spec import RunSpec, optimizer_steps, problems
+from engine.spec.contradictions import problems
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import optimizer_steps
 
 MEMORY = ("batch-may-not-fit", "length-may-not-fit", "model-may-not-fit")  # `fits` says more than these
 

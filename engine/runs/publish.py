@@ -16,7 +16,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import read_json, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
-from engine.models.models import is_hub_id
+from engine.models.discovery import is_hub_id
 from engine.runs.runs import Run
 
 PUBLISHED = "published.json"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine.core.problems import Refusal
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, inside
-from engine.models.models import Model, find_models, identity
+from engine.models.discovery import find_models, identity
+from engine.models.facts import Model
 from engine.runs import runs
 from engine.runs.results import Result, results
 

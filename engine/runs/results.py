@@ -16,12 +16,14 @@ from engine.data.datasets import read_catalogue
 from engine.data.validation import recommended
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
-from engine.models.models import ADAPTER_FILES
+from engine.models.adapters import ADAPTER_FILES
 from engine.preflight.checks import CONTINUED
 from engine.runs import runs
 from engine.runs.runs import Run
-from engine.spec.run_spec import STAGES as PARTS
-from engine.spec.run_spec import NoQuantization, NoRopeScaling, RunSpec, examples_per_step
+from engine.spec.model_settings import NoQuantization, NoRopeScaling
+from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import STAGES as PARTS
+from engine.spec.steps import examples_per_step
 
 EPOCHS = 3  # of a stage that follows, at most
 ANSWERS = 32  # of a step in which a model learns from scores, at least

@@ -32,10 +32,12 @@ from engine.core.rundir import ALIVE, held, read_json, take, wait_for, write_jso
 from engine.launch import command
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, inside
-from engine.models.models import identity, is_hub_id, may_be_quantized
+from engine.models.discovery import identity, is_hub_id
+from engine.models.facts import may_be_quantized
 from engine.runs.results import Result, base_of, results
 from engine.serving import vllm
-from engine.spec.run_spec import Model, NoRopeScaling, RunSpec
+from engine.spec.model_settings import Model, NoRopeScaling
+from engine.spec.run_spec import RunSpec
 
 FOLDER = ".chat"
 MOST = 2  # servers that a studio keeps at once: each holds a whole model

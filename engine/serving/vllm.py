@@ -16,7 +16,7 @@ from typing import Any
 from engine.core.problems import Problem, problem
 from engine.core.rundir import end_of
 from engine.export.deployment import max_lora_rank, vllm_problems
-from engine.models.models import adapter_config
+from engine.models.adapters import adapter_config
 
 ENGINES = ("transformers", "vllm")  # what can write a server's answers
 BASE = "base"  # what the model itself is asked as; adapters are adapter0, adapter1, …

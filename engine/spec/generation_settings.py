@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.spec.run_spec import Part, setting
+from engine.spec.parts import Part, setting
 
 
 class Manner(Part):

@@ -17,7 +17,7 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, append_lines, read_lines
 from engine.evaluation.evaluation_spec import EvaluationSpec, Left, as_training, base_of, left, whole_of
 from engine.runs.kinds import read
-from engine.spec.run_spec import Model
+from engine.spec.model_settings import Model
 from engine.worker.runtime.optional_packages import leave_out_unused, quantized
 from engine.worker.runtime.process_lifecycle import Report, edge
 

@@ -25,9 +25,11 @@ from engine.core.stages import STAGES
 from engine.data import template_losses
 from engine.data.datasets import Dataset, files_of, read_catalogue
 from engine.data.mixing import held_out, repeats
-from engine.models.models import adapter_rows, inspect
+from engine.models.adapters import adapter_rows
+from engine.models.facts import inspect
 from engine.models.vocabulary import embedding_rows
-from engine.spec.run_spec import RunSpec, measured
+from engine.spec.contradictions import measured
+from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
 from engine.worker.runtime.process_lifecycle import Report, edge
 

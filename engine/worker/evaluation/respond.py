@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.evaluation.evaluation_spec import Generation
-from engine.spec.run_spec import Model, RunSpec
+from engine.spec.model_settings import Model
+from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORED, Encoder, Example
 from engine.worker.evaluation.questions import Question
 from engine.worker.generation.detokenizer import Wording

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from engine.core.rundir import RESULT, read_json
 from engine.export.export_spec import ExportSpec
-from engine.models.models import adapter_config, inspect
+from engine.models.adapters import adapter_config
+from engine.models.facts import inspect
 from engine.models.reward_models import EVALUATION, PAIRS
 from engine.runs.lineage import Training, trainings
 from engine.spec.run_spec import RunSpec

@@ -21,7 +21,7 @@ from engine.export import deployment, gguf
 from engine.export.export_spec import ExportSpec, no_converter, weights
 from engine.export.gguf import READING, Converter
 from engine.launch.workspace import PROJECT
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.worker.exporting.model_card import seal
 from engine.worker.runtime.process_lifecycle import Report
 

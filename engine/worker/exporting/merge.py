@@ -25,7 +25,7 @@ from transformers import (
 
 from engine.core.problems import Refusal, problem
 from engine.export.export_spec import PRUNING, ExportSpec, combined
-from engine.models.models import inspect
+from engine.models.facts import inspect
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base

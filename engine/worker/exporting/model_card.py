@@ -16,7 +16,9 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, read_lines
 from engine.export import deployment
 from engine.export.export_spec import ExportSpec, called, combined
-from engine.models.models import adapter_config, identity, inspect, is_hub_id
+from engine.models.adapters import adapter_config
+from engine.models.discovery import identity, is_hub_id
+from engine.models.facts import inspect
 from engine.spec.run_spec import RunSpec
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.tokenizer import end_ids

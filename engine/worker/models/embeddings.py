@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.models.models import adapter_rows
+from engine.models.adapters import adapter_rows
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.tokenizer import load_tokenizer
 

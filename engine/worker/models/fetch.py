@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.hardware import free_disk
-from engine.models.models import PICKLES, hub_cache, inspect, is_hub_id, model_problems
+from engine.models.safetensors_headers import PICKLES
+from engine.models.discovery import hub_cache, is_hub_id
+from engine.models.facts import inspect
+from engine.models.checks import model_problems
 from engine.preflight.checks import model_obstacles
 from engine.core.problems import Refusal, problem
 from engine.spec.run_spec import RunSpec

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from engine.models.models import may_be_quantized
+from engine.models.facts import may_be_quantized
 from engine.preflight.checks import packages
-from engine.spec.run_spec import Model, RunSpec
+from engine.spec.model_settings import Model
+from engine.spec.run_spec import RunSpec
 
 UNUSED_UNLESS_ASKED = "bitsandbytes"
 

@@ -19,7 +19,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
-from engine.spec.run_spec import RunSpec, examples_per_step
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.result import generation_config
 from engine.worker.training.rewards import Answer, Score, check_references, score_of

@@ -23,7 +23,8 @@ from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArg
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
-from engine.spec.run_spec import Ppo, RunSpec
+from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import Ppo
 from engine.worker.training import ppo_math
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.ppo_monitor import Watch

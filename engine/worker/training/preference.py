@@ -29,7 +29,8 @@ from trl.trainer.utils import add_fused_lm_head
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_json, write_json
 from engine.preflight.checks import one_kind_alone
-from engine.spec.run_spec import Orpo, RunSpec, Simpo
+from engine.spec.run_spec import RunSpec
+from engine.spec.stage_settings import Orpo, Simpo
 from engine.worker.training.trainers import (
     common_arguments,
     early_stopping,

@@ -20,7 +20,7 @@ from typing import Any
 import regex
 
 from engine.core.problems import Refusal, problem
-from engine.spec.run_spec import Answering
+from engine.spec.stage_settings import Answering
 
 PATIENCE_S = 1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
 FILE = "stage.reward_file"

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, SchedulerType
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
-from engine.spec.run_spec import TRAINER_ARGUMENTS
 from engine.spec.schedules import ARGUMENTS as SCHEDULE_ARGUMENTS
+from engine.spec.trainer_arguments import TRAINER_ARGUMENTS
 
 CONFIGS = {
     "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,

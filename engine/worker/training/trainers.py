@@ -15,7 +15,8 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 
 from engine.core.rundir import RunDir
 from engine.core.stages import STAGES
-from engine.spec.run_spec import RENAMED, RunSpec
+from engine.spec.run_spec import RunSpec
+from engine.spec.trainer_arguments import RENAMED
 from engine.worker.models.loading import moves_base, precision
 
 # Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not

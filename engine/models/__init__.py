@@ -1,0 +1,1 @@
+"""Facts of model folders: configuration, safetensors headers, adapters, chat templates, vocabulary."""

@@ -1,0 +1,107 @@
+"""Facts of a LoRA adapter's folder, and what keeps its training from going on."""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.discovery import identity
+from engine.models.facts import as_text
+from engine.models.json_objects import read_json_object
+from engine.models.safetensors_headers import header
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft names them
+
+
+def adapter_config(folder: str | Path) -> dict[str, Any]:
+    """The adapter's adapter_config.json; empty where it cannot be read, or a rank in it is no number."""
+    found = read_json_object(Path(folder) / ADAPTER_FILES[0])
+    if isinstance(found, Problem):
+        return {}
+    pattern = found.get("rank_pattern") or {}
+    ranks = [found.get("r") or 0, *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    return found if all(isinstance(one, int) for one in ranks) else {}
+
+
+def adapter_problems(
+    folder: str | Path,
+    base: str,
+    settings: Mapping[str, Any],
+    field: str = "model.adapter_path",
+    *,
+    scorer: bool = False,
+) -> list[Problem]:
+    """What keeps the training of a LoRA adapter from going on: missing files, another base than `base`, that it
+    judges texts where none is wanted that does (`scorer`), and `settings` (name in peft's LoraConfig → value) that
+    are not the adapter's, each at "method." and its name."""
+    folder = Path(folder)
+    for name in ADAPTER_FILES:
+        if not os.path.isfile(folder / name):
+            return [problem("adapter-file-missing", field, file=name, folder=folder)]
+    config, weights = read_json_object(folder / ADAPTER_FILES[0]), header(folder / ADAPTER_FILES[1])
+    if broken := [one for one in (config, weights) if isinstance(one, Problem)]:
+        return [replace(one, field=field) for one in broken]
+    found = []
+    trained_on = as_text(config.get("base_model_name_or_path"))
+    if not _same_base(trained_on, base):
+        found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+    if _scores(config) and not scorer:
+        found.append(problem("adapter-scores", field, folder=folder))
+    return found + [
+        problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
+        for name, value in settings.items()
+        if name in config and config[name] != value
+    ]
+
+
+def adapter_scores(folder: str | Path) -> bool:
+    """Whether an adapter has the head of a reward model."""
+    config = read_json_object(Path(folder) / ADAPTER_FILES[0])
+    return not isinstance(config, Problem) and _scores(config)
+
+
+def _scores(config: Mapping[str, Any]) -> bool:
+    return config.get("task_type") == "SEQ_CLS"
+
+
+def _same_base(trained_on: str, chosen: str) -> bool:
+    """A base that is not on this machine under the name it had is known by the last part of that name."""
+    one, other = identity(trained_on), identity(chosen)
+    moved = not os.path.exists(trained_on) and Path(one).name == Path(other).name
+    return one == other or moved
+
+
+def adapter_rows(folder: str | Path) -> int:
+    """For how many token ids an adapter brings embeddings of its own; 0 for one that leaves them to the base."""
+    weights = header(Path(folder) / ADAPTER_FILES[1])
+    names = (
+        "embed_tokens.weight",
+        "wte.weight",
+        "embed_in.weight",
+        "word_embeddings.weight",
+        "lm_head.weight",
+    )
+    found = {} if isinstance(weights, Problem) else weights
+    return max(
+        (one.shape[0] for name, one in found.items() if name.endswith(names) and len(one.shape) == 2),
+        default=0,
+    )
+
+
+def adapter_parameters(folder: str | Path) -> int:
+    """How many weights an adapter has; 0 where its header cannot be read."""
+    weights = header(Path(folder) / ADAPTER_FILES[1])
+    return 0 if isinstance(weights, Problem) else sum(math.prod(tensor.shape) for tensor in weights.values())

@@ -1,0 +1,164 @@
+"""What keeps a model folder from being trained: missing or damaged files, formats and architectures that are not supported."""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.discovery import SMOLLM2, allowed_roots, is_below, find_models, is_hub_id, locate
+from engine.models.facts import DTYPES, HIDDEN, Model, SCORERS, base_of_adapter, auto_classes, first_number, is_language_model, inspect
+from engine.models.json_objects import files_in, read_json_object
+from engine.models.safetensors_headers import Tensor, shortened, tensors_of
+
+
+MAX_TOKENIZER = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json",
+)  # fmt: skip
+SENSES = ("vision_config", "audio_config")
+
+
+def model_problems(
+    path_or_id: str | Path,
+    roots: Sequence[Path],
+    field: str = "model.model_name_or_path",
+    *,
+    allow_remote_code: bool = False,
+    scorer: bool = False,
+) -> list[Problem]:
+    """Everything that keeps this model from being trained; [] for a sound folder and for a hub id, which is
+    only known once fetched. `scorer`: a reward model is wanted, so a classification head is no fault."""
+    text = str(path_or_id)
+    if unclear := _path_problem(text):
+        return [replace(unclear, field=field)]
+    place = locate(text, roots)
+    if place is None:
+        return [] if is_hub_id(text) else [replace(_not_a_name(text) or _missing(text, roots), field=field)]
+    if not is_below(place, allowed_roots(roots)):
+        return [problem("model-outside-roots", field, path=text, roots=shortened(map(str, roots)))]
+    if place.is_file():
+        code = "model-gguf" if place.suffix == ".gguf" else "model-is-a-file"
+        return [problem(code, field, file=place.name, folder=place.parent)]
+    return [replace(found, field=field) for found in _folder_problems(place, allow_remote_code, scorer)]
+
+
+def _path_problem(text: str) -> Problem | None:
+    """What no path of a model is, whether it is there or not."""
+    if not text.strip():
+        return problem("model-empty")
+    if not text.isprintable():
+        return problem("model-path-characters", given=ascii(text[:80])[1:-1])
+    if ".." in Path(text).parts:
+        return problem("model-path-dots", given=text[:80])
+    if len(os.fsencode(text)) > 1024 or any(len(os.fsencode(part)) > 255 for part in Path(text).parts):
+        return problem("model-path-long", given=text[:80])
+    return None
+
+
+def _not_a_name(text: str) -> Problem | None:
+    """A folder that is there may be called anything, since no name is given to a shell; but where there is none,
+    whoever pasted half a command should hear of it."""
+    if re.search(r"[;|&<>$`!*?\"']", text) or text[0] in "-~":
+        return problem("model-path-characters", given=text[:80])
+    return None
+
+
+def _missing(text: str, roots: Sequence[Path]) -> Problem:
+    """The nearest by the last part of the name, whatever its case: that is where slips are made."""
+    if Path(text).name == SMOLLM2.name:
+        return problem("model-smollm2", given=text, place=SMOLLM2)
+    names = [model.name for model in find_models(roots)]
+    by_end = {name.rsplit("/")[-1].casefold(): name for name in names}
+    near = difflib.get_close_matches(Path(text).name.casefold(), by_end, n=3, cutoff=0.5)
+    if near:
+        return problem("model-missing", given=text, nearest=shortened(by_end[end] for end in near))
+    return problem("model-missing-alone", given=text, roots=shortened(map(str, roots)), count=len(names))
+
+
+def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> list[Problem]:
+    if base := base_of_adapter(folder):
+        return [problem("model-is-adapter", folder=folder.name, base=base)]
+    if not (folder / "config.json").exists():
+        gguf = [name for name, _ in files_in(folder) if name.endswith(".gguf")]
+        return [problem("model-gguf", file=gguf[0]) if gguf else problem("model-no-config", folder=folder)]
+    config = read_json_object(folder / "config.json")
+    if isinstance(config, Problem):
+        return [config]
+
+    model, found = inspect(folder), []
+    if model.needs_remote_code and not allow_remote_code:
+        found.append(problem("model-remote-code", model=model.name, model_type=model.model_type or "?"))
+    if model.quantized not in (None, "bitsandbytes"):
+        found.append(problem("model-quantized", how=model.quantized))
+    if config.get("is_encoder_decoder"):
+        found.append(problem("model-encoder-decoder", architecture=model.architecture or model.model_type))
+    elif any(word in model.architecture for word in SCORERS):
+        if not scorer:
+            found.append(problem("model-is-scorer", architecture=model.architecture))
+    elif not is_language_model(folder):
+        found.append(
+            problem("model-not-language", architecture=model.architecture or model.model_type or "?")
+        )
+    elif any(part in config for part in SENSES) and not _writes_alone(model):
+        found.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
+    tensors, damaged = tensors_of(folder)
+    return found + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
+
+
+def _writes_alone(model: Model) -> bool:
+    """Whether the part of the model that writes is loaded without those that see or hear."""
+    return model.needs_remote_code or auto_classes("CAUSAL_LM").get(model.model_type, "").endswith(
+        "ForCausalLM"
+    )
+
+
+def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
+    """A config.json of another model than the weights are, seen at the embedding."""
+    embedding = tensors.get("model.embed_tokens.weight")
+    said = {"vocab_size": first_number(config, ("vocab_size",)), "hidden_size": first_number(config, HIDDEN)}
+    if not embedding or len(embedding.shape) != 2 or embedding.dtype not in DTYPES:
+        return []
+    return [
+        problem("model-config-differs", name=name, said=number, size=size)
+        for (name, number), size in zip(said.items(), embedding.shape, strict=True)
+        if number and number != size
+    ]
+
+
+def _tokenizer_problems(folder: Path) -> list[Problem]:
+    names = [name for name, _ in files_in(folder)]
+    if not any(name in TOKENIZERS or name.endswith(".tiktoken") for name in names):
+        return [problem("model-no-tokenizer", folder=folder.name)]
+    found = []
+    if "tokenizer.json" in names:
+        status = (folder / "tokenizer.json").stat()
+        found.append(_tokenizer_file(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
+    if "tokenizer_config.json" in names and isinstance(
+        config := read_json_object(folder / "tokenizer_config.json"), Problem
+    ):
+        found.append(config)
+    return [one for one in found if one]
+
+
+@lru_cache(maxsize=256)
+def _tokenizer_file(path: Path, modified: int, size: int) -> Problem | None:
+    """What is wrong with a tokenizer.json; these are larger than any other JSON of a model, so read once."""
+    content = read_json_object(path, MAX_TOKENIZER)
+    if isinstance(content, Problem):
+        return content
+    model = content.get("model")
+    sound = isinstance(model, dict) and isinstance(model.get("vocab"), (dict, list))
+    return None if sound else problem("model-tokenizer-broken", file=path.name)

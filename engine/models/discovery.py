@@ -1,0 +1,118 @@
+"""Which models there are: below the roots of this installation and in the hub's cache; what a name or a path means."""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.facts import Model, is_language_model, inspect
+
+
+DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
+# A real small model for whoever has none, where `make smollm2` puts it.
+SMOLLM2 = Path(__file__).resolve().parents[2] / "data" / "models" / "SmolLM2-135M-Instruct"
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it fetched. Its rules, repeated so that it need not be imported."""
+    if cached := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(cached).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
+
+
+def find_models(roots: Sequence[Path]) -> list[Model]:
+    """Every language model below `roots` and in the hub's cache, by name. A folder is listed once, a broken
+    config.json is listed too (with no facts), and a link that leaves the roots is not followed."""
+    allowed = allowed_roots(roots)
+    found: dict[str, Model] = {}
+    for root in dict.fromkeys(allowed):
+        for folder, name in _model_folders(root, root, allowed, DEPTH, set()):
+            real = os.path.realpath(folder)
+            if real not in found and is_language_model(folder):
+                found[real] = inspect(folder, name)
+    return sorted(found.values(), key=lambda model: model.name.casefold())
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form of a hub id, "org/name". Says nothing about whether such a model exists."""
+    part = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+    return bool(re.fullmatch(f"{part}/{part}", text, re.ASCII)) and ".." not in text and "--" not in text
+
+
+def locate(text: str, roots: Sequence[Path]) -> Path | None:
+    """The existing file or folder that `text` means: a full path, or one relative to a root. Not yet checked to
+    stay below the roots."""
+    for candidate in [text] if os.path.isabs(text) else [os.path.join(root, text) for root in roots]:
+        if os.path.exists(candidate):
+            return Path(candidate)
+    return None
+
+
+def identity(text: str) -> str:
+    """What a model is called wherever it lies: the id of a folder in the hub's cache, the real path of any other
+    folder, and the text itself where nothing is on this machine."""
+    if not os.path.exists(text):
+        return text
+    real, cache = os.path.realpath(text), os.path.realpath(hub_cache())
+    cached_as = re.match(r"models--(.+?)--(.+?)/snapshots/", os.path.relpath(real, cache))
+    return "/".join(cached_as.groups()) if cached_as else real
+
+
+def allowed_roots(roots: Sequence[Path]) -> list[str]:
+    return [os.path.realpath(root) for root in (*roots, hub_cache())]
+
+
+def is_below(path: str | Path, allowed: Sequence[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in allowed)
+
+
+def _model_folders(
+    folder: str, root: str, allowed: Sequence[str], depth: int, seen: set[str]
+) -> Iterator[tuple[Path, str]]:
+    """(folder, name) of all that look like models; `seen` keeps links in a circle from going round."""
+    real = os.path.realpath(folder)
+    if real in seen or not is_below(real, allowed):
+        return
+    seen.add(real)
+    cached_as = re.fullmatch(r"models--(.+?)--(.+)", os.path.basename(folder))
+    if cached_as and (snapshot := _snapshot(folder)):
+        yield snapshot, "/".join(cached_as.groups())
+    elif os.path.isfile(os.path.join(folder, "config.json")):
+        name = os.path.relpath(folder, root)
+        yield Path(folder), os.path.basename(root) if name == "." else Path(name).as_posix()
+    elif depth:
+        try:
+            inside = sorted(
+                entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
+            )
+        except OSError:  # a folder this user may not list holds no model this user can train
+            return
+        for child in inside:
+            yield from _model_folders(child, root, allowed, depth - 1, seen)
+
+
+def _snapshot(repository: str) -> Path | None:
+    """The revision that `main` points to in the hub's cache, else the newest one."""
+    snapshots = Path(repository, "snapshots")
+    try:
+        main = Path(repository, "refs", "main").read_text(encoding="ascii").strip()
+        if re.fullmatch(r"\w+", main) and (snapshots / main).is_dir():
+            return snapshots / main
+    except (OSError, ValueError):
+        pass  # fetched by commit: there is no main
+    revisions = [path for path in snapshots.glob("*") if path.is_dir()]
+    return max(revisions, key=lambda path: path.stat().st_mtime, default=None)

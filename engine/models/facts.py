@@ -1,0 +1,224 @@
+"""What a model folder says about itself, from config.json, the tokenizer's files and the safetensors headers.
+
+Never raises for what is in a folder; what is wrong with it is told by `engine.models.checks`.
+"""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.json_objects import MAX_JSON, files_in, read_json_object
+from engine.models.safetensors_headers import Tensor, tensors_of
+
+
+# The same fact under the names different families gave it; the first one present wins.
+CONTEXT = (
+    "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx",
+)  # fmt: skip
+HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+TEXT_PARTS = ("text_config", "llm_config", "language_config")  # where vision-language models keep theirs
+GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
+SCORERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
+DTYPES = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model folder says about itself. A fact that is absent or cannot be read is None (text: "")."""
+
+    name: str  # path below its root, or the hub id it was fetched as
+    path: Path
+    model_type: str = ""
+    architecture: str = ""
+    parameters: int | None = None
+    bytes: int = 0  # of the files directly in the folder
+    dtype: str = ""
+    context_length: int | None = None
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    layers: int | None = None
+    tied: bool = False  # the output head is the embedding
+    rope: str | None = None  # how its positions are stretched already: "yarn", "llama3", …
+    has_chat_template: bool = False
+    quantized: str | None = None  # "gptq", "awq", "bitsandbytes", "fp8", …
+    needs_remote_code: bool = False
+    adapter_of: str | None = None  # the folder is an adapter, of this base
+
+
+def is_language_model(folder: Path) -> bool:
+    config = read_json_object(folder / "config.json")
+    if isinstance(config, Problem):
+        return True  # shown, so that somebody repairs it, rather than silently absent
+    architecture = architecture_of(config)
+    if architecture:
+        return any(word in architecture for word in (*GENERATORS, *SCORERS))
+    return bool(config.get("model_type")) and first_number(config, ("vocab_size",)) is not None
+
+
+def inspect(path: str | Path, name: str = "") -> Model:
+    """The facts of the folder `path`. Never raises for what is in it: `model_problems` tells what is wrong."""
+    folder = Path(path)
+    config = read_json_object(folder / "config.json")
+    config = {} if isinstance(config, Problem) else config
+    tensors, broken = tensors_of(folder)
+    quantized = _quantized(folder, config)
+    countable = tensors and not broken and quantized in (None, "bitsandbytes", "fp8")
+    tied = bool(config.get("tie_word_embeddings", _text_part(config).get("tie_word_embeddings")))
+    if tied and "lm_head.weight" in tensors and len(tensors) > 1:
+        tensors = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
+    return Model(
+        name=name or folder.name,
+        path=folder,
+        model_type=as_text(config.get("model_type")),
+        architecture=architecture_of(config),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()) if countable else None,
+        bytes=sum(size for _, size in files_in(folder)),
+        dtype=_dtype(config, tensors),
+        context_length=first_number(config, CONTEXT),
+        vocab_size=first_number(config, ("vocab_size", "padded_vocab_size")),
+        hidden_size=first_number(config, HIDDEN),
+        layers=first_number(config, LAYERS),
+        tied=tied,
+        rope=_rope(config),
+        has_chat_template=_has_chat_template(folder),
+        quantized=quantized,
+        needs_remote_code="auto_map" in config
+        and not _known_to_transformers(as_text(config.get("model_type"))),
+        adapter_of=base_of_adapter(folder),
+    )
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[part] for part in TEXT_PARTS if isinstance(config.get(part), dict)), {})
+
+
+def first_number(config: Mapping[str, Any], names: Sequence[str]) -> int | None:
+    for part in (config, _text_part(config)):
+        for name in names:
+            if type(part.get(name)) is int and part[name] > 0:
+                return part[name]
+    return None
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    return as_text(names[0]) if isinstance(names, list) and names else ""
+
+
+def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """As the config says it, else the one most weights have."""
+    for part in (config, _text_part(config)):
+        if said := as_text(part.get("dtype")) or as_text(part.get("torch_dtype")):
+            return said
+    values: Counter[str] = Counter()
+    for tensor in tensors.values():
+        values[tensor.dtype] += math.prod(tensor.shape)
+    common = max(values, key=values.__getitem__, default="")
+    return DTYPES.get(common, common.lower())
+
+
+def may_be_quantized(path: str, kind: str = "none") -> bool:
+    """Whether a model may have quantized weights: it is loaded so (`kind`), lies so on disk, or is not here yet."""
+    return kind != "none" or not os.path.isdir(path) or inspect(path).quantized is not None
+
+
+def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
+    how = config.get("quantization_config")
+    if isinstance(how, dict):
+        return as_text(how.get("quant_method")) or "bitsandbytes"  # its first releases did not name themselves
+    if os.path.isfile(folder / "quantize_config.json"):
+        return "gptq"  # AutoGPTQ and AutoAWQ kept it in a file of their own at first
+    return "awq" if os.path.isfile(folder / "quant_config.json") else None
+
+
+def _rope(config: Mapping[str, Any]) -> str | None:
+    """The kind of scaling in the config, under the names it has had; families may have one for each kind of layer."""
+    for part in (config, _text_part(config)):
+        for given in (part.get("rope_parameters"), part.get("rope_scaling")):
+            if isinstance(given, dict):
+                kinds = [given, *(one for one in given.values() if isinstance(one, dict))]
+                named = [as_text(one.get("rope_type") or one.get("type")) for one in kinds]
+                if own := [name for name in named if name not in ("", "default", "mrope")]:
+                    return own[0]
+                if len(kinds) > 1:
+                    return ", ".join(given)
+    return None
+
+
+def _has_chat_template(folder: Path) -> bool:
+    return bool(chat_template(folder)) or any(os.path.exists(folder / name) for name in TEMPLATES)
+
+
+def chat_template(folder: Path) -> tuple[str, str] | None:
+    """(file, text) of the template that transformers takes for plain conversations; None if there is none."""
+    file = folder / TEMPLATES[0]
+    try:
+        if os.path.isfile(file) and file.stat().st_size <= MAX_JSON:
+            return file.name, file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    config = read_json_object(folder / "tokenizer_config.json")
+    given = None if isinstance(config, Problem) else config.get("chat_template")
+    if isinstance(given, list):  # several, by name
+        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        given = named.get("default")
+    return ("tokenizer_config.json", given) if given and isinstance(given, str) else None
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    if not os.path.isfile(folder / "adapter_config.json"):
+        return None
+    adapter = read_json_object(folder / "adapter_config.json")
+    return "?" if isinstance(adapter, Problem) else as_text(adapter.get("base_model_name_or_path")) or "?"
+
+
+@cache
+def _known_to_transformers(model_type: str) -> bool:
+    """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks
+    for the folder; importing transformers would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    folder = model_type.replace("-", "_")
+    if not package or not re.fullmatch(r"\w+", folder):
+        return False
+    return any(Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ())
+
+
+@cache
+def auto_classes(table: str) -> Mapping[str, str]:
+    """Family → class of one of the installed transformers' tables, such as "CAUSAL_LM". Read from its source, since
+    importing it would take seconds."""
+    package = importlib.util.find_spec("transformers")
+    places = package.submodule_search_locations if package else ()
+    for place in places or ():
+        source = Path(place, "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
+        start = rf"^MODEL_FOR_{table}_MAPPING_NAMES = .*?^\)"
+        if found := re.search(start, source, re.MULTILINE | re.DOTALL):
+            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', found[0]))
+    return {}
+
+
+def has_reward_model(model_type: str) -> bool:
+    """Whether the installed transformers can put a score in place of the next token of this family."""
+    families = auto_classes("SEQUENCE_CLASSIFICATION")
+    return not families or model_type in families  # without transformers nothing is trained on this machine

@@ -1,0 +1,53 @@
+"""JSON objects in a model folder, read with a limit on their size; what is wrong with one is a Problem, not an exception."""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+
+
+MAX_JSON = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
+
+
+def files_in(folder: Path) -> list[tuple[str, int]]:
+    """(name, bytes) of the files directly in `folder`, links followed."""
+    try:
+        return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file())
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return []
+
+
+def read_json_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | Problem:
+    """A JSON object of at most `limit` bytes, or what is wrong with it."""
+    try:
+        if path.stat().st_size > limit:
+            return problem("model-json-too-large", file=path.name, limit=limit >> 20)
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return problem(
+            "model-json-broken", file=path.name, line=error.lineno, column=error.colno, what=error.msg
+        )
+    except OSError as error:
+        return problem("model-file-unreadable", file=path.name, what=error.strerror)
+    except (ValueError, RecursionError):  # not UTF-8, a number of ten thousand digits, nested without end
+        return problem("model-json-not-text", file=path.name)
+    return value if isinstance(value, dict) else problem("model-json-not-object", file=path.name)
+
+
+def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object of at most `limit` bytes; empty where there is none that can be read, which others tell."""
+    value = read_json_object(path, limit)
+    return {} if isinstance(value, Problem) else value

@@ -1,0 +1,175 @@
+"""The tensors of a model by name, type and shape, from the headers of its safetensors files.
+
+Weights are never read. Nothing in a header is trusted: the size it claims is checked against the file before a byte is allocated.
+"""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.json_objects import MAX_JSON, files_in, read_json_object
+
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+    "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+}  # fmt: skip
+PART_THAT_WRITES = ".language_model."
+PACKED = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
+NOT_WEIGHTS = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
+
+
+class Tensor(NamedTuple):
+    """One entry of a safetensors header. `shape` is the true one where bitsandbytes packed two values a byte."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """The safetensors files transformers would load, and what is wrong with the set."""
+    single = folder / "model.safetensors"
+    if os.path.isfile(single):
+        return [single], []
+    index = folder / "model.safetensors.index.json"
+    if not os.path.exists(index):
+        return [], [_no_weights(folder)]
+    content = read_json_object(index)
+    if isinstance(content, Problem):
+        return [], [content]
+    places = content.get("weight_map")
+    shards = sorted(set(places.values())) if _is_weight_map(places) else []
+    if not shards:
+        return [], [problem("model-index-broken", file=index.name)]
+    present = [folder / shard for shard in shards if (folder / shard).is_file()]
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if not missing:
+        return present, []
+    return present, [
+        problem("model-shards-missing", count=len(missing), of=len(shards), missing=shortened(missing))
+    ]
+
+
+def _is_weight_map(places: Any) -> bool:
+    """A shard is a plain file name: an index must not make us open ../../something."""
+    return isinstance(places, dict) and all(
+        isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in places.values()
+    )
+
+
+def _no_weights(folder: Path) -> Problem:
+    names = [name for name, _ in files_in(folder)]
+    if gguf := [name for name in names if name.endswith(".gguf")]:
+        return problem("model-gguf", file=gguf[0])
+    pickles = [
+        name for name in names if name.endswith(PICKLES) and name not in ("training_args.bin", "optimizer.pt")
+    ]
+    if pickles:
+        return problem("model-pickled", file=pickles[0])
+    return problem("model-no-weights", folder=folder)
+
+
+def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
+    """All tensors of a model by name, and what is wrong with its weight files."""
+    files, problems = _weight_files(folder)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = header(file)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            tensors.update(found)
+    # Of a model that also sees or hears, the part that writes is loaded, under the names of a model that only writes.
+    if any(PART_THAT_WRITES in name for name in tensors):
+        tensors = {
+            name.replace(PART_THAT_WRITES, ".", 1): tensor
+            for name, tensor in tensors.items()
+            if PART_THAT_WRITES in name or name.startswith("lm_head.")
+        }
+    return tensors, problems
+
+
+def header(path: Path) -> Mapping[str, Tensor] | Problem:
+    """The tensors of one safetensors file, or what is wrong with it. Reads the header only and trusts nothing
+    in it: the size it claims is checked against the file before a byte is allocated."""
+    try:
+        stat = path.stat()
+        return _header(path, stat.st_mtime_ns, stat.st_size)
+    except OSError as error:
+        return problem("model-file-unreadable", file=path.name, what=error.strerror)
+
+
+@lru_cache(maxsize=4096)
+def _header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Problem:
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":  # what git leaves where `git lfs pull` was never run
+            return problem("model-lfs-pointer", file=path.name)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= MAX_JSON:
+            return problem("model-header-broken", file=path.name)
+        if 8 + length > size:
+            return problem("model-file-size", file=path.name, size=size, expected=8 + length)
+        try:
+            entries = json.loads(file.read(length))
+            if not all(map(str.isprintable, entries)):  # names are shown on the page
+                raise ValueError(path)
+            tensors = {name: _tensor(entry) for name, entry in entries.items() if name != "__metadata__"}
+            end = max(
+                (entry["data_offsets"][1] for name, entry in entries.items() if name in tensors), default=0
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return problem("model-header-broken", file=path.name)
+        if 8 + length + end != size:
+            return problem("model-file-size", file=path.name, size=size, expected=8 + length + end)
+        for name in tensors.copy():
+            if packed := PACKED.fullmatch(name):
+                file.seek(8 + length + entries[name]["data_offsets"][0])
+                shape = _packed_shape(file.read(min(math.prod(tensors[name].shape), 4096)))
+                if shape and packed[1] in tensors:
+                    tensors[packed[1]] = tensors[packed[1]]._replace(shape=shape)
+    return {name: tensor for name, tensor in tensors.items() if not NOT_WEIGHTS.fullmatch(name)}
+
+
+def _tensor(entry: Any) -> Tensor:
+    """Raises ValueError, TypeError or KeyError where a header entry contradicts itself."""
+    dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    sane = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= 16
+    if not sane or not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
+        raise ValueError(entry)
+    bits = BITS.get(dtype)  # a type newer than this table is taken as it is
+    if end < begin or (bits and math.prod(shape) * bits != (end - begin) * 8):
+        raise ValueError(entry)
+    return Tensor(dtype, tuple(shape))
+
+
+def _packed_shape(state: bytes) -> tuple[int, ...] | None:
+    """The true shape of a weight that bitsandbytes stored packed: it writes it as JSON beside the weight."""
+    try:
+        shape = json.loads(state)["shape"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    sane = (
+        isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in shape)
+    )
+    return tuple(shape) if sane else None
+
+
+def shortened(names: Any, most: int = 5) -> str:
+    """Names in one line, the rest as a dot-dot-dot."""
+    names = list(names)
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

@@ -1,0 +1,233 @@
+"""What a method trains in a model: the modules LoRA can target, the layers freeze keeps, and how many parameters that is.
+
+Read from the safetensors headers, by peft's own rules.
+"""
+
+from __future__ import annotations
+
+from __future__ import annotations
+import difflib
+import importlib.util
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from engine.core.problems import Problem, problem
+from engine.models.facts import Model
+from engine.models.safetensors_headers import Tensor, shortened, tensors_of
+
+
+ALL_LINEAR = "all-linear"
+HEADS = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
+ROUTERS = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
+EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+CONV1D = {"gpt2", "openai-gpt", "gpt-sw3"}  # keep their linear weights as (in, out)
+
+
+def modules(model: Model) -> list[str]:
+    """Full names of all modules that hold weights, containers included: model.layers.0.mlp, …mlp.up_proj."""
+    return _modules(_weights(model))
+
+
+def _modules(tensors: Iterable[str]) -> list[str]:
+    names: dict[str, None] = {}
+    for tensor in tensors:
+        parts = tensor.split(".")[:-1]
+        names.update((".".join(parts[:end]), None) for end in range(1, len(parts) + 1))
+    return list(names)
+
+
+def linear_modules(model: Model) -> list[str]:
+    """Short names of what LoRA is usually put on: q_proj, k_proj, …; no embeddings, heads or routers."""
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in _linear(model)))
+
+
+def whole_modules(model: Model) -> list[str]:
+    """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
+    linear = set(_linear(model))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in matrices(model) if name not in linear))
+
+
+def lora_problems(
+    model: Model,
+    target_modules: str | Sequence[str],
+    modules_to_save: Sequence[str] = (),
+    part: str = "method",
+) -> list[Problem]:
+    """Names that peft would not find in the model; fields are `part`.target_modules and `part`.modules_to_save.
+    Returns [] where the headers cannot be read: `model_problems` speaks of that."""
+    linear = linear_modules(model)
+    if not linear:
+        return []
+    found, named = [], list(matrices(model))
+    for target in [target_modules] if isinstance(target_modules, str) else target_modules:
+        pattern = isinstance(target_modules, str) and target != ALL_LINEAR
+        try:
+            missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in named)
+        except re.error as error:
+            found.append(
+                problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg)
+            )
+            continue
+        if missing:
+            near = difflib.get_close_matches(target, linear, n=1, cutoff=0.0)
+            found.append(
+                problem("lora-target-missing", f"{part}.target_modules", given=target, nearest=near[0],
+                        modules=shortened(linear, 12))
+            )  # fmt: skip
+    names = modules(model)
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    for saved in modules_to_save:
+        if not any(name.endswith(saved) for name in names):
+            near = difflib.get_close_matches(saved, ends, n=1, cutoff=0.0)
+            found.append(
+                problem("lora-saved-missing", f"{part}.modules_to_save", given=saved, nearest=near[0])
+            )
+    return found
+
+
+def freeze_problems(
+    model: Model, trainable_modules: Sequence[str], field: str = "method.trainable_modules"
+) -> list[Problem]:
+    """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
+    names = list(_parameters(model))
+    unknown = [one for one in trainable_modules if not any(is_or_below(name, one) for name in names)]
+    known = _modules(name for name in names if not EXPERT.search(name))
+    return [
+        problem("freeze-unknown", field, given=one, nearest=difflib.get_close_matches(one, known, 1, 0.0)[0])
+        for one in unknown
+        if known
+    ]
+
+
+def is_or_below(parameter: str, name: str) -> bool:
+    """Whether `name` names the parameter, or a module that it is in: both are full names."""
+    return parameter == name or parameter.startswith(f"{name}.")
+
+
+def kept_layers(layers: int, count: int) -> range:
+    """Indices of the last `count` of so many layers; of a negative count those of the first."""
+    return range(max(layers - count, 0), layers) if count > 0 else range(min(-count, layers))
+
+
+def trainable_parameters(
+    model: Model,
+    method: str,
+    *,
+    r: int = 16,
+    target_modules: str | Sequence[str] = (ALL_LINEAR,),
+    modules_to_save: Sequence[str] = (),
+    use_dora: bool = False,
+    trainable_layers: int = 2,
+    trainable_modules: Sequence[str] = (),
+    scorer: bool = False,
+) -> int:
+    """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has
+    r × (in + out) per matrix (Hu et al. 2021), DoRA one magnitude per output more (Liu et al. 2024).
+    A `scorer` has one score in place of the output head. 0 where the headers cannot be read. Raises KeyError for
+    another method."""
+    sizes, score = _parameters(model), 0
+    if scorer and sizes:
+        sizes = {name: size for name, size in sizes.items() if HEADS.isdisjoint(name.split(".")[:-1])}
+        score = model.hidden_size or 0
+
+    def full() -> int:
+        return sum(sizes.values())
+
+    def freeze() -> int:
+        if trainable_modules:
+            return sum(
+                size
+                for name, size in sizes.items()
+                if any(is_or_below(name, one) for one in trainable_modules)
+            )
+        layer = {name: int(found[1]) for name in sizes if (found := LAYER.search(name))}
+        trained = kept_layers(len(set(layer.values())), trainable_layers)
+        return sum(sizes[name] for name, number in layer.items() if number in trained)
+
+    def lora() -> int:
+        whole = {name: math.prod(tensor.shape) for name, tensor in _weights(model).items()}
+        saved = sum(size for name, size in whole.items() if _saved(name, modules_to_save))
+        out = 1 if model.model_type in CONV1D else 0
+        return saved + sum(
+            r * sum(shape) + (shape[out] if use_dora else 0)
+            for shape in targeted_shapes(model, target_modules, modules_to_save)
+        )
+
+    return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
+
+
+def _weights(model: Model) -> Mapping[str, Tensor]:
+    """All tensors by name. A tied head is not in the file, yet it is a module that can be named."""
+    tensors, _ = tensors_of(model.path)
+    embedding = next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), "")
+    if model.tied and embedding and "lm_head.weight" not in tensors:
+        tensors["lm_head.weight"] = tensors[embedding]
+    return tensors
+
+
+def _parameters(model: Model) -> dict[str, int]:
+    """Size of every parameter by name; a tied head is no parameter of its own."""
+    head = "lm_head.weight" if model.tied else ""
+    return {name: math.prod(one.shape) for name, one in _weights(model).items() if name != head}
+
+
+def matrices(model: Model) -> dict[str, tuple[int, ...]]:
+    """Modules that peft can put an adapter on, with the shape of their weight: linear layers and embeddings."""
+    found = {}
+    for name, tensor in _weights(model).items():
+        module, _, kind = name.rpartition(".")
+        router = module.rpartition(".")[2] in ROUTERS
+        if kind == "weight" and len(tensor.shape) == 2 and not router and not EXPERT.search(module):
+            found[module] = tensor.shape
+    return found
+
+
+def _linear(model: Model) -> list[str]:
+    ends = {name: name.rpartition(".")[2] for name in matrices(model)}
+    return [
+        name
+        for name, end in ends.items()
+        if "emb" not in end and end not in HEADS and end not in ("wte", "wpe")
+    ]
+
+
+def targeted_shapes(
+    model: Model, targets: str | Sequence[str], saved: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
+    pattern = isinstance(targets, str) and targets != ALL_LINEAR
+    targets = [targets] if isinstance(targets, str) else targets
+    chosen = set(_linear(model)) if ALL_LINEAR in targets else set()
+    return [
+        shape
+        for name, shape in matrices(model).items()
+        if (name in chosen or any(_matches(target, name, pattern) for target in targets))
+        and not any(_inside(f"{name}.weight", module) for module in saved)
+    ]
+
+
+def _matches(target: str, module: str, pattern: bool) -> bool:
+    """peft's rule: one string is a pattern for the whole name, names in a list are the name or its end."""
+    return (
+        bool(re.fullmatch(target, module)) if pattern else module == target or module.endswith(f".{target}")
+    )
+
+
+def _inside(tensor: str, module: str) -> bool:
+    """Whether a tensor belongs to a module, or to one inside it; `module` is a full name or the end of one."""
+    return f".{module}." in f".{tensor}"
+
+
+def _saved(tensor: str, modules_to_save: Sequence[str]) -> bool:
+    """peft wraps every module whose full name ends with the given one, with or without a dot before it."""
+    parts = tensor.split(".")
+    return any(".".join(parts[:end]).endswith(tuple(modules_to_save)) for end in range(1, len(parts)))

@@ -1,0 +1,117 @@
+"""pydantic's errors as problems at their fields, with the nearest right key or value."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from typing import Any
+
+from pydantic import BaseModel
+
+from engine.core.problems import Problem, problem
+from engine.spec.fields import choices_of, fields_of
+
+NO_VALUE = "(nothing)"  # told as engine/core/reasons.yaml has it
+MANY_CHOICES, NEAREST = 12, 5  # of a longer list only so many are told
+WEIGHTED = ("data.datasets", "stage.rewards")  # mappings for which a list is short
+
+
+def explain(error: Any, whole: type[BaseModel]) -> Problem:
+    """One of pydantic's errors with a `whole` as one of ours."""
+    # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
+    location = [str(step) for step in error["loc"]]
+    if location[-1:] == ["[key]"]:  # of a mapping whose keys are a choice: it is the mapping that is wrong
+        location = location[:-2]
+    unions = {path.rpartition(".")[2]: kinds for path, kinds in choices_of(whole).items()}
+    steps = [
+        step
+        for before, step in zip(["", *location], location, strict=False)
+        if step not in unions.get(before, {})
+    ]
+    path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
+    given = shortened(error.get("input"))
+    if kind == "extra_forbidden":
+        if path in fields_of(whole):  # of another kind than the one chosen
+            union = next(step for step in location if step in unions)
+            chosen = next(step for step in location if step in unions[union])
+            owners = [name for name, part in unions[union].items() if steps[-1] in part.model_fields]
+            return problem(
+                "spec-other-kind", path, key=path, what=union, chosen=chosen, kinds=", ".join(owners)
+            )
+        if hint := _did_you_mean(path, whole):
+            return problem("spec-unknown-key", path, key=path, hint=hint)
+        if "extra" in fields_of(whole):
+            return problem("spec-key-for-extra", path, key=path)
+        return problem("spec-no-such-key", path, key=path, known=", ".join(whole.model_fields))
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
+        tag = context.get("tag", error.get("input"))
+        return _no_choice(path, shortened(None if tag == "None" else tag), tags)
+    if kind == "literal_error":
+        return _no_choice(path, given, context["expected"].replace(" or ", ", "))
+    if error.get("input") is None and path in choices_of(whole):
+        return _no_choice(path, given, ", ".join(choices_of(whole)[path]))
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
+            kind
+        ]
+        limit = next(iter(context.values()))
+        return problem("spec-limit", path, given=given, limit=f"{sign} {limit:.12g}")
+    if kind == "string_too_long":
+        return problem("spec-too-long", path, limit=context["max_length"])
+    known = ("int", "float", "finite", "bool", "string", "list", "dict")
+    kind = "dict" if kind.startswith("model") else kind  # a part of the spec
+    wanted = next((word for word in known if kind.startswith(word)), "value")
+    if path in WEIGHTED and wanted == "dict":
+        wanted = "names"
+    return problem(f"spec-type-{wanted}", path, given=given)
+
+
+def shortened(value: Any) -> str:
+    if value is None:
+        return NO_VALUE
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _no_choice(path: str, given: str, choices: str) -> Problem:
+    """What may stand there: all choices, or of a long list those that are near to what was given."""
+    every = [choice.strip().strip("'") for choice in choices.split(",")]
+    given = "(empty)" if given == NO_VALUE else given
+    if len(every) <= MANY_CHOICES:
+        return problem("spec-choice", path, given=given, choices=", ".join(every))
+    if near := _nearest(given, every):
+        return problem("spec-choice-near", path, given=given, choices=", ".join(near))
+    return problem("spec-choice-many", path, given=given, choices=", ".join(every[:NEAREST]))
+
+
+def _nearest(given: str, every: list[str]) -> list[str]:
+    """Those that begin with what was given, or else hold it; or else those that are written much like it."""
+    if not (wanted := given.casefold().strip()):
+        return []
+    begin = [choice for choice in every if choice.startswith(wanted)]
+    inside = [choice for choice in every if wanted in choice]
+    return (begin or inside)[:NEAREST] or difflib.get_close_matches(wanted, every, NEAREST, 0.6)
+
+
+def _did_you_mean(path: str, whole: type[BaseModel]) -> str:
+    """The nearest known path to a misspelt one; "" if none is near. A known key at the wrong place is found by its last
+    step, and one of the same part goes before others."""
+    known = list(fields_of(whole))
+    parent, _, last = path.rpartition(".")
+    beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == parent}
+    anywhere = {one.rpartition(".")[2]: one for one in reversed(known)}
+    if last in anywhere:
+        return anywhere[last]
+    for names in (beside, anywhere):
+        short_for = [name for name in names if len(last) > 1 and _initials(name) == last]
+        holding = [name for name in names if len(last) > 3 and f"_{last}_" in f"_{name}_"]
+        nearest, near = (difflib.get_close_matches(last, names, 1, least) for least in (0.85, 0.6))
+        if meant := short_for or nearest or holding or near:
+            return names[meant[0]]
+    return next(iter(difflib.get_close_matches(path, known, 1, 0.8)), "")
+
+
+def _initials(name: str) -> str:
+    """`lr` of `learning_rate`."""
+    return "".join(word[:1] for word in name.split("_"))

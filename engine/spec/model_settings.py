@@ -1,0 +1,113 @@
+"""Settings of the model: which, how its weights are quantized, how its positions are stretched."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from engine.spec.parts import Part, one_of, setting
+
+
+class NoQuantization(Part):
+    """Weights are loaded in the training precision."""
+
+    kind: Literal["none"] = "none"
+
+
+class EightBit(Part):
+    """Weights are loaded in 8 bits (LLM.int8(), Dettmers et al. 2022); only an adapter can be trained."""
+
+    kind: Literal["8bit"] = "8bit"
+
+
+class FourBit(Part):
+    """Weights are loaded in 4 bits (QLoRA, Dettmers et al. 2023); only an adapter can be trained."""
+
+    kind: Literal["4bit"] = "4bit"
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
+        "nf4", "4-bit type", "NF4 fits normally distributed weights best; FP4 is the plain 4-bit float."
+    )
+    bnb_4bit_use_double_quant: bool = setting(
+        True, "Double quantization", "Also quantize the scales: saves about 0.4 bit per parameter."
+    )
+    bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto", "Compute type", "Type of the matrix products. Auto follows the training precision."
+    )
+
+
+class NoRopeScaling(Part):
+    """The model's own context length."""
+
+    kind: Literal["none"] = "none"
+
+
+class RopeScaling(Part):
+    """Stretch the rotary position embedding, so that the model takes texts longer than it was made for."""
+
+    factor: float = setting(2.0, "Context factor", "Context length after ÷ before.", gt=1, le=64)
+
+
+class LinearRope(RopeScaling):
+    """Linear position interpolation (Chen et al. 2023)."""
+
+    kind: Literal["linear"] = "linear"
+
+
+class DynamicRope(RopeScaling):
+    """NTK-aware scaling that grows with the text."""
+
+    kind: Literal["dynamic"] = "dynamic"
+
+
+class YarnRope(RopeScaling):
+    """YaRN (Peng et al. 2023)."""
+
+    kind: Literal["yarn"] = "yarn"
+
+
+class Model(Part):
+    """Model: what is fine-tuned, and how it is loaded."""
+
+    model_name_or_path: str = setting(
+        "", "Model", "A model folder below the model roots, or a hub id such as Qwen/Qwen3-8B.",
+        essential=True, max_length=1024,
+    )  # fmt: skip
+    hub: Literal["huggingface", "modelscope"] = setting(
+        "huggingface", "Hub", "Where a hub id is fetched from. A local folder never asks the network."
+    )
+    model_revision: str | None = setting(
+        None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
+    )
+    adapter_path: str | None = setting(
+        None, "Continue from", "The LoRA adapter of a finished run, of this stage or another. Empty: begin anew.",
+        essential=True, max_length=1024,
+    )  # fmt: skip
+    chat_template: str | None = setting(
+        None, "Chat template",
+        "Leave empty for the tokenizer's own. For a base model without one: chatml, alpaca, plain, or a .jinja file.",
+        max_length=1024,
+    )  # fmt: skip
+    quantization: one_of(NoQuantization, EightBit, FourBit) = setting(
+        NoQuantization(), "Quantization", "Load the frozen weights in fewer bits. LoRA on 4 bits is QLoRA.",
+        essential=True,
+    )  # fmt: skip
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = setting(
+        "auto",
+        "Attention",
+        "Auto takes PyTorch's scaled dot product. flash_attention_2 needs its own package.",
+    )
+    rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
+        NoRopeScaling(), "RoPE scaling", "For texts longer than the model's own context."
+    )
+    resize_embeddings: bool = setting(
+        False, "Resize embeddings",
+        "For a tokenizer that knows more tokens than the model has embeddings for: the missing rows are added. With LoRA, "
+        "embedding and output head are then trained in full and saved with the adapter.",
+    )  # fmt: skip
+    trust_remote_code: bool = setting(
+        False, "Run the model's own code",
+        "Only for models that the operator allowed with --allow-remote-code.",
+    )  # fmt: skip
+
+
+QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
+ROPES = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}

@@ -1,0 +1,105 @@
+"""What every spec is made of: parts with settings, choices between parts, and texts that no file can hold refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.spec.explanations import explain, shortened
+from engine.spec.fields import fields_of
+
+# Half of a character, cut off by some program, and NUL.
+UNWRITABLE = re.compile("[\ud800-\udfff\0]")
+
+
+class Part(BaseModel):
+    """A group of settings. Unknown keys are refused; numbers must be finite; a spec is never changed in place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def read(cls, given: Any) -> Self:
+        """The settings from plain data. Raises Refusal with every problem, each at its field."""
+        if not isinstance(given, dict):
+            raise Refusal(problem("spec-not-a-mapping"))
+        if broken := list(_unwritable(given, "", set())):
+            raise Refusal(broken)
+        wrong = list(_true_as_number(given, cls))
+        try:
+            part = cls.model_validate(given)
+        except ValidationError as error:
+            known = {each.field for each in wrong}
+            wrong += [
+                each for each in (explain(one, cls) for one in error.errors()) if each.field not in known
+            ]
+        if wrong:
+            raise Refusal(wrong)
+        return part
+
+
+def _true_as_number(given: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
+    """Every number that is given as true or false, which Python, and so pydantic, takes for 1 or 0."""
+    for path, info in fields_of(whole).items():
+        value: Any = given
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, dict) else None
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        numbers = _plain_types(info.annotation) & {int, float}
+        if numbers and any(isinstance(each, bool) for each in inner):
+            yield problem(
+                "spec-type-int" if int in numbers else "spec-type-float", path, given=shortened(value)
+            )
+
+
+def _plain_types(annotation: Any) -> set[type]:
+    """The types that an annotation is made of, without containers: int and NoneType for `list[int] | None`."""
+    if parts := get_args(annotation):
+        return set().union(*map(_plain_types, parts))
+    return {annotation} if isinstance(annotation, type) else set()
+
+
+def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
+    """Every text in plain data, a key or a value, that no file can hold or that ends a file's name in its middle. What is in
+    several places is looked at once."""
+    if isinstance(value, str):
+        if broken := UNWRITABLE.search(value):
+            yield problem("spec-unwritable", path, found=ascii(broken[0])[1:-1])
+    elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+        seen.add(id(value))
+        for key, inner in value.items() if isinstance(value, dict) else (("", one) for one in value):
+            yield from _unwritable(key, path, seen)
+            named = isinstance(key, str) and key and not UNWRITABLE.search(key)
+            yield from _unwritable(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
+
+
+def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
+    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups."""
+    if isinstance(default, (list, dict)):
+        given = default
+        return Field(
+            default_factory=lambda: given.copy(), title=label, description=help,
+            json_schema_extra={"essential": essential}, **limits,
+        )  # fmt: skip
+    return Field(default, title=label, description=help, json_schema_extra={"essential": essential}, **limits)
+
+
+def _kind_alone(given: Any) -> Any:
+    """`method: lora` in a file is short for `method: {kind: lora}`."""
+    return {"kind": given} if isinstance(given, str) else given
+
+
+def one_of(*parts: type[Part]) -> Any:
+    """A choice between parts by their `kind`."""
+    return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_kind_alone)]
+
+
+def named_weights(given: Any) -> Any:
+    """`datasets: [a, b]` in a file is short for `{a: 1, b: 1}`."""
+    names = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
+    return dict.fromkeys(given, 1.0) if names else given

@@ -1,0 +1,50 @@
+"""YAML as specs are written in it: 1e-5 is a number, aliases and endless nesting are refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from engine.core.problems import Refusal, problem
+
+
+class _Loader(yaml.CSafeLoader):
+    """1e-5 is a number to everybody except YAML 1.1, which wants 1.0e-5."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts a text that looks like 1e-5 in quotes."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+DEEPEST = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
+
+
+def read_yaml(text: str, field: str = "") -> Any:
+    """Plain data from YAML, with aliases refused: a few lines of them stand for more than a machine holds.
+
+    Raises Refusal at `field`, with line and column where the text is not YAML at all.
+    """
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+                code = "yaml-too-deep" if depth > DEEPEST else "yaml-alias"
+                raise Refusal(problem(code, field, line=event.start_mark.line + 1))
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+        raise Refusal(problem("spec-not-yaml", field, line=line, column=column, what=what)) from None
+
+
+def write_yaml(plain: Any) -> str:
+    """YAML that `read_yaml` reads back to the same."""
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
