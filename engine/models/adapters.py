@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-import difflib
-import importlib.util
-import json
 import math
 import os
-import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
 from engine.core.problems import Problem, problem
 from engine.models.discovery import identity
 from engine.models.facts import as_text
 from engine.models.json_objects import read_json_object
 from engine.models.safetensors_headers import header
-
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft names them
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
 import difflib
-import importlib.util
-import json
-import math
 import os
 import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
 from engine.core.problems import Problem, problem
-from engine.models.discovery import SMOLLM2, allowed_roots, is_below, find_models, is_hub_id, locate
-from engine.models.facts import DTYPES, HIDDEN, Model, SCORERS, base_of_adapter, auto_classes, first_number, is_language_model, inspect
+from engine.models.discovery import SMOLLM2, allowed_roots, find_models, is_below, is_hub_id, locate
+from engine.models.facts import (
+    DTYPES,
+    HIDDEN,
+    SCORERS,
+    Model,
+    auto_classes,
+    base_of_adapter,
+    first_number,
+    inspect,
+    is_language_model,
+)
 from engine.models.json_objects import files_in, read_json_object
 from engine.models.safetensors_headers import Tensor, shortened, tensors_of
-
 
 MAX_TOKENIZER = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
 TOKENIZERS = (

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-import difflib
-import importlib.util
-import json
-import math
 import os
 import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from engine.core.problems import Problem, problem
-from engine.models.facts import Model, is_language_model, inspect
 
+from engine.models.facts import Model, inspect, is_language_model
 
 DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
 # A real small model for whoever has none, where `make smollm2` puts it.

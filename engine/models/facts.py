@@ -5,24 +5,20 @@ Never raises for what is in a folder; what is wrong with it is told by `engine.m
 
 from __future__ import annotations
 
-from __future__ import annotations
-import difflib
 import importlib.util
-import json
 import math
 import os
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from engine.core.problems import Problem, problem
+from typing import Any
+
+from engine.core.problems import Problem
 from engine.models.json_objects import MAX_JSON, files_in, read_json_object
 from engine.models.safetensors_headers import Tensor, tensors_of
-
 
 # The same fact under the names different families gave it; the first one present wins.
 CONTEXT = (
@@ -146,7 +142,9 @@ def may_be_quantized(path: str, kind: str = "none") -> bool:
 def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
     how = config.get("quantization_config")
     if isinstance(how, dict):
-        return as_text(how.get("quant_method")) or "bitsandbytes"  # its first releases did not name themselves
+        return (
+            as_text(how.get("quant_method")) or "bitsandbytes"
+        )  # its first releases did not name themselves
     if os.path.isfile(folder / "quantize_config.json"):
         return "gptq"  # AutoGPTQ and AutoAWQ kept it in a file of their own at first
     return "awq" if os.path.isfile(folder / "quant_config.json") else None

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from __future__ import annotations
-import difflib
-import importlib.util
 import json
-import math
 import os
-import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from engine.core.problems import Problem, problem
+from typing import Any
 
+from engine.core.problems import Problem, problem
 
 MAX_JSON = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
 

@@ -5,23 +5,18 @@ Weights are never read. Nothing in a header is trusted: the size it claims is ch
 
 from __future__ import annotations
 
-from __future__ import annotations
-import difflib
-import importlib.util
 import json
 import math
 import os
 import re
 import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
 from engine.core.problems import Problem, problem
 from engine.models.json_objects import MAX_JSON, files_in, read_json_object
-
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 BITS = {

@@ -5,24 +5,14 @@ Read from the safetensors headers, by peft's own rules.
 
 from __future__ import annotations
 
-from __future__ import annotations
 import difflib
-import importlib.util
-import json
 import math
-import os
 import re
-import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+
 from engine.core.problems import Problem, problem
 from engine.models.facts import Model
 from engine.models.safetensors_headers import Tensor, shortened, tensors_of
-
 
 ALL_LINEAR = "all-linear"
 HEADS = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}

@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.models.trainable_modules import HEADS, matrices
+from engine.core.problems import Problem, problem
+from engine.models.adapters import adapter_rows
 from engine.models.checks import MAX_TOKENIZER
 from engine.models.facts import Model
-from engine.models.adapters import adapter_rows
 from engine.models.json_objects import read_object
-from engine.core.problems import Problem, problem
+from engine.models.trainable_modules import HEADS, matrices
 
 FILES = (
     "tokenizer.json",

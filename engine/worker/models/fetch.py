@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.hardware import free_disk
-from engine.models.safetensors_headers import PICKLES
+from engine.core.problems import Refusal, problem
+from engine.models.checks import model_problems
 from engine.models.discovery import hub_cache, is_hub_id
 from engine.models.facts import inspect
-from engine.models.checks import model_problems
+from engine.models.safetensors_headers import PICKLES
 from engine.preflight.checks import model_obstacles
-from engine.core.problems import Refusal, problem
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import Report
 

@@ -29,8 +29,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from engine.models.trainable_modules import is_or_below, kept_layers
 from engine.core.problems import Refusal, problem
+from engine.models.trainable_modules import is_or_below, kept_layers
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.runs import kinds
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RESULT, RunDir, read_json
+from engine.runs import kinds
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import left_out, quantized
 from engine.worker.models.loading import load_model
 from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.runtime.optional_packages import left_out, quantized
 
 BATCH_SIZE = 16  # conversations in one forward pass
 

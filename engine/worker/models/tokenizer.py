@@ -8,11 +8,10 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.core.problems import Refusal
-from engine.spec.run_spec import RunSpec
-from engine.worker.templates.conversations import end_of_turn_ids
 from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATES
-
+from engine.spec.run_spec import RunSpec
+from engine.worker.templates.conversations import end_of_turn_ids
 
 
 def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
