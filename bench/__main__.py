@@ -37,81 +37,81 @@ def starting(peer_python: Path | None) -> list[Figure]:
 
 def ticking(peer_python: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        told = tick.in_a_process(Path(folder))
+        measured = tick.in_a_process(Path(folder))
         peer = tick.of_peer(Path(folder), peer_python) if peer_python else REMEMBERED
     return [
-        Figure("first opening, 1 GB log, 1M metric lines", told["first_s"], "s"),
-        Figure("a tick on it, median of 200", told["tick_ms"], "ms", 50, peer["tick_ms"]),
-        Figure("… of it computing", told["computed_ms"], "ms"),
-        Figure("a tick on it, the slowest 5 %", told["slow_ms"], "ms"),
-        Figure("a tick when nothing is new", told["still_ms"], "ms"),
-        Figure("memory grown over 200 ticks", told["grown_mb"], "MB", 5),
-        Figure("peak memory of all that", told["peak_mb"], "MB", None, peer["peak_mb"]),
+        Figure("first opening, 1 GB log, 1M metric lines", measured["first_s"], "s"),
+        Figure("a tick on it, median of 200", measured["tick_ms"], "ms", 50, peer["tick_ms"]),
+        Figure("… of it computing", measured["computed_ms"], "ms"),
+        Figure("a tick on it, the slowest 5 %", measured["slow_ms"], "ms"),
+        Figure("a tick when nothing is new", measured["still_ms"], "ms"),
+        Figure("memory grown over 200 ticks", measured["grown_mb"], "MB", 5),
+        Figure("peak memory of all that", measured["peak_mb"], "MB", None, peer["peak_mb"]),
     ]
 
 
 def living() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        told = pages.measure(Path(folder))
-    ticks = f"{told['ticks']:,.0f} ticks of {pages.PAGES} pages"
+        measured = pages.measure(Path(folder))
+    ticks = f"{measured['ticks']:,.0f} ticks of {pages.PAGES} pages"
     return [
-        Figure(f"memory grown over {ticks}", told["grown_mb"], "MB", 20),
-        Figure(f"… after the first {pages.WARM}", told["grown_warm_mb"], "MB"),
-        Figure("answer to a tick, all pages asking at once", told["answer_ms"], "ms"),
-        Figure("ticks answered a second", told["ticks"] / told["seconds"]),
+        Figure(f"memory grown over {ticks}", measured["grown_mb"], "MB", 20),
+        Figure(f"… after the first {pages.WARM}", measured["grown_warm_mb"], "MB"),
+        Figure("answer to a tick, all pages asking at once", measured["answer_ms"], "ms"),
+        Figure("ticks answered a second", measured["ticks"] / measured["seconds"]),
     ]
 
 
 def comparing() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        told = compare.in_processes(Path(folder))
+        measured = compare.in_processes(Path(folder))
     return [
         Figure(
             f"{compare.RUNS} runs of {compare.POINTS:,} points drawn, never read before",
-            told["first_s"],
+            measured["first_s"],
             "s",
             1,
         ),
-        Figure("… of it reading", told["read_s"], "s"),
-        Figure("… computing, on all cores together", told["computed_s"], "s"),
-        Figure("… read before, by a studio just started", told["later_first_s"], "s", 1),
-        Figure("the same figure again", told["again_s"] * 1000, "ms"),
-        Figure("its SVG", told["svg_mb"], "MB", 1),
-        Figure("all that is sent to the page", told["sent_mb"], "MB"),
+        Figure("… of it reading", measured["read_s"], "s"),
+        Figure("… computing, on all cores together", measured["computed_s"], "s"),
+        Figure("… read before, by a studio just started", measured["later_first_s"], "s", 1),
+        Figure("the same figure again", measured["again_s"] * 1000, "ms"),
+        Figure("its SVG", measured["svg_mb"], "MB", 1),
+        Figure("all that is sent to the page", measured["sent_mb"], "MB"),
     ]
 
 
 def looking() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        told = validation.in_a_process(Path(folder))
+        measured = validation.in_a_process(Path(folder))
     return [
-        Figure("every one of 1,000,000 rows checked", told["check_s"], "s", 60),
-        Figure("… of it computing, on one core", told["core_s"], "s"),
-        Figure("… peak memory", told["peak_mb"], "MB"),
-        Figure("the last page of them, first time", told["page_s"], "s"),
-        Figure("a page in the middle, later", told["again_s"] * 1000, "ms"),
-        Figure("first rows as tokens, nothing warm", told["tokens_s"], "s", 4),
-        Figure("… from the middle, later", told["next_s"] * 1000, "ms"),
-        Figure("lengths of 20,000 of the rows", told["numbers_s"], "s"),
+        Figure("every one of 1,000,000 rows checked", measured["check_s"], "s", 60),
+        Figure("… of it computing, on one core", measured["core_s"], "s"),
+        Figure("… peak memory", measured["peak_mb"], "MB"),
+        Figure("the last page of them, first time", measured["page_s"], "s"),
+        Figure("a page in the middle, later", measured["again_s"] * 1000, "ms"),
+        Figure("first rows as tokens, nothing warm", measured["tokens_s"], "s", 4),
+        Figure("… from the middle, later", measured["next_s"] * 1000, "ms"),
+        Figure("lengths of 20,000 of the rows", measured["numbers_s"], "s"),
     ]
 
 
 def preparing(peer_python: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        told = prepare.measure(Path(folder), peer_python)
+        measured = prepare.measure(Path(folder), peer_python)
     figures = []
     for processes, name in ((1, "one process"), (2, "two")):
-        ours, theirs = told[f"rate_{processes}"], told.get(f"peer_rate_{processes}")
+        ours, theirs = measured[f"rate_{processes}"], measured.get(f"peer_rate_{processes}")
         figures.append(Figure(f"100,000 short rows prepared, {name}", ours, "rows/s", None, theirs))
         if theirs:
             figures.append(Figure("… its time as a share of the peer's", theirs / ours, "", 1 / 5))
-    figures.append(Figure("500,000 rows prepared: memory of all processes", told["peak_mb"], "MB", 2048))
+    figures.append(Figure("500,000 rows prepared: memory of all processes", measured["peak_mb"], "MB", 2048))
     for kind, name, share in (("cold", "nothing prepared", 1 / 2), ("cached", "prepared before", 1 / 3)):
-        ours, theirs = told[f"{kind}_s"], told.get(f"peer_{kind}_s")
+        ours, theirs = measured[f"{kind}_s"], measured.get(f"peer_{kind}_s")
         figures.append(Figure(f"submitted → first step on 100,000 rows, {name}", ours, "s", None, theirs))
         if theirs:
             figures.append(Figure("… as a share of the peer's", ours / theirs, "", share))
-    ours, theirs = told["samples"], told.get("peer_samples")
+    ours, theirs = measured["samples"], measured.get("peer_samples")
     figures.append(Figure("training on rows of mixed length, 26M model", ours, "rows/s", None, theirs))
     if theirs:
         figures.append(Figure("… its time as a share of the peer's", theirs / ours, "", 1 / 1.8))
@@ -134,12 +134,12 @@ def main() -> int:
         "--peer", type=Path, metavar="PYTHON", help="python of an environment with LLaMA-Factory"
     )
     parser.add_argument("--only", choices=PARTS, help="one part of it")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if not chromium():
         print("This needs a Chromium: python -m tests.browser.find_chromium installs one.", file=sys.stderr)
         return 2
-    if given.peer and not (given.peer.parent / "llamafactory-cli").exists():
-        print(f"There is no llamafactory-cli beside {given.peer}.", file=sys.stderr)
+    if arguments.peer and not (arguments.peer.parent / "llamafactory-cli").exists():
+        print(f"There is no llamafactory-cli beside {arguments.peer}.", file=sys.stderr)
         return 2
     if os.getloadavg()[0] > 0.7:
         print(
@@ -148,11 +148,11 @@ def main() -> int:
         )
     figures = []
     for name, part in PARTS.items():
-        if given.only in (None, name):
+        if arguments.only in (None, name):
             print(f"measuring: {name} …", file=sys.stderr, flush=True)
-            figures += part(given.peer.absolute() if given.peer else None)
+            figures += part(arguments.peer.absolute() if arguments.peer else None)
     print(table(figures, "LLaMA-Factory 0.9.5"))
-    if not given.peer and given.only not in ("pages", "compare", "data"):
+    if not arguments.peer and arguments.only not in ("pages", "compare", "data"):
         print(
             "\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md."
         )

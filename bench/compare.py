@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.bigrun import BigRun
 from bench.server import MB, wait_until_quiet
-from bench.tick import handler, told
+from bench.tick import handler, last_json
 
 RUNS, POINTS = 10, 100_000
 TIMES = 3
@@ -31,29 +31,31 @@ def measure(saves: Path) -> dict[str, float]:
     """Seconds until the figure is there in a fresh process, how much of that is reading, and seconds of the next."""
     from engine.runs import compare
 
-    draw, found = handler(saves, "draw"), compare.trainings(saves)
-    ids = [run.id for run in found]
+    draw, trainings = handler(saves, "draw"), compare.trainings(saves)
+    ids = [run.id for run in trainings]
     wait_until_quiet()
     began, worked = time.perf_counter(), time.process_time()
-    compare.curves(found)
+    compare.curves(trainings)
     read = time.perf_counter() - began
-    shown = draw(ids, *VIEW)
+    outputs = draw(ids, *VIEW)
     first, computed = time.perf_counter() - began, time.process_time() - worked
     draw(ids, *VIEW)
     again = time.perf_counter() - began - first
-    chart = next(one for one in shown if isinstance(one, str) and one.startswith("<figure"))
+    chart = next(output for output in outputs if isinstance(output, str) and output.startswith("<figure"))
     svg = re.search(r"<svg.*</svg>", chart, re.DOTALL)[0]
     return {
         "first_s": first, "computed_s": computed, "read_s": read, "again_s": again, "svg_mb": len(svg.encode()) / MB,
-        "sent_mb": sum(len(one.encode()) for one in shown if isinstance(one, str)) / MB,
+        "sent_mb": sum(len(output.encode()) for output in outputs if isinstance(output, str)) / MB,
     }  # fmt: skip
 
 
 def in_processes(saves: Path) -> dict[str, float]:
     """`measure` in fresh processes: of runs that nobody has ever read, and the medians of a few later ones ("later_")."""
     make(saves)
-    first, *later = (told([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + TIMES))
-    return first | {f"later_{name}": statistics.median(one[name] for one in later) for name in first}
+    first, *later = (last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + TIMES))
+    return first | {
+        f"later_{name}": statistics.median(measured[name] for measured in later) for name in first
+    }
 
 
 if __name__ == "__main__":

@@ -31,12 +31,12 @@ TEXTS = {
 }  # fmt: skip
 
 
-def windows(length: int, some: random.Random) -> Iterator[tuple[str, str]]:
+def windows(length: int, draw: random.Random) -> Iterator[tuple[str, str]]:
     """Texts of that length with the encoding each is written in; those that are ASCII tell nothing and are left out."""
     for codecs, text in TEXTS.values():
         for codec in codecs:
             for number in range(EACH):
-                at = some.randrange(max(1, len(text) - length))
+                at = draw.randrange(max(1, len(text) - length))
                 window = text[at : at + length]
                 if number % 2:
                     half = len(window) // 2
@@ -63,12 +63,12 @@ def peers() -> dict[str, Callable[[bytes], tuple[str | None, bool]]]:
         best = from_bytes(content).best()
         return best.encoding if best else None, False
 
-    found = {"charset-normalizer": normalizer}
+    detectors = {"charset-normalizer": normalizer}
     try:
         cchardet = importlib.import_module("cchardet")
     except ImportError:
-        return found
-    return found | {"faust-cchardet": lambda content: (cchardet.detect(content)["encoding"], False)}
+        return detectors
+    return detectors | {"faust-cchardet": lambda content: (cchardet.detect(content)["encoding"], False)}
 
 
 def main() -> None:

@@ -81,11 +81,11 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
 def own(process: psutil.Process) -> int:
     """Bytes of memory that no file stands behind; 0 if the process has ended."""
     try:
-        told = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:
         return 0
-    found = re.search(r"RssAnon:\s+(\d+)", told)
-    return 1024 * int(found[1]) if found else 0
+    match = re.search(r"RssAnon:\s+(\d+)", status)
+    return 1024 * int(match[1]) if match else 0
 
 
 def main() -> None:

@@ -166,8 +166,8 @@ def figures(run: RunDir, peak: int) -> list[str]:
 def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
     """Make models and data in `folder`, train through the engine, print a table."""
     workplace = Workplace(models=(folder,), data=folder / "data", saves=folder / "saves")
-    for one in (workplace.data, workplace.saves):
-        one.mkdir()
+    for path in (workplace.data, workplace.saves):
+        path.mkdir()
     make_data(workplace.data)
     print(
         "| case | step | tokens/s | held by torch | in use on the card |\n|---|---|---|---|---|", flush=True
@@ -198,12 +198,12 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--folder", type=Path, help="where 25 GB find room; default: the temporary folder")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if not hardware.gpus():
         print("This needs an NVIDIA card and its driver, and there is none here.", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        return bench(Path(folder), [case for case in CASES if given.only in case.name])
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        return bench(Path(folder), [case for case in CASES if arguments.only in case.name])
 
 
 if __name__ == "__main__":

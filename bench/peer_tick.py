@@ -25,12 +25,12 @@ def make(folder: Path, metrics: Path, log: Path) -> None:
     ):
         for text in ours:
             line = json.loads(text)
-            told = {
+            entry = {
                 "current_steps": line["step"], "total_steps": 2_000_000, "loss": line["loss"],
                 "lr": line["learning_rate"], "epoch": line["epoch"], "percentage": line["step"] / 20_000,
                 "elapsed_time": "5 days, 18:53:20", "remaining_time": "5 days, 18:53:20",
             }  # fmt: skip
-            theirs.write(json.dumps(told) + "\n")
+            theirs.write(json.dumps(entry) + "\n")
 
 
 def main() -> None:

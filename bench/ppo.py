@@ -25,8 +25,8 @@ def learn(model: Path, folder: Path, seed: int) -> tuple[float, float, float]:
     began = time.perf_counter()
     changes = json.dumps({"max_steps": STEPS, "seed": seed})
     words = [sys.executable, "-m", "tests.ppo_toy", "learn", str(model), str(folder), changes]
-    told = subprocess.run(words, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-    rewards = [line["reward"] for line in json.loads(told.splitlines()[-1])]
+    output = subprocess.run(words, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    rewards = [line["reward"] for line in json.loads(output.splitlines()[-1])]
     return statistics.mean(rewards[:2]), statistics.mean(rewards[-3:]), time.perf_counter() - began
 
 
@@ -34,17 +34,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         model = Path(root) / "tiny"
         subprocess.run([sys.executable, "-m", "tests.tiny_model", str(model)], cwd=PROJECT, check=True)
-        told = {seed: learn(model, Path(root) / str(seed), seed) for seed in SEEDS}
+        results = {seed: learn(model, Path(root) / str(seed), seed) for seed in SEEDS}
     figures = [
         Figure(f"seed {seed}: mean reward, {first:.3f} at first, after {STEPS} steps", last)
-        for seed, (first, last, _) in told.items()
+        for seed, (first, last, _) in results.items()
     ]
-    risen = [last / first for first, last, _ in told.values()]
+    risen = [last / first for first, last, _ in results.values()]
     figures += [
         Figure("… as a multiple of the first: mean", statistics.mean(risen)),
         Figure("… standard deviation between seeds", statistics.stdev(risen)),
         Figure("… as a share of what is asked, three times: the worst", 3 / min(risen), "", 1),
-        Figure("seconds for one, the slowest", max(seconds for *_, seconds in told.values()), "s", 120),
+        Figure("seconds for one, the slowest", max(seconds for *_, seconds in results.values()), "s", 120),
     ]
     print(table(figures, ""))
 

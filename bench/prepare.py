@@ -34,12 +34,12 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DISABLE_VERSION_
 
 def short_rows(folder: Path, count: int, name: str) -> None:
     """Rows like those of the demo, of some 25 tokens; hardly two of them alike."""
-    given = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
+    demo_rows = json.loads((PROJECT / "data" / "alpaca_translate_zh.json").read_text(encoding="utf-8"))
     draw = random.Random(0)
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
         for number in range(count):
-            one, other = draw.choice(given), draw.choice(given)
-            row = one | {"output": f"{one['output']}{other['output'][:2]} {number % 977}"}
+            first, second = draw.choice(demo_rows), draw.choice(demo_rows)
+            row = first | {"output": f"{first['output']}{second['output'][:2]} {number % 977}"}
             file.write(("[\n" if not number else ",\n") + json.dumps(row, ensure_ascii=False))
         file.write("\n]\n")
 
@@ -92,11 +92,11 @@ def larger_model(folder: Path) -> None:
 def rate(folder: Path, processes: int) -> float:
     """Rows a second from the file to the examples on disk, by so many processes; imports are not counted."""
     code = "import sys; from bench.prepare import timed; print(timed(sys.argv[1], int(sys.argv[2])))"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(processes)],
         cwd=PROJECT, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    return SHORT / float(told.stdout.split()[-1])
+    return SHORT / float(result.stdout.split()[-1])
 
 
 def timed(folder: str, processes: int) -> float:
@@ -146,9 +146,9 @@ def peak_of_preparing(folder: Path) -> float:
 def held(process: psutil.Process) -> int:
     """Proportional set size of a process and its children."""
     total = 0
-    for one in (process, *process.children(recursive=True)):
+    for member in (process, *process.children(recursive=True)):
         try:
-            total += one.memory_full_info().pss
+            total += member.memory_full_info().pss
         except psutil.Error:
             continue
     return total
@@ -189,23 +189,23 @@ def samples_per_second(folder: Path, model: Path) -> float:
 
 
 def peer_rate(folder: Path, python: Path, processes: int) -> float:
-    told = _peer(
+    output = _peer(
         python, [str(PEER), str(folder), str(DEMO_MODEL), str(processes)], folder / f"hf-{processes}"
     )
-    return SHORT / float(told.split()[-1])
+    return SHORT / float(output.split()[-1])
 
 
 def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) -> tuple[float, float]:
     """Seconds from its command to its first logged step; samples a second from that to the last."""
     out = folder / f"peer-{name}-{time.monotonic_ns()}"
-    given = {
+    settings = {
         "model_name_or_path": str(model), "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_target": "all",
         "template": "qwen", "dataset_dir": str(folder), "dataset": name, "cutoff_len": 1024, "output_dir": str(out),
         "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "logging_steps": 1,
         "report_to": "none", "save_strategy": "no", "preprocessing_num_workers": os.cpu_count(), "use_cpu": True, **more,
     }  # fmt: skip
     file = out.with_suffix(".yaml")  # its reader of JSON files raises
-    file.write_text(json.dumps(given), encoding="utf-8")
+    file.write_text(json.dumps(settings), encoding="utf-8")
     log, seen = out / "trainer_log.jsonl", threading.Event()
     began, first = time.perf_counter(), [0.0]
 
@@ -248,20 +248,20 @@ def measure(folder: Path, peer: Path | None) -> dict[str, float]:
     describe(folder, "short", "many", "mixed")
     model = folder / "larger"
     larger_model(model)
-    told: dict[str, float] = {}
+    measured: dict[str, float] = {}
     for processes in (1, 2):
         wait_until_quiet()
-        told[f"rate_{processes}"] = rate(folder, processes)
+        measured[f"rate_{processes}"] = rate(folder, processes)
         if peer:
-            told[f"peer_rate_{processes}"] = peer_rate(folder, peer, processes)
-    told["peak_mb"] = peak_of_preparing(folder)
-    told["cold_s"], told["cached_s"] = first_step(folder)
+            measured[f"peer_rate_{processes}"] = peer_rate(folder, peer, processes)
+    measured["peak_mb"] = peak_of_preparing(folder)
+    measured["cold_s"], measured["cached_s"] = first_step(folder)
     if peer:
         for kind in ("cold", "cached"):
             wait_until_quiet()
-            told[f"peer_{kind}_s"], _ = peer_train(folder, peer, "short", DEMO_MODEL, max_steps=3)
+            measured[f"peer_{kind}_s"], _ = peer_train(folder, peer, "short", DEMO_MODEL, max_steps=3)
     wait_until_quiet()
-    told["samples"] = samples_per_second(folder, model)
+    measured["samples"] = samples_per_second(folder, model)
     if peer:
-        _, told["peer_samples"] = peer_train(folder, peer, "mixed", model, num_train_epochs=1)
-    return told
+        _, measured["peer_samples"] = peer_train(folder, peer, "mixed", model, num_train_epochs=1)
+    return measured

@@ -59,19 +59,24 @@ def spec(model: Path, changes: dict[str, Any]) -> RunSpec:
     return made
 
 
-def line(name: str, found: dict[str, Any] | None) -> str:
-    if found is None:
+def line(name: str, report: dict[str, Any] | None) -> str:
+    if report is None:
         return f"| {name} | no probe |"
-    training, general = found["training"], found["general"]
+    training, general = report["training"], report["general"]
     losses = [training["loss_before"], training["loss_after"]]
     shown = " → ".join("—" if value is None else f"{value:.2f}" for value in losses)
     row = next(
-        (one for one in found["prompts"] if one["kind"] == "training" and one["after"] is not None), None
+        (
+            prompt
+            for prompt in report["prompts"]
+            if prompt["kind"] == "training" and prompt["after"] is not None
+        ),
+        None,
     )
     answer = "—" if row is None else f"{row['after']!r} for {row['reference']!r}"
     right = f"{training['right_before']} → {training['right']} of {training['answered']}"
-    same = f"{found['general_verdict']}: {general['same']} of {general['compared']}, {general['forgot']} forgotten"
-    return f"| {name} | {found['verdict']} | {right} | {shown} | {same} | {answer} |"
+    same = f"{report['general_verdict']}: {general['same']} of {general['compared']}, {general['forgot']} forgotten"
+    return f"| {name} | {report['verdict']} | {right} | {shown} | {same} | {answer} |"
 
 
 def main() -> None:

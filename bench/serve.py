@@ -106,8 +106,8 @@ def together(client: openai.OpenAI, model: str) -> float:
     """Milliseconds for each token of several answers asked for at once."""
     began = time.perf_counter()
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        told = list(threads.map(lambda _: ask(client, model), range(AT_ONCE)))
-    return 1000 * (time.perf_counter() - began) / sum(tokens for _, tokens in told)
+        answers = list(threads.map(lambda _: ask(client, model), range(AT_ONCE)))
+    return 1000 * (time.perf_counter() - began) / sum(tokens for _, tokens in answers)
 
 
 def compare(model: Path) -> list[Figure]:
@@ -120,11 +120,11 @@ def compare(model: Path) -> list[Figure]:
             clients[name] = (client, client.models.list().data[0].id if name == "ours" else str(model))
             ask(*clients[name])  # the first answer of a server is slower
         for _ in range(TIMES):
-            for name, asked in clients.items():
-                first, _ = ask(*asked, most=1)
-                whole, tokens = ask(*asked)
+            for name, target in clients.items():
+                first, _ = ask(*target, most=1)
+                whole, tokens = ask(*target)
                 each = (whole - first) / (tokens - 1)
-                measured[name].append([1000 * first, 1000 * each, together(*asked)])
+                measured[name].append([1000 * first, 1000 * each, together(*target)])
     mine, peer = (
         [statistics.median(column) for column in zip(*measured[name], strict=True)]
         for name in ("ours", "theirs")
@@ -144,11 +144,11 @@ def main() -> int:
     parser.add_argument(
         "--shape", default="{}", help="JSON: how the model differs from the usual one of 52M parameters"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if os.getloadavg()[0] > 0.7:
         print(f"Something else is at work here (load {os.getloadavg()[0]:.1f}).", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        make_model(Path(folder), json.dumps(SHAPE | json.loads(given.shape)))
+        make_model(Path(folder), json.dumps(SHAPE | json.loads(arguments.shape)))
         figures = compare(Path(folder))
     print(table(figures, "transformers serve"))
     return 1 if any(figure.met is False for figure in figures) else 0

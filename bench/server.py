@@ -95,13 +95,13 @@ def studio(folder: Path, saves: Path) -> Iterator[Server]:
 def peer(folder: Path, python: Path) -> Iterator[Server]:
     """LLaMA-Factory's web UI from the environment of `python`, told to ask nobody outside anything."""
     port = free_port()
-    told = {
+    settings = {
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DISABLE_VERSION_CHECK": "1"}
-    server = Server([str(python.parent / "llamafactory-cli"), "webui"], port, folder, **told, **quiet)
+    server = Server([str(python.parent / "llamafactory-cli"), "webui"], port, folder, **settings, **quiet)
     try:
         yield server
     finally:

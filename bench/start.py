@@ -84,9 +84,9 @@ def one_start(
 def median(starts: list[Start]) -> Start:
     """The middle of each number."""
     names = ("ready_s", "resident_mb", "page_s", "usable_s")
-    middle = {name: statistics.median(getattr(one, name) for one in starts) for name in names}
-    outside = set().union(*(one.outside for one in starts))
-    return Start(**middle, torch=any(one.torch for one in starts), outside=outside)
+    middle = {name: statistics.median(getattr(start, name) for start in starts) for name in names}
+    outside = set().union(*(start.outside for start in starts))
+    return Start(**middle, torch=any(start.torch for start in starts), outside=outside)
 
 
 def measure(peer_python: Path | None) -> tuple[Start, Start | None]:

@@ -31,7 +31,7 @@ def handler(saves: Path, name: str) -> Callable[..., list[Any]]:
     from webui.studio import page
 
     blocks = page(Workplace(saves=saves), "en")
-    return next(one.fn for one in blocks.fns.values() if getattr(one.fn, "__name__", "") == name)
+    return next(event.fn for event in blocks.fns.values() if getattr(event.fn, "__name__", "") == name)
 
 
 def measure(saves: Path) -> dict[str, float]:
@@ -65,17 +65,17 @@ def measure(saves: Path) -> dict[str, float]:
 
 def in_a_process(saves: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
-    return told([sys.executable, "-m", "bench.tick", str(saves)])
+    return last_json([sys.executable, "-m", "bench.tick", str(saves)])
 
 
 def of_peer(saves: Path, python: Path) -> dict[str, float]:
     """The peer's tick on the run that `measure` has left in `saves`."""
     run = RunDir(saves / RUN)
     script = str(PROJECT / "bench" / "peer_tick.py")
-    return told([str(python), script, str(run.metrics), str(run.log)], saves)
+    return last_json([str(python), script, str(run.metrics), str(run.log)], saves)
 
 
-def told(command: list[str], folder: Path = PROJECT) -> dict[str, float]:
+def last_json(command: list[str], folder: Path = PROJECT) -> dict[str, float]:
     """The JSON that a command says last."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:

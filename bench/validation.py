@@ -54,13 +54,13 @@ WORDS = [
 
 def make(folder: Path) -> Dataset:
     """A million alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one repeated."""
-    some = random.Random(1)
+    draw = random.Random(1)
     with (folder / f"{SET}.jsonl").open("w", encoding="utf-8") as file:
         for number in range(ROWS):
             row: dict[str, Any] = {
-                "instruction": f"{number} {' '.join(some.choices(WORDS, k=10))}",
-                "input": " ".join(some.choices(WORDS, k=5)) if number % 3 else "",
-                "output": " ".join(some.choices(WORDS, k=20)),
+                "instruction": f"{number} {' '.join(draw.choices(WORDS, k=10))}",
+                "input": " ".join(draw.choices(WORDS, k=5)) if number % 3 else "",
+                "output": " ".join(draw.choices(WORDS, k=20)),
             }
             if number % 1000 == 7:
                 del row["output"]
@@ -80,18 +80,20 @@ def measure(folder: Path) -> dict[str, float]:
         act()
         return time.perf_counter() - began
 
-    told = {"page_s": seconds(lambda: browse.page(dataset, ROWS - 10, 10))}
-    told["again_s"] = seconds(lambda: browse.page(dataset, ROWS // 2, 10))
+    measured = {"page_s": seconds(lambda: browse.page(dataset, ROWS - 10, 10))}
+    measured["again_s"] = seconds(lambda: browse.page(dataset, ROWS // 2, 10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    told["check_s"] = seconds(lambda: check(dataset, "chat"))
-    told["core_s"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
-    told["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
+    measured["check_s"] = seconds(lambda: check(dataset, "chat"))
+    measured["core_s"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+    measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     workplace = Workplace()
     spec = workplace.frozen(workplace.default_spec())
-    told["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=1, size=5))
-    told["next_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=ROWS // 2, size=5))
-    told["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, SET))
-    return told
+    measured["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=1, size=5))
+    measured["next_s"] = seconds(
+        lambda: preview_client.ask("page", spec, folder, SET, first=ROWS // 2, size=5)
+    )
+    measured["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, SET))
+    return measured
 
 
 def in_a_process(folder: Path) -> dict[str, float]:

@@ -103,16 +103,16 @@ def _section(section: Section, language: str) -> list[str]:
 def _here(entry: Entry, language: str) -> str:
     """What becomes of a key: where it goes, or why it goes nowhere; and the remark."""
     paths = [_path(kind, path) for kind, path in entry.paths.items() if path and path != "kind"]
-    said = [", ".join(dict.fromkeys(paths))] if paths else []
+    parts = [", ".join(dict.fromkeys(paths))] if paths else []
     if entry.part:
-        said.append(WITH[language].format(part=entry.part))
+        parts.append(WITH[language].format(part=entry.part))
     if entry.none:
-        said.append(f"— {_reason(entry.none, language)}")
+        parts.append(f"— {_reason(entry.none, language)}")
     elif entry.same and not paths:
-        said.append(NEEDLESS[language].format(why=_reason(entry.same, language)))
+        parts.append(NEEDLESS[language].format(why=_reason(entry.same, language)))
     if entry.remark:
-        said.append(entry.remark[language])
-    return " · ".join(said).replace("|", "\\|")
+        parts.append(entry.remark[language])
+    return " · ".join(parts).replace("|", "\\|")
 
 
 def _path(kind: str, path: str) -> str:

@@ -51,13 +51,13 @@ def _limits(path: str, info: Any) -> str:
     if choices := _choices(info.annotation):
         return " ".join(f"`{choice}`" for choice in choices)
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    found = [
+    limits = [
         f"{sign} {getattr(limit, name):g}"
         for limit in info.metadata
         for name, sign in signs.items()
         if getattr(limit, name, None) is not None
     ]
-    return ", ".join(found) or "—"
+    return ", ".join(limits) or "—"
 
 
 if __name__ == "__main__":

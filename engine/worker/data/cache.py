@@ -93,12 +93,12 @@ class Fingerprints:
         if before and before[:-1] == stamp:
             return before[-1]
         with file.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         # A file written a moment ago may be written once more without its times changing.
         if time.time_ns() - status.st_ctime_ns > 2_000_000_000:
-            self.known[str(file)] = [*stamp, found]
+            self.known[str(file)] = [*stamp, digest]
             self.new = True
-        return found
+        return digest
 
     def keep(self) -> None:
         if self.new:

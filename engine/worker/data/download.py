@@ -29,31 +29,33 @@ from engine.data.row_files import SUFFIXES
 WANTED = ["README.md", *(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz", ".zst"))]
 
 
-def download(given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Fetch `given["id"]` and name it in the catalogue: as a new set, or for the entry `given["into"]`."""
-    data, name = Path(given["data"]), given["id"]
+    data, name = Path(request["data"]), request["id"]
     if not name or name.startswith((".", "/")) or name.count("/") > 1:
         raise Refusal(problem("hub-set-name", name=name or "—"))
     with tempfile.TemporaryDirectory(dir=data, prefix=".arriving-") as scratch:
         folder = Path(scratch, "hub")
         try:
-            FETCH[given["hub"]](name, folder, report)
+            FETCH[request["hub"]](name, folder, report)
             rows = _rows(
-                folder, Path(scratch, "cache"), given["subset"], given["split"], given.get("folder", "")
+                folder, Path(scratch, "cache"), request["subset"], request["split"], request.get("folder", "")
             )
         except Refusal:
             raise
         except Exception as error:  # whatever a hub's client raises, the reader needs one sentence
             reason = str(error).strip().split("\n")[0][:300].rstrip(". ") or type(error).__name__
-            raise Refusal(problem("hub-set-failed", name=name, hub=given["hub"], why=reason)) from error
-        title = given["into"] or name.rpartition("/")[2]
+            raise Refusal(problem("hub-set-failed", name=name, hub=request["hub"], why=reason)) from error
+        title = request["into"] or name.rpartition("/")[2]
         file = Path(scratch, uploads.safe_name(f"{title}.parquet"))
         rows.to_parquet(str(file))
         placed = uploads.place(file, data)
     first = dataset_info_edits.first_rows(placed)
-    if given["into"]:
-        entry = {"file_name": placed.name} | _without_place(dataset_info_edits.entry_of(data, given["into"]))
-        made = dataset_info_edits.save(data, given["into"], entry, instead_of=given["into"])
+    if request["into"]:
+        entry = {"file_name": placed.name} | _without_place(
+            dataset_info_edits.entry_of(data, request["into"])
+        )
+        made = dataset_info_edits.save(data, request["into"], entry, instead_of=request["into"])
     else:
         made = dataset_info_edits.add(data, title, _described(placed.name, first))
     return {"made": [made], "counts": {made: len(rows), "left out": 0}}
@@ -91,7 +93,7 @@ def _huggingface(name: str, folder: Path, report: Report) -> None:
 
     chosen = {"repo_type": "dataset", "allow_patterns": WANTED, "local_dir": folder}
     coming = snapshot_download(name, dry_run=True, **chosen)
-    total = sum(one.file_size for one in coming if one.will_download)
+    total = sum(file.file_size for file in coming if file.will_download)
     if not total:
         raise Refusal(problem("hub-set-empty", name=name, known=", ".join(SUFFIXES)))
     if 3 * total > hardware.free_disk(folder):  # the files, what they are unpacked to, and the result
@@ -140,5 +142,5 @@ FETCH: dict[str, Callable[[str, Path, Report], None]] = {
 
 
 if __name__ == "__main__":
-    with errand(sys.argv[1]) as (here, asked, tell):
-        write_json(here / "result.json", download(asked, tell))
+    with errand(sys.argv[1]) as (folder, request, report):
+        write_json(folder / "result.json", download(request, report))

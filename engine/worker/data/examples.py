@@ -178,18 +178,18 @@ def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
 def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     max_length = encoder.max_length
     examples = []
-    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
-        if not isinstance(one, Tokens):
-            examples.append(_refused("chat", one))
+    for row, tokens in zip(rows, encoder.conversations.encode(rows), strict=True):
+        if not isinstance(tokens, Tokens):
+            examples.append(_refused("chat", tokens))
             continue
-        ids, answers, ended, lost = one
+        ids, answers, ended, lost = tokens
         fate, weights = "kept", row.get("weights")
         if weights is not None and len(weights) != len(answers):
             reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
             examples.append(_refused("chat", reason))
             continue
         if len(ids) > max_length:
-            ids, answers, fate, ended = _cut(one, max_length, encoder.too_long)
+            ids, answers, fate, ended = _cut(tokens, max_length, encoder.too_long)
         chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
         if fate == "too_long":
             examples.append(_left_out("chat", fate))
@@ -200,13 +200,13 @@ def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     return examples
 
 
-def _cut(one: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray, list[Span], str, bool]:
+def _cut(tokens: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray, list[Span], str, bool]:
     """Ids and answers up to the last answer that fits; of the first one, as much as fits."""
-    whole = [end for _, end in one.answers if end <= max_length]
+    whole = [end for _, end in tokens.answers if end <= max_length]
     kept = 0 if too_long == "drop" else whole[-1] if whole else max_length
-    answers = [(begin, min(end, kept)) for begin, end in one.answers if begin < kept]
-    ended = one.ended and bool(whole)
-    return one.ids[:kept], answers, "cut" if answers else "too_long", ended
+    answers = [(begin, min(end, kept)) for begin, end in tokens.answers if begin < kept]
+    ended = tokens.ended and bool(whole)
+    return tokens.ids[:kept], answers, "cut" if answers else "too_long", ended
 
 
 def _pairs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
@@ -227,21 +227,21 @@ def _pairs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     return examples
 
 
-def _common(one: Tokens, other: Tokens) -> int:
+def _common(chosen: Tokens, rejected: Tokens) -> int:
     """Where the last answers of two conversations begin; if a token holds the end of the question and the beginning
     of only one of the answers, before that."""
-    at = min(one.answers[-1][0], other.answers[-1][0])
-    differs = one.ids[:at] != other.ids[:at]
+    at = min(chosen.answers[-1][0], rejected.answers[-1][0])
+    differs = chosen.ids[:at] != rejected.ids[:at]
     return int(differs.argmax()) if differs.any() else at
 
 
 def _thumbs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     examples = []
-    for row, one in zip(rows, encoder.conversations.encode(rows), strict=True):
-        if not isinstance(one, Tokens):
-            examples.append(_refused("thumbs", one))
+    for row, tokens in zip(rows, encoder.conversations.encode(rows), strict=True):
+        if not isinstance(tokens, Tokens):
+            examples.append(_refused("thumbs", tokens))
             continue
-        example = _answered(encoder, "thumbs", one.answers[-1][0], one)
+        example = _answered(encoder, "thumbs", tokens.answers[-1][0], tokens)
         if example.fate in FATES[:USABLE]:
             example = example._replace(values=(*example.values, row["label"]))
         examples.append(example)
@@ -262,14 +262,14 @@ def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
 
 def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     examples = []
-    for row, one in zip(rows, encoder.conversations.encode(rows, generate=True), strict=True):
-        if not isinstance(one, Tokens):
-            examples.append(_refused("prompts", one))
-        elif len(one.ids) > encoder.max_length:
+    for row, tokens in zip(rows, encoder.conversations.encode(rows, generate=True), strict=True):
+        if not isinstance(tokens, Tokens):
+            examples.append(_refused("prompts", tokens))
+        elif len(tokens.ids) > encoder.max_length:
             examples.append(_left_out("prompts", "too_long"))
         else:
             messages = json.dumps(row["messages"], ensure_ascii=False)
-            examples.append(Example((one.ids, messages, row.get("answer")), lost=one.lost))
+            examples.append(Example((tokens.ids, messages, row.get("answer")), lost=tokens.lost))
     return examples
 
 
@@ -321,7 +321,7 @@ def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
 def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:
     """Arrays of int32 as one column."""
     offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
-    np.cumsum([len(one) for one in arrays], out=offsets[1:])
+    np.cumsum([len(array) for array in arrays], out=offsets[1:])
     flat = np.concatenate(arrays) if arrays else NOTHING
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 

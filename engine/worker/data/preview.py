@@ -43,8 +43,8 @@ NO_LIMIT = 10**9  # tokens
 
 def without_torch() -> None:
     """transformers loads torch wherever it finds it, which takes longer than all else here; to tokenize needs none."""
-    found = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *rest: None if name == "torch" else found(name, *rest)
+    find_spec = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
 
 
 # --------------------------------------------------------------------------------------- rows → tokens
@@ -74,8 +74,13 @@ class Encoded:
 def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
     """Canonical rows as a run gets them that has them made by `encoder`."""
     return [
-        Encoded(SIDES[encoder.form](one) if len(one.values[0]) else (), one.fate, one.reason, one.lost)
-        for one in encoder.examples(rows)
+        Encoded(
+            SIDES[encoder.form](result) if len(result.values[0]) else (),
+            result.fate,
+            result.reason,
+            result.lost,
+        )
+        for result in encoder.examples(rows)
     ]
 
 
@@ -104,31 +109,31 @@ SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
 # ------------------------------------------------------------------------------------------ questions
 
 
-def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     """Rows from number `first` on, `size` of them, as tokens."""
-    dataset = find(Path(given["data"]), given["name"])
+    dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
     tokenizer = cut_rows.tokenizer
     special = set(tokenizer.all_special_ids) | _added(tokenizer)
-    shown = browse.page(dataset, int(given["first"]), int(given["size"]))
+    shown = browse.page(dataset, int(question["first"]), int(question["size"]))
     made: list[tuple[browse.Shown, Any]] = []
-    for one in shown:
+    for entry in shown:
         try:
-            made.append((one, one.problem or example(dataset, one.place, one.row, form)))
+            made.append((entry, entry.problem or example(dataset, entry.place, entry.row, form)))
         except Refusal as refusal:
-            made.append((one, refusal.problems[0]))
+            made.append((entry, refusal.problems[0]))
     good = [row for _, row in made if not isinstance(row, Problem)]
     # The whole row, and what is left of it: what was cut off is shown too, as such.
     whole = iter(encode(whole_rows, good))
     kept = iter(encode(cut_rows, good))
     rows = []
-    for one, row in made:
+    for entry, row in made:
         if isinstance(row, Problem):
             rows.append(
                 {
-                    "number": one.number,
-                    "place": str(one.place),
+                    "number": entry.number,
+                    "place": str(entry.place),
                     "fate": "bad",
                     "reason": _plain(row),
                     "sides": [],
@@ -136,14 +141,14 @@ def page(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
             )
             continue
         all_of_it, left = next(whole), next(kept)
-        told = left if left.sides else all_of_it
+        encoded = left if left.sides else all_of_it
         spread = (
             form == "text" and left.fate == "cut"
         )  # into one example after another; nothing of it is lost
         rows.append({
-            "number": one.number, "place": str(one.place), "fate": "spread" if spread else left.fate,
+            "number": entry.number, "place": str(entry.place), "fate": "spread" if spread else left.fate,
             "reason": _plain(left.reason) if left.reason else None,
-            "sides": [_side(tokenizer, side, special) for side in told.sides],
+            "sides": [_side(tokenizer, side, special) for side in encoded.sides],
             "whole": max((len(side.ids) for side in all_of_it.sides), default=0),
         })  # fmt: skip
     return {"rows": rows, "form": form}
@@ -185,9 +190,9 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     return texts
 
 
-def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
+def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     """Counts over at most SAMPLE rows, spread over the set."""
-    dataset = find(Path(given["data"]), given["name"])
+    dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
     entries, total = browse.sample(dataset, SAMPLE)
@@ -201,24 +206,30 @@ def statistics(spec: RunSpec, given: Mapping[str, Any]) -> dict[str, Any]:
         placed = list(_good(dataset, batch, form, fates))
         good = [row for _, row in placed]
         whole = encode(whole_rows, good)
-        long = [n for n, one in enumerate(whole) if _longest(one) > spec.data.max_length]
-        lengths += [_longest(one) for one in whole if one.sides]
+        long = [n for n, encoded in enumerate(whole) if _longest(encoded) > spec.data.max_length]
+        lengths += [_longest(encoded) for encoded in whole if encoded.sides]
         if form == "text":  # nothing of a text is cut off: what does not fit goes into the next window
-            examples += sum(-(-_longest(one) // spec.data.max_length) for one in whole)
+            examples += sum(-(-_longest(encoded) // spec.data.max_length) for encoded in whole)
             kept = whole
-            fates.update("kept" for one in whole if one.sides)
+            fates.update("kept" for encoded in whole if encoded.sides)
         else:
             again = encode(cut_rows, [good[n] for n in long])
             kept = list(whole)
-            for n, one in zip(long, again, strict=True):
-                kept[n] = one
-            fates.update(one.fate for one in kept)
-            examples += sum(bool(one.sides) for one in kept)
-        lost.update(loss for one in kept for loss in one.lost)
-        reasons = [one.reason.at(place) for (place, _), one in zip(placed, kept, strict=True) if one.reason]
+            for n, encoded in zip(long, again, strict=True):
+                kept[n] = encoded
+            fates.update(encoded.fate for encoded in kept)
+            examples += sum(bool(encoded.sides) for encoded in kept)
+        lost.update(loss for encoded in kept for loss in encoded.lost)
+        reasons = [
+            encoded.reason.at(place)
+            for (place, _), encoded in zip(placed, kept, strict=True)
+            if encoded.reason
+        ]
         refused += reasons[: REFUSED_SHOWN - len(refused)]
-        tokens += sum(len(side.ids) for one in kept for side in one.sides)
-        trained += sum(end - begin for one in kept for side in one.sides for begin, end in side.trained)
+        tokens += sum(len(side.ids) for encoded in kept for side in encoded.sides)
+        trained += sum(
+            end - begin for encoded in kept for side in encoded.sides for begin, end in side.trained
+        )
     return {
         "total": total, "seen": seen, "fates": dict(fates), "examples": examples, "tokens": tokens, "trained": trained,
         "lost": dict(lost), "usable": fates["kept"] + fates["cut"], "refused": [_plain(reason) for reason in refused],
@@ -236,8 +247,8 @@ def _good(dataset: Any, batch: Any, form: Form, fates: Counter[str]) -> Iterator
             fates["bad"] += 1
 
 
-def _longest(one: Encoded) -> int:
-    return max((len(side.ids) for side in one.sides), default=0)
+def _longest(encoded: Encoded) -> int:
+    return max((len(side.ids) for side in encoded.sides), default=0)
 
 
 def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
@@ -246,15 +257,15 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
 
     if not lengths:
         return {"edges": [], "counts": [], "longest": 0, "median": 0}
-    found = np.array(lengths)
-    top = max(float(np.quantile(found, 0.998)), 1.0)
+    tokens = np.array(lengths)
+    top = max(float(np.quantile(tokens, 0.998)), 1.0)
     # The line of max_length is in the picture where it is anywhere near.
     top = max_length * 1.05 if top < max_length <= top * 2 else top
     wide = math.ceil((top + 1) / BINS)
     edges = np.arange(0, top + 1 + wide, wide)
-    counts, edges = np.histogram(np.minimum(found, edges[-1]), bins=edges)
+    counts, edges = np.histogram(np.minimum(tokens, edges[-1]), bins=edges)
     return {
-        "edges": edges.tolist(), "counts": counts.tolist(), "longest": int(found.max()), "median": float(np.median(found)),
+        "edges": edges.tolist(), "counts": counts.tolist(), "longest": int(tokens.max()), "median": float(np.median(tokens)),
     }  # fmt: skip
 
 
@@ -289,11 +300,11 @@ def _added(tokenizer: Any) -> set[int]:
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _plain(found: Problem) -> dict[str, Any]:
+def _plain(reason: Problem) -> dict[str, Any]:
     return {
-        "code": found.code,
-        "field": found.field,
-        "values": {name: str(value) for name, value in found.values.items()},
+        "code": reason.code,
+        "field": reason.field,
+        "values": {name: str(value) for name, value in reason.values.items()},
     }
 
 
@@ -305,24 +316,24 @@ QUESTIONS = {"page": page, "statistics": statistics}
 def answer(line: str) -> dict[str, Any]:
     """The answer to one question; whatever goes wrong is an answer too."""
     try:
-        asked = json.loads(line)
-        return {"answer": QUESTIONS[asked["what"]](RunSpec.from_yaml(asked["spec"]), asked)}
+        question = json.loads(line)
+        return {"answer": QUESTIONS[question["what"]](RunSpec.from_yaml(question["spec"]), question)}
     except Refusal as refusal:
-        return {"problems": [_plain(one) for one in refusal.problems]}
+        return {"problems": [_plain(reason) for reason in refusal.problems]}
     except Exception as error:
         traceback.print_exc()
         return {"problems": [_plain(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]}
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
     without_torch()
     from engine.worker.data import examples  # noqa: F401  now, while nobody waits
 
     while select.select([sys.stdin], [], [], IDLE_S)[0] and (line := sys.stdin.readline()):
-        told.write(json.dumps(answer(line), ensure_ascii=False) + "\n")
-        told.flush()
+        output.write(json.dumps(answer(line), ensure_ascii=False) + "\n")
+        output.flush()
 
 
 if __name__ == "__main__":

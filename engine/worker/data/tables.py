@@ -161,7 +161,7 @@ class Tables:
                 numbers = pa.ipc.open_stream(source).read_all().column("row").to_numpy()
             good = min(int((numbers <= most_read).sum()), most_good)
             last = int(numbers[good - 1]) if good == most_good and self.limit is not None else most_read
-            bad = tuple(one for one in part.bad if one[0] <= last)
+            bad = tuple((number, reason) for number, reason in part.bad if number <= last)
             part = replace(part, good=good, read=last, bad=bad, bad_count=min(part.bad_count, len(bad)))
         for code, count, first in part.notes:
             before, earliest = self.notes.get(code, (0, first))
@@ -170,4 +170,4 @@ class Tables:
         self.good += part.good
         self.read += part.read
         self.bad_count += part.bad_count
-        self.bad += [one for _, one in part.bad[: SHOWN - len(self.bad)]]
+        self.bad += [reason for _, reason in part.bad[: SHOWN - len(self.bad)]]

@@ -329,6 +329,6 @@ def render(
 def agree(a: str, b: str, atoms: re.Pattern[str] | None = None) -> int:
     """Length of the common beginning of `a` and `b`, none of the `atoms` cut in two ("<|end|>" against "<|user|>")."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    found = atoms.finditer if atoms else lambda _: ()
-    cut = [m.start() for text in (a, b) for m in found(text) if m.start() < length < m.end()]
+    occurrences = atoms.finditer if atoms else lambda _: ()
+    cut = [m.start() for text in (a, b) for m in occurrences(text) if m.start() < length < m.end()]
     return min([length, *cut])

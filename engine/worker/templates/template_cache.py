@@ -158,19 +158,19 @@ class Shapes:
             if shape is None or shape.plan is None or not shape.plan.takes(contents):
                 continue
             if all([check(contents[number]) for number, check in shape.checks]):
-                indices, said = of_shape.setdefault(shape, ([], []))
+                indices, row_contents = of_shape.setdefault(shape, ([], []))
                 indices.append(index)
-                said.append(contents)
-        for shape, (indices, said) in of_shape.items():
-            yield from self._tokenized(shape, indices, said)
+                row_contents.append(contents)
+        for shape, (indices, row_contents) in of_shape.items():
+            yield from self._tokenized(shape, indices, row_contents)
 
-    def _tokenized(self, shape: Shape, indices: list[int], said: list[list[str]]) -> Iterator[Group]:
+    def _tokenized(self, shape: Shape, indices: list[int], row_contents: list[list[str]]) -> Iterator[Group]:
         slots = shape.plan.slots
-        for start in range(0, len(said), ROWS):
-            block, rows = said[start : start + ROWS], indices[start : start + ROWS]
+        for start in range(0, len(row_contents), ROWS):
+            block, rows = row_contents[start : start + ROWS], indices[start : start + ROWS]
             contents = [row[slot] for row in block for slot in slots]
-            if found := (self.words and self.words.ids(contents)) or self._fenced(contents):
-                yield _together(shape, rows, *found)
+            if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
+                yield _together(shape, rows, *ids_and_lengths)
                 continue
             # Someone wrote a control token into the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
@@ -188,7 +188,7 @@ class Shapes:
         encodings = self.backend.encode_batch_fast(
             [self.fence + self.fence.join(some) for some in texts], add_special_tokens=False
         )
-        ids = np.concatenate([np.array(one.ids, dtype=np.int32) for one in encodings])
+        ids = np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding in encodings])
         fences = np.flatnonzero(self.is_control[ids])
         if len(fences) != len(contents) + len(texts) or (ids[fences] != self.fence_id).any():
             return None
@@ -199,7 +199,7 @@ class Shapes:
 
     def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
         contents = [sentinel(number) for number in range(len(roles))]
-        messages = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             outline = self.tracer.outline(roles, generate=generate)
             text = self.template.render(messages, generate=generate)

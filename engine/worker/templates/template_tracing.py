@@ -57,17 +57,17 @@ class Tracer:
     """
 
     def __init__(self, template: str, variables: dict[str, Any]):
-        self.variables, self.asked = variables, _Asked()
-        self.template = _traceable(template, self.asked)
+        self.variables, self.recorder = variables, _TraceRecorder()
+        self.template = _traceable(template, self.recorder)
 
     def outline(self, roles: Sequence[str], *, generate: bool = False) -> Outline | None:
         """The outline of a conversation in which these speak, one message each; None if there is none.
 
         Whatever the template raises is raised.
         """
-        asked = self.asked.again()
+        recorder = self.recorder.again()
         messages = [
-            {"role": role, "content": asked.content(sentinel(number), number)}
+            {"role": role, "content": recorder.content(sentinel(number), number)}
             for number, role in enumerate(roles)
         ]
         try:
@@ -79,36 +79,36 @@ class Tracer:
                 **self.variables,
             )
         except Exception:
-            if asked.too_much:
+            if recorder.too_much:
                 return None
             raise
-        if asked.too_much:
+        if recorder.too_much:
             return None
-        known = {sentinel(number): number for number in range(len(roles))}
-        split = re.split("(" + "|".join(map(re.escape, known)) + ")", str.__str__(written))
-        parts = tuple(known.get(part, part) for part in split if part)
+        number_of = {sentinel(number): number for number in range(len(roles))}
+        split = re.split("(" + "|".join(map(re.escape, number_of)) + ")", str.__str__(written))
+        parts = tuple(number_of.get(part, part) for part in split if part)
         leftover = re.compile("[\ue000-\uefff]")
         if any(isinstance(part, str) and leftover.search(part) for part in parts):
             return None  # a content was changed on its way
-        return Outline(parts, tuple(asked.asked.values()))
+        return Outline(parts, tuple(recorder.checks.values()))
 
 
-class _Asked:
+class _TraceRecorder:
     """What a template asked of the contents of one conversation. `too_much`: something only the content itself
     could answer."""
 
     def __init__(self) -> None:
-        self.asked: dict[tuple[Any, ...], Check] = {}
+        self.checks: dict[tuple[Any, ...], Check] = {}
         self.too_much = False
         self.spliced, self.content = _types(self)
 
-    def again(self) -> _Asked:
-        self.asked.clear()
+    def again(self) -> _TraceRecorder:
+        self.checks.clear()
         self.too_much = False
         return self
 
     def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
-        self.asked[number, *question] = number, check
+        self.checks[number, *question] = number, check
 
     def refuse(self) -> None:
         # Raised too, but a template may catch what is raised; the mark stays.
@@ -116,7 +116,7 @@ class _Asked:
         raise TypeError("only the content itself could answer this")
 
 
-def _types(asked: _Asked) -> tuple[type, type]:
+def _types(recorder: _TraceRecorder) -> tuple[type, type]:
     """The types of texts with contents in them, and of contents, whose questions `asked` writes down."""
 
     class Spliced(str):
@@ -131,7 +131,7 @@ def _types(asked: _Asked) -> tuple[type, type]:
             return Spliced(str.__add__(self, other))
 
         def __radd__(self, other: str) -> str:
-            return Spliced(other + str.__str__(self)) if type(other) is str else asked.refuse()
+            return Spliced(other + str.__str__(self)) if type(other) is str else recorder.refuse()
 
     class Content(Spliced):
         """A content on its own: it may be stripped and searched, too."""
@@ -147,13 +147,13 @@ def _types(asked: _Asked) -> tuple[type, type]:
         """A yes or no, which another content has to answer in the same way."""
         ask = getattr(str, name)
 
-        def answer(self: Content, *given: Any) -> bool:
-            if any(isinstance(one, Spliced) for one in given):
-                asked.refuse()
-            said = ask(self, *given)
-            if said is not NotImplemented:
-                asked.note(self.number, (name, given), lambda text: ask(text, *given) == said)
-            return said
+        def answer(self: Content, *arguments: Any) -> bool:
+            if any(isinstance(argument, Spliced) for argument in arguments):
+                recorder.refuse()
+            result = ask(self, *arguments)
+            if result is not NotImplemented:
+                recorder.note(self.number, (name, arguments), lambda text: ask(text, *arguments) == result)
+            return result
 
         return answer
 
@@ -161,10 +161,10 @@ def _types(asked: _Asked) -> tuple[type, type]:
         """A change that is none: another content has to stay as it is under it, too."""
         change = getattr(str, name)
 
-        def answer(self: Content, *given: Any) -> Content:
-            if change(self, *given) != str.__str__(self):
-                asked.refuse()
-            asked.note(self.number, (name, given), lambda text: change(text, *given) == text)
+        def answer(self: Content, *arguments: Any) -> Content:
+            if change(self, *arguments) != str.__str__(self):
+                recorder.refuse()
+            recorder.note(self.number, (name, arguments), lambda text: change(text, *arguments) == text)
             return self
 
         return answer
@@ -174,22 +174,22 @@ def _types(asked: _Asked) -> tuple[type, type]:
 
         def answer(self: Content, mark: str | None = None, *_: Any) -> Any:
             if type(mark) is not str or not mark or str.__contains__(self, mark):
-                asked.refuse()
-            asked.note(self.number, (name, mark), lambda text: mark not in text)
+                recorder.refuse()
+            recorder.note(self.number, (name, mark), lambda text: mark not in text)
             return {"partition": (self, "", ""), "rpartition": ("", "", self)}.get(name, [self])
 
         return answer
 
     def truth(self: Content) -> bool:
-        asked.note(self.number, (), bool)
+        recorder.note(self.number, (), bool)
         return True
 
     kept = {"__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__"}
     kept |= {"__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__add__"}
     kept |= {"__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"}
     for name in set(dir(str)) - kept:
-        setattr(Spliced, name, lambda *_, **__: asked.refuse())
-    Spliced.__rmod__ = Spliced.__bool__ = Spliced.__int__ = lambda *_: asked.refuse()
+        setattr(Spliced, name, lambda *_, **__: recorder.refuse())
+    Spliced.__rmod__ = Spliced.__bool__ = Spliced.__int__ = lambda *_: recorder.refuse()
     for name in ("__contains__", "startswith", "endswith", "__eq__", "__ne__"):
         setattr(Content, name, question(name))
     for name in ("strip", "lstrip", "rstrip", "replace"):
@@ -217,7 +217,7 @@ class _Visible(NodeTransformer):
         return node
 
 
-def _traceable(template: str, asked: _Asked) -> Any:
+def _traceable(template: str, recorder: _TraceRecorder) -> Any:
     """The template compiled as transformers compiles it, but so that every use of a content is seen."""
     environment = _compile_jinja_template(template).environment.overlay()
 
@@ -226,26 +226,27 @@ def _traceable(template: str, asked: _Asked) -> Any:
         if len(parts) == 1:
             return parts[0]
         whole = "".join(parts)
-        traced = any(isinstance(part, asked.spliced) for part in parts)
-        return asked.spliced(whole) if traced else whole
+        traced = any(isinstance(part, recorder.spliced) for part in parts)
+        return recorder.spliced(whole) if traced else whole
 
     class Searched(str):
         """A text in which something is looked for; not a content, it has no other way of knowing."""
 
         __slots__ = ()
 
-        def __contains__(self, wanted: Any) -> bool:
-            return asked.refuse() if isinstance(wanted, asked.spliced) else str.__contains__(self, wanted)
+        def __contains__(self, text: Any) -> bool:
+            return recorder.refuse() if isinstance(text, recorder.spliced) else str.__contains__(self, text)
 
     environment.concat = spliced
     environment.spliced = lambda *parts: spliced(parts)
     environment.searched = lambda where: Searched(where) if type(where) is str else where
     environment.filters = {
-        name: _watched(name, function, HARMLESS_FILTERS, asked)
+        name: _watched(name, function, HARMLESS_FILTERS, recorder)
         for name, function in environment.filters.items()
     }
     environment.tests = {
-        name: _watched(name, function, HARMLESS_TESTS, asked) for name, function in environment.tests.items()
+        name: _watched(name, function, HARMLESS_TESTS, recorder)
+        for name, function in environment.tests.items()
     }
     environment.filters["trim"] = lambda text, chars=None: str(text).strip(chars)
     environment.filters["string"] = lambda text: text if isinstance(text, str) else str(text)
@@ -258,7 +259,7 @@ def _traceable(template: str, asked: _Asked) -> Any:
 
 
 def _watched(
-    name: str, function: Callable[..., Any], harmless: set[str], asked: _Asked
+    name: str, function: Callable[..., Any], harmless: set[str], recorder: _TraceRecorder
 ) -> Callable[..., Any]:
     """A filter or test that must not be given a content, nor anything with one in it, unless it is harmless."""
     if name in harmless:
@@ -277,27 +278,27 @@ def _watched(
             return function
 
         @wraps(function)
-        def on_lists(*given: Any, **named: Any) -> Any:
-            if any(isinstance(one, asked.spliced) for one in given):
-                asked.refuse()
-            return function(*given, **named)
+        def on_lists(*arguments: Any, **keywords: Any) -> Any:
+            if any(isinstance(argument, recorder.spliced) for argument in arguments):
+                recorder.refuse()
+            return function(*arguments, **keywords)
 
         return on_lists
 
     @wraps(function)
-    def watched(*given: Any, **named: Any) -> Any:
-        if any(_holds(one, asked) for one in (*given, *named.values())):
-            asked.refuse()
-        return function(*given, **named)
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        if any(_holds(argument, recorder) for argument in (*arguments, *keywords.values())):
+            recorder.refuse()
+        return function(*arguments, **keywords)
 
     return watched
 
 
-def _holds(value: Any, asked: _Asked) -> bool:
+def _holds(value: Any, recorder: _TraceRecorder) -> bool:
     if isinstance(value, Undefined):
         return False
     if isinstance(value, dict):
-        return any(_holds(one, asked) for one in (*value, *value.values()))
+        return any(_holds(part, recorder) for part in (*value, *value.values()))
     if isinstance(value, (list, tuple)):
-        return any(_holds(one, asked) for one in value)
-    return isinstance(value, asked.spliced)
+        return any(_holds(part, recorder) for part in value)
+    return isinstance(value, recorder.spliced)

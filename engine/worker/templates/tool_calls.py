@@ -54,9 +54,9 @@ class AsElements:
 
     def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
         arguments = {}
-        while found := self.argument.match(text, at):
-            key, at = found["key"], found.end()
-            value = found["value"].removeprefix(self.before).removesuffix(self.behind)
+        while match := self.argument.match(text, at):
+            key, at = match["key"], match.end()
+            value = match["value"].removeprefix(self.before).removesuffix(self.behind)
             arguments[key] = value if key in texts else _value(value)
         return (arguments, at) if self.closing.match(text, at) else None
 
@@ -95,18 +95,18 @@ class CallForm:
         """
         known = _described(tools)
         calls: list[Call] = []
-        said, at = len(text), self.first.search(text, _thought(text))
-        while at:
-            name, ends = at["name"], at.end()
+        text_end, match = len(text), self.first.search(text, _thought(text))
+        while match:
+            name, ends = match["name"], match.end()
             read = self.arguments.read(text, ends, known.get(name, frozenset()))
             if read and (not known or name in known):
-                said = said if calls else at.start()
+                text_end = text_end if calls else match.start()
                 arguments, ends = read
                 calls.append({"name": name, "arguments": arguments})
-                at = self.further.match(text, ends) or self.first.search(text, ends)
+                match = self.further.match(text, ends) or self.first.search(text, ends)
             else:
-                at = self.first.search(text, ends)
-        return (text[:said].rstrip(), calls) if calls else (text, [])
+                match = self.first.search(text, ends)
+        return (text[:text_end].rstrip(), calls) if calls else (text, [])
 
     def begun(self, name: str = "") -> Opened | None:
         """What has to be written already so that a tool is called, the one with this name; None if that is unknown."""
@@ -115,12 +115,12 @@ class CallForm:
         opened, named = self.opened, self.named
         return Opened(opened.prompt + name + named.prompt, opened.read + name + named.read)
 
-    def held(self, text: str, told: int = 0) -> int:
-        """How much of an answer that is being written is certainly no part of a call, in characters. `told`: how much
-        was so before."""
+    def held(self, text: str, before: int = 0) -> int:
+        """How much of an answer that is being written is certainly no part of a call, in characters. `before`: how
+        much was so at the last call."""
         # Partial: what stands at the end may become a match, as more is written.
-        found = self.first.search(text, max(told, _thought(text)), partial=True)
-        return found.start() if found else len(text)
+        match = self.first.search(text, max(before, _thought(text)), partial=True)
+        return match.start() if match else len(text)
 
 
 class _Behind(NamedTuple):
@@ -158,9 +158,9 @@ class _Written:
         called = [
             {
                 "id": f"call0000{number}", "type": "function",
-                "function": {"name": name, "arguments": json.dumps(given, ensure_ascii=False) if self.encoded else given},
+                "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False) if self.encoded else arguments},
             }
-            for number, (name, given) in enumerate(calls)
+            for number, (name, arguments) in enumerate(calls)
         ]  # fmt: skip
         spoken = {"role": "assistant", "content": content} | ({"tool_calls": called} if called else {})
         text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": ASKED}, spoken])
@@ -182,9 +182,9 @@ class _Written:
             opened=self.opened(whole, before),
             named=Opened(behind.text, self.read(behind.text)),
         )
-        for wanted in (PROOF, {}):
-            written = self.read(self.text(("name-1", wanted)))
-            if form.split(written)[1] != [{"name": "name-1", "arguments": wanted}]:
+        for arguments in (PROOF, {}):
+            written = self.read(self.text(("name-1", arguments)))
+            if form.split(written)[1] != [{"name": "name-1", "arguments": arguments}]:
                 raise ValueError("it does not read what the template writes")
         return form
 
@@ -235,7 +235,7 @@ class _Written:
         before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
         text = regex.sub(r"<\S*\Z", "", first[: agree(first, nothing)])  # behind the name, whatever follows
         opens, parts, closes, last, nothing = (
-            _loose(self.read(one)) for one in (opens, parts, closes, last, nothing)
+            _loose(self.read(mark)) for mark in (opens, parts, closes, last, nothing)
         )
         if not (opens and parts and closes):
             raise ValueError("nothing tells where an argument begins or ends")
@@ -267,26 +267,30 @@ def _value(written: str) -> Any:
 def _described(tools: Tools) -> dict[str, Set[str]]:
     """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
     functions = [tool.get("function") for tool in tools]
-    named = [one for one in functions if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
-    return {one["name"]: _texts(one.get("parameters")) for one in named}
+    named = [
+        function
+        for function in functions
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    ]
+    return {function["name"]: _texts(function.get("parameters")) for function in named}
 
 
 def _texts(parameters: Any) -> Set[str]:
     known = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return {key for key, told in known.items() if _text(told)} if isinstance(known, Mapping) else set()
+    return {key for key, schema in known.items() if _text(schema)} if isinstance(known, Mapping) else set()
 
 
-def _text(told: Any) -> bool:
+def _text(schema: Any) -> bool:
     """Whether a value that is so described may be a text."""
 
-    def either(word: str, told: Any) -> list[Any]:
-        said = told.get(word) if isinstance(told, Mapping) else None
-        return said if isinstance(said, list) else [said]
+    def either(word: str, schema: Any) -> list[Any]:
+        values = schema.get(word) if isinstance(schema, Mapping) else None
+        return values if isinstance(values, list) else [values]
 
-    kinds = [told, *either("anyOf", told)]
+    kinds = [schema, *either("anyOf", schema)]
     return any(
-        "string" in either("type", one) or any(isinstance(value, str) for value in either("enum", one))
-        for one in kinds
+        "string" in either("type", kind) or any(isinstance(value, str) for value in either("enum", kind))
+        for kind in kinds
     )
 
 

@@ -78,7 +78,9 @@ class Words:
             self.known.clear()
         if new := list(set(all_words) - self.known.keys()):
             encodings = self.speller.encode_batch_fast(new, add_special_tokens=False)
-            self.known.update((word, tuple(one.ids)) for word, one in zip(new, encodings, strict=True))
+            self.known.update(
+                (word, tuple(encoding.ids)) for word, encoding in zip(new, encodings, strict=True)
+            )
         known = list(map(self.known.__getitem__, all_words))
         each = np.fromiter(map(len, known), np.int64, len(known))
         ends = np.concatenate([[0], each.cumsum()])[np.cumsum([len(some) for some in words])]

@@ -115,9 +115,9 @@ class ActorCritic(nn.Module):
             role = self.role
             return contextlib.nullcontext(), _OnEntering(lambda: self.play(role))
 
-        given = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
+        arguments = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
         for role in ("policy", "critic"):
-            self.play(role).activation_checkpointing_enable(given, **options)
+            self.play(role).activation_checkpointing_enable(arguments, **options)
 
 
 class _OnEntering(contextlib.AbstractContextManager):

@@ -41,7 +41,7 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, run: RunDir, report: Report, keep: int | None):
         self.run, self.report, self.keep = run, report, keep
-        self.asked_at = 0  # mtime of the request file when it was last read
+        self.request_mtime = 0  # of the request file when it was last read, ns
         self.stopping = False
         self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
 
@@ -90,7 +90,7 @@ class RunCallback(TrainerCallback):
         self.report("training", state.global_step, state.max_steps, "steps")
         if args.load_best_model_at_end and control.should_evaluate:
             control.should_save = True  # what is best by measure must be there to be loaded
-        if self._asked_to_stop(args) and not control.should_training_stop:
+        if self._stop_is_requested(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
         if control.should_training_stop:
@@ -125,7 +125,7 @@ class RunCallback(TrainerCallback):
 
         Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
         """
-        if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
+        if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
             raise Refusal(_not_finite(state.global_step, math.nan))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
@@ -144,22 +144,22 @@ class RunCallback(TrainerCallback):
                 (folder / COMPLETE).unlink()
                 shutil.rmtree(folder)
 
-    def _asked_to_stop(self, args: TrainingArguments) -> bool:
+    def _stop_is_requested(self, args: TrainingArguments) -> bool:
         """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that
         never comes."""
-        wanted = rank() == 0 and self._read_request()
+        requested = rank() == 0 and self._read_request()
         if args.world_size == 1:
-            return wanted
-        word = torch.tensor([float(wanted)], device=args.device)
+            return requested
+        word = torch.tensor([float(requested)], device=args.device)
         torch.distributed.broadcast(word, src=0)
         return bool(word.item())
 
     def _read_request(self) -> bool:
         changed = self.run.request.stat().st_mtime_ns
-        if changed != self.asked_at:
-            self.asked_at = changed
-            self.asked = bool((read_json(self.run.request) or {}).get("stop"))
-        return self.asked
+        if changed != self.request_mtime:
+            self.request_mtime = changed
+            self.stop_requested = bool((read_json(self.run.request) or {}).get("stop"))
+        return self.stop_requested
 
 
 def _short(value: float) -> str:

@@ -103,8 +103,8 @@ def _as_trl(name: str, score: Score) -> Callable[..., list[float | None]]:
         prompts: list[list[int]], completions: list[str], completion_ids: list[list[int]], messages: list[str],
         answer: list[str | None], **_: Any,
     ) -> list[float | None]:  # fmt: skip
-        asked = map(json.loads, messages)
-        rows = zip(asked, prompts, completions, completion_ids, answer, strict=True)
+        conversations = map(json.loads, messages)
+        rows = zip(conversations, prompts, completions, completion_ids, answer, strict=True)
         return score([Answer(*row) for row in rows])
 
     function.__name__ = name
@@ -118,8 +118,8 @@ class GroupTrainer(GRPOTrainer):
     that is not over yet, the step in it, and the order of the prompts.
     """
 
-    def __init__(self, run: RunDir, sample_steps: int, **given: Any):
-        super().__init__(**given)
+    def __init__(self, run: RunDir, sample_steps: int, **arguments: Any):
+        super().__init__(**arguments)
         self.run, self.sample_steps = run, sample_steps
         self.empty = self.alike = 0  # rounds of answers in a row
 
@@ -131,12 +131,12 @@ class GroupTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return prompts, None, {}
 
-    def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
+    def _generate_single_turn(self, *arguments: Any, **keywords: Any) -> Any:
         """Answers without dropout."""
         training = self.model.training
         self.model.eval()
         try:
-            return super()._generate_single_turn(*given, **named)
+            return super()._generate_single_turn(*arguments, **keywords)
         finally:
             self.model.train(training)
 

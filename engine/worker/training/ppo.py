@@ -63,9 +63,9 @@ class PpoTrainer(Trainer):
         reward: Reward,
         generation: GenerationConfig,
         run: RunDir,
-        **given: Any,
+        **arguments: Any,
     ):
-        super().__init__(model=model, data_collator=_prompts_of, **given)
+        super().__init__(model=model, data_collator=_prompts_of, **arguments)
         self.settings, self.reward, self.run = settings, reward, run
         self.generation = GenerationConfig(
             do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=0, use_cache=True,
@@ -76,7 +76,7 @@ class PpoTrainer(Trainer):
         self.ends = [ends] if isinstance(ends, int) else ends
         self.kl_coef = settings.init_kl_coef
         self.prompts: list[list[int]] = []  # of this step, so far
-        self.told: dict[str, list[float]] = defaultdict(list)  # since the last point of the curves
+        self.curve_values: dict[str, list[float]] = defaultdict(list)  # since the last point of the curves
         self.watch = Watch()
         self.tokens = 0.0
 
@@ -92,14 +92,14 @@ class PpoTrainer(Trainer):
         rollout, answered = self.answer_and_judge(prompts, step, kept=due(step, self.settings.sample_steps))
         self.tokens += self._total(rollout.attention.sum().double()).item()
         loss, learned = self.learn(model, rollout, step)
-        told = answered | learned | {"kl_coef": self.kl_coef}
-        for name, value in told.items():
-            self.told[name].append(value)
-        if problem_seen := self.watch(told, step):
+        metrics = answered | learned | {"kl_coef": self.kl_coef}
+        for name, value in metrics.items():
+            self.curve_values[name].append(value)
+        if problem_seen := self.watch(metrics, step):
             raise Refusal(problem_seen)
         answers = len(prompts) * self.args.world_size
         self.kl_coef = ppo_math.next_kl_coef(
-            self.kl_coef, told["kl"], self.settings.kl_target, self.settings.kl_horizon, answers
+            self.kl_coef, metrics["kl"], self.settings.kl_target, self.settings.kl_horizon, answers
         )
         return loss
 
@@ -110,12 +110,12 @@ class PpoTrainer(Trainer):
         """Answers to the prompts, with their advantages, and what to tell of them. `kept`: a few go into the samples."""
         settings, cast = self.settings, self.model
         cast.eval()
-        asked, seen = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
+        prompt_ids, prompt_mask = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
         with self.accelerator.autocast():
             with self._seeded(step):
-                answers = cast.answer(asked, seen, self.generation)
+                answers = cast.answer(prompt_ids, prompt_mask, self.generation)
             mask, ended = ppo_math.answer_mask(answers, self.ends)
-            texts, attention = torch.cat([asked, answers], 1), torch.cat([seen, mask.long()], 1)
+            texts, attention = torch.cat([prompt_ids, answers], 1), torch.cat([prompt_mask, mask.long()], 1)
             length, temperature = answers.shape[1], settings.temperature
             judged = []
             for rows in torch.arange(len(prompts)).split(self.args.per_device_train_batch_size):
@@ -134,7 +134,7 @@ class PpoTrainer(Trainer):
         )
         mean, variance = ppo_math.moments(advantages, mask, self._total)
         kl_of_answers = torch.where(mask, kl, 0.0).sum(1)
-        told = {
+        metrics = {
             **self._means(reward=scores, kl=kl_of_answers, answer_length=mask.sum(1), ended=ended),
             "entropy": ppo_math.moments(entropy, mask, self._total)[0].item(),
             "advantage_mean": mean.item(), "advantage_std": variance.sqrt().item(),
@@ -142,7 +142,7 @@ class PpoTrainer(Trainer):
         if kept and self.is_world_process_zero():
             self._keep_samples(step, prompts, told_answers, scores)
         advantages = ppo_math.whiten(advantages, mask, self._total)
-        return Rollout(texts, attention, mask, log_probs, values, advantages, returns), told
+        return Rollout(texts, attention, mask, log_probs, values, advantages, returns), metrics
 
     def learn(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
         """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and what to tell."""
@@ -156,15 +156,15 @@ class PpoTrainer(Trainer):
             for _ in range(settings.num_ppo_epochs)
             for part in torch.randperm(rows, generator=shuffled).chunk(settings.num_mini_batches)
         ]
-        told = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         for number, chosen in enumerate(updates, 1):
-            told += self._gradient(model, rollout, chosen)
+            totals += self._gradient(model, rollout, chosen)
             if number < len(updates):
                 if self.args.max_grad_norm > 0:
                     self._clip_grad_norm(model)
                 self.optimizer.step()
                 model.zero_grad()
-        policy, value, clipped = (self._total(told) / len(updates)).tolist()
+        policy, value, clipped = (self._total(totals) / len(updates)).tolist()
         loss = policy + settings.vf_coef * value
         return torch.tensor(loss, device=self.args.device), {
             "policy_loss": policy, "value_loss": value, "clip_fraction": clipped,
@@ -177,7 +177,7 @@ class PpoTrainer(Trainer):
         """
         settings, length = self.settings, rollout.mask.shape[1]
         tokens = self._total(rollout.mask[chosen].sum().double()).item()
-        told = torch.zeros(3, dtype=torch.float64, device=self.args.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)
         parts = chosen.split(self.args.per_device_train_batch_size)
         for number, rows in enumerate(parts, 1):
             last = number == len(parts)
@@ -194,8 +194,8 @@ class PpoTrainer(Trainer):
                 # Processes' gradients are averaged, and this is to be their sum.
                 loss = (sums[0] + settings.vf_coef * sums[1]) * self.args.world_size
                 self.accelerator.backward(loss)
-            told += sums.detach()
-        return told
+            totals += sums.detach()
+        return totals
 
     def _total(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -227,14 +227,16 @@ class PpoTrainer(Trainer):
             words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
             scores[few].tolist(), strict=True,
         )  # fmt: skip
-        write_samples(self.run, step, (Sample(asked, said, score, {}) for asked, said, score in shown))
+        write_samples(
+            self.run, step, (Sample(prompt, completion, score, {}) for prompt, completion, score in shown)
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's own points of the curves, and the means of ours since the last."""
         if "loss" in logs:
-            logs |= {name: sum(values) / len(values) for name, values in self.told.items()}
+            logs |= {name: sum(values) / len(values) for name, values in self.curve_values.items()}
             logs["num_tokens"] = self.tokens
-            self.told.clear()
+            self.curve_values.clear()
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
@@ -242,8 +244,10 @@ class PpoTrainer(Trainer):
         sums, count = dict.fromkeys(("eval_reward", "eval_kl", "eval_answer_length"), 0.0), 0
         for batch in self.get_eval_dataloader(eval_dataset):
             prompts = batch["prompt_ids"]
-            _, told = self.answer_and_judge(prompts, step=0)
-            sums = {name: old + len(prompts) * told[name.removeprefix("eval_")] for name, old in sums.items()}
+            _, of_batch = self.answer_and_judge(prompts, step=0)
+            sums = {
+                name: old + len(prompts) * of_batch[name.removeprefix("eval_")] for name, old in sums.items()
+            }
             count += len(prompts)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {name: value / count for name, value in sums.items()}

@@ -73,7 +73,7 @@ def moments(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> 
 def whiten(
     values: Tensor,
     mask: Tensor,
-    total: Callable[[Tensor], Tensor] = lambda one: one,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     *,
     keep_mean: bool = False,
 ) -> Tensor:

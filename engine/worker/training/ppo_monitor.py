@@ -23,14 +23,14 @@ class Watch:
         self.kl_of_token: deque[float] = deque(maxlen=WATCHED)
         self.length: deque[float] = deque(maxlen=WATCHED)
 
-    def __call__(self, told: dict[str, float], step: int) -> Problem | None:
+    def __call__(self, metrics: dict[str, float], step: int) -> Problem | None:
         """`told`: the figures of a batch by their names. None: it may go on."""
-        spoiled = [name for name, value in told.items() if not math.isfinite(value)]
+        spoiled = [name for name, value in metrics.items() if not math.isfinite(value)]
         if spoiled:
             return problem("ppo-not-finite", "training.learning_rate", step=step, names=", ".join(spoiled))
-        self.kl.append(told["kl"])
-        self.kl_of_token.append(told["kl"] / told["answer_length"])
-        self.length.append(told["answer_length"])
+        self.kl.append(metrics["kl"])
+        self.kl_of_token.append(metrics["kl"] / metrics["answer_length"])
+        self.length.append(metrics["answer_length"])
         if len(self.kl) < WATCHED:
             return None
         kl, kl_of_token = sum(self.kl) / WATCHED, sum(self.kl_of_token) / WATCHED
@@ -40,6 +40,6 @@ class Watch:
             return problem(
                 "ppo-runaway-kl", "stage.init_kl_coef", step=step, kl=f"{kl_of_token:.1f}", batches=WATCHED
             )
-        if max(self.length) <= SHORTEST and told["ended"] > 0.5:
+        if max(self.length) <= SHORTEST and metrics["ended"] > 0.5:
             return problem("ppo-empty-answers", "stage.reward_model", step=step, batches=WATCHED)
         return None

@@ -67,15 +67,15 @@ class _Bco(_Dpo):
     included. TRL's loss has none, so here the difference is added to it. While it is measured, δ stays as it is.
     """
 
-    def __init__(self, *positional: Any, **given: Any):
-        super().__init__(*positional, **given)
+    def __init__(self, *positional: Any, **keywords: Any):
+        super().__init__(*positional, **keywords)
         self.shift, self.rewards_seen = 0.0, 0
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
         with self._noting_log_probs() as noted:
             computed = super()._compute_loss(model, inputs, return_outputs)
         loss, *outputs = computed if return_outputs else (computed,)
-        policy, reference = (one.sum(1) for one in noted)
+        policy, reference = (log_probs.sum(1) for log_probs in noted)
         chosen, rejected = (self.beta * (policy - reference)).chunk(2)
         shift = self._shift_with(torch.cat([chosen, rejected]).detach())
         plain = bco(chosen, rejected, 0.0)
@@ -91,8 +91,8 @@ class _Bco(_Dpo):
             if getattr(output, "log_probs", None) is not None:
                 noted.append(output.log_probs)
 
-        scored = [one for one in (self.model, self.ref_model) if one is not None]
-        hooks = [self.accelerator.unwrap_model(one).register_forward_hook(note) for one in scored]
+        scored = [model for model in (self.model, self.ref_model) if model is not None]
+        hooks = [self.accelerator.unwrap_model(model).register_forward_hook(note) for model in scored]
         try:
             yield noted
         finally:
@@ -173,12 +173,14 @@ class _Exchanged(DataCollatorForUnpairedPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         before = [examples[-1], *examples[:-1]]
         if len(examples) == 1:
-            before = [one for one in self.spares if one["completion_ids"] != examples[0]["completion_ids"]][
-                :1
-            ] or before
+            before = [
+                example
+                for example in self.spares
+                if example["completion_ids"] != examples[0]["completion_ids"]
+            ][:1] or before
         return super().torch_call([
-            {**one, "KL_completion_ids": other["completion_ids"]}
-            for one, other in zip(examples, before, strict=True)
+            {**example, "KL_completion_ids": other["completion_ids"]}
+            for example, other in zip(examples, before, strict=True)
         ])  # fmt: skip
 
 
@@ -217,15 +219,15 @@ def _beside_a_reference(
             callbacks=[*callbacks, *early_stopping(spec)],
             optimizers=(loraplus(spec, arguments, model), None),
         )
-    for one in (model, trainer.ref_model):
-        if one is not None:
-            _steady(one)
+    for module in (model, trainer.ref_model):
+        if module is not None:
+            _steady(module)
     return ours(trainer)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """The model as it is now, never to be trained. Parameters that are frozen already are shared with it."""
-    shared = {id(one): one for one in model.parameters() if not one.requires_grad}
+    shared = {id(parameter): parameter for parameter in model.parameters() if not parameter.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
@@ -263,8 +265,8 @@ def orpo(stage: Orpo, chosen: Tensor, rejected: Tensor) -> Judged:
     log_odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
     ratio = -logsigmoid(log_odds)
     weight = stage.orpo_lambda
-    told = {"nll_loss": -chosen, "odds_ratio_loss": ratio, "log_odds_ratio": log_odds}
-    return Judged(-chosen + weight * ratio, weight * chosen, weight * rejected, told)
+    metrics = {"nll_loss": -chosen, "odds_ratio_loss": ratio, "log_odds_ratio": log_odds}
+    return Judged(-chosen + weight * ratio, weight * chosen, weight * rejected, metrics)
 
 
 def _log_of_rest(log_p: Tensor) -> Tensor:
@@ -287,8 +289,8 @@ class _WithoutReference(Trainer):
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, spec: RunSpec, **given: Any):
-        super().__init__(**given)
+    def __init__(self, spec: RunSpec, **arguments: Any):
+        super().__init__(**arguments)
         self.stage, self.judge = spec.stage, FORMULAS[spec.stage.kind]
         # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
@@ -296,7 +298,9 @@ class _WithoutReference(Trainer):
             self.model.enable_input_require_grads()
         self.can_return_loss, self.label_names = True, []  # by these a validation knows that there is a loss
         self.tokens = 0
-        self.told: dict[bool, dict[str, list[Tensor]]] = {mode: defaultdict(list) for mode in (True, False)}
+        self.curve_values: dict[bool, dict[str, list[Tensor]]] = {
+            mode: defaultdict(list) for mode in (True, False)
+        }
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
         answers = inputs["completion_mask"][:, 1:]
@@ -319,7 +323,7 @@ class _WithoutReference(Trainer):
         if self.model.training:
             self.tokens += self.accelerator.gather(tokens).sum().item()
         for name, value in values.items():
-            self.told[self.model.training][name].append(
+            self.curve_values[self.model.training][name].append(
                 self.accelerator.gather_for_metrics(value.detach()).float()
             )
 
@@ -328,10 +332,10 @@ class _WithoutReference(Trainer):
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        prefix, told = "" if self.model.training else "eval_", self.told[self.model.training]
-        logs |= {f"{prefix}{name}": torch.cat(values).mean().item() for name, values in told.items()}
+        prefix, metrics = "" if self.model.training else "eval_", self.curve_values[self.model.training]
+        logs |= {f"{prefix}{name}": torch.cat(values).mean().item() for name, values in metrics.items()}
         logs |= {f"{prefix}num_tokens": self.tokens}
-        told.clear()
+        metrics.clear()
         super().log(logs, start_time)
 
 

@@ -44,7 +44,7 @@ class _Whole(DataCollatorForPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         sides = ("chosen_ids", "rejected_ids")
         return super().torch_call(
-            [{side: one["prompt_ids"] + one[side] for side in sides} for one in examples]
+            [{side: example["prompt_ids"] + example[side] for side in sides} for example in examples]
         )
 
 
@@ -90,13 +90,15 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
-    told = {side: scores(model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]) for side in sides}
-    lead = told["chosen"] - told["rejected"]
+    side_scores = {
+        side: scores(model, [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs]) for side in sides
+    }
+    lead = side_scores["chosen"] - side_scores["rejected"]
     write_json(folder / "evaluation.json", {
         "split": split, "pairs": len(pairs), "accuracy": (lead > 0).double().mean().item(), "margin": lead.mean().item(),
     })  # fmt: skip
     shown = [
-        {**pair, **{f"{side}_score": told[side][index].item() for side in sides}}
+        {**pair, **{f"{side}_score": side_scores[side][index].item() for side in sides}}
         for index, pair in enumerate(pairs[:SHOWN])
     ]
-    write_text(folder / "evaluation_pairs.jsonl", "".join(json.dumps(one) + "\n" for one in shown))
+    write_text(folder / "evaluation_pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in shown))

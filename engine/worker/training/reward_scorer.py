@@ -29,15 +29,15 @@ Reward = Callable[[list[list[int]], list[list[int]]], Tensor]
 def reward_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Reward:
     """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot judge what a model with this
     tokenizer writes."""
-    if found := reward_model_problems(folder):
-        raise Refusal(found)
+    if problems := reward_model_problems(folder):
+        raise Refusal(problems)
     model, theirs = load_reward_model(folder)
-    found = tokenizer_problems(tokenizer, theirs)
-    if not found:
-        accuracy, found = tried(model, pairs_of(folder))
+    problems = tokenizer_problems(tokenizer, theirs)
+    if not problems:
+        accuracy, problems = tried(model, pairs_of(folder))
         print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs rightly", flush=True)
-    if found:
-        raise Refusal(found)
+    if problems:
+        raise Refusal(problems)
     return lambda prompts, answers: scores(model, _joined(prompts, answers))
 
 

@@ -31,14 +31,14 @@ class Answer:
     """One answer, and what it is an answer to.
 
     `text` has no special tokens; `ids` are as they were written, the token that ends the turn included, if there is
-    one. `wanted` is the answer in the data.
+    one. `reference` is the answer in the data.
     """
 
     prompt: list[dict[str, Any]]
     prompt_ids: list[int]
     text: str
     ids: list[int]
-    wanted: str | None
+    reference: str | None
 
 
 # None: there is nothing to compare this answer with, and it is neither good nor bad.
@@ -88,20 +88,20 @@ def _format(stage: Any, _tokenizer: Any) -> Score:
 
 
 def _exact(*_: Any) -> Score:
-    """1 if the answer is the wanted one but for white space, else 0."""
+    """1 if the answer equals the reference but for white space, else 0."""
 
     def score(answer: Answer) -> float | None:
-        return None if answer.wanted is None else float(answer.text.split() == answer.wanted.split())
+        return None if answer.reference is None else float(answer.text.split() == answer.reference.split())
 
     return _each(score)
 
 
 def _numeric(*_: Any) -> Score:
-    """1 if the last number in the answer equals the last one in the wanted answer, else 0."""
+    """1 if the last number in the answer equals the last one in the reference, else 0."""
 
     def score(answer: Answer) -> float | None:
-        wanted = last_number(answer.wanted or "")
-        return None if wanted is None else float(last_number(answer.text) == wanted)
+        reference = last_number(answer.reference or "")
+        return None if reference is None else float(last_number(answer.text) == reference)
 
     return _each(score)
 
@@ -115,14 +115,14 @@ SIGNS = str.maketrans("−－＋．", "--+.")
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, thousands separators and all; a unit or a % behind it is not looked at."""
-    found = NUMBER.findall(text.translate(SIGNS))
-    return Decimal(found[-1].replace(",", "")) if found else None
+    matches = NUMBER.findall(text.translate(SIGNS))
+    return Decimal(matches[-1].replace(",", "")) if matches else None
 
 
 def _length(stage: Any, _tokenizer: Any) -> Score:
-    """exp(-|n - wanted| / wanted) of an answer of n tokens: smooth, so that every token nearer counts."""
-    wanted = stage.reward_length
-    return _each(lambda answer: math.exp(-abs(len(answer.ids) - wanted) / wanted))
+    """exp(-|n - target| / target) of an answer of n tokens: smooth, so that every token nearer counts."""
+    target = stage.reward_length
+    return _each(lambda answer: math.exp(-abs(len(answer.ids) - target) / target))
 
 
 # --------------------------------------------------------------------------------------- from a model
@@ -133,7 +133,9 @@ def _reward_model(stage: Answering, tokenizer: Any) -> Score:
     from engine.worker.training.reward_scorer import reward_of  # with torch, which the others do without
 
     judge = reward_of(Path(stage.reward_model), tokenizer)
-    return lambda answers: judge([one.prompt_ids for one in answers], [one.ids for one in answers]).tolist()
+    return lambda answers: judge(
+        [answer.prompt_ids for answer in answers], [answer.ids for answer in answers]
+    ).tolist()
 
 
 # --------------------------------------------------------------------------------------- from a file
@@ -150,7 +152,7 @@ def _file(stage: Any, _tokenizer: Any) -> Score:
 
     def score(answer: Answer) -> float:
         try:
-            value = function(answer.prompt, answer.text, answer.wanted)
+            value = function(answer.prompt, answer.text, answer.reference)
         except (Exception, SystemExit) as error:  # a file of somebody else's may raise anything
             raise Refusal(
                 problem("reward-file-raises", FILE, file=path, line=_line_in(path, error), why=_why(error), row=_named(answer))
@@ -190,8 +192,8 @@ def _why(error: BaseException) -> str:
 
 def _named(answer: Answer) -> str:
     """The question in a few words, so that the row can be found again."""
-    asked = " ".join(str(answer.prompt[-1].get("content") or "").split()) if answer.prompt else ""
-    return asked if len(asked) <= 80 else f"{asked[:79]}…"
+    question = " ".join(str(answer.prompt[-1].get("content") or "").split()) if answer.prompt else ""
+    return question if len(question) <= 80 else f"{question[:79]}…"
 
 
 REWARDS: dict[str, Callable[[Any, Any], Score]] = {
@@ -201,20 +203,22 @@ REWARDS: dict[str, Callable[[Any, Any], Score]] = {
 
 # Whether an answer in the data is one that the reward can compare with.
 COMPARABLE: dict[str, Callable[[str | None], bool]] = {
-    "exact": lambda wanted: wanted is not None,
-    "numeric": lambda wanted: last_number(wanted or "") is not None,
+    "exact": lambda reference: reference is not None,
+    "numeric": lambda reference: last_number(reference or "") is not None,
 }
 
 
-def check_references(rewards: Sequence[str], wanted: Sequence[str | None]) -> None:
+def check_references(rewards: Sequence[str], references: Sequence[str | None]) -> None:
     """Refuse data in which a reward finds nothing to compare with; say how many rows have nothing."""
     for reward in rewards:
         if reward in COMPARABLE:
-            there = sum(map(COMPARABLE[reward], wanted))
+            there = sum(map(COMPARABLE[reward], references))
             if not there:
-                raise Refusal(problem("references-missing", "stage.rewards", reward=reward, rows=len(wanted)))
-            if there < len(wanted):
+                raise Refusal(
+                    problem("references-missing", "stage.rewards", reward=reward, rows=len(references))
+                )
+            if there < len(references):
                 print(
-                    f"{reward}: {len(wanted) - there} of {len(wanted)} rows have no answer to compare with",
+                    f"{reward}: {len(references) - there} of {len(references)} rows have no answer to compare with",
                     flush=True,
                 )

@@ -36,17 +36,17 @@ def schedules() -> dict[str, dict[str, str]]:
     """Schedule → name → types of the keywords that its function takes beside what the run itself decides."""
     return {
         kind.value: _keywords(ONLY_KEYWORDS.get(kind) or function) if kind not in TAKE_NONE else {}
-        for kind, function in sorted(TYPE_TO_SCHEDULER_FUNCTION.items(), key=lambda one: one[0].value)
+        for kind, function in sorted(TYPE_TO_SCHEDULER_FUNCTION.items(), key=lambda entry: entry[0].value)
     }
 
 
 def _keywords(function: Any) -> dict[str, str]:
     hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
-    found = {}
+    keywords = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in GIVEN:
-            found[name] = _names(hints[name]) if name in hints else _name(type(parameter.default))
-    return found
+            keywords[name] = _names(hints[name]) if name in hints else _name(type(parameter.default))
+    return keywords
 
 
 def _types(config: type) -> dict[str, str]:

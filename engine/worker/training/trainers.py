@@ -152,7 +152,11 @@ def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
 def exact_adapter(model: Any) -> Iterator[None]:
     """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    kept = {one: one.data for one in model.parameters() if one.requires_grad} if quantized else {}
+    kept = (
+        {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+        if quantized
+        else {}
+    )
     yield
     for parameter, value in kept.items():
         parameter.data = value
@@ -192,9 +196,9 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
 
     Raises AssertionError with every setting that differs.
     """
-    wanted = common_arguments(spec, run, measured=trainer.eval_dataset is not None) | stage_arguments(spec)
+    expected = common_arguments(spec, run, measured=trainer.eval_dataset is not None) | stage_arguments(spec)
     differing = []
-    for name, value in wanted.items():
+    for name, value in expected.items():
         effective = getattr(trainer.args, name)
         effective = getattr(effective, "value", effective)
         if name == "report_to":
