@@ -44,14 +44,14 @@ def search(
     None: there is nothing more to look at. Comes back when it has `size` rows, or has looked for that many seconds.
     """
     words = text.casefold().split()
-    deadline, found = time.monotonic() + seconds, []
+    deadline, matches = time.monotonic() + seconds, []
     for number, (place, row) in _from(dataset, after + 1):
         hay = "\n".join(_texts(row)).casefold()
         if all(word in hay for word in words):
-            found.append(_shown(dataset, number, (place, row)))
-        if len(found) == min(size, MOST) or (number % 200 == 0 and time.monotonic() > deadline):
-            return found, number
-    return found, None
+            matches.append(_shown(dataset, number, (place, row)))
+        if len(matches) == min(size, MOST) or (number % 200 == 0 and time.monotonic() > deadline):
+            return matches, number
+    return matches, None
 
 
 def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
@@ -64,11 +64,11 @@ def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
         count = row_files.count(file, dataset.encoding)
         if first <= before + count:
             begin = max(first - before, 1)
-            known = row_files.places(file, dataset.encoding)[0] if begin > EVERY else []
-            start = known[(begin - 1) // EVERY] if known else None
-            skipped = (begin - 1) % EVERY if known else begin - 1
-            found = islice(row_files.entries(file, start, dataset.encoding), skipped, None)
-            for number, entry in enumerate(found, start=before + begin):
+            checkpoints = row_files.places(file, dataset.encoding)[0] if begin > EVERY else []
+            start = checkpoints[(begin - 1) // EVERY] if checkpoints else None
+            skipped = (begin - 1) % EVERY if checkpoints else begin - 1
+            remaining = islice(row_files.entries(file, start, dataset.encoding), skipped, None)
+            for number, entry in enumerate(remaining, start=before + begin):
                 if number > total:
                     return
                 yield number, entry
@@ -90,11 +90,11 @@ def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for one in value.values():
-            yield from _texts(one)
+        for nested in value.values():
+            yield from _texts(nested)
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+        for nested in value:
+            yield from _texts(nested)
     elif isinstance(value, (int, float)):
         yield str(value)
 
@@ -104,7 +104,7 @@ def sample(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
     total = count_rows(dataset)
     if total <= size:
         return entries(dataset), total
-    stretches = max(size // EVERY, 1)
-    starts = [1 + (total // stretches // EVERY * EVERY) * number for number in range(stretches)]
-    found = (entry for start in starts for _, entry in islice(_from(dataset, start), EVERY))
-    return found, total
+    segments = max(size // EVERY, 1)
+    starts = [1 + (total // segments // EVERY * EVERY) * number for number in range(segments)]
+    sampled = (entry for start in starts for _, entry in islice(_from(dataset, start), EVERY))
+    return sampled, total

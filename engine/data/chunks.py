@@ -84,15 +84,15 @@ class Stretch:
             before = stream.read(min(self.begin, LONGEST)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
-        decoder, at, found, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
+        decoder, at, positions, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
         while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":
             line, line_at = (
                 line + text.count("\n", line_at, start),
                 max(line_at, text.rfind("\n", line_at, start) + 1),
             )
-            found.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
+            positions.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
             _, at = decoder.raw_decode(text, start)
-        return found
+        return positions
 
 
 @dataclass
@@ -137,10 +137,12 @@ def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
         start = stream.read(1 << 16)
     if shape == "lines":
         return _stretches(file, skipped, 1)
-    found = FIRST_ROW.match(start)
-    if not found:  # an empty array, or no rows in it
+    first_row = FIRST_ROW.match(start)
+    if not first_row:  # an empty array, or no rows in it
         return row_by_row(file, encoding=encoding)
-    return _stretches(file, skipped + found.start(1), 1 + start.count(b"\n", 0, found.start(1)), found[1])
+    return _stretches(
+        file, skipped + first_row.start(1), 1 + start.count(b"\n", 0, first_row.start(1)), first_row[1]
+    )
 
 
 def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed]:

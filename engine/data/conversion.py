@@ -208,7 +208,9 @@ def _judged(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None, tupl
         return ("row-result-without-call", {"number": result + 1}), ()
     if first == "assistant":
         notes.append(("row-answer-first", {}))
-    again = next((at for at, (one, other) in enumerate(pairwise(roles)) if one == other != "tool"), None)
+    again = next(
+        (at for at, (role, next_role) in enumerate(pairwise(roles)) if role == next_role != "tool"), None
+    )
     if again is not None:
         notes.append(("row-same-speaker", {"number": again + 2, "role": roles[again]}))
     return None, tuple(notes)

@@ -52,63 +52,63 @@ def dialect(file: Path, encoding: str = "") -> Dialect:
 
 @lru_cache(maxsize=1024)
 def _dialect(file: Path, encoding: str, mtime_ns: int, size: int) -> Dialect:
-    some, held = [], 0
+    first_lines, held = [], 0
     for _, _, _, text in lines(file, 1, 0, encoding, stop_at_cr=True):
-        if text is None or held > LOOKED_AT_BYTES or len(some) > 4 * LOOKED_AT:
+        if text is None or held > LOOKED_AT_BYTES or len(first_lines) > 4 * LOOKED_AT:
             break
-        some.append(_decoded(text))
+        first_lines.append(_decoded(text))
         held += len(text)
-    declared = DECLARED.fullmatch(some[0].lstrip("\ufeff")) if some else None
+    declared = DECLARED.fullmatch(first_lines[0].lstrip("\ufeff")) if first_lines else None
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
     doubts: list[Problem] = []
     if declared:
-        separator, some = declared[1], some[1:]
+        separator, first_lines = declared[1], first_lines[1:]
     else:
-        separator, doubt = _separator(some, usual)
+        separator, doubt = _separator(first_lines, usual)
         if doubt:
             doubts.append(problem("table-separator-unsure", file=file.name, **doubt))
-    header = next(iter(_rows(some, separator)), [])
+    header = next(iter(_rows(first_lines, separator)), [])
     names = _names(header)
     if "\0" not in "".join(names):
         doubts += _header_doubts(file, names)
     twice = ", ".join(name for name, count in Counter(names).items() if count > 1)
-    wrong = problem("file-columns-twice", file=file.name, names=twice) if twice else None
-    return Dialect(separator, bool(declared), names, tuple(doubts), wrong)
+    duplicates = problem("file-columns-twice", file=file.name, names=twice) if twice else None
+    return Dialect(separator, bool(declared), names, tuple(doubts), duplicates)
 
 
 def _decoded(text: bytes) -> str:
     return text.decode(errors="surrogateescape")
 
 
-def _rows(some: list[str], separator: str) -> Iterator[list[str]]:
+def _rows(first_lines: list[str], separator: str) -> Iterator[list[str]]:
     """The rows of the first lines, the blank ones left out, up to what no table can hold."""
     csv.field_size_limit(text_lines.LONGEST)
-    reader = csv.reader(some, delimiter=separator)
+    reader = csv.reader(first_lines, delimiter=separator)
     try:
         yield from islice((row for row in reader if row), LOOKED_AT)
     except csv.Error:
         return
 
 
-def _separator(some: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
+def _separator(first_lines: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
     """The character that separates cells; what to say where the rows do not prove it."""
-    candidates = [usual, *(one for one in SEPARATORS if one != usual)]
+    candidates = [usual, *(separator for separator in SEPARATORS if separator != usual)]
     fits: dict[str, tuple[float, int]] = {}
-    for one in candidates:
-        counts = [len(row) for row in _rows(some, one)]
+    for separator in candidates:
+        counts = [len(row) for row in _rows(first_lines, separator)]
         if counts and counts[0] > 1:
-            fits[one] = counts.count(counts[0]) / len(counts), counts[0]
+            fits[separator] = counts.count(counts[0]) / len(counts), counts[0]
     if not fits:
         return usual, None
-    best = max(fits, key=lambda one: (fits[one][0], one == usual, fits[one][1]))
-    proved = [one for one, (share, _) in fits.items() if share == 1]
+    best = max(fits, key=lambda separator: (fits[separator][0], separator == usual, fits[separator][1]))
+    proved = [separator for separator, (share, _) in fits.items() if share == 1]
     if proved == [best]:
         return best, None
     # One separator whose rows are ragged: each of them is told. Nothing else could be meant.
     if len(fits) == 1 and fits[best][0] >= 0.5:
         return best, None
     share, columns = fits[best]
-    others = ", ".join(SEPARATORS[one] for one in fits if one != best)
+    others = ", ".join(SEPARATORS[separator] for separator in fits if separator != best)
     return best, {
         "separator": SEPARATORS[best],
         "share": f"{share:.0%}",
@@ -141,15 +141,15 @@ def _header_doubts(file: Path, names: tuple[str, ...]) -> list[Problem]:
 
 def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
     """The rows from `start` on. Raises Refusal if the file cannot be decoded."""
-    how = dialect(file, encoding)
-    if how.problem:
-        yield start, how.problem
+    table_dialect = dialect(file, encoding)
+    if table_dialect.problem:
+        yield start, table_dialect.problem
         return
     source = _Lines(file, start, encoding)
-    reader = csv.reader(source, delimiter=how.separator)
+    reader = csv.reader(source, delimiter=table_dialect.separator)
     row = start.row
     if start.at == 0:
-        if how.declared:
+        if table_dialect.declared:
             next(source, None)
         try:
             while (header := next(reader, None)) is not None and not header:
@@ -163,7 +163,7 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
         if source.ended or source.too_long or source.undecodable or source.has_zero:
             yield start, _of_header(start, source)
             return
-    names, width = how.names, len(how.names)
+    names, width = table_dialect.names, len(table_dialect.names)
     while True:
         place = Place(file, row, source.line, at=source.at)
         try:

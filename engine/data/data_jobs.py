@@ -80,15 +80,15 @@ class Errand:
     @property
     def problems(self) -> list[Problem]:
         """Why it failed."""
-        told = read_json(self.path / "error.json")
-        if told is None:
+        records = read_json(self.path / "error.json")
+        if records is None:
             return [problem("errand-ended")] if self.state == "failed" else []
-        return [Problem(one["code"], one["field"], one["values"]) for one in told]
+        return [Problem(record["code"], record["field"], record["values"]) for record in records]
 
 
-def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
+def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand:
     """Have `what` done, unless it is being done, or is an answer that is known already. Comes back at once."""
-    errand = _named(saves, what, given)
+    errand = _named(saves, what, arguments)
     errand.path.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LEAVING_S
     while (lock := take(errand.path / "lock", ALIVE, shared=False)) is None:
@@ -97,9 +97,9 @@ def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
         time.sleep(0.01)  # it has said its last and is about to be gone: what it made may be gone before
     try:
         if what not in ANSWERS or not (errand.path / "result.json").exists():
-            for left in ("result.json", "error.json", "progress.json"):
-                (errand.path / left).unlink(missing_ok=True)
-            write_json(errand.path / "request.json", {"what": what, "given": given, "at": time.time()})
+            for stale in ("result.json", "error.json", "progress.json"):
+                (errand.path / stale).unlink(missing_ok=True)
+            write_json(errand.path / "request.json", {"what": what, "given": arguments, "at": time.time()})
             _begin(errand, MODULES.get(what, __spec__.name), lock)
     finally:
         os.close(lock)  # the child has it now
@@ -107,15 +107,15 @@ def start(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
     return errand
 
 
-def known(saves: Path, what: str, given: Mapping[str, Any]) -> Errand | None:
+def known(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand | None:
     """The errand that has done just that with the data as it is now; None if it has not been done."""
-    errand = _named(saves, what, given)
+    errand = _named(saves, what, arguments)
     return errand if errand.state == "done" else None
 
 
-def _named(saves: Path, what: str, given: Mapping[str, Any]) -> Errand:
-    told = json.dumps([RULES, what, given, _versions(given)], sort_keys=True, ensure_ascii=False)
-    return Errand(saves / FOLDER / f"{what}-{hashlib.sha256(told.encode()).hexdigest()[:20]}")
+def _named(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand:
+    key = json.dumps([RULES, what, arguments, _versions(arguments)], sort_keys=True, ensure_ascii=False)
+    return Errand(saves / FOLDER / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:20]}")
 
 
 def get(saves: Path, id: str) -> Errand | None:
@@ -150,21 +150,23 @@ def _begin(errand: Errand, module: str, lock: int) -> None:
     threading.Thread(target=child.wait, daemon=True, name="errand").start()  # leaves no zombie
 
 
-def _versions(given: Mapping[str, Any]) -> list[Any]:
+def _versions(arguments: Mapping[str, Any]) -> list[Any]:
     """Changes when a file changes that the errand is about."""
     with contextlib.suppress(Refusal, OSError):
-        names = [given["name"], *given.get("against", ())] if "name" in given else []
-        sets = [find(Path(given["data"]), name) for name in names]
-        return [[str(file), *version(file)] for one in sets for file in one.files] + [repr(sets)]
+        names = [arguments["name"], *arguments.get("against", ())] if "name" in arguments else []
+        datasets = [find(Path(arguments["data"]), name) for name in names]
+        return [[str(file), *version(file)] for dataset in datasets for file in dataset.files] + [
+            repr(datasets)
+        ]
     return []
 
 
 def _prune(saves: Path) -> None:
     """Forget the oldest finished ones beyond KEPT."""
-    done = [one for one in (saves / FOLDER).iterdir() if not held(one / "lock", ALIVE)]
-    done.sort(key=lambda one: one.stat().st_mtime)
-    for one in done[: max(len(done) - KEPT, 0)]:
-        shutil.rmtree(one, ignore_errors=True)
+    finished = [folder for folder in (saves / FOLDER).iterdir() if not held(folder / "lock", ALIVE)]
+    finished.sort(key=lambda folder: folder.stat().st_mtime)
+    for folder in finished[: max(len(finished) - KEPT, 0)]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # -------------------------------------------------------------------------------------- in the child
@@ -189,63 +191,69 @@ def errand(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], Report]]:
         yield path, read_json(path / "request.json")["given"], report
     except Exception as error:
         traceback.print_exc()
-        found = error.problems if isinstance(error, Refusal) else [problem("errand-error", what=repr(error))]
-        told = [
-            {"code": one.code, "field": one.field, "values": {k: str(v) for k, v in one.values.items()}}
-            for one in found
+        problems = (
+            error.problems if isinstance(error, Refusal) else [problem("errand-error", what=repr(error))]
+        )
+        records = [
+            {"code": issue.code, "field": issue.field, "values": {k: str(v) for k, v in issue.values.items()}}
+            for issue in problems
         ]
-        write_json(path / "error.json", told)
+        write_json(path / "error.json", records)
         sys.exit(1)
 
 
-def _check(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _check(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     """Validate a whole set; the bad rows go into a file, each with what is wrong with it."""
-    data = Path(given["data"])
-    dataset = find(data, given["name"])
-    against = [find(data, name) for name in given["against"]]
+    data = Path(arguments["data"])
+    dataset = find(data, arguments["name"])
+    against = [find(data, name) for name in arguments["against"]]
     with (folder / BAD_ROWS).open("w", encoding="utf-8") as bad:
 
         def keep(place: Any, wrong: Problem, row: Any) -> None:
-            told = {
+            record = {
                 "file": place.file.name, "row": place.row, "line": place.line, "code": wrong.code,
-                "problem": wrong.text(given["language"]), "content": row,
+                "problem": wrong.text(arguments["language"]), "content": row,
             }  # fmt: skip
-            bad.write(json.dumps(told, ensure_ascii=False, default=str) + "\n")
+            bad.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
-        found = validation.check(
+        result = validation.check(
             dataset, dataset.kind, most=MOST, against=against, on_bad=keep,
             on_rows=lambda done: report(done, None, "rows"),
         )  # fmt: skip
 
     return {
-        "good": found.good, "bad": found.bad, "problems": plain(found.problems), "warnings": plain(found.warnings),
-        "counts": dict(found.counts), "scripts": dict(found.scripts),
+        "good": result.good, "bad": result.bad, "problems": plain(result.problems), "warnings": plain(result.warnings),
+        "counts": dict(result.counts), "scripts": dict(result.scripts),
     }  # fmt: skip
 
 
 def plain(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [
-        {"code": one.code, "values": {name: str(value) for name, value in one.values.items()}}
-        for one in problems
+        {"code": issue.code, "values": {name: str(value) for name, value in issue.values.items()}}
+        for issue in problems
     ]
 
 
-def _receive(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    data = Path(given["data"])
+def _receive(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    data = Path(arguments["data"])
     notes: list[Problem] = []
-    arrived = uploads.receive(Path(given["source"]), given["called"], data, notes.append)
+    arrived = uploads.receive(Path(arguments["source"]), arguments["called"], data, notes.append)
     broken = broken_off(arrived)
     return {"file": arrived.name, "problems": plain([broken] if broken else []), "notes": plain(notes)}
 
 
-def _deduplicate(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    made = derive.deduplicate(Path(given["data"]), given["name"], lambda done: report(done))
+def _deduplicate(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    made = derive.deduplicate(Path(arguments["data"]), arguments["name"], lambda done: report(done))
     return {"made": made.names, "counts": made.counts}
 
 
-def _split(folder: Path, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _split(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
     made = derive.split(
-        Path(given["data"]), given["name"], given["share"], given["seed"], lambda done: report(done)
+        Path(arguments["data"]),
+        arguments["name"],
+        arguments["share"],
+        arguments["seed"],
+        lambda done: report(done),
     )
     return {"made": made.names, "counts": made.counts}
 
@@ -259,9 +267,9 @@ MODULES = {
 
 
 def main() -> int:
-    with errand(sys.argv[1]) as (folder, given, report):
+    with errand(sys.argv[1]) as (folder, arguments, report):
         what = read_json(folder / "request.json")["what"]
-        write_json(folder / "result.json", ERRANDS[what](folder, given, report))
+        write_json(folder / "result.json", ERRANDS[what](folder, arguments, report))
     return 0
 
 

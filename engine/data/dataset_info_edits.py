@@ -42,18 +42,20 @@ def described(
 ) -> dict[str, Any]:
     """The entry that says so, with everything else that the entry `before` had. Raises Refusal at what is missing."""
     chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
-    there = columns_of(rows)
-    if unknown := [column for column in chosen.values() if there and column not in there]:
-        raise Refusal(problem("mapping-unknown", column=unknown[0], columns=", ".join(there)))
+    available = columns_of(rows)
+    if unknown := [column for column in chosen.values() if available and column not in available]:
+        raise Refusal(problem("mapping-unknown", column=unknown[0], columns=", ".join(available)))
     if not any(set(enough) <= set(chosen) for enough in ENOUGH[mapping.kind]):
         parts = " / ".join(" + ".join(enough) for enough in ENOUGH[mapping.kind])
-        raise Refusal(problem("mapping-incomplete", parts=parts, columns=", ".join(there) or "—"))
-    kept = {} if not isinstance(before, dict) else before
+        raise Refusal(problem("mapping-incomplete", parts=parts, columns=", ".join(available) or "—"))
+    previous = {} if not isinstance(before, dict) else before
     drop = ("file_name", "formatting", "columns", "tags", "ranking")
-    entry: dict[str, Any] = {"file_name": file_name} | {key: kept[key] for key in kept if key not in drop}
+    entry: dict[str, Any] = {"file_name": file_name} | {
+        key: previous[key] for key in previous if key not in drop
+    }
     entry |= columns.description(mapping, rows)
-    if "messages" in chosen and "tags" not in entry and kept.get("tags"):
-        entry["tags"] = kept["tags"]
+    if "messages" in chosen and "tags" not in entry and previous.get("tags"):
+        entry["tags"] = previous["tags"]
     return entry
 
 
@@ -123,9 +125,9 @@ def derived(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str
     return {"file_name": file_name, **kept}
 
 
-def good_name(given: str) -> str:
+def good_name(text: str) -> str:
     """The name of a data set without the spaces around it. Raises Refusal if it cannot be one."""
-    name = unicodedata.normalize("NFC", given).strip()
+    name = unicodedata.normalize("NFC", text).strip()
     if not name or len(name) > LONGEST_NAME or "," in name or not name.isprintable():
         raise Refusal(problem("set-name", name=name[:LONGEST_NAME] or "—", limit=LONGEST_NAME))
     return name

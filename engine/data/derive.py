@@ -35,10 +35,10 @@ class Made:
 def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> Made:
     """Write the set without the rows that say the same as one before them. Raises Refusal if there is none such."""
     dataset = find(data_dir, name)
-    again = list(repeated_rows(dataset, on_rows))
-    if not any(again):
+    repeats = list(repeated_rows(dataset, on_rows))
+    if not any(repeats):
         raise Refusal(problem("nothing-repeated", name=name))
-    return _write(data_dir, dataset, {f"{name}-unique": (not one for one in again)})
+    return _write(data_dir, dataset, {f"{name}-unique": (not is_repeat for is_repeat in repeats)})
 
 
 def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> Made:
@@ -84,11 +84,11 @@ def _write(
                     if isinstance(row, Problem)
                     else json.dumps(_as_read(place, row), ensure_ascii=False, default=str) + "\n"
                 )
-                wanted = [name for name, take in takes.items() if next(take)]
-                into = wanted[0] if wanted and line else "left out"
-                counts[into] += 1
-                if into in streams:
-                    streams[into].write(line)
+                targets = [name for name, take in takes.items() if next(take)]
+                target = targets[0] if targets and line else "left out"
+                counts[target] += 1
+                if target in streams:
+                    streams[target].write(line)
         finally:
             for stream in streams.values():
                 stream.close()

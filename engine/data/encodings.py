@@ -89,8 +89,8 @@ def known_encoding(name: str) -> str:
     except (LookupError, ValueError):
         codec = ""
     codec = WITHIN.get(codec, codec)
-    for key, (_, known) in ENCODINGS.items():
-        if codec and codecs.lookup(known).name == codec:
+    for key, (_, encoding_codec) in ENCODINGS.items():
+        if codec and codecs.lookup(encoding_codec).name == codec:
             return key
     near = difflib.get_close_matches(name.casefold().strip(), [*ENCODINGS, "gbk", "cp1252"], 1, 0.5)
     code = "encoding-did-you-mean" if near else "encoding-unknown"
@@ -188,7 +188,7 @@ def _detected(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
                 continue
         possible = dict.fromkeys(map(known_encoding, DETECTED), 0.0) | dict(proposed)
         differing = [
-            (other, trust) for other, trust in sorted(possible.items(), key=lambda one: -one[1])
+            (other, trust) for other, trust in sorted(possible.items(), key=lambda candidate: -candidate[1])
             if other != name and _text(sample, other) not in (None, _text(sample, name))
         ]  # fmt: skip
         rival = max((trust for _, trust in differing), default=0.0)
@@ -210,16 +210,25 @@ def _proposals(sample: bytes) -> list[tuple[str, float]]:
     proposed = chardet.detect_all(
         sample, ignore_threshold=True, max_bytes=SAMPLE, include_encodings=DETECTED, compat_names=False
     )
-    found = {known_encoding(one["encoding"]): float(one["confidence"]) for one in proposed if one["encoding"]}
-    found = {name: confidence for name, confidence in found.items() if ENCODINGS[name][1] != "utf-8"}
+    confidences = {
+        known_encoding(candidate["encoding"]): float(candidate["confidence"])
+        for candidate in proposed
+        if candidate["encoding"]
+    }
+    confidences = {
+        name: confidence for name, confidence in confidences.items() if ENCODINGS[name][1] != "utf-8"
+    }
     runs = HIGH.findall(sample)
     pairs = len(runs) >= PAIRS and all(len(run) % 2 == 0 for run in runs)
-    if pairs and not _sure(*[*found.values(), 0.0, 0.0][:2]):
+    if pairs and not _sure(*[*confidences.values(), 0.0, 0.0][:2]):
         # Letters beyond ASCII do not always come in pairs in a Western or Cyrillic text; Chinese, Japanese and Korean
         # ones are pairs of bytes. A text of few different ones tells a detector nothing more.
-        found = {known_encoding(name): 0.0 for name in DETECTED} | found
-        return sorted(found.items(), key=lambda one: (ENCODINGS[one[0]][1] in SINGLE_BYTE, -one[1]))
-    return [(name, confidence) for name, confidence in found.items() if confidence > LEAST_CONFIDENCE]
+        confidences = {known_encoding(name): 0.0 for name in DETECTED} | confidences
+        return sorted(
+            confidences.items(),
+            key=lambda candidate: (ENCODINGS[candidate[0]][1] in SINGLE_BYTE, -candidate[1]),
+        )
+    return [(name, confidence) for name, confidence in confidences.items() if confidence > LEAST_CONFIDENCE]
 
 
 def _text(sample: bytes, name: str) -> str | None:

@@ -41,7 +41,7 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
         return Shape(_by_keys(value))
     lists = {key: column for key, column in value.items() if isinstance(column, list)}
     rows = [key for key, column in lists.items() if _rows(column) and key not in PARTS]
-    server = [key for key in rows if all(isinstance(one.get("row"), dict) for one in lists[key])]
+    server = [key for key in rows if all(isinstance(element.get("row"), dict) for element in lists[key])]
     if len(server) == 1:
         return Shape("wrapped", server[0], "row")
     is_row = any(is_turns(column) for column in lists.values()) or any(
@@ -50,8 +50,8 @@ def shape_of(value: Mapping[str, Any]) -> Shape:
     if is_row:
         return Shape("row")
     if len(rows) > 1:
-        found = ", ".join(f"{key} ({len(lists[key])})" for key in rows)
-        return Shape(code="file-json-several-lists", values={"lists": found})
+        listing = ", ".join(f"{key} ({len(lists[key])})" for key in rows)
+        return Shape(code="file-json-several-lists", values={"lists": listing})
     if rows:
         return Shape("wrapped", rows[0])
     return _columns(value, lists)
@@ -63,8 +63,8 @@ def _columns(value: Mapping[str, Any], lists: Mapping[str, list[Any]]) -> Shape:
         empty = [key for key, column in lists.items() if not column and key not in PARTS]
         return Shape("nothing" if empty and not set(value) & ROW_KEYS else "row")
     if len({len(column) for column in lists.values()}) > 1:
-        found = ", ".join(f"{key} ({len(column)})" for key, column in lists.items())
-        return Shape(code="file-json-uneven", values={"columns": found})
+        listing = ", ".join(f"{key} ({len(column)})" for key, column in lists.items())
+        return Shape(code="file-json-uneven", values={"columns": listing})
     return Shape("columns")
 
 
@@ -92,17 +92,17 @@ def _number(key: str) -> bool:
 
 
 def _strings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(element, str) for element in value)
 
 
 def _rows(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(one, dict) for one in value) and not is_turns(value)
+    return bool(value) and all(isinstance(element, dict) for element in value) and not is_turns(value)
 
 
 def is_turns(value: list[Any]) -> bool:
     """Whether a list is a conversation: objects of which each says whose turn it is."""
     return bool(value) and all(
-        isinstance(one, dict) and any(isinstance(one.get(role), str) for role in ROLES) for one in value
+        isinstance(turn, dict) and any(isinstance(turn.get(role), str) for role in ROLES) for turn in value
     )
 
 
@@ -113,7 +113,7 @@ def is_tail(rest: str, inside: str) -> bool:
         value = json.loads("{" + (text[1:] if text.startswith(",") else text))
     except (ValueError, RecursionError):
         return False
-    return bool(inside) or not any(isinstance(one, list) and _rows(one) for one in value.values())
+    return bool(inside) or not any(isinstance(member, list) and _rows(member) for member in value.values())
 
 
 # ------------------------------------------------------------------------------------------------- rows

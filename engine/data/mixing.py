@@ -17,11 +17,11 @@ def held_out(data: Data, rows: Mapping[str, int]) -> dict[str, int]:
         share = data.validation_share
         return {name: max(round(count * share), 1) if share else 0 for name, count in rows.items()}
     total = sum(rows.values())
-    wanted = min(data.validation_rows, total)
-    exact = {name: wanted * count / max(total, 1) for name, count in rows.items()}
+    held_out_rows = min(data.validation_rows, total)
+    exact = {name: held_out_rows * count / max(total, 1) for name, count in rows.items()}
     counts = {name: int(part) for name, part in exact.items()}
-    left = sorted(rows, key=lambda name: counts[name] - exact[name])
-    for name in left[: wanted - sum(counts.values())]:
+    by_remainder = sorted(rows, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: held_out_rows - sum(counts.values())]:
         counts[name] += 1
     return counts
 

@@ -38,18 +38,21 @@ def warm() -> None:
             _turn.release()
 
 
-def ask(what: str, spec: RunSpec, data: Path, name: str, **given: Any) -> dict[str, Any]:
+def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> dict[str, Any]:
     """The answer of `engine.worker.data.preview` to a question about the data set `name`. Raises Refusal."""
     question = (
-        json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **given}) + "\n"
+        json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **parameters})
+        + "\n"
     )
     with _turn:
-        told = _ask(question.encode()) or _ask(question.encode())  # an idle child may end just now
-    if told is None:
+        response = _ask(question.encode()) or _ask(question.encode())  # an idle child may end just now
+    if response is None:
         raise Refusal(problem("preview-ended"))
-    if "problems" in told:
-        raise Refusal([Problem(one["code"], one["field"], one["values"]) for one in told["problems"]])
-    return told["answer"]
+    if "problems" in response:
+        raise Refusal(
+            [Problem(record["code"], record["field"], record["values"]) for record in response["problems"]]
+        )
+    return response["answer"]
 
 
 def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:

@@ -59,9 +59,9 @@ def entries(file: Path, start: Place | None = None, encoding: str = "") -> Itera
         yield start, problem("data-file-unreadable", file=file.name, why=error.strerror or error)
 
 
-def objects(found: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+def objects(values: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
     """Those that are rows; the others go to `on_bad`."""
-    for place, row in found:
+    for place, row in values:
         if isinstance(row, dict):
             yield place, row
         else:
@@ -87,17 +87,19 @@ def source_of(file: Path, encoding: str = "") -> Source:
         if suffix == ".parquet":
             _parquet_file(file)
             return Source(file)
-        found = encoding_of(file, encoding)
+        detected = encoding_of(file, encoding)
         doubts: tuple[Problem, ...] = ()
-        if not found.sure:
-            others = ", ".join(found.others[:3])
-            doubts += (problem("encoding-unsure", file=file.name, encoding=found.label, others=others),)
+        if not detected.sure:
+            others = ", ".join(detected.others[:3])
+            doubts += (problem("encoding-unsure", file=file.name, encoding=detected.label, others=others),)
         if suffix in (".json", ".jsonl"):
-            return Source(file, found, json_layout.layout(file, encoding).shape, doubts=doubts)
+            return Source(file, detected, json_layout.layout(file, encoding).shape, doubts=doubts)
         if suffix in (".csv", ".tsv"):
-            how = csv_files.dialect(file, encoding)
-            return Source(file, found, separator=how.label, doubts=(*doubts, *how.doubts))
-        return Source(file, found, doubts=doubts)
+            table_dialect = csv_files.dialect(file, encoding)
+            return Source(
+                file, detected, separator=table_dialect.label, doubts=(*doubts, *table_dialect.doubts)
+            )
+        return Source(file, detected, doubts=doubts)
     except OSError as error:
         why = error.strerror or error
         raise Refusal(problem("data-file-unreadable", file=file.name, why=why)) from error
@@ -148,16 +150,16 @@ def broken_off(file: Path) -> Problem | None:
 
 @lru_cache(maxsize=64)
 def _places(file: Path, encoding: str, mtime_ns: int, size: int) -> tuple[list[Place], int]:
-    found, number = [], 0
+    remembered, number = [], 0
     if by_lines(file, encoding):
         for number, line, at, _ in full_lines(file, 1, 1, 0, encoding):
             if number % EVERY == 1:
-                found.append(Place(file, number, line, at=at))
+                remembered.append(Place(file, number, line, at=at))
     else:
         for number, (place, _) in enumerate(entries(file, encoding=encoding), start=1):
             if number % EVERY == 1:
-                found.append(place)
-    return found, number
+                remembered.append(place)
+    return remembered, number
 
 
 @lru_cache(maxsize=1024)
@@ -222,12 +224,12 @@ def _paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]:
         yield place, _document(place, document, size, encoding)
 
 
-def _document(place: Place, some: list[str], size: int, encoding: str) -> Any:
+def _document(place: Place, document: list[str], size: int, encoding: str) -> Any:
     if size > text_lines.LONGEST:
         return too_long(place)
-    text = "\n".join(some)
-    if (found := encoding_of(place.file, encoding)).damaged and holds_undecodable(text):
-        return undecodable(place, found.label)
+    text = "\n".join(document)
+    if (file_encoding := encoding_of(place.file, encoding)).damaged and holds_undecodable(text):
+        return undecodable(place, file_encoding.label)
     return problem("row-zero", place=str(place)) if "\0" in text else {"text": text}
 
 

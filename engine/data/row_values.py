@@ -32,10 +32,10 @@ class Row:
 
     def wrong_type(self, column: str, expected: str, value: Any, *, named: bool = False) -> Refusal:
         """`named`: the value stands behind its type, where others of that type are understood."""
-        found = type_of(value)
+        actual = type_of(value)
         if named and isinstance(value, (str, int, float)):
-            found += f" {json.dumps(value, ensure_ascii=False)[:40]}"
-        return self.bad("row-value-type", column=column, expected=expected, found=found)
+            actual += f" {json.dumps(value, ensure_ascii=False)[:40]}"
+        return self.bad("row-value-type", column=column, expected=expected, found=actual)
 
     def note(self, code: str, **values: Any) -> None:
         """Say something of the row, once for each code."""

@@ -53,12 +53,14 @@ def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
         return target
     try:
         with zipfile.ZipFile(source) as packed:
-            inside = [one for one in packed.infolist() if not one.is_dir() and not _hidden(one.filename)]
-            if len(inside) != 1:
-                names = ", ".join(one.filename for one in inside[:10]) or "(none)"
+            members = [
+                member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)
+            ]
+            if len(members) != 1:
+                names = ", ".join(member.filename for member in members[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))
-            target = folder / PurePosixPath(inside[0].filename.replace("\\", "/")).name.replace("\0", "")
-            _copy(lambda: packed.open(inside[0]), target, name, limit)
+            target = folder / PurePosixPath(members[0].filename.replace("\\", "/")).name.replace("\0", "")
+            _copy(lambda: packed.open(members[0]), target, name, limit)
             return target
     except BROKEN as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error

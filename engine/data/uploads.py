@@ -28,14 +28,14 @@ LISTED = 1000  # files of a data folder that are offered
 
 
 def receive(
-    source: Path, given: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
+    source: Path, original_name: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
 ) -> Path:
     """Take the file `source`, which its owner calls `given`, into the data folder; `source` stays where it is.
 
     Returns where it is now; `on_note` gets what a person should know of how it was read. A workbook may take a minute.
     Raises Refusal if it is of no use, or cannot be kept.
     """
-    name = safe_name(given)
+    name = safe_name(original_name)
     suffix = Path(name).suffix.lower()
     if suffix not in ACCEPTED:
         raise Refusal(problem("upload-format", file=name, known=", ".join(ACCEPTED)))
@@ -149,9 +149,9 @@ def _names(name: str) -> Iterator[str]:
         yield f"{stem}-{number}{suffix}"
 
 
-def safe_name(given: str) -> str:
+def safe_name(original_name: str) -> str:
     """A file name without folders, without leading dots, of letters and digits of any script and a few signs."""
-    name = unicodedata.normalize("NFC", given).replace("\\", "/").rsplit("/", 1)[-1]
+    name = unicodedata.normalize("NFC", original_name).replace("\\", "/").rsplit("/", 1)[-1]
     name = re.sub(r"[^\w.() -]+", "_", name).strip(" .")
     stem, suffix = os.path.splitext(name)
     while len(stem.encode()) > 150:  # file systems end at 255 bytes, and copies get a number
@@ -162,11 +162,13 @@ def safe_name(given: str) -> str:
 def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
     """Data files in the data folder that no data set names, by their path below it, newest first."""
     known = {file.resolve() for dataset in catalogue for file in dataset.files}
-    found: list[tuple[float, str]] = []
+    candidates: list[tuple[float, str]] = []
     for folder, folders, files in os.walk(data_dir):
         depth = len(Path(folder).relative_to(data_dir).parts)
         folders[:] = [
-            one for one in folders if not one.startswith(".") and depth < 2 and not _is_model(folder, one)
+            subfolder
+            for subfolder in folders
+            if not subfolder.startswith(".") and depth < 2 and not _is_model(folder, subfolder)
         ]
         for name in files:
             file = Path(folder, name)
@@ -179,8 +181,8 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
                 and file.resolve() not in known
                 and file.resolve().is_relative_to(data_dir.resolve())
             ):
-                found.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
-    return [name for _, name in sorted(found)[:LISTED]]
+                candidates.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
+    return [name for _, name in sorted(candidates)[:LISTED]]
 
 
 def _writable_name(file: Path) -> bool:

@@ -92,7 +92,7 @@ def check(
     counts: Counter[str] = Counter()
     read = dataset.read | ROW_MARKS
     try:
-        doubts = _Doubts(most, {one.name: _questions(one) for one in against})
+        doubts = _Doubts(most, {other.name: _questions(other) for other in against})
         for place, row in islice(entries(dataset), limit):
             if on_rows and (good + bad) % TELL_EVERY == 0:
                 on_rows(good + bad)
@@ -115,23 +115,23 @@ def check(
     if not good and not bad:
         problems.append(problem("dataset-empty", name=dataset.name))
     of_files = _doubts_of_files(dataset)
-    counts.update(one.code for one in of_files)
+    counts.update(doubt.code for doubt in of_files)
     warnings = (*of_files, *doubts.warnings(dataset))
     return Report(good, bad, tuple(problems), warnings, counts | doubts.counts, dict(doubts.scripts))
 
 
 def _doubts_of_files(dataset: Dataset) -> list[Problem]:
     """What of the way in which its files are read is not certain."""
-    found: list[Problem] = []
+    doubts: list[Problem] = []
     for file in dataset.files:
         with contextlib.suppress(Refusal):  # that no row of it can be read is told as a problem
-            found += row_files.source_of(file, dataset.encoding).doubts
-    return found
+            doubts += row_files.source_of(file, dataset.encoding).doubts
+    return doubts
 
 
 def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
     """Names of the sound data sets that have a row of that form among their first ones."""
-    return [one.name for one in catalogue if one.kind in FITS[form] and _has_row(one, form)]
+    return [dataset.name for dataset in catalogue if dataset.kind in FITS[form] and _has_row(dataset, form)]
 
 
 def _has_row(dataset: Dataset, form: Form) -> bool:
@@ -170,10 +170,10 @@ class _Doubts:
             listed = ", ".join(f"{weight:g}" for weight in weights)
             self._doubt("row-weighted", place, trained=trained, answers=len(weights), weights=listed)
         written = written_in(row)
-        if "{{" in written and (found := PLACEHOLDER.search(written)):
-            self._doubt("row-placeholder", place, found=found[0])
-        if ("<" in written or "[" in written) and (found := CONTROL.search(written)):
-            self._doubt("row-control-token", place, found=found[0])
+        if "{{" in written and (match := PLACEHOLDER.search(written)):
+            self._doubt("row-placeholder", place, found=match[0])
+        if ("<" in written or "[" in written) and (match := CONTROL.search(written)):
+            self._doubt("row-control-token", place, found=match[0])
         script = script_of(answer_of(row))
         self.scripts[script] += 1
         places = self.first_in.setdefault(script, [])
@@ -230,12 +230,12 @@ class _Doubts:
 
     def _strangers(self) -> None:
         """Answers in a script that hardly any other answer is in, where one script is the rule."""
-        told = Counter({script: count for script, count in self.scripts.items() if script})
-        total = told.total()
-        if not total or max(told.values()) < (1 - RARE) * total:
+        answers_by_script = Counter({script: count for script, count in self.scripts.items() if script})
+        total = answers_by_script.total()
+        if not total or max(answers_by_script.values()) < (1 - RARE) * total:
             return
-        usual = told.most_common(1)[0][0]
-        for script, count in told.items():
+        usual = answers_by_script.most_common(1)[0][0]
+        for script, count in answers_by_script.items():
             if script != usual:
                 self.counts["row-other-script"] += count
                 self.kept += [
@@ -292,8 +292,8 @@ def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[b
         try:
             if isinstance(row, Problem):
                 raise Refusal(row)
-            found = example(dataset, place, row)
-            prints.add(place, hash((written_in(found), found.get("label"))))
+            canonical_row = example(dataset, place, row)
+            prints.add(place, hash((written_in(canonical_row), canonical_row.get("label"))))
         except Refusal:
             unlike += 1
             prints.add(place, unlike)
@@ -303,14 +303,14 @@ def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[b
 
 def _questions(dataset: Dataset) -> set[int]:
     """Fingerprints of the questions of a set that can be used."""
-    found = set()
+    fingerprints = set()
     for place, row in entries(dataset):
         if not isinstance(row, Problem):
             try:
-                found.add(hash(question_of(example(dataset, place, row))))
+                fingerprints.add(hash(question_of(example(dataset, place, row))))
             except Refusal:
                 continue
-    return found
+    return fingerprints
 
 
 # ------------------------------------------------------------------------------------- words of a row
@@ -321,13 +321,13 @@ def written_in(row: Example) -> str:
     if "text" in row:
         return row["text"]
     turns = [*row["messages"], *row.get("chosen", ()), *row.get("rejected", ())]
-    said = [
+    parts = [
         turn["content"] if "tool_calls" not in turn else f"{turn['content']}{turn['tool_calls']}"
         for turn in turns
     ]
     if row.get("answer"):
-        said.append(row["answer"])
-    return "\n".join(said)
+        parts.append(row["answer"])
+    return "\n".join(parts)
 
 
 def question_of(row: Example) -> str:

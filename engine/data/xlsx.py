@@ -125,7 +125,9 @@ class _Workbook:
                     raise Refusal(problem("file-columns-twice", file=self.name, names=", ".join(twice)))
                 continue
             row = {label: cells.get(column, "") for column, label in header.items()}
-            yield row | {f"column {one}": text for one, text in cells.items() if one not in header and text}
+            yield row | {
+                f"column {column}": text for column, text in cells.items() if column not in header and text
+            }
 
     def tables(self) -> list[str]:
         """The sheets with several columns and rows; where there is none, those with several rows."""
@@ -169,17 +171,17 @@ def _above_and_below(rows: Iterator[dict[str, str]]) -> tuple[list[dict[str, str
     A title is a row of one cell above a header of several, with a row of several below that; in a sheet of one column
     nothing is a title.
     """
-    some: list[dict[str, str]] = []
+    head: list[dict[str, str]] = []
     for row in rows:
-        some.append(row)
-        wide = [len(_texts(one)) > 1 for one in some]
+        head.append(row)
+        wide = [len(_texts(head_row)) > 1 for head_row in head]
         if len(wide) > 1 and wide[-1] and wide[-2]:
             if not any(wide[:-2]):
-                return some[:-2], chain(some[-2:], rows)
+                return head[:-2], chain(head[-2:], rows)
             break
         if len(wide) > TITLE_ROWS + 2 or wide[0]:
             break
-    return [], chain(some, rows)
+    return [], chain(head, rows)
 
 
 def _text(kind: str, value: str, date: bool, shared: list[str], since_1904: bool) -> str:
@@ -207,7 +209,7 @@ def _number(value: str, date: bool, since_1904: bool) -> str:
 
 
 def _unescaped(text: str) -> str:
-    return ESCAPED.sub(lambda found: chr(int(found[1], 16)), text) if "_x" in text else text
+    return ESCAPED.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
 
 
 # ------------------------------------------------------------------------------------- parts of a workbook
@@ -219,7 +221,7 @@ def _parse(
     name: str,
     start: Callable[[str, dict[str, str]], None],
     end: Callable[[str], None] = lambda tag: None,
-    text: Callable[[str], None] = lambda said: None,
+    text: Callable[[str], None] = lambda characters: None,
     limit: int | None = None,
 ) -> Iterator[None]:
     """Reads one XML part in blocks, and comes back after each, so that what was found can be handed on."""
@@ -270,10 +272,10 @@ def _sheets(packed: zipfile.ZipFile, name: str) -> tuple[dict[str, str], bool]:
             pass
     if not sheets:
         raise Refusal(problem("sheet-broken", file=name, reason="no sheet"))
-    found = {sheet: targets[id] for sheet, id in sheets.items() if id in targets}
+    visible = {sheet: targets[id] for sheet, id in sheets.items() if id in targets}
     parts = {
         sheet: target.lstrip("/") if target.startswith("/") else f"xl/{target}"
-        for sheet, target in found.items()
+        for sheet, target in visible.items()
     }
     return parts, any(since)
 
@@ -283,28 +285,28 @@ def _merged(packed: zipfile.ZipFile, part: str, name: str) -> Merged:
 
     They stand at the end of the part, so it is unpacked for them once more, but not parsed.
     """
-    found: Merged = {}
+    merged: Merged = {}
     rest, count = b"", 0
     for block in _unpacked(packed, part, name, UNPACKED):
         rest = rest[-200:] + block
         if MERGE_MARK not in rest:
             continue
         last = 0
-        for hit in MERGED.finditer(rest):
-            column, first, final = hit[1].decode(), int(hit[2]), int(hit[3])
-            last, count = hit.end(), count + 1
+        for match in MERGED.finditer(rest):
+            column, first, final = match[1].decode(), int(match[2]), int(match[3])
+            last, count = match.end(), count + 1
             if final > first and count <= MOST_MERGED:
-                found.setdefault(column, {})[first] = final
+                merged.setdefault(column, {})[first] = final
         rest = rest[last:]
-    return found
+    return merged
 
 
 def _shared(packed: zipfile.ZipFile, name: str) -> list[str]:
     """The texts that cells refer to by number, without the readings that may stand beside them."""
     if "xl/sharedStrings.xml" not in packed.namelist():
         return []
-    found: list[str] = []
-    said: list[str] = []
+    strings: list[str] = []
+    fragments: list[str] = []
     inside = {"t": 0, "rPh": 0}
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -315,16 +317,16 @@ def _shared(packed: zipfile.ZipFile, name: str) -> list[str]:
         if tag in inside:
             inside[tag] -= 1
         elif tag == "si":
-            found.append(_unescaped("".join(said)))
-            said.clear()
+            strings.append(_unescaped("".join(fragments)))
+            fragments.clear()
 
-    def text(some: str) -> None:
+    def text(characters: str) -> None:
         if inside["t"] and not inside["rPh"]:
-            said.append(some)
+            fragments.append(characters)
 
     for _ in _parse(packed, "xl/sharedStrings.xml", name, start, end, text, SHARED):
         pass
-    return found
+    return strings
 
 
 def _date_styles(packed: zipfile.ZipFile, name: str) -> set[str]:
@@ -359,7 +361,7 @@ def _cells(
     number = 0
     row: dict[str, tuple[str, str, str]] = {}
     cell = {"column": "", "kind": "", "style": ""}
-    said: list[str] = []
+    fragments: list[str] = []
     inside = {"v": 0, "t": 0, "rPh": 0}
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -369,7 +371,7 @@ def _cells(
         elif tag == "c":
             column = attributes.get("r", "").rstrip("0123456789") or _letters(len(row))
             cell.update(column=column, kind=attributes.get("t", "n"), style=attributes.get("s", ""))
-            said.clear()
+            fragments.clear()
         elif tag in inside:
             inside[tag] += 1
 
@@ -378,14 +380,14 @@ def _cells(
         if tag in inside:
             inside[tag] -= 1
         elif tag == "c":
-            row[cell["column"]] = (cell["kind"], cell["style"], "".join(said))
+            row[cell["column"]] = (cell["kind"], cell["style"], "".join(fragments))
         elif tag == "row":
             done.append((number, row))
             row = {}
 
-    def text(some: str) -> None:
+    def text(characters: str) -> None:
         if (inside["v"] or inside["t"]) and not inside["rPh"]:
-            said.append(some)
+            fragments.append(characters)
 
     for _ in _parse(packed, sheet, name, start, end, text):
         yield from done

@@ -36,7 +36,7 @@ class Imported:
     @property
     def lost(self) -> tuple[Problem, ...]:
         """What a reader has to know of: not what was not needed."""
-        return tuple(one for one in self.left_out if one.code != "import-needless")
+        return tuple(note for note in self.left_out if note.code != "import-needless")
 
 
 def decoded(content: bytes, name: str = "") -> str:
@@ -104,7 +104,7 @@ def read(
     if board.is_board(settings):
         settings = board.unfolded(settings, source.notes)
     if not settings:
-        missing = [one for one in source.notes if one.code == "import-file"]
+        missing = [note for note in source.notes if note.code == "import-file"]
         raise Refusal(missing or problem("import-nothing"))
     if context := context_of(str(settings.get("model_name_or_path", ""))):
         settings = settings | {CONTEXT: context}

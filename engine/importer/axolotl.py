@@ -158,7 +158,7 @@ def checkpointing(draft: Draft, name: str, value: Any) -> None:
 
 def datasets(draft: Draft, name: str, value: Any) -> None:
     names = (
-        [_named(draft, name, one) for one in value]
+        [_named(draft, name, entry) for entry in value]
         if isinstance(value, list)
         else [_named(draft, name, value)]
     )
@@ -166,19 +166,19 @@ def datasets(draft: Draft, name: str, value: Any) -> None:
 
 
 def test_datasets(draft: Draft, name: str, value: Any) -> None:
-    draft.put("data.eval_datasets", [_named(draft, name, one) for one in value], name)
+    draft.put("data.eval_datasets", [_named(draft, name, entry) for entry in value], name)
 
 
-def _named(draft: Draft, name: str, one: Any) -> str:
+def _named(draft: Draft, name: str, entry: Any) -> str:
     """The name of a data set in dataset_info.json: that of its file."""
-    about = one if isinstance(one, Mapping) else {"path": one}
-    place = several(about.get("data_files")) or [about["path"]]
+    settings = entry if isinstance(entry, Mapping) else {"path": entry}
+    place = several(settings.get("data_files")) or [settings["path"]]
     stem = PurePosixPath(str(place[0]).replace("\\", "/")).name.partition(".")[0]
     why = {language: text.format(name=stem) for language, text in reasons()["registered"].items()}
-    kind = f" (type {about['type']})" if isinstance(about.get("type"), str) else ""
+    kind = f" (type {settings['type']})" if isinstance(settings.get("type"), str) else ""
     draft.differs(name, f"{place[0]}{kind}", why)
-    for key in sorted(set(about) - {"path", "type", "data_files", "ds_type", "name", "split"}):
-        draft.missing(f"{name}.{key}", about[key], "columns-of")
+    for key in sorted(set(settings) - {"path", "type", "data_files", "ds_type", "name", "split"}):
+        draft.missing(f"{name}.{key}", settings[key], "columns-of")
     return stem
 
 

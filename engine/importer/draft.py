@@ -74,15 +74,15 @@ class Draft:
             place = place.get(step) if isinstance(place, dict) else None
         if isinstance(place, dict):
             place.pop(last, None)
-        for known in [one for one in self.origins if one == path or one.startswith(f"{path}.")]:
-            del self.origins[known]
+        for key in [key for key in self.origins if key == path or key.startswith(f"{path}.")]:
+            del self.origins[key]
 
     # -------------------------------------------------------------------------------- tell
 
     def tell(self, code: str, name: str, value: Any, why: str | Mapping[str, str] = "", **more: Any) -> None:
         """Note what becomes of a key: `why` is the name of a reason, or the reason in both languages."""
-        said = (reasons()[why] if isinstance(why, str) else why) if why else ""
-        self.notes.append(problem(code, name=name, value=short(value), why=said, **more))
+        reason = (reasons()[why] if isinstance(why, str) else why) if why else ""
+        self.notes.append(problem(code, name=name, value=short(value), why=reason, **more))
 
     def needless(self, name: str, value: Any, why: str) -> None:
         self.tell("import-needless", name, value, why)
@@ -111,14 +111,18 @@ class Draft:
             try:
                 spec = self.whole.read(self.plain)
                 # What contradicts another setting stands: the form says so, and lets the user choose.
-                found = problems(spec) if self.whole is RunSpec else []
-                wrong = [one for one in found if one.field.startswith("extra") and one.code in OF_VALUES]
+                contradictions = problems(spec) if self.whole is RunSpec else []
+                wrong = [
+                    issue
+                    for issue in contradictions
+                    if issue.field.startswith("extra") and issue.code in OF_VALUES
+                ]
             except Refusal as refusal:
                 wrong = refusal.problems
             if not wrong:
                 return spec
-            for one in wrong:
-                self._leave_out(one)
+            for issue in wrong:
+                self._leave_out(issue)
 
     def _kinds_apart(self) -> None:
         """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
@@ -142,16 +146,16 @@ class Draft:
         """Take out what a problem is about. Raises Refusal where that is nothing of theirs."""
         field = f"extra.{wrong.values['name']}" if wrong.field == "extra" else wrong.field
         steps = field.split(".")
-        tried = [".".join(steps[:count]) for count in range(len(steps), 0, -1)]
-        path = next((one for one in tried if one in self.origins), None)
-        path = path or next((one for one in tried if self.get(one) is not None), None)
+        prefixes = [".".join(steps[:count]) for count in range(len(steps), 0, -1)]
+        path = next((prefix for prefix in prefixes if prefix in self.origins), None)
+        path = path or next((prefix for prefix in prefixes if self.get(prefix) is not None), None)
         if path is None:
             raise Refusal(wrong)
         name, value = self.origins.get(path, (path, self.get(path)))
         self.drop(path)
         if path in self.defaults and self.defaults[path] != value:
             self.put(path, self.defaults.pop(path))
-        self.tell("import-value", name, value, {one: wrong.text(one) for one in ("en", "zh")})
+        self.tell("import-value", name, value, {language: wrong.text(language) for language in ("en", "zh")})
 
 
 def several(value: Any) -> list[Any]:
@@ -169,7 +173,7 @@ def short(value: Any) -> str:
         return str(value).lower()
     if value is None:
         return "null"
-    if isinstance(value, list) and all(isinstance(one, (str, int, float)) for one in value):
+    if isinstance(value, list) and all(isinstance(element, (str, int, float)) for element in value):
         value = ",".join(map(str, value))
     text = value if isinstance(value, str) else reprlib.repr(value)
     text = " ".join(text.split())

@@ -120,8 +120,8 @@ def _arguments(launch: Launch, words: Sequence[str]) -> None:
             launch.settings.append((name.lstrip("+~"), plain(value)))
         elif word.lower().endswith(FILES):
             launch.files.append(word)
-    found, files = flags(words[first:])
-    launch.settings += found
+    flag_settings, files = flags(words[first:])
+    launch.settings += flag_settings
     launch.files += files
 
 
@@ -132,18 +132,18 @@ def _flag(word: str) -> bool:
 def flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
     """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag are no flag's. And the files
     among `--c x.yaml key=value`, which stand behind a switch."""
-    found: list[tuple[str, list[str]]] = []
+    words_by_flag: list[tuple[str, list[str]]] = []
     files: list[str] = []
     for word in words:
         if _flag(word):
             name, equals, value = word.lstrip("-").partition("=")
-            found.append((name.replace("-", "_"), [value] if equals else []))
-        elif re.fullmatch(r"[a-z_]+=\S*", word) and found and found[-1][1]:
+            words_by_flag.append((name.replace("-", "_"), [value] if equals else []))
+        elif re.fullmatch(r"[a-z_]+=\S*", word) and words_by_flag and words_by_flag[-1][1]:
             name, _, value = word.partition("=")
-            found.append((name, [value]))
-        elif found:
-            found[-1][1].append(word)
-    return [(name, plain(",".join(values)) if values else True) for name, values in found], files
+            words_by_flag.append((name, [value]))
+        elif words_by_flag:
+            words_by_flag[-1][1].append(word)
+    return [(name, plain(",".join(values)) if values else True) for name, values in words_by_flag], files
 
 
 def plain(word: str) -> Any:

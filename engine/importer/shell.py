@@ -43,10 +43,10 @@ def read_script(text: str) -> Script:
     """The commands of a script. Raises ValueError where a quote is not closed."""
     script = Script()
 
-    def keep(found: re.Match[str]) -> str:
-        target = WRITTEN_TO.search(found[0].split("\n", 1)[0])
+    def keep(match: re.Match[str]) -> str:
+        target = WRITTEN_TO.search(match[0].split("\n", 1)[0])
         if target:
-            script.documents[target[1] or target[2]] = found[3]
+            script.documents[target[1] or target[2]] = match[3]
         return "\n"
 
     text = HERE_DOCUMENT.sub(keep, text)
@@ -82,9 +82,9 @@ def _take(words: list[str], variables: dict[str, str | list[str]], script: Scrip
     rest = words[1:] if exports else words
     assigned = [ASSIGNMENT.fullmatch(word) for word in rest]
     if all(assigned) or exports:
-        for one in filter(None, assigned):
-            variables[one[1]] = one[2]
-        names = [one[1] for one in assigned if one] + [word for word in rest if NAME.fullmatch(word)]
+        for match in filter(None, assigned):
+            variables[match[1]] = match[2]
+        names = [match[1] for match in assigned if match] + [word for word in rest if NAME.fullmatch(word)]
         if exports:
             script.exported |= {name: str(variables[name]) for name in names if name in variables}
         return
@@ -148,7 +148,7 @@ class _Lexer:
             if sign in "'\"":
                 quoted = True
                 several = self._quoted(sign)
-                made += [parts[-1] + one for one in several[:-1]]
+                made += [parts[-1] + text for text in several[:-1]]
                 parts[-1] = (parts[-1] if len(several) == 1 else "") + several[-1]
             elif sign == "\\" and not self._literal(parts[-1]):
                 parts[-1] += self.text[self.at + 1 : self.at + 2]
@@ -216,25 +216,25 @@ class _Lexer:
         if inner := re.match(r"\$\(|`[^`\n]+`", rest):
             return self._inner(inner)
         braces = re.match(r"\$\{(\w+)(\[[@*]\])?(?::?[-=]([^}]*))?[^}]*\}", rest)
-        found = braces or re.match(r"\$(?:env:)?(\w+|[@*#?$])", rest) or re.match(r"%(\w+)%", rest)
-        if not found:
+        match = braces or re.match(r"\$(?:env:)?(\w+|[@*#?$])", rest) or re.match(r"%(\w+)%", rest)
+        if not match:
             return None
-        name = found[1]
+        name = match[1]
         value = self.variables.get(name, self.script.exported.get(name))
         if value is None and braces and braces[3] is not None:
             value = braces[3].strip("'\"")
         if value is None:
             if rest[0] == "%":
                 return None
-            self.script.unknown.append(found[0])
-            value = found[0]
-        self.at += found.end()
+            self.script.unknown.append(match[0])
+            value = match[0]
+        self.at += match.end()
         return value
 
-    def _inner(self, found: re.Match[str]) -> str:
+    def _inner(self, match: re.Match[str]) -> str:
         """A command inside a command: its answer is not known, so its text stands for it."""
-        end = self.at + found.end()
-        if found[0] == "$(":
+        end = self.at + match.end()
+        if match[0] == "$(":
             depth = 1
             while end < len(self.text) and depth:
                 depth += {"(": 1, ")": -1}.get(self.text[end], 0)

@@ -69,11 +69,11 @@ def read_source(text: str, reader: Reader) -> Source:
         if _used(name, source.launch)
     ]
     for index, file in enumerate(source.launch.files):
-        found = document if index == 0 and document else _document(script.documents, file) or reader(file)
-        if found is None:
+        content = document if index == 0 and document else _document(script.documents, file) or reader(file)
+        if content is None:
             source.notes.append(problem("import-file", file=file))
         else:
-            _add_yaml(source, found)
+            _add_yaml(source, content)
     if document and not source.launch.files:
         _add_yaml(source, document)
     _add(source, source.launch.settings, over=bool(source.launch.files))
@@ -172,11 +172,13 @@ def _add_yaml(source: Source, text: str) -> None:
     if len(documents) > 1:
         source.notes.append(problem("import-documents", count=len(documents)))
     for document in documents:
-        given = read_yaml(document)
-        if not isinstance(given, dict):
+        settings = read_yaml(document)
+        if not isinstance(settings, dict):
             raise Refusal(problem("import-nothing"))
-        _add(source, [(str(name), given[name]) for name in given], over=False)
-        source.notes += [problem("import-twice", name=name, value=given[name]) for name in _twice(document)]
+        _add(source, [(str(name), settings[name]) for name in settings], over=False)
+        source.notes += [
+            problem("import-twice", name=name, value=settings[name]) for name in _twice(document)
+        ]
 
 
 def _documents(text: str) -> list[str]:

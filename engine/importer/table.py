@@ -34,7 +34,7 @@ class Entry:
 
     def asks_nothing(self, value: Any) -> bool:
         """Whether the run is the same without the key. Where it is on by itself, false asks for something."""
-        if value is False and any(one is True for one in self.plain):
+        if value is False and any(plain_value is True for plain_value in self.plain):
             return False
         return value in NOTHING or value in self.plain
 
@@ -53,11 +53,11 @@ def sections(program: str) -> tuple[Section, ...]:
     """The table of a program: "llamafactory", "launchers" or "axolotl"."""
     return tuple(
         Section(
-            one["title"],
-            {name: _entry(name, about) for name, about in one["keys"].items()},
-            one.get("note", {}),
+            section["title"],
+            {name: _entry(name, about) for name, about in section["keys"].items()},
+            section.get("note", {}),
         )
-        for one in _plain(program)["sections"]
+        for section in _plain(program)["sections"]
     )
 
 
@@ -70,10 +70,10 @@ def entries(program: str) -> Mapping[str, Entry]:
 @cache
 def reasons() -> Mapping[str, Mapping[str, str]]:
     """Name of a reason → language → the reason. Those of all tables."""
-    found: dict[str, Mapping[str, str]] = {}
+    reasons_by_name: dict[str, Mapping[str, str]] = {}
     for program in ("llamafactory", "launchers", "axolotl"):
-        found |= _plain(program).get("reasons", {})
-    return found
+        reasons_by_name |= _plain(program).get("reasons", {})
+    return reasons_by_name
 
 
 @cache

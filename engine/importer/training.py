@@ -68,12 +68,12 @@ def _rank(settings: Mapping[str, Any]) -> int:
 def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
     """The stage, the settings without it, and a stage that there is not. To them ORPO and SimPO are losses of DPO."""
     rest = dict(settings)
-    given = rest.pop("stage", None)
-    kind = "sft" if given is None else str(given)
+    stage = rest.pop("stage", None)
+    kind = "sft" if stage is None else str(stage)
     loss = next((name for name in LOSSES if rest.get(name) in ("orpo", "simpo")), None)
     if kind == "dpo" and loss:
         kind = rest.pop(loss)
-    return (kind, rest, None) if kind in STAGES else ("sft", rest, given)
+    return (kind, rest, None) if kind in STAGES else ("sft", rest, stage)
 
 
 def apply(

@@ -14,7 +14,11 @@ INTERLEAVED = ("interleave_under", "interleave_over")
 
 def datasets(draft: Draft, name: str, value: Any) -> None:
     names = list(value) if isinstance(value, Mapping) else several(value)
-    draft.put("data.datasets", {one: float(count) for one, count in Counter(map(str, names)).items()}, name)
+    draft.put(
+        "data.datasets",
+        {dataset_name: float(count) for dataset_name, count in Counter(map(str, names)).items()},
+        name,
+    )
 
 
 def eval_datasets(draft: Draft, name: str, value: Any) -> None:
@@ -62,7 +66,7 @@ def mixing(draft: Draft, name: str, value: Any) -> None:
 
 def probabilities(draft: Draft, name: str, value: Any) -> None:
     """Chances become weights: of what they are one set each is in data.mix_strategy."""
-    names, chances = several(draft.settings.get("dataset")), [float(one) for one in several(value)]
+    names, chances = several(draft.settings.get("dataset")), [float(chance) for chance in several(value)]
     if draft.settings.get("mix_strategy") not in INTERLEAVED:
         draft.missing(name, value, "probabilities-concat")
     elif len(names) != len(chances) or len(set(names)) != len(names):

@@ -112,7 +112,7 @@ def targets(draft: Draft, name: str, value: Any) -> None:
     names = several(value)
     if names == ["all"]:
         draft.put("method.target_modules", ["all-linear"], name)
-    elif any(re.search(r"[*+?^$()\[\]|\\]", str(one)) for one in names):
+    elif any(re.search(r"[*+?^$()\[\]|\\]", str(target)) for target in names):
         draft.missing(name, value, "expression")
     else:
         draft.put("method.target_modules", names, name)

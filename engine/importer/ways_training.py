@@ -201,13 +201,15 @@ def save_strategy(draft: Draft, name: str, value: Any) -> None:
 
 def trackers(draft: Draft, name: str, value: Any) -> None:
     known = Logging.model_fields["report_to"].annotation.__args__[0].__args__
-    names = [str(one) for one in several(value) if str(one) != "none"]
-    for one in names:
-        if one not in known:
-            draft.missing(name, one, "tracker-unknown")
+    names = [str(tracker) for tracker in several(value) if str(tracker) != "none"]
+    for tracker in names:
+        if tracker not in known:
+            draft.missing(name, tracker, "tracker-unknown")
     before = draft.get("logging.report_to") or []
     draft.put(
-        "logging.report_to", list(dict.fromkeys([*before, *(one for one in names if one in known)])), name
+        "logging.report_to",
+        list(dict.fromkeys([*before, *(tracker for tracker in names if tracker in known)])),
+        name,
     )
 
 
