@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 ARGS   ?=
 
-.PHONY: run test test-harness check format bench docs pictures smollm2 gguf clean
+.PHONY: run test test-changed test-harness check format bench docs site templates pictures smollm2 gguf clean
 
 run: $(VENV)/installed
 	$(BIN)/python app.py $(ARGS)
@@ -12,6 +12,11 @@ run: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.browser.find_chromium
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+# Only the tests that depend on what differs from the last commit, or from SINCE=COMMIT.
+SINCE ?= HEAD
+test-changed: $(VENV)/installed-dev
+	$(BIN)/python -m tests.changed --since $(SINCE) -n 2 --dist loadscope
 
 # The optional package, in an environment of its own on top of the other: trainings begin a second later where it is.
 test-harness: $(VENV)-harness/installed
