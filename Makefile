@@ -41,6 +41,16 @@ docs: $(VENV)/installed
 templates: $(VENV)/installed-dev
 	$(BIN)/python -m tests.template_table --fetch --write docs/templates.md
 
+# The documentation as a site that works without a network: site/index.html.
+site: $(VENV)-docs/installed
+	$(VENV)-docs/bin/python -m docs.site build/site
+	$(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/installed: requirements-docs.txt
+	test -x $(VENV)-docs/bin/python || $(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --disable-pip-version-check -q -r requirements-docs.txt
+	touch $@
+
 pictures: $(VENV)/installed-dev
 	$(BIN)/python -m docs.pictures
 
@@ -76,4 +86,4 @@ $(VENV)-gguf/installed: requirements-gguf.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf $(VENV)-docs build site .pytest_cache .ruff_cache
