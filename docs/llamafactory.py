@@ -34,7 +34,7 @@ From a shell the same, with files that a command names read from its folder:
     python -m engine train spec.yaml
 
 What a file leaves out is as it was there: learning rate 5e-5, batch 8, no accumulation, a linear schedule, 3 epochs, LoRA rank 8 with
-twice the alpha, 2048 tokens, all checkpoints kept; in PPO a KL weight of 0.2 with target 6, temperature 0.95, top_p 0.7 and 1024 new
+twice the alpha, 2048 tokens, all checkpoints kept; in PPO a KL coefficient of 0.2 with target 6, temperature 0.95, top_p 0.7 and 1024 new
 tokens. Kept as Athanor has them: a log line every 5 steps, a checkpoint every 100, and batches of similar length
 (`group_by_length: false` for those of a plain shuffle).
 
@@ -66,7 +66,7 @@ is; evaluations measure results of runs made here, so merge it first. Checkpoint
     python -m engine train spec.yaml
 
 文件中没有写的设置与 LLaMA-Factory 相同：学习率 5e-5、批大小 8、不累积梯度、linear 调度、3 轮、LoRA 秩 8（alpha 为其两倍）、
-2048 个词元、保留全部检查点；PPO 的 KL 权重为 0.2、目标为 6，温度 0.95，top_p 0.7，最多生成 1024 个词元。
+2048 个词元、保留全部检查点；PPO 的 KL 系数为 0.2、目标为 6，温度 0.95，top_p 0.7，最多生成 1024 个词元。
 以下沿用本系统的默认值：每 5 步记录一次，每 100 步保存检查点，按相近长度组批（写 `group_by_length: false` 即为普通随机顺序）。
 
 只有 `do_predict: true` 而没有 `do_train` 的文件会变成评测，含 `export_dir` 的会变成导出：保存显示的内容并运行

@@ -25,7 +25,7 @@ def evaluate(verb: argparse.ArgumentParser) -> None:
         "what",
         nargs="*",
         metavar="WHAT",
-        help="a spec's file, or - for standard input; or ids of finished runs, as list prints them, or their names",
+        help="a spec file, or - for standard input; or finished runs, by name or by ID as printed by list",
     )
     known = fields(EvaluationSpec)
     for path, option in EVALUATION.items():
@@ -42,7 +42,7 @@ def evaluate(verb: argparse.ArgumentParser) -> None:
         if "None" in kind:
             manner["type"] = _number_or_all
         verb.add_argument(
-            option, default=None, help=setting.description.replace("Empty:", '"all":'), **manner
+            option, default=None, help=setting.description.replace("Leave empty", 'Use "all"'), **manner
         )
 
 
@@ -62,7 +62,7 @@ def export(verb: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN[=WEIGHT]",
-        help="ids of finished runs, as list prints them, or their names",
+        help="finished runs, by name or by ID as printed by list",
     )
     for name in ("form", "precision", "quantize", "combination", "gguf"):
         field = ExportSpec.model_fields[name]
@@ -73,29 +73,35 @@ def export(verb: argparse.ArgumentParser) -> None:
     for name in ("license", "name"):
         verb.add_argument(f"--{name}", metavar="TEXT", help=ExportSpec.model_fields[name].description)
     verb.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="where it is computed"
+        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to compute on"
     )
 
 
 def serve(verb: argparse.ArgumentParser) -> None:
     """Which results, where, and for whom."""
-    verb.add_argument("runs", nargs="*", metavar="RUN", help="ids of finished runs, as list prints them")
+    verb.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, by ID as printed by list")
     verb.add_argument(
-        "--base", default="", metavar="MODEL", help="model folder; default: the one the runs are of"
+        "--base", default="", metavar="MODEL", help="model folder; default: the base model of the runs"
     )
     verb.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; beyond this machine only with a key"
+        "--host", default="127.0.0.1", help="address to listen on; anything but this machine requires a key"
     )
     verb.add_argument("--port", type=int, default=8000, help="default: 8000")
     verb.add_argument(
         "--engine",
         choices=ENGINES,
         default=ENGINES[0],
-        help="what writes the answers; vllm must be installed",
+        help="inference engine; vllm must be installed",
     )
     verb.add_argument(
-        "--api-key-file", metavar="FILE", help="file with the key that a request must say [ATHANOR_API_KEY]"
+        "--api-key-file",
+        metavar="FILE",
+        help="file with the API key that requests must send [ATHANOR_API_KEY]",
     )
     verb.add_argument(
-        "--idle", type=float, default=0, metavar="MINUTES", help="end after so long without a request"
+        "--idle",
+        type=float,
+        default=0,
+        metavar="MINUTES",
+        help="exit after this long without a request; 0: never",
     )

@@ -43,23 +43,25 @@ class Questions(Part):
     datasets: list[str] = setting(
         [],
         "Data sets",
-        "Held-out rows: questions with the answers that are wanted.",
+        "Held-out rows: questions with reference answers.",
         essential=True,
         max_length=100,
     )
-    dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
+    dataset_dir: str = setting(
+        "data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024
+    )
     max_samples: int | None = setting(
         200,
         "Rows",
-        "As many rows, drawn from all sets together. Empty: all.",
+        "Number of rows sampled from all data sets together. Leave empty for all.",
         essential=True,
         ge=1,
         le=100_000,
     )
-    seed: int = setting(42, "Seed of the drawing", "The same seed draws the same rows.", ge=0, le=2**32 - 1)
+    seed: int = setting(42, "Sampling seed", "The same seed picks the same rows.", ge=0, le=2**32 - 1)
     without_references: bool = setting(
-        False, "Go on without references",
-        "Of questions alone only the length of the answers, and whether they end, can be measured.",
+        False, "Evaluate without references",
+        "With questions alone, only the length of the answers and whether they end can be measured.",
     )  # fmt: skip
 
 
@@ -67,38 +69,53 @@ class Generation(Part):
     """How the answers are written."""
 
     max_new_tokens: int = setting(
-        256, "Longest answer", "In tokens. A longer answer is cut there.", essential=True, ge=1, le=10**5
+        256,
+        "Max answer length",
+        "In tokens. Longer answers are cut off here.",
+        essential=True,
+        ge=1,
+        le=10**5,
     )
     temperature: float = setting(
-        0.0, "Temperature", "0: always the most likely token, so that it can be repeated.", ge=0, le=10
+        0.0,
+        "Temperature",
+        "0 always picks the most likely token, so that results are reproducible.",
+        ge=0,
+        le=10,
     )
-    top_p: float = setting(1.0, "Top-p", "Of the tokens, the likeliest with this share together.", gt=0, le=1)
-    seed: int = setting(
-        42, "Seed", "Where chance has a part: each row draws with a seed of its own.", ge=0, le=2**31
+    top_p: float = setting(
+        1.0, "Top-p", "Samples only from the most likely tokens that add up to this probability.", gt=0, le=1
     )
-    batch_size: int = setting(16, "Batch", "Answers that are written at once.", ge=1, le=256)
+    seed: int = setting(42, "Seed", "Random seed for sampling; each row gets its own.", ge=0, le=2**31)
+    batch_size: int = setting(16, "Batch size", "Answers generated at the same time.", ge=1, le=256)
 
 
 class Harness(Part):
-    """Tasks of lm-evaluation-harness, where that package is installed: YAML files in harness/ of the data folder."""
+    """Tasks of lm-evaluation-harness, if that package is installed: YAML files in harness/ in the data folder."""
 
     tasks: list[str] = setting(
-        [], "Tasks of lm-evaluation-harness", "Names of tasks whose files and data lie in harness/ of the data folder.",
+        [], "lm-evaluation-harness tasks", "Names of tasks whose files and data are in harness/ in the data folder.",
         essential=True, max_length=100,
     )  # fmt: skip
     num_fewshot: int | None = setting(
         None,
-        "Examples shown",
-        "Solved examples before each question. Empty: as the task says. A task that says 0 stays without.",
+        "Few-shot examples",
+        "Solved examples before each question. Leave empty for the task's own number. A task that sets 0 "
+        "stays zero-shot.",
         ge=0,
         le=64,
     )
     limit: int | None = setting(
-        None, "Questions of a task", "As many, from its beginning. Empty: all.", ge=1, le=1_000_000
+        None,
+        "Questions per task",
+        "Takes this many from the start of each task. Leave empty for all.",
+        ge=1,
+        le=1_000_000,
     )
     apply_chat_template: bool = setting(
-        True, "Ask in the chat template",
-        "Questions as a user's turn, where the model has a template. Off: as plain text that the model goes on with.",
+        True, "Use the chat template",
+        "Asks each question as a user turn if the model has a template. Off: as plain text that the model "
+        "continues.",
     )  # fmt: skip
 
 
@@ -107,11 +124,13 @@ class EvaluationSpec(Spec):
 
     kind: ClassVar[str] = "evaluation"
 
-    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=LONGEST_NAME)
+    name: str = setting(
+        "", "Name", "A few words to help you find it later. Optional.", max_length=LONGEST_NAME
+    )
     model: Model = Field(default_factory=Model)
-    with_base: bool = setting(True, "Measure the base, too", "What the results are compared with.")
+    with_base: bool = setting(True, "Evaluate the base model too", "The results are compared with it.")
     results: list[str] = setting(
-        [], "Results", "Folders of what finished runs left, or the runs' ids: adapters of this base, or whole models.",
+        [], "Results", "IDs of finished runs, or their result folders: adapters of this base model, or whole models.",
         max_length=16,
     )  # fmt: skip
     data: Questions = Field(default_factory=Questions)

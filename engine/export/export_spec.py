@@ -51,47 +51,58 @@ class ExportSpec(Spec):
 
     kind: ClassVar[str] = "export"
 
-    name: str = setting("", "Name", "A few words to find it again. May be empty.", max_length=LONGEST_NAME)
+    name: str = setting(
+        "", "Name", "A few words to help you find it later. Optional.", max_length=LONGEST_NAME
+    )
     model: Model = Field(default_factory=Model)
     adapters: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(named_weights)
     ] = setting(
-        {}, "Adapters", "Result folders of finished runs of this base, each with its weight. None: the base alone."
+        {}, "Adapters",
+        "Result folders of finished runs of this base model, each with its weight. Leave empty to export the "
+        "base alone."
     )  # fmt: skip
     form: Literal["merged", "adapter"] = setting(
         "merged",
         "Form",
-        "A merged model is whole. LoRA alone needs its base wherever it is used.",
+        "A merged model is complete. A LoRA adapter alone needs its base model wherever it is used.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
         "auto", "Precision",
-        "Of the weights that are written. Auto: as the base's are; of LoRA alone fp32, as it was trained. "
-        "The merge itself is computed in fp32.",
+        "Precision of the exported weights. Auto: that of the base model; for LoRA alone fp32, as in "
+        "training. The merge itself is computed in fp32.",
     )  # fmt: skip
     quantize: Literal["none", "8bit", "4bit"] = setting(
-        "none", "Quantize", "Write a whole model in fewer bits, by bitsandbytes. It is merged in full precision first."
+        "none", "Quantize", "Writes the merged model in fewer bits with bitsandbytes, after merging in full precision."
     )  # fmt: skip
-    shard_gb: float = setting(5.0, "Shard size", "Gigabytes of one weight file, at most.", ge=0.0001, le=1000)
+    shard_gb: float = setting(
+        5.0, "Shard size", "Maximum size of a weight file in gigabytes.", ge=0.0001, le=1000
+    )
     combination: Combination = setting(
-        "cat", "Combination", "How several adapters become one. cat adds them exactly; svd fits the sum into one rank."
+        "cat", "Combination",
+        "How several adapters are combined. cat adds them exactly; svd compresses the sum to a single rank."
     )  # fmt: skip
     density: float = setting(
         0.5, "Density", "Share of the weights that ties, dare and magnitude_prune keep.", gt=0, le=1
     )
     svd_rank: int | None = setting(
-        None, "Rank", "Rank of the combined adapter, for svd. Empty: the largest of the given.", ge=1, le=4096
+        None,
+        "Rank",
+        "Rank of the combined adapter, for svd. Leave empty for the largest of its adapters.",
+        ge=1,
+        le=4096,
     )
     gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = setting(
-        "none", "GGUF", "Also write one GGUF file, for llama.cpp and Ollama. Needs `make gguf` once."
+        "none", "GGUF", "Also writes a GGUF file for llama.cpp and Ollama. Run `make gguf` once beforehand."
     )  # fmt: skip
     check_prompts: int = setting(
-        8, "Prompts to compare", "Answered before and after; the answers are compared token by token.", ge=0, le=200
+        8, "Prompts to compare", "Answered before and after the export; the answers are compared token by token.", ge=0, le=200
     )  # fmt: skip
     prompts: list[Annotated[str, Field(max_length=20_000)]] = setting(
-        [], "Own prompts", "Compared too, before those of the data.", max_length=200
+        [], "Own prompts", "Also compared, before those from the data.", max_length=200
     )
-    license: str = setting("", "Licence", "As the model card says it, such as apache-2.0.", max_length=200)
-    remark: str = setting("", "Remark", "Stands in the model card.", max_length=20_000)
+    license: str = setting("", "Licence", "Written to the model card, such as apache-2.0.", max_length=200)
+    remark: str = setting("", "Remark", "Written to the model card.", max_length=20_000)
     hardware: Hardware = Field(default_factory=Hardware)
 
 

@@ -16,59 +16,64 @@ def _not_zero(count: int) -> int:
 
 
 class Full(Part):
-    """Every weight is trained. Needs about 16 bytes of device memory per parameter."""
+    """All weights are trained. Needs about 16 bytes of GPU memory per parameter."""
 
     kind: Literal["full"] = "full"
 
 
 class Freeze(Part):
-    """Some layers are trained, the others stay as they are."""
+    """Some layers are trained; the others stay frozen."""
 
     kind: Literal["freeze"] = "freeze"
     trainable_layers: Annotated[int, AfterValidator(_not_zero)] = setting(
-        2, "Trained layers", "The last n transformer layers are trained; of a negative number the first n.",
+        2, "Trained layers", "Trains the last n transformer layers; a negative number means the first n.",
         ge=-1000, le=1000,
     )  # fmt: skip
     trainable_modules: list[str] = setting(
         [], "Trained modules",
-        "Names of modules to train instead, such as model.layers.3 or lm_head. When given, the number above is not used.",
+        "Trains these modules instead, such as model.layers.3 or lm_head. Overrides the number of layers.",
     )  # fmt: skip
 
 
 class Lora(Part):
-    """A small adapter is trained beside the frozen weights (Hu et al. 2021)."""
+    """A small adapter is trained alongside the frozen weights (Hu et al. 2021)."""
 
     kind: Literal["lora"] = "lora"
     r: int = setting(
-        16, "LoRA rank", "Width of the adapter. 8 to 64 is usual; more learns more and costs more.",
+        16, "LoRA rank", "Dimension of the adapter, usually 8 to 64. A higher rank can learn more and uses more memory.",
         essential=True, ge=1, le=4096,
     )  # fmt: skip
     lora_alpha: int = setting(
         32, "LoRA alpha", "The adapter's output is scaled by alpha ÷ rank.", essential=True, ge=1, le=65536
     )
-    lora_dropout: float = setting(0.0, "LoRA dropout", "Share of the adapter's inputs dropped.", ge=0, lt=1)
+    lora_dropout: float = setting(
+        0.0, "LoRA dropout", "Share of the adapter's inputs dropped during training.", ge=0, lt=1
+    )
     target_modules: list[str] = setting(
         ["all-linear"], "Target modules",
-        "Layers that get an adapter. all-linear: every linear layer but the output head.",
+        "Layers that get an adapter. all-linear means every linear layer except the output head.",
     )  # fmt: skip
     modules_to_save: list[str] = setting(
         [],
-        "Also train fully",
-        "Modules trained in full and saved with the adapter, such as embed_tokens, lm_head.",
+        "Fully trained modules",
+        "Modules trained in full and saved with the adapter, such as embed_tokens or lm_head.",
     )
     use_dora: bool = setting(
-        False, "DoRA", "Train magnitude and direction apart (Liu et al. 2024). Better at low rank, slower."
+        False,
+        "DoRA",
+        "Trains magnitude and direction separately (Liu et al. 2024). Better at low ranks, but slower.",
     )
     use_rslora: bool = setting(
-        False, "rsLoRA", "Scale by alpha ÷ √rank (Kalajdzievski 2023), so that a high rank still learns."
+        False, "rsLoRA", "Scales by alpha ÷ √rank (Kalajdzievski 2023), so that high ranks learn well."
     )
     init_lora_weights: Literal["default", "gaussian", "pissa", "olora"] = setting(
         "default",
         "Initialization",
-        "PiSSA starts from the main singular vectors of the weights (Meng et al. 2024).",
+        "PiSSA starts from the principal singular vectors of the weights (Meng et al. 2024).",
     )
     loraplus_lr_ratio: float | None = setting(
-        None, "LoRA+ ratio", "Learning rate of B ÷ that of A (Hayou et al. 2024); 16 is usual. Empty: equal.",
+        None, "LoRA+ ratio",
+        "Learning rate of B divided by that of A (Hayou et al. 2024), typically 16. Leave empty for equal rates.",
         ge=1, le=1024,
     )  # fmt: skip
 

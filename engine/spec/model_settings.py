@@ -24,13 +24,15 @@ class FourBit(Part):
 
     kind: Literal["4bit"] = "4bit"
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
-        "nf4", "4-bit type", "NF4 fits normally distributed weights best; FP4 is the plain 4-bit float."
+        "nf4", "4-bit type", "NF4 suits normally distributed weights best; FP4 is plain 4-bit floating point."
     )
     bnb_4bit_use_double_quant: bool = setting(
-        True, "Double quantization", "Also quantize the scales: saves about 0.4 bit per parameter."
+        True,
+        "Double quantization",
+        "Also quantizes the quantization constants, which saves about 0.4 bits per parameter.",
     )
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
-        "auto", "Compute type", "Type of the matrix products. Auto follows the training precision."
+        "auto", "Compute dtype", "Data type of matrix multiplications. Auto uses the training precision."
     )
 
 
@@ -41,9 +43,11 @@ class NoRopeScaling(Part):
 
 
 class RopeScaling(Part):
-    """Stretch the rotary position embedding, so that the model takes texts longer than it was made for."""
+    """Stretch the rotary position embedding, so that the model can handle texts longer than it was trained on."""
 
-    factor: float = setting(2.0, "Context factor", "Context length after ÷ before.", gt=1, le=64)
+    factor: float = setting(
+        2.0, "Scaling factor", "New context length divided by the original one.", gt=1, le=64
+    )
 
 
 class LinearRope(RopeScaling):
@@ -53,7 +57,7 @@ class LinearRope(RopeScaling):
 
 
 class DynamicRope(RopeScaling):
-    """NTK-aware scaling that grows with the text."""
+    """NTK-aware scaling that grows with the length of the text."""
 
     kind: Literal["dynamic"] = "dynamic"
 
@@ -68,44 +72,48 @@ class Model(Part):
     """Model: what is fine-tuned, and how it is loaded."""
 
     model_name_or_path: str = setting(
-        "", "Model", "A model folder below the model roots, or a hub id such as Qwen/Qwen3-8B.",
+        "", "Model", "A folder in one of the model folders, or a hub ID such as Qwen/Qwen3-8B.",
         essential=True, max_length=1024,
     )  # fmt: skip
     hub: Literal["huggingface", "modelscope"] = setting(
-        "huggingface", "Hub", "Where a hub id is fetched from. A local folder never asks the network."
+        "huggingface", "Hub", "Where a hub ID is downloaded from. A local folder never uses the network."
     )
     model_revision: str | None = setting(
         None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
     )
     adapter_path: str | None = setting(
-        None, "Continue from", "The LoRA adapter of a finished run, of this stage or another. Empty: begin anew.",
+        None, "Continue from adapter",
+        "LoRA adapter of a finished run, of this stage or another, to train further. Leave empty to start a "
+        "new one.",
         essential=True, max_length=1024,
     )  # fmt: skip
     chat_template: str | None = setting(
         None, "Chat template",
-        "Leave empty for the tokenizer's own. For a base model without one: chatml, alpaca, plain, or a .jinja file.",
+        "Leave empty for the tokenizer's own. For a base model without one, use chatml, alpaca, plain or a "
+        ".jinja file.",
         max_length=1024,
     )  # fmt: skip
     quantization: one_of(NoQuantization, EightBit, FourBit) = setting(
-        NoQuantization(), "Quantization", "Load the frozen weights in fewer bits. LoRA on 4 bits is QLoRA.",
+        NoQuantization(), "Quantization", "Loads the frozen weights in fewer bits. LoRA on 4-bit weights is QLoRA.",
         essential=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = setting(
         "auto",
         "Attention",
-        "Auto takes PyTorch's scaled dot product. flash_attention_2 needs its own package.",
+        "Auto uses PyTorch's scaled dot-product attention. flash_attention_2 needs a separate package.",
     )
     rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
-        NoRopeScaling(), "RoPE scaling", "For texts longer than the model's own context."
+        NoRopeScaling(), "RoPE scaling", "For texts longer than the model's context length."
     )
     resize_embeddings: bool = setting(
         False, "Resize embeddings",
-        "For a tokenizer that knows more tokens than the model has embeddings for: the missing rows are added. With LoRA, "
-        "embedding and output head are then trained in full and saved with the adapter.",
+        "Adds the missing rows if the tokenizer has more tokens than the model has embeddings. With LoRA, "
+        "the embeddings and the output head are then trained in full and saved with the adapter.",
     )  # fmt: skip
     trust_remote_code: bool = setting(
-        False, "Run the model's own code",
-        "Only for models that the operator allowed with --allow-remote-code.",
+        False, "Trust remote code",
+        "Runs Python code that comes with the model. Only for models that the operator has allowed with "
+        "--allow-remote-code.",
     )  # fmt: skip
 
 

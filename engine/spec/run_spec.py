@@ -47,75 +47,79 @@ class Data(Part):
         BeforeValidator(named_weights, json_schema_input_type=list[str] | dict[str, float]),
     ] = setting(
         {}, "Data sets",
-        "Names from dataset_info.json, with weights: 2 shows the rows twice per epoch, 0.5 shows half of them.",
+        "Names from dataset_info.json, with weights: 2 uses each row twice per epoch, 0.5 uses half of the rows.",
         essential=True,
     )  # fmt: skip
-    dataset_dir: str = setting("data", "Data folder", "Folder that holds dataset_info.json.", max_length=1024)
+    dataset_dir: str = setting(
+        "data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024
+    )
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = setting(
         "concat", "Mixing",
-        "concat: all rows, as often as the weights say. interleave: the weights are the chances of each set to give the next "
-        "row, until the first set is used up (under) or all are (over).",
+        "concat: all rows, repeated according to the weights. interleave: the next row comes from a random "
+        "data set, with the weights as probabilities, until the first set is used up (under) or all are "
+        "(over).",
     )  # fmt: skip
     max_samples: int | None = setting(
         None,
         "Max rows",
-        "Use only the first rows of each data set, at most this many. Empty: all.",
+        "Uses only the first rows of each data set, at most this many. Leave empty for all.",
         ge=1,
         le=10**10,
     )
     max_length: int = setting(
-        2048, "Max length", "Longest example in tokens. Longer rows are cut or dropped, and counted.",
+        2048, "Max length", "Maximum length of an example in tokens. Longer rows are truncated or dropped, and counted.",
         essential=True, ge=8, le=10**7,
     )  # fmt: skip
     too_long: Literal["cut_end", "cut_start", "drop"] = setting(
-        "cut_end", "Longer rows",
-        "cut_end: leave out the last turns that do not fit, and cut the first answer if need be. cut_start: keep the end, "
-        "and leave out the oldest turns after the system message. drop: leave the row out.",
+        "cut_end", "Over-length rows",
+        "cut_end: drops the last turns that do not fit, and truncates the first answer if necessary. "
+        "cut_start: keeps the end and drops the oldest turns after the system message. drop: skips the row.",
     )  # fmt: skip
     end_last_answer: bool = setting(
-        True, "End last answers",
-        "Some chat templates write nothing behind the last answer. The token at which generation stops is then added and "
-        "trained there, or the model would not learn to stop.",
+        True, "Add missing end token",
+        "Some chat templates write nothing after the last answer. This adds the stop token there and trains "
+        "on it; otherwise the model would not learn to stop.",
     )  # fmt: skip
     train_empty_thoughts: bool = setting(
-        True, "Train empty thoughts",
-        "Templates of thinking models write an empty thought (<think></think>) before an answer that has no reasoning. On: "
-        "it is trained, and the model learns not to think. Off: it is only read, as in a chat with thinking off.",
+        True, "Train on empty thinking",
+        "Templates of thinking models write an empty thinking block (<think></think>) before an answer "
+        "without reasoning. On: it is trained on, and the model learns not to think. Off: it is only "
+        "context, as in a chat with thinking off.",
     )  # fmt: skip
     skip_bad_rows: bool = setting(
         False,
-        "Leave out bad rows",
-        "Rows with a problem are left out and counted. Off: a run does not start with any.",
+        "Skip bad rows",
+        "Rows with problems are skipped and counted. Off: a run does not start if there are any.",
     )
     preprocessing_num_workers: int | None = setting(
-        None, "Preparing processes",
-        "How many processes turn rows into tokens before the training. Empty: as many as there are cores.",
+        None, "Preprocessing workers",
+        "Processes that turn rows into tokens before training. Leave empty to use all cores.",
         ge=1, le=256,
     )  # fmt: skip
     packing: bool = setting(
-        False, "Packing", "Put several short examples into one sequence; none of them sees another."
+        False, "Packing", "Puts several short examples into one sequence; they cannot see each other."
     )
     group_by_length: bool = setting(
-        True, "Batches by length",
-        "Put examples of similar length into a batch: less is computed for padding, and each is still seen once per epoch. "
-        "Without packing only.",
+        True, "Group by length",
+        "Puts examples of similar length into the same batch to reduce padding; each is still seen once per "
+        "epoch. Only without packing.",
     )  # fmt: skip
     validation_share: float = setting(
         0.0,
         "Validation share",
-        "Share of the rows kept away from training to measure on. 0: none.",
+        "Share of the rows held out for validation. 0 means none.",
         ge=0,
         lt=1,
     )
     validation_rows: int | None = setting(
         None,
         "Validation rows",
-        "The same as a number of rows of all data sets together. Empty: the share above.",
+        "Number of rows to hold out instead, across all data sets. Leave empty to use the share above.",
         ge=1,
         le=10**9,
     )
     eval_datasets: list[str] = setting(
-        [], "Validation sets", "Data sets to measure on, instead of a share of the training rows."
+        [], "Validation sets", "Separate data sets for validation, instead of a share of the training rows."
     )
 
 
@@ -126,7 +130,11 @@ class Training(Part):
         3.0, "Epochs", "How many times the model sees the data.", essential=True, gt=0, le=100_000
     )
     max_steps: int | None = setting(
-        None, "Max steps", "Stop after this many optimizer steps, whatever the epochs say.", ge=1, le=10**9
+        None,
+        "Max steps",
+        "Stops after this many optimizer steps, regardless of the number of epochs.",
+        ge=1,
+        le=10**9,
     )
     learning_rate: float = setting(
         1e-4, "Learning rate", "LoRA: 5e-5 to 2e-4. Full: 1e-6 to 2e-5.", essential=True, gt=0, le=1
@@ -134,43 +142,51 @@ class Training(Part):
     per_device_train_batch_size: int = setting(
         2,
         "Batch size",
-        "Examples per device and forward pass; of PPO and GRPO, answers.",
+        "Examples per device and forward pass; for PPO and GRPO, answers.",
         essential=True,
         ge=1,
         le=65536,
     )
     gradient_accumulation_steps: int = setting(
-        8, "Accumulation", "Forward passes per optimizer step. Same effect as a larger batch, less memory.",
+        8, "Gradient accumulation", "Forward passes per optimizer step. Same effect as a larger batch, with less memory.",
         essential=True, ge=1, le=65536,
     )  # fmt: skip
     lr_scheduler_type: Scheduler = setting(
-        "cosine", "Schedule", "How the learning rate moves during training."
+        "cosine", "Schedule", "How the learning rate changes during training."
     )
     warmup_steps: float = setting(
         0.0,
         "Warm-up",
-        "Steps in which the learning rate rises; below 1 it is a share of all steps.",
+        "Steps over which the learning rate rises; below 1, a share of all steps.",
         ge=0,
         le=10**9,
     )
-    optim: Optimizer = setting("adamw_torch", "Optimizer", "The 8-bit and paged ones save memory on a GPU.")
+    optim: Optimizer = setting("adamw_torch", "Optimizer", "8-bit and paged optimizers save GPU memory.")
     weight_decay: float = setting(0.0, "Weight decay", "Pulls the weights towards zero.", ge=0, le=10)
     max_grad_norm: float = setting(
-        1.0, "Max gradient norm", "Longer gradients are cut to this. 0: never.", ge=0, le=10**6
+        1.0,
+        "Max gradient norm",
+        "Gradients with a larger norm are clipped to it. 0 means never.",
+        ge=0,
+        le=10**6,
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
-        "auto", "Precision", "Auto: bf16 where the card has it, else fp16; fp32 on a CPU."
+        "auto", "Precision", "Auto: bf16 if the GPU supports it, else fp16; fp32 on a CPU."
     )
     gradient_checkpointing: bool = setting(
         True,
         "Activation checkpointing",
-        "Compute activations again in the backward pass: less memory, about 30 % slower.",
+        "Recomputes activations in the backward pass: less memory, about 30 % slower.",
     )
     neftune_noise_alpha: float | None = setting(
-        None, "NEFTune", "Noise on the embeddings (Jain et al. 2023); 5 is usual. Empty: none.", gt=0, le=1000
+        None,
+        "NEFTune noise",
+        "Noise on the embeddings (Jain et al. 2023), typically 5. Leave empty for none.",
+        gt=0,
+        le=1000,
     )
     per_device_eval_batch_size: int = setting(
-        2, "Validation batch", "Examples per device when measuring.", ge=1, le=65536
+        2, "Validation batch size", "Examples per device during validation.", ge=1, le=65536
     )
     seed: int = setting(
         42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1
@@ -181,44 +197,51 @@ class Logging(Part):
     """Logging and checkpoints: what is written down, and how often."""
 
     logging_steps: int = setting(
-        5, "Log every", "Optimizer steps between two points of the curve.", ge=1, le=10**9
+        5, "Log every", "Optimizer steps between two points on the curves.", ge=1, le=10**9
     )
     eval_strategy: Literal["steps", "epoch"] = setting(
-        "steps", "Validate by", "Every so many steps, or at the end of each epoch."
+        "steps", "Validate by", "At a fixed interval of steps, or at the end of each epoch."
     )
     eval_steps: int = setting(
         100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
         "steps", "Save by",
-        "A checkpoint every so many steps, at the end of each epoch, or never. The result is always saved.",
+        "A checkpoint at a fixed interval of steps, at the end of each epoch, or never. The result is always saved.",
     )  # fmt: skip
     save_steps: int = setting(100, "Save every", "Optimizer steps between two checkpoints.", ge=1, le=10**9)
     save_total_limit: int | None = setting(
-        2, "Checkpoints kept", "The newest n (and the best, if it is kept). Empty: all.", ge=1, le=10**6
+        2,
+        "Checkpoints to keep",
+        "The newest n (plus the best one, if it is kept). Leave empty for all.",
+        ge=1,
+        le=10**6,
     )
     load_best_model_at_end: bool = setting(
         False,
-        "Keep the best",
-        "The result is the checkpoint that did best in validation: the lowest loss, or the highest reward in a "
-        "stage that scores answers. Needs validation data.",
+        "Keep the best model",
+        "The result is the checkpoint that did best in validation: lowest loss, or highest reward in stages "
+        "that score answers. Needs validation data.",
     )
     early_stopping_patience: int | None = setting(
         None,
         "Early stopping",
-        "Stop after this many validations without improvement. Empty: never.",
+        "Stops after this many validations without improvement. Leave empty to turn it off.",
         ge=1,
         le=10**6,
     )
     report_to: list[
         Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]
-    ] = setting([], "Report to", "Trackers besides Athanor's own curves. Each needs its own package.")
-    plot_loss: bool = setting(True, "Plot the loss", "Leave training_loss.png beside the result.")
+    ] = setting(
+        [], "Report to", "Experiment trackers besides Athanor's own curves. Each needs its own package."
+    )
+    plot_loss: bool = setting(True, "Plot the loss", "Saves training_loss.png next to the result.")
     probe: bool = setting(
         True,
         "Probe at the end",
-        "Of SFT: ask a few training and general prompts before and after, and say what was learned and what forgotten. "
-        "A tenth of the run's time, half a minute at most; one prompt of each kind in any case.",
+        "SFT only: asks a few training and general prompts before and after training, and reports what was "
+        "learned and what was forgotten. Takes a tenth of the run's time, at most half a minute, with at "
+        "least one prompt of each kind.",
     )
 
 
@@ -228,17 +251,17 @@ class Hardware(Part):
     device: Literal["auto", "cuda", "cpu"] = setting(
         "auto",
         "Device",
-        "Auto: the GPUs if there are any. CPU is for small models and for trying things out.",
+        "Auto: the GPUs if there are any. Use the CPU for small models and experiments.",
     )
     num_processes: int = setting(
         1,
         "Processes",
-        "One per device. Four processes on four cards see four times the batch.",
+        "One per device. Four processes on four GPUs mean four times the batch size.",
         ge=1,
         le=1024,
     )
     devices: list[Annotated[int, Field(ge=0, le=1023)]] = setting(
-        [], "Cards", "Indices of the cards to use, such as 0, 1, 2, 3. Empty: the first ones."
+        [], "GPUs", "Indices of the GPUs to use, such as 0, 1, 2, 3. Leave empty for the first ones."
     )
 
 
@@ -279,10 +302,10 @@ class RunSpec(Spec):
 
     kind: ClassVar[str] = "training"
     name: str = setting(
-        "", "Run name", "A few words to find the run again. May be empty.", max_length=LONGEST_NAME
+        "", "Run name", "A few words to help you find the run later. Optional.", max_length=LONGEST_NAME
     )
     stage: one_of(*STAGES.values()) = setting(
-        Sft(), "Stage", "What kind of learning this is.", essential=True
+        Sft(), "Stage", "What kind of training this is.", essential=True
     )
     model: Model = Field(default_factory=Model)
     method: one_of(*METHODS.values()) = setting(
@@ -294,8 +317,8 @@ class RunSpec(Spec):
     hardware: Hardware = Field(default_factory=Hardware)
     extra: dict[str, Any] = setting(
         {},
-        "Further arguments",
-        "Any other argument of the trainer's configuration class, as YAML: adam_beta2: 0.95",
+        "Extra arguments",
+        "Any other argument of the trainer's configuration class, as YAML, such as adam_beta2: 0.95",
     )
 
     @property

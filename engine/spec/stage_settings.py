@@ -16,7 +16,7 @@ class Pretraining(Part):
 
 
 class Sft(Part):
-    """Supervised fine-tuning: the model learns to answer as the examples answer."""
+    """Supervised fine-tuning: the model learns to answer like the examples."""
 
     kind: Literal["sft"] = "sft"
     train_on: Literal["answers", "last_answer", "everything"] = setting(
@@ -26,12 +26,12 @@ class Sft(Part):
 
 
 class RewardModel(Part):
-    """Reward model: the model learns to give the better of two answers the higher score."""
+    """Reward model: the model learns to score the better of two answers higher."""
 
     kind: Literal["rm"] = "rm"
     center_rewards_coefficient: float | None = setting(
-        None, "Centre the scores",
-        "Pulls the scores towards zero mean (Eisenstein et al. 2023); 0.01 is usual. Empty: not at all.", gt=0, le=10,
+        None, "Reward centering",
+        "Pulls the mean score towards zero (Eisenstein et al. 2023), typically 0.01. Leave empty to turn it off.", gt=0, le=10,
     )  # fmt: skip
 
 
@@ -47,7 +47,8 @@ class Preference(Part):
 
     beta: float = setting(
         0.1, "Beta",
-        "How strongly the model is held to what it was before: larger stays nearer. 0.05 to 0.5 is usual.",
+        "How strongly the model is kept close to the reference model; a higher value keeps it closer. "
+        "Typically 0.05 to 0.5.",
         essential=True, gt=0, le=100,
     )  # fmt: skip
 
@@ -57,15 +58,16 @@ class Dpo(Preference):
 
     kind: Literal["dpo"] = "dpo"
     loss_type: DpoLoss = setting(
-        "sigmoid", "Loss", "sigmoid is DPO's own; ipo overfits less on clear-cut pairs; robust allows for wrong labels.",
+        "sigmoid", "Loss",
+        "sigmoid is the original DPO loss; ipo overfits less on clear-cut pairs; robust tolerates wrong labels.",
         essential=True,
     )  # fmt: skip
     label_smoothing: float = setting(
-        0.0, "Label smoothing", "Share of the pairs thought to be labelled the wrong way round. For robust, exo_pair and aot.",
+        0.0, "Label smoothing", "Estimated share of pairs whose labels are swapped. For robust, exo_pair and aot.",
         ge=0, lt=0.5,
     )  # fmt: skip
     sft_weight: float = setting(
-        0.0, "Answer loss", "Weight of the ordinary loss on the better answer, added to keep its probability up.",
+        0.0, "SFT loss weight", "Weight of the SFT loss on the better answer, added to keep its probability from falling.",
         ge=0, le=100,
     )  # fmt: skip
 
@@ -76,32 +78,37 @@ class Kto(Preference):
     kind: Literal["kto"] = "kto"
     desirable_weight: float = setting(
         1.0, "Weight of good answers",
-        "If good answers are rarer than bad ones, raise it until weight × count is about equal on both sides.", gt=0, le=1000,
+        "If good answers are rarer than bad ones, raise this until weight × count is about equal on both sides.", gt=0, le=1000,
     )  # fmt: skip
     undesirable_weight: float = setting(
-        1.0, "Weight of bad answers", "If bad answers are rarer than good ones, raise it.", gt=0, le=1000
+        1.0, "Weight of bad answers", "If bad answers are rarer than good ones, raise this.", gt=0, le=1000
     )
 
 
 class Orpo(Part):
-    """ORPO: answering and preferring are learned at once, without a reference model (Hong et al. 2024)."""
+    """ORPO: the model learns to answer and to prefer in one stage, without a reference model (Hong et al. 2024)."""
 
     kind: Literal["orpo"] = "orpo"
     orpo_lambda: float = setting(
-        0.1, "Lambda", "Weight of the odds ratio of better to worse answer, beside the ordinary loss.",
+        0.1, "Lambda", "Weight of the odds-ratio loss, which is added to the SFT loss.",
         essential=True, gt=0, le=100,
     )  # fmt: skip
 
 
 class Simpo(Part):
-    """SimPO: preference by average log-probability, without a reference model (Meng et al. 2024)."""
+    """SimPO: the model learns preferences from average log-probabilities, without a reference model (Meng et al. 2024)."""
 
     kind: Literal["simpo"] = "simpo"
     simpo_beta: float = setting(
-        2.0, "SimPO beta", "Scale of the difference; 2 to 2.5 is usual.", essential=True, gt=0, le=100
+        2.0,
+        "SimPO beta",
+        "Scales the difference between the two answers, typically 2 to 2.5.",
+        essential=True,
+        gt=0,
+        le=100,
     )
     simpo_gamma: float = setting(
-        1.0, "SimPO margin", "By how much the better answer is to lead; 0.5 to 1.5 is usual.",
+        1.0, "SimPO margin", "Target margin between the better and the worse answer, typically 0.5 to 1.5.",
         essential=True, ge=0, le=100,
     )  # fmt: skip
 
@@ -110,108 +117,121 @@ class Answering(Part):
     """What the stages share in which the model writes answers of its own, and these are scored."""
 
     max_new_tokens: int = setting(
-        256, "Longest answer", "An answer is cut off after this many tokens. Most of the time of a step goes into writing them.",
+        256, "Max answer length", "Answers are cut off after this many tokens. Most of each step is spent generating them.",
         essential=True, ge=1, le=10**6,
     )  # fmt: skip
     temperature: float = setting(
-        1.0, "Temperature", "How freely the answers are drawn. Near 0 all of them are alike, and nothing can be learned.",
+        1.0, "Temperature", "How random the sampling is. Near 0, all answers are alike and nothing can be learned.",
         gt=0, le=10,
     )  # fmt: skip
     top_p: float = setting(
-        1.0, "Top p", "Draw only from the likeliest tokens that make up this share. 1: from all.", gt=0, le=1
+        1.0,
+        "Top-p",
+        "Samples only from the most likely tokens that add up to this probability. 1 means all tokens.",
+        gt=0,
+        le=1,
     )
     reward_model: str = setting(
-        "", "Reward model", "Result folder of a finished reward model run, which scores the answers.",
+        "", "Reward model", "Result folder of a finished reward model run. It scores the answers.",
         essential=True, max_length=1024,
     )  # fmt: skip
     sample_steps: int = setting(
-        10, "Show answers every", "Optimizer steps between two looks at a few of the answers, on the run's page.",
+        10, "Sample answers every", "Optimizer steps between the sample answers shown on the run's page.",
         ge=1, le=10**9,
     )  # fmt: skip
 
 
 class Ppo(Answering):
-    """PPO: the model writes answers of its own, a reward model scores them, and better ones become likelier (Schulman et al. 2017)."""
+    """PPO: the model generates answers, a reward model scores them, and better ones become more likely (Schulman et al. 2017)."""
 
     kind: Literal["ppo"] = "ppo"
     init_kl_coef: float = setting(
-        0.05, "KL weight",
-        "How strongly the model is held to what it was before: raise it if answers turn into gibberish, lower it if the reward does not rise.",
+        0.05, "Initial KL coefficient",
+        "How strongly the model is kept close to the reference model: raise it if answers turn into "
+        "gibberish, lower it if the reward does not rise.",
         essential=True, ge=0, le=100,
     )  # fmt: skip
     kl_target: float | None = setting(
         None, "KL target",
-        "The weight is adapted so that an answer is on average this far (in nats) from what the model would have written before; 6 is usual. Empty: the weight stays.",
+        "Adapts the KL coefficient so that an answer's mean KL to the reference model stays near this many "
+        "nats, typically 6. Leave empty for a constant coefficient.",
         gt=0, le=10_000,
     )  # fmt: skip
     kl_horizon: int = setting(
         10_000,
         "KL horizon",
-        "Answers in which an adapted weight moves by at most 20 %. Only with a target.",
+        "Number of answers over which the adaptive KL coefficient changes by at most 20 %. Only used with a "
+        "KL target.",
         ge=1,
         le=10**9,
     )
     missing_eos_penalty: float | None = setting(
-        1.0, "Penalty without an end",
-        "Taken from the score of an answer that is broken off before it ends, so that the model learns to finish. Empty: none.",
+        1.0, "Missing-EOS penalty",
+        "Subtracted from the score of an answer that is cut off before it ends, so that the model learns to "
+        "finish. Leave empty for none.",
         ge=0, le=10_000,
     )  # fmt: skip
     score_clip: float | None = setting(
         None,
-        "Score limit",
-        "Scores beyond ± this are cut to it, so that single ones do not decide. Empty: never.",
+        "Score clipping",
+        "Clips scores to ± this value, so that outliers do not dominate. Leave empty for no clipping.",
         gt=0,
         le=10_000,
     )
     num_ppo_epochs: int = setting(
         4,
-        "Passes",
-        "How many times the model learns from each batch of answers before it writes new ones.",
+        "PPO epochs",
+        "Passes over each batch of answers before new ones are generated.",
         ge=1,
         le=1000,
     )
     num_mini_batches: int = setting(
         1,
-        "Parts of a batch",
-        "Updates in each pass over a batch of answers. More are faster and less steady.",
+        "Mini-batches",
+        "Updates per pass over a batch of answers. More learn faster, but less stably.",
         ge=1,
         le=65536,
     )
     cliprange: float = setting(
         0.2,
         "Clip range",
-        "A token's probability gains nothing by changing more than this share in one step.",
+        "Limits how far a token's probability can profitably change in one step, as a share of it.",
         gt=0,
         lt=1,
     )
     cliprange_value: float = setting(
         0.2,
-        "Clip range of values",
-        "The same for what the critic expects, in units of reward.",
+        "Value clip range",
+        "The same limit for the critic's estimates, in units of reward.",
         gt=0,
         le=10_000,
     )
     vf_coef: float = setting(
-        0.1, "Weight of the critic", "Weight of the critic's loss beside the policy's.", ge=0, le=100
+        0.1,
+        "Value loss coefficient",
+        "Weight of the critic's loss relative to the policy loss.",
+        ge=0,
+        le=100,
     )
     gamma: float = setting(
         1.0,
-        "Discount",
-        "How much less a reward counts for each token it lies ahead. 1: nothing less.",
+        "Discount factor",
+        "Discounts a reward for each token it lies ahead. 1 means no discount.",
         gt=0,
         le=1,
     )
     lam: float = setting(
         0.95,
         "GAE lambda",
-        "1 trusts the rewards alone, lower values trust the critic more (Schulman et al. 2016).",
+        "1 relies on rewards alone; lower values rely more on the critic (Schulman et al. 2016).",
         ge=0,
         le=1,
     )
     whiten_rewards: bool = setting(
         False,
         "Whiten rewards",
-        "Scale the rewards of each batch to variance 1. For reward models whose scores are very large or small.",
+        "Scales each batch of rewards to unit variance. For reward models with very large or very small "
+        "scores.",
     )
 
 
@@ -224,7 +244,7 @@ REWARD_NEEDS = {
 
 
 class Grpo(Answering):
-    """GRPO: several answers to each question are scored, and the better ones become likelier (Shao et al. 2024)."""
+    """GRPO: several answers to each question are scored, and the better ones become more likely (Shao et al. 2024)."""
 
     kind: Literal["grpo"] = "grpo"
     rewards: Annotated[
@@ -232,64 +252,72 @@ class Grpo(Answering):
         BeforeValidator(named_weights, json_schema_input_type=list[Reward] | dict[Reward, float]),
     ] = setting(
         {}, "Rewards",
-        "What makes an answer good. Each is multiplied by its weight, and all are added up; a negative weight punishes.",
+        "What makes an answer good. Rewards are multiplied by their weights and added up; a negative weight "
+        "is a penalty.",
         essential=True,
     )  # fmt: skip
     reward_pattern: str | None = setting(
-        None, "Pattern of the format",
-        "For the reward format: a regular expression that the whole answer must match, such as .*Answer: [0-9]+ "
-        "(a dot is any character, line breaks too). 1 if it does, else 0.",
+        None, "Format pattern",
+        "For the format reward: a regular expression that the whole answer must match, such as .*Answer: "
+        "[0-9]+ (a dot matches any character, line breaks included). 1 if it matches, else 0.",
         max_length=1000,
     )  # fmt: skip
     reward_length: int | None = setting(
-        None, "Wanted length", "For the reward length, in tokens: 1 for just as many, the less the further away.",
+        None, "Target length", "For the length reward, in tokens: 1 at exactly this length, less the further away.",
         ge=1, le=10**6,
     )  # fmt: skip
     reward_file: str | None = setting(
         None, "Reward file",
-        "For the reward file: Python that defines reward(prompt, completion, answer) -> float. prompt is the list of "
-        "messages, completion the text of the answer, answer the one in the data or None. "
-        "Only below a folder that the operator named with --reward-files.",
+        "For the file reward: a Python file that defines reward(prompt, completion, answer) -> float. prompt "
+        "is the list of messages, completion the text of the answer, answer the reference in the data or "
+        "None. It must be in a folder that the operator has allowed with --reward-files.",
         max_length=1024,
     )  # fmt: skip
     num_generations: int = setting(
-        8, "Group size", "Answers to each question. Each is judged against the others of its group.",
+        8, "Group size", "Answers per question. Each is compared with the others in its group.",
         essential=True, ge=2, le=1024,
     )  # fmt: skip
     grpo_beta: float = setting(
         0.0, "KL coefficient",
-        "How strongly the model is held to what it was before. 0: not at all, and no memory for a reference. 0.001 to 0.04 is usual.",
+        "How strongly the model is kept close to the reference model. 0: not at all, which also saves the "
+        "reference's memory. Typically 0.001 to 0.04.",
         ge=0, le=100,
     )  # fmt: skip
     epsilon: float = setting(
         0.2,
-        "Clip below",
-        "A token's probability counts no further down than by this share in one update.",
+        "Lower clip range",
+        "Clips the ratio of new to old probability at 1 minus this value.",
         gt=0,
         le=1,
     )
     epsilon_high: float | None = setting(
         None,
-        "Clip above",
-        "The same upwards. Empty: as below; 0.28 is DAPO's (Yu et al. 2025).",
+        "Upper clip range",
+        "Clips the ratio at 1 plus this value. Leave empty to use the lower value; DAPO uses 0.28 (Yu et al. "
+        "2025).",
         gt=0,
         le=100,
     )
     grpo_loss: GrpoLoss = setting(
         "dapo", "GRPO loss",
-        "dapo weighs every token alike; grpo every answer, so that short ones weigh more; dr_grpo divides by the longest answer.",
+        "dapo weights all tokens equally; grpo weights all answers equally, so tokens of short answers count "
+        "more; dr_grpo divides by the max answer length.",
     )  # fmt: skip
     importance_sampling_level: Literal["token", "sequence"] = setting(
-        "token", "Ratio per", "Compare new and old probability of each token, or of the whole answer (GSPO, Zheng et al. 2025)."
+        "token", "Importance sampling", "Compares new and old probability per token, or per answer (GSPO, Zheng et al. 2025)."
     )  # fmt: skip
     scale_rewards: Literal["group", "batch", "none"] = setting(
-        "group", "Scale rewards", "Divide what is above or below the group's mean by the spread in the group, or of all answers."
+        "group", "Scale rewards",
+        "Divides the difference from the group's mean by the standard deviation of the group, or of the "
+        "whole batch."
     )  # fmt: skip
     num_iterations: int = setting(
-        1, "Updates per answers", "How many times the same answers are learned from. More is cheaper and less stable.", ge=1, le=100
+        1, "Updates per batch", "How many times the same answers are trained on. More is cheaper, but less stable.", ge=1, le=100
     )  # fmt: skip
     mask_truncated_completions: bool = setting(
-        False, "Ignore cut answers", "Learn nothing from answers that were cut off at the longest length."
+        False,
+        "Ignore truncated answers",
+        "Learns nothing from answers that were cut off at the max answer length.",
     )
 
 

@@ -50,7 +50,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         expect(page.locator("#evaluate-data")).to_contain_text("mine")
         click_until_told(start, wrong, "no answers to compare with")
 
-        for box, called in (("rows", "Rows"), ("longest", "Longest answer")):
+        for box, called in (("rows", "Rows"), ("longest", "Max answer length")):
             for value in ("-5", "1e99", "<b>many</b>"):
                 held = page.locator(f"#evaluate-{box} input").input_value()
                 page.locator(f"#evaluate-{box} input").fill(value)
