@@ -50,7 +50,7 @@ def test_a_launcher_whose_keeper_is_gone_trains_nothing(
     run.path.mkdir()
     spec = make_spec()
     write_text(run.spec, spec.to_yaml())
-    words = command.train_command(spec, run.path, 0, cards=0)
+    words = command.train_command(spec, run.path, 0, gpu_count=0)
     environment = os.environ | {command.WAITS: "1"}
     done = subprocess.run(words, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 0

@@ -77,7 +77,7 @@ def spec(case: Case, models: Mapping[str, Path]) -> RunSpec:
 @pytest.mark.parametrize("name", SEEN)
 def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], name: str) -> None:
     case = next(one for one in CASES if one.name == name)
-    need = memory.needed(spec(case, models), inspect(models[case.shape]), cards=1)
+    need = memory.needed(spec(case, models), inspect(models[case.shape]), gpu_count=1)
     held, used = SEEN[name]
     assert (need.total - need.libraries) / GIB == pytest.approx(held, rel=0.05)
     assert need.total / GIB == pytest.approx(used, rel=0.06)

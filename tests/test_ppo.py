@@ -198,7 +198,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
     together = story("share", tiny, tmp_path / "one", processes=1)
     assert together["grad_norm"] > 0.01
     spec = make_spec(hardware__num_processes=2)
-    words = command.train_command(spec, tmp_path / "two", supervisor.free_port(), cards=0)
+    words = command.train_command(spec, tmp_path / "two", supervisor.free_port(), gpu_count=0)
     words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
     words[words.index("--module") + 1 :] = [
         "tests.ppo_toy",
@@ -207,7 +207,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
         str(tmp_path / "two"),
         '{"processes": 2}',
     ]
-    environment = os.environ | command.environment(spec, tmp_path, cards=0, threads=2)
+    environment = os.environ | command.environment(spec, tmp_path, gpu_count=0, threads=2)
     subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, timeout=300, check=True)
     shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
     names = set(together) - {"time"}

@@ -185,10 +185,10 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
-    words = command.train_command(spec, tmp_path, supervisor.free_port(), cards=0)
+    words = command.train_command(spec, tmp_path, supervisor.free_port(), gpu_count=0)
     words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
     words[words.index("engine.worker.train")] = "tests.shifted"
-    environment = os.environ | command.environment(spec, tmp_path, cards=0, threads=2)
+    environment = os.environ | command.environment(spec, tmp_path, gpu_count=0, threads=2)
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]

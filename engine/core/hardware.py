@@ -63,10 +63,10 @@ def _number(cell: str) -> float:
 
 def threads() -> int:
     """CPU threads for a run: OMP_NUM_THREADS where somebody has set it, else the cores this process may use."""
-    said = re.match(
+    match = re.match(
         r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", "")
     )  # 4,2 is 4 outside and 2 inside
-    return int(said[1]) if said else len(os.sched_getaffinity(0))
+    return int(match[1]) if match else len(os.sched_getaffinity(0))
 
 
 def memory() -> tuple[int, int]:

@@ -30,13 +30,13 @@ _BEFORE_STOP = re.compile(r"\{(\w+)\}(?=[.。])")
 @cache
 def sentences() -> Mapping[str, Mapping[str, str]]:
     """All sentences: code → language → text with `{placeholders}`. Raises ValueError on a code given twice."""
-    found: dict[str, Mapping[str, str]] = {}
+    sentences_by_code: dict[str, Mapping[str, str]] = {}
     for path in sorted(SENTENCES.glob("*.yaml")):
         for code, texts in yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader).items():
-            if code in found:
+            if code in sentences_by_code:
                 raise ValueError(f"sentence {code!r} is in two files; the second is {path.name}")
-            found[code] = texts
-    return found
+            sentences_by_code[code] = texts
+    return sentences_by_code
 
 
 @cache
@@ -47,11 +47,11 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
 
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
-    told = {name: _in(language, value) for name, value in values.items()}
-    text = _OPTIONAL.sub(lambda part: _kept(part[1], told), sentences()[code][language])
+    localized = {name: _in(language, value) for name, value in values.items()}
+    text = _OPTIONAL.sub(lambda part: _kept(part[1], localized), sentences()[code][language])
     for name in _BEFORE_STOP.findall(text):
-        told[name] = _without_stop(told.get(name))
-    return fill(text, **told)
+        localized[name] = _without_stop(localized.get(name))
+    return fill(text, **localized)
 
 
 def _without_stop(value: Any) -> Any:
@@ -81,8 +81,10 @@ def printable(value: Any) -> Any:
 
 class _Filling(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> Any:
-        one, slash, many = format_spec.partition("/")
-        return (one if str(value) == "1" else many) if slash else super().format_field(value, format_spec)
+        singular, slash, plural = format_spec.partition("/")
+        return (
+            (singular if str(value) == "1" else plural) if slash else super().format_field(value, format_spec)
+        )
 
 
 def fill(text: str, /, **values: Any) -> str:
@@ -96,8 +98,8 @@ def _known(value: Any) -> bool:
 
 def shell_language() -> str:
     """The language of whoever reads this process's output, by the variables that say so to every program."""
-    given = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")[:2]
-    return given if given in LANGUAGES else "en"
+    language = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")[:2]
+    return language if language in LANGUAGES else "en"
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One without its marker was cut off while being written."""
-        found = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE}")]
-        return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
+        checkpoints = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE}")]
+        return sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
 
     def result(self) -> Path | None:
         """The folder with the weights that this run has left, if it has."""
@@ -82,9 +82,9 @@ def _marked(*folders: Path) -> Path | None:
 def distinct(titles: Mapping[str, str]) -> dict[str, str]:
     """What runs are called beside each other, by their ids: as `titles` has it, with the folder where two have the same."""
     titles = dict(titles)
-    for told in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
-        often = Counter(titles.values())
-        titles = {id: told(id, title) if often[title] > 1 else title for id, title in titles.items()}
+    for disambiguate in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
+        counts = Counter(titles.values())
+        titles = {id: disambiguate(id, title) if counts[title] > 1 else title for id, title in titles.items()}
     return titles
 
 
@@ -132,27 +132,27 @@ def read_json(path: Path) -> Any:
 
 def stamp(paths: Iterable[Path]) -> str:
     """Changes when one of the files does, comes or goes."""
-    seen = []
+    stamps = []
     for path in paths:
         try:
-            told = path.stat()
-            seen.append(f"{told.st_mtime_ns}:{told.st_size}")
+            status = path.stat()
+            stamps.append(f"{status.st_mtime_ns}:{status.st_size}")
         except FileNotFoundError:
-            seen.append("-")
-    return "|".join(seen)
+            stamps.append("-")
+    return "|".join(stamps)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
-    found = []
+    objects = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             value = json.loads(line)
         except ValueError:
             continue
         if isinstance(value, dict):
-            found.append(value)
-    return found
+            objects.append(value)
+    return objects
 
 
 def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:

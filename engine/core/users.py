@@ -43,13 +43,13 @@ def users(path: Path) -> dict[str, str]:
 def add_user(path: Path, name: str, password: str) -> None:
     """Add a user, or give one a new password, which ends the sessions of the old one. Raises Refusal for a name
     or password that will not do."""
-    wrong = []
+    problems = []
     if not NAME.fullmatch(name):
-        wrong.append(problem("user-name", "name", given=name[:80]))
+        problems.append(problem("user-name", "name", given=name[:80]))
     if not SHORTEST <= len(password) <= LONGEST:
-        wrong.append(problem("user-password", "password", shortest=SHORTEST, longest=LONGEST))
-    if wrong:
-        raise Refusal(wrong)
+        problems.append(problem("user-password", "password", shortest=SHORTEST, longest=LONGEST))
+    if problems:
+        raise Refusal(problems)
     stored = _hash(password, secrets.token_bytes(16), COST)
     with _alone(path):
         _write(path, {**users(path), name: stored})
@@ -71,10 +71,10 @@ def check(path: Path, name: str, password: str) -> bool:
     )
     try:
         _, n, r, p, salt, _ = stored.split(":")
-        given = _hash(password[:LONGEST], base64.b64decode(salt), (int(n), int(r), int(p)))
+        hashed = _hash(password[:LONGEST], base64.b64decode(salt), (int(n), int(r), int(p)))
     except ValueError:  # somebody edited the line
         return False
-    return hmac.compare_digest(given.encode(), stored.encode())
+    return hmac.compare_digest(hashed.encode(), stored.encode())
 
 
 def _hash(password: str, salt: bytes, cost: tuple[int, int, int]) -> str:

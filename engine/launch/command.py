@@ -20,9 +20,9 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFL
 LAUNCHER = Path(__file__).parent / "accelerate.yaml"
 
 
-def on_cpu(spec: Spec, cards: int) -> bool:
+def on_cpu(spec: Spec, gpu_count: int) -> bool:
     """Whether the run computes on the CPU of a machine that has this many cards."""
-    return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and cards == 0)
+    return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and gpu_count == 0)
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ def worker_step(module: str, folder: Path) -> Step:
     return Step([sys.executable, "-m", f"engine.worker.{module}", str(folder)])
 
 
-def training_steps(spec: RunSpec, folder: Path, port: int, cards: int) -> list[Step]:
+def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> list[Step]:
     """Rows are turned into token ids before any process takes a device; meanwhile the launcher imports its libraries.
     Whatever had to be fetched is here by the time it begins."""
-    training = train_command(spec, folder, port, cards)
+    training = train_command(spec, folder, port, gpu_count)
     return [worker_step("prepare", folder), Step(training, waits=True, saves=True, environment=OFFLINE)]
 
 
-def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> list[str]:
+def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) -> list[str]:
     """The command that trains `spec` in `folder`: `accelerate launch`, by way of `engine.worker.launch`.
 
     A configuration of our own is given: one in somebody's home would otherwise change what is launched.
@@ -59,7 +59,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
         "mixed_precision": "no", "dynamo_backend": "no",
     }  # fmt: skip
     # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
-    mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, cards) else []
+    mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, gpu_count) else []
     return [
         sys.executable, "-m", "engine.worker.launch", "--config_file", str(LAUNCHER), *mode,
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
@@ -67,12 +67,12 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, cards: int) -> l
     ]  # fmt: skip
 
 
-def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dict[str, str]:
+def environment(spec: Spec, folder: Path | str, gpu_count: int, threads: int) -> dict[str, str]:
     """What the run's processes find in their environment besides what the studio's own has.
 
     `threads`: of the CPU, for all processes of the run together.
     """
-    given = {
+    variables = {
         MARKER: str(folder),
         "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",
@@ -84,26 +84,26 @@ def environment(spec: Spec, folder: Path | str, cards: int, threads: int) -> dic
         "WANDB_DIR": str(folder),
         "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
     }
-    if on_cpu(spec, cards):
-        given |= {
+    if on_cpu(spec, gpu_count):
+        variables |= {
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
         }
     else:
         chosen = spec.hardware.devices or range(spec.hardware.num_processes)
-        given["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
     if is_hub_id(spec.model.model_name_or_path):
-        given["ATHANOR_HUB"] = spec.model.hub
+        variables["ATHANOR_HUB"] = spec.model.hub
     else:
-        given |= OFFLINE
-    return given
+        variables |= OFFLINE
+    return variables
 
 
 def python_path() -> str:
     """Where the children look for modules: here first, then wherever the studio itself does."""
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join([str(PROJECT), *(one for one in others if one not in ("", str(PROJECT)))])
+    return os.pathsep.join([str(PROJECT), *(path for path in others if path not in ("", str(PROJECT)))])
 
 
 def shell(command: Sequence[str], added: Mapping[str, str]) -> str:

@@ -19,32 +19,32 @@ def processes(folder: Path) -> list[psutil.Process]:
 
     A pid alone is never trusted: psutil compares the start time before it signals.
     """
-    marked = f"{command.MARKER}={folder}".encode()
-    found = []
+    marker = f"{command.MARKER}={folder}".encode()
+    processes = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             process = psutil.Process(int(entry.name))  # first: it remembers when the process began
-            if marked in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                found.append(process)
-    return found
+            if marker in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                processes.append(process)
+    return processes
 
 
 def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
     """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
     deadline = time.monotonic() + grace_s
-    asked: set[psutil.Process] = set()
+    terminated: set[psutil.Process] = set()
     # One that ends loses its environment first, and what it holds of a card only some moments later.
-    while alive := {*processes(folder), *filter(_lives, asked)}:
+    while alive := {*processes(folder), *filter(_lives, terminated)}:
         late = time.monotonic() > deadline
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if late:
                     process.kill()
-                elif process not in asked:
+                elif process not in terminated:
                     process.terminate()
-                    asked.add(process)
+                    terminated.add(process)
         time.sleep(0.1)
 
 

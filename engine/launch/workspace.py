@@ -80,7 +80,7 @@ class Workplace:
 
     def problems(self, spec: RunSpec) -> list[Problem]:
         """Paths in the spec that leave the roots of this installation."""
-        found = []
+        problems = []
         roots = {
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots),
@@ -91,8 +91,8 @@ class Workplace:
         for field, (path, allowed) in roots.items():
             if path and not inside(Path(path), allowed):
                 code = "reward-file-not-allowed" if field == "stage.reward_file" else "path-outside"
-                found.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
-        return found
+                problems.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
+        return problems
 
 
 def _of_stage(spec: RunSpec, name: str) -> str | None:
@@ -114,13 +114,13 @@ def absolute(text: str, roots: Sequence[Path], holds: str = "") -> str:
     in it; else `text` as it is."""
     candidates = (Path(root, text) for root in ("", *roots))
     # os.path.exists answers False for what cannot be a path at all, where Path.exists raises.
-    return next((os.path.abspath(one) for one in candidates if os.path.exists(one / holds)), text)
+    return next((os.path.abspath(path) for path in candidates if os.path.exists(path / holds)), text)
 
 
 def template_file(spec: RunSpec) -> str | None:
     """The path in `model.chat_template`, if it is a path and not the name of a template that comes with Athanor."""
-    given = spec.model.chat_template
-    return given if given and ("/" in given or given.endswith((".jinja", ".j2"))) else None
+    template = spec.model.chat_template
+    return template if template and ("/" in template or template.endswith((".jinja", ".j2"))) else None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,8 +150,8 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
     environment = os.environ.get
     default = Workplace()
 
-    def folders(given: list[Path] | None, variable: str) -> list[Path]:
-        return given or [Path(one) for one in environment(variable, "").split(os.pathsep) if one]
+    def folders(paths: list[Path] | None, variable: str) -> list[Path]:
+        return paths or [Path(path) for path in environment(variable, "").split(os.pathsep) if path]
 
     models = folders(arguments.models, "ATHANOR_MODELS")
     remote = arguments.allow_remote_code or environment("ATHANOR_ALLOW_REMOTE_CODE", "").split(",")
@@ -164,7 +164,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         reward_files=tuple(
             path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")
         ),
-        remote_code=tuple(identity(absolute(one.strip(), roots)) for one in remote if one.strip()),
+        remote_code=tuple(identity(absolute(model.strip(), roots)) for model in remote if model.strip()),
     )
 
 

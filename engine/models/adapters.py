@@ -20,12 +20,12 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft 
 
 def adapter_config(folder: str | Path) -> dict[str, Any]:
     """The adapter's adapter_config.json; empty where it cannot be read, or a rank in it is no number."""
-    found = read_json_object(Path(folder) / ADAPTER_FILES[0])
-    if isinstance(found, Problem):
+    config = read_json_object(Path(folder) / ADAPTER_FILES[0])
+    if isinstance(config, Problem):
         return {}
-    pattern = found.get("rank_pattern") or {}
-    ranks = [found.get("r") or 0, *(pattern.values() if isinstance(pattern, dict) else [pattern])]
-    return found if all(isinstance(one, int) for one in ranks) else {}
+    pattern = config.get("rank_pattern") or {}
+    ranks = [config.get("r") or 0, *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    return config if all(isinstance(rank, int) for rank in ranks) else {}
 
 
 def adapter_problems(
@@ -44,15 +44,15 @@ def adapter_problems(
         if not os.path.isfile(folder / name):
             return [problem("adapter-file-missing", field, file=name, folder=folder)]
     config, weights = read_json_object(folder / ADAPTER_FILES[0]), header(folder / ADAPTER_FILES[1])
-    if broken := [one for one in (config, weights) if isinstance(one, Problem)]:
-        return [replace(one, field=field) for one in broken]
-    found = []
+    if broken := [problem for problem in (config, weights) if isinstance(problem, Problem)]:
+        return [replace(problem, field=field) for problem in broken]
+    problems = []
     trained_on = as_text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
-        found.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
+        problems.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
     if _scores(config) and not scorer:
-        found.append(problem("adapter-scores", field, folder=folder))
-    return found + [
+        problems.append(problem("adapter-scores", field, folder=folder))
+    return problems + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
         for name, value in settings.items()
         if name in config and config[name] != value
@@ -71,9 +71,9 @@ def _scores(config: Mapping[str, Any]) -> bool:
 
 def _same_base(trained_on: str, chosen: str) -> bool:
     """A base that is not on this machine under the name it had is known by the last part of that name."""
-    one, other = identity(trained_on), identity(chosen)
-    moved = not os.path.exists(trained_on) and Path(one).name == Path(other).name
-    return one == other or moved
+    base_identity, model_identity = identity(trained_on), identity(chosen)
+    moved = not os.path.exists(trained_on) and Path(base_identity).name == Path(model_identity).name
+    return base_identity == model_identity or moved
 
 
 def adapter_rows(folder: str | Path) -> int:
@@ -86,9 +86,13 @@ def adapter_rows(folder: str | Path) -> int:
         "word_embeddings.weight",
         "lm_head.weight",
     )
-    found = {} if isinstance(weights, Problem) else weights
+    tensors = {} if isinstance(weights, Problem) else weights
     return max(
-        (one.shape[0] for name, one in found.items() if name.endswith(names) and len(one.shape) == 2),
+        (
+            tensor.shape[0]
+            for name, tensor in tensors.items()
+            if name.endswith(names) and len(tensor.shape) == 2
+        ),
         default=0,
     )
 

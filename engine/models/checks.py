@@ -56,7 +56,7 @@ def model_problems(
     if place.is_file():
         code = "model-gguf" if place.suffix == ".gguf" else "model-is-a-file"
         return [problem(code, field, file=place.name, folder=place.parent)]
-    return [replace(found, field=field) for found in _folder_problems(place, allow_remote_code, scorer)]
+    return [replace(problem, field=field) for problem in _folder_problems(place, allow_remote_code, scorer)]
 
 
 def _path_problem(text: str) -> Problem | None:
@@ -102,24 +102,24 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
     if isinstance(config, Problem):
         return [config]
 
-    model, found = inspect(folder), []
+    model, problems = inspect(folder), []
     if model.needs_remote_code and not allow_remote_code:
-        found.append(problem("model-remote-code", model=model.name, model_type=model.model_type or "?"))
+        problems.append(problem("model-remote-code", model=model.name, model_type=model.model_type or "?"))
     if model.quantized not in (None, "bitsandbytes"):
-        found.append(problem("model-quantized", how=model.quantized))
+        problems.append(problem("model-quantized", how=model.quantized))
     if config.get("is_encoder_decoder"):
-        found.append(problem("model-encoder-decoder", architecture=model.architecture or model.model_type))
+        problems.append(problem("model-encoder-decoder", architecture=model.architecture or model.model_type))
     elif any(word in model.architecture for word in SCORERS):
         if not scorer:
-            found.append(problem("model-is-scorer", architecture=model.architecture))
+            problems.append(problem("model-is-scorer", architecture=model.architecture))
     elif not is_language_model(folder):
-        found.append(
+        problems.append(
             problem("model-not-language", architecture=model.architecture or model.model_type or "?")
         )
     elif any(part in config for part in SENSES) and not _writes_alone(model):
-        found.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
+        problems.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
     tensors, damaged = tensors_of(folder)
-    return found + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
+    return problems + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
 
 
 def _writes_alone(model: Model) -> bool:
@@ -132,12 +132,15 @@ def _writes_alone(model: Model) -> bool:
 def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
     """A config.json of another model than the weights are, seen at the embedding."""
     embedding = tensors.get("model.embed_tokens.weight")
-    said = {"vocab_size": first_number(config, ("vocab_size",)), "hidden_size": first_number(config, HIDDEN)}
+    declared = {
+        "vocab_size": first_number(config, ("vocab_size",)),
+        "hidden_size": first_number(config, HIDDEN),
+    }
     if not embedding or len(embedding.shape) != 2 or embedding.dtype not in DTYPES:
         return []
     return [
         problem("model-config-differs", name=name, said=number, size=size)
-        for (name, number), size in zip(said.items(), embedding.shape, strict=True)
+        for (name, number), size in zip(declared.items(), embedding.shape, strict=True)
         if number and number != size
     ]
 
@@ -146,15 +149,15 @@ def _tokenizer_problems(folder: Path) -> list[Problem]:
     names = [name for name, _ in files_in(folder)]
     if not any(name in TOKENIZERS or name.endswith(".tiktoken") for name in names):
         return [problem("model-no-tokenizer", folder=folder.name)]
-    found = []
+    problems = []
     if "tokenizer.json" in names:
         status = (folder / "tokenizer.json").stat()
-        found.append(_tokenizer_file(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
+        problems.append(_tokenizer_file(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
     if "tokenizer_config.json" in names and isinstance(
         config := read_json_object(folder / "tokenizer_config.json"), Problem
     ):
-        found.append(config)
-    return [one for one in found if one]
+        problems.append(config)
+    return [problem for problem in problems if problem]
 
 
 @lru_cache(maxsize=256)

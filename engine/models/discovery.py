@@ -26,13 +26,13 @@ def find_models(roots: Sequence[Path]) -> list[Model]:
     """Every language model below `roots` and in the hub's cache, by name. A folder is listed once, a broken
     config.json is listed too (with no facts), and a link that leaves the roots is not followed."""
     allowed = allowed_roots(roots)
-    found: dict[str, Model] = {}
+    models: dict[str, Model] = {}
     for root in dict.fromkeys(allowed):
         for folder, name in _model_folders(root, root, allowed, DEPTH, set()):
             real = os.path.realpath(folder)
-            if real not in found and is_language_model(folder):
-                found[real] = inspect(folder, name)
-    return sorted(found.values(), key=lambda model: model.name.casefold())
+            if real not in models and is_language_model(folder):
+                models[real] = inspect(folder, name)
+    return sorted(models.values(), key=lambda model: model.name.casefold())
 
 
 def is_hub_id(text: str) -> bool:

@@ -125,8 +125,8 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """As the config says it, else the one most weights have."""
     for part in (config, _text_part(config)):
-        if said := as_text(part.get("dtype")) or as_text(part.get("torch_dtype")):
-            return said
+        if dtype := as_text(part.get("dtype")) or as_text(part.get("torch_dtype")):
+            return dtype
     values: Counter[str] = Counter()
     for tensor in tensors.values():
         values[tensor.dtype] += math.prod(tensor.shape)
@@ -153,14 +153,17 @@ def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _rope(config: Mapping[str, Any]) -> str | None:
     """The kind of scaling in the config, under the names it has had; families may have one for each kind of layer."""
     for part in (config, _text_part(config)):
-        for given in (part.get("rope_parameters"), part.get("rope_scaling")):
-            if isinstance(given, dict):
-                kinds = [given, *(one for one in given.values() if isinstance(one, dict))]
-                named = [as_text(one.get("rope_type") or one.get("type")) for one in kinds]
-                if own := [name for name in named if name not in ("", "default", "mrope")]:
-                    return own[0]
-                if len(kinds) > 1:
-                    return ", ".join(given)
+        for parameters in (part.get("rope_parameters"), part.get("rope_scaling")):
+            if isinstance(parameters, dict):
+                scalings = [
+                    parameters,
+                    *(scaling for scaling in parameters.values() if isinstance(scaling, dict)),
+                ]
+                kinds = [as_text(scaling.get("rope_type") or scaling.get("type")) for scaling in scalings]
+                if scaled := [kind for kind in kinds if kind not in ("", "default", "mrope")]:
+                    return scaled[0]
+                if len(scalings) > 1:
+                    return ", ".join(parameters)
     return None
 
 
@@ -177,11 +180,11 @@ def chat_template(folder: Path) -> tuple[str, str] | None:
     except OSError:
         return None
     config = read_json_object(folder / "tokenizer_config.json")
-    given = None if isinstance(config, Problem) else config.get("chat_template")
-    if isinstance(given, list):  # several, by name
-        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
-        given = named.get("default")
-    return ("tokenizer_config.json", given) if given and isinstance(given, str) else None
+    template = None if isinstance(config, Problem) else config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    return ("tokenizer_config.json", template) if template and isinstance(template, str) else None
 
 
 def base_of_adapter(folder: Path) -> str | None:
@@ -211,8 +214,8 @@ def auto_classes(table: str) -> Mapping[str, str]:
     for place in places or ():
         source = Path(place, "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
         start = rf"^MODEL_FOR_{table}_MAPPING_NAMES = .*?^\)"
-        if found := re.search(start, source, re.MULTILINE | re.DOTALL):
-            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', found[0]))
+        if match := re.search(start, source, re.MULTILINE | re.DOTALL):
+            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', match[0]))
     return {}
 
 

@@ -37,8 +37,8 @@ def pairs_of(folder: Path) -> list[Pair]:
 
 def accuracy_of(folder: Path) -> tuple[float, int] | None:
     """The share of held-out pairs that the run ranked rightly, and how many they were; None if it does not say."""
-    told = read_json(folder / EVALUATION) or {}
-    return (told["accuracy"], told["pairs"]) if told.get("pairs") else None
+    evaluation = read_json(folder / EVALUATION) or {}
+    return (evaluation["accuracy"], evaluation["pairs"]) if evaluation.get("pairs") else None
 
 
 def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> list[Problem]:
@@ -48,10 +48,10 @@ def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> li
     stage = (read_json(folder / RESULT) or {}).get("stage")
     if stage != "rm":
         return [problem("reward-is-none", field, given=folder, stage=stage or "—")]
-    told = accuracy_of(folder)
-    if not told or not pairs_of(folder):
+    measurement = accuracy_of(folder)
+    if not measurement or not pairs_of(folder):
         return [problem("reward-unmeasured", field, given=folder)]
-    accuracy, pairs = told
+    accuracy, pairs = measurement
     # Coins rank half of the pairs rightly, give or take this.
     if accuracy <= 0.5 + 0.5 / math.sqrt(pairs):
         return [problem("reward-at-chance", field, accuracy=f"{accuracy:.0%}", pairs=pairs)]

@@ -83,11 +83,11 @@ def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
     files, problems = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = header(file)
-        if isinstance(found, Problem):
-            problems.append(found)
+        file_tensors = header(file)
+        if isinstance(file_tensors, Problem):
+            problems.append(file_tensors)
         else:
-            tensors.update(found)
+            tensors.update(file_tensors)
     # Of a model that also sees or hears, the part that writes is loaded, under the names of a model that only writes.
     if any(PART_THAT_WRITES in name for name in tensors):
         tensors = {

@@ -57,19 +57,19 @@ def lora_problems(
     linear = linear_modules(model)
     if not linear:
         return []
-    found, named = [], list(matrices(model))
+    problems, named = [], list(matrices(model))
     for target in [target_modules] if isinstance(target_modules, str) else target_modules:
         pattern = isinstance(target_modules, str) and target != ALL_LINEAR
         try:
             missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in named)
         except re.error as error:
-            found.append(
+            problems.append(
                 problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg)
             )
             continue
         if missing:
             near = difflib.get_close_matches(target, linear, n=1, cutoff=0.0)
-            found.append(
+            problems.append(
                 problem("lora-target-missing", f"{part}.target_modules", given=target, nearest=near[0],
                         modules=shortened(linear, 12))
             )  # fmt: skip
@@ -78,10 +78,10 @@ def lora_problems(
     for saved in modules_to_save:
         if not any(name.endswith(saved) for name in names):
             near = difflib.get_close_matches(saved, ends, n=1, cutoff=0.0)
-            found.append(
+            problems.append(
                 problem("lora-saved-missing", f"{part}.modules_to_save", given=saved, nearest=near[0])
             )
-    return found
+    return problems
 
 
 def freeze_problems(
@@ -89,11 +89,13 @@ def freeze_problems(
 ) -> list[Problem]:
     """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
     names = list(_parameters(model))
-    unknown = [one for one in trainable_modules if not any(is_or_below(name, one) for name in names)]
+    unknown = [module for module in trainable_modules if not any(is_or_below(name, module) for name in names)]
     known = _modules(name for name in names if not EXPERT.search(name))
     return [
-        problem("freeze-unknown", field, given=one, nearest=difflib.get_close_matches(one, known, 1, 0.0)[0])
-        for one in unknown
+        problem(
+            "freeze-unknown", field, given=module, nearest=difflib.get_close_matches(module, known, 1, 0.0)[0]
+        )
+        for module in unknown
         if known
     ]
 
@@ -137,9 +139,9 @@ def trainable_parameters(
             return sum(
                 size
                 for name, size in sizes.items()
-                if any(is_or_below(name, one) for one in trainable_modules)
+                if any(is_or_below(name, module) for module in trainable_modules)
             )
-        layer = {name: int(found[1]) for name in sizes if (found := LAYER.search(name))}
+        layer = {name: int(match[1]) for name in sizes if (match := LAYER.search(name))}
         trained = kept_layers(len(set(layer.values())), trainable_layers)
         return sum(sizes[name] for name, number in layer.items() if number in trained)
 
@@ -167,18 +169,18 @@ def _weights(model: Model) -> Mapping[str, Tensor]:
 def _parameters(model: Model) -> dict[str, int]:
     """Size of every parameter by name; a tied head is no parameter of its own."""
     head = "lm_head.weight" if model.tied else ""
-    return {name: math.prod(one.shape) for name, one in _weights(model).items() if name != head}
+    return {name: math.prod(tensor.shape) for name, tensor in _weights(model).items() if name != head}
 
 
 def matrices(model: Model) -> dict[str, tuple[int, ...]]:
     """Modules that peft can put an adapter on, with the shape of their weight: linear layers and embeddings."""
-    found = {}
+    shapes = {}
     for name, tensor in _weights(model).items():
         module, _, kind = name.rpartition(".")
         router = module.rpartition(".")[2] in ROUTERS
         if kind == "weight" and len(tensor.shape) == 2 and not router and not EXPERT.search(module):
-            found[module] = tensor.shape
-    return found
+            shapes[module] = tensor.shape
+    return shapes
 
 
 def _linear(model: Model) -> list[str]:

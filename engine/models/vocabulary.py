@@ -84,17 +84,17 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
 
 def _added(whole: Mapping[str, Any], config: Mapping[str, Any], file: Mapping[str, Any]) -> dict[int, str]:
     """Tokens beyond the plain ones, by id, from each of the three places where they are written down."""
-    found: dict[int, str] = {}
-    for one in whole.get("added_tokens") or ():
-        if isinstance(one, dict) and type(one.get("id")) is int:
-            found[one["id"]] = _text(one)
-    for number, one in _items(config.get("added_tokens_decoder")):
+    tokens: dict[int, str] = {}
+    for entry in whole.get("added_tokens") or ():
+        if isinstance(entry, dict) and type(entry.get("id")) is int:
+            tokens[entry["id"]] = _text(entry)
+    for number, entry in _items(config.get("added_tokens_decoder")):
         if str(number).isdecimal():
-            found.setdefault(int(number), _text(one))
+            tokens.setdefault(int(number), _text(entry))
     for token, number in _items(file):
         if type(number) is int:
-            found.setdefault(number, token)
-    return found
+            tokens.setdefault(number, token)
+    return tokens
 
 
 def _items(value: Any) -> Any:

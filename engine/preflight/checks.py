@@ -72,15 +72,15 @@ CONTINUED = ("r", "lora_alpha", "use_dora", "use_rslora")  # settings that a con
 def obstacles(spec: RunSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
     """Everything on this machine that would keep `spec` from running. Empty: it can start. Without `wait`, what a package
     does on this machine is not told while it is still being tried (`engine.preflight.doctor`)."""
-    found = workplace.problems(spec)
-    outside = {one.field for one in found}  # not looked at, not even whether it is there
-    found += _of_model(spec, workplace, outside)
+    problems = workplace.problems(spec)
+    outside = {problem.field for problem in problems}  # not looked at, not even whether it is there
+    problems += _of_model(spec, workplace, outside)
     if "data.dataset_dir" not in outside:
-        found += _of_data(spec)
-    found += _of_rewards(spec, workplace, outside)
-    found += _of_cards(spec) + _of_packages(spec, wait)
-    weights = trainable(spec) if countable({one.field for one in found}) else 0
-    return found + _of_disk(spec, workplace, weights or 0)
+        problems += _of_data(spec)
+    problems += _of_rewards(spec, workplace, outside)
+    problems += _of_cards(spec) + _of_packages(spec, wait)
+    weights = trainable(spec) if countable({problem.field for problem in problems}) else 0
+    return problems + _of_disk(spec, workplace, weights or 0)
 
 
 def countable(wrong: set[str]) -> bool:
@@ -93,56 +93,58 @@ def _of_model(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Pr
     if not chosen.strip():
         return []  # engine.spec.contradictions.problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
-    judge = spec.stage.kind == "rm"
-    if found := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=judge):
-        return found
-    found = []
+    is_reward_model = spec.stage.kind == "rm"
+    if problems := model_problems(
+        chosen, workplace.model_roots, allow_remote_code=allowed, scorer=is_reward_model
+    ):
+        return problems
+    problems = []
     if spec.model.trust_remote_code and not allowed:
-        found.append(problem("remote-code-not-allowed", "model.trust_remote_code", model=chosen))
+        problems.append(problem("remote-code-not-allowed", "model.trust_remote_code", model=chosen))
     if "model.chat_template" not in outside:
-        found += chosen_template_problems(spec)
+        problems += chosen_template_problems(spec)
     if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
         settings = {name: getattr(spec.method, name) for name in CONTINUED}
-        found += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=judge)
+        problems += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=is_reward_model)
     if is_hub_id(chosen) and not os.path.isdir(chosen):
-        return found  # its files are not here yet; once they are, the worker asks the same
-    return found + model_obstacles(spec, inspect(chosen))
+        return problems  # its files are not here yet; once they are, the worker asks the same
+    return problems + model_obstacles(spec, inspect(chosen))
 
 
 def chosen_template_problems(spec: RunSpec) -> list[Problem]:
     """What keeps the chat template that was chosen from being used; [] also where the model's own is."""
-    given, file = spec.model.chat_template, template_file(spec)
-    if given and not os.path.isfile(file or TEMPLATES / f"{given}.jinja"):
+    template, file = spec.model.chat_template, template_file(spec)
+    if template and not os.path.isfile(file or TEMPLATES / f"{template}.jinja"):
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-        return [problem("template-missing", "model.chat_template", given=given, known=known)]
+        return [problem("template-missing", "model.chat_template", given=template, known=known)]
     broken = file_problem(Path(file)) if file else None
     return [replace(broken, field="model.chat_template")] if broken else []
 
 
 def model_obstacles(spec: RunSpec, model: Model) -> list[Problem]:
     """What of the settings does not go with a model that is sound in itself."""
-    found, given = [], spec.model.chat_template
+    problems, template = [], spec.model.chat_template
     known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
     if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
-        found.append(problem("no-score-head", "stage", model_type=model.model_type))
-    if spec.stage.kind != "pt" and not given:
+        problems.append(problem("no-score-head", "stage", model_type=model.model_type))
+    if spec.stage.kind != "pt" and not template:
         own = chat_template(model.path)
         if not model.has_chat_template:
-            found.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+            problems.append(problem("no-template", "model.chat_template", model=model.name, known=known))
         elif own and (broken := template_problem(*own)):
-            found.append(replace(broken, field="model.chat_template"))
+            problems.append(replace(broken, field="model.chat_template"))
     if model.rope and spec.model.rope_scaling.kind != "none":
         context = model.context_length or "?"
-        found.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
+        problems.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
-        found += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
-        found += [] if found else rank_problems(spec, model)
+        problems += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+        problems += [] if problems else rank_problems(spec, model)
     if spec.method.kind == "freeze":
-        found += freeze_problems(model, spec.method.trainable_modules)
+        problems += freeze_problems(model, spec.method.trainable_modules)
     resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
-    found += vocabulary_problems(model, resized=resized, adapter=adapter)
-    found += special_token_problems(model, spec.stage.kind)
-    return found + _of_context(spec, model)
+    problems += vocabulary_problems(model, resized=resized, adapter=adapter)
+    problems += special_token_problems(model, spec.stage.kind)
+    return problems + _of_context(spec, model)
 
 
 def rank_problems(spec: RunSpec, model: Model) -> list[Problem]:
@@ -157,23 +159,23 @@ def rank_problems(spec: RunSpec, model: Model) -> list[Problem]:
 
 def trainable(spec: RunSpec) -> int | None:
     """How many parameters the run trains; None while the model is not here to be counted."""
-    model, judge = inspect(spec.model.model_name_or_path), spec.stage.kind == "rm"
+    model, is_reward_model = inspect(spec.model.model_name_or_path), spec.stage.kind == "rm"
     if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
-        head = (model.hidden_size or 0) if judge and not adapter_scores(adapter) else 0
+        head = (model.hidden_size or 0) if is_reward_model and not adapter_scores(adapter) else 0
         return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
     names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
     chosen = {name: chosen[name] for name in names if name in chosen}
     grown = 0
     if spec.model.resize_embeddings and (missing := missing_rows(model)):
-        whole = vocabulary_modules(model, scorer=judge)
+        whole = vocabulary_modules(model, scorer=is_reward_model)
         if "modules_to_save" in chosen:
             chosen["modules_to_save"] = list(dict.fromkeys([*chosen["modules_to_save"], *whole]))
         # A tied head is the embedding, except under LoRA, which trains a copy of each.
         copies = len(whole) if spec.method.kind == "lora" or not model.tied else 1
         rows = missing + (embedding_rows(model) or 0) * (spec.method.kind == "freeze")
         grown = rows * (model.hidden_size or 0) * copies
-    counted = trainable_parameters(model, spec.method.kind, scorer=judge, **chosen)
+    counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, **chosen)
     return counted + grown if counted else None
 
 
@@ -195,18 +197,18 @@ def _of_context(spec: RunSpec, model: Model) -> list[Problem]:
 
 def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
     """A reward model that is none, a reward file that is not there, nothing in the data to compare answers with."""
-    stage, found = spec.stage, []
+    stage, problems = spec.stage, []
     model, file = getattr(stage, "reward_model", "").strip(), getattr(stage, "reward_file", None)
     if model and "stage.reward_model" not in outside:
-        found += reward_model_problems(Path(model))
+        problems += reward_model_problems(Path(model))
     if file and "stage.reward_file" not in outside and not os.path.isfile(file):
         roots = ", ".join(map(str, workplace.reward_files))
-        found.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
-    comparing = [one for one in getattr(stage, "rewards", ()) if one in ("exact", "numeric")]
+        problems.append(problem("reward-file-missing", "stage.reward_file", path=file, roots=roots))
+    comparing = [reward for reward in getattr(stage, "rewards", ()) if reward in ("exact", "numeric")]
     if comparing and "data.dataset_dir" not in outside and not _with_answers(spec):
         names = ", ".join(spec.data.datasets)
-        found.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
-    return found
+        problems.append(problem("references-not-there", "stage.rewards", reward=comparing[0], names=names))
+    return problems
 
 
 def _with_answers(spec: RunSpec) -> bool:
@@ -214,14 +216,14 @@ def _with_answers(spec: RunSpec) -> bool:
     folder = Path(spec.data.dataset_dir)
     catalogue = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
-    fit = [one for one in chosen if one.problem is None and one.kind in FITS["prompts"]]
-    return not fit or any(_answered(folder, one.name, _stamps(folder, one)) for one in fit)
+    usable = [dataset for dataset in chosen if dataset.problem is None and dataset.kind in FITS["prompts"]]
+    return not usable or any(_answered(folder, dataset.name, _stamps(folder, dataset)) for dataset in usable)
 
 
 @lru_cache(maxsize=256)
 def _answered(folder: Path, name: str, _of: Stamps) -> bool:
     """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
-    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    dataset = next(dataset for dataset in read_catalogue(folder)[0] if dataset.name == name)
     rows = examples(dataset, lambda _bad: None, "prompts")
     return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
@@ -238,36 +240,40 @@ def _of_data(spec: RunSpec) -> list[Problem]:
         return [problem("data-folder-missing", "data.dataset_dir", folder=folder)]
     catalogue, broken = read_catalogue(folder)
     known = {dataset.name: dataset for dataset in catalogue}
-    found = [replace(one, field="data.datasets") for one in broken]
+    problems = [replace(problem, field="data.datasets") for problem in broken]
     for field, names in (
         ("data.datasets", spec.data.datasets),
         ("data.eval_datasets", spec.data.eval_datasets),
     ):
         for name in names if not broken else ():
             if name not in known:
-                there = ", ".join(sound_names(catalogue)) or "—"
-                found.append(problem("data-unknown", field, name=name, folder=folder, known=there))
+                names_known = ", ".join(sound_names(catalogue)) or "—"
+                problems.append(problem("data-unknown", field, name=name, folder=folder, known=names_known))
                 continue
             report = _looked_at(folder, name, spec.stage.kind, _stamps(folder, known[name]))
             if report.bad and report.usable and not spec.data.skip_bad_rows:
-                found.append(problem("bad-rows", field, name=name, bad=report.bad))
-            found += [replace(one, field=field) for one in report.warnings if one.code == "encoding-unsure"]
+                problems.append(problem("bad-rows", field, name=name, bad=report.bad))
+            problems += [
+                replace(problem, field=field)
+                for problem in report.warnings
+                if problem.code == "encoding-unsure"
+            ]
             if not report.usable or not spec.data.skip_bad_rows:
-                found += [replace(one, field=field) for one in report.problems[:TOLD]]
-    if spec.stage.kind == "kto" and not found:
+                problems += [replace(problem, field=field) for problem in report.problems[:TOLD]]
+    if spec.stage.kind == "kto" and not problems:
         marks = sum(
             (_marks(folder, name, _stamps(folder, known[name])) for name in spec.data.datasets), Counter()
         )
         # Of more rows than these, all are looked at when the run begins.
         if len(marks) == 1 and marks.total() < LOOKED_AT:
-            found.append(one_kind_alone(True in marks, marks.total()))
-    return found
+            problems.append(one_kind_alone(True in marks, marks.total()))
+    return problems
 
 
 @lru_cache(maxsize=256)
 def _marks(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
     """How many answers of a data set are marked good and bad, counted until there is one of each."""
-    dataset = next(one for one in read_catalogue(folder)[0] if one.name == name)
+    dataset = next(dataset for dataset in read_catalogue(folder)[0] if dataset.name == name)
     marks: Counter[bool] = Counter()
     for row in islice(examples(dataset, lambda _: None, "thumbs"), LOOKED_AT):
         marks[row["label"]] += 1
@@ -290,15 +296,15 @@ def looked_at(folder: Path, dataset: Dataset, stage: str) -> Report:
 def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
     catalogue, _ = read_catalogue(folder)
-    dataset = next(one for one in catalogue if one.name == name)
+    dataset = next(dataset for dataset in catalogue if dataset.name == name)
     if dataset.problem:
         return Report(0, 0, (dataset.problem,))
     return check(dataset, STAGES[stage].form, limit=LOOKED_AT, catalogue=catalogue)
 
 
 def _of_cards(spec: RunSpec) -> list[Problem]:
-    chosen, cards = spec.hardware, hardware.gpus()
-    attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(cards))
+    chosen, gpus = spec.hardware, hardware.gpus()
+    attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(gpus))
     if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
     if cpu and attention == "flex_attention":
@@ -307,20 +313,20 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if chosen.device == "auto" and not cards and spec.training.precision == "fp16":
+    if chosen.device == "auto" and not gpus and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
-    if chosen.device == "cpu" or (chosen.device == "auto" and not cards):
+    if chosen.device == "cpu" or (chosen.device == "auto" and not gpus):
         return []
-    if not cards:
+    if not gpus:
         return [problem("no-cards", "hardware.device")]
-    unknown = [index for index in chosen.devices if index >= len(cards)]
+    unknown = [index for index in chosen.devices if index >= len(gpus)]
     if unknown:
-        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
-    if chosen.num_processes > len(cards):
+        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(gpus) - 1)]
+    if chosen.num_processes > len(gpus):
         return [
-            problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(cards))
+            problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))
         ]
-    first = cards[chosen.devices[0] if chosen.devices else 0]
+    first = gpus[chosen.devices[0] if chosen.devices else 0]
     if doctor.torch_cuda() == "":
         return [problem("torch-without-cuda", "hardware.device", name=first.name)]
     if spec.training.precision == "bf16" and 0 < first.capability < 8:
@@ -330,18 +336,18 @@ def _of_cards(spec: RunSpec) -> list[Problem]:
 
 def packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     """What the spec needs that not every installation has: (what needs it, module, field)."""
-    wanted = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
+    requirements = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
     optimizer = spec.training.optim
-    wanted += [(optimizer, module, "training.optim") for module in packages_of(optimizer)]
+    requirements += [(optimizer, module, "training.optim") for module in packages_of(optimizer)]
     if spec.model.attn_implementation == "flash_attention_2":
-        wanted.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
+        requirements.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
     if spec.model.quantization.kind != "none":
-        wanted.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
+        requirements.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
     if spec.extra.get("use_liger_kernel") is True:
-        wanted.append(("use_liger_kernel", "liger_kernel", "extra"))
+        requirements.append(("use_liger_kernel", "liger_kernel", "extra"))
     if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
-        wanted.append(("modelscope", "modelscope_hub", "model.hub"))
-    return wanted
+        requirements.append(("modelscope", "modelscope_hub", "model.hub"))
+    return requirements
 
 
 def packages_of(optimizer: str) -> tuple[str, ...]:
@@ -351,17 +357,21 @@ def packages_of(optimizer: str) -> tuple[str, ...]:
 
 def _of_packages(spec: RunSpec, wait: bool) -> list[Problem]:
     """Packages that are not installed, and those that are and do not work on the device of the run."""
-    device, found = doctor.device_of(spec), []
+    device, problems = doctor.device_of(spec), []
     for what, module, field in packages(spec):
         if importlib.util.find_spec(module) is None:
-            found.append(problem("package-missing", field, what=what, package=PACKAGES.get(module, module)))
+            problems.append(
+                problem("package-missing", field, what=what, package=PACKAGES.get(module, module))
+            )
         elif module == QUANTIZER:
             check = "optimizer" if field == "training.optim" else what
             broken = (unusable(device, wait=wait) or {}).get(check)
-            found += [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
-        elif (seen := doctor.finding(module, device, wait=wait)) and seen.certain and seen.failed:
-            found.append(doctor.import_problem(seen, field, what, PACKAGES.get(module, module)))
-    return found
+            problems += (
+                [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
+            )
+        elif (finding := doctor.finding(module, device, wait=wait)) and finding.certain and finding.failed:
+            problems.append(doctor.import_problem(finding, field, what, PACKAGES.get(module, module)))
+    return problems
 
 
 def unusable(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
@@ -373,13 +383,13 @@ def unusable(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
             check: problem("package-missing", field, what=check, package=QUANTIZER)
             for check, field in checks.items()
         }
-    seen = doctor.finding(QUANTIZER, device, wait=wait)
-    if seen is None or not seen.certain:
-        return None if seen is None else {}
-    whole = next((seen.failed[name] for name in ("import", "library") if name in seen.failed), "")
-    failed = dict.fromkeys(checks, whole) if whole else seen.failed
+    finding = doctor.finding(QUANTIZER, device, wait=wait)
+    if finding is None or not finding.certain:
+        return None if finding is None else {}
+    whole = next((finding.failed[name] for name in ("import", "library") if name in finding.failed), "")
+    failed = dict.fromkeys(checks, whole) if whole else finding.failed
     return {
-        check: doctor.bitsandbytes_problem(seen, why, device, checks[check], check)
+        check: doctor.bitsandbytes_problem(finding, why, device, checks[check], check)
         for check, why in failed.items()
     }
 
@@ -387,8 +397,8 @@ def unusable(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
 def _of_disk(spec: RunSpec, workplace: Workplace, trained: int) -> list[Problem]:
     saves = workplace.saves
     # A folder that is not there yet will be made.
-    there = next(folder for folder in (saves, *saves.parents) if folder.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = next(folder for folder in (saves, *saves.parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
         return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
     needed, free = disk_needed(spec, trained), hardware.free_disk(saves)
     if needed > free:

@@ -66,12 +66,12 @@ class Device:
 
 def device_of(spec: Spec) -> Device:
     """The device that a run would use first."""
-    cards = hardware.gpus()
-    if not cards or command.on_cpu(spec, len(cards)):
+    gpus = hardware.gpus()
+    if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
     index = next(iter(spec.hardware.devices), 0)
-    card = cards[index if index < len(cards) else 0]
-    return Device(card.index, card.name, card.uuid)
+    gpu = gpus[index if index < len(gpus) else 0]
+    return Device(gpu.index, gpu.name, gpu.uuid)
 
 
 _lock = threading.Lock()
@@ -100,8 +100,8 @@ def _known(file: Path) -> Finding | None:
     since, doubt = _doubts.get(file.name, (0.0, None))
     if doubt and time.monotonic() - since < DOUBT_S:
         return doubt
-    kept = read_json(file)
-    return Finding(**kept) if kept else None
+    saved = read_json(file)
+    return Finding(**saved) if saved else None
 
 
 def _examine(module: str, device: Device, file: Path) -> Finding:
@@ -124,14 +124,14 @@ def _examine(module: str, device: Device, file: Path) -> Finding:
 def _try(module: str, device: Device) -> Finding:
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
-        given = {
+        variables = {
             "PYTHONPATH": command.python_path(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONUTF8": "1",
             "CUDA_VISIBLE_DEVICES": "" if device.index is None else str(device.index),
         }  # fmt: skip
         with Path(scratch, "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "engine.worker.runtime.doctor", module, device.kind, str(answer)],
-                cwd=PROJECT, env=command.inherited() | command.OFFLINE | given, stdin=subprocess.DEVNULL,
+                cwd=PROJECT, env=command.inherited() | command.OFFLINE | variables, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
             try:
@@ -143,8 +143,8 @@ def _try(module: str, device: Device) -> Finding:
                 return Finding(module, {"time": str(LIMIT_S)}, certain=False)
             log.seek(0)
             lines = log.read().split("\n")
-        if seen := read_json(answer):
-            return Finding(module, **seen)
+        if answer_json := read_json(answer):
+            return Finding(module, **answer_json)
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         ended = signal.Signals(-code).name if code < 0 else last[:300]
         # SIGKILL comes from outside: the system wanted memory, or somebody was impatient.
@@ -177,13 +177,13 @@ def _package_state(module: str) -> list[str]:
 def _place(module: str) -> Path | None:
     """The folder of a package; None if it is not installed."""
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except (
         ImportError,
         ValueError,
     ):  # the package above it is broken, or a module was put in its place by hand
         return None
-    return Path(found.origin).parent if found and found.origin else None
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _driver() -> str:
@@ -240,7 +240,7 @@ def bitsandbytes_problem(seen: Finding, why: str, device: Device, setting: str, 
 
 def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
     """The digits of the shipped library that is nearest to the CUDA of PyTorch: of its major version if there is one."""
-    shipped = [found[1] for name in libraries if (found := re.search(r"_cuda(\d+)", name))]
+    shipped = [match[1] for name in libraries if (match := re.search(r"_cuda(\d+)", name))]
     major = cuda.partition(".")[0]
     same = [digits for digits in shipped if digits[:-1] == major]
     return max(same or shipped, default=cuda.replace(".", ""), key=int)

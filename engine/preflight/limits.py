@@ -68,67 +68,69 @@ def rows_of(spec: RunSpec) -> Rows | None:
     return Rows(there, trained, measured)
 
 
-def exceeded(spec: RunSpec, workplace: Workplace, found: list[Problem]) -> list[Problem]:
-    """What keeps the run from being what the numbers say. `found`: what is wrong already, and is not counted here."""
-    wrong = {one.field for one in found}
+def exceeded(spec: RunSpec, workplace: Workplace, known_problems: list[Problem]) -> list[Problem]:
+    """What keeps the run from being what the numbers say. `known_problems`: what is wrong already, and is not counted here."""
+    wrong_fields = {problem.field for problem in known_problems}
     problems: list[Problem] = []
-    rows = None if any(field.startswith("data.") for field in wrong) else rows_of(spec)
+    rows = None if any(field.startswith("data.") for field in wrong_fields) else rows_of(spec)
     if rows:
         problems += _of_rows(spec, rows)
         if not problems:
             problems += _of_steps(spec, optimizer_steps(spec, rows.total), rows.measured)
-    if countable(wrong) and not wrong & {"model.resize_embeddings", "stage.reward_model"}:
+    if countable(wrong_fields) and not wrong_fields & {"model.resize_embeddings", "stage.reward_model"}:
         model = inspect(spec.model.model_name_or_path)
         problems += _of_processes(spec, model) + _of_batch(spec, model, rows)
         # A disk too small for the few checkpoints that `engine.preflight.checks` counts is one problem, not two.
-        if rows and not problems and not any(each.code == "disk-full" for each in found):
+        if rows and not problems and not any(problem.code == "disk-full" for problem in known_problems):
             problems += _of_checkpoints(spec, workplace, optimizer_steps(spec, rows.total))
     return problems + _of_forks(spec)
 
 
-def doubts(spec: RunSpec, found: list[Problem]) -> list[Problem]:
-    """What is told and keeps nobody from starting. `found`: what does."""
-    wrong = {one.field for one in found}
-    said: list[Problem] = []
-    rows = None if any(field.startswith("data.") for field in wrong) else rows_of(spec)
-    if rows and not found:
-        said += _odd_steps(spec, rows) + _odd_validation(spec, rows)
+def doubts(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
+    """What is worth a warning and keeps no run from starting. `known_problems`: what does."""
+    wrong_fields = {problem.field for problem in known_problems}
+    warnings: list[Problem] = []
+    rows = None if any(field.startswith("data.") for field in wrong_fields) else rows_of(spec)
+    if rows and not known_problems:
+        warnings += _odd_steps(spec, rows) + _odd_validation(spec, rows)
     cores = hardware.threads()
     workers = spec.data.preprocessing_num_workers or 0
     if workers > cores:
-        said.append(
+        warnings.append(
             problem("more-workers-than-cores", "data.preprocessing_num_workers", given=workers, cores=cores)
         )
     loading = spec.extra.get("dataloader_num_workers")
     if isinstance(loading, int) and loading > cores:
-        said.append(
+        warnings.append(
             problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores)
         )
     if on_cpu(spec, len(hardware.gpus())) and spec.hardware.num_processes > cores:
-        given = spec.hardware.num_processes
-        said.append(problem("more-processes-than-cores", "hardware.num_processes", given=given, cores=cores))
+        processes = spec.hardware.num_processes
+        warnings.append(
+            problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores)
+        )
     schedule = spec.training.lr_scheduler_type
     if schedule in WITHOUT_WARMUP and spec.training.warmup_steps:
-        said.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
-    if countable(wrong) and not found:
+        warnings.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
+    if countable(wrong_fields) and not known_problems:
         model = inspect(spec.model.model_name_or_path)
-        said += _short_memory(spec, model, rows) + _odd_padding(model)
+        warnings += _short_memory(spec, model, rows) + _odd_padding(model)
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
-            said.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
-    return said
+            warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
+    return warnings
 
 
 # ------------------------------------------------------------------------------------------ rows and steps
 
 
 def _of_rows(spec: RunSpec, rows: Rows) -> list[Problem]:
-    share, found = spec.data.validation_share, []
+    share, problems = spec.data.validation_share, []
     for name, count in rows.there.items():
         if name in spec.data.datasets and share and 0 < count < FEWEST:
-            found.append(problem("validation-takes-all", "data.validation_share", name=name, rows=count))
-    if found:
-        return found
+            problems.append(problem("validation-takes-all", "data.validation_share", name=name, rows=count))
+    if problems:
+        return problems
     if spec.data.validation_rows and rows.measured and not rows.total:
         values = {"given": spec.data.validation_rows, "rows": rows.measured, "largest": rows.measured - 1}
         return [problem("validation-takes-rows", "data.validation_rows", **values)]
@@ -154,43 +156,45 @@ def _of_rows(spec: RunSpec, rows: Rows) -> list[Problem]:
 
 def _of_steps(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
     """What would have to happen after the last step."""
-    logging, found = spec.logging, []
+    logging, problems = spec.logging, []
     if not spec.training.max_steps or spec.training.warmup_steps < 1:  # else engine.spec.run_spec has said so
-        found += warmup_problems(spec, steps)
-    depends = [
+        problems += warmup_problems(spec, steps)
+    needs_validation = [
         name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(logging, name)
     ]
-    depends += [spec.training.lr_scheduler_type] if spec.training.lr_scheduler_type in MEASURING else []
-    if depends and measured and logging.eval_strategy == "steps" and logging.eval_steps > steps:
-        values = {"given": logging.eval_steps, "steps": steps, "what": depends[0]}
-        found.append(problem("validation-never", "logging.eval_steps", **values))
-    return found
+    needs_validation += (
+        [spec.training.lr_scheduler_type] if spec.training.lr_scheduler_type in MEASURING else []
+    )
+    if needs_validation and measured and logging.eval_strategy == "steps" and logging.eval_steps > steps:
+        values = {"given": logging.eval_steps, "steps": steps, "what": needs_validation[0]}
+        problems.append(problem("validation-never", "logging.eval_steps", **values))
+    return problems
 
 
 def _odd_steps(spec: RunSpec, rows: Rows) -> list[Problem]:
     """A step made from more examples than there are is made from those that there are."""
-    each, batch = examples_per_step(spec), spec.training.per_device_train_batch_size
-    if rows.total >= each or spec.stage.kind in ("ppo", "grpo"):
+    examples, batch = examples_per_step(spec), spec.training.per_device_train_batch_size
+    if rows.total >= examples or spec.stage.kind in ("ppo", "grpo"):
         return []
     alone = batch * spec.hardware.num_processes
     if alone > rows.total:
         largest = max(rows.total // spec.hardware.num_processes, 1)
         values = {"given": batch, "rows": rows.total, "largest": largest}
         return [problem("batch-beyond-rows", "training.per_device_train_batch_size", **values)]
-    values = {"given": each, "rows": rows.total, "largest": max(rows.total // alone, 1)}
+    values = {"given": examples, "rows": rows.total, "largest": max(rows.total // alone, 1)}
     return [problem("step-beyond-rows", "training.gradient_accumulation_steps", **values)]
 
 
 def _odd_validation(spec: RunSpec, rows: Rows) -> list[Problem]:
-    logging, found = spec.logging, []
+    logging, problems = spec.logging, []
     ways = ("eval_datasets", "validation_rows", "validation_share")
     field = f"data.{next((name for name in ways if getattr(spec.data, name)), ways[-1])}"
     if 0 < rows.measured < FEWEST:
-        found.append(problem("validation-of-few", field, rows=rows.measured))
+        problems.append(problem("validation-of-few", field, rows=rows.measured))
     steps = optimizer_steps(spec, rows.total) if rows.total else 0
     by_steps = rows.measured and logging.eval_strategy == "steps"
     if by_steps and logging.eval_steps > steps:
-        found.append(
+        problems.append(
             problem("validation-after-end", "logging.eval_steps", given=logging.eval_steps, steps=steps)
         )
     patience = logging.early_stopping_patience
@@ -200,8 +204,8 @@ def _odd_validation(spec: RunSpec, rows: Rows) -> list[Problem]:
             "times": steps // logging.eval_steps,
             "eval_steps": logging.eval_steps,
         }
-        found.append(problem("stopping-never", "logging.early_stopping_patience", **values))
-    return found
+        problems.append(problem("stopping-never", "logging.early_stopping_patience", **values))
+    return problems
 
 
 def _odd_padding(model: Model) -> list[Problem]:
@@ -216,19 +220,21 @@ def _odd_padding(model: Model) -> list[Problem]:
 
 def _of_processes(spec: RunSpec, model: Model) -> list[Problem]:
     """Processes on a CPU share its memory: each has a model of its own, whatever its rows are."""
-    cards = len(hardware.gpus())
+    gpu_count = len(hardware.gpus())
     need = (
-        memory.needed(spec, model, cards) if on_cpu(spec, cards) and spec.hardware.num_processes > 1 else None
+        memory.needed(spec, model, gpu_count)
+        if on_cpu(spec, gpu_count) and spec.hardware.num_processes > 1
+        else None
     )
     if need is None:
         return []
-    each, whole = need.weights + need.learning + memory.LIBRARIES, hardware.memory()[1]
-    largest = max(int(whole / each), 1)
+    process_bytes, whole = need.weights + need.learning + memory.LIBRARIES, hardware.memory()[1]
+    largest = max(int(whole / process_bytes), 1)
     if spec.hardware.num_processes <= largest:
         return []
     values = {
         "given": spec.hardware.num_processes,
-        "each": _size(each),
+        "each": _size(process_bytes),
         "whole": _size(whole),
         "largest": largest,
     }
@@ -255,34 +261,38 @@ def _of_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
 
 def _short_memory(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
     """What does not fit if rows are as long as they may be."""
-    found = _largest_batch(spec, spec, model, rows, "batch-may-not-fit") or _largest_length(spec, model)
-    return found + _measured_batch(spec, model, rows)
+    problems = _largest_batch(spec, spec, model, rows, "batch-may-not-fit") or _largest_length(spec, model)
+    return problems + _measured_batch(spec, model, rows)
 
 
 def _largest_batch(
     counted: RunSpec, spec: RunSpec, model: Model, rows: Rows | None, code: str
 ) -> list[Problem]:
-    path, given = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
+    path, batch_size = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
     # No batch has more rows than there are; of answers that a model writes, as many as are wanted.
-    most = min(given, rows.total) if rows and rows.total and spec.stage.kind not in ("ppo", "grpo") else given
+    largest = (
+        min(batch_size, rows.total)
+        if rows and rows.total and spec.stage.kind not in ("ppo", "grpo")
+        else batch_size
+    )
     room = memory.room(spec)
 
     def fits(batch: int) -> bool:
         need = memory.needed(counted.change(path, batch), model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
-    if room is None or most == 1 or fits(most) or not fits(1):
+    if room is None or largest == 1 or fits(largest) or not fits(1):
         return []
-    values = {"given": given, "length": counted.data.max_length, "whole": _size(room.bytes)}
-    return [problem(code, path, **values, largest=_largest(fits, most))]
+    values = {"given": batch_size, "length": counted.data.max_length, "whole": _size(room.bytes)}
+    return [problem(code, path, **values, largest=_largest(fits, largest))]
 
 
 def _largest_length(spec: RunSpec, model: Model) -> list[Problem]:
     room = memory.room(spec)
 
     def fits(length: int) -> bool:
-        one = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
-        need = memory.needed(one, model, len(hardware.gpus()))
+        changed = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
+        need = memory.needed(changed, model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
     if room is None or fits(spec.data.max_length):
@@ -299,13 +309,13 @@ def _largest_length(spec: RunSpec, model: Model) -> list[Problem]:
 
 def _measured_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
     """The scores of all words at each token of a batch that is measured, which a training need not hold at once."""
-    given, room = spec.training.per_device_eval_batch_size, memory.room(spec)
+    batch_size, room = spec.training.per_device_eval_batch_size, memory.room(spec)
     if not rows or not rows.measured or room is None or not model.vocab_size:
         return []
-    each = spec.data.max_length * model.vocab_size * SCORES
-    if min(given, rows.measured) * each <= room.bytes:
+    row_bytes = spec.data.max_length * model.vocab_size * SCORES
+    if min(batch_size, rows.measured) * row_bytes <= room.bytes:
         return []
-    values = {"given": given, "whole": _size(room.bytes), "largest": max(int(room.bytes / each), 1)}
+    values = {"given": batch_size, "whole": _size(room.bytes), "largest": max(int(room.bytes / row_bytes), 1)}
     return [problem("eval-batch-may-not-fit", "training.per_device_eval_batch_size", **values)]
 
 
@@ -317,12 +327,12 @@ def _of_checkpoints(spec: RunSpec, workplace: Workplace, steps: int) -> list[Pro
     epochs = math.ceil(spec.training.num_train_epochs)
     saved = max(steps // spec.logging.save_steps, 1) if spec.logging.save_strategy == "steps" else epochs
     count, free = min(kept or saved, saved), hardware.free_disk(workplace.saves)
-    one = disk_needed(spec.change("logging.save_total_limit", 1), weights)
-    each = disk_needed(spec.change("logging.save_total_limit", 2), weights) - one
-    if not each or one + each * (count - 1) <= free:
+    first_bytes = disk_needed(spec.change("logging.save_total_limit", 1), weights)
+    further_bytes = disk_needed(spec.change("logging.save_total_limit", 2), weights) - first_bytes
+    if not further_bytes or first_bytes + further_bytes * (count - 1) <= free:
         return []
-    values = {"count": count, "needed": _size(one + each * (count - 1)), "free": _size(free)}
-    largest = max(int((free - one) / each) + 1, 1)
+    values = {"count": count, "needed": _size(first_bytes + further_bytes * (count - 1)), "free": _size(free)}
+    largest = max(int((free - first_bytes) / further_bytes) + 1, 1)
     return [problem("checkpoints-beyond-disk", "logging.save_total_limit", **values, largest=largest)]
 
 

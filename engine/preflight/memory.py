@@ -55,12 +55,12 @@ class Needed:
         return sum(astuple(self))
 
 
-def needed(spec: RunSpec, model: Model, cards: int) -> Needed | None:
+def needed(spec: RunSpec, model: Model, gpu_count: int) -> Needed | None:
     """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
     width, trained = trainable_parameters(model, "lora", r=1), trainable(spec)
     if not (width and trained and model.parameters and model.layers and model.hidden_size):
         return None
-    cpu, lora = on_cpu(spec, cards), spec.method.kind == "lora"
+    cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
     plain = 2.0 if half else 4.0
     # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
@@ -134,44 +134,46 @@ class Room:
 
 def room(spec: RunSpec) -> Room | None:
     """What each process of the run may take; None where a card does not tell."""
-    cards, processes = hardware.gpus(), spec.hardware.num_processes
-    if on_cpu(spec, len(cards)) or not cards:
+    gpus, processes = hardware.gpus(), spec.hardware.num_processes
+    if on_cpu(spec, len(gpus)) or not gpus:
         return Room(hardware.memory()[1] // processes, "")
-    numbers = spec.hardware.devices or range(processes)
-    chosen = [cards[one] for one in numbers if one < len(cards)] or [cards[0]]
-    smallest = min(chosen, key=lambda card: card.memory)
+    indices = spec.hardware.devices or range(processes)
+    chosen = [gpus[index] for index in indices if index < len(gpus)] or [gpus[0]]
+    smallest = min(chosen, key=lambda gpu: gpu.memory)
     return Room(smallest.memory, smallest.name) if smallest.memory else None
 
 
 def remedies(
-    spec: RunSpec, model: Model, cards: int, there: float, without: Collection[str] = ()
+    spec: RunSpec, model: Model, gpu_count: int, available: float, without: Collection[str] = ()
 ) -> RunSpec | None:
-    """The spec with the fewest changes found by which it fits into `there` bytes, those that cost little before the
+    """The spec with the fewest changes found by which it fits into `available` bytes, those that cost little before the
     others; itself if it fits as it is, None if nothing helps. `without`: what of bitsandbytes ("4bit", "optimizer") does
     not work here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
-        need = needed(_changed(spec, changes), model, cards)
+        need = needed(_changed(spec, changes), model, gpu_count)
         return need.total if need else 0.0
 
-    wrong = {one.code for one in problems(spec)}
-    chosen: list[tuple[str, Any]] = []
-    for way in _ways(spec, without):
-        if total(chosen) <= there:
+    codes = {problem.code for problem in problems(spec)}
+    changes_made: list[tuple[str, Any]] = []
+    for change in _ways(spec, without):
+        if total(changes_made) <= available:
             break
         with contextlib.suppress(
             Refusal
         ):  # a number beyond its limit, or two settings that exclude each other
-            allowed = wrong.issuperset(one.code for one in problems(_changed(spec, [*chosen, way])))
-            if allowed and total([*chosen, way]) < total(chosen):
-                chosen.append(way)
-    if total(chosen) > there:
+            allowed = codes.issuperset(
+                problem.code for problem in problems(_changed(spec, [*changes_made, change]))
+            )
+            if allowed and total([*changes_made, change]) < total(changes_made):
+                changes_made.append(change)
+    if total(changes_made) > available:
         return None
-    for way in reversed(chosen[:-1]):  # what has become needless by a later one
-        fewer = [one for one in chosen if one is not way]
+    for change in reversed(changes_made[:-1]):  # what has become needless by a later one
+        fewer = [other for other in changes_made if other is not change]
         with contextlib.suppress(Refusal):
-            chosen = fewer if total(fewer) <= there else chosen
-    return _changed(spec, chosen)
+            changes_made = fewer if total(fewer) <= available else changes_made
+    return _changed(spec, changes_made)
 
 
 def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:

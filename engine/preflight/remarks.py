@@ -30,12 +30,12 @@ def remarks(spec: RunSpec) -> list[Problem]:
     folder = Path(spec.data.dataset_dir)
     if not folder.is_dir():
         return []
-    made: list[Problem] = []
+    remarks: list[Problem] = []
     known = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
     for name in dict.fromkeys([*spec.data.datasets, *spec.data.eval_datasets]):
         if name in known and not known[name].problem and known[name].files:
             report = looked_at(folder, known[name], spec.stage.kind)
-            made += _of_set(report)
+            remarks += _of_set(report)
             if (
                 spec.stage.kind == "sft"
                 and report.counts.get("row-weighted")
@@ -46,17 +46,17 @@ def remarks(spec: RunSpec) -> list[Problem]:
                     "rows": report.counts["row-weighted"],
                     "train_on": spec.stage.train_on,
                 }
-                made.append(problem("marks-beside-train-on", "stage.train_on", **values))
-    return made
+                remarks.append(problem("marks-beside-train-on", "stage.train_on", **values))
+    return remarks
 
 
 def _of_set(report: Report) -> list[Problem]:
-    rows, made = report.good + report.bad, []
+    rows, remarks = report.good + report.bad, []
     for code in CODES:
         first = next((warning for warning in report.warnings if warning.code == code), None)
         if first is not None:
             values = dict(first.values)
             if "place" in values:
                 values["place"] = f"{values['place']} ({report.counts[code]:,}/{rows:,})"
-            made.append(replace(first, field="data.datasets", values=values))
-    return made
+            remarks.append(replace(first, field="data.datasets", values=values))
+    return remarks

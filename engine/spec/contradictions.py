@@ -19,42 +19,42 @@ from engine.spec.trainer_arguments import extra_problems
 
 def problems(spec: RunSpec) -> list[Problem]:
     """What is wrong with the spec in itself, whatever the machine: settings that contradict each other."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     if not spec.model.model_name_or_path.strip():
-        found.append(problem("model-not-chosen", "model.model_name_or_path"))
+        problems.append(problem("model-not-chosen", "model.model_name_or_path"))
     if not spec.data.datasets:
-        found.append(problem("data-not-chosen", "data.datasets"))
+        problems.append(problem("data-not-chosen", "data.datasets"))
     quantized = spec.model.quantization.kind != "none"
     if quantized and spec.method.kind != "lora":
-        found.append(
+        problems.append(
             problem(
                 "quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind
             )
         )
     if quantized and spec.method.kind == "lora" and spec.method.init_lora_weights in ("pissa", "olora"):
-        found.append(
+        problems.append(
             problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights)
         )
     if spec.model.adapter_path and spec.method.kind != "lora":
-        found.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
+        problems.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
-        found += _target_problems(spec.method.target_modules)
-    found += _validation_problems(spec) + schedule_problems(spec)
+        problems += _target_problems(spec.method.target_modules)
+    problems += _validation_problems(spec) + schedule_problems(spec)
     if spec.training.optim.startswith(("galore", "apollo")) and not spec.extra.get("optim_target_modules"):
-        found.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
-    cards = spec.hardware.devices
-    if len(set(cards)) != len(cards):
-        found.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, cards))))
-    if cards and len(cards) != spec.hardware.num_processes:
-        found.append(
+        problems.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
+    devices = spec.hardware.devices
+    if len(set(devices)) != len(devices):
+        problems.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, devices))))
+    if devices and len(devices) != spec.hardware.num_processes:
+        problems.append(
             problem(
-                "cards-count", "hardware.devices", cards=len(cards), processes=spec.hardware.num_processes
+                "cards-count", "hardware.devices", cards=len(devices), processes=spec.hardware.num_processes
             )
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
-        found.append(problem("fp16-on-cpu", "training.precision"))
-    found += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, measured(spec))]
-    return found
+        problems.append(problem("fp16-on-cpu", "training.precision"))
+    problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, measured(spec))]
+    return problems
 
 
 def measured(spec: RunSpec) -> bool:
@@ -63,76 +63,76 @@ def measured(spec: RunSpec) -> bool:
 
 
 def _validation_problems(spec: RunSpec) -> list[Problem]:
-    data, logging, found = spec.data, spec.logging, []
+    data, logging, problems = spec.data, spec.logging, []
     if (data.validation_share or data.validation_rows) and data.eval_datasets:
-        found.append(problem("two-validations", "data.validation_share"))
+        problems.append(problem("two-validations", "data.validation_share"))
     if data.validation_share and data.validation_rows:
-        found.append(problem("two-shares", "data.validation_rows"))
+        problems.append(problem("two-shares", "data.validation_rows"))
     if shared := sorted(set(data.eval_datasets) & set(data.datasets)):
-        found.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
+        problems.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
     for path in ("load_best_model_at_end", "early_stopping_patience"):
         if getattr(logging, path) and not measured(spec):
-            found.append(problem("needs-validation", f"logging.{path}"))
+            problems.append(problem("needs-validation", f"logging.{path}"))
     if logging.load_best_model_at_end:
         if logging.save_strategy != logging.eval_strategy:
             values = {"save": logging.save_strategy, "eval": logging.eval_strategy}
-            found.append(problem("best-needs-same", "logging.save_strategy", **values))
+            problems.append(problem("best-needs-same", "logging.save_strategy", **values))
         elif logging.save_strategy == "steps" and logging.save_steps % logging.eval_steps:
             values = {"save": logging.save_steps, "eval": logging.eval_steps}
-            found.append(problem("best-needs-multiple", "logging.save_steps", **values))
+            problems.append(problem("best-needs-multiple", "logging.save_steps", **values))
     if spec.training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not measured(spec):
-        found.append(problem("needs-validation", "training.lr_scheduler_type"))
-    return found
+        problems.append(problem("needs-validation", "training.lr_scheduler_type"))
+    return problems
 
 
 def _stage_problems(spec: RunSpec) -> list[Problem]:
-    stage, found = spec.stage, []
+    stage, problems = spec.stage, []
     if spec.data.packing and stages.STAGES[stage.kind].form not in ("text", "chat"):
-        found.append(problem("packing-not-here", "data.packing", stage=stage.kind))
+        problems.append(problem("packing-not-here", "data.packing", stage=stage.kind))
     if stage.kind == "dpo":
         smoothed = stage.loss_type in SMOOTHED
         if stage.label_smoothing and not smoothed:
-            found.append(
+            problems.append(
                 problem("smoothing-not-here", "stage.label_smoothing", loss=stage.loss_type, known=", ".join(SMOOTHED))
             )  # fmt: skip
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
-            found.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
+            problems.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
         if stage.loss_type == "bco_pair" and (
             odd := [name for name in ("ld_alpha", "use_weighting") if spec.extra.get(name)]
         ):
-            found.append(problem("bco-pair-alone", "extra", names=", ".join(odd)))
+            problems.append(problem("bco-pair-alone", "extra", names=", ".join(odd)))
     if stage.kind == "ppo":
         if not stage.reward_model.strip():
-            found.append(problem("reward-not-chosen", "stage.reward_model"))
+            problems.append(problem("reward-not-chosen", "stage.reward_model"))
         # A new answer is as likely as it was a moment ago: nothing may be left to chance in between.
         if getattr(spec.method, "lora_dropout", 0):
-            found.append(problem("ppo-no-noise", "method.lora_dropout"))
+            problems.append(problem("ppo-no-noise", "method.lora_dropout"))
         if spec.training.neftune_noise_alpha:
-            found.append(problem("ppo-no-noise", "training.neftune_noise_alpha"))
+            problems.append(problem("ppo-no-noise", "training.neftune_noise_alpha"))
     if stage.kind == "kto" and spec.training.per_device_train_batch_size < 2:
-        found.append(problem("kto-batch", "training.per_device_train_batch_size"))
+        problems.append(problem("kto-batch", "training.per_device_train_batch_size"))
     if stage.kind == "grpo":
-        found += _grpo_problems(spec)
-    return found
+        problems += _grpo_problems(spec)
+    return problems
 
 
 def _grpo_problems(spec: RunSpec) -> list[Problem]:
-    stage, found = spec.stage, []
+    stage, problems = spec.stage, []
     if not any(stage.rewards.values()):
-        found.append(problem("rewards-not-chosen", "stage.rewards", known=", ".join(get_args(Reward))))
+        problems.append(problem("rewards-not-chosen", "stage.rewards", known=", ".join(get_args(Reward))))
     for reward in stage.rewards:
         needed = REWARD_NEEDS.get(reward)
         if needed and not getattr(stage, needed):
-            found.append(problem("reward-needs", f"stage.{needed}", reward=reward, needed=needed))
+            problems.append(problem("reward-needs", f"stage.{needed}", reward=reward, needed=needed))
     if "format" in stage.rewards and stage.reward_pattern:
         try:
             regex.compile(stage.reward_pattern)
         except (regex.error, ValueError, OverflowError, RecursionError) as error:
-            found.append(
+            problems.append(
                 problem("pattern-broken", "stage.reward_pattern", pattern=shortened(stage.reward_pattern), why=error)
             )  # fmt: skip
     if "length" in stage.rewards and (stage.reward_length or 0) > stage.max_new_tokens:
-        found.append(
+        problems.append(
             problem("length-unreachable", "stage.reward_length", given=stage.reward_length, longest=stage.max_new_tokens)
         )  # fmt: skip
     answers, group = examples_per_step(spec), stage.num_generations
@@ -142,17 +142,17 @@ def _grpo_problems(spec: RunSpec) -> list[Problem]:
         while more * answers // spec.training.gradient_accumulation_steps % group:
             more += 1
         nearest = min(others, key=lambda size: abs(size - group), default=None)
-        found.append(
+        problems.append(
             problem("group-does-not-divide", "stage.num_generations", group=group, answers=answers,
                     nearest=nearest or "—", accumulation=more)
         )  # fmt: skip
     if stage.grpo_loss == "cispo" and (stage.epsilon_high or 0) < 1:
-        found.append(
+        problems.append(
             problem("cispo-clips-all", "stage.epsilon_high", given=stage.epsilon_high or stage.epsilon)
         )
     if stage.grpo_loss == "luspo" and stage.importance_sampling_level != "sequence":
-        found.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
-    return found
+        problems.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
+    return problems
 
 
 def _target_problems(targets: list[str]) -> list[Problem]:

@@ -29,7 +29,7 @@ def explain(error: Any, whole: type[BaseModel]) -> Problem:
         if step not in unions.get(before, {})
     ]
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
-    given = shortened(error.get("input"))
+    value = shortened(error.get("input"))
     if kind == "extra_forbidden":
         if path in fields_of(whole):  # of another kind than the one chosen
             union = next(step for step in location if step in unions)
@@ -48,23 +48,23 @@ def explain(error: Any, whole: type[BaseModel]) -> Problem:
         tag = context.get("tag", error.get("input"))
         return _no_choice(path, shortened(None if tag == "None" else tag), tags)
     if kind == "literal_error":
-        return _no_choice(path, given, context["expected"].replace(" or ", ", "))
+        return _no_choice(path, value, context["expected"].replace(" or ", ", "))
     if error.get("input") is None and path in choices_of(whole):
-        return _no_choice(path, given, ", ".join(choices_of(whole)[path]))
+        return _no_choice(path, value, ", ".join(choices_of(whole)[path]))
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
             kind
         ]
         limit = next(iter(context.values()))
-        return problem("spec-limit", path, given=given, limit=f"{sign} {limit:.12g}")
+        return problem("spec-limit", path, given=value, limit=f"{sign} {limit:.12g}")
     if kind == "string_too_long":
         return problem("spec-too-long", path, limit=context["max_length"])
-    known = ("int", "float", "finite", "bool", "string", "list", "dict")
+    type_names = ("int", "float", "finite", "bool", "string", "list", "dict")
     kind = "dict" if kind.startswith("model") else kind  # a part of the spec
-    wanted = next((word for word in known if kind.startswith(word)), "value")
-    if path in WEIGHTED and wanted == "dict":
-        wanted = "names"
-    return problem(f"spec-type-{wanted}", path, given=given)
+    expected = next((word for word in type_names if kind.startswith(word)), "value")
+    if path in WEIGHTED and expected == "dict":
+        expected = "names"
+    return problem(f"spec-type-{expected}", path, given=value)
 
 
 def shortened(value: Any) -> str:
@@ -74,24 +74,24 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _no_choice(path: str, given: str, choices: str) -> Problem:
+def _no_choice(path: str, value: str, choices: str) -> Problem:
     """What may stand there: all choices, or of a long list those that are near to what was given."""
-    every = [choice.strip().strip("'") for choice in choices.split(",")]
-    given = "(empty)" if given == NO_VALUE else given
-    if len(every) <= MANY_CHOICES:
-        return problem("spec-choice", path, given=given, choices=", ".join(every))
-    if near := _nearest(given, every):
-        return problem("spec-choice-near", path, given=given, choices=", ".join(near))
-    return problem("spec-choice-many", path, given=given, choices=", ".join(every[:NEAREST]))
+    options = [choice.strip().strip("'") for choice in choices.split(",")]
+    value = "(empty)" if value == NO_VALUE else value
+    if len(options) <= MANY_CHOICES:
+        return problem("spec-choice", path, given=value, choices=", ".join(options))
+    if nearest := _nearest(value, options):
+        return problem("spec-choice-near", path, given=value, choices=", ".join(nearest))
+    return problem("spec-choice-many", path, given=value, choices=", ".join(options[:NEAREST]))
 
 
-def _nearest(given: str, every: list[str]) -> list[str]:
+def _nearest(value: str, options: list[str]) -> list[str]:
     """Those that begin with what was given, or else hold it; or else those that are written much like it."""
-    if not (wanted := given.casefold().strip()):
+    if not (text := value.casefold().strip()):
         return []
-    begin = [choice for choice in every if choice.startswith(wanted)]
-    inside = [choice for choice in every if wanted in choice]
-    return (begin or inside)[:NEAREST] or difflib.get_close_matches(wanted, every, NEAREST, 0.6)
+    begin = [choice for choice in options if choice.startswith(text)]
+    inside = [choice for choice in options if text in choice]
+    return (begin or inside)[:NEAREST] or difflib.get_close_matches(text, options, NEAREST, 0.6)
 
 
 def _did_you_mean(path: str, whole: type[BaseModel]) -> str:
@@ -99,8 +99,8 @@ def _did_you_mean(path: str, whole: type[BaseModel]) -> str:
     step, and one of the same part goes before others."""
     known = list(fields_of(whole))
     parent, _, last = path.rpartition(".")
-    beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == parent}
-    anywhere = {one.rpartition(".")[2]: one for one in reversed(known)}
+    beside = {field.rpartition(".")[2]: field for field in known if field.rpartition(".")[0] == parent}
+    anywhere = {field.rpartition(".")[2]: field for field in reversed(known)}
     if last in anywhere:
         return anywhere[last]
     for names in (beside, anywhere):

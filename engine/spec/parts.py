@@ -24,34 +24,36 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     @classmethod
-    def read(cls, given: Any) -> Self:
+    def read(cls, plain: Any) -> Self:
         """The settings from plain data. Raises Refusal with every problem, each at its field."""
-        if not isinstance(given, dict):
+        if not isinstance(plain, dict):
             raise Refusal(problem("spec-not-a-mapping"))
-        if broken := list(_unwritable(given, "", set())):
+        if broken := list(_unwritable(plain, "", set())):
             raise Refusal(broken)
-        wrong = list(_true_as_number(given, cls))
+        problems = list(_true_as_number(plain, cls))
         try:
-            part = cls.model_validate(given)
+            part = cls.model_validate(plain)
         except ValidationError as error:
-            known = {each.field for each in wrong}
-            wrong += [
-                each for each in (explain(one, cls) for one in error.errors()) if each.field not in known
+            known = {problem.field for problem in problems}
+            problems += [
+                problem
+                for problem in (explain(details, cls) for details in error.errors())
+                if problem.field not in known
             ]
-        if wrong:
-            raise Refusal(wrong)
+        if problems:
+            raise Refusal(problems)
         return part
 
 
-def _true_as_number(given: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
+def _true_as_number(plain: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
     """Every number that is given as true or false, which Python, and so pydantic, takes for 1 or 0."""
     for path, info in fields_of(whole).items():
-        value: Any = given
+        value: Any = plain
         for step in path.split("."):
             value = value.get(step) if isinstance(value, dict) else None
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         numbers = _plain_types(info.annotation) & {int, float}
-        if numbers and any(isinstance(each, bool) for each in inner):
+        if numbers and any(isinstance(number, bool) for number in values):
             yield problem(
                 "spec-type-int" if int in numbers else "spec-type-float", path, given=shortened(value)
             )
@@ -72,7 +74,7 @@ def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
             yield problem("spec-unwritable", path, found=ascii(broken[0])[1:-1])
     elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
         seen.add(id(value))
-        for key, inner in value.items() if isinstance(value, dict) else (("", one) for one in value):
+        for key, inner in value.items() if isinstance(value, dict) else (("", element) for element in value):
             yield from _unwritable(key, path, seen)
             named = isinstance(key, str) and key and not UNWRITABLE.search(key)
             yield from _unwritable(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
@@ -81,17 +83,16 @@ def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
     """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups."""
     if isinstance(default, (list, dict)):
-        given = default
         return Field(
-            default_factory=lambda: given.copy(), title=label, description=help,
+            default_factory=lambda: default.copy(), title=label, description=help,
             json_schema_extra={"essential": essential}, **limits,
         )  # fmt: skip
     return Field(default, title=label, description=help, json_schema_extra={"essential": essential}, **limits)
 
 
-def _kind_alone(given: Any) -> Any:
+def _kind_alone(value: Any) -> Any:
     """`method: lora` in a file is short for `method: {kind: lora}`."""
-    return {"kind": given} if isinstance(given, str) else given
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def one_of(*parts: type[Part]) -> Any:
@@ -99,7 +100,7 @@ def one_of(*parts: type[Part]) -> Any:
     return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_kind_alone)]
 
 
-def named_weights(given: Any) -> Any:
+def named_weights(value: Any) -> Any:
     """`datasets: [a, b]` in a file is short for `{a: 1, b: 1}`."""
-    names = isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given)
-    return dict.fromkeys(given, 1.0) if names else given
+    names = isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+    return dict.fromkeys(value, 1.0) if names else value

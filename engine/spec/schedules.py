@@ -49,24 +49,24 @@ def arguments() -> Mapping[str, Mapping[str, str]]:
 def schedule_problems(spec: RunSpec) -> list[Problem]:
     """Contradictions of the schedule with its keywords and with the rest of the training."""
     schedule, training = spec.training.lr_scheduler_type, spec.training
-    found = []
+    problems = []
     if training.max_steps and training.warmup_steps >= 1:
-        found += warmup_problems(spec, training.max_steps)
-    given = spec.extra.get("lr_scheduler_kwargs")
-    given = given if isinstance(given, dict) else {}
+        problems += warmup_problems(spec, training.max_steps)
+    keywords = spec.extra.get("lr_scheduler_kwargs")
+    keywords = keywords if isinstance(keywords, dict) else {}
     needed = NEEDED.get(schedule, ())
-    if needed and sum(given.get(name) is not None for name in needed) != 1:
-        found.append(
+    if needed and sum(keywords.get(name) is not None for name in needed) != 1:
+        problems.append(
             problem("schedule-needs", FIELD, schedule=schedule, name=needed[0], needed=" / ".join(needed))
         )
     known = arguments()[schedule]
-    for name, value in given.items():
+    for name, value in keywords.items():
         if name not in known:
             values = {"schedule": schedule, "name": name, "known": ", ".join(known) or "—"}
-            found.append(problem("schedule-argument-unknown", KEYWORDS, **values))
+            problems.append(problem("schedule-argument-unknown", KEYWORDS, **values))
         elif wrong := _value_problem(str(name), value, known[name], training.learning_rate):
-            found.append(wrong)
-    return found
+            problems.append(wrong)
+    return problems
 
 
 def _value_problem(name: str, value: Any, types: str, rate: float) -> Problem | None:
@@ -94,8 +94,8 @@ def warmup_problems(spec: RunSpec, steps: int) -> list[Problem]:
     warm = training.warmup_steps if training.warmup_steps >= 1 else training.warmup_steps * steps
     if schedule not in WITHOUT_WARMUP and training.warmup_steps >= 1 and warm >= steps:
         return [problem("warmup-too-long", "training.warmup_steps", given=int(warm), steps=steps)]
-    given = spec.extra.get("lr_scheduler_kwargs")
-    decay = given.get("num_decay_steps") if isinstance(given, dict) else None
+    keywords = spec.extra.get("lr_scheduler_kwargs")
+    decay = keywords.get("num_decay_steps") if isinstance(keywords, dict) else None
     if schedule == "warmup_stable_decay" and isinstance(decay, int) and warm + decay > steps:
         largest = max(int(steps - warm), 0)
         return [

@@ -58,19 +58,24 @@ DECIDED = {
 
 def extra_problems(spec: RunSpec) -> list[Problem]:
     known = trainer_arguments()[spec.stage.kind]
-    here = [path for path in fields() if path.split(".")[0] in ("training", "logging")]
-    here += [f"stage.{name}" for name in type(spec.stage).model_fields]
+    paths = [path for path in fields() if path.split(".")[0] in ("training", "logging")]
+    paths += [f"stage.{name}" for name in type(spec.stage).model_fields]
     renamed = RENAMED.get(spec.stage.kind, {})
-    ours = {renamed.get(path.rsplit(".", 1)[-1], path.rsplit(".", 1)[-1]): path for path in here}
-    found = []
+    path_by_argument = {renamed.get(path.rsplit(".", 1)[-1], path.rsplit(".", 1)[-1]): path for path in paths}
+    problems = []
     for name, value in spec.extra.items():
-        if name in ours or name in DECIDED:
-            found.append(
-                problem("extra-has-a-field", "extra", name=name, place=ours.get(name) or DECIDED[name] or "—")
+        if name in path_by_argument or name in DECIDED:
+            problems.append(
+                problem(
+                    "extra-has-a-field",
+                    "extra",
+                    name=name,
+                    place=path_by_argument.get(name) or DECIDED[name] or "—",
+                )
             )
         elif name not in known:
             near = difflib.get_close_matches(str(name), known, 1, 0.6)
-            found.append(
+            problems.append(
                 problem(
                     "extra-unknown",
                     "extra",
@@ -81,10 +86,10 @@ def extra_problems(spec: RunSpec) -> list[Problem]:
             )
         elif not _is_of(value, known[name]):
             types = known[name].replace("|", ", ")
-            found.append(problem("extra-type", "extra", name=name, types=types, given=shortened(value)))
+            problems.append(problem("extra-type", "extra", name=name, types=types, given=shortened(value)))
         elif isinstance(value, float) and not math.isfinite(value):
-            found.append(problem("spec-type-finite", f"extra.{name}", given=value))
-    return found
+            problems.append(problem("spec-type-finite", f"extra.{name}", given=value))
+    return problems
 
 
 def _is_of(value: Any, types: str) -> bool:
