@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import listen, loopback
-from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_saves
+from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
 from engine.runs import queue
 from engine.serving import servers
 
@@ -87,8 +87,9 @@ def serve(given: argparse.Namespace) -> None:
     """Build the studio and serve it until it is ended. Raises Refusal for what keeps it from starting."""
     workplace = from_arguments(given)
     door = open_door(given)
-    if made := make_saves(workplace):
-        print(made.text(shell_language()), file=sys.stderr)
+    for made in (make_saves(workplace), make_data(workplace)):
+        if made:
+            print(made.text(shell_language()), file=sys.stderr)
     if not loopback(given.host) and given.no_auth and not given.auth:
         print(
             f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
@@ -122,6 +123,15 @@ def main() -> int:
         refused = problem("system-refused", file=error.filename or "—", why=error.strerror or error)
         print(refused.text(shell_language()), file=sys.stderr)
     return 2
+
+
+def command() -> int:
+    """`athanor`: the studio; with a verb, what `python -m engine` does: `athanor train spec.yaml`."""
+    if sys.argv[1:2] and not sys.argv[1].startswith("-"):
+        from engine import __main__ as shell
+
+        return shell.main()
+    return main()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from engine.data import preview_client
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import gguf
-from engine.launch.workspace import Workplace, add_arguments, from_arguments
+from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data
 from engine.models.facts import inspect
 from engine.runs import failures, kinds, queue, results, runs
 from engine.runs.progress import last, progress, tells
@@ -115,7 +115,9 @@ def _submit(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
 
 
 def _begin(spec: Spec, workplace: Workplace) -> runs.Run:
-    """Submit a spec; say so if that has made the saves folder, which may be a mistyped path."""
+    """Submit a spec; say so if that has made the data folder, or the saves folder, which may be a mistyped path."""
+    if made := make_data(workplace):
+        print(made.text(shell_language()), file=sys.stderr)
     fresh = not workplace.saves.is_dir()
     run = runs.submit(spec, workplace, by=_me())
     if fresh:

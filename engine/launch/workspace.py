@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +25,27 @@ from engine.spec.run_spec import RunSpec
 
 PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = Path(__file__).parent / "presets"
-DEMO_MODEL = PROJECT / "data" / "demo_model"
+# Data sets and the demo model that come with Athanor: in the checkout, or where pip puts what is no module.
+SHIPPED_DATA = next(
+    (
+        folder
+        for folder in (PROJECT / "data", Path(sys.prefix) / "share" / "athanor" / "data")
+        if folder.is_dir()
+    ),
+    PROJECT / "data",
+)
+# Below it an installation keeps its own: the checkout, or, installed by pip, the folder that it is started in.
+HOME = PROJECT if SHIPPED_DATA == PROJECT / "data" else Path.cwd()
+DEMO_MODEL = SHIPPED_DATA / "demo_model"
 
 
 @dataclass(frozen=True)
 class Workplace:
     """The roots of one installation; every path is absolute."""
 
-    models: tuple[Path, ...] = (PROJECT / "models", PROJECT / "data")
-    data: Path = PROJECT / "data"
-    saves: Path = PROJECT / "saves"
+    models: tuple[Path, ...] = tuple(dict.fromkeys((HOME / "models", HOME / "data", SHIPPED_DATA)))
+    data: Path = HOME / "data"
+    saves: Path = HOME / "saves"
     reward_files: tuple[Path, ...] = ()  # folders whose Python files may run as rewards
     remote_code: tuple[str, ...] = ()  # identities of models whose own Python code the operator allows to run
 
@@ -177,3 +190,17 @@ def make_saves(workplace: Workplace) -> Problem | None:
     except OSError as error:
         raise Refusal(problem("saves-not-writable", folder=workplace.saves, why=error.strerror)) from error
     return problem("saves-made", folder=workplace.saves)
+
+
+def make_data(workplace: Workplace) -> Problem | None:
+    """Make the data folder with the sample data sets where an installation by pip begins without one, and say so. Raises
+    Refusal."""
+    if workplace.data.is_dir() or workplace.data != HOME / "data":
+        return None
+    try:
+        workplace.data.mkdir(parents=True)
+        for file in SHIPPED_DATA.glob("*.json"):
+            shutil.copyfile(file, workplace.data / file.name)
+    except OSError as error:
+        raise Refusal(problem("data-not-made", folder=workplace.data, why=error.strerror)) from error
+    return problem("data-made", folder=workplace.data)
