@@ -31,7 +31,7 @@ def measure(saves: Path) -> dict[str, float]:
     """Seconds until the figure is there in a fresh process, how much of that is reading, and seconds of the next."""
     from engine.runs import compare
 
-    draw, trainings = handler(saves, "draw"), compare.trainings(saves)
+    draw, trainings = handler(saves, "draw"), compare.training_runs(saves)
     ids = [run.id for run in trainings]
     wait_until_quiet()
     began, worked = time.perf_counter(), time.process_time()

@@ -25,7 +25,7 @@ from engine.export import gguf
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data
 from engine.models.facts import inspect
 from engine.runs import failures, kinds, queue, results, runs
-from engine.runs.progress import last, progress, tells
+from engine.runs.progress import headline_curve, headline_value, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec, Spec
@@ -144,8 +144,8 @@ def _text(file: str) -> str:
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
-        value = last(run)
-        told = "" if value is None else f"{tells(run)} {value:.4f}"
+        value = headline_value(run)
+        told = "" if value is None else f"{headline_curve(run)} {value:.4f}"
         print(f"{run.state:<12} {told:>16}  {run.id}")
     return 0
 
@@ -327,13 +327,13 @@ def _told(one: Problem) -> str:
 
 def _has_result(run: runs.Run) -> bool:
     """Whether it is a training that has left weights."""
-    return run.kind == "training" and results.of(run) is not None
+    return run.kind == "training" and results.result_of(run) is not None
 
 
 # Which runs a verb can take, where several are called alike: any, if the verb is not here.
 TAKES: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
     stop: lambda run: "kill" in run.can, resume: lambda run: "resume" in run.can,
-    follow: lambda run: bool(results.following(run)), delete: lambda run: "delete" in run.can,
+    follow: lambda run: bool(results.possible_next_stages(run)), delete: lambda run: "delete" in run.can,
 }  # fmt: skip
 MAKING = (train, submit, evaluate)  # verbs that may begin a saves folder, when their spec is sound
 ELSEWHERE = (check, import_, schema, user)  # verbs that look into none

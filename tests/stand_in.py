@@ -45,4 +45,4 @@ def stand_in(source: str) -> None:
 
 if __name__ == "__main__":
     stand_in(sys.argv[2])
-    sys.exit(supervisor.become_keeper(Path(sys.argv[1])))
+    sys.exit(supervisor.become_supervisor(Path(sys.argv[1])))

@@ -125,7 +125,7 @@ def test_a_spec_that_cannot_be_read_makes_nothing_differ(past: Make) -> None:
     ],
 )
 def test_a_value_fits_into_one_line(value: Any, text: str) -> None:
-    assert compare.written(value) == text
+    assert compare.format_value(value) == text
 
 
 # ------------------------------------------------------------------------------------------ which is best
@@ -182,9 +182,9 @@ def test_a_sweep_is_grouped_by_a_setting_or_by_the_beginning_of_the_names(past: 
         past(name, [at(1, loss=end)], training__learning_rate=1e-3 if name.startswith("high") else 1e-4)
         for name, end in ends.items()
     ]
-    by_rate = compare.grouped(runs[::-1], "training.learning_rate")
+    by_rate = compare.group_runs(runs[::-1], "training.learning_rate")
     assert [(one.value, one.places) for one in by_rate] == [(1e-4, (1, 2)), (1e-3, (0,))]
-    by_name = compare.grouped(runs, compare.BY_NAME)
+    by_name = compare.group_runs(runs, compare.BY_NAME)
     assert [(one.value, one.places) for one in by_name] == [("low", (0, 1)), ("high", (2,))]
     losses = figure(runs, "loss").values
     assert compare.mean_and_spread(losses, by_name[0]) == (2.0, pytest.approx(math.sqrt(2)), 2)
@@ -195,7 +195,7 @@ def test_a_sweep_is_grouped_by_a_setting_or_by_the_beginning_of_the_names(past: 
 
 def test_runs_of_one_name_are_told_apart(past: Make) -> None:
     runs = past("same", method__r=4), past("same", method="full"), past("other")
-    called = compare.names(runs)
+    called = compare.display_names(runs)
     assert called[2] == "other"
     assert len(set(called)) == 3
 
@@ -205,7 +205,7 @@ def test_beside_a_run_stand_those_of_the_same_model_and_stage(past: Make, tmp_pa
     past("of another stage", stage="dpo")
     past("of another model", model__model_name_or_path="org/other")
     other = past("b")
-    assert [one.id for one in compare.siblings(run, compare.trainings(tmp_path))] == [run.id, other.id]
+    assert [one.id for one in compare.siblings(run, compare.training_runs(tmp_path))] == [run.id, other.id]
 
 
 # ------------------------------------------------------------------------------------------ CSV
@@ -240,7 +240,9 @@ def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Mak
 
 
 def test_no_two_of_fifty_runs_look_alike() -> None:
-    assert len({charts.look(place) for place in range(compare.MOST)}) == compare.MOST
+    assert (
+        len({charts.look(place) for place in range(compare.MAX_RUNS_COMPARED)}) == compare.MAX_RUNS_COMPARED
+    )
 
 
 def test_grouped_runs_have_the_colour_of_their_group(past: Make, draw: Any) -> None:

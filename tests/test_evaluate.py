@@ -23,7 +23,7 @@ from engine.launch.processes import processes
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import failures, runs
 from engine.runs.progress import curves
-from engine.runs.results import of
+from engine.runs.results import result_of
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
@@ -224,6 +224,6 @@ def test_rows_are_sorted_and_searched() -> None:
 
 def test_a_run_that_left_nothing_is_none(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = finished_run(workplace, make_spec(), "own")
-    assert evaluation_spec.left(of(run).folder).title == "own"
+    assert evaluation_spec.left(result_of(run).folder).title == "own"
     (run.dir.adapter / RESULT).unlink()
     assert evaluation_spec.left(run.dir.adapter) is None

@@ -266,7 +266,7 @@ def test_the_curves_of_a_long_run_are_read_when_it_ends(run_program: Callable[[s
         f"(folder / 'metrics.jsonl').write_text(''.join('{line}' % n for n in range(60_000))); finish()"
     ))  # fmt: skip
     assert run.state == "finished", run.dir.log.read_text()
-    kept = run.path / progress.KEPT
+    kept = run.path / progress.CACHE_FILE
     wait_until(kept.exists, 30)
     with np.load(kept) as told:
         assert int(told["offset"]) == run.dir.metrics.stat().st_size

@@ -67,7 +67,7 @@ def test_what_a_resumed_run_logs_again_replaces_what_stood_there(run: Run) -> No
 def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "WORTH_KEEPING", 1000)
+    monkeypatch.setattr(progress, "CACHE_AFTER_BYTES", 1000)
     log(run, *(at(step, loss=float(step)) for step in range(1, 20_001)))
     whole = points(run, "loss")
     assert runs.files(run) == [("metrics.jsonl", run.dir.metrics.stat().st_size)]
@@ -86,13 +86,13 @@ def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(
         assert later(run)[-1] == (20_001, 0)
         assert len(seen) == 1
     # Another file in its place, and a kept one that is spoiled, are read from the beginning.
-    (run.path / progress.KEPT).write_bytes(b"spoiled")
+    (run.path / progress.CACHE_FILE).write_bytes(b"spoiled")
     assert len(later(run)) == len(whole) + 1
     run.dir.metrics.write_text(run.dir.metrics.read_text().replace(', "loss": 20000.0', ', "loss": 7.0'))
     assert later(run)[-2] == (20_000, (sum(range(19_993, 20_000)) + 7) / 8)
 
 
-@pytest.mark.parametrize("lines", [60, 3 * progress.FEW])
+@pytest.mark.parametrize("lines", [60, 3 * progress.MIN_ROWS_FOR_PYARROW])
 @pytest.mark.parametrize(
     "names", [("rewards/0", "rewards/1", "rewards/2"), ("los", "lose", "lo.s"), ("a b", "ab", "a-b")]
 )
@@ -111,6 +111,6 @@ def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(
     spec = RunSpec.read({"name": stage, "model": {"model_name_or_path": "tiny"}, "stage": {"kind": stage}})
     lines = falling(40, reward=lambda step: step / 10, accuracy=lambda step: step / 80)
     run = past_run(tmp_path, spec, lines)
-    assert progress.tells(run) == curve
-    assert progress.last(run) == pytest.approx(lines[-2][curve])  # the last line is of a validation
-    assert progress.spark(run)[-1] == pytest.approx(lines[-2][curve], rel=0.1)
+    assert progress.headline_curve(run) == curve
+    assert progress.headline_value(run) == pytest.approx(lines[-2][curve])  # the last line is of a validation
+    assert progress.sparkline(run)[-1] == pytest.approx(lines[-2][curve], rel=0.1)

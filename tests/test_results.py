@@ -12,7 +12,13 @@ from engine.core.problems import Refusal
 from engine.core.rundir import write_json, write_text
 from engine.launch.workspace import Workplace
 from engine.runs import runs
-from engine.runs.results import ANSWERS, EPOCHS, following, next_spec, results
+from engine.runs.results import (
+    MAX_NEXT_STAGE_EPOCHS,
+    MIN_ANSWERS_PER_STEP,
+    next_spec,
+    possible_next_stages,
+    results,
+)
 from engine.runs.runs import Run
 from engine.spec.contradictions import problems
 from engine.spec.run_spec import RunSpec
@@ -52,7 +58,7 @@ def test_a_run_that_goes_on_and_one_that_left_nothing_offer_nothing(
     assert [one.run.id for one in results(workplace.saves)] == [done.id]
     (done.path / "exit.json").unlink()
     assert results(workplace.saves) == []
-    assert following(runs.read(done.path, workplace.saves)) == []
+    assert possible_next_stages(runs.read(done.path, workplace.saves)) == []
 
 
 def test_dpo_goes_on_from_an_adapter_with_pairs_and_a_tenth_of_the_learning_rate(
@@ -60,7 +66,7 @@ def test_dpo_goes_on_from_an_adapter_with_pairs_and_a_tenth_of_the_learning_rate
 ) -> None:
     add_pairs(workplace.data)
     run = finished("first", data__max_length=48)
-    assert {"rm", "dpo", "kto"} <= set(following(run))
+    assert {"rm", "dpo", "kto"} <= set(possible_next_stages(run))
     spec = next_spec(run, "dpo", workplace)
     assert spec.model.adapter_path == str(run.path / "adapter")
     assert spec.data.datasets == {"pairs": 1.0}
@@ -111,13 +117,13 @@ def test_learning_from_scores_goes_on_with_more_of_it_or_with_pairs(
 ) -> None:
     stage = {"kind": "grpo", "rewards": {"length": 2.0}, "num_generations": 4, "reward_length": 64}
     run = finished("scored", stage=stage, training__gradient_accumulation_steps=16)
-    assert following(run) == ["dpo", "ppo", "grpo"]
+    assert possible_next_stages(run) == ["dpo", "ppo", "grpo"]
     finished("judge", stage={"kind": "rm"})
     again = next_spec(run, "grpo", workplace)  # by the same rewards, though there is a reward model by now
     assert again.stage == run.spec.stage
     assert again.training.learning_rate == pytest.approx(run.spec.training.learning_rate)
     assert next_spec(run, "ppo", workplace).stage.reward_model
-    assert following(finished("policy", stage={"kind": "ppo"})) == ["dpo", "ppo", "grpo"]
+    assert possible_next_stages(finished("policy", stage={"kind": "ppo"})) == ["dpo", "ppo", "grpo"]
 
 
 def test_a_stage_that_cannot_follow_is_refused(finished: Callable[..., Run], workplace: Workplace) -> None:
@@ -134,8 +140,8 @@ def test_behind_a_reward_model_what_has_learned_to_answer_is_trained(
     spec = next_spec(judge, "ppo", workplace)
     assert spec.stage.reward_model == str(judge.dir.adapter)
     assert spec.model.adapter_path is None  # nothing has learned yet
-    assert spec.training.num_train_epochs == EPOCHS
-    assert examples_per_step(spec) >= ANSWERS
+    assert spec.training.num_train_epochs == MAX_NEXT_STAGE_EPOCHS
+    assert examples_per_step(spec) >= MIN_ANSWERS_PER_STEP
 
     talker = finished("talker")
     assert next_spec(judge, "ppo", workplace).model.adapter_path == str(talker.dir.adapter)

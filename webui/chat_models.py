@@ -84,7 +84,7 @@ class ChatModels:
         """What is picked once a run has been chosen: it brings its base with it."""
         chosen = [one for one in self.every_adapter() if one.run.id in list(picked.ids or ())[-1:]]
         folders = [folder for _, folder in self.bases()]
-        return picked._replace(base=recent.listed(_base(chosen[0]), folders)) if chosen else picked
+        return picked._replace(base=recent.matching_folder(_base(chosen[0]), folders)) if chosen else picked
 
     def beside(self, picked: Picked) -> list[Result]:
         """The adapters that are picked and belong to the base."""

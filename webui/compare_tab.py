@@ -63,8 +63,8 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
     saves = workplace.saves
     timer, stamp = gr.Timer(SECONDS, active=False), gr.Textbox(elem_classes="unseen", container=False)
     picked = gr.Dropdown(
-        [], value=[], label=words("compare-runs"), info=words("compare-runs-help", most=compare.MOST),
-        multiselect=True, max_choices=compare.MOST, interactive=True, elem_id="compare-runs", elem_classes="field",
+        [], value=[], label=words("compare-runs"), info=words("compare-runs-help", most=compare.MAX_RUNS_COMPARED),
+        multiselect=True, max_choices=compare.MAX_RUNS_COMPARED, interactive=True, elem_id="compare-runs", elem_classes="field",
     )  # fmt: skip
     note = gr.HTML(elem_id="compare-note")
     with gr.Row(elem_classes="chart-tools", visible=False) as tools:
@@ -89,19 +89,19 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
 
     def draw(ids: Sequence[str] | None, *held: Any) -> list[Any]:
         """Everything about the chosen runs as it is now."""
-        found, gone = compare.chosen(saves, ids or ())
+        found, gone = compare.select_runs(saves, ids or ())
         going = gr.Timer(active=any(not run.final for run in found))
         if not found:
             return [
                 "", going, notes({"compare-gone": gone}, words) + empty(words), gr.update(visible=False), gr.skip(),
                 gr.skip(), "", "",
             ]  # fmt: skip
-        logged, called = compare.curves(found), compare.names(found)
+        logged, called = compare.curves(found), compare.display_names(found)
         specs = [compare.spec_of(run) for run in found]
         differing = compare.differences(specs)
         known, ways = metrics(specs, logged), ways_to_group(differing, words)
         seen = view_of(held, known, ways)
-        groups = compare.grouped(found, seen.by) if seen.by else []
+        groups = compare.group_runs(found, seen.by) if seen.by else []
         looks = [charts.look(place) for place in range(len(found))]
         if groups:
             looks = [
@@ -133,16 +133,16 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
     def tick(known: str, ids: Sequence[str] | None, *held: Any) -> list[Any]:
         """What has changed since `known`; nothing if nothing has."""
         try:
-            found, _ = compare.chosen(saves, ids or ())
+            found, _ = compare.select_runs(saves, ids or ())
             return [gr.skip()] * len(moving) if compare.stamp(found) == known else draw(ids, *held)
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
             return [gr.skip()] * len(moving)
 
     def choices() -> list[tuple[str, str]]:
-        found = compare.trainings(saves)
+        found = compare.training_runs(saves)
         return [
             (f"{name} · {run.id.split('/')[0]}", run.id)
-            for run, name in zip(found, compare.names(found), strict=True)
+            for run, name in zip(found, compare.display_names(found), strict=True)
         ]
 
     def into(ids: Sequence[str], seen: View) -> list[Any]:
@@ -169,7 +169,7 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         last = {name: values[-1] for name, values in given.items()}
         x, smooth = last.get("x", "step"), last.get("smooth", "")
         return into(
-            given["runs"][: compare.MOST],
+            given["runs"][: compare.MAX_RUNS_COMPARED],
             View(
                 last.get("curve", ""),
                 x if x in charts.AXES else "step",
@@ -180,7 +180,7 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         )
 
     def beside(run: Run) -> list[Any]:
-        found = compare.siblings(run, compare.trainings(saves))
+        found = compare.siblings(run, compare.training_runs(saves))
         return into([one.id for one in found], View())
 
     gr.on(

@@ -35,7 +35,7 @@ def routes(workplace: Workplace) -> list[Route]:
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     def curves(request: Request) -> Response:
-        found, _ = compare.chosen(workplace.saves, request.query_params.getlist("runs"))
+        found, _ = compare.select_runs(workplace.saves, request.query_params.getlist("runs"))
         if not found:
             raise HTTPException(404)
         text = compare.curves_csv(found, request.query_params.get("curve", ""))

@@ -25,7 +25,7 @@ from engine.evaluation.evaluation_spec import EvaluationSpec, base_of, fitting, 
 from engine.launch.workspace import Workplace, inside
 from engine.models.discovery import identity
 from engine.runs import recent, runs
-from engine.runs.results import Result, of, results, titles
+from engine.runs.results import Result, result_of, results, titles
 from engine.runs.runs import Run
 from webui import boxes, clicks, notices, reports
 from webui.events import QUIET
@@ -204,7 +204,7 @@ def build(
         """A run that is chosen brings its base with it."""
         last = next((one for one in results(saves) if str(one.folder) in list(chosen or ())[-1:]), None)
         if last and not fits(last, folder):
-            folder = recent.listed(recent.base_named(last), [value for _, value in models()])
+            folder = recent.matching_folder(recent.base_named(last), [value for _, value in models()])
         return [folder, *of_base(folder, chosen, names)]
 
     def of_tasks(chosen: Sequence[str] | None) -> list[Any]:
@@ -386,7 +386,7 @@ def build(
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if the run has left nothing to measure."""
-        found = of(run)
+        found = result_of(run)
         if found is None:
             raise Refusal(problem("chat-no-result", id=run.id))
         if run.kind != "training":  # a whole model that was made of others

@@ -21,7 +21,7 @@ from engine.export import export_spec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
 from engine.runs import publish, runs
-from engine.runs.results import Result, new_export_spec, of, results, titles
+from engine.runs.results import Result, new_export_spec, result_of, results, titles
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from webui import clicks, notices
@@ -320,7 +320,7 @@ def label(one: Result, title: str, words: Words) -> str:
 
 def in_form(run: Run, spec: RunSpec) -> RunSpec:
     """What the form holds, with an export in place of its model; LoRA alone goes on its base. Raises Refusal."""
-    left = of(run)
+    left = result_of(run)
     if left is None:
         raise Refusal(problem("export-no-result", id=run.id))
     base = str(run.spec.model.model_name_or_path if left.adapter else left.folder)

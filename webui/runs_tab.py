@@ -23,7 +23,7 @@ from engine.evaluation import probe, report
 from engine.launch.workspace import Workplace
 from engine.runs import progress, runs, samples
 from engine.runs.failures import explain
-from engine.runs.results import following, of
+from engine.runs.results import possible_next_stages, result_of
 from engine.runs.runs import Run
 from webui import charts, clicks, notices, probes, reports
 from webui.events import QUIET
@@ -146,7 +146,7 @@ def build(
             for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), *[gr.update(visible=of(run) is not None)] * 2,
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), *[gr.update(visible=result_of(run) is not None)] * 2,
             follow_update(run, words), failure_html(run, words), found_html(run, words), gr.update(visible=run.kind == "training"),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
             gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
@@ -269,7 +269,7 @@ def build(
 
 def can_talk(run: Run) -> bool:
     """Whether the run has left something that writes answers."""
-    left = of(run)
+    left = result_of(run)
     return left is not None and left.stage != "rm"
 
 
@@ -295,7 +295,7 @@ def found_html(run: Run, words: Words) -> str:
 
 def follow_update(run: Run, words: Words) -> Any:
     """The stages that can go on from the run, if it has left something."""
-    stages = following(run)
+    stages = possible_next_stages(run)
     named = [(words("follow-with", stage=words.choice("stage", stage)), stage) for stage in stages]
     return gr.update(choices=[(words("follow"), ""), *named], value="", visible=bool(stages))
 
@@ -372,7 +372,7 @@ def table_html(shown: Sequence[Run], words: Words, text: str = "") -> str:
 
 
 def _row(run: Run, columns: Sequence[str], words: Words) -> str:
-    told, value = about(run), progress.last(run)
+    told, value = about(run), progress.headline_value(run)
     cells = {
         "state": state_html(run, words),
         "run": f'<a href="?run={quote(run.id)}">{escape(told["title"])}</a><small>{escape(told["model"])}</small>',
@@ -382,8 +382,8 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
         "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
         "last": ""
         if value is None
-        else f"{charts.short(value)}<small>{escape(words(f'brief-{progress.tells(run)}'))}</small>",
-        "curve": charts.spark(progress.spark(run)),
+        else f"{charts.short(value)}<small>{escape(words(f'brief-{progress.headline_curve(run)}'))}</small>",
+        "curve": charts.spark(progress.sparkline(run)),
     }
     return (
         f'<tr data-run="{escape(run.id)}">'
@@ -427,8 +427,8 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         told.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
         told.append(f"{now.fraction:.0%}")
-    if (value := progress.last(run)) is not None:
-        told.append(f"{words(f'brief-{progress.tells(run)}')} {charts.short(value)}")
+    if (value := progress.headline_value(run)) is not None:
+        told.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
     if now.tokens_per_s and not run.final:
         told.append(words("speed", count=human(now.tokens_per_s)))
     if now.eta_s is not None and now.eta_s > 0:

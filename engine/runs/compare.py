@@ -26,8 +26,8 @@ from engine.runs.progress import Series
 from engine.runs.runs import Run
 from engine.spec.run_spec import UNIONS, RunSpec, fields
 
-MOST = 50  # runs beside each other
-READERS = 2  # curves read at once
+MAX_RUNS_COMPARED = 50  # runs beside each other
+READER_THREADS = 2  # curves read at once
 ABSENT = Ellipsis  # in place of a value where a run has no such setting; None is a value
 BY_NAME = "name"  # groups runs by the beginning of their names
 
@@ -35,20 +35,20 @@ BY_NAME = "name"  # groups runs by the beginning of their names
 # ------------------------------------------------------------------------------------------ which runs
 
 
-def trainings(saves: Path) -> list[Run]:
+def training_runs(saves: Path) -> list[Run]:
     """Every run that learns, newest first."""
     return runs.find(saves, "training")
 
 
-def chosen(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
+def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
     """The first `MOST` of the runs with these ids, each once, and the ids that are no runs (any more)."""
-    found, gone = [], []
+    selected, missing = [], []
     for id in dict.fromkeys(ids):
         try:
-            found.append(runs.get(saves, id))
+            selected.append(runs.get(saves, id))
         except Refusal:
-            gone.append(id)
-    return found[:MOST], gone
+            missing.append(id)
+    return selected[:MAX_RUNS_COMPARED], missing
 
 
 def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
@@ -66,7 +66,7 @@ def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
     return [run, *alike][:most]
 
 
-def names(chosen: Sequence[Run]) -> list[str]:
+def display_names(chosen: Sequence[Run]) -> list[str]:
     """What each run is called: by its name, with its folder where two have the same."""
     titles = {run.id: spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen}
     called = distinct(titles)
@@ -92,7 +92,7 @@ def stamp(chosen: Sequence[Run]) -> str:
 
 def curves(chosen: Sequence[Run]) -> list[dict[str, Series]]:
     """What each run has logged, by name. Several files are read at once."""
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READER_THREADS) as pool:
         return list(pool.map(progress.curves, chosen))
 
 
@@ -114,15 +114,17 @@ def differences(specs: Sequence[RunSpec | None]) -> list[Difference]:
     lacks every setting, and makes none of them differ. The name of a run is no setting.
     """
     plain = [None if spec is None else spec.model_dump(mode="json") for spec in specs]
-    found = []
+    differing = []
     for path in fields():
         if path == "name":
             continue
-        values = tuple(ABSENT if one is None else _value(one, path) for one in plain)
-        known = [_same(value) for value, one in zip(values, plain, strict=True) if one is not None]
+        values = tuple(ABSENT if settings is None else _value(settings, path) for settings in plain)
+        known = [
+            _comparable(value) for value, settings in zip(values, plain, strict=True) if settings is not None
+        ]
         if any(value != known[0] for value in known):
-            found.append(Difference(path, values))
-    return found
+            differing.append(Difference(path, values))
+    return differing
 
 
 def _value(plain: Mapping[str, Any], path: str) -> Any:
@@ -135,26 +137,26 @@ def _value(plain: Mapping[str, Any], path: str) -> Any:
     return value["kind"] if path in UNIONS else value
 
 
-def _same(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     """Equal for two ways to one folder."""
     return identity(value) if isinstance(value, str) and os.path.isabs(value) else value
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value in one line: {"names": 2.0, "chats": 1.0} → "names × 2, chats"."""
     if isinstance(value, Mapping):
-        return ", ".join(_entry(name, inner) for name, inner in value.items())
+        return ", ".join(_format_entry(name, inner) for name, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(written, value))
+        return ", ".join(map(format_value, value))
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return "" if value is None else str(value)
 
 
-def _entry(name: str, value: Any) -> str:
+def _format_entry(name: str, value: Any) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return name if value == 1 else f"{name} × {written(float(value))}"
-    return f"{name}: {written(value)}"
+        return name if value == 1 else f"{name} × {format_value(float(value))}"
+    return f"{name}: {format_value(value)}"
 
 
 # ------------------------------------------------------------------------------------------ figures at the end
@@ -194,14 +196,14 @@ def figures(chosen: Sequence[Run], logged: Sequence[Mapping[str, Series]]) -> li
     """
     specs = [spec_of(run) for run in chosen]
     measure = {(spec.stage.kind, getattr(spec.stage, "loss_type", "")) for spec in specs if spec}
-    found = []
+    candidates = []
     for name in _key_curves(specs, logged):
         for of in ("last", "best") if better(name) else ("last",):
-            values = tuple(_end(curve.get(name), of, better(name)) for curve in logged)
-            found.append(_marked(name, of, values, mark=len(measure) < 2))
-    for name, count in COUNTS.items():
-        found.append(_marked(name, "", tuple(map(count, chosen, logged)), mark=True))
-    return [figure for figure in found if np.isfinite(figure.values).any()]
+            values = tuple(_end_value(curve.get(name), of, better(name)) for curve in logged)
+            candidates.append(_figure(name, of, values, mark=len(measure) < 2))
+    for name, count in RUN_MEASURES.items():
+        candidates.append(_figure(name, "", tuple(map(count, chosen, logged)), mark=True))
+    return [figure for figure in candidates if np.isfinite(figure.values).any()]
 
 
 def _key_curves(specs: Sequence[RunSpec | None], logged: Sequence[Mapping[str, Series]]) -> list[str]:
@@ -209,18 +211,23 @@ def _key_curves(specs: Sequence[RunSpec | None], logged: Sequence[Mapping[str, S
     quantities = ["loss", *(name for stage in stages if stage in STAGES for name in STAGES[stage].curves)]
     quantities += [STAGES[stage].best for stage in stages if stage in STAGES]
     known = {name for curve in logged for name in curve}
-    return [one for name in dict.fromkeys(quantities) for one in (name, f"eval_{name}") if one in known]
+    return [
+        curve_name
+        for name in dict.fromkeys(quantities)
+        for curve_name in (name, f"eval_{name}")
+        if curve_name in known
+    ]
 
 
-def _marked(name: str, of: str, values: tuple[float, ...], mark: bool) -> Figure:
-    told = [value for value in values if np.isfinite(value)]
-    if not (mark and better(name) and len(told) > 1 and min(told) < max(told)):
+def _figure(name: str, of: str, values: tuple[float, ...], mark: bool) -> Figure:
+    finite = [value for value in values if np.isfinite(value)]
+    if not (mark and better(name) and len(finite) > 1 and min(finite) < max(finite)):
         return Figure(name, of, values)
-    top = min(told) if better(name) == LOWER else max(told)
+    top = min(finite) if better(name) == LOWER else max(finite)
     return Figure(name, of, values, frozenset(place for place, value in enumerate(values) if value == top))
 
 
-def _end(series: Series | None, of: str, which: str) -> float:
+def _end_value(series: Series | None, of: str, which: str) -> float:
     if series is None:
         return np.nan
     part = series.value if of == "last" else series.low if which == LOWER else series.high
@@ -231,7 +238,7 @@ def _end(series: Series | None, of: str, which: str) -> float:
 
 
 def _furthest(logged: Mapping[str, Series], axis: str) -> float:
-    ends = [float(getattr(one, axis)[-1]) for one in logged.values() if len(one.step)]
+    ends = [float(getattr(series, axis)[-1]) for series in logged.values() if len(series.step)]
     return max((end for end in ends if np.isfinite(end)), default=np.nan)
 
 
@@ -245,7 +252,7 @@ def _device_memory(run: Run) -> float:
     return ((read_json(folder / RESULT) if folder else None) or {}).get("peak_device_memory") or np.nan
 
 
-COUNTS = {
+RUN_MEASURES = {
     "steps": lambda _run, logged: _furthest(logged, "step"),
     "epochs": lambda _run, logged: _furthest(logged, "epoch"),
     "tokens": lambda _run, logged: _furthest(logged, "tokens"),
@@ -267,18 +274,18 @@ class Group:
     places: tuple[int, ...]
 
 
-def grouped(chosen: Sequence[Run], by: str) -> list[Group]:
+def group_runs(chosen: Sequence[Run], by: str) -> list[Group]:
     """The runs by their value of the setting at `by`, or with BY_NAME by their names without the number at the end
     ("rank-8-1" and "rank-8-2" → "rank-8"); in the order of numbers where all values are numbers."""
     if by == BY_NAME:
-        values = [re.sub(r"[\W_]*\d+$", "", name) or name for name in names(chosen)]
+        values = [re.sub(r"[\W_]*\d+$", "", name) or name for name in display_names(chosen)]
     else:
         specs = [spec_of(run) for run in chosen]
         values = [ABSENT if spec is None else _value(spec.model_dump(mode="json"), by) for spec in specs]
-    found: dict[str, list[int]] = {}
+    places_by_value: dict[str, list[int]] = {}
     for place, value in enumerate(values):
-        found.setdefault(repr(_same(value)), []).append(place)
-    groups = [Group(values[places[0]], tuple(places)) for places in found.values()]
+        places_by_value.setdefault(repr(_comparable(value)), []).append(place)
+    groups = [Group(values[places[0]], tuple(places)) for places in places_by_value.values()]
     if all(type(group.value) in (int, float) for group in groups):
         groups.sort(key=lambda group: group.value)
     return groups
@@ -286,10 +293,10 @@ def grouped(chosen: Sequence[Run], by: str) -> list[Group]:
 
 def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float, int]:
     """Mean, sample standard deviation and number of the finite values in a group; NaN where there are too few."""
-    told = np.array([values[place] for place in group.places], dtype=float)
-    told = told[np.isfinite(told)]
-    mean = float(told.mean()) if len(told) else np.nan
-    return mean, float(told.std(ddof=1)) if len(told) > 1 else np.nan, len(told)
+    finite = np.array([values[place] for place in group.places], dtype=float)
+    finite = finite[np.isfinite(finite)]
+    mean = float(finite.mean()) if len(finite) else np.nan
+    return mean, float(finite.std(ddof=1)) if len(finite) > 1 else np.nan, len(finite)
 
 
 # ------------------------------------------------------------------------------------------ CSV
@@ -298,7 +305,7 @@ def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float
 def curves_csv(chosen: Sequence[Run], metric: str) -> str:
     """One curve of every run, a line for each point that is kept: its mean, and the lowest and highest it stands for."""
     rows: list[Sequence[Any]] = [("run", "step", "epoch", "time_s", "tokens", metric, "low", "high")]
-    for name, logged in zip(names(chosen), curves(chosen), strict=True):
+    for name, logged in zip(display_names(chosen), curves(chosen), strict=True):
         if series := logged.get(metric):
             columns = (
                 series.step,

@@ -36,18 +36,18 @@ PATTERNS = {
     "shapes": r"size mismatch for (?P<what>[\w.]+)",
 }
 
-# What an error says that was raised in place of another one: those come last, when nothing else is known.
-GENERAL = ("damaged", "shapes", "configuration")
-# What nobody prints who goes on: of these a line in the log is enough, whatever the error itself says. A warning that a
-# tracker was not reached, say, explains nothing.
-SURE = {
+# Signatures of errors that may have been raised in place of another one: tried last, when nothing else is known.
+GENERIC_CODES = ("damaged", "shapes", "configuration")
+# What no process prints and goes on: a line in the log is enough, whatever the error itself says. A warning that a
+# tracker was not reached, for instance, explains nothing.
+FATAL_PATTERNS = {
     **{code: PATTERNS[code] for code in ("device-memory", "disk-full", "kernels", "driver")},
     "bitsandbytes": r"libbitsandbytes_\w+\.so(?:: cannot open| not found)|bitsandbytes library load error|CUDA Setup failed"
     r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
     r"|not available in CPU-only version of bitsandbytes",
 }
-END = 64 << 10  # bytes of a log in which its last lines are
-SEARCHED = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
+LOG_END_BYTES = 64 << 10  # bytes at the end of a log that hold its last lines
+LOG_SEARCH_BYTES = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Explanation:
     def what(self, language: str = "en") -> str:
         """What happened, in one or two sentences."""
         if self.problems:
-            problems = (Problem(each["code"], each["field"], each["values"]) for each in self.problems)
-            return "\n".join(each.text(language) for each in problems)
+            problems = (Problem(entry["code"], entry["field"], entry["values"]) for entry in self.problems)
+            return "\n".join(problem.text(language) for problem in problems)
         return say(f"failure-{self.code}", language, **self.values)
 
     def advice(self, language: str = "en") -> str:
@@ -76,18 +76,20 @@ def explain(run: Run) -> Explanation | None:
     if run.state not in ("failed", "interrupted"):
         return None
     error = read_json(run.dir.error) or {}
-    log = end_of(run.dir.log, END, run.dir.log_from()).decode("utf-8", errors="replace")
+    log = end_of(run.dir.log, LOG_END_BYTES, run.dir.log_from()).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
-    known = tuple(one for one in error.get("problems", ()) if one["code"] in sentences())
+    known = tuple(entry for entry in error.get("problems", ()) if entry["code"] in sentences())
     exit = {"reason": "interrupted", "code": None, "signal": None} | (run.exit or {})
     values = {"code": exit["code"], "signal": exit["signal"], "what": "", "last": _last_line(error, log)}
     if known:
         return Explanation("", {}, traceback, known)
     lines = [f"{error.get('type', '')}: {error.get('message', '')}", *error.get("causes", ()), traceback]
     text = "\n".join(lines + ([] if run.exit else [log]))
-    particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERAL}
-    code, what = _match(particular, text) or _printed(run, bool(error)) or _match(PATTERNS, text) or ("", "")
-    # A disk that filled up may have kept the keeper itself from saying so: then only the log knows.
+    particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERIC_CODES}
+    code, what = (
+        _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
+    )
+    # A disk that filled up may have kept the supervisor itself from saying so: then only the log knows.
     known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
     if code and known_end:
         return Explanation(code, values | {"what": what}, traceback)
@@ -100,32 +102,32 @@ def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:
     return next(((code, match.groupdict().get("what") or "") for code, match in matches if match), None)
 
 
-def _printed(run: Run, has_error: bool) -> tuple[str, str] | None:
+def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
     """(code, what it names) of a failure whose signature stands in the log of the attempt."""
     try:
         status = run.dir.log.stat()
     except OSError:
         return None
-    return _search(run.dir.log, run.dir.log_from(), status.st_size, status.st_mtime_ns, has_error)
+    return _search_log(run.dir.log, run.dir.log_from(), status.st_size, status.st_mtime_ns, has_error)
 
 
 @lru_cache(maxsize=64)
-def _search(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
+def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
     """Of a log longer than twice SEARCHED the middle is not read. Without an error.json a process died in the middle of what
     it printed, and every pattern counts in the first traceback."""
     with log.open("rb") as file:
         file.seek(begins)
-        text = file.read(SEARCHED)
-    if begins + SEARCHED < size:
-        text += end_of(log, SEARCHED, begins + SEARCHED)
+        text = file.read(LOG_SEARCH_BYTES)
+    if begins + LOG_SEARCH_BYTES < size:
+        text += end_of(log, LOG_SEARCH_BYTES, begins + LOG_SEARCH_BYTES)
     text = text.decode("utf-8", errors="replace")
-    return (None if has_error else _match(PATTERNS, _first_traceback(text))) or _match(SURE, text)
+    return (None if has_error else _match(PATTERNS, _first_traceback(text))) or _match(FATAL_PATTERNS, text)
 
 
 def _first_traceback(log: str) -> str:
     """The first traceback in the end of the log: later ones are of what broke in consequence."""
-    found = re.search(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*\S.*", log)
-    return found[0] if found else ""
+    match = re.search(r"Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*\S.*", log)
+    return match[0] if match else ""
 
 
 def _last_line(error: Mapping[str, Any], log: str) -> str:

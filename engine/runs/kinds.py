@@ -1,6 +1,6 @@
 """The kinds of run: what its spec is, what stands in its way, what it starts.
 
-Everything else about a run (queue, keeper, lock, log, stop, resume, delete) is the same whatever its kind.
+Everything else about a run (queue, supervisor, lock, log, stop, resume, delete) is the same whatever its kind.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from engine.spec.yaml_text import read_yaml
 @dataclass(frozen=True)
 class Kind:
     """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from running here;
-    `steps` are its children, one after the other: (spec, folder, port, cards) → steps; `doubts` is what is told and keeps
-    nobody from starting, beside the problems that were found."""
+    `steps` are its child processes in order: (spec, folder, port, number of GPUs) → steps; `doubts` are warnings that do
+    not keep it from starting: (spec, problems) → warnings."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]
     problems: Callable[[Any, Workplace], list[Problem]]
     steps: Callable[[Any, Path, int, int], list[Step]]
-    doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _found: []
+    doubts: Callable[[Any, list[Problem]], list[Problem]] = lambda _spec, _problems: []
 
 
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Everything that keeps a training from running here: in the spec, on this machine, and of its numbers."""
-    found = problems(spec) + checks.obstacles(spec, workplace)
-    return found + limits.exceeded(spec, workplace, found)
+    obstacles = problems(spec) + checks.obstacles(spec, workplace)
+    return obstacles + limits.exceeded(spec, workplace, obstacles)
 
 
-def training_doubts(spec: RunSpec, found: list[Problem]) -> list[Problem]:
-    """What is told of a training's numbers and of its data, beside the problems that were found."""
-    outside = any(one.field == "data.dataset_dir" for one in found)  # a folder that may not be looked into
-    return limits.doubts(spec, found) + ([] if outside else remarks(spec))
+def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
+    """Warnings about a training's numbers and its data, beside the problems that were found."""
+    outside = any(
+        obstacle.field == "data.dataset_dir" for obstacle in obstacles
+    )  # a folder that may not be looked into
+    return limits.doubts(spec, obstacles) + ([] if outside else remarks(spec))
 
 
 KINDS = {
@@ -55,11 +57,11 @@ KINDS = {
     ),
     "evaluation": Kind(
         evaluation_spec.EvaluationSpec, evaluation_spec.frozen, evaluation_spec.problems,
-        lambda _spec, folder, _port, _cards: [worker_step("evaluate", folder)],
+        lambda _spec, folder, _port, _gpu_count: [worker_step("evaluate", folder)],
     ),
     "export": Kind(
         export_spec.ExportSpec, export_spec.frozen, export_spec.problems,
-        lambda _spec, folder, _port, _cards: [worker_step("export", folder)],
+        lambda _spec, folder, _port, _gpu_count: [worker_step("export", folder)],
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ class Training(NamedTuple):
 def trainings(folders: Iterable[str | Path]) -> list[Training]:
     """The trainings behind the weights in `folders`, what each began with before it. Where a run is gone, or is none
     of ours, its line ends."""
-    found: list[Training] = []
+    lineage: list[Training] = []
     seen: set[Path] = set()
 
     def follow(folder: str | Path) -> None:
@@ -33,14 +33,14 @@ def trainings(folders: Iterable[str | Path]) -> list[Training]:
             return
         seen.add(run.path)
         spec = _spec(run)
-        for before in _began_with(spec) if spec else ():
+        for before in _starting_weights(spec) if spec else ():
             follow(before)
         if isinstance(spec, RunSpec):
-            found.append(Training(run, spec))
+            lineage.append(Training(run, spec))
 
     for folder in folders:
         follow(folder)
-    return found
+    return lineage
 
 
 def learned(folders: Iterable[str | Path]) -> set[tuple[str, str]]:
@@ -59,6 +59,6 @@ def _spec(run: RunDir) -> Spec | None:
         return None
 
 
-def _began_with(spec: Spec) -> list[str]:
+def _starting_weights(spec: Spec) -> list[str]:
     adapters = list(spec.adapters) if isinstance(spec, ExportSpec) else [spec.model.adapter_path]
     return [folder for folder in (*adapters, spec.model.model_name_or_path) if folder]

@@ -14,21 +14,21 @@ from typing import Any
 from engine.core.rundir import RESULT, RunDir, end_of, read_json
 
 
-def stop_wanted(run: RunDir) -> str | None:
-    """ "save", "kill", or None: what somebody asked of the run."""
+def requested_stop(run: RunDir) -> str | None:
+    """ "save", "kill", or None: what has been requested of the run."""
     return ((read_json(run.request) or {}).get("stop") or {}).get("how")
 
 
-def judge(run: RunDir, code: int) -> dict[str, Any]:
+def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     """What the end of the children means: the content of exit.json."""
     folder = run.left()
     result = read_json(folder / RESULT) if folder else None
     written = bool(result) and result["attempt"] == run.attempt()
-    said = (
+    reported = (
         run.error.exists()
     )  # a program that reports an error was not killed, whatever happened to its siblings
-    killed_by = None if said else _signal(code, run)
-    stopped = {"kill": True, "save": not said}.get(stop_wanted(run), False)
+    killed_by = None if reported else _signal(code, run)
+    stopped = {"kill": True, "save": not reported}.get(requested_stop(run), False)
     if code == 0 and written and result["complete"]:
         outcome, reason = "finished", "finished"
     elif stopped and (code != 0 or written or not result):
@@ -47,10 +47,10 @@ def _signal(code: int, run: RunDir) -> str | None:
     """Name of the signal that ended the training: the launcher's own, or the one it reports of its child."""
     number = -code if code < 0 else 0
     if code > 0:
-        told = re.findall(
+        matches = re.findall(
             rb"died with <Signals\.(SIG\w+)|exitcode\s*:\s*-(\d+)", end_of(run.log, 16_384, run.log_from())
         )
-        if told and told[-1][0]:
-            return told[-1][0].decode()
-        number = int(told[-1][1]) if told else 0
+        if matches and matches[-1][0]:
+            return matches[-1][0].decode()
+        number = int(matches[-1][1]) if matches else 0
     return signal.Signals(number).name if number in set(signal.Signals) else None

@@ -1,4 +1,4 @@
-"""What a spec would do, told before it is started: rows, steps, parameters, command, and what stands in the way."""
+"""What a spec would do, shown before it is started: rows, steps, parameters, command, and what stands in the way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from engine.spec.contradictions import problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
 
-MEMORY = ("batch-may-not-fit", "length-may-not-fit", "model-may-not-fit")  # `fits` says more than these
+MEMORY_WARNING_CODES = (
+    "batch-may-not-fit",
+    "length-may-not-fit",
+    "model-may-not-fit",
+)  # `fits` says more than these
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Summary:
     shell: str  # the command, quoted for a shell
     yaml: str
     problems: list[Problem]
-    needed: memory.Needed | None = None  # of each card, or of the machine
+    needed: memory.Needed | None = None  # of each GPU, or of the machine
     room: memory.Room | None = None
     fits: RunSpec | None = (
         None  # the spec, changed where it needs more than there is; None if no change helps
@@ -60,7 +64,7 @@ def first_preset(workplace: Workplace) -> str:
 
 def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | None]:
     """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
-    to none; the second answer says so. A preset for any model has the one to begin with, unless that is the demo."""
+    to none; the second value says so. A preset for any model has the one to begin with, unless that is the demo."""
     spec = workplace.preset(preset)
     if not spec.model.model_name_or_path and not recent.is_demo(model := recent.first_model(workplace)):
         spec = spec.change("model.model_name_or_path", str(model.path))
@@ -71,43 +75,43 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
         return spec, None
     instead = recommended(catalogue, STAGES[spec.stage.kind].form)[:1]
     gone = {"names": ", ".join(missing), "folder": workplace.data}
-    said = (
+    notice = (
         problem("preset-other-data", instead=instead[0], **gone)
         if instead
         else problem("preset-no-data", **gone)
     )
-    return spec.change("data.datasets", instead), said
+    return spec.change("data.datasets", instead), notice
 
 
 def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | None]:
-    """A spec whose only data set does not fit its stage, with the first that does; the second answer says so. Where
+    """A spec whose only data set does not fit its stage, with the first that does; the second value says so. Where
     several are chosen, or none is there that fits, it stays as it is."""
     fitting = recommended(read_catalogue(workplace.data)[0], STAGES[spec.stage.kind].form)
     chosen = list(spec.data.datasets)
     if len(chosen) != 1 or chosen[0] in fitting or not fitting:
         return spec, None
-    said = problem("stage-other-data", name=chosen[0], instead=fitting[0])
-    return spec.change("data.datasets", fitting[:1]), said
+    notice = problem("stage-other-data", name=chosen[0], instead=fitting[0])
+    return spec.change("data.datasets", fitting[:1]), notice
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     """Everything the page shows beside the Start button. Waits for nothing: what is still being tried on this machine is
-    told once it is known (`engine.preflight.doctor`)."""
+    shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
-    cards = len(hardware.gpus())
+    gpu_count = len(hardware.gpus())
     folder = "saves/…"
-    training = command.train_command(spec, folder, 0, cards)
-    found = obstacles(spec, workplace, wait=False)
+    training = command.train_command(spec, folder, 0, gpu_count)
+    all_problems = obstacles(spec, workplace, wait=False)
     broken = unusable(doctor.device_of(spec), wait=False)
-    wrong = {one.field for one in found}
+    wrong = {obstacle.field for obstacle in all_problems}
     # A folder that is not this installation's is not looked into, not even to count.
     counted = None if "data.dataset_dir" in wrong else limits.rows_of(spec)
     rows = counted.total if counted else None
     model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
-    need = memory.needed(spec, model, cards) if model and "stage.reward_model" not in wrong else None
+    need = memory.needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
     room, data = memory.room(spec), spec.data
-    found = problems(spec) + found
-    found += limits.exceeded(spec, workplace, found)
+    all_problems = problems(spec) + all_problems
+    all_problems += limits.exceeded(spec, workplace, all_problems)
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
@@ -115,13 +119,17 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         trainable=trainable(spec) if model else None,
         parameters=model.parameters if model else None,
         command=training,
-        shell=command.shell(training, command.environment(spec, folder, cards, hardware.threads())),
+        shell=command.shell(training, command.environment(spec, folder, gpu_count, hardware.threads())),
         yaml=spec.to_yaml(brief=True),
-        problems=found,
-        doubts=[one for one in limits.doubts(spec, found) if one.code not in MEMORY],
+        problems=all_problems,
+        doubts=[
+            doubt for doubt in limits.doubts(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES
+        ],
         needed=need,
         room=room,
-        fits=memory.remedies(spec, model, cards, room.bytes, without=broken or ()) if need and room else None,
+        fits=memory.remedies(spec, model, gpu_count, room.bytes, without=broken or ())
+        if need and room
+        else None,
         unusable=broken,
         remarks=[] if "data.dataset_dir" in wrong else remarks(spec),
     )

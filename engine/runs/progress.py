@@ -25,14 +25,14 @@ from engine.core.rundir import RunDir, end_of, read_json
 from engine.core.stages import STAGES
 from engine.runs.runs import Run
 
-POINTS = 2048  # of a curve are kept, at most; halved when twice as many have come
-CHUNK = 1 << 21  # bytes of a metrics file parsed at a time
-KEPT = ".curves.npz"  # beside a metrics file, after as many new bytes as are worth it
-WORTH_KEEPING = 4 << 20
-FEW = 500  # lines for which it is not worth to have pyarrow in memory
+MAX_POINTS = 2048  # kept of a curve; halved when twice as many have come
+CHUNK_BYTES = 1 << 21  # bytes of a metrics file parsed at a time
+CACHE_FILE = ".curves.npz"  # beside a metrics file
+CACHE_AFTER_BYTES = 4 << 20  # new ones since the cache was written
+MIN_ROWS_FOR_PYARROW = 500  # lines below which pyarrow is not worth its memory
 AXES = ("step", "epoch", "time")  # what every line says besides its numbers
-OF_NUMBERS = b"0123456789.+-eE"
-OF_NAMES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
+NUMBER_BYTES = b"0123456789.+-eE"
+NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,24 @@ class Series:
 
 
 def progress(run: Run) -> Progress:
-    """The phase a run is in and how far, as of its last word."""
-    said = read_json(run.dir.progress) or {}
-    phase = {"queued": "waiting", "finished": "done"}.get(run.state) or said.get("phase", "preparing")
-    done, total = said.get("done", 0), said.get("total")
+    """The phase a run is in and how far, as it last reported."""
+    reported = read_json(run.dir.progress) or {}
+    phase = {"queued": "waiting", "finished": "done"}.get(run.state) or reported.get("phase", "preparing")
+    done, total = reported.get("done", 0), reported.get("total")
     fraction = 1.0 if run.state == "finished" else done / total if total else None
     eta = None
-    if not run.final and total and done > said.get("began_with", 0):
-        eta = (total - done) * (said["at"] - said["began"]) / (done - said["began_with"])
+    if not run.final and total and done > reported.get("began_with", 0):
+        eta = (total - done) * (reported["at"] - reported["began"]) / (done - reported["began_with"])
     curve = curves(run)
     return Progress(
-        phase, done, total, said.get("unit", ""), fraction, eta, _rate(curve.get("num_tokens")), _last(curve)
+        phase,
+        done,
+        total,
+        reported.get("unit", ""),
+        fraction,
+        eta,
+        _rate(curve.get("num_tokens")),
+        _last(curve),
     )
 
 
@@ -93,34 +100,34 @@ def _last(curve: Mapping[str, Series], name: str = "loss") -> float | None:
     return float(known[-1]) if known else None
 
 
-def tells(run: Run) -> str:
-    """The curve that tells how a run goes: its stage says which."""
+def headline_curve(run: Run) -> str:
+    """The name of the curve that shows how a run goes, which depends on its stage."""
     try:
         return STAGES[run.spec.stage.kind].tells if run.kind == "training" else "loss"
     except (Refusal, OSError):
         return "loss"
 
 
-def last(run: Run) -> float | None:
-    """The newest value of the curve that tells how the run goes, if there is one."""
-    return _brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[0]
+def headline_value(run: Run) -> float | None:
+    """The newest value of that curve, if there is one."""
+    return _headline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run))[0]
 
 
-def spark(run: Run) -> list[float]:
+def sparkline(run: Run) -> list[float]:
     """That curve in at most 32 points."""
-    return list(_brief(run.dir.metrics, *_stamp(run.dir.metrics), tells(run))[1])
+    return list(_headline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run))[1])
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        told = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return 0, 0
-    return told.st_mtime_ns, told.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=4096)
-def _brief(path: Path, _changed: int, size: int, name: str) -> tuple[float | None, tuple[float, ...]]:
+def _headline(path: Path, _changed: int, size: int, name: str) -> tuple[float | None, tuple[float, ...]]:
     """Last value and spark line of a curve, kept as long as the file does not change."""
     if not size:
         return None, ()
@@ -139,28 +146,28 @@ def curves(run: Run) -> dict[str, Series]:
 
 
 def read_long_curves(run: RunDir) -> None:
-    """Read once the curves of a run that has logged much, so that nobody waits for them who looks at it or compares it."""
+    """Read once the curves of a run that has logged much, so that the page need not wait for them."""
     with contextlib.suppress(OSError):
-        if run.metrics.stat().st_size > WORTH_KEEPING:
+        if run.metrics.stat().st_size > CACHE_AFTER_BYTES:
             _reader(run.metrics).read()
 
 
 @lru_cache(maxsize=256)
-def _reader(path: Path) -> _Reader:
-    return _Reader(path)
+def _reader(path: Path) -> _CurveReader:
+    return _CurveReader(path)
 
 
-class _Reader:
-    """Follows one metrics file. What was read of a long one is kept beside it, for whoever begins to read it later."""
+class _CurveReader:
+    """Follows one metrics file. The curves of a long one are cached beside it for the next reader."""
 
     def __init__(self, path: Path):
         self.path, self.busy = path, threading.Lock()
-        self.beside = path.with_name(KEPT)
+        self.beside = path.with_name(CACHE_FILE)
         self._begin(0)
 
     def _begin(self, inode: int) -> None:
         self.inode, self.offset, self.kept = inode, 0, 0
-        self.growing: dict[str, _Growing] = {}
+        self.growing: dict[str, _GrowingCurve] = {}
 
     def _recall(self, file: Any) -> None:
         """Go on from what is kept, if the file still begins as it did then."""
@@ -171,7 +178,7 @@ class _Reader:
                 if file.read(len(end)) == end:
                     tables = zip(kept["names"].tolist(), kept["strides"].tolist(), strict=True)
                     self.growing = {
-                        name: _Growing(kept[f"merged{number}"], kept[f"fresh{number}"], stride)
+                        name: _GrowingCurve(kept[f"merged{number}"], kept[f"fresh{number}"], stride)
                         for number, (name, stride) in enumerate(tables)
                     }
                     self.offset = self.kept = offset
@@ -200,22 +207,22 @@ class _Reader:
         with self.busy:
             try:
                 with self.path.open("rb") as file:
-                    told = os.fstat(file.fileno())
-                    if told.st_ino != self.inode or told.st_size < self.offset:
-                        self._begin(told.st_ino)
+                    status = os.fstat(file.fileno())
+                    if status.st_ino != self.inode or status.st_size < self.offset:
+                        self._begin(status.st_ino)
                         self._recall(file)
                     file.seek(self.offset)
                     while lines := self._whole_lines(file):
                         self._take(lines)
-                    if self.offset - self.kept > WORTH_KEEPING:
+                    if self.offset - self.kept > CACHE_AFTER_BYTES:
                         self._keep(file)
             except FileNotFoundError:
                 self._begin(0)
-            return _counted({name: growing.table() for name, growing in self.growing.items()})
+            return _with_token_counts({name: growing.table() for name, growing in self.growing.items()})
 
     def _whole_lines(self, file: Any) -> bytes:
         """The next lines up to about a chunk; nothing while the last line is still being written."""
-        text = file.read(CHUNK)
+        text = file.read(CHUNK_BYTES)
         end = text.rfind(b"\n") + 1
         if not end:
             return b""
@@ -225,10 +232,10 @@ class _Reader:
 
     def _take(self, text: bytes) -> None:
         for name, points in _points(text).items():
-            self.growing.setdefault(name, _Growing()).add(points)
+            self.growing.setdefault(name, _GrowingCurve()).add(points)
 
 
-def _counted(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
+def _with_token_counts(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
     """The curves, each with the tokens seen at its points: as counted there, or between two counts in proportion."""
     counts = tables.get("num_tokens", np.empty((0, 6)))
     counts = counts[np.isfinite(counts[:, 5])]
@@ -248,17 +255,17 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
     Lines of one kind (of training, of validation) are equal but for their numbers, and are converted at once.
     """
     parts: dict[str, list[np.ndarray]] = {}
-    for numbers, alike in _kinds(text):
-        for kept, column in _columns(numbers, alike):
-            place = kept, column["step"], np.nan_to_num(column["epoch"]), column["time"]
-            for name in (one for one in column if one not in AXES):
+    for numbers, alike in _lines_by_shape(text):
+        for line_numbers, column in _columns(numbers, alike):
+            place = line_numbers, column["step"], np.nan_to_num(column["epoch"]), column["time"]
+            for name in (key for key in column if key not in AXES):
                 parts.setdefault(name, []).append(np.column_stack([*place, *[column[name]] * 3]))
-    return {name: _in_order(some)[:, 1:] for name, some in parts.items()}
+    return {name: _in_order(arrays)[:, 1:] for name, arrays in parts.items()}
 
 
-def _kinds(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
+def _lines_by_shape(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
     """Of each kind of lines, equal but for what numbers are written with: their numbers among all lines, and their text."""
-    bare = text.translate(None, OF_NUMBERS)
+    bare = text.translate(None, NUMBER_BYTES)
     first = bare[: bare.index(b"\n") + 1]
     count = len(bare) // len(first)
     if bare == first * count:
@@ -290,14 +297,14 @@ def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, di
     except ValueError:  # one of them is spoiled
         objects = map(_object, alike.split(b"\n"))
     # Names may differ in a digit, which is one of a name and not of a number.
-    parted: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
-    for number, one in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
-        if _is_line(one):
-            parted.setdefault(tuple(one), []).append((number, one))
-    for names, found in parted.items():
-        kept, some = zip(*found, strict=True)
-        table = np.array([tuple(one.values()) for one in some], dtype=np.float64).T  # null is NaN
-        yield np.array(kept), dict(zip(names, table, strict=True))
+    by_names: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+    for number, record in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
+        if _is_line(record):
+            by_names.setdefault(tuple(record), []).append((number, record))
+    for names, numbered in by_names.items():
+        line_numbers, records = zip(*numbered, strict=True)
+        table = np.array([tuple(record.values()) for record in records], dtype=np.float64).T  # null is NaN
+        yield np.array(line_numbers), dict(zip(names, table, strict=True))
 
 
 def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
@@ -307,16 +314,20 @@ def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
     is left of a name, which is what a kind does not tell of it, and a number.
     """
     line = alike[: alike.find(b"\n")]
-    first = _object(line) if count >= FEW else None
+    first = _object(line) if count >= MIN_ROWS_FOR_PYARROW else None
     if not first or any(type(value) not in (int, float) for value in first.values()):
         return None
     if not line.count(b",") + 1 == line.count(b":") == len(first):
         return None
     from pyarrow import ArrowInvalid, binary, csv, dictionary, float64, int32
 
-    rows = alike.translate(bytes.maketrans(b":", b","), OF_NAMES)
-    left, told = ([f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1))
-    types = dict.fromkeys(left, dictionary(int32(), binary())) | dict.fromkeys(told, float64())
+    rows = alike.translate(bytes.maketrans(b":", b","), NAME_BYTES)
+    name_columns, number_columns = (
+        [f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1)
+    )
+    types = dict.fromkeys(name_columns, dictionary(int32(), binary())) | dict.fromkeys(
+        number_columns, float64()
+    )
     try:
         table = csv.read_csv(
             io.BytesIO(rows),
@@ -326,9 +337,9 @@ def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
         )
     except ArrowInvalid:
         return None
-    if any(len(chunk.dictionary) > 1 for column in left for chunk in table[column].chunks):
+    if any(len(chunk.dictionary) > 1 for column in name_columns for chunk in table[column].chunks):
         return None
-    return {name: table[column].to_numpy() for name, column in zip(first, told, strict=True)}
+    return {name: table[column].to_numpy() for name, column in zip(first, number_columns, strict=True)}
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -343,7 +354,7 @@ def _is_line(value: Any) -> bool:
     return isinstance(value, dict) and set(AXES) <= set(value)
 
 
-class _Growing:
+class _GrowingCurve:
     """A curve that keeps its shape in a bounded number of points. Columns: step, epoch, time, mean, low, high."""
 
     def __init__(self, merged: np.ndarray | None = None, fresh: np.ndarray | None = None, stride: int = 1):
@@ -361,7 +372,7 @@ class _Growing:
         self.merged = self.merged[self.merged[:, 0] < first]
         self.fresh = np.concatenate([self.fresh[self.fresh[:, 0] < first], points])
         self._merge()
-        while len(self.merged) > 2 * POINTS:
+        while len(self.merged) > 2 * MAX_POINTS:
             self.fresh = np.concatenate([self.merged[len(self.merged) // 2 * 2 :], self.fresh])
             self.merged, self.stride = _merged_by(self.merged, 2), self.stride * 2
 
@@ -380,11 +391,11 @@ def _merged_by(points: np.ndarray, by: int) -> np.ndarray:
     with np.errstate(all="ignore"):
         while by > 1:
             pairs = points[: len(points) // 2 * 2].reshape(-1, 2, 6)
-            one, other = pairs[:, 0], pairs[:, 1]
-            points, by = other.copy(), by // 2
-            points[:, 3] = (one[:, 3] + other[:, 3]) / 2
-            np.minimum(one[:, 4], other[:, 4], out=points[:, 4])
-            np.maximum(one[:, 5], other[:, 5], out=points[:, 5])
+            first, second = pairs[:, 0], pairs[:, 1]
+            points, by = second.copy(), by // 2
+            points[:, 3] = (first[:, 3] + second[:, 3]) / 2
+            np.minimum(first[:, 4], second[:, 4], out=points[:, 4])
+            np.maximum(first[:, 5], second[:, 5], out=points[:, 5])
     return points
 
 

@@ -1,4 +1,4 @@
-"""Puts an export into a repository of a hub, when somebody asks for it with a token given for that moment.
+"""Puts an export into a repository of a hub, on request, with a token given for that upload.
 
 The token goes to a child on its standard input and is kept nowhere. What was published stands in the run's folder, as
 `published.json`: where, when, by whom, which commit.
@@ -19,7 +19,7 @@ from engine.launch.workspace import PROJECT
 from engine.models.discovery import is_hub_id
 from engine.runs.runs import Run
 
-PUBLISHED = "published.json"
+PUBLISHED_FILE = "published.json"
 
 
 def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = "") -> dict[str, Any]:
@@ -32,23 +32,23 @@ def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = 
         raise Refusal(problem("upload-name", repo=repo))
     if not token:
         raise Refusal(problem("upload-no-token"))
-    given = json.dumps({"repo": repo, "private": private, "token": token})
+    request = json.dumps({"repo": repo, "private": private, "token": token})
     done = subprocess.run(
-        [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)], input=given, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)], input=request, capture_output=True, text=True, check=False,
         cwd=PROJECT, env=command.inherited() | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
     )  # fmt: skip
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        reply = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         why = (done.stderr.strip().splitlines() or [f"{done.returncode}"])[-1].replace(token, "…")[:200]
         raise Refusal(problem("upload-failed", repo=repo, why=why)) from None
-    if "code" in told:
-        raise Refusal(problem(told["code"], **told["values"]))
-    told |= {"at": time.time(), "by": by, "private": private}
-    write_json(run.path / PUBLISHED, told)
-    return told
+    if "code" in reply:
+        raise Refusal(problem(reply["code"], **reply["values"]))
+    reply |= {"at": time.time(), "by": by, "private": private}
+    write_json(run.path / PUBLISHED_FILE, reply)
+    return reply
 
 
 def published(run: Run) -> dict[str, Any] | None:
     """Where the run's result was last uploaded to; None if it never was."""
-    return read_json(run.path / PUBLISHED)
+    return read_json(run.path / PUBLISHED_FILE)

@@ -1,8 +1,8 @@
 """Who runs next. A durable queue in first-come order: it is the set of run folders that have not started.
 
-One lane for now: a run starts when no other is alive. Whoever has reason to (a studio's tick, a keeper that
+One lane for now: a run starts when no other is alive. Everything that has reason to (a studio's tick, a supervisor that
 ends, a shell command) calls `advance`; the queue's own lock lets one do so at a time, so two studios on one
-saves folder never start a run twice. Devices come in here: the lane becomes one per device.
+saves folder never start a run twice. With a lane for each device, this is the place for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def saves_of(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def closed(saves: Path) -> Iterator[None]:
+def locked(saves: Path) -> Iterator[None]:
     """Nobody else starts, resumes or deletes a run meanwhile."""
     lock = wait_for(saves / ".queue.lock")
     try:
@@ -37,20 +37,20 @@ def closed(saves: Path) -> Iterator[None]:
 
 def waiting(saves: Path) -> list[Path]:
     """Runs that have not started, in the order in which they will."""
-    found = []
+    queued = []
     for folder in folders(saves):
         run = RunDir(folder)
         if not run.exit.exists() and not run.keeper.exists() and not run.alive():
             request = read_json(run.request)
             if isinstance(request, dict):  # it may have been deleted meanwhile
-                found.append((request.get("queued", 0), folder))
-    return [folder for _, folder in sorted(found)]
+                queued.append((request.get("queued", 0), folder))
+    return [folder for _, folder in sorted(queued)]
 
 
 def advance(saves: Path) -> None:
     """Start the first waiting run if the lane is free."""
-    with closed(saves):
-        # The longest-waiting run that cannot even get a keeper is put aside, and the next one has its turn.
+    with locked(saves):
+        # The longest-waiting run that cannot even get a supervisor is put aside, and the next one has its turn.
         for folder in waiting(saves):
             if busy(saves):
                 return
@@ -59,10 +59,10 @@ def advance(saves: Path) -> None:
 
 
 def _start(folder: Path) -> bool:
-    keeper = [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
+    arguments = [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
     environment = command.inherited() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
-        keeper, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        arguments, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     if done.returncode:
         run = RunDir(folder)
@@ -73,7 +73,7 @@ def _start(folder: Path) -> bool:
 
 
 def give_up(run: RunDir, code: int) -> None:
-    """Put a run aside that could not be kept, so that it does not stand at the head of the queue for ever."""
+    """Put a run aside that could not be supervised, so that it does not stand at the head of the queue for ever."""
     write_json(run.exit, {
         "outcome": "failed", "reason": "no-keeper", "code": code, "signal": None, "ended": time.time(),
         "attempt": run.attempt(), "peak_memory": 0,

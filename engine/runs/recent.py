@@ -69,9 +69,9 @@ def base_named(result: Result) -> str:
     return result.run.spec.model.model_name_or_path
 
 
-def listed(folder: str, bases: Iterable[str]) -> str:
+def matching_folder(folder: str, bases: Iterable[str]) -> str:
     """The folder among `bases` that is the same model; `folder` itself if none is."""
-    return next((one for one in bases if identity(one) == identity(folder)), folder)
+    return next((base for base in bases if identity(base) == identity(folder)), folder)
 
 
 def is_demo(model: Model | None) -> bool:

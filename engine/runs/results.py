@@ -25,8 +25,8 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import STAGES as PARTS
 from engine.spec.steps import examples_per_step
 
-EPOCHS = 3  # of a stage that follows, at most
-ANSWERS = 32  # of a step in which a model learns from scores, at least
+MAX_NEXT_STAGE_EPOCHS = 3
+MIN_ANSWERS_PER_STEP = 32  # in a stage that learns from scores of answers
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class Result:
 
 def results(saves: Path) -> list[Result]:
     """What every run below `saves` has left, newest first."""
-    return [found for run in runs.find(saves) if (found := of(run))]
+    return [result for run in runs.find(saves) if (result := result_of(run))]
 
 
 def titles(left: Iterable[Result]) -> dict[str, str]:
     """What their runs are called, by id; no two alike."""
-    return distinct({one.run.id: one.run.title for one in left})
+    return distinct({result.run.id: result.run.title for result in left})
 
 
-def of(run: Run) -> Result | None:
+def result_of(run: Run) -> Result | None:
     """What the run has left; None while it is going on, and where it left nothing."""
     folder = run.dir.result() if run.final else None
-    said = read_json(folder / RESULT) if folder else None
-    if not said:
+    written = read_json(folder / RESULT) if folder else None
+    if not written:
         return None
-    return Result(run, folder, said["stage"], folder == run.dir.adapter)
+    return Result(run, folder, written["stage"], folder == run.dir.adapter)
 
 
 def base_of(result: Result) -> Path:
@@ -71,13 +71,13 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
 
     Raises Refusal where a run has left no weights, is of another base than the first, or is whole and not alone.
     """
-    left = {one.run.id: one for one in results(workplace.saves)}
+    left = {result.run.id: result for result in results(workplace.saves)}
     if not weights:
         raise Refusal(problem("export-no-runs"))
     if missing := [id for id in weights if id not in left]:
         raise Refusal([problem("export-no-result", id=id) for id in missing])
     chosen = [left[id] for id in weights]
-    whole = next((one for one in chosen if not one.adapter), None)
+    whole = next((result for result in chosen if not result.adapter), None)
     if whole and len(chosen) > 1:
         raise Refusal(problem("export-whole-beside", name=whole.run.title))
     model = chosen[0].run.spec.model
@@ -88,21 +88,21 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
     }  # fmt: skip
     if whole:
         changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
-    adapters = {str(one.folder): weights[one.run.id] for one in chosen if one.adapter}
+    adapters = {str(result.folder): weights[result.run.id] for result in chosen if result.adapter}
     return ExportSpec.read(
         {"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings
     )
 
 
-def following(run: Run) -> list[str]:
-    """Stages that can go on from what the run left: answering ones from a reward model, which judges them."""
-    found = of(run)
-    if not found or run.kind != "training":
+def possible_next_stages(run: Run) -> list[str]:
+    """Stages that can go on from what the run left: from a reward model, those that write answers for it to score."""
+    result = result_of(run)
+    if not result or run.kind != "training":
         return []
     after = (
         [name for name, stage in STAGES.items() if stage.answers]
-        if found.stage == "rm"
-        else next_stages(found.stage)
+        if result.stage == "rm"
+        else next_stages(result.stage)
     )
     return [stage for stage in after if stage in PARTS]
 
@@ -112,26 +112,26 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
 
     It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
     takes few epochs, and one that answers enough answers a step; data sets that do not fit give way to the first that
-    does. An answering stage is judged by the run itself if that is a reward model, and begins from the newest SFT adapter
-    if that began from none; else it is judged by the newest reward model of the same base. Raises Refusal where `stage` is none of `following(run)`.
+    does. The answers are scored by the result itself if that is a reward model, and begins from the newest SFT adapter
+    if that began from none; else they are scored by the newest reward model of the same base. Raises Refusal where `stage` is none of `possible_next_stages(run)`.
     """
-    if stage not in following(run):
+    if stage not in possible_next_stages(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
-    before, found = run.spec, of(run)
+    before, result = run.spec, result_of(run)
     plain: dict[str, Any] = before.model_dump()
     again = stage == before.stage.kind  # what it learns by is what it has learned by
     plain |= {"name": "", "stage": plain["stage"] if again else {"kind": stage}, "extra": {}}
     if (
         not again
         and STAGES[stage].answers
-        and (judge := found if found.stage == "rm" else _newest(before, workplace, "rm"))
+        and (reward_model := result if result.stage == "rm" else _newest(before, workplace, "rm"))
     ):
-        plain["stage"]["reward_model"] = str(judge.folder)
+        plain["stage"]["reward_model"] = str(reward_model.folder)
         if "rewards" in PARTS[stage].model_fields:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
-    start = found
-    if found.stage == "rm":
-        # It judges, and something that answers is trained: from where it began itself, or from what has learned to answer.
+    start = result
+    if result.stage == "rm":
+        # It scores answers of a model that is trained: the one it began from itself, or the newest one that has learned to answer.
         fresh = before.method.kind == "lora" and not before.model.adapter_path
         start = _newest(before, workplace, "sft", adapter=True) if fresh else None
     if start and start.adapter:
@@ -143,7 +143,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     elif start:
         # Its own configuration has been stretched already.
         plain["model"] |= {
-            "model_name_or_path": str(found.folder),
+            "model_name_or_path": str(result.folder),
             "adapter_path": None,
             "rope_scaling": {"kind": "none"},
         }
@@ -156,9 +156,9 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         plain["data"]["packing"] = False
     training = plain["training"]
     training["learning_rate"] *= STAGES[stage].pace / STAGES[before.stage.kind].pace
-    training["num_train_epochs"] = min(training["num_train_epochs"], EPOCHS)
+    training["num_train_epochs"] = min(training["num_train_epochs"], MAX_NEXT_STAGE_EPOCHS)
     if STAGES[stage].answers:
-        few = ANSWERS / examples_per_step(before)
+        few = MIN_ANSWERS_PER_STEP / examples_per_step(before)
         training["gradient_accumulation_steps"] *= max(math.ceil(few), 1)
     return RunSpec.read(plain)
 
@@ -168,10 +168,10 @@ def _newest(spec: RunSpec, workplace: Workplace, stage: str, adapter: bool | Non
     base = spec.model.model_name_or_path
     return next(
         (
-            one
-            for one in results(workplace.saves)
-            if one.stage == stage and one.run.kind == "training" and adapter in (None, one.adapter)
-            if one.run.spec.model.model_name_or_path == base and one.run.state == "finished"
+            result
+            for result in results(workplace.saves)
+            if result.stage == stage and result.run.kind == "training" and adapter in (None, result.adapter)
+            if result.run.spec.model.model_name_or_path == base and result.run.state == "finished"
         ),
         None,
     )

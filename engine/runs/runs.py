@@ -22,7 +22,7 @@ from engine.launch import command
 from engine.launch.processes import processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import kinds, queue
-from engine.runs.outcome import judge
+from engine.runs.outcome import determine_outcome
 from engine.spec.run_spec import Spec
 
 ALIVE_STATES = ("preparing", "running", "stopping")
@@ -105,7 +105,7 @@ def _spec(path: Path, _changed: int) -> Spec:
 def state(run: RunDir) -> str:
     """What the folder says: see docs/architecture.md."""
     alive = run.alive()
-    # Read after the lock: a keeper writes exit.json first and lets go of the lock then.
+    # Read after the lock: the supervisor writes exit.json first and lets go of the lock then.
     exit = read_json(run.exit)
     if exit:
         return exit["outcome"]
@@ -133,9 +133,9 @@ def read(folder: Path, saves: Path) -> Run:
 
 def find(saves: Path, *kinds: str) -> list[Run]:
     """All runs, or those of some kinds, newest first."""
-    found = [read(folder, saves) for folder in folders(saves)]
-    wanted = (run for run in found if run.request and (not kinds or run.kind in kinds))
-    return sorted(wanted, key=lambda run: run.submitted, reverse=True)
+    all_runs = [read(folder, saves) for folder in folders(saves)]
+    selected = (run for run in all_runs if run.request and (not kinds or run.kind in kinds))
+    return sorted(selected, key=lambda run: run.submitted, reverse=True)
 
 
 def _name(run: Run) -> str:
@@ -147,10 +147,10 @@ def _name(run: Run) -> str:
 
 
 def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> Run:
-    """The run with that id, or the one run that is called so: by its folder, or by its name. Where several are called
-    so, only those that `fits` counts are looked at. Raises Refusal if there is none below `saves`, or still several."""
+    """The run with that id, or the only run with that folder name or that name. Where several have it, only those that
+    `fits` are considered. Raises Refusal if there is none below `saves`, or still several."""
     if id and "/" not in id:
-        called = _called(find(saves), id, fits)
+        called = _named(find(saves), id, fits)
         if len(called) > 1:
             ids = ", ".join(run.id for run in called)
             raise Refusal(problem("run-several", name=id, ids=ids))
@@ -162,7 +162,7 @@ def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> R
     raise Refusal(problem("run-unknown", id=id))
 
 
-def _called(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
+def _named(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
     """Those whose folder is called so, else those whose name it is; runs that do not fit only where none does."""
     by_folder = [run for run in among if run.path.name == name]
     by_name = [run for run in among if _name(run) == name]
@@ -174,9 +174,9 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
     """Freeze the spec into a new folder and put it in the queue. Raises Refusal with every problem."""
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    if found := kind.problems(spec, workplace):
-        raise Refusal(found)
-    with _writing(workplace.saves):
+    if obstacles := kind.problems(spec, workplace):
+        raise Refusal(obstacles)
+    with _refusing_write_errors(workplace.saves):
         folder = _new_folder(spec, workplace.saves)
         try:
             write_text(RunDir(folder).spec, spec.to_yaml())
@@ -200,8 +200,8 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
 
 
 @contextlib.contextmanager
-def _writing(saves: Path) -> Iterator[None]:
-    """A disk that does not take what it is given is told in a sentence. Raises Refusal."""
+def _refusing_write_errors(saves: Path) -> Iterator[None]:
+    """Turn an error while writing into a sentence. Raises Refusal."""
     try:
         yield
     except OSError as error:
@@ -228,17 +228,17 @@ def _slug(text: str) -> str:
 
 def stop(run: Run, how: str = "save", by: str = "") -> None:
     """Ask the run to end: "save" writes a checkpoint first, "kill" ends its processes. Raises Refusal."""
-    wanted = "stop" if how == "save" else "kill"
-    if wanted not in run.can:
-        raise Refusal(problem("run-cannot", what=wanted, state=run.state))
+    action = "stop" if how == "save" else "kill"
+    if action not in run.can:
+        raise Refusal(problem("run-cannot", what=action, state=run.state))
     saves = queue.saves_of(run.path)
-    with _writing(saves), queue.closed(saves):
+    with _refusing_write_errors(saves), queue.locked(saves):
         request = read_json(run.dir.request)
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
-            write_json(run.dir.exit, judge(run.dir, -15))
+            write_json(run.dir.exit, determine_outcome(run.dir, -15))
     if how == "kill" and not held(run.dir.lock, KEPT):
-        # The keeper is gone but something of the run lives: someone else has to end it.
+        # The supervisor is gone but a process of the run lives: another process has to end it.
         subprocess.Popen(
             [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)], cwd=PROJECT, env=command.inherited(),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
@@ -249,7 +249,7 @@ def resume(run: Run, by: str = "") -> None:
     """Queue the run again; it goes on from its newest complete checkpoint, a finished export with its GGUF file alone.
     Raises Refusal."""
     saves = queue.saves_of(run.path)
-    with _writing(saves), queue.closed(saves):
+    with _refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
@@ -272,7 +272,7 @@ def resume(run: Run, by: str = "") -> None:
 def delete(run: Run) -> None:
     """Remove the run's folder and everything in it. Raises Refusal while it is alive."""
     saves = queue.saves_of(run.path)
-    with _writing(saves), queue.closed(saves):
+    with _refusing_write_errors(saves), queue.locked(saves):
         run = read(run.path, saves)
         if "delete" not in run.can:
             raise Refusal(problem("run-cannot", what="delete", state=run.state))
@@ -284,14 +284,14 @@ def delete(run: Run) -> None:
 
 def files(run: Run) -> list[tuple[str, int]]:
     """Files of the run as (path relative to its folder, bytes), hidden ones left out."""
-    found = []
+    listing = []
     for folder, _, names in os.walk(run.path):
         for name in names:
             path = Path(folder, name)
             with contextlib.suppress(FileNotFoundError):  # pruned while we look
                 if not name.startswith(".") and not path.is_symlink():
-                    found.append((path.relative_to(run.path).as_posix(), path.stat().st_size))
-    return sorted(found)
+                    listing.append((path.relative_to(run.path).as_posix(), path.stat().st_size))
+    return sorted(listing)
 
 
 def file(run: Run, name: str) -> Path:

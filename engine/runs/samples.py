@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.core.rundir import RunDir, end_of
 
-READ = 512 * 1024  # bytes
+TAIL_BYTES = 512 * 1024  # bytes
 
 
 def latest(run: RunDir, count: int = 20) -> list[dict[str, Any]]:
@@ -15,20 +15,20 @@ def latest(run: RunDir, count: int = 20) -> list[dict[str, Any]]:
 
     A resumed run goes back to its checkpoint: what it writes from there replaces what stood there.
     """
-    found: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     after = False  # whether what is looked at was written before a resume, and comes after it by its step
-    for line in reversed(end_of(run.samples, READ).splitlines()):
+    for line in reversed(end_of(run.samples, TAIL_BYTES).splitlines()):
         sample = _sample(line)
         if sample is None:
             continue
-        after = bool(found) and (
-            sample["step"] > found[-1]["step"] or (after and sample["step"] == found[-1]["step"])
+        after = bool(samples) and (
+            sample["step"] > samples[-1]["step"] or (after and sample["step"] == samples[-1]["step"])
         )
-        if not after and sample not in found:
-            found.append(sample)
-        if len(found) == count:
+        if not after and sample not in samples:
+            samples.append(sample)
+        if len(samples) == count:
             break
-    return found
+    return samples
 
 
 def _sample(line: bytes) -> dict[str, Any] | None:

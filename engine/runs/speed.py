@@ -13,29 +13,31 @@ from engine.launch.workspace import Workplace
 from engine.runs import progress, runs
 from engine.spec.run_spec import RunSpec
 
-LOOKED_AT = 30  # newest runs
-# Share of the speed of plain matrix products that a training reaches, and what a card of a generation does in them.
-REACHED = 0.35
-CARDS = {
+MAX_RUNS_SEARCHED = 30  # newest runs
+# Share of the speed of plain matrix products that a training reaches, and what a GPU of each generation reaches in them.
+REACHED_SHARE = 0.35
+GPU_OPERATIONS_PER_S = {
     12.0: 400e12,
     9.0: 600e12,
     8.0: 200e12,
     7.0: 60e12,
     0.0: 10e12,
-}  # compute capability → bf16 or fp16 per second
+}  # compute capability → operations per second in bf16 or fp16
 
 
 @dataclass(frozen=True)
-class Guess:
+class TimeEstimate:
     """Seconds of the training proper, and the run whose speed was taken; "" for a rough guess."""
 
     seconds: float
     like: str
 
 
-def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace) -> Guess | None:
+def training_time(
+    spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace
+) -> TimeEstimate | None:
     """For so many tokens, all epochs together; None if nothing is known to go by."""
-    for run in runs.find(workplace.saves, "training")[:LOOKED_AT]:
+    for run in runs.find(workplace.saves, "training")[:MAX_RUNS_SEARCHED]:
         try:
             alike = (run.spec.model, run.spec.method, run.spec.stage.kind, run.spec.hardware) == (
                 spec.model, spec.method, spec.stage.kind, spec.hardware,
@@ -44,20 +46,22 @@ def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplac
         except (Refusal, OSError):
             continue
         if rate:
-            return Guess(tokens / rate, run.title)
+            return TimeEstimate(tokens / rate, run.title)
     if not parameters:
         return None
     # Forward 2 operations for each weight and token, backward to the activations 2, and 2 for trained weights.
     passes = {"full": 6}.get(spec.method.kind, 4) + 2 * spec.training.gradient_checkpointing
-    return Guess(tokens * parameters * passes / (_speed(spec) * REACHED), "")
+    return TimeEstimate(tokens * parameters * passes / (_speed(spec) * REACHED_SHARE), "")
 
 
 def _speed(spec: RunSpec) -> float:
     """Operations per second of all devices of the run."""
-    cards = hardware.gpus()
-    if on_cpu(spec, len(cards)):
+    gpus = hardware.gpus()
+    if on_cpu(spec, len(gpus)):
         return _cpu_speed()
-    best = next(speed for capability, speed in CARDS.items() if cards[0].capability >= capability)
+    best = next(
+        speed for capability, speed in GPU_OPERATIONS_PER_S.items() if gpus[0].capability >= capability
+    )
     return best * spec.hardware.num_processes
 
 
@@ -67,9 +71,9 @@ def _cpu_speed() -> float:
     import numpy as np
 
     size = 512
-    one = np.ones((size, size), np.float32)
-    one @ one
+    matrix = np.ones((size, size), np.float32)
+    matrix @ matrix
     began = time.perf_counter()
     for _ in range(4):
-        one @ one
+        matrix @ matrix
     return 4 * 2 * size**3 / (time.perf_counter() - began)

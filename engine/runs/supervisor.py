@@ -1,11 +1,11 @@
 """The small detached parent of one run.
 
-It is a session of its own, so it outlives the studio; holds the run's lock; starts what the run's kind says, of a
-training `prepare` and the launcher; obeys stop requests; ends whatever process of the run is left; and writes exit.json
+It is a session of its own, so it outlives the studio. It holds the run's lock; starts what the run's kind says (for a
+training, `prepare` and the launcher); obeys stop requests; ends every process of the run that is left; and writes exit.json
 last. What it saw is judged by `engine.runs.outcome`.
 
-    python -m engine.runs.supervisor keep FOLDER    become the keeper of a run; returns once the keeper holds the lock
-    python -m engine.runs.supervisor end FOLDER     end every process of a run whose keeper is gone
+    python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
+    python -m engine.runs.supervisor end FOLDER     end every process of a run whose supervisor is gone
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.launch.command import Step
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue
-from engine.runs.outcome import judge, stop_wanted
+from engine.runs.outcome import determine_outcome, requested_stop
 from engine.runs.progress import read_long_curves
 
 POLL_S = 0.3
@@ -42,12 +42,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def keep(run: RunDir) -> None:
+def supervise(run: RunDir) -> None:
     """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
     spec = kinds.read(run.spec.read_text(encoding="utf-8"))
-    cards, port = len(hardware.gpus()), free_port()
-    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, cards)
-    environment = command.inherited() | command.environment(spec, run.path, cards, hardware.threads())
+    gpu_count, port = len(hardware.gpus()), free_port()
+    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, gpu_count)
+    environment = command.inherited() | command.environment(spec, run.path, gpu_count, hardware.threads())
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
@@ -58,27 +58,27 @@ def keep(run: RunDir) -> None:
         {number: _start(step, environment, run) for number, step in enumerate(steps) if step.waits},
     )
     for number, step in enumerate(steps):
-        if code == 0 and not stop_wanted(run):
-            code = _see_through(step, early.get(number) or _start(step, environment, run), run)
+        if code == 0 and not requested_stop(run):
+            code = _wait_for_child(step, early.get(number) or _start(step, environment, run), run)
     end_processes(run.path)
-    write_json(run.exit, judge(run, code))
+    write_json(run.exit, determine_outcome(run, code))
 
 
 def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.Popen[bytes]:
-    """Start a child of the run; one that waits has a pipe as its standard input, which ends if the keeper does."""
+    """Start a child of the run; one that waits has a pipe as its standard input, which ends if the supervisor does."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
     # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
     lock = take(run.lock, ALIVE, shared=True)
-    told = environment | step.environment | ({command.WAITS: "1"} if step.waits else {})
+    child_environment = environment | step.environment | ({command.WAITS: "1"} if step.waits else {})
     child = subprocess.Popen(
-        step.arguments, env=told, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
+        step.arguments, env=child_environment, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
         pass_fds=(lock,),
     )  # fmt: skip
     os.close(lock)
     return child
 
 
-def _see_through(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int:
+def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int:
     """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
 
     Where there is nothing to save yet, stop-and-save ends it like kill.
@@ -91,42 +91,42 @@ def _see_through(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int
         try:
             return child.wait(POLL_S)
         except subprocess.TimeoutExpired:
-            wanted = stop_wanted(run)
-            if wanted == "kill" or (wanted == "save" and not step.saves):
+            stop_request = requested_stop(run)
+            if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
 
 
-def become_keeper(folder: Path) -> int:
-    """Detach, take the lock, keep the run. Returns in the caller's process once the lock is held: 0, or 1 if
-    another keeper has the run."""
-    heard, told = os.pipe()
+def become_supervisor(folder: Path) -> int:
+    """Detach, take the lock, supervise the run. Returns in the caller's process once the lock is held: 0, or 1 if
+    another supervisor has the run."""
+    read_end, write_end = os.pipe()
     if os.fork():
-        os.close(told)
-        with os.fdopen(heard, "rb") as answer:
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as answer:
             return 0 if answer.read() == b"held" else 1
-    os.close(heard)
+    os.close(read_end)
     os.setsid()
     run = RunDir(folder)
-    kept = take(run.lock, KEPT, shared=False)
-    if kept is None:
+    supervisor_lock = take(run.lock, KEPT, shared=False)
+    if supervisor_lock is None:
         os._exit(1)
-    alive = take(run.lock, ALIVE, shared=True)
+    alive_lock = take(run.lock, ALIVE, shared=True)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for given, standard in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(given, standard)
-    os.write(told, b"held")
-    os.close(told)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.write(write_end, b"held")
+    os.close(write_end)
     # A machine that shuts down leaves the run interrupted, not judged: no exit.json, and resume is offered.
     signal.signal(signal.SIGTERM, lambda *_: (end_processes(folder), os._exit(143)))
     try:
-        keep(run)
+        supervise(run)
     except BaseException:
         traceback.print_exc()
         with contextlib.suppress(OSError):
             queue.give_up(run, 1)
-    os.close(alive)
-    os.close(kept)
+    os.close(alive_lock)
+    os.close(supervisor_lock)
     if run.exit.exists():  # else the disk is full, and a studio's tick will try again
         with contextlib.suppress(OSError):
             queue.advance(queue.saves_of(folder))
@@ -136,18 +136,18 @@ def become_keeper(folder: Path) -> int:
 
 def main() -> int:
     verb, folder = sys.argv[1], Path(sys.argv[2]).resolve()
-    return become_keeper(folder) if verb == "keep" else end_orphans(folder)
+    return become_supervisor(folder) if verb == "keep" else end_orphans(folder)
 
 
 def end_orphans(folder: Path) -> int:
-    """End what lives of a run without a keeper, and be its keeper for that long. Returns 1 if it has one."""
+    """End what lives of a run without a supervisor, and supervise it for that long. Returns 1 if it has one."""
     run = RunDir(folder)
     if take(run.lock, KEPT, shared=False) is None:
         return 1
     take(run.lock, ALIVE, shared=True)
     end_processes(folder)
     if not run.exit.exists():
-        write_json(run.exit, judge(run, -signal.SIGKILL))
+        write_json(run.exit, determine_outcome(run, -signal.SIGKILL))
     return 0
 
 

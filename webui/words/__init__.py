@@ -16,7 +16,7 @@ import yaml
 
 from engine.core.problems import fill
 from engine.export.export_spec import ExportSpec
-from engine.runs.compare import ABSENT, written
+from engine.runs.compare import ABSENT, format_value
 from engine.spec.run_spec import UNIONS, RunSpec, fields
 
 FOLDER = Path(__file__).parent
@@ -79,7 +79,7 @@ class Words:
             return Path(value).name if brief and os.path.isabs(value) else self.choice(path, value)
         if isinstance(value, list):
             return ", ".join(self.choice(path, str(one)) for one in value)
-        return written(value)
+        return format_value(value)
 
     def of_export(self, name: str, what: str) -> str:
         """The "label" or the "help" of a setting of an export."""
