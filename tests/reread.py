@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from engine.core.rundir import RunDir, read_json, read_lines
-from engine.worker.models.reward_model import load_reward_model, scores
+from engine.worker.models.reward_model import load_reward_model, score_conversations
 from tests.judged import log_probability
 
 SIDES = ("chosen", "rejected")
@@ -26,7 +26,9 @@ def reread(folder: Path) -> dict[str, Any]:
         model, _ = load_reward_model(folder)
         pairs = read_lines(folder / "evaluation_pairs.jsonl")
         return {
-            side: scores(model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]).tolist()
+            side: score_conversations(
+                model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]
+            ).tolist()
             for side in SIDES
         }
     base = read_json(folder / "result.json")["base"]

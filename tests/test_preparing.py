@@ -384,8 +384,8 @@ def test_a_process_that_is_killed_for_memory_ends_the_preparation_with_a_sentenc
 
 def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
     code = (
-        "from engine.worker.runtime.process_pool import Crew; crew = Crew(2, bytes.upper);"
-        "print(sum(map(len, crew.map([b'x' * 1_000_000] * 8)))); crew.close()"
+        "from engine.worker.runtime.process_pool import ProcessPool; pool = ProcessPool(2, bytes.upper);"
+        "print(sum(map(len, pool.map([b'x' * 1_000_000] * 8)))); pool.close()"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, timeout=60)
     assert int(told.stdout) == 8_000_000
@@ -394,18 +394,18 @@ def test_long_tasks_and_long_answers_do_not_wait_for_each_other() -> None:
 def test_a_stop_in_the_middle_of_a_long_answer_ends_the_work() -> None:
     code = """
 import signal, sys
-from engine.worker.runtime.process_pool import Crew
+from engine.worker.runtime.process_pool import ProcessPool
 signal.signal(signal.SIGALRM, lambda *_: sys.exit())
 for ms in range(1, 200, 10):
-    crew = Crew(2, bytes)
+    pool = ProcessPool(2, bytes)
     signal.setitimer(signal.ITIMER_REAL, ms / 1000)
     try:
-        for answer in crew.map([50_000_000] * 50):
+        for answer in pool.map([50_000_000] * 50):
             pass
     except SystemExit:
         print("stopped")
     finally:
-        crew.close()
+        pool.close()
 """
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60

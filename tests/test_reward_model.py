@@ -34,7 +34,7 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.export import export
 from engine.worker.exporting import model_card
 from engine.worker.models.loading import load_model
-from engine.worker.models.reward_model import load_reward_model, scores
+from engine.worker.models.reward_model import load_reward_model, score_conversations
 from engine.worker.models.tokenizer import load_tokenizer, padding_beside_ends
 from engine.worker.training.reward import reward_trainer
 from tests import tiny_reward_model
@@ -110,7 +110,7 @@ def test_a_batch_padded_on_either_side_scores_as_each_text_alone(
     assert together.shape == (len(texts), 1)
     assert together.squeeze(-1).tolist() == pytest.approx(expected, abs=1e-5)
     assert alone == pytest.approx(expected, abs=1e-5)
-    assert scores(model, texts).tolist() == pytest.approx(expected, abs=1e-5)
+    assert score_conversations(model, texts).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_batch_is_trained_at_the_end_of_each_answer(padded_with_its_end: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_reloaded_adapter_scores_the_end_token(padded_with_its_end: Path, resu
     body = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(padded_with_its_end), result
     ).base_model.model.model
-    assert scores(model, conversations()).tolist() == pytest.approx(
+    assert score_conversations(model, conversations()).tolist() == pytest.approx(
         by_hand(body.eval(), head, conversations()), abs=1e-4
     )
     assert tokenizer.pad_token_id != END  # so that other programs find the end of a turn
@@ -164,7 +164,7 @@ def test_where_there_is_no_other_token_the_model_card_says_what_that_means() -> 
     words = models.WordLevel({"<end>": 0, "word": 1}, unk_token="word")
     alone = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="<end>", pad_token="<end>")
     assert padding_beside_ends(alone) == 0
-    assert "pad_token_id = None" in "\n".join(model_card._scoring(alone))
+    assert "pad_token_id = None" in "\n".join(model_card._scoring_code(alone))
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_a_merged_export_scores_the_same_in_a_program_of_its_own(
         ]
         ids = tokenizer.apply_chat_template(chat, return_dict=False)
         assert ids[-2] == END  # a line break follows, which is not scored
-        assert float(printed.stdout) == pytest.approx(scores(model, [ids[:-1]]).item(), abs=1e-4)
+        assert float(printed.stdout) == pytest.approx(score_conversations(model, [ids[:-1]]).item(), abs=1e-4)
     # A batch in a program that knows nothing of masks: the padding that was saved does not hide the end.
     merged = RunDir(saves / "tiny" / "export" / "merged").left()
     other = AutoModelForSequenceClassification.from_pretrained(merged).eval()
@@ -207,4 +207,4 @@ def test_a_merged_export_scores_the_same_in_a_program_of_its_own(
     rows = torch.tensor([ids + [pad] * (width - len(ids)) for ids in ended])
     with torch.no_grad():
         told = other(input_ids=rows, attention_mask=(rows != pad).long()).logits.squeeze(-1)
-    assert told.tolist() == pytest.approx(scores(model, ended).tolist(), abs=1e-4)
+    assert told.tolist() == pytest.approx(score_conversations(model, ended).tolist(), abs=1e-4)

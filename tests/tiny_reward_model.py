@@ -13,7 +13,7 @@ import torch
 from engine.core.rundir import RESULT, RunDir, write_json, write_text
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model, save_weights
-from engine.worker.models.reward_model import scores
+from engine.worker.models.reward_model import score_conversations
 from engine.worker.models.tokenizer import load_tokenizer
 
 PAIRS = 24
@@ -36,7 +36,7 @@ def make(model_path: str, folder: Path) -> None:
     chat = [{"role": "user", "content": "say"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     answers = [[*row, tokenizer.eos_token_id] for row in torch.randint(3, 800, (2 * PAIRS, 6)).tolist()]
-    told = scores(model.eval(), [prompt + answer for answer in answers]).tolist()
+    told = score_conversations(model.eval(), [prompt + answer for answer in answers]).tolist()
     ranked = sorted(zip(told, answers, strict=True))
     pairs = [
         {"prompt_ids": prompt, "chosen_ids": good, "rejected_ids": bad, "chosen_score": high, "rejected_score": low}

@@ -30,11 +30,11 @@ def train_many(*runs: RunDir) -> None:
 
 def main() -> None:
     from engine.worker.prepare import prepare
-    from engine.worker.runtime.process_lifecycle import edge
+    from engine.worker.runtime.process_lifecycle import run_lifecycle
     from engine.worker.train import train
 
     for folder in sys.argv[1:]:
-        with contextlib.suppress(SystemExit), edge(folder) as run:
+        with contextlib.suppress(SystemExit), run_lifecycle(folder) as run:
             prepare(run)
             train(run)
 

@@ -19,10 +19,10 @@ from engine.evaluation.evaluation_spec import EvaluationSpec, Left, as_training,
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
 from engine.worker.runtime.optional_packages import leave_out_unused, quantized
-from engine.worker.runtime.process_lifecycle import Report, edge
+from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
 
-BASE = "base"  # the voice of the base itself
-SCORED = 64  # pairs of a reward model between two looks at the progress
+BASE = "base"  # the name of the base itself
+SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of progress
 
 
 def evaluate(run: RunDir) -> None:
@@ -31,26 +31,26 @@ def evaluate(run: RunDir) -> None:
     report("loading")
     from engine.worker.evaluation.findings import write_findings
     from engine.worker.evaluation.harness import Tasks
-    from engine.worker.evaluation.questions import questions
+    from engine.worker.evaluation.questions import load_questions
 
     spec = read(run.spec.read_text(encoding="utf-8"))
-    lefts = [one for folder in spec.results if (one := left(folder))]
-    if len(lefts) < len(spec.results):
+    results = [result for folder in spec.results if (result := left(folder))]
+    if len(results) < len(spec.results):
         gone = next(folder for folder in spec.results if not left(folder))
         raise Refusal(problem("evaluate-no-result", "results", given=gone))
-    form = "pairs" if lefts and all(one.judges for one in lefts) else "answers"
+    form = "pairs" if results and all(result.judges for result in results) else "answers"
     run.report.mkdir(exist_ok=True)
-    asked = questions(spec, run.report / "questions.jsonl", form)
-    known = Known(run, report, total=(spec.with_base + len(lefts)) * len(asked))
-    voices = [*([BASE] if spec.with_base else []), *lefts]
-    tasks = Tasks(spec, run, report, [one if isinstance(one, str) else one.id for one in voices])
-    MEASURE[form](spec, lefts, asked, known, tasks)
+    questions = load_questions(spec, run.report / "questions.jsonl", form)
+    log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
+    models = [*([BASE] if spec.with_base else []), *results]
+    tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])
+    MEASURE[form](spec, results, questions, log, tasks)
     report("saving")
-    write_findings(run, spec, form, voices, asked, known.lines, tasks.lines)
+    write_findings(run, spec, form, models, questions, log.lines, tasks.lines)
 
 
-class Known:
-    """What is known of each model on each row. It tells how far the run is: an answer is what takes time."""
+class AnswerLog:
+    """What is known of each model on each row, in answers.jsonl. It reports the progress of the run, counted in answers."""
 
     def __init__(self, run: RunDir, report: Report, total: int):
         self.file, self.report, self.total = run.report / "answers.jsonl", report, total
@@ -66,9 +66,9 @@ class Known:
             self._take(line)
         self._tell()
 
-    def missing(self, voice: str, asked: list[Any], what: str) -> list[Any]:
+    def missing(self, model: str, questions: list[Any], key: str) -> list[Any]:
         """The rows of which this is not known yet."""
-        return [one for one in asked if what not in self.lines.get((voice, one.row), ())]
+        return [question for question in questions if key not in self.lines.get((model, question.row), ())]
 
     def _take(self, line: dict[str, Any]) -> None:
         self.lines.setdefault((line["voice"], line["row"]), {}).update(line)
@@ -79,85 +79,93 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Whoever speaks with one model in memory."""
+class ModelGroup:
+    """Models that are measured with one base in memory."""
 
     model: Model
     adapters: dict[str, str]
     base: str | None  # the name of the model itself
 
 
-def groups(spec: EvaluationSpec, lefts: list[Left]) -> Iterator[Group]:
+def model_groups(spec: EvaluationSpec, results: list[Left]) -> Iterator[ModelGroup]:
     """The base with all its adapters, then the whole models one by one."""
-    adapters = {one.id: str(one.folder) for one in lefts if one.adapter}
+    adapters = {result.id: str(result.folder) for result in results if result.adapter}
     if spec.with_base or adapters:
-        yield Group(spec.model, adapters, BASE if spec.with_base else None)
-    for one in lefts:
-        if not one.adapter:
-            yield Group(whole_of(one), {}, one.id)
+        yield ModelGroup(spec.model, adapters, BASE if spec.with_base else None)
+    for result in results:
+        if not result.adapter:
+            yield ModelGroup(whole_of(result), {}, result.id)
 
 
-def ask(spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, tasks: Any) -> None:
+def answer_questions(
+    spec: EvaluationSpec, results: list[Left], questions: list[Any], log: AnswerLog, tasks: Any
+) -> None:
     """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
-    from engine.worker.evaluation.respond import Speakers
+    from engine.worker.evaluation.respond import LoadedModels
 
-    learned = [one for one in asked if one.chat]
-    for group in groups(spec, lefts):
+    with_answer = [question for question in questions if question.chat]
+    for group in model_groups(spec, results):
         names = [*group.adapters, *([group.base] if group.base else [])]
-        owed = [known.missing(one, asked, "answer") + known.missing(one, learned, "loss") for one in names]
+        owed = [
+            log.missing(name, questions, "answer") + log.missing(name, with_answer, "loss") for name in names
+        ]
         if not any(owed) and not tasks.missing(names):
             continue
-        path = model_path(spec, group.model, known.report)
-        speakers = Speakers.load(group.model, path, group.adapters, group.base, spec.generation.batch_size)
-        for name in names if asked else ():
-            for batch in speakers.losses(name, known.missing(name, learned, "loss")):
-                known.add(*(
+        path = model_path(spec, group.model, log.report)
+        loaded = LoadedModels.load(group.model, path, group.adapters, group.base, spec.generation.batch_size)
+        for name in names if questions else ():
+            for batch in loaded.losses(name, log.missing(name, with_answer, "loss")):
+                log.add(*(
                     {"voice": name, "row": question.row, "loss": loss, "loss_tokens": tokens}
                     for question, loss, tokens in batch
                 ))  # fmt: skip
-            for question, told in speakers.answers(
-                name, known.missing(name, asked, "answer"), spec.generation
+            for question, reply in loaded.answers(
+                name, log.missing(name, questions, "answer"), spec.generation
             ):
-                why = told.problem and {"code": told.problem.code, "values": _plain(told.problem.values)}
-                known.add({
-                    "voice": name, "row": question.row, "answer": told.text, "tokens": told.tokens, "ended": told.ended,
+                why = reply.problem and {"code": reply.problem.code, "values": _as_text(reply.problem.values)}
+                log.add({
+                    "voice": name, "row": question.row, "answer": reply.text, "tokens": reply.tokens, "ended": reply.ended,
                     **({"problem": why} if why else {}),
                 })  # fmt: skip
         for name in names:
-            tasks.measure(speakers, name)
-        speakers.end()
+            tasks.measure(loaded, name)
+        loaded.end()
 
 
-def judge(_spec: EvaluationSpec, lefts: list[Left], asked: list[Any], known: Known, _tasks: Any) -> None:
+def score_pairs(
+    _spec: EvaluationSpec, results: list[Left], questions: list[Any], log: AnswerLog, _tasks: Any
+) -> None:
     """How far each reward model puts the better answer of a pair above the worse one."""
     from engine.worker.data.examples import Encoder
-    from engine.worker.models.reward_model import load_reward_model, scores
+    from engine.worker.models.reward_model import load_reward_model, score_conversations
 
-    for one in lefts:
-        owed = known.missing(one.id, asked, "margin")
+    for result in results:
+        owed = log.missing(result.id, questions, "margin")
         if not owed:
             continue
-        model, tokenizer = load_reward_model(one.folder)
-        encoder = Encoder.of(one.spec, tokenizer)
-        for start in range(0, len(owed), SCORED):
-            some = owed[start : start + SCORED]
-            made = [example.values for example in encoder.examples([pair.chat for pair in some])]
-            sound = [values for values in made if len(values[0])]
+        model, tokenizer = load_reward_model(result.folder)
+        encoder = Encoder.of(result.spec, tokenizer)
+        for start in range(0, len(owed), SCORE_BATCH_SIZE):
+            batch = owed[start : start + SCORE_BATCH_SIZE]
+            encoded = [example.values for example in encoder.examples([pair.chat for pair in batch])]
+            sound = [values for values in encoded if len(values[0])]
             better, worse = (
-                scores(model, [[*values[0], *values[side]] for values in sound]).tolist() if sound else []
+                score_conversations(model, [[*values[0], *values[side]] for values in sound]).tolist()
+                if sound
+                else []
                 for side in (1, 2)
             )
-            told = iter(zip(better, worse, strict=True))
-            for pair, values in zip(some, made, strict=True):
-                good, bad = next(told) if len(values[0]) else (None, None)
+            pair_scores = iter(zip(better, worse, strict=True))
+            for pair, values in zip(batch, encoded, strict=True):
+                good, bad = next(pair_scores) if len(values[0]) else (None, None)
                 margin = None if good is None else good - bad
-                known.add({
-                    "voice": one.id, "row": pair.row, "chosen_score": good, "rejected_score": bad, "margin": margin,
+                log.add({
+                    "voice": result.id, "row": pair.row, "chosen_score": good, "rejected_score": bad, "margin": margin,
                 })  # fmt: skip
         del model
 
 
-MEASURE = {"answers": ask, "pairs": judge}
+MEASURE = {"answers": answer_questions, "pairs": score_pairs}
 
 
 def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
@@ -171,15 +179,15 @@ def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
 
 def meets_quantized(spec: EvaluationSpec) -> bool:
     """Whether a model that is measured may have quantized weights."""
-    lefts = [one for folder in spec.results if (one := left(folder))]
-    return any(map(quantized, [spec.model, *map(base_of, lefts), *map(whole_of, lefts)]))
+    results = [result for folder in spec.results if (result := left(folder))]
+    return any(map(quantized, [spec.model, *map(base_of, results), *map(whole_of, results)]))
 
 
-def _plain(values: Any) -> dict[str, str]:
+def _as_text(values: Any) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
 if __name__ == "__main__":
-    with edge(sys.argv[1]) as here:
+    with run_lifecycle(sys.argv[1]) as here:
         leave_out_unused(meets_quantized(read(here.spec.read_text(encoding="utf-8"))))
         evaluate(here)

@@ -19,7 +19,7 @@ from engine.export import gguf
 from engine.export.export_spec import ExportSpec, of_memory
 from engine.runs import kinds
 from engine.worker.runtime.optional_packages import leave_out_unused, quantized
-from engine.worker.runtime.process_lifecycle import Report, edge
+from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
 
 
 def export(run: RunDir) -> None:
@@ -31,30 +31,30 @@ def export(run: RunDir) -> None:
     else:
         write_result(run, spec, report)
     if spec.gguf != "none":
-        from engine.worker.exporting.gguf import add
+        from engine.worker.exporting.gguf import add_gguf_file
 
-        add(run, spec, report)
+        add_gguf_file(run, spec, report)
 
 
 def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     """Write the merged model, or the adapter, with all that belongs to it."""
     report("loading")
 
-    # Imported here: the lock is held and the page told before torch has even begun to load.
+    # Imported here: the lock is held and the progress written before torch has even begun to load.
     from engine.worker.exporting import model_card
     from engine.worker.exporting.base_model import Sources
-    from engine.worker.exporting.merge import WRITE, load, quantize, reload, weigh
-    from engine.worker.exporting.output_comparison import answers, compared, prompts_of
+    from engine.worker.exporting.merge import WRITE, load, peak_memory, quantize, reload
+    from engine.worker.exporting.output_comparison import compare_outputs, model_outputs, prompts_of
 
     sources = Sources.of(spec)
-    if found := of_memory(spec):
-        raise Refusal(found)
+    if problems := of_memory(spec):
+        raise Refusal(problems)
     folder, partial, scratch = folders(run, spec)
 
     model = load(spec, sources)
     prompts = prompts_of(spec, sources)
     report("exporting", 0, len(prompts), "prompts")
-    before = answers(model, sources.stage, sources.settings, prompts, report)
+    before = model_outputs(model, sources.stage, sources.settings, prompts, report)
     report("saving")
     whole = partial if spec.quantize == "none" else scratch
     WRITE[spec.form](spec, model, whole)
@@ -67,17 +67,17 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
 
     report("loading")
     model = reload(spec, sources, partial)
-    after = answers(model, sources.stage, partial, prompts, report)
-    told = compared(spec, prompts, before, after)
-    write_json(partial / "comparison.json", told)
+    after = model_outputs(model, sources.stage, partial, prompts, report)
+    comparison = compare_outputs(spec, prompts, before, after)
+    write_json(partial / "comparison.json", comparison)
     del model
     gc.collect()
 
     report("saving")
-    model_card.write(spec, sources, partial, folder, told)
+    model_card.write(spec, sources, partial, folder, comparison)
     write_json(
         partial / RESULT,
-        {"attempt": run.attempt(), "complete": True, **model_card.result(spec, sources, weigh())},
+        {"attempt": run.attempt(), "complete": True, **model_card.result(spec, sources, peak_memory())},
     )
     model_card.seal(partial)
     put(partial, folder)
@@ -103,7 +103,7 @@ def put(partial: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with edge(sys.argv[1]) as here:
+    with run_lifecycle(sys.argv[1]) as here:
         wanted = kinds.read(here.spec.read_text(encoding="utf-8"))
         leave_out_unused(wanted.quantize != "none" or quantized(wanted.model))
         export(here)

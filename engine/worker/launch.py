@@ -2,7 +2,7 @@
 
     python -m engine.worker.launch --config_file FILE … --module engine.worker.train FOLDER
 
-The keeper starts it beside the preparation of the rows. It imports the libraries of the training meanwhile, and begins
+The supervisor starts it beside the preparation of the rows. It imports the libraries of the training meanwhile, and begins
 when it reads a line from standard input (see `engine.runs.supervisor`). And where there is one process, it is this one: accelerate
 would start another, which imports torch again.
 """
@@ -18,23 +18,23 @@ from engine.core.rundir import RunDir
 from engine.launch.command import WAITS
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
-from engine.worker.runtime.process_lifecycle import hush
+from engine.worker.runtime.process_lifecycle import silence_warnings
 from engine.worker.training.preload import import_libraries
 
 
 def main() -> None:
-    """Import, wait if told to, launch."""
+    """Import, wait if the environment says so, launch."""
     folder = RunDir(Path(sys.argv[-1]))
     spec = RunSpec.from_yaml(folder.spec.read_text(encoding="utf-8"))
     alone = spec.hardware.num_processes == 1
-    hush()
+    silence_warnings()
     if alone:
         leave_out_unused(trains_quantized(spec))
         import_libraries(spec)
     from accelerate.commands import launch
 
     if os.environ.pop(WAITS, "") and not sys.stdin.readline():
-        return  # whoever was to say that it may begin is gone, or the rows could not be prepared
+        return  # the supervisor is gone, or the rows could not be prepared
     arguments = launch.launch_command_parser().parse_args()
     if not alone:
         launch.launch_command(arguments)

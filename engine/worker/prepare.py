@@ -31,10 +31,10 @@ from engine.models.vocabulary import embedding_rows
 from engine.spec.contradictions import measured
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
-from engine.worker.runtime.process_lifecycle import Report, edge
+from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
 
-LEAST = 1 << 20  # bytes of data for which one more process pays
-SHOWN = 20  # bad rows told in full
+BYTES_PER_PROCESS = 1 << 20  # bytes of data for which one more process pays
+MAX_BAD_ROWS_SHOWN = 20  # with their problems in full
 
 
 def prepare(run: RunDir) -> None:
@@ -80,36 +80,41 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     """Prepare the rows of `datasets` (those to train on, then those to measure on) in `folder`."""
     size = sum(file.stat().st_size for dataset in datasets for file in files_of(dataset))
     cores = len(os.sched_getaffinity(0))
-    processes = min(spec.data.preprocessing_num_workers or cores, max(size // LEAST, 1))
+    processes = min(spec.data.preprocessing_num_workers or cores, max(size // BYTES_PER_PROCESS, 1))
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes > 1 else "true"
 
-    # Imported here: the page was told before transformers has begun to load, and a cached run never loads it.
+    # Imported here: the progress is written before transformers has begun to load, and a cached run never loads it.
     from engine.worker.data import tables
     from engine.worker.data.examples import Encoder
     from engine.worker.models.tokenizer import load_tokenizer
-    from engine.worker.runtime.process_pool import Crew
+    from engine.worker.runtime.process_pool import ProcessPool
 
     tokenizer = load_tokenizer(spec, model_path)
     if missing := ids_problem(max(tokenizer.get_vocab().values()), spec, model_path):
         raise Refusal(missing)
     encoder = Encoder.of(spec, tokenizer)
-    found = [tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
+    sources = [
+        tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)
+    ]
     drafts = folder / "tables"
     drafts.mkdir()
     paths = (drafts / str(number) for number in count())
-    crew = Crew(processes, lambda task: tables.make(encoder, datasets, task))
+    pool = ProcessPool(processes, lambda task: tables.make(encoder, datasets, task))
     try:
-        for one in found:
-            for _ in one.make(crew, lambda: next(paths)):
-                rows, seen = sum(each.good for each in found), sum(each.bytes_done for each in found)
+        for source in sources:
+            for _ in source.make(pool, lambda: next(paths)):
+                rows, seen = (
+                    sum(source.good for source in sources),
+                    sum(source.bytes_done for source in sources),
+                )
                 report("preparing", rows, round(rows * size / seen) if seen else None, "rows")
     finally:
-        crew.close()
-    summary = write_splits(spec, found, folder)
+        pool.close()
+    summary = write_splits(spec, sources, folder)
     shutil.rmtree(drafts)
     bad, bad_count = (
-        [one for each in found for one in each.bad][:SHOWN],
-        sum(each.bad_count for each in found),
+        [bad_row for source in sources for bad_row in source.bad][:MAX_BAD_ROWS_SHOWN],
+        sum(source.bad_count for source in sources),
     )
     for split, counts in summary.items():
         if not counts["examples"]:
@@ -118,10 +123,10 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
         names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
         raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
     write_json(folder / cache.SUMMARY, {
-        "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(one) for one in bad],
+        "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(bad_row) for bad_row in bad],
         "notes": [
-            {"dataset": each.dataset.name, "rows": count, "of": each.read, "first": str(first)}
-            for each in found for count, first in each.notes.values()
+            {"dataset": source.dataset.name, "rows": count, "of": source.read, "first": str(first)}
+            for source in sources for count, first in source.notes.values()
         ],
     })  # fmt: skip
 
@@ -138,26 +143,28 @@ def ids_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
     )  # fmt: skip
 
 
-def write_splits(spec: RunSpec, found: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
+def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of all data sets (`engine.worker.data.tables.Tables`), each where it belongs; returns the counts."""
     from engine.worker.data.splits import Split, read, set_aside, times
 
     names = ["train", "validation"] if measured(spec) else ["train"]
     form, seed = STAGES[spec.stage.kind].form, spec.training.seed
-    weighted = any(part.weighted for one in found for part in one.parts)
+    weighted = any(part.weighted for source in sources for part in source.parts)
     splits = {
         name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
         for name in names
     }
-    rows = {one.dataset.name: one.good for one in found if one.dataset.name in spec.data.datasets}
+    rows = {
+        source.dataset.name: source.good for source in sources if source.dataset.name in spec.data.datasets
+    }
     kept = held_out(spec.data, rows)
     weights = repeats(spec.data, {name: count - kept[name] for name, count in rows.items()})
-    for one in found:
-        aside = set_aside(one.good, kept.get(one.dataset.name, one.good), seed)
-        weight = weights.get(one.dataset.name, 0)
+    for source in sources:
+        aside = set_aside(source.good, kept.get(source.dataset.name, source.good), seed)
+        weight = weights.get(source.dataset.name, 0)
         often = {"train": times(~aside, weight, seed), "validation": aside.astype("uint16")}
         at = 0
-        for part in one.parts:
+        for part in source.parts:
             for table in read(part.path):
                 for name, split in splits.items():
                     split.add(table.slice(0, part.good), often[name][at : at + part.good])
@@ -185,7 +192,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for split in summary["splits"]:
         counts = summary[split]
         share = counts["trained_tokens"] / max(counts["tokens"], 1)
-        dropped = sum(counts.get(f"rows_{fate}", 0) for fate in ("too_long", "untrained", "equal"))
+        dropped = sum(counts.get(f"rows_{status}", 0) for status in ("too_long", "untrained", "equal"))
         print(
             f"{split}: {counts['examples']} examples, {counts['tokens']} tokens, {share:.0%} of them trained, "
             f"longest {counts['longest']}; rows cut {counts.get('rows_cut', 0)}, dropped {dropped}",
@@ -195,17 +202,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
             print(f"{split}: {note}", flush=True)
     for note in summary.get("notes", ()):
         print(f"{note['dataset']}: {note['rows']} of {note['of']} rows, such as {note['first']}", flush=True)
-    for one in summary["bad_rows_shown"]:
-        print(f"left out: {one}", flush=True)
-    if summary["bad_rows"] > SHOWN:
-        print(f"left out: {summary['bad_rows'] - SHOWN} more rows", flush=True)
+    for row in summary["bad_rows_shown"]:
+        print(f"left out: {row}", flush=True)
+    if summary["bad_rows"] > MAX_BAD_ROWS_SHOWN:
+        print(f"left out: {summary['bad_rows'] - MAX_BAD_ROWS_SHOWN} more rows", flush=True)
 
 
 if __name__ == "__main__":
     # A tokenizer needs no torch, and without it transformers loads in half the time.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # or it would tell
-    # A stop is told by SIGTERM: what is half prepared goes away, with the processes that prepare it.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
+    # A stop comes as SIGTERM: what is half prepared goes away, with the processes that prepare it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with edge(sys.argv[1]) as here:
+    with run_lifecycle(sys.argv[1]) as here:
         prepare(here)

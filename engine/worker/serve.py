@@ -19,27 +19,27 @@ from engine.core.problems import Refusal
 from engine.core.rundir import read_json, write_json
 from engine.core.sockets import listen
 from engine.worker.runtime.optional_packages import leave_out_unused
-from engine.worker.runtime.process_lifecycle import Report, edge
+from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
 
 
 def main() -> None:
-    with edge(sys.argv[1]) as run:
-        given = read_json(run.path / "serve.json")
-        # First: a port that is taken is told before anything slow.
-        door = listen(given["host"], given["port"])
+    with run_lifecycle(sys.argv[1]) as run:
+        settings = read_json(run.path / "serve.json")
+        # First: a port that is taken is reported before anything slow.
+        sock = listen(settings["host"], settings["port"])
         Report(run)("loading")
-        leave_out_unused(given["quantized"])
+        leave_out_unused(settings["quantized"])
         from engine.worker.serving.openai_api import serve
         from engine.worker.serving.server_state import load
 
         with contextlib.ExitStack() as closing:
-            if given["engine"] != "transformers":
+            if settings["engine"] != "transformers":
                 # Uvicorn raises a signal again once it has ended for it: what is behind ends on the way out.
                 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-            house = load(run, given, closing)
+            state = load(run, settings, closing)
             key = run.path / "key"
-            asyncio.run(serve(house, door, key.read_text(encoding="utf-8").strip() if key.exists() else ""))
-            if fault := house.writer.fault():
+            asyncio.run(serve(state, sock, key.read_text(encoding="utf-8").strip() if key.exists() else ""))
+            if fault := state.generator.fault():
                 raise Refusal(fault)
         write_json(run.path / "ended.json", {"at": time.time()})
 

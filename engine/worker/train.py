@@ -9,7 +9,7 @@ from typing import Any
 from engine.core.rundir import COMPLETE, RunDir, read_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
-from engine.worker.runtime.process_lifecycle import Report, edge, rank
+from engine.worker.runtime.process_lifecycle import Report, rank, run_lifecycle
 from engine.worker.training.preload import import_libraries
 
 
@@ -73,7 +73,7 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 
 
 if __name__ == "__main__":
-    with edge(sys.argv[1]) as here:
+    with run_lifecycle(sys.argv[1]) as here:
         leave_out_unused(trains_quantized(spec_of(here)))
         import_libraries(spec_of(here))  # for the ranks of a launcher that is a process of its own
         train(here)

@@ -13,7 +13,7 @@ from engine.core.problems import Problem
 from engine.data.chunks import Block, Broken, Stretch, blocks, row_by_row
 from engine.data.datasets import Dataset, Example, Place, canonical, files_of
 from engine.worker.data.examples import Encoder, table
-from engine.worker.runtime.process_pool import Crew
+from engine.worker.runtime.process_pool import ProcessPool
 
 SHOWN = 20  # bad rows that are told
 
@@ -126,7 +126,7 @@ class Tables:
     bytes_done: int = 0  # of its files
     notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → how many rows, and the first
 
-    def make(self, crew: Crew, path: Callable[[], Path]) -> Iterator[None]:
+    def make(self, crew: ProcessPool, path: Callable[[], Path]) -> Iterator[None]:
         """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
         for file in files_of(self.dataset):
             before, entries = self.bytes_done, 0

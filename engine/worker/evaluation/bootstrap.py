@@ -3,7 +3,7 @@
 Rows are drawn again with replacement, as many as there are, two thousand times (Efron 1979; for comparing two systems on
 one test set Koehn 2004, "Statistical significance tests for machine translation evaluation"). Both models are measured on
 the same draws, since what is hard for one is mostly hard for the other. What the measure is does not matter, see
-`engine.worker.evaluation.measures`.
+`engine.worker.evaluation.metrics`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from engine.worker.evaluation.measures import Measure
+from engine.worker.evaluation.metrics import Metric
 
 RESAMPLES, SEED = 2000, 20040725
-LEVEL = 0.95
-FEWEST = 10  # rows: of fewer, a resample is too often the same rows again, and intervals come out too narrow
-CHUNK = 1 << 24  # numbers in memory at a time
+CONFIDENCE_LEVEL = 0.95
+MIN_ROWS = 10  # of fewer, a resample is too often the same rows again, and intervals come out too narrow
+MAX_NUMBERS_IN_MEMORY = 1 << 24
 
 Verdict = Literal["better", "worse", "same", "more", "less"]
 
@@ -40,52 +40,52 @@ class Difference(NamedTuple):
     verdict: Verdict
 
 
-def resampled(measure: Measure, seed: int = SEED) -> np.ndarray:
+def resampled(measure: Metric, seed: int = SEED) -> np.ndarray:
     """The measure of each resample (2,000,). The same draws for every measure of as many rows."""
     rows, width = measure.sums.shape
-    source = np.random.default_rng(seed)
-    found = []
-    step = max(CHUNK // max(rows, 1), 1)
+    rng = np.random.default_rng(seed)
+    scores = []
+    step = max(MAX_NUMBERS_IN_MEMORY // max(rows, 1), 1)
     for start in range(0, RESAMPLES, step):
-        some = min(step, RESAMPLES - start)
-        drawn = source.integers(rows, size=(some, rows))
-        counts = np.zeros((some, rows))
-        for number, one in enumerate(drawn):
-            counts[number] = np.bincount(one, minlength=rows)
-        found.append(measure.score(counts @ measure.sums.reshape(rows, width)))
-    return np.concatenate(found)
+        batch = min(step, RESAMPLES - start)
+        drawn = rng.integers(rows, size=(batch, rows))
+        counts = np.zeros((batch, rows))
+        for number, draw in enumerate(drawn):
+            counts[number] = np.bincount(draw, minlength=rows)
+        scores.append(measure.score(counts @ measure.sums.reshape(rows, width)))
+    return np.concatenate(scores)
 
 
-def interval(measure: Measure, draws: np.ndarray | None = None) -> Interval:
+def interval(measure: Metric, draws: np.ndarray | None = None) -> Interval:
     """The value and its interval. `draws`: those of `resampled`, where they are known already."""
-    if counted(measure) < FEWEST:
+    if row_count(measure) < MIN_ROWS:
         return Interval(measure.value, None, None)
-    return Interval(measure.value, *_middle(resampled(measure) if draws is None else draws))
+    return Interval(measure.value, *_percentile_interval(resampled(measure) if draws is None else draws))
 
 
 def difference(
-    ours: Measure, base: Measure, draws: np.ndarray | None = None, base_draws: np.ndarray | None = None
+    ours: Metric, base: Metric, draws: np.ndarray | None = None, base_draws: np.ndarray | None = None
 ) -> Difference:
     """How far `ours` is from `base` on the same rows, and whether that could be chance."""
-    apart = ours.value - base.value
-    if min(counted(ours), counted(base)) < FEWEST:
-        return Difference(apart, None, None, "same")
+    delta = ours.value - base.value
+    if min(row_count(ours), row_count(base)) < MIN_ROWS:
+        return Difference(delta, None, None, "same")
     draws = resampled(ours) if draws is None else draws
     base_draws = resampled(base) if base_draws is None else base_draws
-    low, high = _middle(draws - base_draws)
-    return Difference(apart, low, high, _verdict(low, high, ours.better))
+    low, high = _percentile_interval(draws - base_draws)
+    return Difference(delta, low, high, _verdict(low, high, ours.better))
 
 
-def counted(measure: Measure) -> int:
+def row_count(measure: Metric) -> int:
     """How many rows the measure is about."""
     return int((measure.sums != 0).any(1).sum())
 
 
-def _middle(draws: np.ndarray) -> tuple[float | None, float | None]:
+def _percentile_interval(draws: np.ndarray) -> tuple[float | None, float | None]:
     known = draws[np.isfinite(draws)]
     if not len(known):
         return None, None
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(known, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 

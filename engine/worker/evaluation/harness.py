@@ -21,57 +21,64 @@ from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, append_lines, read_lines
 from engine.evaluation import harness
 from engine.evaluation.evaluation_spec import EvaluationSpec
-from engine.worker.evaluation.bootstrap import FEWEST
-from engine.worker.evaluation.respond import Speakers
+from engine.worker.evaluation.bootstrap import MIN_ROWS
+from engine.worker.evaluation.respond import LoadedModels
 from engine.worker.runtime.process_lifecycle import Report
 
 RESAMPLES = 1000  # for the standard error of measures that have no formula of it
-CERTAIN = 1.96  # standard errors: the middle 95 % of a normal distribution
-TOLD = 300  # characters of what the package says is wrong
+Z_95 = 1.96  # standard errors: the middle 95 % of a normal distribution
+MAX_ERROR_CHARS = 300  # of a message of the package
 DIRECTIONS = {True: "higher", False: "lower", None: "neither"}
 
 
 class Tasks:
     """The tasks of an evaluation, and what is known of them. Raises Refusal if one of them cannot be run."""
 
-    def __init__(self, spec: EvaluationSpec, run: RunDir, report: Report, voices: Sequence[str]):
-        self.how, self.generation, self.report, self.voices = spec.harness, spec.generation, report, voices
+    def __init__(self, spec: EvaluationSpec, run: RunDir, report: Report, models: Sequence[str]):
+        self.settings, self.generation = spec.harness, spec.generation
+        self.report, self.models = report, models
         self.file = run.report / "tasks.jsonl"
-        self.lines = {(one["task"], one["voice"]): one for one in read_lines(self.file)}
+        self.lines = {(line["task"], line["voice"]): line for line in read_lines(self.file)}
         if not self.missing():
             return
         data = Path(spec.data.dataset_dir)
-        if found := harness.problems(spec.harness.tasks, data):
-            raise Refusal(found)
+        if problems := harness.problems(spec.harness.tasks, data):
+            raise Refusal(problems)
         self.configs = {
-            one.name: dict(one.config) for one in harness.tasks(data) if one.name in self.how.tasks
+            task.name: dict(task.config) for task in harness.tasks(data) if task.name in self.settings.tasks
         }
-        self.cache = (
-            tempfile.TemporaryDirectory()
-        )  # of datasets, which would keep a copy of every file in the home
-        with alone():
-            for name in self.how.tasks:
+        # Of datasets, which would else keep a copy of every file in the home folder.
+        self.cache = tempfile.TemporaryDirectory()
+        with isolated_harness():
+            for name in self.settings.tasks:
                 self._task(name)
 
-    def missing(self, voices: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        """Tasks and voices (all, or some) of which nothing is known yet."""
-        wanted = self.voices if voices is None else voices
-        return [(task, one) for one in wanted for task in self.how.tasks if (task, one) not in self.lines]
+    def missing(self, models: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        """Pairs of task and model (of all models, or of some) without a result yet."""
+        selected = self.models if models is None else models
+        return [
+            (task, model)
+            for model in selected
+            for task in self.settings.tasks
+            if (task, model) not in self.lines
+        ]
 
-    def measure(self, speakers: Speakers, voice: str) -> None:
-        """Whatever is not known yet of a voice."""
-        total = len(self.how.tasks) * len(self.voices)
-        for name, _ in self.missing([voice]):
+    def measure(self, loaded: LoadedModels, model: str) -> None:
+        """Run the tasks that have no result of this model yet."""
+        total = len(self.settings.tasks) * len(self.models)
+        for name, _ in self.missing([model]):
             self.report("tasks", len(self.lines), total, "tasks")
-            print(f"task {name}: {voice}", flush=True)
+            print(f"task {name}: {model}", flush=True)
             try:
-                with alone():
-                    found = speakers.with_model(voice, lambda name=name: self._measure(name, speakers, voice))
+                with isolated_harness():
+                    result = loaded.with_model(model, lambda name=name: self._measure(name, loaded, model))
             except Exception as error:
-                raise Refusal(problem("harness-failed", name=name, voice=voice, why=_short(error))) from error
-            line = {"task": name, "voice": voice, **found}
+                raise Refusal(
+                    problem("harness-failed", name=name, voice=model, why=_error_line(error))
+                ) from error
+            line = {"task": name, "voice": model, **result}
             append_lines(self.file, [line])
-            self.lines[name, voice] = line
+            self.lines[name, model] = line
 
     def _task(self, name: str) -> Any:
         """The package's own object for a task. Raises Refusal with what it says is wrong."""
@@ -81,37 +88,39 @@ class Tasks:
         config["dataset_kwargs"]["cache_dir"] = self.cache.name
         try:
             task = ConfigurableTask(config=config)
-            shown = task.get_config("num_fewshot")
-            if shown is None or (shown and self.how.num_fewshot is not None):
-                task.set_config(key="num_fewshot", value=self.how.num_fewshot or 0)
+            num_fewshot = task.get_config("num_fewshot")
+            if num_fewshot is None or (num_fewshot and self.settings.num_fewshot is not None):
+                task.set_config(key="num_fewshot", value=self.settings.num_fewshot or 0)
             task.set_fewshot_seed(seed=self.generation.seed)
         except Exception as error:  # whatever a task's file has made it stumble over
-            raise Refusal(problem("harness-broken", harness.TASKS, name=name, why=_short(error))) from error
+            raise Refusal(
+                problem("harness-broken", harness.TASKS, name=name, why=_error_line(error))
+            ) from error
         return task
 
-    def _measure(self, name: str, speakers: Speakers, voice: str) -> dict[str, Any]:
+    def _measure(self, name: str, loaded: LoadedModels, model: str) -> dict[str, Any]:
         """{"rows", "shown", "measures": [{"name", "value", "stderr", "better"}]} of one task and the model as it is."""
         from lm_eval.evaluator import evaluate
 
-        task, tokenizer = self._task(name), speakers.tokenizer(voice)
+        task, tokenizer = self._task(name), loaded.tokenizer(model)
         if task.OUTPUT_TYPE == "generate_until":
             greedy = {"do_sample": False, "temperature": 0.0}
             task.set_config(key="generation_kwargs", value=greedy, update=True)
-        found = evaluate(
-            lm=asked(speakers, tokenizer, self.generation.max_new_tokens, self.generation.batch_size),
-            task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}}, limit=self.how.limit,
+        results = evaluate(
+            lm=harness_model(loaded, tokenizer, self.generation.max_new_tokens, self.generation.batch_size),
+            task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}}, limit=self.settings.limit,
             bootstrap_iters=RESAMPLES, log_samples=False, fewshot_as_multiturn=True,
-            apply_chat_template=bool(tokenizer.chat_template) and self.how.apply_chat_template,
+            apply_chat_template=bool(tokenizer.chat_template) and self.settings.apply_chat_template,
         )  # fmt: skip
-        better = found["higher_is_better"].get(name, {})
+        better = results["higher_is_better"].get(name, {})
         return {
-            "rows": found["n-samples"][name]["effective"], "shown": found["n-shot"].get(name) or 0,
-            "measures": list(_measures(found["results"][name], better)),
+            "rows": results["n-samples"][name]["effective"], "shown": results["n-shot"].get(name) or 0,
+            "measures": list(_measures(results["results"][name], better)),
         }  # fmt: skip
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def isolated_harness() -> Iterator[None]:
     """The package imported, and kept from asking any network, from starting processes, and from running code that a
     template in a file holds."""
     os.environ |= {"HF_EVALUATE_OFFLINE": "1", "DISABLE_MULTIPROC": "1"}
@@ -134,29 +143,28 @@ def alone() -> Iterator[None]:
         utils.env = theirs
 
 
-def asked(speakers: Speakers, tokenizer: Any, longest: int, batch_size: int) -> Any:
-    """The model in memory as the package asks it."""
+def harness_model(loaded: LoadedModels, tokenizer: Any, max_new_tokens: int, batch_size: int) -> Any:
+    """The model in memory as the package expects one."""
     from lm_eval.models.huggingface import HFLM
 
     class InMemory(HFLM):
-        max_gen_toks = property(lambda self: longest)  # where a task does not say
+        max_gen_toks = property(lambda self: max_new_tokens)  # where a task does not say
 
-    model = speakers.writer.model
-    model.tie_weights = lambda *_, **__: (
-        None
-    )  # they are tied; once more would undo what adapters put in their place
+    model = loaded.generator.model
+    # They are tied already; tying them once more would undo what adapters put in their place.
+    model.tie_weights = lambda *_, **__: None
     try:
         return InMemory(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     finally:
         del model.tie_weights
 
 
-def _measures(found: Mapping[str, Any], better: Mapping[str, bool | None]) -> Any:
-    for key, value in found.items():
+def _measures(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> Any:
+    for key, value in results.items():
         name, _, filtered = key.partition(",")
         if not filtered or name.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        stderr = found.get(f"{name}_stderr,{filtered}")
+        stderr = results.get(f"{name}_stderr,{filtered}")
         yield {
             "name": name if filtered == "none" else f"{name} ({filtered})", "value": float(value),
             "stderr": float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None,
@@ -164,44 +172,44 @@ def _measures(found: Mapping[str, Any], better: Mapping[str, bool | None]) -> An
         }  # fmt: skip
 
 
-def _short(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:TOLD]
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:MAX_ERROR_CHARS]
 
 
-# ----------------------------------------------------------------------------------------- what they say
+# ----------------------------------------------------------------------------------------- the report
 
 
-def told(
-    names: Sequence[str], voices: Sequence[str], lines: Mapping[tuple[str, str], Mapping[str, Any]]
+def task_comparisons(
+    names: Sequence[str], models: Sequence[str], lines: Mapping[tuple[str, str], Mapping[str, Any]]
 ) -> list[Any]:
-    """Of each measure of each task the values of all voices, and the differences to the base, if that is the first."""
-    found = []
+    """Of each measure of each task the values of all models, and the differences to the base, if that is the first."""
+    comparisons = []
     for task in names:
-        first = lines[task, voices[0]]
+        first = lines[task, models[0]]
         for at, measure in enumerate(first["measures"]):
-            values = {one: lines[task, one]["measures"][at] for one in voices}
-            base = values[voices[0]] if voices[0] == "base" else None
-            found.append({
+            values = {model: lines[task, model]["measures"][at] for model in models}
+            base = values[models[0]] if models[0] == "base" else None
+            comparisons.append({
                 "task": task, "measure": measure["name"], "rows": first["rows"], "shown": first["shown"],
                 "better": measure["better"],
-                "values": {name: {"value": one["value"], "stderr": one["stderr"]} for name, one in values.items()},
+                "values": {name: {"value": result["value"], "stderr": result["stderr"]} for name, result in values.items()},
                 "differences": {
-                    name: difference(one, base, measure["better"], first["rows"]) for name, one in values.items()
+                    name: difference(result, base, measure["better"], first["rows"]) for name, result in values.items()
                     if base and name != "base"
                 },
             })  # fmt: skip
-    return found
+    return comparisons
 
 
 def difference(ours: Mapping[str, Any], base: Mapping[str, Any], better: str, rows: int) -> dict[str, Any]:
     """Ours minus the base's, its standard error as of two samples drawn apart, and a verdict where the difference is
     beyond 1.96 of it and the questions are not too few. They are the same for both, so this is careful: it overlooks
     rather than invents."""
-    apart = (ours["value"] or 0.0) - (base["value"] or 0.0)
+    delta = (ours["value"] or 0.0) - (base["value"] or 0.0)
     if None in (ours["value"], base["value"], ours["stderr"], base["stderr"]):
-        return {"value": apart, "stderr": None, "verdict": "same"}
+        return {"value": delta, "stderr": None, "verdict": "same"}
     stderr = math.hypot(ours["stderr"], base["stderr"])
     ways = {"higher": ("better", "worse"), "lower": ("worse", "better"), "neither": ("more", "less")}
-    verdict = ways[better][apart < 0] if abs(apart) > CERTAIN * stderr and rows >= FEWEST else "same"
-    return {"value": apart, "stderr": stderr, "verdict": verdict}
+    verdict = ways[better][delta < 0] if abs(delta) > Z_95 * stderr and rows >= MIN_ROWS else "same"
+    return {"value": delta, "stderr": stderr, "verdict": verdict}

@@ -25,30 +25,30 @@ from engine.evaluation.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TO
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORED, Example
 from engine.worker.evaluation.respond import losses
-from engine.worker.generation.detokenizer import Wording
+from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Batch
 from engine.worker.generation.sampling import Sampling
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.templates.conversations import end_of_turn_ids
 
-LOOKED_AT = 64  # examples, spread over the data, among which there should be some that are short enough
-# Of the time that one model has: until when prompts are begun, and until when answers are written. The rest is for losses.
-JOINING, WRITING = 0.4, 0.8
-LOSSES_S = (
-    2.0  # beyond the time that is allowed, for losses without which nothing could be said of general prompts
-)
-EARLY_S = 10.0  # what is asked before the training may take so long: how long that will take is not known yet
+MAX_EXAMPLES_EXAMINED = 64  # spread over the data: some of them should be short enough
+# Shares of the time that one model has: until when prompts are read, and until when answers are written; the rest is for
+# losses.
+PREFILL_TIME_SHARE, ANSWER_TIME_SHARE = 0.4, 0.8
+EXTRA_LOSS_SECONDS = 2.0  # beyond the budget, for losses without which general prompts would have no verdict
+BEFORE_TRAINING_SECONDS = 10.0  # budget before the training, whose length is not known yet
 
 
 @dataclass
-class Asked:
-    """One prompt. `reference`: token ids that the loss is of; of a general prompt the model's own answer before."""
+class ProbePrompt:
+    """One prompt. `reference`: token ids that the loss is of; of a general prompt the model's own answer before. `ids`: the
+    tokens of the prompt."""
 
     kind: str
-    prompt: list[int]
+    ids: list[int]
     text: str  # of the prompt, for people
     reference: list[int] = field(default_factory=list)
-    before: str | None = None  # None: not asked in time
+    before: str | None = None  # None: there was no time
     after: str | None = None
     finish_before: str | None = None  # "stop", "length", or "cancelled": it ends where the time did
     finish_after: str | None = None
@@ -65,7 +65,7 @@ class Probe:
     spec: RunSpec
     run: RunDir
     tokenizer: Any
-    asked: list[Asked]
+    prompts: list[ProbePrompt]
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -80,40 +80,47 @@ def begin(spec: RunSpec, run: RunDir, model: Any, tokenizer: Any, data: Any) -> 
     """Choose the prompts; where it has to be now, have the model answer them as it is. None if there is no probe."""
     if spec.stage.kind != "sft" or not spec.logging.probe or rank():
         return None
-    with _harmless():
-        made = Probe(spec, run, tokenizer, [*_of_training(data["train"], tokenizer), *_general(tokenizer)])
-        if not made.late:
-            _ask(made, model, "before", EARLY_S)
-        made.began = time.monotonic()
-        return made
+    with _isolated():
+        run_probe = Probe(
+            spec, run, tokenizer, [*_training_prompts(data["train"], tokenizer), *_general_prompts(tokenizer)]
+        )
+        if not run_probe.late:
+            _measure_model(run_probe, model, "before", BEFORE_TRAINING_SECONDS)
+        run_probe.began = time.monotonic()
+        return run_probe
     return None
 
 
-def finish(made: Probe | None, model: Any) -> None:
+def finish(run_probe: Probe | None, model: Any) -> None:
     """Ask the trained model, and write probe.json. `model`: as it is without the training's wrappers."""
-    if made is None:
+    if run_probe is None:
         return
-    with _harmless():
+    with _isolated():
         began = time.monotonic()
-        allowed = probe.budget(began - made.began)
+        allowed = probe.budget(began - run_probe.began)
         # Of a model that can be had as it was, too, both get half of the time: the answers of now first.
-        _ask(made, model, "after", allowed / 2 if made.late else allowed)
-        if made.late:
+        _measure_model(run_probe, model, "after", allowed / 2 if run_probe.late else allowed)
+        if run_probe.late:
             with model.disable_adapter():
-                _ask(made, model, "before", allowed - (time.monotonic() - began))
-        with _ready(model) as inner:
-            answered = [one for one in made.asked if one.kind == "general" and one.reference]
-            _take_losses(inner, answered, "after", began + allowed + LOSSES_S)
-        found = _told(made) | {"budget_s": round(allowed, 2), "seconds": round(time.monotonic() - began, 2)}
-        write_json(made.run.probe, found)
+                _measure_model(run_probe, model, "before", allowed - (time.monotonic() - began))
+        with _evaluation_mode(model) as inner:
+            answered = [
+                prompt for prompt in run_probe.prompts if prompt.kind == "general" and prompt.reference
+            ]
+            _take_losses(inner, answered, "after", began + allowed + EXTRA_LOSS_SECONDS)
+        report = _probe_report(run_probe) | {
+            "budget_s": round(allowed, 2),
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        write_json(run_probe.run.probe, report)
         print(
-            f"probe: {found['verdict']}, general prompts: {found['general_verdict']} ({found['seconds']} s)",
+            f"probe: {report['verdict']}, general prompts: {report['general_verdict']} ({report['seconds']} s)",
             flush=True,
         )
 
 
 @contextlib.contextmanager
-def _harmless() -> Iterator[None]:
+def _isolated() -> Iterator[None]:
     """Nothing in here may change or end the run: its errors are printed, its use of chance is undone."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
@@ -127,10 +134,12 @@ def _harmless() -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- prompts
 
 
-def _of_training(rows: Any, tokenizer: Any) -> list[Asked]:
+def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
     """Prompts of some training examples, spread over the data, each with its first answer."""
-    found: list[Asked] = []
-    for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(LOOKED_AT, len(rows))).astype(int).tolist()):
+    prompts: list[ProbePrompt] = []
+    for at in dict.fromkeys(
+        np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()
+    ):
         for ids, labels in _examples(rows[at]):
             begin, end = _span(labels)
             if begin <= 1:  # everything is trained: the second half is what the first is answered with
@@ -138,9 +147,9 @@ def _of_training(rows: Any, tokenizer: Any) -> list[Asked]:
             if 0 < begin <= PROMPT_TOKENS and begin < end:
                 prompt, reference = list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])
                 text = tokenizer.decode(prompt, skip_special_tokens=True)
-                found.append(Asked("training", prompt, text, reference))
-    chosen = np.linspace(0, len(found) - 1, min(PROMPTS, len(found))).astype(int)
-    return [found[at] for at in chosen]
+                prompts.append(ProbePrompt("training", prompt, text, reference))
+    chosen = np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).astype(int)
+    return [prompts[at] for at in chosen]
 
 
 def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
@@ -161,20 +170,20 @@ def _span(labels: Sequence[int]) -> tuple[int, int]:
     return begin, begin + (len(rest) if rest.all() else int((~rest).argmax()))
 
 
-def _general(tokenizer: Any) -> list[Asked]:
-    found = []
+def _general_prompts(tokenizer: Any) -> list[ProbePrompt]:
+    prompts = []
     for text in probe.general_prompts():
         chat = [{"role": "user", "content": text}]
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        found.append(Asked("general", ids, text))
-    return found
+        prompts.append(ProbePrompt("general", ids, text))
+    return prompts
 
 
 # --------------------------------------------------------------------------------------------- answers
 
 
 @contextlib.contextmanager
-def _ready(model: Any) -> Iterator[Any]:
+def _evaluation_mode(model: Any) -> Iterator[Any]:
     """The model that answers, in the mode for that."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     trains = inner.training
@@ -185,39 +194,41 @@ def _ready(model: Any) -> Iterator[Any]:
         inner.train(trains)
 
 
-def _ask(made: Probe, model: Any, when: str, seconds: float) -> None:
+def _measure_model(run_probe: Probe, model: Any, when: str, seconds: float) -> None:
     """Answers and losses of the model as it is now, for as long as there is time. Answers first: they are what a person
     looks at. All are written side by side, so that time that is short cuts all of them and drops none."""
     began = time.monotonic()
-    with _ready(model) as inner:
-        answers = _answers(made, inner, began + JOINING * seconds, began + WRITING * seconds)
-        for one, answer in answers:
-            setattr(one, when, answer.text)
-            setattr(one, f"finish_{when}", answer.finish)
-            if when == "before" and one.kind == "general" and answer.tokens:
-                one.reference = answer.tokens
+    with _evaluation_mode(model) as inner:
+        answers = _answers(
+            run_probe, inner, began + PREFILL_TIME_SHARE * seconds, began + ANSWER_TIME_SHARE * seconds
+        )
+        for prompt, answer in answers:
+            setattr(prompt, when, answer.text)
+            setattr(prompt, f"finish_{when}", answer.finish)
+            if when == "before" and prompt.kind == "general" and answer.tokens:
+                prompt.reference = answer.tokens
         kinds = {"training"} if when == "after" else {"training", "general"}
-        known = [one for one in made.asked if one.reference and one.kind in kinds]
-        _take_losses(inner, known, when, began + seconds)
+        with_reference = [prompt for prompt in run_probe.prompts if prompt.reference and prompt.kind in kinds]
+        _take_losses(inner, with_reference, when, began + seconds)
 
 
-def _take_losses(model: Any, asked: Sequence[Asked], when: str, deadline: float) -> None:
+def _take_losses(model: Any, prompts: Sequence[ProbePrompt], when: str, deadline: float) -> None:
     """The losses of the references, of the first of each kind in any case. One by one: a few, and never more in memory than one of
     the training's."""
     taken: set[str] = set()
-    for one in asked:
-        if one.kind in taken and time.monotonic() > deadline:
+    for prompt in prompts:
+        if prompt.kind in taken and time.monotonic() > deadline:
             continue
-        taken.add(one.kind)
-        ids = np.array([*one.prompt, *one.reference], dtype=np.int32)
-        [(total, count)] = losses(model, [Example((ids,), trained=[(len(one.prompt), len(ids))])])
+        taken.add(prompt.kind)
+        ids = np.array([*prompt.ids, *prompt.reference], dtype=np.int32)
+        [(total, count)] = losses(model, [Example((ids,), trained=[(len(prompt.ids), len(ids))])])
         value = total / max(count, 1)
-        setattr(one, f"loss_{when}", value if np.isfinite(value) else None)
-        setattr(one, f"took_{when}", True)
+        setattr(prompt, f"loss_{when}", value if np.isfinite(value) else None)
+        setattr(prompt, f"took_{when}", True)
 
 
 @dataclass
-class Written:
+class GreedyAnswer:
     """A greedy answer, and how it ended: "stop", "length", or "cancelled" where there was no time left."""
 
     tokens: list[int]
@@ -225,35 +236,42 @@ class Written:
     finish: str
 
 
-def _answers(made: Probe, model: Any, joining: float, deadline: float) -> list[tuple[Asked, Written]]:
+def _answers(
+    run_probe: Probe, model: Any, joining: float, deadline: float
+) -> list[tuple[ProbePrompt, GreedyAnswer]]:
     """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    ends = frozenset([*known, *end_of_turn_ids(made.tokenizer)])
+    ends = frozenset([*known, *end_of_turn_ids(run_probe.tokenizer)])
     batch, begun = Batch(model, None), []
     with torch.inference_mode():
-        for one in _in_turns(made.asked):
+        for prompt in _interleaved(run_probe.prompts):
             late = time.monotonic() > joining
-            if not batch.has_room() or (late and any(one.kind == other.kind for other, _, _ in begun)):
+            if not batch.has_room() or (late and any(prompt.kind == other.kind for other, _, _ in begun)):
                 continue
             texts: list[str] = []
             answer = Answer(
-                adapter=None, prompt=one.prompt, most=TOKENS, ends=ends, sampling=Sampling(),
-                wording=Wording(made.tokenizer.backend_tokenizer), tell=lambda piece, texts=texts: texts.append(piece.text),
+                adapter=None, prompt=prompt.ids, max_tokens=TOKENS, stop_token_ids=ends, sampling=Sampling(),
+                detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer), on_piece=lambda piece, texts=texts: texts.append(piece.text),
             )  # fmt: skip
-            begun.append((one, answer, texts))
+            begun.append((prompt, answer, texts))
             batch.join(answer)
         while batch.rows:
             if time.monotonic() > deadline:
                 for _, answer, _ in begun:
                     answer.cancelled = True
             batch.step()
-    return [(one, Written(answer.written, "".join(texts), answer.finish)) for one, answer, texts in begun]
+    return [
+        (prompt, GreedyAnswer(answer.written, "".join(texts), answer.finish))
+        for prompt, answer, texts in begun
+    ]
 
 
-def _in_turns(asked: Sequence[Asked]) -> Iterator[Asked]:
+def _interleaved(prompts: Sequence[ProbePrompt]) -> Iterator[ProbePrompt]:
     """Two of the training, one general, and so on: the time may not suffice for all."""
-    training, general = ([one for one in asked if one.kind == kind] for kind in ("training", "general"))
+    training, general = (
+        [prompt for prompt in prompts if prompt.kind == kind] for kind in ("training", "general")
+    )
     turns = zip_longest(training[::2], training[1::2], general)
     return filter(None, chain.from_iterable(turns))
 
@@ -261,17 +279,17 @@ def _in_turns(asked: Sequence[Asked]) -> Iterator[Asked]:
 # --------------------------------------------------------------------------------------------- verdicts
 
 
-def _told(made: Probe) -> dict[str, Any]:
+def _probe_report(run_probe: Probe) -> dict[str, Any]:
     """The content of probe.json. What there was no time for is left out."""
-    decode = made.tokenizer.decode
+    decode = run_probe.tokenizer.decode
     prompts = [
         probe.judged({
-            "kind": one.kind, "prompt": one.text, "before": one.before, "after": one.after,
-            "finish_before": one.finish_before, "finish_after": one.finish_after,
-            "reference": decode(one.reference, skip_special_tokens=True) if one.kind == "training" else None,
+            "kind": prompt.kind, "prompt": prompt.text, "before": prompt.before, "after": prompt.after,
+            "finish_before": prompt.finish_before, "finish_after": prompt.finish_after,
+            "reference": decode(prompt.reference, skip_special_tokens=True) if prompt.kind == "training" else None,
             # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
-            "loss_before": one.loss_before if one.took_after else None, "loss_after": one.loss_after,
+            "loss_before": prompt.loss_before if prompt.took_after else None, "loss_after": prompt.loss_after,
         })
-        for one in made.asked if one.after is not None or (one.took_before and one.took_after)
+        for prompt in run_probe.prompts if prompt.after is not None or (prompt.took_before and prompt.took_after)
     ]  # fmt: skip
     return probe.summary(prompts) | {"prompts": prompts, "learned": probe.LEARNED, "forgot": probe.FORGOT}

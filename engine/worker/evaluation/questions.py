@@ -1,4 +1,4 @@
-"""The rows that an evaluation asks: drawn from its data sets once, and kept, so that a resumed run asks the same."""
+"""The rows that an evaluation asks: drawn from its data sets once and kept, so that a resumed run asks the same ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.evaluation.evaluation_spec import EvaluationSpec
 
 @dataclass(frozen=True)
 class Question:
-    """One row. `reference`: the answer that is wanted, as text; `chat`: the row with it, as a training would have it.
+    """One row. `reference`: the expected answer, as text; `chat`: the row with it, as a training would have it.
     Of a pair `chosen` and `rejected` are the two answers, and `chat` is the row."""
 
     row: int
@@ -33,7 +33,7 @@ class Question:
     rejected: str = ""
 
 
-def questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
+def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
     """Those in `file`; where it is not there yet, they are drawn and written into it.
 
     As many are drawn as the spec says, each row as likely as any other, and kept in the order of the files. Rows that
@@ -41,46 +41,48 @@ def questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question]:
     """
     if not file.exists():
         folder = Path(spec.data.dataset_dir)
-        found = list(_drawn(spec, [find(folder, name) for name in spec.data.datasets], form))
-        write_text(file, "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in found))
+        drawn = list(_draw_questions(spec, [find(folder, name) for name in spec.data.datasets], form))
+        write_text(
+            file, "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in drawn)
+        )
     return [Question(**line) for line in read_lines(file)]
 
 
-def _drawn(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:
-    total, most = sum(map(count_rows, datasets)), spec.data.max_samples
-    wanted = None
-    if most and most < total:
-        source = np.random.default_rng(spec.data.seed)
-        wanted = set(source.choice(total, most, replace=False).tolist())
+def _draw_questions(spec: EvaluationSpec, datasets: list[Dataset], form: str) -> Iterator[Question]:
+    total, max_samples = sum(map(count_rows, datasets)), spec.data.max_samples
+    chosen = None
+    if max_samples and max_samples < total:
+        rng = np.random.default_rng(spec.data.seed)
+        chosen = set(rng.choice(total, max_samples, replace=False).tolist())
     every = chain.from_iterable(
-        ((one, place, row) for place, row in rows(one, lambda _: None)) for one in datasets
+        ((dataset, place, row) for place, row in rows(dataset, lambda _: None)) for dataset in datasets
     )
     number = 0
     for at, (dataset, place, row) in enumerate(every):
-        if wanted is not None and at not in wanted:
+        if chosen is not None and at not in chosen:
             continue
         try:
-            yield MADE[form](dataset, place, row, number)
+            yield BUILD_QUESTION[form](dataset, place, row, number)
         except Refusal:
             continue
         number += 1
 
 
 def _question(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
-    asked = example(dataset, place, row, "prompts")
+    prompt = example(dataset, place, row, "prompts")
     try:
-        whole = example(dataset, place, row, "chat")
+        chat = example(dataset, place, row, "chat")
     except Refusal:  # it has no answer
-        whole = None
+        chat = None
     return Question(
-        number, dataset.name, str(place), asked["messages"], asked["tools"], asked["answer"], whole
+        number, dataset.name, str(place), prompt["messages"], prompt["tools"], prompt["answer"], chat
     )
 
 
-def _pair(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
+def _pair_question(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
     pair = example(dataset, place, row, "pairs")
     sides = {side: pair[side][0]["content"] for side in ("chosen", "rejected")}
     return Question(number, dataset.name, str(place), pair["messages"], pair["tools"], chat=pair, **sides)
 
 
-MADE = {"answers": _question, "pairs": _pair}
+BUILD_QUESTION = {"answers": _question, "pairs": _pair_question}

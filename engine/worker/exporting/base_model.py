@@ -34,11 +34,11 @@ class Sources:
         base = Path(spec.model.model_name_or_path)
         adapters = {Path(folder): weight for folder, weight in spec.adapters.items()}
         results = list(adapters) or [base]
-        said = next((told for one in results if (told := read_json(one / RESULT))), {})
-        judge = any(adapter_config(one).get("task_type") == "SEQ_CLS" for one in adapters) or (
-            not adapters and "ForSequenceClassification" in inspect(base).architecture
-        )
-        stage = "rm" if judge else said.get("stage", "sft")
+        result = next((content for folder in results if (content := read_json(folder / RESULT))), {})
+        is_reward_model = any(
+            adapter_config(folder).get("task_type") == "SEQ_CLS" for folder in adapters
+        ) or (not adapters and "ForSequenceClassification" in inspect(base).architecture)
+        stage = "rm" if is_reward_model else result.get("stage", "sft")
         return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
 
     def loading(self, spec: ExportSpec) -> RunSpec:
@@ -61,6 +61,6 @@ class Sources:
         self.tokenizer().save_pretrained(folder)
         if (self.settings / "generation_config.json").exists():
             GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
-        for name in (EVALUATION, PAIRS):  # by which whoever learns from a reward model knows it again
+        for name in (EVALUATION, PAIRS):  # from which a training with the reward model recognizes it
             if self.stage == "rm" and (self.settings / name).exists():
                 shutil.copyfile(self.settings / name, folder / name)

@@ -26,22 +26,22 @@ from engine.worker.exporting.model_card import seal
 from engine.worker.runtime.process_lifecycle import Report
 
 MAGIC = b"GGUF"  # what every such file begins with
-LAST = 300  # characters of a child's last line that are told
+MAX_LINE_CHARS = 300  # of the last line of a child's output
 
 
-def add(run: RunDir, spec: ExportSpec, report: Report) -> None:
+def add_gguf_file(run: RunDir, spec: ExportSpec, report: Report) -> None:
     """Put the GGUF file that the spec wants beside the merged model, or say in gguf.json why there is none."""
     report("converting")
     began = {"type": spec.gguf, "status": "failed"}
     # As long as nothing else is known: whatever ends this process, the step can be tried again.
-    write_json(run.gguf, began | _told([problem("export-gguf-cut-off", "gguf")]))
+    write_json(run.gguf, began | _problems_json([problem("export-gguf-cut-off", "gguf")]))
     try:
-        made = _made(run, spec)
+        made = _make_file(run, spec)
     except Refusal as refusal:
-        made = began | _told(refusal.problems)
+        made = began | _problems_json(refusal.problems)
     except OSError as error:  # a full disk, say
         why = problem("system-refused", "gguf", file=error.filename or "—", why=error.strerror or str(error))
-        made = began | _told([why])
+        made = began | _problems_json([why])
     write_json(run.gguf, made)
     shutil.rmtree(_scratch(run), ignore_errors=True)
     _print(run, made)
@@ -51,20 +51,22 @@ def _scratch(run: RunDir) -> Path:
     return run.path / ".gguf.partial"
 
 
-def _told(problems: list[Problem]) -> dict[str, Any]:
-    """Problems as codes, so that the page can say them in the reader's language."""
-    plain = [{"code": one.code, "values": {k: str(v) for k, v in one.values.items()}} for one in problems]
+def _problems_json(problems: list[Problem]) -> dict[str, Any]:
+    """Problems as codes, so that the page can show them in the reader's language."""
+    plain = [
+        {"code": reason.code, "values": {k: str(v) for k, v in reason.values.items()}} for reason in problems
+    ]
     return {"problems": plain}
 
 
 def _print(run: RunDir, made: Mapping[str, Any]) -> None:
-    for one in made.get("problems", ()):
-        print(problem(one["code"], "gguf", **one["values"]).text(shell_language()), flush=True)
+    for entry in made.get("problems", ()):
+        print(problem(entry["code"], "gguf", **entry["values"]).text(shell_language()), flush=True)
     if made["status"] == "failed":
         print(problem("export-gguf-later", folder=run.model).text(shell_language()), flush=True)
 
 
-def _made(run: RunDir, spec: ExportSpec) -> dict[str, Any]:
+def _make_file(run: RunDir, spec: ExportSpec) -> dict[str, Any]:
     """Convert, read back, put in place; what gguf.json says then. Raises Refusal or OSError where there is no file."""
     converter = gguf.converter()
     if converter is None:
@@ -74,16 +76,16 @@ def _made(run: RunDir, spec: ExportSpec) -> dict[str, Any]:
     scratch.mkdir()
     file = scratch / f"model-{spec.gguf}.gguf"
     _convert(converter, spec, run.model, file)
-    found = _read_back(converter, spec, run, file)
-    if far := _too_far(spec, found):
+    check = _read_back(converter, spec, run, file)
+    if far := _rounding_problem(spec, check):
         raise Refusal(far)
-    _put(run.model, file, found)
-    return {"type": spec.gguf, "file": file.name, "bytes": (run.model / file.name).stat().st_size} | found
+    _install(run.model, file, check)
+    return {"type": spec.gguf, "file": file.name, "bytes": (run.model / file.name).stat().st_size} | check
 
 
 def _convert(converter: Converter, spec: ExportSpec, model: Path, file: Path) -> None:
     """Have the converter write the file; its output goes to the log. Raises Refusal with its last line."""
-    code, last = _child(converter.command(model, file, spec.gguf), file.with_name("convert.log"))
+    code, last = _run_child(converter.command(model, file, spec.gguf), file.with_name("convert.log"))
     if code:
         raise Refusal(problem("export-gguf-failed", "gguf", code=code, why=last))
     if not file.is_file():
@@ -93,17 +95,17 @@ def _convert(converter: Converter, spec: ExportSpec, model: Path, file: Path) ->
             raise Refusal(problem("export-gguf-garbage", "gguf", why=f"{begins!r} ≠ {MAGIC!r}"))
 
 
-def _child(command: list[str], log: Path, text: str = "") -> tuple[int, str]:
+def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]:
     """Run a child with `text` as its input; its exit code, and the last line that it printed. All of it is printed here."""
     print("$", *command, flush=True)
     with log.open("wb") as output:
         done = subprocess.run(
             command, input=text.encode(), stdout=output, stderr=subprocess.STDOUT, check=False, cwd=PROJECT
         )
-    told = log.read_text(encoding="utf-8", errors="replace")
-    print(told, flush=True)
+    printed = log.read_text(encoding="utf-8", errors="replace")
+    print(printed, flush=True)
     killed = signal.Signals(-done.returncode).name if done.returncode < 0 else "—"
-    return done.returncode, (told.strip().splitlines() or [killed])[-1][:LAST]
+    return done.returncode, (printed.strip().splitlines() or [killed])[-1][:MAX_LINE_CHARS]
 
 
 # ------------------------------------------------------------------------------------------ read back
@@ -115,50 +117,50 @@ def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) 
     needed, (free, _) = READING * weights(spec), hardware.memory()
     if needed > free:
         sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
-        return {"status": "unread"} | _told([problem("export-gguf-no-memory", "gguf", **sizes)])
+        return {"status": "unread"} | _problems_json([problem("export-gguf-no-memory", "gguf", **sizes)])
     answer = file.with_name("check.json")
     question = {
         "run": str(run.path), "model": str(run.model), "file": str(file), "answer": str(answer), "precision": inspect(run.model).dtype,
     }  # fmt: skip
     command = [converter.python, "-m", "engine.worker.exporting.gguf_check"]
-    code, last = _child(command, file.with_name("check.log"), json.dumps(question))
-    found = read_json(answer)
-    if code or found is None:
-        return {"status": "unread"} | _told([problem("export-gguf-unread", "gguf", why=last)])
-    if broken := found.get("broken"):
+    code, last = _run_child(command, file.with_name("check.log"), json.dumps(question))
+    check = read_json(answer)
+    if code or check is None:
+        return {"status": "unread"} | _problems_json([problem("export-gguf-unread", "gguf", why=last)])
+    if broken := check.get("broken"):
         raise Refusal(problem("export-gguf-garbage", "gguf", why=broken))
-    if unread := found.get("unread"):
-        return {"status": "unread"} | _told([problem(unread["code"], "gguf", **unread["values"])])
-    return {"status": "made"} | found
+    if unread := check.get("unread"):
+        return {"status": "unread"} | _problems_json([problem(unread["code"], "gguf", **unread["values"])])
+    return {"status": "made"} | check
 
 
-def _too_far(spec: ExportSpec, found: Mapping[str, Any]) -> Problem | None:
+def _rounding_problem(spec: ExportSpec, check: Mapping[str, Any]) -> Problem | None:
     """That a weight of the file is further from the merged one than rounding explains."""
-    largest = found.get("weights", {}).get("largest")
+    largest = check.get("weights", {}).get("largest")
     if largest is None or largest <= gguf.ROUNDING[spec.gguf]:
         return None
-    values = {"name": found["weights"]["name"], "far": f"{largest:.1%}", "type": spec.gguf}
+    values = {"name": check["weights"]["name"], "far": f"{largest:.1%}", "type": spec.gguf}
     return problem("export-gguf-differs", "gguf", most=f"{gguf.ROUNDING[spec.gguf]:.1%}", **values)
 
 
-def _put(model: Path, file: Path, found: Mapping[str, Any]) -> None:
-    """The file beside the merged model, with a Modelfile that names it, a line in the card, and new checksums."""
+def _install(model: Path, file: Path, check: Mapping[str, Any]) -> None:
+    """The file beside the merged model, with a Modelfile that names it, a line in the model card, and new checksums."""
     file.replace(model / file.name)
     for name, change in (
         ("Modelfile", lambda text: deployment.from_file(text, file.name)),
-        ("README.md", lambda text: f"{text.rstrip()}\n\n{_line(file.name, found)}\n"),
+        ("README.md", lambda text: f"{text.rstrip()}\n\n{_card_line(file.name, check)}\n"),
     ):
         if (model / name).is_file():
             write_text(model / name, change((model / name).read_text(encoding="utf-8")))
     seal(model)
 
 
-def _line(name: str, found: Mapping[str, Any]) -> str:
-    """The card's sentence about the file."""
-    if found["status"] != "made":
+def _card_line(name: str, check: Mapping[str, Any]) -> str:
+    """The model card's sentence about the file."""
+    if check["status"] != "made":
         return f"GGUF: `{name}`; it was not read back."
-    answers = found["answers"]
-    text = f"GGUF: `{name}`, read back: its weights are within {found['weights']['largest']:.2%} of the merged ones"
+    answers = check["answers"]
+    text = f"GGUF: `{name}`, read back: its weights are within {check['weights']['largest']:.2%} of the merged ones"
     if answers["tokens"]:
         text += (
             f"; {answers['equal']} of {answers['prompts']} greedy answers are equal, and given the same beginning "

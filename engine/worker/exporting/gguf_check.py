@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.rundir import RunDir, read_json, write_json
-from engine.worker.runtime.process_lifecycle import Report, hush
+from engine.worker.runtime.process_lifecycle import Report, silence_warnings
 
 
 def check(model: Path, file: Path, precision: str, report: Report) -> dict[str, Any]:
@@ -39,15 +39,15 @@ def check(model: Path, file: Path, precision: str, report: Report) -> dict[str, 
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         return {"unread": {"code": "export-gguf-architecture", "values": {"architecture": architecture}}}
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    weights = compared_weights(read.state_dict(), model)
+    weights = compare_weights(read.state_dict(), model)
     if not weights["compared"]:
         return {"unread": {"code": "export-gguf-other-names", "values": {"architecture": architecture}}}
     dtype = getattr(torch, precision, torch.float32)
     read = read.to(dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
-    return {"weights": weights, "answers": compared_answers(read.eval(), model, report)}
+    return {"weights": weights, "answers": compare_answers(read.eval(), model, report)}
 
 
-def compared_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
+def compare_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
     """How far each tensor is from the merged one: root mean square of the difference over that of the tensor. `largest` is
     the furthest of them and `name` its name; `compared` of `count` tensors of the merged model are in the file."""
     from safetensors import safe_open
@@ -75,25 +75,35 @@ def _distance(merged: Any, read: Any) -> float:
     return far / size if size else far
 
 
-def compared_answers(read: Any, model: Path, report: Report) -> dict[str, Any]:
+def compare_answers(read: Any, model: Path, report: Report) -> dict[str, Any]:
     """The prompts of the export once more, and the next token behind each beginning of the merged model's answers."""
     from engine.export.export_spec import ExportSpec
-    from engine.worker.exporting.output_comparison import Prompt, Said, answers, compared, prompt_ids
+    from engine.worker.exporting.output_comparison import (
+        ModelOutput,
+        Prompt,
+        compare_outputs,
+        model_outputs,
+        prompt_ids,
+    )
 
     rows = [row for row in (read_json(model / "comparison.json") or {}).get("rows", ()) if row.get("answer")]
     prompts = [Prompt(row["source"], row["messages"]) for row in rows]
-    merged = [Said(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows]
+    merged = [
+        ModelOutput(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows
+    ]
     ids = prompt_ids(model, prompts, read).ids if prompts else []
-    told = compared(ExportSpec(), prompts, merged, answers(read, "sft", model, prompts, report))
+    comparison = compare_outputs(
+        ExportSpec(), prompts, merged, model_outputs(read, "sft", model, prompts, report)
+    )
     return {
-        "prompts": told["prompts"], "equal": told["equal"],
-        "same_tokens": sum(agreeing(read, one, said.tokens) for one, said in zip(ids, merged, strict=True)),
-        "tokens": sum(len(said.tokens) for said in merged),
-        "rows": [{key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")} for row in told["rows"]],
+        "prompts": comparison["prompts"], "equal": comparison["equal"],
+        "same_tokens": sum(count_matching_tokens(read, prompt, answer.tokens) for prompt, answer in zip(ids, merged, strict=True)),
+        "tokens": sum(len(answer.tokens) for answer in merged),
+        "rows": [{key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")} for row in comparison["rows"]],
     }  # fmt: skip
 
 
-def agreeing(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
+def count_matching_tokens(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
     """How many tokens of an answer are the likeliest behind the prompt and the tokens before them."""
     import torch
 
@@ -104,11 +114,11 @@ def agreeing(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:
 
 
 def main() -> None:
-    hush()
+    silence_warnings()
     question = json.load(sys.stdin)
     report = Report(RunDir(Path(question["run"])))
-    found = check(Path(question["model"]), Path(question["file"]), question["precision"], report)
-    write_json(Path(question["answer"]), found)
+    result = check(Path(question["model"]), Path(question["file"]), question["precision"], report)
+    write_json(Path(question["answer"]), result)
 
 
 if __name__ == "__main__":

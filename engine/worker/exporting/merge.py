@@ -30,7 +30,7 @@ from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
 
-ONE = "default"  # what peft calls the adapter whose files lie in the folder itself
+ADAPTER_NAME = "default"  # what peft calls the adapter whose files lie in the folder itself
 
 
 def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
@@ -40,23 +40,23 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
     """
     model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
     if sources.stage == "rm":
-        # By which whoever loads what is written finds the last token, whose score it is.
+        # From it a program that loads the result finds the last token, whose score counts.
         model.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
     if sources.adapters:
-        model = _adapted(spec, sources, model)
+        model = _add_adapters(spec, sources, model)
     return model.requires_grad_(False).eval()
 
 
 def loaded_as(spec: ExportSpec, base: Path) -> torch.dtype:
-    """The type the base is loaded in. Files of another type than these three are read as the one wanted."""
-    wanted, stored = DTYPES[spec.precision], getattr(torch, inspect(base).dtype or "", None)
-    return wanted if wanted == torch.float32 or stored not in DTYPES.values() else stored
+    """The type the base is loaded in. Files of another type than these three are read as the target type."""
+    target, stored = DTYPES[spec.precision], getattr(torch, inspect(base).dtype or "", None)
+    return target if target == torch.float32 or stored not in DTYPES.values() else stored
 
 
-def _adapted(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
+def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
     fit_vocabulary(model, sources.adapters)
     folders = list(sources.adapters)
-    names = [f"part{number}" for number in range(len(folders))] if combined(spec) else [ONE]
+    names = [f"part{number}" for number in range(len(folders))] if combined(spec) else [ADAPTER_NAME]
     adapted = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
     for folder, name in zip(folders[1:], names[1:], strict=True):
         adapted.load_adapter(folder, adapter_name=name)
@@ -66,12 +66,12 @@ def _adapted(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> Peft
         first.use_rslora, first.init_lora_weights = False, True
         pruning = {"density": spec.density} if spec.combination in PRUNING else {}
         adapted.base_model.add_weighted_adapter(
-            names, list(sources.adapters.values()), ONE, combination_type=spec.combination, svd_rank=spec.svd_rank,
+            names, list(sources.adapters.values()), ADAPTER_NAME, combination_type=spec.combination, svd_rank=spec.svd_rank,
             **pruning,
         )  # fmt: skip
         for name in names:
             adapted.delete_adapter(name)
-    adapted.set_adapter(ONE, inference_mode=True)
+    adapted.set_adapter(ADAPTER_NAME, inference_mode=True)
     return adapted
 
 
@@ -117,9 +117,9 @@ def save_adapter(spec: ExportSpec, model: PeftModel, folder: Path) -> None:
     """Write LoRA alone, with what is trained in full beside it."""
     dtype = DTYPES[spec.precision]
     for name, weight in model.named_parameters():
-        if f".{ONE}." in name or name.endswith(f".{ONE}"):
+        if f".{ADAPTER_NAME}." in name or name.endswith(f".{ADAPTER_NAME}"):
             weight.data = rounded(name, weight.data, dtype)
-    model.save_pretrained(folder, selected_adapters=[ONE])
+    model.save_pretrained(folder, selected_adapters=[ADAPTER_NAME])
     (folder / "README.md").unlink(missing_ok=True)  # peft's own, of placeholders
 
 
@@ -170,8 +170,8 @@ def _device() -> dict[str, int] | None:
     return {"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None
 
 
-def weigh() -> dict[str, int | None]:
-    """The most memory that this process has had: of the machine, and of the card."""
+def peak_memory() -> dict[str, int | None]:
+    """The peak memory of this process in bytes: on the machine, and on the GPU."""
     return {
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

@@ -25,7 +25,7 @@ from engine.worker.models.tokenizer import end_ids
 from engine.worker.templates.chat_template import render
 from engine.worker.templates.conversations import end_of_turn_ids
 
-SUMS = "SHA256SUMS"
+CHECKSUMS_FILE = "SHA256SUMS"
 
 
 def write(
@@ -52,13 +52,13 @@ def seal(folder: Path) -> None:
     """SHA256SUMS of every file, as `sha256sum -c` reads it; and all of them for everybody to read."""
     lines = []
     for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != SUMS:
+        if file.is_file() and file.name != CHECKSUMS_FILE:
             file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
             with file.open("rb") as content:
                 lines.append(
                     f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder)}\n"
                 )
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------ Ollama
@@ -74,14 +74,14 @@ def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
     def rendered(messages: list[dict[str, str]], generate: bool) -> str:
         return render(tokenizer, template, messages, generate=generate)[0]
 
-    # Whoever's tokenizer begins every text with this has it added by Ollama, too.
+    # Where the tokenizer begins every text with this, Ollama adds it, too.
     bos = tokenizer.bos_token or ""
     adds = bool(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     try:
-        found = deployment.pieces(rendered, bos if adds else "")
+        pieces = deployment.pieces(rendered, bos if adds else "")
     except Refusal as refusal:
         return None, refusal.problems
-    return deployment.go_template(found), deployment.doubts(rendered, template)
+    return deployment.go_template(pieces), deployment.doubts(rendered, template)
 
 
 def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
@@ -93,7 +93,7 @@ def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
         *(end_of_turn_ids(tokenizer) if tokenizer.chat_template else []),
         *([ends] if isinstance(ends, int) else ends),
     ]
-    stops = [tokenizer.convert_ids_to_tokens(one) for one in dict.fromkeys(ids)]
+    stops = [tokenizer.convert_ids_to_tokens(token_id) for token_id in dict.fromkeys(ids)]
     sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name)}
     return deployment.modelfile(
         source=str(sources.base) if spec.form == "adapter" else ".",
@@ -119,21 +119,21 @@ def _readme(
     """A model card as hubs read it: front matter, then what it is, what it learned from, and how it is used."""
     title = spec.name or sources.base.name
     parts = [
-        _front(spec, sources), f"# {title}", spec.remark.strip(), _what(spec, sources), _learned(sources),
-        _compared(spec, compared), _use(spec, sources, folder, lasting, title),
-        f"Files are listed with their checksums in `{SUMS}`: `sha256sum -c {SUMS}`.\n",
+        _front_matter(spec, sources), f"# {title}", spec.remark.strip(), _description(spec, sources), _training_sections(sources),
+        _comparison_sentence(spec, compared), _usage(spec, sources, folder, lasting, title),
+        f"Files are listed with their checksums in `{CHECKSUMS_FILE}`: `sha256sum -c {CHECKSUMS_FILE}`.\n",
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part)
 
 
 def _base_name(sources: Sources) -> str:
     """What others know the base as: its hub id, or the name of its folder."""
-    known = [adapter_config(one).get("base_model_name_or_path") or "" for one in sources.adapters]
-    known.append(identity(str(sources.base)))
-    return next((one for one in known if is_hub_id(one)), sources.base.name)
+    names = [adapter_config(folder).get("base_model_name_or_path") or "" for folder in sources.adapters]
+    names.append(identity(str(sources.base)))
+    return next((name for name in names if is_hub_id(name)), sources.base.name)
 
 
-def _front(spec: ExportSpec, sources: Sources) -> str:
+def _front_matter(spec: ExportSpec, sources: Sources) -> str:
     base = _base_name(sources)
     lines = [f"base_model: {json.dumps(base, ensure_ascii=False)}"] if sources.adapters else []
     if spec.license:
@@ -144,7 +144,7 @@ def _front(spec: ExportSpec, sources: Sources) -> str:
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
-def _what(spec: ExportSpec, sources: Sources) -> str:
+def _description(spec: ExportSpec, sources: Sources) -> str:
     form = "LoRA alone, to be put on its base" if spec.form == "adapter" else "a whole model"
     if spec.quantize != "none":
         form += f", in {spec.quantize.removesuffix('bit')} bits (bitsandbytes)"
@@ -161,11 +161,11 @@ def _what(spec: ExportSpec, sources: Sources) -> str:
     return "\n".join(lines)
 
 
-def _learned(sources: Sources) -> str:
+def _training_sections(sources: Sources) -> str:
     """Data, settings and last figures of each training, in the order in which they were."""
     sections = []
     for run, training in sources.trainings:
-        metrics = _last(run)
+        metrics = _last_metrics(run)
         sets = ", ".join(f"`{name}`" for name in training.data.datasets) or "—"
         lines = [
             f"## Training {training.name}".rstrip(),
@@ -175,14 +175,14 @@ def _learned(sources: Sources) -> str:
         template = training.model.chat_template or "the tokenizer's own"
         lines.append(f"- chat template: {template}")
         shown = ("loss", "eval_loss", "accuracy", "eval_accuracy", "reward", "epoch", "step", "num_tokens")
-        told = [f"{name} {metrics[name]:.5g}" for name in shown if name in metrics]
-        if told:
-            lines.append(f"- at the end: {', '.join(told)}")
+        figures = [f"{name} {metrics[name]:.5g}" for name in shown if name in metrics]
+        if figures:
+            lines.append(f"- at the end: {', '.join(figures)}")
         sections.append("\n".join([lines[0], "", *lines[1:], "", "```yaml", _yaml(training), "```"]))
     return "\n\n".join(sections)
 
 
-def _last(run: RunDir) -> dict[str, float]:
+def _last_metrics(run: RunDir) -> dict[str, float]:
     """The values that a training logged last, by name."""
     last: dict[str, float] = {}
     for line in read_lines(run.metrics):
@@ -194,17 +194,17 @@ def _yaml(training: RunSpec) -> str:
     return training.to_yaml(brief=True).strip()
 
 
-def _compared(spec: ExportSpec, told: Mapping[str, Any]) -> str:
-    if not told["prompts"]:
+def _comparison_sentence(spec: ExportSpec, comparison: Mapping[str, Any]) -> str:
+    if not comparison["prompts"]:
         return ""
-    what = "scores" if told["rows"] and not told["rows"][0]["tokens"] else "greedy answers"
+    what = "scores" if comparison["rows"] and not comparison["rows"][0]["tokens"] else "greedy answers"
     return (
-        f"Loaded again and compared with what it was made of: {told['equal']} of {told['prompts']} {what} equal "
+        f"Loaded again and compared with what it was made of: {comparison['equal']} of {comparison['prompts']} {what} equal "
         f"(`comparison.json`)."
     )
 
 
-def _scoring(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _scoring_code(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Python that scores a conversation up to the token that ends its last answer, as the reward model was trained."""
     ends = end_ids(tokenizer)
     pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]
@@ -222,7 +222,7 @@ def _scoring(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     ]
 
 
-def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
+def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
     where, base = str(lasting), _base_name(sources)
     name = deployment.tag(title)
     auto = "AutoModelForSequenceClassification" if sources.stage == "rm" else "AutoModelForCausalLM"
@@ -252,13 +252,16 @@ def _use(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title:
             'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
         ]
     else:
-        lines += _scoring(sources.tokenizer())
+        lines += _scoring_code(sources.tokenizer())
     lines.append("```")
     if sources.stage != "rm":
         adapter = adapter_config(folder) if spec.form == "adapter" else None
-        wrong = deployment.vllm_problems(adapter) if adapter else []
+        issues = deployment.vllm_problems(adapter) if adapter else []
         serve = deployment.vllm_text(lasting, name, str(sources.base), adapter)
-        lines += ["", "vLLM: " + " ".join(one.text() for one in wrong) if wrong else f"vLLM:\n\n    {serve}"]
+        lines += [
+            "",
+            "vLLM: " + " ".join(issue.text() for issue in issues) if issues else f"vLLM:\n\n    {serve}",
+        ]
         lines += [
             "",
             f"Ollama:\n\n    cd {deployment.quoted(where)} && ollama create {name} -f Modelfile && ollama run {name}",

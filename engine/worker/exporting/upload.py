@@ -1,4 +1,4 @@
-"""The files of an export → a repository of a hub: python -m engine.worker.exporting.upload FOLDER, told what and as whom on stdin.
+"""The files of an export → a repository of a hub: python -m engine.worker.exporting.upload FOLDER
 
 Standard input is one JSON object, {"repo", "private", "token"}; standard output ends with one, {"url", "commit"} or
 {"problems"}. The token is nowhere else: in no argument, no file, no variable and no log.
@@ -12,36 +12,39 @@ from pathlib import Path
 from typing import Any
 
 
-def upload(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+def upload(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Make the repository if it is not there, and put every file of `folder` into one commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    hub = HfApi(token=given["token"], library_name="athanor")
+    hub = HfApi(token=request["token"], library_name="athanor")
     try:
-        hub.create_repo(given["repo"], private=given["private"], exist_ok=True)
+        hub.create_repo(request["repo"], private=request["private"], exist_ok=True)
         done = hub.upload_folder(
-            repo_id=given["repo"],
+            repo_id=request["repo"],
             folder_path=folder,
             commit_message="Exported by Athanor",
             ignore_patterns=[".*"],
         )
     except HFValidationError:
-        return {"code": "upload-name", "values": {"repo": given["repo"]}}
+        return {"code": "upload-name", "values": {"repo": request["repo"]}}
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         code = "upload-refused" if status in (401, 403) else "upload-failed"
-        return {"code": code, "values": {"repo": given["repo"], "why": _said(error, given["token"])}}
+        return {
+            "code": code,
+            "values": {"repo": request["repo"], "why": _error_line(error, request["token"])},
+        }
     except Exception as error:  # no network, a proxy, a name that is none: one sentence
         return {
             "code": "upload-silent",
-            "values": {"endpoint": ENDPOINT, "why": _said(error, given["token"])},
+            "values": {"endpoint": ENDPOINT, "why": _error_line(error, request["token"])},
         }
-    return {"url": f"{ENDPOINT}/{given['repo']}", "commit": done.oid}
+    return {"url": f"{ENDPOINT}/{request['repo']}", "commit": done.oid}
 
 
-def _said(error: Exception, token: str) -> str:
+def _error_line(error: Exception, token: str) -> str:
     """The first line of what went wrong; never with the token in it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].replace(token, "…")[:200]

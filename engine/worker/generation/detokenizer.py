@@ -12,41 +12,41 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
-class Wording:
+class Detokenizer:
     """The text of one answer. `stopped` once a stop sequence was written; it is not part of the text."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.stream = DecodeStream(skip_special_tokens=True)
         self.tokens: list[int] = []
-        self.given, self.held = 0, ""  # characters given out; text that is not
+        self.emitted, self.held = 0, ""  # characters given out; text that is not
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What can be given out after one more token; often nothing."""
         self.tokens.append(token)
         self.held += self.stream.step(self.tokenizer, token) or ""
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if found:
+        positions = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if positions:
             self.stopped = True
-            return self._give(min(found))
-        kept = max((_begun(self.held, stop) for stop in self.stops), default=0)
-        return self._give(len(self.held) - kept)
+            return self._give(min(positions))
+        held_back = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        return self._give(len(self.held) - held_back)
 
     def rest(self) -> str:
         """What was held back, once nothing more comes: all pieces together are what the tokens say."""
         if self.stopped:
             return ""
         whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-        self.held = whole[self.given :]
+        self.held = whole[self.emitted :]
         return self._give(len(self.held))
 
     def _give(self, count: int) -> str:
         ready, self.held = self.held[:count], self.held[count:]
-        self.given += len(ready)
+        self.emitted += len(ready)
         return ready
 
 
-def _begun(text: str, stop: str) -> int:
+def _overlap(text: str, stop: str) -> int:
     """How many characters at the end of `text` are the beginning of `stop`."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

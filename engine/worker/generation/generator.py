@@ -1,11 +1,11 @@
 """Writes the answers: one base model in memory, one thread that uses it, and as many answers at once as there are.
 
-Answers of the same voice (the base, or one of its adapters) are written as one batch, which an answer may join and
+Answers of the same model (the base, or one of its adapters) are written as one batch, which an answer may join and
 leave at any token: its prompt is read alone, then its keys and values are put beside those of the others, padded on
-the left. Batches of different voices take turns of a few tokens. Models whose cache is more than keys and values of
+the left. Batches of different models take turns of a few tokens. Models whose cache is more than keys and values of
 all tokens (sliding windows, recurrent states) write each answer in a batch of its own.
 
-What is asked and told over HTTP is left to `engine.worker.serving.openai_api`.
+Requests and responses over HTTP are left to `engine.worker.serving.openai_api`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from engine.core.problems import Problem, problem
-from engine.worker.generation.detokenizer import Wording
+from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.sampling import Sampling, choose
 from engine.worker.models.embeddings import fit_vocabulary
 
-AT_ONCE = 16  # answers in one batch: each costs keys and values of all its tokens
-TURN = 4  # tokens that a batch writes before another voice has its turn
+MAX_BATCH_SIZE = 16  # answers in one batch: each costs keys and values of all its tokens
+TOKENS_PER_TURN = 4  # tokens that a batch writes before another batch has its turn
 
 
 @dataclass(frozen=True)
-class Token:
+class TokenLogprob:
     """One token of an answer: its log-probability of all that the model gave it, and the most likely ones in its place."""
 
     id: int
@@ -50,7 +50,7 @@ class Piece:
     """What is new of an answer. `finish` with the last one: "stop", "length", "cancelled" or "error"."""
 
     text: str = ""
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[TokenLogprob, ...] = ()
     count: int = 0  # of the answer's tokens so far
     finish: str = ""
     problem: Problem | None = None
@@ -58,22 +58,24 @@ class Piece:
 
 @dataclass(eq=False)
 class Answer:
-    """One answer that is wanted. `tell` is called from the writing thread, at last with a `finish`."""
+    """One answer to be written. `on_piece` is called from the writing thread, at last with a `finish`."""
 
     adapter: str | None  # None: the base itself
     prompt: list[int]
-    most: int  # tokens
-    ends: frozenset[int]  # tokens that end it
+    max_tokens: int
+    stop_token_ids: frozenset[int]  # tokens that end it
     sampling: Sampling
-    wording: Wording
-    tell: Callable[[Piece], None]
-    logprobs: int | None = None  # how many likely tokens to tell of in each place; None: nothing
+    detokenizer: Detokenizer
+    on_piece: Callable[[Piece], None]
+    logprobs: int | None = (
+        None  # how many likely tokens to report at each position; None: no log-probabilities
+    )
     cancelled: bool = False
     wake: Callable[[], None] | None = None  # has a writer that waits for something look at `cancelled`
     # while it is being written
     source: torch.Generator = field(init=False)
     written: list[int] = field(default_factory=list)
-    untold: list[Token] = field(default_factory=list)
+    pending_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
 
     def __post_init__(self) -> None:
@@ -85,33 +87,33 @@ class Answer:
         if self.wake:
             self.wake()
 
-    def take(self, token: int, told: Token | None) -> bool:
+    def take(self, token: int, logprob: TokenLogprob | None) -> bool:
         """One more token. Returns whether the answer has ended with it."""
-        if token in self.ends:
+        if token in self.stop_token_ids:
             return self.end("stop")
         self.written.append(token)
-        if told:
-            self.untold.append(told)
-        text = self.wording.add(token)
-        if self.wording.stopped or len(self.written) >= self.most:
-            return self.end("stop" if self.wording.stopped else "length", text)
+        if logprob:
+            self.pending_logprobs.append(logprob)
+        text = self.detokenizer.add(token)
+        if self.detokenizer.stopped or len(self.written) >= self.max_tokens:
+            return self.end("stop" if self.detokenizer.stopped else "length", text)
         if text:
-            self.tell(Piece(text, tuple(self.untold), len(self.written)))
-            self.untold.clear()
+            self.on_piece(Piece(text, tuple(self.pending_logprobs), len(self.written)))
+            self.pending_logprobs.clear()
         return False
 
     def end(self, finish: str, text: str = "", why: Problem | None = None) -> bool:
         self.finish = finish
-        text += self.wording.rest()
-        self.tell(Piece(text, tuple(self.untold), len(self.written), finish, why))
+        text += self.detokenizer.rest()
+        self.on_piece(Piece(text, tuple(self.pending_logprobs), len(self.written), finish, why))
         return True
 
 
 class Batch:
-    """Answers of one voice that are written together, row by row."""
+    """Answers of one model that are written together, row by row."""
 
-    def __init__(self, model: PreTrainedModel, adapter: str | None, at_once: int = AT_ONCE):
-        self.model, self.adapter, self.at_once = model, adapter, at_once
+    def __init__(self, model: PreTrainedModel, adapter: str | None, max_batch_size: int = MAX_BATCH_SIZE):
+        self.model, self.adapter, self.max_batch_size = model, adapter, max_batch_size
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.clear()
 
@@ -127,7 +129,7 @@ class Batch:
         if not self.rows:
             return True
         plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        return plain and len(self.rows) < self.at_once
+        return plain and len(self.rows) < self.max_batch_size
 
     def join(self, answer: Answer) -> None:
         """Read the prompt of an answer and write its first token; if it is not its last, it is a row from now on."""
@@ -143,7 +145,9 @@ class Batch:
             for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
                 ours.keys = torch.cat([_wide(ours.keys, width), _wide(theirs.keys, width)])
                 ours.values = torch.cat([_wide(ours.values, width), _wide(theirs.values, width)])
-            self.mask = torch.cat([pad(one, (width - one.shape[1], 0)) for one in (self.mask, mask)])
+            self.mask = torch.cat(
+                [pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)]
+            )
             self.last = torch.cat([self.last, token[None]])
         else:
             self.cache, self.mask, self.last = cache, mask, token[None]
@@ -151,8 +155,8 @@ class Batch:
 
     def step(self) -> None:
         """One more token for each row; those that end leave."""
-        gone = [row.cancelled and row.end("cancelled") for row in self.rows]
-        self._leave([not one for one in gone])
+        cancelled = [row.cancelled and row.end("cancelled") for row in self.rows]
+        self._leave([not is_cancelled for is_cancelled in cancelled])
         if not self.rows:
             return
         self.mask = pad(self.mask, (0, 1), value=1)
@@ -163,30 +167,33 @@ class Batch:
 
     def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         """The logits (B, V) behind the last of `ids` (B, t), in fp32."""
-        given: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if self.takes_positions:
-            given["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            extra["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         read = self.model(
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **given,
+            **extra,
         )
         return read.logits[:, -1].float()
 
     def _write(self, rows: list[Answer], logits: Tensor) -> list[Tensor | None]:
         """The next token of each row; None for a row that has ended with it."""
         chosen = torch.stack([
-            choose(one, row.prompt, row.written, row.sampling, row.source)
-            for row, one in zip(rows, logits, strict=True)
+            choose(row_logits, row.prompt, row.written, row.sampling, row.source)
+            for row, row_logits in zip(rows, logits, strict=True)
         ])  # fmt: skip
-        told = [_token(row, one, token) for row, one, token in zip(rows, logits, chosen, strict=True)]
+        logprobs = [
+            _token(row, row_logits, token)
+            for row, row_logits, token in zip(rows, logits, chosen, strict=True)
+        ]
         ids = chosen.tolist()  # the one moment that waits for the device
         return [
-            None if row.take(id, what) else token
-            for row, id, what, token in zip(rows, ids, told, chosen, strict=True)
+            None if row.take(id, logprob) else token
+            for row, id, logprob, token in zip(rows, ids, logprobs, chosen, strict=True)
         ]
 
     def _leave(self, stays: list[bool]) -> None:
@@ -209,32 +216,32 @@ def _wide(states: Tensor, width: int) -> Tensor:
     return pad(states, (0, 0, width - states.shape[-2], 0))
 
 
-def _token(row: Answer, logits: Tensor, chosen: Tensor) -> Token | None:
+def _token(row: Answer, logits: Tensor, chosen: Tensor) -> TokenLogprob | None:
     if row.logprobs is None:
         return None
     shares = logits.log_softmax(-1)
     top = shares.topk(row.logprobs) if row.logprobs else None
     likely = list(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else []
-    return Token(int(chosen), float(shares[chosen]), likely)
+    return TokenLogprob(int(chosen), float(shares[chosen]), likely)
 
 
-class Writer:
-    """The thread that uses the model. `ask` for an answer; `call` has something else done with the model meanwhile."""
+class Generator:
+    """The thread that uses the model. `submit` for an answer; `call` has something else done with the model meanwhile."""
 
-    def __init__(self, model: PreTrainedModel, at_once: int = AT_ONCE):
+    def __init__(self, model: PreTrainedModel, max_batch_size: int = MAX_BATCH_SIZE):
         self.model = model  # adapters are put into its layers: it stays the object that is called
-        self.at_once = at_once  # answers that are written at once, whoever's
+        self.max_batch_size = max_batch_size  # answers that are written at once, of all adapters
         self.over = False
         self.adapted: PeftModel | None = None
         self.names: dict[str, str] = {}  # folder of an adapter → its name in peft, which takes no dots
         self.active: str | None = None
-        self.asked: queue.Queue[Answer | Callable[[], None]] = queue.Queue()
+        self.requests: queue.Queue[Answer | Callable[[], None]] = queue.Queue()
         self.batches: list[Batch] = []
         threading.Thread(target=self._run, daemon=True, name="writer").start()
 
-    def ask(self, answer: Answer) -> None:
+    def submit(self, answer: Answer) -> None:
         """Have an answer written."""
-        self.asked.put(answer)
+        self.requests.put(answer)
 
     def call(self, act: Callable[[], Any]) -> Future[Any]:
         """Have `act` done by the writing thread, between two tokens."""
@@ -246,16 +253,16 @@ class Writer:
             except BaseException as error:
                 future.set_exception(error)
 
-        self.asked.put(done)
+        self.requests.put(done)
         return future
 
-    def ask_all(self, answers: Sequence[Answer]) -> None:
+    def submit_all(self, answers: Sequence[Answer]) -> None:
         """Have answers written in this order, none begun before all are known: so what is in a batch together does not
         depend on how fast they were asked for, and the same questions get the same answers."""
 
         def all_of_them() -> None:
             for answer in answers:
-                self.ask(answer)
+                self.submit(answer)
 
         self.call(all_of_them).result()
 
@@ -281,29 +288,29 @@ class Writer:
         self.active = "?"  # peft may have made it the active one
 
     def waiting(self) -> int:
-        """How many answers are wanted and not finished; of those not begun, about."""
-        return sum(len(batch.rows) for batch in self.batches) + self.asked.qsize()
+        """How many answers are not finished; of those not begun, about."""
+        return sum(len(batch.rows) for batch in self.batches) + self.requests.qsize()
 
     def _run(self) -> None:
         pending: list[Answer] = []
         while not self.over:
-            pending = self._heard(pending)
+            pending = self._take_requests(pending)
             for batch in list(self.batches):
                 self.use(batch.adapter)
-                turn = TURN if len(self.batches) > 1 else 1
+                turn = TOKENS_PER_TURN if len(self.batches) > 1 else 1
                 self._guarded(batch, lambda batch=batch, turn=turn: [batch.step() for _ in range(turn)])
             self.batches = [batch for batch in self.batches if batch.rows]
 
-    def _heard(self, pending: list[Answer]) -> list[Answer]:
-        """Do what was asked for meanwhile; wait for it where there is nothing else to do. Returns who found no room."""
+    def _take_requests(self, pending: list[Answer]) -> list[Answer]:
+        """Do what was asked for meanwhile; wait for it where there is nothing else to do. Returns the answers that found no room."""
         with suppress(queue.Empty):
             while True:
-                one = self.asked.get(block=not self.batches and not pending)
-                if isinstance(one, Answer):
-                    pending.append(one)
+                request = self.requests.get(block=not self.batches and not pending)
+                if isinstance(request, Answer):
+                    pending.append(request)
                 else:
-                    one()
-        left = []
+                    request()
+        waiting = []
         for answer in pending:
             if answer.cancelled:
                 answer.end("cancelled")
@@ -311,16 +318,16 @@ class Writer:
                 self.use(answer.adapter)
                 self._guarded(batch, lambda batch=batch, answer=answer: batch.join(answer), answer)
             else:
-                left.append(answer)
-        return left
+                waiting.append(answer)
+        return waiting
 
     def _room(self, adapter: str | None) -> Batch | None:
         for batch in self.batches:
             if batch.adapter == adapter and batch.has_room():
                 return batch
-        if sum(len(batch.rows) for batch in self.batches) >= self.at_once:
+        if sum(len(batch.rows) for batch in self.batches) >= self.max_batch_size:
             return None
-        self.batches.append(Batch(self.model, adapter, self.at_once))
+        self.batches.append(Batch(self.model, adapter, self.max_batch_size))
         return self.batches[-1]
 
     def use(self, adapter: str | None) -> None:

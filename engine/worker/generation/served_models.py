@@ -1,7 +1,7 @@
-"""What can be asked by name: a base model, and each adapter of it with the tokenizer, template and settings of its run.
+"""The models that are served by name: a base, and each adapter of it with the tokenizer, template and settings of its run.
 
-A voice turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples unless it
-is told otherwise. Everything of it comes from the folder of the result, as whoever uses the result elsewhere has it.
+A served model turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples by
+default. All of this comes from the folder of the result, so that it is the same where the result is used elsewhere.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.templates.conversations import Conversations
 from engine.worker.templates.tool_calls import CallForm, Opened
 
-THINKING = "enable_thinking"  # what templates of reasoning models call the switch
+THINKING_SWITCH = "enable_thinking"  # what templates of reasoning models call the switch
 
 
 @dataclass
-class Voice:
+class ServedModel:
     """`adapter` is the folder of its adapter, None for the base. `unthinking` renders without reasoning, where the
     template has the switch. `calls` finds calls of tools in its answers, where its template shows how it
     writes them."""
@@ -36,7 +36,7 @@ class Voice:
     unthinking: Conversations | None
     calls: CallForm | None
     config: GenerationConfig
-    ends: frozenset[int]
+    stop_token_ids: frozenset[int]
     context: int | None  # tokens
 
     @property
@@ -44,7 +44,7 @@ class Voice:
         return self.conversations.tokenizer
 
     @property
-    def words(self) -> Tokenizer:
+    def backend_tokenizer(self) -> Tokenizer:
         return self.tokenizer.backend_tokenizer
 
     def prompt(
@@ -58,17 +58,17 @@ class Voice:
         message stays text. Raises Refusal if the template cannot write the conversation, knows nothing of tools that
         are given, or if no answer fits behind it."""
         # What is begun has a thought behind it.
-        how = self.conversations if thinking or begun or not self.unthinking else self.unthinking
+        conversations = self.conversations if thinking or begun or not self.unthinking else self.unthinking
         rows = [{"messages": list(messages), "tools": tools or None}]
         if tools:
             rows.append({"messages": list(messages), "tools": None})
-        told, *untold = how.encode(rows, generate=True)
-        if isinstance(told, Problem):
-            raise Refusal(told)
-        for one in untold:
-            if not isinstance(one, Problem) and one.ids.tolist() == told.ids.tolist():
+        encoded, *without_tools = conversations.encode(rows, generate=True)
+        if isinstance(encoded, Problem):
+            raise Refusal(encoded)
+        for plain in without_tools:
+            if not isinstance(plain, Problem) and plain.ids.tolist() == encoded.ids.tolist():
                 raise Refusal(problem("chat-no-tools", voice=self.name))
-        ids = told.ids.tolist() + self.tokenizer(begun, add_special_tokens=False)["input_ids"]
+        ids = encoded.ids.tolist() + self.tokenizer(begun, add_special_tokens=False)["input_ids"]
         if self.context and len(ids) >= self.context:
             raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
         return ids
@@ -83,32 +83,37 @@ class Voice:
             raise Refusal(problem("chat-no-call", voice=self.name))
         return opened
 
-    def sampling(self, given: dict[str, Any]) -> Sampling:
-        """The settings that are `given`; for the rest those of the model's own generation config."""
+    def sampling(self, settings: dict[str, Any]) -> Sampling:
+        """The `settings` that are not None; for the rest those of the model's own generation config."""
         own = self.config
-        usual = {
+        defaults = {
             "temperature": (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0,
             "top_p": own.top_p, "top_k": own.top_k, "repetition_penalty": own.repetition_penalty,
         }  # fmt: skip
-        chosen = {name: value for name, value in {**usual, **given}.items() if value is not None}
+        chosen = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
         return Sampling(**chosen)
 
 
-def voice(
-    name: str, folder: str, spec: RunSpec, model: PreTrainedModel, adapter: bool, instead: Voice | None = None
-) -> Voice:
-    """The voice whose tokenizer and settings are in `folder`. A base that has no chat template speaks in that of the
-    voice `instead`, so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
+def load_served_model(
+    name: str,
+    folder: str,
+    spec: RunSpec,
+    model: PreTrainedModel,
+    adapter: bool,
+    fallback: ServedModel | None = None,
+) -> ServedModel:
+    """The model whose tokenizer and settings are in `folder`. A base that has no chat template takes that of `fallback`, so
+    that it can be compared with its adapters. Raises Refusal if there is no usable template."""
     tokenizer = load_tokenizer(spec, folder)
-    if not tokenizer.chat_template and instead:
-        tokenizer = instead.tokenizer
+    if not tokenizer.chat_template and fallback:
+        tokenizer = fallback.tokenizer
     if not tokenizer.chat_template:
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
     conversations = Conversations(tokenizer)
     unthinking = None
-    if THINKING in template:
-        unthinking = Conversations(tokenizer, f"{{%- set {THINKING} = false -%}}{template}")
+    if THINKING_SWITCH in template:
+        unthinking = Conversations(tokenizer, f"{{%- set {THINKING_SWITCH} = false -%}}{template}")
     if (Path(folder) / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
     else:
@@ -116,9 +121,9 @@ def voice(
     ends = config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
     turns = tokenizer.convert_tokens_to_ids(conversations.end_tokens)
-    return Voice(
+    return ServedModel(
         name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
         calls=CallForm.of(tokenizer, template), config=config,
-        ends=frozenset([*known, *turns]),
+        stop_token_ids=frozenset([*known, *turns]),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )  # fmt: skip

@@ -28,11 +28,11 @@ def vocabulary_modules(model: PreTrainedModel) -> list[str]:
     if not getattr(model, "has_new_rows", False):
         return []
     whole = (model.get_input_embeddings(), model.get_output_embeddings())
-    return [name for name, part in model.named_modules() if any(part is one for one in whole)]
+    return [name for name, part in model.named_modules() if any(part is embedding for embedding in whole)]
 
 
 def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> None:
-    """Make embeddings and head as long as those that the adapters bring: whoever trained them had added tokens.
+    """Make embeddings and head as long as those that the adapters bring: their trainings had added tokens.
 
     Without its adapter the model stays what it was: its own head answers with as many logits as before, so that it neither
     writes a token it never learned, nor shares its probability with one.

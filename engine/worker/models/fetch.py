@@ -1,7 +1,7 @@
 """A hub id → a folder on this machine, with progress; a local path never asks the network.
 
 What is known of a hub's model is known from its files. So their names are looked at before anything is fetched, and
-the fetched folder is looked into as a local one is before a run starts: what is wrong is told in the same sentences.
+the fetched folder is looked into as a local one is before a run starts: problems are reported in the same sentences.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ from engine.preflight.checks import model_obstacles
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import Report
 
-FIELD = "model.model_name_or_path"
+MODEL_FIELD = "model.model_name_or_path"
 # Safetensors only: pickled weights run code when they are opened.
-WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-UNWANTED = [
-    "original/*",
-    "onnx/*",
-    "consolidated*",
-]  # the same weights once more, in forms that are not loaded
+ALLOWED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+# The same weights once more, in forms that are not loaded.
+IGNORED_PATTERNS = ["original/*", "onnx/*", "consolidated*"]
 
 
 def fetch_model(spec: RunSpec, report: Report) -> str:
@@ -39,26 +36,26 @@ def fetch_model(spec: RunSpec, report: Report) -> str:
     name = spec.model.model_name_or_path
     if os.path.isdir(name) or not is_hub_id(name):
         return name
-    with Bytes(report) as told:
-        folder = Path(FETCH[spec.model.hub](name, spec, told))
-    found = model_problems(
+    with DownloadProgress(report) as progress:
+        folder = Path(FETCH[spec.model.hub](name, spec, progress))
+    problems = model_problems(
         folder, [folder], allow_remote_code=spec.model.trust_remote_code, scorer=spec.stage.kind == "rm"
     )
-    if found := found or model_obstacles(spec, inspect(folder, name)):
-        raise Refusal(found)
+    if problems := problems or model_obstacles(spec, inspect(folder, name)):
+        raise Refusal(problems)
     return str(folder)
 
 
-class Bytes:
-    """Tells how many bytes of all files have come, twice a second from `with` to its end: whatever fetches them may
-    be silent for long, and does it in threads."""
+class DownloadProgress:
+    """Reports how many bytes of all files have arrived, twice a second for as long as the context lasts: a hub's client may
+    be silent for long, and downloads in threads."""
 
     def __init__(self, report: Report):
         self.report, self.over, self.adding = report, threading.Event(), threading.Lock()
         self.teller = threading.Thread(target=self._tell, daemon=True)
         self.done = self.total = 0
 
-    def __enter__(self) -> Bytes:
+    def __enter__(self) -> DownloadProgress:
         self.report("downloading")
         self.teller.start()
         return self
@@ -76,7 +73,7 @@ class Bytes:
             self.done += count
 
 
-def _huggingface(name: str, spec: RunSpec, told: Bytes) -> str:
+def _huggingface(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         DryRunError,
@@ -94,12 +91,16 @@ def _huggingface(name: str, spec: RunSpec, told: Bytes) -> str:
         def update(self, n: float | None = 1) -> Any:
             shown = super().update(n)
             if self.unit == "B":
-                told.done = max(told.done, int(self.n))
+                progress.done = max(progress.done, int(self.n))
             return shown
 
     revision = spec.model.model_revision
     code = ["*.py"] if spec.model.trust_remote_code else []
-    chosen = {"revision": revision, "allow_patterns": WANTED + code, "ignore_patterns": UNWANTED}
+    chosen = {
+        "revision": revision,
+        "allow_patterns": ALLOWED_PATTERNS + code,
+        "ignore_patterns": IGNORED_PATTERNS,
+    }
     answered = False
     try:
         try:
@@ -109,9 +110,9 @@ def _huggingface(name: str, spec: RunSpec, told: Bytes) -> str:
                 return snapshot_download(name, local_files_only=True, **chosen)
             raise silent.__cause__ or silent from None
         answered = True
-        _look_at_names(HfApi().list_repo_files(name, revision=revision))
-        told.total = sum(one.file_size for one in coming if one.will_download)
-        _look_for_room(told.total, hub_cache())
+        _check_file_names(HfApi().list_repo_files(name, revision=revision))
+        progress.total = sum(file.file_size for file in coming if file.will_download)
+        _check_disk_space(progress.total, hub_cache())
         return snapshot_download(name, tqdm_class=Bar, **chosen)
     except Refusal:
         raise
@@ -123,10 +124,10 @@ def _huggingface(name: str, spec: RunSpec, told: Bytes) -> str:
             "hub-revision": isinstance(error, RevisionNotFoundError),
             "hub-silent": not answered,
         }
-        raise _refusal(kinds, error, spec, told, constants.ENDPOINT, "HF_TOKEN", "HF_ENDPOINT") from error
+        raise _refusal(kinds, error, spec, progress, constants.ENDPOINT, "HF_TOKEN", "HF_ENDPOINT") from error
 
 
-def _modelscope(name: str, spec: RunSpec, told: Bytes) -> str:
+def _modelscope(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
     try:
         from modelscope_hub import HubApi, ProgressCallback
         from modelscope_hub.errors import (
@@ -144,18 +145,18 @@ def _modelscope(name: str, spec: RunSpec, told: Bytes) -> str:
         """The progress of one file."""
 
         def update(self, size: int) -> None:
-            told.add(size)
+            progress.add(size)
 
     api = HubApi()
     revision = spec.model.model_revision
-    chosen = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
+    chosen = {"revision": revision, "allow_patterns": ALLOWED_PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
     try:
         try:
-            files = {one.path: one.size for one in api.list_repo_files(name, "model", revision=revision)}
+            files = {file.path: file.size for file in api.list_repo_files(name, "model", revision=revision)}
         except NetworkError:
             return str(api.download_repo(name, "model", local_files_only=True, **chosen))
-        _look_at_names(files)
-        told.total = sum(size for path, size in files.items() if _is_wanted(path))
+        _check_file_names(files)
+        progress.total = sum(size for path, size in files.items() if _is_allowed(path))
         return str(api.download_repo(name, "model", progress_callbacks=[File], **chosen))
     except Refusal:
         raise
@@ -168,51 +169,51 @@ def _modelscope(name: str, spec: RunSpec, told: Bytes) -> str:
         }
         where = os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn"
         raise _refusal(
-            kinds, error, spec, told, where, "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
+            kinds, error, spec, progress, where, "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
         ) from error
 
 
 FETCH = {"huggingface": _huggingface, "modelscope": _modelscope}
 
 
-def _is_wanted(path: str) -> bool:
+def _is_allowed(path: str) -> bool:
     match = Path(path).match
-    return any(map(match, WANTED)) and not any(map(match, UNWANTED))
+    return any(map(match, ALLOWED_PATTERNS)) and not any(map(match, IGNORED_PATTERNS))
 
 
-def _look_at_names(files: Iterable[str]) -> None:
+def _check_file_names(files: Iterable[str]) -> None:
     """Raises Refusal for a repository without weights that can be trained, before anything of it is fetched."""
     names = list(files)
     if any(name.endswith(".safetensors") for name in names):
         return
     for code, endings in (("model-gguf", (".gguf",)), ("model-pickled", PICKLES)):
-        if found := [name for name in names if name.endswith(endings)]:
-            raise Refusal(problem(code, FIELD, file=found[0]))
+        if matches := [name for name in names if name.endswith(endings)]:
+            raise Refusal(problem(code, MODEL_FIELD, file=matches[0]))
 
 
-def _look_for_room(needed: int, folder: Path) -> None:
+def _check_disk_space(needed: int, folder: Path) -> None:
     if needed > (free := free_disk(folder)):
         sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
-        raise Refusal(problem("hub-no-room", FIELD, folder=folder, **sizes))
+        raise Refusal(problem("hub-no-room", MODEL_FIELD, folder=folder, **sizes))
 
 
 def _refusal(
     kinds: Mapping[str, bool],
     error: Exception,
     spec: RunSpec,
-    told: Bytes,
+    progress: DownloadProgress,
     endpoint: str,
     token: str,
     variable: str,
 ) -> Refusal:
     """The first of `kinds` that the error is, as a sentence; else that the hub broke off, or just could not."""
     kind = next(
-        (kind for kind, true in kinds.items() if true), "hub-broke-off" if told.done else "hub-failed"
+        (kind for kind, true in kinds.items() if true), "hub-broke-off" if progress.done else "hub-failed"
     )
-    said = str(error.__cause__ or error).strip() or type(error).__name__
+    message = str(error.__cause__ or error).strip() or type(error).__name__
     values = {
         "name": spec.model.model_name_or_path, "revision": spec.model.model_revision, "hub": spec.model.hub,
-        "endpoint": endpoint, "token": token, "variable": variable, "why": said.splitlines()[0][:200],
-        "done": f"{told.done / 1e6:,.1f} MB",
+        "endpoint": endpoint, "token": token, "variable": variable, "why": message.splitlines()[0][:200],
+        "done": f"{progress.done / 1e6:,.1f} MB",
     }  # fmt: skip
-    return Refusal(problem(kind, "model.model_revision" if kind == "hub-revision" else FIELD, **values))
+    return Refusal(problem(kind, "model.model_revision" if kind == "hub-revision" else MODEL_FIELD, **values))

@@ -36,17 +36,17 @@ from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_m
 
 
 def precision(spec: RunSpec) -> str:
-    """The spec's precision with "auto" decided by the device: bf16 where it has it, fp16 on older cards."""
+    """The spec's precision with "auto" decided by the device: bf16 where it has it, fp16 on older GPUs."""
     if spec.training.precision != "auto":
         return spec.training.precision
     if not torch.cuda.is_available():
         return "fp32"
-    # is_bf16_supported() says yes to emulation on cards before Ampere, which is slower than fp16.
+    # is_bf16_supported() says yes to emulation on GPUs before Ampere, which is slower than fp16.
     return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-SCORE = "score"  # what transformers calls the head of a model that judges a text
+SCORE_HEAD = "score"  # what transformers calls the head of a model that scores a text
 
 
 def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
@@ -54,18 +54,18 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     it has one score in place of the next token; a head that is not in `path` begins with random weights."""
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
-    return CHOOSE[spec.method.kind](spec, load_base(spec, path, dtype))
+    return PREPARE_METHOD[spec.method.kind](spec, load_base(spec, path, dtype))
 
 
 def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The model in `path` as the spec's `model` part says: stretched, quantized, and on its card."""
-    auto = AutoModelForSequenceClassification if judges(spec) else AutoModelForCausalLM
+    """The model in `path` as the spec's `model` part says: stretched, quantized, and on its GPU."""
+    auto = AutoModelForSequenceClassification if is_reward_model(spec) else AutoModelForCausalLM
     model = auto.from_pretrained(
         path,
         config=_config(spec, path),
         dtype=dtype,
         quantization_config=_quantization(spec),
-        # Straight to the card it stays on: several ranks would else hold as many copies in main memory.
+        # Straight to the GPU it stays on: several ranks would else hold as many copies in main memory.
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
@@ -80,23 +80,23 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
             # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
             # and could not train through them then.
             part.support_avx512bf16_for_cpu = False
-    if judges(spec):
-        _in_fp32(model.get_submodule(SCORE))
+    if is_reward_model(spec):
+        _in_fp32(model.get_submodule(SCORE_HEAD))
         _score_at_the_end(model)
     if spec.model.resize_embeddings:
         resize(spec, model, path)
     return model
 
 
-def judges(spec: RunSpec) -> bool:
-    """Whether the model of this run is to judge texts, not to write them."""
+def is_reward_model(spec: RunSpec) -> bool:
+    """Whether the run trains a reward model, which scores texts instead of writing them."""
     return spec.stage.kind == "rm"
 
 
 def _in_fp32(head: torch.nn.Module) -> None:
     """Keep a head that is trained in fp32 over a base that is not, with autocast or without."""
     head.float()
-    head.register_forward_pre_hook(lambda _, given: (given[0].float(),))
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _score_at_the_end(model: PreTrainedModel) -> None:
@@ -107,8 +107,8 @@ def _score_at_the_end(model: PreTrainedModel) -> None:
     """
     masks: list[Tensor | None] = [None]  # of the forward pass that is under way
 
-    def note_mask(_model: Any, _positional: Any, given: dict[str, Any]) -> None:
-        masks[0] = given.get("attention_mask")
+    def note_mask(_model: Any, _positional: Any, arguments: dict[str, Any]) -> None:
+        masks[0] = arguments.get("attention_mask")
 
     def score_of_last(_head: Any, _hidden: Any, scores: Tensor) -> Tensor:
         length = scores.shape[1]
@@ -119,19 +119,19 @@ def _score_at_the_end(model: PreTrainedModel) -> None:
         return scores[torch.arange(len(scores), device=scores.device), last, None].expand_as(scores)
 
     model.register_forward_pre_hook(note_mask, with_kwargs=True)
-    model.get_submodule(SCORE).register_forward_hook(score_of_last)
+    model.get_submodule(SCORE_HEAD).register_forward_hook(score_of_last)
 
 
 def _config(spec: RunSpec, path: str) -> Any:
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     rope = spec.model.rope_scaling
     if rope.kind != "none":
-        given = dict(getattr(config, "rope_parameters", None) or {})
-        given |= {"rope_type": rope.kind, "factor": rope.factor}
-        given.setdefault("original_max_position_embeddings", config.max_position_embeddings)
-        config.rope_parameters = given
+        parameters = dict(getattr(config, "rope_parameters", None) or {})
+        parameters |= {"rope_type": rope.kind, "factor": rope.factor}
+        parameters.setdefault("original_max_position_embeddings", config.max_position_embeddings)
+        config.rope_parameters = parameters
         config.max_position_embeddings = int(config.max_position_embeddings * rope.factor)
-    if judges(spec):
+    if is_reward_model(spec):
         config.num_labels = 1
     return config
 
@@ -161,7 +161,7 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
     whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
     adapted = get_peft_model(model, LoraConfig(
-        task_type="SEQ_CLS" if judges(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
+        task_type="SEQ_CLS" if is_reward_model(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         modules_to_save=whole or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
         init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
@@ -174,17 +174,17 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
 
 def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     """The adapter of the spec on the model. A reward model's own has its head with it; one that wrote texts is taken
-    over by a model that judges them, which begins with the head it has."""
+    over by a model that scores them, which begins with the head it has."""
     folder = spec.model.adapter_path
     fit_vocabulary(model, [folder])
     config = PeftConfig.from_pretrained(folder)
     config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
-    if not judges(spec) or config.task_type == "SEQ_CLS":
+    if not is_reward_model(spec) or config.task_type == "SEQ_CLS":
         return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
     config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
     config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
     config.inference_mode = False
-    head = {f"base_model.model.{SCORE}.weight": model.get_submodule(SCORE).weight.detach().clone()}
+    head = {f"base_model.model.{SCORE_HEAD}.weight": model.get_submodule(SCORE_HEAD).weight.detach().clone()}
     adapted = get_peft_model(model, config)
     set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu") | head)
     return adapted
@@ -193,11 +193,11 @@ def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
 def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     method = spec.method
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
-    chosen += (SCORE,) if judges(spec) else ()
+    chosen += (SCORE_HEAD,) if is_reward_model(spec) else ()
     chosen += tuple(vocabulary_modules(model))
     trained = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = any(is_or_below(name, one) for one in chosen)
+        parameter.requires_grad = any(is_or_below(name, module) for module in chosen)
         trained += parameter.requires_grad
     if not trained:
         names = ", ".join(name for name, _ in model.named_children())
@@ -220,7 +220,7 @@ def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-CHOOSE = {"lora": _lora, "freeze": _freeze, "full": _full}
+PREPARE_METHOD = {"lora": _lora, "freeze": _freeze, "full": _full}
 
 
 def moves_base(spec: RunSpec) -> bool:

@@ -17,22 +17,22 @@ from engine.worker.models.loading import load_model
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.runtime.optional_packages import left_out, quantized
 
-BATCH_SIZE = 16  # conversations in one forward pass
+SCORE_BATCH_SIZE = 16  # conversations in one forward pass
 
 
 @torch.no_grad()
-def scores(model: Any, conversations: Sequence[Sequence[int]]) -> Tensor:
+def score_conversations(model: Any, conversations: Sequence[Sequence[int]]) -> Tensor:
     """The score of each conversation of token ids, shape (B,), in fp32, from a model that does not train."""
     pad, device = model.config.get_text_config().pad_token_id, model.device
-    found = []
-    for start in range(0, len(conversations), BATCH_SIZE):
-        some = [torch.tensor(ids, device=device) for ids in conversations[start : start + BATCH_SIZE]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=pad)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(one) for one in some], batch_first=True)
-        found.append(
+    batch_scores = []
+    for start in range(0, len(conversations), SCORE_BATCH_SIZE):
+        batch = [torch.tensor(ids, device=device) for ids in conversations[start : start + SCORE_BATCH_SIZE]]
+        ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in batch], batch_first=True)
+        batch_scores.append(
             model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()
         )
-    return torch.cat(found)
+    return torch.cat(batch_scores)
 
 
 def load_reward_model(folder: Path) -> tuple[Any, Any]:
@@ -41,9 +41,9 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
 
     Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
     """
-    run, told = RunDir(folder.parent), read_json(folder / RESULT) or {}
-    if told.get("stage") != "rm":
-        raise Refusal(problem("not-a-reward-model", folder=folder, stage=told.get("stage") or "—"))
+    run, result = RunDir(folder.parent), read_json(folder / RESULT) or {}
+    if result.get("stage") != "rm":
+        raise Refusal(problem("not-a-reward-model", folder=folder, stage=result.get("stage") or "—"))
     spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     if not isinstance(spec, RunSpec):  # an export has the model's settings and no others
         method = "lora" if folder == run.adapter else "full"

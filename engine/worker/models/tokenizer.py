@@ -42,6 +42,6 @@ def padding_beside_ends(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that may end a conversation: the end of a text, and of a turn if the chat template shows it."""
     ends = {tokenizer.eos_token_id} - {None}
-    with contextlib.suppress(Refusal):  # which is told where the template is needed
+    with contextlib.suppress(Refusal):  # which is raised again where the template is needed
         ends |= set(end_of_turn_ids(tokenizer)) if tokenizer.chat_template else set()
     return ends

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.rundir import write_json
-from engine.worker.runtime.process_lifecycle import hush
+from engine.worker.runtime.process_lifecycle import silence_warnings
 
-SIZE = 64  # of the matrix: one block of 64 weights is the least that is quantized by itself
-STATES = 8192  # of a parameter: bitsandbytes keeps the state of smaller ones in 32 bits
-BEFORE = {"import", "library"}  # without these nothing else is tried
-NEAR = 0.25  # relative error of a product that is that of its weights; 4 bits have some 0.1
+MATRIX_SIZE = 64  # of the matrix: one block of 64 weights is the least that is quantized by itself
+OPTIMIZER_PARAMETERS = 8192  # of a parameter: bitsandbytes keeps the state of smaller ones in 32 bits
+REQUIRED_CHECKS = {"import", "library"}  # without these nothing else is tried
+MAX_RELATIVE_ERROR = 0.25  # relative error of a correct product; 4 bits have some 0.1
 
 
 def main(module: str, device: str, file: Path) -> None:
     """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.Finding` has them, to `file`."""
-    hush()
+    silence_warnings()
     seen: dict[str, Any] = {"failed": {}, "facts": {}}
     checks = (
         BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
@@ -36,15 +36,15 @@ def main(module: str, device: str, file: Path) -> None:
         if module == "bitsandbytes":
             seen["facts"] = facts()
         for name, check in checks.items():
-            if BEFORE.isdisjoint(seen["failed"]):
-                certain &= _tried(name, check, device, seen["failed"])
+            if REQUIRED_CHECKS.isdisjoint(seen["failed"]):
+                certain &= _run_check(name, check, device, seen["failed"])
     except Exception as error:  # PyTorch itself cannot be imported
         seen["failed"]["import"] = reason(error)
     seen["certain"] = certain
     write_json(file, seen)
 
 
-def _tried(name: str, check: Callable[[str], Any], device: str, failed: dict[str, str]) -> bool:
+def _run_check(name: str, check: Callable[[str], Any], device: str, failed: dict[str, str]) -> bool:
     """Whether the check had an answer; what it failed of is added to `failed`."""
     try:
         check(device)
@@ -63,7 +63,7 @@ def reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a card that others fill kept the trial from an answer."""
+    """Whether the check has no result because other programs fill the GPU."""
     return type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "out of memory" in str(error)
 
 
@@ -71,8 +71,8 @@ def facts() -> dict[str, Any]:
     """Versions, the CUDA of PyTorch, and the native libraries beside bitsandbytes."""
     import torch
 
-    found = importlib.util.find_spec("bitsandbytes")
-    folder = Path(found.origin).parent
+    package = importlib.util.find_spec("bitsandbytes")
+    folder = Path(package.origin).parent
     return {
         "torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "",
         "folder": str(folder), "version": _version(folder),
@@ -90,7 +90,7 @@ def _version(folder: Path) -> str:
 
 def library(device: str) -> None:
     """The native library is loaded, and made for the device. Without it bitsandbytes imports well, and has its operations
-    compiled one by one by PyTorch on a CPU, if a compiler is there; on a card it fails at the first one."""
+    compiled one by one by PyTorch on a CPU, if a compiler is there; on a GPU it fails at the first one."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -110,7 +110,9 @@ def four_bits(device: str) -> None:
     import bitsandbytes
     import torch
 
-    layer = bitsandbytes.nn.Linear4bit(SIZE, SIZE, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    layer = bitsandbytes.nn.Linear4bit(
+        MATRIX_SIZE, MATRIX_SIZE, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+    )
     _product(layer, device)
 
 
@@ -118,7 +120,9 @@ def eight_bits(device: str) -> None:
     """A product of 8-bit weights, and the gradient of its input."""
     import bitsandbytes
 
-    _product(bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False), device)
+    _product(
+        bitsandbytes.nn.Linear8bitLt(MATRIX_SIZE, MATRIX_SIZE, bias=False, has_fp16_weights=False), device
+    )
 
 
 def _product(layer: Any, device: str) -> None:
@@ -126,12 +130,12 @@ def _product(layer: Any, device: str) -> None:
 
     whole = layer.weight.data.float().clone()
     layer = layer.to(device)
-    given = torch.randn(4, SIZE, device=device, requires_grad=True)
-    result = layer(given)
+    inputs = torch.randn(4, MATRIX_SIZE, device=device, requires_grad=True)
+    result = layer(inputs)
     result.float().sum().backward()
-    right = given.detach().cpu() @ whole.T
+    right = inputs.detach().cpu() @ whole.T
     away = (result.detach().float().cpu() - right).norm() / right.norm()
-    if not away < NEAR or given.grad is None or not given.grad.isfinite().all():
+    if not away < MAX_RELATIVE_ERROR or inputs.grad is None or not inputs.grad.isfinite().all():
         raise RuntimeError(f"the product is {away:.0%} away from that of the weights")
 
 
@@ -140,7 +144,7 @@ def optimizer(device: str) -> None:
     import bitsandbytes
     import torch
 
-    parameter = torch.nn.Parameter(torch.ones(STATES, device=device))
+    parameter = torch.nn.Parameter(torch.ones(OPTIMIZER_PARAMETERS, device=device))
     parameter.grad = torch.ones_like(parameter)
     bitsandbytes.optim.AdamW8bit([parameter], lr=0.1).step()
     if not (parameter < 0.95).all():

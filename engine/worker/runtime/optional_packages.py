@@ -9,7 +9,7 @@ from engine.preflight.checks import packages
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 
-UNUSED_UNLESS_ASKED = "bitsandbytes"
+QUANTIZATION_PACKAGE = "bitsandbytes"
 
 
 def leave_out_unused(quantizes: bool) -> None:
@@ -18,19 +18,21 @@ def leave_out_unused(quantizes: bool) -> None:
     bitsandbytes takes a second and fails where it does not fit the driver: a run that quantizes nothing does not see it.
     """
     if not quantizes:
-        sys.modules[UNUSED_UNLESS_ASKED] = None  # type: ignore[assignment]  # for whoever asks it is not installed
+        sys.modules[QUANTIZATION_PACKAGE] = None  # type: ignore[assignment]  # as if it were not installed
 
 
 def left_out() -> bool:
     """Whether this process cannot have quantized weights any more."""
-    return sys.modules.get(UNUSED_UNLESS_ASKED, sys) is None
+    return sys.modules.get(QUANTIZATION_PACKAGE, sys) is None
 
 
 def trains_quantized(spec: RunSpec) -> bool:
-    """Whether a training may meet quantized weights, those of a model that judges included."""
-    asked = {module for _, module, _ in packages(spec)}
+    """Whether a training may meet quantized weights, those of a reward model included."""
+    modules = {module for _, module, _ in packages(spec)}
     return (
-        UNUSED_UNLESS_ASKED in asked or bool(getattr(spec.stage, "reward_model", "")) or quantized(spec.model)
+        QUANTIZATION_PACKAGE in modules
+        or bool(getattr(spec.stage, "reward_model", ""))
+        or quantized(spec.model)
     )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.core.problems import Refusal
 from engine.core.rundir import ALIVE, RunDir, take, write_json
 
-DEEPEST, LONGEST = 20, 4000  # causes that are written down, and characters of each
+MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and characters of each
 
 
 def rank() -> int:
@@ -24,20 +24,20 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def hush() -> None:
-    """Keep out of the log what libraries tell their developers, and of which nobody who reads it can do anything."""
+def silence_warnings() -> None:
+    """Keep out of the log the warnings of libraries about which a reader of the log can do nothing."""
     warnings.simplefilter("ignore", FutureWarning)
     # That an optional faster way for the CPU is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
-def edge(folder: str) -> Iterator[RunDir]:
+def run_lifecycle(folder: str) -> Iterator[RunDir]:
     """Hold the run's lock; leave error.json and exit code 1 behind on an error.
 
     The first rank that fails is the one whose error is kept: the others fail of its absence.
     """
-    hush()
+    silence_warnings()
     run = RunDir(Path(folder))
     take(run.lock, ALIVE, shared=True)  # held until this process ends, whatever ends it
     try:
@@ -45,32 +45,36 @@ def edge(folder: str) -> Iterator[RunDir]:
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(FileExistsError):
-            _write_down(run, error)
+            _write_error(run, error)
         sys.exit(1)
 
 
-def _write_down(run: RunDir, error: Exception) -> None:
-    told = {
+def _write_error(run: RunDir, error: Exception) -> None:
+    record = {
         "type": type(error).__name__, "message": str(error), "rank": rank(), "at": time.time(),
         "traceback": traceback.format_exc(), "causes": causes(error),
     }  # fmt: skip
     if isinstance(error, Refusal):
         # As codes and values, so that the page can say it in the reader's language.
-        told["problems"] = [
-            {"code": one.code, "field": one.field, "values": {k: str(v) for k, v in one.values.items()}}
-            for one in error.problems
+        record["problems"] = [
+            {
+                "code": reason.code,
+                "field": reason.field,
+                "values": {k: str(v) for k, v in reason.values.items()},
+            }
+            for reason in error.problems
         ]
     with run.error.open("x", encoding="utf-8") as file:
-        json.dump(told, file, ensure_ascii=False, indent=1)
+        json.dump(record, file, ensure_ascii=False, indent=1)
 
 
 def causes(error: BaseException) -> list[str]:
     """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
     something else, and leave it out of the traceback (`raise … from None`)."""
     chain: list[BaseException] = []
-    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < DEEPEST:
+    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < MAX_CAUSES:
         chain.append(error)
-    return [f"{type(one).__name__}: {one}"[:LONGEST] for one in chain]
+    return [f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_CHARS] for cause in chain]
 
 
 class Report:
@@ -87,9 +91,9 @@ class Report:
             return
         self.last, self.due = phase, time.monotonic() + 0.5
         began, began_with = self.begun.setdefault(phase, (time.time(), done))
-        said = {
+        progress = {
             "phase": phase, "done": done, "total": total, "unit": unit, "began": began, "began_with": began_with,
             "at": time.time(),
         }  # fmt: skip
         with contextlib.suppress(OSError):  # a full disk is no reason to lose a training
-            write_json(self.run.progress, said)
+            write_json(self.run.progress, progress)

@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
-AHEAD = 2  # tasks that a process has been given and not yet answered
+TASKS_AHEAD = 2  # tasks that a process has been given and not yet answered
 PR_SET_PDEATHSIG = 1
 
 
-class Crew:
+class ProcessPool:
     """`count` forks of this process that do `work`; with 1, this process does it. End it with `close`.
 
     A fork knows all that this process knows; only tasks and results are sent, and they should be small. What `work`
@@ -45,7 +45,7 @@ class Crew:
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """The results of the tasks. To be read to the end, or closed.
 
-        After any other end the crew is good for nothing more: a signal may have stopped the reading in the middle of an
+        After any other end the pool cannot be used again: a signal may have stopped the reading in the middle of an
         answer, and what follows is not the beginning of one.
         """
         if not self.members:
@@ -58,7 +58,7 @@ class Crew:
                 with _alive():
                     member.send(task)
                 waiting.append(member)
-                if len(waiting) == AHEAD * len(self.members):
+                if len(waiting) == TASKS_AHEAD * len(self.members):
                     yield _answer(waiting.popleft())
             while waiting:
                 yield _answer(waiting.popleft())

@@ -1,4 +1,4 @@
-"""One answer as it is told to who asked for it, in OpenAI's words: whole, or in chunks."""
+"""One chat completion in OpenAI's format: as a whole response, or in chunks."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import time
 import uuid
 from typing import Any
 
-from engine.worker.generation.generator import Answer, Piece, Token
-from engine.worker.generation.served_models import Voice
-from engine.worker.serving.schemas import Wanted
+from engine.worker.generation.generator import Answer, Piece, TokenLogprob
+from engine.worker.generation.served_models import ServedModel
+from engine.worker.serving.schemas import ChatCompletionRequest
 from engine.worker.templates.tool_calls import Call
 
 
-class Reading:
-    """One answer as it is told to the asker.
+class ChatCompletion:
+    """One answer in OpenAI's format, put together from its pieces.
 
     Where tools were given, calls of them are no part of its text once it has ended.
     """
 
-    def __init__(self, speaking: Voice, wanted: Wanted, stamp: dict[str, Any], began: float):
-        self.voice, self.wanted, self.stamp, self.began = speaking, wanted, stamp, began
-        self.form = speaking.calls if wanted.usable_tools else None
-        self.text = speaking.begun(wanted.call).read  # what it has not written itself
+    def __init__(
+        self, model: ServedModel, request: ChatCompletionRequest, stamp: dict[str, Any], began: float
+    ):
+        self.model, self.request, self.stamp, self.began = model, request, stamp, began
+        self.call_form = model.calls if request.usable_tools else None
+        self.text = model.begun(request.call).read  # what it has not written itself
         self.tokens, self.count, self.prompt = [], 0, 0
         self.streamed = 0  # characters of the text
         self.calls: list[dict[str, Any]] = []  # once the answer has ended
@@ -37,17 +39,21 @@ class Reading:
         self.tokens += piece.tokens
         self.count, self.prompt = piece.count, len(answer.prompt)
         self.finish, self.problem = piece.finish, piece.problem
-        if self.form and self.finish:
-            self.text, calls = self.form.split(self.text, self.wanted.usable_tools)
-            self.calls = [_called(one) for one in calls]
+        if self.call_form and self.finish:
+            self.text, calls = self.call_form.split(self.text, self.request.usable_tools)
+            self.calls = [_tool_call(call) for call in calls]
 
     def ready(self) -> str:
         """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
-        upto = self.form.held(self.text, self.streamed) if self.form and not self.finish else len(self.text)
+        upto = (
+            self.call_form.held(self.text, self.streamed)
+            if self.call_form and not self.finish
+            else len(self.text)
+        )
         text, self.streamed = self.text[self.streamed : upto], max(self.streamed, upto)
         return text
 
-    def reason(self) -> str:
+    def finish_reason(self) -> str:
         """Why the answer ended, in OpenAI's words."""
         if self.calls and self.finish == "stop":
             return "tool_calls"
@@ -68,46 +74,46 @@ class Reading:
         }  # fmt: skip
 
     def chunk(
-        self, delta: dict[str, Any] | None, tokens: tuple[Token, ...] = (), finish: str | None = None
+        self, delta: dict[str, Any] | None, tokens: tuple[TokenLogprob, ...] = (), finish: str | None = None
     ) -> dict[str, Any]:
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish}
-        if self.wanted.logprobs:
+        if self.request.logprobs:
             choice["logprobs"] = self._logprobs(tokens) if tokens else None
         return {
             **self.stamp,
             "object": "chat.completion.chunk",
-            "model": self.voice.name,
+            "model": self.model.name,
             "choices": [choice],
         }
 
-    def whole(self) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.calls:
             message = {"role": "assistant", "content": self.text.strip() or None, "tool_calls": self.calls}
         choice = {
-            "index": 0, "message": message, "finish_reason": self.reason(),
-            "logprobs": self._logprobs(self.tokens) if self.wanted.logprobs else None,
+            "index": 0, "message": message, "finish_reason": self.finish_reason(),
+            "logprobs": self._logprobs(self.tokens) if self.request.logprobs else None,
         }  # fmt: skip
         return {
-            **self.stamp, "object": "chat.completion", "model": self.voice.name, "choices": [choice],
+            **self.stamp, "object": "chat.completion", "model": self.model.name, "choices": [choice],
             "usage": self.usage(), "timing": self.timing(),
         }  # fmt: skip
 
     def _logprobs(self, tokens: Any) -> dict[str, Any]:
-        def told(id: int, logprob: float) -> dict[str, Any]:
-            text = self.voice.tokenizer.decode([id])
+        def entry(id: int, logprob: float) -> dict[str, Any]:
+            text = self.model.tokenizer.decode([id])
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         return {
             "content": [
-                told(one.id, one.logprob) | {"top_logprobs": [told(*likely) for likely in one.top]}
-                for one in tokens
+                entry(token.id, token.logprob) | {"top_logprobs": [entry(*likely) for likely in token.top]}
+                for token in tokens
             ]
         }
 
 
-def _called(one: Call) -> dict[str, Any]:
+def _tool_call(call: Call) -> dict[str, Any]:
     """A call as OpenAI writes it, with the arguments as their JSON."""
-    arguments = json.dumps(one["arguments"])  # escaped: a model may write half of a character
-    function = {"name": one["name"], "arguments": arguments}
+    arguments = json.dumps(call["arguments"])  # escaped: a model may write half of a character
+    function = {"name": call["name"], "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -1,4 +1,4 @@
-"""What is asked of a chat server: the bodies of its requests, as OpenAI's clients write them."""
+"""The bodies of requests to a chat server, as OpenAI's clients write them."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from engine.spec.generation_settings import Manner
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def _plain(one: dict[str, Any]) -> dict[str, Any]:
+def _normalize_message(message: dict[str, Any]) -> dict[str, Any]:
     """A message as templates know it: its text in one piece, the arguments of its calls as objects."""
-    content = one.get("content")
+    content = message.get("content")
     if isinstance(content, list):
         if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
             raise ValueError("only parts of type text can be read")
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str | None):
         raise ValueError("the content of a message is text")
-    role = "system" if one.get("role") == "developer" else one.get("role")
+    role = "system" if message.get("role") == "developer" else message.get("role")
     if role not in ROLES:
         raise ValueError(f"the role {role!r} is none of {', '.join(ROLES)}")
-    told = {**one, "role": role, "content": content or ""}
-    given = one.get("tool_calls") or []
-    if not isinstance(given, list) or not all(isinstance(call, dict) for call in given):
+    plain = {**message, "role": role, "content": content or ""}
+    tool_calls = message.get("tool_calls") or []
+    if not isinstance(tool_calls, list) or not all(isinstance(call, dict) for call in tool_calls):
         raise ValueError("tool_calls is a list of objects")
-    calls = [{**call, "function": _function(call)} for call in given]
-    return told | ({"tool_calls": calls} if calls else {})
+    calls = [{**call, "function": _parse_arguments(call)} for call in tool_calls]
+    return plain | ({"tool_calls": calls} if calls else {})
 
 
-def _function(call: dict[str, Any]) -> dict[str, Any]:
+def _parse_arguments(call: dict[str, Any]) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict):
         raise ValueError("each of tool_calls has a function")
@@ -52,23 +52,23 @@ def _function(call: dict[str, Any]) -> dict[str, Any]:
     return function
 
 
-def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+def _tool_names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the tools are called."""
-    functions = [one.get("function") for one in tools]
-    names = [one.get("name") for one in functions if isinstance(one, dict)]
-    return [one for one in names if isinstance(one, str)]
+    functions = [tool.get("function") for tool in tools]
+    names = [function.get("name") for function in functions if isinstance(function, dict)]
+    return [name for name in names if isinstance(name, str)]
 
 
-Message = Annotated[dict[str, Any], AfterValidator(_plain)]
+Message = Annotated[dict[str, Any], AfterValidator(_normalize_message)]
 
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Wanted(Manner):
-    """An answer. Of what OpenAI's interface has besides, that is refused which would change the answer, and the rest is
-    let pass; null is as if it were not there."""
+class ChatCompletionRequest(Manner):
+    """The body of POST /v1/chat/completions. Of OpenAI's other settings those that would change the answer are refused, and
+    the rest is ignored; null means that a setting is absent."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -98,7 +98,7 @@ class Wanted(Manner):
     @property
     def call(self) -> str | None:
         """The name of the tool that has to be called, "" if any has to be; None if none has."""
-        names = _names(self.usable_tools)
+        names = _tool_names(self.usable_tools)
         if self.tool_choice == "required":
             return names[0] if len(names) == 1 else ""
         return self.tool_choice["function"]["name"] if isinstance(self.tool_choice, dict) else None
@@ -106,12 +106,12 @@ class Wanted(Manner):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        return {name: one for name, one in value.items() if one is not None}
+        return {name: setting for name, setting in value.items() if setting is not None}
 
     @field_validator("tool_choice")
     @classmethod
-    def _among_the_tools(cls, value: Any, told: ValidationInfo) -> Any:
-        names = _names(told.data.get("tools", ()))
+    def _among_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        names = _tool_names(info.data.get("tools", ()))
         match value:
             case None | "none" | "auto":
                 return value
@@ -132,8 +132,8 @@ class Wanted(Manner):
         return [value] if isinstance(value, str) else value
 
 
-class Judged(BaseModel):
-    """Scores. `judge` is the result folder of a reward model."""
+class ScoreRequest(BaseModel):
+    """A request for scores. `judge` is the result folder of a reward model."""
 
     judge: str
     conversations: list[Annotated[list[Message], Field(min_length=1)]] = Field(min_length=1, max_length=64)

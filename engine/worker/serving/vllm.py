@@ -1,6 +1,6 @@
-"""Answers written by vLLM: a process of its own behind the same server, asked by the same voices.
+"""Answers written by vLLM: a process of its own behind the same server and served models.
 
-It takes the place of `engine.worker.generation.generator.Writer`. A voice renders its prompt here, with the template of its own
+It takes the place of `engine.worker.generation.generator.Generator`. A served model renders its prompt here, with the template of its own
 result, and vLLM is given the tokens: so every adapter keeps its template, a control token in a question stays text, and
 thinking and tools are as with transformers. What comes back are tokens again, and what they say, and where an answer
 ends, is decided where it always is. vLLM listens on loopback with a key of this process's own.
@@ -34,47 +34,54 @@ from engine.core.rundir import RunDir
 from engine.core.sockets import listen
 from engine.serving import vllm
 from engine.spec.run_spec import RunSpec
-from engine.worker.generation.generator import Answer, Token
+from engine.worker.generation.generator import Answer, TokenLogprob
 from engine.worker.models.loading import precision
 
 PR_SET_PDEATHSIG = 1
-GRACE_S = 10.0  # between asking it to end and ending it
+GRACE_SECONDS = 10.0  # between asking it to end and ending it
 
 
-class VllmWriter:
-    """vLLM's process. `ask` for an answer; `load_adapter` has it take in another adapter."""
+class VllmGenerator:
+    """vLLM's process. `submit` for an answer; `load_adapter` has it take in another adapter."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], port: int, key: str, given: dict[str, Any], log: Path
+        self, process: subprocess.Popen[bytes], port: int, key: str, settings: dict[str, Any], log: Path
     ):
-        self.process, self.port, self.key, self.given, self.log = process, port, key, given, log
+        self.process, self.port, self.key, self.settings, self.log = process, port, key, settings, log
         self.names: dict[str, str] = {}  # folder of an adapter → what it is asked as
         self.loading = threading.Lock()  # one adapter at a time: each takes the next name
         self.answers: set[Answer] = set()
-        self.model: Any = None  # no weights: the configuration, as far as voices ask for it
+        self.model: Any = None  # no weights: the configuration, as far as served models need it
 
     @classmethod
-    def start(cls, run: RunDir, given: dict[str, Any], spec: RunSpec, closing: ExitStack) -> VllmWriter:
+    def start(cls, run: RunDir, settings: dict[str, Any], spec: RunSpec, closing: ExitStack) -> VllmGenerator:
         """It, once it answers; `closing` ends it. Raises Refusal with its last words if it ends before."""
         with listen("127.0.0.1", 0) as door:  # a port that is free, and is vLLM's in a moment
             port = door.getsockname()[1]
         key, log = secrets.token_urlsafe(24), run.path / "vllm.log"
-        told = given["vllm"]
-        words = vllm.command(
-            told["command"], given["base"], port, told["rank"], precision(spec), spec.model.trust_remote_code
+        options = settings["vllm"]
+        command = vllm.command(
+            options["command"],
+            settings["base"],
+            port,
+            options["rank"],
+            precision(spec),
+            spec.model.trust_remote_code,
         )
         with log.open("ab") as file:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with_us,
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with_us,
                 env=os.environ | vllm.environment(key),
                 start_new_session=True,  # Ctrl-C is for the server, which ends it; and its group is what is left to end
             )  # fmt: skip
-        writer = cls(process, port, key, given, log)
-        closing.callback(writer.close)
-        writer._wait()
-        [base] = [one for one in writer._call("GET", "/v1/models")["data"] if one["id"] == vllm.BASE]
-        writer.model = _unloaded(given["base"], spec.model.trust_remote_code, base.get("max_model_len"))
-        return writer
+        generator = cls(process, port, key, settings, log)
+        closing.callback(generator.close)
+        generator._wait()
+        [base] = [model for model in generator._call("GET", "/v1/models")["data"] if model["id"] == vllm.BASE]
+        generator.model = _model_without_weights(
+            settings["base"], spec.model.trust_remote_code, base.get("max_model_len")
+        )
+        return generator
 
     def _wait(self) -> None:
         while True:
@@ -94,13 +101,13 @@ class VllmWriter:
         """Why it is gone; None while it lives."""
         if self.process.poll() is None:
             return None
-        return problem("vllm-died", name=self.given["name"], why=vllm.last_words(self.log))
+        return problem("vllm-died", name=self.settings["name"], why=vllm.last_words(self.log))
 
     def close(self) -> None:
         """End it and whatever it has started, which may outlive it; come back when it is gone."""
         try:
             self.process.terminate()
-            self.process.wait(GRACE_S)
+            self.process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -108,9 +115,9 @@ class VllmWriter:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    # ---- as the writer of transformers
+    # ---- the interface of Generator
 
-    def ask(self, answer: Answer) -> None:
+    def submit(self, answer: Answer) -> None:
         """Have an answer written."""
         self.answers.add(answer)
         threading.Thread(target=self._write, args=(answer,), daemon=True).start()
@@ -125,7 +132,7 @@ class VllmWriter:
         return future
 
     def waiting(self) -> int:
-        """How many answers are wanted and not finished."""
+        """How many answers are not finished."""
         return len(self.answers)
 
     def load_adapter(self, folder: str) -> None:
@@ -134,14 +141,14 @@ class VllmWriter:
             if folder in self.names:
                 return
             name = f"adapter{len(self.names)}"
-            if found := vllm.problems(
-                {}, {Path(folder).parent.name: Path(folder)}, self.given["vllm"]["rank"]
+            if problems := vllm.problems(
+                {}, {Path(folder).parent.name: Path(folder)}, self.settings["vllm"]["rank"]
             ):
-                raise Refusal(found)
+                raise Refusal(problems)
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
             self.names[folder] = name
 
-    # ---- asking
+    # ---- requests
 
     def _write(self, answer: Answer) -> None:
         try:
@@ -156,26 +163,26 @@ class VllmWriter:
                     answer.end("length" if finish == "length" else "stop")
                     return
             raise ConnectionError("the answer broke off")
-        except Exception as error:  # whoever asked waits for an end, whatever it is
+        except Exception as error:  # the client waits for an end, whatever it is
             if answer.cancelled:  # its connection was shut down
                 answer.end("cancelled")
                 return
             if not isinstance(error, Refusal | OSError | http.client.HTTPException):
                 traceback.print_exc()
-            told = error.problems[0] if isinstance(error, Refusal) else self.fault()
-            answer.end("error", why=told or problem("chat-error", why=str(error) or type(error).__name__))
+            reason = error.problems[0] if isinstance(error, Refusal) else self.fault()
+            answer.end("error", why=reason or problem("chat-error", why=str(error) or type(error).__name__))
         finally:
             self.answers.discard(answer)
 
-    def _pieces(self, answer: Answer) -> Iterator[tuple[list[int], list[Token | None], str | None]]:
+    def _pieces(self, answer: Answer) -> Iterator[tuple[list[int], list[TokenLogprob | None], str | None]]:
         """What is new each time: the tokens, what they had of probability, and how the answer has ended."""
         how = answer.sampling
         body = {
             "model": self.names[answer.adapter] if answer.adapter else vllm.BASE, "prompt": answer.prompt,
-            "max_tokens": answer.most, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k,
+            "max_tokens": answer.max_tokens, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k,
             "repetition_penalty": how.repetition_penalty, "presence_penalty": how.presence_penalty,
-            "frequency_penalty": how.frequency_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.ends),
-            "ignore_eos": not answer.ends, "stream": True, "return_token_ids": True,
+            "frequency_penalty": how.frequency_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.stop_token_ids),
+            "ignore_eos": not answer.stop_token_ids, "stream": True, "return_token_ids": True,
         }  # fmt: skip
         if answer.logprobs is not None:
             body |= {"logprobs": answer.logprobs, "return_tokens_as_token_ids": True}
@@ -199,7 +206,7 @@ class VllmWriter:
                         choice.get("finish_reason"),
                     )
         finally:
-            connection.close()  # before its end it is told so that nobody reads on
+            connection.close()  # before its end this tells vLLM that nobody reads on
 
     def _connection(self, timeout: float | None = None) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -221,8 +228,8 @@ class VllmWriter:
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         connection = self._connection()
         try:
-            told = self._send(connection, method, path, body).read()
-            return json.loads(told) if told.startswith(b"{") else told
+            content = self._send(connection, method, path, body).read()
+            return json.loads(content) if content.startswith(b"{") else content
         except (OSError, http.client.HTTPException) as error:
             raise Refusal(self.fault() or problem("chat-error", why=error)) from error
         finally:
@@ -240,24 +247,24 @@ def _shut_down(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def _unloaded(base: str, remote_code: bool, context: int | None) -> Any:
-    """What voices ask of a model, without its weights. `context`: as many tokens as fit into the memory of the card."""
+def _model_without_weights(base: str, remote_code: bool, context: int | None) -> Any:
+    """What served models need of a model, without its weights. `context`: the tokens that fit into the GPU's memory."""
     config = AutoConfig.from_pretrained(base, trust_remote_code=remote_code)
     text = config.get_text_config()
-    known = [one for one in (getattr(text, "max_position_embeddings", None), context) if one]
+    known = [length for length in (getattr(text, "max_position_embeddings", None), context) if length]
     text.max_position_embeddings = min(known) if known else None
     return SimpleNamespace(config=config, generation_config=GenerationConfig.from_model_config(config))
 
 
-def _tokens(ids: list[int], told: Any, wanted: int | None) -> list[Token | None]:
-    """The log-probabilities of tokens; None for each where none were asked for."""
-    if wanted is None or not told:
+def _tokens(ids: list[int], logprobs: Any, count: int | None) -> list[TokenLogprob | None]:
+    """The log-probabilities of tokens; None for each where none were requested."""
+    if count is None or not logprobs:
         return [None] * len(ids)
-    found: list[Token | None] = []
-    for id, own, likely in zip(
-        ids, told["token_logprobs"], told["top_logprobs"] or [{}] * len(ids), strict=True
+    tokens: list[TokenLogprob | None] = []
+    for id, logprob, likely in zip(
+        ids, logprobs["token_logprobs"], logprobs["top_logprobs"] or [{}] * len(ids), strict=True
     ):
         top = sorted(((int(name.rpartition(":")[2]), value) for name, value in (likely or {}).items()),
-                     key=lambda one: -one[1])  # fmt: skip
-        found.append(Token(id, own, top[:wanted]))
-    return found
+                     key=lambda pair: -pair[1])  # fmt: skip
+        tokens.append(TokenLogprob(id, logprob, top[:count]))
+    return tokens

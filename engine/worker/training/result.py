@@ -11,7 +11,7 @@ from transformers import GenerationConfig, Trainer
 
 from engine.core.rundir import RESULT, RunDir, read_lines, write_json
 from engine.spec.run_spec import RunSpec
-from engine.worker.models.loading import judges, save_weights
+from engine.worker.models.loading import is_reward_model, save_weights
 from engine.worker.templates.conversations import end_of_turn_ids
 from engine.worker.training.loss_plot import plot_loss
 
@@ -28,7 +28,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     model = getattr(model, "policy", model)  # PPO trains a critic beside it
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
-    if judges(spec):
+    if is_reward_model(spec):
         from engine.worker.training.reward import write_evaluation
 
         write_evaluation(trainer, partial)

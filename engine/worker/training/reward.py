@@ -18,7 +18,7 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from engine.core.rundir import RunDir, write_json, write_text
 from engine.spec.run_spec import RunSpec
-from engine.worker.models.reward_model import scores
+from engine.worker.models.reward_model import score_conversations
 from engine.worker.training.trainers import (
     common_arguments,
     early_stopping,
@@ -91,7 +91,8 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
     side_scores = {
-        side: scores(model, [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs]) for side in sides
+        side: score_conversations(model, [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs])
+        for side in sides
     }
     lead = side_scores["chosen"] - side_scores["rejected"]
     write_json(folder / "evaluation.json", {

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.models.reward_models import Pair, pairs_of, reward_model_problems
-from engine.worker.models.reward_model import load_reward_model, scores
+from engine.worker.models.reward_model import load_reward_model, score_conversations
 
 FLIPPED = (
     0.05  # share of its pairs that may come out the other way round, since another machine rounds differently
@@ -38,7 +38,7 @@ def reward_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Reward:
         print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs rightly", flush=True)
     if problems:
         raise Refusal(problems)
-    return lambda prompts, answers: scores(model, _joined(prompts, answers))
+    return lambda prompts, answers: score_conversations(model, _joined(prompts, answers))
 
 
 def _joined(prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
@@ -66,8 +66,8 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def tried(model: Any, pairs: list[Pair]) -> tuple[float, list[Problem]]:
     """The share of its own evaluation pairs that the loaded model ranks rightly, and whether its run promised more."""
     prompts = [pair.prompt_ids for pair in pairs]
-    better = scores(model, _joined(prompts, [pair.chosen_ids for pair in pairs]))
-    worse = scores(model, _joined(prompts, [pair.rejected_ids for pair in pairs]))
+    better = score_conversations(model, _joined(prompts, [pair.chosen_ids for pair in pairs]))
+    worse = score_conversations(model, _joined(prompts, [pair.rejected_ids for pair in pairs]))
     accuracy = (better > worse).double().mean().item()
     promised = sum(pair.chosen_score > pair.rejected_score for pair in pairs) / len(pairs)
     if accuracy < promised - FLIPPED:

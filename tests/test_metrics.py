@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from engine.worker.evaluation import measures
+from engine.worker.evaluation import metrics
 from engine.worker.evaluation.bootstrap import difference, interval, resampled
-from engine.worker.evaluation.measures import (
-    Said,
+from engine.worker.evaluation.metrics import (
+    ModelAnswer,
+    answer_metrics,
     bleu,
     bleu_sums,
     chrf,
     chrf_sums,
     labels_of,
     normalized,
-    of_answers,
     rouge,
 )
 
@@ -68,13 +68,13 @@ def test_rouge_is_worked_out_by_hand() -> None:
 def test_a_reference_without_a_pair_of_words_says_nothing_of_pairs() -> None:
     assert rouge("Yes.", "yes") == {"rouge1": 100, "rougeL": 100}
     assert rouge("Yes.", "!") == {}
-    said = [Said("yes", 1, True), Said("two words", 2, True)]
-    assert of_answers(said, ["yes", "two words"], None)["rouge2"].value == 100
-    assert "rouge2" not in of_answers(said, ["yes", "no"], None)
+    said = [ModelAnswer("yes", 1, True), ModelAnswer("two words", 2, True)]
+    assert answer_metrics(said, ["yes", "two words"], None)["rouge2"].value == 100
+    assert "rouge2" not in answer_metrics(said, ["yes", "no"], None)
 
 
 def test_rouge_sees_words_where_chinese_writes_no_spaces() -> None:
-    assert measures.words("我们在北京大学，学习 Hello") == ["我们", "在", "北京大学", "学习", "hello"]
+    assert metrics.words("我们在北京大学，学习 Hello") == ["我们", "在", "北京大学", "学习", "hello"]
     # Three of the four words are shared; the library's own tokenizer would see none at all.
     assert rouge("我们在北京大学学习", "我们在北京学习")["rouge1"] == pytest.approx(75)
 
@@ -95,14 +95,17 @@ def test_short_references_that_come_again_are_labels_and_long_or_unique_ones_are
 def test_macro_f1_is_worked_out_by_hand_and_babble_is_nobodys_false_alarm() -> None:
     answers, references = ["yes", "yes", "no", "perhaps"], ["yes", "no", "no", "no"]
     # yes: 1 hit, 1 false alarm, 0 misses = 2/3. no: 1 hit, 0 false alarms, 2 misses = 1/2.
-    assert measures.macro_f1(answers, references, ["no", "yes"]).value == pytest.approx(
+    assert metrics.macro_f1(answers, references, ["no", "yes"]).value == pytest.approx(
         100 * (2 / 3 + 1 / 2) / 2
     )
 
 
 def test_perplexity_weighs_rows_by_their_tokens() -> None:
-    said = [Said("x", 1, True, loss=1.0, loss_tokens=1), Said("x", 1, True, loss=9.0, loss_tokens=3)]
-    found = of_answers(said, [None, None], None)
+    said = [
+        ModelAnswer("x", 1, True, loss=1.0, loss_tokens=1),
+        ModelAnswer("x", 1, True, loss=9.0, loss_tokens=3),
+    ]
+    found = answer_metrics(said, [None, None], None)
     assert found["loss"].value == pytest.approx(10 / 4)
     assert found["perplexity"].value == pytest.approx(math.exp(10 / 4))
     assert set(found) == {
@@ -114,8 +117,8 @@ def test_perplexity_weighs_rows_by_their_tokens() -> None:
 
 
 def test_rows_without_a_reference_do_not_count_where_one_is_needed() -> None:
-    said = [Said("a", 1, True), Said("anything", 1, False)]
-    found = of_answers(said, ["a", None], None)
+    said = [ModelAnswer("a", 1, True), ModelAnswer("anything", 1, False)]
+    found = answer_metrics(said, ["a", None], None)
     assert found["exact"].value == found["chrf"].value == found["rouge1"].value == 100
     assert found["ended"].value == 50
 
@@ -124,7 +127,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     source = np.random.default_rng(0)
     held = 0
     for _ in range(100):
-        low, high = interval(measures.mean(source.random(60)))[1:]
+        low, high = interval(metrics.mean(source.random(60)))[1:]
         held += low <= 0.5 <= high
     assert 88 <= held <= 100
 
@@ -133,31 +136,31 @@ def test_a_real_difference_is_told_from_chance_and_in_the_right_direction() -> N
     source = np.random.default_rng(1)
     hard = source.random(200)  # what is hard for one is hard for the other
     base, better, alike = hard, hard + 0.02 + 0.01 * source.random(200), hard + source.normal(0, 0.3, 200)
-    higher = [measures.mean(one) for one in (base, better, alike)]
+    higher = [metrics.mean(one) for one in (base, better, alike)]
     assert difference(higher[1], higher[0]).verdict == "better"
     assert difference(higher[0], higher[1]).verdict == "worse"
     assert difference(higher[2], higher[0]).verdict == "same"
     # Not paired, the small difference would be lost: the intervals of the two overlap widely.
     assert interval(higher[1]).low < interval(higher[0]).high
-    lower = [measures.mean(one, "lower") for one in (base, better)]
+    lower = [metrics.mean(one, "lower") for one in (base, better)]
     assert difference(lower[1], lower[0]).verdict == "worse"
-    length = [measures.mean(one, "neither") for one in (base, better)]
+    length = [metrics.mean(one, "neither") for one in (base, better)]
     assert difference(length[1], length[0]).verdict == "more"
 
 
 def test_the_same_rows_are_drawn_again_and_few_rows_get_no_verdict() -> None:
-    measure = measures.mean(np.arange(30.0))
+    measure = metrics.mean(np.arange(30.0))
     assert (resampled(measure) == resampled(measure)).all()
-    few = [measures.mean(one) for one in ([0.0] * 9, [1.0] * 9)]
+    few = [metrics.mean(one) for one in ([0.0] * 9, [1.0] * 9)]
     assert interval(few[0]).low is None
     assert difference(few[1], few[0])[0] == 1
     assert difference(few[1], few[0]).verdict == "same"
 
 
 def test_margins_of_a_reward_model() -> None:
-    found = measures.of_margins([1.0, 2.0, -0.5, 0.0])
+    found = metrics.margin_metrics([1.0, 2.0, -0.5, 0.0])
     assert found["pair_accuracy"].value == 50  # a tie is not ranked rightly
     assert found["margin"].value == pytest.approx(2.5 / 4)
-    drawn = measures.histogram([1.0, 2.0, -0.5], 4)
+    drawn = metrics.histogram([1.0, 2.0, -0.5], 4)
     assert drawn["edges"] == [-2, -1, 0, 1, 2]
     assert drawn["counts"] == [0, 1, 0, 2]

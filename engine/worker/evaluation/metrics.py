@@ -18,15 +18,15 @@ from typing import Any, Literal
 import numpy as np
 
 Better = Literal["higher", "lower", "neither"]
-SHORT, DISTINCT = 4, 20  # words of a label, and how many labels there are, at most
-ORDER = 4  # of BLEU's n-grams (Papineni et al. 2002)
-CHAR_ORDER, BETA = 6, 2  # of chrF (Popović 2015)
+MAX_LABEL_WORDS, MAX_LABELS = 4, 20  # words of a label, and how many labels there are, at most
+BLEU_ORDER = 4  # of BLEU's n-grams (Papineni et al. 2002)
+CHRF_CHAR_ORDER, CHRF_BETA = 6, 2  # of chrF (Popović 2015)
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 ROUGES = ("rouge1", "rouge2", "rougeL")
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One measure of one model on all rows. `sums` (N, k): what each row adds; `score`: sums (…, k) → values (…).
 
     A row that adds nothing but zeros does not count (it has no reference, say).
@@ -45,7 +45,7 @@ def normalized(text: str) -> str:
     """What "exactly the same" does not look at: the width of characters (NFKC), case, and whatever whitespace and
     punctuation is around the text. An answer of nothing but punctuation is kept as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold().strip()
-    marks = [unicodedata.category(one)[0] in "PZC" for one in plain]
+    marks = [unicodedata.category(character)[0] in "PZC" for character in plain]
     if all(marks):
         return plain
     return plain[marks.index(False) : len(marks) - marks[::-1].index(False)]
@@ -53,7 +53,7 @@ def normalized(text: str) -> str:
 
 def chinese(text: str) -> bool:
     """Whether a text is written in Chinese: a Chinese character stands for about two letters of a word."""
-    letters = sum(one.isalpha() for one in text)
+    letters = sum(character.isalpha() for character in text)
     return 3 * len(HAN.findall(text)) > letters > 0
 
 
@@ -78,16 +78,18 @@ def words(text: str) -> list[str]:
     """The words of a text, in lower case and without punctuation; of Chinese those that jieba sees."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     parts = _jieba().lcut(plain) if HAN.search(plain) else re.findall(r"\w+", plain)
-    return [part for part in parts if any(one.isalnum() for one in part)]
+    return [part for part in parts if any(character.isalnum() for character in part)]
 
 
 def labels_of(references: Sequence[str]) -> list[str] | None:
     """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
     about twice or more often. None where they are answers."""
-    known = sorted({normalized(one) for one in references})
-    if not 2 <= len(known) <= min(DISTINCT, len(references) // 2) or any(len(one) > 40 for one in known):
+    labels = sorted({normalized(reference) for reference in references})
+    if not 2 <= len(labels) <= min(MAX_LABELS, len(references) // 2) or any(
+        len(label) > 40 for label in labels
+    ):
         return None
-    return known if all(len(words(one)) <= SHORT for one in known) else None
+    return labels if all(len(words(label)) <= MAX_LABEL_WORDS for label in labels) else None
 
 
 # ------------------------------------------------------------------------------------------- one row
@@ -115,7 +117,7 @@ def _bleu(tokenizer: str) -> Any:
 def _chrf() -> Any:
     from sacrebleu.metrics import CHRF
 
-    return CHRF(char_order=CHAR_ORDER, beta=BETA)
+    return CHRF(char_order=CHRF_CHAR_ORDER, beta=CHRF_BETA)
 
 
 @cache
@@ -134,8 +136,8 @@ def _rouge() -> Any:
 def rouge(answer: str, reference: str) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004), each as F1 in 0…100. A reference of one word has no pair of words that
     an answer could share, so there is no ROUGE-2 of it; the usual programs call that 0, and a right answer bad."""
-    told, long = _rouge().score(reference, answer), len(words(reference))
-    return {name: 100 * told[name].fmeasure for name in ROUGES if long >= (2 if name == "rouge2" else 1)}
+    scores, long = _rouge().score(reference, answer), len(words(reference))
+    return {name: 100 * scores[name].fmeasure for name in ROUGES if long >= (2 if name == "rouge2" else 1)}
 
 
 # ------------------------------------------------------------------------------------------ many rows
@@ -143,17 +145,17 @@ def rouge(answer: str, reference: str) -> dict[str, float]:
 
 def mean(
     values: Sequence[float | None] | np.ndarray, better: Better = "higher", scale: float = 1.0
-) -> Measure:
+) -> Metric:
     """A plain mean over the rows that have a value."""
     there = np.array([value is not None for value in values])
     numbers = np.array([0.0 if value is None else float(value) for value in values])
-    return Measure(np.stack([scale * numbers * there, there], 1), _ratio, better)
+    return Metric(np.stack([scale * numbers * there, there], 1), _ratio, better)
 
 
-def ratio(above: Sequence[float], below: Sequence[float], better: Better, then: Any = None) -> Measure:
+def ratio(above: Sequence[float], below: Sequence[float], better: Better, then: Any = None) -> Metric:
     """Σ above ÷ Σ below: a mean in which a row counts as much as it is long. `then` is applied to it."""
     sums = np.stack([np.asarray(above, float), np.asarray(below, float)], 1)
-    return Measure(sums, _ratio if then is None else lambda told: then(_ratio(told)), better)
+    return Metric(sums, _ratio if then is None else lambda totals: then(_ratio(totals)), better)
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -163,7 +165,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 def bleu(sums: np.ndarray) -> np.ndarray:
     """BLEU of summed counts (…, 2 + 2 × 4), with sacrebleu's exponential smoothing and, as it is for sentences, over
     those lengths of n-gram that the answers have at all: short answers would else all be worth nothing."""
-    lengths, correct, total = sums[..., 0], sums[..., 2 : 2 + ORDER], sums[..., 2 + ORDER :]
+    lengths, correct, total = sums[..., 0], sums[..., 2 : 2 + BLEU_ORDER], sums[..., 2 + BLEU_ORDER :]
     references = sums[..., 1]
     missed = (correct == 0) & (total > 0)
     smooth = 2.0 ** np.cumsum(missed, -1)
@@ -171,8 +173,8 @@ def bleu(sums: np.ndarray) -> np.ndarray:
         precision = np.where(missed, 1 / smooth, correct) / total
         logs = np.where(total > 0, np.log(precision), 0.0).sum(-1) / np.maximum((total > 0).sum(-1), 1)
         brevity = np.where(lengths < references, np.exp(1 - references / lengths), 1.0)
-    told = np.where((correct > 0).any(-1), 100 * brevity * np.exp(logs), 0.0)
-    return np.where(references > 0, told, np.nan)
+    score = np.where((correct > 0).any(-1), 100 * brevity * np.exp(logs), 0.0)
+    return np.where(references > 0, score, np.nan)
 
 
 def chrf(sums: np.ndarray) -> np.ndarray:
@@ -183,11 +185,11 @@ def chrf(sums: np.ndarray) -> np.ndarray:
         orders = there.sum(-1)
         precision = np.where(there, both / ours, 0.0).sum(-1) / orders
         recall = np.where(there, both / theirs, 0.0).sum(-1) / orders
-        told = 100 * (1 + BETA**2) * precision * recall / (BETA**2 * precision + recall)
-    return np.where(theirs.sum(-1) > 0, np.nan_to_num(told), np.nan)
+        score = 100 * (1 + CHRF_BETA**2) * precision * recall / (CHRF_BETA**2 * precision + recall)
+    return np.where(theirs.sum(-1) > 0, np.nan_to_num(score), np.nan)
 
 
-def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: Sequence[str]) -> Measure:
+def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: Sequence[str]) -> Metric:
     """F1 of each label, and of these the mean: a rare label counts as much as a frequent one. An answer that is no
     label is a miss of the right one, and nobody's false alarm; a label that no resampled row has does not count."""
     number = {label: at for at, label in enumerate(labels)}
@@ -195,29 +197,29 @@ def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: S
     for row, (answer, reference) in enumerate(zip(answers, references, strict=True)):
         if reference is None:
             continue
-        said, right = normalized(answer), normalized(reference)
-        if said == right:
-            sums[row, 0, number[right]] = 1
+        predicted, expected = normalized(answer), normalized(reference)
+        if predicted == expected:
+            sums[row, 0, number[expected]] = 1
             continue
-        sums[row, 2, number[right]] = 1
-        if said in number:
-            sums[row, 1, number[said]] = 1
+        sums[row, 2, number[expected]] = 1
+        if predicted in number:
+            sums[row, 1, number[predicted]] = 1
 
-    def score(told: np.ndarray) -> np.ndarray:
-        hits, alarms, misses = (told[..., at * len(labels) : (at + 1) * len(labels)] for at in range(3))
+    def score(totals: np.ndarray) -> np.ndarray:
+        hits, alarms, misses = (totals[..., at * len(labels) : (at + 1) * len(labels)] for at in range(3))
         occurs = hits + misses > 0
         with np.errstate(invalid="ignore", divide="ignore"):
             each = np.where(occurs, 2 * hits / (2 * hits + alarms + misses), 0.0)
             return 100 * each.sum(-1) / occurs.sum(-1)
 
-    return Measure(sums.reshape(len(answers), -1), score)
+    return Metric(sums.reshape(len(answers), -1), score)
 
 
 # ------------------------------------------------------------------------------------ answers of a model
 
 
 @dataclass(frozen=True)
-class Said:
+class ModelAnswer:
     """One model's answer to one row. `tokens` of the answer; `ended`: by itself, not at the limit. `loss` is the sum of
     −log p over the `loss_tokens` of the reference; none where there is no reference."""
 
@@ -228,53 +230,57 @@ class Said:
     loss_tokens: int = 0
 
 
-def row_scores(said: Said, reference: str | None, labels: Sequence[str] | None) -> dict[str, float]:
+def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str] | None) -> dict[str, float]:
     """What one answer scores by itself, in 0…100; BLEU of a single sentence is a rough thing."""
-    told: dict[str, float] = {"tokens": said.tokens, "ended": float(said.ended)}
-    if said.loss_tokens:
-        told["loss"] = said.loss / said.loss_tokens
+    scores: dict[str, float] = {"tokens": answer.tokens, "ended": float(answer.ended)}
+    if answer.loss_tokens:
+        scores["loss"] = answer.loss / answer.loss_tokens
     if reference is not None:
-        told["accuracy" if labels else "exact"] = 100.0 * (normalized(said.text) == normalized(reference))
-        told["bleu"] = float(bleu(np.array(bleu_sums(said.text, reference), float)))
-        told["chrf"] = float(chrf(np.array(chrf_sums(said.text, reference), float)))
-        told |= rouge(said.text, reference)
-    return told
+        scores["accuracy" if labels else "exact"] = 100.0 * (normalized(answer.text) == normalized(reference))
+        scores["bleu"] = float(bleu(np.array(bleu_sums(answer.text, reference), float)))
+        scores["chrf"] = float(chrf(np.array(chrf_sums(answer.text, reference), float)))
+        scores |= rouge(answer.text, reference)
+    return scores
 
 
-def of_answers(
-    said: Sequence[Said], references: Sequence[str | None], labels: Sequence[str] | None
-) -> dict[str, Measure]:
+def answer_metrics(
+    answers: Sequence[ModelAnswer], references: Sequence[str | None], labels: Sequence[str] | None
+) -> dict[str, Metric]:
     """Every measure that can be taken of one model's answers, by name, in the order in which they are shown."""
-    found: dict[str, Measure] = {}
+    metrics: dict[str, Metric] = {}
     there = [reference is not None for reference in references]
     if any(there):
-        pairs = list(zip(said, references, strict=True))
-        same = [None if right is None else normalized(one.text) == normalized(right) for one, right in pairs]
-        found["accuracy" if labels else "exact"] = mean(same, scale=100)
+        pairs = list(zip(answers, references, strict=True))
+        same = [
+            None if right is None else normalized(answer.text) == normalized(right) for answer, right in pairs
+        ]
+        metrics["accuracy" if labels else "exact"] = mean(same, scale=100)
         if labels:
-            found["f1"] = macro_f1([one.text for one in said], references, labels)
-        found["chrf"] = Measure(_stacked(pairs, chrf_sums, 3 * CHAR_ORDER), chrf)
-        found["bleu"] = Measure(_stacked(pairs, bleu_sums, 2 + 2 * ORDER), bleu)
-        scores = [{} if right is None else rouge(one.text, right) for one, right in pairs]
+            metrics["f1"] = macro_f1([answer.text for answer in answers], references, labels)
+        metrics["chrf"] = Metric(_stacked(pairs, chrf_sums, 3 * CHRF_CHAR_ORDER), chrf)
+        metrics["bleu"] = Metric(_stacked(pairs, bleu_sums, 2 + 2 * BLEU_ORDER), bleu)
+        scores = [{} if right is None else rouge(answer.text, right) for answer, right in pairs]
         for name in ROUGES:
-            if any(name in one for one in scores):
-                found[name] = mean([one.get(name) for one in scores])
-    if any(one.loss_tokens for one in said):
-        losses, tokens = [one.loss for one in said], [one.loss_tokens for one in said]
-        found["loss"] = ratio(losses, tokens, "lower")
-        found["perplexity"] = ratio(losses, tokens, "lower", np.exp)
-    found["ended"] = mean([one.ended for one in said], scale=100)
-    found["tokens"] = mean([one.tokens for one in said], "neither")
-    return found
+            if any(name in row for row in scores):
+                metrics[name] = mean([row.get(name) for row in scores])
+    if any(answer.loss_tokens for answer in answers):
+        losses, tokens = [answer.loss for answer in answers], [answer.loss_tokens for answer in answers]
+        metrics["loss"] = ratio(losses, tokens, "lower")
+        metrics["perplexity"] = ratio(losses, tokens, "lower", np.exp)
+    metrics["ended"] = mean([answer.ended for answer in answers], scale=100)
+    metrics["tokens"] = mean([answer.tokens for answer in answers], "neither")
+    return metrics
 
 
 def _stacked(
-    pairs: Sequence[tuple[Said, str | None]], count: Callable[[str, str], list[int]], width: int
+    pairs: Sequence[tuple[ModelAnswer, str | None]], count: Callable[[str, str], list[int]], width: int
 ) -> np.ndarray:
-    return np.array([[0] * width if right is None else count(one.text, right) for one, right in pairs], float)
+    return np.array(
+        [[0] * width if right is None else count(answer.text, right) for answer, right in pairs], float
+    )
 
 
-def of_margins(margins: Sequence[float]) -> dict[str, Measure]:
+def margin_metrics(margins: Sequence[float]) -> dict[str, Metric]:
     """Measures of a reward model from how far it puts the better answer of each pair above the worse one."""
     lead = np.asarray(margins, float)
     return {"pair_accuracy": mean(lead > 0, scale=100), "margin": mean(lead)}
