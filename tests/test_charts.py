@@ -81,11 +81,11 @@ def test_the_curves_that_matter_to_the_stage_come_first():
     )
     html = charts.charts(logged, EN, first=STAGES["dpo"].curves)
     titles = re.findall(r"<figcaption><b>([^<]+)</b>", html)
-    assert titles == ["Lead of the better answers", "Loss", "Gradient norm", "Entropy"]
+    assert titles == ["Reward margin", "Loss", "Gradient norm", "Entropy"]
 
 
 @pytest.mark.parametrize(
-    ("words", "titles"), [(EN, ["Reward", "Reward: Exact answer"]), (Words("zh"), ["奖励", "奖励：完全一致"])]
+    ("words", "titles"), [(EN, ["Reward", "Reward: Exact match"]), (Words("zh"), ["奖励", "奖励：完全一致"])]
 )
 def test_one_of_several_rewards_is_called_as_on_the_form(words, titles):
     html = charts.charts(

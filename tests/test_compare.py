@@ -236,7 +236,7 @@ def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Mak
     points = json.loads(unescape(re.search(r'data-points="([^"]+)"', told)[1]))
     assert [one["name"] for one in points] == [run.spec.name for run in runs]
     assert points[0]["at"][-1] == "Tokens 102k"
-    assert "<b>" not in re.sub(r"</?figcaption>|<b>Loss, validation</b>", "", told)
+    assert "<b>" not in re.sub(r"</?figcaption>|<b>Loss \(validation\)</b>", "", told)
 
 
 def test_no_two_of_fifty_runs_look_alike() -> None:
@@ -264,11 +264,11 @@ def test_whatever_is_chosen_there_is_an_answer(past: Make, draw: Any) -> None:
     gone = past("gone", falling(30))
     delete(gone)
     assert "Choose runs" in draw()["note"]
-    assert f"No longer there: {gone.id}" in draw(gone.id)["note"]
+    assert f"No longer available: {gone.id}" in draw(gone.id)["note"]
     assert "second run" in draw(one.id)["tables"]
     assert "None of these runs" in draw(silent.id)["chart"]
     assert "<svg" not in draw(odd.id)["chart"]
-    assert "Nothing to draw of: one" in draw(one.id, preferring.id, metric="rewards/margins")["note"]
+    assert "Nothing to plot for: one" in draw(one.id, preferring.id, metric="rewards/margins")["note"]
     assert "cannot be read: broken" in draw(one.id, broken.id)["note"]
     everything = [run.id for run in (one, silent, odd, preferring, broken, gone)]
     for x in charts.AXES:

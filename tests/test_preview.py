@@ -98,7 +98,7 @@ def test_tokens_of_a_weighted_answer_show_their_weight_and_those_of_nought_are_n
     assert {weight for _, weight in shown(row) if weight} == {0.5}
     html = rows.tokens({"rows": [row]}, Words("en"))
     assert "× 0.5" in html
-    assert "trained with a weight" in html
+    assert "trained on with a weight" in html
 
 
 def test_a_row_that_does_not_fit_is_shown_with_what_becomes_of_it(look, workplace):

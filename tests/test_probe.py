@@ -185,7 +185,7 @@ def test_what_became_of_general_prompts_is_told_beside_what_was_learned() -> Non
         assert (found["verdict"], found["general_verdict"]) == ("learned", verdict)
         page = probes.report(found | {"prompts": [], "learned": 0.1, "forgot": 2.0}, Words("en"))
         assert "1 of 1 training prompt is now answered as in the data" in page
-        assert ("the model forgot" in page) == (verdict == "forgot")
+        assert ("the model is forgetting" in page) == (verdict == "forgot")
         assert ("General prompts" in page) == bool(general)
 
 
@@ -195,7 +195,7 @@ def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) 
     run = RunDir(tmp_path)
     write_json(run.probe, {"verdict": "learned", "prompts": [old], "learned": 0.1, "forgot": 2.0})
     assert probe.read(run)["verdict"] == "closer"
-    assert "0 of 1 training prompt is answered so" in probes.report(probe.read(run), Words("en"))
+    assert "0 of 1 training prompt is answered as in the data" in probes.report(probe.read(run), Words("en"))
 
 
 def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:

@@ -71,7 +71,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         assert tuned
         assert base != tuned
         expect(page.locator("#talk .answer header").first).to_contain_text("/s")  # tokens a second
-        expect(page.locator("#held")).to_contain_text("In memory")
+        expect(page.locator("#held")).to_contain_text("Loaded")
 
         page.locator("#talk [data-do=down]").first.click()
         expect(page.locator("#told")).to_contain_text(conversation_tree.THUMBS)
@@ -121,7 +121,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#held")).to_contain_text("was killed")
         expect(page.locator("#chat-load")).to_have_text("Restart")
         page.locator("#chat-load").click()
-        expect(page.locator("#held")).to_contain_text("In memory", timeout=90_000)
+        expect(page.locator("#held")).to_contain_text("Loaded", timeout=90_000)
 
         page.locator("#talk [data-do=edit]").nth(1).click()
         expect(page.locator("#prompt textarea")).to_have_value("Go on")

@@ -59,7 +59,7 @@ def test_two_runs_are_chosen_seen_beside_each_other_and_taken_away(
     expect(settings).to_have_count(1)
     expect(settings).to_contain_text("Learning rate")
     expect(settings.locator("td")).to_have_text(["0.002", "0.005"])
-    best = page.locator(".compare-figures tr", has_text="Loss, validation, last").locator("td")
+    best = page.locator(".compare-figures tr", has_text="Loss (validation), final").locator("td")
     expect(best.nth(1)).to_have_class("best")
 
     # What is typed beside the slider is held within its bounds, and refused by nobody.

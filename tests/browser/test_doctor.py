@@ -20,7 +20,7 @@ def test_the_page_greys_out_what_does_not_work_says_why_and_lets_lora_start(
     monkeypatch.setenv("PYTHONPATH", str(without_library))
     with studio_on(workplace) as address:
         page = open_page(address)
-        expect(page.get_by_text("is being tried")).to_be_visible()
+        expect(page.get_by_text("Testing whether 4-bit")).to_be_visible()
         expect(page.locator(".doubtful")).to_contain_text("libbitsandbytes_cpu")
         for bits in ("4bit", "8bit"):
             radio = page.locator(f'#f-model-quantization label:has(input[value="{bits}"])')

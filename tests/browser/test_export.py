@@ -64,7 +64,7 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         page.goto(f"{address}/?tab=export")
         expect(made).to_have_count(1)
         made.locator("[data-use]").click()
-        expect(page.locator("#told")).to_contain_text("is in the form")
+        expect(page.locator("#told")).to_contain_text("is now in the form")
         expect(page.locator("#summary .state.right")).to_be_visible()
         page.get_by_role("button", name="Settings as YAML").click()
         expect(page.locator("#yaml-text")).to_contain_text(str(run.dir.model))
@@ -107,11 +107,11 @@ def test_a_gguf_file_that_failed_is_tried_again_by_a_click(
         page = open_page(f"{address}/?tab=export")
         made = page.locator("#exports details.export")
         expect(made).to_contain_text("Writing the GGUF file was cut off")
-        expect(made).to_contain_text("The merged model is whole")
+        expect(made).to_contain_text("The merged model is complete")
         page.get_by_role("button", name="Try GGUF again").click()
         # There is still no converter: now it says so, and the model is still there.
         expect(made).to_contain_text(nowhere, timeout=90_000)
-        expect(made.get_by_role("button", name="Use it as a model in the form")).to_be_visible()
+        expect(made.get_by_role("button", name="Use it as the model in the form")).to_be_visible()
         assert runs.get(trained.saves, "demo_model/export/small").request["attempt"] == 2
     finally:
         studio.kill()

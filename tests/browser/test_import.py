@@ -45,7 +45,7 @@ def test_what_is_pasted_fills_the_tab_that_it_is_for(
         paste(page, bad, "#imported", why)
         expect(page.locator("#f-method-r input")).to_have_value("12")  # nothing of the form is lost
 
-    paste(page, EXPORT, "#imported", "An export.")
+    paste(page, EXPORT, "#imported", "This is an export.")
     expect(page.locator("#imported-yaml")).to_contain_text("elsewhere/adapter: 1.0")
 
     paste(page, EVALUATION, "#evaluate-data", "alpaca_translate_zh")

@@ -166,7 +166,7 @@ def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_a
     page.locator("#yes-kill").click()
     expect(badge).to_have_text(re.compile("Stopped"), timeout=60_000)
     page.locator("#clone").click()
-    expect(page.locator("#told")).to_contain_text("are in the form")
+    expect(page.locator("#told")).to_contain_text("are now in the form")
     expect(page.locator("#f-name input").first).to_have_value(name)
     page.get_by_role("tab").nth(1).click()
     expect(page.locator("#run-head h1")).to_have_text(name)
