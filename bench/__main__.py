@@ -56,7 +56,7 @@ def living() -> list[Figure]:
     ticks = f"{measured['ticks']:,.0f} ticks of {pages.PAGES} pages"
     return [
         Figure(f"memory grown over {ticks}", measured["grown_mb"], "MB", 20),
-        Figure(f"… after the first {pages.WARM}", measured["grown_warm_mb"], "MB"),
+        Figure(f"… after the first {pages.WARMUP_TICKS}", measured["grown_warm_mb"], "MB"),
         Figure("answer to a tick, all pages asking at once", measured["answer_ms"], "ms"),
         Figure("ticks answered a second", measured["ticks"] / measured["seconds"]),
     ]

@@ -15,10 +15,11 @@ from pathlib import Path
 from bench.bigrun import BigRun
 from bench.server import MB, wait_until_quiet
 from bench.tick import handler, last_json
+from engine.core.smoothing import SMOOTHING
 
 RUNS, POINTS = 10, 100_000
-TIMES = 3
-VIEW = ("loss", "step", 0.6, False, "")  # curve, axis, smoothing, scale, group
+REPEATS = 3
+VIEW = ("loss", "step", SMOOTHING, False, "")  # curve, axis, smoothing, scale, group
 
 
 def make(saves: Path) -> None:
@@ -52,7 +53,9 @@ def measure(saves: Path) -> dict[str, float]:
 def in_processes(saves: Path) -> dict[str, float]:
     """`measure` in fresh processes: of runs that nobody has ever read, and the medians of a few later ones ("later_")."""
     make(saves)
-    first, *later = (last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + TIMES))
+    first, *later = (
+        last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + REPEATS)
+    )
     return first | {
         f"later_{name}": statistics.median(measured[name] for measured in later) for name in first
     }

@@ -17,7 +17,7 @@ from engine.core.problems import Refusal
 from engine.data import encodings
 
 LENGTHS = (10, 30, 60, 120, 250, 500)  # characters
-EACH = 24  # windows of each length, text and encoding
+WINDOWS_PER_TEXT = 24  # windows of each length, text and encoding
 TEXTS = {
     'zh-cn': (['gb18030'], '请用一句话解释什么是机器学习。机器学习是让计算机从数据中总结规律，并用这些规律对新的情况作出判断的方法。如何煮一碗好吃的面条？先把水烧开，放入少许盐，再把面条下锅，煮到没有硬心时捞出，浇上酱汁即可。为什么天空是蓝色的？因为阳光中的蓝光波长较短，更容易被空气分子散射，所以我们看到的天空呈现蓝色。请把下面的句子翻译成英文：明天早上八点我们在图书馆门口见面。请写一封邮件，告诉客户货物已经发出，预计三天之内送达，如果有问题可以随时联系客服。北京的冬天干燥寒冷，室内一般有暖气，出门要戴帽子和手套。推荐三本适合初学者阅读的历史书，并说明理由。电脑开机以后没有声音，应该先检查音量是否被关闭，再检查驱动程序是否正常。怎样才能养成早起的习惯？晚上尽量早睡，睡前少看手机，把闹钟放在离床较远的地方。'),
     'zh-tw': (['big5'], '請用一句話解釋什麼是機器學習。機器學習是讓電腦從資料中歸納規律，並用這些規律對新的情況作出判斷的方法。如何煮一碗好吃的麵？先把水燒開，放入少許鹽，再把麵條下鍋，煮到沒有硬心時撈出，淋上醬汁即可。為什麼天空是藍色的？因為陽光中的藍光波長較短，更容易被空氣分子散射，所以我們看到的天空呈現藍色。請把下面的句子翻譯成英文：明天早上八點我們在圖書館門口見面。請寫一封郵件，告訴客戶貨物已經寄出，預計三天之內送達，如果有問題可以隨時聯絡客服。臺北的冬天潮濕陰冷，室內通常沒有暖氣，出門要記得帶傘和外套。推薦三本適合初學者閱讀的歷史書，並說明理由。電腦開機以後沒有聲音，應該先檢查音量是否被關閉，再檢查驅動程式是否正常。怎樣才能養成早起的習慣？晚上盡量早睡，睡前少看手機，把鬧鐘放在離床較遠的地方。'),
@@ -35,7 +35,7 @@ def windows(length: int, draw: random.Random) -> Iterator[tuple[str, str]]:
     """Texts of that length with the encoding each is written in; those that are ASCII tell nothing and are left out."""
     for codecs, text in TEXTS.values():
         for codec in codecs:
-            for number in range(EACH):
+            for number in range(WINDOWS_PER_TEXT):
                 at = draw.randrange(max(1, len(text) - length))
                 window = text[at : at + length]
                 if number % 2:

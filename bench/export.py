@@ -73,12 +73,12 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
         0,
     )
     while not runs.get(workplace.saves, run.id).final:
-        most = max(most, sum(map(own, processes(run.path))))
+        most = max(most, sum(map(anonymous_memory, processes(run.path))))
         time.sleep(0.05)
     return runs.get(workplace.saves, run.id), most
 
 
-def own(process: psutil.Process) -> int:
+def anonymous_memory(process: psutil.Process) -> int:
     """Bytes of memory that no file stands behind; 0 if the process has ended."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()

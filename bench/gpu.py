@@ -36,7 +36,7 @@ SHAPES = {  # Qwen1.5-7B and Qwen2.5-1.5B
         "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-STEPS, WARM, ROWS, WORDS = (
+STEPS, WARMUP_STEPS, DATA_ROWS, SENTENCES_PER_ROW = (
     12,
     4,
     400,
@@ -97,7 +97,7 @@ def make_model(folder: str, shape: str, device: str) -> None:
     model.save_pretrained(folder)
 
 
-def made(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
+def ensure_model(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
     """The model of this shape, made if it is not there."""
     if not folder.exists():
         code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
@@ -108,8 +108,8 @@ def made(folder: Path, shape: Mapping[str, Any], device: str) -> Path:
 
 def make_data(folder: Path) -> None:
     """Rows of plain text for pre-training, each cut at max_length."""
-    text = " ".join(f"word {n} follows word {n - 1}." for n in range(WORDS))
-    write_json(folder / "long.json", [{"text": f"{row} {text}"} for row in range(ROWS)])
+    text = " ".join(f"word {n} follows word {n - 1}." for n in range(SENTENCES_PER_ROW))
+    write_json(folder / "long.json", [{"text": f"{row} {text}"} for row in range(DATA_ROWS)])
     write_json(
         folder / "dataset_info.json", {"long": {"file_name": "long.json", "columns": {"prompt": "text"}}}
     )
@@ -154,7 +154,7 @@ def used_memory() -> int:
 
 def figures(run: RunDir, peak: int) -> list[str]:
     """The cells of a row, from the logged steps; the first ones warm up and do not count."""
-    counted = [line for line in read_lines(run.metrics) if "loss" in line][WARM:]
+    counted = [line for line in read_lines(run.metrics) if "loss" in line][WARMUP_STEPS:]
     step = statistics.median(after["time"] - before["time"] for before, after in itertools.pairwise(counted))
     tokens = (counted[-1]["num_tokens"] - counted[0]["num_tokens"]) / (len(counted) - 1)
     held = max(
@@ -174,7 +174,7 @@ def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
     )
     failed = 0
     for case in cases:
-        model = made(folder / f"random-{case.shape}", SHAPES[case.shape], device)
+        model = ensure_model(folder / f"random-{case.shape}", SHAPES[case.shape], device)
         try:
             run, peak = follow(
                 runs.submit(spec_of(case, model, workplace.data, device), workplace), workplace

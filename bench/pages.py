@@ -19,8 +19,8 @@ from bench.server import studio
 from tests.browser.find_chromium import ARGUMENTS, chromium
 
 PAGES, TICKS = 5, 2000
-WARM = 100  # ticks after which every path has been taken once and every cache holds what it will
-QUICK = """
+WARMUP_TICKS = 100  # ticks after which every path has been taken once and every cache holds what it will
+FAST_TIMER_JS = """
 const real = window.setInterval;
 window.setInterval = (act, ms, ...rest) => real(act, ms === RINGS_MS ? 100 : ms, ...rest);
 """
@@ -44,7 +44,7 @@ def measure(
             for _ in range(PAGES)
         ]
         for page in pages:
-            page.add_init_script(QUICK.replace("RINGS_MS", str(1000 * SECONDS)))
+            page.add_init_script(FAST_TIMER_JS.replace("RINGS_MS", str(1000 * SECONDS)))
             page.set_default_timeout(60_000)
             page.goto(f"{server.address}/?run={run.id}")
             page.locator("#curves svg").first.wait_for(state="visible")
@@ -56,7 +56,7 @@ def measure(
         try:
             while len(took) < ticks:
                 pages[0].wait_for_timeout(200)
-                if warm is None and len(took) >= WARM:
+                if warm is None and len(took) >= WARMUP_TICKS:
                     warm = server.resident_mb()
                 if time.monotonic() - began > 900:
                     break

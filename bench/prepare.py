@@ -23,7 +23,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 
-SHORT, MANY = 100_000, 500_000  # rows
+SHORT_ROWS, MANY_ROWS = 100_000, 500_000  # rows
 BATCH, STEPS = 8, 60  # of the training on rows of mixed length: one epoch
 PEER = Path(__file__).with_name("peer_prepare.py")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1"}
@@ -96,7 +96,7 @@ def rate(folder: Path, processes: int) -> float:
         [sys.executable, "-c", code, str(folder), str(processes)],
         cwd=PROJECT, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    return SHORT / float(result.stdout.split()[-1])
+    return SHORT_ROWS / float(result.stdout.split()[-1])
 
 
 def timed(folder: str, processes: int) -> float:
@@ -136,14 +136,14 @@ def peak_of_preparing(folder: Path) -> float:
     )
     peak = 0
     while child.poll() is None:
-        peak = max(peak, held(child))
+        peak = max(peak, proportional_memory(child))
         time.sleep(0.2)
     if child.returncode:
         raise RuntimeError("preparation of the many rows failed")
     return peak / MB
 
 
-def held(process: psutil.Process) -> int:
+def proportional_memory(process: psutil.Process) -> int:
     """Proportional set size of a process and its children."""
     total = 0
     for member in (process, *process.children(recursive=True)):
@@ -192,7 +192,7 @@ def peer_rate(folder: Path, python: Path, processes: int) -> float:
     output = _peer(
         python, [str(PEER), str(folder), str(DEMO_MODEL), str(processes)], folder / f"hf-{processes}"
     )
-    return SHORT / float(output.split()[-1])
+    return SHORT_ROWS / float(output.split()[-1])
 
 
 def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) -> tuple[float, float]:
@@ -242,8 +242,8 @@ def _peer(python: Path, words: list[str], cache: Path) -> str:
 
 def measure(folder: Path, peer: Path | None) -> dict[str, float]:
     """Every figure of this part, ours by name and the peer's with "peer_" before it."""
-    short_rows(folder, SHORT, "short")
-    short_rows(folder, MANY, "many")
+    short_rows(folder, SHORT_ROWS, "short")
+    short_rows(folder, MANY_ROWS, "many")
     mixed_rows(folder, BATCH * STEPS, "mixed")
     describe(folder, "short", "many", "mixed")
     model = folder / "larger"

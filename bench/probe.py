@@ -21,26 +21,30 @@ from engine.models.discovery import SMOLLM2
 from engine.spec.run_spec import RunSpec
 from tests.train_many import lay_out
 
-NAMES = {"data.datasets": {"alpaca_translate_zh": 1}, "data.max_samples": 32, "training.learning_rate": 2e-3}
-DEMO: dict[str, dict[str, Any]] = {
-    "nothing: 2 steps at 1e-9": NAMES | {"training.max_steps": 2, "training.learning_rate": 1e-9},
-    "too few: 4 steps": NAMES | {"training.max_steps": 4},
-    "half: 24 steps": NAMES | {"training.max_steps": 24},
-    "right: 80 steps": NAMES | {"training.max_steps": 80},
-    "too many: 240 steps": NAMES | {"training.max_steps": 240},
-    "full: 40 steps": NAMES | {"training.max_steps": 40, "method": {"kind": "full"}},
-    "wrong template: 24 steps": NAMES | {"training.max_steps": 24, "model.chat_template": "alpaca"},
-    "rate too high: 2e-2": NAMES | {"training.max_steps": 40, "training.learning_rate": 2e-2},
-    "absurd rate: 1": NAMES | {"training.max_steps": 6, "training.learning_rate": 1.0},
+COMPANY_NAMES = {
+    "data.datasets": {"alpaca_translate_zh": 1},
+    "data.max_samples": 32,
+    "training.learning_rate": 2e-3,
 }
-WHO = {"data.datasets": {"identity": 1}, "data.max_samples": 16, "training.learning_rate": 1e-3}
+DEMO: dict[str, dict[str, Any]] = {
+    "nothing: 2 steps at 1e-9": COMPANY_NAMES | {"training.max_steps": 2, "training.learning_rate": 1e-9},
+    "too few: 4 steps": COMPANY_NAMES | {"training.max_steps": 4},
+    "half: 24 steps": COMPANY_NAMES | {"training.max_steps": 24},
+    "right: 80 steps": COMPANY_NAMES | {"training.max_steps": 80},
+    "too many: 240 steps": COMPANY_NAMES | {"training.max_steps": 240},
+    "full: 40 steps": COMPANY_NAMES | {"training.max_steps": 40, "method": {"kind": "full"}},
+    "wrong template: 24 steps": COMPANY_NAMES | {"training.max_steps": 24, "model.chat_template": "alpaca"},
+    "rate too high: 2e-2": COMPANY_NAMES | {"training.max_steps": 40, "training.learning_rate": 2e-2},
+    "absurd rate: 1": COMPANY_NAMES | {"training.max_steps": 6, "training.learning_rate": 1.0},
+}
+IDENTITY = {"data.datasets": {"identity": 1}, "data.max_samples": 16, "training.learning_rate": 1e-3}
 REAL: dict[str, dict[str, Any]] = {
-    "nothing: 1 step at 1e-9": WHO | {"training.max_steps": 1, "training.learning_rate": 1e-9},
-    "too few: 4 steps": WHO | {"training.max_steps": 4},
-    "half: 12 steps": WHO | {"training.max_steps": 12},
-    "right: 24 steps": WHO | {"training.max_steps": 24},
-    "wrong template: 12 steps": WHO | {"training.max_steps": 12, "model.chat_template": "alpaca"},
-    "absurd rate: 1": WHO | {"training.max_steps": 4, "training.learning_rate": 1.0},
+    "nothing: 1 step at 1e-9": IDENTITY | {"training.max_steps": 1, "training.learning_rate": 1e-9},
+    "too few: 4 steps": IDENTITY | {"training.max_steps": 4},
+    "half: 12 steps": IDENTITY | {"training.max_steps": 12},
+    "right: 24 steps": IDENTITY | {"training.max_steps": 24},
+    "wrong template: 12 steps": IDENTITY | {"training.max_steps": 12, "model.chat_template": "alpaca"},
+    "absurd rate: 1": IDENTITY | {"training.max_steps": 4, "training.learning_rate": 1.0},
 }
 
 

@@ -31,7 +31,7 @@ SHAPE = {
     "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12,
     "num_key_value_heads": 4, "vocab_size": 2048, "max_position_embeddings": 4096, "tie_word_embeddings": True,
 }  # fmt: skip
-TOKENS, TIMES, AT_ONCE = 128, 3, 4
+TOKENS_PER_ANSWER, REPEATS, CONCURRENT_ANSWERS = 128, 3, 4
 QUESTION = [{"role": "user", "content": "Write about rivers, and then about the sea. " * 6}]
 
 
@@ -88,7 +88,7 @@ def closing_server(server: Server) -> Iterator[openai.OpenAI]:
         server.end()
 
 
-def ask(client: openai.OpenAI, model: str, most: int = TOKENS) -> tuple[float, int]:
+def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tuple[float, int]:
     """Seconds to the end of a streamed answer, and its tokens. When its first words come depends on what they are: some
     are half a character. So an answer of one token is what tells of the beginning."""
     began, tokens = time.perf_counter(), 0
@@ -105,8 +105,8 @@ def ask(client: openai.OpenAI, model: str, most: int = TOKENS) -> tuple[float, i
 def together(client: openai.OpenAI, model: str) -> float:
     """Milliseconds for each token of several answers asked for at once."""
     began = time.perf_counter()
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        answers = list(threads.map(lambda _: ask(client, model), range(AT_ONCE)))
+    with ThreadPoolExecutor(CONCURRENT_ANSWERS) as threads:
+        answers = list(threads.map(lambda _: ask(client, model), range(CONCURRENT_ANSWERS)))
     return 1000 * (time.perf_counter() - began) / sum(tokens for _, tokens in answers)
 
 
@@ -119,7 +119,7 @@ def compare(model: Path) -> list[Figure]:
             client = stack.enter_context(start(folder, model))
             clients[name] = (client, client.models.list().data[0].id if name == "ours" else str(model))
             ask(*clients[name])  # the first answer of a server is slower
-        for _ in range(TIMES):
+        for _ in range(REPEATS):
             for name, target in clients.items():
                 first, _ = ask(*target, most=1)
                 whole, tokens = ask(*target)
@@ -129,7 +129,11 @@ def compare(model: Path) -> list[Figure]:
         [statistics.median(column) for column in zip(*measured[name], strict=True)]
         for name in ("ours", "theirs")
     )
-    names = ("an answer of one token", "a token of one answer", f"a token of {AT_ONCE} answers at once")
+    names = (
+        "an answer of one token",
+        "a token of one answer",
+        f"a token of {CONCURRENT_ANSWERS} answers at once",
+    )
     figures = []
     for what, value, other in zip(names, mine, peer, strict=True):
         figures.append(Figure(what, value, "ms", None, other))

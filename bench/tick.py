@@ -20,10 +20,11 @@ import psutil
 from bench.bigrun import RUN, BigRun
 from bench.server import MB, wait_until_quiet
 from engine.core.rundir import RunDir
+from engine.core.smoothing import SMOOTHING
 from engine.launch.workspace import PROJECT, Workplace
 
 TICKS = 200
-VIEW = ("step", 0.6, False)  # the axis, smoothing and scale that the page begins with
+VIEW = ("step", SMOOTHING, False)  # the axis, smoothing and scale that the page begins with
 
 
 def handler(saves: Path, name: str) -> Callable[..., list[Any]]:

@@ -21,7 +21,7 @@ from engine.data.validation import check
 from engine.launch.workspace import PROJECT, Workplace
 
 ROWS = 1_000_000
-SET = "million"
+DATASET = "million"
 WORDS = [
     "apple",
     "river",
@@ -55,7 +55,7 @@ WORDS = [
 def make(folder: Path) -> Dataset:
     """A million alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one repeated."""
     draw = random.Random(1)
-    with (folder / f"{SET}.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / f"{DATASET}.jsonl").open("w", encoding="utf-8") as file:
         for number in range(ROWS):
             row: dict[str, Any] = {
                 "instruction": f"{number} {' '.join(draw.choices(WORDS, k=10))}",
@@ -66,8 +66,8 @@ def make(folder: Path) -> Dataset:
                 del row["output"]
             line = json.dumps(row, ensure_ascii=False) + "\n"
             file.write(line * (1 + (number % 1000 == 9)))
-    (folder / "dataset_info.json").write_text(json.dumps({SET: {"file_name": f"{SET}.jsonl"}}))
-    return find(folder, SET)
+    (folder / "dataset_info.json").write_text(json.dumps({DATASET: {"file_name": f"{DATASET}.jsonl"}}))
+    return find(folder, DATASET)
 
 
 def measure(folder: Path) -> dict[str, float]:
@@ -88,11 +88,11 @@ def measure(folder: Path) -> dict[str, float]:
     measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     workplace = Workplace()
     spec = workplace.frozen(workplace.default_spec())
-    measured["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, SET, first=1, size=5))
+    measured["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, DATASET, first=1, size=5))
     measured["next_s"] = seconds(
-        lambda: preview_client.ask("page", spec, folder, SET, first=ROWS // 2, size=5)
+        lambda: preview_client.ask("page", spec, folder, DATASET, first=ROWS // 2, size=5)
     )
-    measured["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, SET))
+    measured["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, DATASET))
     return measured
 
 

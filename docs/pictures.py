@@ -15,10 +15,10 @@ from tests.browser.find_chromium import ARGUMENTS, chromium
 from tests.conftest import start_studio
 
 FOLDER = Path(__file__).parent
-NAMES = {"en-US": "", "zh-CN": "_zh"}  # locale → how the names of its pictures end
-RUN = {"en-US": "company names", "zh-CN": "机构译名"}
+PICTURE_SUFFIXES = {"en-US": "", "zh-CN": "_zh"}  # locale → how the names of its pictures end
+RUN_NAMES = {"en-US": "company names", "zh-CN": "机构译名"}
 QUESTIONS = ("World Health Organization", "International Maritime Organization", "Standard Chartered")
-PATIENCE = 180_000  # ms
+TIMEOUT_MS = 180_000  # ms
 
 
 def train(page: Page, address: str, locale: str, take: Callable[[str], None]) -> None:
@@ -26,14 +26,14 @@ def train(page: Page, address: str, locale: str, take: Callable[[str], None]) ->
     page.goto(address)
     expect(page.locator("#summary .state.right")).to_be_visible()
     take("train")
-    page.locator("#f-name textarea, #f-name input").fill(RUN[locale])
+    page.locator("#f-name textarea, #f-name input").fill(RUN_NAMES[locale])
     page.locator("#start").click()
     expect(page.locator("#run-head .bar.finished")).to_be_visible()
     page.wait_for_timeout(3000)  # until all that is read at the end is there
     take("run")
 
 
-def talk(page: Page, take: Callable[[str], None]) -> None:
+def chat(page: Page, take: Callable[[str], None]) -> None:
     """The base and the run beside each other, an answer rated, another question asked in two ways."""
     page.locator("#chat-with").click()
     page.locator("#chat-remember input").uncheck()
@@ -74,14 +74,14 @@ def all_in(browser: Browser, workplace: Workplace, locale: str) -> None:
 
     def take(name: str) -> None:
         page.wait_for_timeout(1000)
-        path = FOLDER / f"{name}{NAMES[locale]}.png"
+        path = FOLDER / f"{name}{PICTURE_SUFFIXES[locale]}.png"
         page.screenshot(path=path, full_page=name == "run")
         print(path.relative_to(PROJECT), flush=True)
 
     try:
         train(page, address, locale, take)
         run = page.url
-        talk(page, take)
+        chat(page, take)
         measure(page, run, take)
     finally:
         context.close()
@@ -92,10 +92,10 @@ def all_in(browser: Browser, workplace: Workplace, locale: str) -> None:
 
 
 def main() -> None:
-    expect.set_options(timeout=PATIENCE)
+    expect.set_options(timeout=TIMEOUT_MS)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
-        for locale in NAMES:
+        for locale in PICTURE_SUFFIXES:
             place = Path(folder) / locale
             shutil.copytree(PROJECT / "data", place / "data")
             (place / "saves").mkdir()

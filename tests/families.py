@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem
-from engine.worker.data.examples import FATES, IGNORED, USABLE, Encoder, table
+from engine.worker.data.examples import IGNORE_INDEX, ROW_STATUSES, USABLE_STATUSES, Encoder, examples_table
 
 OURS = Path(__file__).parent.parent / "engine" / "models" / "templates"
 TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  # found without importing trl
@@ -107,7 +107,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, row: dict) -> list[int]:
 class Seen:
     """One example as a trainer will see it."""
 
-    fate: str
+    status: str
     ended: bool
     reason: Problem | None
     lost: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class Seen:
 
     @property
     def usable(self) -> bool:
-        return self.fate in FATES[:USABLE]
+        return self.status in ROW_STATUSES[:USABLE_STATUSES]
 
 
 def encode(
@@ -133,8 +133,11 @@ def encode(
     encoder = Encoder(tokenizer, form, **{"max_length": 100_000, **settings})
     examples = encoder.examples(rows)
     return [
-        Seen(**(columns | {"fate": FATES[columns["fate"]], "lost": example.lost}), reason=example.reason)
-        for columns, example in zip(table(form, examples).to_pylist(), examples, strict=True)
+        Seen(
+            **(columns | {"status": ROW_STATUSES[columns["status"]], "lost": example.lost}),
+            reason=example.reason,
+        )
+        for columns, example in zip(examples_table(form, examples).to_pylist(), examples, strict=True)
     ]
 
 
@@ -153,11 +156,11 @@ def talk(*contents: str) -> dict:
 def trained(tokenizer: PreTrainedTokenizerFast, encoded) -> list[str]:
     """The trained runs of tokens, decoded."""
     assert len(encoded.input_ids) == len(encoded.labels)
-    runs, previous = [], IGNORED
+    runs, previous = [], IGNORE_INDEX
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        assert label in (IGNORED, token)
-        if label != IGNORED:
-            runs = runs if previous != IGNORED else [*runs, []]
+        assert label in (IGNORE_INDEX, token)
+        if label != IGNORE_INDEX:
+            runs = runs if previous != IGNORE_INDEX else [*runs, []]
             runs[-1].append(token)
         previous = label
     return [tokenizer.decode(run) for run in runs]

@@ -30,8 +30,8 @@ from engine.spec.stage_settings import Ppo
 from engine.worker.runtime.process_lifecycle import Report
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.callbacks import RunCallback
-from engine.worker.training.ppo import WEIGHTS, PpoTrainer
-from engine.worker.training.trainers import ours
+from engine.worker.training.ppo import CHECKPOINT_FILE, PpoTrainer
+from engine.worker.training.trainers import adjust_trainer
 
 
 def share_of_wanted(_prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:
@@ -80,7 +80,7 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
         callbacks=[RunCallback(run, Report(run), keep=None)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    return ours(trainer)
+    return adjust_trainer(trainer)
 
 
 def learn(model_path: str, folder: Path, **changes: Any) -> Any:
@@ -102,12 +102,12 @@ def begin(model_path: str, folder: Path) -> Any:
         if method == "continued":
             model = PeftModel.from_pretrained(model, folder / "learned", is_trainable=True)
         trainer = toy(model_path, folder / method, model)
-        rollout, figures = trainer.answer_and_judge(trainer.train_dataset["prompt_ids"][:8], step=1)
+        rollout, figures = trainer.make_rollout(trainer.train_dataset["prompt_ids"][:8], step=1)
         texts = rollout.texts, rollout.attention, rollout.mask.shape[1], 1.0
         with torch.no_grad():
-            reference = trainer.model.judge("reference", *texts)[0]
+            reference = trainer.model.log_probs_and_entropy("reference", *texts)[0]
             trainer.model.roles["reference"] = (trainer.model.roles["critic"][0], None)
-            bare = trainer.model.judge("reference", *texts)[0]
+            bare = trainer.model.log_probs_and_entropy("reference", *texts)[0]
         told[method] = {"kl": figures["kl"], "from_base": (reference - bare).abs().max().item()}
     return told
 
@@ -143,8 +143,8 @@ def resume(model_path: str, folder: Path) -> Any:
 
 def _alike(one: Path, other: Path) -> Any:
     """The farthest that two runs' last weights are apart, their number, and which of them moved since step 2."""
-    ends = [load_file(folder / "checkpoint-4" / WEIGHTS) for folder in (one, other)]
-    before = load_file(one / "checkpoint-2" / WEIGHTS)
+    ends = [load_file(folder / "checkpoint-4" / CHECKPOINT_FILE) for folder in (one, other)]
+    before = load_file(one / "checkpoint-2" / CHECKPOINT_FILE)
     assert ends[0].keys() == ends[1].keys()
     return {
         "apart": max((ends[0][name] - ends[1][name]).abs().max().item() for name in before),

@@ -10,7 +10,7 @@ import pytest
 from engine.core.problems import Refusal
 from engine.data.template_losses import notes
 from engine.worker.templates.answer_endings import MaskSettings
-from engine.worker.templates.conversations import Conversations, Tokens, generation_stops
+from engine.worker.templates.conversations import ConversationEncoder, TokenizedConversation, generation_stops
 from tests.families import answer, encode, ids_of, talk, tokenizer, trained, user
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
@@ -75,7 +75,7 @@ def test_a_turn_that_is_closed_in_two_steps_is_trained_with_both(tok) -> None:
 def test_what_opens_the_next_turn_is_no_end(tok) -> None:
     (both,) = encode(tok, TWO, chat_template=OPENED_NEXT)
     assert trained(tok, both) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
-    assert Conversations(tok, OPENED_NEXT).end_tokens == ["<|im_end|>"]
+    assert ConversationEncoder(tok, OPENED_NEXT).end_tokens == ["<|im_end|>"]
 
 
 NO_END = (
@@ -114,7 +114,7 @@ MARKED = (
 
 def test_a_template_with_marks_that_writes_no_calls_trains_no_empty_answer(tok) -> None:
     row, plain = encode(tok, CALLED, TWO, chat_template=MARKED)
-    assert (row.fate, row.reason.code) == ("refused", "template-without-tool-calls")
+    assert (row.status, row.reason.code) == ("refused", "template-without-tool-calls")
     assert trained(tok, plain) == ["First answer.<|im_end|>", "Second answer.<|im_end|>"]
 
 
@@ -338,7 +338,7 @@ def called(arguments: object) -> dict:
 def test_a_call_of_which_a_part_is_not_written_is_refused(tok, template: str, arguments) -> None:
     """Numbers bear no marks, and a tool's name also stands in the list of tools."""
     (row,) = encode(tok, called(arguments), chat_template=template)
-    assert (row.fate, row.reason.code) == ("refused", "template-without-tool-calls")
+    assert (row.status, row.reason.code) == ("refused", "template-without-tool-calls")
     (whole,) = encode(tok, called(arguments), chat_template=calls_as("c.function.arguments | tojson"))
     assert (
         json.loads(trained(tok, whole)[0].removeprefix("<call>weather ").partition("</call>")[0]) == arguments
@@ -352,7 +352,7 @@ def test_calls_without_a_list_of_tools_are_written_by_the_template_that_writes_c
         (row,) = encode(tok, {"messages": CALLED["messages"]})
         tok.chat_template = {"rag": MARKED, "other": MARKED}
         with pytest.raises(Refusal, match="rag, other"):
-            Conversations(tok)
+            ConversationEncoder(tok)
         tok.chat_template = {"only": MARKED}
         assert trained(tok, encode(tok, talk("q", "a"))[0]) == ["a<|im_end|>"]
     finally:
@@ -399,8 +399,8 @@ def test_the_same_word_in_question_and_answer_is_trained_in_the_answer_alone(tok
 
 def test_results_are_proved_for_every_row_of_a_batch(tok) -> None:
     """One bad row among good ones takes none of them along."""
-    results = Conversations(tok, MARKED).encode([TWO, CALLED, TWO])
-    assert [isinstance(result, Tokens) for result in results] == [True, False, True]
+    results = ConversationEncoder(tok, MARKED).encode([TWO, CALLED, TWO])
+    assert [isinstance(result, TokenizedConversation) for result in results] == [True, False, True]
 
 
 def test_words_that_the_template_changes_are_told(tok) -> None:
@@ -456,11 +456,11 @@ LEFT_OPEN = {"messages": [user("Who?"), answer("Me."), user("Why?")]}
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "phi3"])
 def test_in_any_order_of_speakers_exactly_the_answers_are_trained(name: str, row) -> None:
     tok = tokenizer(name)
-    rendered = Conversations(tok).plain
-    short, long = (rendered.encode([row] * 3, short_way=short)[2] for short in (True, False))
+    rendered = ConversationEncoder(tok).plain
+    short, long = (rendered.encode([row] * 3, use_cache=short)[2] for short in (True, False))
     assert short.ids.tolist() == long.ids.tolist() == ids_of(tok, row)
     assert list(short.answers) == list(long.answers)
-    assert rendered.shapes.of(row["messages"]).proven  # the short way was taken, and had proved itself
+    assert rendered.cache.of(row["messages"]).proven  # the short way was taken, and had proved itself
     weights = [2.0, 0.5, 3.0][: len(long.answers)]
     (plain,), (weighted,) = encode(tok, row), encode(tok, row | {"weights": weights})
     said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
@@ -471,6 +471,6 @@ def test_in_any_order_of_speakers_exactly_the_answers_are_trained(name: str, row
 
 def test_an_order_that_the_template_refuses_is_told_in_its_own_words() -> None:
     refused, plain = encode(tokenizer("gemma"), GREETED, TWO)
-    assert (refused.fate, refused.reason.code) == ("refused", "template-refuses-row")
+    assert (refused.status, refused.reason.code) == ("refused", "template-refuses-row")
     assert "must alternate user/assistant" in refused.reason.text()
     assert plain.usable

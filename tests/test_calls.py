@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.worker.templates.chat_template import render
-from engine.worker.templates.tool_calls import CallForm
+from engine.worker.templates.tool_calls import ToolCallFormat
 from tests.families import tokenizer
 
 ARGUMENTS = {"city": 'Köln "{x}" </tool_call>\n7', "days": [1, 2], "deep": {"a": None}}
@@ -34,7 +34,7 @@ def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
     ]
     spoken = {"role": "assistant", "content": said, **({"tool_calls": called} if called else {})}
     asked = {"role": "user", "content": "Q?"}
-    prompt, _ = render(tok, tok.chat_template, [asked], generate=True)
+    prompt, _ = render(tok, tok.chat_template, [asked], add_generation_prompt=True)
     text, _ = render(tok, tok.chat_template, [asked, spoken])
     same = next((n for n, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
     while same < len(prompt) and prompt[same - 1] not in "> \n":  # no token is cut in two
@@ -47,24 +47,24 @@ def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_calls_come_back_as_the_template_wrote_them(family: str) -> None:
-    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    form = ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template)
     assert form is not None
     calls = [("get_weather", ARGUMENTS), ("other-tool", {})][: FAMILIES[family][1]]
-    said, found = form.split(written(family, *calls))
+    said, found = form.parse_tool_calls(written(family, *calls))
     assert [(one["name"], one["arguments"]) for one in found] == calls
     assert said.replace("<think>", "").replace("</think>", "").strip() == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None:
-    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    form = ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template)
     whole = written(family, ("get_weather", ARGUMENTS))
-    said, _ = form.split(whole)
+    said, _ = form.parse_tool_calls(whole)
     given = ""
     for upto in range(len(whole) + 1):
-        held = form.held(whole[:upto])
+        held = form.length_before_calls(whole[:upto])
         assert held <= upto
-        assert form.held(whole[:upto], len(given)) == held
+        assert form.length_before_calls(whole[:upto], len(given)) == held
         assert whole[:held].startswith(given)
         given = max(given, whole[:held], key=len)
     assert given.rstrip() == said.rstrip()
@@ -76,13 +76,13 @@ def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None
     ["No call.", "", "<tool_call>\n<function=f>\n<parameter=x>\n1", "a { b", '<tool_call>\n{"name": "f", "arguments": {"x": 1', '{"name": "f"}', "to=functions."],
 )  # fmt: skip
 def test_what_is_no_whole_call_stays_as_it_is(family: str, text: str) -> None:
-    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
-    assert form.split(text) == (text, [])
+    form = ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template)
+    assert form.parse_tool_calls(text) == (text, [])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_words_that_a_call_may_begin_with_are_held_back_no_longer_than_they_may(family: str) -> None:
-    form = CallForm.of(tokenizer(family), tokenizer(family).chat_template)
+    form = ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template)
     for text in (
         "A function is a rule. ",
         "The <tool_call> to <toolbox> ",
@@ -90,23 +90,23 @@ def test_words_that_a_call_may_begin_with_are_held_back_no_longer_than_they_may(
     ):
         told = 0
         for upto in range(len(text) + 1):
-            told = form.held(text[:upto], told)
+            told = form.length_before_calls(text[:upto], told)
         assert told == len(text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str) -> None:
     tok = tokenizer(family)
-    form = CallForm.of(tok, tok.chat_template)
+    form = ToolCallFormat.of(tok, tok.chat_template)
     given = json.dumps({"a": "x"}) if FAMILIES[family][0] else {"a": "x"}
     call = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": given}}
     asked = {"role": "user", "content": "Q?"}
-    prompt, _ = render(tok, tok.chat_template, [asked], generate=True)
+    prompt, _ = render(tok, tok.chat_template, [asked], add_generation_prompt=True)
     text, _ = render(
         tok, tok.chat_template, [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
     )
     for name in ("get_weather", ""):
-        opened = form.begun(name)
+        opened = form.forced_call(name)
         if text.startswith(prompt):
             assert text.startswith(prompt + opened.prompt)
         else:  # the prompt has opened a thought, which in what is told later is left out
@@ -118,24 +118,27 @@ def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str)
         rest = rest.removeprefix(behind)
         for token in [one.content for one in tok.added_tokens_decoder.values() if one.special]:
             rest = rest.replace(token, "")
-        assert form.split(opened.read + rest) == ("", [{"name": "get_weather", "arguments": {"a": "x"}}])
+        assert form.parse_tool_calls(opened.read + rest) == (
+            "",
+            [{"name": "get_weather", "arguments": {"a": "x"}}],
+        )
 
 
 def test_what_json_does_not_have_is_no_argument() -> None:
     qwen3, qwen3_6 = (
-        CallForm.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6")
+        ToolCallFormat.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6")
     )
     for odd in ("NaN", "Infinity", "-Infinity", "1e999"):
         text = f'<tool_call>\n{{"name": "f", "arguments": {{"x": {odd}}}}}\n</tool_call>'
-        assert qwen3.split(text) == (text, [])
+        assert qwen3.parse_tool_calls(text) == (text, [])
         text = f"<tool_call>\n<function=f>\n<parameter=x>\n{odd}\n</parameter>\n</function>\n</tool_call>"
-        assert qwen3_6.split(text)[1] == [{"name": "f", "arguments": {"x": odd}}]
+        assert qwen3_6.parse_tool_calls(text)[1] == [{"name": "f", "arguments": {"x": odd}}]
 
 
 def test_what_is_said_before_a_call_and_other_spaces_are_no_matter() -> None:
-    form = CallForm.of(tokenizer("qwen2_5"), tokenizer("qwen2_5").chat_template)
+    form = ToolCallFormat.of(tokenizer("qwen2_5"), tokenizer("qwen2_5").chat_template)
     text = 'Well. \n<tool_call>{"name":"f","arguments":{"x":1}}</tool_call><tool_call>  {"name":  "g", "arguments": {}}'
-    assert form.split(text) == (
+    assert form.parse_tool_calls(text) == (
         "Well.",
         [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}],
     )
@@ -143,44 +146,44 @@ def test_what_is_said_before_a_call_and_other_spaces_are_no_matter() -> None:
 
 @pytest.mark.parametrize("family", ["llama3", "chatml", "plain", "gemma", "mistral", "gemma4", "lfm2_2_5"])
 def test_a_template_that_writes_no_calls_or_as_a_program_has_no_form(family: str) -> None:
-    assert CallForm.of(tokenizer(family), tokenizer(family).chat_template) is None
+    assert ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template) is None
 
 
 def test_what_a_tool_says_to_be_a_text_stays_one_where_that_is_not_to_be_seen() -> None:
-    form = CallForm.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
+    form = ToolCallFormat.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
     text = written("qwen3_6", ("f", {"code": "007", "count": 7, "on": True}))
     known = {"code": {"type": "string"}, "count": {"type": "integer"}}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": known}}}
-    [call] = form.split(text, [tool])[1]
+    [call] = form.parse_tool_calls(text, [tool])[1]
     assert call["arguments"] == {"code": "007", "count": 7, "on": True}
     for odd in (
         {}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}},
         {"function": {"name": ["f"]}}, {"function": {"name": "f", "parameters": {"properties": {"a": {"enum": 1, "anyOf": [3]}}}}},
     ):  # fmt: skip
-        [call] = form.split(text, [odd])[1]
+        [call] = form.parse_tool_calls(text, [odd])[1]
         assert call["arguments"]["count"] == 7
 
 
 def test_what_is_only_thought_of_is_not_called_and_what_stands_between_calls_ends_none() -> None:
-    form = CallForm.of(tokenizer("qwen3"), tokenizer("qwen3").chat_template)
+    form = ToolCallFormat.of(tokenizer("qwen3"), tokenizer("qwen3").chat_template)
     one, other = (f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>' for name in "fg")
-    assert form.split(f"<think>{one}?</think>No.") == (f"<think>{one}?</think>No.", [])
+    assert form.parse_tool_calls(f"<think>{one}?</think>No.") == (f"<think>{one}?</think>No.", [])
     calls = [{"name": name, "arguments": {}} for name in "fg"]
-    assert form.split(f"A {one} and {other}")[1] == calls
+    assert form.parse_tool_calls(f"A {one} and {other}")[1] == calls
     tools = [{"type": "function", "function": {"name": "g"}}]
-    assert form.split(f"{one}{other}", tools)[1] == calls[1:]  # nobody gave f
+    assert form.parse_tool_calls(f"{one}{other}", tools)[1] == calls[1:]  # nobody gave f
     broken = '<tool_call>\n{"name": "f", "arguments": ...}'
-    assert form.split(broken + other)[1] == calls[1:]
+    assert form.parse_tool_calls(broken + other)[1] == calls[1:]
 
 
 def test_a_text_argument_keeps_its_spaces_and_an_unfinished_one_takes_no_time() -> None:
-    form = CallForm.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
+    form = ToolCallFormat.of(tokenizer("qwen3_6"), tokenizer("qwen3_6").chat_template)
     code = "\n    return 1\n\n"
-    [call] = form.split(written("qwen3_6", ("write", {"code": code})))[1]
+    [call] = form.parse_tool_calls(written("qwen3_6", ("write", {"code": code})))[1]
     assert call["arguments"]["code"] == code
     optional = {"anyOf": [{"type": "string"}, {"type": "null"}]}
     tool = {"function": {"name": "f", "parameters": {"properties": {"a": optional, "b": {"enum": ["1"]}}}}}
-    [call] = form.split(written("qwen3_6", ("f", {"a": "123", "b": "1"})), [tool])[1]
+    [call] = form.parse_tool_calls(written("qwen3_6", ("f", {"a": "123", "b": "1"})), [tool])[1]
     assert call["arguments"] == {"a": "123", "b": "1"}
     text = "<tool_call>\n<function=f>\n<parameter=x>" + "\n" * 20_000
-    assert form.split(text) == (text, [])
+    assert form.parse_tool_calls(text) == (text, [])

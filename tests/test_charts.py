@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from engine.core.smoothing import exponential_moving_average
 from engine.core.stages import STAGES
 from webui import charts
 from webui.words import Words
@@ -114,8 +115,8 @@ def test_ticks_are_few_round_and_inside(low, high):
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_flat_line_flat():
-    assert charts.ema([5, 5, 5], 0.9) == pytest.approx([5, 5, 5])
-    assert charts.ema([1, 2, 3], 0) == [1, 2, 3]
+    assert exponential_moving_average([5, 5, 5], 0.9) == pytest.approx([5, 5, 5])
+    assert exponential_moving_average([1, 2, 3], 0) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def renderer(name: str) -> Callable[..., str]:
     tokenizer, template = families.tokenizer(name), families.template(name)
 
     def rendered(messages: list[dict[str, str]], generate: bool) -> str:
-        return render(tokenizer, template, messages, generate=generate)[0]
+        return render(tokenizer, template, messages, add_generation_prompt=generate)[0]
 
     return rendered
 

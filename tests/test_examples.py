@@ -6,7 +6,7 @@ import re
 import pytest
 
 from engine.core.problems import Refusal
-from engine.worker.data.examples import IGNORED
+from engine.worker.data.examples import IGNORE_INDEX
 from engine.worker.templates.answer_endings import MaskSettings
 from engine.worker.templates.conversations import end_of_turn_ids
 from tests.families import (
@@ -59,7 +59,7 @@ def test_a_trained_answer_is_what_follows_its_generation_prompt(name):
     prompt = tok.apply_chat_template(
         row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    begins = next(at for at, label in enumerate(encoded.labels) if label != IGNORED)
+    begins = next(at for at, label in enumerate(encoded.labels) if label != IGNORE_INDEX)
     if name == "deepseekv3":  # its prompt opens a thought, which its template never writes into history
         prompt = prompt[: prompt.index(tok.convert_tokens_to_ids("<｜Assistant｜>")) + 1]
     if name == "qwen3_5_think":  # the prompt's last line break and the empty thought's first are one token
@@ -172,7 +172,7 @@ def test_tool_calls_are_refused_where_the_template_leaves_them_out():
         "messages": [user("q"), answer("", tool_calls=[call]), {"role": "tool", "content": "r"}, answer("a")]
     }
     (encoded,) = encode(tokenizer("llama3"), row)
-    assert (encoded.fate, encoded.reason.code) == ("refused", "template-without-tool-calls")
+    assert (encoded.status, encoded.reason.code) == ("refused", "template-without-tool-calls")
 
 
 def test_what_is_trained_can_be_chosen():
@@ -316,7 +316,7 @@ def test_a_long_conversation_loses_whole_turns_and_a_long_answer_its_end():
     row = talk("q1", "a1", "q2", "a2", "q3", "a3" * 50)
     whole = ids_of(tok, row)
     (cut,) = encode(tok, row, max_length=len(whole) - 5)
-    assert (cut.fate, trained(tok, cut)) == ("cut", ["a1</s>", "a2</s>"])
+    assert (cut.status, trained(tok, cut)) == ("cut", ["a1</s>", "a2</s>"])
     assert cut.input_ids == whole[: len(cut.input_ids)]
     assert tok.decode(cut.input_ids).endswith("a2</s>")
     assert cut.ended
@@ -324,9 +324,9 @@ def test_a_long_conversation_loses_whole_turns_and_a_long_answer_its_end():
 
     long = talk("q1", "word " * 50)
     (cut,) = encode(tok, long, max_length=60)
-    assert (cut.fate, len(cut.input_ids), cut.ended) == ("cut", 60, False)
+    assert (cut.status, len(cut.input_ids), cut.ended) == ("cut", 60, False)
     assert "word" in trained(tok, cut)[0]
-    assert encode(tok, long, max_length=len(ids_of(tok, long)))[0].fate == "kept"
+    assert encode(tok, long, max_length=len(ids_of(tok, long)))[0].status == "kept"
 
 
 def test_a_row_whose_answer_does_not_fit_at_all_is_dropped_and_counted():
@@ -334,10 +334,10 @@ def test_a_row_whose_answer_does_not_fit_at_all_is_dropped_and_counted():
     rows = [talk("word " * 99, "a1"), talk("q", "a")]
     for settings in ({}, {"train_on": "everything"}, {"train_on": "last_answer"}):
         dropped, kept = encode(tok, *rows, max_length=60, **settings)
-        assert (dropped.fate, dropped.usable, dropped.input_ids) == ("too_long", False, [])
+        assert (dropped.status, dropped.usable, dropped.input_ids) == ("too_long", False, [])
         assert kept.usable
     assert (
-        encode(tok, talk("q1", "a1", "q2", "a2" * 99), max_length=60, too_long="drop")[0].fate == "too_long"
+        encode(tok, talk("q1", "a1", "q2", "a2" * 99), max_length=60, too_long="drop")[0].status == "too_long"
     )
 
 
@@ -346,7 +346,7 @@ def test_a_row_the_template_refuses_does_not_take_the_others_along():
     refused, kept = encode(
         tok, {"messages": [{"role": "system", "content": "x"}, user("q"), answer("a")]}, talk("q", "a")
     )
-    assert refused.fate == "refused"
+    assert refused.status == "refused"
     assert "System role not supported" in refused.reason.text("zh")
     assert kept.usable
 

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.data.examples import FATES, USABLE, Encoder, table
+from engine.worker.data.examples import ROW_STATUSES, USABLE_STATUSES, Encoder, examples_table
 from engine.worker.data.splits import windows
 from tests.families import ENDS, answer, encode, ids_of, squeezed, talk, tokenizer, trained, user
 
@@ -21,7 +21,7 @@ def pair(question: str, chosen: str, rejected: str) -> dict:
 
 def windows_of(tok: PreTrainedTokenizerFast, *texts: str, max_length: int) -> list[list[int]]:
     encoder = Encoder(tok, "text", max_length)
-    made = table("text", encoder.examples([{"text": text} for text in texts]))
+    made = examples_table("text", encoder.examples([{"text": text} for text in texts]))
     cut = windows(made.select(["input_ids", "labels"]), max_length).to_pylist()
     assert all(row["input_ids"] == row["labels"] for row in cut)
     return [row["input_ids"] for row in cut]
@@ -70,7 +70,7 @@ def test_both_sides_of_a_pair_are_the_templates_ids_from_one_prompt_on(name: str
         rest = tok.decode(whole[len(ids) :])
         assert rest.strip() in ("", "</s>")  # Phi writes eos behind its own end of turn
         assert squeezed(row[side][0]["content"]) in squeezed(tok.decode(getattr(encoded, f"{side}_ids")))
-    assert (encoded.fate, encoded.ended) == ("kept", True)
+    assert (encoded.status, encoded.ended) == ("kept", True)
 
 
 def test_the_prompt_of_a_pair_is_the_same_where_a_token_holds_the_end_of_it_and_the_beginning_of_one_answer() -> (
@@ -99,11 +99,11 @@ def test_a_long_pair_loses_the_end_of_its_answers_and_never_of_its_prompt() -> N
     (whole,) = encode(tok, row, form="pairs")
     room = len(whole.prompt_ids) + 20
     (cut,) = encode(tok, row, form="pairs", max_length=room)
-    assert (cut.fate, cut.ended) == ("cut", False)
+    assert (cut.status, cut.ended) == ("cut", False)
     assert cut.prompt_ids == whole.prompt_ids
     assert (cut.chosen_ids, cut.rejected_ids) == (whole.chosen_ids[:20], whole.rejected_ids[:20])
-    assert encode(tok, row, form="pairs", max_length=room, too_long="drop")[0].fate == "too_long"
-    assert encode(tok, row, form="pairs", max_length=len(whole.prompt_ids))[0].fate == "too_long"
+    assert encode(tok, row, form="pairs", max_length=room, too_long="drop")[0].status == "too_long"
+    assert encode(tok, row, form="pairs", max_length=len(whole.prompt_ids))[0].status == "too_long"
 
 
 def test_a_pair_that_a_cut_makes_equal_is_dropped_and_counted() -> None:
@@ -111,7 +111,7 @@ def test_a_pair_that_a_cut_makes_equal_is_dropped_and_counted() -> None:
     row = pair("q", "same " * 30 + "yes", "same " * 30 + "no")
     length = len(encode(tok, row, form="pairs")[0].prompt_ids) + 12
     (encoded,) = encode(tok, row, form="pairs", max_length=length)
-    assert (encoded.fate, encoded.usable, encoded.chosen_ids) == ("equal", False, [])
+    assert (encoded.status, encoded.usable, encoded.chosen_ids) == ("equal", False, [])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -152,9 +152,9 @@ def test_a_prompt_ends_where_an_answer_has_to_begin(name: str) -> None:
 def test_a_prompt_that_is_too_long_loses_its_oldest_turns_or_is_dropped() -> None:
     tok = tokenizer("chatml")
     row = {"messages": [user("word " * 40), answer("a1"), user("q2")], "answer": None}
-    assert encode(tok, row, form="prompts", max_length=40)[0].fate == "too_long"
+    assert encode(tok, row, form="prompts", max_length=40)[0].status == "too_long"
     (cut,) = encode(tok, row, form="prompts", max_length=40, too_long="cut_start")
-    assert cut.fate == "cut"
+    assert cut.status == "cut"
     assert json.loads(cut.prompt) == [user("q2")]
 
 
@@ -174,19 +174,19 @@ def test_keeping_the_end_drops_the_oldest_turns_and_as_few_as_will_do(name: str)
     for dropped in (1, 3, 7):
         (cut,) = encode(tok, row, max_length=lengths[dropped - 1] - 1, too_long="cut_start")
         assert cut.input_ids == ids_of(tok, shorter[dropped])
-        assert (cut.fate, cut.ended) == ("cut", True)
+        assert (cut.status, cut.ended) == ("cut", True)
         assert len(trained(tok, cut)) == 8 - dropped
-    assert encode(tok, row, max_length=lengths[0], too_long="cut_start")[0].fate == "kept"
+    assert encode(tok, row, max_length=lengths[0], too_long="cut_start")[0].status == "kept"
 
 
 def test_where_the_last_turn_alone_is_too_long_its_answer_loses_its_end() -> None:
     tok = tokenizer("chatml")
     row = talk("q1", "a1", "q2", "word " * 60)
     (cut,) = encode(tok, row, max_length=50, too_long="cut_start")
-    assert (cut.fate, len(cut.input_ids), cut.ended) == ("cut", 50, False)
+    assert (cut.status, len(cut.input_ids), cut.ended) == ("cut", 50, False)
     assert cut.input_ids == ids_of(tok, talk("q2", "word " * 60))[:50]
     asked_long = talk("q1", "a1", "word " * 60, "a2")
-    assert encode(tok, asked_long, max_length=50, too_long="cut_start")[0].fate == "too_long"
+    assert encode(tok, asked_long, max_length=50, too_long="cut_start")[0].status == "too_long"
 
 
 def test_a_greeting_goes_as_the_oldest_turn_and_a_last_question_stays_with_its_turn() -> None:
@@ -194,13 +194,13 @@ def test_a_greeting_goes_as_the_oldest_turn_and_a_last_question_stays_with_its_t
     kept = [user("q1"), answer("a1"), user("q2")]
     row = {"messages": [{"role": "system", "content": "s"}, answer("word " * 40), *kept], "weights": [3, 2]}
     (cut,) = encode(tok, row, max_length=50, too_long="cut_start")
-    assert cut.fate == "cut"
+    assert cut.status == "cut"
     assert cut.input_ids == ids_of(tok, {"messages": [row["messages"][0], *kept]})
     assert trained(tok, cut) == ["a1</s>"]
     (left,) = encode(
         tok, {"messages": [user("word " * 40), answer("a1"), user("q2")]}, max_length=40, too_long="cut_start"
     )
-    assert left.fate == "too_long"  # and not a question alone, of which nothing is trained
+    assert left.status == "too_long"  # and not a question alone, of which nothing is trained
 
 
 def test_a_pair_keeps_its_last_question_when_its_oldest_turns_go() -> None:
@@ -209,7 +209,7 @@ def test_a_pair_keeps_its_last_question_when_its_oldest_turns_go() -> None:
     row["messages"] = [user("word " * 40), answer("a1"), *row["messages"]]
     (cut,) = encode(tok, row, form="pairs", max_length=40, too_long="cut_start")
     (short,) = encode(tok, pair("q2", "yes", "no"), form="pairs")
-    assert (cut.fate, cut.prompt_ids, cut.chosen_ids) == ("cut", short.prompt_ids, short.chosen_ids)
+    assert (cut.status, cut.prompt_ids, cut.chosen_ids) == ("cut", short.prompt_ids, short.chosen_ids)
 
 
 def test_what_cannot_be_used_is_empty_in_the_table_and_has_a_fate() -> None:
@@ -222,8 +222,8 @@ def test_what_cannot_be_used_is_empty_in_the_table_and_has_a_fate() -> None:
         "prompts": {"messages": [system, user("q")], "answer": "a"},
     }
     for form, row in rows.items():
-        (made,) = table(form, Encoder(tok, form, 99).examples([row])).to_pylist()
-        assert FATES[made.pop("fate")] == "refused"
+        (made,) = examples_table(form, Encoder(tok, form, 99).examples([row])).to_pylist()
+        assert ROW_STATUSES[made.pop("status")] == "refused"
         assert made.pop("ended")
         assert not any(made.values())
-    assert FATES[:USABLE] == ("kept", "cut")
+    assert ROW_STATUSES[:USABLE_STATUSES] == ("kept", "cut")

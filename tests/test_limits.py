@@ -20,7 +20,7 @@ from engine.runs import kinds
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
-from engine.worker.data.splits import set_aside, times
+from engine.worker.data.splits import repetitions, validation_rows
 from tests.conftest import engine
 from webui import form
 
@@ -163,8 +163,8 @@ def test_rows_are_counted_as_preparation_splits_them(
     )
     counted = limits.rows_of(spec)
     there = samples or 40
-    aside = set_aside(there, max(round(there * share), 1) if share else 0, 42)
-    assert (counted.total, counted.measured) == (int(times(~aside, weight, 42).sum()), int(aside.sum()))
+    aside = validation_rows(there, max(round(there * share), 1) if share else 0, 42)
+    assert (counted.total, counted.measured) == (int(repetitions(~aside, weight, 42).sum()), int(aside.sum()))
 
 
 def test_grpo_needs_questions_for_one_step(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:

@@ -25,7 +25,7 @@ from engine.runs import progress, queue, runs, supervisor
 from engine.spec.contradictions import problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.training import ppo_math
-from engine.worker.training.ppo_monitor import WATCHED, Watch
+from engine.worker.training.ppo_monitor import BATCHES_MONITORED, PpoMonitor
 from tests.conftest import by_hand, wait_until
 
 NAN = float("nan")
@@ -395,21 +395,21 @@ GOOD = {"reward": 1.0, "kl": 3.0, "answer_length": 20.0, "ended": 0.9, "entropy"
 def test_training_stops_when_it_has_gone_wrong_for_a_while(
     figures: dict[str, float], code: str | None
 ) -> None:
-    watch = Watch()
-    first = [watch(GOOD | figures, step) for step in range(1, WATCHED)]
-    assert first == [None] * (WATCHED - 1)
-    found = watch(GOOD | figures, WATCHED)
+    watch = PpoMonitor()
+    first = [watch(GOOD | figures, step) for step in range(1, BATCHES_MONITORED)]
+    assert first == [None] * (BATCHES_MONITORED - 1)
+    found = watch(GOOD | figures, BATCHES_MONITORED)
     assert (found and found.code) == code
-    assert found is None or str(WATCHED) in found.text("zh")
+    assert found is None or str(BATCHES_MONITORED) in found.text("zh")
 
 
 def test_one_bad_batch_among_good_ones_stops_nothing() -> None:
-    watch = Watch()
+    watch = PpoMonitor()
     assert [watch(GOOD | ({"kl": -4.0} if step % 5 == 0 else {}), step) for step in range(20)] == [None] * 20
 
 
 def test_a_figure_that_is_no_number_stops_the_run_at_once() -> None:
-    found = Watch()(GOOD | {"value_loss": NAN, "reward": math.inf}, 7)
+    found = PpoMonitor()(GOOD | {"value_loss": NAN, "reward": math.inf}, 7)
     assert found.code == "ppo-not-finite"
     assert "value_loss" in found.text()
     assert "step 7" in found.text()

@@ -28,7 +28,7 @@ from engine.data.datasets import find
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache, tables
-from engine.worker.data.examples import IGNORED, Encoder
+from engine.worker.data.examples import IGNORE_INDEX, Encoder
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.prepare import prepare
 from tests.conftest import wait_until
@@ -441,7 +441,7 @@ def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
         tables.Task(0, block, tmp_path / f"table{number}")
         for number, block in enumerate(blocks(tmp_path / "x.jsonl"))
     ]
-    parts = [tables.make(encoder, [find(tmp_path, "x")], task) for task in tasks]
+    parts = [tables.make_table(encoder, [find(tmp_path, "x")], task) for task in tasks]
     assert [str(reason).split(": ")[0] for part in parts for _, reason in part.bad] == [
         "x.jsonl:2",
         "x.jsonl:4",
@@ -474,8 +474,8 @@ def test_rows_in_any_order_and_the_header_that_no_prompt_writes_are_told_and_tra
     (pack,) = table(run)
     tokenizer = load_tokenizer(spec, str(tiny))
     ids, labels, weights = (np.array(pack[name]) for name in ("input_ids", "labels", "weights"))
-    text = tokenizer.decode(ids[labels != IGNORED])
+    text = tokenizer.decode(ids[labels != IGNORE_INDEX])
     answers = text.split("<|im_end|>")[:-1]
     assert sorted(answers) == ["<|im_start|>assistant\na"] * 4 + ["a"] * 2  # nobody asks for the two others
-    assert set(weights[labels != IGNORED]) == {1, 2}
-    assert not weights[labels == IGNORED].any()
+    assert set(weights[labels != IGNORE_INDEX]) == {1, 2}
+    assert not weights[labels == IGNORE_INDEX].any()

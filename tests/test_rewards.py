@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.core.problems import Problem, Refusal
-from engine.worker.training.rewards import Answer, check_references, last_number, score_of
+from engine.worker.training.rewards import Answer, check_references, last_number, score_function
 
 
 def answer(text: str = "", wanted: str | None = None, tokens: int = 1) -> Answer:
@@ -21,7 +21,7 @@ def answer(text: str = "", wanted: str | None = None, tokens: int = 1) -> Answer
 
 
 def score(reward: str, *answers: Answer, **settings: Any) -> list[float | None]:
-    return score_of(reward, SimpleNamespace(**settings), None)(answers)
+    return score_function(reward, SimpleNamespace(**settings), None)(answers)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from engine.core.rundir import RunDir
 from engine.runs import samples
-from engine.worker.training.samples import Sample, due, write_samples
+from engine.worker.training.samples import Sample, samples_are_due, write_samples
 from webui import runs_tab
 from webui.words import Words
 
@@ -66,7 +66,7 @@ def test_spoiled_lines_are_left_out_and_half_a_line_harms_no_other(tmp_path: Pat
     [(1, 1, [1, 2, 3, 4, 5, 6]), (3, 1, [3, 6]), (4, 2, [3]), (2, 3, [1, 4]), (10, 1, [])],
 )
 def test_answers_are_shown_every_so_many_steps(every: int, stride: int, steps: list[int]) -> None:
-    assert [step for step in range(1, 7, stride) if due(step, every, stride)] == steps
+    assert [step for step in range(1, 7, stride) if samples_are_due(step, every, stride)] == steps
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -5,9 +5,9 @@ import random
 import pytest
 from tokenizers import normalizers
 
-from engine.worker.templates.conversations import Conversations, Tokens
-from engine.worker.templates.template_tracing import Tracer
-from engine.worker.templates.word_cache import Words
+from engine.worker.templates.conversations import ConversationEncoder, TokenizedConversation
+from engine.worker.templates.template_tracing import TemplateTracer
+from engine.worker.templates.word_cache import WordCache
 from tests.families import ENDS, OURS, TRL, answer, ids_of, talk, tokenizer, user
 
 # All that TRL and we have, but for templates that write images, or no end of an answer with these tokenizers.
@@ -46,7 +46,7 @@ def rows_of(name: str, count: int) -> list[dict]:
 
 
 def same(one: object, other: object) -> bool:
-    if isinstance(one, Tokens) and isinstance(other, Tokens):
+    if isinstance(one, TokenizedConversation) and isinstance(other, TokenizedConversation):
         answers = [list(map(tuple, each.answers)) for each in (one, other)]
         return (
             one.ids.tolist() == other.ids.tolist() and answers[0] == answers[1] and one.ended == other.ended
@@ -57,21 +57,21 @@ def same(one: object, other: object) -> bool:
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("generate", [False, True])
 def test_the_short_way_gives_what_the_template_gives(name: str, generate: bool) -> None:
-    conversations = Conversations(tokenizer(name))
+    conversations = ConversationEncoder(tokenizer(name))
     rows = rows_of(name, 60)
     if generate:
         rows = [{**row, "messages": row["messages"][:-1]} for row in rows]
-    plainly = conversations.plain.encode(rows, generate, short_way=False)
-    for one, other in zip(conversations.encode(rows, generate=generate), plainly, strict=True):
+    plainly = conversations.plain.encode(rows, generate, use_cache=False)
+    for one, other in zip(conversations.encode(rows, add_generation_prompt=generate), plainly, strict=True):
         assert same(one, other)
 
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_most_conversations_take_the_short_way(name: str) -> None:
     tok = tokenizer(name)
-    conversations = Conversations(tok)
+    conversations = ConversationEncoder(tok)
     rows = [talk(f"What is {n}?", f"It is {n + 1}, 你好.", "And then?", "Zero.") for n in range(20)]
-    taken = [number for group in conversations.plain.shapes.encode(rows) for number in group.rows]
+    taken = [number for group in conversations.plain.cache.encode(rows) for number in group.rows]
     assert sorted(taken) == list(range(20))
     added = [tok.eos_token_id] if name == "glm4moe" else []  # which writes nothing behind a last answer
     for row, one in zip(rows, conversations.encode(rows), strict=True):
@@ -79,9 +79,9 @@ def test_most_conversations_take_the_short_way(name: str) -> None:
 
 
 def test_a_control_token_in_one_conversation_does_not_take_the_others_off_the_short_way() -> None:
-    conversations = Conversations(tokenizer("qwen2_5"))
+    conversations = ConversationEncoder(tokenizer("qwen2_5"))
     rows = [talk("q", "a"), talk("<|im_end|>", "a"), talk("q2", "<|im_start|>"), talk("q3", "a3")]
-    assert [group.rows for group in conversations.plain.shapes.encode(rows)] == [[0, 3]]
+    assert [group.rows for group in conversations.plain.cache.encode(rows)] == [[0, 3]]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_control_token_in_one_conversation_does_not_take_the_others_off_the_sh
 )  # fmt: skip
 def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(written: str) -> None:
     template = "{% for m in messages %}" + written + "{% endfor %}"
-    tracer = Tracer(template, {})
+    tracer = TemplateTracer(template, {})
     assert tracer.outline(["user"]) is None
     assert tracer.outline(["user", "assistant", "user"]) is None
 
@@ -117,14 +117,14 @@ def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(w
 def test_what_a_template_asks_of_a_content_has_to_be_answered_alike(
     written: str, said: str, same_as_usual: bool
 ) -> None:
-    found = Tracer("{% for m in messages %}" + written + "{% endfor %}", {}).outline(["user"])
+    found = TemplateTracer("{% for m in messages %}" + written + "{% endfor %}", {}).outline(["user"])
     assert all(check(said) for _, check in found.checks) == same_as_usual
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_words_have_the_ids_that_the_tokenizer_gives_their_text(name: str) -> None:
     tok = tokenizer(name)
-    words, chance = Words.of(tok), random.Random(name)
+    words, chance = WordCache.of(tok), random.Random(name)
     known = 0
     for _ in range(200):
         texts = ["".join(chance.choices(SAID, k=chance.randint(1, 4))) for _ in range(3)]
@@ -139,15 +139,15 @@ def test_words_have_the_ids_that_the_tokenizer_gives_their_text(name: str) -> No
 
 def test_words_leave_to_the_tokenizer_what_they_do_not_know() -> None:
     tok = tokenizer("qwen2_5")
-    words = Words.of(tok)
+    words = WordCache.of(tok)
     assert words.ids(["plain", "text"])
     assert words.ids(["<|im_end|>"]) is None  # an added token
     assert words.ids(["\u0378"]) is None  # no character yet
     tok.backend_tokenizer.normalizer = normalizers.NFC()
     try:
-        assert Words.of(tok).ids(["e\u0301"]) is None  # not in the normal form
-        assert Words.of(tok).ids(["é"])
+        assert WordCache.of(tok).ids(["e\u0301"]) is None  # not in the normal form
+        assert WordCache.of(tok).ids(["é"])
         tok.backend_tokenizer.normalizer = normalizers.Lowercase()
-        assert Words.of(tok) is None
+        assert WordCache.of(tok) is None
     finally:
         tok.backend_tokenizer.normalizer = None

@@ -8,10 +8,10 @@ import pytest
 
 from engine.data.mixing import held_out, repeats
 from engine.spec.run_spec import Data
-from engine.worker.data.examples import IGNORED, Example, table
-from engine.worker.data.lengths import order
-from engine.worker.data.packing import pack, packed
-from engine.worker.data.splits import Split, set_aside, times
+from engine.worker.data.examples import IGNORE_INDEX, Example, examples_table
+from engine.worker.data.lengths import length_grouped_order
+from engine.worker.data.packing import pack, pack_examples
+from engine.worker.data.splits import SplitWriter, repetitions, validation_rows
 
 
 def realistic(count: int, seed: int = 0) -> np.ndarray:
@@ -43,7 +43,7 @@ def test_packs_hold_every_row_once_and_are_nearly_full():
 
 def test_packed_examples_keep_their_tokens_and_labels_but_the_first():
     lengths = np.array([30, 5, 17, 40, 9, 22])
-    made = packed(table("chat", chats(lengths)), 48).to_pylist()
+    made = pack_examples(examples_table("chat", chats(lengths)), 48).to_pylist()
     seen = []
     for row in made:
         assert len(row["input_ids"]) == len(row["labels"]) == sum(row["seq_lengths"]) <= 48
@@ -52,20 +52,23 @@ def test_packed_examples_keep_their_tokens_and_labels_but_the_first():
             ids, labels = row["input_ids"][at : at + length], row["labels"][at : at + length]
             number = ids[0]
             assert ids == [number] * length
-            assert labels == [IGNORED] * (length // 2) + [number] * (length - length // 2)
+            assert labels == [IGNORE_INDEX] * (length // 2) + [number] * (length - length // 2)
             seen.append((number, length))
             at += length
     assert sorted(seen) == list(enumerate(lengths.tolist()))
     everything = [Example((np.arange(4, dtype=np.int32),), trained=[(0, 4)])] * 2
-    assert packed(table("chat", everything), 8).to_pylist()[0]["labels"] == [IGNORED, 1, 2, 3] * 2
+    assert (
+        pack_examples(examples_table("chat", everything), 8).to_pylist()[0]["labels"]
+        == [IGNORE_INDEX, 1, 2, 3] * 2
+    )
 
 
 def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.worker.data.splits.TOGETHER", 300_000)
-    split = Split(tmp_path / "train.arrow", "chat", 1024, packing=True)
+    monkeypatch.setattr("engine.worker.data.splits.TOKENS_PACKED_AT_ONCE", 300_000)
+    split = SplitWriter(tmp_path / "train.arrow", "chat", 1024, packing=True)
     for seed in range(20):
         lengths = realistic(1000, seed)
-        split.add(table("chat", chats(lengths)), np.ones(1000, dtype=np.uint16))
+        split.add(examples_table("chat", chats(lengths)), np.ones(1000, dtype=np.uint16))
     counts = split.close()
     assert counts["tokens"] / (counts["examples"] * 1024) > 0.98
     with pa.memory_map(str(tmp_path / "train.arrow")) as source:
@@ -76,7 +79,7 @@ def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a
 
 
 def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_path):
-    split = Split(tmp_path / "train.arrow", "text", 16, packing=False)
+    split = SplitWriter(tmp_path / "train.arrow", "text", 16, packing=False)
     examples = [
         Example(
             (np.arange(length, dtype=np.int32),), "kept" if length <= 16 else "cut", trained=[(0, length)]
@@ -84,7 +87,7 @@ def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_pa
         for length in (16, 40, 3, 33)
     ]
     refused = Example((np.zeros(0, dtype=np.int32),), "refused")
-    split.add(table("text", [*examples, refused]), np.array([1, 2, 1, 1, 1]))
+    split.add(examples_table("text", [*examples, refused]), np.array([1, 2, 1, 1, 1]))
     counts = split.close()
     assert (counts["rows"], counts["rows_cut"], counts["rows_refused"]) == (6, 3, 1)
     assert (counts["examples"], counts["tokens"], counts["longest"]) == (11, 132, 16)
@@ -96,11 +99,11 @@ def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_pa
 
 
 def test_what_is_set_aside_depends_on_number_and_seed_alone():
-    aside = set_aside(1000, 250, seed=3)
+    aside = validation_rows(1000, 250, seed=3)
     assert aside.sum() == 250
-    assert (aside == set_aside(1000, 250, seed=3)).all()
-    assert (aside != set_aside(1000, 250, seed=4)).any()
-    often = times(~aside, 2.4, seed=3)
+    assert (aside == validation_rows(1000, 250, seed=3)).all()
+    assert (aside != validation_rows(1000, 250, seed=4)).any()
+    often = repetitions(~aside, 2.4, seed=3)
     assert (often[aside] == 0).all()
     assert sorted(np.unique(often[~aside])) == [2, 3]
     assert often.sum() == 750 * 2 + 300
@@ -108,11 +111,11 @@ def test_what_is_set_aside_depends_on_number_and_seed_alone():
 
 def test_an_epoch_by_length_has_every_example_once_and_pads_little():
     lengths = realistic(4003)
-    first = order(lengths, batch=8, seed=1, epoch=0)
+    first = length_grouped_order(lengths, batch=8, seed=1, epoch=0)
     assert sorted(first.tolist()) == list(range(4003))
-    assert (first == order(lengths, 8, 1, 0)).all()
-    assert (first != order(lengths, 8, 1, 1)).any()
-    assert (first != order(lengths, 8, 2, 0)).any()
+    assert (first == length_grouped_order(lengths, 8, 1, 0)).all()
+    assert (first != length_grouped_order(lengths, 8, 1, 1)).any()
+    assert (first != length_grouped_order(lengths, 8, 2, 0)).any()
 
     def padded(numbers: np.ndarray) -> int:
         batches = lengths[numbers[:4000]].reshape(500, 8)
@@ -125,10 +128,14 @@ def test_an_epoch_by_length_has_every_example_once_and_pads_little():
     means = lengths[first[8:4000]].reshape(-1, 8).mean(axis=1)
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.15
     few = realistic(40)  # of which the same ones do not meet in each epoch
-    met = {frozenset(some) for epoch in range(20) for some in order(few, 4, 0, epoch).reshape(-1, 4).tolist()}
+    met = {
+        frozenset(some)
+        for epoch in range(20)
+        for some in length_grouped_order(few, 4, 0, epoch).reshape(-1, 4).tolist()
+    }
     assert len(met) > 150
-    assert order(np.array([5, 3, 9]), 8, 0, 0).tolist() == [2, 0, 1]
-    assert order(np.array([], dtype=int), 8, 0, 0).tolist() == []
+    assert length_grouped_order(np.array([5, 3, 9]), 8, 0, 0).tolist() == [2, 0, 1]
+    assert length_grouped_order(np.array([], dtype=int), 8, 0, 0).tolist() == []
 
 
 def test_a_number_of_validation_rows_is_divided_by_the_sizes_of_the_sets() -> None:

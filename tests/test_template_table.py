@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.worker.data.examples import IGNORED
+from engine.worker.data.examples import IGNORE_INDEX
 from tests.templates.facts import Facts
 from tests.templates.miniatures import MINIATURES
 from tests.templates.oracle import judge
@@ -61,12 +61,12 @@ def test_with_a_miniature_exactly_the_answers_are_trained(template: Template) ->
 def flipped(example: Encoded, places: list[int], trained: bool) -> Encoded:
     labels = list(example.labels)
     for place in places:
-        labels[place] = example.input_ids[place] if trained else IGNORED
+        labels[place] = example.input_ids[place] if trained else IGNORE_INDEX
     return Encoded(True, None, "kept", example.input_ids, labels)
 
 
 def trained_places(example: Encoded) -> list[int]:
-    return [place for place, label in enumerate(example.labels) if label != IGNORED]
+    return [place for place, label in enumerate(example.labels) if label != IGNORE_INDEX]
 
 
 def first_end(example: Encoded) -> int:
@@ -80,7 +80,7 @@ FAULTS: dict[str, Callable[[Encoded], Encoded]] = {
     "other's trained": lambda e: flipped(e, list(range(len(e.input_ids))), True),
     "end": lambda e: flipped(e, [first_end(e)], False),
     "start": lambda e: flipped(e, [trained_places(e)[0] - 2], True),
-    "ids": lambda e: Encoded(True, None, "kept", [*e.input_ids[:-1], 5], [*e.labels[:-1], IGNORED]),
+    "ids": lambda e: Encoded(True, None, "kept", [*e.input_ids[:-1], 5], [*e.labels[:-1], IGNORE_INDEX]),
 }
 
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.core.rundir import RunDir
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.examples import IGNORED, Encoder, Example, table
-from engine.worker.data.packing import packed
-from engine.worker.data.splits import Split, read
+from engine.worker.data.examples import IGNORE_INDEX, Encoder, Example, examples_table
+from engine.worker.data.packing import pack_examples
+from engine.worker.data.splits import SplitWriter, read_tables
 from tests.families import answer, tokenizer, user
 from tests.train_many import lay_out, train_many
 
@@ -25,11 +25,11 @@ TURNS = [user("Two plus two?"), answer("Five, I guess."), user("Sure?"), answer(
 
 def encoded(rows: list[dict[str, Any]], **settings: Any) -> tuple[list[Example], list[dict[str, Any]]]:
     examples = Encoder(tokenizer("chatml"), "chat", **{"max_length": 1000, **settings}).examples(rows)
-    return examples, table("chat", examples).to_pylist()
+    return examples, examples_table("chat", examples).to_pylist()
 
 
 def trained_text(row: dict[str, Any]) -> str:
-    return tokenizer("chatml").decode([label for label in row["labels"] if label != IGNORED])
+    return tokenizer("chatml").decode([label for label in row["labels"] if label != IGNORE_INDEX])
 
 
 def row(*weights: float, turns: list[dict[str, Any]] = TURNS) -> dict[str, Any]:
@@ -45,19 +45,19 @@ def test_an_answer_of_weight_nought_is_not_trained_and_costs_no_column():
 def test_each_token_of_an_answer_has_the_answers_weight_and_plain_rows_beside_it_one():
     _, (weighed, plain) = encoded([row(0.25, 2), {"messages": TURNS, "tools": None}])
     for columns, weights in ((weighed, [0.25, 2]), (plain, [1, 1])):
-        runs = "".join("x" if label == IGNORED else "t" for label in columns["labels"]).split("x")
+        runs = "".join("x" if label == IGNORE_INDEX else "t" for label in columns["labels"]).split("x")
         lengths = [len(run) for run in runs if run]
         expected = [weight for weight, length in zip(weights, lengths, strict=True) for _ in range(length)]
         found = zip(columns["labels"], columns["weights"], strict=True)
-        assert [weight for label, weight in found if label != IGNORED] == expected
+        assert [weight for label, weight in found if label != IGNORE_INDEX] == expected
         assert not any(
-            w for label, w in zip(columns["labels"], columns["weights"], strict=True) if label == IGNORED
+            w for label, w in zip(columns["labels"], columns["weights"], strict=True) if label == IGNORE_INDEX
         )
 
 
 def test_a_row_whose_every_answer_has_weight_nought_is_left_out_and_counted():
     (example,), _ = encoded([row(0, 0)])
-    assert example.fate == "untrained"
+    assert example.status == "untrained"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_weight_of_nought_stands_whatever_turns_are_chosen(train_on, weights, 
         assert "Two plus two?" in trained_text(columns)
         assert "No: four." in trained_text(columns)
     elif text is None:
-        assert example.fate == "untrained"
+        assert example.status == "untrained"
     else:
         assert trained_text(columns) == text
 
@@ -84,11 +84,11 @@ def test_a_row_cut_at_either_end_keeps_the_weights_of_the_answers_it_keeps():
     turns = [*TURNS, user("Thanks."), answer("You are welcome.")]
     length = len(encoded([row(1, 1, 1, turns=turns)])[1][0]["input_ids"])
     (example,), _ = encoded([row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_end")
-    assert (example.fate, example.weights) == ("cut", [0.5, 0.25])
+    assert (example.status, example.weights) == ("cut", [0.5, 0.25])
     (example,), (columns,) = encoded(
         [row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_start"
     )
-    assert (example.fate, example.weights) == ("cut", [0.25, 2])
+    assert (example.status, example.weights) == ("cut", [0.25, 2])
     assert trained_text(columns).startswith("No: four.")
 
 
@@ -103,14 +103,18 @@ def test_packed_tokens_keep_their_weights_and_so_do_texts_in_windows(tmp_path):
         Example((np.full(n, number, dtype=np.int32),), trained=[(0, n)], weights=[number + 0.5])
         for number, n in enumerate(lengths)
     ]
-    (pack,) = packed(table("chat", examples).select(["input_ids", "labels", "weights"]), 20).to_pylist()
+    (pack,) = pack_examples(
+        examples_table("chat", examples).select(["input_ids", "labels", "weights"]), 20
+    ).to_pylist()
     assert pack["weights"] == [token + 0.5 for token in pack["input_ids"]]
 
-    split = Split(tmp_path / "text.arrow", "text", 4, packing=False, weighted=True)
-    split.add(table("text", examples), np.array([1, 1, 1]))
-    split.add(table("text", [Example((np.full(6, 9, dtype=np.int32),), trained=[(0, 6)])]), np.array([1]))
+    split = SplitWriter(tmp_path / "text.arrow", "text", 4, packing=False, weighted=True)
+    split.add(examples_table("text", examples), np.array([1, 1, 1]))
+    split.add(
+        examples_table("text", [Example((np.full(6, 9, dtype=np.int32),), trained=[(0, 6)])]), np.array([1])
+    )
     split.close()
-    for window in pa.Table.from_batches(read(tmp_path / "text.arrow")).to_pylist():
+    for window in pa.Table.from_batches(read_tables(tmp_path / "text.arrow")).to_pylist():
         assert window["weights"] == [1.0 if token == 9 else token + 0.5 for token in window["input_ids"]]
 
 

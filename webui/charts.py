@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.core.smoothing import SMOOTHING, exponential_moving_average
 from webui.words import Words
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
@@ -66,7 +67,7 @@ def charts(
     series: Mapping[str, Any],
     words: Words,
     x: str = "step",
-    smoothing: float = 0.6,
+    smoothing: float = SMOOTHING,
     log: bool = False,
     first: Sequence[str] = (),
 ) -> str:
@@ -109,7 +110,7 @@ def overlay(
     runs: Sequence[tuple[str, str, Any]],
     words: Words,
     x: str = "step",
-    smoothing: float = 0.6,
+    smoothing: float = SMOOTHING,
     log: bool = False,
     legend: Sequence[tuple[str, str]] = (),
 ) -> str:
@@ -174,7 +175,7 @@ def chart(
     up = Scale.over((v for one in lines for v in (*one.low, *one.high)), frame.bottom, TOP, log, room=0.04)
     body, points = [], []
     for one in lines:
-        smooth = one.value if one.dots else ema(one.value, smoothing)
+        smooth = one.value if one.dots else exponential_moving_average(one.value, smoothing)
         body.append(_curve(one, smooth, across, up, columns, raw))
         points.append(_points(one, smooth, across, up, x, columns, words))
     text = words("chart-text", title=title, count=len(lines[0].x), last=short(lines[0].value[-1]))
@@ -288,19 +289,6 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
-
-
-def ema(values: Sequence[float], weight: float) -> list[float]:
-    """Exponential moving average without the pull towards zero at the start (as in Adam); weight 0 changes nothing."""
-    weight = min(max(weight, 0.0), 0.999)
-    if weight == 0:
-        return list(values)
-    smooth, total, mass = [], 0.0, 0.0
-    for value in values:
-        total = total * weight + value * (1 - weight)
-        mass = mass * weight + (1 - weight)
-        smooth.append(total / mass)
-    return smooth
 
 
 def short(value: float) -> str:

@@ -15,6 +15,7 @@ import gradio as gr
 import numpy as np
 
 from engine.core.csvtext import as_csv
+from engine.core.smoothing import SMOOTHING
 from engine.core.stages import STAGES
 from engine.launch.workspace import Workplace
 from engine.runs import compare
@@ -27,7 +28,6 @@ from webui.numbers import duration, human, size
 from webui.words import Words
 
 SECONDS = 4  # between two looks at runs that go on
-SMOOTHING = 0.6
 NOTHING = "—"
 # Also names the parameters of the address in which page.js keeps them.
 REMEMBER_JS = "(...held) => athanorCompare(held)"

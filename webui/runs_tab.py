@@ -18,6 +18,7 @@ import gradio as gr
 
 from engine.core import rundir
 from engine.core.problems import Problem, Refusal
+from engine.core.smoothing import SMOOTHING
 from engine.core.stages import STAGES
 from engine.evaluation import probe, report
 from engine.launch.workspace import Workplace
@@ -110,7 +111,9 @@ def build(
                 [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
                 elem_classes="field-union", scale=0, min_width=340,
             )  # fmt: skip
-            smoothing = gr.Slider(0, 0.99, 0.6, step=0.01, label=words("smoothing"), scale=0, min_width=260)
+            smoothing = gr.Slider(
+                0, 0.99, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=260
+            )
             log_scale = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         curves = gr.HTML(elem_id="curves")
         with gr.Tabs(elem_classes="below"):

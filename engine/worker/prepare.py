@@ -56,13 +56,13 @@ def prepare(run: RunDir) -> None:
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
     store = run.path.parents[2] / ".prepared"
-    key = cache.key_of(spec, datasets, model_path, store)
-    if summary := cache.hand_over(store / key, run.prepared):
+    key = cache.cache_key(spec, datasets, model_path, store)
+    if summary := cache.link_into_run(store / key, run.prepared):
         print("These rows were prepared before.", flush=True)
     else:
         with cache.building(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
-            summary = cache.hand_over(folder, run.prepared)
+            summary = cache.link_into_run(folder, run.prepared)
     write_json(run.prepared / cache.SUMMARY, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
     report("preparing", 1, 1)
@@ -99,7 +99,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     drafts = folder / "tables"
     drafts.mkdir()
     paths = (drafts / str(number) for number in count())
-    pool = ProcessPool(processes, lambda task: tables.make(encoder, datasets, task))
+    pool = ProcessPool(processes, lambda task: tables.make_table(encoder, datasets, task))
     try:
         for source in sources:
             for _ in source.make(pool, lambda: next(paths)):
@@ -145,13 +145,13 @@ def ids_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
 
 def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
     """The rows of all data sets (`engine.worker.data.tables.Tables`), each where it belongs; returns the counts."""
-    from engine.worker.data.splits import Split, read, set_aside, times
+    from engine.worker.data.splits import SplitWriter, read_tables, repetitions, validation_rows
 
     names = ["train", "validation"] if measured(spec) else ["train"]
     form, seed = STAGES[spec.stage.kind].form, spec.training.seed
     weighted = any(part.weighted for source in sources for part in source.parts)
     splits = {
-        name: Split(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
+        name: SplitWriter(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
         for name in names
     }
     rows = {
@@ -160,12 +160,12 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
     kept = held_out(spec.data, rows)
     weights = repeats(spec.data, {name: count - kept[name] for name, count in rows.items()})
     for source in sources:
-        aside = set_aside(source.good, kept.get(source.dataset.name, source.good), seed)
+        aside = validation_rows(source.good, kept.get(source.dataset.name, source.good), seed)
         weight = weights.get(source.dataset.name, 0)
-        often = {"train": times(~aside, weight, seed), "validation": aside.astype("uint16")}
+        often = {"train": repetitions(~aside, weight, seed), "validation": aside.astype("uint16")}
         at = 0
         for part in source.parts:
-            for table in read(part.path):
+            for table in read_tables(part.path):
                 for name, split in splits.items():
                     split.add(table.slice(0, part.good), often[name][at : at + part.good])
             at += part.good

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.worker.data.examples import IGNORED
+from engine.worker.data.examples import IGNORE_INDEX
 from tests.templates.facts import Facts
 from tests.templates.reading import (
     FOREIGN_KINDS,
@@ -52,10 +52,10 @@ class Wrong(Exception):
 
 
 def judge(facts: Facts, conversation: Conversation, example: Any, stops: set[int]) -> Verdict:
-    """`example`: input_ids, labels, fate and reason, as the engine made it. `stops`: where generation stops."""
+    """`example`: input_ids, labels, status and reason, as the engine made it. `stops`: where generation stops."""
     reading, good = _reading(facts, conversation, example)
     if not example.usable:
-        code = example.reason.code if example.reason else example.fate
+        code = example.reason.code if example.reason else example.status
         state = "refused" if good else "loses" if reading else "raises"
         lost = _lost(conversation, reading.text) if reading else set()
         return Verdict(state, code, lost=lost, text=reading.text if reading else "")
@@ -119,11 +119,11 @@ def aligned(facts: Facts, conversation: Conversation, example: Any, text: str) -
     char_at = [at for at, char in enumerate(text + added) for _ in char.encode()] + [len(text + added)]
     tokens, byte = [], 0
     for piece, token, label in zip(pieces, example.input_ids, example.labels, strict=True):
-        if label not in (IGNORED, token):
+        if label not in (IGNORE_INDEX, token):
             raise Wrong("ids", "a label that is no id")
         begin, byte = byte, byte + len(piece)
         end = max(char_at[byte], char_at[byte - 1] + 1)
-        tokens.append(Token(token, char_at[begin], end, label != IGNORED))
+        tokens.append(Token(token, char_at[begin], end, label != IGNORE_INDEX))
     return tokens, added
 
 

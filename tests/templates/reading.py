@@ -233,7 +233,7 @@ class Reading:
         words = self.words_of(at, cut)
         if words:
             return cut[words[-1][1] :]
-        before = self.render(at, generate=True)
+        before = self.render(at, add_generation_prompt=True)
         return cut[len(before) :] if before and cut.startswith(before) else self.facts.at_the_end
 
     def _start(self, at: int, behind: int) -> tuple[int, int] | None:
@@ -243,7 +243,7 @@ class Reading:
         """
         words = self.words_of(at)
         word = words[0][0] if words else None
-        before = self.render(at, generate=True) if at else None
+        before = self.render(at, add_generation_prompt=True) if at else None
         last, last_word = max(
             (
                 (end, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.core.problems import Problem, Refusal
-from engine.worker.data.examples import FATES, USABLE, Encoder, Example, table
+from engine.worker.data.examples import ROW_STATUSES, USABLE_STATUSES, Encoder, Example, examples_table
 from engine.worker.templates.conversations import end_of_turn_ids
 from tests.templates.facts import Facts
 from tests.templates.oracle import Verdict, judge
@@ -21,7 +21,7 @@ class Encoded:
 
     usable: bool
     reason: Problem | None
-    fate: str = "refused"
+    status: str = "refused"
     input_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
 
@@ -45,9 +45,15 @@ def results(template: Template, kind: str = "") -> dict[str, Verdict]:
 
 def encode(facts: Facts, made: list[Conversation]) -> list[Encoded]:
     examples: list[Example] = Encoder(facts.tokenizer, "chat", LENGTH).examples([each.row for each in made])
-    columns = table("chat", examples).select(["input_ids", "labels", "fate"]).to_pylist()
+    columns = examples_table("chat", examples).select(["input_ids", "labels", "status"]).to_pylist()
     return [
-        Encoded(row["fate"] < USABLE, example.reason, FATES[row["fate"]], row["input_ids"], row["labels"])
+        Encoded(
+            row["status"] < USABLE_STATUSES,
+            example.reason,
+            ROW_STATUSES[row["status"]],
+            row["input_ids"],
+            row["labels"],
+        )
         for row, example in zip(columns, examples, strict=True)
     ]
 

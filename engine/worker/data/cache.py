@@ -27,51 +27,57 @@ from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATES
 from engine.spec.run_spec import RunSpec
 
-VERSION = 5  # of the code that prepares: one more whenever it makes something else of the same rows
-MOST = 20 * 10**9  # bytes; what was not used for longest goes first
+PREPARATION_VERSION = (
+    5  # of the code that prepares: one more whenever it makes something else of the same rows
+)
+MAX_CACHE_BYTES = 20 * 10**9  # bytes; what was not used for longest goes first
 SUMMARY = "summary.json"
 # What a tokenizer is made of, in a model's folder.
-TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
     "*.model", "*.tiktoken", "config.json", "generation_config.json", "*.py",
 )  # fmt: skip
-ELSEWHERE = ("dataset_dir", "preprocessing_num_workers", "group_by_length")  # settings that change no row
+SETTINGS_WITHOUT_EFFECT = (
+    "dataset_dir",
+    "preprocessing_num_workers",
+    "group_by_length",
+)  # settings that change no row
 
 
-def key_of(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache: Path) -> str:
+def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache: Path) -> str:
     """What the rows of a run are made of, as one word. Equal keys, equal rows."""
-    data = spec.data.model_dump(exclude=set(ELSEWHERE))
+    data = spec.data.model_dump(exclude=set(SETTINGS_WITHOUT_EFFECT))
     drawn = data["validation_share"] or data["validation_rows"] or data["mix_strategy"] != "concat"
     chance = drawn or any(weight % 1 for weight in spec.data.datasets.values())
     template = spec.model.chat_template and Path(
         template_file(spec) or TEMPLATES / f"{spec.model.chat_template}.jinja"
     )
     model = Path(model_path)
-    files = sorted({file for pattern in TOKENIZER for file in model.glob(pattern) if file.is_file()})
+    files = sorted({file for pattern in TOKENIZER_FILES for file in model.glob(pattern) if file.is_file()})
     files += [template] if template else []
     fingerprints = Fingerprints(cache)
     made_of = {
-        "version": [VERSION, version("transformers"), version("tokenizers")],
+        "version": [PREPARATION_VERSION, version("transformers"), version("tokenizers")],
         "form": STAGES[spec.stage.kind].form,
         "train_on": getattr(spec.stage, "train_on", None),
         "data": data,
         "seed": spec.training.seed if chance else None,
         "remote_code": spec.model.trust_remote_code,
         "tokenizer": [[file.name, fingerprints.of(file)] for file in files],
-        "entries": [_entry(dataset, fingerprints) for dataset in datasets],
+        "entries": [_dataset_entry(dataset, fingerprints) for dataset in datasets],
         # A template may write the day, and then the rows are of that day.
-        "day": time.strftime("%Y-%m-%d") if any(map(_knows_the_day, files)) else None,
+        "day": time.strftime("%Y-%m-%d") if any(map(_uses_the_date, files)) else None,
     }
     fingerprints.keep()
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
+def _dataset_entry(dataset: Dataset, fingerprints: Fingerprints) -> Mapping[str, Any]:
     entry = asdict(dataset) | {"columns": dict(dataset.columns), "tags": dict(dataset.tags), "problem": None}
     return entry | {"files": [[file.name, fingerprints.of(file)] for file in dataset.files]}
 
 
-def _knows_the_day(file: Path) -> bool:
+def _uses_the_date(file: Path) -> bool:
     """Whether the file can hold a chat template, and has one that asks for the day."""
     holds = file.suffix == ".jinja" or "template" in file.name or file.name == "tokenizer_config.json"
     return holds and b"strftime_now" in file.read_bytes()
@@ -127,7 +133,7 @@ def building(cache: Path, key: str) -> Iterator[Path]:
     prune(cache)
 
 
-def prune(cache: Path, most: int = MOST) -> None:
+def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
     """Remove what was not used for longest, until the rest has `most` bytes; and what a kill has left behind."""
     for folder in cache.glob(".partial-*"):
         with contextlib.suppress(OSError):
@@ -149,7 +155,7 @@ def prune(cache: Path, most: int = MOST) -> None:
                 shutil.rmtree(gone)
 
 
-def hand_over(folder: Path, to: Path) -> dict[str, Any] | None:
+def link_into_run(folder: Path, to: Path) -> dict[str, Any] | None:
     """The files of a prepared folder into a run's, by hard links where the file system has them; returns its summary.
 
     None if there is no such folder, or it is pruned just now. From now on it is the last to be.

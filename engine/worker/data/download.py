@@ -26,7 +26,10 @@ from engine.data.data_jobs import Report, errand
 from engine.data.row_files import SUFFIXES
 
 # README.md says which files are which subset and split.
-WANTED = ["README.md", *(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz", ".zst"))]
+FILE_PATTERNS = [
+    "README.md",
+    *(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", ".gz", ".zst")),
+]
 
 
 def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -37,8 +40,8 @@ def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=data, prefix=".arriving-") as scratch:
         folder = Path(scratch, "hub")
         try:
-            FETCH[request["hub"]](name, folder, report)
-            rows = _rows(
+            FETCHERS[request["hub"]](name, folder, report)
+            rows = _load_rows(
                 folder, Path(scratch, "cache"), request["subset"], request["split"], request.get("folder", "")
             )
         except Refusal:
@@ -52,23 +55,23 @@ def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
         placed = uploads.place(file, data)
     first = dataset_info_edits.first_rows(placed)
     if request["into"]:
-        entry = {"file_name": placed.name} | _without_place(
+        entry = {"file_name": placed.name} | _without_location(
             dataset_info_edits.entry_of(data, request["into"])
         )
         made = dataset_info_edits.save(data, request["into"], entry, instead_of=request["into"])
     else:
-        made = dataset_info_edits.add(data, title, _described(placed.name, first))
+        made = dataset_info_edits.add(data, title, _entry_of(placed.name, first))
     return {"made": [made], "counts": {made: len(rows), "left out": 0}}
 
 
-def _described(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry_of(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     try:
         return dataset_info_edits.described(file_name, dataset_info_edits.propose(rows), rows)
     except Refusal:  # its columns tell nothing; a person may
         return {"file_name": file_name}
 
 
-def _without_place(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _without_location(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
     return {
         key: value
@@ -77,7 +80,7 @@ def _without_place(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
+def _load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
     """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
     Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -88,10 +91,10 @@ def _rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> An
     )
 
 
-def _huggingface(name: str, folder: Path, report: Report) -> None:
+def _fetch_huggingface(name: str, folder: Path, report: Report) -> None:
     from huggingface_hub import snapshot_download
 
-    chosen = {"repo_type": "dataset", "allow_patterns": WANTED, "local_dir": folder}
+    chosen = {"repo_type": "dataset", "allow_patterns": FILE_PATTERNS, "local_dir": folder}
     coming = snapshot_download(name, dry_run=True, **chosen)
     total = sum(file.file_size for file in coming if file.will_download)
     if not total:
@@ -112,7 +115,7 @@ def _huggingface(name: str, folder: Path, report: Report) -> None:
     snapshot_download(name, tqdm_class=Bar, **chosen)
 
 
-def _modelscope(name: str, folder: Path, report: Report) -> None:
+def _fetch_modelscope(name: str, folder: Path, report: Report) -> None:
     try:
         from modelscope_hub import HubApi, ProgressCallback
     except ImportError:
@@ -131,13 +134,13 @@ def _modelscope(name: str, folder: Path, report: Report) -> None:
 
     report(0, None, "B")
     HubApi().download_repo(
-        name, "dataset", allow_patterns=WANTED, local_dir=str(folder), progress_callbacks=[File]
+        name, "dataset", allow_patterns=FILE_PATTERNS, local_dir=str(folder), progress_callbacks=[File]
     )
 
 
-FETCH: dict[str, Callable[[str, Path, Report], None]] = {
-    "huggingface": _huggingface,
-    "modelscope": _modelscope,
+FETCHERS: dict[str, Callable[[str, Path, Report], None]] = {
+    "huggingface": _fetch_huggingface,
+    "modelscope": _fetch_modelscope,
 }
 
 

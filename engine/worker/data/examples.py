@@ -28,18 +28,18 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.data.turn_weights import weighted_spans, weights_column, without_oldest
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.chat_template import ChatTemplate, Span
-from engine.worker.templates.conversations import Conversations, Row, Tokens
-from engine.worker.templates.token_escaping import Shield
+from engine.worker.templates.conversations import ConversationEncoder, Row, TokenizedConversation
+from engine.worker.templates.token_escaping import TokenEscaping
 
-IGNORED = -100  # the label the loss skips, by torch's convention
+IGNORE_INDEX = -100  # the label the loss skips, by torch's convention
 TrainOn = Literal["answers", "last_answer", "everything"]
 TooLong = Literal["cut_end", "cut_start", "drop"]
 
 # What became of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
 # survive a cut, or the policy forbids one. "untrained": no label at all. "equal": a pair without a difference.
 # "refused": the template or the tokenizer cannot write it.
-FATES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
-USABLE = 2  # the first so many of them
+ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
+USABLE_STATUSES = 2  # the first so many of them
 
 IDS = pa.list_(pa.int32())
 COLUMNS: dict[Form, dict[str, pa.DataType]] = {
@@ -60,7 +60,7 @@ class Example(NamedTuple):
     """
 
     values: tuple[Any, ...]
-    fate: str = "kept"
+    status: str = "kept"
     ended: bool = True
     trained: Sequence[Span] = ()
     reason: Problem | None = None
@@ -87,7 +87,7 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
-    conversations: Conversations | None = field(default=None, init=False)
+    conversations: ConversationEncoder | None = field(default=None, init=False)
 
     @classmethod
     def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
@@ -102,13 +102,13 @@ class Encoder:
         if self.form == "text":
             if self.tokenizer.eos_token_id is None:
                 raise Refusal(problem("tokenizer-without-eos", "model.model_name_or_path"))
-            self.shield = Shield(ChatTemplate(self.tokenizer, ""))
+            self.escaping = TokenEscaping(ChatTemplate(self.tokenizer, ""))
         else:
-            self.conversations = Conversations(self.tokenizer, self.chat_template, self.mask)
+            self.conversations = ConversationEncoder(self.tokenizer, self.chat_template, self.mask)
 
     def examples(self, rows: Sequence[Row]) -> list[Example]:
         """One example per row, in the same order. A text is one example, however long: see `windows`."""
-        examples = FORMS[self.form](self, rows)
+        examples = EXAMPLES_OF_FORM[self.form](self, rows)
         if self.too_long == "cut_start" and self.form != "text":
             self._cut_start(rows, examples)
         return examples
@@ -116,10 +116,10 @@ class Encoder:
     def _cut_start(self, rows: Sequence[Row], examples: list[Example]) -> None:
         """Replaces each example that was too long by that of the row with as few turns less as will do."""
         least = {n: 1 for n, example in enumerate(examples) if _too_long(example)}
-        most = {n: len(_turns(rows[n])) - 1 for n in least}
+        most = {n: len(_turn_starts(rows[n])) - 1 for n in least}
         while open_ := [n for n in least if least[n] <= most[n]]:
             tried = {n: (least[n] + most[n]) // 2 for n in open_}
-            made = FORMS[self.form](self, [_without_oldest(rows[n], tried[n]) for n in open_])
+            made = EXAMPLES_OF_FORM[self.form](self, [_without_oldest(rows[n], tried[n]) for n in open_])
             for n, example in zip(open_, made, strict=True):
                 if _too_long(example):
                     least[n] = tried[n] + 1
@@ -127,14 +127,16 @@ class Encoder:
                         examples[n] = example
                 else:
                     most[n] = tried[n] - 1
-                    examples[n] = example._replace(fate="cut" if example.fate == "kept" else example.fate)
+                    examples[n] = example._replace(
+                        status="cut" if example.status == "kept" else example.status
+                    )
 
 
 def _too_long(example: Example) -> bool:
-    return example.fate in ("cut", "too_long")
+    return example.status in ("cut", "too_long")
 
 
-def _turns(row: Row) -> list[int]:
+def _turn_starts(row: Row) -> list[int]:
     """Where each question is, and with it all that belongs to its answer. What comes before the first, a greeting, is a turn
     of its own; a last question that nothing answers belongs to the turn before."""
     roles = [message["role"] for message in row["messages"]]
@@ -145,62 +147,68 @@ def _turns(row: Row) -> list[int]:
 
 
 def _without_oldest(row: Row, count: int) -> Row:
-    turns = _turns(row)
+    turns = _turn_starts(row)
     return without_oldest(row, turns[0], turns[count])
 
 
 # ---------------------------------------------------------------------------------------------- forms
 
 
-def _text(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+def _text_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     """Each document ends with the tokenizer's eos, once, and begins with what the tokenizer itself puts first (a BOS
     or nothing)."""
-    backend, shield, eos = encoder.tokenizer.backend_tokenizer, encoder.shield, encoder.tokenizer.eos_token_id
-    shielded = [shield.text(row["text"]) for row in rows]
+    backend, escaping, eos = (
+        encoder.tokenizer.backend_tokenizer,
+        encoder.escaping,
+        encoder.tokenizer.eos_token_id,
+    )
+    shielded = [escaping.text(row["text"]) for row in rows]
     # Offsets are needed only where something stands for something else.
     plain = iter(backend.encode_batch_fast([text for text, hidden in shielded if not hidden]))
     marked = iter(backend.encode_batch([text for text, hidden in shielded if hidden]))
     examples = []
     for row, (text, hidden) in zip(rows, shielded, strict=True):
         try:
-            ids = shield.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
+            ids = escaping.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
         except Refusal as refusal:
             examples.append(_refused("text", refusal.problems[0]))
             continue
         ids = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
-        fate = "kept" if len(ids) <= encoder.max_length else "cut"
+        status = "kept" if len(ids) <= encoder.max_length else "cut"
         trained, weights = weighted_spans([(0, len(ids))], row.get("weights"), len(ids), "answers")
-        usable = Example((ids,), fate, trained=trained, weights=weights)
-        examples.append(usable if trained else _left_out("text", "untrained"))
+        usable = Example((ids,), status, trained=trained, weights=weights)
+        examples.append(usable if trained else _unusable("text", "untrained"))
     return examples
 
 
-def _chat(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+def _chat_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     max_length = encoder.max_length
     examples = []
     for row, tokens in zip(rows, encoder.conversations.encode(rows), strict=True):
-        if not isinstance(tokens, Tokens):
+        if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("chat", tokens))
             continue
         ids, answers, ended, lost = tokens
-        fate, weights = "kept", row.get("weights")
+        status, weights = "kept", row.get("weights")
         if weights is not None and len(weights) != len(answers):
             reason = problem("weights-beside-answers", weights=len(weights), answers=len(answers))
             examples.append(_refused("chat", reason))
             continue
         if len(ids) > max_length:
-            ids, answers, fate, ended = _cut(tokens, max_length, encoder.too_long)
+            ids, answers, status, ended = _truncated(tokens, max_length, encoder.too_long)
         chosen, weights = weighted_spans(answers, weights, len(ids), encoder.train_on)
-        if fate == "too_long":
-            examples.append(_left_out("chat", fate))
+        if status == "too_long":
+            examples.append(_unusable("chat", status))
         elif not any([begin < end for begin, end in chosen]):
-            examples.append(_left_out("chat", "untrained"))
+            examples.append(_unusable("chat", "untrained"))
         else:
-            examples.append(Example((ids,), fate, ended, chosen, weights=weights, lost=lost))
+            examples.append(Example((ids,), status, ended, chosen, weights=weights, lost=lost))
     return examples
 
 
-def _cut(tokens: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray, list[Span], str, bool]:
+def _truncated(
+    tokens: TokenizedConversation, max_length: int, too_long: TooLong
+) -> tuple[np.ndarray, list[Span], str, bool]:
     """Ids and answers up to the last answer that fits; of the first one, as much as fits."""
     whole = [end for _, end in tokens.answers if end <= max_length]
     kept = 0 if too_long == "drop" else whole[-1] if whole else max_length
@@ -209,25 +217,27 @@ def _cut(tokens: Tokens, max_length: int, too_long: TooLong) -> tuple[np.ndarray
     return tokens.ids[:kept], answers, "cut" if answers else "too_long", ended
 
 
-def _pairs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+def _pair_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     sides = encoder.conversations.encode(
         [{**row, "messages": row["messages"] + row[side]} for side in ("chosen", "rejected") for row in rows]
     )
     examples = []
     for chosen, rejected in zip(sides[: len(rows)], sides[len(rows) :], strict=True):
-        if refused := next((side for side in (chosen, rejected) if not isinstance(side, Tokens)), None):
+        if refused := next(
+            (side for side in (chosen, rejected) if not isinstance(side, TokenizedConversation)), None
+        ):
             examples.append(_refused("pairs", refused))
             continue
-        at = _common(chosen, rejected)
-        example = _answered(encoder, "pairs", at, chosen, rejected)
+        at = _common_prompt_length(chosen, rejected)
+        example = _prompt_and_answers(encoder, "pairs", at, chosen, rejected)
         _, *answers = example.values
-        if example.fate in FATES[:USABLE] and np.array_equal(*answers):
-            example = _left_out("pairs", "equal")
+        if example.status in ROW_STATUSES[:USABLE_STATUSES] and np.array_equal(*answers):
+            example = _unusable("pairs", "equal")
         examples.append(example)
     return examples
 
 
-def _common(chosen: Tokens, rejected: Tokens) -> int:
+def _common_prompt_length(chosen: TokenizedConversation, rejected: TokenizedConversation) -> int:
     """Where the last answers of two conversations begin; if a token holds the end of the question and the beginning
     of only one of the answers, before that."""
     at = min(chosen.answers[-1][0], rejected.answers[-1][0])
@@ -235,20 +245,20 @@ def _common(chosen: Tokens, rejected: Tokens) -> int:
     return int(differs.argmax()) if differs.any() else at
 
 
-def _thumbs(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+def _kto_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     examples = []
     for row, tokens in zip(rows, encoder.conversations.encode(rows), strict=True):
-        if not isinstance(tokens, Tokens):
+        if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("thumbs", tokens))
             continue
-        example = _answered(encoder, "thumbs", tokens.answers[-1][0], tokens)
-        if example.fate in FATES[:USABLE]:
+        example = _prompt_and_answers(encoder, "thumbs", tokens.answers[-1][0], tokens)
+        if example.status in ROW_STATUSES[:USABLE_STATUSES]:
             example = example._replace(values=(*example.values, row["label"]))
         examples.append(example)
     return examples
 
 
-def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
+def _prompt_and_answers(encoder: Encoder, form: Form, at: int, *sides: TokenizedConversation) -> Example:
     """A prompt that ends at `at`, and the last answer of each side."""
     prompt = sides[0].ids[:at]
     answers = [side.ids[at : side.answers[-1][1]] for side in sides]
@@ -256,77 +266,77 @@ def _answered(encoder: Encoder, form: Form, at: int, *sides: Tokens) -> Example:
     if max(map(len, answers)) <= room:
         return Example((prompt, *answers), ended=all(side.ended for side in sides), lost=lost)
     if room <= 0 or encoder.too_long == "drop":
-        return _left_out(form, "too_long")
+        return _unusable(form, "too_long")
     return Example((prompt, *(answer[:room] for answer in answers)), "cut", ended=False, lost=lost)
 
 
-def _prompts(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
+def _prompt_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     examples = []
-    for row, tokens in zip(rows, encoder.conversations.encode(rows, generate=True), strict=True):
-        if not isinstance(tokens, Tokens):
+    for row, tokens in zip(rows, encoder.conversations.encode(rows, add_generation_prompt=True), strict=True):
+        if not isinstance(tokens, TokenizedConversation):
             examples.append(_refused("prompts", tokens))
         elif len(tokens.ids) > encoder.max_length:
-            examples.append(_left_out("prompts", "too_long"))
+            examples.append(_unusable("prompts", "too_long"))
         else:
             messages = json.dumps(row["messages"], ensure_ascii=False)
             examples.append(Example((tokens.ids, messages, row.get("answer")), lost=tokens.lost))
     return examples
 
 
-FORMS: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] = {
-    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs, "prompts": _prompts,
+EXAMPLES_OF_FORM: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] = {
+    "text": _text_examples, "chat": _chat_examples, "pairs": _pair_examples, "thumbs": _kto_examples, "prompts": _prompt_examples,
 }  # fmt: skip
 
-NOTHING = np.zeros(0, dtype=np.int32)
-EMPTY: dict[Form, tuple[Any, ...]] = {
-    form: tuple(NOTHING if kind == IDS else None for kind in columns.values())
+NO_IDS = np.zeros(0, dtype=np.int32)
+EMPTY_VALUES: dict[Form, tuple[Any, ...]] = {
+    form: tuple(NO_IDS if kind == IDS else None for kind in columns.values())
     for form, columns in COLUMNS.items()
 }
 
 
-def _left_out(form: Form, fate: str) -> Example:
-    return Example(EMPTY[form], fate)
+def _unusable(form: Form, status: str) -> Example:
+    return Example(EMPTY_VALUES[form], status)
 
 
 def _refused(form: Form, reason: Problem) -> Example:
-    return Example(EMPTY[form], "refused", reason=reason)
+    return Example(EMPTY_VALUES[form], "refused", reason=reason)
 
 
 # --------------------------------------------------------------------------------------------- tables
 
 
-def table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
-    """The examples as columns, one row each, unusable ones empty; with `fate` (its number), `ended` and `lost` (a bit
+def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
+    """The examples as columns, one row each, unusable ones empty; with `status` (its number), `ended` and `lost` (a bit
     for each word of `LOSSES`) at the end, and `weights` of the tokens before them if any example has some."""
     columns: list[pa.Array] = []
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
-            columns.append(_labels(columns[0], examples))
+            columns.append(labels_from_spans(columns[0], examples))
         elif kind == IDS:
-            columns.append(ragged([example.values[at] for example in examples]))
+            columns.append(list_array([example.values[at] for example in examples]))
         else:
             columns.append(pa.array([example.values[at] for example in examples], kind))
     names = list(COLUMNS[form])
     if any([example.weights is not None for example in examples]):
-        columns.append(weights_column(columns[names.index("labels")], IGNORED, examples))
+        columns.append(weights_column(columns[names.index("labels")], IGNORE_INDEX, examples))
         names.append("weights")
-    number = {fate: at for at, fate in enumerate(FATES)}
-    columns.append(pa.array([number[example.fate] for example in examples], pa.uint8()))
+    number = {status: at for at, status in enumerate(ROW_STATUSES)}
+    columns.append(pa.array([number[example.status] for example in examples], pa.uint8()))
     columns.append(pa.array([example.ended for example in examples], pa.bool_()))
     bit = {word: 1 << at for at, word in enumerate(LOSSES)}
     columns.append(pa.array([sum(map(bit.__getitem__, example.lost)) for example in examples], pa.uint16()))
-    return pa.RecordBatch.from_arrays(columns, names=[*names, "fate", "ended", "lost"])
+    return pa.RecordBatch.from_arrays(columns, names=[*names, "status", "ended", "lost"])
 
 
-def ragged(arrays: Sequence[np.ndarray]) -> pa.ListArray:
+def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:
     """Arrays of int32 as one column."""
     offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    flat = np.concatenate(arrays) if arrays else NOTHING
+    flat = np.concatenate(arrays) if arrays else NO_IDS
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
 
 
-def _labels(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
+def labels_from_spans(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
     """The ids where they are trained."""
     offsets = input_ids.offsets.to_numpy()
     starts = [
@@ -341,5 +351,6 @@ def _labels(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArra
         np.add.at(edges, ends, -1)
     ids = input_ids.values.to_numpy()
     return pa.ListArray.from_arrays(
-        input_ids.offsets, pa.array(np.where(edges[:-1].cumsum(dtype=np.int8) > 0, ids, np.int32(IGNORED)))
+        input_ids.offsets,
+        pa.array(np.where(edges[:-1].cumsum(dtype=np.int8) > 0, ids, np.int32(IGNORE_INDEX))),
     )

@@ -14,10 +14,10 @@ from engine.spec.run_spec import RunSpec
 
 # Batches whose examples are sorted together: the more, the less padding and the less chance. Of few examples there are
 # several pools, or the same ones would meet in each epoch.
-POOL, POOLS = 100, 4
+BATCHES_PER_POOL, MIN_POOLS = 100, 4
 
 
-class ByLength(Sampler[int]):
+class LengthGroupedSampler(Sampler[int]):
     """The order of an epoch. Every example once; by seed and epoch alone, so that a resumed run finds its place.
 
     `batch` examples, those of all processes together, are of similar length; the batches come in any order, but that with
@@ -34,15 +34,15 @@ class ByLength(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order(self.lengths, self.batch, self.seed, self.epoch).tolist())
+        return iter(length_grouped_order(self.lengths, self.batch, self.seed, self.epoch).tolist())
 
 
-def order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
+def length_grouped_order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
     """Numbers of all examples; what does not fill a batch is at the end."""
     chance = np.random.default_rng([seed, epoch])
     shuffled = chance.permutation(len(lengths))
     whole = len(lengths) // batch
-    pool = np.arange(len(lengths)) // (batch * max(min(POOL, whole // POOLS), 1))
+    pool = np.arange(len(lengths)) // (batch * max(min(BATCHES_PER_POOL, whole // MIN_POOLS), 1))
     ordered = shuffled[np.lexsort((-lengths[shuffled], pool))]
     batches = ordered[: whole * batch].reshape(whole, batch)[chance.permutation(whole)]
     if whole:
@@ -68,5 +68,5 @@ def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
     if not spec.data.group_by_length or spec.data.packing or own_order:
         return
     batch = arguments.per_device_train_batch_size * arguments.world_size
-    sampler = ByLength(lengths_of(trainer.train_dataset), batch, spec.training.seed)
+    sampler = LengthGroupedSampler(lengths_of(trainer.train_dataset), batch, spec.training.seed)
     trainer._get_train_sampler = lambda *_: sampler

@@ -7,11 +7,11 @@ from bisect import bisect_left, insort
 import numpy as np
 import pyarrow as pa
 
-from engine.worker.data.examples import IDS, IGNORED
-from engine.worker.data.turn_weights import WEIGHTS
-from engine.worker.templates.template_cache import gather
+from engine.worker.data.examples import IDS, IGNORE_INDEX
+from engine.worker.data.turn_weights import WEIGHTS_TYPE
+from engine.worker.templates.template_cache import gather_ranges
 
-SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)])
+PACKED_SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)])
 
 
 def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
@@ -45,7 +45,7 @@ def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
     return packs
 
 
-def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
+def pack_examples(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
     """Examples (input_ids, labels, weights if there are some) → packs of them, with `seq_lengths`, the lengths of the
     examples in each."""
     offsets = batch.column("input_ids").offsets.to_numpy()
@@ -53,11 +53,11 @@ def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
     packs = pack(lengths, max_length)
     order = np.array([row for rows in packs for row in rows], dtype=np.int64)
     ids, labels = (
-        gather(batch.column(name).values.to_numpy(), offsets[order], lengths[order])
+        gather_ranges(batch.column(name).values.to_numpy(), offsets[order], lengths[order])
         for name in ("input_ids", "labels")
     )
     # The first token of an example is not to be predicted from the end of the one before.
-    labels[np.cumsum(lengths[order]) - lengths[order]] = IGNORED
+    labels[np.cumsum(lengths[order]) - lengths[order]] = IGNORE_INDEX
     examples = _offsets([len(rows) for rows in packs])
     tokens = _offsets(lengths[order])[examples]
     columns = [
@@ -66,10 +66,10 @@ def packed(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
         pa.ListArray.from_arrays(pa.array(examples), pa.array(lengths[order].astype(np.int32))),
     ]
     if "weights" not in batch.schema.names:
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
-    weights = gather(batch.column("weights").values.to_numpy(), offsets[order], lengths[order])
+        return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA)
+    weights = gather_ranges(batch.column("weights").values.to_numpy(), offsets[order], lengths[order])
     columns.append(pa.ListArray.from_arrays(pa.array(tokens), pa.array(weights)))
-    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA.append(pa.field("weights", WEIGHTS)))
+    return pa.RecordBatch.from_arrays(columns, schema=PACKED_SCHEMA.append(pa.field("weights", WEIGHTS_TYPE)))
 
 
 def _offsets(lengths: np.ndarray | list[int]) -> np.ndarray:

@@ -33,15 +33,15 @@ from engine.launch.workspace import template_file
 from engine.spec.run_spec import RunSpec
 
 IDLE_S = 600
-SAMPLE = 20_000  # rows that statistics look at
-BATCH = 1000  # rows tokenized at a time
-TOKENS = 4_000  # of one row that are shown
-BINS = 40
-REFUSED_SHOWN = 3  # rows that the template refuses
+ROWS_SAMPLED = 20_000  # rows that statistics look at
+ROWS_PER_BATCH = 1000  # rows tokenized at a time
+MAX_TOKENS_SHOWN = 4_000  # of one row that are shown
+HISTOGRAM_BINS = 40
+MAX_REFUSALS_SHOWN = 3  # rows that the template refuses
 NO_LIMIT = 10**9  # tokens
 
 
-def without_torch() -> None:
+def hide_torch() -> None:
     """transformers loads torch wherever it finds it, which takes longer than all else here; to tokenize needs none."""
     find_spec = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
@@ -63,10 +63,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row as the stage gets it. Of one that it does not get, `fate` and `reason` say why."""
+    """A row as the stage gets it. Of one that it does not get, `status` and `reason` say why."""
 
     sides: tuple[Side, ...]
-    fate: str
+    status: str
     reason: Problem | None = None
     lost: tuple[str, ...] = ()
 
@@ -76,7 +76,7 @@ def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
     return [
         Encoded(
             SIDES[encoder.form](result) if len(result.values[0]) else (),
-            result.fate,
+            result.status,
             result.reason,
             result.lost,
         )
@@ -84,7 +84,7 @@ def encode(encoder: Any, rows: Sequence[dict[str, Any]]) -> list[Encoded]:
     ]
 
 
-def _pair(example: Any) -> tuple[Side, ...]:
+def _pair_sides(example: Any) -> tuple[Side, ...]:
     prompt, *answers = example.values
     return tuple(
         Side(name, [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))])
@@ -92,17 +92,17 @@ def _pair(example: Any) -> tuple[Side, ...]:
     )
 
 
-def _thumb(example: Any) -> tuple[Side, ...]:
+def _kto_side(example: Any) -> tuple[Side, ...]:
     prompt, answer, _ = example.values
     return (Side("", [*prompt.tolist(), *answer.tolist()], [(len(prompt), len(prompt) + len(answer))]),)
 
 
-def _whole(example: Any) -> tuple[Side, ...]:
+def _whole_side(example: Any) -> tuple[Side, ...]:
     return (Side("", example.values[0].tolist(), example.trained, example.weights),)
 
 
 SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
-    "text": _whole, "chat": _whole, "pairs": _pair, "thumbs": _thumb, "prompts": _whole,
+    "text": _whole_side, "chat": _whole_side, "pairs": _pair_sides, "thumbs": _kto_side, "prompts": _whole_side,
 }  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
     tokenizer = cut_rows.tokenizer
-    special = set(tokenizer.all_special_ids) | _added(tokenizer)
+    special = set(tokenizer.all_special_ids) | _special_ids(tokenizer)
     shown = browse.page(dataset, int(question["first"]), int(question["size"]))
     made: list[tuple[browse.Shown, Any]] = []
     for entry in shown:
@@ -135,7 +135,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
                     "number": entry.number,
                     "place": str(entry.place),
                     "fate": "bad",
-                    "reason": _plain(row),
+                    "reason": _problem_as_json(row),
                     "sides": [],
                 }
             )
@@ -143,11 +143,11 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         all_of_it, left = next(whole), next(kept)
         encoded = left if left.sides else all_of_it
         spread = (
-            form == "text" and left.fate == "cut"
+            form == "text" and left.status == "cut"
         )  # into one example after another; nothing of it is lost
         rows.append({
-            "number": entry.number, "place": str(entry.place), "fate": "spread" if spread else left.fate,
-            "reason": _plain(left.reason) if left.reason else None,
+            "number": entry.number, "place": str(entry.place), "fate": "spread" if spread else left.status,
+            "reason": _problem_as_json(left.reason) if left.reason else None,
             "sides": [_side(tokenizer, side, special) for side in encoded.sides],
             "whole": max((len(side.ids) for side in all_of_it.sides), default=0),
         })  # fmt: skip
@@ -159,7 +159,7 @@ def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
     for number, (begin, end) in enumerate(side.trained):
         weight = side.weights[number] if side.weights else 1
         trained[begin:end] = [True if weight == 1 else weight] * (end - begin)
-    texts = pieces(tokenizer, list(side.ids[:TOKENS]))
+    texts = token_texts(tokenizer, list(side.ids[:MAX_TOKENS_SHOWN]))
     return {
         "name": side.name, "tokens": len(side.ids), "trained": sum(map(bool, trained)),
         "pieces": [
@@ -169,7 +169,7 @@ def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text that each token adds. A character made of several tokens is told with the first of them."""
     texts: list[str] = []
     at = 0
@@ -195,15 +195,15 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
-    entries, total = browse.sample(dataset, SAMPLE)
-    fates: Counter[str] = Counter()
+    entries, total = browse.sample(dataset, ROWS_SAMPLED)
+    status_counts: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     refused: list[Problem] = []
     lengths: list[int] = []
     examples = tokens = trained = seen = 0
-    while batch := list(islice(entries, BATCH)):
+    while batch := list(islice(entries, ROWS_PER_BATCH)):
         seen += len(batch)
-        placed = list(_good(dataset, batch, form, fates))
+        placed = list(_canonical_rows(dataset, batch, form, status_counts))
         good = [row for _, row in placed]
         whole = encode(whole_rows, good)
         long = [n for n, encoded in enumerate(whole) if _longest(encoded) > spec.data.max_length]
@@ -211,13 +211,13 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
         if form == "text":  # nothing of a text is cut off: what does not fit goes into the next window
             examples += sum(-(-_longest(encoded) // spec.data.max_length) for encoded in whole)
             kept = whole
-            fates.update("kept" for encoded in whole if encoded.sides)
+            status_counts.update("kept" for encoded in whole if encoded.sides)
         else:
             again = encode(cut_rows, [good[n] for n in long])
             kept = list(whole)
             for n, encoded in zip(long, again, strict=True):
                 kept[n] = encoded
-            fates.update(encoded.fate for encoded in kept)
+            status_counts.update(encoded.status for encoded in kept)
             examples += sum(bool(encoded.sides) for encoded in kept)
         lost.update(loss for encoded in kept for loss in encoded.lost)
         reasons = [
@@ -225,26 +225,28 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
             for (place, _), encoded in zip(placed, kept, strict=True)
             if encoded.reason
         ]
-        refused += reasons[: REFUSED_SHOWN - len(refused)]
+        refused += reasons[: MAX_REFUSALS_SHOWN - len(refused)]
         tokens += sum(len(side.ids) for encoded in kept for side in encoded.sides)
         trained += sum(
             end - begin for encoded in kept for side in encoded.sides for begin, end in side.trained
         )
     return {
-        "total": total, "seen": seen, "fates": dict(fates), "examples": examples, "tokens": tokens, "trained": trained,
-        "lost": dict(lost), "usable": fates["kept"] + fates["cut"], "refused": [_plain(reason) for reason in refused],
+        "total": total, "seen": seen, "fates": dict(status_counts), "examples": examples, "tokens": tokens, "trained": trained,
+        "lost": dict(lost), "usable": status_counts["kept"] + status_counts["cut"], "refused": [_problem_as_json(reason) for reason in refused],
         "max_length": spec.data.max_length, "form": form, **_histogram(lengths, spec.data.max_length),
     }  # fmt: skip
 
 
-def _good(dataset: Any, batch: Any, form: Form, fates: Counter[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _canonical_rows(
+    dataset: Any, batch: Any, form: Form, status_counts: Counter[str]
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     for place, row in batch:
         try:
             if isinstance(row, Problem):
                 raise Refusal(row)
             yield place, example(dataset, place, row, form)
         except Refusal:
-            fates["bad"] += 1
+            status_counts["bad"] += 1
 
 
 def _longest(encoded: Encoded) -> int:
@@ -261,7 +263,7 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
     top = max(float(np.quantile(tokens, 0.998)), 1.0)
     # The line of max_length is in the picture where it is anywhere near.
     top = max_length * 1.05 if top < max_length <= top * 2 else top
-    wide = math.ceil((top + 1) / BINS)
+    wide = math.ceil((top + 1) / HISTOGRAM_BINS)
     edges = np.arange(0, top + 1 + wide, wide)
     counts, edges = np.histogram(np.minimum(tokens, edges[-1]), bins=edges)
     return {
@@ -296,11 +298,11 @@ def _encoders(tells: str, _stamps: tuple[int, ...]) -> tuple[Any, Any]:
     return Encoder.of(spec, tokenizer, NO_LIMIT), Encoder.of(spec, tokenizer)
 
 
-def _added(tokenizer: Any) -> set[int]:
+def _special_ids(tokenizer: Any) -> set[int]:
     return {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _plain(reason: Problem) -> dict[str, Any]:
+def _problem_as_json(reason: Problem) -> dict[str, Any]:
     return {
         "code": reason.code,
         "field": reason.field,
@@ -319,16 +321,18 @@ def answer(line: str) -> dict[str, Any]:
         question = json.loads(line)
         return {"answer": QUESTIONS[question["what"]](RunSpec.from_yaml(question["spec"]), question)}
     except Refusal as refusal:
-        return {"problems": [_plain(reason) for reason in refusal.problems]}
+        return {"problems": [_problem_as_json(reason) for reason in refusal.problems]}
     except Exception as error:
         traceback.print_exc()
-        return {"problems": [_plain(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]}
+        return {
+            "problems": [_problem_as_json(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]
+        }
 
 
 def main() -> None:
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    without_torch()
+    hide_torch()
     from engine.worker.data import examples  # noqa: F401  now, while nobody waits
 
     while select.select([sys.stdin], [], [], IDLE_S)[0] and (line := sys.stdin.readline()):

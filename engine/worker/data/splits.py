@@ -16,40 +16,40 @@ import pyarrow as pa
 
 from engine.core.stages import Form
 from engine.data.template_losses import LOSSES
-from engine.worker.data.examples import COLUMNS, FATES, IDS, IGNORED, USABLE
-from engine.worker.data.packing import SCHEMA as PACKED
-from engine.worker.data.packing import packed
-from engine.worker.data.turn_weights import WEIGHTS, weights_column
+from engine.worker.data.examples import COLUMNS, IDS, IGNORE_INDEX, ROW_STATUSES, USABLE_STATUSES
+from engine.worker.data.packing import PACKED_SCHEMA as PACKED
+from engine.worker.data.packing import pack_examples
+from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
 
-TOGETHER = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
-PACKS = 500  # at a time, at the least
-ROWS = 1000  # rows written at a time, so that a reader needs not much memory either
+TOKENS_PACKED_AT_ONCE = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
+MIN_PACKS_AT_ONCE = 500  # at a time, at the least
+ROWS_PER_BATCH = 1000  # rows written at a time, so that a reader needs not much memory either
 
 
-def set_aside(rows: int, count: int, seed: int) -> np.ndarray:
+def validation_rows(rows: int, count: int, seed: int) -> np.ndarray:
     """Which of so many rows are measured on (bool): `count` of them by the seed."""
-    return _some(rows, count, seed)
+    return _random_rows(rows, count, seed)
 
 
-def times(trained: np.ndarray, weight: float, seed: int) -> np.ndarray:
+def repetitions(trained: np.ndarray, weight: float, seed: int) -> np.ndarray:
     """How often each row is trained on (uint16), of those that `trained` (bool) says.
 
     Weight 2.5 is every row twice, and a random half of them once more.
     """
     whole, part = divmod(weight, 1)
     numbers = np.flatnonzero(trained)
-    often = np.where(trained, np.uint16(whole), np.uint16(0))
-    often[numbers[_some(len(numbers), round(len(numbers) * part), seed)]] += 1
-    return often
+    repeats = np.where(trained, np.uint16(whole), np.uint16(0))
+    repeats[numbers[_random_rows(len(numbers), round(len(numbers) * part), seed)]] += 1
+    return repeats
 
 
-def _some(rows: int, count: int, seed: int) -> np.ndarray:
+def _random_rows(rows: int, count: int, seed: int) -> np.ndarray:
     chosen = np.zeros(rows, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(rows)[:count]] = True
     return chosen
 
 
-class Split:
+class SplitWriter:
     """The file of one split, and counts of what went into it and what did not. To be closed."""
 
     def __init__(self, path: Path, form: Form, max_length: int, packing: bool, weighted: bool = False):
@@ -58,31 +58,33 @@ class Split:
         self.columns = [*COLUMNS[form], *(["weights"] if weighted else [])]
         self.schema = PACKED if packing else pa.schema(list(COLUMNS[form].items()))
         if weighted:
-            self.schema = self.schema.append(pa.field("weights", WEIGHTS))
+            self.schema = self.schema.append(pa.field("weights", WEIGHTS_TYPE))
         self.sink = pa.OSFile(str(path), "wb")
         self.stream = pa.ipc.new_stream(self.sink, self.schema)
         self.waiting: list[pa.RecordBatch] = []  # to be packed
         self.tokens_waiting = 0
-        self.fates: Counter[str] = Counter()
+        self.status_counts: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()  # rows of which the template left out something
         self.longest = 0
 
-    def add(self, table: pa.RecordBatch, often: np.ndarray) -> None:
-        """The rows of a table (`engine.worker.data.examples.table`), each as often as `often` says."""
-        fate = table.column("fate").to_numpy()
+    def add(self, table: pa.RecordBatch, repeats: np.ndarray) -> None:
+        """The rows of a table (`engine.worker.data.examples.examples_table`), each as often as `often` says."""
+        status = table.column("status").to_numpy()
         for number, count in enumerate(
-            np.bincount(fate, weights=often, minlength=len(FATES)).astype(int).tolist()
+            np.bincount(status, weights=repeats, minlength=len(ROW_STATUSES)).astype(int).tolist()
         ):
-            self.fates[FATES[number]] += count
-        usable = np.flatnonzero((fate < USABLE) & (often > 0))
-        if len(usable) == len(fate) and (often == 1).all():
+            self.status_counts[ROW_STATUSES[number]] += count
+        usable = np.flatnonzero((status < USABLE_STATUSES) & (repeats > 0))
+        if len(usable) == len(status) and (repeats == 1).all():
             chosen = table
         else:
-            chosen = table.take(pa.array(np.repeat(usable, often[usable])))
+            chosen = table.take(pa.array(np.repeat(usable, repeats[usable])))
         self._count(chosen)
         if self.weighted and "weights" not in chosen.schema.names:
-            chosen = chosen.append_column("weights", weights_column(chosen.column("labels"), IGNORED, ()))
+            chosen = chosen.append_column(
+                "weights", weights_column(chosen.column("labels"), IGNORE_INDEX, ())
+            )
         chosen = chosen.select(self.columns)
         if self.form == "text":
             chosen = windows(chosen, self.max_length)
@@ -91,7 +93,7 @@ class Split:
             return
         self.waiting.append(chosen)
         self.tokens_waiting += len(chosen.column("input_ids").flatten())
-        if self.tokens_waiting >= max(TOGETHER, PACKS * self.max_length):
+        if self.tokens_waiting >= max(TOKENS_PACKED_AT_ONCE, MIN_PACKS_AT_ONCE * self.max_length):
             self._pack()
 
     def close(self) -> dict[str, Any]:
@@ -99,9 +101,15 @@ class Split:
         self._pack()
         self.stream.close()
         self.sink.close()
-        fates = {f"rows_{fate}": count for fate, count in self.fates.items() if count}
+        status_counts = {f"rows_{status}": count for status, count in self.status_counts.items() if count}
         lost = {word: count for word, count in self.lost.items() if count}
-        return {**self.counted, "rows": self.fates.total(), "longest": self.longest, **fates, "lost": lost}
+        return {
+            **self.counted,
+            "rows": self.status_counts.total(),
+            "longest": self.longest,
+            **status_counts,
+            "lost": lost,
+        }
 
     def _count(self, table: pa.RecordBatch) -> None:
         lengths = {
@@ -111,7 +119,7 @@ class Split:
         }
         first, *others = lengths.values()
         if "labels" in COLUMNS[self.form]:
-            trained = int((table.column("labels").flatten().to_numpy() != IGNORED).sum())
+            trained = int((table.column("labels").flatten().to_numpy() != IGNORE_INDEX).sum())
         else:
             trained = sum(int(each.sum()) for each in others)
         together = first + np.max(others, axis=0) if others else np.minimum(first, self.max_length)
@@ -130,12 +138,12 @@ class Split:
             whole = pa.Table.from_batches(self.waiting).combine_chunks().to_batches()
             self.waiting, self.tokens_waiting = [], 0
             for batch in whole:
-                self._write(packed(batch, self.max_length))
+                self._write(pack_examples(batch, self.max_length))
 
     def _write(self, batch: pa.RecordBatch) -> None:
         self.counted["examples"] += batch.num_rows
-        for start in range(0, batch.num_rows, ROWS):
-            self.stream.write_batch(batch.slice(start, ROWS).cast(self.schema))
+        for start in range(0, batch.num_rows, ROWS_PER_BATCH):
+            self.stream.write_batch(batch.slice(start, ROWS_PER_BATCH).cast(self.schema))
 
 
 def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
@@ -157,7 +165,7 @@ def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
-def read(path: Path) -> Iterator[pa.RecordBatch]:
+def read_tables(path: Path) -> Iterator[pa.RecordBatch]:
     """The tables of a file, not copied into memory."""
     with pa.memory_map(str(path)) as source:
         yield from pa.ipc.open_stream(source)

@@ -12,10 +12,10 @@ import pyarrow as pa
 from engine.core.problems import Problem
 from engine.data.chunks import Block, Broken, Stretch, blocks, row_by_row
 from engine.data.datasets import Dataset, Example, Place, canonical, files_of
-from engine.worker.data.examples import Encoder, table
+from engine.worker.data.examples import Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
-SHOWN = 20  # bad rows that are told
+MAX_PROBLEMS_SHOWN = 20  # bad rows that are told
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Part:
     ] = ()  # of rows that are used all the same: code, how many, the first
 
 
-def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
+def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
     """Reads a block and writes its table: the work of one process."""
-    dataset, rows = datasets[task.dataset], _Rows()
+    dataset, rows = datasets[task.dataset], _RowCounter()
     gc.disable()  # many small things are made here, none of which is part of a cycle
     try:
         examples = list(canonical(dataset, rows.of(task.block), rows.refuse, encoder.form))
@@ -63,23 +63,23 @@ def make(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
     refused = {
         number: example.reason for number, example in zip(rows.good, made, strict=True) if example.reason
     }
-    rows.bad += _placed(refused, task.block)
-    batch = table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
+    rows.bad += _problems_with_places(refused, task.block)
+    batch = examples_table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
     with pa.OSFile(str(task.path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     return Part(
-        task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:SHOWN]), len(rows.bad),
-        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_noted(examples),
+        task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:MAX_PROBLEMS_SHOWN]), len(rows.bad),
+        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_notes_by_code(examples),
     )  # fmt: skip
 
 
-def _placed(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
+def _problems_with_places(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
     """The reasons with the places of their rows, for which the block is read once more: a place is good until the next."""
     rows = enumerate(block.rows(lambda _: None), start=1) if refused else ()
     return [(number, refused[number].at(place)) for number, (place, _) in rows if number in refused]
 
 
-def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
+def _notes_by_code(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
     noted: dict[str, list[Problem]] = {}
     for example in examples:
         for note in example.get("notes", ()):
@@ -88,7 +88,7 @@ def _noted(examples: Sequence[Example]) -> tuple[tuple[str, int, Problem], ...]:
 
 
 @dataclass
-class _Rows:
+class _RowCounter:
     """Counts the rows of a block while they are read. `good`: the numbers of those that can be used."""
 
     read: int = 0
@@ -126,13 +126,13 @@ class Tables:
     bytes_done: int = 0  # of its files
     notes: dict[str, tuple[int, Problem]] = field(default_factory=dict)  # code → how many rows, and the first
 
-    def make(self, crew: ProcessPool, path: Callable[[], Path]) -> Iterator[None]:
+    def make(self, pool: ProcessPool, path: Callable[[], Path]) -> Iterator[None]:
         """Has them made, one at each step. Raises Refusal if the data set cannot be used at all."""
         for file in files_of(self.dataset):
             before, entries = self.bytes_done, 0
             source: Iterator[Block] | None = blocks(file, self.dataset.encoding)
             while source:
-                results = crew.map(Task(self.number, block, path()) for block in source)
+                results = pool.map(Task(self.number, block, path()) for block in source)
                 source = None
                 for part in results:
                     if part.broken:
@@ -170,4 +170,4 @@ class Tables:
         self.good += part.good
         self.read += part.read
         self.bad_count += part.bad_count
-        self.bad += [reason for _, reason in part.bad[: SHOWN - len(self.bad)]]
+        self.bad += [reason for _, reason in part.bad[: MAX_PROBLEMS_SHOWN - len(self.bad)]]

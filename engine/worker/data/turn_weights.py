@@ -19,7 +19,7 @@ import pyarrow as pa
 
 Span = tuple[int, int]
 Weights = Sequence[float]
-WEIGHTS = pa.list_(pa.float32())
+WEIGHTS_TYPE = pa.list_(pa.float32())
 
 
 def weighted_spans(

@@ -23,7 +23,7 @@ from engine.core.rundir import RunDir, write_json
 from engine.evaluation import probe
 from engine.evaluation.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TOKENS
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.examples import IGNORED, Example
+from engine.worker.data.examples import IGNORE_INDEX, Example
 from engine.worker.evaluation.respond import losses
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Batch
@@ -162,7 +162,7 @@ def _examples(row: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 def _span(labels: Sequence[int]) -> tuple[int, int]:
     """Where the first trained tokens begin and end."""
-    trained = np.asarray(labels) != IGNORED
+    trained = np.asarray(labels) != IGNORE_INDEX
     if not trained.any():
         return 0, 0
     begin = int(trained.argmax())

@@ -19,7 +19,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.evaluation.evaluation_spec import Generation
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
-from engine.worker.data.examples import IGNORED, Encoder, Example
+from engine.worker.data.examples import IGNORE_INDEX, Encoder, Example
 from engine.worker.evaluation.questions import Question
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Generator, Piece
@@ -193,9 +193,9 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     labels = [_labels(example, row_ids) for example, row_ids in zip(examples, ids, strict=True)]
     padded = pad_sequence(ids, batch_first=True).to(model.device)
     mask = pad_sequence([torch.ones_like(row_ids) for row_ids in ids], batch_first=True).to(model.device)
-    targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, 1:]
+    targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)[:, 1:]
     # Logits only where a token that counts follows: of a long question with a short answer nearly none are needed.
-    places = (targets != IGNORED).any(0).nonzero().squeeze(-1)
+    places = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
     if not len(places):
         return [(0.0, 0)] * len(examples)
     logits = model(
@@ -204,16 +204,16 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     targets = targets[:, places].to(model.device)
     # A base beside an adapter that brings embeddings has no probability for what the adapter has learned to write.
     unknown = (targets >= logits.shape[-1]).any(1, keepdim=True)
-    targets = targets.masked_fill(unknown, IGNORED)
+    targets = targets.masked_fill(unknown, IGNORE_INDEX)
     token_losses = cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
     )
-    sums, counts = token_losses.double().sum(1).tolist(), (targets != IGNORED).sum(1).tolist()
+    sums, counts = token_losses.double().sum(1).tolist(), (targets != IGNORE_INDEX).sum(1).tolist()
     return list(zip(sums, counts, strict=True))
 
 
 def _labels(example: Example, ids: Tensor) -> Tensor:
-    labels = torch.full_like(ids, IGNORED)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     for begin, end in example.trained:
         labels[begin:end] = ids[begin:end]
     return labels

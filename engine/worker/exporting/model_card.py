@@ -72,7 +72,7 @@ def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
     template = tokenizer.get_chat_template()
 
     def rendered(messages: list[dict[str, str]], generate: bool) -> str:
-        return render(tokenizer, template, messages, generate=generate)[0]
+        return render(tokenizer, template, messages, add_generation_prompt=generate)[0]
 
     # Where the tokenizer begins every text with this, Ollama adds it, too.
     bos = tokenizer.bos_token or ""

@@ -27,7 +27,7 @@ from engine.worker.generation.served_models import load_served_model
 from engine.worker.models.reward_model import score_conversations
 from engine.worker.models.tokenizer import load_tokenizer
 from engine.worker.runtime.process_lifecycle import Report
-from engine.worker.templates.conversations import Conversations
+from engine.worker.templates.conversations import ConversationEncoder
 
 MAX_ANSWER_TOKENS = 64
 MAX_PROMPT_CHARS = 2_000
@@ -174,7 +174,7 @@ def _prompt(served: Any, messages: list[dict[str, Any]]) -> list[int] | None:
 def _scores(model: Any, folder: Path, prompts: Sequence[Prompt], report: Report) -> list[ModelOutput | None]:
     tokenizer = load_tokenizer(RunSpec(), str(folder))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    encoded = Conversations(tokenizer).encode(
+    encoded = ConversationEncoder(tokenizer).encode(
         [{"messages": prompt.messages, "tools": None} for prompt in prompts]
     )
     complete = [row for row in encoded if not isinstance(row, Problem) and row.answers]

@@ -18,8 +18,8 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.tokenizer import load_tokenizer
-from engine.worker.templates.conversations import Conversations
-from engine.worker.templates.tool_calls import CallForm, Opened
+from engine.worker.templates.conversations import ConversationEncoder
+from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
 THINKING_SWITCH = "enable_thinking"  # what templates of reasoning models call the switch
 
@@ -32,9 +32,9 @@ class ServedModel:
 
     name: str
     adapter: str | None
-    conversations: Conversations
-    unthinking: Conversations | None
-    calls: CallForm | None
+    conversations: ConversationEncoder
+    unthinking: ConversationEncoder | None
+    calls: ToolCallFormat | None
     config: GenerationConfig
     stop_token_ids: frozenset[int]
     context: int | None  # tokens
@@ -62,7 +62,7 @@ class ServedModel:
         rows = [{"messages": list(messages), "tools": tools or None}]
         if tools:
             rows.append({"messages": list(messages), "tools": None})
-        encoded, *without_tools = conversations.encode(rows, generate=True)
+        encoded, *without_tools = conversations.encode(rows, add_generation_prompt=True)
         if isinstance(encoded, Problem):
             raise Refusal(encoded)
         for plain in without_tools:
@@ -73,12 +73,12 @@ class ServedModel:
             raise Refusal(problem("chat-too-long", tokens=len(ids), context=self.context, voice=self.name))
         return ids
 
-    def begun(self, call: str | None) -> Opened:
+    def begun(self, call: str | None) -> CallPrefix:
         """The beginning of an answer that has to be a `call` of the tool with that name, of any if it is "". Raises
         Refusal where the template does not show how a call begins."""
         if call is None:
-            return Opened("", "")
-        opened = self.calls.begun(call) if self.calls else None
+            return CallPrefix("", "")
+        opened = self.calls.forced_call(call) if self.calls else None
         if opened is None:
             raise Refusal(problem("chat-no-call", voice=self.name))
         return opened
@@ -110,10 +110,10 @@ def load_served_model(
     if not tokenizer.chat_template:
         raise Refusal(problem("chat-no-template", model=name))
     template = tokenizer.get_chat_template()
-    conversations = Conversations(tokenizer)
+    conversations = ConversationEncoder(tokenizer)
     unthinking = None
     if THINKING_SWITCH in template:
-        unthinking = Conversations(tokenizer, f"{{%- set {THINKING_SWITCH} = false -%}}{template}")
+        unthinking = ConversationEncoder(tokenizer, f"{{%- set {THINKING_SWITCH} = false -%}}{template}")
     if (Path(folder) / "generation_config.json").exists():
         config = GenerationConfig.from_pretrained(folder)
     else:
@@ -123,7 +123,7 @@ def load_served_model(
     turns = tokenizer.convert_tokens_to_ids(conversations.end_tokens)
     return ServedModel(
         name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
-        calls=CallForm.of(tokenizer, template), config=config,
+        calls=ToolCallFormat.of(tokenizer, template), config=config,
         stop_token_ids=frozenset([*known, *turns]),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
     )  # fmt: skip

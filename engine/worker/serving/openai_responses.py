@@ -10,7 +10,7 @@ from typing import Any
 from engine.worker.generation.generator import Answer, Piece, TokenLogprob
 from engine.worker.generation.served_models import ServedModel
 from engine.worker.serving.schemas import ChatCompletionRequest
-from engine.worker.templates.tool_calls import Call
+from engine.worker.templates.tool_calls import ToolCall
 
 
 class ChatCompletion:
@@ -40,13 +40,13 @@ class ChatCompletion:
         self.count, self.prompt = piece.count, len(answer.prompt)
         self.finish, self.problem = piece.finish, piece.problem
         if self.call_form and self.finish:
-            self.text, calls = self.call_form.split(self.text, self.request.usable_tools)
+            self.text, calls = self.call_form.parse_tool_calls(self.text, self.request.usable_tools)
             self.calls = [_tool_call(call) for call in calls]
 
     def ready(self) -> str:
         """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
         upto = (
-            self.call_form.held(self.text, self.streamed)
+            self.call_form.length_before_calls(self.text, self.streamed)
             if self.call_form and not self.finish
             else len(self.text)
         )
@@ -112,7 +112,7 @@ class ChatCompletion:
         }
 
 
-def _tool_call(call: Call) -> dict[str, Any]:
+def _tool_call(call: ToolCall) -> dict[str, Any]:
     """A call as OpenAI writes it, with the arguments as their JSON."""
     arguments = json.dumps(call["arguments"])  # escaped: a model may write half of a character
     function = {"name": call["name"], "arguments": arguments}

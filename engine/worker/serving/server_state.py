@@ -17,7 +17,7 @@ from engine.worker.generation.served_models import ServedModel, load_served_mode
 from engine.worker.models.loading import DTYPES, load_base, precision
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 from engine.worker.serving.vllm import VllmGenerator
-from engine.worker.templates.conversations import Conversations
+from engine.worker.templates.conversations import ConversationEncoder
 
 
 @dataclass
@@ -67,7 +67,7 @@ class ServerState:
     def _score(self, folder: Path, conversations: list[list[dict[str, Any]]]) -> list[float]:
         if str(folder) not in self.reward_models:
             model, tokenizer = load_reward_model(folder)
-            self.reward_models[str(folder)] = model, Conversations(tokenizer)
+            self.reward_models[str(folder)] = model, ConversationEncoder(tokenizer)
         model, templates = self.reward_models[str(folder)]
         encoded = templates.encode(
             [{"messages": conversation, "tools": None} for conversation in conversations]

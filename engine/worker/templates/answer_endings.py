@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from engine.worker.templates.chat_template import PROBE, PROBE_2, QUESTION, ChatTemplate, Message, agree
+from engine.worker.templates.chat_template import (
+    PROBE,
+    PROBE_2,
+    QUESTION,
+    ChatTemplate,
+    Message,
+    common_prefix_length,
+)
 
-Pair = tuple[str | None, str | None]  # what ends a last answer, and one that something follows
-CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
+EndPair = tuple[str | None, str | None]  # what ends a last answer, and one that something follows
+PROBE_CALL = {"id": "A" * 9, "type": "function", "function": {"name": "f", "arguments": {"key": PROBE}}}
 
 
 class MaskSettings(NamedTuple):
@@ -52,9 +59,9 @@ class EndingProbes:
     def _openers(self) -> frozenset[str]:
         """Control tokens that open a turn: those at the very beginning, and those only the generation prompt adds."""
         control, ask = self.template.any_control, [user_message(QUESTION)]
-        text, prompt = self.template.render(ask), self.template.render(ask, generate=True)
+        text, prompt = self.template.render(ask), self.template.render(ask, add_generation_prompt=True)
         head = re.match(rf"\s*(?:(?:{control.pattern})\s*)*", text)
-        self.opening = prompt[agree(text, prompt, control) :]
+        self.opening = prompt[common_prefix_length(text, prompt, control) :]
         eos = self.template.tokenizer.eos_token
         return frozenset({*control.findall(head[0] if head else ""), *control.findall(self.opening)}) - {eos}
 
@@ -65,11 +72,13 @@ class EndingProbes:
         call = None
         for arguments in ({"key": PROBE}, PROBE):
             message = assistant_message(
-                "", tool_calls=[{**CALL, "function": {"name": "f", "arguments": arguments}}]
+                "", tool_calls=[{**PROBE_CALL, "function": {"name": "f", "arguments": arguments}}]
             )
             try:
                 call = self._ending(
-                    message, {"role": "tool", "content": "r", "name": "f", "tool_call_id": CALL["id"]}, plain
+                    message,
+                    {"role": "tool", "content": "r", "name": "f", "tool_call_id": PROBE_CALL["id"]},
+                    plain,
                 )
             except Exception:  # a template may refuse tools in any way it likes
                 continue
@@ -77,7 +86,7 @@ class EndingProbes:
                 break
         return self._chosen(plain, call)
 
-    def _ending(self, answer: Message, following: Message, known: Pair = (None, None)) -> Pair | None:
+    def _ending(self, answer: Message, following: Message, known: EndPair = (None, None)) -> EndPair | None:
         """The token that ends `answer` where it is the last message, and where `following` follows it; None if the
         template leaves the answer out."""
         messages = [user_message(QUESTION), answer]
@@ -91,7 +100,7 @@ class EndingProbes:
             if stop and stop in last and stop in middle:
                 return stop, stop
         # What both have in common is the end of this turn; the next one begins with what opens turns.
-        common = self._closing(last[: agree(last, middle, self.template.any_control)], answer)
+        common = self._closing(last[: common_prefix_length(last, middle, self.template.any_control)], answer)
         if common:
             return common, common
         return self._closing(last, answer), next(iter(self._controls(middle, answer)), None)
@@ -114,7 +123,7 @@ class EndingProbes:
             if control[token] or not answer.get("tool_calls")
         ]
 
-    def _chosen(self, plain: Pair, call: Pair | None) -> Endings:
+    def _chosen(self, plain: EndPair, call: EndPair | None) -> Endings:
         (last, middle), (call_last, call_middle) = plain, call or plain
         stops = dict.fromkeys(token for token in (last, call_last) if token)
         # A last answer that nothing ends: the mark of who speaks next ends the others, and generation stops at it.

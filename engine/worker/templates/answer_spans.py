@@ -28,15 +28,15 @@ from engine.worker.templates.chat_template import (
     ChatTemplate,
     Row,
     Span,
-    agree,
     any_of,
+    common_prefix_length,
     texts_in,
 )
-from engine.worker.templates.mask_fallbacks import believed, proposals
-from engine.worker.templates.provenance import Piece, Provenance, left_out, trace
+from engine.worker.templates.mask_fallbacks import proposed_spans, verified_answers
+from engine.worker.templates.provenance import Piece, Provenance, losses_in, trace_provenance
 
-MOST_CLOSING = 64  # letters and digits that may close an answer before the token that ends it
-MOST_GAPS = 4096  # texts between a question and its answer that are remembered
+MAX_CLOSING_CHARACTERS = 64  # letters and digits that may close an answer before the token that ends it
+MAX_GAPS_REMEMBERED = 4096  # texts between a question and its answer that are remembered
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 # Marks that a template writes as one, whether or not they are tokens of their own.
 TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
@@ -144,14 +144,14 @@ class AnswerSpans:
 
         Raises Refusal where it cannot be proved that the answers are where they seem to be.
         """
-        traced = trace(self.template, row, text)
+        traced = trace_provenance(self.template, row, text)
         answers = self.within(row, text, traced) if traced else self._otherwise(row, text)
         return self.ended(row, text, answers)
 
     def _otherwise(self, row: Row, text: str) -> Answers:
         """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
-        for proposal in proposals(self.template, row, text):
-            words = believed(row, text, proposal, self.template.any_control)
+        for proposal in proposed_spans(self.template, row, text):
+            words = verified_answers(row, text, proposal, self.template.any_control)
             if words is None:
                 continue
             stops = [self.stop.search(text, begin, limit) for begin, _, limit in words]
@@ -187,7 +187,7 @@ class AnswerSpans:
                 span, is_ended = self._span(rendering, number, after=spans[-1][1] if spans else 0)
                 spans.append(span)
         lost = (
-            *left_out(row, text, traced),
+            *losses_in(row, text, traced),
             *self._without_reasoning(row, text, spans),
             *self._with_header(spans),
         )
@@ -214,7 +214,7 @@ class AnswerSpans:
             return ""
         try:
             text = self.template.render(row["messages"])
-            if not (traced := trace(self.template, row, text)):
+            if not (traced := trace_provenance(self.template, row, text)):
                 return ""
             marks = self.template.generation_marks(row["messages"])
             start = self._span(_Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
@@ -258,7 +258,7 @@ class AnswerSpans:
         closing = (
             self.template.any_control.sub("", text[last:end]) if own and own[-1].field == "content" else ""
         )
-        if sum(map(str.isalnum, closing)) > MOST_CLOSING:
+        if sum(map(str.isalnum, closing)) > MAX_CLOSING_CHARACTERS:
             raise Refusal(problem("answer-end-hidden", message=number + 1))
         if any(start < piece.end and piece.start < end for piece in others):
             raise Refusal(problem("mask-mixed", message=number + 1))
@@ -278,7 +278,7 @@ class AnswerSpans:
         """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
         following = row["messages"][number + 1 :]
         alone = self._tail({**row, "messages": row["messages"][: number + 1]}) if following else rest
-        shared = rest[: agree(rest, alone or "", self.atoms)]
+        shared = rest[: common_prefix_length(rest, alone or "", self.atoms)]
         opened = any_of(self.openers).search(shared)
         if opened or following:
             shared = shared[: opened.start() if opened else None].rstrip()
@@ -291,7 +291,7 @@ class AnswerSpans:
         role = row["messages"][number - 1]["role"] if number else ""
         key = gap, role, bool(row.get("tools")), rendering.contexts[number], blank
         if key not in self.starts:
-            if len(self.starts) >= MOST_GAPS:
+            if len(self.starts) >= MAX_GAPS_REMEMBERED:
                 self.starts.clear()
             self.starts[key] = self._learn_start(row, number, gap, blank)
         return self.starts[key]
@@ -304,7 +304,7 @@ class AnswerSpans:
         if before[-1]["role"] == "assistant":
             return None
         try:
-            prompt = self.template.render(before, row.get("tools"), generate=True)
+            prompt = self.template.render(before, row.get("tools"), add_generation_prompt=True)
             answered = self.template.render([*before, assistant_message(PROBE)], row.get("tools"))
         except Exception:  # a template may refuse half a conversation
             return None
@@ -322,7 +322,7 @@ class AnswerSpans:
         before = {**row, "messages": row["messages"][:number]}
         if not number or before["messages"][-1]["role"] == "assistant":
             return self._behind_opening(gap)  # nothing is generated here, so no generation prompt tells
-        prompt = self._tail(before, generate=True)
+        prompt = self._tail(before, add_generation_prompt=True)
         if prompt is None:
             return self._behind_opening(gap)
         offset, whole = self._parting(gap, prompt)
@@ -353,13 +353,13 @@ class AnswerSpans:
         }
         return max((length, at + length) for at, length in lengths.items())[1] if lengths else None
 
-    def _tail(self, row: Row, *, generate: bool = False, until: str = "") -> str | None:
+    def _tail(self, row: Row, *, add_generation_prompt: bool = False, until: str = "") -> str | None:
         """What the template writes behind the last text of the conversation, or before `until`, behind the one before."""
         try:
-            text = self.template.render(row["messages"], row.get("tools"), generate)
+            text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
         except Exception:  # a template may refuse half a conversation
             return None
-        traced = trace(self.template, row, text, generate)
+        traced = trace_provenance(self.template, row, text, add_generation_prompt)
         if traced is None:
             return None
         limit = text.rindex(until) if until and until in text else len(text)

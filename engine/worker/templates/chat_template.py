@@ -24,16 +24,18 @@ Span = tuple[int, int]
 Row = Mapping[str, Any]  # {"messages": [...], "tools": [...] | None}
 Message = dict[str, Any]
 
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks around what is to be trained
+GENERATION_TAG = re.compile(
+    r"\{%-?\s*generation\s*-?%\}"
+)  # a template's own marks around what is to be trained
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
 WORD = re.compile(r"\w*")
-MADE_ID = re.compile(r"call\d{5}|functions\..+:\d+")  # of a call that has none in the data
-ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
+SYNTHETIC_CALL_ID = re.compile(r"call\d{5}|functions\..+:\d+")  # of a call that has none in the data
+CALL_ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
 # Private-use characters: no template writes them.
 PROBE, PROBE_2, QUESTION = "\ue000", "\ue001", "\ue002"
-SEARCHES = {
+SEARCH_METHODS = {
     "split",
     "rsplit",
     "partition",
@@ -56,21 +58,23 @@ class ChatTemplate:
         self.tokenizer, self.source = tokenizer, source
         # A template may put a token together from parts, which only what it writes shows.
         turns = [{"role": role, "content": QUESTION} for role in ("user", "assistant", "user")]
-        written = [self._attempt(turns[:end], generate=True) or "" for end in (1, 3)] if source else []
+        written = (
+            [self._attempt(turns[:end], add_generation_prompt=True) or "" for end in (1, 3)] if source else []
+        )
         self.control = control_tokens(tokenizer, "\n".join([source, *written]))
         self.any_control = any_of(self.control)
-        self.has_generation_marks = GENERATION.search(source) is not None
+        self.has_generation_marks = GENERATION_TAG.search(source) is not None
 
-    def render(self, messages: list[Message], tools: Any = None, generate: bool = False) -> str:
+    def render(self, messages: list[Message], tools: Any = None, add_generation_prompt: bool = False) -> str:
         """The text of a conversation. Raises whatever the template raises."""
-        messages = in_parts(messages) if self.content_in_parts else messages
-        return render(self.tokenizer, self.source, messages, tools, generate)[0]
+        messages = with_content_parts(messages) if self.content_in_parts else messages
+        return render(self.tokenizer, self.source, messages, tools, add_generation_prompt)[0]
 
     def generation_marks(self, messages: list[Message], tools: Any = None) -> list[Span]:
         """The character spans of a conversation that the template marks with {% generation %}."""
         if not self.has_generation_marks:
             return []
-        messages = in_parts(messages) if self.content_in_parts else messages
+        messages = with_content_parts(messages) if self.content_in_parts else messages
         return render(self.tokenizer, self.source, messages, tools)[1]
 
     # ------------------------------------------------------------------------- what it wants to be given
@@ -79,7 +83,7 @@ class ChatTemplate:
     def searched(self) -> frozenset[str]:
         """The texts that the template looks for in what it is given: `'</think>' in content`, `content.split('…')`."""
         tree = _compile_jinja_template(self.source).environment.parse(self.source)
-        return frozenset(text for text in _searched(tree) if text.strip())
+        return frozenset(text for text in _searched_texts(tree) if text.strip())
 
     @cached_property
     def separators(self) -> re.Pattern[str]:
@@ -90,7 +94,7 @@ class ChatTemplate:
     def content_in_parts(self) -> bool:
         """Whether it takes a content only as a list of parts, as templates of models that also see do."""
         ask = [{"role": "user", "content": PROBE}]
-        as_text, as_parts = (self._attempt(messages) or "" for messages in (ask, in_parts(ask)))
+        as_text, as_parts = (self._attempt(messages) or "" for messages in (ask, with_content_parts(ask)))
         return PROBE not in as_text and PROBE in as_parts
 
     @cached_property
@@ -123,7 +127,11 @@ class ChatTemplate:
         return as_text is not None and PROBE in as_text and '\\"key' not in as_text
 
     def _call_probe(self, arguments: Any, content: str | None, name: str = "f") -> str | None:
-        call = {"id": "A" * ID_LENGTH, "type": "function", "function": {"name": name, "arguments": arguments}}
+        call = {
+            "id": "A" * CALL_ID_LENGTH,
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
         return self._probe({"role": "assistant", "content": content, "tool_calls": [call]})
 
     @cached_property
@@ -156,9 +164,11 @@ class ChatTemplate:
     def _probe(self, message: Message) -> str | None:
         return self._attempt([{"role": "user", "content": QUESTION}, message])
 
-    def _attempt(self, messages: list[Message], generate: bool = False) -> str | None:
+    def _attempt(self, messages: list[Message], add_generation_prompt: bool = False) -> str | None:
         try:
-            return render(self.tokenizer, self.source, messages, generate=generate)[0]
+            return render(self.tokenizer, self.source, messages, add_generation_prompt=add_generation_prompt)[
+                0
+            ]
         except Exception:  # a template is a program of its own, and may refuse anything in any way
             return None
 
@@ -210,7 +220,7 @@ class ChatTemplate:
         return {**rest, "content": content, REASONING: reasoning}  # the template has no place for it
 
 
-def in_parts(messages: list[Message]) -> list[Message]:
+def with_content_parts(messages: list[Message]) -> list[Message]:
     """The messages with each content as a list of one part."""
     return [
         {**message, "content": [{"type": "text", "text": message["content"]}]}
@@ -220,13 +230,13 @@ def in_parts(messages: list[Message]) -> list[Message]:
     ]
 
 
-def short_ids(messages: list[Message]) -> list[Message]:
+def with_short_ids(messages: list[Message]) -> list[Message]:
     """The messages with each id of a call made nine letters and digits, as some templates demand, equal ids equally."""
 
     def short(text: Any) -> str:
         digest = hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).digest()
         letters = string.ascii_letters + string.digits
-        return "".join(letters[byte % len(letters)] for byte in digest[:ID_LENGTH])
+        return "".join(letters[byte % len(letters)] for byte in digest[:CALL_ID_LENGTH])
 
     changed = []
     for message in messages:
@@ -244,7 +254,10 @@ def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
     waiting: dict[str, str] = {}  # id of a call → its name
     for message in messages:
         if calls := message.get("tool_calls"):
-            calls = [{**call, "id": call.get("id") or _made_id(call, next(numbers), named)} for call in calls]
+            calls = [
+                {**call, "id": call.get("id") or _synthetic_call_id(call, next(numbers), named)}
+                for call in calls
+            ]
             waiting = {call["id"]: call["function"]["name"] for call in calls}
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
@@ -254,16 +267,16 @@ def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
         yield message
 
 
-def _made_id(call: Mapping[str, Any], number: int, named: bool) -> str:
+def _synthetic_call_id(call: Mapping[str, Any], number: int, named: bool) -> str:
     return f"call{number:05d}" if named else f"functions.{call['function']['name']}:{number}"
 
 
-def _searched(tree: nodes.Template) -> Iterator[str]:
+def _searched_texts(tree: nodes.Template) -> Iterator[str]:
     for compare in tree.find_all(nodes.Compare):
         if any(operand.op in ("in", "notin") for operand in compare.ops):
             yield from _constants([compare.expr])
     for call in tree.find_all(nodes.Call):
-        if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCHES:
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in SEARCH_METHODS:
             yield from _constants(call.args)
     for applied in tree.find_all(nodes.Filter):
         if applied.name in ("replace", "split"):
@@ -312,21 +325,21 @@ def render(
     template: str,
     messages: list[Message],
     tools: Any = None,
-    generate: bool = False,
+    add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
     """The text of one conversation and the character spans its template itself marks with {% generation %}."""
     texts, marked = render_jinja_template(
         conversations=[messages],
         tools=tools or None,
         chat_template=template,
-        add_generation_prompt=generate,
-        return_assistant_tokens_mask=GENERATION.search(template) is not None,
+        add_generation_prompt=add_generation_prompt,
+        return_assistant_tokens_mask=GENERATION_TAG.search(template) is not None,
         **tokenizer.special_tokens_map,
     )
     return texts[0], marked[0] if marked else []
 
 
-def agree(a: str, b: str, atoms: re.Pattern[str] | None = None) -> int:
+def common_prefix_length(a: str, b: str, atoms: re.Pattern[str] | None = None) -> int:
     """Length of the common beginning of `a` and `b`, none of the `atoms` cut in two ("<|end|>" against "<|user|>")."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     occurrences = atoms.finditer if atoms else lambda _: ()

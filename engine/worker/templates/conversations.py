@@ -21,17 +21,19 @@ from transformers import PreTrainedTokenizerFast
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
-from engine.worker.templates.chat_template import ChatTemplate, Row, Span, short_ids
-from engine.worker.templates.provenance import left_out, trace
-from engine.worker.templates.template_cache import Group, Shapes
-from engine.worker.templates.token_escaping import Shield
+from engine.worker.templates.chat_template import ChatTemplate, Row, Span, with_short_ids
+from engine.worker.templates.provenance import losses_in, trace_provenance
+from engine.worker.templates.template_cache import TemplateCache, TokenizedGroup
+from engine.worker.templates.token_escaping import TokenEscaping
 
-TRIED = 8  # conversations of each shape that are compared with what the template gives
+CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with what the template gives
 WRITES_NO_CALLS = "template-without-tool-calls"
-TOOL_USE = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
+TOOL_TEMPLATE_NAME = (
+    "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
+)
 
 
-class Tokens(NamedTuple):
+class TokenizedConversation(NamedTuple):
     """One conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
     including the token that ends the turn; whether the last one has such a token, since a model never shown one never
     stops; and what of the row the template left out (see `engine.data.template_losses`)."""
@@ -42,7 +44,7 @@ class Tokens(NamedTuple):
     lost: tuple[str, ...] = ()
 
 
-class Conversations:
+class ConversationEncoder:
     """A tokenizer with its chat templates: the one for conversations with tools may be another.
 
     Raises Refusal if there is nothing at the end of an answer that a model could learn to stop with.
@@ -55,11 +57,11 @@ class Conversations:
         settings: MaskSettings = DEFAULT_MASK,
     ):
         self.tokenizer = tokenizer
-        sources = _templates(tokenizer, chat_template)
-        self.plain = Rendered(tokenizer, sources[0], settings)
+        sources = _chat_templates(tokenizer, chat_template)
+        self.plain = TemplateEncoder(tokenizer, sources[0], settings)
         self.with_tools = self.plain
         if sources[1] != sources[0]:
-            self.with_tools = Rendered(tokenizer, sources[1], settings)
+            self.with_tools = TemplateEncoder(tokenizer, sources[1], settings)
 
     @property
     def end_tokens(self) -> list[str]:
@@ -67,94 +69,100 @@ class Conversations:
         both = (self.plain, self.with_tools)
         return list(dict.fromkeys(token for rendered in both for token in rendered.end_tokens))
 
-    def encode(self, rows: Sequence[Row], *, generate: bool = False) -> list[Tokens | Problem]:
+    def encode(
+        self, rows: Sequence[Row], *, add_generation_prompt: bool = False
+    ) -> list[TokenizedConversation | Problem]:
         """One result per row, in the same order; a Problem for a row that the template or the tokenizer cannot write.
 
         `generate`: the conversation ends with the opening of an answer that is yet to be written.
         """
         if self.plain is self.with_tools:
-            return self.plain.encode(rows, generate)
-        results: list[Tokens | Problem | None] = [None] * len(rows)
+            return self.plain.encode(rows, add_generation_prompt)
+        results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
         for rendered, tools in ((self.plain, False), (self.with_tools, True)):
             numbers = [number for number, row in enumerate(rows) if bool(row.get("tools")) == tools]
-            encoded = rendered.encode([rows[number] for number in numbers], generate)
+            encoded = rendered.encode([rows[number] for number in numbers], add_generation_prompt)
             for number, result in zip(numbers, encoded, strict=True):
                 results[number] = result
-        return self._with_calls(rows, results, generate)
+        return self._with_calls(rows, results, add_generation_prompt)
 
-    def _with_calls(self, rows: Sequence[Row], results: list[Any], generate: bool) -> list[Tokens | Problem]:
+    def _with_calls(
+        self, rows: Sequence[Row], results: list[Any], add_generation_prompt: bool
+    ) -> list[TokenizedConversation | Problem]:
         """Rows that call tools without a list of them, if only the template for tools writes the calls."""
         numbers = [n for n, result in enumerate(results) if getattr(result, "code", "") == WRITES_NO_CALLS]
-        encoded = self.with_tools.encode([rows[number] for number in numbers], generate)
+        encoded = self.with_tools.encode([rows[number] for number in numbers], add_generation_prompt)
         for number, result in zip(numbers, encoded, strict=True):
             results[number] = result
         return results
 
 
-class Rendered:
+class TemplateEncoder:
     """One template, and what is known about what it writes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str, settings: MaskSettings):
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, source)
         self.spans = AnswerSpans(self.template, generation_stops(tokenizer), settings)
-        self.shield = Shield(self.template, self.spans)
-        self.shapes = Shapes(self.template, self.spans)
+        self.escaping = TokenEscaping(self.template, self.spans)
+        self.cache = TemplateCache(self.template, self.spans)
 
     @property
     def end_tokens(self) -> list[str]:
         return self.spans.endings.all()
 
     def encode(
-        self, rows: Sequence[Row], generate: bool = False, *, short_way: bool = True
-    ) -> list[Tokens | Problem]:
+        self, rows: Sequence[Row], add_generation_prompt: bool = False, *, use_cache: bool = True
+    ) -> list[TokenizedConversation | Problem]:
         """See `Conversations.encode`. Without the `short_way` each row is rendered by the template itself."""
         rows = [self.template.adapt(row) for row in rows]
-        if not short_way:
-            return self._plainly(rows, generate, template_only=True)
-        results: list[Tokens | Problem | None] = [None] * len(rows)
-        for group in self.shapes.encode(rows, generate):
-            if not self._proven(group, rows, generate):
+        if not use_cache:
+            return self._by_template(rows, add_generation_prompt, template_only=True)
+        results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
+        for group in self.cache.encode(rows, add_generation_prompt):
+            if not self._proven(group, rows, add_generation_prompt):
                 continue
             shape, numbers, ids, bounds, answers = group
             for at, number in enumerate(numbers):
-                results[number] = Tokens(
+                results[number] = TokenizedConversation(
                     ids[bounds[at] : bounds[at + 1]], answers[at], shape.is_ended, shape.lost
                 )
         left = [number for number, result in enumerate(results) if result is None]
-        plainly = self._plainly([rows[number] for number in left], generate)
+        plainly = self._by_template([rows[number] for number in left], add_generation_prompt)
         for number, result in zip(left, plainly, strict=True):
             results[number] = result
         return results
 
-    def _proven(self, group: Group, rows: Sequence[Row], generate: bool) -> bool:
+    def _proven(self, group: TokenizedGroup, rows: Sequence[Row], add_generation_prompt: bool) -> bool:
         """Whether the short way gives what the template gives, tried once on the first conversations of each shape."""
         shape = group.shape
         if not shape.proven and shape.plan:
-            some = range(min(len(group.rows), TRIED))
-            plainly = self._plainly([rows[group.rows[at]] for at in some], generate, template_only=True)
+            compared = range(min(len(group.rows), CONVERSATIONS_COMPARED))
+            plainly = self._by_template(
+                [rows[group.rows[at]] for at in compared], add_generation_prompt, template_only=True
+            )
             shape.proven = all(
-                isinstance(tokens, Tokens)
+                isinstance(tokens, TokenizedConversation)
                 and tokens.ids.tolist() == group.ids[group.bounds[at] : group.bounds[at + 1]].tolist()
                 and tuple(tokens.answers) == group.answers[at]
                 and (tokens.ended, tokens.lost) == (shape.is_ended, shape.lost)
-                for at, tokens in zip(some, plainly, strict=True)
+                for at, tokens in zip(compared, plainly, strict=True)
             )
             if not shape.proven:
                 shape.plan = None
         return shape.proven
 
-    def _plainly(
-        self, rows: Sequence[Row], generate: bool, *, template_only: bool = False
-    ) -> list[Tokens | Problem]:
+    def _by_template(
+        self, rows: Sequence[Row], add_generation_prompt: bool, *, template_only: bool = False
+    ) -> list[TokenizedConversation | Problem]:
         """Rendered as a whole and tokenized as a whole."""
-        results: list[Tokens | Problem | None] = [None] * len(rows)
+        results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
         drafts: list[tuple[int, str, Answers, dict[str, str]]] = []
         for number, row in enumerate(rows):
-            row, hidden = self.shield.row(row)
+            row, hidden = self.escaping.row(row)
             try:
-                known = None if template_only else self.shapes.text(row, generate)
-                text, answers = known or self._rendered(row, generate)
+                known = None if template_only else self.cache.text(row, add_generation_prompt)
+                text, answers = known or self._rendered(row, add_generation_prompt)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
             except Exception as error:  # a template is a program: whatever it raises is about this row
@@ -171,25 +179,30 @@ class Rendered:
                 results[number] = refusal.problems[0]
         return results
 
-    def _tokens(self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any) -> Tokens:
-        ids, spans = encoding.ids, [_tokens_of(encoding, span, self.shield.control) for span in answers.spans]
+    def _tokens(
+        self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any
+    ) -> TokenizedConversation:
+        ids, spans = (
+            encoding.ids,
+            [_token_span(encoding, span, self.escaping.control) for span in answers.spans],
+        )
         if hidden:
-            ids, spans = self.shield.restore(text, encoding, spans, hidden)
+            ids, spans = self.escaping.restore(text, encoding, spans, hidden)
         if empty := [number for number, (begin, end) in enumerate(spans) if begin >= end]:
             raise Refusal(problem("mask-empty", answer=empty[0] + 1))
-        return Tokens(np.array(ids, dtype=np.int32), spans, answers.is_ended, answers.lost)
+        return TokenizedConversation(np.array(ids, dtype=np.int32), spans, answers.is_ended, answers.lost)
 
-    def _rendered(self, row: Row, generate: bool) -> tuple[str, Answers]:
+    def _rendered(self, row: Row, add_generation_prompt: bool) -> tuple[str, Answers]:
         try:
-            text = self.template.render(row["messages"], row.get("tools"), generate)
+            text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
         except Exception:
             # Some templates take no id of a call but their own kind; whatever else is wrong is raised again.
-            row = {**row, "messages": short_ids(row["messages"])}
-            text = self.template.render(row["messages"], row.get("tools"), generate)
-        if not generate:
+            row = {**row, "messages": with_short_ids(row["messages"])}
+            text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
+        if not add_generation_prompt:
             return self.spans.completed(row, text)
-        traced = trace(self.template, row, text, generate)
-        return text, Answers([], lost=left_out(row, text, traced) if traced else ())
+        traced = trace_provenance(self.template, row, text, add_generation_prompt)
+        return text, Answers([], lost=losses_in(row, text, traced) if traced else ())
 
 
 def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -212,10 +225,10 @@ def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
     """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
-    return tokenizer.convert_tokens_to_ids(Conversations(tokenizer, chat_template).end_tokens)
+    return tokenizer.convert_tokens_to_ids(ConversationEncoder(tokenizer, chat_template).end_tokens)
 
 
-def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> tuple[str, str]:
+def _chat_templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> tuple[str, str]:
     """The template for conversations without tools and the one for those with tools, which may be the same."""
     several = tokenizer.chat_template
     if chat_template or not isinstance(several, dict):
@@ -226,10 +239,10 @@ def _templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) ->
         raise Refusal(
             problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING)
         )
-    return plain, several.get(TOOL_USE, plain)
+    return plain, several.get(TOOL_TEMPLATE_NAME, plain)
 
 
-def _tokens_of(encoding: Any, span: Span, control: Collection[int]) -> Span:
+def _token_span(encoding: Any, span: Span, control: Collection[int]) -> Span:
     """The tokens that hold any of the characters of an answer.
 
     So an ordinary token that answer and prompt share (" yes" after "A: ") is the answer's: without it the answer

@@ -16,20 +16,20 @@ from pathlib import Path
 
 from engine.worker.templates.chat_template import REASONING_KEYS, ChatTemplate, Message, Row, Span, render
 
-TRAINING = "_training.jinja"  # how TRL names the twins of templates, with generation marks
+TRAINING_SUFFIX = "_training.jinja"  # how TRL names the twins of templates, with generation marks
 
 
-def proposals(template: ChatTemplate, row: Row, text: str) -> Iterator[list[Span]]:
+def proposed_spans(template: ChatTemplate, row: Row, text: str) -> Iterator[list[Span]]:
     """Where the answers may be: spans from the beginning of each to any place behind its last word."""
     messages, tools = row["messages"], row.get("tools")
     yield template.generation_marks(messages, tools)
     if training := training_template(template.source):
         written, marks = render(template.tokenizer, training, messages, tools)
         yield marks if written == text else []
-    yield _by_prefixes(template, row, text)
+    yield _spans_by_prefixes(template, row, text)
 
 
-def believed(
+def verified_answers(
     row: Row, text: str, spans: list[Span], control: re.Pattern[str]
 ) -> list[tuple[int, int, int]] | None:
     """Of each answer where it begins, where its last word ends and where the words of the next message begin, or the
@@ -47,7 +47,7 @@ def believed(
     words: list[Span] = []
     for message in messages:
         is_answer = message["role"] == "assistant"
-        place = _place(message, text, begin if is_answer else at, end if is_answer else begin)
+        place = _words_span(message, text, begin if is_answer else at, end if is_answer else begin)
         if place is None:
             return None
         words.append(place)
@@ -63,7 +63,7 @@ def believed(
     return [(begin, last, limit) for (begin, _), (last, limit) in zip(spans, answers, strict=True)]
 
 
-def _place(message: Message, text: str, begin: int, end: int) -> Span | None:
+def _words_span(message: Message, text: str, begin: int, end: int) -> Span | None:
     """Where the words of a message begin and end in a part of the text; None if they are not all there."""
     calls = message.get("tool_calls") or ()
     words = [message.get(key) for key in (*REASONING_KEYS, "content")]
@@ -77,12 +77,14 @@ def _place(message: Message, text: str, begin: int, end: int) -> Span | None:
     return (end if first is None else first), last
 
 
-def _by_prefixes(template: ChatTemplate, row: Row, text: str) -> list[Span]:
+def _spans_by_prefixes(template: ChatTemplate, row: Row, text: str) -> list[Span]:
     spans: list[Span] = []
     for number, message in enumerate(row["messages"]):
         if message["role"] == "assistant":
             before = (
-                template.render(row["messages"][:number], row.get("tools"), generate=True) if number else ""
+                template.render(row["messages"][:number], row.get("tools"), add_generation_prompt=True)
+                if number
+                else ""
             )
             if not text.startswith(before):
                 return []
@@ -102,8 +104,8 @@ def _training_templates() -> dict[str, str]:
     folders = [Path(folder) / "chat_templates" for folder in trl.submodule_search_locations] if trl else []
     templates = {}
     for folder in folders:
-        for training in sorted(folder.glob(f"*{TRAINING}")):
-            plain = training.with_name(training.name.removesuffix(TRAINING) + ".jinja")
+        for training in sorted(folder.glob(f"*{TRAINING_SUFFIX}")):
+            plain = training.with_name(training.name.removesuffix(TRAINING_SUFFIX) + ".jinja")
             if plain.is_file():
                 templates[plain.read_text(encoding="utf-8").strip()] = training.read_text(encoding="utf-8")
     return templates

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from engine.data.template_losses import LOSSES
 from engine.worker.templates.chat_template import (
-    MADE_ID,
     REASONING_KEYS,
+    SYNTHETIC_CALL_ID,
     ChatTemplate,
     Message,
     Row,
@@ -23,8 +23,8 @@ from engine.worker.templates.chat_template import (
 )
 
 # Where marks are taken from. Printable ones first, since a template that writes an object as Python does escapes others.
-MARKS = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
-ROLE_KEYS = {"content": "content", **dict.fromkeys(REASONING_KEYS, "reasoning"), "name": "name"}
+MARK_RANGES = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
+FIELD_OF_KEY = {"content": "content", **dict.fromkeys(REASONING_KEYS, "reasoning"), "name": "name"}
 
 
 class Piece(NamedTuple):
@@ -47,20 +47,24 @@ class Provenance(NamedTuple):
 
 
 # What is marked, and whether texts of nothing but spaces are, too: less and less, as a template may mind it.
-EVERYTHING = frozenset({"content", "reasoning", "call", "arguments", "name"})
-ATTEMPTS = (
-    (EVERYTHING, True), (EVERYTHING, False), (EVERYTHING - {"arguments", "name"}, False), ({"content", "reasoning"}, False),
+ALL_FIELDS = frozenset({"content", "reasoning", "call", "arguments", "name"})
+TRACE_ATTEMPTS = (
+    (ALL_FIELDS, True), (ALL_FIELDS, False), (ALL_FIELDS - {"arguments", "name"}, False), ({"content", "reasoning"}, False),
 )  # fmt: skip
 
 
-def trace(template: ChatTemplate, row: Row, text: str, generate: bool = False) -> Provenance | None:
+def trace_provenance(
+    template: ChatTemplate, row: Row, text: str, add_generation_prompt: bool = False
+) -> Provenance | None:
     """Where `text`, the rendering of `row`, comes from; None if the template writes something else around marks."""
-    for fields, blanks in ATTEMPTS:
+    for fields, blanks in TRACE_ATTEMPTS:
         marker = _Marker.of(template, row, fields, blanks)
         if marker is None:
             return None
         try:
-            marked = template.render(marker.messages(row["messages"]), row.get("tools"), generate)
+            marked = template.render(
+                marker.messages(row["messages"]), row.get("tools"), add_generation_prompt
+            )
         except Exception:  # the template minds the marks
             continue
         if traced := marker.read(marked, text):
@@ -68,7 +72,7 @@ def trace(template: ChatTemplate, row: Row, text: str, generate: bool = False) -
     return None
 
 
-def left_out(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
+def losses_in(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
     """What of `row` is not in `text`, as words of `engine.data.template_losses.LOSSES`."""
     messages = row["messages"]
     last = max(
@@ -81,16 +85,16 @@ def left_out(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
         for n, field in traced.missing
         if field != "name" or (messages[n]["role"] == "tool" and messages[n]["name"] not in called)
     ]
-    lost = {_kind(messages[number], field, number == last) for number, field in missing}
+    lost = {_loss_kind(messages[number], field, number == last) for number, field in missing}
     if traced.is_changed:
         lost.add("changed")
     ids = [str(message["tool_call_id"]) for message in messages if message.get("tool_call_id")]
-    if any(id not in text for id in ids if not MADE_ID.fullmatch(id)):
+    if any(id not in text for id in ids if not SYNTHETIC_CALL_ID.fullmatch(id)):
         lost.add("tool_ids")
     return tuple(loss for loss in LOSSES if loss in lost)
 
 
-def _kind(message: Message, field: str, is_last: bool) -> str:
+def _loss_kind(message: Message, field: str, is_last: bool) -> str:
     role = message["role"]
     if field == "reasoning" or (
         role == "assistant" and field == "content" and "</think>" in message["content"]
@@ -118,7 +122,7 @@ class _Marker:
     @classmethod
     def of(cls, template: ChatTemplate, row: Row, fields: Set[str], blanks: bool) -> _Marker | None:
         written = texts_in(row["messages"])
-        for block in MARKS:
+        for block in MARK_RANGES:
             marker = cls(template, block, fields, blanks)
             if not marker.any_mark.search(written):
                 return marker
@@ -131,7 +135,7 @@ class _Marker:
         # A blank text has to show where its message is only where nothing else does.
         blanks = self.blanks and not message.get("tool_calls") and not any(map(message.get, REASONING_KEYS))
         marked = {
-            key: self._text(number, ROLE_KEYS[key], value, blanks) if key in ROLE_KEYS else value
+            key: self._text(number, FIELD_OF_KEY[key], value, blanks) if key in FIELD_OF_KEY else value
             for key, value in message.items()
         }
         if calls := message.get("tool_calls"):
@@ -157,7 +161,7 @@ class _Marker:
         if not isinstance(text, str) or field not in self.fields:
             return text
         made, at = [], 0
-        parts = list(_parts(text, self.separators)) or ([(0, 0)] if blanks else [])
+        parts = list(_unseparated_parts(text, self.separators)) or ([(0, 0)] if blanks else [])
         for begin, end in parts:
             if len(self.owners) >= self.most:
                 raise OverflowError("more parts than there are marks")
@@ -204,7 +208,7 @@ class _Marker:
         return Piece(*self.owners[owner], start, end + more, owner)
 
 
-def _parts(text: str, separators: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+def _unseparated_parts(text: str, separators: re.Pattern[str]) -> Iterator[tuple[int, int]]:
     """The stretches of a text between separators, without the spaces at their edges."""
     at = 0
     for begin, end in [*(match.span() for match in separators.finditer(text)), (len(text), len(text))]:

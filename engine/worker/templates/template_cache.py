@@ -26,22 +26,22 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
 from engine.worker.templates.chat_template import ChatTemplate, Row, Span
-from engine.worker.templates.provenance import Piece, Provenance, left_out
-from engine.worker.templates.template_tracing import Check, Outline, Tracer, sentinel
-from engine.worker.templates.word_cache import Words
+from engine.worker.templates.provenance import Piece, Provenance, losses_in
+from engine.worker.templates.template_tracing import Check, Outline, TemplateTracer, sentinel
+from engine.worker.templates.word_cache import WordCache
 
-MOST_TURNS, MOST_SHAPES = 64, 512
-ROWS = 1024  # conversations that are put together at a time
-THREADS = 16  # of the tokenizer, at the most
+MAX_TURNS, MAX_SHAPES = 64, 512
+ROWS_PER_BATCH = 1024  # conversations that are put together at a time
+MAX_TOKENIZER_THREADS = 16  # of the tokenizer, at the most
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
-AFTER = ("", "a", " a", "\n", "1", ".", "'s")
-BEFORE = ("", "a", " ", "\n", ".")
+TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
+TEXTS_BEFORE = ("", "a", " ", "\n", ".")
 THOUGHT = re.compile("think>|</[^<>]*think")
-LOOKS_BACK = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
+LOOKBEHIND = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
 
 
 @dataclass(eq=False)
-class Shape:
+class TemplateShape:
     """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
 
     `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last has a token that
@@ -54,7 +54,7 @@ class Shape:
     answers: tuple[Span, ...]
     is_ended: bool = True
     lost: tuple[str, ...] = ()
-    plan: Plan | None = None
+    plan: TokenPlan | None = None
     proven: bool = False
 
     def text(self, contents: Sequence[str]) -> tuple[str, Answers] | None:
@@ -68,13 +68,15 @@ class Shape:
 
 
 @dataclass(eq=False)
-class Plan:
+class TokenPlan:
     """How the ids of a shape are put together, part by part."""
 
     frame: np.ndarray  # the ids of the template's own texts, one after the other
     parts: tuple[Span | int, ...]  # where in `frame`; of a content, the number of its slot
     slots: tuple[int, ...]  # which content goes where
-    edges: tuple[tuple[int, Edge, Edge], ...]  # of each slot: its content, how that may begin, how it may end
+    edges: tuple[
+        tuple[int, EdgeCheck, EdgeCheck], ...
+    ]  # of each slot: its content, how that may begin, how it may end
 
     def takes(self, contents: Sequence[str]) -> bool:
         for number, first, last in self.edges:
@@ -84,7 +86,7 @@ class Plan:
         return True
 
 
-class Edge(dict[str, bool]):
+class EdgeCheck(dict[str, bool]):
     """Character → whether a content that begins (or ends) with it is tokenized as if it were alone. Asked once."""
 
     def __init__(self, ask: Callable[[str], bool]):
@@ -95,25 +97,25 @@ class Edge(dict[str, bool]):
         return known
 
 
-class Group(NamedTuple):
+class TokenizedGroup(NamedTuple):
     """Conversations of one shape: their numbers, the ids of all, where each begins and ends, and its answers."""
 
-    shape: Shape
+    shape: TemplateShape
     rows: list[int]
     ids: np.ndarray
     bounds: list[int]
     answers: list[tuple[Span, ...]]
 
 
-class Shapes:
+class TemplateCache:
     """The shapes of a template's conversations, learned as they come."""
 
     def __init__(self, template: ChatTemplate, spans: AnswerSpans):
         tokenizer = template.tokenizer
         self.template, self.spans = template, spans
         self.backend = tokenizer.backend_tokenizer
-        self.known: dict[tuple[bool, tuple[str, ...]], Shape | None] = {}
-        self.edges: dict[str, Edge] = {}
+        self.known: dict[tuple[bool, tuple[str, ...]], TemplateShape | None] = {}
+        self.edges: dict[str, EdgeCheck] = {}
         self.any_control = template.any_control
         self.is_control = np.zeros(max([len(tokenizer), *tokenizer.added_tokens_decoder]) + 1, dtype=bool)
         self.is_control[tokenizer.convert_tokens_to_ids(list(template.control))] = True
@@ -127,34 +129,38 @@ class Shapes:
             ),
             ("", -1),
         )
-        self.words = Words.of(tokenizer)
-        self.splits_at_breaks = _splits_at_breaks(tokenizer)
+        self.words = WordCache.of(tokenizer)
+        self.splits_at_breaks = _splits_at_line_breaks(tokenizer)
 
     @cached_property
-    def tracer(self) -> Tracer:
-        return Tracer(self.template.source, self.template.tokenizer.special_tokens_map)
+    def tracer(self) -> TemplateTracer:
+        return TemplateTracer(self.template.source, self.template.tokenizer.special_tokens_map)
 
-    def of(self, messages: Sequence[dict[str, Any]], generate: bool = False) -> Shape | None:
+    def of(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False
+    ) -> TemplateShape | None:
         """The shape of a conversation of plain messages; None if the template has to be asked each time."""
-        key = generate, tuple([message["role"] for message in messages])
+        key = add_generation_prompt, tuple([message["role"] for message in messages])
         if key not in self.known:
-            if len(messages) > MOST_TURNS or len(self.known) >= MOST_SHAPES:
+            if len(messages) > MAX_TURNS or len(self.known) >= MAX_SHAPES:
                 return None
-            self.known[key] = self._learn(key[1], generate)
+            self.known[key] = self._learn(key[1], add_generation_prompt)
         return self.known[key]
 
-    def text(self, row: Row, generate: bool = False) -> tuple[str, Answers] | None:
+    def text(self, row: Row, add_generation_prompt: bool = False) -> tuple[str, Answers] | None:
         """What the template writes for a row, and the answers in it; None if it has to be asked."""
-        contents = _plain(row)
-        shape = self.of(row["messages"], generate) if contents else None
+        contents = _plain_contents(row)
+        shape = self.of(row["messages"], add_generation_prompt) if contents else None
         return shape.text(contents) if shape else None
 
-    def encode(self, rows: Sequence[dict[str, Any]], generate: bool = False) -> Iterator[Group]:
+    def encode(
+        self, rows: Sequence[dict[str, Any]], add_generation_prompt: bool = False
+    ) -> Iterator[TokenizedGroup]:
         """Those of the rows whose contents can be tokenized apart from the frame, in groups of one shape."""
-        of_shape: dict[Shape, tuple[list[int], list[list[str]]]] = {}
+        of_shape: dict[TemplateShape, tuple[list[int], list[list[str]]]] = {}
         for index, row in enumerate(rows):
-            contents = _plain(row)
-            shape = self.of(row["messages"], generate) if contents else None
+            contents = _plain_contents(row)
+            shape = self.of(row["messages"], add_generation_prompt) if contents else None
             if shape is None or shape.plan is None or not shape.plan.takes(contents):
                 continue
             if all([check(contents[number]) for number, check in shape.checks]):
@@ -164,13 +170,18 @@ class Shapes:
         for shape, (indices, row_contents) in of_shape.items():
             yield from self._tokenized(shape, indices, row_contents)
 
-    def _tokenized(self, shape: Shape, indices: list[int], row_contents: list[list[str]]) -> Iterator[Group]:
+    def _tokenized(
+        self, shape: TemplateShape, indices: list[int], row_contents: list[list[str]]
+    ) -> Iterator[TokenizedGroup]:
         slots = shape.plan.slots
-        for start in range(0, len(row_contents), ROWS):
-            block, rows = row_contents[start : start + ROWS], indices[start : start + ROWS]
+        for start in range(0, len(row_contents), ROWS_PER_BATCH):
+            block, rows = (
+                row_contents[start : start + ROWS_PER_BATCH],
+                indices[start : start + ROWS_PER_BATCH],
+            )
             contents = [row[slot] for row in block for slot in slots]
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
-                yield _together(shape, rows, *ids_and_lengths)
+                yield _assembled(shape, rows, *ids_and_lengths)
                 continue
             # Someone wrote a control token into the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
@@ -183,7 +194,7 @@ class Shapes:
         None if there is a control token in one of them.
         """
         # Several texts, since it has several threads.
-        step = -(-len(contents) // THREADS)
+        step = -(-len(contents) // MAX_TOKENIZER_THREADS)
         texts = [[*contents[at : at + step], ""] for at in range(0, len(contents), step)]
         encodings = self.backend.encode_batch_fast(
             [self.fence + self.fence.join(some) for some in texts], add_special_tokens=False
@@ -197,17 +208,17 @@ class Shapes:
         ends = np.cumsum([len(some) for some in texts])[:-1] - 1
         return np.delete(ids, fences), np.delete(lengths, ends)
 
-    def _learn(self, roles: tuple[str, ...], generate: bool) -> Shape | None:
+    def _learn(self, roles: tuple[str, ...], add_generation_prompt: bool) -> TemplateShape | None:
         contents = [sentinel(number) for number in range(len(roles))]
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            outline = self.tracer.outline(roles, generate=generate)
-            text = self.template.render(messages, generate=generate)
+            outline = self.tracer.outline(roles, add_generation_prompt=add_generation_prompt)
+            text = self.template.render(messages, add_generation_prompt=add_generation_prompt)
             if outline is None or outline.text(contents) != text:
                 return None
             row, traced = {"messages": messages}, _provenance(outline.parts, contents)
-            if generate:
-                return self._shape(outline, contents, text, Answers([], lost=left_out(row, text, traced)))
+            if add_generation_prompt:
+                return self._shape(outline, contents, text, Answers([], lost=losses_in(row, text, traced)))
             answers = self.spans.within(row, text, traced)
             whole, answers = self.spans.ended(row, text, answers)
             end = (whole[len(text) :],) if whole != text else ()
@@ -228,25 +239,27 @@ class Shapes:
 
         return [(number, is_plain) for number, role in enumerate(roles) if role == "assistant"]
 
-    def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> Shape | None:
+    def _shape(
+        self, outline: Outline, contents: list[str], text: str, answers: Answers
+    ) -> TemplateShape | None:
         """None if an answer begins or ends within a content, or is empty."""
-        cut = _cut(outline.parts, contents, answers.spans)
+        cut = _cut_at_answers(outline.parts, contents, answers.spans)
         if cut is None:
             return None
         parts, spans = cut
         if any(begin >= end for begin, end in spans):
             return None
-        return Shape(parts, outline.checks, spans, answers.is_ended, answers.lost, self._plan(parts))
+        return TemplateShape(parts, outline.checks, spans, answers.is_ended, answers.lost, self._plan(parts))
 
-    def _plan(self, parts: tuple[str | int, ...]) -> Plan | None:
+    def _plan(self, parts: tuple[str | int, ...]) -> TokenPlan | None:
         """None if control tokens do not close every content off from the frame."""
-        runs, numbers = _alternating(parts)
+        runs, numbers = _text_runs_and_contents(parts)
         texts = ["".join(run) for run in runs]
         if not self.fence or not all([self._closes(at, texts) for at in range(len(texts))]):
             return None
         ids: list[int] = []
         planned: list[Span | int] = []
-        edges: list[tuple[int, Edge, Edge]] = []
+        edges: list[tuple[int, EdgeCheck, EdgeCheck]] = []
         for at, run in enumerate(runs):
             for some in self._ids_of(run):
                 planned.append((len(ids), len(ids) + len(some)))
@@ -256,7 +269,7 @@ class Shapes:
                 behind = self._controls(texts[at + 1])[:1]
                 edges.append((numbers[at], self._first(tail), self._last(behind[0][0] if behind else "")))
                 planned.append(at)
-        return Plan(np.array(ids, dtype=np.int32), tuple(planned), tuple(numbers), tuple(edges))
+        return TokenPlan(np.array(ids, dtype=np.int32), tuple(planned), tuple(numbers), tuple(edges))
 
     def _controls(self, text: str) -> list[re.Match[str]]:
         return list(self.any_control.finditer(text))
@@ -283,26 +296,26 @@ class Shapes:
             cuts.append(cut + swallowed)
         return [encoding.ids[begin:end] for begin, end in pairwise(cuts)]
 
-    def _first(self, tail: str) -> Edge:
+    def _first(self, tail: str) -> EdgeCheck:
         """Of a content behind `tail`, which begins with a control token."""
         head, text = self._ids(tail), tail != self.any_control.match(tail)[0]
 
         def ask(character: str) -> bool:
-            alone = [self._ids(self.fence + character + after)[1:] for after in AFTER]
-            together = [self._ids(tail + character + after) for after in AFTER]
+            alone = [self._ids(self.fence + character + after)[1:] for after in TEXTS_AFTER]
+            together = [self._ids(tail + character + after) for after in TEXTS_AFTER]
             return not (text and character.isspace()) and together == [head + ids for ids in alone]
 
-        return self.edges.setdefault(tail, Edge(ask))
+        return self.edges.setdefault(tail, EdgeCheck(ask))
 
-    def _last(self, head: str) -> Edge:
+    def _last(self, head: str) -> EdgeCheck:
         """Of a content before the control token `head`, or at the end of the text."""
 
         def ask(character: str) -> bool:
-            alone = [self._ids(self.fence + before + character + self.fence)[:-1] for before in BEFORE]
-            together = [self._ids(self.fence + before + character + head) for before in BEFORE]
+            alone = [self._ids(self.fence + before + character + self.fence)[:-1] for before in TEXTS_BEFORE]
+            together = [self._ids(self.fence + before + character + head) for before in TEXTS_BEFORE]
             return together == [ids + self._ids(head) for ids in alone]
 
-        return self.edges.setdefault("\0" + head, Edge(ask))
+        return self.edges.setdefault("\0" + head, EdgeCheck(ask))
 
     def _ids(self, text: str) -> list[int]:
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -318,14 +331,14 @@ def _provenance(parts: Sequence[str | int], contents: Sequence[str]) -> Provenan
     return Provenance(pieces, {(number, "content") for number in range(len(contents)) if number not in parts})
 
 
-def _plain(row: dict[str, Any]) -> list[str] | None:
+def _plain_contents(row: dict[str, Any]) -> list[str] | None:
     """What is said in a row, if each message is a role and a content, and there are no tools."""
     messages = row["messages"]
     contents = [message["content"] for message in messages if len(message) == 2]
     return contents if len(contents) == len(messages) and not row.get("tools") else None
 
 
-def _cut(
+def _cut_at_answers(
     parts: Sequence[str | int], contents: Sequence[str], spans: Sequence[Span]
 ) -> tuple[tuple[str | int, ...], tuple[Span, ...]] | None:
     """The parts with texts cut where an answer begins or ends, and the answers as spans of parts.
@@ -349,7 +362,7 @@ def _cut(
     return tuple(made), tuple((starts[begin], starts[end]) for begin, end in spans)
 
 
-def _alternating(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]]:
+def _text_runs_and_contents(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]]:
     """Runs of texts, one more than there are contents, and the contents between them."""
     runs: list[list[str]] = [[]]
     numbers: list[int] = []
@@ -362,7 +375,7 @@ def _alternating(parts: Sequence[str | int]) -> tuple[list[list[str]], list[int]
     return runs, numbers
 
 
-def _together(shape: Shape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> Group:
+def _assembled(shape: TemplateShape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> TokenizedGroup:
     """Contents into their frames."""
     plan, count = shape.plan, len(rows)
     begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
@@ -380,22 +393,22 @@ def _together(shape: Shape, rows: list[int], ids: np.ndarray, lengths: np.ndarra
         for first, last in shape.answers
     ]
     spans = list(zip(*answers, strict=True)) if answers else [()] * count
-    return Group(
+    return TokenizedGroup(
         shape,
         rows,
-        gather(np.concatenate([plan.frame, ids]), begin.ravel(), length.ravel()),
+        gather_ranges(np.concatenate([plan.frame, ids]), begin.ravel(), length.ravel()),
         bounds.tolist(),
         spans,
     )
 
 
-def gather(source: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def gather_ranges(source: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Stretches of `source`, one after the other."""
     before = lengths.cumsum() - lengths
     return source[np.arange(lengths.sum()) + np.repeat(begins - before, lengths)]
 
 
-def _splits_at_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
+def _splits_at_line_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether text is cut into words by regular expressions that look at nothing behind them.
 
     Then a line break and a character that is no space are in different words, or are seen not to be when one tries.
@@ -407,4 +420,4 @@ def _splits_at_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
     patterns = [step["pattern"].get("Regex", "") for step in steps if step["type"] == "Split"]
     words = any(step["type"] == "Split" or step.get("use_regex") for step in steps)
     known = all(step["type"] in ("Split", "ByteLevel", "Digits") for step in steps)
-    return words and known and not any(map(LOOKS_BACK.search, patterns))
+    return words and known and not any(map(LOOKBEHIND.search, patterns))

@@ -50,7 +50,7 @@ def sentinel(number: int) -> str:
     return f"{chr(0xE000 + number)}\"'\\<&é{chr(0xE800 + number)}"
 
 
-class Tracer:
+class TemplateTracer:
     """A template, compiled so that it can be run on contents that remember what they were asked.
 
     `variables` is what it sees besides the messages.
@@ -58,9 +58,9 @@ class Tracer:
 
     def __init__(self, template: str, variables: dict[str, Any]):
         self.variables, self.recorder = variables, _TraceRecorder()
-        self.template = _traceable(template, self.recorder)
+        self.template = _traceable_template(template, self.recorder)
 
-    def outline(self, roles: Sequence[str], *, generate: bool = False) -> Outline | None:
+    def outline(self, roles: Sequence[str], *, add_generation_prompt: bool = False) -> Outline | None:
         """The outline of a conversation in which these speak, one message each; None if there is none.
 
         Whatever the template raises is raised.
@@ -75,7 +75,7 @@ class Tracer:
                 messages=messages,
                 tools=None,
                 documents=None,
-                add_generation_prompt=generate,
+                add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
         except Exception:
@@ -100,7 +100,7 @@ class _TraceRecorder:
     def __init__(self) -> None:
         self.checks: dict[tuple[Any, ...], Check] = {}
         self.too_much = False
-        self.spliced, self.content = _types(self)
+        self.spliced, self.content = _recording_types(self)
 
     def again(self) -> _TraceRecorder:
         self.checks.clear()
@@ -116,7 +116,7 @@ class _TraceRecorder:
         raise TypeError("only the content itself could answer this")
 
 
-def _types(recorder: _TraceRecorder) -> tuple[type, type]:
+def _recording_types(recorder: _TraceRecorder) -> tuple[type, type]:
     """The types of texts with contents in them, and of contents, whose questions `asked` writes down."""
 
     class Spliced(str):
@@ -200,7 +200,7 @@ def _types(recorder: _TraceRecorder) -> tuple[type, type]:
     return Spliced, Content
 
 
-class _Visible(NodeTransformer):
+class _ExposeOperators(NodeTransformer):
     """Rewrites what Jinja does in C, out of sight: `a ~ b`, and `a in "text"`."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
@@ -217,7 +217,7 @@ class _Visible(NodeTransformer):
         return node
 
 
-def _traceable(template: str, recorder: _TraceRecorder) -> Any:
+def _traceable_template(template: str, recorder: _TraceRecorder) -> Any:
     """The template compiled as transformers compiles it, but so that every use of a content is seen."""
     environment = _compile_jinja_template(template).environment.overlay()
 
@@ -241,11 +241,11 @@ def _traceable(template: str, recorder: _TraceRecorder) -> Any:
     environment.spliced = lambda *parts: spliced(parts)
     environment.searched = lambda where: Searched(where) if type(where) is str else where
     environment.filters = {
-        name: _watched(name, function, HARMLESS_FILTERS, recorder)
+        name: _guarded(name, function, HARMLESS_FILTERS, recorder)
         for name, function in environment.filters.items()
     }
     environment.tests = {
-        name: _watched(name, function, HARMLESS_TESTS, recorder)
+        name: _guarded(name, function, HARMLESS_TESTS, recorder)
         for name, function in environment.tests.items()
     }
     environment.filters["trim"] = lambda text, chars=None: str(text).strip(chars)
@@ -253,12 +253,12 @@ def _traceable(template: str, recorder: _TraceRecorder) -> Any:
     for name in ("iterable", "sequence"):  # which a string is
         plain = environment.tests[name]
         environment.tests[name] = lambda value, plain=plain: isinstance(value, str) or plain(value)
-    tree = _Visible().visit(environment.parse(template))
+    tree = _ExposeOperators().visit(environment.parse(template))
     tree.set_environment(environment)
     return environment.from_string(tree)
 
 
-def _watched(
+def _guarded(
     name: str, function: Callable[..., Any], harmless: set[str], recorder: _TraceRecorder
 ) -> Callable[..., Any]:
     """A filter or test that must not be given a content, nor anything with one in it, unless it is harmless."""
@@ -287,18 +287,18 @@ def _watched(
 
     @wraps(function)
     def watched(*arguments: Any, **keywords: Any) -> Any:
-        if any(_holds(argument, recorder) for argument in (*arguments, *keywords.values())):
+        if any(_holds_content(argument, recorder) for argument in (*arguments, *keywords.values())):
             recorder.refuse()
         return function(*arguments, **keywords)
 
     return watched
 
 
-def _holds(value: Any, recorder: _TraceRecorder) -> bool:
+def _holds_content(value: Any, recorder: _TraceRecorder) -> bool:
     if isinstance(value, Undefined):
         return False
     if isinstance(value, dict):
-        return any(_holds(part, recorder) for part in (*value, *value.values()))
+        return any(_holds_content(part, recorder) for part in (*value, *value.values()))
     if isinstance(value, (list, tuple)):
-        return any(_holds(part, recorder) for part in value)
+        return any(_holds_content(part, recorder) for part in value)
     return isinstance(value, recorder.spliced)

@@ -13,7 +13,7 @@ from engine.worker.templates.answer_spans import AnswerSpans
 from engine.worker.templates.chat_template import ChatTemplate, Span, any_of, texts_in
 
 
-class Shield:
+class TokenEscaping:
     """Keeps control tokens that are written in the data from becoming control tokens.
 
     Their text is replaced by spare private-use characters before the template is rendered and the text tokenized; then
@@ -45,7 +45,7 @@ class Shield:
         written = texts_in(row)
         if not self.elsewhere.search(written):
             return row, {}
-        stand_ins = _StandIns(written)
+        stand_ins = _Placeholders(written)
         messages = [
             stand_ins.hide(message, self.in_answers if message["role"] == "assistant" else self.elsewhere)
             for message in row["messages"]
@@ -57,7 +57,7 @@ class Shield:
         """The same for a document."""
         if not self.elsewhere.search(text):
             return text, {}
-        stand_ins = _StandIns(text)
+        stand_ins = _Placeholders(text)
         return stand_ins.hide(text, self.elsewhere), stand_ins.hidden()
 
     def restore(
@@ -99,7 +99,7 @@ def _escaped(char: str) -> tuple[str, str]:
     return ascii(char)[1:-1], json.dumps(char)[1:-1]
 
 
-class _StandIns:
+class _Placeholders:
     """Which spare character stands for which control token, for one row."""
 
     def __init__(self, written: str):

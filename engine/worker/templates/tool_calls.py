@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 import regex
 from transformers import PreTrainedTokenizerFast
 
-from engine.worker.templates.chat_template import agree, any_of, control_tokens, render
+from engine.worker.templates.chat_template import any_of, common_prefix_length, control_tokens, render
 
-Call = dict[str, Any]  # {"name", "arguments": object}
+ToolCall = dict[str, Any]  # {"name", "arguments": object}
 Tools = Sequence[Mapping[str, Any]]
 # No template writes these.
-NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, ASKED, ANSWERED = map(chr, range(0xE000, 0xE008))
-GIVEN = {KEY: VALUE, KEY_2: VALUE_2}
-THOUGHT = "</think>"  # ends the reasoning
-LONGEST_NAME = 64  # characters, as OpenAI allows
+NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, QUESTION, ANSWER = map(chr, range(0xE000, 0xE008))
+ARGUMENTS = {KEY: VALUE, KEY_2: VALUE_2}
+REASONING_END = "</think>"  # ends the reasoning
+MAX_NAME_CHARACTERS = 64  # characters, as OpenAI allows
 # What a form has to read as its template writes it, or it is none.
-PROOF = {"text": "two words", "number": 7}
-PYTHON = {"True": True, "False": False, "None": None}  # some templates write values as Python does
+PROBE_ARGUMENTS = {"text": "two words", "number": 7}
+PYTHON_LITERALS = {"True": True, "False": False, "None": None}  # some templates write values as Python does
 
 
 @dataclass(frozen=True)
-class AsJson:
+class JsonArguments:
     """The arguments of a call as one JSON object."""
 
     def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
@@ -41,7 +41,7 @@ class AsJson:
 
 
 @dataclass(frozen=True)
-class AsElements:
+class ElementArguments:
     """The arguments of a call each for itself (Qwen's <parameter=city>Rome</parameter>), with what is `closing` them.
 
     A template writes spaces `before` and `behind` a value that are none of it.
@@ -57,11 +57,11 @@ class AsElements:
         while match := self.argument.match(text, at):
             key, at = match["key"], match.end()
             value = match["value"].removeprefix(self.before).removesuffix(self.behind)
-            arguments[key] = value if key in texts else _value(value)
+            arguments[key] = value if key in texts else _parse_value(value)
         return (arguments, at) if self.closing.match(text, at) else None
 
 
-class Opened(NamedTuple):
+class CallPrefix(NamedTuple):
     """The beginning of an answer that is a call: as a `prompt` ends with it, and as it is `read` in the answer."""
 
     prompt: str
@@ -69,33 +69,33 @@ class Opened(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CallForm:
+class ToolCallFormat:
     """How a template writes calls: `first` and `further` match what stands around their names, up to where the
     arguments begin. Who has to call goes on from what is `opened`, which is None where the generation prompt begins an
     answer otherwise than one that calls, and from what is `named` behind a name."""
 
     first: regex.Pattern[str]
     further: regex.Pattern[str]
-    arguments: AsJson | AsElements
-    opened: Opened | None
-    named: Opened
+    arguments: JsonArguments | ElementArguments
+    opened: CallPrefix | None
+    named: CallPrefix
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> CallForm | None:
+    def of(cls, tokenizer: PreTrainedTokenizerFast, template: str) -> ToolCallFormat | None:
         """None if the template writes no calls, or in a form that cannot be learned."""
         try:
-            return _Written(tokenizer, template).form()
+            return _FormatProbe(tokenizer, template).form()
         except Exception:  # a template is a program of its own, and may refuse tools as it likes
             return None
 
-    def split(self, text: str, tools: Tools = ()) -> tuple[str, list[Call]]:
+    def parse_tool_calls(self, text: str, tools: Tools = ()) -> tuple[str, list[ToolCall]]:
         """What is said before the calls, and the calls. All of it is said if what looks like a call is none.
 
         `tools` tell which arguments are texts, where that is not to be seen from how they are written.
         """
-        known = _described(tools)
-        calls: list[Call] = []
-        text_end, match = len(text), self.first.search(text, _thought(text))
+        known = _text_arguments_by_tool(tools)
+        calls: list[ToolCall] = []
+        text_end, match = len(text), self.first.search(text, _reasoning_end(text))
         while match:
             name, ends = match["name"], match.end()
             read = self.arguments.read(text, ends, known.get(name, frozenset()))
@@ -108,42 +108,44 @@ class CallForm:
                 match = self.first.search(text, ends)
         return (text[:text_end].rstrip(), calls) if calls else (text, [])
 
-    def begun(self, name: str = "") -> Opened | None:
+    def forced_call(self, name: str = "") -> CallPrefix | None:
         """What has to be written already so that a tool is called, the one with this name; None if that is unknown."""
         if not self.opened or not name:
             return self.opened
         opened, named = self.opened, self.named
-        return Opened(opened.prompt + name + named.prompt, opened.read + name + named.read)
+        return CallPrefix(opened.prompt + name + named.prompt, opened.read + name + named.read)
 
-    def held(self, text: str, before: int = 0) -> int:
+    def length_before_calls(self, text: str, before: int = 0) -> int:
         """How much of an answer that is being written is certainly no part of a call, in characters. `before`: how
         much was so at the last call."""
         # Partial: what stands at the end may become a match, as more is written.
-        match = self.first.search(text, max(before, _thought(text)), partial=True)
+        match = self.first.search(text, max(before, _reasoning_end(text)), partial=True)
         return match.start() if match else len(text)
 
 
-class _Behind(NamedTuple):
+class _AfterName(NamedTuple):
     """What stands behind the name of a call: the `text` up to the arguments and a pattern of it, how these are read, and
     where they end."""
 
     text: str
     between: str
-    arguments: AsJson | AsElements
+    arguments: JsonArguments | ElementArguments
     ends: int
 
 
-class _Written:
+class _FormatProbe:
     """What a template writes of calls, and how to read it. Anything may be raised where it shows no form."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: str):
         self.tokenizer, self.template, self.encoded = tokenizer, template, False
         control = control_tokens(tokenizer, template)
         self.special = any_of([token for token in control if control[token]])
-        self.prompt, _ = render(tokenizer, template, [{"role": "user", "content": ASKED}], generate=True)
-        self.prompt = self.prompt.partition(ASKED)[2]
+        self.prompt, _ = render(
+            tokenizer, template, [{"role": "user", "content": QUESTION}], add_generation_prompt=True
+        )
+        self.prompt = self.prompt.partition(QUESTION)[2]
         # What stands around any answer.
-        self.opens, _, self.ends = self.text(content=ANSWERED).partition(ANSWERED)
+        self.opens, _, self.ends = self.text(content=ANSWER).partition(ANSWER)
         try:
             self.text((NAME, {KEY: VALUE}))
         except Exception:  # some templates want the arguments as their JSON
@@ -163,89 +165,93 @@ class _Written:
             for number, (name, arguments) in enumerate(calls)
         ]  # fmt: skip
         spoken = {"role": "assistant", "content": content} | ({"tool_calls": called} if called else {})
-        text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": ASKED}, spoken])
-        return text.partition(ASKED)[2]
+        text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": QUESTION}, spoken])
+        return text.partition(QUESTION)[2]
 
-    def form(self) -> CallForm:
-        whole, _, rest = self.text((NAME, GIVEN)).partition(NAME)
-        before = whole[agree(whole, self.opens) :]
+    def form(self) -> ToolCallFormat:
+        whole, _, rest = self.text((NAME, ARGUMENTS)).partition(NAME)
+        before = whole[common_prefix_length(whole, self.opens) :]
         behind = self.as_json(rest) or self.as_elements(rest)
         each, joined = self.several(before, behind.ends)
         read, each, joined = map(self.read, (before, each, joined))
         if not each.strip():
             raise ValueError("nothing tells a call")
-        call = rf"{_loose(each)}\s*(?P<name>[^\s\"]{{1,{LONGEST_NAME}}}?)\s*{behind.between}\s*"
-        form = CallForm(
-            first=regex.compile(_maybe(read.removesuffix(each)) + call),
-            further=regex.compile(r"\s*" + _maybe(joined) + call),
+        call = (
+            rf"{_spaced_pattern(each)}\s*(?P<name>[^\s\"]{{1,{MAX_NAME_CHARACTERS}}}?)\s*{behind.between}\s*"
+        )
+        form = ToolCallFormat(
+            first=regex.compile(_optional_pattern(read.removesuffix(each)) + call),
+            further=regex.compile(r"\s*" + _optional_pattern(joined) + call),
             arguments=behind.arguments,
             opened=self.opened(whole, before),
-            named=Opened(behind.text, self.read(behind.text)),
+            named=CallPrefix(behind.text, self.read(behind.text)),
         )
-        for arguments in (PROOF, {}):
+        for arguments in (PROBE_ARGUMENTS, {}):
             written = self.read(self.text(("name-1", arguments)))
-            if form.split(written)[1] != [{"name": "name-1", "arguments": arguments}]:
+            if form.parse_tool_calls(written)[1] != [{"name": "name-1", "arguments": arguments}]:
                 raise ValueError("it does not read what the template writes")
         return form
 
-    def opened(self, whole: str, before: str) -> Opened | None:
+    def opened(self, whole: str, before: str) -> CallPrefix | None:
         """What follows the generation prompt in an answer that begins with a call: up to its name it is `whole`, of
         which `before` is no part of other answers. A thought that the prompt has opened is closed."""
         if whole.startswith(self.prompt):
-            return Opened(whole[len(self.prompt) :], self.read(before))
+            return CallPrefix(whole[len(self.prompt) :], self.read(before))
         if self.prompt.rstrip().endswith("<think>"):
-            return Opened(f"{THOUGHT}\n\n{before.lstrip()}", self.read(before.lstrip()))
+            return CallPrefix(f"{REASONING_END}\n\n{before.lstrip()}", self.read(before.lstrip()))
         return None
 
     def several(self, before: str, ends: int) -> tuple[str, str]:
         """What each call is told by, of what stands `before` the first (Mistral's are a list, so only the first has the
         bracket), and what stands between two. `ends`: where arguments end, behind the name."""
         try:
-            further = self.text((NAME, GIVEN), (NAME_2, GIVEN)).partition(NAME)[2][ends:]
+            further = self.text((NAME, ARGUMENTS), (NAME_2, ARGUMENTS)).partition(NAME)[2][ends:]
         except Exception:  # Llama's template calls one tool at a time
             return before, ""
         joined, another, _ = further.partition(NAME_2)
         if not another:
             return before, ""
-        each = before[len(before) - agree(before[::-1], joined[::-1]) :]
+        each = before[len(before) - common_prefix_length(before[::-1], joined[::-1]) :]
         return each, joined.removesuffix(each)
 
-    def as_json(self, rest: str) -> _Behind | None:
+    def as_json(self, rest: str) -> _AfterName | None:
         """None if the arguments are no JSON object."""
         begins = rest.rfind("{", 0, rest.index(KEY))
         try:
             _, ends = DECODER.raw_decode(rest, begins)
         except ValueError:
             return None
-        between = _loose(self.read(rest[:begins]))
+        between = _spaced_pattern(self.read(rest[:begins]))
         if not between:
             raise ValueError("nothing tells where a name ends")
-        return _Behind(rest[:begins], between, AsJson(), ends)
+        return _AfterName(rest[:begins], between, JsonArguments(), ends)
 
-    def as_elements(self, rest: str) -> _Behind:
+    def as_elements(self, rest: str) -> _AfterName:
         """If every argument is written for itself: what opens one, parts its name and value, and closes it."""
         first, rest_of_all = rest.split(KEY)
         parts, after = rest_of_all.split(VALUE)
         joint, _ = after.split(KEY_2)
-        opens = first[len(first) - agree(first[::-1], joint[::-1]) :]
+        opens = first[len(first) - common_prefix_length(first[::-1], joint[::-1]) :]
         closes = joint.removesuffix(opens)
         ends = rest.index(VALUE_2) + len(VALUE_2) + len(closes)
         nothing = self.text((NAME, {})).partition(NAME)[2].removesuffix(self.ends)
         last = rest[ends:].removesuffix(self.ends)
         before, behind = parts[len(parts.rstrip()) :], closes[: len(closes) - len(closes.lstrip())]
-        text = regex.sub(r"<\S*\Z", "", first[: agree(first, nothing)])  # behind the name, whatever follows
+        text = regex.sub(
+            r"<\S*\Z", "", first[: common_prefix_length(first, nothing)]
+        )  # behind the name, whatever follows
         opens, parts, closes, last, nothing = (
-            _loose(self.read(mark)) for mark in (opens, parts, closes, last, nothing)
+            _spaced_pattern(self.read(mark)) for mark in (opens, parts, closes, last, nothing)
         )
         if not (opens and parts and closes):
             raise ValueError("nothing tells where an argument begins or ends")
         argument = rf"{opens}\s*(?P<key>\S+?)\s*{parts}(?P<value>.*?){closes}\s*(?={opens}|{last})"
         closing = regex.compile(rf"\s*(?:{last}|{nothing})")
-        elements = AsElements(regex.compile(argument, regex.DOTALL), closing, before, behind)
-        return _Behind(text, rf"(?={opens}|{nothing})", elements, ends)
+        elements = ElementArguments(regex.compile(argument, regex.DOTALL), closing, before, behind)
+        return _AfterName(text, rf"(?={opens}|{nothing})", elements, ends)
 
 
-def _finite(text: str) -> float:
+def _finite_number(text: str) -> float:
     number = float(text)
     if not isfinite(number):
         raise ValueError(f"{text} is no number of JSON")
@@ -253,18 +259,18 @@ def _finite(text: str) -> float:
 
 
 # JSON has neither NaN nor Infinity: whoever is called could not read them, nor a number that becomes one.
-DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+DECODER = json.JSONDecoder(parse_constant=_finite_number, parse_float=_finite_number)
 
 
-def _value(written: str) -> Any:
+def _parse_value(written: str) -> Any:
     """What is written as JSON or as Python does; anything else is a text."""
     try:
-        return PYTHON[written] if written in PYTHON else DECODER.decode(written)
+        return PYTHON_LITERALS[written] if written in PYTHON_LITERALS else DECODER.decode(written)
     except (ValueError, RecursionError):
         return written
 
 
-def _described(tools: Tools) -> dict[str, Set[str]]:
+def _text_arguments_by_tool(tools: Tools) -> dict[str, Set[str]]:
     """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
     functions = [tool.get("function") for tool in tools]
     named = [
@@ -272,15 +278,19 @@ def _described(tools: Tools) -> dict[str, Set[str]]:
         for function in functions
         if isinstance(function, Mapping) and isinstance(function.get("name"), str)
     ]
-    return {function["name"]: _texts(function.get("parameters")) for function in named}
+    return {function["name"]: _text_arguments(function.get("parameters")) for function in named}
 
 
-def _texts(parameters: Any) -> Set[str]:
+def _text_arguments(parameters: Any) -> Set[str]:
     known = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return {key for key, schema in known.items() if _text(schema)} if isinstance(known, Mapping) else set()
+    return (
+        {key for key, schema in known.items() if _may_be_text(schema)}
+        if isinstance(known, Mapping)
+        else set()
+    )
 
 
-def _text(schema: Any) -> bool:
+def _may_be_text(schema: Any) -> bool:
     """Whether a value that is so described may be a text."""
 
     def either(word: str, schema: Any) -> list[Any]:
@@ -294,15 +304,15 @@ def _text(schema: Any) -> bool:
     )
 
 
-def _thought(text: str) -> int:
+def _reasoning_end(text: str) -> int:
     """Where the reasoning ends, if there is any: what is only thought of is not called."""
-    return text.rfind(THOUGHT) + len(THOUGHT) if THOUGHT in text else 0
+    return text.rfind(REASONING_END) + len(REASONING_END) if REASONING_END in text else 0
 
 
-def _maybe(text: str) -> str:
-    return rf"(?:{_loose(text)}\s*)?" if text.strip() else ""
+def _optional_pattern(text: str) -> str:
+    return rf"(?:{_spaced_pattern(text)}\s*)?" if text.strip() else ""
 
 
-def _loose(text: str) -> str:
+def _spaced_pattern(text: str) -> str:
     """A pattern for `text` that does not mind how much space its words are apart."""
     return r"\s*".join(map(regex.escape, text.split()))

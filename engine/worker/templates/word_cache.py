@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerFast
 from engine.worker.templates.chat_template import any_of
 
 # What ByteLevel cuts by if it is not told otherwise.
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-COMPANY = "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
-MOST = 400_000  # words remembered
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PROBE_TEXT = "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
+MAX_WORDS_REMEMBERED = 400_000  # words remembered
 
 
-class Words:
+class WordCache:
     """The words of a tokenizer and their ids. See `of`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, pattern: str):
@@ -41,7 +41,7 @@ class Words:
         self.known: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> Words | None:
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> WordCache | None:
         """None if the tokenizer is not one that can be known word by word."""
         backend = tokenizer.backend_tokenizer
         steps = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer else {"type": None}
@@ -51,7 +51,7 @@ class Words:
             return None
         match steps:
             case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-                return cls(tokenizer, GPT2)
+                return cls(tokenizer, GPT2_PATTERN)
             case [
                 {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
@@ -74,7 +74,7 @@ class Words:
         all_words = list(chain.from_iterable(words))
         if sum(map(len, all_words)) != len(whole):
             return None
-        if len(self.known) > MOST:
+        if len(self.known) > MAX_WORDS_REMEMBERED:
             self.known.clear()
         if new := list(set(all_words) - self.known.keys()):
             encodings = self.speller.encode_batch_fast(new, add_special_tokens=False)
@@ -90,7 +90,7 @@ class Words:
         """Whether both cut a text alike, for each of these characters."""
         self.tried |= characters
         for character in characters:
-            text = COMPANY.format(character)
+            text = PROBE_TEXT.format(character)
             try:
                 theirs = [
                     text[slice(*offsets)] for _, offsets in self.backend.pre_tokenizer.pre_tokenize_str(text)

@@ -36,9 +36,9 @@ class ActorCritic(nn.Module):
             begun = any(weight.any() for name, weight in policy.named_parameters() if "lora_B" in name)
             reference = "reference" if begun else None
             if begun:
-                _add_twin(policy, "reference", config)
+                _add_adapter_copy(policy, "reference", config)
             # No whole modules: an output head beside the critic's own would only lie about.
-            _add_twin(policy, "critic", config, modules_to_save=None)
+            _add_adapter_copy(policy, "critic", config, modules_to_save=None)
             self.learning, roles = ["default", "critic"], {"policy": (policy, "default")}
         else:
             frozen = copy.deepcopy(policy).requires_grad_(False)
@@ -48,7 +48,7 @@ class ActorCritic(nn.Module):
             reference = None
             self.learning, roles = ["critic"], {"policy": (policy, None)}
         self.roles = roles | {"critic": (adapted, "critic"), "reference": (adapted, reference)}
-        self.role = self.acting = ""  # played last, and the adapter that is on
+        self.role = self.active_adapter = ""  # activated last, and the adapter that is on
         self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -59,45 +59,45 @@ class ActorCritic(nn.Module):
             if isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
         adapted.set_requires_grad("reference", False)
-        self.play("critic")
+        self.activate("critic")
 
-    def play(self, role: str) -> PreTrainedModel:
+    def activate(self, role: str) -> PreTrainedModel:
         """The language model with the adapter of `role` on."""
         model, adapter = self.roles[role]
         self.role = role
         if not isinstance(model, PeftModel):
             return model
-        if self.acting != adapter:
+        if self.active_adapter != adapter:
             if adapter:
                 model.base_model.enable_adapter_layers()
                 model.set_adapter(adapter, inference_mode=True)
             else:
                 model.base_model.disable_adapter_layers()
             model.set_requires_grad(self.learning, True)  # peft takes what is not on for frozen
-            self.acting = adapter
+            self.active_adapter = adapter
         return model.get_base_model()
 
     def forward(
         self, texts: Tensor, attention: Tensor, length: int, temperature: float
     ) -> tuple[Tensor, ...]:
         """Of the last `length` tokens of texts (B, L): log-probabilities, entropies and values, each (B, length)."""
-        log_probs, entropy = self.judge("policy", texts, attention, length, temperature)
-        backbone = self.play("critic").base_model
+        log_probs, entropy = self.log_probs_and_entropy("policy", texts, attention, length, temperature)
+        backbone = self.activate("critic").base_model
         hidden = backbone(**_inputs(texts, attention)).last_hidden_state[:, -length - 1 : -1]
         with torch.autocast(hidden.device.type, enabled=False):
             return log_probs, entropy, self.head(hidden.float()).squeeze(-1)
 
-    def judge(
+    def log_probs_and_entropy(
         self, role: str, texts: Tensor, attention: Tensor, length: int, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (B, length) of the last tokens, for "policy" or "reference"."""
-        model = self.play(role)
+        model = self.activate(role)
         logits = model(**_inputs(texts, attention), logits_to_keep=length + 1).logits[:, :-1]
         return ppo_math.log_probs_and_entropy(logits / temperature, texts[:, -length:])
 
-    def answer(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
+    def generate_answers(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
         """Sampled answers (B, at most max_new_tokens) to prompts that are padded on the left."""
-        model = self.play("policy")
+        model = self.activate("policy")
         # What the model's own config says for chatting (a repetition penalty, top-k) is not what is learned from.
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
@@ -113,11 +113,11 @@ class ActorCritic(nn.Module):
 
         def again() -> tuple[Any, Any]:
             role = self.role
-            return contextlib.nullcontext(), _OnEntering(lambda: self.play(role))
+            return contextlib.nullcontext(), _OnEntering(lambda: self.activate(role))
 
         arguments = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
         for role in ("policy", "critic"):
-            self.play(role).activation_checkpointing_enable(arguments, **options)
+            self.activate(role).activation_checkpointing_enable(arguments, **options)
 
 
 class _OnEntering(contextlib.AbstractContextManager):
@@ -133,7 +133,7 @@ class _OnEntering(contextlib.AbstractContextManager):
         pass
 
 
-def _add_twin(model: PeftModel, name: str, config: LoraConfig, **changes: Any) -> None:
+def _add_adapter_copy(model: PeftModel, name: str, config: LoraConfig, **changes: Any) -> None:
     """Add an adapter that is what "default" is now."""
     twin = copy.deepcopy(config)
     for key, value in {"init_lora_weights": True, "lora_dropout": 0.0, **changes}.items():

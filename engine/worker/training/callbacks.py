@@ -21,19 +21,19 @@ NO_CURVE = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
 )
 # What TRL calls what the stages share → what it is called here.
-NAMES = {
+CURVE_NAMES = {
     "completions/mean_length": "answer_length", "completions/clipped_ratio": "cut_answers",
     "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction",
 }  # fmt: skip
 
 
-def our_name(name: str) -> str:
+def curve_name(name: str) -> str:
     """A curve's name in metrics.jsonl, with the prefix of a validation if it has one."""
     prefix = "eval_" if name.startswith("eval_") else ""
     bare = name.removeprefix(prefix)
     if bare.startswith("rewards/"):
         bare = bare.removesuffix("/mean")
-    return prefix + NAMES.get(bare, bare)
+    return prefix + CURVE_NAMES.get(bare, bare)
 
 
 class RunCallback(TrainerCallback):
@@ -70,7 +70,7 @@ class RunCallback(TrainerCallback):
             return
         values = {
             name: value
-            for name, value in ((our_name(theirs), value) for theirs, value in logs.items())
+            for name, value in ((curve_name(theirs), value) for theirs, value in logs.items())
             if isinstance(value, (int, float)) and not NO_CURVE.fullmatch(name) and name != "epoch"
         }
         if "num_tokens" in values:

@@ -23,19 +23,19 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.result import generation_config
-from engine.worker.training.rewards import Answer, Score, check_references, score_of
-from engine.worker.training.samples import KEPT, Sample, due, write_samples
+from engine.worker.training.rewards import Answer, ScoreFunction, check_references, score_function
+from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
 from engine.worker.training.trainers import (
+    adjust_trainer,
     common_arguments,
     early_stopping,
     exact_adapter,
-    loraplus,
-    ours,
+    loraplus_optimizer,
     reference_adapter,
     stage_arguments,
 )
 
-EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
+MAX_EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
 ALIKE_ROUNDS = 20  # in which all answers of each group score the same are told
 
 
@@ -74,16 +74,18 @@ def grpo_trainer(
             run,
             stage.sample_steps,
             model=model,
-            reward_funcs=[_as_trl(name, score_of(name, stage, tokenizer)) for name in stage.rewards],
+            reward_funcs=[
+                _trl_reward_function(name, score_function(name, stage, tokenizer)) for name in stage.rewards
+            ],
             args=arguments,
             # What TRL calls the prompt are our ids.
             train_dataset=_renamed(data["train"]),
             eval_dataset=_renamed(data["validation"]) if measured else None,
             processing_class=tokenizer,
             callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus(spec, arguments, model), None),
+            optimizers=(loraplus_optimizer(spec, arguments, model), None),
         )
-    return ours(trainer)
+    return adjust_trainer(trainer)
 
 
 def _reference(model: Any) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _renamed(rows: Any) -> Any:
     return rows.rename_columns({"prompt": "messages", "prompt_ids": "prompt"})
 
 
-def _as_trl(name: str, score: Score) -> Callable[..., list[float | None]]:
+def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[float | None]]:
     """A reward function as TRL calls it, with its name as that of the curve."""
 
     def function(
@@ -143,21 +145,21 @@ class GroupTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
-            self._look_at_answers(inputs)
+            self._record_answers(inputs)
         return output
 
-    def _look_at_answers(self, inputs: list[dict[str, Any]]) -> None:
+    def _record_answers(self, inputs: list[dict[str, Any]]) -> None:
         """Keep a few of the newest answers for the page; end the run if all have been empty for a while.
 
         TRL's logs hold the answers of all ranks, this rank's rows first on rank 0.
         """
         texts = list(self._logs["completion"])
         step = self.state.global_step + 1  # that is learned from them first
-        if rank() == 0 and due(step, self.sample_steps, self.num_iterations):
+        if rank() == 0 and samples_are_due(step, self.sample_steps, self.num_iterations):
             write_samples(self.run, step, self._samples(inputs, texts))
         self.empty = 0 if any(text.strip() for text in texts) else self.empty + 1
-        if self.empty == EMPTY_ROUNDS:
-            raise Refusal(problem("answers-empty", "training.learning_rate", rounds=EMPTY_ROUNDS))
+        if self.empty == MAX_EMPTY_ROUNDS:
+            raise Refusal(problem("answers-empty", "training.learning_rate", rounds=MAX_EMPTY_ROUNDS))
         alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1
         self.alike = self.alike + 1 if alike else 0
         if self.alike and self.alike % ALIKE_ROUNDS == 0 and rank() == 0:
@@ -167,7 +169,7 @@ class GroupTrainer(GRPOTrainer):
         """Answers to as many different questions as there are."""
         scores = {name: list(values) for name, values in self._logs["rewards"].items()}
         weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
-        for row in range(0, len(inputs), max(len(inputs) // KEPT, 1)):
+        for row in range(0, len(inputs), max(len(inputs) // SAMPLES_PER_STEP, 1)):
             rewards = {name: values[row] for name, values in scores.items()}
             known = [value * weights[name] for name, value in rewards.items() if value == value]
             yield Sample(
@@ -177,7 +179,7 @@ class GroupTrainer(GRPOTrainer):
     # -- a resumed run goes on as if nothing had been
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
-        return EachEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
+        return EpochSeededSampler(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """In the middle of a round its answers belong to the checkpoint, too."""
@@ -200,7 +202,7 @@ class GroupTrainer(GRPOTrainer):
         return checkpoint / f"answers-{self.accelerator.process_index}.pt"
 
 
-class EachEpoch(Sampler):
+class EpochSeededSampler(Sampler):
     """TRL's order of the prompts, but that of an epoch follows from its number and not from the epochs before."""
 
     def __init__(self, repeated: Sampler, epoch: Callable[[], int]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-
-def smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average with the bias of its start taken out (Kingma & Ba 2015, section 3)."""
-    average, corrected = 0.0, []
-    for count, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        corrected.append(average / (1 - weight**count))
-    return corrected
+from engine.core.smoothing import exponential_moving_average
 
 
 def plot_loss(lines: list[dict[str, Any]], path: Path) -> None:
@@ -30,7 +22,7 @@ def plot_loss(lines: list[dict[str, Any]], path: Path) -> None:
         values = [points[step] for step in steps]
         if len(values) > 2:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=label)
+            axes.plot(steps, exponential_moving_average(values), color=colour, linewidth=1.8, label=label)
         elif values:
             axes.plot(steps, values, "o-", color=colour, label=label)
     axes.set(xlabel="optimizer step", ylabel="loss")

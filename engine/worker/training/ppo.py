@@ -27,13 +27,18 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Ppo
 from engine.worker.training import ppo_math
 from engine.worker.training.actor_critic import ActorCritic
-from engine.worker.training.ppo_monitor import Watch
+from engine.worker.training.ppo_monitor import PpoMonitor
 from engine.worker.training.result import generation_config
-from engine.worker.training.reward_scorer import Reward, reward_of
-from engine.worker.training.samples import KEPT, Sample, due, write_samples
-from engine.worker.training.trainers import common_arguments, early_stopping, loraplus, ours
+from engine.worker.training.reward_scorer import RewardFunction, load_reward_function
+from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
+from engine.worker.training.trainers import (
+    adjust_trainer,
+    common_arguments,
+    early_stopping,
+    loraplus_optimizer,
+)
 
-WEIGHTS = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
+CHECKPOINT_FILE = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
 
 
 @dataclass
@@ -60,12 +65,12 @@ class PpoTrainer(Trainer):
         self,
         model: ActorCritic,
         settings: Ppo,
-        reward: Reward,
+        reward: RewardFunction,
         generation: GenerationConfig,
         run: RunDir,
         **arguments: Any,
     ):
-        super().__init__(model=model, data_collator=_prompts_of, **arguments)
+        super().__init__(model=model, data_collator=_collate_prompts, **arguments)
         self.settings, self.reward, self.run = settings, reward, run
         self.generation = GenerationConfig(
             do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=0, use_cache=True,
@@ -77,7 +82,7 @@ class PpoTrainer(Trainer):
         self.kl_coef = settings.init_kl_coef
         self.prompts: list[list[int]] = []  # of this step, so far
         self.curve_values: dict[str, list[float]] = defaultdict(list)  # since the last point of the curves
-        self.watch = Watch()
+        self.monitor = PpoMonitor()
         self.tokens = 0.0
 
     def training_step(
@@ -89,14 +94,16 @@ class PpoTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         prompts, self.prompts = self.prompts, []
         step = self.state.global_step + 1
-        rollout, answered = self.answer_and_judge(prompts, step, kept=due(step, self.settings.sample_steps))
+        rollout, answered = self.make_rollout(
+            prompts, step, keep_samples=samples_are_due(step, self.settings.sample_steps)
+        )
         self.tokens += self._total(rollout.attention.sum().double()).item()
-        loss, learned = self.learn(model, rollout, step)
+        loss, learned = self.update(model, rollout, step)
         metrics = answered | learned | {"kl_coef": self.kl_coef}
         for name, value in metrics.items():
             self.curve_values[name].append(value)
-        if problem_seen := self.watch(metrics, step):
-            raise Refusal(problem_seen)
+        if trouble := self.monitor(metrics, step):
+            raise Refusal(trouble)
         answers = len(prompts) * self.args.world_size
         self.kl_coef = ppo_math.next_kl_coef(
             self.kl_coef, metrics["kl"], self.settings.kl_target, self.settings.kl_horizon, answers
@@ -104,26 +111,28 @@ class PpoTrainer(Trainer):
         return loss
 
     @torch.no_grad()
-    def answer_and_judge(
-        self, prompts: list[list[int]], step: int, *, kept: bool = False
+    def make_rollout(
+        self, prompts: list[list[int]], step: int, *, keep_samples: bool = False
     ) -> tuple[Rollout, dict[str, float]]:
         """Answers to the prompts, with their advantages, and what to tell of them. `kept`: a few go into the samples."""
-        settings, cast = self.settings, self.model
-        cast.eval()
+        settings, actor_critic = self.settings, self.model
+        actor_critic.eval()
         prompt_ids, prompt_mask = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
         with self.accelerator.autocast():
             with self._seeded(step):
-                answers = cast.answer(prompt_ids, prompt_mask, self.generation)
+                answers = actor_critic.generate_answers(prompt_ids, prompt_mask, self.generation)
             mask, ended = ppo_math.answer_mask(answers, self.ends)
             texts, attention = torch.cat([prompt_ids, answers], 1), torch.cat([prompt_mask, mask.long()], 1)
             length, temperature = answers.shape[1], settings.temperature
-            judged = []
+            parts_scored = []
             for rows in torch.arange(len(prompts)).split(self.args.per_device_train_batch_size):
                 part = texts[rows], attention[rows], length, temperature
-                judged.append((*cast(*part), cast.judge("reference", *part)[0]))
-        log_probs, entropy, values, reference = (torch.cat(each) for each in zip(*judged, strict=True))
-        told_answers = [row[own].tolist() for row, own in zip(answers, mask, strict=True)]
-        scores = self.reward(prompts, told_answers).to(self.args.device, torch.float32)
+                parts_scored.append(
+                    (*actor_critic(*part), actor_critic.log_probs_and_entropy("reference", *part)[0])
+                )
+        log_probs, entropy, values, reference = (torch.cat(each) for each in zip(*parts_scored, strict=True))
+        answer_ids = [row[own].tolist() for row, own in zip(answers, mask, strict=True)]
+        scores = self.reward(prompts, answer_ids).to(self.args.device, torch.float32)
         kl = log_probs - reference
         final = ppo_math.final_scores(scores, ended, settings.score_clip, settings.missing_eos_penalty)
         rewards = ppo_math.token_rewards(final, kl, mask, self.kl_coef)
@@ -139,12 +148,12 @@ class PpoTrainer(Trainer):
             "entropy": ppo_math.moments(entropy, mask, self._total)[0].item(),
             "advantage_mean": mean.item(), "advantage_std": variance.sqrt().item(),
         }  # fmt: skip
-        if kept and self.is_world_process_zero():
-            self._keep_samples(step, prompts, told_answers, scores)
+        if keep_samples and self.is_world_process_zero():
+            self._write_samples(step, prompts, answer_ids, scores)
         advantages = ppo_math.whiten(advantages, mask, self._total)
         return Rollout(texts, attention, mask, log_probs, values, advantages, returns), metrics
 
-    def learn(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
+    def update(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
         """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and what to tell."""
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
@@ -218,11 +227,11 @@ class PpoTrainer(Trainer):
             torch.manual_seed(self._seed(step))
             yield
 
-    def _keep_samples(
+    def _write_samples(
         self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor
     ) -> None:
         words = self.processing_class.batch_decode
-        few = slice(KEPT)
+        few = slice(SAMPLES_PER_STEP)
         shown = zip(
             words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
             scores[few].tolist(), strict=True,
@@ -244,7 +253,7 @@ class PpoTrainer(Trainer):
         sums, count = dict.fromkeys(("eval_reward", "eval_kl", "eval_answer_length"), 0.0), 0
         for batch in self.get_eval_dataloader(eval_dataset):
             prompts = batch["prompt_ids"]
-            _, of_batch = self.answer_and_judge(prompts, step=0)
+            _, of_batch = self.make_rollout(prompts, step=0)
             sums = {
                 name: old + len(prompts) * of_batch[name.removeprefix("eval_")] for name, old in sums.items()
             }
@@ -262,11 +271,12 @@ class PpoTrainer(Trainer):
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         kept = {name: weight.detach().contiguous() for name, weight in self._learned()}
         save_file(
-            kept | {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)}, Path(output_dir) / WEIGHTS
+            kept | {"kl_coef": torch.tensor(self.kl_coef, dtype=torch.float64)},
+            Path(output_dir) / CHECKPOINT_FILE,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        kept = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        kept = load_file(Path(resume_from_checkpoint) / CHECKPOINT_FILE)
         self.kl_coef = kept.pop("kl_coef").item()
         with torch.no_grad():
             for name, weight in self._learned():
@@ -280,7 +290,7 @@ class PpoTrainer(Trainer):
         return ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
 
 
-def _prompts_of(rows: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
+def _collate_prompts(rows: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
     return {"prompt_ids": [row["prompt_ids"] for row in rows]}
 
 
@@ -304,11 +314,11 @@ def ppo_trainer(
     arguments = TrainingArguments(
         **common_arguments(spec, run, measured="validation" in data) | {"remove_unused_columns": False}
     )
-    reward = reward_of(Path(spec.stage.reward_model), tokenizer)
+    reward = load_reward_function(Path(spec.stage.reward_model), tokenizer)
     generation = generation_config(spec, model, tokenizer)
-    cast = ActorCritic(model)
-    return ours(PpoTrainer(
-        cast, spec.stage, reward, generation, run, args=arguments, train_dataset=data["train"],
+    actor_critic = ActorCritic(model)
+    return adjust_trainer(PpoTrainer(
+        actor_critic, spec.stage, reward, generation, run, args=arguments, train_dataset=data["train"],
         eval_dataset=data.get("validation"), processing_class=tokenizer,
-        callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus(spec, arguments, cast), None),
+        callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus_optimizer(spec, arguments, actor_critic), None),
     ))  # fmt: skip

@@ -32,32 +32,32 @@ from engine.preflight.checks import one_kind_alone
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Orpo, Simpo
 from engine.worker.training.trainers import (
+    adjust_trainer,
     common_arguments,
     early_stopping,
     exact_adapter,
-    loraplus,
-    ours,
+    loraplus_optimizer,
     reference_adapter,
     stage_arguments,
 )
 
 
-class _Ready:
+class _PreparedRows:
     """Rows come from engine.worker.prepare as token ids, none longer than `data.max_length`."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
 
 
-class _Dpo(_Ready, DPOTrainer):
+class _Dpo(_PreparedRows, DPOTrainer):
     pass
 
 
-class _Kto(_Ready, KTOTrainer):
+class _Kto(_PreparedRows, KTOTrainer):
     pass
 
 
-SHIFT = "bco.json"  # of a checkpoint: what the rewards so far were on average, and how many they were
+SHIFT_FILE = "bco.json"  # of a checkpoint: what the rewards so far were on average, and how many they were
 
 
 class _Bco(_Dpo):
@@ -72,18 +72,18 @@ class _Bco(_Dpo):
         self.shift, self.rewards_seen = 0.0, 0
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Any:
-        with self._noting_log_probs() as noted:
+        with self._recorded_log_probs() as noted:
             computed = super()._compute_loss(model, inputs, return_outputs)
         loss, *outputs = computed if return_outputs else (computed,)
         policy, reference = (log_probs.sum(1) for log_probs in noted)
         chosen, rejected = (self.beta * (policy - reference)).chunk(2)
-        shift = self._shift_with(torch.cat([chosen, rejected]).detach())
-        plain = bco(chosen, rejected, 0.0)
-        loss = loss + self.loss_weights[0] * (bco(chosen, rejected, shift) - plain).mean()
+        shift = self._updated_shift(torch.cat([chosen, rejected]).detach())
+        plain = bco_loss(chosen, rejected, 0.0)
+        loss = loss + self.loss_weights[0] * (bco_loss(chosen, rejected, shift) - plain).mean()
         return (loss, *outputs) if return_outputs else loss
 
     @contextlib.contextmanager
-    def _noting_log_probs(self) -> Iterator[list[Tensor]]:
+    def _recorded_log_probs(self) -> Iterator[list[Tensor]]:
         """The log-probabilities (B, T) that model and reference give meanwhile, in this order."""
         noted: list[Tensor] = []
 
@@ -99,7 +99,7 @@ class _Bco(_Dpo):
             for hook in hooks:
                 hook.remove()
 
-    def _shift_with(self, rewards: Tensor) -> float:
+    def _updated_shift(self, rewards: Tensor) -> float:
         """δ with these rewards among the others; remembered while the model trains."""
         if self.rewards_seen and not self.model.training:
             return self.shift
@@ -114,15 +114,15 @@ class _Bco(_Dpo):
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / SHIFT, {"shift": self.shift, "rewards_seen": self.rewards_seen})
+            write_json(folder / SHIFT_FILE, {"shift": self.shift, "rewards_seen": self.rewards_seen})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint and (kept := read_json(Path(checkpoint) / SHIFT)):
+        if checkpoint and (kept := read_json(Path(checkpoint) / SHIFT_FILE)):
             self.shift, self.rewards_seen = kept["shift"], kept["rewards_seen"]
 
 
-def bco(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
+def bco_loss(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
     """BCO's loss of each pair, shape (B,), from the implied rewards of its answers."""
     return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
 
@@ -139,7 +139,7 @@ def dpo_trainer(
     arguments = DPOConfig(**_arguments(spec, run, data))
     collator = DataCollatorForPreference(tokenizer.pad_token_id)
     kind = _Bco if spec.stage.loss_type == "bco_pair" else _Dpo
-    return _beside_a_reference(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
+    return _reference_trainer(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
 
 
 def kto_trainer(
@@ -157,14 +157,14 @@ def kto_trainer(
     # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
     # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
     arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
-    collator = _Exchanged(tokenizer.pad_token_id, spares=list(islice(data["train"], 16)))
-    trainer = _beside_a_reference(_Kto, spec, arguments, model, tokenizer, data, collator, callbacks)
+    collator = _KlCollator(tokenizer.pad_token_id, spares=list(islice(data["train"], 16)))
+    trainer = _reference_trainer(_Kto, spec, arguments, model, tokenizer, data, collator, callbacks)
     trainer.args.train_sampling_strategy = spec.extra.get("train_sampling_strategy", "random")
     return trainer
 
 
 @dataclass
-class _Exchanged(DataCollatorForUnpairedPreference):
+class _KlCollator(DataCollatorForUnpairedPreference):
     """A batch of TRL's, in which the answers that measure the drift (KL_…) are the batch's own, each at its
     neighbour's prompt. A batch of one row borrows the answer of a spare one."""
 
@@ -191,7 +191,7 @@ def _arguments(spec: RunSpec, run: RunDir, data: dict[str, Any]) -> dict[str, An
 # --------------------------------------------------------------------------------------- the reference
 
 
-def _beside_a_reference(
+def _reference_trainer(
     kind: type[DPOTrainer] | type[KTOTrainer],
     spec: RunSpec,
     arguments: TrainingArguments,
@@ -217,12 +217,12 @@ def _beside_a_reference(
             processing_class=tokenizer,
             data_collator=collator,
             callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus(spec, arguments, model), None),
+            optimizers=(loraplus_optimizer(spec, arguments, model), None),
         )
     for module in (model, trainer.ref_model):
         if module is not None:
-            _steady(module)
-    return ours(trainer)
+            _disable_base_dropout(module)
+    return adjust_trainer(trainer)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -231,7 +231,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, shared).requires_grad_(False).eval()
 
 
-def _steady(model: nn.Module) -> None:
+def _disable_base_dropout(model: nn.Module) -> None:
     """No dropout but that of the adapter in training: a comparison with what flickers by itself tells nothing.
 
     TRL would turn off that one, too, whatever `method.lora_dropout` says.
@@ -247,7 +247,7 @@ def _steady(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PreferenceLoss:
     """What a formula makes of a batch: the loss, the implied rewards of both sides, and more to be shown.
 
     Each is of shape (B,), one value per pair.
@@ -259,14 +259,14 @@ class Judged:
     more: dict[str, Tensor]
 
 
-def orpo(stage: Orpo, chosen: Tensor, rejected: Tensor) -> Judged:
+def orpo_loss(stage: Orpo, chosen: Tensor, rejected: Tensor) -> PreferenceLoss:
     """ORPO (Hong et al. 2024, arXiv:2403.07691), equations 4 to 7, from the mean log-probability per token of each
     answer, shape (B,): its ordinary loss, and λ times how far the odds of the better one lead."""
     log_odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
     ratio = -logsigmoid(log_odds)
     weight = stage.orpo_lambda
     metrics = {"nll_loss": -chosen, "odds_ratio_loss": ratio, "log_odds_ratio": log_odds}
-    return Judged(-chosen + weight * ratio, weight * chosen, weight * rejected, metrics)
+    return PreferenceLoss(-chosen + weight * ratio, weight * chosen, weight * rejected, metrics)
 
 
 def _log_of_rest(log_p: Tensor) -> Tensor:
@@ -274,24 +274,27 @@ def _log_of_rest(log_p: Tensor) -> Tensor:
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
 
-def simpo(stage: Simpo, chosen: Tensor, rejected: Tensor) -> Judged:
+def simpo_loss(stage: Simpo, chosen: Tensor, rejected: Tensor) -> PreferenceLoss:
     """SimPO (Meng et al. 2024, arXiv:2405.14734), equation 6, from the mean log-probability per token of each answer,
     shape (B,)."""
     better, worse = stage.simpo_beta * chosen, stage.simpo_beta * rejected
-    return Judged(-logsigmoid(better - worse - stage.simpo_gamma), better, worse, {})
+    return PreferenceLoss(-logsigmoid(better - worse - stage.simpo_gamma), better, worse, {})
 
 
-FORMULAS: dict[str, Callable[[Any, Tensor, Tensor], Judged]] = {"orpo": orpo, "simpo": simpo}
+PREFERENCE_LOSSES: dict[str, Callable[[Any, Tensor, Tensor], PreferenceLoss]] = {
+    "orpo": orpo_loss,
+    "simpo": simpo_loss,
+}
 
 
-class _WithoutReference(Trainer):
+class _ReferenceFreeTrainer(Trainer):
     """Pairs judged by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
 
     loss_is_scaled_for_ga = False
 
     def __init__(self, spec: RunSpec, **arguments: Any):
         super().__init__(**arguments)
-        self.stage, self.judge = spec.stage, FORMULAS[spec.stage.kind]
+        self.stage, self.loss_function = spec.stage, PREFERENCE_LOSSES[spec.stage.kind]
         # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
         if isinstance(self.model, PeftModel) and self.args.gradient_checkpointing:
@@ -310,16 +313,16 @@ class _WithoutReference(Trainer):
             use_cache=False, fused_lm_head=True,
         )  # fmt: skip
         chosen, rejected = (scored.log_probs.float().sum(1) / answers.sum(1).clamp(min=1)).chunk(2)
-        judged = self.judge(self.stage, chosen, rejected)
-        self._tell(inputs["attention_mask"].sum(), {
-            "rewards/chosen": judged.chosen, "rewards/rejected": judged.rejected,
-            "rewards/margins": judged.chosen - judged.rejected,
-            "rewards/accuracies": (judged.chosen > judged.rejected).float(),
-            "logps/chosen": chosen, "logps/rejected": rejected, **judged.more,
+        result = self.loss_function(self.stage, chosen, rejected)
+        self._record_metrics(inputs["attention_mask"].sum(), {
+            "rewards/chosen": result.chosen, "rewards/rejected": result.rejected,
+            "rewards/margins": result.chosen - result.rejected,
+            "rewards/accuracies": (result.chosen > result.rejected).float(),
+            "logps/chosen": chosen, "logps/rejected": rejected, **result.more,
         })  # fmt: skip
-        return judged.loss.mean()
+        return result.loss.mean()
 
-    def _tell(self, tokens: Tensor, values: dict[str, Tensor]) -> None:
+    def _record_metrics(self, tokens: Tensor, values: dict[str, Tensor]) -> None:
         if self.model.training:
             self.tokens += self.accelerator.gather(tokens).sum().item()
         for name, value in values.items():
@@ -349,7 +352,7 @@ def reference_free_trainer(
 ) -> Trainer:
     """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
     arguments = TrainingArguments(**_arguments(spec, run, data) | {"remove_unused_columns": False})
-    return ours(_WithoutReference(
+    return adjust_trainer(_ReferenceFreeTrainer(
         spec,
         model=model,
         args=arguments,
@@ -358,5 +361,5 @@ def reference_free_trainer(
         processing_class=tokenizer,
         data_collator=DataCollatorForPreference(tokenizer.pad_token_id),
         callbacks=[*callbacks, *early_stopping(spec)],
-        optimizers=(loraplus(spec, arguments, model), None),
+        optimizers=(loraplus_optimizer(spec, arguments, model), None),
     ))  # fmt: skip

@@ -20,25 +20,25 @@ from engine.core.rundir import RunDir, write_json, write_text
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.reward_model import score_conversations
 from engine.worker.training.trainers import (
+    adjust_trainer,
     common_arguments,
     early_stopping,
     exact_adapter,
-    loraplus,
-    ours,
+    loraplus_optimizer,
     stage_arguments,
 )
 
-MEASURED = 1024  # held-out pairs that are scored at the end, at most
-SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
+MAX_PAIRS_SCORED = 1024  # held-out pairs that are scored at the end, at most
+MAX_PAIRS_SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
 
 
-class _Reward(RewardTrainer):
+class _PreparedRewardTrainer(RewardTrainer):
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset  # engine.worker.prepare has done it
 
 
 @dataclass
-class _Whole(DataCollatorForPreference):
+class _ConversationCollator(DataCollatorForPreference):
     """Each side of a pair with its prompt before it."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,17 +64,17 @@ def reward_trainer(
         | {"remove_unused_columns": False}
     )
     with exact_adapter(model):
-        trainer = _Reward(
+        trainer = _PreparedRewardTrainer(
             model=model,
             args=arguments,
             train_dataset=data["train"],
             eval_dataset=data.get("validation"),
             processing_class=tokenizer,
-            data_collator=_Whole(tokenizer.pad_token_id),
+            data_collator=_ConversationCollator(tokenizer.pad_token_id),
             callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus(spec, arguments, model), None),
+            optimizers=(loraplus_optimizer(spec, arguments, model), None),
         )
-    return ours(trainer)
+    return adjust_trainer(trainer)
 
 
 def write_evaluation(trainer: Trainer, folder: Path) -> None:
@@ -83,9 +83,9 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     evaluation.json         {"split", "pairs": how many, "accuracy": share ranked rightly, "margin": mean lead}
     evaluation_pairs.jsonl  up to 64 of them: prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score
     """
-    split, rows, most = "validation", trainer.eval_dataset, MEASURED
+    split, rows, most = "validation", trainer.eval_dataset, MAX_PAIRS_SCORED
     if rows is None:
-        split, rows, most = "train", trainer.train_dataset, SHOWN
+        split, rows, most = "train", trainer.train_dataset, MAX_PAIRS_SHOWN
     pairs = list(islice(rows, most))
     # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
@@ -100,6 +100,6 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     })  # fmt: skip
     shown = [
         {**pair, **{f"{side}_score": side_scores[side][index].item() for side in sides}}
-        for index, pair in enumerate(pairs[:SHOWN])
+        for index, pair in enumerate(pairs[:MAX_PAIRS_SHOWN])
     ]
     write_text(folder / "evaluation_pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in shown))

@@ -17,16 +17,16 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.models.reward_models import Pair, pairs_of, reward_model_problems
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 
-FLIPPED = (
+MAX_FLIPPED_SHARE = (
     0.05  # share of its pairs that may come out the other way round, since another machine rounds differently
 )
-PROBE = "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
+TOKENIZER_PROBE = "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
 
 # Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
-Reward = Callable[[list[list[int]], list[list[int]]], Tensor]
+RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
 
 
-def reward_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Reward:
+def load_reward_function(folder: Path, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
     """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot judge what a model with this
     tokenizer writes."""
     if problems := reward_model_problems(folder):
@@ -34,14 +34,14 @@ def reward_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Reward:
     model, theirs = load_reward_model(folder)
     problems = tokenizer_problems(tokenizer, theirs)
     if not problems:
-        accuracy, problems = tried(model, pairs_of(folder))
+        accuracy, problems = check_ranking(model, pairs_of(folder))
         print(f"reward model: ranks {accuracy:.1%} of its own evaluation pairs rightly", flush=True)
     if problems:
         raise Refusal(problems)
-    return lambda prompts, answers: score_conversations(model, _joined(prompts, answers))
+    return lambda prompts, answers: score_conversations(model, _with_prompts(prompts, answers))
 
 
-def _joined(prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
+def _with_prompts(prompts: list[list[int]], answers: list[list[int]]) -> list[list[int]]:
     return [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
 
 
@@ -52,25 +52,25 @@ def tokenizer_problems(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenize
     if differing:
         values = {"count": len(differing), "tokens": ", ".join(differing[:3])}
         return [problem("reward-other-vocabulary", "stage.reward_model", **values)]
-    if _read(ours) != _read(theirs):
+    if _tokenized_probe(ours) != _tokenized_probe(theirs):
         return [problem("reward-other-reading", "stage.reward_model")]
     return []
 
 
-def _read(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    chat = [{"role": "user", "content": PROBE}]
+def _tokenized_probe(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    chat = [{"role": "user", "content": TOKENIZER_PROBE}]
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    return [tokenizer.encode(PROBE, add_special_tokens=False), rendered]
+    return [tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False), rendered]
 
 
-def tried(model: Any, pairs: list[Pair]) -> tuple[float, list[Problem]]:
+def check_ranking(model: Any, pairs: list[Pair]) -> tuple[float, list[Problem]]:
     """The share of its own evaluation pairs that the loaded model ranks rightly, and whether its run promised more."""
     prompts = [pair.prompt_ids for pair in pairs]
-    better = score_conversations(model, _joined(prompts, [pair.chosen_ids for pair in pairs]))
-    worse = score_conversations(model, _joined(prompts, [pair.rejected_ids for pair in pairs]))
+    better = score_conversations(model, _with_prompts(prompts, [pair.chosen_ids for pair in pairs]))
+    worse = score_conversations(model, _with_prompts(prompts, [pair.rejected_ids for pair in pairs]))
     accuracy = (better > worse).double().mean().item()
     promised = sum(pair.chosen_score > pair.rejected_score for pair in pairs) / len(pairs)
-    if accuracy < promised - FLIPPED:
+    if accuracy < promised - MAX_FLIPPED_SHARE:
         values = {"now": f"{accuracy:.0%}", "then": f"{promised:.0%}", "pairs": len(pairs)}
         return accuracy, [problem("reward-model-changed", "stage.reward_model", **values)]
     return accuracy, []

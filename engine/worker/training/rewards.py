@@ -22,8 +22,10 @@ import regex
 from engine.core.problems import Refusal, problem
 from engine.spec.stage_settings import Answering
 
-PATIENCE_S = 1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
-FILE = "stage.reward_file"
+PATTERN_TIMEOUT_S = (
+    1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
+)
+REWARD_FILE_FIELD = "stage.reward_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,10 @@ class Answer:
 
 
 # None: there is nothing to compare this answer with, and it is neither good nor bad.
-Score = Callable[[Sequence[Answer]], list[float | None]]
+ScoreFunction = Callable[[Sequence[Answer]], list[float | None]]
 
 
-def score_of(reward: str, stage: Answering, tokenizer: Any) -> Score:
+def score_function(reward: str, stage: Answering, tokenizer: Any) -> ScoreFunction:
     """The function of a reward with the settings of `stage`, its answers checked to be numbers.
 
     Raises Refusal if its file or its model cannot be used.
@@ -58,7 +60,11 @@ def score_of(reward: str, stage: Answering, tokenizer: Any) -> Score:
             if value is not None and not math.isfinite(value):
                 raise Refusal(
                     problem(
-                        "reward-not-finite", "stage.rewards", reward=reward, given=value, row=_named(answer)
+                        "reward-not-finite",
+                        "stage.rewards",
+                        reward=reward,
+                        given=value,
+                        row=_question_excerpt(answer),
                     )
                 )
         return scores
@@ -66,74 +72,78 @@ def score_of(reward: str, stage: Answering, tokenizer: Any) -> Score:
     return checked
 
 
-def _each(score: Callable[[Answer], float | None]) -> Score:
+def _per_answer(score: Callable[[Answer], float | None]) -> ScoreFunction:
     return lambda answers: [score(answer) for answer in answers]
 
 
 # --------------------------------------------------------------------------------------- from the text
 
 
-def _format(stage: Any, _tokenizer: Any) -> Score:
+def _format_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
     """1 if the whole answer matches the pattern, else 0."""
     pattern = regex.compile(stage.reward_pattern, regex.DOTALL)
 
     def score(answer: Answer) -> float:
         try:
-            return float(pattern.fullmatch(answer.text, timeout=PATIENCE_S) is not None)
+            return float(pattern.fullmatch(answer.text, timeout=PATTERN_TIMEOUT_S) is not None)
         except TimeoutError:
-            print(f"The pattern took longer than {PATIENCE_S:g} s and counts as not matched: {answer.text!r}")
+            print(
+                f"The pattern took longer than {PATTERN_TIMEOUT_S:g} s and counts as not matched: {answer.text!r}"
+            )
             return 0.0
 
-    return _each(score)
+    return _per_answer(score)
 
 
-def _exact(*_: Any) -> Score:
+def _exact_match_reward(*_: Any) -> ScoreFunction:
     """1 if the answer equals the reference but for white space, else 0."""
 
     def score(answer: Answer) -> float | None:
         return None if answer.reference is None else float(answer.text.split() == answer.reference.split())
 
-    return _each(score)
+    return _per_answer(score)
 
 
-def _numeric(*_: Any) -> Score:
+def _numeric_reward(*_: Any) -> ScoreFunction:
     """1 if the last number in the answer equals the last one in the reference, else 0."""
 
     def score(answer: Answer) -> float | None:
         reference = last_number(answer.reference or "")
         return None if reference is None else float(last_number(answer.text) == reference)
 
-    return _each(score)
+    return _per_answer(score)
 
 
 # 7 · -3 · 1,234.5 · .5 · 2e-3; a minus sign behind a digit is a dash, as in 3-5.
 NUMBER = re.compile(
     r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
 )
-SIGNS = str.maketrans("−－＋．", "--+.")
+ASCII_SIGNS = str.maketrans("−－＋．", "--+.")
 
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, thousands separators and all; a unit or a % behind it is not looked at."""
-    matches = NUMBER.findall(text.translate(SIGNS))
+    matches = NUMBER.findall(text.translate(ASCII_SIGNS))
     return Decimal(matches[-1].replace(",", "")) if matches else None
 
 
-def _length(stage: Any, _tokenizer: Any) -> Score:
+def _length_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
     """exp(-|n - target| / target) of an answer of n tokens: smooth, so that every token nearer counts."""
     target = stage.reward_length
-    return _each(lambda answer: math.exp(-abs(len(answer.ids) - target) / target))
+    return _per_answer(lambda answer: math.exp(-abs(len(answer.ids) - target) / target))
 
 
 # --------------------------------------------------------------------------------------- from a model
 
 
-def _reward_model(stage: Answering, tokenizer: Any) -> Score:
+def _reward_model_score(stage: Answering, tokenizer: Any) -> ScoreFunction:
     """The score of a reward model run for prompt and answer together."""
-    from engine.worker.training.reward_scorer import reward_of  # with torch, which the others do without
+    from engine.worker.training.reward_scorer import (
+        load_reward_function,  # with torch, which the others do without
+    )
 
-    judge = reward_of(Path(stage.reward_model), tokenizer)
-    return lambda answers: judge(
+    score = load_reward_function(Path(stage.reward_model), tokenizer)
+    return lambda answers: score(
         [answer.prompt_ids for answer in answers], [answer.ids for answer in answers]
     ).tolist()
 
@@ -141,29 +151,35 @@ def _reward_model(stage: Answering, tokenizer: Any) -> Score:
 # --------------------------------------------------------------------------------------- from a file
 
 
-def _file(stage: Any, _tokenizer: Any) -> Score:
+def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
     """What `reward(prompt, completion, answer)` of the operator's file says."""
     path = Path(stage.reward_file)
     module = _run_file(path)
     function = getattr(module, "reward", None)
     if not callable(function):
         known = ", ".join(name for name, value in vars(module).items() if callable(value)) or "—"
-        raise Refusal(problem("reward-file-without-function", FILE, file=path, known=known))
+        raise Refusal(problem("reward-file-without-function", REWARD_FILE_FIELD, file=path, known=known))
 
     def score(answer: Answer) -> float:
         try:
             value = function(answer.prompt, answer.text, answer.reference)
         except (Exception, SystemExit) as error:  # a file of somebody else's may raise anything
             raise Refusal(
-                problem("reward-file-raises", FILE, file=path, line=_line_in(path, error), why=_why(error), row=_named(answer))
+                problem("reward-file-raises", REWARD_FILE_FIELD, file=path, line=_line_in(path, error), why=_error_text(error), row=_question_excerpt(answer))
             ) from error  # fmt: skip
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise Refusal(
-                problem("reward-file-value", FILE, file=path, given=repr(value)[:60], row=_named(answer))
+                problem(
+                    "reward-file-value",
+                    REWARD_FILE_FIELD,
+                    file=path,
+                    given=repr(value)[:60],
+                    row=_question_excerpt(answer),
+                )
             )
         return float(value)
 
-    return _each(score)
+    return _per_answer(score)
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -173,7 +189,13 @@ def _run_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise Refusal(
-            problem("reward-file-broken", FILE, file=path, line=_line_in(path, error), why=_why(error))
+            problem(
+                "reward-file-broken",
+                REWARD_FILE_FIELD,
+                file=path,
+                line=_line_in(path, error),
+                why=_error_text(error),
+            )
         ) from error
     return module
 
@@ -186,23 +208,23 @@ def _line_in(path: Path, error: BaseException) -> int | str:
     return next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), "—")
 
 
-def _why(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _named(answer: Answer) -> str:
+def _question_excerpt(answer: Answer) -> str:
     """The question in a few words, so that the row can be found again."""
     question = " ".join(str(answer.prompt[-1].get("content") or "").split()) if answer.prompt else ""
     return question if len(question) <= 80 else f"{question[:79]}…"
 
 
-REWARDS: dict[str, Callable[[Any, Any], Score]] = {
-    "format": _format, "exact": _exact, "numeric": _numeric, "length": _length, "reward_model": _reward_model,
-    "file": _file,
+REWARDS: dict[str, Callable[[Any, Any], ScoreFunction]] = {
+    "format": _format_reward, "exact": _exact_match_reward, "numeric": _numeric_reward, "length": _length_reward, "reward_model": _reward_model_score,
+    "file": _file_reward,
 }  # fmt: skip
 
 # Whether an answer in the data is one that the reward can compare with.
-COMPARABLE: dict[str, Callable[[str | None], bool]] = {
+HAS_REFERENCE: dict[str, Callable[[str | None], bool]] = {
     "exact": lambda reference: reference is not None,
     "numeric": lambda reference: last_number(reference or "") is not None,
 }
@@ -211,8 +233,8 @@ COMPARABLE: dict[str, Callable[[str | None], bool]] = {
 def check_references(rewards: Sequence[str], references: Sequence[str | None]) -> None:
     """Refuse data in which a reward finds nothing to compare with; say how many rows have nothing."""
     for reward in rewards:
-        if reward in COMPARABLE:
-            there = sum(map(COMPARABLE[reward], references))
+        if reward in HAS_REFERENCE:
+            there = sum(map(HAS_REFERENCE[reward], references))
             if not there:
                 raise Refusal(
                     problem("references-missing", "stage.rewards", reward=reward, rows=len(references))

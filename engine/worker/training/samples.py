@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.core.rundir import RunDir, append_lines
 
-KEPT = 4  # answers of a step
+SAMPLES_PER_STEP = 4  # answers of a step
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sample:
     rewards: dict[str, float | None]
 
 
-def due(step: int, every: int, stride: int = 1) -> bool:
+def samples_are_due(step: int, every: int, stride: int = 1) -> bool:
     """Whether answers that serve `stride` steps from this one on are to be shown, which are counted from 1."""
     return (step + stride - 1) // every > (step - 1) // every
 

@@ -12,7 +12,13 @@ from trl.trainer.utils import pad
 
 from engine.core.rundir import RunDir
 from engine.spec.run_spec import RunSpec
-from engine.worker.training.trainers import common_arguments, early_stopping, exact_adapter, loraplus, ours
+from engine.worker.training.trainers import (
+    adjust_trainer,
+    common_arguments,
+    early_stopping,
+    exact_adapter,
+    loraplus_optimizer,
+)
 
 
 class _WeightedBatches(DataCollatorForLanguageModeling):
@@ -81,6 +87,6 @@ def sft_trainer(
             processing_class=tokenizer,
             data_collator=collator(pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing),
             callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus(spec, arguments, model), None),
+            optimizers=(loraplus_optimizer(spec, arguments, model), None),
         )
-    return ours(trainer)
+    return adjust_trainer(trainer)

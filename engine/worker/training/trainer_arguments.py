@@ -20,11 +20,19 @@ CONFIGS = {
     "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
     "orpo": TrainingArguments, "simpo": TrainingArguments, "ppo": TrainingArguments, "grpo": GRPOConfig,
 }  # fmt: skip
-PLAIN = {int: "int", float: "float", bool: "bool", str: "str", dict: "dict", list: "list", type(None): "null"}
+TYPE_NAMES = {
+    int: "int",
+    float: "float",
+    bool: "bool",
+    str: "str",
+    dict: "dict",
+    list: "list",
+    type(None): "null",
+}
 # Schedules whose function hands its keywords on to a class, and those that transformers hands none.
-ONLY_KEYWORDS = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
-TAKE_NONE = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by the run
+SCHEDULER_CLASSES = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
+WITHOUT_KEYWORDS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+SET_BY_RUN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # by the run
 
 
 def arguments() -> dict[str, dict[str, str]]:
@@ -35,7 +43,7 @@ def arguments() -> dict[str, dict[str, str]]:
 def schedules() -> dict[str, dict[str, str]]:
     """Schedule → name → types of the keywords that its function takes beside what the run itself decides."""
     return {
-        kind.value: _keywords(ONLY_KEYWORDS.get(kind) or function) if kind not in TAKE_NONE else {}
+        kind.value: _keywords(SCHEDULER_CLASSES.get(kind) or function) if kind not in WITHOUT_KEYWORDS else {}
         for kind, function in sorted(TYPE_TO_SCHEDULER_FUNCTION.items(), key=lambda entry: entry[0].value)
     }
 
@@ -44,31 +52,33 @@ def _keywords(function: Any) -> dict[str, str]:
     hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
     keywords = {}
     for name, parameter in inspect.signature(function).parameters.items():
-        if name not in GIVEN:
-            keywords[name] = _names(hints[name]) if name in hints else _name(type(parameter.default))
+        if name not in SET_BY_RUN:
+            keywords[name] = (
+                _type_names(hints[name]) if name in hints else _type_name(type(parameter.default))
+            )
     return keywords
 
 
 def _types(config: type) -> dict[str, str]:
     hints = get_type_hints(config)
     return {
-        field.name: _names(hints[field.name])
+        field.name: _type_names(hints[field.name])
         for field in sorted(dataclasses.fields(config), key=lambda field: field.name)
     }
 
 
-def _names(hint: Any) -> str:
+def _type_names(hint: Any) -> str:
     """A hint as the types that a value in YAML may have; "any" where one of them is none of those."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    names = {_name(part) for part in parts}
+    names = {_type_name(part) for part in parts}
     if "dict" in names:
         names.discard("str")  # JSON text, or a file: for those who have no YAML
-    return "any" if "any" in names else "|".join(sorted(names, key=[*PLAIN.values()].index))
+    return "any" if "any" in names else "|".join(sorted(names, key=[*TYPE_NAMES.values()].index))
 
 
-def _name(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     plain = get_origin(hint) or hint
-    return "str" if isinstance(plain, type) and issubclass(plain, enum.Enum) else PLAIN.get(plain, "any")
+    return "str" if isinstance(plain, type) and issubclass(plain, enum.Enum) else TYPE_NAMES.get(plain, "any")
 
 
 if __name__ == "__main__":

@@ -85,26 +85,26 @@ def stage_arguments(spec: RunSpec) -> dict[str, Any]:
 
 
 # Rows are no longer than they may be, and dropout is as the spec and the model have it: TRL would turn off all.
-_AS_PREPARED = {"max_length": None, "disable_dropout": False}
+PREPARED_DATA_ARGUMENTS = {"max_length": None, "disable_dropout": False}
 
 
-def _of_dpo(stage: Any) -> dict[str, Any]:
+def _dpo_arguments(stage: Any) -> dict[str, Any]:
     also = stage.sft_weight > 0
     return {
         "beta": stage.beta,
         "loss_type": [stage.loss_type, "sft"] if also else [stage.loss_type],
         "loss_weights": [1.0, stage.sft_weight] if also else None,
         "label_smoothing": stage.label_smoothing,
-        **_AS_PREPARED,
+        **PREPARED_DATA_ARGUMENTS,
     }
 
 
-def _of_kto(stage: Any) -> dict[str, Any]:
+def _kto_arguments(stage: Any) -> dict[str, Any]:
     names = ("beta", "desirable_weight", "undesirable_weight")
-    return {**{name: getattr(stage, name) for name in names}, **_AS_PREPARED}
+    return {**{name: getattr(stage, name) for name in names}, **PREPARED_DATA_ARGUMENTS}
 
 
-def _of_grpo(stage: Any) -> dict[str, Any]:
+def _grpo_arguments(stage: Any) -> dict[str, Any]:
     renamed = RENAMED["grpo"]
     elsewhere = (
         "kind",
@@ -122,14 +122,19 @@ def _of_grpo(stage: Any) -> dict[str, Any]:
 
 
 STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "rm": lambda stage: {"center_rewards_coefficient": stage.center_rewards_coefficient, **_AS_PREPARED},
-    "dpo": _of_dpo,
-    "kto": _of_kto,
-    "grpo": _of_grpo,
+    "rm": lambda stage: {
+        "center_rewards_coefficient": stage.center_rewards_coefficient,
+        **PREPARED_DATA_ARGUMENTS,
+    },
+    "dpo": _dpo_arguments,
+    "kto": _kto_arguments,
+    "grpo": _grpo_arguments,
 }
 
 
-def loraplus(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
+def loraplus_optimizer(
+    spec: RunSpec, arguments: TrainingArguments, model: Any
+) -> torch.optim.Optimizer | None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
     ratio = getattr(spec.method, "loraplus_lr_ratio", None)
     if not ratio:
@@ -180,7 +185,7 @@ def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
         model.delete_adapter("ref")
 
 
-def ours(trainer: Trainer) -> Trainer:
+def adjust_trainer(trainer: Trainer) -> Trainer:
     """The trainer as Athanor needs it, whatever its constructor did."""
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
