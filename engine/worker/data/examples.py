@@ -1,4 +1,4 @@
-"""Canonical rows → examples that a stage can be trained on: token ids, what of them is trained, and what was cut.
+"""Canonical rows → examples that a stage can be trained on: token ids, labels (the loss mask), and what was cut.
 
     text     → input_ids, labels                              every token trained; each document ends with eos
     chat     → input_ids, labels                              the answers trained, the token that ends each included,
@@ -31,15 +31,15 @@ from engine.worker.templates.chat_template import ChatTemplate, Span
 from engine.worker.templates.conversations import ConversationEncoder, Row, TokenizedConversation
 from engine.worker.templates.token_escaping import TokenEscaping
 
-IGNORE_INDEX = -100  # the label the loss skips, by torch's convention
+IGNORE_INDEX = -100  # the label that the loss skips, as torch's cross_entropy has it by default
 TrainOn = Literal["answers", "last_answer", "everything"]
 TooLong = Literal["cut_end", "cut_start", "drop"]
 
-# What became of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
+# The status of a row. "cut": shortened to max_length. "too_long": longer than that, and what is trained would not
 # survive a cut, or the policy forbids one. "untrained": no label at all. "equal": a pair without a difference.
 # "refused": the template or the tokenizer cannot write it.
 ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
-USABLE_STATUSES = 2  # the first so many of them
+USABLE_STATUSES = 2  # the first two of them
 
 IDS = pa.list_(pa.int32())
 COLUMNS: dict[Form, dict[str, pa.DataType]] = {
@@ -162,12 +162,12 @@ def _text_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         encoder.escaping,
         encoder.tokenizer.eos_token_id,
     )
-    shielded = [escaping.text(row["text"]) for row in rows]
+    escaped = [escaping.text(row["text"]) for row in rows]
     # Offsets are needed only where something stands for something else.
-    plain = iter(backend.encode_batch_fast([text for text, hidden in shielded if not hidden]))
-    marked = iter(backend.encode_batch([text for text, hidden in shielded if hidden]))
+    plain = iter(backend.encode_batch_fast([text for text, hidden in escaped if not hidden]))
+    marked = iter(backend.encode_batch([text for text, hidden in escaped if hidden]))
     examples = []
-    for row, (text, hidden) in zip(rows, shielded, strict=True):
+    for row, (text, hidden) in zip(rows, escaped, strict=True):
         try:
             ids = escaping.restore(text, next(marked), [], hidden)[0] if hidden else next(plain).ids
         except Refusal as refusal:
@@ -337,7 +337,10 @@ def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:
 
 
 def labels_from_spans(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
-    """The ids where they are trained."""
+    """The labels of the loss: each id in a span that is trained, IGNORE_INDEX elsewhere (the loss mask, or assistant mask).
+
+    What comes out for the same rows may change only with `engine.worker.data.cache.PREPARATION_VERSION`.
+    """
     offsets = input_ids.offsets.to_numpy()
     starts = [
         (start + begin, start + end)

@@ -8,6 +8,9 @@ generation begins and ends:
 
 An answer starts where the generation prompt of the conversation before it ends; where history is written otherwise
 than the generation prompt, where the two part. It ends behind the token at which generation stops.
+
+These spans are the loss mask (assistant mask): `engine.worker.data.examples.labels_from_spans` makes labels of them. Whatever changes
+them raises `engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from engine.worker.templates.provenance import Piece, Provenance, losses_in, tra
 MAX_CLOSING_CHARACTERS = 64  # letters and digits that may close an answer before the token that ends it
 MAX_GAPS_REMEMBERED = 4096  # texts between a question and its answer that are remembered
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
+THINK_TAG = re.compile("think>|</[^<>]*think")
 # Marks that a template writes as one, whether or not they are tokens of their own.
 TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
 
@@ -139,16 +143,30 @@ class AnswerSpans:
         self.stop = any_of({*self.endings.stops, *generation_stops})
         self.generation_stops = tuple(generation_stops)
 
-    def completed(self, row: Row, text: str) -> tuple[str, Answers]:
+    def find(self, row: Row, text: str, traced: Provenance | None) -> tuple[str, Answers]:
         """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
+        `traced`: where the text comes from, if that is known.
 
         Raises Refusal where it cannot be proved that the answers are where they seem to be.
         """
-        traced = trace_provenance(self.template, row, text)
-        answers = self.within(row, text, traced) if traced else self._otherwise(row, text)
-        return self.ended(row, text, answers)
+        answers = self._from_provenance(row, text, traced) if traced else self._from_proposals(row, text)
+        return self._with_end_token(row, text, answers)
 
-    def _otherwise(self, row: Row, text: str) -> Answers:
+    def are_independent_of(self, answer: str) -> bool:
+        """Whether the spans found for any other answer of the kind hold for this one, too (`template_cache` uses them again).
+
+        It has to say something, without reasoning in its text, and must not begin as the generation prompt ends, of which
+        its beginning would be a part.
+        """
+        words = answer.lstrip()
+        thinks = "think" in answer and THINK_TAG.search(answer)
+        return bool(words) and not thinks and not words.startswith(self._opening_atoms)
+
+    @cached_property
+    def _opening_atoms(self) -> tuple[str, ...]:
+        return tuple(self.atoms.findall(self.opening)) or ("\0",)
+
+    def _from_proposals(self, row: Row, text: str) -> Answers:
         """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
         for proposal in proposed_spans(self.template, row, text):
             words = verified_answers(row, text, proposal, self.template.any_control)
@@ -161,11 +179,11 @@ class AnswerSpans:
                 whole = [(begin, end) for (begin, _, _), end in zip(words, ends, strict=True)]
                 starts = [stop.start() if stop else len(text) for stop in stops]
                 if all(last <= start for (_, last, _), start in zip(words, starts, strict=True)):
-                    lost = (*self._without_reasoning(row, text, whole), *self._with_header(whole))
+                    lost = (*self._reasoning_losses(row, text, whole), *self._header_losses(whole))
                     return Answers(self._behind_empty_thoughts(text, whole), bool(stops and stops[-1]), lost)
         raise Refusal(problem("mask-unproven"))
 
-    def ended(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
+    def _with_end_token(self, row: Row, text: str, answers: Answers) -> tuple[str, Answers]:
         """The same with the end of turn added behind a last answer that has none."""
         end = self.endings.added_call if row["messages"][-1].get("tool_calls") else self.endings.added
         if not end and self.settings.end_last_answer:  # written behind other answers, and not behind this one
@@ -176,7 +194,7 @@ class AnswerSpans:
         spans = [*answers.spans[:-1], (start, stop + len(end))]
         return text + end, answers._replace(spans=spans, is_ended=True)
 
-    def within(self, row: Row, text: str, traced: Provenance) -> Answers:
+    def _from_provenance(self, row: Row, text: str, traced: Provenance) -> Answers:
         """The answers in a text of which it is known where everything comes from."""
         marks = self.template.generation_marks(row["messages"], row.get("tools"))
         rendering = _Rendering(row, text, traced, marks, self.template.separators)
@@ -188,12 +206,12 @@ class AnswerSpans:
                 spans.append(span)
         lost = (
             *losses_in(row, text, traced),
-            *self._without_reasoning(row, text, spans),
-            *self._with_header(spans),
+            *self._reasoning_losses(row, text, spans),
+            *self._header_losses(spans),
         )
         return Answers(self._behind_empty_thoughts(text, spans), is_ended, lost)
 
-    def _without_reasoning(self, row: Row, text: str, spans: list[Span]) -> list[str]:
+    def _reasoning_losses(self, row: Row, text: str, spans: list[Span]) -> list[str]:
         """What becomes of a last answer that has no reasoning where the template is a thinking model's."""
         if not spans or row["messages"][-1]["role"] != "assistant":
             return []
@@ -202,7 +220,7 @@ class AnswerSpans:
             return ["empty_reasoning"]
         return ["without_reasoning"] if "think" in self.opening and "think>" not in answer else []
 
-    def _with_header(self, spans: list[Span]) -> list[str]:
+    def _header_losses(self, spans: list[Span]) -> list[str]:
         """Whether what opens an answer is trained with it."""
         return ["header"] if spans and self.trained_header else []
 

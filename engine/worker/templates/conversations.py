@@ -2,9 +2,12 @@
 
 The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data contains
 the text of a control token, that text stays text; and where the template writes nothing behind the last answer, the token
-at which generation stops may be added there. A conversation is rendered and tokenized as a whole. Most take the short way
-(`engine.worker.templates.template_cache`), which writes what the template would write without running it; whatever that way is not sure to
+at which generation stops may be added there. A conversation is rendered and tokenized as a whole. Most come from the cache
+(`engine.worker.templates.template_cache`), which writes what the template would write without running it; whatever the cache is not sure to
 do right is rendered by the template itself, once plainly and once to see where everything comes from.
+
+The spans of the answers become labels in `engine.worker.data.examples.labels_from_spans`. Whatever changes ids or spans here raises
+`engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ TOOL_TEMPLATE_NAME = (
 
 
 class TokenizedConversation(NamedTuple):
-    """One conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
+    """A conversation: its ids (int32); the token spans of its answers, one for each message of the assistant, up to and
     including the token that ends the turn; whether the last one has such a token, since a model never shown one never
     stops; and what of the row the template left out (see `engine.data.template_losses`)."""
 
@@ -114,7 +117,7 @@ class TemplateEncoder:
     def encode(
         self, rows: Sequence[Row], add_generation_prompt: bool = False, *, use_cache: bool = True
     ) -> list[TokenizedConversation | Problem]:
-        """See `Conversations.encode`. Without the `short_way` each row is rendered by the template itself."""
+        """See `ConversationEncoder.encode`. Without `use_cache` each row is rendered by the template itself."""
         rows = [self.template.adapt(row) for row in rows]
         if not use_cache:
             return self._by_template(rows, add_generation_prompt, template_only=True)
@@ -128,17 +131,17 @@ class TemplateEncoder:
                     ids[bounds[at] : bounds[at + 1]], answers[at], shape.is_ended, shape.lost
                 )
         left = [number for number, result in enumerate(results) if result is None]
-        plainly = self._by_template([rows[number] for number in left], add_generation_prompt)
-        for number, result in zip(left, plainly, strict=True):
+        by_template = self._by_template([rows[number] for number in left], add_generation_prompt)
+        for number, result in zip(left, by_template, strict=True):
             results[number] = result
         return results
 
     def _proven(self, group: TokenizedGroup, rows: Sequence[Row], add_generation_prompt: bool) -> bool:
-        """Whether the short way gives what the template gives, tried once on the first conversations of each shape."""
+        """Whether the cache gives what the template gives, compared once for the first conversations of each shape."""
         shape = group.shape
         if not shape.proven and shape.plan:
             compared = range(min(len(group.rows), CONVERSATIONS_COMPARED))
-            plainly = self._by_template(
+            by_template = self._by_template(
                 [rows[group.rows[at]] for at in compared], add_generation_prompt, template_only=True
             )
             shape.proven = all(
@@ -146,7 +149,7 @@ class TemplateEncoder:
                 and tokens.ids.tolist() == group.ids[group.bounds[at] : group.bounds[at + 1]].tolist()
                 and tuple(tokens.answers) == group.answers[at]
                 and (tokens.ended, tokens.lost) == (shape.is_ended, shape.lost)
-                for at, tokens in zip(compared, plainly, strict=True)
+                for at, tokens in zip(compared, by_template, strict=True)
             )
             if not shape.proven:
                 shape.plan = None
@@ -199,9 +202,9 @@ class TemplateEncoder:
             # Some templates take no id of a call but their own kind; whatever else is wrong is raised again.
             row = {**row, "messages": with_short_ids(row["messages"])}
             text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
-        if not add_generation_prompt:
-            return self.spans.completed(row, text)
         traced = trace_provenance(self.template, row, text, add_generation_prompt)
+        if not add_generation_prompt:
+            return self.spans.find(row, text, traced)
         return text, Answers([], lost=losses_in(row, text, traced) if traced else ())
 
 

@@ -1,4 +1,4 @@
-"""The short way from a conversation to its ids: neither the template is run nor the frame tokenized, only what is said.
+"""A cache of what a template writes: neither is it run again nor its frame tokenized, only what is said.
 
 Conversations in which the same roles speak in the same order have one shape: what the template writes around the
 contents (`engine.worker.templates.template_tracing`) and, where a control token closes every content off from the frame, the frame's ids.
@@ -36,7 +36,6 @@ MAX_TOKENIZER_THREADS = 16  # of the tokenizer, at the most
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 TEXTS_BEFORE = ("", "a", " ", "\n", ".")
-THOUGHT = re.compile("think>|</[^<>]*think")
 LOOKBEHIND = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
 
 
@@ -219,25 +218,13 @@ class TemplateCache:
             row, traced = {"messages": messages}, _provenance(outline.parts, contents)
             if add_generation_prompt:
                 return self._shape(outline, contents, text, Answers([], lost=losses_in(row, text, traced)))
-            answers = self.spans.within(row, text, traced)
-            whole, answers = self.spans.ended(row, text, answers)
+            whole, answers = self.spans.find(row, text, traced)
             end = (whole[len(text) :],) if whole != text else ()
-            checks = (*outline.checks, *self._checks_of_answers(roles))
+            answered = [number for number, role in enumerate(roles) if role == "assistant"]
+            checks = (*outline.checks, *((number, self.spans.are_independent_of) for number in answered))
             return self._shape(Outline((*outline.parts, *end), checks), contents, whole, answers)
         except Exception:  # a template is a program, and may refuse these roles in any way it likes
             return None
-
-    def _checks_of_answers(self, roles: tuple[str, ...]) -> list[Check]:
-        """What is asked of the answers besides what the template asks: that none begins as the generation prompt ends,
-        of which its beginning would be a part, has reasoning in its text, or says nothing."""
-        opening = tuple(self.spans.atoms.findall(self.spans.opening)) or ("\0",)
-
-        def is_plain(content: str) -> bool:
-            thinks = "think" in content and THOUGHT.search(content)
-            words = content.lstrip()
-            return bool(words) and not thinks and not words.startswith(opening)
-
-        return [(number, is_plain) for number, role in enumerate(roles) if role == "assistant"]
 
     def _shape(
         self, outline: Outline, contents: list[str], text: str, answers: Answers

@@ -19,7 +19,7 @@ class TokenEscaping:
     Their text is replaced by spare private-use characters before the template is rendered and the text tokenized; then
     the tokens of each such character are replaced by those of the text it stands for, spelled out.
 
-    Nobody but the assistant may write any control token. In an answer only those that frame turns are shielded, and
+    Nobody but the assistant may write any control token. In an answer only those that frame turns are escaped, and
     `<think>` or `<tool_call>` is what it looks like: the model writes these itself.
     """
 

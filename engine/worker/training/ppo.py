@@ -1,9 +1,9 @@
 """PPO: the model writes answers, a reward model scores them, and what scored better than expected becomes likelier.
 
 Proximal policy optimization (Schulman et al. 2017) with a penalty on the KL to what the model was (Ziegler et al.
-2019; Ouyang et al. 2022). A `Trainer` of transformers whose one step is a whole batch: answer, judge, learn. So data,
-schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_maths`, who
-takes part in `actor_critic`, the reward model in `scorer`; docs/stages/ppo.md says why it is built this way.
+2019; Ouyang et al. 2022). A `Trainer` of transformers whose one step is a whole batch: answer, score, update. So data,
+schedule, checkpoints, callbacks and resuming are those of every other stage. The arithmetic is in `ppo_math`, who
+takes part in `actor_critic`, the reward model in `reward_scorer`; docs/stages/ppo.md says why it is built this way.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Rollout:
 
 
 class PpoTrainer(Trainer):
-    """A step is a batch: its prompts are answered, the answers judged, and then learned from several times over.
+    """A step is a batch: its prompts are answered, the answers scored, and then learned from several times over.
 
     `per_device_train_batch_size` × `gradient_accumulation_steps` prompts a process. Of the updates of a step all but
     the last are made here; the last one's gradient is left to the Trainer, which goes on with it as with any other.
@@ -114,7 +114,7 @@ class PpoTrainer(Trainer):
     def make_rollout(
         self, prompts: list[list[int]], step: int, *, keep_samples: bool = False
     ) -> tuple[Rollout, dict[str, float]]:
-        """Answers to the prompts, with their advantages, and what to tell of them. `kept`: a few go into the samples."""
+        """Answers to the prompts, with their advantages, and the metrics of them. `keep_samples`: a few are written to samples.jsonl."""
         settings, actor_critic = self.settings, self.model
         actor_critic.eval()
         prompt_ids, prompt_mask = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
@@ -310,7 +310,7 @@ def ppo_trainer(
     data: dict[str, Any],
     callbacks: list[TrainerCallback],
 ) -> Trainer:
-    """PPO on prompts, with a finished reward model. Raises Refusal if that cannot judge this model's answers."""
+    """PPO on prompts, with a finished reward model. Raises Refusal if that cannot score this model's answers."""
     arguments = TrainingArguments(
         **common_arguments(spec, run, measured="validation" in data) | {"remove_unused_columns": False}
     )

@@ -1,4 +1,4 @@
-"""Sees when reinforcement learning has gone wrong for good, and says why. Pure: it is told figures and stops nothing."""
+"""Sees when reinforcement learning has gone wrong for good, and says why. Pure: it reads metrics and stops nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PpoMonitor:
         self.length: deque[float] = deque(maxlen=BATCHES_MONITORED)
 
     def __call__(self, metrics: dict[str, float], step: int) -> Problem | None:
-        """`told`: the figures of a batch by their names. None: it may go on."""
+        """`metrics`: those of a batch by their names. None: it may go on."""
         spoiled = [name for name, value in metrics.items() if not math.isfinite(value)]
         if spoiled:
             return problem("ppo-not-finite", "training.learning_rate", step=step, names=", ".join(spoiled))

@@ -248,7 +248,7 @@ def _disable_base_dropout(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class PreferenceLoss:
-    """What a formula makes of a batch: the loss, the implied rewards of both sides, and more to be shown.
+    """What a formula makes of a batch: the loss, the implied rewards of both sides, and more metrics.
 
     Each is of shape (B,), one value per pair.
     """
@@ -288,7 +288,7 @@ PREFERENCE_LOSSES: dict[str, Callable[[Any, Tensor, Tensor], PreferenceLoss]] = 
 
 
 class _ReferenceFreeTrainer(Trainer):
-    """Pairs judged by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
+    """Pairs scored by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
 
     loss_is_scaled_for_ga = False
 

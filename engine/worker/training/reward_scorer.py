@@ -1,4 +1,4 @@
-"""A finished reward model as what scores answers, and the proof that it can judge this model's.
+"""A finished reward model as what scores answers, and the proof that it can score this model's.
 
 How it is trained is in `engine.worker.training.reward`, how it is loaded and asked in `engine.worker.models.reward_model`; what its run says
 of itself, in `engine.models.reward_models`.
@@ -17,9 +17,8 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.models.reward_models import Pair, pairs_of, reward_model_problems
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 
-MAX_FLIPPED_SHARE = (
-    0.05  # share of its pairs that may come out the other way round, since another machine rounds differently
-)
+# Of its pairs, how many may come out the other way round, since another machine rounds differently.
+MAX_FLIPPED_SHARE = 0.05
 TOKENIZER_PROBE = "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
 
 # Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
@@ -27,7 +26,7 @@ RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]
 
 
 def load_reward_function(folder: Path, tokenizer: PreTrainedTokenizerBase) -> RewardFunction:
-    """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot judge what a model with this
+    """The reward model in a result folder, loaded and tried. Raises Refusal if it cannot score what a model with this
     tokenizer writes."""
     if problems := reward_model_problems(folder):
         raise Refusal(problems)
