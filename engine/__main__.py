@@ -97,7 +97,7 @@ def _print_new(log: Path, shown: int) -> int:
 
 def _print_end(run: runs.Run) -> int:
     if found := report.summary(run.dir):
-        print(report.told(found))
+        print(report.as_text(found))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
     print(run.dir.left() or run.path)
@@ -158,7 +158,7 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
     if found := report.summary(run.dir):
-        print(report.told(found), end="\n\n")
+        print(report.as_text(found), end="\n\n")
     print(run.spec.to_yaml(brief=True))
     return 0
 

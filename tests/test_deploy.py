@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine.core.problems import Refusal
-from engine.export import deployment
-from engine.export.deployment import said
+from engine.export import ollama, vllm_command
+from engine.export.ollama import message
 from engine.worker.templates.chat_template import render
 from tests import families
 
@@ -21,10 +21,10 @@ GO = shutil.which("go")
 EXPRESSED = ("chatml", "qwen2_5", "llama3", "gemma", "mistral", "phi3", "plain", "alpaca")
 USER = 'Who {{ are }} "you"? 你好'
 TALK = [
-    said("user", USER), said("assistant", "I am\n\n'Athanor'."), said("user", "And now?"), said("assistant", "Still."),
-    said("user", "Bye"),
+    message("user", USER), message("assistant", "I am\n\n'Athanor'."), message("user", "And now?"), message("assistant", "Still."),
+    message("user", "Bye"),
 ]  # fmt: skip
-SYSTEM = said("system", "Be brief.")
+SYSTEM = message("system", "Be brief.")
 
 
 def renderer(name: str) -> Callable[..., str]:
@@ -52,9 +52,9 @@ def go(template: str, wanted: list[list[dict[str, str]]]) -> list[str]:
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_the_pieces_write_what_the_template_writes(name: str) -> None:
     rendered = renderer(name)
-    found = deployment.pieces(rendered)
+    found = ollama.template_pieces(rendered)
     for conversation in conversations(found.system is not None):
-        assert deployment.written(found, conversation) == rendered(conversation, True)
+        assert ollama.render_pieces(found, conversation) == rendered(conversation, True)
 
 
 @pytest.mark.slow
@@ -62,31 +62,31 @@ def test_the_pieces_write_what_the_template_writes(name: str) -> None:
 @pytest.mark.parametrize("name", EXPRESSED)
 def test_go_writes_what_jinja_writes(name: str) -> None:
     rendered = renderer(name)
-    found = deployment.pieces(rendered)
+    found = ollama.template_pieces(rendered)
     wanted = conversations(found.system is not None)
-    assert go(deployment.go_template(found), wanted) == [rendered(one, True) for one in wanted]
+    assert go(ollama.go_template(found), wanted) == [rendered(one, True) for one in wanted]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not GO, reason="Go is not installed: only its own text/template can tell")
 def test_braces_and_quotes_of_a_template_stay_text() -> None:
-    odd = deployment.Pieces('\n{{"""', "}}", "{{ else }}", '"""|', ("<<{{", "}}>>\n"))
+    odd = ollama.TemplatePieces('\n{{"""', "}}", "{{ else }}", '"""|', ("<<{{", "}}>>\n"))
     wanted = conversations(True)
-    assert go(deployment.go_template(odd), wanted) == [deployment.written(odd, one) for one in wanted]
-    assert '"""' not in deployment.go_template(odd)
+    assert go(ollama.go_template(odd), wanted) == [ollama.render_pieces(odd, one) for one in wanted]
+    assert '"""' not in ollama.go_template(odd)
 
 
 def test_a_late_system_message_stands_before_the_last_question() -> None:
-    found = deployment.pieces(renderer("mistral"))
+    found = ollama.template_pieces(renderer("mistral"))
     assert found.late
-    assert deployment.written(found, [SYSTEM, *TALK[:3]]).endswith("[INST] Be brief.\n\nAnd now? [/INST]")
+    assert ollama.render_pieces(found, [SYSTEM, *TALK[:3]]).endswith("[INST] Be brief.\n\nAnd now? [/INST]")
 
 
 def test_a_first_token_that_the_model_adds_itself_is_left_out() -> None:
     rendered = renderer("llama3")
     bos = families.tokenizer("llama3").bos_token
     assert rendered(TALK[:1], True).startswith(bos)
-    assert not deployment.pieces(rendered, bos).head.startswith(bos)
+    assert not ollama.template_pieces(rendered, bos).head.startswith(bos)
 
 
 def test_a_template_that_counts_its_turns_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_template_that_counts_its_turns_is_refused() -> None:
         return "".join(f"<{number}>{one['content']}" for number, one in enumerate(messages))
 
     with pytest.raises(Refusal, match="does more than put text around the turns"):
-        deployment.pieces(counting)
+        ollama.template_pieces(counting)
 
 
 def test_a_template_that_fails_says_why() -> None:
@@ -102,21 +102,19 @@ def test_a_template_that_fails_says_why() -> None:
         raise ValueError("no users here")
 
     with pytest.raises(Refusal, match="no users here"):
-        deployment.pieces(failing)
+        ollama.template_pieces(failing)
 
 
 def test_what_go_cannot_do_is_told() -> None:
-    told = {one.code for one in deployment.doubts(renderer("gemma"), families.template("gemma"))}
+    told = {one.code for one in ollama.template_warnings(renderer("gemma"), families.template("gemma"))}
     assert "ollama-trims" in told
-    told = {one.code for one in deployment.doubts(renderer("qwen3"), families.template("qwen3"))}
+    told = {one.code for one in ollama.template_warnings(renderer("qwen3"), families.template("qwen3"))}
     assert told >= {"ollama-forgets-thoughts", "ollama-tools"}
-    assert deployment.doubts(renderer("plain"), families.template("plain")) == []
+    assert ollama.template_warnings(renderer("plain"), families.template("plain")) == []
 
 
 def test_a_modelfile_names_source_template_and_stops() -> None:
-    text = deployment.modelfile(
-        "/models/base", "{{ .System }}", ["</s>", 'a"b'], adapter=".", context=100_000
-    )
+    text = ollama.modelfile("/models/base", "{{ .System }}", ["</s>", 'a"b'], adapter=".", context=100_000)
     assert "FROM /models/base\nADAPTER .\n" in text
     assert 'TEMPLATE """{{ .System }}"""' in text
     assert re.findall("PARAMETER (.*)", text) == ['stop "</s>"', "num_ctx 32768"]
@@ -137,11 +135,14 @@ LORA = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj"], "bias": "none"}
     ],
 )
 def test_vllm_is_told_what_it_would_refuse(changes: dict, codes: list[str]) -> None:
-    assert [one.code for one in deployment.vllm_problems(LORA | changes)] == codes
+    assert [one.code for one in vllm_command.adapter_problems(LORA | changes)] == codes
 
 
 def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:
-    assert "--max-lora-rank" not in deployment.vllm_text(tmp_path, "x", "/base", LORA)
-    told = deployment.vllm_text(tmp_path, "x", "/base", LORA | {"r": 130})
+    assert "--max-lora-rank" not in vllm_command.serve_command(tmp_path, "x", "/base", LORA)
+    told = vllm_command.serve_command(tmp_path, "x", "/base", LORA | {"r": 130})
     assert told == f"vllm serve /base --enable-lora --lora-modules x={tmp_path} --max-lora-rank 256"
-    assert deployment.vllm_text(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"
+    assert (
+        vllm_command.serve_command(tmp_path / "a b", "x")
+        == f"vllm serve '{tmp_path}/a b' --served-model-name x"
+    )

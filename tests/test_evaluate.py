@@ -128,7 +128,7 @@ def test_questions_without_references_are_asked_only_if_that_is_wanted(
     (workplace.data / "ask.jsonl").write_text(
         '{"question": "Who?"}\n{"question": "Where?"}\n', encoding="utf-8"
     )
-    assert evaluation_spec.take_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"
+    assert evaluation_spec.add_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"
     spec = asking(model__model_name_or_path=str(tiny), data__datasets=["ask"])
     assert told(workplace, spec) == ["evaluate-no-references"]
     # A question that is longer than the model reads is left out, and said to be.
@@ -224,6 +224,6 @@ def test_rows_are_sorted_and_searched() -> None:
 
 def test_a_run_that_left_nothing_is_none(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = finished_run(workplace, make_spec(), "own")
-    assert evaluation_spec.left(result_of(run).folder).title == "own"
+    assert evaluation_spec.trained_result(result_of(run).folder).title == "own"
     (run.dir.adapter / RESULT).unlink()
-    assert evaluation_spec.left(run.dir.adapter) is None
+    assert evaluation_spec.trained_result(run.dir.adapter) is None

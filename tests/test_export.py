@@ -372,9 +372,9 @@ def test_too_little_room_is_told_before_the_start(
 ) -> None:
     id = finished("good")
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
-    assert export_spec.disk_needed(spec) - export_spec.SLACK == 4 * inspect(tiny).parameters
+    assert export_spec.disk_needed(spec) - export_spec.SLACK_BYTES == 4 * inspect(tiny).parameters
     half = spec.change("precision", "bf16")
-    assert export_spec.disk_needed(half) - export_spec.SLACK == 2 * inspect(tiny).parameters
+    assert export_spec.disk_needed(half) - export_spec.SLACK_BYTES == 2 * inspect(tiny).parameters
     monkeypatch.setattr(hardware, "free_disk", lambda _folder: 1000)
     [wrong] = refused(workplace, [id])
     assert wrong.code == "export-no-room"
@@ -394,7 +394,9 @@ def test_too_little_memory_is_told_before_the_start(
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
     # A base of fp32 is merged in fp32, whatever is written; beside it are the matrices, and a layer three times.
     needed = export_spec.memory_needed(spec)
-    assert needed - export_spec.ALONE == 4 * (inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10))
+    assert needed - export_spec.LIBRARIES_BYTES == 4 * (
+        inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10)
+    )
     assert export_spec.memory_needed(spec.change("precision", "fp32")) == needed
     monkeypatch.setattr(hardware, "memory", lambda: (needed - 1, needed))
     [wrong] = refused(workplace, [id])
@@ -405,13 +407,13 @@ def test_too_little_memory_is_told_before_the_start(
     lock = take(other.lock, ALIVE, shared=True)
     assert refused(workplace, [id]) == []
     os.close(lock)
-    assert [one.code for one in export_spec.of_memory(spec)] == ["export-no-memory"]
+    assert [one.code for one in export_spec.memory_problems(spec)] == ["export-no-memory"]
     # The machine of the tests has no card: what nvidia-smi would say of one is put in its place.
     card = hardware.Gpu(0, "GPU-0", "H100", 2 * needed, needed - 1, 9.0)
     monkeypatch.setattr(hardware, "gpus", lambda: (card,))
     on_card = spec.change("hardware.device", "cuda")
-    assert [one.code for one in export_spec.of_memory(on_card)] == ["export-no-card-memory"]
-    assert export_spec.of_memory(on_card, waits=True) == []
+    assert [one.code for one in export_spec.memory_problems(on_card)] == ["export-no-card-memory"]
+    assert export_spec.memory_problems(on_card, waits=True) == []
 
 
 def test_a_container_has_the_memory_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,7 +219,7 @@ COMPARE = """
 import json, sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from engine.worker.exporting.gguf_check import compared_weights
+from engine.worker.exporting.gguf_check import compare_weights
 torch.manual_seed(0)
 merged = {name: torch.randn(64, 64) for name in ("a", "b", "c")}
 save_file(merged, Path(sys.argv[1], "model.safetensors"))
@@ -227,7 +227,7 @@ wrong = {"same": merged, "rounded": {**merged, "b": merged["b"].half().float()},
          "swapped": {**merged, "b": merged["c"], "c": merged["b"]}, "turned": {**merged, "b": merged["b"].T},
          "nan": {**merged, "c": merged["c"] * float("nan")}, "other": {**merged, "a": merged["a"][:32]},
          "absent": {"x": merged["a"]}}
-print(json.dumps({name: compared_weights(read, Path(sys.argv[1])) for name, read in wrong.items()}))
+print(json.dumps({name: compare_weights(read, Path(sys.argv[1])) for name, read in wrong.items()}))
 """
 
 
@@ -242,7 +242,7 @@ def test_weights_in_a_wrong_place_are_not_mistaken_for_rounding(tmp_path: Path) 
     )
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["same"] == {"largest": 0.0, "name": "", "compared": 3, "count": 3}
-    assert 0 < told["rounded"]["largest"] < gguf.ROUNDING["f16"]
+    assert 0 < told["rounded"]["largest"] < gguf.ROUNDING_TOLERANCE["f16"]
     assert told["rounded"]["name"] == "b"
     for name in ("swapped", "turned"):
         assert 1.2 < told[name]["largest"] < 1.6  # √2: two that have nothing to do with each other
@@ -278,13 +278,13 @@ def test_the_converter_is_found_where_it_is_named_and_nowhere_else_then(
     monkeypatch.setenv("PATH", "/nothing")
     monkeypatch.setattr(gguf, "environments", lambda: [tmp_path / "none"])
     assert gguf.converter() is None
-    assert gguf.text(Path("/x")) == "make gguf"
+    assert gguf.commands(Path("/x")) == "make gguf"
     monkeypatch.setenv("PATH", str(environment / "bin"))
     assert gguf.converter().place == environment
     monkeypatch.setattr(gguf, "environments", lambda: [environment])
     monkeypatch.setenv("PATH", "/nothing")
     assert gguf.converter().python == str(environment / "bin" / "python")
-    assert gguf.text(Path("/x y")).endswith("'/x y' --outfile '/x y/model-q8_0.gguf' --outtype q8_0")
+    assert gguf.commands(Path("/x y")).endswith("'/x y' --outfile '/x y/model-q8_0.gguf' --outtype q8_0")
 
 
 def test_every_reason_that_is_written_down_has_its_sentences() -> None:

@@ -47,7 +47,7 @@ WRITTEN = {
 
 def put(workplace: Workplace, name: str, content: Any) -> Path:
     """A file in the harness folder: text as it is, rows as lines, anything else as YAML."""
-    file = workplace.data / harness.FOLDER / name
+    file = workplace.data / harness.TASKS_FOLDER / name
     file.parent.mkdir(exist_ok=True)
     text = "".join(json.dumps(one) + "\n" for one in content) if isinstance(content, list) else content
     file.write_text(text if isinstance(text, str) else yaml.safe_dump(text), encoding="utf-8")
@@ -121,7 +121,7 @@ def test_each_file_that_cannot_be_run_is_listed_with_a_sentence(tasks: Workplace
 def test_a_link_out_of_the_folder_is_not_followed(tasks: Workplace, tmp_path: Path) -> None:
     elsewhere = tmp_path / "secret.yaml"
     elsewhere.write_text("task: secret", encoding="utf-8")
-    (tasks.data / harness.FOLDER / "link.yaml").symlink_to(elsewhere)
+    (tasks.data / harness.TASKS_FOLDER / "link.yaml").symlink_to(elsewhere)
     assert why_not(tasks)["link.yaml"] == "path-outside"
 
 
@@ -163,7 +163,7 @@ def test_the_measures_that_are_known_are_those_of_the_package() -> None:
     assert metrics
     theirs = {name for name in registry.METRIC_REGISTRY if name not in ("bypass",)}
     assert set(harness.METRICS) == theirs
-    assert set(harness.OUTPUTS) == set(registry.DEFAULT_METRIC_REGISTRY)
+    assert set(harness.OUTPUT_TYPES) == set(registry.DEFAULT_METRIC_REGISTRY)
 
 
 @real

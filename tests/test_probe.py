@@ -9,7 +9,7 @@ import pytest
 
 from engine.core.rundir import RunDir, write_json
 from engine.evaluation import probe
-from engine.evaluation.probe import FORGOT, LEARNED, matches, of_loss
+from engine.evaluation.probe import CHANGED_LOSS_NATS, FORGOTTEN_LOSS_NATS, loss_verdict, matches
 from engine.launch.workspace import DEMO_MODEL, PROJECT
 from engine.spec.run_spec import RunSpec
 from tests.train_many import lay_out, train_many
@@ -75,7 +75,9 @@ def test_what_the_probe_says_is_what_a_person_sees_in_the_answers(probed: dict[s
         right = sum(one["after"].strip() == one["reference"].strip() for one in rows)
         assert found[name]["training"]["right"] == right
         assert (2 * right >= len(rows)) == (verdicts[name] == "learned")
-        assert found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - LEARNED
+        assert (
+            found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - CHANGED_LOSS_NATS
+        )
     assert found["wild"]["general_verdict"] == "forgot"
     assert {one["kind"] for one in found["everything"]["prompts"]} == {"training", "general"}
 
@@ -85,7 +87,7 @@ def test_the_probe_changes_no_weight_and_has_little_time(probed: dict[str, RunDi
     file = Path("adapter") / "adapter_model.safetensors"
     assert (probed["learns"].path / file).read_bytes() == (probed["unprobed"].path / file).read_bytes()
     for name in ("learns", "still", "wild", "full"):
-        assert probe.read(probed[name])["budget_s"] <= probe.MOST_S
+        assert probe.read(probed[name])["budget_s"] <= probe.MAX_BUDGET_S
 
 
 @pytest.mark.slow
@@ -100,7 +102,7 @@ def test_of_a_real_model_the_answers_decide_and_not_the_loss(smollm2: Path, tmp_
     rows = [one for one in found["prompts"] if one["kind"] == "training"]
     known = [one for one in rows if one["after"] is not None and one["finish_after"] != "cancelled"]
     right = [one for one in known if one["after"].strip() == one["reference"].strip()]
-    assert found["training"]["loss_after"] < found["training"]["loss_before"] - LEARNED
+    assert found["training"]["loss_after"] < found["training"]["loss_before"] - CHANGED_LOSS_NATS
     assert found["training"]["right"] == len(right)
     assert found["verdict"] in ("likelier", "learned" if known and 2 * len(right) >= len(known) else "closer")
 
@@ -126,18 +128,18 @@ def test_an_answer_is_right_if_it_is_what_the_data_says(
 
 
 def test_a_loss_has_fallen_by_a_tenth_and_is_forgotten_by_two() -> None:
-    assert of_loss(1.0, 0.99 - LEARNED) == "lower"
-    assert of_loss(1.0, 0.95) == "same"
-    assert of_loss(1.0, 1.0 + LEARNED) == "higher"
-    assert of_loss(1.0, 1.0 + FORGOT) == "forgot"
-    assert of_loss(1.0, None) == "forgot"  # not a number any more
-    assert of_loss(None, None) is None  # not taken
+    assert loss_verdict(1.0, 0.99 - CHANGED_LOSS_NATS) == "lower"
+    assert loss_verdict(1.0, 0.95) == "same"
+    assert loss_verdict(1.0, 1.0 + CHANGED_LOSS_NATS) == "higher"
+    assert loss_verdict(1.0, 1.0 + FORGOTTEN_LOSS_NATS) == "forgot"
+    assert loss_verdict(1.0, None) == "forgot"  # not a number any more
+    assert loss_verdict(None, None) is None  # not taken
 
 
 def prompt(kind: str, before: str | None, after: str | None, *losses: float | None) -> dict[str, Any]:
     """A prompt as the worker keeps it; of the training the data says what BUILT says."""
     loss_before, loss_after = losses or (None, None)
-    return probe.judged({
+    return probe.with_verdicts({
         "kind": kind, "prompt": "?", "reference": BUILT if kind == "training" else None, "before": before, "after": after,
         "finish_before": "stop", "finish_after": "stop", "loss_before": loss_before, "loss_after": loss_after,
     })  # fmt: skip
@@ -165,7 +167,7 @@ RUNS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[str, Any]]) -> None:
     found = probe.summary(prompts)
     assert found["verdict"] == verdict
-    told = found | {"prompts": prompts, "learned": LEARNED, "forgot": FORGOT}
+    told = found | {"prompts": prompts, "learned": CHANGED_LOSS_NATS, "forgot": FORGOTTEN_LOSS_NATS}
     for language in ("en", "zh"):
         page = probes.report(told, Words(language))
         # The page never says that something was learned where no answer is right.

@@ -24,7 +24,7 @@ import pytest
 from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.rundir import ALIVE, take, write_json
-from engine.export.deployment import RANKS
+from engine.export.vllm_command import MAX_LORA_RANKS
 from engine.launch.processes import processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.serving import chat_client, servers, vllm
@@ -276,7 +276,7 @@ def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
         (folders[name] / "adapter_config.json").write_text(text, encoding="utf-8")
     (tmp_path / "folder" / "adapter_config.json").mkdir(parents=True)
     assert vllm.rank([*folders.values(), tmp_path / "folder"]) == 64
-    assert vllm.rank([]) in RANKS
+    assert vllm.rank([]) in MAX_LORA_RANKS
 
 
 def test_the_last_words_of_a_log_are_those_that_name_an_error(tmp_path: Path) -> None:

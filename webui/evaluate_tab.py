@@ -21,7 +21,14 @@ from engine.data import uploads
 from engine.data.datasets import read_catalogue
 from engine.data.row_files import broken_off
 from engine.evaluation import harness, report
-from engine.evaluation.evaluation_spec import EvaluationSpec, base_of, fitting, frozen, left, take_questions
+from engine.evaluation.evaluation_spec import (
+    EvaluationSpec,
+    add_questions,
+    fitting_datasets,
+    frozen,
+    model_part_of_base,
+    trained_result,
+)
 from engine.launch.workspace import Workplace, inside
 from engine.models.discovery import identity
 from engine.runs import recent, runs
@@ -191,7 +198,7 @@ def build(
         ]
         kept = [one for one in known if fits(one, folder) and str(one.folder) in (chosen or ())]
         judges = bool(kept) and all(one.stage == "rm" for one in kept)
-        sets = fitting(read_catalogue(data)[0], "pairs" if judges else "answers")
+        sets = fitting_datasets(read_catalogue(data)[0], "pairs" if judges else "answers")
         return [
             gr.update(choices=labels, value=[str(one.folder) for one in kept]), gr.update(visible=not judges),
             gr.update(choices=sets, value=[one for one in names or () if one in sets]),
@@ -214,7 +221,7 @@ def build(
         kept = [one for one in chosen or () if one in sound]
         return [
             gr.update(choices=sound, value=kept),
-            reports.tasks_there(known, data / harness.FOLDER, harness.installed(), words),
+            reports.tasks_there(known, data / harness.TASKS_FOLDER, harness.installed(), words),
         ]
 
     def arrive(id: str, folder: str | None, chosen: Any, names: Any, jobs: Any, *view: Any) -> list[Any]:
@@ -240,7 +247,7 @@ def build(
         """A file of questions as a data set, chosen at once."""
         try:
             file = uploads.receive(Path(path), Path(path).name, data)
-            made, broken = take_questions(data, file), broken_off(file)
+            made, broken = add_questions(data, file), broken_off(file)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), gr.skip()]
         updated = of_base(folder, held, [*(chosen or ()), made])[-1]
@@ -255,8 +262,8 @@ def build(
         share: Any, chance: Any, at_once: Any, jobs: Any, examples: Any, first: Any, chat: bool,
     ) -> EvaluationSpec:  # fmt: skip
         """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
-        found = left(chosen[0]) if chosen else None
-        model = base_of(found).model_dump() if found else {}
+        found = trained_result(chosen[0]) if chosen else None
+        model = model_part_of_base(found).model_dump() if found else {}
         data = boxes.given({"max_samples": rows, "seed": chance})
         if data.get("max_samples") == "0":
             data["max_samples"] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 from engine.core.problems import Problem, Refusal
 from engine.core.rundir import read_json
-from engine.export import deployment, gguf
+from engine.export import gguf, ollama, vllm_command
 from engine.models.adapters import adapter_config
 from engine.runs import progress, publish, runs
 from engine.runs.failures import explain
@@ -77,7 +78,7 @@ def _unfinished(run: Run, words: Words) -> str:
 
 
 def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
-    spec, name = run.spec, deployment.tag(run.title)
+    spec, name = run.spec, ollama.model_name(run.title)
     adapter = adapter_config(left) if left == run.dir.adapter else {}
     folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
@@ -93,16 +94,18 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
     judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
     if not judge:
         base = str(spec.model.model_name_or_path)
-        wrong = deployment.vllm_problems(adapter) if adapter else []
-        serve = notices.code(f"vllm-{number}", deployment.vllm_text(left, name, base, adapter or None), words)
+        wrong = vllm_command.adapter_problems(adapter) if adapter else []
+        serve = notices.code(
+            f"vllm-{number}", vllm_command.serve_command(left, name, base, adapter or None), words
+        )
         parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
         file = left / "Modelfile"
         text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
-        ollama = f"cd {deployment.quoted(left)} && ollama create {name} -f Modelfile"
+        create = f"cd {shlex.quote(str(left))} && ollama create {name} -f Modelfile"
         parts.append(
             _block(
                 "Ollama",
-                notices.code(f"ollama-{number}", ollama, words)
+                notices.code(f"ollama-{number}", create, words)
                 + _folded("Modelfile", notices.code(f"modelfile-{number}", text, words)),
             )
         )
@@ -161,7 +164,7 @@ def gguf_html(run: Run, left: Path, number: int, root: str, words: Words) -> str
     made = gguf.outcome(run.dir)
     if made is None:
         base = str(run.spec.model.model_name_or_path) if left == run.dir.adapter else ""
-        return notices.code(f"gguf-{number}", gguf.text(left, base), words)
+        return notices.code(f"gguf-{number}", gguf.commands(left, base), words)
     told = [Problem(one["code"], "", one["values"]) for one in made.get("problems", ())]
     listed = notices.listed(told, words) if told else ""
     if made["status"] == "failed":

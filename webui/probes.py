@@ -7,7 +7,7 @@ from html import escape
 from itertools import takewhile
 from typing import Any
 
-from engine.evaluation.probe import TOKENS
+from engine.evaluation.probe import MAX_ANSWER_TOKENS
 from webui.words import Words
 
 ANSWERS = {
@@ -32,7 +32,9 @@ def report(found: Mapping[str, Any], words: Words) -> str:
     body = "".join(_probed(one, shared, words) for one in found["prompts"])
     names = ("prompt", "before", "after", "answer", "loss")
     heads = "".join(f"<th>{escape(words(f'probe-{name}'))}</th>" for name in names)
-    help_ = words("probe-help", tokens=TOKENS, learned=f"{found['learned']:g}", forgot=f"{found['forgot']:g}")
+    help_ = words(
+        "probe-help", tokens=MAX_ANSWER_TOKENS, learned=f"{found['learned']:g}", forgot=f"{found['forgot']:g}"
+    )
     first = (
         f"<b>{escape(words('probe'))}</b> <span>{escape(words(f'probe-run-{verdict}', **training))}</span>"
     )

@@ -29,12 +29,15 @@ from engine.spec.parts import Part, setting
 from engine.spec.run_spec import LONGEST_NAME, Hardware, RunSpec, Spec
 
 BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
-LOOKED_AT = 2000  # first rows of a set that tell whether it has references
-NEEDS = {"answers": "evaluate-needs-answers", "pairs": "evaluate-needs-pairs"}  # what others are told
-KINDS = {
+ROWS_SAMPLED = 2000  # of a set, from its beginning, to see whether it has references
+NEEDED_ROWS_CODES = {
+    "answers": "evaluate-needs-answers",
+    "pairs": "evaluate-needs-pairs",
+}  # refusal of data sets of another kind
+DATASET_KINDS = {
     "answers": ("chat",),
     "pairs": ("pairs",),
-}  # of data sets, for models that answer and for those that judge
+}  # for models that answer, and for reward models
 
 
 class Questions(Part):
@@ -148,8 +151,8 @@ class EvaluationSpec(Spec):
 
 
 @dataclass(frozen=True)
-class Left:
-    """What the run in the folder above has left: an adapter, or a whole model."""
+class TrainedResult:
+    """The trained weights that a run has left: an adapter, or a whole model."""
 
     folder: Path
     spec: RunSpec  # of the run
@@ -160,7 +163,7 @@ class Left:
         return self.folder.name == "adapter"
 
     @property
-    def judges(self) -> bool:
+    def is_reward_model(self) -> bool:
         return self.stage == "rm"
 
     @property
@@ -182,27 +185,27 @@ class Left:
         return self.spec.model.model_name_or_path
 
 
-def left(folder: str | Path) -> Left | None:
-    """What a run has left in its result `folder`; None if that is none."""
+def trained_result(folder: str | Path) -> TrainedResult | None:
+    """The trained weights in a result `folder` of a run; None if it is none."""
     folder = Path(folder)
-    said, run = read_json(folder / RESULT), RunDir(folder.parent)
-    if not said or folder.name not in ("adapter", "model"):
+    result, run = read_json(folder / RESULT), RunDir(folder.parent)
+    if not result or folder.name not in ("adapter", "model"):
         return None
     try:
-        return Left(folder, RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), said["stage"])
+        return TrainedResult(folder, RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), result["stage"])
     except (OSError, Refusal, KeyError):
         return None
 
 
-def base_of(one: Left) -> Model:
+def model_part_of_base(result: TrainedResult) -> Model:
     """The `model` part by which the base of a result is loaded: as its run had it, but without what it continued."""
-    return one.spec.model.model_copy(update={"adapter_path": None, "chat_template": None})
+    return result.spec.model.model_copy(update={"adapter_path": None, "chat_template": None})
 
 
-def whole_of(one: Left) -> Model:
-    """The same for a whole model that a run has left; what was stretched, is stretched already."""
-    changes = {"model_name_or_path": str(one.folder), "rope_scaling": NoRopeScaling()}
-    return base_of(one).model_copy(update=changes)
+def model_part_of_whole(result: TrainedResult) -> Model:
+    """The same for a whole model that a run has left; its rope scaling is in its configuration already."""
+    changes = {"model_name_or_path": str(result.folder), "rope_scaling": NoRopeScaling()}
+    return model_part_of_base(result).model_copy(update=changes)
 
 
 # ------------------------------------------------------------------------------------- frozen, and sound
@@ -210,16 +213,16 @@ def whole_of(one: Left) -> Model:
 
 def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's,
-    without a name it is called as what it measures."""
-    found = [_folder(one, workplace) for one in spec.results]
-    spec = spec.change(RESULTS, list(dict.fromkeys(found)))
-    lefts = [one for folder in found if (one := left(folder))]
-    if not spec.model.model_name_or_path.strip() and lefts:
-        spec = spec.change("model", base_of(lefts[0]).model_dump())
+    without a name it is named after what it measures."""
+    folders = [_folder(text, workplace) for text in spec.results]
+    spec = spec.change(RESULTS, list(dict.fromkeys(folders)))
+    results = [result for folder in folders if (result := trained_result(folder))]
+    if not spec.model.model_name_or_path.strip() and results:
+        spec = spec.change("model", model_part_of_base(results[0]).model_dump())
     spec = spec.change(BASE, absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
-    if spec.with_base and lefts and all(one.judges for one in lefts):
+    if spec.with_base and results and all(result.is_reward_model for result in results):
         spec = spec.change("with_base", False)  # its head would be random
-    titles = [one.title for one in lefts] or [Path(spec.model.model_name_or_path).name]
+    titles = [result.title for result in results] or [Path(spec.model.model_name_or_path).name]
     spec = spec.named(", ".join(titles))
     data = workplace.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
     return spec.change("data.dataset_dir", os.path.abspath(data))
@@ -235,89 +238,93 @@ def _folder(text: str, workplace: Workplace) -> str:
 
 def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     """Everything that would keep it from running here."""
-    found = _of_results(spec, workplace)
-    judges = [one.judges for folder in spec.results if (one := left(folder))]
-    form = "pairs" if judges and all(judges) else "answers"
-    if any(judges) and not all(judges):
-        found.append(problem("evaluate-mixed", RESULTS))
+    all_problems = _result_problems(spec, workplace)
+    scores = [result.is_reward_model for folder in spec.results if (result := trained_result(folder))]
+    form = "pairs" if scores and all(scores) else "answers"
+    if any(scores) and not all(scores):
+        all_problems.append(problem("evaluate-mixed", RESULTS))
     if not spec.with_base and not spec.results:
-        found.append(problem("evaluate-nobody", RESULTS))
+        all_problems.append(problem("evaluate-nobody", RESULTS))
     if not spec.model.model_name_or_path.strip():
-        return [*found, problem("model-not-chosen", BASE)]
-    return found + _of_machine(spec, workplace) + _of_data(spec, workplace, form) + _of_context(spec)
+        return [*all_problems, problem("model-not-chosen", BASE)]
+    return (
+        all_problems
+        + _machine_problems(spec, workplace)
+        + _data_problems(spec, workplace, form)
+        + _context_problems(spec)
+    )
 
 
-def _of_tasks(spec: EvaluationSpec, form: str) -> list[Problem]:
+def _task_problems(spec: EvaluationSpec, form: str) -> list[Problem]:
     if spec.harness.tasks and form == "pairs":
-        return [problem("harness-judges", harness.TASKS)]
+        return [problem("harness-judges", harness.TASKS_FIELD)]
     return harness.problems(spec.harness.tasks, Path(spec.data.dataset_dir))
 
 
-def _of_results(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
-    found = []
+def _result_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
+    problems = []
     roots = ", ".join(map(str, workplace.model_roots))
     for folder in spec.results:
         if not inside(Path(folder), workplace.model_roots):
-            found.append(problem("path-outside", RESULTS, path=folder, roots=roots))
-        elif (one := left(folder)) is None:
-            found.append(problem("evaluate-no-result", RESULTS, given=folder))
-        elif one.run.alive():
-            found.append(problem("evaluate-alive", RESULTS, name=one.title))
-        elif spec.model.model_name_or_path.strip() and one.adapter and not _same(one.base, spec):
-            values = {"name": one.title, "theirs": one.base, "base": spec.model.model_name_or_path}
-            found.append(problem("chat-other-base", RESULTS, **values))
-    return found
+            problems.append(problem("path-outside", RESULTS, path=folder, roots=roots))
+        elif (result := trained_result(folder)) is None:
+            problems.append(problem("evaluate-no-result", RESULTS, given=folder))
+        elif result.run.alive():
+            problems.append(problem("evaluate-alive", RESULTS, name=result.title))
+        elif spec.model.model_name_or_path.strip() and result.adapter and not _same_base(result.base, spec):
+            values = {"name": result.title, "theirs": result.base, "base": spec.model.model_name_or_path}
+            problems.append(problem("chat-other-base", RESULTS, **values))
+    return problems
 
 
-def _same(base: str, spec: EvaluationSpec) -> bool:
+def _same_base(base: str, spec: EvaluationSpec) -> bool:
     return identity(base) == identity(spec.model.model_name_or_path)
 
 
-def _of_machine(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
-    """What a training of the same model on the same devices would meet: the model, cards, packages, and the disk."""
-    found = checks.obstacles(as_training(spec), workplace)
-    # A base without a template speaks in that of its adapters; where there are none it is told when it is loaded.
-    # And an adapter may bring the embeddings that the base lacks.
+def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
+    """The obstacles that a training of the same model on the same devices would meet: model, GPUs, packages, disk."""
+    obstacles = checks.obstacles(as_training(spec), workplace)
+    # A base without a template takes that of its adapters; where there are none, loading it says so. And an adapter may bring the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
-    named = [one for one in found if one.field in (BASE, "model.trust_remote_code", "model.quantization", "")
-             or one.field.startswith(("hardware.", "model."))]  # fmt: skip
-    return [one for one in named if one.code not in (*templates, checks.NO_GRADIENT)]
+    relevant = [obstacle for obstacle in obstacles if obstacle.field in (BASE, "model.trust_remote_code", "model.quantization", "")
+             or obstacle.field.startswith(("hardware.", "model."))]  # fmt: skip
+    return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT)]
 
 
 def as_training(spec: EvaluationSpec) -> RunSpec:
-    """A training of the same model on the same devices: what others ask a spec for is asked of this one."""
+    """A training of the same model on the same devices: what other modules read from a training's spec."""
     return RunSpec.read({
         "model": spec.model.model_dump(), "hardware": spec.hardware.model_dump() | {"num_processes": 1},
         "data": {"dataset_dir": spec.data.dataset_dir, "max_length": 8}, "stage": "sft", "method": "lora",
     })  # fmt: skip
 
 
-def _of_data(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
+def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
     folder = Path(spec.data.dataset_dir)
     if not inside(folder, (workplace.data,)):
         return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
-    tasks = _of_tasks(spec, form)
+    tasks = _task_problems(spec, form)
     if not spec.data.datasets:
         return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
     sets, broken = read_catalogue(folder)
-    known = {one.name: one for one in sets}
-    found = tasks + [replace(one, field=DATASETS) for one in broken]
+    known = {dataset.name: dataset for dataset in sets}
+    problems = tasks + [replace(fault, field=DATASETS) for fault in broken]
     for name in spec.data.datasets if not broken else ():
         if name not in known:
             values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
-            found.append(problem("data-unknown", DATASETS, **values))
+            problems.append(problem("data-unknown", DATASETS, **values))
         elif known[name].problem:
-            found.append(replace(known[name].problem, field=DATASETS))
+            problems.append(replace(known[name].problem, field=DATASETS))
         elif not known[name].files:
-            found.append(problem("dataset-on-hub", DATASETS, name=name, hub=known[name].hub))
-        elif known[name].kind not in KINDS[form]:
-            found.append(problem(NEEDS[form], DATASETS, name=name))
+            problems.append(problem("dataset-on-hub", DATASETS, name=name, hub=known[name].hub))
+        elif known[name].kind not in DATASET_KINDS[form]:
+            problems.append(problem(NEEDED_ROWS_CODES[form], DATASETS, name=name))
         elif form == "answers":
-            found += _of_references(spec, known[name])
-    return found
+            problems += _reference_problems(spec, known[name])
+    return problems
 
 
-def _of_references(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
+def _reference_problems(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
     questions, answered = references(dataset)
     if not questions:
         return [problem("evaluate-no-questions", DATASETS, name=dataset.name)]
@@ -327,17 +334,21 @@ def _of_references(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
 
 
 def references(dataset: Dataset) -> tuple[int, int]:
-    """How many of the first rows of a set can be asked, and how many of these say what the answer should be."""
-    rows = list(islice(examples(dataset, lambda _: None, "prompts"), LOOKED_AT))
+    """How many of the first rows of a set are questions, and how many of these have a reference answer."""
+    rows = list(islice(examples(dataset, lambda _: None, "prompts"), ROWS_SAMPLED))
     return len(rows), sum(row["answer"] is not None for row in rows)
 
 
-def fitting(sets: list[Dataset], form: str = "answers") -> list[str]:
-    """Names of the sets that such models can be measured on."""
-    return [one.name for one in sets if not flaw(one) and one.files and one.kind in KINDS[form]]
+def fitting_datasets(sets: list[Dataset], form: str = "answers") -> list[str]:
+    """Names of the sets that models of this `form` (a key of DATASET_KINDS) can be measured on."""
+    return [
+        dataset.name
+        for dataset in sets
+        if not flaw(dataset) and dataset.files and dataset.kind in DATASET_KINDS[form]
+    ]
 
 
-def take_questions(data_dir: Path, file: Path) -> str:
+def add_questions(data_dir: Path, file: Path) -> str:
     """Make a data set of a file in the data folder whose rows are questions, with answers or without; returns its name.
     Raises Refusal if no column is a question."""
     rows, name = dataset_info_edits.first_rows(file), str(file.relative_to(data_dir))
@@ -349,18 +360,18 @@ def take_questions(data_dir: Path, file: Path) -> str:
             )
     columns = dataset_info_edits.columns_of(rows)
     known = {column.casefold().strip(): column for column in columns}
-    usual = next((known[one] for one in USUAL["prompt"] if one in known), None)
+    usual = next((known[heading] for heading in USUAL["prompt"] if heading in known), None)
     question = usual or (columns[0] if len(columns) == 1 else None)
     if question is None or file.suffix == ".txt":
-        told = ", ".join(columns) or "—"
-        raise Refusal(problem("evaluate-questions-column", DATASETS, file=file.name, columns=told))
+        listed = ", ".join(columns) or "—"
+        raise Refusal(problem("evaluate-questions-column", DATASETS, file=file.name, columns=listed))
     # A column for answers that no row has: so the rows are questions to whoever reads them, and no running text.
     return dataset_info_edits.add(
         data_dir, file.stem, {"file_name": name, "columns": {"prompt": question, "response": "answer"}}
     )
 
 
-def _of_context(spec: EvaluationSpec) -> list[Problem]:
+def _context_problems(spec: EvaluationSpec) -> list[Problem]:
     base = spec.model.model_name_or_path
     if is_hub_id(base) and not os.path.isdir(base):
         return []  # not here yet; the worker asks again

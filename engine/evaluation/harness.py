@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness: YAML files in the data folder, each read, and whether it can run here without a network.
 
-The package itself is optional and only `engine.worker.evaluation.harness` imports it. What is told before a start is told of the
+The package itself is optional and only `engine.worker.evaluation.harness` imports it. What is checked before a start is checked in the
 files alone: a task is what its own keys say, on top of those of the files that it includes.
 """
 
@@ -19,17 +19,17 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.launch.workspace import inside
 from engine.spec.yaml_text import read_yaml
 
-FOLDER = "harness"  # in the data folder
+TASKS_FOLDER = "harness"  # in the data folder
 PACKAGE = "lm-eval==0.4.13"  # what to install
-TASKS = "harness.tasks"
+TASKS_FIELD = "harness.tasks"
 BUILDERS = ("json", "csv", "parquet", "text")  # of datasets, that read files
-OUTPUTS = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
+OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 METRICS = (
     "acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte", "bleu", "brier_score",
     "byte_perplexity", "chrf", "chrf++", "exact_match", "f1", "likelihood", "mcc", "perplexity", "ter", "word_perplexity",
 )  # fmt: skip
-CODE = re.compile(r"!function\b")
-NOT_HERE = ("doc_to_image", "doc_to_audio", "use_prompt", "custom_dataset")
+PYTHON_FUNCTION = re.compile(r"!function\b")
+UNSUPPORTED_KEYS = ("doc_to_image", "doc_to_audio", "use_prompt", "custom_dataset")
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,22 @@ def installed() -> bool:
 
 def tasks(data: Path) -> list[Task]:
     """What the files in the harness folder of the data folder `data` describe, by name. A sound file that others include
-    and that names no task is none; every other is one, sound or not."""
-    folder = data / FOLDER
-    files = sorted(one for one in folder.rglob("*") if one.suffix in (".yaml", ".yml") and one.is_file())
-    read = [_Reading(data, folder, file) for file in files]
-    included = {file for one in read for file in one.included}
-    found = [one.task() for one in read if one.name or one.problem or one.file.resolve() not in included]
-    often = Counter(one.name for one in found)
-    twice = [
-        replace(one, config={}, problem=problem("harness-twice", TASKS, name=one.name)) if often[one.name] > 1 else one
-        for one in found
+    and that names no task is not a task; every other file is one, sound or not."""
+    folder = data / TASKS_FOLDER
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml") and path.is_file())
+    read = [_TaskFile(data, folder, file) for file in files]
+    included = {file for task_file in read for file in task_file.included}
+    described = [
+        task_file.task()
+        for task_file in read
+        if task_file.name or task_file.problem or task_file.file.resolve() not in included
+    ]
+    counts = Counter(task.name for task in described)
+    checked = [
+        replace(task, config={}, problem=problem("harness-twice", TASKS_FIELD, name=task.name)) if counts[task.name] > 1 else task
+        for task in described
     ]  # fmt: skip
-    return sorted(twice, key=lambda one: one.name)
+    return sorted(checked, key=lambda task: task.name)
 
 
 def problems(names: list[str], data: Path) -> list[Problem]:
@@ -71,13 +75,13 @@ def problems(names: list[str], data: Path) -> list[Problem]:
     missing = (
         []
         if installed()
-        else [problem("package-missing", TASKS, what="lm-evaluation-harness", package=PACKAGE)]
+        else [problem("package-missing", TASKS_FIELD, what="lm-evaluation-harness", package=PACKAGE)]
     )
-    known = {one.name: one for one in tasks(data)}
+    known = {task.name: task for task in tasks(data)}
     for name in names:
         if name not in known:
-            values = {"name": name, "folder": data / FOLDER, "known": ", ".join(known) or "—"}
-            missing.append(problem("harness-unknown", TASKS, **values))
+            values = {"name": name, "folder": data / TASKS_FOLDER, "known": ", ".join(known) or "—"}
+            missing.append(problem("harness-unknown", TASKS_FIELD, **values))
         elif why := known[name].problem:
             missing.append(why)
     return missing
@@ -86,11 +90,11 @@ def problems(names: list[str], data: Path) -> list[Problem]:
 def _within(root: Path, path: Path) -> Path:
     """The path without links. Raises Refusal if it does not lie in `root`, or can be no path at all."""
     if not inside(path, (root,)):
-        raise Refusal(problem("path-outside", TASKS, path=path, roots=root))
+        raise Refusal(problem("path-outside", TASKS_FIELD, path=path, roots=root))
     return path.resolve()
 
 
-class _Reading:
+class _TaskFile:
     """One file, with what it includes."""
 
     def __init__(self, data: Path, folder: Path, file: Path):
@@ -112,84 +116,94 @@ class _Reading:
                 raise Refusal(self.problem)
             return Task(name, self.file, self._sound())
         except Refusal as refusal:
-            return Task(name, self.file, problem=replace(refusal.problems[0], field=TASKS))
+            return Task(name, self.file, problem=replace(refusal.problems[0], field=TASKS_FIELD))
 
     def _read(self, file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         """The keys of a file on top of those of its includes. Data files are looked for beside the file that names them."""
-        shown = file.name
+        name = file.name
         if file in above:
-            raise Refusal(problem("harness-circle", TASKS, file=shown))
+            raise Refusal(problem("harness-circle", TASKS_FIELD, file=name))
         _within(self.folder, file)
         try:
             text = file.read_text(encoding="utf-8-sig")
         except OSError as error:
-            raise Refusal(problem("file-unreadable", TASKS, file=file, why=error.strerror)) from error
+            raise Refusal(problem("file-unreadable", TASKS_FIELD, file=file, why=error.strerror)) from error
         except UnicodeDecodeError as error:
-            raise Refusal(problem("file-not-text", TASKS, file=shown)) from error
-        if CODE.search(text):
-            raise Refusal(problem("harness-code", TASKS, file=shown))
+            raise Refusal(problem("file-not-text", TASKS_FIELD, file=name)) from error
+        if PYTHON_FUNCTION.search(text):
+            raise Refusal(problem("harness-code", TASKS_FIELD, file=name))
         try:
-            said = read_yaml(text, TASKS)
+            keys = read_yaml(text, TASKS_FIELD)
         except Refusal as refusal:
             first = refusal.problems[0]
             if first.code != "spec-not-yaml":
                 raise
-            raise Refusal(problem("harness-not-yaml", TASKS, file=shown, **first.values)) from None
-        if not isinstance(said, dict):
-            raise Refusal(problem("harness-no-task", TASKS, file=shown))
+            raise Refusal(problem("harness-not-yaml", TASKS_FIELD, file=name, **first.values)) from None
+        if not isinstance(keys, dict):
+            raise Refusal(problem("harness-no-task", TASKS_FIELD, file=name))
         config: dict[str, Any] = {}
-        includes = said.pop("include", None) or []
-        for one in includes if isinstance(includes, list) else [includes]:
-            other = _within(self.folder, file.parent / str(one))
+        includes = keys.pop("include", None) or []
+        for include in includes if isinstance(includes, list) else [includes]:
+            other = _within(self.folder, file.parent / str(include))
             self.included.add(other)
             config |= self._read(other, (*above, file))
-        how = said.get("dataset_kwargs")
-        if isinstance(how, dict) and "data_files" in how:
-            said["dataset_kwargs"] = how | {"data_files": self._files(how["data_files"], file)}
-        return config | {str(key): value for key, value in said.items()}
+        arguments = keys.get("dataset_kwargs")
+        if isinstance(arguments, dict) and "data_files" in arguments:
+            keys["dataset_kwargs"] = arguments | {"data_files": self._files(arguments["data_files"], file)}
+        return config | {str(key): value for key, value in keys.items()}
 
-    def _files(self, given: Any, file: Path) -> Any:
+    def _files(self, value: Any, file: Path) -> Any:
         """The same with full paths."""
-        if isinstance(given, dict):
-            return {split: self._files(one, file) for split, one in given.items()}
-        if isinstance(given, list):
-            return [self._files(one, file) for one in given]
-        text = str(given)
+        if isinstance(value, dict):
+            return {split: self._files(entry, file) for split, entry in value.items()}
+        if isinstance(value, list):
+            return [self._files(entry, file) for entry in value]
+        text = str(value)
         if "://" in text:
-            raise Refusal(problem("harness-hub", TASKS, name=file.name, given=text))
+            raise Refusal(problem("harness-hub", TASKS_FIELD, name=file.name, given=text))
         path = _within(self.data, file.parent / text)
         if not os.path.isfile(path):  # False, too, of a name that no file can have, where Path.is_file raises
-            raise Refusal(problem("harness-file", TASKS, name=file.name, given=text, folder=file.parent))
+            raise Refusal(
+                problem("harness-file", TASKS_FIELD, name=file.name, given=text, folder=file.parent)
+            )
         return str(path)
 
     def _sound(self) -> dict[str, Any]:
         """The keys, if they describe a task that needs nothing from elsewhere. Raises Refusal."""
-        said, file = self.config, self.file.name
-        if "group" in said or isinstance(said.get("task"), list):
-            raise Refusal(problem("harness-group", TASKS, file=file))
+        keys, file = self.config, self.file.name
+        if "group" in keys or isinstance(keys.get("task"), list):
+            raise Refusal(problem("harness-group", TASKS_FIELD, file=file))
         if not self.name:
-            raise Refusal(problem("harness-no-task", TASKS, file=file))
-        how = said.get("dataset_kwargs")
-        if said.get("dataset_path") not in BUILDERS or not isinstance(how, dict) or "data_files" not in how:
+            raise Refusal(problem("harness-no-task", TASKS_FIELD, file=file))
+        arguments = keys.get("dataset_kwargs")
+        if (
+            keys.get("dataset_path") not in BUILDERS
+            or not isinstance(arguments, dict)
+            or "data_files" not in arguments
+        ):
             raise Refusal(
-                problem("harness-hub", TASKS, name=self.name, given=said.get("dataset_path") or "—")
+                problem("harness-hub", TASKS_FIELD, name=self.name, given=keys.get("dataset_path") or "—")
             )
-        output = said.get("output_type", OUTPUTS[-1])
-        if output not in OUTPUTS:
+        output = keys.get("output_type", OUTPUT_TYPES[-1])
+        if output not in OUTPUT_TYPES:
             raise Refusal(
-                problem("harness-output", TASKS, name=self.name, given=output, known=", ".join(OUTPUTS))
-            )
-        if other := next((one for one in NOT_HERE if said.get(one)), None):
-            raise Refusal(problem("harness-key", TASKS, name=self.name, given=other))
-        metrics = [] if said.get("metric_list") is None else said["metric_list"]
-        if not isinstance(metrics, list) or not all(isinstance(one, dict) for one in metrics):
-            raise Refusal(problem("harness-metrics", TASKS, name=self.name))
-        for one in metrics:
-            metric = one.get("metric")
-            if metric not in METRICS or one.get("hf_evaluate"):
-                raise Refusal(
-                    problem("harness-metric", TASKS, name=self.name, given=metric, known=", ".join(METRICS))
+                problem(
+                    "harness-output", TASKS_FIELD, name=self.name, given=output, known=", ".join(OUTPUT_TYPES)
                 )
-        if said.get("unsafe_code"):
-            raise Refusal(problem("harness-code", TASKS, file=file))
-        return said
+            )
+        if other := next((key for key in UNSUPPORTED_KEYS if keys.get(key)), None):
+            raise Refusal(problem("harness-key", TASKS_FIELD, name=self.name, given=other))
+        metrics = [] if keys.get("metric_list") is None else keys["metric_list"]
+        if not isinstance(metrics, list) or not all(isinstance(entry, dict) for entry in metrics):
+            raise Refusal(problem("harness-metrics", TASKS_FIELD, name=self.name))
+        for entry in metrics:
+            metric = entry.get("metric")
+            if metric not in METRICS or entry.get("hf_evaluate"):
+                raise Refusal(
+                    problem(
+                        "harness-metric", TASKS_FIELD, name=self.name, given=metric, known=", ".join(METRICS)
+                    )
+                )
+        if keys.get("unsafe_code"):
+            raise Refusal(problem("harness-code", TASKS_FIELD, file=file))
+        return keys

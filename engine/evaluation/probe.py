@@ -3,7 +3,7 @@
 A few prompts of the training and a few general ones are answered greedily by the model as it was before the run and as
 it is after it; `engine.worker.evaluation.probe` does it. Three things are measured, and each has a verdict of its own: whether the answer
 to a training prompt is the one in the data; how likely that one is (its loss in nats per token); and whether the model still
-says to general prompts what it said before. The verdict is what a person would say who reads the answers: a loss that fell is
+says to general prompts what it said before. The verdict is what a person reading the answers would say: a loss that fell is
 never called "learned" where no answer is right. What became of general prompts is a verdict beside it. The bounds were chosen by `python -m bench.probe`.
 """
 
@@ -21,25 +21,25 @@ LossVerdict = Literal["lower", "same", "higher", "forgot"]
 TrainingVerdict = Literal["learned", "knew", "closer", "likelier", "changed", "unchanged", "forgot"]
 GeneralVerdict = Literal["same", "changed", "forgot"]
 
-PROMPTS = 8  # of the training; as many of them as there is time for
-TOKENS = 48  # of an answer
-REFERENCE_TOKENS = 256  # of a reference, of which the loss is taken
-PROMPT_TOKENS = 1024  # a longer one is not taken
-SHARE, LEAST_S, MOST_S = 0.1, 3.0, 30.0
+MAX_TRAINING_PROMPTS = 8  # of the training; as many of them as there is time for
+MAX_ANSWER_TOKENS = 48  # of an answer
+MAX_REFERENCE_TOKENS = 256  # of a reference, of which the loss is taken
+MAX_PROMPT_TOKENS = 1024  # a longer one is not taken
+BUDGET_SHARE, MIN_BUDGET_S, MAX_BUDGET_S = 0.1, 3.0, 30.0
 
 # A tenth of a nat: on average every token of the reference is a tenth likelier than it was (e^0.1 = 1.105). What one step
 # of training does to a text that it did not see is far less; what an epoch does to one that it saw is mostly more.
-LEARNED = 0.1
+CHANGED_LOSS_NATS = 0.1
 # Two nats: on average every token of the answer that the model would have given is seven times less likely than it was
 # (e^2 = 7.4). A new tone or a new length costs some tenths; a model that lost its language costs five and more, as
 # guessing among V tokens costs ln V, about 12 for a vocabulary of 150,000.
-FORGOT = 2.0
+FORGOTTEN_LOSS_NATS = 2.0
 
 
 def budget(trained_s: float) -> float:
     """Seconds that the probe may take, of a run that trained so long: a tenth of it, at least three, at most thirty. No
     prompt is begun after that, and an answer that is being written is cut."""
-    return min(max(SHARE * trained_s, LEAST_S), MOST_S)
+    return min(max(BUDGET_SHARE * trained_s, MIN_BUDGET_S), MAX_BUDGET_S)
 
 
 def general_prompts() -> list[str]:
@@ -55,10 +55,10 @@ def matches(reference: str, answer: str | None, *, cut: bool = False, full: bool
     reference need only begin with it. None where that is not known: it was not asked, or `cut` while it was still right."""
     if answer is None:
         return None
-    written, wanted = " ".join(answer.split()), " ".join(reference.split())
-    if written == wanted:
+    written, expected = " ".join(answer.split()), " ".join(reference.split())
+    if written == expected:
         return True
-    begins = wanted.startswith(written.rstrip("\ufffd"))  # half a character may stand at the end
+    begins = expected.startswith(written.rstrip("\ufffd"))  # half a character may stand at the end
     if begins and cut:
         return None
     return bool(written) and begins and full
@@ -74,15 +74,15 @@ def same(before: str | None, after: str | None, *, cut: bool = False) -> bool | 
     return before == after
 
 
-def of_loss(before: float | None, after: float | None) -> LossVerdict | None:
+def loss_verdict(before: float | None, after: float | None) -> LossVerdict | None:
     """About the loss of one text, in nats per token; None if it was not taken. One that is no number any more is the
     worst there is."""
     if before is None:
         return None
     rise = float("inf") if after is None else after - before
-    if rise >= FORGOT:
+    if rise >= FORGOTTEN_LOSS_NATS:
         return "forgot"
-    return "lower" if rise <= -LEARNED else "higher" if rise >= LEARNED else "same"
+    return "lower" if rise <= -CHANGED_LOSS_NATS else "higher" if rise >= CHANGED_LOSS_NATS else "same"
 
 
 # ------------------------------------------------------------------------------------------ the run
@@ -91,45 +91,51 @@ def of_loss(before: float | None, after: float | None) -> LossVerdict | None:
 def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The verdicts and the counts they are made from: {"verdict": on the training prompts, "general_verdict", "training": {…},
     "general": {…}}."""
-    kinds = {kind: [one for one in prompts if one["kind"] == kind] for kind in ("training", "general")}
+    kinds = {
+        kind: [prompt for prompt in prompts if prompt["kind"] == kind] for kind in ("training", "general")
+    }
     training, general = kinds["training"], kinds["general"]
     counts: dict[str, Any] = {
         "training": {
             "prompts": len(training),
-            "answered": sum(one["right"] is not None for one in training),
-            "right": sum(one["right"] is True for one in training),
-            "right_before": sum(one["right_before"] is True for one in training),
+            "answered": sum(prompt["right"] is not None for prompt in training),
+            "right": sum(prompt["right"] is True for prompt in training),
+            "right_before": sum(prompt["right_before"] is True for prompt in training),
             **{name: _mean(training, name) for name in ("loss_before", "loss_after")},
-            **_counted(training),
+            **_loss_counts(training),
         },
         "general": {
             "prompts": len(general),
-            "compared": sum(one["same"] is not None for one in general),
-            "same": sum(one["same"] is True for one in general),
-            **_counted(general),
+            "compared": sum(prompt["same"] is not None for prompt in general),
+            "same": sum(prompt["same"] is True for prompt in general),
+            **_loss_counts(general),
         },
     }
     verdicts = {
-        "verdict": of_training(counts["training"]),
-        "general_verdict": of_general(counts["general"]),
+        "verdict": training_verdict(counts["training"]),
+        "general_verdict": general_verdict(counts["general"]),
     }
     return verdicts | counts
 
 
-def _counted(prompts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _loss_counts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many prompts have a loss, how many each verdict on it, and how many another answer than before."""
-    losses = [one["loss"] for one in prompts if one["loss"]]
+    losses = [prompt["loss"] for prompt in prompts if prompt["loss"]]
     verdicts = {name: losses.count(name) for name in ("lower", "higher", "forgot")}
-    return {"losses": len(losses), "changed": sum(one["same"] is False for one in prompts), **verdicts}
+    return {"losses": len(losses), "changed": sum(prompt["same"] is False for prompt in prompts), **verdicts}
 
 
 def _mean(prompts: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    known = [one[name] for one in prompts if one["loss_before"] is not None and one["loss_after"] is not None]
+    known = [
+        prompt[name]
+        for prompt in prompts
+        if prompt["loss_before"] is not None and prompt["loss_after"] is not None
+    ]
     return sum(known) / len(known) if known else None
 
 
-def of_training(counts: Mapping[str, Any]) -> TrainingVerdict:
-    """What a person would say who reads the answers to training prompts. The first that holds:
+def training_verdict(counts: Mapping[str, Any]) -> TrainingVerdict:
+    """What a person reading the answers to training prompts would say. The first that holds:
 
     "forgot": the answers in the data have become very unlikely, at least half of them: the training went wrong.
     "learned", "knew": at least half of the answers are right now; more than before, or no more.
@@ -147,7 +153,7 @@ def of_training(counts: Mapping[str, Any]) -> TrainingVerdict:
     return "changed" if moved else "unchanged"
 
 
-def of_general(counts: Mapping[str, Any]) -> GeneralVerdict | None:
+def general_verdict(counts: Mapping[str, Any]) -> GeneralVerdict | None:
     """About the general prompts: "forgot" if at least half of the answers given before have become very unlikely, "same" if
     all are answered as before, else "changed". None if there was no time for any."""
     if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
@@ -160,16 +166,16 @@ def of_general(counts: Mapping[str, Any]) -> GeneralVerdict | None:
 def read(run: RunDir) -> dict[str, Any] | None:
     """What the probe of a run has found; None while there is none. One of an earlier version is judged anew, by what it
     kept."""
-    found = read_json(run.probe)
-    if not isinstance(found, dict) or not isinstance(found.get("prompts"), list):
+    result = read_json(run.probe)
+    if not isinstance(result, dict) or not isinstance(result.get("prompts"), list):
         return None
-    if "general_verdict" in found:
-        return found
-    prompts = [judged(one) for one in found["prompts"]]
-    return found | summary(prompts) | {"prompts": prompts}
+    if "general_verdict" in result:
+        return result
+    prompts = [with_verdicts(prompt) for prompt in result["prompts"]]
+    return result | summary(prompts) | {"prompts": prompts}
 
 
-def judged(prompt: Mapping[str, Any]) -> dict[str, Any]:
+def with_verdicts(prompt: Mapping[str, Any]) -> dict[str, Any]:
     """A prompt with the verdicts on it: `right` and `right_before` of one of the training, `same`, and `loss`."""
     # An earlier version kept only that one of the two was cut, and not that one was as long as it may be.
     usual = "cancelled" if prompt.get("cut") else "length"
@@ -182,5 +188,5 @@ def judged(prompt: Mapping[str, Any]) -> dict[str, Any]:
             right[name] = matches(reference, prompt[when], cut=cut[when], full=full)
     return {
         **prompt, **right, "same": same(prompt["before"], prompt["after"], cut=any(cut.values())),
-        "loss": of_loss(prompt["loss_before"], prompt["loss_after"]),
+        "loss": loss_verdict(prompt["loss_before"], prompt["loss_after"]),
     }  # fmt: skip

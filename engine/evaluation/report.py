@@ -17,9 +17,9 @@ from engine.core.rundir import RESULT, RunDir, read_json, read_lines
 
 Order = Literal["asked", "worst", "best", "changed"]
 ORDERS: tuple[str, ...] = get_args(Order)
-PAGE = 20
-FILES = ("rows.csv", "rows.jsonl")  # of the report, to take away
-CHIEF = ("margin", "chrf", "tokens")  # by which rows are sorted: the first of these that they have
+ROWS_PER_PAGE = 20
+ROW_FILES = ("rows.csv", "rows.jsonl")  # of the report, to take away
+SORTING_SCORES = ("margin", "chrf", "tokens")  # rows are sorted by the first of these that they have
 
 Row = Mapping[str, Any]
 
@@ -41,16 +41,16 @@ def summary(run: RunDir) -> dict[str, Any] | None:
 
 def files(run: RunDir) -> list[str]:
     """Those that can be taken away; none where no row was asked."""
-    return list(FILES) if rows(run) else []
+    return list(ROW_FILES) if rows(run) else []
 
 
 def page(run: RunDir, order: str = "asked", text: str = "", number: int = 1) -> Page:
     """The rows that hold every word of `text`, sorted, twenty at a time; the nearest page that there is."""
-    found = [row for row in rows(run) if matches(row, text)]
-    found = sort(found, order)
-    pages = max(math.ceil(len(found) / PAGE), 1)
+    matching = [row for row in rows(run) if matches(row, text)]
+    matching = sort(matching, order)
+    pages = max(math.ceil(len(matching) / ROWS_PER_PAGE), 1)
     number = min(max(number, 1), pages)
-    return Page(found[(number - 1) * PAGE : number * PAGE], number, pages, len(found))
+    return Page(matching[(number - 1) * ROWS_PER_PAGE : number * ROWS_PER_PAGE], number, pages, len(matching))
 
 
 def rows(run: RunDir) -> Sequence[Row]:
@@ -68,31 +68,31 @@ def _rows(file: Path, _changed: int) -> Sequence[Row]:
 
 def matches(row: Row, text: str) -> bool:
     """Whether every word of `text` is in the question, the reference or one of the answers."""
-    wanted = text.casefold().split()
-    if not wanted:
+    words = text.casefold().split()
+    if not words:
         return True
-    hay = " ".join([
-        *(str(one.get("content")) for one in row["messages"]),
+    haystack = " ".join([
+        *(str(message.get("content")) for message in row["messages"]),
         *(str(row.get(name) or "") for name in ("reference", "chosen", "rejected")),
-        *(one["text"] for one in row["answers"].values()),
+        *(answer["text"] for answer in row["answers"].values()),
     ]).casefold()  # fmt: skip
-    return all(word in hay for word in wanted)
+    return all(word in haystack for word in words)
 
 
-def sort(found: Sequence[Row], order: str) -> list[Row]:
+def sort(rows: Sequence[Row], order: str) -> list[Row]:
     """Worst or best by the score of the first result that is not the base; changed: where it differs most from the
     base, rows with the same answer last. Equal ones stay in their order; those without a score come last."""
     keys = {"worst": _score, "best": lambda row: -_score(row), "changed": lambda row: -_change(row)}
-    return sorted(found, key=lambda row: _last(keys[order](row))) if order in keys else list(found)
+    return sorted(rows, key=lambda row: _last(keys[order](row))) if order in keys else list(rows)
 
 
 def _last(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _chief(row: Row, voice: str) -> float:
-    scores = row["answers"].get(voice, {}).get("scores", {})
-    value = next((scores[name] for name in CHIEF if scores.get(name) is not None), math.nan)
+def _sorting_score(row: Row, model: str) -> float:
+    scores = row["answers"].get(model, {}).get("scores", {})
+    value = next((scores[name] for name in SORTING_SCORES if scores.get(name) is not None), math.nan)
     # Of equal scores the one that the model finds less likely is the worse.
     return value - scores.get("loss", 0.0) / 1e6
 
@@ -100,7 +100,9 @@ def _chief(row: Row, voice: str) -> float:
 def _score(row: Row) -> float:
     names = list(row["answers"])
     return (
-        _chief(row, names[1] if names[:1] == ["base"] and len(names) > 1 else names[0]) if names else math.nan
+        _sorting_score(row, names[1] if names[:1] == ["base"] and len(names) > 1 else names[0])
+        if names
+        else math.nan
     )
 
 
@@ -110,41 +112,42 @@ def _change(row: Row) -> float:
         return math.nan
     before, after = names[:2]
     same = row["answers"][before]["text"] == row["answers"][after]["text"]
-    apart = abs(_chief(row, after) - _chief(row, before))
+    apart = abs(_sorting_score(row, after) - _sorting_score(row, before))
     return apart if not same or "chosen" in row else apart - 1e6
 
 
-def told(found: Mapping[str, Any]) -> str:
+def as_text(summary: Mapping[str, Any]) -> str:
     """The summary as a table for a shell: a line for each measure, a column for each model, each value with the
     interval in which 95 % of its resamples lie."""
-    voices, lines = found["voices"], []
-    width = max([26, *(len(one["title"]) + 2 for one in voices)])
+    models, lines = summary["voices"], []
+    width = max([26, *(len(model["title"]) + 2 for model in models)])
     lines.append(
-        fill("{rows} {rows:row/rows}", rows=found["rows"])
-        + (f", {found['left_out']} left out" if found["left_out"] else "")
+        fill("{rows} {rows:row/rows}", rows=summary["rows"])
+        + (f", {summary['left_out']} left out" if summary["left_out"] else "")
     )
     measured = [
-        (name, one["values"], {id: apart[name] for id, apart in found["differences"].items()})
-        for name, one in found["measures"].items()
+        (name, measure["values"], {id: apart[name] for id, apart in summary["differences"].items()})
+        for name, measure in summary["measures"].items()
     ]
     tasks = [
-        (f"{one['task']}: {one['measure']}", one["values"], one["differences"]) for one in tasks_of(found)
+        (f"{task['task']}: {task['measure']}", task["values"], task["differences"])
+        for task in tasks_of(summary)
     ]
     first = max([16, *(len(name) + 1 for name, _, _ in tasks)])
-    lines.append(" " * first + "".join(f"{one['title']:>{width}}" for one in voices))
+    lines.append(" " * first + "".join(f"{model['title']:>{width}}" for model in models))
     for name, values, apart in measured + tasks:
-        cells = "".join(f"{_with_interval(values[one['id']]):>{width}}" for one in voices)
-        verdicts = [apart[one["id"]]["verdict"] for one in voices if one["id"] in apart]
+        cells = "".join(f"{_with_interval(values[model['id']]):>{width}}" for model in models)
+        verdicts = [apart[model["id"]]["verdict"] for model in models if model["id"] in apart]
         lines.append(f"{name:<{first}}{cells}  {', '.join(verdicts)}".rstrip())
-    for one in voices:
-        if sets := one.get("trained_on"):
-            lines.append(f"{one['title']} was trained on {', '.join(sets)}: there it may only remember")
+    for model in models:
+        if sets := model.get("trained_on"):
+            lines.append(f"{model['title']} was trained on {', '.join(sets)}: there it may only remember")
     return "\n".join(lines)
 
 
-def tasks_of(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def tasks_of(summary: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """What tasks of lm-evaluation-harness have found; a report of before there were any has none."""
-    return found.get("tasks", ())
+    return summary.get("tasks", ())
 
 
 def _with_interval(value: Mapping[str, Any]) -> str:

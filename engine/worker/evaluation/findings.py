@@ -18,7 +18,7 @@ from typing import Any
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RESULT, RunDir, distinct, write_json, write_text
-from engine.evaluation.evaluation_spec import EvaluationSpec, Left
+from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
 from engine.runs.lineage import learned
 from engine.worker.evaluation import metrics
 from engine.worker.evaluation.bootstrap import MIN_ROWS, RESAMPLES, difference, interval, resampled
@@ -30,7 +30,7 @@ Outputs = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def write_findings(
-    run: RunDir, spec: EvaluationSpec, form: str, models: Sequence[Left | str], questions: Sequence[Question], outputs: Outputs,
+    run: RunDir, spec: EvaluationSpec, form: str, models: Sequence[TrainedResult | str], questions: Sequence[Question], outputs: Outputs,
     tasks: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> None:  # fmt: skip
     """Everything that is in the report. Raises Refusal if there is nothing to report of."""
@@ -62,8 +62,8 @@ def write_findings(
     })  # fmt: skip
 
 
-def _model_entry(spec: EvaluationSpec, model: Left | str) -> dict[str, Any]:
-    if isinstance(model, Left):
+def _model_entry(spec: EvaluationSpec, model: TrainedResult | str) -> dict[str, Any]:
+    if isinstance(model, TrainedResult):
         return {
             "id": model.id,
             "title": model.title,

@@ -94,7 +94,7 @@ class Tasks:
             task.set_fewshot_seed(seed=self.generation.seed)
         except Exception as error:  # whatever a task's file has made it stumble over
             raise Refusal(
-                problem("harness-broken", harness.TASKS, name=name, why=_error_line(error))
+                problem("harness-broken", harness.TASKS_FIELD, name=name, why=_error_line(error))
             ) from error
         return task
 

@@ -21,7 +21,12 @@ from peft import PeftModel
 
 from engine.core.rundir import RunDir, write_json
 from engine.evaluation import probe
-from engine.evaluation.probe import PROMPT_TOKENS, PROMPTS, REFERENCE_TOKENS, TOKENS
+from engine.evaluation.probe import (
+    MAX_ANSWER_TOKENS,
+    MAX_PROMPT_TOKENS,
+    MAX_REFERENCE_TOKENS,
+    MAX_TRAINING_PROMPTS,
+)
 from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORE_INDEX, Example
 from engine.worker.evaluation.respond import losses
@@ -144,11 +149,11 @@ def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
             begin, end = _span(labels)
             if begin <= 1:  # everything is trained: the second half is what the first is answered with
                 begin, end = len(ids) // 2, len(ids)
-            if 0 < begin <= PROMPT_TOKENS and begin < end:
-                prompt, reference = list(ids[:begin]), list(ids[begin:end][:REFERENCE_TOKENS])
+            if 0 < begin <= MAX_PROMPT_TOKENS and begin < end:
+                prompt, reference = list(ids[:begin]), list(ids[begin:end][:MAX_REFERENCE_TOKENS])
                 text = tokenizer.decode(prompt, skip_special_tokens=True)
                 prompts.append(ProbePrompt("training", prompt, text, reference))
-    chosen = np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).astype(int)
+    chosen = np.linspace(0, len(prompts) - 1, min(MAX_TRAINING_PROMPTS, len(prompts))).astype(int)
     return [prompts[at] for at in chosen]
 
 
@@ -251,7 +256,7 @@ def _answers(
                 continue
             texts: list[str] = []
             answer = Answer(
-                adapter=None, prompt=prompt.ids, max_tokens=TOKENS, stop_token_ids=ends, sampling=Sampling(),
+                adapter=None, prompt=prompt.ids, max_tokens=MAX_ANSWER_TOKENS, stop_token_ids=ends, sampling=Sampling(),
                 detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer), on_piece=lambda piece, texts=texts: texts.append(piece.text),
             )  # fmt: skip
             begun.append((prompt, answer, texts))
@@ -283,7 +288,7 @@ def _probe_report(run_probe: Probe) -> dict[str, Any]:
     """The content of probe.json. What there was no time for is left out."""
     decode = run_probe.tokenizer.decode
     prompts = [
-        probe.judged({
+        probe.with_verdicts({
             "kind": prompt.kind, "prompt": prompt.text, "before": prompt.before, "after": prompt.after,
             "finish_before": prompt.finish_before, "finish_after": prompt.finish_after,
             "reference": decode(prompt.reference, skip_special_tokens=True) if prompt.kind == "training" else None,
@@ -292,4 +297,8 @@ def _probe_report(run_probe: Probe) -> dict[str, Any]:
         })
         for prompt in run_probe.prompts if prompt.after is not None or (prompt.took_before and prompt.took_after)
     ]  # fmt: skip
-    return probe.summary(prompts) | {"prompts": prompts, "learned": probe.LEARNED, "forgot": probe.FORGOT}
+    return probe.summary(prompts) | {
+        "prompts": prompts,
+        "learned": probe.CHANGED_LOSS_NATS,
+        "forgot": probe.FORGOTTEN_LOSS_NATS,
+    }

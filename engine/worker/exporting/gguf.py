@@ -17,9 +17,9 @@ from typing import Any
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem, shell_language
 from engine.core.rundir import RunDir, read_json, write_json, write_text
-from engine.export import deployment, gguf
+from engine.export import gguf, ollama
 from engine.export.export_spec import ExportSpec, no_converter, weights
-from engine.export.gguf import READING, Converter
+from engine.export.gguf import READ_BACK_BYTES_PER_WEIGHT, Converter
 from engine.launch.workspace import PROJECT
 from engine.models.facts import inspect
 from engine.worker.exporting.model_card import seal
@@ -114,7 +114,7 @@ def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]
 def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) -> dict[str, Any]:
     """What `engine.worker.exporting.gguf_check` has found in the file; `status` "unread" where it could not be read here, though
     it may be right. Raises Refusal if it is no GGUF file."""
-    needed, (free, _) = READING * weights(spec), hardware.memory()
+    needed, (free, _) = READ_BACK_BYTES_PER_WEIGHT * weights(spec), hardware.memory()
     if needed > free:
         sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
         return {"status": "unread"} | _problems_json([problem("export-gguf-no-memory", "gguf", **sizes)])
@@ -137,17 +137,17 @@ def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) 
 def _rounding_problem(spec: ExportSpec, check: Mapping[str, Any]) -> Problem | None:
     """That a weight of the file is further from the merged one than rounding explains."""
     largest = check.get("weights", {}).get("largest")
-    if largest is None or largest <= gguf.ROUNDING[spec.gguf]:
+    if largest is None or largest <= gguf.ROUNDING_TOLERANCE[spec.gguf]:
         return None
     values = {"name": check["weights"]["name"], "far": f"{largest:.1%}", "type": spec.gguf}
-    return problem("export-gguf-differs", "gguf", most=f"{gguf.ROUNDING[spec.gguf]:.1%}", **values)
+    return problem("export-gguf-differs", "gguf", most=f"{gguf.ROUNDING_TOLERANCE[spec.gguf]:.1%}", **values)
 
 
 def _install(model: Path, file: Path, check: Mapping[str, Any]) -> None:
     """The file beside the merged model, with a Modelfile that names it, a line in the model card, and new checksums."""
     file.replace(model / file.name)
     for name, change in (
-        ("Modelfile", lambda text: deployment.from_file(text, file.name)),
+        ("Modelfile", lambda text: ollama.with_weights_file(text, file.name)),
         ("README.md", lambda text: f"{text.rstrip()}\n\n{_card_line(file.name, check)}\n"),
     ):
         if (model / name).is_file():

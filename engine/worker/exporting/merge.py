@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from engine.core.problems import Refusal, problem
-from engine.export.export_spec import PRUNING, ExportSpec, combined
+from engine.export.export_spec import PRUNING_COMBINATIONS, ExportSpec, needs_combination
 from engine.models.facts import inspect
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
@@ -56,15 +56,15 @@ def loaded_as(spec: ExportSpec, base: Path) -> torch.dtype:
 def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
     fit_vocabulary(model, sources.adapters)
     folders = list(sources.adapters)
-    names = [f"part{number}" for number in range(len(folders))] if combined(spec) else [ADAPTER_NAME]
+    names = [f"part{number}" for number in range(len(folders))] if needs_combination(spec) else [ADAPTER_NAME]
     adapted = PeftModel.from_pretrained(model, folders[0], adapter_name=names[0])
     for folder, name in zip(folders[1:], names[1:], strict=True):
         adapted.load_adapter(folder, adapter_name=name)
-    if combined(spec):
+    if needs_combination(spec):
         # The combination gets the settings of the first, but its matrices are scaled already, and begin as zeros.
         first = adapted.peft_config[names[0]]
         first.use_rslora, first.init_lora_weights = False, True
-        pruning = {"density": spec.density} if spec.combination in PRUNING else {}
+        pruning = {"density": spec.density} if spec.combination in PRUNING_COMBINATIONS else {}
         adapted.base_model.add_weighted_adapter(
             names, list(sources.adapters.values()), ADAPTER_NAME, combination_type=spec.combination, svd_rank=spec.svd_rank,
             **pruning,

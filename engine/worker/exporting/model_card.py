@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Mapping
@@ -14,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, read_lines
-from engine.export import deployment
-from engine.export.export_spec import ExportSpec, called, combined
+from engine.export import ollama, vllm_command
+from engine.export.export_spec import ExportSpec, model_title, needs_combination
 from engine.models.adapters import adapter_config
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import inspect
@@ -78,10 +79,10 @@ def _template(sources: Sources) -> tuple[str | None, list[Problem]]:
     bos = tokenizer.bos_token or ""
     adds = bool(bos) and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     try:
-        pieces = deployment.pieces(rendered, bos if adds else "")
+        pieces = ollama.template_pieces(rendered, bos if adds else "")
     except Refusal as refusal:
         return None, refusal.problems
-    return deployment.go_template(pieces), deployment.doubts(rendered, template)
+    return ollama.go_template(pieces), ollama.template_warnings(rendered, template)
 
 
 def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
@@ -95,7 +96,7 @@ def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
     ]
     stops = [tokenizer.convert_ids_to_tokens(token_id) for token_id in dict.fromkeys(ids)]
     sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name)}
-    return deployment.modelfile(
+    return ollama.modelfile(
         source=str(sources.base) if spec.form == "adapter" else ".",
         adapter="." if spec.form == "adapter" else "",
         template=template,
@@ -154,9 +155,10 @@ def _description(spec: ExportSpec, sources: Sources) -> str:
         marks = [name for name, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if config.get(key)]
         about = ", ".join([f"rank {config.get('r')}", f"alpha {config.get('lora_alpha')}", *marks])
         lines.append(
-            f"- adapter: `{called(folder)}` ({about})" + (f", weight {weight:g}" if combined(spec) else "")
+            f"- adapter: `{model_title(folder)}` ({about})"
+            + (f", weight {weight:g}" if needs_combination(spec) else "")
         )
-    if combined(spec):
+    if needs_combination(spec):
         lines.append(f"- combined by: {spec.combination}")
     return "\n".join(lines)
 
@@ -224,7 +226,7 @@ def _scoring_code(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, title: str) -> str:
     where, base = str(lasting), _base_name(sources)
-    name = deployment.tag(title)
+    name = ollama.model_name(title)
     auto = "AutoModelForSequenceClassification" if sources.stage == "rm" else "AutoModelForCausalLM"
     load = f'model = {auto}.from_pretrained("{where}", dtype="auto")'
     imports = f"from transformers import {auto}, AutoTokenizer"
@@ -256,14 +258,14 @@ def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, titl
     lines.append("```")
     if sources.stage != "rm":
         adapter = adapter_config(folder) if spec.form == "adapter" else None
-        issues = deployment.vllm_problems(adapter) if adapter else []
-        serve = deployment.vllm_text(lasting, name, str(sources.base), adapter)
+        issues = vllm_command.adapter_problems(adapter) if adapter else []
+        serve = vllm_command.serve_command(lasting, name, str(sources.base), adapter)
         lines += [
             "",
             "vLLM: " + " ".join(issue.text() for issue in issues) if issues else f"vLLM:\n\n    {serve}",
         ]
         lines += [
             "",
-            f"Ollama:\n\n    cd {deployment.quoted(where)} && ollama create {name} -f Modelfile && ollama run {name}",
+            f"Ollama:\n\n    cd {shlex.quote(str(where))} && ollama create {name} -f Modelfile && ollama run {name}",
         ]
     return "\n".join(lines)
