@@ -1,4 +1,4 @@
-"""Start the studio: `python app.py`, then open the address it prints. `--help` tells the flags."""
+"""Start the studio: `python app.py`, then open the address it prints. `--help` lists the options."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from engine.launch.workspace import Workplace, add_arguments, from_arguments, ma
 from engine.runs import queue
 from engine.serving import servers
 
-TICK_S = 2.0
-LOCAL = "localhost,127.0.0.1,::1"
+QUEUE_POLL_SECONDS = 2.0
+LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
 
 
 def settle_environment(workplace: Workplace) -> None:
-    """Before gradio is imported: it talks to itself over localhost, which a proxy must not catch; it asks nobody
-    outside anything; and it keeps temporary files here, since /tmp/gradio may belong to another user."""
+    """Before gradio is imported: it talks to itself over localhost, which a proxy must not catch; it sends nothing to
+    outside services; and it keeps temporary files here, since /tmp/gradio may belong to another user."""
     for name in ("no_proxy", "NO_PROXY"):
-        os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL)))
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK_HOSTS)))
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
     os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
 
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--no-auth", action="store_true", default=environment("ATHANOR_NO_AUTH", "") not in ("", "0"),
-        help="let everybody in who can reach the address [ATHANOR_NO_AUTH]",
+        help="let everyone in who can reach the address [ATHANOR_NO_AUTH]",
     )  # fmt: skip
     parser.add_argument(
         "--root-path", default=environment("ATHANOR_ROOT_PATH", ""),
@@ -60,17 +60,17 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_door(given: argparse.Namespace) -> socket.socket:
-    """The socket to serve on. Raises Refusal if it would let strangers in, or if somebody else listens there."""
-    if not loopback(given.host) and not given.auth and not given.no_auth:
-        raise Refusal(problem("open-without-login", host=given.host))
-    if given.auth and not Path(given.auth).is_file():
-        raise Refusal(problem("no-users-file", file=given.auth))
-    return listen(given.host, given.port)
+def open_socket(options: argparse.Namespace) -> socket.socket:
+    """The socket to serve on. Raises Refusal if it would let strangers in, or if another process listens there."""
+    if not loopback(options.host) and not options.auth and not options.no_auth:
+        raise Refusal(problem("open-without-login", host=options.host))
+    if options.auth and not Path(options.auth).is_file():
+        raise Refusal(problem("no-users-file", file=options.auth))
+    return listen(options.host, options.port)
 
 
-def keep_queue_moving(workplace: Workplace) -> None:
-    """Start what waits, now and then, for as long as the studio lives. Keepers do the same when they end."""
+def start_queue_thread(workplace: Workplace) -> None:
+    """Start waiting runs every few seconds, as long as the studio lives. Supervisors do the same when they end."""
 
     def tick() -> None:
         while True:
@@ -78,21 +78,22 @@ def keep_queue_moving(workplace: Workplace) -> None:
                 queue.advance(workplace.saves)
             except Exception:  # a full or vanished disk, say; the next tick may find it well again
                 traceback.print_exc()
-            time.sleep(TICK_S)
+            time.sleep(QUEUE_POLL_SECONDS)
 
     threading.Thread(target=tick, daemon=True, name="queue").start()
 
 
-def serve(given: argparse.Namespace) -> None:
+def serve(options: argparse.Namespace) -> None:
     """Build the studio and serve it until it is ended. Raises Refusal for what keeps it from starting."""
-    workplace = from_arguments(given)
-    door = open_door(given)
+    workplace = from_arguments(options)
+    listener = open_socket(options)
     for made in (make_saves(workplace), make_data(workplace)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)
-    if not loopback(given.host) and given.no_auth and not given.auth:
+    if not loopback(options.host) and options.no_auth and not options.auth:
         print(
-            f"WARNING: everybody who can reach {given.host} can train, read and delete here.", file=sys.stderr
+            f"WARNING: everybody who can reach {options.host} can train, read and delete here.",
+            file=sys.stderr,
         )
 
     settle_environment(workplace)
@@ -101,16 +102,18 @@ def serve(given: argparse.Namespace) -> None:
     from webui.login import LoginRequired
     from webui.studio import application
 
-    login = given.auth and functools.partial(
-        LoginRequired, users_file=Path(given.auth), secret_file=Path(given.auth).with_suffix(".secret"),
-        root_path=given.root_path,
+    login = options.auth and functools.partial(
+        LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),
+        root_path=options.root_path,
     )  # fmt: skip
-    page = application(workplace, auth=login, root_path=given.root_path)
-    keep_queue_moving(workplace)
-    servers.attend(workplace.saves)
-    host = f"[{given.host}]" if ":" in given.host else given.host
-    print(f"Athanor is at http://{host}:{given.port}{given.root_path}", flush=True)
-    uvicorn.Server(uvicorn.Config(page, root_path=given.root_path, log_level="warning")).run(sockets=[door])
+    page = application(workplace, auth=login, root_path=options.root_path)
+    start_queue_thread(workplace)
+    servers.hold_studio_lock(workplace.saves)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
+    uvicorn.Server(uvicorn.Config(page, root_path=options.root_path, log_level="warning")).run(
+        sockets=[listener]
+    )
 
 
 def main() -> int:

@@ -65,12 +65,12 @@ def _follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
     presses: list[int] = []
     # Only noted here: a handler that took the queue's lock could meet itself holding it.
     signal.signal(signal.SIGINT, lambda *_: presses.append(1))
-    shown, told, obeyed = 0, "", 0
+    shown, last_state, obeyed = 0, "", 0
     while True:
         now = runs.get(workplace.saves, run.id)
-        if now.state != told and not quiet:
-            told = now.state
-            print(f"[{told}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
+        if now.state != last_state and not quiet:
+            last_state = now.state
+            print(f"[{last_state}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
         shown = shown if quiet else _print_new(now.dir.log, shown)
         if now.final:
             return _print_end(now)
@@ -96,8 +96,8 @@ def _print_new(log: Path, shown: int) -> int:
 
 
 def _print_end(run: runs.Run) -> int:
-    if found := report.summary(run.dir):
-        print(report.as_text(found))
+    if summary := report.summary(run.dir):
+        print(report.as_text(summary))
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
     print(run.dir.left() or run.path)
@@ -129,7 +129,7 @@ def _begin(spec: Spec, workplace: Workplace) -> runs.Run:
 
 def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
     """The run that a verb is given; of several that are called so, the one that the verb can take."""
-    return runs.get(workplace.saves, arguments.run, TAKES.get(arguments.function, lambda _: True))
+    return runs.get(workplace.saves, arguments.run, TAKES_RUN.get(arguments.function, lambda _: True))
 
 
 def _text(file: str) -> str:
@@ -145,8 +145,8 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
         value = headline_value(run)
-        told = "" if value is None else f"{headline_curve(run)} {value:.4f}"
-        print(f"{run.state:<12} {told:>16}  {run.id}")
+        shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
+        print(f"{run.state:<12} {shown:>16}  {run.id}")
     return 0
 
 
@@ -157,8 +157,8 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
     if why := failures.explain(run):
         print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
-    if found := report.summary(run.dir):
-        print(report.as_text(found), end="\n\n")
+    if summary := report.summary(run.dir):
+        print(report.as_text(summary), end="\n\n")
     print(run.spec.to_yaml(brief=True))
     return 0
 
@@ -200,18 +200,18 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    found, notes = kind.problems(spec, workplace), []
-    if not found and isinstance(spec, RunSpec):
-        found, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
-    _print_doubts([*kind.doubts(spec, found), *notes])
-    print("\n".join(map(_told, found)) or "ready to start")
-    return 1 if found else 0
+    obstacles, notes = kind.problems(spec, workplace), []
+    if not obstacles and isinstance(spec, RunSpec):
+        obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
+    _print_doubts([*kind.doubts(spec, obstacles), *notes])
+    print("\n".join(map(_sentence, obstacles)) or "ready to start")
+    return 1 if obstacles else 0
 
 
 def _print_doubts(doubts: list[Problem]) -> None:
     """What keeps nobody from starting goes to standard error: a script reads the answer alone."""
-    for one in doubts:
-        print(say("doubt", shell_language(), what=_told(one)), file=sys.stderr)
+    for doubt in doubts:
+        print(say("doubt", shell_language(), what=_sentence(doubt)), file=sys.stderr)
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
@@ -221,15 +221,15 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
     def reader(name: str) -> str | None:
         """A file that a command names: as seen from the command's own folder, or from here."""
-        found = next(
+        file = next(
             (path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None
         )
-        return importer.decoded(found.read_bytes(), name) if found else None
+        return importer.decoded(file.read_bytes(), name) if file else None
 
     imported = importer.read(_bytes_as_text(arguments.file), reader, context_of=_context)
     print(imported.spec.to_yaml(brief=True), end="")
-    for one in (*imported.lost, *(one for one in imported.left_out if one not in imported.lost)):
-        print(_told(one), file=sys.stderr)
+    for note in (*imported.lost, *(note for note in imported.left_out if note not in imported.lost)):
+        print(_sentence(note), file=sys.stderr)
     return 0
 
 
@@ -255,16 +255,16 @@ def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
 def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Write the results of runs as one model, or one adapter, and print its folder. RUN=0.5 gives a weight."""
     weights = {}
-    for one in arguments.runs:
-        run, equals, weight = one.partition("=")
+    for argument in arguments.runs:
+        run, equals, weight = argument.partition("=")
         try:
             weights[runs.get(workplace.saves, run, _has_result).id] = float(weight) if equals else 1.0
         except ValueError:
             raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
     names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    given["hardware"] = {"device": arguments.device}
-    spec = new_export_spec(workplace, weights, **given)
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings["hardware"] = {"device": arguments.device}
+    spec = new_export_spec(workplace, weights, **settings)
     run = runs.submit(spec, workplace, by=_me())
     code = _follow(run, workplace, quiet=True)
     return code or _without_gguf(run)
@@ -274,9 +274,9 @@ def _without_gguf(run: runs.Run) -> int:
     """1 for a finished export whose GGUF file was asked for and is not there; says why, and how to try again."""
     if not gguf.can_be_tried_again(run.dir):
         return 0
-    for one in gguf.outcome(run.dir)["problems"]:
-        print(_told(problem(one["code"], **one["values"])), file=sys.stderr)
-    print(_told(problem("export-gguf-later", folder=run.dir.model)), file=sys.stderr)
+    for entry in gguf.outcome(run.dir)["problems"]:
+        print(_sentence(problem(entry["code"], **entry["values"])), file=sys.stderr)
+    print(_sentence(problem("export-gguf-later", folder=run.dir.model)), file=sys.stderr)
     return 1
 
 
@@ -287,19 +287,21 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         key = _text(arguments.api_key_file).strip()
     if not loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
-    ids = [runs.get(workplace.saves, one, _has_result).id for one in arguments.runs]
-    given = servers.serving(
+    ids = [runs.get(workplace.saves, name, _has_result).id for name in arguments.runs]
+    settings = servers.serve_settings(
         workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), _me()
     )
-    given |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
-    server = servers.Server(workplace.saves / servers.FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
-    child = servers.begin(server, given, key, foreground=True)
+    settings |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
+    server = servers.Server(
+        workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}"
+    )
+    child = servers.begin(server, settings, key, foreground=True)
     # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     code = child.wait()
     why = server.problems if code > 0 else []
-    print("".join(f"{_told(one)}\n" for one in why), end="", file=sys.stderr)
+    print("".join(f"{_sentence(cause)}\n" for cause in why), end="", file=sys.stderr)
     servers.end(server)
     return 1 if why else 0
 
@@ -321,8 +323,8 @@ def _me() -> str:
     return os.environ.get("USER") or os.environ.get("LOGNAME") or ""
 
 
-def _told(one: Problem) -> str:
-    return one.with_field(shell_language())
+def _sentence(issue: Problem) -> str:
+    return issue.with_field(shell_language())
 
 
 def _has_result(run: runs.Run) -> bool:
@@ -331,18 +333,22 @@ def _has_result(run: runs.Run) -> bool:
 
 
 # Which runs a verb can take, where several are called alike: any, if the verb is not here.
-TAKES: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
+TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
     stop: lambda run: "kill" in run.can, resume: lambda run: "resume" in run.can,
     follow: lambda run: bool(results.possible_next_stages(run)), delete: lambda run: "delete" in run.can,
 }  # fmt: skip
-MAKING = (train, submit, evaluate)  # verbs that may begin a saves folder, when their spec is sound
-ELSEWHERE = (check, import_, schema, user)  # verbs that look into none
+VERBS_THAT_MAKE_SAVES = (
+    train,
+    submit,
+    evaluate,
+)  # that may create the saves folder, when their spec is sound
+VERBS_WITHOUT_SAVES = (check, import_, schema, user)  # that do not read it
 
 
-def _placed(arguments: argparse.Namespace) -> Workplace:
+def _workplace(arguments: argparse.Namespace) -> Workplace:
     """The workplace of a verb. Raises Refusal if the verb is about runs and there is no folder with any."""
     workplace = from_arguments(arguments)
-    if arguments.function not in MAKING + ELSEWHERE and not workplace.saves.is_dir():
+    if arguments.function not in VERBS_THAT_MAKE_SAVES + VERBS_WITHOUT_SAVES and not workplace.saves.is_dir():
         raise Refusal(problem("saves-missing", folder=workplace.saves))
     return workplace
 
@@ -373,11 +379,11 @@ def parser() -> argparse.ArgumentParser:
         if function is stop:
             verb.add_argument("--kill", action="store_true", help="end its processes without saving")
         if function is evaluate:
-            flags.evaluate(verb)
+            flags.add_evaluate_options(verb)
         if function is export:
-            flags.export(verb)
+            flags.add_export_options(verb)
         if function is serve:
-            flags.serve(verb)
+            flags.add_serve_options(verb)
         if function is user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
@@ -392,15 +398,15 @@ def main() -> int:
         stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
     arguments = parser().parse_args()
     try:
-        return arguments.function(arguments, _placed(arguments))
+        return arguments.function(arguments, _workplace(arguments))
     except Refusal as refusal:
-        found = refusal.problems
+        issues = refusal.problems
     except BrokenPipeError:  # whoever read it has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        found = [problem("system-refused", file=error.filename or "—", why=error.strerror or error)]
-    print("\n".join(map(_told, found)), file=sys.stderr)
+        issues = [problem("system-refused", file=error.filename or "—", why=error.strerror or error)]
+    print("\n".join(map(_sentence, issues)), file=sys.stderr)
     return 2
 
 

@@ -1,4 +1,4 @@
-"""The options of the shell's verbs that have several; which verbs there are, and what they do, is in `engine.__main__`."""
+"""The options of the verbs of the shell that have many; the verbs themselves are in `engine.__main__`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.serving.vllm import ENGINES
 from engine.spec.run_spec import fields
 
 # Settings of an evaluation that are options of the shell, too; their help is the settings' own.
-EVALUATION = {
+EVALUATION_OPTIONS = {
     "data.datasets": "--datasets", "model.model_name_or_path": "--base", "with_base": "--with-base",
     "data.max_samples": "--rows", "data.without_references": "--without-references",
     "generation.max_new_tokens": "--max-new-tokens", "generation.temperature": "--temperature",
@@ -19,7 +19,7 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def evaluate(verb: argparse.ArgumentParser) -> None:
+def add_evaluate_options(verb: argparse.ArgumentParser) -> None:
     """What is measured, and on which rows; the options are settings of an evaluation's spec."""
     verb.add_argument(
         "what",
@@ -28,21 +28,21 @@ def evaluate(verb: argparse.ArgumentParser) -> None:
         help="a spec file, or - for standard input; or finished runs, by name or by ID as printed by list",
     )
     known = fields(EvaluationSpec)
-    for path, option in EVALUATION.items():
+    for path, option in EVALUATION_OPTIONS.items():
         setting, kind = known[path], str(known[path].annotation)
-        manner: dict[str, Any] = {"metavar": option[2:].upper().split("-")[-1]}
+        options: dict[str, Any] = {"metavar": option[2:].upper().split("-")[-1]}
         if kind.startswith("list"):
-            manner |= {"nargs": "+"}
+            options |= {"nargs": "+"}
         elif setting.annotation is bool:
-            manner = {"action": argparse.BooleanOptionalAction}
+            options = {"action": argparse.BooleanOptionalAction}
         elif choices := get_args(setting.annotation) if "Literal" in kind else ():
-            manner = {"choices": choices}
+            options = {"choices": choices}
         else:
-            manner["type"] = next((one for one in (int, float) if one.__name__ in kind), str)
+            options["type"] = next((type_ for type_ in (int, float) if type_.__name__ in kind), str)
         if "None" in kind:
-            manner["type"] = _number_or_all
+            options["type"] = _number_or_all
         verb.add_argument(
-            option, default=None, help=setting.description.replace("Leave empty", 'Use "all"'), **manner
+            option, default=None, help=setting.description.replace("Leave empty", 'Use "all"'), **options
         )
 
 
@@ -52,11 +52,13 @@ def _number_or_all(text: str) -> int | str:
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of an evaluation that were given as options: path → value."""
-    given = {path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION.items()}
-    return {path: None if value == "all" else value for path, value in given.items() if value is not None}
+    values = {
+        path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION_OPTIONS.items()
+    }
+    return {path: None if value == "all" else value for path, value in values.items() if value is not None}
 
 
-def export(verb: argparse.ArgumentParser) -> None:
+def add_export_options(verb: argparse.ArgumentParser) -> None:
     """Which results, and in which form."""
     verb.add_argument(
         "runs",
@@ -77,7 +79,7 @@ def export(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def serve(verb: argparse.ArgumentParser) -> None:
+def add_serve_options(verb: argparse.ArgumentParser) -> None:
     """Which results, where, and for whom."""
     verb.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, by ID as printed by list")
     verb.add_argument(

@@ -16,7 +16,7 @@ from engine.serving import servers
 @contextlib.contextmanager
 def serving(workplace: Workplace, choice: servers.Choice, by: str = "") -> Iterator[servers.Server]:
     """One server for all who only ask; it stays, however slow a test is in between."""
-    here = servers.attend(workplace.saves)
+    here = servers.hold_studio_lock(workplace.saves)
     started = servers.start(workplace, choice, by)
     try:
         servers.wait(started)

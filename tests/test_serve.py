@@ -82,7 +82,7 @@ def test_greedy_answers_are_those_of_generate_by_hand_and_the_voices_differ(
 
 def test_who_asks_second_gets_the_model_that_is_loaded(trained: Workplace, server: servers.Server) -> None:
     second = servers.start(trained, servers.choose(trained, "", [TWO]), by="bob")
-    assert (second.path, second.given["by"]) == (server.path, "ada")
+    assert (second.path, second.settings["by"]) == (server.path, "ada")
     assert [one.path for one in servers.servers(trained.saves)] == [server.path]
 
 
@@ -296,9 +296,9 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: se
     with pytest.raises(Refusal, match="finished after the model was loaded"):
         chat_client.score(server, trained.saves, "demo_model/lora/quantized", asked)
     assert text_of(ask(client_of(server), BASE, "Hello!"))
-    assert servers.serving(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
+    assert servers.serve_settings(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
     shutil.rmtree(quantized)
-    assert not servers.serving(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
+    assert not servers.serve_settings(trained, servers.choose(trained, "", [ONE]), "")["quantized"]
     shutil.rmtree(folder)
 
 
@@ -374,7 +374,7 @@ def test_a_shell_serves_the_same_with_a_key(trained: Workplace) -> None:
     finally:
         serving.kill()
         serving.wait()
-    assert not [one for one in servers.servers(trained.saves) if one.given.get("shell")]
+    assert not [one for one in servers.servers(trained.saves) if one.settings.get("shell")]
 
 
 def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
@@ -424,7 +424,7 @@ def test_what_cannot_be_chosen_is_refused_before_anything_is_loaded(
 def test_a_third_model_is_refused_and_it_says_who_has_the_others(tiny: Path, workplace: Workplace) -> None:
     with contextlib.ExitStack() as stack:
         for number, (name, by) in enumerate((("qwen", "ada"), ("llama", "grace"))):
-            folder = workplace.saves / servers.FOLDER / name
+            folder = workplace.saves / servers.SERVERS_FOLDER / name
             folder.mkdir(parents=True)
             write_json(folder / "serve.json", {"name": name, "by": by, "started": number})
             stack.callback(os.close, take(folder / "lock", ALIVE, shared=True))

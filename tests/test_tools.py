@@ -24,7 +24,7 @@ TEMPLATE = (
     "(call.function.arguments | tojson) ~ '}\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"
 )
-TOOLS = conversation_tree.tools_of('[{"name": "add"}, {"name": "take"}]')
+TOOLS = conversation_tree.parse_tools('[{"name": "add"}, {"name": "take"}]')
 ASKED = {"role": "user", "content": "北京?"}
 SPEC = {
     "name": "caller", "stage": {"kind": "sft"}, "method": {"kind": "full"}, "data": {"datasets": ["calls"]},
@@ -143,8 +143,12 @@ def test_the_page_is_told_of_the_call(server: servers.Server) -> None:
     settings = {"temperature": 0, "max_tokens": 60, "tools": list(TOOLS)}
     [*_, [answer]] = chat_client.ask(server, {server.name: [ASKED]}, settings)
     assert (answer.text, answer.calls) == ("", ({"name": "add", "arguments": {"to": "北京"}},))
-    turn = conversation_tree.turn(conversation_tree.Turn(ASKED["content"], tools=TOOLS), [answer], {})
+    turn = conversation_tree.answered_turn(
+        conversation_tree.Turn(ASKED["content"], tools=TOOLS), [answer], {}
+    )
     result = conversation_tree.Turn("1", role="tool", tools=TOOLS)
-    messages = conversation_tree.asked(conversation_tree.Talk().add(turn).told(), server.name, result)
+    messages = conversation_tree.messages_before_answer(
+        conversation_tree.Conversation().add(turn).turns_on_path(), server.name, result
+    )
     [*_, [answer]] = chat_client.ask(server, {server.name: messages}, settings)
     assert answer.text == "It is 1."

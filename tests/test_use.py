@@ -133,8 +133,8 @@ def test_who_wants_a_third_model_is_told_who_has_the_others(workplace: Workplace
     choice = servers.choose(workplace, str(tiny))
     locks = []
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: servers.MOST]:
-        folder = workplace.saves / servers.FOLDER / name
+    for started, name, by in ((1.0, "alpha", "ada"), (2.0, "beta", ""))[: servers.MAX_SERVERS]:
+        folder = workplace.saves / servers.SERVERS_FOLDER / name
         folder.mkdir(parents=True)
         write_json(folder / "serve.json", {"name": name, "by": by, "started": started, "adapters": {}})
         locks.append(take(folder / "lock", ALIVE, shared=True))
@@ -158,8 +158,8 @@ def test_a_server_goes_to_the_card_with_the_most_room_and_says_when_there_is_too
         hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 5), (1, 60))
     )
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
-    folder = workplace.saves / servers.FOLDER / "one"
-    given = servers.serving(workplace, servers.choose(workplace, str(tiny)), "ada")
+    folder = workplace.saves / servers.SERVERS_FOLDER / "one"
+    given = servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
     assert servers._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
     folder.mkdir(parents=True)
     write_json(folder / "serve.json", given)

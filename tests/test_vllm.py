@@ -65,17 +65,17 @@ def test_every_voice_says_what_it_says_with_transformers(
     client: openai.OpenAI,
     tmp_path: Path,
 ) -> None:
-    assert server.given["vllm"]["command"] == [vllm.program()]
+    assert server.settings["vllm"]["command"] == [vllm.program()]
     choice = servers.choose(trained, "", [ONE, TWO])
     # Found, and so unloaded, whatever engine is chosen.
     assert servers.find(trained.saves, choice).path == server.path
     with pytest.raises(Refusal, match=r"demo_model is loaded with vllm\. Unload it first"):
         servers.start(trained, choice)
     plain = servers.Server(tmp_path / "plain")
-    servers.begin(plain, servers.serving(trained, choice, ""), "key")
+    servers.begin(plain, servers.serve_settings(trained, choice, ""), "key")
     servers.wait(plain)
     chat_client.add(server, choice.adapters)  # the second adapter, while it serves
-    assert [one["id"] for one in chat_client.voices(server)] == [BASE, ONE, TWO]
+    assert [one["id"] for one in chat_client.served_models(server)] == [BASE, ONE, TWO]
     for settings in (
         {"temperature": 0, "max_tokens": 40},
         {"temperature": 0, "max_tokens": 40, "stop": ["o"]},
@@ -156,7 +156,7 @@ def test_adapters_that_are_taken_in_at_once_keep_apart(trained: Workplace, serve
         shutil.copytree(trained.saves / TWO / "adapter", folder)
     with ThreadPoolExecutor(len(folders)) as pool:
         list(pool.map(lambda one: chat_client.add(server, dict([one])), folders.items()))
-    assert {one["id"] for one in chat_client.voices(server)} >= folders.keys()
+    assert {one["id"] for one in chat_client.served_models(server)} >= folders.keys()
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     def begun() -> tuple[subprocess.Popen[str], Path]:
         serving = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
         next(line for line in serving.stdout if line.startswith("serving"))
-        [server] = [one for one in servers.servers(trained.saves) if one.given.get("shell")]
+        [server] = [one for one in servers.servers(trained.saves) if one.settings.get("shell")]
         return serving, server.path
 
     serving, folder = begun()
@@ -201,7 +201,9 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     wait_until(lambda: processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
     alone = servers.Server(tmp_path / "alone")
-    servers.begin(alone, servers.serving(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key")
+    servers.begin(
+        alone, servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key"
+    )
     servers.wait(alone)
     _inner(alone.path).kill()
     wait_until(lambda: not alone.alive)
@@ -227,7 +229,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
     choice = servers.choose(workplace, str(tiny))
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
-    folder = workplace.saves / servers.FOLDER / "other"
+    folder = workplace.saves / servers.SERVERS_FOLDER / "other"
     folder.mkdir(parents=True)
     lock = take(folder / "lock", ALIVE, shared=True)
 
@@ -235,7 +237,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
         write_json(
             folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0}
         )
-        return servers.serving(workplace, replace(choice, engine=wanted), "")["card"]
+        return servers.serve_settings(workplace, replace(choice, engine=wanted), "")["card"]
 
     try:
         assert placed("transformers", "transformers") == 0  # two of them share the card with the most room
@@ -281,16 +283,16 @@ def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
 
 def test_the_last_words_of_a_log_are_those_that_name_an_error(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    assert vllm.last_words(log) == "—"
+    assert vllm.error_line(log) == "—"
     log.write_text(
         "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: too small\nbye\n", encoding="utf-8"
     )
-    assert vllm.last_words(log) == "ValueError: too small"
+    assert vllm.error_line(log) == "ValueError: too small"
     log.write_text(
         "(EngineCore pid=9) torch.OutOfMemoryError: CUDA out of memory.\n"
         "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.\n",
         encoding="utf-8",
     )
-    assert vllm.last_words(log) == "torch.OutOfMemoryError: CUDA out of memory."
+    assert vllm.error_line(log) == "torch.OutOfMemoryError: CUDA out of memory."
     log.write_text("INFO 11-26 02:14:56 [core.py:1] starting\n\n", encoding="utf-8")
-    assert vllm.last_words(log) == "starting"
+    assert vllm.error_line(log) == "starting"

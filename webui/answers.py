@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from engine.serving.chat_client import Answer
-from engine.serving.conversation_tree import Said, Talk, Turn
+from engine.serving.conversation_tree import Conversation, Reply, Turn
 from engine.serving.servers import Server
 from webui import notices
 from webui.numbers import duration
@@ -22,10 +22,10 @@ THUMB = (
 )
 
 
-def past(talk: Talk, titles: Titles, words: Words, answering: bool = False) -> str:
+def past(talk: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
     """All turns that are read and over, each with what can be done with it; or only read, while one is `answering`."""
-    turns = "".join(_turn(talk, place, titles, words) for place in talk.way())
-    later = talk.behind(talk.tip)
+    turns = "".join(_turn(talk, place, titles, words) for place in talk.path())
+    later = talk.children(talk.tip)
     if not later or answering:
         return turns
     onward = f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">{escape(words("chat-onward"))}</button>'
@@ -35,7 +35,7 @@ def past(talk: Talk, titles: Titles, words: Words, answering: bool = False) -> s
 def live(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
     """The turn that is being answered."""
     cells = "".join(
-        f'<article class="answer"><header><b>{escape(titles.get(one.voice, one.voice))}</b>{_waiting(one, words)}</header>'
+        f'<article class="answer"><header><b>{escape(titles.get(one.model, one.model))}</b>{_waiting(one, words)}</header>'
         f"{_body(one.text, one.calls, words, writing=not one.finish)}{_wrong(one, words)}</article>"
         for one in answers
     )
@@ -52,7 +52,7 @@ def nothing(words: Words) -> str:
     return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
 
 
-def shelf(talks: Sequence[Talk], words: Words) -> str:
+def shelf(talks: Sequence[Conversation], words: Words) -> str:
     """Earlier conversations by their first questions, each to be opened or removed."""
     return "".join(
         f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
@@ -61,8 +61,8 @@ def shelf(talks: Sequence[Talk], words: Words) -> str:
     )
 
 
-def _first(talk: Talk) -> str:
-    told = talk.told() or talk.turns
+def _first(talk: Conversation) -> str:
+    told = talk.turns_on_path() or talk.turns
     return told[0].question[:120] if told else ""
 
 
@@ -82,13 +82,13 @@ def _question(turn: Turn, words: Words, tools: str = "") -> str:
     )
 
 
-def _turn(talk: Talk, place: int, titles: Titles, words: Words) -> str:
+def _turn(talk: Conversation, place: int, titles: Titles, words: Words) -> str:
     turn = talk.turns[place]
     several = len(turn.said) > 1
     cells = "".join(
         _answer(turn, place, voice, one, titles, words, several) for voice, one in turn.said.items()
     )
-    alike = talk.behind(turn.after)
+    alike = talk.children(turn.after)
     tools, number = "", alike.index(place)
     if len(alike) > 1:
         back, on = alike[max(number - 1, 0)], alike[min(number + 1, len(alike) - 1)]
@@ -102,7 +102,7 @@ def _turn(talk: Talk, place: int, titles: Titles, words: Words) -> str:
 
 
 def _answer(
-    turn: Turn, place: int, voice: str, one: Said, titles: Titles, words: Words, several: bool
+    turn: Turn, place: int, voice: str, one: Reply, titles: Titles, words: Words, several: bool
 ) -> str:  # fmt: skip
     id = f"said-{place}-{list(turn.said).index(voice)}"
     rated = any(other.preferred for other in turn.said.values())
@@ -137,7 +137,7 @@ def call(one: Mapping[str, Any]) -> str:
     return f"{one['name']}({given})"
 
 
-def speed(one: Said, words: Words) -> str:
+def speed(one: Reply, words: Words) -> str:
     """Tokens, tokens a second, and seconds to the first of them."""
     told = [words("answer-tokens", count=one.tokens)]
     if one.tokens_per_s:
@@ -188,7 +188,7 @@ def _wrong(one: Answer, words: Words) -> str:
 
 def _holder(server: Server, words: Words) -> str:
     """Who has loaded it; one that was started from a shell is nobody's to unload here."""
-    return words("chat-from-shell") if server.given.get("shell") else server.given.get("by") or ""
+    return words("chat-from-shell") if server.settings.get("shell") else server.settings.get("by") or ""
 
 
 def status(

@@ -125,7 +125,7 @@ class ChatModels:
             for one in others
         ]
         ids = [one.run.id for one in beside]
-        judges = [(named[one.run.id], one.run.id) for one in servers.judges(self.workplace.saves)]
+        judges = [(named[one.run.id], one.run.id) for one in servers.reward_models(self.workplace.saves)]
         return [
             gr.update(choices=self.bases(), value=picked.base), gr.update(choices=fits, value=ids),
             *(gr.update(visible=self.know(word, picked)) for word in (THINKING, TOOLS)),
@@ -162,7 +162,7 @@ class ChatModels:
         others = [
             one for one in servers.servers(self.workplace.saves) if not server or one.path != server.path
         ]
-        since = time.time() - server.given["started"] if server else 0
+        since = time.time() - server.settings["started"] if server else 0
         return answers.status(server, others, self.titles(), since, self.words)
 
     def loading(self, server: Server | None) -> list[Any]:

@@ -138,7 +138,7 @@ def build(
                 words("chat-tools"), open=False, visible=False, elem_classes="fold", elem_id="chat-tools-fold"
             ) as tools_fold:
                 tools = gr.Textbox(
-                    label=words("chat-tools"), show_label=False, info=words("chat-tools-help"), placeholder=conversation_tree.TOOL, lines=4,
+                    label=words("chat-tools"), show_label=False, info=words("chat-tools-help"), placeholder=conversation_tree.TOOL_EXAMPLE, lines=4,
                     max_lines=16, elem_classes="field mono", elem_id="chat-tools",
                 )  # fmt: skip
             with gr.Accordion(
@@ -173,7 +173,9 @@ def build(
         """The lists as they are now, and the conversations that the browser has kept."""
         now, picked = conversation_tree.read(mine(kept, request)), Picked(*who)
         if not picked.ids:
-            spoke = voices.of_voices(now.voices(), picked if picked.base else voices.first(picked.writer))
+            spoke = voices.of_voices(
+                now.last_models(), picked if picked.base else voices.first(picked.writer)
+            )
             picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
         return [
             gr.Timer(active=True), *voices.updates(picked), *voices.look(picked), *drawn(now, picked),
@@ -194,7 +196,7 @@ def build(
 
     # ---- the conversation
 
-    def drawn(now: conversation_tree.Talk, picked: Picked, answering: bool = False) -> list[Any]:
+    def drawn(now: conversation_tree.Conversation, picked: Picked, answering: bool = False) -> list[Any]:
         """The conversation on the page and as a file, and whether a tool's result may follow."""
         page = answers.past(now, voices.titles(picked), words, answering)
         called = not answering and _called(now)
@@ -207,26 +209,26 @@ def build(
         return [gr.update(visible=not answering), gr.update(visible=answering)]
 
     def ask(
-        request: gr.Request, kept: Any, now: conversation_tree.Talk, question: conversation_tree.Turn, picked: Picked, judge: str | None, *held: Any
+        request: gr.Request, kept: Any, now: conversation_tree.Conversation, question: conversation_tree.Turn, picked: Picked, judge: str | None, *held: Any
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers to a turn that follows the tip of `now`, as they come; at last the conversation with them in it.
         Answers into `outputs`."""
-        before, named = now.told(), voices.titles(picked)
+        before, named = now.turns_on_path(), voices.titles(picked)
 
         def begun(server: Server) -> list[Any]:
             # Whoever leaves the page now finds the question when he comes back.
-            asked = keep(kept, request, conversation_tree.kept(now.add(question)))
+            asked = keep(kept, request, conversation_tree.as_plain(now.add(question)))
             return [
                 "", "", asked, *drawn(now, picked, answering=True), answers.waiting(question, words("chat-loading-first"), words),
                 voices.held(server), *asking_buttons(True), *voices.loading(server),
             ]  # fmt: skip
 
         def ended(
-            wrong: Sequence[Problem], now: conversation_tree.Talk, left: Any, server: Server | None
+            wrong: Sequence[Problem], now: conversation_tree.Conversation, left: Any, server: Server | None
         ) -> list[Any]:
             """`left`: what stands in the box."""
             return [
-                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, conversation_tree.kept(now)),
+                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, conversation_tree.as_plain(now)),
                 *drawn(now, picked), "", voices.held(server) if server else gr.skip(), *asking_buttons(False),
                 *voices.loading(server),
             ]  # fmt: skip
@@ -241,7 +243,10 @@ def build(
             yield begun(server)
             servers.wait(server)
             chat_client.add(server, choice.adapters)
-            asked = {voice: conversation_tree.asked(before, voice, question) for voice in spoken_to}
+            asked = {
+                voice: conversation_tree.messages_before_answer(before, voice, question)
+                for voice in spoken_to
+            }
             told: list[chat_client.Answer] = []
             for told in chat_client.ask(server, asked, given):
                 told = [_titled(one, named) for one in told]
@@ -255,7 +260,7 @@ def build(
             return
         scores, wrong = judged(server, judge, asked, told)
         wrong = [one.problem for one in told if one.problem] + wrong
-        turn = conversation_tree.turn(question, told, scores)
+        turn = conversation_tree.answered_turn(question, told, scores)
         if turn:
             yield ended(wrong[:1], now.add(turn), gr.skip(), server)
         else:
@@ -266,7 +271,7 @@ def build(
     ) -> tuple[dict[str, float], list[Problem]]:
         """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
         whole = {
-            one.voice: [*asked[one.voice], conversation_tree.Said(one.text, calls=one.calls).message]
+            one.model: [*asked[one.model], conversation_tree.Reply(one.text, calls=one.calls).message]
             for one in told
             if one.text or one.calls
         }
@@ -286,7 +291,7 @@ def build(
         idle = [gr.skip()] * len(outputs)
         if again and now.tip >= 0:
             last = now.turns[now.tip]
-            now, asked, result = now.again(), last.question, last.role == "tool"
+            now, asked, result = now.without_tip(), last.question, last.role == "tool"
         else:
             asked, result = "" if again else (typed or "").strip(), bool(is_result) and _called(now)
         if not asked:
@@ -294,7 +299,7 @@ def build(
             return
         try:
             # What the page does not show, where no template knows tools, is not sent.
-            given = conversation_tree.tools_of(tools or "") if voices.know(TOOLS, picked) else ()
+            given = conversation_tree.parse_tools(tools or "") if voices.know(TOOLS, picked) else ()
         except Refusal as refusal:
             yield [notices.refused(refusal.problems, words), *idle[1:]]
             return
@@ -312,7 +317,7 @@ def build(
                 chat_client.cancel(server, request.session_hash)
 
     def cleared(request: gr.Request, kept: Any, *who: Any) -> list[Any]:
-        return [keep(kept, request, None), *drawn(conversation_tree.Talk(), Picked(*who))]
+        return [keep(kept, request, None), *drawn(conversation_tree.Conversation(), Picked(*who))]
 
     def done(event: gr.EventData, request: gr.Request, kept: Any, *who: Any) -> list[Any]:
         """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
@@ -327,21 +332,21 @@ def build(
             if what == "edit":
                 now, asked = now.before(place), now.turns[place].question
             elif what == "go":
-                now = now.onward(place)
+                now = now.to_newest_tip(place)
             elif what == "better":
                 now, said = (
                     conversation_tree.prefer(workplace.data, now, place, voice),
-                    conversation_tree.PAIRS,
+                    conversation_tree.PREFERENCES_DATASET,
                 )
             elif what in ("up", "down"):
                 now, said = (
-                    conversation_tree.thumb(workplace.data, now, place, voice, up=what == "up"),
-                    conversation_tree.THUMBS,
+                    conversation_tree.rate(workplace.data, now, place, voice, up=what == "up"),
+                    conversation_tree.RATINGS_DATASET,
                 )
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
         said = notices.toast(words("rated", name=said)) if isinstance(said, str) else said
-        return [said, asked, keep(kept, request, conversation_tree.kept(now)), *drawn(now, Picked(*who))]
+        return [said, asked, keep(kept, request, conversation_tree.as_plain(now)), *drawn(now, Picked(*who))]
 
     # ---- earlier conversations
 
@@ -353,7 +358,7 @@ def build(
 
     def put_away(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """A new conversation; the one that was is among the earlier ones."""
-        later = conversation_tree.shelved(
+        later = conversation_tree.with_archived(
             shelf_of(before, request), conversation_tree.read(mine(kept, request))
         )
         return [*cleared(request, kept, *who), keep(before, request, later), *shelf_shown(later)]
@@ -367,10 +372,10 @@ def build(
         if place < len(known) and what in ("open", "drop"):
             gone = conversation_tree.read(known.pop(place))
             if what == "open":
-                known, now = conversation_tree.shelved(known, now), gone
-                picked = voices.of_voices(now.voices(), picked)
+                known, now = conversation_tree.with_archived(known, now), gone
+                picked = voices.of_voices(now.last_models(), picked)
         return [
-            *voices.updates(picked), keep(kept, request, conversation_tree.kept(now)), *drawn(now, picked), keep(before, request, known),
+            *voices.updates(picked), keep(kept, request, conversation_tree.as_plain(now)), *drawn(now, picked), keep(before, request, known),
             *shelf_shown(known),
         ]  # fmt: skip
 
@@ -405,7 +410,7 @@ def build(
     return ChatTab(timer, arrive, [history, earlier, *who], shown, pick)
 
 
-def export_html(now: conversation_tree.Talk, words: Words) -> str:
+def export_html(now: conversation_tree.Conversation, words: Words) -> str:
     """The conversation as JSON lines, to save."""
     if now.tip < 0:
         return ""
@@ -437,9 +442,9 @@ def _spoken_to(
     return called
 
 
-def _called(now: conversation_tree.Talk) -> bool:
+def _called(now: conversation_tree.Conversation) -> bool:
     """Whether a tool was called last."""
-    return any(one.calls for turn in now.told()[-1:] for one in turn.said.values())
+    return any(one.calls for turn in now.turns_on_path()[-1:] for one in turn.said.values())
 
 
 def _titled(one: chat_client.Answer, named: Mapping[str, str]) -> chat_client.Answer:

@@ -1,4 +1,4 @@
-"""What a server that answers (`engine.serving.servers`) is asked, over its loopback port: answers as they come, scores, adapters."""
+"""The client of a chat server (`engine.serving.servers`) over its loopback port: streamed answers, scores, adapters."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem, sentences
 from engine.core.rundir import read_json
-from engine.serving.servers import Server, judges
+from engine.serving.servers import Server, reward_models
 
-SNAPSHOTS_S = 0.1  # between two looks at answers that are being written
-# Characters for which the next look is a second later: a page draws all of them anew, and has to hear Stop meanwhile.
-DRAWN = 20_000
+SNAPSHOT_SECONDS = 0.1  # between two snapshots of answers that are being written
+# The page draws all characters anew at each snapshot, and has to react to Stop meanwhile.
+CHARACTERS_DRAWN_PER_S = 20_000
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One voice's answer as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on. `calls`
+    """The answer of one served model, as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on. `calls`
     are the calls of tools in it, {"name", "arguments"}."""
 
-    voice: str
+    model: str
     text: str = ""
     calls: tuple[dict[str, Any], ...] = ()
     tokens: int = 0
@@ -37,14 +37,14 @@ class Answer:
     problem: Problem | None = None
 
 
-def voices(server: Server) -> list[dict[str, Any]]:
-    """What a server can be asked as: id, max_model_len, thinking. Raises Refusal if it does not answer."""
+def served_models(server: Server) -> list[dict[str, Any]]:
+    """The models that a server offers: id, max_model_len, thinking. Raises Refusal if it does not answer."""
     return _call(server, "GET", "/v1/models")["data"]
 
 
 def add(server: Server, adapters: Mapping[str, Path]) -> None:
-    """Have a server take adapters in that it does not have. Raises Refusal if it cannot."""
-    there = {one["id"] for one in voices(server)}
+    """Have a server load adapters that it does not have yet. Raises Refusal if it cannot."""
+    there = {model["id"] for model in served_models(server)}
     for name, folder in adapters.items():
         if name not in there:
             _call(server, "POST", "/v1/adapters", {"name": name, "folder": str(folder)})
@@ -53,15 +53,20 @@ def add(server: Server, adapters: Mapping[str, Path]) -> None:
 def score(
     server: Server, saves: Path, judge: str, conversations: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, float]:
-    """What the reward model of the run `judge` thinks of each conversation, higher for better. Raises Refusal.
+    """The reward of each conversation from the reward model of the run `judge`, higher for better. Raises Refusal.
 
     It is loaded by the same server, as a model of its own, when it is first asked.
     """
-    folder = next((one.folder for one in judges(saves) if one.run.id == judge), None)
+    folder = next(
+        (reward_model.folder for reward_model in reward_models(saves) if reward_model.run.id == judge), None
+    )
     if folder is None:
         raise Refusal(problem("chat-no-result", id=judge))
-    asked = {"judge": str(folder), "conversations": [list(one) for one in conversations.values()]}
-    scores = _call(server, "POST", "/v1/score", asked)["scores"]
+    body = {
+        "judge": str(folder),
+        "conversations": [list(messages) for messages in conversations.values()],
+    }
+    scores = _call(server, "POST", "/v1/score", body)["scores"]
     return dict(zip(conversations, scores, strict=True))
 
 
@@ -72,37 +77,41 @@ def cancel(server: Server, request_id: str) -> None:
 
 
 def ask(
-    server: Server, asked: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
+    server: Server, questions: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[list[Answer]]:
-    """Have each voice answer the conversation it is given, all at once; yields how far they are until all have ended.
+    """Have each served model answer its conversation, all at once; yields snapshots of the answers until all have ended.
 
-    `settings` are those of POST /v1/chat/completions. Whoever stops reading ends the answers. What goes wrong with one
-    is told in its `problem`, and the others go on.
+    `settings` are those of POST /v1/chat/completions. Closing the iterator ends the answers. What goes wrong with one
+    is in its `problem`, and the others go on.
     """
-    told: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    connections = [_connection(server) for _ in asked]
+    answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    connections = [_connection(server) for _ in questions]
     threads = []
-    for (voice, messages), connection in zip(asked.items(), connections, strict=True):
-        body = {**settings, "model": voice, "messages": list(messages), "stream": True}
-        threads.append(threading.Thread(target=_read, args=(server, connection, body, told.put), daemon=True))
+    for (model, messages), connection in zip(questions.items(), connections, strict=True):
+        body = {**settings, "model": model, "messages": list(messages), "stream": True}
+        threads.append(
+            threading.Thread(target=_read, args=(server, connection, body, answers.put), daemon=True)
+        )
     for thread in threads:
         thread.start()
-    now = {voice: Answer(voice) for voice in asked}
+    latest = {model: Answer(model) for model in questions}
     try:
-        yield list(now.values())
-        while not all(one.finish for one in now.values()):
-            length = sum(len(one.text) for one in now.values())
-            due = time.monotonic() + SNAPSHOTS_S + length / DRAWN
-            answer = told.get()
-            now[answer.voice] = answer
+        yield list(latest.values())
+        while not all(snapshot.finish for snapshot in latest.values()):
+            length = sum(len(snapshot.text) for snapshot in latest.values())
+            due = time.monotonic() + SNAPSHOT_SECONDS + length / CHARACTERS_DRAWN_PER_S
+            answer = answers.get()
+            latest[answer.model] = answer
             with contextlib.suppress(queue.Empty):
-                while (left := due - time.monotonic()) > 0 and not all(one.finish for one in now.values()):
-                    answer = told.get(timeout=left)
-                    now[answer.voice] = answer
-            yield list(now.values())
+                while (left := due - time.monotonic()) > 0 and not all(
+                    snapshot.finish for snapshot in latest.values()
+                ):
+                    answer = answers.get(timeout=left)
+                    latest[answer.model] = answer
+            yield list(latest.values())
     finally:
         for connection in connections:
-            _hang_up(connection)
+            _shut_down(connection)
 
 
 def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str, Any], tell: Any) -> None:
@@ -118,7 +127,7 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
                 raise Refusal(_problem(event))
             choice = event["choices"][0]
             if called := choice["delta"].get("tool_calls"):
-                answer = replace(answer, calls=tuple(_called(one["function"]) for one in called))
+                answer = replace(answer, calls=tuple(_parsed_call(call["function"]) for call in called))
             if text := choice["delta"].get("content"):
                 first = answer.first_s if answer.first_s is not None else time.monotonic() - began
                 answer = replace(answer, text=answer.text + text, first_s=first)
@@ -137,11 +146,11 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
         tell(replace(answer, finish="error", problem=gone[0]))
 
 
-def _called(function: Mapping[str, str]) -> dict[str, Any]:
+def _parsed_call(function: Mapping[str, str]) -> dict[str, Any]:
     return {"name": function["name"], "arguments": json.loads(function["arguments"])}
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
+def _shut_down(connection: http.client.HTTPConnection) -> None:
     """End a connection that another thread may be reading from: only a shutdown wakes it."""
     if connection.sock:
         with contextlib.suppress(OSError):
@@ -181,9 +190,13 @@ def _call(server: Server, method: str, path: str, body: Any = None) -> Any:
         connection.close()
 
 
-def _problem(told: Mapping[str, Any]) -> Problem:
-    """What a server refused something for, to be told in the reader's language."""
-    error = told["error"]
-    one = error.get("problem") or {}
-    known = one.get("code") in sentences()
-    return Problem(one["code"], "", one["values"]) if known else problem("chat-error", why=error["message"])
+def _problem(reply: Mapping[str, Any]) -> Problem:
+    """The problem in a server's error reply, as a code, so that it can be written in the reader's language."""
+    error = reply["error"]
+    details = error.get("problem") or {}
+    known = details.get("code") in sentences()
+    return (
+        Problem(details["code"], "", details["values"])
+        if known
+        else problem("chat-error", why=error["message"])
+    )

@@ -1,7 +1,7 @@
-"""A conversation of one person with several voices: what each has been told so far, as a file, and as rows to learn from.
+"""A conversation of one person with several served models: the messages of each so far, as a file, and as rows to learn from.
 
-It is kept by whoever talks (in the browser), so everything here is a value, and what comes back is read with care.
-Asking is left to `engine.serving.chat_client`.
+It is kept by the browser, so everything here is a value, and what comes back is read with care.
+Requests are left to `engine.serving.chat_client`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.data import dataset_info_edits
 from engine.data.datasets import read_catalogue
 from engine.serving.chat_client import Answer
 
-THUMBS, PAIRS = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
-SHELF = 40  # earlier conversations that are kept, and
-SHELF_SIZE = 1_000_000  # characters of them: a browser holds some five million
+RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
+MAX_HISTORY = 40  # earlier conversations that are kept, and
+MAX_HISTORY_CHARACTERS = 1_000_000  # characters of them: a browser holds some five million
 # How a tool is written down, shortly.
-TOOL = (
+TOOL_EXAMPLE = (
     '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
 )
 Message = dict[str, Any]
@@ -33,7 +33,7 @@ Tools = tuple[dict[str, Any], ...]
 Rating = Literal["", "up", "down"]
 
 
-class Called(TypedDict):
+class ToolCall(TypedDict):
     """A call of a tool."""
 
     name: str
@@ -41,8 +41,8 @@ class Called(TypedDict):
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one voice answered, how fast, and what the reader thought of it."""
+class Reply:
+    """What one served model answered, how fast, and how the reader rated it."""
 
     text: str
     tokens: int = 0
@@ -52,14 +52,14 @@ class Said:
     score: float | None = None  # of a reward model
     rating: Rating = ""
     preferred: bool = False
-    calls: tuple[Called, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def message(self) -> Message:
         """The answer as chat templates take it."""
-        told = {"role": "assistant", "content": self.text}
+        message = {"role": "assistant", "content": self.text}
         calls = [{"type": "function", "function": dict(call)} for call in self.calls]
-        return told | ({"tool_calls": calls} if calls else {})
+        return message | ({"tool_calls": calls} if calls else {})
 
     @property
     def empty(self) -> bool:
@@ -68,15 +68,15 @@ class Said:
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and the answers to it, by voice; none while it is being answered.
+    """One question and the answers to it, by served model; none while it is being answered.
 
-    It follows the turn in place `after`; one that stands `alone` was asked as if nothing had been said. A question in
+    It follows the turn in place `after`; one that stands `alone` was asked as if nothing came before it. A question in
     the role "tool" is what the tools answered that were called before.
     """
 
     question: str
     system: str = ""
-    said: dict[str, Said] = field(default_factory=dict)
+    said: dict[str, Reply] = field(default_factory=dict)
     alone: bool = False
     role: Literal["user", "tool"] = "user"
     tools: Tools = ()
@@ -88,14 +88,14 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A tree of turns, each in its place behind the one it follows. What is read is the way from a first turn to `tip`:
-    whoever asks otherwise, at any of them, begins another branch."""
+class Conversation:
+    """A tree of turns, each in its place behind the one it follows. What is shown is the path from a first turn to `tip`.
+    Another question at any of them begins another branch."""
 
     turns: tuple[Turn, ...] = ()
     tip: int = -1
 
-    def way(self, tip: int | None = None) -> tuple[int, ...]:
+    def path(self, tip: int | None = None) -> tuple[int, ...]:
         """The places of the turns that lead to `tip`, itself the last."""
         places, place = [], self.tip if tip is None else tip
         while place >= 0:
@@ -103,59 +103,59 @@ class Talk:
             place = self.turns[place].after
         return tuple(reversed(places))
 
-    def told(self, tip: int | None = None) -> tuple[Turn, ...]:
+    def turns_on_path(self, tip: int | None = None) -> tuple[Turn, ...]:
         """The turns that lead to `tip`."""
-        return tuple(self.turns[place] for place in self.way(tip))
+        return tuple(self.turns[place] for place in self.path(tip))
 
-    def behind(self, place: int) -> tuple[int, ...]:
+    def children(self, place: int) -> tuple[int, ...]:
         """The places of the turns that follow the one in `place`; -1: those that follow none."""
         return tuple(number for number, turn in enumerate(self.turns) if turn.after == place)
 
-    def voices(self) -> list[str]:
-        """Who answered last on the way that is read; before its first answer, who answered last anywhere."""
-        turns = [*self.turns, *self.told()]
+    def last_models(self) -> list[str]:
+        """The models that answered last on the path to the tip; before its first answer, those that answered last anywhere."""
+        turns = [*self.turns, *self.turns_on_path()]
         return next((list(turn.said) for turn in reversed(turns) if turn.said), [])
 
-    def add(self, turn: Turn) -> Talk:
+    def add(self, turn: Turn) -> Conversation:
         """The conversation with one more turn behind its tip."""
-        return Talk((*self.turns, replace(turn, after=self.tip)), len(self.turns))
+        return Conversation((*self.turns, replace(turn, after=self.tip)), len(self.turns))
 
-    def before(self, place: int) -> Talk:
+    def before(self, place: int) -> Conversation:
         """The conversation as it was before the turn in `place`; what followed is another branch now."""
         return replace(self, tip=self.turns[place].after)
 
-    def again(self) -> Talk:
-        """The conversation as it was before its tip, which is to be asked once more; one without answers is forgotten."""
+    def without_tip(self) -> Conversation:
+        """The conversation as it was before its tip, which is to be asked once more; one without answers is dropped."""
         last = self.turns[self.tip]
         if last.said or self.tip != len(self.turns) - 1:
             return self.before(self.tip)
-        return Talk(self.turns[:-1], last.after)
+        return Conversation(self.turns[:-1], last.after)
 
-    def onward(self, place: int) -> Talk:
-        """The conversation read by way of `place`, on to the newest end."""
-        while later := self.behind(place):
+    def to_newest_tip(self, place: int) -> Conversation:
+        """The conversation with its tip at the newest turn behind `place`."""
+        while later := self.children(place):
             place = later[-1]
         return replace(self, tip=place)
 
 
-def turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
-    """A question with what has been answered; None if nobody has answered anything."""
-    said = {
-        one.voice: Said(
-            one.text, one.tokens, one.first_s, one.tokens_per_s, one.finish, scores.get(one.voice), calls=one.calls
+def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str, float]) -> Turn | None:
+    """A question with what has been answered; None if there is no answer at all."""
+    replies = {
+        answer.model: Reply(
+            answer.text, answer.tokens, answer.first_s, answer.tokens_per_s, answer.finish, scores.get(answer.model), calls=answer.calls
         )
-        for one in answers
-        if one.text or one.calls or not one.problem
+        for answer in answers
+        if answer.text or answer.calls or not answer.problem
     }  # fmt: skip
-    return replace(question, said=said) if said else None
+    return replace(question, said=replies) if replies else None
 
 
-def tools_of(text: str) -> Tools:
+def parse_tools(text: str) -> Tools:
     """The functions that are written in `text` as OpenAI writes them, alone or in a list. Raises Refusal."""
     if not text.strip():
         return ()
     try:
-        found = json.loads(text)
+        definitions = json.loads(text)
     except json.JSONDecodeError as error:
         raise Refusal(
             problem("chat-tools-json", why=error.msg, line=error.lineno, column=error.colno)
@@ -163,81 +163,94 @@ def tools_of(text: str) -> Tools:
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise Refusal(problem("chat-tools-json", why=type(error).__name__, line=1, column=1)) from error
     tools = [
-        one if isinstance(one, dict) and "function" in one else {"type": "function", "function": one}
-        for one in (found if isinstance(found, list) else [found])
+        definition
+        if isinstance(definition, dict) and "function" in definition
+        else {"type": "function", "function": definition}
+        for definition in (definitions if isinstance(definitions, list) else [definitions])
     ]
     functions = [tool["function"] for tool in tools]
     if not all(
-        isinstance(one, dict) and isinstance(one.get("name"), str) and one["name"].strip()
-        for one in functions
+        isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"].strip()
+        for function in functions
     ):
-        raise Refusal(problem("chat-tools-shape", example=TOOL))
+        raise Refusal(problem("chat-tools-shape", example=TOOL_EXAMPLE))
     return tuple(tools)
 
 
-_TALK = TypeAdapter(Talk)
+_CONVERSATION = TypeAdapter(Conversation)
 
 
-def read(kept: Any) -> Talk:
+def read(stored: Any) -> Conversation:
     """The conversation as a browser has kept it; an empty one where that is none."""
     try:
-        talk = _TALK.validate_python(kept)
+        conversation = _CONVERSATION.validate_python(stored)
     except ValidationError:
-        return Talk()
-    places = [*((one.after, place) for place, one in enumerate(talk.turns)), (talk.tip, len(talk.turns))]
-    return talk if all(-1 <= place < end for place, end in places) else Talk()
+        return Conversation()
+    places = [
+        *((turn.after, place) for place, turn in enumerate(conversation.turns)),
+        (conversation.tip, len(conversation.turns)),
+    ]
+    return conversation if all(-1 <= place < end for place, end in places) else Conversation()
 
 
-def kept(talk: Talk) -> dict[str, Any]:
+def as_plain(conversation: Conversation) -> dict[str, Any]:
     """The conversation for a browser to keep."""
-    return asdict(talk)
+    return asdict(conversation)
 
 
-def shelved(shelf: Sequence[Any], talk: Talk) -> list[Any]:
+def with_archived(history: Sequence[Any], conversation: Conversation) -> list[Any]:
     """Earlier conversations as a browser keeps them, with one more in front; the oldest leave when there are too many."""
-    known = [one for one in ([kept(talk)] if talk.turns else []) + list(shelf) if read(one).turns][:SHELF]
-    sizes = [len(json.dumps(one)) for one in known]
+    known = [
+        entry
+        for entry in ([as_plain(conversation)] if conversation.turns else []) + list(history)
+        if read(entry).turns
+    ][:MAX_HISTORY]
+    sizes = [len(json.dumps(entry)) for entry in known]
     # The one that was just put away stays, however long it is: it is nowhere else.
-    return [one for number, one in enumerate(known) if not number or sum(sizes[: number + 1]) <= SHELF_SIZE]
+    return [
+        entry
+        for number, entry in enumerate(known)
+        if not number or sum(sizes[: number + 1]) <= MAX_HISTORY_CHARACTERS
+    ]
 
 
-def messages(turns: Sequence[Turn], voice: str, system: str = "") -> list[Message]:
-    """What a voice has heard and said since the last turn that stood alone. A turn that it was not there for is told
-    with the first answer it got; but of tools only what was answered to a call that it heard."""
-    told = begun = [{"role": "system", "content": system}] if system.strip() else []
-    heard = ""  # whose answer was told last
+def messages(turns: Sequence[Turn], model: str, system: str = "") -> list[Message]:
+    """The messages of a served model since the last turn that stood alone. A turn that it did not answer is included
+    with the first answer to it; of tools only the results of a call that is among its messages."""
+    conversation = begun = [{"role": "system", "content": system}] if system.strip() else []
+    answerer = ""  # whose answer was included last
     for turn in turns:
-        told = begun if turn.alone else told
-        if voice in turn.said:
-            heard = voice
+        conversation = begun if turn.alone else conversation
+        if model in turn.said:
+            answerer = model
         elif turn.role == "user":
-            heard = next(iter(turn.said), "")
-        if heard in turn.said:
-            told = [*told, turn.message, turn.said[heard].message]
-    return told
+            answerer = next(iter(turn.said), "")
+        if answerer in turn.said:
+            conversation = [*conversation, turn.message, turn.said[answerer].message]
+    return conversation
 
 
-def prompt(talk: Talk, voice: str, place: int) -> list[Message]:
-    """What a voice was asked in the turn in `place`, the question included."""
-    turn = talk.turns[place]
-    return asked(talk.told(turn.after), voice, turn)
+def prompt(conversation: Conversation, model: str, place: int) -> list[Message]:
+    """The messages a model was sent in the turn in `place`, the question included."""
+    turn = conversation.turns[place]
+    return messages_before_answer(conversation.turns_on_path(turn.after), model, turn)
 
 
-def asked(before: Sequence[Turn], voice: str, turn: Turn) -> list[Message]:
-    """What a voice is asked in a turn that follows those `before`."""
-    return [*messages(() if turn.alone else before, voice, turn.system), turn.message]
+def messages_before_answer(before: Sequence[Turn], model: str, turn: Turn) -> list[Message]:
+    """The messages a model is sent in a turn that follows those `before`."""
+    return [*messages(() if turn.alone else before, model, turn.system), turn.message]
 
 
-def jsonl(talk: Talk) -> str:
-    """What is read, a line for each voice and for each turn that stands alone, {"messages", "tools", "model"}: a data
+def jsonl(conversation: Conversation) -> str:
+    """The path to the tip as JSONL, a line for each model and for each turn that stands alone, {"messages", "tools", "model"}: a data
     set as it is."""
-    turns = [turn for turn in talk.told() if turn.said]
-    voices = dict.fromkeys(voice for turn in turns for voice in turn.said)
+    turns = [turn for turn in conversation.turns_on_path() if turn.said]
+    models = dict.fromkeys(model for turn in turns for model in turn.said)
     ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
     rows = (
-        {"messages": messages(turns[:end], voice, turns[end - 1].system), **_tools(turns[end - 1]), "model": voice}
+        {"messages": messages(turns[:end], model, turns[end - 1].system), **_tools(turns[end - 1]), "model": model}
         for end in ends
-        for voice in voices
+        for model in models
     )  # fmt: skip
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -249,60 +262,64 @@ def _tools(turn: Turn) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ ratings
 
 
-def thumb(data_dir: Path, talk: Talk, place: int, voice: str, up: bool) -> Talk:
-    """Keep that an answer is good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
-    said = _said(talk, place, voice)
-    if said.rating:
-        return talk  # a row that is written stays written
-    heard = [*prompt(talk, voice, place), said.message]
-    row = {"messages": heard, **_tools(talk.turns[place]), "kto_tag": up, "model": voice}
+def rate(data_dir: Path, conversation: Conversation, place: int, model: str, up: bool) -> Conversation:
+    """Append an answer as good or bad, as a row for KTO; returns the conversation with the mark. Raises Refusal."""
+    reply = _ratable_reply(conversation, place, model)
+    if reply.rating:
+        return conversation  # a row that is written stays written
+    exchange = [*prompt(conversation, model, place), reply.message]
+    row = {"messages": exchange, **_tools(conversation.turns[place]), "kto_tag": up, "model": model}
     entry = {"formatting": "openai", "columns": {name: name for name in ("messages", "kto_tag", "tools")}}
-    _append(data_dir, THUMBS, [row], entry)
-    return _marked(talk, place, voice, rating="up" if up else "down")
+    _append(data_dir, RATINGS_DATASET, [row], entry)
+    return _with_marks(conversation, place, model, rating="up" if up else "down")
 
 
-def prefer(data_dir: Path, talk: Talk, place: int, voice: str) -> Talk:
-    """Keep that an answer is better than the others to the same question, as a pair with each of them.
+def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -> Conversation:
+    """Append an answer as better than the others to the same question, as a pair with each of them.
 
     Raises Refusal if there is no other answer that differs and was given to the same conversation.
     """
-    said, turn = _said(talk, place, voice), talk.turns[place]
-    if any(one.preferred for one in turn.said.values()):
-        return talk
-    asked = prompt(talk, voice, place)
+    reply, turn = _ratable_reply(conversation, place, model), conversation.turns[place]
+    if any(answer.preferred for answer in turn.said.values()):
+        return conversation
+    question = prompt(conversation, model, place)
     others = {
-        other: one
-        for other, one in turn.said.items()
-        if not one.empty and one.message != said.message and prompt(talk, other, place) == asked
+        other: alternative
+        for other, alternative in turn.said.items()
+        if not alternative.empty
+        and alternative.message != reply.message
+        and prompt(conversation, other, place) == question
     }
     if not others:
         raise Refusal(problem("rating-alone"))
     rows = [
         {
-            "messages": asked, "chosen": said.message, "rejected": one.message, **_tools(turn), "model": voice,
+            "messages": question, "chosen": reply.message, "rejected": alternative.message, **_tools(turn), "model": model,
             "rejected_model": other,
         }
-        for other, one in others.items()
+        for other, alternative in others.items()
     ]  # fmt: skip
     columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
-    _append(data_dir, PAIRS, rows, {"formatting": "openai", "ranking": True, "columns": columns})
-    return _marked(talk, place, voice, preferred=True)
+    _append(
+        data_dir, PREFERENCES_DATASET, rows, {"formatting": "openai", "ranking": True, "columns": columns}
+    )
+    return _with_marks(conversation, place, model, preferred=True)
 
 
-def _said(talk: Talk, place: int, voice: str) -> Said:
-    if not 0 <= place < len(talk.turns) or voice not in talk.turns[place].said:
+def _ratable_reply(conversation: Conversation, place: int, model: str) -> Reply:
+    if not 0 <= place < len(conversation.turns) or model not in conversation.turns[place].said:
         raise Refusal(problem("rating-unknown"))
-    said = talk.turns[place].said[voice]
-    if said.empty:
+    reply = conversation.turns[place].said[model]
+    if reply.empty:
         raise Refusal(problem("rating-empty"))
-    return said
+    return reply
 
 
-def _marked(talk: Talk, place: int, voice: str, **marks: Any) -> Talk:
-    turn = talk.turns[place]
-    said = {**turn.said, voice: replace(turn.said[voice], **marks)}
-    turns = (*talk.turns[:place], replace(turn, said=said), *talk.turns[place + 1 :])
-    return replace(talk, turns=turns)
+def _with_marks(conversation: Conversation, place: int, model: str, **marks: Any) -> Conversation:
+    turn = conversation.turns[place]
+    replies = {**turn.said, model: replace(turn.said[model], **marks)}
+    turns = (*conversation.turns[:place], replace(turn, said=replies), *conversation.turns[place + 1 :])
+    return replace(conversation, turns=turns)
 
 
 def _append(data_dir: Path, name: str, rows: Sequence[Mapping[str, Any]], entry: Mapping[str, Any]) -> None:
@@ -312,9 +329,9 @@ def _append(data_dir: Path, name: str, rows: Sequence[Mapping[str, Any]], entry:
         append_lines(file, rows)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
-    if not _named(file, (one.files for one in read_catalogue(data_dir)[0])):
+    if not _is_listed(file, (dataset.files for dataset in read_catalogue(data_dir)[0])):
         dataset_info_edits.add(data_dir, name, {"file_name": file.name, **entry})
 
 
-def _named(file: Path, known: Iterable[Sequence[Path]]) -> bool:
-    return any(file.resolve() == one.resolve() for files in known for one in files)
+def _is_listed(file: Path, known: Iterable[Sequence[Path]]) -> bool:
+    return any(file.resolve() == path.resolve() for files in known for path in files)

@@ -74,12 +74,14 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#held")).to_contain_text("Loaded")
 
         page.locator("#talk [data-do=down]").first.click()
-        expect(page.locator("#told")).to_contain_text(conversation_tree.THUMBS)
+        expect(page.locator("#told")).to_contain_text(conversation_tree.RATINGS_DATASET)
         page.locator("#talk [data-do=better]").nth(1).click()
-        expect(page.locator("#told")).to_contain_text(conversation_tree.PAIRS)
+        expect(page.locator("#told")).to_contain_text(conversation_tree.PREFERENCES_DATASET)
         expect(page.locator("#talk .answer.best")).to_have_count(1)
-        assert count_rows(find(trained.data, conversation_tree.THUMBS)) == 1
-        pair = json.loads((trained.data / f"{conversation_tree.PAIRS}.jsonl").read_text(encoding="utf-8"))
+        assert count_rows(find(trained.data, conversation_tree.RATINGS_DATASET)) == 1
+        pair = json.loads(
+            (trained.data / f"{conversation_tree.PREFERENCES_DATASET}.jsonl").read_text(encoding="utf-8")
+        )
         assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
 
         page.locator("#chat-longest input").fill("1900")
@@ -174,7 +176,7 @@ def test_vllm_is_a_choice_where_it_is_installed(
         expect(page.locator("#talk")).to_contain_text("one")
         expect(page.locator("#chat-unload")).to_be_visible()
         [server] = servers.servers(trained.saves)
-        assert server.given["engine"] == "vllm"
+        assert server.settings["engine"] == "vllm"
         page.locator("#chat-unload").click()
         expect(page.locator("#chat-load")).to_be_visible()
         assert servers.servers(trained.saves) == []

@@ -100,8 +100,8 @@ def talks(page: Page, workplace: Workplace) -> None:
     assert tuned == ANSWER
     assert base != ANSWER
     page.locator("#talk [data-do=better]").nth(1).click()
-    expect(page.locator("#told")).to_contain_text(conversation_tree.PAIRS)
-    assert count_rows(find(workplace.data, conversation_tree.PAIRS)) == 1
+    expect(page.locator("#told")).to_contain_text(conversation_tree.PREFERENCES_DATASET)
+    assert count_rows(find(workplace.data, conversation_tree.PREFERENCES_DATASET)) == 1
     page.locator("#chat-unload").click()
     expect(page.locator("#held")).to_contain_text("Not loaded")
 

@@ -77,7 +77,9 @@ class VllmGenerator:
         generator = cls(process, port, key, settings, log)
         closing.callback(generator.close)
         generator._wait()
-        [base] = [model for model in generator._call("GET", "/v1/models")["data"] if model["id"] == vllm.BASE]
+        [base] = [
+            model for model in generator._call("GET", "/v1/models")["data"] if model["id"] == vllm.BASE_NAME
+        ]
         generator.model = _model_without_weights(
             settings["base"], spec.model.trust_remote_code, base.get("max_model_len")
         )
@@ -101,7 +103,7 @@ class VllmGenerator:
         """Why it is gone; None while it lives."""
         if self.process.poll() is None:
             return None
-        return problem("vllm-died", name=self.settings["name"], why=vllm.last_words(self.log))
+        return problem("vllm-died", name=self.settings["name"], why=vllm.error_line(self.log))
 
     def close(self) -> None:
         """End it and whatever it has started, which may outlive it; come back when it is gone."""
@@ -178,7 +180,7 @@ class VllmGenerator:
         """What is new each time: the tokens, what they had of probability, and how the answer has ended."""
         how = answer.sampling
         body = {
-            "model": self.names[answer.adapter] if answer.adapter else vllm.BASE, "prompt": answer.prompt,
+            "model": self.names[answer.adapter] if answer.adapter else vllm.BASE_NAME, "prompt": answer.prompt,
             "max_tokens": answer.max_tokens, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k,
             "repetition_penalty": how.repetition_penalty, "presence_penalty": how.presence_penalty,
             "frequency_penalty": how.frequency_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.stop_token_ids),
