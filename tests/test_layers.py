@@ -133,9 +133,17 @@ def test_an_import_of_an_import_is_seen() -> None:
     assert "engine.export.vllm_command" in reached(file)
 
 
+def tab_of(module: str) -> str | None:
+    """The tab that a module of the page belongs to: a tab is a file or a folder of panels."""
+    return next((part for part in module.split(".")[1:2] if part.endswith("_tab")), None)
+
+
 def test_tabs_do_not_import_each_other() -> None:
-    for file in (PROJECT / "webui").glob("*_tab.py"):
-        assert not [name for name in imports(file) if name.endswith("_tab")]
+    tabs = {file: tab_of(module_of(file)) for file in files("webui")}
+    assert {"train_tab", "data_tab"} < set(tabs.values())
+    for file, own in tabs.items():
+        if own:
+            assert {tab_of(name) for name in arrows(file)} <= {None, own}, label(file)
 
 
 def test_nothing_is_given_to_a_shell_or_unpickled() -> None:

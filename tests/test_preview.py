@@ -16,7 +16,7 @@ from engine.launch.workspace import Workplace
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
-from webui import rows
+from webui.data_tab import tokens_html
 from webui.words import Words
 
 
@@ -96,7 +96,7 @@ def test_tokens_of_a_weighted_answer_show_their_weight_and_those_of_nought_are_n
     add(workplace.data, "weighed", [{"messages": messages}])
     (row,) = look("page", "weighed")["rows"]
     assert {weight for _, weight in shown(row) if weight} == {0.5}
-    html = rows.tokens({"rows": [row]}, Words("en"))
+    html = tokens_html.tokens({"rows": [row]}, Words("en"))
     assert "× 0.5" in html
     assert "trained on with a weight" in html
 

@@ -16,7 +16,8 @@ from engine.data.validation import recommended
 from engine.launch.workspace import Workplace
 from engine.preflight.checks import obstacles
 from engine.spec.run_spec import RunSpec
-from webui import rows, train_tab
+from webui import train_tab
+from webui.data_tab import set_html
 from webui.words import Words
 
 ROWS = [{"instruction": f"Name metal {n}.", "output": "Iron."} for n in range(300)]
@@ -56,15 +57,15 @@ def test_a_set_that_cannot_be_read_is_known_by_its_ends(data: Path, name: str) -
     found = flaw(find(data, name))
     assert found is not None
     assert found.code == BROKEN[name][1]
-    listed = rows.listed([find(data, name)], {}, [], [], "", Words("zh"))
+    listed = set_html.listed([find(data, name)], {}, [], [], "", Words("zh"))
     assert 'class="wrong"' in listed
-    assert found.text("zh")[:12] in rows.head(find(data, name), None, Words("zh"))
+    assert found.text("zh")[:12] in set_html.head(find(data, name), None, Words("zh"))
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_a_set_that_can_be_read_to_its_end_has_no_flaw(data: Path, name: str) -> None:
     assert flaw(find(data, name)) is None
-    assert 'class="wrong"' not in rows.listed([find(data, name)], {}, [], [], "", Words("en"))
+    assert 'class="wrong"' not in set_html.listed([find(data, name)], {}, [], [], "", Words("en"))
 
 
 def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_chooses(

@@ -108,7 +108,7 @@ def test_both_languages_of_a_sentence_fill_in_the_same_values():
 def test_every_word_that_the_code_asks_for_exists():
     import re
 
-    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(form.__file__).parent.glob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(form.__file__).parent.rglob("*.py"))
     asked = set(re.findall(r'\bwords\("([a-z-]+)"', code))
     assert asked
     assert asked <= set(words_file("page"))

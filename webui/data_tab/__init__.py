@@ -1,0 +1,102 @@
+"""The Data tab: what data sets there are, and one of them: its rows, what is wrong with them, what a model would see.
+
+    set_list        the data sets and files             rows_panel      rows and search
+    upload_panel    a file is dropped                   check_panel     the whole set is checked
+    hub_panel       a set is fetched from a hub         derive_panel    other sets are made of it
+    head_panel      the open set: name, use, remove     tokens_panel    what a model would see of it
+    job_panel       a job that goes on                  columns_panel   its description
+    set_view        opening a set, in all of these
+
+`data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the modules that write HTML hold no components:
+they are functions of what they get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.launch.workspace import Workplace
+from engine.spec.run_spec import RunSpec
+from webui.data_tab.check_panel import CheckPanel
+from webui.data_tab.columns_panel import ColumnsPanel
+from webui.data_tab.data_folder import DataFolder
+from webui.data_tab.dataset_specs import training_spec
+from webui.data_tab.derive_panel import DerivePanel
+from webui.data_tab.head_panel import HeadPanel
+from webui.data_tab.hub_panel import HubPanel
+from webui.data_tab.job_panel import JobPanel
+from webui.data_tab.panel import Context, Updates, hidden_value
+from webui.data_tab.rows_panel import RowsPanel
+from webui.data_tab.set_list import SetList
+from webui.data_tab.set_view import SetView
+from webui.data_tab.tokens_panel import TokensPanel
+from webui.data_tab.upload_panel import UploadPanel
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class DataTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    chosen: gr.Textbox  # the open set or file, as `set:NAME` or `file:PATH`; "" = none
+    arrive: Callable[[str], Updates]  # the list as it is now, answered into `listed`
+    listed: list[Block]
+    use: gr.Button
+    use_in: Callable[[str, RunSpec], RunSpec]  # the spec that trains on the open set; raises Refusal
+
+
+def build(
+    words: Words,
+    workplace: Workplace,
+    root: str,
+    message: gr.HTML,
+    form_inputs: Sequence[Block],
+    read_form: Callable[[Sequence[Any]], RunSpec],
+    models: Callable[[], list[tuple[str, str]]],
+) -> DataTab:
+    """The tab in the current context. The form of the Train tab is read for what a model would see."""
+    context = Context(words, workplace, root, message, chosen=hidden_value())
+    sets, jobs, rows = SetList(context), JobPanel(context), RowsPanel(context)
+    upload, hub, head = UploadPanel(context, sets), HubPanel(context, sets, jobs), HeadPanel(context, sets)
+    check, derive = CheckPanel(context, jobs), DerivePanel(context, sets, jobs)
+    tokens = TokensPanel(context, form_inputs, read_form, models)
+    columns = ColumnsPanel(context, sets, head)
+
+    with gr.Row(elem_classes="split data", equal_height=False):
+        with gr.Column(scale=3, min_width=250, elem_classes="shelf"):
+            upload.layout()
+            sets.layout()
+            hub.layout()
+        with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
+            head.layout()
+            jobs.layout()
+            with gr.Tabs(visible=False, elem_classes="below", elem_id="set-tabs") as tabs:
+                with gr.Tab(words("part-rows"), id="rows"):
+                    rows.layout()
+                with gr.Tab(words("part-check"), id="check") as check_tab:
+                    check.layout()
+                    derive.layout()
+                with gr.Tab(words("part-seen"), id="seen") as tokens_tab:
+                    tokens.layout()
+                with gr.Tab(words("part-columns"), id="columns"):
+                    columns.layout()
+
+    view = SetView(context, tabs, [head, check, tokens, rows, columns, sets])
+    view.wire(columns.sheet)
+    for panel in (sets, upload, head, rows, derive, columns):
+        panel.wire()
+    hub.wire(head.fetch)
+    check.wire(check_tab)
+    tokens.wire(tokens_tab)
+    jobs.wire()  # last: it answers into what the others have named
+
+    folder = DataFolder(workplace.data)
+    return DataTab(
+        context.chosen, sets.arrive, [context.chosen, sets.html], head.use,
+        lambda id, spec: training_spec(spec, folder.saved_set(id)),
+    )  # fmt: skip

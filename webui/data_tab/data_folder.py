@@ -1,0 +1,117 @@
+"""The data folder as the page sees it: its sets and the files that no set names, by ids `set:NAME` and `file:PATH`.
+
+A file is opened as the set that could be made of it. Names are looked up below the data folder, whoever sends them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.core.problems import Problem, Refusal, problem
+from engine.data import dataset_info_edits, uploads
+from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
+from engine.data.encodings import known_encoding
+from engine.data.soundness import sound_names
+
+
+def set_id(name: str) -> str:
+    return f"set:{name}"
+
+
+def file_id(path: str) -> str:
+    """The id of a file; `path` is relative to the data folder."""
+    return f"file:{path}"
+
+
+def is_set(id: str) -> bool:
+    return id.startswith("set:")
+
+
+def is_file(id: str) -> bool:
+    return id.startswith("file:")
+
+
+def name_of(id: str) -> str:
+    """The name of the set, or the path of the file."""
+    return id.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The set or file that is open."""
+
+    id: str
+    dataset: Dataset
+
+    @property
+    def is_set(self) -> bool:
+        return is_set(self.id)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.id)
+
+    @property
+    def readable(self) -> bool:
+        """There are files on this machine, and the entry that describes them is in order."""
+        return bool(self.dataset.files) and not self.dataset.problem
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    path: Path
+
+    def catalogue(self) -> tuple[list[Dataset], list[Problem]]:
+        """All data sets, and what is wrong with the file that lists them."""
+        return read_catalogue(self.path)
+
+    def sound_names(self) -> list[str]:
+        """Names of the sets that can be used."""
+        return sound_names(self.catalogue()[0])
+
+    def loose_files(self) -> list[str]:
+        """Paths of the files that no data set names."""
+        return uploads.unregistered(self.path, self.catalogue()[0])
+
+    def select(self, id: str, encoding: str = "") -> Selection:
+        """What an id names; a file is read in this encoding, "" = as found. Raises Refusal."""
+        id = id or ""
+        if is_set(id):
+            return Selection(id, find(self.path, name_of(id)))
+        if not is_file(id) or name_of(id) not in self.loose_files():
+            raise Refusal(problem("set-unknown", name=name_of(id) or "—"))
+        return Selection(id, self._dataset_of_file(name_of(id), encoding))
+
+    def _dataset_of_file(self, name: str, encoding: str) -> Dataset:
+        encoding = known_encoding(encoding) if encoding else ""
+        rows = dataset_info_edits.first_rows(self.path / name, encoding)
+        try:
+            entry = dataset_info_edits.described(name, dataset_info_edits.propose(rows), rows)
+        except Refusal:
+            entry = {"file_name": name}
+        return dataset_of(self.path, Path(name).stem, entry | {"encoding": encoding})
+
+    def saved_set(self, id: str) -> Dataset:
+        """The set that an id names. Raises Refusal for a file, too: jobs ask by name, and a set may have the file's name."""
+        selection = self.select(id)
+        if not selection.is_set:
+            raise Refusal(unsaved(selection))
+        return selection.dataset
+
+
+def unsaved(selection: Selection) -> Problem:
+    """A file has to become a set before more can be done with it."""
+    return problem("set-unsaved", file=selection.name)
+
+
+def bytes_of(dataset: Dataset) -> int:
+    return sum(file.stat().st_size for file in dataset.files)
+
+
+def row_count(dataset: Dataset) -> int | None:
+    """Rows of a set that can be counted; a very large file is not read through for the sake of a list."""
+    try:
+        return count_rows(dataset)
+    except (Refusal, OSError):
+        return None

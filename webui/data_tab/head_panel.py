@@ -1,0 +1,73 @@
+"""What is known of the open set at once, and what can be done with all of it."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.data import dataset_info_edits
+from webui import notices
+from webui.data_tab import set_html
+from webui.data_tab.data_folder import Selection, row_count
+from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.set_list import SetList
+from webui.events import QUIET
+
+
+class HeadPanel(Panel):
+    def __init__(self, context: Context, sets: SetList):
+        super().__init__(context)
+        self.sets = sets
+
+    def layout(self) -> None:
+        words = self.words
+        self.nothing_open = gr.HTML(
+            f'<div class="empty"><b>{escape(words("set-none"))}</b><p>{escape(words("set-none-help"))}</p></div>'
+        )
+        self.title = gr.HTML(elem_id="set-head")
+        with gr.Row(elem_classes="buttons actions", visible=False) as self.actions:
+            self.use = gr.Button(words("use-set"), variant="primary", size="sm", elem_id="use-set")
+            self.fetch = gr.Button(words("hub-fetch"), size="sm", visible=False, elem_id="get-set")
+            self.remove = gr.Button(
+                words("remove-set"), size="sm", elem_classes="hurts", elem_id="remove-set"
+            )
+        with gr.Row(visible=False, elem_classes="sure") as self.question:
+            gr.HTML(f"<p>{escape(words('sure-remove'))}</p>")
+            self.yes = gr.Button(
+                words("yes-remove"), variant="stop", size="sm", elem_id="yes-remove", scale=0
+            )
+            self.no = gr.Button(words("cancel"), size="sm", scale=0)
+
+    def wire(self) -> None:
+        self.remove.click(lambda: gr.update(visible=True), None, self.question, **QUIET)
+        self.no.click(lambda: gr.update(visible=False), None, self.question, **QUIET)
+        self.yes.click(self.remove_set, self.chosen, [self.message, self.chosen, self.sets.html], **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.nothing_open, self.title, self.actions, self.fetch, self.use, self.question]
+
+    def opened(self, selection: Selection) -> Updates:
+        count = row_count(selection.dataset) if selection.is_set else None
+        return {
+            self.nothing_open: gr.update(visible=False),
+            self.title: set_html.title(selection, count, self.words),
+            self.actions: gr.update(visible=selection.is_set),
+            self.fetch: gr.update(visible=bool(selection.dataset.hub)),
+            self.use: gr.update(visible=selection.readable),
+            self.question: gr.update(visible=False),
+        }
+
+    def closed(self) -> Updates:
+        hidden = dict.fromkeys([self.actions, self.fetch, self.use, self.question], gr.update(visible=False))
+        return {self.nothing_open: gr.update(visible=True), self.title: ""} | hidden
+
+    @refusal_as_message
+    def remove_set(self, id: str) -> Updates:
+        """The set taken out of the list; its files stay."""
+        name = self.folder.saved_set(id).name
+        dataset_info_edits.remove(self.folder.path, name)
+        toast = notices.toast(self.words("set-removed", name=name))
+        return self.sets.opening("") | {self.message: toast}

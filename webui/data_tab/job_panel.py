@@ -1,0 +1,75 @@
+"""A job about data goes on in a process of its own: here it is started, watched, and its result handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.data import data_jobs
+from engine.data.data_jobs import Errand
+from webui import notices
+from webui.data_tab import findings_html
+from webui.data_tab.data_folder import name_of
+from webui.data_tab.panel import Context, Panel, Updates, hidden_value
+from webui.events import QUIET
+
+POLL_SECONDS = 0.7
+
+OnDone = Callable[[Errand, bool], Updates]  # the job; whether the set that it is about is still open
+
+
+class JobPanel(Panel):
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.job_id = hidden_value()
+        self.timer = gr.Timer(POLL_SECONDS, active=False)
+        self.on_done: dict[str, OnDone] = {}
+        self.done_outputs: list[Block] = []
+
+    def layout(self) -> None:
+        self.progress = gr.HTML(elem_id="work")
+
+    @property
+    def start_outputs(self) -> list[Block]:
+        """What changes when a job is started."""
+        return [self.message, self.job_id, self.timer, self.progress]
+
+    def when_done(self, what: str, handler: OnDone, outputs: Sequence[Block]) -> None:
+        """What is to be shown of a job's result; `outputs` are the components that the handler answers into."""
+        self.on_done[what] = handler
+        self.done_outputs += [output for output in outputs if output not in self.done_outputs]
+
+    def wire(self) -> None:
+        """After the panels have said what they do with results."""
+        outputs = [self.message, self.timer, self.progress, *self.done_outputs]
+        self.timer.tick(self.watch, [self.job_id, self.chosen], outputs, **QUIET)
+
+    def start(self, what: str, **settings: Any) -> Updates:
+        """Start a job, and watch it."""
+        job = data_jobs.start(self.workplace.saves, what, {"data": str(self.folder.path), **settings})
+        return {
+            self.job_id: job.id,
+            self.timer: gr.Timer(active=True),
+            self.progress: findings_html.working(job.progress, self.words),
+        }
+
+    def start_on(self, id: str, what: str, **settings: Any) -> Updates:
+        """Start a job about a saved set. Raises Refusal."""
+        return self.start(what, name=self.folder.saved_set(id).name, **settings)
+
+    def watch(self, job_id: str, id: str) -> Updates:
+        """How far the job is, and what came of it when it is done; `id` is what is open now."""
+        job = data_jobs.get(self.workplace.saves, job_id)
+        if job is not None and job.state == "working":
+            return {self.progress: findings_html.working(job.progress, self.words)}
+        ended = {self.timer: gr.Timer(active=False), self.progress: ""}
+        if job is None:
+            return ended
+        if job.state == "failed":  # asked anew: it may have ended well since
+            return ended | {self.message: notices.refused(job.problems, self.words)}
+        # Readers who have gone on to another set stay there.
+        here = job.asked.get("name") in (None, name_of(id))
+        return ended | self.on_done[job.id.partition("-")[0]](job, here)

@@ -1,0 +1,63 @@
+"""The list of data sets, and of files that none of them names."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.data.data_jobs import Errand
+from engine.data.soundness import flaw
+from webui import clicks, notices
+from webui.data_tab import set_html
+from webui.data_tab.data_folder import Selection, row_count, set_id
+from webui.data_tab.panel import Panel, Updates
+from webui.events import QUIET
+
+
+class SetList(Panel):
+    def layout(self) -> None:
+        self.html = gr.HTML(elem_id="sets", js_on_load=clicks.kept_rows_of("set"))
+
+    def wire(self) -> None:
+        self.html.select(clicked_id, None, self.chosen, **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.html]
+
+    def opened(self, selection: Selection) -> Updates:
+        return self.marking(selection.id)
+
+    def closed(self) -> Updates:
+        return self.marking("")
+
+    def marking(self, id: str) -> Updates:
+        """The list as it is now, with one entry marked as open."""
+        sets, broken = self.folder.catalogue()
+        counts = {dataset.name: None if flaw(dataset) else row_count(dataset) for dataset in sets}
+        return {self.html: set_html.listed(sets, counts, broken, self.folder.loose_files(), id, self.words)}
+
+    def opening(self, id: str) -> Updates:
+        """The list as it is now, and that set or file to be opened."""
+        return {self.chosen: id} | self.marking(id)
+
+    def arrive(self, id: str) -> Updates:
+        """The tab as one comes to it: what was open before, else the first set that can be used."""
+        usable = self.folder.sound_names()
+        return self.opening(id or (set_id(usable[0]) if usable else ""))
+
+    def sets_made(self, job: Errand, here: bool) -> Updates:
+        """What has come of a job that makes sets; the first is opened if the reader is still `here`, where it began."""
+        names, counts = job.result["made"], job.result["counts"]
+        text = self.words(
+            "sets-made",
+            sets=", ".join(f"{name} ({counts[name]:,})" for name in names),
+            out=f"{counts.get('left out', 0):,}",
+        )
+        updates = self.opening(set_id(names[0])) if here else self.marking("")
+        return updates | {self.message: notices.toast(text)}
+
+
+def clicked_id(event: gr.EventData) -> str:
+    """The id of the set or file that was clicked."""
+    return str(event._data.get("set", ""))

@@ -1,0 +1,69 @@
+"""One set is opened: every panel that shows something of it answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from engine.data import uploads
+from webui import notices
+from webui.data_tab.data_folder import Selection
+from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.events import QUIET
+
+
+class SetView(Panel):
+    """`tabs` are the parts of an open set: "rows", "check", "seen" and "columns"."""
+
+    def __init__(self, context: Context, tabs: gr.Tabs, panels: Sequence[Panel]):
+        super().__init__(context)
+        self.tabs, self.panels = tabs, panels
+
+    def wire(self, sheet: gr.Dropdown) -> None:
+        self.chosen.change(
+            self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", trigger_mode="always_last",
+            **QUIET,
+        )  # fmt: skip
+        sheet.input(self.choose_sheet, [self.chosen, sheet], self.outputs, **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.tabs, *(output for panel in self.panels for output in panel.outputs), self.message]
+
+    def open(self, id: str) -> Updates:
+        """Everything about one set or file; nothing where there is none."""
+        if not id:
+            return self.closed()
+        try:
+            selection = self.folder.select(id)
+        except Refusal as refusal:
+            return self.closed() | {self.message: notices.refused(refusal.problems, self.words)}
+        return self.opened(selection)
+
+    def opened(self, selection: Selection) -> Updates:
+        part = "rows" if selection.is_set and selection.readable else "columns"
+        updates: Updates = {self.tabs: gr.Tabs(visible=bool(selection.dataset.files), selected=part)}
+        for panel in self.panels:
+            updates |= panel.opened(selection)
+        return updates
+
+    def closed(self) -> Updates:
+        updates: Updates = {self.tabs: gr.update(visible=False)}
+        for panel in self.panels:
+            updates |= panel.closed()
+        return updates
+
+    @refusal_as_message
+    def choose_sheet(self, id: str, sheet: str) -> Updates:
+        """The file made anew of another sheet of its workbook, and everything about it."""
+        selection = self.folder.select(id)
+        if selection.is_set or not sheet:
+            return gr.skip()
+        notes = uploads.choose_sheet(self.folder.path / selection.name, sheet)
+        text = " ".join(
+            [self.words("sheet-read", sheet=sheet), *(notices.sentence(note, self.words) for note in notes)]
+        )
+        return self.open(id) | {self.message: notices.toast(text)}

@@ -1,0 +1,77 @@
+"""What the sample of a set's rows says of a training on all of them: how many tokens, steps and minutes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.data.mixing import held_out
+from engine.launch.workspace import Workplace
+from engine.models.facts import inspect
+from engine.runs import speed
+from engine.runs.speed import Guess
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import optimizer_steps
+from webui.numbers import duration, human
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    steps: int  # of the optimizer
+    time: Guess | None  # None: the model is not known well enough
+
+
+def training_estimate(statistics: Mapping[str, Any], spec: RunSpec, workplace: Workplace) -> TrainingEstimate:
+    """Steps and time of the spec on the whole set, by the sample's examples and tokens."""
+    scale = rows_per_sampled(statistics)
+    examples = round(statistics["examples"] * scale)
+    trained_on = max(examples - sum(held_out(spec.data, {"": examples}).values()), 1)
+    if spec.data.packing:
+        trained_on = max(math.ceil(statistics["tokens"] * scale / spec.data.max_length), 1)
+    steps = optimizer_steps(spec, trained_on)
+    examples_per_step = (
+        spec.training.per_device_train_batch_size * spec.training.gradient_accumulation_steps
+        * spec.hardware.num_processes
+    )  # fmt: skip
+    epochs = min(steps * examples_per_step / trained_on, 1e6)
+    tokens = statistics["tokens"] * scale * epochs
+    parameters = inspect(spec.model.model_name_or_path).parameters
+    return TrainingEstimate(steps, speed.training_time(spec, tokens, parameters, workplace))
+
+
+def rows_per_sampled(statistics: Mapping[str, Any]) -> float:
+    return statistics["total"] / max(statistics["seen"], 1)
+
+
+def token_facts(
+    statistics: Mapping[str, Any], spec: RunSpec, workplace: Workplace, words: Words
+) -> list[tuple[str, str, str]]:
+    """The numbers that stand above the rows: a word's code, the value, and a note to it."""
+    scale = rows_per_sampled(statistics)
+    about = "{:,}" if scale == 1 else "≈ {:,}"
+    statuses = statistics["fates"]
+    left_out = sum(count for status, count in statuses.items() if status not in ("kept", "cut"))
+    share = statistics["trained"] / max(statistics["tokens"], 1)
+    median = words("stat-median", count=f"{statistics['median']:,.0f}")
+    estimate = training_estimate(statistics, spec, workplace)
+    return [
+        ("stat-examples", about.format(round(statistics["examples"] * scale)), ""),
+        ("stat-cut", about.format(round(statuses.get("cut", 0) * scale)), ""),
+        ("stat-left-out", about.format(round(left_out * scale)), ""),
+        ("stat-trained-share", f"{share:.0%}", ""),
+        ("stat-tokens", human(statistics["tokens"] * scale), words("stat-per-epoch")),
+        ("stat-longest", f"{statistics['longest']:,}", median),
+        ("stat-steps", about.format(estimate.steps), ""),
+        ("stat-time", *_time(estimate.time, words)),
+    ]
+
+
+def _time(time: Guess | None, words: Words) -> tuple[str, str]:
+    """How long a training takes, and by what that is known."""
+    if time is None:
+        return "—", ""
+    basis = words("time-like", run=time.like) if time.like else words("time-rough")
+    return duration(time.seconds, words), basis

@@ -1,0 +1,76 @@
+"""Rows as the tokens that a model would see, and how long they are, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from engine.core.problems import Problem
+from webui import charts, notices
+from webui.words import Words
+
+
+def tokens(answer: Mapping[str, Any], words: Words) -> str:
+    """Rows as the tokens that are trained on: trained ones coloured, control tokens framed, ids on hover."""
+    kinds = [("on", "trained"), ("", "untrained"), ("sp", "control")]
+    pieces = (piece for row in answer["rows"] for side in row["sides"] for piece in side["pieces"])
+    if any(not isinstance(trained, bool) for _, _, trained, _ in pieces):
+        kinds.insert(1, ("on weighted", "weighted"))
+    legend = "".join(
+        f'<span class="tok {kind}" style="--weight:1">{escape(words(f"legend-{name}"))}</span>'
+        for kind, name in kinds
+    )
+    rows = "".join(_row(row, words) for row in answer["rows"])
+    return f'<p class="legend">{legend}</p><div class="rows">{rows}</div>'
+
+
+def _row(row: Mapping[str, Any], words: Words) -> str:
+    facts = [row["place"]]
+    if row["sides"]:
+        facts.append(words("count-tokens", count=f"{max(side['tokens'] for side in row['sides']):,}"))
+        facts.append(words("count-trained", count=f"{sum(side['trained'] for side in row['sides']):,}"))
+    status = ""
+    if row["fate"] != "kept":
+        text = words(f"fate-{row['fate']}", whole=f"{row.get('whole', 0):,}")
+        status = f'<em class="{escape(row["fate"])}">{escape(text)}</em>'
+    spans = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    head = f"<header><b>{row['number']:,}</b>{spans}{status}</header>"
+    reason = ""
+    if row["reason"]:
+        problem = Problem(row["reason"]["code"], "", row["reason"]["values"])
+        reason = f'<p class="wrong">{escape(notices.sentence(problem, words))}</p>'
+    sides = "".join(_side(side, words) for side in row["sides"])
+    out = row["fate"] not in ("kept", "cut", "spread")
+    return f'<article class="{"bad" if out else ""}">{head}{reason}{sides}</article>'
+
+
+def _side(side: Mapping[str, Any], words: Words) -> str:
+    name = f"<h4>{escape(words('turn-' + side['name']))}</h4>" if side["name"] else ""
+    pieces = "".join(_piece(*piece) for piece in side["pieces"])
+    rest = side["tokens"] - len(side["pieces"])
+    more = f'<p class="quiet">{escape(words("tokens-more", count=f"{rest:,}"))}</p>' if rest > 0 else ""
+    return f'{name}<p class="tokens">{pieces}</p>{more}'
+
+
+def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:
+    """`trained` is a number where the token's loss is weighted."""
+    kind = " ".join(name for name, true in (("on", trained), ("sp", special)) if true)
+    shown = escape(text).replace("\n", "<i>↵</i>\n") if text else "<i>·</i>"
+    weighted = trained is not True and trained is not False
+    style, title = (
+        (f' style="--weight:{min(trained, 2):g}"', f"{id} × {trained:g}") if weighted else ("", str(id))
+    )
+    return f'<span class="tok {kind}{" weighted" if weighted else ""}"{style} title="{title}">{shown}</span>'
+
+
+def lengths(statistics: Mapping[str, Any], facts: Sequence[tuple[str, str, str]], words: Words) -> str:
+    """The numbers of a sample, and how its lengths are spread. A fact is a word's code, a value and a note."""
+    cells = "".join(
+        f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for code, value, note in facts
+    )
+    seen, total = statistics["seen"], statistics["total"]
+    note = words("sample-all") if seen >= total else words("sample-of", seen=f"{seen:,}", total=f"{total:,}")
+    histogram = charts.histogram(statistics["edges"], statistics["counts"], statistics["max_length"], words)
+    return f'<dl class="stats four">{cells}</dl>{histogram}<p class="quiet">{escape(note)}</p>'
