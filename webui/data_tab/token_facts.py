@@ -11,7 +11,7 @@ from engine.data.mixing import held_out
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect
 from engine.runs import speed
-from engine.runs.speed import Guess
+from engine.runs.speed import TimeEstimate
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
 from webui.numbers import duration, human
@@ -21,7 +21,7 @@ from webui.words import Words
 @dataclass(frozen=True)
 class TrainingEstimate:
     steps: int  # of the optimizer
-    time: Guess | None  # None: the model is not known well enough
+    time: TimeEstimate | None  # None: the model is not known well enough
 
 
 def training_estimate(statistics: Mapping[str, Any], spec: RunSpec, workplace: Workplace) -> TrainingEstimate:
@@ -69,7 +69,7 @@ def token_facts(
     ]
 
 
-def _time(time: Guess | None, words: Words) -> tuple[str, str]:
+def _time(time: TimeEstimate | None, words: Words) -> tuple[str, str]:
     """How long a training takes, and by what that is known."""
     if time is None:
         return "—", ""
