@@ -121,3 +121,23 @@ def test_without_a_network_it_is_a_sentence(tmp_path, data, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     with pytest.raises(Refusal, match="reaches the hub"):
         fetch(tmp_path, data, "org/two")
+
+
+@pytest.mark.parametrize(
+    "files", ["{secret}", "../../../secret.csv", "[{secret}, train.csv]", "file://{secret}", "/**/secret.csv"]
+)
+def test_a_set_reads_its_own_files_and_no_others(tmp_path, data, hub, files):
+    """A set whose README leads to a file of the server."""
+    secret = tmp_path / "secret.csv"
+    secret.write_text("question,answer\nroot,$6$hash\n")
+    folder = tmp_path / "repositories" / "two"
+    (folder / "train.csv").write_text("question,answer\nWho?,Me.\n")
+    config = f"configs:\n- config_name: default\n  data_files: {files.format(secret=secret)}"
+    (folder / "README.md").write_text(f"---\n{config}\n---\n")
+    before = sorted(data.iterdir())
+    with pytest.raises(Refusal):
+        fetch(tmp_path, data, "org/two")
+    assert sorted(data.iterdir()) == before
+    assert not any(
+        "$6$hash" in file.read_text(errors="replace") for file in (tmp_path / "saves").rglob("*.json")
+    )

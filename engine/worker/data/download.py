@@ -84,11 +84,20 @@ def _load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) 
     """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
     Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    from datasets import load_dataset
+    from datasets import load_dataset_builder
 
-    return load_dataset(
-        str(folder), subset or None, data_dir=inside or None, split=split, cache_dir=str(cache)
-    )
+    builder = load_dataset_builder(str(folder), subset or None, data_dir=inside or None, cache_dir=str(cache))
+    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots or link.
+    outside = [
+        path
+        for paths in (builder.config.data_files or {}).values()
+        for path in map(str, paths)
+        if "://" in path or not Path(path).resolve().is_relative_to(folder.resolve())
+    ]
+    if outside:
+        raise Refusal(problem("hub-set-outside", file=outside[0]))
+    builder.download_and_prepare()
+    return builder.as_dataset(split=split)
 
 
 def _fetch_huggingface(name: str, folder: Path, report: Report) -> None:
