@@ -105,7 +105,7 @@ def timed(folder: str, processes: int) -> float:
     from engine.worker.models import tokenizer
     from engine.worker.prepare import build
     from engine.worker.runtime import process_pool  # noqa: F401 - so that imports are over
-    from engine.worker.runtime.process_lifecycle import Report
+    from engine.worker.runtime.process_lifecycle import ProgressReport
 
     spec = spec_of(Path(folder), "short", max_length=512, preprocessing_num_workers=processes)
     tokenizer.load_tokenizer(spec, str(DEMO_MODEL))
@@ -113,7 +113,7 @@ def timed(folder: str, processes: int) -> float:
     target.mkdir()
     run = RunDir(target)
     began = time.perf_counter()
-    build(spec, str(DEMO_MODEL), [find(Path(folder), "short")], target, Report(run))
+    build(spec, str(DEMO_MODEL), [find(Path(folder), "short")], target, ProgressReport(run))
     return time.perf_counter() - began
 
 

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from engine.worker.generation.sampling import Sampling, choose
+from engine.worker.generation.sampling import Sampling, choose_token
 
 DRAWS = 4000
 
@@ -36,7 +36,7 @@ def main() -> None:
         theirs.append(TopPLogitsWarper(how.top_p))
         shares = theirs(torch.tensor([prompt + written]), logits[None])[0].softmax(-1)
         source = how.generator()
-        drawn = Counter(int(choose(logits, prompt, written, how, source)) for _ in range(DRAWS))
+        drawn = Counter(int(choose_token(logits, prompt, written, how, source)) for _ in range(DRAWS))
         left = {i: share for i, share in enumerate(shares.tolist()) if share > 0}
         told.append({"left": left, "drawn": {i: count / DRAWS for i, count in drawn.items()}})
     print(json.dumps(told))

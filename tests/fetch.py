@@ -7,8 +7,8 @@ import sys
 
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.fetch import fetch_model
-from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
 if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as run:
-        print(fetch_model(RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), Report(run)))
+        print(fetch_model(RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), ProgressReport(run)))

@@ -27,7 +27,7 @@ from transformers import (
 
 from engine.core.rundir import RunDir, read_lines, write_json
 from engine.spec.stage_settings import Ppo
-from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.runtime.process_lifecycle import ProgressReport
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.callbacks import RunCallback
 from engine.worker.training.ppo import CHECKPOINT_FILE, PpoTrainer
@@ -77,7 +77,7 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
         ActorCritic(model or policy(model_path, method)), Ppo(**settings), share_of_wanted, generation, run,
         args=TrainingArguments(output_dir=str(folder), **arguments), processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt_ids": prompts}),
-        callbacks=[RunCallback(run, Report(run), keep=None)],
+        callbacks=[RunCallback(run, ProgressReport(run), keep=None)],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return adjust_trainer(trainer)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.core.csvtext import as_csv
-from engine.worker.evaluation.findings import table
+from engine.worker.evaluation.findings import csv_rows
 
 
 def cell(value: Any) -> str:
@@ -34,7 +34,7 @@ def test_the_rows_of_an_evaluation_are_such_a_table() -> None:
     answers = {"one": {"text": "=1+1", "scores": {"loss": -0.5}}}
     row = {"row": 1, "set": "@set", "place": "a:1", "messages": [{"role": "user", "content": "-x"}],
            "reference": "+x", "answers": answers}  # fmt: skip
-    text = as_csv(table([row], [{"id": "one", "title": "=cmd"}]))
+    text = as_csv(csv_rows([row], [{"id": "one", "title": "=cmd"}]))
     assert text.startswith("\ufeff")
     assert list(csv.reader(io.StringIO(text[1:], newline=""))) == [
         ["row", "set", "place", "prompt", "reference", "'=cmd: answer", "'=cmd: loss"],

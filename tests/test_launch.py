@@ -18,10 +18,10 @@ from engine.spec.run_spec import RunSpec
 LOOK = """
 import sys
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
 from engine.worker.training.preload import import_libraries
 spec = RunSpec.from_yaml(sys.stdin.read())
-leave_out_unused(trains_quantized(spec))
+hide_unused_packages(trains_quantized(spec))
 import_libraries(spec)
 import torch
 print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())

@@ -17,7 +17,7 @@ from engine.worker.evaluation.metrics import (
     chrf,
     chrf_sums,
     labels_of,
-    normalized,
+    normalize,
     rouge,
 )
 
@@ -80,9 +80,9 @@ def test_rouge_sees_words_where_chinese_writes_no_spaces() -> None:
 
 
 def test_an_exact_match_overlooks_width_case_and_what_is_around() -> None:
-    assert normalized("  「ＡＢＣ」。\n") == normalized("abc") == "abc"
-    assert normalized("a, b") != normalized("a b")
-    assert normalized("!?") == "!?"  # else it would be the same as an empty answer
+    assert normalize("  「ＡＢＣ」。\n") == normalize("abc") == "abc"
+    assert normalize("a, b") != normalize("a b")
+    assert normalize("!?") == "!?"  # else it would be the same as an empty answer
 
 
 def test_short_references_that_come_again_are_labels_and_long_or_unique_ones_are_not() -> None:

@@ -77,8 +77,8 @@ def test_the_first_traceback_is_shown(run_program: Callable[[str], runs.Run]) ->
 
 
 WRAPPED = """
-from engine.worker.runtime.process_lifecycle import edge
-with edge(str(folder)):
+from engine.worker.runtime.process_lifecycle import run_lifecycle
+with run_lifecycle(str(folder)):
     {before}
     raise RuntimeError("We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
 """
@@ -116,8 +116,8 @@ def test_what_a_library_only_warned_of_explains_no_other_error(
 
 def test_a_refused_row_is_named_with_its_file_and_line(run_program: Callable[[str], runs.Run]) -> None:
     source = (
-        "from engine.core.problems import Refusal, problem\nfrom engine.worker.runtime.process_lifecycle import edge\n"
-        "with edge(str(folder)):\n"
+        "from engine.core.problems import Refusal, problem\nfrom engine.worker.runtime.process_lifecycle import run_lifecycle\n"
+        "with run_lifecycle(str(folder)):\n"
         "    raise Refusal([problem('mask-empty', answer=1).at('chat.jsonl, line 7'),"
         " problem('row-empty', column='output', place='chat.jsonl, line 9')])"
     )

@@ -394,10 +394,10 @@ def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
 
 def test_openais_penalties_count_the_answer_alone() -> None:
     code = (
-        "import json, torch; from engine.worker.generation.sampling import Sampling, choose\n"
+        "import json, torch; from engine.worker.generation.sampling import Sampling, choose_token\n"
         "logits, how = torch.tensor([5.0, 4.5, 3.9, 0.0]), Sampling(presence_penalty=0.7, frequency_penalty=0.3)\n"
         "written = []\n"
-        "for _ in range(6): written.append(int(choose(logits, [0, 0, 0], written, how, how.generator())))\n"
+        "for _ in range(6): written.append(int(choose_token(logits, [0, 0, 0], written, how, how.generator())))\n"
         "print(json.dumps(written))"
     )
     done = subprocess.run(

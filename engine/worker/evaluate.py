@@ -25,8 +25,8 @@ from engine.evaluation.evaluation_spec import (
 )
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
-from engine.worker.runtime.optional_packages import leave_out_unused, quantized
-from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
+from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
+from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
 BASE = "base"  # the name of the base itself
 SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of progress
@@ -34,7 +34,7 @@ SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of
 
 def evaluate(run: RunDir) -> None:
     """Measure what the run in its folder says, going on where an earlier attempt was."""
-    report = Report(run)
+    report = ProgressReport(run)
     report("loading")
     from engine.worker.evaluation.findings import write_findings
     from engine.worker.evaluation.harness import Tasks
@@ -59,29 +59,29 @@ def evaluate(run: RunDir) -> None:
 class AnswerLog:
     """What is known of each model on each row, in answers.jsonl. It reports the progress of the run, counted in answers."""
 
-    def __init__(self, run: RunDir, report: Report, total: int):
+    def __init__(self, run: RunDir, report: ProgressReport, total: int):
         self.file, self.report, self.total = run.report / "answers.jsonl", report, total
         self.lines: dict[tuple[str, int], dict[str, Any]] = {}
         self.done = 0
         for line in read_lines(self.file):
-            self._take(line)
-        self._tell()
+            self._record(line)
+        self._report_progress()
 
     def add(self, *lines: dict[str, Any]) -> None:
         append_lines(self.file, lines)
         for line in lines:
-            self._take(line)
-        self._tell()
+            self._record(line)
+        self._report_progress()
 
     def missing(self, model: str, questions: list[Any], key: str) -> list[Any]:
         """The rows of which this is not known yet."""
         return [question for question in questions if key not in self.lines.get((model, question.row), ())]
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def _record(self, line: dict[str, Any]) -> None:
         self.lines.setdefault((line["voice"], line["row"]), {}).update(line)
         self.done += "answer" in line or "margin" in line
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         self.report("evaluating", self.done, self.total, "answers")
 
 
@@ -175,7 +175,7 @@ def score_pairs(
 MEASURE = {"answers": answer_questions, "pairs": score_pairs}
 
 
-def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
+def model_path(spec: EvaluationSpec, model: Model, report: ProgressReport) -> str:
     """Where the model lies, fetched first if it is a hub's."""
     if os.path.isdir(model.model_name_or_path):
         return model.model_name_or_path
@@ -184,7 +184,7 @@ def model_path(spec: EvaluationSpec, model: Model, report: Report) -> str:
     return fetch_model(as_training(spec), report)
 
 
-def meets_quantized(spec: EvaluationSpec) -> bool:
+def may_use_quantized(spec: EvaluationSpec) -> bool:
     """Whether a model that is measured may have quantized weights."""
     results = [result for folder in spec.results if (result := trained_result(folder))]
     return any(
@@ -197,6 +197,6 @@ def _as_text(values: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    with run_lifecycle(sys.argv[1]) as here:
-        leave_out_unused(meets_quantized(read(here.spec.read_text(encoding="utf-8"))))
-        evaluate(here)
+    with run_lifecycle(sys.argv[1]) as evaluation_run:
+        hide_unused_packages(may_use_quantized(read(evaluation_run.spec.read_text(encoding="utf-8"))))
+        evaluate(evaluation_run)

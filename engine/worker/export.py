@@ -18,13 +18,13 @@ from engine.core.rundir import RESULT, RunDir, read_json, write_json
 from engine.export import gguf
 from engine.export.export_spec import ExportSpec, memory_problems
 from engine.runs import kinds
-from engine.worker.runtime.optional_packages import leave_out_unused, quantized
-from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
+from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
+from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
 
 def export(run: RunDir) -> None:
     """Write the result of the export in its folder, unless that is there already; then its GGUF file."""
-    spec, report = kinds.read(run.spec.read_text(encoding="utf-8")), Report(run)
+    spec, report = kinds.read(run.spec.read_text(encoding="utf-8")), ProgressReport(run)
     if gguf.can_be_tried_again(run):
         result = read_json(run.model / RESULT)
         write_json(run.model / RESULT, result | {"attempt": run.attempt()})
@@ -36,7 +36,7 @@ def export(run: RunDir) -> None:
         add_gguf_file(run, spec, report)
 
 
-def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
+def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
     """Write the merged model, or the adapter, with all that belongs to it."""
     report("loading")
 
@@ -49,7 +49,7 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     sources = Sources.of(spec)
     if problems := memory_problems(spec):
         raise Refusal(problems)
-    folder, partial, scratch = folders(run, spec)
+    folder, partial, scratch = output_folders(run, spec)
 
     model = load(spec, sources)
     prompts = prompts_of(spec, sources)
@@ -77,13 +77,17 @@ def write_result(run: RunDir, spec: ExportSpec, report: Report) -> None:
     model_card.write(spec, sources, partial, folder, comparison)
     write_json(
         partial / RESULT,
-        {"attempt": run.attempt(), "complete": True, **model_card.result(spec, sources, peak_memory())},
+        {
+            "attempt": run.attempt(),
+            "complete": True,
+            **model_card.result_record(spec, sources, peak_memory()),
+        },
     )
-    model_card.seal(partial)
-    put(partial, folder)
+    model_card.write_checksums(partial)
+    install_result(partial, folder)
 
 
-def folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
+def output_folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
     """Where the result will be, where it is made, and a place for what is only needed meanwhile; both of these empty."""
     folder = run.adapter if spec.form == "adapter" else run.model
     partial, scratch = folder.with_name(f".{folder.name}.partial"), folder.with_name(".whole.partial")
@@ -93,7 +97,7 @@ def folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
     return folder, partial, scratch
 
 
-def put(partial: Path, folder: Path) -> None:
+def install_result(partial: Path, folder: Path) -> None:
     """The finished folder in its place; LoRA alone also as one file to download."""
     if folder.name == "adapter":
         archive = shutil.make_archive(str(partial.with_name(".adapter")), "zip", partial)
@@ -103,7 +107,7 @@ def put(partial: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with run_lifecycle(sys.argv[1]) as here:
-        wanted = kinds.read(here.spec.read_text(encoding="utf-8"))
-        leave_out_unused(wanted.quantize != "none" or quantized(wanted.model))
-        export(here)
+    with run_lifecycle(sys.argv[1]) as export_run:
+        spec = kinds.read(export_run.spec.read_text(encoding="utf-8"))
+        hide_unused_packages(spec.quantize != "none" or quantized(spec.model))
+        export(export_run)

@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.core.rundir import RunDir
 from engine.launch.command import WAITS
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
+from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
 from engine.worker.runtime.process_lifecycle import silence_warnings
 from engine.worker.training.preload import import_libraries
 
@@ -29,7 +29,7 @@ def main() -> None:
     alone = spec.hardware.num_processes == 1
     silence_warnings()
     if alone:
-        leave_out_unused(trains_quantized(spec))
+        hide_unused_packages(trains_quantized(spec))
         import_libraries(spec)
     from accelerate.commands import launch
 

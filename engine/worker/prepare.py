@@ -31,7 +31,7 @@ from engine.models.vocabulary import embedding_rows
 from engine.spec.contradictions import measured
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
-from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
 BYTES_PER_PROCESS = 1 << 20  # bytes of data for which one more process pays
 MAX_BAD_ROWS_SHOWN = 20  # with their problems in full
@@ -46,7 +46,7 @@ def prepare(run: RunDir) -> None:
     prepared = read_json(run.prepared / cache.SUMMARY)
     if prepared and Path(prepared["model_path"]).is_dir():
         return
-    report = Report(run)
+    report = ProgressReport(run)
     report("preparing")
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     model_path = _model_path(spec, report)
@@ -68,7 +68,7 @@ def prepare(run: RunDir) -> None:
     report("preparing", 1, 1)
 
 
-def _model_path(spec: RunSpec, report: Report) -> str:
+def _model_path(spec: RunSpec, report: ProgressReport) -> str:
     if os.path.isdir(spec.model.model_name_or_path):
         return spec.model.model_name_or_path
     from engine.worker.models.fetch import fetch_model
@@ -76,7 +76,9 @@ def _model_path(spec: RunSpec, report: Report) -> str:
     return fetch_model(spec, report)
 
 
-def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: Report) -> None:
+def build(
+    spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: ProgressReport
+) -> None:
     """Prepare the rows of `datasets` (those to train on, then those to measure on) in `folder`."""
     size = sum(file.stat().st_size for dataset in datasets for file in files_of(dataset))
     cores = len(os.sched_getaffinity(0))
@@ -90,7 +92,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     from engine.worker.runtime.process_pool import ProcessPool
 
     tokenizer = load_tokenizer(spec, model_path)
-    if missing := ids_problem(max(tokenizer.get_vocab().values()), spec, model_path):
+    if missing := token_id_problem(max(tokenizer.get_vocab().values()), spec, model_path):
         raise Refusal(missing)
     encoder = Encoder.of(spec, tokenizer)
     sources = [
@@ -118,7 +120,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     )
     for split, counts in summary.items():
         if not counts["examples"]:
-            raise Refusal(_nothing_left(split, counts, spec, bad, bad_count))
+            raise Refusal(_no_examples_problems(split, counts, spec, bad, bad_count))
     if bad_count and not spec.data.skip_bad_rows:
         names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
         raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
@@ -131,7 +133,7 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     })  # fmt: skip
 
 
-def ids_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
+def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
     """That the tokenizer as it was loaded writes ids up to `highest`, for which the model has no embeddings and gets none."""
     rows = embedding_rows(inspect(model_path))
     brings = adapter_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
@@ -173,7 +175,7 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
     return {name: split.close() for name, split in splits.items()}
 
 
-def _nothing_left(
+def _no_examples_problems(
     split: str, counts: dict[str, Any], spec: RunSpec, bad: list[Problem], bad_count: int
 ) -> list[Problem]:
     """Why there is not one example to learn from."""
@@ -214,5 +216,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     # A stop comes as SIGTERM: what is half prepared goes away, with the processes that prepare it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with run_lifecycle(sys.argv[1]) as here:
-        prepare(here)
+    with run_lifecycle(sys.argv[1]) as prepared_run:
+        prepare(prepared_run)

@@ -18,8 +18,8 @@ import time
 from engine.core.problems import Refusal
 from engine.core.rundir import read_json, write_json
 from engine.core.sockets import listen
-from engine.worker.runtime.optional_packages import leave_out_unused
-from engine.worker.runtime.process_lifecycle import Report, run_lifecycle
+from engine.worker.runtime.optional_packages import hide_unused_packages
+from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
 
 def main() -> None:
@@ -27,8 +27,8 @@ def main() -> None:
         settings = read_json(run.path / "serve.json")
         # First: a port that is taken is reported before anything slow.
         sock = listen(settings["host"], settings["port"])
-        Report(run)("loading")
-        leave_out_unused(settings["quantized"])
+        ProgressReport(run)("loading")
+        hide_unused_packages(settings["quantized"])
         from engine.worker.serving.openai_api import serve
         from engine.worker.serving.server_state import load
 

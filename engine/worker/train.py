@@ -8,14 +8,14 @@ from typing import Any
 
 from engine.core.rundir import COMPLETE, RunDir, read_json
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.optional_packages import leave_out_unused, trains_quantized
-from engine.worker.runtime.process_lifecycle import Report, rank, run_lifecycle
+from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
+from engine.worker.runtime.process_lifecycle import ProgressReport, rank, run_lifecycle
 from engine.worker.training.preload import import_libraries
 
 
 def train(run: RunDir) -> None:
     """Train the run in its folder, from the newest whole checkpoint if there is one."""
-    report = Report(run)
+    report = ProgressReport(run)
     report("loading")
 
     # Imported here: the lock is held before torch has even begun to load.
@@ -73,7 +73,7 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 
 
 if __name__ == "__main__":
-    with run_lifecycle(sys.argv[1]) as here:
-        leave_out_unused(trains_quantized(spec_of(here)))
-        import_libraries(spec_of(here))  # for the ranks of a launcher that is a process of its own
-        train(here)
+    with run_lifecycle(sys.argv[1]) as training_run:
+        hide_unused_packages(trains_quantized(spec_of(training_run)))
+        import_libraries(spec_of(training_run))  # for the ranks of a launcher that is a process of its own
+        train(training_run)

@@ -55,7 +55,7 @@ def write_findings(
         **_metric_comparisons(names, model_metrics), **extra, "tasks": task_comparisons(spec.harness.tasks, names, tasks),
     }  # fmt: skip
     write_text(run.report / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_text(run.report / "rows.csv", as_csv(table(rows, entries)))
+    write_text(run.report / "rows.csv", as_csv(csv_rows(rows, entries)))
     write_json(run.report / "summary.json", summary)
     write_json(run.report / RESULT, {
         "attempt": run.attempt(), "complete": True, "saved": time.time(), "base": spec.model.model_name_or_path,
@@ -189,7 +189,7 @@ def _metric_comparisons(
 # ------------------------------------------------------------------------------------------- as a table
 
 
-def table(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """A line of cells for each row, after that of their names."""
     pairs = bool(rows) and "chosen" in rows[0]
     texts = ["chosen", "rejected"] if pairs else ["reference"]
@@ -201,7 +201,7 @@ def table(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]
     ]
     lines: list[list[Any]] = [["row", "set", "place", "prompt", *texts, *heads]]
     for row in rows:
-        cells: list[Any] = [row["row"], row["set"], row["place"], prompt(row["messages"])]
+        cells: list[Any] = [row["row"], row["set"], row["place"], prompt_text(row["messages"])]
         cells += [row[name] or "" for name in texts]
         for model in models:
             answer = row["answers"].get(model["id"], {"text": "", "scores": {}})
@@ -211,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, Any]]
     return lines
 
 
-def prompt(messages: Sequence[Mapping[str, Any]]) -> str:
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
     """A question as text; the roles are named where there is more than one turn."""
     if len(messages) == 1:
         return str(messages[0]["content"])

@@ -23,7 +23,7 @@ from engine.evaluation import harness
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.worker.evaluation.bootstrap import MIN_ROWS
 from engine.worker.evaluation.respond import LoadedModels
-from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.runtime.process_lifecycle import ProgressReport
 
 RESAMPLES = 1000  # for the standard error of measures that have no formula of it
 Z_95 = 1.96  # standard errors: the middle 95 % of a normal distribution
@@ -34,7 +34,7 @@ DIRECTIONS = {True: "higher", False: "lower", None: "neither"}
 class Tasks:
     """The tasks of an evaluation, and what is known of them. Raises Refusal if one of them cannot be run."""
 
-    def __init__(self, spec: EvaluationSpec, run: RunDir, report: Report, models: Sequence[str]):
+    def __init__(self, spec: EvaluationSpec, run: RunDir, report: ProgressReport, models: Sequence[str]):
         self.settings, self.generation = spec.harness, spec.generation
         self.report, self.models = report, models
         self.file = run.report / "tasks.jsonl"

@@ -41,7 +41,7 @@ class Metric:
         return float(self.score(self.sums.sum(0)))
 
 
-def normalized(text: str) -> str:
+def normalize(text: str) -> str:
     """What "exactly the same" does not look at: the width of characters (NFKC), case, and whatever whitespace and
     punctuation is around the text. An answer of nothing but punctuation is kept as it is."""
     plain = unicodedata.normalize("NFKC", text).casefold().strip()
@@ -51,7 +51,7 @@ def normalized(text: str) -> str:
     return plain[marks.index(False) : len(marks) - marks[::-1].index(False)]
 
 
-def chinese(text: str) -> bool:
+def is_chinese(text: str) -> bool:
     """Whether a text is written in Chinese: a Chinese character stands for about two letters of a word."""
     letters = sum(character.isalpha() for character in text)
     return 3 * len(HAN.findall(text)) > letters > 0
@@ -84,7 +84,7 @@ def words(text: str) -> list[str]:
 def labels_of(references: Sequence[str]) -> list[str] | None:
     """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
     about twice or more often. None where they are answers."""
-    labels = sorted({normalized(reference) for reference in references})
+    labels = sorted({normalize(reference) for reference in references})
     if not 2 <= len(labels) <= min(MAX_LABELS, len(references) // 2) or any(
         len(label) > 40 for label in labels
     ):
@@ -98,7 +98,9 @@ def labels_of(references: Sequence[str]) -> list[str] | None:
 def bleu_sums(answer: str, reference: str) -> list[int]:
     """Lengths, matched and all n-grams, as sacrebleu counts them: its tokenizer "zh" where the reference is Chinese,
     "13a" else."""
-    return _bleu("zh" if chinese(reference) else "13a")._extract_corpus_statistics([answer], [[reference]])[0]
+    return _bleu("zh" if is_chinese(reference) else "13a")._extract_corpus_statistics(
+        [answer], [[reference]]
+    )[0]
 
 
 def chrf_sums(answer: str, reference: str) -> list[int]:
@@ -197,7 +199,7 @@ def macro_f1(answers: Sequence[str], references: Sequence[str | None], labels: S
     for row, (answer, reference) in enumerate(zip(answers, references, strict=True)):
         if reference is None:
             continue
-        predicted, expected = normalized(answer), normalized(reference)
+        predicted, expected = normalize(answer), normalize(reference)
         if predicted == expected:
             sums[row, 0, number[expected]] = 1
             continue
@@ -236,7 +238,7 @@ def row_scores(answer: ModelAnswer, reference: str | None, labels: Sequence[str]
     if answer.loss_tokens:
         scores["loss"] = answer.loss / answer.loss_tokens
     if reference is not None:
-        scores["accuracy" if labels else "exact"] = 100.0 * (normalized(answer.text) == normalized(reference))
+        scores["accuracy" if labels else "exact"] = 100.0 * (normalize(answer.text) == normalize(reference))
         scores["bleu"] = float(bleu(np.array(bleu_sums(answer.text, reference), float)))
         scores["chrf"] = float(chrf(np.array(chrf_sums(answer.text, reference), float)))
         scores |= rouge(answer.text, reference)
@@ -252,7 +254,7 @@ def answer_metrics(
     if any(there):
         pairs = list(zip(answers, references, strict=True))
         same = [
-            None if right is None else normalized(answer.text) == normalized(right) for answer, right in pairs
+            None if right is None else normalize(answer.text) == normalize(right) for answer, right in pairs
         ]
         metrics["accuracy" if labels else "exact"] = mean(same, scale=100)
         if labels:

@@ -22,14 +22,14 @@ from engine.export.export_spec import ExportSpec, no_converter, weights
 from engine.export.gguf import READ_BACK_BYTES_PER_WEIGHT, Converter
 from engine.launch.workspace import PROJECT
 from engine.models.facts import inspect
-from engine.worker.exporting.model_card import seal
-from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.exporting.model_card import write_checksums
+from engine.worker.runtime.process_lifecycle import ProgressReport
 
 MAGIC = b"GGUF"  # what every such file begins with
 MAX_LINE_CHARS = 300  # of the last line of a child's output
 
 
-def add_gguf_file(run: RunDir, spec: ExportSpec, report: Report) -> None:
+def add_gguf_file(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
     """Put the GGUF file that the spec wants beside the merged model, or say in gguf.json why there is none."""
     report("converting")
     began = {"type": spec.gguf, "status": "failed"}
@@ -152,7 +152,7 @@ def _install(model: Path, file: Path, check: Mapping[str, Any]) -> None:
     ):
         if (model / name).is_file():
             write_text(model / name, change((model / name).read_text(encoding="utf-8")))
-    seal(model)
+    write_checksums(model)
 
 
 def _card_line(name: str, check: Mapping[str, Any]) -> str:

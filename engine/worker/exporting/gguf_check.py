@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.rundir import RunDir, read_json, write_json
-from engine.worker.runtime.process_lifecycle import Report, silence_warnings
+from engine.worker.runtime.process_lifecycle import ProgressReport, silence_warnings
 
 
-def check(model: Path, file: Path, precision: str, report: Report) -> dict[str, Any]:
+def check(model: Path, file: Path, precision: str, report: ProgressReport) -> dict[str, Any]:
     """{"weights", "answers"}; or {"broken"}: why it is no GGUF file; or {"unread"}: why it cannot be read here."""
     if importlib.util.find_spec("gguf") is None:
         return {"unread": {"code": "export-gguf-no-reader", "values": {"python": sys.executable}}}
@@ -75,7 +75,7 @@ def _distance(merged: Any, read: Any) -> float:
     return far / size if size else far
 
 
-def compare_answers(read: Any, model: Path, report: Report) -> dict[str, Any]:
+def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str, Any]:
     """The prompts of the export once more, and the next token behind each beginning of the merged model's answers."""
     from engine.export.export_spec import ExportSpec
     from engine.worker.exporting.output_comparison import (
@@ -116,7 +116,7 @@ def count_matching_tokens(read: Any, prompt: Sequence[int], answer: Sequence[int
 def main() -> None:
     silence_warnings()
     question = json.load(sys.stdin)
-    report = Report(RunDir(Path(question["run"])))
+    report = ProgressReport(RunDir(Path(question["run"])))
     result = check(Path(question["model"]), Path(question["file"]), question["precision"], report)
     write_json(Path(question["answer"]), result)
 

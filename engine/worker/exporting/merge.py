@@ -38,7 +38,7 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
 
     In the precision of its files, or in fp32 where that is wanted: never in one that would round before the merge.
     """
-    model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
+    model = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
     if sources.stage == "rm":
         # From it a program that loads the result finds the last token, whose score counts.
         model.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
@@ -47,7 +47,7 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
     return model.requires_grad_(False).eval()
 
 
-def loaded_as(spec: ExportSpec, base: Path) -> torch.dtype:
+def loading_dtype(spec: ExportSpec, base: Path) -> torch.dtype:
     """The type the base is loaded in. Files of another type than these three are read as the target type."""
     target, stored = DTYPES[spec.precision], getattr(torch, inspect(base).dtype or "", None)
     return target if target == torch.float32 or stored not in DTYPES.values() else stored
@@ -139,30 +139,32 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
             bnb_4bit_compute_dtype=dtype,
         )
     )
-    model = _auto(sources).from_pretrained(whole, quantization_config=how, dtype=dtype, device_map=_device())
+    model = _auto_class(sources).from_pretrained(
+        whole, quantization_config=how, dtype=dtype, device_map=_device()
+    )
     model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
 
 
 def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
     """What was written, loaded as anybody would: the whole model, or the base with the written adapter on it."""
     if spec.form == "adapter":
-        model = load_base(sources.loading(spec), str(sources.base), loaded_as(spec, sources.base))
+        model = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
         fit_vocabulary(model, [folder])
         model = PeftModel.from_pretrained(model, folder)
     else:
         remote = {"trust_remote_code": spec.model.trust_remote_code}
-        model = _auto(sources).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
-        _no_packing(model)
+        model = _auto_class(sources).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
+        _disable_weight_packing(model)
     return model.requires_grad_(False).eval()
 
 
-def _no_packing(model: PreTrainedModel) -> None:
+def _disable_weight_packing(model: PreTrainedModel) -> None:
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False  # see engine.worker.models.loading.load_base
 
 
-def _auto(sources: Sources) -> Any:
+def _auto_class(sources: Sources) -> Any:
     return AutoModelForSequenceClassification if sources.stage == "rm" else AutoModelForCausalLM
 
 

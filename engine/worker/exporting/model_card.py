@@ -41,7 +41,7 @@ def write(
     (folder / "README.md").write_text(_readme(spec, sources, folder, lasting, compared), encoding="utf-8")
 
 
-def result(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> dict[str, Any]:
+def result_record(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> dict[str, Any]:
     """What result.json says besides the attempt."""
     return {
         "saved": time.time(), "base": spec.model.model_name_or_path, "stage": sources.stage, "form": spec.form,
@@ -49,7 +49,7 @@ def result(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> di
     }  # fmt: skip
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """SHA256SUMS of every file, as `sha256sum -c` reads it; and all of them for everybody to read."""
     lines = []
     for file in sorted(folder.rglob("*")):

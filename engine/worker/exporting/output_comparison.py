@@ -26,7 +26,7 @@ from engine.worker.generation.sampling import Sampling
 from engine.worker.generation.served_models import load_served_model
 from engine.worker.models.reward_model import score_conversations
 from engine.worker.models.tokenizer import load_tokenizer
-from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.runtime.process_lifecycle import ProgressReport
 from engine.worker.templates.conversations import ConversationEncoder
 
 MAX_ANSWER_TOKENS = 64
@@ -86,13 +86,13 @@ def _rows(folder: Path, name: str) -> Iterator[Prompt]:
 
 
 def model_outputs(
-    model: Any, stage: str, folder: Path, prompts: Sequence[Prompt], report: Report
+    model: Any, stage: str, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
 ) -> list[ModelOutput | None]:
     """What the model says to each prompt, written with the tokenizer and template in `folder`; None where the template
     cannot write it."""
     if not prompts:
         return []
-    return (_scores if stage == "rm" else _generate)(model, folder, prompts, report)
+    return (_reward_scores if stage == "rm" else _generate)(model, folder, prompts, report)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> En
 
 
 def _generate(
-    model: Any, folder: Path, prompts: Sequence[Prompt], report: Report
+    model: Any, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
 ) -> list[ModelOutput | None]:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     encoded = prompt_ids(folder, prompts, inner)
@@ -171,7 +171,9 @@ def _prompt(served: Any, messages: list[dict[str, Any]]) -> list[int] | None:
         return None
 
 
-def _scores(model: Any, folder: Path, prompts: Sequence[Prompt], report: Report) -> list[ModelOutput | None]:
+def _reward_scores(
+    model: Any, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
+) -> list[ModelOutput | None]:
     tokenizer = load_tokenizer(RunSpec(), str(folder))
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     encoded = ConversationEncoder(tokenizer).encode(

@@ -29,9 +29,9 @@ class Detokenizer:
         positions = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if positions:
             self.stopped = True
-            return self._give(min(positions))
+            return self._emit(min(positions))
         held_back = max((_overlap(self.held, stop) for stop in self.stops), default=0)
-        return self._give(len(self.held) - held_back)
+        return self._emit(len(self.held) - held_back)
 
     def rest(self) -> str:
         """What was held back, once nothing more comes: all pieces together are what the tokens say."""
@@ -39,9 +39,9 @@ class Detokenizer:
             return ""
         whole = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         self.held = whole[self.emitted :]
-        return self._give(len(self.held))
+        return self._emit(len(self.held))
 
-    def _give(self, count: int) -> str:
+    def _emit(self, count: int) -> str:
         ready, self.held = self.held[:count], self.held[count:]
         self.emitted += len(ready)
         return ready

@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicLayer
 
 from engine.core.problems import Problem, problem
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.sampling import Sampling, choose
+from engine.worker.generation.sampling import Sampling, choose_token
 from engine.worker.models.embeddings import fit_vocabulary
 
 MAX_BATCH_SIZE = 16  # answers in one batch: each costs keys and values of all its tokens
@@ -143,8 +143,8 @@ class Batch:
         if self.rows:
             width = max(self.mask.shape[1], mask.shape[1])
             for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
-                ours.keys = torch.cat([_wide(ours.keys, width), _wide(theirs.keys, width)])
-                ours.values = torch.cat([_wide(ours.values, width), _wide(theirs.values, width)])
+                ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
+                ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
             self.mask = torch.cat(
                 [pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)]
             )
@@ -156,12 +156,12 @@ class Batch:
     def step(self) -> None:
         """One more token for each row; those that end leave."""
         cancelled = [row.cancelled and row.end("cancelled") for row in self.rows]
-        self._leave([not is_cancelled for is_cancelled in cancelled])
+        self._keep_rows([not is_cancelled for is_cancelled in cancelled])
         if not self.rows:
             return
         self.mask = pad(self.mask, (0, 1), value=1)
         tokens = self._write(self.rows, self._read(self.last[:, None], self.mask, self.cache))
-        self._leave([token is not None for token in tokens])
+        self._keep_rows([token is not None for token in tokens])
         if self.rows:
             self.last = torch.stack([token for token in tokens if token is not None])
 
@@ -183,11 +183,11 @@ class Batch:
     def _write(self, rows: list[Answer], logits: Tensor) -> list[Tensor | None]:
         """The next token of each row; None for a row that has ended with it."""
         chosen = torch.stack([
-            choose(row_logits, row.prompt, row.written, row.sampling, row.source)
+            choose_token(row_logits, row.prompt, row.written, row.sampling, row.source)
             for row, row_logits in zip(rows, logits, strict=True)
         ])  # fmt: skip
         logprobs = [
-            _token(row, row_logits, token)
+            _token_logprob(row, row_logits, token)
             for row, row_logits, token in zip(rows, logits, chosen, strict=True)
         ]
         ids = chosen.tolist()  # the one moment that waits for the device
@@ -196,7 +196,7 @@ class Batch:
             for row, id, logprob, token in zip(rows, ids, logprobs, chosen, strict=True)
         ]
 
-    def _leave(self, stays: list[bool]) -> None:
+    def _keep_rows(self, stays: list[bool]) -> None:
         if all(stays):
             return
         if not any(stays):
@@ -211,12 +211,12 @@ class Batch:
             layer.keys, layer.values = layer.keys[kept][:, :, empty:], layer.values[kept][:, :, empty:]
 
 
-def _wide(states: Tensor, width: int) -> Tensor:
+def _pad_left(states: Tensor, width: int) -> Tensor:
     """Keys or values (B, heads, t, size) padded on the left to `width` tokens."""
     return pad(states, (0, 0, width - states.shape[-2], 0))
 
 
-def _token(row: Answer, logits: Tensor, chosen: Tensor) -> TokenLogprob | None:
+def _token_logprob(row: Answer, logits: Tensor, chosen: Tensor) -> TokenLogprob | None:
     if row.logprobs is None:
         return None
     shares = logits.log_softmax(-1)
@@ -298,7 +298,9 @@ class Generator:
             for batch in list(self.batches):
                 self.use(batch.adapter)
                 turn = TOKENS_PER_TURN if len(self.batches) > 1 else 1
-                self._guarded(batch, lambda batch=batch, turn=turn: [batch.step() for _ in range(turn)])
+                self._catching_errors(
+                    batch, lambda batch=batch, turn=turn: [batch.step() for _ in range(turn)]
+                )
             self.batches = [batch for batch in self.batches if batch.rows]
 
     def _take_requests(self, pending: list[Answer]) -> list[Answer]:
@@ -314,14 +316,14 @@ class Generator:
         for answer in pending:
             if answer.cancelled:
                 answer.end("cancelled")
-            elif batch := self._room(answer.adapter):
+            elif batch := self._batch_with_room(answer.adapter):
                 self.use(answer.adapter)
-                self._guarded(batch, lambda batch=batch, answer=answer: batch.join(answer), answer)
+                self._catching_errors(batch, lambda batch=batch, answer=answer: batch.join(answer), answer)
             else:
                 waiting.append(answer)
         return waiting
 
-    def _room(self, adapter: str | None) -> Batch | None:
+    def _batch_with_room(self, adapter: str | None) -> Batch | None:
         for batch in self.batches:
             if batch.adapter == adapter and batch.has_room():
                 return batch
@@ -341,7 +343,7 @@ class Generator:
             self.adapted.set_adapter(self.names[adapter], inference_mode=True)
         self.active = adapter
 
-    def _guarded(self, batch: Batch, act: Callable[[], None], joining: Answer | None = None) -> None:
+    def _catching_errors(self, batch: Batch, act: Callable[[], None], joining: Answer | None = None) -> None:
         """An error ends the answers that met it, and nothing else."""
         try:
             with torch.inference_mode():

@@ -38,7 +38,7 @@ class Sampling:
         return source
 
 
-def choose(
+def choose_token(
     logits: Tensor, prompt: Sequence[int], written: Sequence[int], how: Sampling, source: torch.Generator
 ) -> Tensor:
     """The next token, a scalar on the device of `logits` (V,), fp32, behind the tokens of a prompt and of the answer as

@@ -21,7 +21,7 @@ from engine.models.facts import inspect
 from engine.models.safetensors_headers import PICKLES
 from engine.preflight.checks import model_obstacles
 from engine.spec.run_spec import RunSpec
-from engine.worker.runtime.process_lifecycle import Report
+from engine.worker.runtime.process_lifecycle import ProgressReport
 
 MODEL_FIELD = "model.model_name_or_path"
 # Safetensors only: pickled weights run code when they are opened.
@@ -30,7 +30,7 @@ ALLOWED_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*
 IGNORED_PATTERNS = ["original/*", "onnx/*", "consolidated*"]
 
 
-def fetch_model(spec: RunSpec, report: Report) -> str:
+def fetch_model(spec: RunSpec, report: ProgressReport) -> str:
     """The folder of the spec's model, downloaded first if it is a hub id. Raises Refusal if it cannot be had, or
     not be trained as the spec says."""
     name = spec.model.model_name_or_path
@@ -50,26 +50,26 @@ class DownloadProgress:
     """Reports how many bytes of all files have arrived, twice a second for as long as the context lasts: a hub's client may
     be silent for long, and downloads in threads."""
 
-    def __init__(self, report: Report):
-        self.report, self.over, self.adding = report, threading.Event(), threading.Lock()
-        self.teller = threading.Thread(target=self._tell, daemon=True)
+    def __init__(self, report: ProgressReport):
+        self.report, self.over, self.lock = report, threading.Event(), threading.Lock()
+        self.reporter = threading.Thread(target=self._report_regularly, daemon=True)
         self.done = self.total = 0
 
     def __enter__(self) -> DownloadProgress:
         self.report("downloading")
-        self.teller.start()
+        self.reporter.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
-        self.teller.join()
+        self.reporter.join()
 
-    def _tell(self) -> None:
+    def _report_regularly(self) -> None:
         while not self.over.wait(0.5):
             self.report("downloading", self.done, max(self.total, self.done), "B")
 
     def add(self, count: int) -> None:
-        with self.adding:
+        with self.lock:
             self.done += count
 
 

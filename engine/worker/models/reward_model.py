@@ -15,7 +15,7 @@ from engine.runs import kinds
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model
 from engine.worker.models.tokenizer import load_tokenizer
-from engine.worker.runtime.optional_packages import left_out, quantized
+from engine.worker.runtime.optional_packages import is_quantization_hidden, quantized
 
 SCORE_BATCH_SIZE = 16  # conversations in one forward pass
 
@@ -56,7 +56,7 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
     else:
         # The configuration in the folder has been stretched already.
         spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)
-    if left_out() and quantized(spec.model):
+    if is_quantization_hidden() and quantized(spec.model):
         raise Refusal(problem("judge-came-late"))
     tokenizer = load_tokenizer(spec, str(folder))
     model = load_model(spec, path)

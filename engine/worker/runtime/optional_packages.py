@@ -12,7 +12,7 @@ from engine.spec.run_spec import RunSpec
 QUANTIZATION_PACKAGE = "bitsandbytes"
 
 
-def leave_out_unused(quantizes: bool) -> None:
+def hide_unused_packages(quantizes: bool) -> None:
     """Hide from this process, for good, what others import wherever it is installed.
 
     bitsandbytes takes a second and fails where it does not fit the driver: a run that quantizes nothing does not see it.
@@ -21,7 +21,7 @@ def leave_out_unused(quantizes: bool) -> None:
         sys.modules[QUANTIZATION_PACKAGE] = None  # type: ignore[assignment]  # as if it were not installed
 
 
-def left_out() -> bool:
+def is_quantization_hidden() -> bool:
     """Whether this process cannot have quantized weights any more."""
     return sys.modules.get(QUANTIZATION_PACKAGE, sys) is None
 

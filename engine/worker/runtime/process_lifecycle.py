@@ -77,7 +77,7 @@ def causes(error: BaseException) -> list[str]:
     return [f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_CHARS] for cause in chain]
 
 
-class Report:
+class ProgressReport:
     """Tells what the run is doing, in progress.json; at most twice a second, since a disk is no screen."""
 
     def __init__(self, run: RunDir):

@@ -25,6 +25,9 @@ class ProcessPool:
 
     A fork knows all that this process knows; only tasks and results are sent, and they should be small. What `work`
     raises is raised here, where its result would have come. The forks die with this process, whatever ends it.
+
+    concurrent.futures.ProcessPoolExecutor would not do: its `map` reads all tasks before it yields a result, `work` would
+    have to be picklable, and its processes outlive a parent that is killed.
     """
 
     def __init__(self, count: int, work: Callable[[Any], Any]):
@@ -40,7 +43,7 @@ class ProcessPool:
                 for _, other in self.members:
                     other.close()
                 ours.close()
-                _serve(theirs, work)
+                _run_child(theirs, work)
 
     def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
         """The results of the tasks. To be read to the end, or closed.
@@ -55,7 +58,7 @@ class ProcessPool:
         try:
             for number, task in enumerate(tasks):
                 _, member = self.members[number % len(self.members)]
-                with _alive():
+                with _dead_child_as_error():
                     member.send(task)
                 waiting.append(member)
                 if len(waiting) == TASKS_AHEAD * len(self.members):
@@ -78,7 +81,7 @@ class ProcessPool:
 
 
 def _answer(member: Connection) -> Any:
-    with _alive():
+    with _dead_child_as_error():
         good, answer = member.recv()
     if not good:
         raise answer
@@ -86,7 +89,7 @@ def _answer(member: Connection) -> Any:
 
 
 @contextlib.contextmanager
-def _alive() -> Iterator[None]:
+def _dead_child_as_error() -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError):
@@ -95,12 +98,12 @@ def _alive() -> Iterator[None]:
         ) from None
 
 
-def _serve(tasks: Connection, work: Callable[[Any], Any]) -> None:
+def _run_child(tasks: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a fork. Never returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     taken: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_take, args=(tasks, taken), daemon=True).start()
+    threading.Thread(target=_receive_tasks, args=(tasks, taken), daemon=True).start()
     try:
         while True:
             task = taken.get()
@@ -114,7 +117,7 @@ def _serve(tasks: Connection, work: Callable[[Any], Any]) -> None:
         os._exit(0)
 
 
-def _take(tasks: Connection, taken: SimpleQueue[Any]) -> None:
+def _receive_tasks(tasks: Connection, taken: SimpleQueue[Any]) -> None:
     """Take the tasks as they come: while a long answer waits to be read, its reader may be sending a long task."""
     try:
         while True:

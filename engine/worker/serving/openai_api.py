@@ -100,7 +100,7 @@ async def _pieces(
         state.last_activity = time.monotonic()
 
 
-async def complete(request: Request) -> Response:
+async def chat_completions(request: Request) -> Response:
     """POST /v1/chat/completions"""
     state: ServerState = request.app.state.server
     state.last_activity = time.monotonic()
@@ -163,7 +163,7 @@ async def _events(
         answer, piece = first
         while True:
             completion.add(answer, piece)
-            text = completion.ready()
+            text = completion.streamable_text()
             if text or piece.tokens:
                 yield _event(completion.chunk({"content": text}, tokens=piece.tokens))
             if piece.finish:
@@ -308,7 +308,7 @@ def application(state: ServerState, key: str = "") -> ASGIApp:
     app = Starlette(
         routes=[
             Route("/health", health), Route("/v1/models", models),
-            Route("/v1/chat/completions", complete, methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/adapters", adapters, methods=["POST"]), Route("/v1/cancel", cancel, methods=["POST"]),
             Route("/v1/score", score, methods=["POST"]),
         ],

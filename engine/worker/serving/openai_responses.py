@@ -43,7 +43,7 @@ class ChatCompletion:
             self.text, calls = self.call_form.parse_tool_calls(self.text, self.request.usable_tools)
             self.calls = [_tool_call(call) for call in calls]
 
-    def ready(self) -> str:
+    def streamable_text(self) -> str:
         """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
         upto = (
             self.call_form.length_before_calls(self.text, self.streamed)

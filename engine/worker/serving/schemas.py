@@ -110,7 +110,7 @@ class ChatCompletionRequest(Manner):
 
     @field_validator("tool_choice")
     @classmethod
-    def _among_the_tools(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_tool_choice(cls, value: Any, info: ValidationInfo) -> Any:
         names = _tool_names(info.data.get("tools", ()))
         match value:
             case None | "none" | "auto":
@@ -123,12 +123,12 @@ class ChatCompletionRequest(Manner):
 
     @field_validator("response_format", mode="before")
     @classmethod
-    def _promised(cls, value: Any) -> Any:
+    def _response_type(cls, value: Any) -> Any:
         return value.get("type") if isinstance(value, dict) else value
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
+    def _as_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
 

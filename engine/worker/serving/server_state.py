@@ -37,7 +37,7 @@ class ServerState:
         """Serve the adapter in `folder`, too. Raises Refusal if it cannot be served."""
         if name in self.models:
             return
-        self._allow(folder)
+        self._check_allowed(folder)
         model = load_served_model(name, folder, self.spec, self.generator.model, adapter=True)
         try:
             self.generator.call(lambda: self.generator.load_adapter(folder)).result()
@@ -61,7 +61,7 @@ class ServerState:
         """The scores of a reward model, which is loaded beside the base when it is first asked. Raises Refusal."""
         if isinstance(self.generator, VllmGenerator):
             raise Refusal(problem("vllm-no-judge"))
-        self._allow(folder)
+        self._check_allowed(folder)
         return self.generator.call(lambda: self._score(Path(folder), conversations)).result()
 
     def _score(self, folder: Path, conversations: list[list[dict[str, Any]]]) -> list[float]:
@@ -81,7 +81,7 @@ class ServerState:
             model, [row.ids[: row.answers[-1][1]].tolist() for row in encoded]
         ).tolist()
 
-    def _allow(self, folder: str) -> None:
+    def _check_allowed(self, folder: str) -> None:
         if not inside(Path(folder), tuple(map(Path, self.settings["roots"]))):
             raise Refusal(problem("path-outside", path=folder, roots=", ".join(self.settings["roots"])))
 

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
-from engine.worker.runtime.process_lifecycle import Report, rank
+from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 
 NO_CURVE = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
@@ -39,7 +39,7 @@ def curve_name(name: str) -> str:
 class RunCallback(TrainerCallback):
     """Rank 0 writes metrics.jsonl, progress.json and the checkpoints' markers; all ranks stop at the same step."""
 
-    def __init__(self, run: RunDir, report: Report, keep: int | None):
+    def __init__(self, run: RunDir, report: ProgressReport, keep: int | None):
         self.run, self.report, self.keep = run, report, keep
         self.request_mtime = 0  # of the request file when it was last read, ns
         self.stopping = False
