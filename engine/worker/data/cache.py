@@ -30,7 +30,7 @@ from engine.spec.run_spec import RunSpec
 # Of the code that prepares: one more whenever it makes something else of the same rows (ids, labels, weights, what is cut).
 # tests/test_mask_fingerprints.py fails where the mask has changed and this has not.
 PREPARATION_VERSION = 5
-MAX_CACHE_BYTES = 20 * 10**9  # bytes; what was not used for longest goes first
+MAX_CACHE_BYTES = 20 * 10**9  # what was not used for longest goes first
 SUMMARY = "summary.json"
 # What a tokenizer is made of, in a model's folder.
 TOKENIZER_FILES = (

@@ -1,8 +1,8 @@
-"""What a model would see of a data set, told to the page: `python -m engine.worker.data.preview`, one JSON line per question.
+"""What a model would see of a data set, for the page: `python -m engine.worker.data.preview`, one JSON line per question.
 
 A warm child of the studio: it holds transformers and a few tokenizers, so that a look takes a moment. It ends when its
-parent's pipe closes, or after ten idle minutes. Rows become tokens by the very functions that preparation uses; nothing
-is decided here but how they are told.
+parent's pipe closes, or after ten idle minutes. Rows become tokens by the very functions that preparation uses; only
+how they are shown is decided here.
 
     page         rows of a set as tokens: [id, text, trained, special]
     statistics   lengths, what is cut and left out, and how much is trained, over a sample of the set
@@ -37,7 +37,7 @@ ROWS_SAMPLED = 20_000  # rows that statistics look at
 ROWS_PER_BATCH = 1000  # rows tokenized at a time
 MAX_TOKENS_SHOWN = 4_000  # of one row that are shown
 HISTOGRAM_BINS = 40
-MAX_REFUSALS_SHOWN = 3  # rows that the template refuses
+MAX_REFUSALS_SHOWN = 3  # of rows that the template refuses
 NO_LIMIT = 10**9  # tokens
 
 
@@ -170,7 +170,7 @@ def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text that each token adds. A character made of several tokens is told with the first of them."""
+    """The text that each token adds. A character made of several tokens is the text of the first of them."""
     texts: list[str] = []
     at = 0
     while at < len(ids):

@@ -15,7 +15,7 @@ from engine.data.datasets import Dataset, Example, Place, canonical, files_of
 from engine.worker.data.examples import Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
-MAX_PROBLEMS_SHOWN = 20  # bad rows that are told
+MAX_PROBLEMS_SHOWN = 20  # problems of bad rows that are kept with a block, and of a data set
 
 
 @dataclass(frozen=True)

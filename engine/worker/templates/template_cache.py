@@ -32,7 +32,7 @@ from engine.worker.templates.word_cache import WordCache
 
 MAX_TURNS, MAX_SHAPES = 64, 512
 ROWS_PER_BATCH = 1024  # conversations that are put together at a time
-MAX_TOKENIZER_THREADS = 16  # of the tokenizer, at the most
+MAX_TOKENIZER_THREADS = 16
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 TEXTS_BEFORE = ("", "a", " ", "\n", ".")
@@ -182,7 +182,7 @@ class TemplateCache:
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
                 yield _assembled(shape, rows, *ids_and_lengths)
                 continue
-            # Someone wrote a control token into the data. The others are put together all the same.
+            # There is a control token in the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
             if 0 < len(honest) < len(block):
                 yield from self._tokenized(shape, [rows[at] for at in honest], [block[at] for at in honest])

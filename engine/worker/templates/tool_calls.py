@@ -21,7 +21,7 @@ Tools = Sequence[Mapping[str, Any]]
 NAME, NAME_2, KEY, VALUE, KEY_2, VALUE_2, QUESTION, ANSWER = map(chr, range(0xE000, 0xE008))
 ARGUMENTS = {KEY: VALUE, KEY_2: VALUE_2}
 REASONING_END = "</think>"  # ends the reasoning
-MAX_NAME_CHARACTERS = 64  # characters, as OpenAI allows
+MAX_NAME_CHARACTERS = 64  # as OpenAI allows
 # What a form has to read as its template writes it, or it is none.
 PROBE_ARGUMENTS = {"text": "two words", "number": 7}
 PYTHON_LITERALS = {"True": True, "False": False, "None": None}  # some templates write values as Python does

@@ -1,8 +1,8 @@
-"""Ids of text word by word: a byte-level BPE tokenizer does the same with the same word, so it is asked only once.
+"""Ids of text word by word: a byte-level BPE tokenizer does the same with the same word, so each is tokenized only once.
 
 Such a tokenizer cuts a text into words by one regular expression and merges within words only. The same expression cuts
-them here. It is another program that reads it, so each character is tried in many company before texts that hold it are
-taken; a text with a character of which the two do not think alike, with an added token, or not in the tokenizer's normal
+them here. It is another program that reads it, so each character is tried in many contexts before texts that hold it are
+taken; a text with a character that the two treat differently, with an added token, or not in the tokenizer's normal
 form, is left to the tokenizer.
 """
 
@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.worker.templates.chat_template import any_of
 
-# What ByteLevel cuts by if it is not told otherwise.
+# The pattern of ByteLevel by default.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PROBE_TEXT = "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
-MAX_WORDS_REMEMBERED = 400_000  # words remembered
+MAX_WORDS_REMEMBERED = 400_000
 
 
 class WordCache:
