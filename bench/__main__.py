@@ -13,13 +13,13 @@ from bench.figures import Figure, table
 from tests.browser.find_chromium import chromium
 
 # Measured once on the machine of RESULTS.md; printed in brackets where the peer is not at hand.
-REMEMBERED = {"ready": "(8.8 s)", "resident": "(631 MB)", "torch": "(yes)", "outside": "(2)"}
-REMEMBERED |= {"tick_ms": "(12,851 ms)", "peak_mb": "(5,066 MB)"}
+PEER_FIGURES_MEASURED_ONCE = {"ready": "(8.8 s)", "resident": "(631 MB)", "torch": "(yes)", "outside": "(2)"}
+PEER_FIGURES_MEASURED_ONCE |= {"tick_ms": "(12,851 ms)", "peak_mb": "(5,066 MB)"}
 
 
-def starting(peer_python: Path | None) -> list[Figure]:
+def start_figures(peer_python: Path | None) -> list[Figure]:
     ours, other = start.measure(peer_python)
-    theirs = REMEMBERED | {"page": None, "usable": None}
+    theirs = PEER_FIGURES_MEASURED_ONCE | {"page": None, "usable": None}
     if other:
         theirs = {
             "ready": other.ready_s, "page": other.page_s, "usable": other.usable_s, "resident": other.resident_mb,
@@ -35,10 +35,10 @@ def starting(peer_python: Path | None) -> list[Figure]:
     ]
 
 
-def ticking(peer_python: Path | None) -> list[Figure]:
+def tick_figures(peer_python: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        measured = tick.in_a_process(Path(folder))
-        peer = tick.of_peer(Path(folder), peer_python) if peer_python else REMEMBERED
+        measured = tick.measure_in_process(Path(folder))
+        peer = tick.measure_peer(Path(folder), peer_python) if peer_python else PEER_FIGURES_MEASURED_ONCE
     return [
         Figure("first opening, 1 GB log, 1M metric lines", measured["first_s"], "s"),
         Figure("a tick on it, median of 200", measured["tick_ms"], "ms", 50, peer["tick_ms"]),
@@ -50,7 +50,7 @@ def ticking(peer_python: Path | None) -> list[Figure]:
     ]
 
 
-def living() -> list[Figure]:
+def page_figures() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         measured = pages.measure(Path(folder))
     ticks = f"{measured['ticks']:,.0f} ticks of {pages.PAGES} pages"
@@ -62,9 +62,9 @@ def living() -> list[Figure]:
     ]
 
 
-def comparing() -> list[Figure]:
+def compare_figures() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        measured = compare.in_processes(Path(folder))
+        measured = compare.measure_in_processes(Path(folder))
     return [
         Figure(
             f"{compare.RUNS} runs of {compare.POINTS:,} points drawn, never read before",
@@ -81,9 +81,9 @@ def comparing() -> list[Figure]:
     ]
 
 
-def looking() -> list[Figure]:
+def data_figures() -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
-        measured = validation.in_a_process(Path(folder))
+        measured = validation.measure_in_process(Path(folder))
     return [
         Figure("every one of 1,000,000 rows checked", measured["check_s"], "s", 60),
         Figure("… of it computing, on one core", measured["core_s"], "s"),
@@ -96,7 +96,7 @@ def looking() -> list[Figure]:
     ]
 
 
-def preparing(peer_python: Path | None) -> list[Figure]:
+def prepare_figures(peer_python: Path | None) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         measured = prepare.measure(Path(folder), peer_python)
     figures = []
@@ -118,13 +118,13 @@ def preparing(peer_python: Path | None) -> list[Figure]:
     return figures
 
 
-PARTS = {
-    "start": starting,
-    "tick": ticking,
-    "pages": lambda _: living(),
-    "compare": lambda _: comparing(),
-    "data": lambda _: looking(),
-    "prepare": preparing,
+FIGURES_OF_PART = {
+    "start": start_figures,
+    "tick": tick_figures,
+    "pages": lambda _: page_figures(),
+    "compare": lambda _: compare_figures(),
+    "data": lambda _: data_figures(),
+    "prepare": prepare_figures,
 }
 
 
@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument(
         "--peer", type=Path, metavar="PYTHON", help="python of an environment with LLaMA-Factory"
     )
-    parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument("--only", choices=FIGURES_OF_PART, help="one part of it")
     arguments = parser.parse_args()
     if not chromium():
         print("This needs a Chromium: python -m tests.browser.find_chromium installs one.", file=sys.stderr)
@@ -147,7 +147,7 @@ def main() -> int:
             file=sys.stderr,
         )
     figures = []
-    for name, part in PARTS.items():
+    for name, part in FIGURES_OF_PART.items():
         if arguments.only in (None, name):
             print(f"measuring: {name} …", file=sys.stderr, flush=True)
             figures += part(arguments.peer.absolute() if arguments.peer else None)

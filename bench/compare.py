@@ -50,7 +50,7 @@ def measure(saves: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
-def in_processes(saves: Path) -> dict[str, float]:
+def measure_in_processes(saves: Path) -> dict[str, float]:
     """`measure` in fresh processes: of runs that nobody has ever read, and the medians of a few later ones ("later_")."""
     make(saves)
     first, *later = (

@@ -69,12 +69,12 @@ class Case:
         return " ".join(words)
 
 
-FOUR, EIGHT = ({"model.quantization.kind": kind} for kind in ("4bit", "8bit"))
+QUANTIZED_4BIT, QUANTIZED_8BIT = ({"model.quantization.kind": kind} for kind in ("4bit", "8bit"))
 CASES = [
     Case("7B", "lora", 2, 2048, True),
     Case("7B", "lora", 1, 2048, False),
-    Case("7B", "lora", 2, 2048, True, FOUR),
-    Case("7B", "lora", 2, 2048, True, EIGHT),
+    Case("7B", "lora", 2, 2048, True, QUANTIZED_4BIT),
+    Case("7B", "lora", 2, 2048, True, QUANTIZED_8BIT),
     Case("1.5B", "lora", 4, 1024, False),
     Case("1.5B", "lora", 8, 1024, True),
     Case("1.5B", "full", 4, 1024, True),
@@ -134,7 +134,7 @@ def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
     return spec
 
 
-def follow(run: runs.Run, workplace: Workplace) -> tuple[runs.Run, int]:
+def wait_for_end(run: runs.Run, workplace: Workplace) -> tuple[runs.Run, int]:
     """Wait for the end of the run; with it comes the most device memory that was in use meanwhile."""
     peak = 0
     while not run.final:
@@ -176,7 +176,7 @@ def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
     for case in cases:
         model = ensure_model(folder / f"random-{case.shape}", SHAPES[case.shape], device)
         try:
-            run, peak = follow(
+            run, peak = wait_for_end(
                 runs.submit(spec_of(case, model, workplace.data, device), workplace), workplace
             )
         except Refusal as refusal:

@@ -102,7 +102,7 @@ def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tup
     return time.perf_counter() - began, tokens
 
 
-def together(client: openai.OpenAI, model: str) -> float:
+def milliseconds_per_token(client: openai.OpenAI, model: str) -> float:
     """Milliseconds for each token of several answers asked for at once."""
     began = time.perf_counter()
     with ThreadPoolExecutor(CONCURRENT_ANSWERS) as threads:
@@ -124,7 +124,7 @@ def compare(model: Path) -> list[Figure]:
                 first, _ = ask(*target, most=1)
                 whole, tokens = ask(*target)
                 each = (whole - first) / (tokens - 1)
-                measured[name].append([1000 * first, 1000 * each, together(*target)])
+                measured[name].append([1000 * first, 1000 * each, milliseconds_per_token(*target)])
     mine, peer = (
         [statistics.median(column) for column in zip(*measured[name], strict=True)]
         for name in ("ours", "theirs")

@@ -17,7 +17,7 @@ import psutil
 
 from engine.launch.workspace import PROJECT
 
-PATIENCE_S = 120
+START_TIMEOUT_S = 120
 MB = 1e6
 
 
@@ -41,7 +41,7 @@ class Server:
 
     def _wait(self) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        while time.perf_counter() - self.began < PATIENCE_S and self.process.poll() is None:
+        while time.perf_counter() - self.began < START_TIMEOUT_S and self.process.poll() is None:
             with (
                 contextlib.suppress(urllib.error.URLError, OSError),
                 direct.open(self.address + self.path, timeout=5) as answer,

@@ -64,12 +64,12 @@ def measure(saves: Path) -> dict[str, float]:
     }  # fmt: skip
 
 
-def in_a_process(saves: Path) -> dict[str, float]:
+def measure_in_process(saves: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
     return last_json([sys.executable, "-m", "bench.tick", str(saves)])
 
 
-def of_peer(saves: Path, python: Path) -> dict[str, float]:
+def measure_peer(saves: Path, python: Path) -> dict[str, float]:
     """The peer's tick on the run that `measure` has left in `saves`."""
     run = RunDir(saves / RUN)
     script = str(PROJECT / "bench" / "peer_tick.py")

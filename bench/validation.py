@@ -20,7 +20,7 @@ from engine.data.datasets import Dataset, find
 from engine.data.validation import check
 from engine.launch.workspace import PROJECT, Workplace
 
-ROWS = 1_000_000
+ROW_COUNT = 1_000_000
 DATASET = "million"
 WORDS = [
     "apple",
@@ -56,7 +56,7 @@ def make(folder: Path) -> Dataset:
     """A million alpaca rows of some 35 words, in English and Chinese, one in a thousand of them bad, one repeated."""
     draw = random.Random(1)
     with (folder / f"{DATASET}.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(ROWS):
+        for number in range(ROW_COUNT):
             row: dict[str, Any] = {
                 "instruction": f"{number} {' '.join(draw.choices(WORDS, k=10))}",
                 "input": " ".join(draw.choices(WORDS, k=5)) if number % 3 else "",
@@ -80,8 +80,8 @@ def measure(folder: Path) -> dict[str, float]:
         act()
         return time.perf_counter() - began
 
-    measured = {"page_s": seconds(lambda: browse.page(dataset, ROWS - 10, 10))}
-    measured["again_s"] = seconds(lambda: browse.page(dataset, ROWS // 2, 10))
+    measured = {"page_s": seconds(lambda: browse.page(dataset, ROW_COUNT - 10, 10))}
+    measured["again_s"] = seconds(lambda: browse.page(dataset, ROW_COUNT // 2, 10))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     measured["check_s"] = seconds(lambda: check(dataset, "chat"))
     measured["core_s"] = resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
@@ -90,13 +90,13 @@ def measure(folder: Path) -> dict[str, float]:
     spec = workplace.frozen(workplace.default_spec())
     measured["tokens_s"] = seconds(lambda: preview_client.ask("page", spec, folder, DATASET, first=1, size=5))
     measured["next_s"] = seconds(
-        lambda: preview_client.ask("page", spec, folder, DATASET, first=ROWS // 2, size=5)
+        lambda: preview_client.ask("page", spec, folder, DATASET, first=ROW_COUNT // 2, size=5)
     )
     measured["numbers_s"] = seconds(lambda: preview_client.ask("statistics", spec, folder, DATASET))
     return measured
 
 
-def in_a_process(folder: Path) -> dict[str, float]:
+def measure_in_process(folder: Path) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, "-m", "bench.validation", str(folder)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)

@@ -297,7 +297,7 @@ def test_what_a_kill_left_half_is_removed_and_what_somebody_works_on_is_not(tmp_
     left = tmp_path / ".partial-left"
     left.mkdir()
     (left / "lock").touch()
-    with cache.building(tmp_path, "key") as mine:
+    with cache.new_cache_entry(tmp_path, "key") as mine:
         for folder in (left, mine):
             os.utime(folder, (0, 0))
         cache.prune(tmp_path)
@@ -320,7 +320,7 @@ def test_a_resumed_run_keeps_its_rows_though_its_model_was_moved_and_its_data_ed
 
 
 def test_of_two_that_prepare_the_same_at_once_both_have_it_whole(tmp_path: Path) -> None:
-    with cache.building(tmp_path, "key") as one, cache.building(tmp_path, "key") as other:
+    with cache.new_cache_entry(tmp_path, "key") as one, cache.new_cache_entry(tmp_path, "key") as other:
         for folder in (one, other):
             write_json(folder / "summary.json", {"splits": []})
     assert [path.name for path in tmp_path.iterdir()] == ["key"]

@@ -43,7 +43,7 @@ def prepare(run: RunDir) -> None:
     A resumed run keeps the rows it has, even if its model has to be fetched again: its checkpoint remembers a place in
     just these rows.
     """
-    prepared = read_json(run.prepared / cache.SUMMARY)
+    prepared = read_json(run.prepared / cache.SUMMARY_FILE)
     if prepared and Path(prepared["model_path"]).is_dir():
         return
     report = ProgressReport(run)
@@ -51,7 +51,7 @@ def prepare(run: RunDir) -> None:
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
     model_path = _model_path(spec, report)
     if prepared:
-        write_json(run.prepared / cache.SUMMARY, prepared | {"model_path": model_path})
+        write_json(run.prepared / cache.SUMMARY_FILE, prepared | {"model_path": model_path})
         return
     catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
@@ -60,10 +60,10 @@ def prepare(run: RunDir) -> None:
     if summary := cache.link_into_run(store / key, run.prepared):
         print("These rows were prepared before.", flush=True)
     else:
-        with cache.building(store, key) as folder:
+        with cache.new_cache_entry(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
             summary = cache.link_into_run(folder, run.prepared)
-    write_json(run.prepared / cache.SUMMARY, {"model_path": model_path, "key": key, **summary})
+    write_json(run.prepared / cache.SUMMARY_FILE, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
     report("preparing", 1, 1)
 
@@ -96,7 +96,8 @@ def build(
         raise Refusal(missing)
     encoder = Encoder.of(spec, tokenizer)
     sources = [
-        tables.Tables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)
+        tables.DatasetTables(dataset, number, spec.data.max_samples)
+        for number, dataset in enumerate(datasets)
     ]
     drafts = folder / "tables"
     drafts.mkdir()
@@ -124,7 +125,7 @@ def build(
     if bad_count and not spec.data.skip_bad_rows:
         names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
         raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
-    write_json(folder / cache.SUMMARY, {
+    write_json(folder / cache.SUMMARY_FILE, {
         "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(bad_row) for bad_row in bad],
         "notes": [
             {"dataset": source.dataset.name, "rows": count, "of": source.read, "first": str(first)}
@@ -146,7 +147,7 @@ def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | 
 
 
 def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of all data sets (`engine.worker.data.tables.Tables`), each where it belongs; returns the counts."""
+    """The rows of all data sets (`engine.worker.data.tables.DatasetTables`), each where it belongs; returns the counts."""
     from engine.worker.data.splits import SplitWriter, read_tables, repetitions, validation_rows
 
     names = ["train", "validation"] if measured(spec) else ["train"]

@@ -31,7 +31,7 @@ from engine.spec.run_spec import RunSpec
 # tests/test_mask_fingerprints.py fails where the mask has changed and this has not.
 PREPARATION_VERSION = 5
 MAX_CACHE_BYTES = 20 * 10**9  # what was not used for longest goes first
-SUMMARY = "summary.json"
+SUMMARY_FILE = "summary.json"
 # What a tokenizer is made of, in a model's folder.
 TOKENIZER_FILES = (
     "tokenizer*", "*token*.json", "vocab*", "merges.txt", "chat_template*", "additional_chat_templates/*", "*.jinja",
@@ -114,7 +114,7 @@ class Fingerprints:
 
 
 @contextlib.contextmanager
-def building(cache: Path, key: str) -> Iterator[Path]:
+def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     """A folder to prepare in, which is found under `key` from the end of the block on; gone if the block fails."""
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
@@ -123,7 +123,7 @@ def building(cache: Path, key: str) -> Iterator[Path]:
         yield partial
         (partial / "lock").unlink()
         partial.chmod(0o755)
-        if (cache / key).exists() and not (cache / key / SUMMARY).exists():
+        if (cache / key).exists() and not (cache / key / SUMMARY_FILE).exists():
             shutil.rmtree(cache / key)  # somebody has taken pieces out of it
         with contextlib.suppress(OSError):  # somebody else was quicker, with the same
             partial.rename(cache / key)
@@ -143,7 +143,7 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
     for folder in cache.glob("[!.]*/"):
         with contextlib.suppress(OSError):
             size = sum(file.stat().st_size for file in folder.iterdir())
-            used.append(((folder / SUMMARY).stat().st_mtime, size, folder))
+            used.append(((folder / SUMMARY_FILE).stat().st_mtime, size, folder))
     total = 0
     for _, size, folder in sorted(used, reverse=True):
         total += size
@@ -161,8 +161,8 @@ def link_into_run(folder: Path, to: Path) -> dict[str, Any] | None:
     None if there is no such folder, or it is pruned just now. From now on it is the last to be.
     """
     try:
-        os.utime(folder / SUMMARY)
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        os.utime(folder / SUMMARY_FILE)
+        summary = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
         to.mkdir(exist_ok=True)
         for file in (f"{split}.arrow" for split in summary["splits"]):
             (to / file).unlink(missing_ok=True)

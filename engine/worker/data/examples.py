@@ -41,13 +41,13 @@ TooLong = Literal["cut_end", "cut_start", "drop"]
 ROW_STATUSES = ("kept", "cut", "too_long", "untrained", "equal", "refused")
 USABLE_STATUSES = 2  # the first two of them
 
-IDS = pa.list_(pa.int32())
+IDS_TYPE = pa.list_(pa.int32())
 COLUMNS: dict[Form, dict[str, pa.DataType]] = {
-    "text": {"input_ids": IDS, "labels": IDS},
-    "chat": {"input_ids": IDS, "labels": IDS},
-    "pairs": {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS},
-    "thumbs": {"prompt_ids": IDS, "completion_ids": IDS, "label": pa.bool_()},
-    "prompts": {"prompt_ids": IDS, "prompt": pa.string(), "answer": pa.string()},
+    "text": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
+    "chat": {"input_ids": IDS_TYPE, "labels": IDS_TYPE},
+    "pairs": {"prompt_ids": IDS_TYPE, "chosen_ids": IDS_TYPE, "rejected_ids": IDS_TYPE},
+    "thumbs": {"prompt_ids": IDS_TYPE, "completion_ids": IDS_TYPE, "label": pa.bool_()},
+    "prompts": {"prompt_ids": IDS_TYPE, "prompt": pa.string(), "answer": pa.string()},
 }  # fmt: skip
 
 
@@ -289,7 +289,7 @@ EXAMPLES_OF_FORM: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] 
 
 NO_IDS = np.zeros(0, dtype=np.int32)
 EMPTY_VALUES: dict[Form, tuple[Any, ...]] = {
-    form: tuple(NO_IDS if kind == IDS else None for kind in columns.values())
+    form: tuple(NO_IDS if kind == IDS_TYPE else None for kind in columns.values())
     for form, columns in COLUMNS.items()
 }
 
@@ -312,7 +312,7 @@ def examples_table(form: Form, examples: Sequence[Example]) -> pa.RecordBatch:
     for at, (name, kind) in enumerate(COLUMNS[form].items()):
         if name == "labels":
             columns.append(labels_from_spans(columns[0], examples))
-        elif kind == IDS:
+        elif kind == IDS_TYPE:
             columns.append(list_array([example.values[at] for example in examples]))
         else:
             columns.append(pa.array([example.values[at] for example in examples], kind))

@@ -7,11 +7,11 @@ from bisect import bisect_left, insort
 import numpy as np
 import pyarrow as pa
 
-from engine.worker.data.examples import IDS, IGNORE_INDEX
+from engine.worker.data.examples import IDS_TYPE, IGNORE_INDEX
 from engine.worker.data.turn_weights import WEIGHTS_TYPE
 from engine.worker.templates.template_cache import gather_ranges
 
-PACKED_SCHEMA = pa.schema([("input_ids", IDS), ("labels", IDS), ("seq_lengths", IDS)])
+PACKED_SCHEMA = pa.schema([("input_ids", IDS_TYPE), ("labels", IDS_TYPE), ("seq_lengths", IDS_TYPE)])
 
 
 def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:

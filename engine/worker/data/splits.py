@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from engine.core.stages import Form
 from engine.data.template_losses import LOSSES
-from engine.worker.data.examples import COLUMNS, IDS, IGNORE_INDEX, ROW_STATUSES, USABLE_STATUSES
+from engine.worker.data.examples import COLUMNS, IDS_TYPE, IGNORE_INDEX, ROW_STATUSES, USABLE_STATUSES
 from engine.worker.data.packing import PACKED_SCHEMA as PACKED
 from engine.worker.data.packing import pack_examples
 from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
@@ -115,7 +115,7 @@ class SplitWriter:
         lengths = {
             name: table.column(name).value_lengths().to_numpy(zero_copy_only=False)
             for name, kind in COLUMNS[self.form].items()
-            if kind == IDS and name != "labels"
+            if kind == IDS_TYPE and name != "labels"
         }
         first, *others = lengths.values()
         if "labels" in COLUMNS[self.form]:

@@ -112,7 +112,7 @@ class _RowCounter:
 
 
 @dataclass
-class Tables:
+class DatasetTables:
     """The tables of one data set, with at most `limit` good rows: the first ones."""
 
     dataset: Dataset

@@ -43,7 +43,7 @@ MAX_GAPS_REMEMBERED = 4096  # texts between a question and its answer that are r
 EMPTY_THOUGHT = re.compile(r"\s*(?:<[^<>/]*think[^<>]*>)?\s*</[^<>]*think[^<>]*>\s*")
 THINK_TAG = re.compile("think>|</[^<>]*think")
 # Marks that a template writes as one, whether or not they are tokens of their own.
-TAG = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
+TAG_PATTERN = r"</?[\w|｜:▁.-]+>|\[/?[A-Z_]+\]"
 
 
 class Answers(NamedTuple):
@@ -109,8 +109,10 @@ class _Rendering:
         # A template that writes no names at all shows a call by its arguments, which are traced.
         nameless = "call" not in fields and "arguments" in fields
         for function in (call["function"] for call in calls if not nameless):
-            words = _words(function.get("arguments"), texts="arguments" not in fields)
-            if not all(any(form in answer for form in _forms(word)) for word in (function["name"], *words)):
+            words = _argument_words(function.get("arguments"), texts="arguments" not in fields)
+            if not all(
+                any(form in answer for form in _written_forms(word)) for word in (function["name"], *words)
+            ):
                 raise Refusal(problem("template-without-tool-calls", message=number + 1))
         for piece in own:
             outside = piece.end > end or piece.start < start
@@ -131,7 +133,7 @@ class AnswerSpans:
 
     def __init__(self, template: ChatTemplate, generation_stops: Sequence[str], settings: MaskSettings):
         self.template, self.settings = template, settings
-        self.atoms = re.compile(f"{template.any_control.pattern}|{TAG}")
+        self.atoms = re.compile(f"{template.any_control.pattern}|{TAG_PATTERN}")
         self.starts: dict[tuple[Any, ...], int | None] = {}
         try:
             probes = EndingProbes(template, generation_stops, settings)
@@ -258,7 +260,7 @@ class AnswerSpans:
         if blank and not self._writes_blank(rendering, number):
             raise Refusal(problem("answer-left-out", message=number + 1))
         others = [piece for piece in rendering.traced.pieces if piece.message != number]
-        low, high = _limits(number, own, others, len(text))
+        low, high = _bounds_of_answer(number, own, others, len(text))
         first = own[0].start if own else high
         if number and not rendering.copies(number - 1):
             offset = self._start_behind(rendering, number, low, first)
@@ -407,7 +409,7 @@ class AnswerSpans:
         return at, whole
 
 
-def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:
+def _bounds_of_answer(number: int, own: list[Piece], others: list[Piece], length: int) -> Span:
     """Between which pieces of other messages the answer in message `number` stands."""
     if own:
         first, last = own[0].start, max(piece.end for piece in own)
@@ -417,17 +419,17 @@ def _limits(number: int, own: list[Piece], others: list[Piece], length: int) -> 
     return low, min([p.start for p in others if p.message > number and p.start >= low], default=length)
 
 
-def _words(value: Any, texts: bool) -> Iterator[str]:
+def _argument_words(value: Any, texts: bool) -> Iterator[str]:
     """What has to be found of the arguments of a call: their names, whole numbers and, if asked for, texts."""
     if isinstance(value, Mapping):
         yield from value
     for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        yield from _words(item, texts)
+        yield from _argument_words(item, texts)
     if (isinstance(value, str) and texts) or type(value) is int:
         yield str(value)
 
 
-def _forms(word: str) -> tuple[str, ...]:
+def _written_forms(word: str) -> tuple[str, ...]:
     """A word as it is, and as JSON and Python write it."""
     word = word.strip()
     return word, json.dumps(word, ensure_ascii=False)[1:-1], json.dumps(word)[1:-1], repr(word)[1:-1]

@@ -30,7 +30,7 @@ GENERATION_TAG = re.compile(
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
-WORD = re.compile(r"\w*")
+PLAIN_WORD = re.compile(r"\w*")
 SYNTHETIC_CALL_ID = re.compile(r"call\d{5}|functions\..+:\d+")  # of a call that has none in the data
 CALL_ID_LENGTH = 9  # of a tool call's id: what Mistral's templates insist on, and no other minds
 # Private-use characters: no template writes them.
@@ -301,7 +301,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[st
     return {
         token.content: token.special
         for token in tokenizer.added_tokens_decoder.values()
-        if token.special or (token.content in template and not WORD.fullmatch(token.content.strip()))
+        if token.special or (token.content in template and not PLAIN_WORD.fullmatch(token.content.strip()))
     }
 
 

@@ -83,7 +83,7 @@ class ActorCritic(nn.Module):
         """Of the last `length` tokens of texts (B, L): log-probabilities, entropies and values, each (B, length)."""
         log_probs, entropy = self.log_probs_and_entropy("policy", texts, attention, length, temperature)
         backbone = self.activate("critic").base_model
-        hidden = backbone(**_inputs(texts, attention)).last_hidden_state[:, -length - 1 : -1]
+        hidden = backbone(**_model_inputs(texts, attention)).last_hidden_state[:, -length - 1 : -1]
         with torch.autocast(hidden.device.type, enabled=False):
             return log_probs, entropy, self.head(hidden.float()).squeeze(-1)
 
@@ -92,7 +92,7 @@ class ActorCritic(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (B, length) of the last tokens, for "policy" or "reference"."""
         model = self.activate(role)
-        logits = model(**_inputs(texts, attention), logits_to_keep=length + 1).logits[:, :-1]
+        logits = model(**_model_inputs(texts, attention), logits_to_keep=length + 1).logits[:, :-1]
         return ppo_math.log_probs_and_entropy(logits / temperature, texts[:, -length:])
 
     def generate_answers(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
@@ -113,14 +113,14 @@ class ActorCritic(nn.Module):
 
         def again() -> tuple[Any, Any]:
             role = self.role
-            return contextlib.nullcontext(), _OnEntering(lambda: self.activate(role))
+            return contextlib.nullcontext(), _RunOnEnter(lambda: self.activate(role))
 
         arguments = (activation_checkpointing_kwargs or {}) | {"use_reentrant": False, "context_fn": again}
         for role in ("policy", "critic"):
             self.activate(role).activation_checkpointing_enable(arguments, **options)
 
 
-class _OnEntering(contextlib.AbstractContextManager):
+class _RunOnEnter(contextlib.AbstractContextManager):
     """Does something when it is entered, and leaves it done."""
 
     def __init__(self, do: Callable[[], Any]):
@@ -149,6 +149,6 @@ def _add_adapter_copy(model: PeftModel, name: str, config: LoraConfig, **changes
                 weight.copy_(source)
 
 
-def _inputs(texts: Tensor, attention: Tensor) -> dict[str, Any]:
+def _model_inputs(texts: Tensor, attention: Tensor) -> dict[str, Any]:
     places = (attention.cumsum(1) - 1).clamp(min=0)  # a text begins at 0 however far it is padded
     return {"input_ids": texts, "attention_mask": attention, "position_ids": places, "use_cache": False}

@@ -17,7 +17,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 
-NO_CURVE = re.compile(
+NOT_PLOTTED = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
 )
 # What TRL calls what the stages share → what it is called here.
@@ -71,7 +71,7 @@ class RunCallback(TrainerCallback):
         values = {
             name: value
             for name, value in ((curve_name(theirs), value) for theirs, value in logs.items())
-            if isinstance(value, (int, float)) and not NO_CURVE.fullmatch(name) and name != "epoch"
+            if isinstance(value, (int, float)) and not NOT_PLOTTED.fullmatch(name) and name != "epoch"
         }
         if "num_tokens" in values:
             values["num_tokens"] += self.tokens_before
@@ -80,9 +80,9 @@ class RunCallback(TrainerCallback):
             line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
             with contextlib.suppress(OSError):
                 append_lines(self.run.metrics, [line])
-            print(" · ".join(f"{name} {_short(value)}" for name, value in line.items()), flush=True)
-        if not _finite(values.get("loss", 0.0)):
-            raise Refusal(_not_finite(state.global_step, values["loss"]))
+            print(" · ".join(f"{name} {_formatted(value)}" for name, value in line.items()), flush=True)
+        if not _is_finite(values.get("loss", 0.0)):
+            raise Refusal(_not_finite_problem(state.global_step, values["loss"]))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -126,7 +126,7 @@ class RunCallback(TrainerCallback):
         Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
         """
         if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
-            raise Refusal(_not_finite(state.global_step, math.nan))
+            raise Refusal(_not_finite_problem(state.global_step, math.nan))
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         folder = self.run.path / f"checkpoint-{state.global_step}"
@@ -150,9 +150,9 @@ class RunCallback(TrainerCallback):
         requested = rank() == 0 and self._read_request()
         if args.world_size == 1:
             return requested
-        word = torch.tensor([float(requested)], device=args.device)
-        torch.distributed.broadcast(word, src=0)
-        return bool(word.item())
+        flag = torch.tensor([float(requested)], device=args.device)
+        torch.distributed.broadcast(flag, src=0)
+        return bool(flag.item())
 
     def _read_request(self) -> bool:
         changed = self.run.request.stat().st_mtime_ns
@@ -162,14 +162,14 @@ class RunCallback(TrainerCallback):
         return self.stop_requested
 
 
-def _short(value: float) -> str:
+def _formatted(value: float) -> str:
     """Four digits, and of a large number its whole part: nobody looks for step 1.235e+04."""
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _not_finite(step: int, loss: float) -> Problem:
+def _not_finite_problem(step: int, loss: float) -> Problem:
     return problem("loss-not-finite", "training.learning_rate", step=step, loss=loss)

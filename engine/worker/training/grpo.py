@@ -36,7 +36,7 @@ from engine.worker.training.trainers import (
 )
 
 MAX_EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
-ALIKE_ROUNDS = 20  # in which all answers of each group score the same are told
+ALIKE_ROUNDS_BEFORE_WARNING = 20  # in which all answers of each group score the same are told
 
 
 def grpo_trainer(
@@ -65,7 +65,7 @@ def grpo_trainer(
         | {
             "num_generations_eval": 1,  # measured is the mean reward, for which one answer to each question is enough
         }
-        | ({} if spec.method.kind == "lora" or not stage.grpo_beta else _reference(model))
+        | ({} if spec.method.kind == "lora" or not stage.grpo_beta else _reference_arguments(model))
     )
     # An answer ends with the token that the template ends a turn with.
     model.generation_config.eos_token_id = generation_config(spec, model, tokenizer).eos_token_id
@@ -79,8 +79,8 @@ def grpo_trainer(
             ],
             args=arguments,
             # What TRL calls the prompt are our ids.
-            train_dataset=_renamed(data["train"]),
-            eval_dataset=_renamed(data["validation"]) if measured else None,
+            train_dataset=_with_trl_columns(data["train"]),
+            eval_dataset=_with_trl_columns(data["validation"]) if measured else None,
             processing_class=tokenizer,
             callbacks=[*callbacks, *early_stopping(spec)],
             optimizers=(loraplus_optimizer(spec, arguments, model), None),
@@ -88,13 +88,13 @@ def grpo_trainer(
     return adjust_trainer(trainer)
 
 
-def _reference(model: Any) -> dict[str, Any]:
+def _reference_arguments(model: Any) -> dict[str, Any]:
     """How TRL is to load what the model was, to compare it with; an adapter it copies by itself."""
     config = copy.deepcopy(model.config)  # with what the spec changed in it
     return {"model_init_kwargs": {"config": config, "use_safetensors": True}}
 
 
-def _renamed(rows: Any) -> Any:
+def _with_trl_columns(rows: Any) -> Any:
     return rows.rename_columns({"prompt": "messages", "prompt_ids": "prompt"})
 
 
@@ -162,7 +162,7 @@ class GroupTrainer(GRPOTrainer):
             raise Refusal(problem("answers-empty", "training.learning_rate", rounds=MAX_EMPTY_ROUNDS))
         alike = self._metrics["train"]["frac_reward_zero_std"][-1] == 1
         self.alike = self.alike + 1 if alike else 0
-        if self.alike and self.alike % ALIKE_ROUNDS == 0 and rank() == 0:
+        if self.alike and self.alike % ALIKE_ROUNDS_BEFORE_WARNING == 0 and rank() == 0:
             print(problem("rewards-alike", "stage.rewards", rounds=self.alike).text(), flush=True)
 
     def _samples(self, inputs: list[dict[str, Any]], texts: list[str]) -> Iterator[Sample]:
