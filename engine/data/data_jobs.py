@@ -1,7 +1,7 @@
 """Jobs about data that take a while: to check a set, take a workbook in, make one set of another, fetch one from a hub.
 
 Like a run, each is a folder and a child process that fills it; the folder is the truth, so a page that is closed loses
-nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no keeper: what it was
+nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no supervisor: what it was
 asked is in its name, and who asks the same of the same data meanwhile finds it there, and its answer if it is one that
 changes nothing.
 
