@@ -11,32 +11,32 @@ from engine.data.row_files import Source, source_of
 from webui import notices
 from webui.words import Words
 
-FILES = 3  # of a set whose doubts are shown
-WHOLE = ("columns", "indexed columns", "split")  # JSON by columns
+MAX_FILES_LOOKED_AT = 3  # of a set, for what is doubtful in them
+COLUMN_LAYOUTS = ("columns", "indexed columns", "split")  # of JSON
 
 
 def described(dataset: Dataset, words: Words) -> str:
     """What was found out about the files of a set, and what of it is not certain."""
     facts, doubts = "", []
-    for number, file in enumerate(dataset.files[:FILES]):
+    for number, file in enumerate(dataset.files[:MAX_FILES_LOOKED_AT]):
         try:
             source = source_of(file, dataset.encoding)
         except Refusal:
-            continue  # said where the rows would be
+            continue  # the reason stands where the rows would be
         doubts += source.doubts
         if not number:
             facts = words(
                 "read-as", how=" · ".join((_format(source, words), *_encoding(source, dataset, words)))
             )
-    said = f'<p class="quiet" id="read-as">{escape(facts)}</p>' if facts else ""
-    return said + (notices.listed(doubts, words) if doubts else "")
+    facts_html = f'<p class="quiet" id="read-as">{escape(facts)}</p>' if facts else ""
+    return facts_html + (notices.listed(doubts, words) if doubts else "")
 
 
 def _format(source: Source, words: Words) -> str:
     if source.separator:
         return say("table-separated", words.language, separator=source.separator)
     if source.layout:
-        shape = "columns" if source.layout in WHOLE else source.layout.replace(" ", "-")
+        shape = "columns" if source.layout in COLUMN_LAYOUTS else source.layout.replace(" ", "-")
         return words(f"layout-{shape}")
     return words("layout-text" if source.encoding else "layout-parquet")
 
