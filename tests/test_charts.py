@@ -135,9 +135,9 @@ def test_numbers_are_short(value, text):
 
 
 def test_a_spark_line_needs_two_points():
-    assert charts.spark([1.0]) == ""
-    assert charts.spark([math.nan, 1.0]) == ""
-    assert "<svg" in charts.spark([3, 2, 1])
+    assert charts.sparkline([1.0]) == ""
+    assert charts.sparkline([math.nan, 1.0]) == ""
+    assert "<svg" in charts.sparkline([3, 2, 1])
 
 
 def test_a_length_limit_far_beyond_all_rows_is_told_though_its_line_is_out_of_the_picture():

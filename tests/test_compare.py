@@ -241,7 +241,8 @@ def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Mak
 
 def test_no_two_of_fifty_runs_look_alike() -> None:
     assert (
-        len({charts.look(place) for place in range(compare.MAX_RUNS_COMPARED)}) == compare.MAX_RUNS_COMPARED
+        len({charts.run_classes(place) for place in range(compare.MAX_RUNS_COMPARED)})
+        == compare.MAX_RUNS_COMPARED
     )
 
 

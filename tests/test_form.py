@@ -41,19 +41,19 @@ SPECS = {
 
 
 def shown(given: dict | None = None) -> dict:
-    return form.defaults() | form.show(RunSpec.read(given or {}))
+    return form.defaults() | form.chosen_values(RunSpec.read(given or {}))
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_what_the_form_shows_of_a_spec_reads_back_as_that_spec(name):
     spec = RunSpec.read(SPECS[name])
-    assert form.read(form.defaults() | form.show(spec)) == (spec, [])
+    assert form.read(form.defaults() | form.chosen_values(spec)) == (spec, [])
 
 
 def test_every_setting_has_a_control_and_every_control_is_filled():
     assert set(form.paths()) == set(fields()) | set(form.WEIGHTS)
     assert set(shown()) == set(form.paths())
-    assert all(form.shape(path) in form.CONTROLS for path in form.paths())
+    assert all(form.control_kind(path) in form.CONTROLS for path in form.paths())
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -68,11 +68,11 @@ def test_a_control_is_built_for_every_setting_and_holds_what_the_page_begins_wit
     assert all(one == gr.skip() for one in placed.first(begun))
     sent = dict(zip(placed.controls, placed.first(RunSpec()), strict=True))
     assert {path: one for path, one in sent.items() if one != gr.skip()} == {
-        "training.learning_rate": form.show(RunSpec())["training.learning_rate"]
+        "training.learning_rate": form.chosen_values(RunSpec())["training.learning_rate"]
     }
 
 
-NUMBERS = [path for path in fields() if form.shape(path) == "number"]
+NUMBERS = [path for path in fields() if form.control_kind(path) == "number"]
 
 
 @pytest.mark.parametrize("path", NUMBERS)
@@ -127,11 +127,11 @@ def test_targets_are_picked_and_a_pasted_list_of_them_is_taken_apart():
 def test_the_targets_to_pick_are_the_modules_of_the_chosen_model(tmp_path):
     make_model(tmp_path / "models" / "qwen")
     place = Workplace(models=(tmp_path / "models",), data=tmp_path, saves=tmp_path)
-    model = train_tab.chosen("qwen", place)
+    model = train_tab.local_model("qwen", place)
     assert linear_modules(model)[0] == "q_proj"
     assert set(whole_modules(model)) == {"embed_tokens", "lm_head"}
     for nothing in ("", None, "qwem", "x" * 300, "a\0b", "/etc"):
-        assert train_tab.chosen(nothing, place) is None
+        assert train_tab.local_model(nothing, place) is None
 
 
 def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
@@ -139,7 +139,7 @@ def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
         tab = train_tab.build(Words("en"), Workplace(data=tmp_path), gr.HTML(), lambda _: "")
         model = next(one for one in tab.inputs if one.elem_id == form.element_id(form.MODEL))
     first, _look = [one for one in page.fns.values() if (model._id, "change") in one.targets]
-    named = [form.element_id(path) for path in (form.TARGETS, form.SAVED)]
+    named = [form.element_id(path) for path in (form.TARGET_MODULES, form.SAVED_MODULES)]
     assert [one.elem_id for one in first.outputs] == named
 
 
@@ -147,7 +147,7 @@ def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
 def test_an_estimate_is_shown_as_one(packing, told):
     spec = RunSpec.read({"data": {"packing": packing}})
     plan = Summary(4, 4, not packing, None, None, [], "", "", [])
-    assert train_tab.card_html(spec, plan, [], Words("en"), known=True).count(told) == 2
+    assert train_tab.plan_html(spec, plan, [], Words("en"), known=True).count(told) == 2
 
 
 def test_settings_of_a_kind_that_is_not_chosen_are_not_read():
@@ -168,7 +168,7 @@ def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
 )
 def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
     problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": typed})[1]
-    assert {form.owner(one.field) for one in problems} == {"data.datasets"}
+    assert {form.setting_of(one.field) for one in problems} == {"data.datasets"}
 
 
 def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():

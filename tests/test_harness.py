@@ -103,7 +103,7 @@ def test_each_file_that_cannot_be_run_is_listed_with_a_sentence(tasks: Workplace
         [told_of] = found.values()
         assert not told_of.config
         for language in ("en", "zh"):
-            shown = reports.tasks_there([told_of], tasks.data, True, Words(language))
+            shown = reports.task_notes([told_of], tasks.data, True, Words(language))
             assert told_of.name in shown
             assert "{" not in told_of.problem.text(language).replace("{data_files: {test: rows.jsonl}}", "")
     put(tasks, "bad.yaml", CHOICE)
@@ -142,7 +142,7 @@ def test_what_stands_in_the_way_of_tasks_is_told_before_the_start(
     ]
     monkeypatch.setattr(harness, "installed", lambda: False)
     assert told(tasks, asking(**base, harness__tasks=["number"])) == ["package-missing"]
-    assert harness.PACKAGE in reports.tasks_there([], tasks.data, False, Words("zh"))
+    assert harness.PACKAGE in reports.task_notes([], tasks.data, False, Words("zh"))
     pinned = (PROJECT / "requirements-harness.txt").read_text(encoding="utf-8").splitlines()
     assert harness.PACKAGE in pinned
 

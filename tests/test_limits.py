@@ -208,7 +208,7 @@ def test_half_a_character_or_nul_is_refused_at_its_field_in_words_that_can_be_wr
 
 
 def test_the_form_says_so_too(tiny: Any) -> None:
-    values = form.holds(RunSpec()) | {"name": "a\ud800b"}
+    values = form.control_values(RunSpec()) | {"name": "a\ud800b"}
     _, found = form.read(values)
     assert [(one.field, one.code) for one in found] == [("name", "spec-unwritable")]
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from engine.core import users
-from webui.login import ADDRESSES, FREE_TRIES, Attempts, LoginRequired
+from webui.login import FREE_TRIES, MAX_ADDRESSES, Attempts, LoginRequired
 
 HTML = {"Accept": "text/html,*/*", "Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
 RIGHT = {"name": "han", "password": "correct horse"}
@@ -214,6 +214,6 @@ def test_the_wait_doubles_up_to_a_minute_and_is_forgotten():
 
 def test_a_flood_of_addresses_does_not_fill_the_memory():
     attempts = Attempts()
-    for number in range(ADDRESSES + 50):
+    for number in range(MAX_ADDRESSES + 50):
         attempts.failed(str(number), now=0)
-    assert len(attempts.known) == ADDRESSES
+    assert len(attempts.known) == MAX_ADDRESSES

@@ -169,7 +169,7 @@ def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[
     assert found["verdict"] == verdict
     told = found | {"prompts": prompts, "learned": CHANGED_LOSS_NATS, "forgot": FORGOTTEN_LOSS_NATS}
     for language in ("en", "zh"):
-        page = probes.report(told, Words(language))
+        page = probes.probe_html(told, Words(language))
         # The page never says that something was learned where no answer is right.
         assert ("now answered as in the data" in page or "现在的回答与数据一致" in page) == (
             verdict == "learned"
@@ -185,7 +185,7 @@ def test_what_became_of_general_prompts_is_told_beside_what_was_learned() -> Non
     for verdict, general in cases.items():
         found = probe.summary(learned + general)
         assert (found["verdict"], found["general_verdict"]) == ("learned", verdict)
-        page = probes.report(found | {"prompts": [], "learned": 0.1, "forgot": 2.0}, Words("en"))
+        page = probes.probe_html(found | {"prompts": [], "learned": 0.1, "forgot": 2.0}, Words("en"))
         assert "1 of 1 training prompt is now answered as in the data" in page
         assert ("the model is forgetting" in page) == (verdict == "forgot")
         assert ("General prompts" in page) == bool(general)
@@ -197,7 +197,9 @@ def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) 
     run = RunDir(tmp_path)
     write_json(run.probe, {"verdict": "learned", "prompts": [old], "learned": 0.1, "forgot": 2.0})
     assert probe.read(run)["verdict"] == "closer"
-    assert "0 of 1 training prompt is answered as in the data" in probes.report(probe.read(run), Words("en"))
+    assert "0 of 1 training prompt is answered as in the data" in probes.probe_html(
+        probe.read(run), Words("en")
+    )
 
 
 def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:
@@ -206,7 +208,7 @@ def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:
         for name in ("BSIC", "Emirates")
     ]
     prompts = [prompt("training", "Hi", BUILT, 2.0, 0.1) | {"prompt": text} for text in texts]
-    page = probes.report(
+    page = probes.probe_html(
         probe.summary(prompts) | {"prompts": prompts, "learned": 0.1, "forgot": 2.0}, Words("en")
     )
     for name in ("BSIC", "Emirates"):

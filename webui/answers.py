@@ -16,57 +16,57 @@ from webui.words import Words
 
 Titles = Mapping[str, str]  # what a voice is called on the page
 # A thumb, drawn here: not every system has a font with one.
-THUMB = (
+THUMB_SVG = (
     '<svg viewBox="0 0 20 20" width="15" height="15" aria-hidden="true"><path d="M3 9h3v8H3zM6 16.2 8 17h5.6a2 2 0 0 0 '
     '1.9-1.4l1.4-4.4A1.7 1.7 0 0 0 15.3 9H11.7l.7-3.6A1.7 1.7 0 0 0 10.8 3.3L6 9.6"/></svg>'
 )
 
 
-def past(talk: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
+def past_turns(conversation: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
     """All turns that are read and over, each with what can be done with it; or only read, while one is `answering`."""
-    turns = "".join(_turn(talk, place, titles, words) for place in talk.path())
-    later = talk.children(talk.tip)
+    turns = "".join(_turn(conversation, place, titles, words) for place in conversation.path())
+    later = conversation.children(conversation.tip)
     if not later or answering:
         return turns
     onward = f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">{escape(words("chat-onward"))}</button>'
     return f'{turns}<p class="onward">{onward}</p>'
 
 
-def live(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
+def live_turn(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
     """The turn that is being answered."""
     cells = "".join(
-        f'<article class="answer"><header><b>{escape(titles.get(one.model, one.model))}</b>{_waiting(one, words)}</header>'
-        f"{_body(one.text, one.calls, words, writing=not one.finish)}{_wrong(one, words)}</article>"
-        for one in answers
+        f'<article class="answer"><header><b>{escape(titles.get(answer.model, answer.model))}</b>{_first_token_html(answer, words)}</header>'
+        f"{_body(answer.text, answer.calls, words, writing=not answer.finish)}{_problem_html(answer, words)}</article>"
+        for answer in answers
     )
     return f'<section class="turn">{_question(question, words)}<div class="answers">{cells}</div></section>'
 
 
-def waiting(question: Turn, told: str, words: Words) -> str:
+def waiting_turn(question: Turn, message: str, words: Words) -> str:
     """A question before there are answers to it."""
-    return f'<section class="turn">{_question(question, words)}<p class="quiet loading">{escape(told)}</p></section>'
+    return f'<section class="turn">{_question(question, words)}<p class="quiet loading">{escape(message)}</p></section>'
 
 
-def nothing(words: Words) -> str:
+def empty_html(words: Words) -> str:
     """The page before the first question."""
     return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
 
 
-def shelf(talks: Sequence[Conversation], words: Words) -> str:
+def conversation_list(conversations: Sequence[Conversation], words: Words) -> str:
     """Earlier conversations by their first questions, each to be opened or removed."""
     return "".join(
         f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
-        f"{escape(_first(one))}</button>{_small('drop', number, '×', words('chat-drop'))}</div>"
-        for number, one in enumerate(talks)
+        f"{escape(_first_question(conversation))}</button>{_small_button('drop', number, '×', words('chat-drop'))}</div>"
+        for number, conversation in enumerate(conversations)
     )
 
 
-def _first(talk: Conversation) -> str:
-    told = talk.turns_on_path() or talk.turns
-    return told[0].question[:120] if told else ""
+def _first_question(conversation: Conversation) -> str:
+    turns = conversation.turns_on_path() or conversation.turns
+    return turns[0].question[:120] if turns else ""
 
 
-def _small(do: str, place: int, label: str, title: str, off: bool = False) -> str:
+def _small_button(do: str, place: int, label: str, title: str, off: bool = False) -> str:
     return (
         f'<button type="button" data-do="{do}" data-turn="{place}" title="{escape(title)}" aria-label="{escape(title)}"'
         f"{' disabled' if off else ''}>{escape(label)}</button>"
@@ -82,27 +82,27 @@ def _question(turn: Turn, words: Words, tools: str = "") -> str:
     )
 
 
-def _turn(talk: Conversation, place: int, titles: Titles, words: Words) -> str:
-    turn = talk.turns[place]
+def _turn(conversation: Conversation, place: int, titles: Titles, words: Words) -> str:
+    turn = conversation.turns[place]
     several = len(turn.said) > 1
     cells = "".join(
-        _answer(turn, place, voice, one, titles, words, several) for voice, one in turn.said.items()
+        _answer(turn, place, voice, reply, titles, words, several) for voice, reply in turn.said.items()
     )
-    alike = talk.children(turn.after)
+    alike = conversation.children(turn.after)
     tools, number = "", alike.index(place)
     if len(alike) > 1:
         back, on = alike[max(number - 1, 0)], alike[min(number + 1, len(alike) - 1)]
-        tools = _small("go", back, "‹", words("branch-back"), off=back == place)
+        tools = _small_button("go", back, "‹", words("branch-back"), off=back == place)
         tools += f"<span>{number + 1} / {len(alike)}</span>"
-        tools += _small("go", on, "›", words("branch-on"), off=on == place)
-    tools += _small("edit", place, words("chat-edit"), words("chat-edit-title"))
+        tools += _small_button("go", on, "›", words("branch-on"), off=on == place)
+    tools += _small_button("edit", place, words("chat-edit"), words("chat-edit-title"))
     return (
         f'<section class="turn">{_question(turn, words, tools)}<div class="answers">{cells}</div></section>'
     )
 
 
 def _answer(
-    turn: Turn, place: int, voice: str, one: Reply, titles: Titles, words: Words, several: bool
+    turn: Turn, place: int, voice: str, reply: Reply, titles: Titles, words: Words, several: bool
 ) -> str:  # fmt: skip
     id = f"said-{place}-{list(turn.said).index(voice)}"
     rated = any(other.preferred for other in turn.said.values())
@@ -116,43 +116,45 @@ def _answer(
         )
 
     # From an empty one nothing can be learned.
-    tools = button("up", THUMB, one.rating == "up", one.empty or bool(one.rating))
-    tools += button("down", THUMB, one.rating == "down", one.empty or bool(one.rating))
+    tools = button("up", THUMB_SVG, reply.rating == "up", reply.empty or bool(reply.rating))
+    tools += button("down", THUMB_SVG, reply.rating == "down", reply.empty or bool(reply.rating))
     if several:
-        tools += button("better", escape(words("rate-better-short")), one.preferred, one.empty or rated)
+        tools += button("better", escape(words("rate-better-short")), reply.preferred, reply.empty or rated)
     copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
-    cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if one.finish == "length" else ""
-    whole = "\n".join(filter(str.strip, [one.text, *map(call, one.calls)]))
+    cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if reply.finish == "length" else ""
+    whole = "\n".join(filter(str.strip, [reply.text, *map(call_text, reply.calls)]))
     return (
-        f'<article class="answer{" best" if one.preferred else ""}"><header><b>{escape(titles.get(voice, voice))}</b>'
-        f"<small>{escape(speed(one, words))}</small></header>{_body(one.text, one.calls, words)}"
+        f'<article class="answer{" best" if reply.preferred else ""}"><header><b>{escape(titles.get(voice, voice))}</b>'
+        f"<small>{escape(speed(reply, words))}</small></header>{_body(reply.text, reply.calls, words)}"
         f'<pre id="{id}" hidden>{escape(whole)}</pre><div class="tools">{tools}{copy}{cut}</div></article>'
     )
 
 
-def call(one: Mapping[str, Any]) -> str:
+def call_text(call: Mapping[str, Any]) -> str:
     """A call of a tool as one writes it in a program."""
-    arguments = one["arguments"] if isinstance(one["arguments"], dict) else {}
-    given = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
-    return f"{one['name']}({given})"
+    arguments = call["arguments"] if isinstance(call["arguments"], dict) else {}
+    arguments_text = ", ".join(
+        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items()
+    )
+    return f"{call['name']}({arguments_text})"
 
 
-def speed(one: Reply, words: Words) -> str:
+def speed(reply: Reply, words: Words) -> str:
     """Tokens, tokens a second, and seconds to the first of them."""
-    told = [words("answer-tokens", count=one.tokens)]
-    if one.tokens_per_s:
-        told.append(words("answer-speed", count=f"{one.tokens_per_s:.3g}"))
-    if one.first_s is not None:
-        told.append(words("answer-first", seconds=f"{one.first_s:.2f}"))
-    if one.score is not None:
-        told.append(words("answer-score", score=f"{one.score:.2f}"))
-    return " · ".join(told)
+    parts = [words("answer-tokens", count=reply.tokens)]
+    if reply.tokens_per_s:
+        parts.append(words("answer-speed", count=f"{reply.tokens_per_s:.3g}"))
+    if reply.first_s is not None:
+        parts.append(words("answer-first", seconds=f"{reply.first_s:.2f}"))
+    if reply.score is not None:
+        parts.append(words("answer-score", score=f"{reply.score:.2f}"))
+    return " · ".join(parts)
 
 
-def _waiting(one: Answer, words: Words) -> str:
-    if one.finish or one.first_s is None:
+def _first_token_html(answer: Answer, words: Words) -> str:
+    if answer.finish or answer.first_s is None:
         return ""
-    return f"<small>{escape(words('answer-first', seconds=f'{one.first_s:.2f}'))}</small>"
+    return f"<small>{escape(words('answer-first', seconds=f'{answer.first_s:.2f}'))}</small>"
 
 
 def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: bool = False) -> str:
@@ -167,7 +169,7 @@ def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: 
     shown = escape(answer.strip("\n") if thought or calls else answer)
     nothing = not text and not calls and not writing
     empty = f'<i class="quiet">{escape(words("samples-empty"))}</i>' if nothing else ""
-    called = "".join(f'<code class="call">{escape(call(one))}</code>' for one in calls)
+    called = "".join(f'<code class="call">{escape(call_text(tool_call))}</code>' for tool_call in calls)
     return f'<div class="said{" writing" if writing else ""}">{folded}{shown}{called}{empty}</div>'
 
 
@@ -182,8 +184,8 @@ def reasoning(text: str) -> tuple[str, str, bool]:
     return (rest, "", True) if opened else ("", text, False)
 
 
-def _wrong(one: Answer, words: Words) -> str:
-    return notices.listed([one.problem], words) if one.problem else ""
+def _problem_html(answer: Answer, words: Words) -> str:
+    return notices.listed([answer.problem], words) if answer.problem else ""
 
 
 def _holder(server: Server, words: Words) -> str:
@@ -197,14 +199,14 @@ def status(
     """Whether the chosen model is in memory, why not, and what else is."""
     state = server.state if server else "ended"
     dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
-    told = words(f"chat-{state}", time=duration(seconds, words))
+    state_text = words(f"chat-{state}", time=duration(seconds, words))
     wrong = notices.listed(server.problems, words) if server and state == "failed" else ""
     rows = "".join(
-        f"<li><b>{escape(titles.get(one.name, one.name))}</b> {escape(_holder(one, words))}</li>"
-        for one in others
-        if one.alive
+        f"<li><b>{escape(titles.get(other.name, other.name))}</b> {escape(_holder(other, words))}</li>"
+        for other in others
+        if other.alive
     )
     beside = (
         f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
     )
-    return f'<p class="held"><span class="dot {dot}"></span>{escape(told)}</p>{wrong}{beside}'
+    return f'<p class="held"><span class="dot {dot}"></span>{escape(state_text)}</p>{wrong}{beside}'

@@ -31,16 +31,16 @@ def typed(raw: Any) -> str:
     return unicodedata.normalize("NFKC", "" if raw is None else str(raw)).strip()
 
 
-def given(values: Mapping[str, Any]) -> dict[str, str]:
+def typed_values(values: Mapping[str, Any]) -> dict[str, str]:
     """What was typed into each box that was not left empty: an empty one is as the spec has it."""
     return {name: text for name, raw in values.items() if (text := typed(raw))}
 
 
-def named(problems: Iterable[Problem], names: Mapping[str, str], words: Words) -> list[Problem]:
+def with_labels(problems: Iterable[Problem], names: Mapping[str, str], words: Words) -> list[Problem]:
     """The problems with each field called as the page calls it; `names` has the word by the field's path. What is said
     of two fields that one box fills is said once."""
-    told: list[Problem] = []
-    for one in problems:
-        one = replace(one, field=words(names[one.field])) if one.field in names else one
-        told += [one] if one not in told else []
-    return told
+    labelled: list[Problem] = []
+    for problem in problems:
+        problem = replace(problem, field=words(names[problem.field])) if problem.field in names else problem
+        labelled += [problem] if problem not in labelled else []
+    return labelled

@@ -18,17 +18,17 @@ import numpy as np
 from engine.core.smoothing import SMOOTHING, exponential_moving_average
 from webui.words import Words
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
-NAMED = 16  # of a histogram, the room above its bars in which its mark is named
-COLUMNS = 300  # the curve is drawn through at most this many columns, each with its lowest and highest value
-OVERLAID = 4000  # columns of all curves of one figure together: the text of fifty runs stays short, too
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 14, 12, 34
+MARK_LABEL_HEIGHT = 16  # of a histogram, the room above its bars in which its mark is named
+MAX_COLUMNS_PER_CURVE = 300  # a curve is drawn through columns, each with its lowest and highest value
+MAX_COLUMNS_PER_FIGURE = 4000  # of all its curves together, so that the text of fifty runs stays short, too
 AXES = ("step", "epoch", "tokens", "time")
 # Of overlaid runs, as page.css has them: no two of sixty are alike, and of the first twelve four are solid, four have
 # dashes, four dots, for those who cannot tell all colours.
-COLOURS, DASHES, SOLID = 12, 5, 4
+COLOUR_COUNT, DASH_COUNT, RUNS_PER_DASH = 12, 5, 4
 # In this order, behind those that matter most to the stage; whatever else a run logs follows by name.
-THEN = ("loss", "learning_rate", "grad_norm")
-EXACT = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
+COMMON_CURVES = ("loss", "learning_rate", "grad_norm")
+UNSMOOTHED = ("learning_rate", "num_tokens")  # have no noise to smooth; nor do the few points of a validation
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Frame:
 
     @property
     def right(self) -> int:
-        return self.width - RIGHT
+        return self.width - MARGIN_RIGHT
 
     @property
     def bottom(self) -> int:
-        return self.height - BOTTOM
+        return self.height - MARGIN_BOTTOM
 
 
 SMALL, WIDE = Frame(600, 250), Frame(1200, 420)
@@ -74,17 +74,17 @@ def charts(
     """Every curve of a run as a grid of figures, those named in `first` before the others; training and validation
     of the same quantity share one."""
     bases = {name.removeprefix("eval_") for name in series}
-    ahead = dict.fromkeys((*first, *THEN))
+    ahead = dict.fromkeys((*first, *COMMON_CURVES))
     order = [name for name in ahead if name in bases] + sorted(bases - set(ahead))
     figures = [_figure(base, series, words, x, smoothing, log) for base in order]
     if not any(figures):
-        return f'<p class="quiet">{escape(words(none_because(series.values(), x)))}</p>'
+        return f'<p class="quiet">{escape(words(no_curves_word(series.values(), x)))}</p>'
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def none_because(series: Iterable[Any], x: str) -> str:
+def no_curves_word(series: Iterable[Any], x: str) -> str:
     """The word for a chart without curves: nothing is logged yet, or not what the axis counts."""
-    uncounted = any(len(one.step) and not np.isfinite(getattr(one, x)).any() for one in series)
+    uncounted = any(len(curve.step) and not np.isfinite(getattr(curve, x)).any() for curve in series)
     return "curves-no-tokens" if x == "tokens" and uncounted else "curves-none"
 
 
@@ -95,13 +95,13 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
         for name, (role, called) in roles.items()
         if name in series
     ]
-    lines = [one for one in lines if one.x]
+    lines = [curve for curve in lines if curve.x]
     if not lines:
         return ""
     last = short(lines[0].value[-1])
-    legend = [(one.name, one.role) for one in lines] if len(lines) > 1 else []
+    legend = [(curve.name, curve.role) for curve in lines] if len(lines) > 1 else []
     return chart(
-        title(base, words), lines, words, x, 0.0 if base in EXACT else smoothing, log, legend, last=last
+        title(base, words), lines, words, x, 0.0 if base in UNSMOOTHED else smoothing, log, legend, last=last
     )
 
 
@@ -118,21 +118,21 @@ def overlay(
     the classes stand for something else than the runs. "" if there is nothing to draw."""
     dots = metric.startswith("eval_")
     lines = [line(series, x, role, name, log, dots) for name, role, series in runs]
-    lines = [one for one in lines if one.x]
+    lines = [curve for curve in lines if curve.x]
     if not lines:
         return ""
-    legend = legend or [(one.name, one.role) for one in lines]
-    smoothing = 0.0 if metric in EXACT else smoothing
-    columns = max(min(COLUMNS, OVERLAID // len(lines)), 2)
+    legend = legend or [(curve.name, curve.role) for curve in lines]
+    smoothing = 0.0 if metric in UNSMOOTHED else smoothing
+    columns = max(min(MAX_COLUMNS_PER_CURVE, MAX_COLUMNS_PER_FIGURE // len(lines)), 2)
     # What smoothing has taken away is told of a few; of many it would hide the curves.
     return chart(
         title(metric, words), lines, words, x, smoothing, log, legend, WIDE, columns, raw=len(lines) <= 3
     )
 
 
-def look(place: int) -> str:
+def run_classes(place: int) -> str:
     """CSS classes of the run at a place: its colour and its dashes."""
-    return f"run c{place % COLOURS} d{place // SOLID % DASHES}"
+    return f"run c{place % COLOUR_COUNT} d{place // RUNS_PER_DASH % DASH_COUNT}"
 
 
 def title(metric: str, words: Words) -> str:
@@ -165,19 +165,21 @@ def chart(
     log: bool = False,
     legend: Sequence[tuple[str, str]] = (),
     frame: Frame = SMALL,
-    columns: int = COLUMNS,
+    columns: int = MAX_COLUMNS_PER_CURVE,
     raw: bool = True,
     last: str = "",
 ) -> str:
     """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
     draws what was logged under a smoothed curve; `last` is written at the end of the title's line."""
-    across = Scale.over((v for one in lines for v in one.x), LEFT, frame.right)
-    up = Scale.over((v for one in lines for v in (*one.low, *one.high)), frame.bottom, TOP, log, room=0.04)
+    across = Scale.over((v for curve in lines for v in curve.x), MARGIN_LEFT, frame.right)
+    up = Scale.over(
+        (v for curve in lines for v in (*curve.low, *curve.high)), frame.bottom, MARGIN_TOP, log, room=0.04
+    )
     body, points = [], []
-    for one in lines:
-        smooth = one.value if one.dots else exponential_moving_average(one.value, smoothing)
-        body.append(_curve(one, smooth, across, up, columns, raw))
-        points.append(_points(one, smooth, across, up, x, columns, words))
+    for curve in lines:
+        smooth = curve.value if curve.dots else exponential_moving_average(curve.value, smoothing)
+        body.append(_curve(curve, smooth, across, up, columns, raw))
+        points.append(_points(curve, smooth, across, up, x, columns, words))
     text = words("chart-text", title=title, count=len(lines[0].x), last=short(lines[0].value[-1]))
     keys = "".join(f'<span class="key {role}">{escape(name)}</span>' for name, role in legend)
     return (
@@ -193,8 +195,8 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
     """Rows by their length in tokens, with a line at the longest that is kept, or an arrow to it; "" without rows."""
     if not counts:
         return ""
-    across = Scale(edges[0], max(edges[-1], 1), LEFT, SMALL.right)
-    up = Scale(0, max(counts) * 1.06, SMALL.bottom, TOP + NAMED)
+    across = Scale(edges[0], max(edges[-1], 1), MARGIN_LEFT, SMALL.right)
+    up = Scale(0, max(counts) * 1.06, SMALL.bottom, MARGIN_TOP + MARK_LABEL_HEIGHT)
     bars, points = [], {"role": "train", "name": words("stat-rows"), "x": [], "y": [], "at": [], "value": []}
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         left, right, top = across(begin) + 0.5, across(end) - 0.5, up(count)
@@ -210,11 +212,11 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
     within = mark <= edges[-1]  # else the picture would be all margin: an arrow says where the line is
     x = across(mark) if within else SMALL.right
     anchor, text_x = ("end", x - 6) if x > SMALL.width / 2 else ("start", x + 6)
-    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{SMALL.bottom}"/>' if within else ""
-    said = words("mark-max-length", length=f"{mark:,}") + ("" if within else " →")
+    line = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{MARGIN_TOP}" y2="{SMALL.bottom}"/>' if within else ""
+    label = words("mark-max-length", length=f"{mark:,}") + ("" if within else " →")
     line = (
-        f'<g class="mark">{line}<text x="{text_x:.1f}" y="{TOP + 10}" text-anchor="{anchor}">'
-        f"{escape(said)}</text></g>"
+        f'<g class="mark">{line}<text x="{text_x:.1f}" y="{MARGIN_TOP + 10}" text-anchor="{anchor}">'
+        f"{escape(label)}</text></g>"
     )
     heading = words("lengths-title")
     text = words("chart-text", title=heading, count=len(counts), last=f"{counts[-1]:,}")
@@ -226,7 +228,7 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
     )
 
 
-def spark(values: Sequence[float], width: int = 96, height: int = 24) -> str:
+def sparkline(values: Sequence[float], width: int = 96, height: int = 24) -> str:
     """A word-sized curve. Empty text if there is nothing to draw."""
     values = [value for value in values if math.isfinite(value)]
     if len(values) < 2:
@@ -274,10 +276,10 @@ class Scale:
             return ticks(self.low, self.high, count)
         powers = range(math.floor(self.low), math.ceil(self.high) + 1)
         for steps in ((1,), (1, 2, 5)):
-            found = [m * 10.0**power for power in powers for m in steps]
-            found = [tick for tick in found if self.low <= math.log10(tick) <= self.high]
-            if len(found) >= 3:
-                return found[:: math.ceil(len(found) / (count + 2))]
+            candidates = [m * 10.0**power for power in powers for m in steps]
+            candidates = [tick for tick in candidates if self.low <= math.log10(tick) <= self.high]
+            if len(candidates) >= 3:
+                return candidates[:: math.ceil(len(candidates) / (count + 2))]
         return [tick for tick in ticks(10**self.low, 10**self.high, count) if tick > 0]
 
 
@@ -319,47 +321,49 @@ def _path(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _columns(count: int, most: int) -> list[range]:
+def _columns(count: int, max_columns: int) -> list[range]:
     """Indices of the points, put into at most so many columns."""
-    wide = max(1, math.ceil(count / most))
+    wide = max(1, math.ceil(count / max_columns))
     return [range(start, min(start + wide, count)) for start in range(0, count, wide)]
 
 
-def _curve(one: Line, smooth: Sequence[float], across: Scale, up: Scale, most: int, with_raw: bool) -> str:
-    columns = _columns(len(one.x), most)
-    if one.dots:
-        at = [(across(one.x[column[-1]]), up(one.value[column[-1]])) for column in columns]
+def _curve(
+    curve: Line, smooth: Sequence[float], across: Scale, up: Scale, max_columns: int, with_raw: bool
+) -> str:
+    columns = _columns(len(curve.x), max_columns)
+    if curve.dots:
+        at = [(across(curve.x[column[-1]]), up(curve.value[column[-1]])) for column in columns]
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at)
-        return f'<g class="{one.role} dots"><path d="{_path(at)}"/>{dots}</g>'
+        return f'<g class="{curve.role} dots"><path d="{_path(at)}"/>{dots}</g>'
     raw = ""
-    if with_raw and smooth != one.value:
+    if with_raw and smooth != curve.value:
         # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
         ends = (
-            (column[0], min(one.low[i] for i in column), max(one.high[i] for i in column))
+            (column[0], min(curve.low[i] for i in column), max(curve.high[i] for i in column))
             for column in columns
         )
         pairs = (
             (x, y)
             for i, low, high in ends
-            for x, y in ((one.x[i], low), (one.x[i], high))[: 1 + (high > low)]
+            for x, y in ((curve.x[i], low), (curve.x[i], high))[: 1 + (high > low)]
         )
         raw = f'<path class="raw" d="{_path((across(x), up(y)) for x, y in pairs)}"/>'
-    strong = _path((across(one.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
-    dot = f'<circle cx="{across(one.x[-1]):.1f}" cy="{up(smooth[-1]):.1f}" r="3"/>'
-    return f'<g class="{one.role}">{raw}<path d="{strong}"/>{dot}</g>'
+    strong = _path((across(curve.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
+    dot = f'<circle cx="{across(curve.x[-1]):.1f}" cy="{up(smooth[-1]):.1f}" r="3"/>'
+    return f'<g class="{curve.role}">{raw}<path d="{strong}"/>{dot}</g>'
 
 
 def _points(
-    one: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, most: int, words: Words
+    curve: Line, smooth: Sequence[float], across: Scale, up: Scale, x: str, max_columns: int, words: Words
 ) -> dict[str, Any]:
     """What the pointer finds: pixel positions, the place on the axis and the value, for every column."""
-    at = [column[-1] for column in _columns(len(one.x), most)]
+    at = [column[-1] for column in _columns(len(curve.x), max_columns)]
     return {
-        "role": one.role,
-        "name": one.name,
-        "x": [round(across(one.x[i]), 1) for i in at],
+        "role": curve.role,
+        "name": curve.name,
+        "x": [round(across(curve.x[i]), 1) for i in at],
         "y": [round(up(smooth[i]), 1) for i in at],
-        "at": [f"{words(f'x-{x}')} {_place(one.x[i], x)}" for i in at],
+        "at": [f"{words(f'x-{x}')} {_place(curve.x[i], x)}" for i in at],
         "value": [short(smooth[i]) for i in at],
     }
 
@@ -372,8 +376,8 @@ def _axes(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> str:
     marks = []
     for tick in up.ticks(frame.height // 60):
         y = up(tick)
-        marks.append(f'<line class="grid" x1="{LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
+        marks.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<text x="{MARGIN_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
     # A first or last label that would run out of the picture is left out rather than cut.
     for tick in _across_ticks(across, x):
         label = {"time": clock}.get(x, short)(tick)
@@ -384,7 +388,7 @@ def _axes(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> str:
         f'<text class="axis" x="{frame.right}" y="{frame.height - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>'
     )
     marks.append(
-        f'<line class="base" x1="{LEFT}" x2="{frame.right}" y1="{frame.bottom}" y2="{frame.bottom}"/>'
+        f'<line class="base" x1="{MARGIN_LEFT}" x2="{frame.right}" y1="{frame.bottom}" y2="{frame.bottom}"/>'
     )
     return f'<g class="axes">{"".join(marks)}</g>'
 

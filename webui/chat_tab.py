@@ -21,19 +21,19 @@ from engine.serving.servers import Server
 from engine.serving.vllm import ENGINES, program
 from engine.spec.generation_settings import Manner
 from webui import answers, boxes, notices
-from webui.chat_models import ADAPTERS, TOOLS, ChatModels, Picked
-from webui.events import QUIET, going
+from webui.chat_models import MAX_ADAPTERS_ASKED, TOOLS_VARIABLE, ChatModels, ModelSelection
+from webui.events import QUIET, concurrent
 from webui.words import Words
 
-SECONDS = 2  # between two looks at the chosen model
-AT_ONCE = 12  # answers that this page has in the making for all its readers: each holds a thread
+SERVER_POLL_SECONDS = 2  # between two looks at the chosen model
+MAX_CONCURRENT_ANSWERS = 12  # of this page, for all its readers: each holds a thread
 # What each setting of Manner is called here.
-NAMES = {
+SETTING_LABELS = {
     "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
     "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
 }  # fmt: skip
 
-DO_JS = """
+CLICK_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-do]');
   if (!button || button.disabled) return;
@@ -42,7 +42,7 @@ element.addEventListener('click', (event) => {
 });
 """
 # Who reads at the end of the page stays there while it grows.
-LIVE_JS = """
+FOLLOW_END_JS = """
 watch('value', () => {
   const page = document.scrollingElement;
   if (page.scrollHeight - innerHeight - page.scrollTop < 300) page.scrollTo({ top: page.scrollHeight });
@@ -55,34 +55,34 @@ class ChatTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     timer: gr.Timer
-    arrive: Callable[..., list[Any]]  # answers the base and the adapters into `shown`
-    given: list[Any]
-    shown: list[Any]
+    arrive: Callable[..., list[Any]]  # answers the base and the adapters into `outputs`
+    inputs: list[Any]  # what `arrive` is given
+    outputs: list[Any]
     pick: Callable[[Run], tuple[str, list[str]]]  # the base and the adapters to talk with a run
 
 
 def build(
     words: Words,
     workplace: Workplace,
-    told: gr.HTML,
+    message_html: gr.HTML,
     user: Callable[[gr.Request], str],
     models: Callable[[], list[tuple[str, str]]],
 ) -> ChatTab:
     """The tab in the current context. `models` lists what can be a base, as (label, folder)."""
-    saves, voices = workplace.saves, ChatModels(words, workplace, models)
+    saves, chat_models = workplace.saves, ChatModels(words, workplace, models)
 
     def box(what: str, value: str = "", **about: Any) -> gr.Textbox:
-        code = NAMES[what]
+        code = SETTING_LABELS[what]
         return boxes.number(value, label=words(code), elem_id=code, **about)
 
     # Each holds what is each user's own, by name: several may share a browser.
     history = gr.BrowserState({}, storage_key="athanor-talk", secret="athanor")
     earlier = gr.BrowserState({}, storage_key="athanor-talks", secret="athanor")
-    timer = gr.Timer(SECONDS, active=False)
+    timer = gr.Timer(SERVER_POLL_SECONDS, active=False)
     with gr.Row(elem_classes="split chat", equal_height=False):
         with gr.Column(scale=8, min_width=420, elem_classes="talk"):
-            past = gr.HTML(answers.nothing(words), js_on_load=DO_JS, elem_id="talk")
-            live = gr.HTML(js_on_load=LIVE_JS, elem_id="live")
+            past = gr.HTML(answers.empty_html(words), js_on_load=CLICK_JS, elem_id="talk")
+            live = gr.HTML(js_on_load=FOLLOW_END_JS, elem_id="live")
             with gr.Column(elem_classes="ask"):
                 prompt = gr.Textbox(
                     placeholder=words("chat-prompt"), show_label=False, container=False, lines=1, max_lines=10,
@@ -103,7 +103,7 @@ def build(
             )  # fmt: skip
             adapters = gr.Dropdown(
                 [], value=[], label=words("chat-adapters"), info=words("chat-adapters-help"), multiselect=True,
-                max_choices=ADAPTERS, elem_classes="field", elem_id="chat-adapters", interactive=True,
+                max_choices=MAX_ADAPTERS_ASKED, elem_classes="field", elem_id="chat-adapters", interactive=True,
             )  # fmt: skip
             engine = gr.Radio(
                 list(ENGINES), value=ENGINES[0], label=words("chat-engine"), info=words("chat-engine-help"),
@@ -130,7 +130,7 @@ def build(
                 True, label=words("chat-remember"), info=words("chat-remember-help"), elem_id="chat-remember"
             )
             thinking = gr.Checkbox(True, label=words("chat-thinking"), visible=False, elem_id="chat-thinking")
-            judge = gr.Dropdown(
+            reward_model = gr.Dropdown(
                 [], value=None, label=words("chat-judge"), info=words("chat-judge-help"), visible=False,
                 elem_classes="field", elem_id="chat-judge", interactive=True,
             )  # fmt: skip
@@ -143,65 +143,68 @@ def build(
                 )  # fmt: skip
             with gr.Accordion(
                 words("chat-earlier"), open=False, visible=False, elem_classes="fold", elem_id="chat-earlier"
-            ) as shelf_fold:
-                shelf = gr.HTML(js_on_load=DO_JS, elem_id="chat-shelf")
+            ) as earlier_fold:
+                earlier_list = gr.HTML(js_on_load=CLICK_JS, elem_id="chat-shelf")
             with gr.Accordion(words("chat-program"), open=False, elem_classes="fold"):
                 text = gr.HTML()
 
     settings = [greedy, temperature, top_p, top_k, seed, longest, penalty, thinking]
     buttons = [send, stop, load, unload]
     conversation = [past, export, result]
-    outputs = [told, prompt, history, *conversation, live, held, *buttons]
+    outputs = [message_html, prompt, history, *conversation, live, held, *buttons]
     who = [base, adapters, engine]
-    model = [base, adapters, thinking, tools_fold, judge, text]  # what `voices.updates` answers into
+    # what `chat_models.updates` answers into
+    model = [base, adapters, thinking, tools_fold, reward_model, text]
 
-    def mine(kept: Any, request: gr.Request) -> Any:
+    def own_value(kept: Any, request: gr.Request) -> Any:
         """What of `kept` is the asker's own."""
         return kept.get(user(request)) if isinstance(kept, dict) else None
 
-    def keep(kept: Any, request: gr.Request, value: Any) -> dict[str, Any]:
+    def with_own_value(kept: Any, request: gr.Request, value: Any) -> dict[str, Any]:
         return {**(kept if isinstance(kept, dict) else {}), user(request): value}
 
-    def shelf_of(before: Any, request: gr.Request) -> list[Any]:
+    def own_conversations(before: Any, request: gr.Request) -> list[Any]:
         """The asker's earlier conversations, as they are kept."""
-        known = mine(before, request)
-        return list(known) if isinstance(known, list) else []
+        conversations = own_value(before, request)
+        return list(conversations) if isinstance(conversations, list) else []
 
     # ---- which model
 
     def arrive(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """The lists as they are now, and the conversations that the browser has kept."""
-        now, picked = conversation_tree.read(mine(kept, request)), Picked(*who)
+        now, picked = conversation_tree.read(own_value(kept, request)), ModelSelection(*who)
         if not picked.ids:
-            spoke = voices.of_voices(
-                now.last_models(), picked if picked.base else voices.first(picked.writer)
+            spoke = chat_models.of_voices(
+                now.last_models(), picked if picked.base else chat_models.first(picked.writer)
             )
             picked = spoke if not picked.base else picked._replace(ids=spoke.ids)
         return [
-            gr.Timer(active=True), *voices.updates(picked), *voices.look(picked), *drawn(now, picked),
-            *shelf_shown(shelf_of(before, request)),
+            gr.Timer(active=True), *chat_models.updates(picked), *chat_models.look(picked), *conversation_updates(now, picked),
+            *earlier_updates(own_conversations(before, request)),
         ]  # fmt: skip
 
-    def loaded(request: gr.Request, *who: Any) -> list[Any]:
+    def load_model(request: gr.Request, *who: Any) -> list[Any]:
         try:
-            server = servers.start(workplace, voices.choice(Picked(*who)), by=user(request))
+            server = servers.start(workplace, chat_models.choice(ModelSelection(*who)), by=user(request))
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * len(look_at)]
-        return [gr.skip(), voices.held(server), *voices.loading(server)]
+        return [gr.skip(), chat_models.held(server), *chat_models.loading(server)]
 
-    def unloaded(*who: Any) -> list[Any]:
-        if server := voices.server(Picked(*who)):
+    def unload_model(*who: Any) -> list[Any]:
+        if server := chat_models.server(ModelSelection(*who)):
             servers.end(server)
-        return [notices.toast(words("chat-unloaded")), *voices.look(Picked(*who))]
+        return [notices.toast(words("chat-unloaded")), *chat_models.look(ModelSelection(*who))]
 
     # ---- the conversation
 
-    def drawn(now: conversation_tree.Conversation, picked: Picked, answering: bool = False) -> list[Any]:
+    def conversation_updates(
+        now: conversation_tree.Conversation, picked: ModelSelection, answering: bool = False
+    ) -> list[Any]:
         """The conversation on the page and as a file, and whether a tool's result may follow."""
-        page = answers.past(now, voices.titles(picked), words, answering)
-        called = not answering and _called(now)
+        page = answers.past_turns(now, chat_models.titles(picked), words, answering)
+        called = not answering and _called_tool_last(now)
         return [
-            page or ("" if answering else answers.nothing(words)), export_html(now, words), gr.update(visible=called, value=True),
+            page or ("" if answering else answers.empty_html(words)), export_html(now, words), gr.update(visible=called, value=True),
         ]  # fmt: skip
 
     def asking_buttons(answering: bool) -> list[Any]:
@@ -209,205 +212,244 @@ def build(
         return [gr.update(visible=not answering), gr.update(visible=answering)]
 
     def ask(
-        request: gr.Request, kept: Any, now: conversation_tree.Conversation, question: conversation_tree.Turn, picked: Picked, judge: str | None, *held: Any
+        request: gr.Request, kept: Any, now: conversation_tree.Conversation, question: conversation_tree.Turn, picked: ModelSelection, reward_model: str | None, *held: Any
     ) -> Iterator[list[Any]]:  # fmt: skip
         """The answers to a turn that follows the tip of `now`, as they come; at last the conversation with them in it.
         Answers into `outputs`."""
-        before, named = now.turns_on_path(), voices.titles(picked)
+        before, named = now.turns_on_path(), chat_models.titles(picked)
 
         def begun(server: Server) -> list[Any]:
             # Whoever leaves the page now finds the question when he comes back.
-            asked = keep(kept, request, conversation_tree.as_plain(now.add(question)))
+            saved = with_own_value(kept, request, conversation_tree.as_plain(now.add(question)))
             return [
-                "", "", asked, *drawn(now, picked, answering=True), answers.waiting(question, words("chat-loading-first"), words),
-                voices.held(server), *asking_buttons(True), *voices.loading(server),
+                "", "", saved, *conversation_updates(now, picked, answering=True), answers.waiting_turn(question, words("chat-loading-first"), words),
+                chat_models.held(server), *asking_buttons(True), *chat_models.loading(server),
             ]  # fmt: skip
 
         def ended(
-            wrong: Sequence[Problem], now: conversation_tree.Conversation, left: Any, server: Server | None
+            wrong: Sequence[Problem],
+            now: conversation_tree.Conversation,
+            prompt_value: Any,
+            server: Server | None,
         ) -> list[Any]:
             """`left`: what stands in the box."""
             return [
-                notices.refused(wrong, words) if wrong else gr.skip(), left, keep(kept, request, conversation_tree.as_plain(now)),
-                *drawn(now, picked), "", voices.held(server) if server else gr.skip(), *asking_buttons(False),
-                *voices.loading(server),
+                notices.refused(wrong, words) if wrong else gr.skip(), prompt_value, with_own_value(kept, request, conversation_tree.as_plain(now)),
+                *conversation_updates(now, picked), "", chat_models.held(server) if server else gr.skip(), *asking_buttons(False),
+                *chat_models.loading(server),
             ]  # fmt: skip
 
         try:
-            given = _given(*held) | {"request_id": request.session_hash}
+            options = _generation_settings(*held) | {"request_id": request.session_hash}
             if question.tools:
-                given["tools"] = question.tools
-            choice = voices.choice(picked)
-            spoken_to = _spoken_to([choice.name, *choice.adapters], question, before)
+                options["tools"] = question.tools
+            choice = chat_models.choice(picked)
+            spoken_to = _models_to_ask([choice.name, *choice.adapters], question, before)
             server = servers.start(workplace, choice, by=user(request))
             yield begun(server)
             servers.wait(server)
             chat_client.add(server, choice.adapters)
-            asked = {
+            prompts = {
                 voice: conversation_tree.messages_before_answer(before, voice, question)
                 for voice in spoken_to
             }
-            told: list[chat_client.Answer] = []
-            for told in chat_client.ask(server, asked, given):
-                told = [_titled(one, named) for one in told]
-                written = answers.live(question, told, named, words)
+            replies: list[chat_client.Answer] = []
+            for replies in chat_client.ask(server, prompts, options):
+                replies = [_with_model_title(reply, named) for reply in replies]
+                written = answers.live_turn(question, replies, named, words)
                 yield [written if part is live else gr.skip() for part in outputs]
         except Refusal as refusal:
-            wrong = boxes.named(refusal.problems, NAMES, words)
+            wrong = boxes.with_labels(refusal.problems, SETTING_LABELS, words)
             yield ended(
-                wrong, conversation_tree.read(mine(kept, request)), question.question, voices.server(picked)
+                wrong,
+                conversation_tree.read(own_value(kept, request)),
+                question.question,
+                chat_models.server(picked),
             )
             return
-        scores, wrong = judged(server, judge, asked, told)
-        wrong = [one.problem for one in told if one.problem] + wrong
-        turn = conversation_tree.answered_turn(question, told, scores)
+        scores, wrong = reward_scores(server, reward_model, prompts, replies)
+        wrong = [reply.problem for reply in replies if reply.problem] + wrong
+        turn = conversation_tree.answered_turn(question, replies, scores)
         if turn:
             yield ended(wrong[:1], now.add(turn), gr.skip(), server)
         else:
-            yield ended(wrong[:1], conversation_tree.read(mine(kept, request)), question.question, server)
+            yield ended(
+                wrong[:1], conversation_tree.read(own_value(kept, request)), question.question, server
+            )
 
-    def judged(
-        server: Server, judge: str | None, asked: Mapping[str, Any], told: Sequence[chat_client.Answer]
+    def reward_scores(
+        server: Server,
+        reward_model: str | None,
+        prompts: Mapping[str, Any],
+        replies: Sequence[chat_client.Answer],
     ) -> tuple[dict[str, float], list[Problem]]:
         """What the chosen reward model thinks of each answer, if there is one; and what kept it from thinking."""
         whole = {
-            one.model: [*asked[one.model], conversation_tree.Reply(one.text, calls=one.calls).message]
-            for one in told
-            if one.text or one.calls
+            reply.model: [
+                *prompts[reply.model],
+                conversation_tree.Reply(reply.text, calls=reply.calls).message,
+            ]
+            for reply in replies
+            if reply.text or reply.calls
         }
-        if not judge or not whole:
+        if not reward_model or not whole:
             return {}, []
         try:
-            return chat_client.score(server, saves, judge, whole), []
+            return chat_client.score(server, saves, reward_model, whole), []
         except Refusal as refusal:
             return {}, refusal.problems
 
-    def sent(
+    def send_question(
         request: gr.Request, typed: str, kept: Any, base: str | None, ids: Sequence[str] | None, writer: str, system: str,
         tools: str, is_result: bool, remember: bool, *rest: Any, again: bool = False,
     ) -> Iterator[list[Any]]:  # fmt: skip
         """Ask what is typed or, if `again`, what was asked last, as the settings are now."""
-        now, picked = conversation_tree.read(mine(kept, request)), Picked(base, ids, writer)
+        now, picked = conversation_tree.read(own_value(kept, request)), ModelSelection(base, ids, writer)
         idle = [gr.skip()] * len(outputs)
         if again and now.tip >= 0:
             last = now.turns[now.tip]
-            now, asked, result = now.without_tip(), last.question, last.role == "tool"
+            now, question_text, result = now.without_tip(), last.question, last.role == "tool"
         else:
-            asked, result = "" if again else (typed or "").strip(), bool(is_result) and _called(now)
-        if not asked:
+            question_text, result = (
+                "" if again else (typed or "").strip(),
+                bool(is_result) and _called_tool_last(now),
+            )
+        if not question_text:
             yield idle
             return
         try:
             # What the page does not show, where no template knows tools, is not sent.
-            given = conversation_tree.parse_tools(tools or "") if voices.know(TOOLS, picked) else ()
+            tool_definitions = (
+                conversation_tree.parse_tools(tools or "") if chat_models.know(TOOLS_VARIABLE, picked) else ()
+            )
         except Refusal as refusal:
             yield [notices.refused(refusal.problems, words), *idle[1:]]
             return
         question = conversation_tree.Turn(
-            asked, system or "", alone=not remember and not result, role="tool" if result else "user", tools=given
+            question_text, system or "", alone=not remember and not result, role="tool" if result else "user", tools=tool_definitions
         )  # fmt: skip
         yield from ask(request, kept, now, question, picked, *rest)
 
-    def once_more(request: gr.Request, *held: Any) -> Iterator[list[Any]]:
-        yield from sent(request, *held, again=True)
+    def ask_again(request: gr.Request, *held: Any) -> Iterator[list[Any]]:
+        yield from send_question(request, *held, again=True)
 
-    def stopped(request: gr.Request) -> None:
+    def stop_answers(request: gr.Request) -> None:
         for server in servers.servers(saves):
             if server.state == "ready":
                 chat_client.cancel(server, request.session_hash)
 
-    def cleared(request: gr.Request, kept: Any, *who: Any) -> list[Any]:
-        return [keep(kept, request, None), *drawn(conversation_tree.Conversation(), Picked(*who))]
+    def clear_conversation(request: gr.Request, kept: Any, *who: Any) -> list[Any]:
+        return [
+            with_own_value(kept, request, None),
+            *conversation_updates(conversation_tree.Conversation(), ModelSelection(*who)),
+        ]
 
-    def done(event: gr.EventData, request: gr.Request, kept: Any, *who: Any) -> list[Any]:
+    def turn_clicked(event: gr.EventData, request: gr.Request, kept: Any, *who: Any) -> list[Any]:
         """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
         box; another branch. Answers into told, prompt, history and the conversation."""
-        now, what = conversation_tree.read(mine(kept, request)), str(event._data.get("do", ""))
+        now, what = conversation_tree.read(own_value(kept, request)), str(event._data.get("do", ""))
         number, voice = str(event._data.get("turn", "")), str(event._data.get("voice", ""))
         place = int(number) if number.isdecimal() and len(number) < 6 else -1
-        said, asked = gr.skip(), gr.skip()
+        message, prompt_value = gr.skip(), gr.skip()
         try:
             if what in ("edit", "go") and not 0 <= place < len(now.turns):
                 raise Refusal(problem("rating-unknown"))
             if what == "edit":
-                now, asked = now.before(place), now.turns[place].question
+                now, prompt_value = now.before(place), now.turns[place].question
             elif what == "go":
                 now = now.to_newest_tip(place)
             elif what == "better":
-                now, said = (
+                now, message = (
                     conversation_tree.prefer(workplace.data, now, place, voice),
                     conversation_tree.PREFERENCES_DATASET,
                 )
             elif what in ("up", "down"):
-                now, said = (
+                now, message = (
                     conversation_tree.rate(workplace.data, now, place, voice, up=what == "up"),
                     conversation_tree.RATINGS_DATASET,
                 )
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), *[gr.skip()] * 5]
-        said = notices.toast(words("rated", name=said)) if isinstance(said, str) else said
-        return [said, asked, keep(kept, request, conversation_tree.as_plain(now)), *drawn(now, Picked(*who))]
+        message = notices.toast(words("rated", name=message)) if isinstance(message, str) else message
+        return [
+            message,
+            prompt_value,
+            with_own_value(kept, request, conversation_tree.as_plain(now)),
+            *conversation_updates(now, ModelSelection(*who)),
+        ]
 
     # ---- earlier conversations
 
-    def shelf_shown(known: list[Any]) -> list[Any]:
+    def earlier_updates(conversations: list[Any]) -> list[Any]:
         return [
-            gr.update(visible=bool(known)),
-            answers.shelf(list(map(conversation_tree.read, known)), words),
+            gr.update(visible=bool(conversations)),
+            answers.conversation_list(list(map(conversation_tree.read, conversations)), words),
         ]
 
-    def put_away(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
+    def start_new(request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
         """A new conversation; the one that was is among the earlier ones."""
         later = conversation_tree.with_archived(
-            shelf_of(before, request), conversation_tree.read(mine(kept, request))
+            own_conversations(before, request), conversation_tree.read(own_value(kept, request))
         )
-        return [*cleared(request, kept, *who), keep(before, request, later), *shelf_shown(later)]
-
-    def from_shelf(event: gr.EventData, request: gr.Request, kept: Any, before: Any, *who: Any) -> list[Any]:
-        """An earlier conversation goes on, with those who answered in it; or goes for good."""
-        known, number = shelf_of(before, request), str(event._data.get("turn", ""))
-        place = int(number) if number.isdecimal() and len(number) < 6 else len(known)
-        now, picked = conversation_tree.read(mine(kept, request)), Picked(*who)
-        what = event._data.get("do")
-        if place < len(known) and what in ("open", "drop"):
-            gone = conversation_tree.read(known.pop(place))
-            if what == "open":
-                known, now = conversation_tree.with_archived(known, now), gone
-                picked = voices.of_voices(now.last_models(), picked)
         return [
-            *voices.updates(picked), keep(kept, request, conversation_tree.as_plain(now)), *drawn(now, picked), keep(before, request, known),
-            *shelf_shown(known),
+            *clear_conversation(request, kept, *who),
+            with_own_value(before, request, later),
+            *earlier_updates(later),
+        ]
+
+    def open_earlier(
+        event: gr.EventData, request: gr.Request, kept: Any, before: Any, *who: Any
+    ) -> list[Any]:
+        """An earlier conversation goes on, with those who answered in it; or goes for good."""
+        conversations, number = own_conversations(before, request), str(event._data.get("turn", ""))
+        place = int(number) if number.isdecimal() and len(number) < 6 else len(conversations)
+        now, picked = conversation_tree.read(own_value(kept, request)), ModelSelection(*who)
+        what = event._data.get("do")
+        if place < len(conversations) and what in ("open", "drop"):
+            gone = conversation_tree.read(conversations.pop(place))
+            if what == "open":
+                conversations, now = conversation_tree.with_archived(conversations, now), gone
+                picked = chat_models.of_voices(now.last_models(), picked)
+        return [
+            *chat_models.updates(picked), with_own_value(kept, request, conversation_tree.as_plain(now)), *conversation_updates(now, picked), with_own_value(before, request, conversations),
+            *earlier_updates(conversations),
         ]  # fmt: skip
 
-    question = [prompt, history, *who, system, tools, result, remember, judge, *settings]
-    gr.on([send.click, prompt.submit], sent, question, outputs, **going("answers", AT_ONCE))
-    again.click(once_more, question, outputs, **going("answers", AT_ONCE))
-    stop.click(stopped, None, None, **QUIET)
-    clear.click(cleared, [history, *who], [history, *conversation], **QUIET)
-    past.select(done, [history, *who], [told, prompt, history, *conversation], **QUIET)
-    shelved = [history, *conversation, earlier, shelf_fold, shelf]
-    new.click(put_away, [history, earlier, *who], shelved, **QUIET)
-    shelf.select(from_shelf, [history, earlier, *who], [*model, *shelved], **QUIET)
+    ask_inputs = [prompt, history, *who, system, tools, result, remember, reward_model, *settings]
+    gr.on(
+        [send.click, prompt.submit],
+        send_question,
+        ask_inputs,
+        outputs,
+        **concurrent("answers", MAX_CONCURRENT_ANSWERS),
+    )
+    again.click(ask_again, ask_inputs, outputs, **concurrent("answers", MAX_CONCURRENT_ANSWERS))
+    stop.click(stop_answers, None, None, **QUIET)
+    clear.click(clear_conversation, [history, *who], [history, *conversation], **QUIET)
+    past.select(turn_clicked, [history, *who], [message_html, prompt, history, *conversation], **QUIET)
+    shelved = [history, *conversation, earlier, earlier_fold, earlier_list]
+    new.click(start_new, [history, earlier, *who], shelved, **QUIET)
+    earlier_list.select(open_earlier, [history, earlier, *who], [*model, *shelved], **QUIET)
     greedy.change(lambda on: gr.update(visible=not on), greedy, chance, **QUIET)
     look_at = [held, load, unload]
-    look = (lambda *who: voices.look(Picked(*who)), who, look_at)
+    look = (lambda *who: chat_models.look(ModelSelection(*who)), who, look_at)
     gr.on(
-        [base.input, engine.input], lambda *who: voices.updates(Picked(*who)), who, model, **QUIET
+        [base.input, engine.input], lambda *who: chat_models.updates(ModelSelection(*who)), who, model, **QUIET
     ).then(*look, **QUIET)  # fmt: skip
     adapters.input(
-        lambda *who: voices.updates(voices.of_run(Picked(*who))), who, model, **QUIET
+        lambda *who: chat_models.updates(chat_models.of_run(ModelSelection(*who))), who, model, **QUIET
     ).then(*look, **QUIET)  # fmt: skip
-    timer.tick(lambda *who: voices.look(Picked(*who)), who, look_at, **QUIET)
-    load.click(loaded, who, [told, *look_at], **QUIET)
-    unload.click(unloaded, who, [told, *look_at], **QUIET)
-    shown = [timer, *model, *look_at, *conversation, shelf_fold, shelf]
+    timer.tick(lambda *who: chat_models.look(ModelSelection(*who)), who, look_at, **QUIET)
+    load.click(load_model, who, [message_html, *look_at], **QUIET)
+    unload.click(unload_model, who, [message_html, *look_at], **QUIET)
+    open_outputs = [timer, *model, *look_at, *conversation, earlier_fold, earlier_list]
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if there is nothing to talk to."""
         choice = servers.choose(workplace, "", [run.id])
         return str(choice.base), list(choice.adapters)
 
-    return ChatTab(timer, arrive, [history, earlier, *who], shown, pick)
+    return ChatTab(timer, arrive, [history, earlier, *who], open_outputs, pick)
 
 
 def export_html(now: conversation_tree.Conversation, words: Words) -> str:
@@ -420,37 +462,42 @@ def export_html(now: conversation_tree.Conversation, words: Words) -> str:
     )
 
 
-def _given(
+def _generation_settings(
     greedy: bool, temperature: Any, top_p: Any, top_k: Any, seed: Any, longest: Any, penalty: Any, thinking: bool
 ) -> dict[str, Any]:  # fmt: skip
     """The controls as the server takes them. An empty one is left to the model's own settings. Raises Refusal."""
     chance = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     drawn = {"temperature": 0} if greedy else chance  # what greedy hides is not looked at
-    typed = boxes.given(drawn | {"max_tokens": longest, "repetition_penalty": penalty})
+    typed = boxes.typed_values(drawn | {"max_tokens": longest, "repetition_penalty": penalty})
     return Manner.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
 
 
-def _spoken_to(
-    voices: Sequence[str], question: conversation_tree.Turn, before: Sequence[conversation_tree.Turn]
+def _models_to_ask(
+    model_ids: Sequence[str], question: conversation_tree.Turn, before: Sequence[conversation_tree.Turn]
 ) -> list[str]:
     """Who is asked: all, but the result of a tool is for those who called one. Raises Refusal if none of them is here."""
     if question.role == "user":
-        return list(voices)
-    called = [one for one in voices for turn in before[-1:] if one in turn.said and turn.said[one].calls]
+        return list(model_ids)
+    called = [
+        model_id
+        for model_id in model_ids
+        for turn in before[-1:]
+        if model_id in turn.said and turn.said[model_id].calls
+    ]
     if not called:
         raise Refusal(problem("chat-nobody-called"))
     return called
 
 
-def _called(now: conversation_tree.Conversation) -> bool:
+def _called_tool_last(now: conversation_tree.Conversation) -> bool:
     """Whether a tool was called last."""
-    return any(one.calls for turn in now.turns_on_path()[-1:] for one in turn.said.values())
+    return any(reply.calls for turn in now.turns_on_path()[-1:] for reply in turn.said.values())
 
 
-def _titled(one: chat_client.Answer, named: Mapping[str, str]) -> chat_client.Answer:
+def _with_model_title(answer: chat_client.Answer, titles: Mapping[str, str]) -> chat_client.Answer:
     """The answer, with a voice that its problem speaks of called as on the page."""
-    voice = one.problem.values.get("voice") if one.problem else None
+    voice = answer.problem.values.get("voice") if answer.problem else None
     if not voice:
-        return one
-    values = {**one.problem.values, "voice": named.get(voice, voice)}
-    return replace(one, problem=replace(one.problem, values=values))
+        return answer
+    values = {**answer.problem.values, "voice": titles.get(voice, voice)}
+    return replace(answer, problem=replace(answer.problem, values=values))

@@ -3,7 +3,7 @@ what a reader has opened."""
 
 from __future__ import annotations
 
-SCRIPT = """
+ROW_CLICK_JS = """
 element.addEventListener('click', (event) => {
   const row = event.target.closest('[data-WHAT]');
   if (!row || event.metaKey || event.ctrlKey || event.shiftKey) return;
@@ -13,12 +13,12 @@ element.addEventListener('click', (event) => {
 """
 
 
-def rows_of(what: str) -> str:
+def row_click_js(what: str) -> str:
     """For elements with `data-<what>`. With a modifier key a click is the browser's own way: a new tab."""
-    return SCRIPT.replace("WHAT", what)
+    return ROW_CLICK_JS.replace("WHAT", what)
 
 
-KEPT = """
+KEEP_SCROLL_JS = """
 const places = [];
 const lists = () => [...element.querySelectorAll('ul.sets')];
 element.addEventListener('scroll', (event) => { places[lists().indexOf(event.target)] = event.target.scrollTop; }, true);
@@ -36,10 +36,10 @@ new ResizeObserver(() => { if (wide !== element.clientWidth) { wide = element.cl
 
 def kept_rows_of(what: str) -> str:
     """The same for a list that scrolls: written anew it stays where the reader has scrolled it, with the chosen row in view."""
-    return rows_of(what) + KEPT
+    return row_click_js(what) + KEEP_SCROLL_JS
 
 
-FOLDS = """
+KEEP_FOLDS_JS = """
 const folds = new Map();
 const place = (fold) => {
   const item = fold.closest('[data-WHAT]');
@@ -57,7 +57,7 @@ watch('value', keep);
 """
 
 
-def folds_of(what: str) -> str:
+def keep_folds_js(what: str) -> str:
     """For lists of `<details data-<what>="…">`, with others in them or not: a list that is written anew is open where the
     reader has it open. One that comes new is as it is written."""
-    return FOLDS.replace("WHAT", what)
+    return KEEP_FOLDS_JS.replace("WHAT", what)

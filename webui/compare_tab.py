@@ -27,8 +27,8 @@ from webui.events import QUIET
 from webui.numbers import duration, human, size
 from webui.words import Words
 
-SECONDS = 4  # between two looks at runs that go on
-NOTHING = "—"
+CURVES_POLL_SECONDS = 4  # between two looks at runs that go on
+NO_VALUE = "—"
 # Also names the parameters of the address in which page.js keeps them.
 REMEMBER_JS = "(...held) => athanorCompare(held)"
 
@@ -41,10 +41,10 @@ class CompareTab:
 
     timer: gr.Timer
     chosen: list[Any]  # runs, curve, axis, smoothing, log scale, group
-    arrive: Callable[..., list[Any]]  # answers the six into `shown`
-    shown: list[Any]
-    asked: Callable[[str], list[Any]]  # what an address says, into `chosen`
-    beside: Callable[[Run], list[Any]]  # a run and those like it, into `chosen`
+    arrive: Callable[..., list[Any]]  # answers the six into `outputs`
+    outputs: list[Any]
+    from_address: Callable[[str], list[Any]]  # what an address says, into `chosen`
+    siblings: Callable[[Run], list[Any]]  # a run and those like it, into `chosen`
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class View:
 def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
     """The tab in the current context."""
     saves = workplace.saves
-    timer, stamp = gr.Timer(SECONDS, active=False), gr.Textbox(elem_classes="unseen", container=False)
+    timer, stamp = (
+        gr.Timer(CURVES_POLL_SECONDS, active=False),
+        gr.Textbox(elem_classes="unseen", container=False),
+    )
     picked = gr.Dropdown(
         [], value=[], label=words("compare-runs"), info=words("compare-runs-help", most=compare.MAX_RUNS_COMPARED),
         multiselect=True, max_choices=compare.MAX_RUNS_COMPARED, interactive=True, elem_id="compare-runs", elem_classes="field",
@@ -89,38 +92,42 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
 
     def draw(ids: Sequence[str] | None, *held: Any) -> list[Any]:
         """Everything about the chosen runs as it is now."""
-        found, gone = compare.select_runs(saves, ids or ())
-        going = gr.Timer(active=any(not run.final for run in found))
-        if not found:
+        runs, gone = compare.select_runs(saves, ids or ())
+        going = gr.Timer(active=any(not run.final for run in runs))
+        if not runs:
             return [
                 "", going, notes({"compare-gone": gone}, words) + empty(words), gr.update(visible=False), gr.skip(),
                 gr.skip(), "", "",
             ]  # fmt: skip
-        logged, called = compare.curves(found), compare.display_names(found)
-        specs = [compare.spec_of(run) for run in found]
+        logged, titles = compare.curves(runs), compare.display_names(runs)
+        specs = [compare.spec_of(run) for run in runs]
         differing = compare.differences(specs)
         known, ways = metrics(specs, logged), ways_to_group(differing, words)
         seen = view_of(held, known, ways)
-        groups = compare.group_runs(found, seen.by) if seen.by else []
-        looks = [charts.look(place) for place in range(len(found))]
+        groups = compare.group_runs(runs, seen.by) if seen.by else []
+        classes = [charts.run_classes(place) for place in range(len(runs))]
         if groups:
-            looks = [
-                charts.look(number)
-                for place in range(len(found))
+            classes = [
+                charts.run_classes(number)
+                for place in range(len(runs))
                 for number, group in enumerate(groups)
                 if place in group.places
             ]
-        figure = figure_html(seen, called, looks, logged, groups, words)
-        silent = [name for name, one in zip(called, logged, strict=True) if seen.metric not in one]
-        unread = [name for name, spec in zip(called, specs, strict=True) if spec is None]
-        told = {"compare-gone": gone, "compare-unread": unread, "compare-without": silent if known else []}
-        link = address(found, seen.metric, root) if known else ""
+        figure = figure_html(seen, titles, classes, logged, groups, words)
+        silent = [name for name, curves in zip(titles, logged, strict=True) if seen.metric not in curves]
+        unread = [name for name, spec in zip(titles, specs, strict=True) if spec is None]
+        names_by_code = {
+            "compare-gone": gone,
+            "compare-unread": unread,
+            "compare-without": silent if known else [],
+        }
+        link = address(runs, seen.metric, root) if known else ""
         return [
-            compare.stamp(found), going, notes(told, words), gr.update(visible=bool(known)),
+            compare.stamp(runs), going, notes(names_by_code, words), gr.update(visible=bool(known)),
             gr.update(choices=[(charts.title(name, words), name) for name in known], value=seen.metric or None),
             gr.update(choices=[(label, path) for path, label in ways.items()], value=seen.by),
             figure + save_html(link, words, picture=figure.startswith("<figure")),
-            tables_html(found, called, looks, compare.figures(found, logged), differing, groups, seen.by, words),
+            tables_html(runs, titles, classes, compare.figures(runs, logged), differing, groups, seen.by, words),
         ]  # fmt: skip
 
     def arrive(ids: Sequence[str] | None, *held: Any) -> list[Any]:
@@ -133,16 +140,16 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
     def tick(known: str, ids: Sequence[str] | None, *held: Any) -> list[Any]:
         """What has changed since `known`; nothing if nothing has."""
         try:
-            found, _ = compare.select_runs(saves, ids or ())
-            return [gr.skip()] * len(moving) if compare.stamp(found) == known else draw(ids, *held)
+            runs, _ = compare.select_runs(saves, ids or ())
+            return [gr.skip()] * len(moving) if compare.stamp(runs) == known else draw(ids, *held)
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
             return [gr.skip()] * len(moving)
 
     def choices() -> list[tuple[str, str]]:
-        found = compare.training_runs(saves)
+        runs = compare.training_runs(saves)
         return [
             (f"{name} · {run.id.split('/')[0]}", run.id)
-            for run, name in zip(found, compare.display_names(found), strict=True)
+            for run, name in zip(runs, compare.display_names(runs), strict=True)
         ]
 
     def into(ids: Sequence[str], seen: View) -> list[Any]:
@@ -151,7 +158,8 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         # A run that is gone stays among the choices, so that the tab can say that it is gone.
         known += [(id, id) for id in ids if id not in here]
         alone = [
-            gr.update(choices=[(one, one)], value=one) if one else gr.skip() for one in (seen.metric, seen.by)
+            gr.update(choices=[(choice, choice)], value=choice) if choice else gr.skip()
+            for choice in (seen.metric, seen.by)
         ]
         return [
             gr.update(choices=known, value=list(ids)),
@@ -162,36 +170,36 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
             alone[1],
         ]
 
-    def asked(query: str) -> list[Any]:
-        given = parse_qs(query)
-        if not given.get("runs"):
+    def from_address(query: str) -> list[Any]:
+        parameters = parse_qs(query)
+        if not parameters.get("runs"):
             return [gr.skip()] * len(chosen)
-        last = {name: values[-1] for name, values in given.items()}
+        last = {name: values[-1] for name, values in parameters.items()}
         x, smooth = last.get("x", "step"), last.get("smooth", "")
         return into(
-            given["runs"][: compare.MAX_RUNS_COMPARED],
+            parameters["runs"][: compare.MAX_RUNS_COMPARED],
             View(
                 last.get("curve", ""),
                 x if x in charts.AXES else "step",
-                share(smooth),
+                smoothing_of(smooth),
                 "log" in last,
                 last.get("by", ""),
             ),
         )
 
-    def beside(run: Run) -> list[Any]:
-        found = compare.siblings(run, compare.training_runs(saves))
-        return into([one.id for one in found], View())
+    def siblings_of(run: Run) -> list[Any]:
+        siblings = compare.siblings(run, compare.training_runs(saves))
+        return into([sibling.id for sibling in siblings], View())
 
     gr.on(
         [picked.input, metric.input, across.input, log.input, by.input, smoothing.input], draw, chosen, moving,
         js=REMEMBER_JS, trigger_mode="always_last", **QUIET,
     )  # fmt: skip
     timer.tick(tick, [stamp, *chosen], moving, **QUIET)
-    return CompareTab(timer, chosen, arrive, [picked, *moving], asked, beside)
+    return CompareTab(timer, chosen, arrive, [picked, *moving], from_address, siblings_of)
 
 
-def share(text: str) -> float:
+def smoothing_of(text: str) -> float:
     """A smoothing as an address has it; the usual one if it is none."""
     try:
         value = float(text)
@@ -206,7 +214,7 @@ def view_of(held: Sequence[Any], known: Sequence[str], ways: Mapping[str, str]) 
     return View(
         metric if metric in known else next(iter(known), ""),
         x if x in charts.AXES else "step",
-        share(str(smoothing)),
+        smoothing_of(str(smoothing)),
         bool(log),
         by if by in ways else "",
     )
@@ -214,17 +222,17 @@ def view_of(held: Sequence[Any], known: Sequence[str], ways: Mapping[str, str]) 
 
 def metrics(specs: Sequence[Any], logged: Sequence[Mapping[str, Series]]) -> list[str]:
     """What can be drawn: first what the stages are about, each with its validation, then the rest by name."""
-    known = {name for one in logged for name in one}
+    known = {name for curves in logged for name in curves}
     stages = dict.fromkeys(spec.stage.kind for spec in specs if spec)
     first = [name for stage in stages if stage in STAGES for name in STAGES[stage].curves]
-    ahead = [one for name in (*first, *charts.THEN) for one in (name, f"eval_{name}")]
+    ahead = [metric for name in (*first, *charts.COMMON_CURVES) for metric in (name, f"eval_{name}")]
     ordered = dict.fromkeys(name for name in ahead if name in known)
     return list(ordered | dict.fromkeys(sorted(known)))
 
 
 def ways_to_group(differing: Sequence[Difference], words: Words) -> dict[str, str]:
     """What runs can be grouped by → what it is called: any setting that differs, or how their names begin."""
-    settings = {one.path: words.label(one.path) for one in differing}
+    settings = {difference.path: words.label(difference.path) for difference in differing}
     return {"": words("compare-group-none"), compare.BY_NAME: words("compare-group-name")} | settings
 
 
@@ -235,35 +243,37 @@ def empty(words: Words) -> str:
     return f'<div class="empty"><b>{escape(words("compare-none"))}</b><p>{escape(words("compare-none-help"))}</p></div>'
 
 
-def notes(told: Mapping[str, Sequence[str]], words: Words) -> str:
+def notes(names_by_code: Mapping[str, Sequence[str]], words: Words) -> str:
     """What cannot be shown, and of which runs."""
     return "".join(
         f'<p class="quiet">{escape(words(code, names=", ".join(names)))}</p>'
-        for code, names in told.items()
+        for code, names in names_by_code.items()
         if names
     )
 
 
 def figure_html(
-    seen: View, called: Sequence[str], looks: Sequence[str], logged: Sequence[Mapping[str, Series]],
+    seen: View, titles: Sequence[str], classes: Sequence[str], logged: Sequence[Mapping[str, Series]],
     groups: Sequence[Group], words: Words,
 ) -> str:  # fmt: skip
     """The curves in one picture, or why there is none."""
     drawn = [
-        (name, look, one[seen.metric])
-        for name, look, one in zip(called, looks, logged, strict=True)
-        if seen.metric in one
+        (name, look, curves[seen.metric])
+        for name, look, curves in zip(titles, classes, logged, strict=True)
+        if seen.metric in curves
     ]
-    legend = [(words.value(seen.by, group.value), charts.look(number)) for number, group in enumerate(groups)]
+    legend = [
+        (words.value(seen.by, group.value), charts.run_classes(number)) for number, group in enumerate(groups)
+    ]
     figure = charts.overlay(seen.metric, drawn, words, seen.x, seen.smoothing, seen.log, legend)
     if figure or not drawn:
         return figure or f'<p class="quiet">{escape(words("compare-no-curves"))}</p>'
-    return f'<p class="quiet">{escape(words(charts.none_because([one for *_, one in drawn], seen.x)))}</p>'
+    return f'<p class="quiet">{escape(words(charts.no_curves_word([series for *_, series in drawn], seen.x)))}</p>'
 
 
-def address(found: Sequence[Run], metric: str, root: str) -> str:
+def address(runs: Sequence[Run], metric: str, root: str) -> str:
     """Where the curve of these runs is downloaded from."""
-    query = urlencode({"runs": [run.id for run in found], "curve": metric}, doseq=True, quote_via=quote)
+    query = urlencode({"runs": [run.id for run in runs], "curve": metric}, doseq=True, quote_via=quote)
     return f"{root}/compare/curves.csv?{query}"
 
 
@@ -281,23 +291,23 @@ def save_html(link: str, words: Words, picture: bool) -> str:
 
 
 def tables_html(
-    found: Sequence[Run], called: Sequence[str], looks: Sequence[str], figures: Sequence[Figure],
+    runs: Sequence[Run], titles: Sequence[str], classes: Sequence[str], figures: Sequence[Figure],
     differing: Sequence[Difference], groups: Sequence[Group], by: str, words: Words,
 ) -> str:  # fmt: skip
     """Groups if there are any, figures, settings that differ; and the last two as CSV."""
     heads = [
         f'<a class="key {look}" href="?run={quote(run.id)}">{escape(name)}</a>'
-        for run, look, name in zip(found, looks, called, strict=True)
+        for run, look, name in zip(runs, classes, titles, strict=True)
     ]
-    settings = [setting_row(one, words) for one in differing]
-    same = f'<p class="quiet">{escape(words("compare-same" if len(found) > 1 else "compare-one"))}</p>'
+    settings = [setting_row(difference, words) for difference in differing]
+    same = f'<p class="quiet">{escape(words("compare-same" if len(runs) > 1 else "compare-one"))}</p>'
     parts = [
-        section("compare-figures", table(heads, figure_rows(found, figures, words)), words, help=True),
+        section("compare-figures", table(heads, figure_rows(runs, figures, words)), words, help=True),
         section("compare-settings", table(heads, settings) if settings else same, words),
     ]
     if groups:
         heads = [
-            f'<span class="key {charts.look(number)}">{escape(words.value(by, group.value))}</span>'
+            f'<span class="key {charts.run_classes(number)}">{escape(words.value(by, group.value))}</span>'
             for number, group in enumerate(groups)
         ]
         parts.insert(
@@ -305,18 +315,18 @@ def tables_html(
         )
     return (
         "".join(parts)
-        + f'<pre id="compare-csv" hidden>{escape(csv_text(found, called, figures, differing, words))}</pre>'
+        + f'<pre id="compare-csv" hidden>{escape(csv_text(runs, titles, figures, differing, words))}</pre>'
     )
 
 
 def section(code: str, body: str, words: Words, help: bool = False) -> str:
-    told = f'<p class="quiet">{escape(words(f"{code}-help"))}</p>' if help else ""
-    return f'<section class="beside {code}"><h2>{escape(words(code))}</h2>{told}{body}</section>'
+    help_html = f'<p class="quiet">{escape(words(f"{code}-help"))}</p>' if help else ""
+    return f'<section class="beside {code}"><h2>{escape(words(code))}</h2>{help_html}{body}</section>'
 
 
 def table(heads: Sequence[str], rows: Sequence[Row]) -> str:
     """A row for each label, a column for each head (HTML)."""
-    head = "".join(f"<th>{one}</th>" for one in heads)
+    head = "".join(f"<th>{heading}</th>" for heading in heads)
     body = "".join(
         f"<tr><th>{escape(label)}</th>"
         + "".join(f'<td class="{role}">{text}</td>' if role else f"<td>{text}</td>" for text, role in cells)
@@ -326,16 +336,16 @@ def table(heads: Sequence[str], rows: Sequence[Row]) -> str:
     return f'<table class="compared"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def figure_rows(found: Sequence[Run], figures: Sequence[Figure], words: Words) -> list[Row]:
+def figure_rows(runs: Sequence[Run], figures: Sequence[Figure], words: Words) -> list[Row]:
     states = [
         (f'<span class="dot {escape(run.state)}"></span>{escape(words(f"state-{run.state}"))}', "")
-        for run in found
+        for run in runs
     ]
     rows: list[Row] = [(words("compare-state"), states)]
     rows.append(
         (
             words("compare-result"),
-            [(escape(words("compare-yes" if left(run) else "compare-no")), "") for run in found],
+            [(escape(words("compare-yes" if has_weights(run) else "compare-no")), "") for run in runs],
         )
     )
     for figure in figures:
@@ -350,7 +360,7 @@ def figure_rows(found: Sequence[Run], figures: Sequence[Figure], words: Words) -
     return rows
 
 
-def left(run: Run) -> bool:
+def has_weights(run: Run) -> bool:
     """Whether the run has left weights."""
     return run.dir.result() is not None
 
@@ -364,7 +374,7 @@ def figure_title(figure: Figure, words: Words) -> str:
 def number(figure: Figure, value: float, words: Words) -> str:
     """A figure as people read it."""
     if not np.isfinite(value):
-        return NOTHING
+        return NO_VALUE
     write: Mapping[str, Callable[[float], str]] = {
         "steps": "{:,.0f}".format, "epochs": "{:.2f}".format, "tokens": human, "tokens_per_s": human,
         "duration": lambda seconds: duration(seconds, words), "peak_memory": size, "peak_device_memory": size,
@@ -385,34 +395,40 @@ def group_rows(groups: Sequence[Group], figures: Sequence[Figure], words: Words)
     return rows
 
 
-def setting_row(one: Difference, words: Words) -> Row:
+def setting_row(difference: Difference, words: Words) -> Row:
     """A setting and its values; folders by their last name where that tells them apart."""
-    whole = [words.value(one.path, value, brief=False) for value in one.values]
-    brief = [words.value(one.path, value) for value in one.values]
+    whole = [words.value(difference.path, value, brief=False) for value in difference.values]
+    brief = [words.value(difference.path, value) for value in difference.values]
     shown = brief if len(set(brief)) == len(set(whole)) else whole
     cells = [
         (f'<span title="{escape(full)}">{escape(text)}</span>', "none" if value is ABSENT else "")
-        for text, full, value in zip(shown, whole, one.values, strict=True)
+        for text, full, value in zip(shown, whole, difference.values, strict=True)
     ]
-    return words.label(one.path), cells
+    return words.label(difference.path), cells
 
 
 def csv_text(
-    found: Sequence[Run],
-    called: Sequence[str],
+    runs: Sequence[Run],
+    titles: Sequence[str],
     figures: Sequence[Figure],
     differing: Sequence[Difference],
     words: Words,
 ) -> str:
     """The tables as CSV: a line for each figure, its numbers as they are, and one for each setting that differs."""
-    rows: list[Sequence[Any]] = [("", *called)]
-    rows.append((words("compare-state"), *(words(f"state-{run.state}") for run in found)))
+    rows: list[Sequence[Any]] = [("", *titles)]
+    rows.append((words("compare-state"), *(words(f"state-{run.state}") for run in runs)))
     rows.append(
-        (words("compare-result"), *(words("compare-yes" if left(run) else "compare-no") for run in found))
+        (
+            words("compare-result"),
+            *(words("compare-yes" if has_weights(run) else "compare-no") for run in runs),
+        )
     )
     rows += [(figure_title(figure, words), *figure.values) for figure in figures]
     rows += [
-        (words.label(one.path), *(words.value(one.path, value, brief=False) for value in one.values))
-        for one in differing
+        (
+            words.label(difference.path),
+            *(words.value(difference.path, value, brief=False) for value in difference.values),
+        )
+        for difference in differing
     ]
     return as_csv(rows)

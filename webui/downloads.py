@@ -28,22 +28,22 @@ def routes(workplace: Workplace) -> list[Route]:
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     def bad_rows(request: Request) -> FileResponse:
-        errand = data_jobs.get(workplace.saves, request.path_params["errand"])
-        path = errand.path / data_jobs.BAD_ROWS if errand else None
+        job = data_jobs.get(workplace.saves, request.path_params["errand"])
+        path = job.path / data_jobs.BAD_ROWS if job else None
         if path is None or not path.is_file():
             raise HTTPException(404)
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     def curves(request: Request) -> Response:
-        found, _ = compare.select_runs(workplace.saves, request.query_params.getlist("runs"))
-        if not found:
+        chosen_runs, _ = compare.select_runs(workplace.saves, request.query_params.getlist("runs"))
+        if not chosen_runs:
             raise HTTPException(404)
-        text = compare.curves_csv(found, request.query_params.get("curve", ""))
-        named = {
+        text = compare.curves_csv(chosen_runs, request.query_params.get("curve", ""))
+        headers = {
             "Content-Disposition": 'attachment; filename="curves.csv"',
             "X-Content-Type-Options": "nosniff",
         }
-        return Response(text, media_type="text/csv; charset=utf-8", headers=named)
+        return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
     return [
         Route("/compare/curves.csv", curves),

@@ -38,9 +38,9 @@ from webui import boxes, clicks, notices, reports
 from webui.events import QUIET
 from webui.words import Words
 
-SECONDS = 2  # between two looks at the open evaluation
-SHOWN = 50  # evaluations in the list
-RESULTS = 6  # measured together, at most
+EVALUATION_POLL_SECONDS = 2  # between two looks at the open evaluation
+MAX_EVALUATIONS_LISTED = 50  # evaluations in the list
+MAX_RESULTS_MEASURED = 6  # measured together, at most
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class EvaluateTab:
 
     opened: gr.Textbox  # the id of the open evaluation; "" = none
     timer: gr.Timer
-    arrive: Callable[..., list[Any]]  # answers the choices and the open evaluation into `shown`
-    given: list[Any]
-    shown: list[Any]
+    arrive: Callable[..., list[Any]]  # answers the choices and the open evaluation into `outputs`
+    inputs: list[Any]  # what `arrive` is given
+    outputs: list[Any]
     pick: Callable[[Run], tuple[str, list[str]]]  # the base and the results to evaluate a run
     form: list[Any]  # every control of the form
     fill: Callable[[EvaluationSpec], list[Any]]  # answers a spec into `form`
@@ -61,7 +61,7 @@ def build(
     words: Words,
     workplace: Workplace,
     root: str,
-    told: gr.HTML,
+    message_html: gr.HTML,
     user: Callable[[gr.Request], str],
     models: Callable[[], list[tuple[str, str]]],
     progress_of: Callable[[Run], tuple[str, str, str]],
@@ -75,7 +75,7 @@ def build(
         return boxes.number(value, **called, **about)
 
     opened, stamp = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
-    timer = gr.Timer(SECONDS, active=False)
+    timer = gr.Timer(EVALUATION_POLL_SECONDS, active=False)
     with gr.Row(elem_classes="split data evaluate", equal_height=False):
         with (
             gr.Column(scale=4, min_width=300, elem_classes="shelf"),
@@ -92,7 +92,7 @@ def build(
             )
             measured = gr.Dropdown(
                 [], value=[], label=words("evaluate-results"), info=words("evaluate-results-help"), multiselect=True,
-                max_choices=RESULTS, elem_id="evaluate-results", **about,
+                max_choices=MAX_RESULTS_MEASURED, elem_id="evaluate-results", **about,
             )  # fmt: skip
             with_base = gr.Checkbox(True, label=words("evaluate-with-base"), elem_id="evaluate-with-base")
             sets = gr.Dropdown(
@@ -150,7 +150,7 @@ def build(
             with gr.Column(visible=False, elem_classes="report-rows-part") as part:
                 with gr.Row(elem_classes="bar-row"):
                     order = gr.Dropdown(
-                        [(words(f"order-{one}"), one) for one in report.ORDERS], value="asked", show_label=False,
+                        [(words(f"order-{row_order}"), row_order) for row_order in report.ORDERS], value="asked", show_label=False,
                         container=False, elem_id="report-order", interactive=True, scale=0, min_width=170,
                         label=words("report-order"),
                     )  # fmt: skip
@@ -178,38 +178,42 @@ def build(
 
     # ------------------------------------------------------------------------------------ what can be chosen
 
-    def fits(one: Result, folder: str | None) -> bool:
+    def fits(result: Result, folder: str | None) -> bool:
         """Whether a result belongs to that base: made of it, whole or as an adapter."""
-        return one.run.kind == "training" and identity(one.run.spec.model.model_name_or_path) == identity(
-            folder or ""
-        )
+        return result.run.kind == "training" and identity(
+            result.run.spec.model.model_name_or_path
+        ) == identity(folder or "")
 
     def of_base(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
         """Results, those of the base first, and the sets that those which are chosen can be measured on."""
-        known = [one for one in results(saves) if one.run.kind == "training"]
-        known.sort(key=lambda one: not fits(one, folder))
+        known = [result for result in results(saves) if result.run.kind == "training"]
+        known.sort(key=lambda result: not fits(result, folder))
         named = titles(known)
         labels = [
             (
-                " · ".join([named[one.run.id], words.choice("stage", one.stage), *other_base(one, folder)]),
-                str(one.folder),
+                " · ".join(
+                    [named[result.run.id], words.choice("stage", result.stage), *other_base(result, folder)]
+                ),
+                str(result.folder),
             )
-            for one in known
+            for result in known
         ]
-        kept = [one for one in known if fits(one, folder) and str(one.folder) in (chosen or ())]
-        judges = bool(kept) and all(one.stage == "rm" for one in kept)
-        sets = fitting_datasets(read_catalogue(data)[0], "pairs" if judges else "answers")
+        kept = [result for result in known if fits(result, folder) and str(result.folder) in (chosen or ())]
+        are_reward_models = bool(kept) and all(result.stage == "rm" for result in kept)
+        sets = fitting_datasets(read_catalogue(data)[0], "pairs" if are_reward_models else "answers")
         return [
-            gr.update(choices=labels, value=[str(one.folder) for one in kept]), gr.update(visible=not judges),
-            gr.update(choices=sets, value=[one for one in names or () if one in sets]),
+            gr.update(choices=labels, value=[str(result.folder) for result in kept]), gr.update(visible=not are_reward_models),
+            gr.update(choices=sets, value=[name for name in names or () if name in sets]),
         ]  # fmt: skip
 
-    def other_base(one: Result, folder: str | None) -> list[str]:
-        return [] if fits(one, folder) else [Path(recent.base_named(one)).name]
+    def other_base(result: Result, folder: str | None) -> list[str]:
+        return [] if fits(result, folder) else [Path(recent.base_named(result)).name]
 
     def of_result(folder: str | None, chosen: Sequence[str] | None, names: Sequence[str] | None) -> list[Any]:
         """A run that is chosen brings its base with it."""
-        last = next((one for one in results(saves) if str(one.folder) in list(chosen or ())[-1:]), None)
+        last = next(
+            (result for result in results(saves) if str(result.folder) in list(chosen or ())[-1:]), None
+        )
         if last and not fits(last, folder):
             folder = recent.matching_folder(recent.base_named(last), [value for _, value in models()])
         return [folder, *of_base(folder, chosen, names)]
@@ -217,11 +221,11 @@ def build(
     def of_tasks(chosen: Sequence[str] | None) -> list[Any]:
         """The tasks that can be run, and why the others cannot."""
         known = harness.tasks(data)
-        sound = [one.name for one in known if not one.problem]
-        kept = [one for one in chosen or () if one in sound]
+        sound = [task.name for task in known if not task.problem]
+        kept = [name for name in chosen or () if name in sound]
         return [
             gr.update(choices=sound, value=kept),
-            reports.tasks_there(known, data / harness.TASKS_FOLDER, harness.installed(), words),
+            reports.task_notes(known, data / harness.TASKS_FOLDER, harness.installed(), words),
         ]
 
     def arrive(id: str, folder: str | None, chosen: Any, names: Any, jobs: Any, *view: Any) -> list[Any]:
@@ -262,28 +266,28 @@ def build(
         share: Any, chance: Any, at_once: Any, jobs: Any, examples: Any, first: Any, chat: bool,
     ) -> EvaluationSpec:  # fmt: skip
         """What the controls say. The base is loaded as the run of the first result had it. Raises Refusal."""
-        found = trained_result(chosen[0]) if chosen else None
-        model = model_part_of_base(found).model_dump() if found else {}
-        data = boxes.given({"max_samples": rows, "seed": chance})
+        result = trained_result(chosen[0]) if chosen else None
+        model = model_part_of_base(result).model_dump() if result else {}
+        data = boxes.typed_values({"max_samples": rows, "seed": chance})
         if data.get("max_samples") == "0":
             data["max_samples"] = None
-        generation = boxes.given({
+        generation = boxes.typed_values({
             "max_new_tokens": tokens, "temperature": heat, "top_p": share, "seed": chance, "batch_size": at_once,
         })  # fmt: skip
-        asked = boxes.given({"num_fewshot": examples, "limit": first})
+        harness_settings = boxes.typed_values({"num_fewshot": examples, "limit": first})
         return EvaluationSpec.read({
             "name": (title or "").strip(), "model": model | {"model_name_or_path": folder or ""},
             "with_base": bool(base_too), "results": list(chosen or ()),
             "data": data | {"datasets": list(names or ()), "without_references": bool(without)},
             "generation": generation,
-            "harness": asked | {"tasks": list(jobs or ()), "apply_chat_template": bool(chat)},
+            "harness": harness_settings | {"tasks": list(jobs or ()), "apply_chat_template": bool(chat)},
         })  # fmt: skip
 
     def started(request: gr.Request, order: str, text: str, *held: Any) -> list[Any]:
         try:
             run = runs.submit(spec_of(*held), workplace, by=user(request))
         except Refusal as refusal:
-            listed = notices.listed(boxes.named(refusal.problems, NAMES, words), words)
+            listed = notices.listed(boxes.with_labels(refusal.problems, SETTING_LABELS, words), words)
             return [gr.skip(), gr.skip(), listed, *[gr.skip()] * (1 + len(open_parts))]
         return [
             notices.toast(words("started")),
@@ -296,7 +300,7 @@ def build(
     # ------------------------------------------------------------------------------------ one evaluation
 
     def list_html(id: str) -> str:
-        return reports.listed(runs.find(saves, "evaluation")[:SHOWN], id or "", words)
+        return reports.listed(runs.find(saves, "evaluation")[:MAX_EVALUATIONS_LISTED], id or "", words)
 
     def stamp_of(run: Run) -> str:
         return "|".join(
@@ -319,11 +323,11 @@ def build(
             hidden = gr.update(visible=False)
             return ["", gr.Timer(active=False), gr.update(visible=True), "", "", "", hidden, "1", "", ""]
         bar, state, failed = progress_of(run)
-        found = report.summary(run.dir)
-        told = reports.summary(found, words) + downloads_html(run) if found else ""
+        report_summary = report.summary(run.dir)
+        report_html = reports.summary(report_summary, words) + downloads_html(run) if report_summary else ""
         return [
             stamp_of(run), gr.Timer(active=not run.final), gr.update(visible=False), reports.head(run, bar, state, words),
-            failed, told, gr.update(visible=bool(found and found["measures"])), *turn(id, order, text, number),
+            failed, report_html, gr.update(visible=bool(report_summary and report_summary["measures"])), *turn(id, order, text, number),
         ]  # fmt: skip
 
     def downloads_html(run: Run) -> str:
@@ -340,19 +344,19 @@ def build(
             run = runs.get(saves, id)
         except Refusal:
             return ["1", "", ""]
-        found = report.summary(run.dir)
-        if not found:
+        report_summary = report.summary(run.dir)
+        if not report_summary:
             return ["1", "", ""]
-        page = report.page(run.dir, order, text or "", _whole(number))
-        told = words("report-pages", pages=page.pages, total=f"{page.total:,}")
+        page = report.page(run.dir, order, text or "", _page_number(number))
+        count_text = words("report-pages", pages=page.pages, total=f"{page.total:,}")
         return [
             str(page.number),
-            f'<p class="quiet">{escape(told)}</p>',
-            reports.rows(page, found["voices"], words),
+            f'<p class="quiet">{escape(count_text)}</p>',
+            reports.rows(page, report_summary["voices"], words),
         ]
 
     def step(by: int) -> Callable[..., list[Any]]:
-        return lambda id, order, text, number: turn(id, order, text, str(_whole(number) + by))
+        return lambda id, order, text, number: turn(id, order, text, str(_page_number(number) + by))
 
     def first(id: str, order: str, text: str) -> list[Any]:
         return turn(id, order, text, "1")
@@ -374,8 +378,8 @@ def build(
 
     base.input(of_base, [base, measured, sets], [measured, with_base, sets], **QUIET)
     measured.input(of_result, [base, measured, sets], [base, measured, with_base, sets], **QUIET)
-    upload.upload(received, [upload, sets, base, measured], [told, sets], **QUIET)
-    start.click(started, [order, text, *form], [told, opened, wrong, listing, *open_parts], **QUIET)
+    upload.upload(received, [upload, sets, base, measured], [message_html, sets], **QUIET)
+    start.click(started, [order, text, *form], [message_html, opened, wrong, listing, *open_parts], **QUIET)
     listing.select(picked, view, [opened, listing, *open_parts], **QUIET)
     timer.tick(tick, [opened, stamp, *view], [listing, *open_parts], **QUIET)
     opened.change(lambda id: None, opened, None, js="(id) => { athanorReport(id); return [id]; }", **QUIET)
@@ -393,12 +397,12 @@ def build(
 
     def pick(run: Run) -> tuple[str, list[str]]:
         """Raises Refusal if the run has left nothing to measure."""
-        found = result_of(run)
-        if found is None:
+        result = result_of(run)
+        if result is None:
             raise Refusal(problem("chat-no-result", id=run.id))
         if run.kind != "training":  # a whole model that was made of others
-            return str(found.folder), []
-        return run.spec.model.model_name_or_path, [str(found.folder)]
+            return str(result.folder), []
+        return run.spec.model.model_name_or_path, [str(result.folder)]
 
     def fill(spec: EvaluationSpec) -> list[Any]:
         """The form as a spec has it. Results that are not here are left out, and then the base itself is measured."""
@@ -410,24 +414,24 @@ def build(
             writing.top_p, spec.data.seed, writing.batch_size,
         ]  # fmt: skip
         written = [value if isinstance(value, (bool, str)) else f"{value:g}" for value in values]
-        asked = [spec.harness.num_fewshot, spec.harness.limit]
+        harness_values = [spec.harness.num_fewshot, spec.harness.limit]
         return [
             gr.update(choices=models(), value=folder), chosen, gr.update(value=spec.with_base or not chosen["value"]), names,
-            *written, of_tasks(spec.harness.tasks)[0], *("" if one is None else str(one) for one in asked),
+            *written, of_tasks(spec.harness.tasks)[0], *("" if value is None else str(value) for value in harness_values),
             spec.harness.apply_chat_template,
         ]  # fmt: skip
 
-    given = [opened, base, measured, sets, tasks, *view]
-    return EvaluateTab(opened, timer, arrive, given, [*choices, listing, *open_parts], pick, form, fill)
+    inputs = [opened, base, measured, sets, tasks, *view]
+    return EvaluateTab(opened, timer, arrive, inputs, [*choices, listing, *open_parts], pick, form, fill)
 
 
-def _whole(number: str) -> int:
+def _page_number(number: str) -> int:
     number = str(number or "").strip()
     return int(number) if number.isdecimal() and len(number) < 9 else 1
 
 
 # What a setting is called on this page. Its bounds are those of EvaluationSpec.
-NAMES = {
+SETTING_LABELS = {
     "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
     "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
     "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",

@@ -12,7 +12,7 @@ SILENT: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "ap
 QUIET = SILENT | {"queue": False}
 
 
-def going(name: str, most: int) -> dict[str, Any]:
+def concurrent(name: str, most: int) -> dict[str, Any]:
     """For a handler that goes on and answers piece by piece: at most `most` at once of all that have the name, since
     each holds a thread."""
     return SILENT | {"concurrency_limit": most, "concurrency_id": name}

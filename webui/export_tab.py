@@ -26,14 +26,14 @@ from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from webui import clicks, notices
 from webui import exports as exports_html
-from webui.events import QUIET, going
+from webui.events import QUIET, concurrent
 from webui.numbers import moment, size
 from webui.words import Words
 
-SECONDS = 2  # between two looks at exports that are being made
-UPLOADS = 2  # at once: each holds a thread
-SHOWN = 12  # exports in the list
-SEVERAL = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
+EXPORT_POLL_SECONDS = 2  # between two looks at exports that are being made
+MAX_CONCURRENT_UPLOADS = 2  # at once: each holds a thread
+MAX_EXPORTS_LISTED = 12  # exports in the list
+COMBINATION_FIELDS = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
 
 USE_JS = """
 element.addEventListener('click', (event) => {
@@ -48,9 +48,9 @@ class ExportTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     timer: gr.Timer
-    arrive: Callable[..., list[Any]]  # answers what is chosen, and a run besides, into `shown`
-    given: list[Any]
-    shown: list[Any]
+    arrive: Callable[..., list[Any]]  # answers what is chosen, and a run besides, into `outputs`
+    inputs: list[Any]  # what `arrive` is given
+    outputs: list[Any]
     exports: gr.HTML  # its `select` names an export that is wanted in the form
     filled: list[Any]  # what `fill` answers into
     fill: Callable[[ExportSpec], list[Any] | None]  # None: of the adapters, none is the result of a run here
@@ -58,11 +58,11 @@ class ExportTab:
 
 
 def build(
-    words: Words, workplace: Workplace, root: str, told: gr.HTML, user: Callable[[gr.Request], str]
+    words: Words, workplace: Workplace, root: str, message_html: gr.HTML, user: Callable[[gr.Request], str]
 ) -> ExportTab:
-    """The tab in the current context. `told` is where messages go, `user` says who asks."""
+    """The tab in the current context. `message_html` shows messages; `user` says who asks."""
     saves = workplace.saves
-    timer = gr.Timer(SECONDS, active=False)
+    timer = gr.Timer(EXPORT_POLL_SECONDS, active=False)
     stamp = gr.Textbox(elem_classes="unseen", container=False)
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet export-form"):
@@ -77,7 +77,7 @@ def build(
                 )  # fmt: skip
                 combination = _choice("combination", words, visible=False)
                 form = gr.Radio(
-                    _named("form", words), value="merged", label=words.of_export("form", "label"),
+                    _choices("form", words), value="merged", label=words.of_export("form", "label"),
                     info=words.of_export("form", "help"), elem_id="export-form", elem_classes="field field-union",
                 )  # fmt: skip
                 precision, quantize, gguf = (
@@ -91,7 +91,7 @@ def build(
                 shard = _text("shard_gb", words)
                 license = _text("license", words)
                 device = gr.Dropdown(
-                    [(words.choice("hardware.device", one), one) for one in ("auto", "cuda", "cpu")], value="auto",
+                    [(words.choice("hardware.device", kind), kind) for kind in ("auto", "cuda", "cpu")], value="auto",
                     label=words.label("hardware.device"), info=words.help("hardware.device"), elem_id="export-device",
                     elem_classes="field field-choice",
                 )  # fmt: skip
@@ -102,9 +102,9 @@ def build(
                 remark = _text("remark", words, lines=2)
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             name = _text("name", words)
-            card = gr.HTML(elem_id="export-card")
+            plan_view = gr.HTML(elem_id="export-card")
             start = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
-    exports = gr.HTML(js_on_load=USE_JS + clicks.folds_of("export"), elem_id="exports")
+    exports = gr.HTML(js_on_load=USE_JS + clicks.keep_folds_js("export"), elem_id="exports")
     with (
         gr.Column(elem_classes="folds", visible=False) as upload_view,
         gr.Accordion(words("upload-hub"), open=False, elem_classes="fold", elem_id="upload-hub"),
@@ -134,8 +134,8 @@ def build(
         "check_prompts": check, "density": density, "svd_rank": svd_rank, "prompts": prompts, "remark": remark,
         "name": name,
     }  # fmt: skip
-    given = list(controls.values())
-    changing = [card, *(controls[one] for one in SEVERAL)]
+    inputs = list(controls.values())
+    changing = [plan_view, *(controls[field] for field in COMBINATION_FIELDS)]
 
     def spec_of(held: Sequence[Any]) -> ExportSpec:
         """Raises Refusal with everything that cannot be read."""
@@ -144,43 +144,43 @@ def build(
     def look(*held: Any) -> list[Any]:
         """What the export would do, and the settings that apply."""
         several = len(held[0] or ()) > 1
-        visible = [gr.update(visible=several)] * len(SEVERAL)
+        visible = [gr.update(visible=several)] * len(COMBINATION_FIELDS)
         if not held[0]:
-            return [card_html(None, [], words), *visible]
+            return [plan_html(None, [], words), *visible]
         try:
             spec = export_spec.frozen(spec_of(held), workplace)
-            return [card_html(spec, export_spec.problems(spec, workplace, wait=False), words), *visible]
+            return [plan_html(spec, export_spec.problems(spec, workplace, wait=False), words), *visible]
         except Refusal as refusal:
-            return [card_html(None, refusal.problems, words), *visible]
+            return [plan_html(None, refusal.problems, words), *visible]
 
     def listed() -> list[Any]:
         """The exports as they are now, and whether there is something to wait for."""
-        found = runs.find(saves, ExportSpec.kind)[:SHOWN]
-        html = exports_html.list_html(found, root, words)
-        waiting = any(not run.final for run in found)
+        export_runs = runs.find(saves, ExportSpec.kind)[:MAX_EXPORTS_LISTED]
+        html = exports_html.list_html(export_runs, root, words)
+        waiting = any(not run.final for run in export_runs)
         done = [
             (f"{run.title} · {moment(run.submitted)}", run.id)
-            for run in found
+            for run in export_runs
             if run.final and run.dir.result()
         ]
         stamp = hashlib.sha1(html.encode()).hexdigest()
         return [stamp, html, gr.Timer(active=waiting), gr.update(visible=bool(done)), gr.update(choices=done)]
 
     def arrive(*held: Any) -> list[Any]:
-        left = results(saves)
-        named = titles(left)
-        known = [(label(one, named[one.run.id], words), one.run.id) for one in left]
+        finished = results(saves)
+        named = titles(finished)
+        known = [(result_label(result, named[result.run.id], words), result.run.id) for result in finished]
         ids = [id for id in held[0] or () if id in {id for _, id in known}]
         return [gr.update(choices=known, value=ids), *look(ids, *held[1:]), *listed()]
 
     def fill(spec: ExportSpec) -> list[Any] | None:
         """The form as a spec has it, if its adapters are results of runs here, which is what this tab exports."""
-        spec, left = export_spec.frozen(spec, workplace), results(saves)
-        ids = [one.run.id for one in left if str(one.folder) in spec.adapters]
+        spec, finished = export_spec.frozen(spec, workplace), results(saves)
+        ids = [result.run.id for result in finished if str(result.folder) in spec.adapters]
         if not ids or len(ids) < len(spec.adapters):
             return None
-        named = titles(left)
-        known = [(label(one, named[one.run.id], words), one.run.id) for one in left]
+        named = titles(finished)
+        known = [(result_label(result, named[result.run.id], words), result.run.id) for result in finished]
         return [
             gr.update(choices=known, value=ids), spec.form, spec.precision, f"{spec.shard_gb:g}", spec.hardware.device,
             spec.name,
@@ -212,7 +212,7 @@ def build(
         return [notices.toast(words("started")), *listed()]
 
     def use(id: str, spec: RunSpec) -> RunSpec:
-        return in_form(runs.get(saves, id), spec)
+        return with_export(runs.get(saves, id), spec)
 
     def send(
         request: gr.Request, id: str | None, repo: str, secret: str, private: bool
@@ -224,27 +224,32 @@ def build(
             gr.update(interactive=False),
         ]
         try:
-            told = publish.publish(
+            published = publish.publish(
                 runs.get(saves, id or ""), repo or "", secret or "", private=bool(private), by=user(request)
             )
-            said = f'<p class="state right">{escape(words("uploaded", url=told["url"]))}</p>'
+            status_html = f'<p class="state right">{escape(words("uploaded", url=published["url"]))}</p>'
         except Refusal as refusal:
-            said = notices.listed(refusal.problems, words)
-        yield [said, "", gr.update(interactive=True)]
+            status_html = notices.listed(refusal.problems, words)
+        yield [status_html, "", gr.update(interactive=True)]
 
     seen = [stamp, exports, timer, upload_view, which]
     gr.on(
-        [one.change for one in given], look, given, changing, trigger_mode="always_last",
+        [control.change for control in inputs], look, inputs, changing, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
-    start.click(begun, given, [told, *changing, *seen], **QUIET)
-    exports.select(again, None, [told, *seen], **QUIET)
+    start.click(begun, inputs, [message_html, *changing, *seen], **QUIET)
+    exports.select(again, None, [message_html, *seen], **QUIET)
     timer.tick(tick, stamp, seen, **QUIET)
-    upload.click(send, [which, repo, token, private], [uploaded, token, upload], **going("uploads", UPLOADS))
+    upload.click(
+        send,
+        [which, repo, token, private],
+        [uploaded, token, upload],
+        **concurrent("uploads", MAX_CONCURRENT_UPLOADS),
+    )
     return ExportTab(
         timer,
         arrive,
-        given,
+        inputs,
         [chosen, *changing, *seen],
         exports,
         [chosen, form, precision, shard, device, name],
@@ -256,12 +261,12 @@ def build(
 # ------------------------------------------------------------------------------------------ controls
 
 
-def _named(name: str, words: Words) -> list[tuple[str, str]]:
+def _choices(name: str, words: Words) -> list[tuple[str, str]]:
     values = get_args(ExportSpec.model_fields[name].annotation)
     return [(words.export_choice(name, value), value) for value in values]
 
 
-def _about(name: str, words: Words) -> dict[str, Any]:
+def _attributes(name: str, words: Words) -> dict[str, Any]:
     return {
         "label": words.of_export(name, "label"),
         "info": words.of_export(name, "help"),
@@ -272,14 +277,14 @@ def _about(name: str, words: Words) -> dict[str, Any]:
 def _choice(name: str, words: Words, visible: bool = True) -> gr.Dropdown:
     value = ExportSpec.model_fields[name].default
     return gr.Dropdown(
-        _named(name, words), value=value, elem_classes="field field-choice", visible=visible, interactive=True,
-        **_about(name, words),
+        _choices(name, words), value=value, elem_classes="field field-choice", visible=visible, interactive=True,
+        **_attributes(name, words),
     )  # fmt: skip
 
 
 def _text(name: str, words: Words, lines: int = 1, visible: bool = True, help: str = "") -> gr.Textbox:
     default = ExportSpec.model_fields[name].get_default(call_default_factory=True)
-    about = _about(name, words) | ({"info": help} if help else {})
+    about = _attributes(name, words) | ({"info": help} if help else {})
     shown = "" if default in (None, []) else f"{default:g}" if isinstance(default, (int, float)) else default
     kind = "field field-number" if isinstance(default, (int, float)) or default is None else "field"
     return gr.Textbox(
@@ -303,9 +308,9 @@ def read(held: Mapping[str, Any], workplace: Workplace) -> ExportSpec:
 
 def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
     """One number for each run, in their order; 1 for those that have none. Raises Refusal."""
-    typed = [one for one in re.split(r"[,，;；\s]+", text.strip()) if one] if len(ids) > 1 else []
+    typed = [part for part in re.split(r"[,，;；\s]+", text.strip()) if part] if len(ids) > 1 else []
     try:
-        numbers = [float(one) for one in typed]
+        numbers = [float(part) for part in typed]
     except ValueError as error:
         raise Refusal(problem("spec-type-float", "adapters.weights", given=text[:60])) from error
     if len(numbers) > len(ids):
@@ -313,18 +318,18 @@ def _weights(text: str, ids: Sequence[str]) -> dict[str, float]:
     return dict(zip(ids, [*numbers, *[1.0] * (len(ids) - len(numbers))], strict=True))
 
 
-def label(one: Result, title: str, words: Words) -> str:
-    kind = words("export-kind-adapter" if one.adapter else "export-kind-model")
-    return f"{title} · {words.choice('stage', one.stage)} · {kind} · {one.run.id.split('/')[0]}"
+def result_label(result: Result, title: str, words: Words) -> str:
+    kind = words("export-kind-adapter" if result.adapter else "export-kind-model")
+    return f"{title} · {words.choice('stage', result.stage)} · {kind} · {result.run.id.split('/')[0]}"
 
 
-def in_form(run: Run, spec: RunSpec) -> RunSpec:
+def with_export(run: Run, spec: RunSpec) -> RunSpec:
     """What the form holds, with an export in place of its model; LoRA alone goes on its base. Raises Refusal."""
-    left = result_of(run)
-    if left is None:
+    result = result_of(run)
+    if result is None:
         raise Refusal(problem("export-no-result", id=run.id))
-    base = str(run.spec.model.model_name_or_path if left.adapter else left.folder)
-    adapter = str(left.folder) if left.adapter else None
+    base = str(run.spec.model.model_name_or_path if result.adapter else result.folder)
+    adapter = str(result.folder) if result.adapter else None
     spec = spec.change("model.model_name_or_path", base).change("model.adapter_path", adapter)
     return spec.change("model.chat_template", None).change("model.quantization", {"kind": "none"})
 
@@ -332,10 +337,10 @@ def in_form(run: Run, spec: RunSpec) -> RunSpec:
 # ------------------------------------------------------------------------------------------ what it would do
 
 
-def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -> str:
+def plan_html(spec: ExportSpec | None, problems: Sequence[Problem], words: Words) -> str:
     """What the chosen export needs, and what stands in its way."""
     title = f"<h2>{escape(words('export-summary'))}</h2>"
-    if spec is None and not found:
+    if spec is None and not problems:
         return f'{title}<p class="quiet">{escape(words("export-choose"))}</p>'
     stats = ""
     if spec:
@@ -348,22 +353,22 @@ def card_html(spec: ExportSpec | None, found: Sequence[Problem], words: Words) -
             f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in cells
         )
         stats = f'<dl class="stats small">{stats}</dl>'
-    if found:
-        count = escape(notices.counted(found, words))
-        state = f'<p class="state wrong">{count}</p>{notices.listed([_named_field(one, words) for one in found], words)}'
+    if problems:
+        count = escape(notices.counted(problems, words))
+        state = f'<p class="state wrong">{count}</p>{notices.listed([_with_label(problem, words) for problem in problems], words)}'
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>'
     return title + stats + state
 
 
-def _named_field(one: Problem, words: Words) -> Problem:
+def _with_label(problem: Problem, words: Words) -> Problem:
     """The problem with its field called as on this page: the links of others lead to the form of a training."""
-    name, _, of_one = one.field.partition(".")
-    if name == "adapters" and of_one:
-        return replace(one, field=words("export-weights"))
-    called = (
+    name, _, inner = problem.field.partition(".")
+    if name == "adapters" and inner:
+        return replace(problem, field=words("export-weights"))
+    label = (
         words.of_export(name, "label")
         if name in ExportSpec.model_fields and name not in ("model", "hardware")
         else ""
     )
-    return replace(one, field=called)
+    return replace(problem, field=label)

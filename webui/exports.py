@@ -20,14 +20,14 @@ from webui import notices
 from webui.numbers import ago, moment, size
 from webui.words import Words
 
-LONG = 65_536  # characters of a Modelfile that are shown
+MAX_MODELFILE_CHARACTERS = 65_536  # characters of a Modelfile that are shown
 
 
-def list_html(found: Sequence[Run], root: str, words: Words) -> str:
+def list_html(export_runs: Sequence[Run], root: str, words: Words) -> str:
     """All exports, the newest first and open."""
-    if not found:
+    if not export_runs:
         return ""
-    items = "".join(_export(run, number, root, words) for number, run in enumerate(found))
+    items = "".join(_export(run, number, root, words) for number, run in enumerate(export_runs))
     return f'<h2 class="exports-title">{escape(words("export-list"))}</h2>{items}'
 
 
@@ -36,20 +36,20 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
         spec = run.spec
     except (Refusal, OSError):
         return ""
-    left = run.dir.left() if run.final else None
+    result_folder = run.dir.left() if run.final else None
     chips = [
         words.export_choice("form", spec.form),
         spec.precision,
         *([spec.quantize] if spec.quantize != "none" else []),
     ]
-    if left:
-        chips.append(size(sum(file.stat().st_size for file in left.iterdir() if file.is_file())))
+    if result_folder:
+        chips.append(size(sum(file.stat().st_size for file in result_folder.iterdir() if file.is_file())))
     head = (
         f'<summary><span class="dot {escape(run.state)}"></span><b>{escape(run.title)}</b>'
-        f'<span class="chips">{"".join(f"<span>{escape(one)}</span>" for one in chips)}</span>'
+        f'<span class="chips">{"".join(f"<span>{escape(chip)}</span>" for chip in chips)}</span>'
         f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time></summary>'
     )
-    body = _finished(run, left, number, root, words) if left else _unfinished(run, words)
+    body = _finished(run, result_folder, number, root, words) if result_folder else _unfinished(run, words)
     opened = " open" if number == 0 or not run.final else ""
     return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
 
@@ -77,10 +77,10 @@ def _unfinished(run: Run, words: Words) -> str:
     return f'{bar}<p class="told"><span>{escape(phase)}</span> · {link}</p>'
 
 
-def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str:
+def _finished(run: Run, result_folder: Path, number: int, root: str, words: Words) -> str:
     spec, name = run.spec, ollama.model_name(run.title)
-    adapter = adapter_config(left) if left == run.dir.adapter else {}
-    folder = f'<p class="quiet folder"><code>{escape(str(left))}</code></p>'
+    adapter = adapter_config(result_folder) if result_folder == run.dir.adapter else {}
+    folder = f'<p class="quiet folder"><code>{escape(str(result_folder))}</code></p>'
     buttons = f'<button type="button" class="plain" data-use="{escape(run.id)}">{escape(words("export-use"))}</button>'
     buttons += f'<a class="plain" href="?run={quote(run.id)}">{escape(words("export-run-link"))}</a>'
     if sent := publish.published(run):
@@ -88,20 +88,20 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
         folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
     parts = [
         folder,
-        comparison_html(read_json(left / "comparison.json") or {}, words),
+        comparison_html(read_json(result_folder / "comparison.json") or {}, words),
         f'<p class="buttons-row">{buttons}</p>',
     ]
-    judge = (read_json(left / "result.json") or {}).get("stage") == "rm"
-    if not judge:
+    is_reward_model = (read_json(result_folder / "result.json") or {}).get("stage") == "rm"
+    if not is_reward_model:
         base = str(spec.model.model_name_or_path)
         wrong = vllm_command.adapter_problems(adapter) if adapter else []
         serve = notices.code(
-            f"vllm-{number}", vllm_command.serve_command(left, name, base, adapter or None), words
+            f"vllm-{number}", vllm_command.serve_command(result_folder, name, base, adapter or None), words
         )
         parts.append(_block("vLLM", notices.listed(wrong, words) if wrong else serve))
-        file = left / "Modelfile"
-        text = file.read_text(encoding="utf-8")[:LONG] if file.exists() else ""
-        create = f"cd {shlex.quote(str(left))} && ollama create {name} -f Modelfile"
+        file = result_folder / "Modelfile"
+        text = file.read_text(encoding="utf-8")[:MAX_MODELFILE_CHARACTERS] if file.exists() else ""
+        create = f"cd {shlex.quote(str(result_folder))} && ollama create {name} -f Modelfile"
         parts.append(
             _block(
                 "Ollama",
@@ -109,7 +109,7 @@ def _finished(run: Run, left: Path, number: int, root: str, words: Words) -> str
                 + _folded("Modelfile", notices.code(f"modelfile-{number}", text, words)),
             )
         )
-        parts.append(_block("GGUF", gguf_html(run, left, number, root, words)))
+        parts.append(_block("GGUF", gguf_html(run, result_folder, number, root, words)))
     parts.append(_folded(words("files"), files_html(run, root, words)))
     return "".join(parts)
 
@@ -122,22 +122,22 @@ def _folded(title: str, html: str) -> str:
     return f'<details class="more"><summary>{escape(title)}</summary>{html}</details>'
 
 
-def comparison_html(told: Mapping[str, Any], words: Words) -> str:
+def comparison_html(comparison: Mapping[str, Any], words: Words) -> str:
     """How many answers are equal, and each pair with the place where it parts."""
-    if not told.get("prompts"):
+    if not comparison.get("prompts"):
         return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
-    equal, count = told["equal"], told["prompts"]
+    equal, count = comparison["equal"], comparison["prompts"]
     state = "right" if equal == count else "partly"
-    line = words("export-equal", equal=equal, count=count, precision=told["precision"])
+    line = words("export-equal", equal=equal, count=count, precision=comparison["precision"])
     if equal < count:
         line += " " + words("export-unequal-why")
-    table = _answers(told["rows"], ("export-before", "export-after"), words)
+    table = _answers_table(comparison["rows"], ("export-before", "export-after"), words)
     return f'<p class="state {state}">{escape(line)}</p>{_folded(words("export-answers"), table)}'
 
 
-def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], words: Words) -> str:
+def _answers_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], words: Words) -> str:
     """Pairs of answers, those that differ first; `names` are the codes of what the two models are called."""
-    heads = "".join(f"<th>{escape(words(one))}</th>" for one in ("export-prompt", *names))
+    heads = "".join(f"<th>{escape(words(name))}</th>" for name in ("export-prompt", *names))
     body = "".join(
         f"<tr><td>{escape(row['prompt'])}<small>{escape(row['source'])}</small></td>{_pair(row, words)}</tr>"
         for row in sorted(rows, key=lambda row: row["equal"])
@@ -147,26 +147,26 @@ def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], words: W
 
 def _pair(row: Mapping[str, Any], words: Words) -> str:
     if row["equal"]:
-        return f'<td colspan="2">{_said(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
+        return f'<td colspan="2">{_text_html(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
     at = words("export-differs", token=row["differs_at"] + 1)
-    return f"<td>{_said(row['before'], words)}</td><td>{_said(row['after'], words)}<small>{escape(at)}</small></td>"
+    return f"<td>{_text_html(row['before'], words)}</td><td>{_text_html(row['after'], words)}<small>{escape(at)}</small></td>"
 
 
-def _said(text: str, words: Words) -> str:
+def _text_html(text: str, words: Words) -> str:
     return escape(text).replace("\n", "<br>") or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
 
 
 # ------------------------------------------------------------------------------------------ GGUF
 
 
-def gguf_html(run: Run, left: Path, number: int, root: str, words: Words) -> str:
+def gguf_html(run: Run, result_folder: Path, number: int, root: str, words: Words) -> str:
     """What became of the GGUF file: how far it is from the merged model, or why there is none; else how to make one."""
     made = gguf.outcome(run.dir)
     if made is None:
-        base = str(run.spec.model.model_name_or_path) if left == run.dir.adapter else ""
-        return notices.code(f"gguf-{number}", gguf.commands(left, base), words)
-    told = [Problem(one["code"], "", one["values"]) for one in made.get("problems", ())]
-    listed = notices.listed(told, words) if told else ""
+        base = str(run.spec.model.model_name_or_path) if result_folder == run.dir.adapter else ""
+        return notices.code(f"gguf-{number}", gguf.commands(result_folder, base), words)
+    problems = [Problem(problem["code"], "", problem["values"]) for problem in made.get("problems", ())]
+    listed = notices.listed(problems, words) if problems else ""
     if made["status"] == "failed":
         again = f'<button type="button" class="plain" data-retry="{escape(run.id)}">{escape(words("gguf-retry"))}</button>'
         stays = f'<p class="quiet">{escape(words("gguf-stays"))}</p>'
@@ -182,25 +182,27 @@ def _read_back(made: Mapping[str, Any], words: Words) -> str:
     weights, answers = made["weights"], made["answers"]
     counts = {name: weights[name] for name in ("compared", "count")}
     far = words("gguf-weights", far=f"{weights['largest']:.2%}", type=made["type"], **counts)
-    told = f'<p class="state right">{escape(far)}</p>'
+    weights_html = f'<p class="state right">{escape(far)}</p>'
     if not answers["tokens"]:
-        return told
+        return weights_html
     shares = {name: answers[name] for name in ("equal", "same_tokens", "tokens")}
     line = words("gguf-answers", count=answers["prompts"], **shares)
     if answers["equal"] < answers["prompts"]:
         line += " " + words("gguf-unequal-why")
-    table = _answers(answers["rows"], ("gguf-merged", "gguf-file"), words)
-    return f'{told}<p class="quiet">{escape(line)}</p>{_folded(words("gguf-rows"), table)}'
+    table = _answers_table(answers["rows"], ("gguf-merged", "gguf-file"), words)
+    return f'{weights_html}<p class="quiet">{escape(line)}</p>{_folded(words("gguf-rows"), table)}'
 
 
 def files_html(run: Run, root: str, words: Words) -> str:
     """The files of the result, and LoRA alone as one file."""
-    found = [
-        one for one in runs.files(run) if one[0].startswith(("model/", "adapter/")) or one[0] == "adapter.zip"
+    files = [
+        file
+        for file in runs.files(run)
+        if file[0].startswith(("model/", "adapter/")) or file[0] == "adapter.zip"
     ]
     rows = "".join(
         f'<tr><td><a download href="{escape(f"{root}/download/{quote(run.id)}/{quote(name)}")}">{escape(name)}</a></td>'
         f"<td>{size(count)}</td></tr>"
-        for name, count in sorted(found, key=lambda one: one[0] != "adapter.zip")
+        for name, count in sorted(files, key=lambda file: file[0] != "adapter.zip")
     )
     return f'<table class="files"><tbody>{rows}</tbody></table>'

@@ -27,25 +27,26 @@ DATASETS, MODEL = "data.datasets", "model.model_name_or_path"
 WEIGHTS = {f"{path}:weights": path for path in (DATASETS, "stage.rewards")}
 DATASET_NAMES = (DATASETS, "data.eval_datasets")
 ADAPTER = "model.adapter_path"
-RESULTS = (ADAPTER, "stage.reward_model")  # what a finished run left
-TARGETS, SAVED = "method.target_modules", "method.modules_to_save"  # names of modules of the chosen model
+RESULT_SETTINGS = (ADAPTER, "stage.reward_model")  # what a finished run left
+# Names of modules of the chosen model.
+TARGET_MODULES, SAVED_MODULES = "method.target_modules", "method.modules_to_save"
 
 
 # ------------------------------------------------------------------------------------------ types
 
 
 @cache
-def shape(path: str) -> str:
-    """What kind of control the setting at `path` needs: a key of CONTROLS, READ and SHOW."""
+def control_kind(path: str) -> str:
+    """What kind of control the setting at `path` needs: a key of CONTROLS, PARSERS and FORMATTERS."""
     if path in UNIONS:
         return "union"
     if path in WEIGHTS:
         return "weights"
     if path == MODEL:
         return "model"
-    if path in RESULTS:
+    if path in RESULT_SETTINGS:
         return "result"
-    if path in (*DATASET_NAMES, TARGETS, SAVED):
+    if path in (*DATASET_NAMES, TARGET_MODULES, SAVED_MODULES):
         return "names" if path in DATASET_NAMES else "modules"
     kind = _plain_type(fields()[path].annotation)
     if get_origin(kind) is Literal:
@@ -62,7 +63,7 @@ def _plain_type(annotation: Any) -> Any:
     if hasattr(annotation, "__metadata__"):
         return _plain_type(annotation.__origin__)
     if get_origin(annotation) in (Union, types.UnionType):
-        return _plain_type(next(one for one in get_args(annotation) if one is not type(None)))
+        return _plain_type(next(member for member in get_args(annotation) if member is not type(None)))
     return annotation
 
 
@@ -100,11 +101,11 @@ def essential(path: str) -> bool:
     return bool((fields()[path].json_schema_extra or {}).get("essential"))
 
 
-def owner(path: str) -> str:
+def setting_of(path: str) -> str:
     """The setting that a path is of: "data.datasets.identity" → "data.datasets"; "" if it is of none."""
     steps = path.split(".")
-    tried = (".".join(steps[:count]) for count in range(len(steps), 0, -1))
-    return next((one for one in tried if one in fields()), "")
+    prefixes = (".".join(steps[:count]) for count in range(len(steps), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in fields()), "")
 
 
 def part_of(path: str) -> str:
@@ -123,8 +124,8 @@ def part_id(path: str) -> str:
 # ------------------------------------------------------------------------------------------ controls
 
 
-def _about(path: str, words: Words, value: Any) -> dict[str, Any]:
-    classes = ["field", f"field-{shape(path)}"]
+def _attributes(path: str, words: Words, value: Any) -> dict[str, Any]:
+    classes = ["field", f"field-{control_kind(path)}"]
     if kinds := kinds_of(path):
         union = element_id(union_of(path))
         classes += [f"of-{union}", *(f"of-{union}-{kind}" for kind in kinds)]
@@ -141,15 +142,15 @@ def _about(path: str, words: Words, value: Any) -> dict[str, Any]:
 
 
 def _text(path: str, words: Words, value: Any) -> gr.Textbox:
-    return gr.Textbox(**_about(path, words, value), lines=1, max_lines=1, min_width=120)
+    return gr.Textbox(**_attributes(path, words, value), lines=1, max_lines=1, min_width=120)
 
 
 def _number(path: str, words: Words, value: Any) -> gr.Textbox:
-    return boxes.number(**_about(path, words, value))
+    return boxes.number(**_attributes(path, words, value))
 
 
-def _tick(path: str, words: Words, value: Any) -> gr.Checkbox:
-    return gr.Checkbox(**_about(path, words, value), min_width=120)
+def _checkbox(path: str, words: Words, value: Any) -> gr.Checkbox:
+    return gr.Checkbox(**_attributes(path, words, value), min_width=120)
 
 
 def _labelled(path: str, words: Words) -> list[tuple[str, str]]:
@@ -157,37 +158,39 @@ def _labelled(path: str, words: Words) -> list[tuple[str, str]]:
 
 
 def _choice(path: str, words: Words, value: Any) -> gr.Dropdown:
-    return gr.Dropdown(_labelled(path, words), **_about(path, words, value), min_width=120)
+    return gr.Dropdown(_labelled(path, words), **_attributes(path, words, value), min_width=120)
 
 
 def _choices(path: str, words: Words, value: Any) -> gr.Dropdown:
-    return gr.Dropdown(_labelled(path, words), multiselect=True, **_about(path, words, value), min_width=120)
+    return gr.Dropdown(
+        _labelled(path, words), multiselect=True, **_attributes(path, words, value), min_width=120
+    )
 
 
 def _names(path: str, words: Words, value: Any) -> gr.Dropdown:
     # Any name is let through here: a clone may name what is gone, and engine says so in a sentence. The choices
     # are what is on disk, and the page fills them in.
     return gr.Dropdown(
-        [], multiselect=True, allow_custom_value=True, **_about(path, words, value), min_width=120
+        [], multiselect=True, allow_custom_value=True, **_attributes(path, words, value), min_width=120
     )
 
 
 def _model(path: str, words: Words, value: Any) -> gr.Dropdown:
-    return gr.Dropdown([], allow_custom_value=True, **_about(path, words, value), min_width=120)
+    return gr.Dropdown([], allow_custom_value=True, **_attributes(path, words, value), min_width=120)
 
 
 def _union(path: str, words: Words, value: Any) -> gr.Radio:
     # No general help: the sentence of the chosen kind stands below.
-    return gr.Radio(_labelled(path, words), **_about(path, words, value) | {"info": None}, min_width=120)
+    return gr.Radio(_labelled(path, words), **_attributes(path, words, value) | {"info": None}, min_width=120)
 
 
 def _yaml(path: str, words: Words, value: Any) -> gr.Textbox:
-    about = _about(path, words, value)
+    about = _attributes(path, words, value)
     return gr.Textbox(**about | {"elem_classes": [*about["elem_classes"], "mono"]}, lines=3, max_lines=12)
 
 
 CONTROLS: dict[str, Callable[[str, Words, Any], Any]] = {
-    "text": _text, "number": _number, "tick": _tick, "choice": _choice, "choices": _choices, "list": _text,
+    "text": _text, "number": _number, "tick": _checkbox, "choice": _choice, "choices": _choices, "list": _text,
     "names": _names, "modules": _names, "weights": _text, "model": _model, "result": _model, "union": _union,
     "yaml": _yaml,
 }  # fmt: skip
@@ -207,7 +210,7 @@ def _read_number(path: str, raw: Any) -> Any:
 
 
 def _read_list(path: str, raw: Any) -> list[str]:
-    return [one for one in re.split(r"[,，、;；\s]+", boxes.typed(raw)) if one]
+    return [part for part in re.split(r"[,，、;；\s]+", boxes.typed(raw)) if part]
 
 
 def _read_several(path: str, raw: Any) -> list[Any]:
@@ -216,7 +219,7 @@ def _read_several(path: str, raw: Any) -> list[Any]:
 
 def _read_modules(path: str, raw: Any) -> list[str]:
     # One of them may be a whole list that was pasted.
-    return [one for part in _read_several(path, raw) for one in _read_list(path, part)]
+    return [name for part in _read_several(path, raw) for name in _read_list(path, part)]
 
 
 def _read_yaml(path: str, raw: Any) -> Any:
@@ -230,7 +233,7 @@ def _read_weights(path: str, raw: Any) -> Any:
     return _read_yaml(path, text if "\n" in text or text.startswith("{") else f"{{{text}}}")
 
 
-READ: dict[str, Callable[[str, Any], Any]] = {
+PARSERS: dict[str, Callable[[str, Any], Any]] = {
     "text": _read_text, "number": _read_number, "tick": lambda path, raw: raw, "choice": lambda path, raw: raw,
     "choices": _read_several, "list": _read_list, "names": _read_several, "modules": _read_modules,
     "weights": _read_weights,
@@ -243,14 +246,14 @@ def read(values: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:
 
     Where a value cannot be read, the spec has the default instead, so that the rest can still be judged.
     """
-    plain, found = _plain(values)
+    plain, problems = _plain(values)
     while True:
         try:
-            return RunSpec.read(plain), found
+            return RunSpec.read(plain), problems
         except Refusal as refusal:
-            found += refusal.problems
-            if not all(_drop(plain, owner(one.field)) for one in refusal.problems):
-                return RunSpec(), found
+            problems += refusal.problems
+            if not all(_drop(plain, setting_of(problem.field)) for problem in refusal.problems):
+                return RunSpec(), problems
 
 
 def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -261,22 +264,22 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         return not union or values.get(union) in kinds_of(path)
 
     plain: dict[str, Any] = {}
-    found: list[Problem] = []
+    problems: list[Problem] = []
     read_values: dict[str, Any] = {}
     for path, raw in values.items():
         try:
-            read_values[path] = READ[shape(path)](path, raw)
+            read_values[path] = PARSERS[control_kind(path)](path, raw)
         except Refusal as refusal:
-            found += refusal.problems
+            problems += refusal.problems
     read_values = {path: value for path, value in read_values.items() if applies(path)}
     for typed, path in WEIGHTS.items():
         weights = read_values.pop(typed, {})
         if not isinstance(weights, dict):
-            found.append(problem("spec-type-dict", path, given=str(weights)[:60]))
+            problems.append(problem("spec-type-dict", path, given=str(weights)[:60]))
             weights = {}
         if path in read_values:
             chosen = [str(name) for name in read_values[path]]
-            found += [
+            problems += [
                 problem("weight-without-set", path, name=str(name)[:60], chosen=", ".join(chosen) or "—")
                 for name in weights
                 if str(name) not in chosen
@@ -291,7 +294,7 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             inner.setdefault(last, {})["kind"] = value
         else:
             inner[last] = value
-    return plain, found
+    return plain, problems
 
 
 def _drop(plain: dict[str, Any], path: str) -> bool:
@@ -310,10 +313,10 @@ def number_text(value: float | None) -> str:
     """A number as people write it: 3.0 → "3", 1e-05 → "1e-5"; none → ""."""
     if value is None:
         return ""
-    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].replace("+", ""), repr(value)).removesuffix(".0")
+    return re.sub(r"e([+-])0*", lambda match: "e" + match[1].replace("+", ""), repr(value)).removesuffix(".0")
 
 
-SHOW: dict[str, Callable[[Any], Any]] = {
+FORMATTERS: dict[str, Callable[[Any], Any]] = {
     "text": lambda value: value or "", "number": number_text, "tick": bool, "choice": str, "choices": list,
     "list": lambda value: ", ".join(map(str, value)), "names": list, "modules": list, "model": str, "union": str, "result": lambda value: value or "",
     "yaml": lambda value: write_yaml(value) if value else "",
@@ -321,12 +324,12 @@ SHOW: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-def holds(spec: RunSpec) -> dict[str, Any]:
+def control_values(spec: RunSpec) -> dict[str, Any]:
     """What every control holds for `spec`, by path."""
-    return defaults() | show(spec)
+    return defaults() | chosen_values(spec)
 
 
-def show(spec: RunSpec) -> dict[str, Any]:
+def chosen_values(spec: RunSpec) -> dict[str, Any]:
     """What each control holds for `spec`. Settings of kinds that were not chosen are not mentioned."""
     plain = spec.model_dump(mode="json")
     shown = {}
@@ -337,16 +340,16 @@ def show(spec: RunSpec) -> dict[str, Any]:
             if value is ...:
                 break
         if value is not ...:
-            shown[path] = SHOW[shape(path)](value["kind"] if path in UNIONS else value)
+            shown[path] = FORMATTERS[control_kind(path)](value["kind"] if path in UNIONS else value)
     return shown
 
 
 def paths() -> list[str]:
     """Every control by the path of its setting, in the order of declaration."""
-    found = list(fields())
+    control_paths = list(fields())
     for typed, path in WEIGHTS.items():
-        found.insert(found.index(path) + 1, typed)
-    return found
+        control_paths.insert(control_paths.index(path) + 1, typed)
+    return control_paths
 
 
 def defaults() -> dict[str, Any]:
@@ -355,7 +358,7 @@ def defaults() -> dict[str, Any]:
     for path in paths():
         if path not in UNIONS and (union := union_of(path)):
             part, name = UNIONS[union][kinds_of(path)[0]], WEIGHTS.get(path, path).rsplit(".", 1)[-1]
-            shown[path] = SHOW[shape(path)](part().model_dump(mode="json")[name])
+            shown[path] = FORMATTERS[control_kind(path)](part().model_dump(mode="json")[name])
     return shown
 
 
@@ -367,11 +370,11 @@ class Form:
 
     def __init__(self, words: Words, spec: RunSpec):
         self.words = words
-        self.built = holds(spec)
+        self.built = control_values(spec)
         self.controls: dict[str, Any] = {}
 
     def place(self, path: str) -> Any:
-        control = CONTROLS[shape(path)](path, self.words, self.built[path])
+        control = CONTROLS[control_kind(path)](path, self.words, self.built[path])
         self.controls[path] = control
         if path in UNIONS:
             self._kinds(path)
@@ -380,11 +383,11 @@ class Form:
     def _kinds(self, path: str) -> None:
         """One sentence for each kind; the style sheet shows that of the chosen one."""
         union = element_id(path)
-        told = (
+        sentences = (
             f'<p class="of-{union} of-{union}-{kind}">{escape(self.words.kind(path, kind))}</p>'
             for kind in UNIONS[path]
         )
-        gr.HTML("".join(told), elem_classes=["kinds"])
+        gr.HTML("".join(sentences), elem_classes=["kinds"])
 
     @property
     def inputs(self) -> list[Any]:
@@ -396,13 +399,13 @@ class Form:
 
     def updates(self, spec: RunSpec) -> list[Any]:
         """New values for every control, in the order of `inputs`."""
-        now = holds(spec)
+        now = control_values(spec)
         return [now[path] for path in self.controls]
 
     def first(self, spec: RunSpec) -> list[Any]:
         """The same for a page that has just been opened: each value costs the browser some milliseconds, so only those
         that the page was not built with are sent."""
-        now = holds(spec)
+        now = control_values(spec)
         return [gr.skip() if now[path] == self.built[path] else now[path] for path in self.controls]
 
 

@@ -27,13 +27,13 @@ from engine.core import users
 from engine.core.problems import say
 
 FREE_TRIES = 5  # failed logins of one address before it has to wait
-LONGEST_WAIT = 60  # seconds; bounded, because a whole office may come from one address
-FORGET = 3600  # seconds after which an address starts afresh
-ADDRESSES = 10_000  # remembered at most; the oldest is forgotten first
-LARGEST_FORM = 8192  # bytes
+MAX_WAIT_SECONDS = 60  # bounded, because a whole office may come from one address
+FORGET_AFTER_SECONDS = 3600  # then an address starts afresh
+MAX_ADDRESSES = 10_000  # remembered at most; the oldest is forgotten first
+MAX_FORM_BYTES = 8192
 # Where somebody wanted to go: a path of this studio. "//host" and "/\\host" are other sites to a browser.
-TARGET = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
-AT_ONCE = 2  # passwords hashed at a time: each takes a core and 16 MiB
+TARGET_PATTERN = re.compile(r"/(?![/\\])[!-\[\]-~]{0,2000}")
+MAX_CONCURRENT_HASHES = 2  # passwords hashed at a time: each takes a core and 16 MiB
 
 PAGE_HEADERS = {
     "Cache-Control": "no-store",
@@ -56,7 +56,7 @@ class LoginRequired:
         # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
         self.cookie = "athanor_" + hashlib.sha256(self.key).hexdigest()[:8]
         self.attempts = Attempts()
-        self.hashing = asyncio.Semaphore(AT_ONCE)
+        self.hashing = asyncio.Semaphore(MAX_CONCURRENT_HASHES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -87,7 +87,7 @@ class LoginRequired:
         if path == "/login" and request.method == "POST":
             return await self._log_in(request)
         if path == "/logout" and request.method == "POST":
-            return _foreign(request, self.root) or self._log_out()
+            return _foreign_origin_page(request, self.root) or self._log_out()
         if path in ("/login", "/logout"):
             return PlainTextResponse("", 405, {"Allow": "GET, HEAD, POST" if path == "/login" else "POST"})
         return None
@@ -97,7 +97,7 @@ class LoginRequired:
         return path.removeprefix(self.root) if path.startswith(f"{self.root}/") else path
 
     async def _log_in(self, request: Request) -> Response:
-        if foreign := _foreign(request, self.root):
+        if foreign := _foreign_origin_page(request, self.root):
             return foreign
         address = request.client.host if request.client else ""
         form = await _form(request)
@@ -142,8 +142,8 @@ class LoginRequired:
             )  # before accepting: the client sees 403
         request = Request(scope)
         if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
-            wanted = quote(self._path(scope)) + f"?{request.url.query}" * bool(request.url.query)
-            login = "/login" if wanted == "/" else f"/login?{urlencode({'next': wanted})}"
+            target = quote(self._path(scope)) + f"?{request.url.query}" * bool(request.url.query)
+            login = "/login" if target == "/" else f"/login?{urlencode({'next': target})}"
             answer: Response = RedirectResponse(self.root + login, HTTPStatus.SEE_OTHER)
         else:
             answer = PlainTextResponse(say("login-needed", _language(request)), HTTPStatus.UNAUTHORIZED)
@@ -162,12 +162,12 @@ class Attempts:
         count, last = self.known.get(address, (0, now))
         if count < FREE_TRIES:
             return 0
-        return max(0, math.ceil(last + min(2.0 ** min(count - FREE_TRIES, 16), LONGEST_WAIT) - now))
+        return max(0, math.ceil(last + min(2.0 ** min(count - FREE_TRIES, 16), MAX_WAIT_SECONDS) - now))
 
     def failed(self, address: str, now: float) -> None:
         count, last = self.known.pop(address, (0, now))
-        self.known[address] = (1 if now - last > FORGET else count + 1, now)
-        if len(self.known) > ADDRESSES:
+        self.known[address] = (1 if now - last > FORGET_AFTER_SECONDS else count + 1, now)
+        if len(self.known) > MAX_ADDRESSES:
             self.known.popitem(last=False)
 
     def forget(self, address: str) -> None:
@@ -179,7 +179,7 @@ async def _form(request: Request) -> dict[str, str]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LARGEST_FORM:
+        if len(body) > MAX_FORM_BYTES:
             return {}
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=16)
@@ -188,12 +188,12 @@ async def _form(request: Request) -> dict[str, str]:
     return {name: values[0] for name, values in fields.items()}
 
 
-def _target(given: str) -> str:
-    """The path, below the studio's root, that a person is sent to after login: `given`, or the start page."""
-    return given if TARGET.fullmatch(given) else "/"
+def _target(path: str) -> str:
+    """The path below the studio's root that a person is sent to after login: `path`, or the start page."""
+    return path if TARGET_PATTERN.fullmatch(path) else "/"
 
 
-def _foreign(request: Request, root: str) -> Response | None:
+def _foreign_origin_page(request: Request, root: str) -> Response | None:
     """A refusal if the form came from another site's page; browsers always say from where. Ports are not compared:
     cookies do not tell them apart either, and many proxies leave them out of Host."""
     origin = request.headers.get("origin") or request.headers.get("referer")
@@ -222,8 +222,8 @@ def _is_https(request: Request) -> bool:
 
 def _language(request: Request) -> str:
     """The first language of Accept-Language that the page speaks; browsers list them by preference."""
-    wanted = [part.strip()[:2].lower() for part in request.headers.get("accept-language", "").split(",")]
-    return next((language for language in wanted if language in ("en", "zh")), "en")
+    languages = [part.strip()[:2].lower() for part in request.headers.get("accept-language", "").split(",")]
+    return next((language for language in languages if language in ("en", "zh")), "en")
 
 
 def _page(

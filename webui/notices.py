@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from engine.core.problems import Problem
-from webui.form import element_id, essential, owner, part_id
+from webui.form import element_id, essential, part_id, setting_of
 from webui.words import Words
 
 _parity = itertools.count()
@@ -20,7 +20,7 @@ _parity = itertools.count()
 
 def sentence(problem: Problem, words: Words) -> str:
     """The problem in the reader's language, its field called by its label."""
-    path = owner(problem.field)
+    path = setting_of(problem.field)
     values = {name: words("empty") if value == "" else value for name, value in problem.values.items()}
     field = words.label(path) if path else problem.field
     return dataclasses.replace(problem, field=field, values=values).text(words.language)
@@ -30,7 +30,7 @@ def listed(problems: Sequence[Problem], words: Words) -> str:
     """All problems as a list; each leads to its field."""
     rows = []
     for problem in problems:
-        path, text = owner(problem.field), escape(sentence(problem, words))
+        path, text = setting_of(problem.field), escape(sentence(problem, words))
         if path:
             text = f'<a href="#{element_id(path)}" data-part="{part_id(path)}">{text}</a>'
         rows.append(f"<li>{text}</li>")
@@ -45,14 +45,14 @@ def noted(notes: Sequence[Problem], words: Words) -> str:
 
 def counted(problems: Sequence[Problem], words: Words) -> str:
     """How many things are to be mended; a heading over rows that stand below it is none."""
-    return words("to-fix", count=sum(one.code != "bad-rows" for one in problems))
+    return words("to-fix", count=sum(problem.code != "bad-rows" for problem in problems))
 
 
 def marks(problems: Iterable[Problem], words: Words) -> str:
     """A style sheet that writes each problem under its field and a dot on the part that the field is in."""
     by_field: dict[str, list[str]] = {}
     for problem in problems:
-        if path := owner(problem.field):
+        if path := setting_of(problem.field):
             by_field.setdefault(path, []).append(sentence(problem, words))
     rules = []
     for path, texts in by_field.items():
@@ -68,7 +68,10 @@ def marks(problems: Iterable[Problem], words: Words) -> str:
 def css_text(text: str) -> str:
     """`text` inside a CSS string: whatever is not a plain letter or digit is written as its code point."""
     return "".join(
-        one if one.isascii() and (one.isalnum() or one == " ") else f"\\{ord(one):x} " for one in text
+        character
+        if character.isascii() and (character.isalnum() or character == " ")
+        else f"\\{ord(character):x} "
+        for character in text
     )
 
 

@@ -10,30 +10,30 @@ from typing import Any
 from engine.evaluation.probe import MAX_ANSWER_TOKENS
 from webui.words import Words
 
-ANSWERS = {
+ANSWER_WORDS = {
     "right": "probe-right-word", "not-right": "probe-not-right", "same": "probe-same", "not-same": "probe-not-same",
     "unknown": "probe-unknown",
 }  # fmt: skip
 # What a loss that is about as it was is called: the same as an answer that is.
-LOSSES = {name: f"probe-{name}" for name in ("lower", "same", "higher", "forgot")}
+LOSS_WORDS = {name: f"probe-{name}" for name in ("lower", "same", "higher", "forgot")}
 
 
-def report(found: Mapping[str, Any], words: Words) -> str:
+def probe_html(probe: Mapping[str, Any], words: Words) -> str:
     """What the small probe at the end of a training says: a sentence about each thing that was measured, and each prompt
     before and after."""
-    verdict, training, general = found["verdict"], found["training"], found["general"]
+    verdict, training, general = probe["verdict"], probe["training"], probe["general"]
     details = []
     if training["answered"] and verdict in ("forgot", "changed"):
         details.append(words("probe-right", **training))
     if training["loss_before"] is not None and training["loss_after"] is not None:
         losses = {name: f"{training[name]:.2f}" for name in ("loss_before", "loss_after")}
         details.append(words("probe-losses", **losses))
-    shared = _shared([one["prompt"] for one in found["prompts"] if one["kind"] == "training"])
-    body = "".join(_probed(one, shared, words) for one in found["prompts"])
+    shared = _shared_affixes([row["prompt"] for row in probe["prompts"] if row["kind"] == "training"])
+    body = "".join(_prompt_row(row, shared, words) for row in probe["prompts"])
     names = ("prompt", "before", "after", "answer", "loss")
     heads = "".join(f"<th>{escape(words(f'probe-{name}'))}</th>" for name in names)
     help_ = words(
-        "probe-help", tokens=MAX_ANSWER_TOKENS, learned=f"{found['learned']:g}", forgot=f"{found['forgot']:g}"
+        "probe-help", tokens=MAX_ANSWER_TOKENS, learned=f"{probe['learned']:g}", forgot=f"{probe['forgot']:g}"
     )
     first = (
         f"<b>{escape(words('probe'))}</b> <span>{escape(words(f'probe-run-{verdict}', **training))}</span>"
@@ -41,7 +41,7 @@ def report(found: Mapping[str, Any], words: Words) -> str:
     lines = (
         f'<span class="verdict {escape(verdict)}">{first} <small>{escape(" ".join(details))}</small></span>'
     )
-    if beside := found["general_verdict"]:
+    if beside := probe["general_verdict"]:
         sentence = words(f"probe-general-{beside}", **general)
         lines += f'<span class="verdict {escape(beside)}">{escape(sentence)}</span>'
     return (
@@ -51,50 +51,50 @@ def report(found: Mapping[str, Any], words: Words) -> str:
     )
 
 
-def _shared(prompts: Sequence[str]) -> tuple[int, int]:
+def _shared_affixes(prompts: Sequence[str]) -> tuple[int, int]:
     """How many characters all prompts begin with, and end with, in whole words: the system message, say, and the mark of
     the answer. Of one prompt alone none."""
     if len(prompts) < 2:
         return 0, 0
-    begins = _beginning(prompts)
+    begins = _common_prefix(prompts)
     begin = max(begins.rfind(" "), begins.rfind("\n")) + 1
-    ends = _beginning([prompt[begin:][::-1] for prompt in prompts])
+    ends = _common_prefix([prompt[begin:][::-1] for prompt in prompts])
     return begin, max(ends.rfind(" "), ends.rfind("\n"), 0)
 
 
-def _beginning(texts: Sequence[str]) -> str:
+def _common_prefix(texts: Sequence[str]) -> str:
     """What all texts begin with."""
     alike = takewhile(lambda characters: len(set(characters)) == 1, zip(*texts, strict=False))
     return "".join(characters[0] for characters in alike)
 
 
-def _probed(one: Mapping[str, Any], shared: tuple[int, int], words: Words) -> str:
-    kind = words(f"probe-{one['kind']}")
+def _prompt_row(row: Mapping[str, Any], shared: tuple[int, int], words: Words) -> str:
+    kind = words(f"probe-{row['kind']}")
     reference = (
-        f"<small>{escape(words('report-reference'))}: {escape(one['reference'])}</small>"
-        if one["reference"]
+        f"<small>{escape(words('report-reference'))}: {escape(row['reference'])}</small>"
+        if row["reference"]
         else ""
     )
     cells = "".join(
-        f"<td>{'—' if one[when] is None else escape(one[when]) or escape(words('samples-empty'))}</td>"
+        f"<td>{'—' if row[when] is None else escape(row[when]) or escape(words('samples-empty'))}</td>"
         for when in ("before", "after")
     )
-    begin, end = shared if one["kind"] == "training" else (0, 0)
-    text = one["prompt"][begin : len(one["prompt"]) - end].strip()
+    begin, end = shared if row["kind"] == "training" else (0, 0)
+    text = row["prompt"][begin : len(row["prompt"]) - end].strip()
     prompt = escape(f"… {text}" if begin else text).replace("\n", "<br>")
-    name, value = ("right", one["right"]) if one["kind"] == "training" else ("same", one["same"])
+    name, value = ("right", row["right"]) if row["kind"] == "training" else ("same", row["same"])
     answer = "unknown" if value is None else name if value else f"not-{name}"
     return (
-        f'<tr><td title="{escape(one["prompt"])}"><small>{escape(kind)}</small>{prompt}{reference}</td>{cells}'
-        f'<td class="{answer}">{escape(words(ANSWERS[answer]))}</td>{_loss_cell(one, words)}</tr>'
+        f'<tr><td title="{escape(row["prompt"])}"><small>{escape(kind)}</small>{prompt}{reference}</td>{cells}'
+        f'<td class="{answer}">{escape(words(ANSWER_WORDS[answer]))}</td>{_loss_cell(row, words)}</tr>'
     )
 
 
-def _loss_cell(one: Mapping[str, Any], words: Words) -> str:
-    if one["loss"] is None:
+def _loss_cell(row: Mapping[str, Any], words: Words) -> str:
+    if row["loss"] is None:
         return "<td>—</td>"
     losses = " → ".join(
-        "—" if one[f"loss_{when}"] is None else f"{one[f'loss_{when}']:.2f}" for when in ("before", "after")
+        "—" if row[f"loss_{when}"] is None else f"{row[f'loss_{when}']:.2f}" for when in ("before", "after")
     )
-    verdict = one["loss"]
-    return f'<td class="{escape(verdict)}">{losses}<small>{escape(words(LOSSES[verdict]))}</small></td>'
+    verdict = row["loss"]
+    return f'<td class="{escape(verdict)}">{losses}<small>{escape(words(LOSS_WORDS[verdict]))}</small></td>'

@@ -16,7 +16,7 @@ from webui import charts, notices
 from webui.numbers import ago, moment
 from webui.words import Words
 
-LONG = 400  # characters of a text that are shown before it is folded
+CHARACTERS_BEFORE_FOLD = 400  # characters of a text that are shown before it is folded
 ROW_SCORES = (
     "accuracy",
     "exact",
@@ -29,17 +29,17 @@ ROW_SCORES = (
     "rejected_score",
     "tokens",
 )
-PERCENT = ("accuracy", "exact", "f1", "pair_accuracy", "ended")
+PERCENT_MEASURES = ("accuracy", "exact", "f1", "pair_accuracy", "ended")
 
 
 # ------------------------------------------------------------------------------------------- the list
 
 
-def listed(found: Sequence[Run], opened: str, words: Words) -> str:
+def listed(evaluations: Sequence[Run], opened: str, words: Words) -> str:
     """Every evaluation there is, newest first."""
-    if not found:
+    if not evaluations:
         return f'<p class="quiet">{escape(words("reports-none"))}</p>'
-    items = "".join(_item(run, opened, words) for run in found)
+    items = "".join(_item(run, opened, words) for run in evaluations)
     return f'<ul class="sets">{items}</ul>'
 
 
@@ -67,9 +67,9 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
     """Which evaluation this is, and how far; `progress` and `state` as the Runs tab shows them."""
     spec = run.spec
     chips = "".join(
-        f"<span>{escape(one)}</span>"
-        for one in (*spec.data.datasets, *spec.harness.tasks, run.by, moment(run.submitted))
-        if one
+        f"<span>{escape(chip)}</span>"
+        for chip in (*spec.data.datasets, *spec.harness.tasks, run.by, moment(run.submitted))
+        if chip
     )
     return (
         f'<div class="run-title"><h1>{escape(run.title)}</h1><span class="badge">{state}</span></div>{progress}'
@@ -77,141 +77,155 @@ def head(run: Run, progress: str, state: str, words: Words) -> str:
     )
 
 
-def summary(found: Mapping[str, Any], words: Words) -> str:
+def summary(report: Mapping[str, Any], words: Words) -> str:
     """The verdicts in words, then each measure of each model with its interval."""
-    return (_of_rows(found, words) if found["rows"] or found["left_out"] else "") + _of_tasks(found, words)
-
-
-def _of_rows(found: Mapping[str, Any], words: Words) -> str:
-    voices = found["voices"]
-    titles = {one["id"]: one["title"] for one in voices}
-    verdicts = "".join(_verdict(titles[id], told, words) for id, told in found["differences"].items())
-    heads = _heads(voices, words)
-    body = "".join(_measure(name, one, found, words) for name, one in found["measures"].items())
-    for one in voices:
-        if sets := one.get("trained_on"):
-            told = words("report-remembers", sets=words("comma").join(sets))
-            verdicts += f'<p class="verdict caution"><b>{escape(one["title"])}</b> {escape(told)}</p>'
-    notes = [words("report-rows", count=f"{found['rows']:,}")]
-    if found["left_out"]:
-        notes.append(words("report-left-out", count=f"{found['left_out']:,}"))
-    few = found["rows"] < found["fewest"]
-    notes.append(
-        words("report-few", count=found["fewest"])
-        if few
-        else words("report-interval", count=f"{found['resamples']:,}")
+    return (_rows_summary(report, words) if report["rows"] or report["left_out"] else "") + _tasks_summary(
+        report, words
     )
-    if found["form"] == "answers" and not found["references"]:
+
+
+def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
+    models = report["voices"]
+    titles = {model["id"]: model["title"] for model in models}
+    verdicts = "".join(
+        _verdict(titles[id], differences, words) for id, differences in report["differences"].items()
+    )
+    heads = _heads(models, words)
+    body = "".join(_measure_row(name, measure, report, words) for name, measure in report["measures"].items())
+    for model in models:
+        if sets := model.get("trained_on"):
+            remark = words("report-remembers", sets=words("comma").join(sets))
+            verdicts += f'<p class="verdict caution"><b>{escape(model["title"])}</b> {escape(remark)}</p>'
+    notes = [words("report-rows", count=f"{report['rows']:,}")]
+    if report["left_out"]:
+        notes.append(words("report-left-out", count=f"{report['left_out']:,}"))
+    few = report["rows"] < report["fewest"]
+    notes.append(
+        words("report-few", count=report["fewest"])
+        if few
+        else words("report-interval", count=f"{report['resamples']:,}")
+    )
+    if report["form"] == "answers" and not report["references"]:
         notes.append(words("report-no-references"))
-    graphs = "".join(_histogram(titles[id], one, words) for id, one in found.get("histograms", {}).items())
+    graphs = "".join(
+        _histogram(titles[id], histogram, words) for id, histogram in report.get("histograms", {}).items()
+    )
     return (
         f'{verdicts}<div class="wide"><table class="report"><thead><tr><th>{escape(words("report-measure"))}</th>{heads}</tr>'
         f'</thead><tbody>{body}</tbody></table></div>{graphs}<p class="quiet">{escape(" ".join(notes))}</p>'
     )
 
 
-def _heads(voices: Sequence[Mapping[str, Any]], words: Words) -> str:
+def _heads(models: Sequence[Mapping[str, Any]], words: Words) -> str:
     return "".join(
-        f"<th>{escape(words('report-base', name=one['title']) if one['base'] else one['title'])}</th>"
-        for one in voices
+        f"<th>{escape(words('report-base', name=model['title']) if model['base'] else model['title'])}</th>"
+        for model in models
     )
 
 
-def _of_tasks(found: Mapping[str, Any], words: Words) -> str:
+def _tasks_summary(report: Mapping[str, Any], words: Words) -> str:
     """Each measure of each task of lm-evaluation-harness, with its standard error and the difference to the base."""
-    lines = tasks_of(found)
+    lines = tasks_of(report)
     if not lines:
         return ""
-    body = "".join(_task(one, found["voices"], words) for one in lines)
+    body = "".join(_task_row(line, report["voices"], words) for line in lines)
     return (
         f'<div class="wide"><table class="report tasks"><thead><tr><th>{escape(words("report-task"))}</th>'
-        f"{_heads(found['voices'], words)}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{_heads(report['voices'], words)}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="quiet">{escape(words("report-tasks"))}</p>'
     )
 
 
-def _task(one: Mapping[str, Any], voices: Sequence[Mapping[str, Any]], words: Words) -> str:
-    help = escape(words("report-task-help", rows=f"{one['rows']:,}", shown=one["shown"]))
-    cells = "".join(_of_task(one, voice["id"], words) for voice in voices)
-    return f'<tr><th title="{help}">{escape(one["task"])} · {escape(one["measure"])}</th>{cells}</tr>'
+def _task_row(line: Mapping[str, Any], models: Sequence[Mapping[str, Any]], words: Words) -> str:
+    help = escape(words("report-task-help", rows=f"{line['rows']:,}", shown=line["shown"]))
+    cells = "".join(_task_cell(line, model["id"], words) for model in models)
+    return f'<tr><th title="{help}">{escape(line["task"])} · {escape(line["measure"])}</th>{cells}</tr>'
 
 
-def _of_task(one: Mapping[str, Any], id: str, words: Words) -> str:
-    told, apart = one["values"][id], one["differences"].get(id)
-    error = "" if told["stderr"] is None else f"<small>± {charts.short(told['stderr'])}</small>"
-    value = "—" if told["value"] is None else charts.short(told["value"])
-    said = ""
-    if apart:
-        within = "" if apart["stderr"] is None else f" ± {charts.short(apart['stderr'])}"
-        verdict = apart["verdict"]
-        said = (
-            f'<em class="{escape(verdict)}">{_signed(apart["value"])}{escape(within)} '
+def _task_cell(line: Mapping[str, Any], id: str, words: Words) -> str:
+    result, difference = line["values"][id], line["differences"].get(id)
+    error = "" if result["stderr"] is None else f"<small>± {charts.short(result['stderr'])}</small>"
+    value = "—" if result["value"] is None else charts.short(result["value"])
+    difference_html = ""
+    if difference:
+        within = "" if difference["stderr"] is None else f" ± {charts.short(difference['stderr'])}"
+        verdict = difference["verdict"]
+        difference_html = (
+            f'<em class="{escape(verdict)}">{_signed(difference["value"])}{escape(within)} '
             f"{escape(words(f'verdict-{verdict}'))}</em>"
         )
-    return f"<td><b>{value}</b>{error}{said}</td>"
+    return f"<td><b>{value}</b>{error}{difference_html}</td>"
 
 
-def tasks_there(known: Sequence[Task], folder: Path, installed: bool, words: Words) -> str:
+def task_notes(tasks: Sequence[Task], folder: Path, installed: bool, words: Words) -> str:
     """What there is to know before a task can be chosen: the package, the folder, and the files that cannot be run."""
     notes = []
     if not installed:
         notes.append(words("tasks-package", package=PACKAGE))
-    if not known:
+    if not tasks:
         notes.append(words("tasks-none", folder=folder))
     items = "".join(
-        f"<li><b>{escape(one.name)}</b> {escape(notices.sentence(one.problem, words))}</li>"
-        for one in known if one.problem
+        f"<li><b>{escape(task.name)}</b> {escape(notices.sentence(task.problem, words))}</li>"
+        for task in tasks if task.problem
     )  # fmt: skip
-    told = "".join(f'<p class="quiet">{escape(one)}</p>' for one in notes)
-    return told + (f'<ul class="problems">{items}</ul>' if items else "")
+    notes_html = "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
+    return notes_html + (f'<ul class="problems">{items}</ul>' if items else "")
 
 
-def _verdict(title: str, told: Mapping[str, Any], words: Words) -> str:
+def _verdict(title: str, differences: Mapping[str, Any], words: Words) -> str:
     """One sentence about a result and the base."""
     parts = []
     for verdict in ("better", "worse"):
-        names = [words(f"measure-{name}") for name, one in told.items() if one["verdict"] == verdict]
+        names = [
+            words(f"measure-{name}")
+            for name, difference in differences.items()
+            if difference["verdict"] == verdict
+        ]
         if names:
             parts.append(words(f"report-{verdict}", names=words("comma").join(names)))
     kind = "both" if len(parts) == 2 else "same" if not parts else "worse" if "better" not in {
-        one["verdict"] for one in told.values()} else "better"  # fmt: skip
-    said = words("semicolon").join(parts) if parts else words("report-same")
-    return f'<p class="verdict {kind}"><b>{escape(title)}</b> {escape(said)}</p>'
+        difference["verdict"] for difference in differences.values()} else "better"  # fmt: skip
+    sentence = words("semicolon").join(parts) if parts else words("report-same")
+    return f'<p class="verdict {kind}"><b>{escape(title)}</b> {escape(sentence)}</p>'
 
 
-def _measure(name: str, one: Mapping[str, Any], found: Mapping[str, Any], words: Words) -> str:
-    values = {id: told["value"] for id, told in one["values"].items() if told["value"] is not None}
+def _measure_row(name: str, measure: Mapping[str, Any], report: Mapping[str, Any], words: Words) -> str:
+    values = {id: result["value"] for id, result in measure["values"].items() if result["value"] is not None}
     best = None
-    if len(values) > 1 and one["better"] != "neither":
-        choose = max if one["better"] == "higher" else min
+    if len(values) > 1 and measure["better"] != "neither":
+        choose = max if measure["better"] == "higher" else min
         top = choose(values.values())
         winners = [id for id, value in values.items() if value == top]
         best = winners[0] if len(winners) == 1 else None
-    cells = "".join(_cell(name, id, told, found, words, id == best) for id, told in one["values"].items())
+    cells = "".join(
+        _cell(name, id, result, report, words, id == best) for id, result in measure["values"].items()
+    )
     help = escape(words(f"measure-{name}-help"))
     return f'<tr><th title="{help}">{escape(words(f"measure-{name}"))}</th>{cells}</tr>'
 
 
 def _cell(
-    name: str, id: str, told: Mapping[str, Any], found: Mapping[str, Any], words: Words, best: bool
+    name: str, id: str, result: Mapping[str, Any], report: Mapping[str, Any], words: Words, best: bool
 ) -> str:
     between = ""
-    if told["low"] is not None:
-        between = f"<small>{score(name, told['low'])} – {score(name, told['high'])}</small>"
-    apart = found["differences"].get(id, {}).get(name)
-    said = ""
-    if apart:
-        verdict = apart["verdict"]
-        sign = _signed(apart["value"]) if apart["value"] is not None else ""
+    if result["low"] is not None:
+        between = f"<small>{score(name, result['low'])} – {score(name, result['high'])}</small>"
+    difference = report["differences"].get(id, {}).get(name)
+    difference_html = ""
+    if difference:
+        verdict = difference["verdict"]
+        sign = _signed(difference["value"]) if difference["value"] is not None else ""
         title = ""
-        if apart["low"] is not None:
-            title = words("report-difference", low=_signed(apart["low"]), high=_signed(apart["high"]))
-        said = (
+        if difference["low"] is not None:
+            title = words(
+                "report-difference", low=_signed(difference["low"]), high=_signed(difference["high"])
+            )
+        difference_html = (
             f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(sign)} '
             f"{escape(words(f'verdict-{verdict}'))}</em>"
         )
     mark = f' class="best" title="{escape(words("report-best"))}"' if best else ""
-    return f"<td{mark}><b>{score(name, told['value'])}</b>{between}{said}</td>"
+    return f"<td{mark}><b>{score(name, result['value'])}</b>{between}{difference_html}</td>"
 
 
 def _signed(value: float) -> str:
@@ -222,7 +236,7 @@ def score(name: str, value: float | None) -> str:
     """A number as its measure is written: shares in percent, the rest in three or four digits."""
     if value is None:
         return "—"
-    if name in PERCENT:
+    if name in PERCENT_MEASURES:
         return f"{value:.1f} %"
     return (
         f"{value:.1f}"
@@ -231,9 +245,9 @@ def score(name: str, value: float | None) -> str:
     )
 
 
-def _histogram(title: str, found: Mapping[str, Sequence[float]], words: Words) -> str:
+def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Words) -> str:
     """How many pairs have which margin: what is left of zero is ranked wrongly."""
-    counts, edges = found["counts"], found["edges"]
+    counts, edges = histogram["counts"], histogram["edges"]
     top, wide, high = max(counts) or 1, 480, 120
     step = wide / len(counts)
     bars = "".join(
@@ -259,69 +273,71 @@ def _histogram(title: str, found: Mapping[str, Sequence[float]], words: Words) -
 # --------------------------------------------------------------------------------------------- the rows
 
 
-def rows(page: Page, voices: Sequence[Mapping[str, Any]], words: Words) -> str:
+def rows(page: Page, models: Sequence[Mapping[str, Any]], words: Words) -> str:
     """Each row with its question, what was wanted, and what each model said."""
     if not page.total:
         return f'<p class="quiet">{escape(words("report-no-match"))}</p>'
-    return f'<div class="rows report-rows">{"".join(_row(row, voices, words) for row in page.rows)}</div>'
+    return f'<div class="rows report-rows">{"".join(_row(row, models, words) for row in page.rows)}</div>'
 
 
-def _row(row: Mapping[str, Any], voices: Sequence[Mapping[str, Any]], words: Words) -> str:
+def _row(row: Mapping[str, Any], models: Sequence[Mapping[str, Any]], words: Words) -> str:
     place = (
         f"<header><b>{row['row']:,}</b><span>{escape(row['set'])} · {escape(row['place'])}</span></header>"
     )
-    texts = [("prompt", _asked(row["messages"]))]
+    texts = [("prompt", _question_text(row["messages"]))]
     texts += [(name, row[name]) for name in ("reference", "chosen", "rejected") if row.get(name)]
-    said = "".join(
+    texts_html = "".join(
         f'<div class="speech {name}"><span>{escape(words(f"report-{name}"))}</span><div class="said">{_folded(text)}</div></div>'
         for name, text in texts
     )
-    base = next((row["answers"].get(one["id"]) for one in voices if one["base"]), None)
+    base = next((row["answers"].get(model["id"]) for model in models if model["base"]), None)
     answers = "".join(
-        _answer(one, row["answers"][one["id"]], base, words, judged="chosen" in row)
-        for one in voices
-        if one["id"] in row["answers"]
+        _answer(model, row["answers"][model["id"]], base, words, is_pair="chosen" in row)
+        for model in models
+        if model["id"] in row["answers"]
     )
-    return f"<article>{place}{said}{answers}</article>"
+    return f"<article>{place}{texts_html}{answers}</article>"
 
 
-def _asked(messages: Sequence[Mapping[str, Any]]) -> str:
+def _question_text(messages: Sequence[Mapping[str, Any]]) -> str:
     if len(messages) == 1:
         return str(messages[0]["content"])
-    return "\n".join(f"{one['role']}: {one['content']}" for one in messages)
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def _answer(
-    voice: Mapping[str, Any],
-    one: Mapping[str, Any],
+    model: Mapping[str, Any],
+    answer: Mapping[str, Any],
     base: Mapping[str, Any] | None,
     words: Words,
-    judged: bool,
+    is_pair: bool,
 ) -> str:
-    scores = one["scores"]
-    told = [
+    scores = answer["scores"]
+    facts = [
         f"{escape(words(f'measure-{name}'))} {score(name, scores[name])}"
         for name in ROW_SCORES if scores.get(name) is not None
     ]  # fmt: skip
     if scores.get("ended") == 0:
-        told.append(escape(words("answer-cut")))
-    if one.get("problem"):
-        text = notices.sentence(Problem(one["problem"]["code"], "", one["problem"]["values"]), words)
+        facts.append(escape(words("answer-cut")))
+    if answer.get("problem"):
+        text = notices.sentence(Problem(answer["problem"]["code"], "", answer["problem"]["values"]), words)
         body = f'<p class="wrong">{escape(text)}</p>'
     else:
         body = (
-            "" if judged else _folded(one["text"]) or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+            ""
+            if is_pair
+            else _folded(answer["text"]) or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
         )
-    changed = base is not None and not voice["base"] and base["text"] != one["text"] and not judged
+    changed = base is not None and not model["base"] and base["text"] != answer["text"] and not is_pair
     mark = f"<em>{escape(words('report-changed-mark'))}</em>" if changed else ""
     return (
-        f'<div class="speech{"" if voice["base"] else " assistant"}"><span>{escape(voice["title"])}{mark}</span>'
-        f'<div class="said">{body}<small>{" · ".join(told)}</small></div></div>'
+        f'<div class="speech{"" if model["base"] else " assistant"}"><span>{escape(model["title"])}{mark}</span>'
+        f'<div class="said">{body}<small>{" · ".join(facts)}</small></div></div>'
     )
 
 
 def _folded(text: str) -> str:
-    if len(text) <= LONG:
+    if len(text) <= CHARACTERS_BEFORE_FOLD:
         return escape(text)
-    rest = f"<i>… {len(text) - LONG:,}</i>"
-    return f"<details><summary>{escape(text[:LONG])}{rest}</summary>{escape(text[LONG:])}</details>"
+    rest = f"<i>… {len(text) - CHARACTERS_BEFORE_FOLD:,}</i>"
+    return f"<details><summary>{escape(text[:CHARACTERS_BEFORE_FOLD])}{rest}</summary>{escape(text[CHARACTERS_BEFORE_FOLD:])}</details>"

@@ -31,10 +31,10 @@ from webui.events import QUIET
 from webui.numbers import ago, duration, human, moment, size
 from webui.words import Words
 
-SHOWN = 100  # runs in the table before "show more"
-FILES = 200  # of a run, listed
-SECONDS = 2  # between two looks at the open run
-LIST_SECONDS = 4  # between two looks at the table
+TABLE_ROWS = 100  # runs in the table before "show more"
+MAX_FILES_LISTED = 200  # of a run, listed
+RUN_POLL_SECONDS = 2  # between two looks at the open run
+TABLE_POLL_SECONDS = 4  # between two looks at the table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RunsTab:
 
     open: Callable[..., list[Any]]
     view: list[Any]  # what `open` asks besides the id
-    shown: list[Any]  # what `open` answers into
+    outputs: list[Any]  # what `open` answers into
     timers: list[gr.Timer]
     clone: gr.Button
     compare: gr.Button
@@ -58,7 +58,7 @@ def build(
     workplace: Workplace,
     root: str,
     selected: gr.Textbox,
-    told: gr.HTML,
+    message_html: gr.HTML,
     user: Callable[[gr.Request], str],
 ) -> RunsTab:
     """The tab in the current context. `selected` holds the id of the open run ("" = the table)."""
@@ -73,11 +73,11 @@ def build(
                 max_lines=1,
                 scale=1,
             )
-        table = gr.HTML(js_on_load=clicks.rows_of("run"), elem_id="runs")
-        limit = gr.Textbox(str(SHOWN), elem_classes="unseen", container=False)
+        table = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="runs")
+        limit = gr.Textbox(str(TABLE_ROWS), elem_classes="unseen", container=False)
         more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")
     with gr.Column(visible=False, elem_classes="one-run") as run_view:
-        head = gr.HTML(js_on_load=clicks.rows_of("run"), elem_id="run-head")
+        head = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="run-head")
         with gr.Row(elem_classes="buttons actions"):
             stop = gr.Button(words("stop-save"), size="sm", elem_id="stop")
             kill = gr.Button(words("kill"), size="sm", elem_id="kill", elem_classes="hurts")
@@ -105,7 +105,7 @@ def build(
             )
             no_delete = gr.Button(words("cancel"), size="sm", scale=0)
         failure = gr.HTML(elem_id="failure")
-        found = gr.HTML(elem_id="found-out")
+        findings = gr.HTML(elem_id="found-out")
         with gr.Row(elem_classes="chart-tools") as tools:
             across = gr.Radio(
                 [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
@@ -127,11 +127,11 @@ def build(
             with gr.Tab(words("files")):
                 files = gr.HTML(elem_id="files")
     stamp, table_stamp = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(2))
-    timer, table_timer = gr.Timer(SECONDS, active=False), gr.Timer(LIST_SECONDS, active=False)
+    timer, table_timer = gr.Timer(RUN_POLL_SECONDS, active=False), gr.Timer(TABLE_POLL_SECONDS, active=False)
 
     look_at = [across, smoothing, log_scale]
     moving = [
-        stamp, timer, head, stop, kill, resume, clone, delete, chat, export, evaluate, follow, failure, found, tools, curves, log, samples_tab, written, files,
+        stamp, timer, head, stop, kill, resume, clone, delete, chat, export, evaluate, follow, failure, findings, tools, curves, log, samples_tab, written, files,
     ]  # fmt: skip
     still = [table_view, run_view, table_timer, sure_kill, sure_delete, settings, log_link]
     listed = [table_stamp, table, more]
@@ -139,7 +139,7 @@ def build(
     def draw(run: Run, x: str, smooth: float, log_axis: bool) -> str:
         if run.kind != "training":
             return ""
-        stage = STAGES.get(about(run)["stage"])
+        stage = STAGES.get(run_facts(run)["stage"])
         return charts.charts(progress.curves(run), words, x, smooth, log_axis, stage.curves if stage else ())
 
     def now(run: Run, x: str, smooth: float, log_axis: bool) -> list[Any]:
@@ -149,8 +149,8 @@ def build(
             for what in ("stop", "kill", "resume", "clone", "delete")
         ]
         return [
-            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_talk(run)), *[gr.update(visible=result_of(run) is not None)] * 2,
-            follow_update(run, words), failure_html(run, words), found_html(run, words), gr.update(visible=run.kind == "training"),
+            stamp_of(run), gr.Timer(active=not run.final), head_html(run, words), *buttons, gr.update(visible=can_chat(run)), *[gr.update(visible=result_of(run) is not None)] * 2,
+            follow_update(run, words), failure_html(run, words), findings_html(run, words), gr.update(visible=run.kind == "training"),
             draw(run, x, smooth, log_axis), log_html(progress.log_tail(run), words),
             gr.update(visible=run.dir.samples.exists()), samples_html(samples.latest(run.dir), words),
             files_html(run, root, words),
@@ -158,7 +158,7 @@ def build(
 
     def to_table(text: str, count: str) -> list[Any]:
         """The table in place of a run."""
-        resting = [gr.Timer(active=False) if one is timer else gr.skip() for one in moving]
+        resting = [gr.Timer(active=False) if component is timer else gr.skip() for component in moving]
         closed = [gr.update(visible=False)] * 2
         return [
             *resting, gr.update(visible=True), gr.update(visible=False), gr.Timer(active=True), *closed, gr.skip(), gr.skip(),
@@ -187,7 +187,7 @@ def build(
             run = runs.get(saves, run_id)
             return [gr.skip()] * len(moving) if stamp_of(run) == known else now(run, x, smooth, log_axis)
         except Refusal:
-            return [gr.Timer(active=False) if one is timer else gr.skip() for one in moving]
+            return [gr.Timer(active=False) if component is timer else gr.skip() for component in moving]
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
             return [gr.skip()] * len(moving)
 
@@ -200,10 +200,10 @@ def build(
     def rows(text: str, count: str) -> list[Any]:
         """The table, and whether there is more of it."""
         text = text or ""  # an untouched box holds nothing at all
-        found = [run for run in runs.find(saves) if matches(run, text)]
-        kept = whole(count)
-        html = table_html(found[:kept], words, text)
-        older = len(found) - kept
+        matching = [run for run in runs.find(saves) if matches(run, text)]
+        shown_count = row_limit(count)
+        html = table_html(matching[:shown_count], words, text)
+        older = len(matching) - shown_count
         button = gr.update(visible=older > 0, value=words("runs-more", count=max(older, 0)))
         return [hashlib.sha1(html.encode()).hexdigest(), html, button]
 
@@ -215,10 +215,10 @@ def build(
         return [gr.skip()] * len(listed) if fresh[0] == known else fresh
 
     def more_rows(text: str, count: str) -> list[Any]:
-        wanted = str(whole(count) + SHOWN)
-        return [wanted, *rows(text, wanted)]
+        new_limit = str(row_limit(count) + TABLE_ROWS)
+        return [new_limit, *rows(text, new_limit)]
 
-    def asked(act: Callable[[Run, str], None], done: str) -> Callable[..., list[Any]]:
+    def run_action(act: Callable[[Run, str], None], done: str) -> Callable[..., list[Any]]:
         """A handler that asks engine for one thing, says how it went and shows the run as it is then."""
 
         def handler(request: gr.Request, run_id: str, *view: Any) -> list[Any]:
@@ -238,11 +238,11 @@ def build(
         return [notices.toast(words("told-delete")), "", *open("", *view)[2:]]
 
     view = [*look_at, search, limit]
-    shown = [told, selected, *moving, *still, *listed]
+    outputs = [message_html, selected, *moving, *still, *listed]
     timer.tick(tick, [selected, stamp, *look_at], moving, **QUIET)
     table_timer.tick(table_tick, [table_stamp, search, limit], listed, **QUIET)
     gr.on(
-        [one.change for one in look_at],
+        [control.change for control in look_at],
         redraw,
         [selected, *look_at],
         curves,
@@ -252,7 +252,7 @@ def build(
     search.change(rows, [search, limit], listed, trigger_mode="always_last", **QUIET)
     more.click(more_rows, [search, limit], [limit, *listed], **QUIET)
     for html in (table, head):
-        html.select(picked, None, selected, **QUIET)
+        html.select(clicked_run, None, selected, **QUIET)
 
     show, hide = (lambda: gr.update(visible=True)), (lambda: gr.update(visible=False))
     for button, row in ((kill, sure_kill), (delete, sure_delete)):
@@ -265,18 +265,18 @@ def build(
         (resume, lambda run, by: runs.resume(run, by), "told-resume"),
     ]
     for button, act, done in acts:
-        button.click(asked(act, done), [selected, *view], shown, **QUIET)
-    yes_delete.click(deleted, [selected, *view], shown, **QUIET)
-    return RunsTab(open, view, shown, [timer, table_timer], clone, compare, chat, export, evaluate, follow)
+        button.click(run_action(act, done), [selected, *view], outputs, **QUIET)
+    yes_delete.click(deleted, [selected, *view], outputs, **QUIET)
+    return RunsTab(open, view, outputs, [timer, table_timer], clone, compare, chat, export, evaluate, follow)
 
 
-def can_talk(run: Run) -> bool:
+def can_chat(run: Run) -> bool:
     """Whether the run has left something that writes answers."""
-    left = result_of(run)
-    return left is not None and left.stage != "rm"
+    result = result_of(run)
+    return result is not None and result.stage != "rm"
 
 
-def condition(run: Run, words: Words) -> tuple[str, str, str]:
+def status_htmls(run: Run, words: Words) -> tuple[str, str, str]:
     """How far the run is, its state, and why it failed, for a page of another tab."""
     return (
         _progress_html(run, progress.progress(run), words),
@@ -285,15 +285,15 @@ def condition(run: Run, words: Words) -> tuple[str, str, str]:
     )
 
 
-def found_html(run: Run, words: Words) -> str:
+def findings_html(run: Run, words: Words) -> str:
     """What an evaluation has found, and the way to all of it; of a training what its probe says."""
-    if probed := probe.read(run.dir):
-        return probes.report(probed, words)
-    told = report.summary(run.dir) if run.kind == "evaluation" else None
-    if not told:
+    if probe_result := probe.read(run.dir):
+        return probes.probe_html(probe_result, words)
+    summary = report.summary(run.dir) if run.kind == "evaluation" else None
+    if not summary:
         return ""
     link = f'<p><a class="load" href="{escape(reports.link(run.id))}">{escape(words("report-whole"))}</a></p>'
-    return reports.summary(told, words) + link
+    return reports.summary(summary, words) + link
 
 
 def follow_update(run: Run, words: Words) -> Any:
@@ -303,12 +303,12 @@ def follow_update(run: Run, words: Words) -> Any:
     return gr.update(choices=[(words("follow"), ""), *named], value="", visible=bool(stages))
 
 
-def whole(count: str) -> int:
+def row_limit(count: str) -> int:
     """How many rows are wanted; the page's own number again if somebody else has written something else."""
-    return min(int(count), 100_000) if count.isdecimal() and len(count) < 9 else SHOWN
+    return min(int(count), 100_000) if count.isdecimal() and len(count) < 9 else TABLE_ROWS
 
 
-def picked(event: gr.EventData) -> str:
+def clicked_run(event: gr.EventData) -> str:
     """The id of the row that was clicked."""
     return str(event._data.get("run", ""))
 
@@ -328,33 +328,33 @@ def stamp_of(run: Run) -> str:
 # ------------------------------------------------------------------------------------------ the table
 
 
-def about(run: Run) -> dict[str, str]:
+def run_facts(run: Run) -> dict[str, str]:
     """Words about the run for the table and the search; a spec that cannot be read leaves them empty."""
-    told = {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
+    facts = {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
     try:
         spec = run.spec
     except (Refusal, OSError):
-        return told
-    told |= {"title": run.title, "model": Path(spec.model.model_name_or_path).name}
+        return facts
+    facts |= {"title": run.title, "model": Path(spec.model.model_name_or_path).name}
     if run.kind == "training":
-        told |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
+        facts |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
     if run.kind == "evaluation":
-        told |= {"data": ", ".join([*spec.data.datasets, *spec.harness.tasks])}
-    return told
+        facts |= {"data": ", ".join([*spec.data.datasets, *spec.harness.tasks])}
+    return facts
 
 
-def kind_of(run: Run, told: Mapping[str, str], words: Words) -> str:
+def kind_of(run: Run, facts: Mapping[str, str], words: Words) -> str:
     """Stage and method of a training; of another run, what it is."""
     if run.kind != "training":
         return words(f"kind-{run.kind}")
-    return " · ".join(words.choice(path, told[path]) for path in ("stage", "method") if told[path])
+    return " · ".join(words.choice(path, facts[path]) for path in ("stage", "method") if facts[path])
 
 
 def matches(run: Run, text: str) -> bool:
     """Whether every word of `text` occurs in the run's id, name, model, data or owner."""
     if not text.strip():
         return True
-    hay = " ".join([run.id, run.by, run.state, *about(run).values()]).casefold()
+    hay = " ".join([run.id, run.by, run.state, *run_facts(run).values()]).casefold()
     return all(word in hay for word in text.casefold().split())
 
 
@@ -362,35 +362,35 @@ def state_html(run: Run, words: Words) -> str:
     return f'<span class="dot {escape(run.state)}"></span><span>{escape(words(f"state-{run.state}"))}</span>'
 
 
-def table_html(shown: Sequence[Run], words: Words, text: str = "") -> str:
-    if not shown:
+def table_html(table_runs: Sequence[Run], words: Words, text: str = "") -> str:
+    if not table_runs:
         if text.strip():
             return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
         return f'<div class="empty"><b>{escape(words("runs-none"))}</b><p>{escape(words("runs-none-help"))}</p></div>'
-    owners = any(run.by for run in shown)
+    owners = any(run.by for run in table_runs)
     columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "last", "curve"]
     head = "".join(f'<th class="c-{column}">{escape(words(f"column-{column}"))}</th>' for column in columns)
-    body = "".join(_row(run, columns, words) for run in shown)
+    body = "".join(_row(run, columns, words) for run in table_runs)
     return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _row(run: Run, columns: Sequence[str], words: Words) -> str:
-    told, value = about(run), progress.headline_value(run)
+    facts, value = run_facts(run), progress.headline_value(run)
     cells = {
         "state": state_html(run, words),
-        "run": f'<a href="?run={quote(run.id)}">{escape(told["title"])}</a><small>{escape(told["model"])}</small>',
-        "stage": escape(kind_of(run, told, words)),
-        "data": escape(told["data"]),
+        "run": f'<a href="?run={quote(run.id)}">{escape(facts["title"])}</a><small>{escape(facts["model"])}</small>',
+        "stage": escape(kind_of(run, facts, words)),
+        "data": escape(facts["data"]),
         "owner": escape(run.by),
         "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
         "last": ""
         if value is None
         else f"{charts.short(value)}<small>{escape(words(f'brief-{progress.headline_curve(run)}'))}</small>",
-        "curve": charts.spark(progress.sparkline(run)),
+        "curve": charts.sparkline(progress.sparkline(run)),
     }
     return (
         f'<tr data-run="{escape(run.id)}">'
-        + "".join(f'<td class="c-{one}">{cells[one]}</td>' for one in columns)
+        + "".join(f'<td class="c-{column}">{cells[column]}</td>' for column in columns)
         + "</tr>"
     )
 
@@ -399,19 +399,19 @@ def _row(run: Run, columns: Sequence[str], words: Words) -> str:
 
 
 def head_html(run: Run, words: Words) -> str:
-    told, now = about(run), progress.progress(run)
-    facts = {
-        "fact-model": told["model"], "fact-method": kind_of(run, told, words), "fact-data": told["data"], "fact-owner": run.by,
+    facts, now = run_facts(run), progress.progress(run)
+    fields = {
+        "fact-model": facts["model"], "fact-method": kind_of(run, facts, words), "fact-data": facts["data"], "fact-owner": run.by,
         "fact-submitted": moment(run.submitted),
     }  # fmt: skip
     rows = "".join(
         f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>"
-        for code, value in facts.items()
+        for code, value in fields.items()
         if value
     )
     return (
         f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
-        f'<div class="run-title"><h1>{escape(told["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
+        f'<div class="run-title"><h1>{escape(facts["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
         f"{_progress_html(run, now, words)}"
         f'<dl class="facts-row">{rows}</dl>'
     )
@@ -419,29 +419,29 @@ def head_html(run: Run, words: Words) -> str:
 
 def _progress_html(run: Run, now: Any, words: Words) -> str:
     """Phase, bar and speed while it goes on; how long it took when it is over."""
-    told = []
+    parts = []
     if run.state == "queued":
-        told.append(words("queue-position", position=run.queue_position))
+        parts.append(words("queue-position", position=run.queue_position))
     elif not run.final:
-        told.append(words(f"phase-{now.phase}"))
+        parts.append(words(f"phase-{now.phase}"))
     if now.total:
         unit = f"unit-{now.unit}" if words.knows(f"unit-{now.unit}") else "unit-other"
         write = size if now.unit == "B" else "{:,}".format
-        told.append(words(unit, done=write(now.done), total=write(now.total)))
+        parts.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
-        told.append(f"{now.fraction:.0%}")
+        parts.append(f"{now.fraction:.0%}")
     if (value := progress.headline_value(run)) is not None:
-        told.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
+        parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
     if now.tokens_per_s and not run.final:
-        told.append(words("speed", count=human(now.tokens_per_s)))
+        parts.append(words("speed", count=human(now.tokens_per_s)))
     if now.eta_s is not None and now.eta_s > 0:
-        told.append(words("eta", time=duration(now.eta_s, words)))
+        parts.append(words("eta", time=duration(now.eta_s, words)))
     if run.started and run.ended:
-        told.append(words("took", time=duration(run.ended - run.started, words)))
+        parts.append(words("took", time=duration(run.ended - run.started, words)))
     wide = 100 * min(max(now.fraction or 0.0, 0.0), 1.0)
     unknown = " unknown" if now.fraction is None and not run.final and run.state != "queued" else ""
     bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
-    return f'{bar}<p class="told">{" · ".join(f"<span>{escape(one)}</span>" for one in told)}</p>'
+    return f'{bar}<p class="told">{" · ".join(f"<span>{escape(part)}</span>" for part in parts)}</p>'
 
 
 def failure_html(run: Run, words: Words) -> str:
@@ -467,42 +467,44 @@ def log_html(text: str, words: Words) -> str:
     return f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>'
 
 
-def samples_html(found: Sequence[Mapping[str, Any]], words: Words) -> str:
+def samples_html(latest_samples: Sequence[Mapping[str, Any]], words: Words) -> str:
     """The newest answers of the model, each with its question and what it scored."""
-    if not found:
+    if not latest_samples:
         return f'<p class="quiet">{escape(words("samples-none"))}</p>'
     heads = "".join(
-        f"<th>{escape(words(f'samples-{one}'))}</th>" for one in ("step", "prompt", "answer", "reward")
+        f"<th>{escape(words(f'samples-{column}'))}</th>" for column in ("step", "prompt", "answer", "reward")
     )
     body = "".join(
-        f"<tr><td>{sample['step']:,}</td><td>{_lines(_asked(sample['prompt']))}</td>"
-        f"<td>{_lines(str(sample['completion'])) or _nothing(words)}</td><td>{_scored(sample, words)}</td></tr>"
-        for sample in found
+        f"<tr><td>{sample['step']:,}</td><td>{_lines(_prompt_text(sample['prompt']))}</td>"
+        f"<td>{_lines(str(sample['completion'])) or _empty_html(words)}</td><td>{_reward_html(sample, words)}</td></tr>"
+        for sample in latest_samples
     )
     return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
 
 
-def _nothing(words: Words) -> str:
+def _empty_html(words: Words) -> str:
     return f'<i class="quiet">{escape(words("samples-empty"))}</i>'
 
 
-def _asked(prompt: Any) -> str:
+def _prompt_text(prompt: Any) -> str:
     """The messages of a prompt; the roles are named where there is more than one."""
     if isinstance(prompt, str):
         return prompt
-    messages = [one for one in prompt if isinstance(one, dict)] if isinstance(prompt, list) else []
+    messages = (
+        [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
+    )
     if len(messages) == 1:
         return str(messages[0].get("content", ""))
-    return "\n".join(f"{one.get('role', '')}: {one.get('content', '')}" for one in messages)
+    return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)
 
 
-def _scored(sample: Mapping[str, Any], words: Words) -> str:
+def _reward_html(sample: Mapping[str, Any], words: Words) -> str:
     """The reward, and under it what it is made of."""
     parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
-    told = " · ".join(
+    parts_text = " · ".join(
         f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items()
     )
-    return f"{_number(sample['reward'])}<small>{escape(told)}</small>"
+    return f"{_number(sample['reward'])}<small>{escape(parts_text)}</small>"
 
 
 def _number(value: Any) -> str:
@@ -519,16 +521,16 @@ def settings_html(run: Run, words: Words) -> str:
 
 def files_html(run: Run, root: str, words: Words) -> str:
     """The run's files; each link leads to a route that asks engine whether it is one."""
-    found = runs.files(run)
-    if not found:
+    files = runs.files(run)
+    if not files:
         return f'<p class="quiet">{escape(words("files-none"))}</p>'
     rows = "".join(
         f'<tr><td><a download href="{escape(address(run, name, root))}">{escape(name)}</a></td><td>{size(count)}</td></tr>'
-        for name, count in found[:FILES]
+        for name, count in files[:MAX_FILES_LISTED]
     )
     rest = (
-        f'<p class="quiet">{escape(words("files-more", count=len(found) - FILES))}</p>'
-        if len(found) > FILES
+        f'<p class="quiet">{escape(words("files-more", count=len(files) - MAX_FILES_LISTED))}</p>'
+        if len(files) > MAX_FILES_LISTED
         else ""
     )
     heads = f"<th>{escape(words('file-name'))}</th><th>{escape(words('file-size'))}</th>"

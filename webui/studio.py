@@ -66,36 +66,42 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     words = Words(language)
     with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         head = gr.HTML(header(words, "", root), elem_id="head")
-        selected, wanted, asked = (gr.Textbox(elem_classes="unseen", container=False) for _ in range(3))
-        told = gr.HTML(elem_id="told")
+        selected, address_tab, address_query = (
+            gr.Textbox(elem_classes="unseen", container=False) for _ in range(3)
+        )
+        message_html = gr.HTML(elem_id="told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(words("tab-train"), id="train") as train_item:
-                train = train_tab.build(words, workplace, told, user)
+                train = train_tab.build(words, workplace, message_html, user)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
-                shown = runs_tab.build(words, workplace, root, selected, told, user)
+                runs_page = runs_tab.build(words, workplace, root, selected, message_html, user)
             with gr.Tab(words("tab-data"), id="data") as data_item:
                 data = data_tab.build(
                     words,
                     workplace,
                     root,
-                    told,
+                    message_html,
                     train.inputs,
                     train.read,
                     lambda: train_tab.model_choices(workplace),
                 )
             with gr.Tab(words("tab-chat"), id="chat") as chat_item:
-                talk = chat_tab.build(
-                    words, workplace, told, user, lambda: train_tab.models_and_results(workplace, words)
+                chat = chat_tab.build(
+                    words,
+                    workplace,
+                    message_html,
+                    user,
+                    lambda: train_tab.models_and_results(workplace, words),
                 )
             with gr.Tab(words("tab-evaluate"), id="evaluate") as evaluate_item:
                 evaluate = evaluate_tab.build(
-                    words, workplace, root, told, user, lambda: train_tab.models_and_results(workplace, words),
-                    lambda run: runs_tab.condition(run, words),
+                    words, workplace, root, message_html, user, lambda: train_tab.models_and_results(workplace, words),
+                    lambda run: runs_tab.status_htmls(run, words),
                 )  # fmt: skip
             with gr.Tab(words("tab-compare"), id="compare", render_children=True) as compare_item:
-                beside = compare_tab.build(words, workplace, root)
+                compare = compare_tab.build(words, workplace, root)
             with gr.Tab(words("tab-export"), id="export") as export_item:
-                exporting = export_tab.build(words, workplace, root, told, user)
+                export = export_tab.build(words, workplace, root, message_html, user)
 
         items = [train_item, runs_item, data_item, chat_item, evaluate_item, compare_item, export_item]
 
@@ -105,14 +111,14 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
             tab = "runs" if run_id else tab
             return [
-                header(words, user(request), root), run_id, chosen, report, *train.first(), *beside.asked(query),
+                header(words, user(request), root), run_id, chosen, report, *train.first(), *compare.from_address(query),
                 gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export", "evaluate") else gr.skip(),
             ]  # fmt: skip
 
         def open_run(run_id: str, *view: Any) -> list[Any]:
-            return [gr.Tabs(selected="runs") if run_id else gr.skip(), *shown.open(run_id, *view)]
+            return [gr.Tabs(selected="runs") if run_id else gr.skip(), *runs_page.open(run_id, *view)]
 
-        def into_form(make: Callable[[Run], RunSpec], run_id: str, said: str) -> list[Any]:
+        def into_form(make: Callable[[Run], RunSpec], run_id: str, message_key: str) -> list[Any]:
             """The Train tab with a spec made from a run."""
             try:
                 run = runs.get(workplace.saves, run_id)
@@ -120,7 +126,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             except Refusal as refusal:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (len(train.filled) + 1)]
             return [
-                notices.toast(words(said, run=run.title)), gr.Tabs(selected="train"), *train.fill(spec),
+                notices.toast(words(message_key, run=run.title)), gr.Tabs(selected="train"), *train.fill(spec),
             ]  # fmt: skip
 
         def clone(run_id: str) -> list[Any]:
@@ -131,43 +137,43 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [gr.skip()] * (len(train.filled) + 2)
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
-        def look_at_data(chosen: str) -> list[Any]:
+        def open_data(chosen: str) -> list[Any]:
             preview_client.warm()  # whoever comes here will want to see tokens
             return data.arrive(chosen)
 
-        def use_set(chosen: str, *held: Any) -> list[Any]:
+        def train_on_set(chosen: str, *held: Any) -> list[Any]:
             try:
                 spec = data.use_in(chosen, train.read(held))
             except Refusal as refusal:
                 return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
-            said = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
-            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+            message = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
+            return [message, gr.Tabs(selected="train"), *train.fill(spec)]
 
-        def talk_with(
+        def chat_with(
             request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, writer: str
         ) -> list[Any]:
             """The Chat tab with the run and its base chosen."""
             try:
-                base, adapters = talk.pick(runs.get(workplace.saves, run_id))
+                base, adapters = chat.pick(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(talk.shown))]
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(chat.outputs))]
             return [
                 gr.skip(),
                 gr.Tabs(selected="chat"),
-                *talk.arrive(request, kept, earlier, base, adapters, writer),
+                *chat.arrive(request, kept, earlier, base, adapters, writer),
             ]
 
         def compare_with(run_id: str) -> list[Any]:
             """The Compare tab with the run and those like it chosen."""
             try:
-                chosen = beside.beside(runs.get(workplace.saves, run_id))
+                chosen = compare.siblings(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(beside.chosen))]
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(compare.chosen))]
             return [gr.skip(), gr.Tabs(selected="compare"), *chosen]
 
         def export_it(run_id: str, _chosen: Any, *held: Any) -> list[Any]:
             """The Export tab with the run chosen."""
-            return [gr.Tabs(selected="export"), *exporting.arrive([run_id], *held)]
+            return [gr.Tabs(selected="export"), *export.arrive([run_id], *held)]
 
         def use_export(event: gr.EventData, *held: Any) -> list[Any]:
             """The Train tab with an export in place of its model."""
@@ -175,73 +181,77 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             if not id:  # a click that asks for something else
                 return [gr.skip()] * (2 + len(train.filled))
             try:
-                spec = exporting.use(str(id), train.read(held))
+                spec = export.use(str(id), train.read(held))
             except Refusal as refusal:
                 return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
-            said = notices.toast(words("export-used", name=runs.get(workplace.saves, str(id)).title))
-            return [said, gr.Tabs(selected="train"), *train.fill(spec)]
+            message = notices.toast(words("export-used", name=runs.get(workplace.saves, str(id)).title))
+            return [message, gr.Tabs(selected="train"), *train.fill(spec)]
 
         def evaluate_it(run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> list[Any]:
             """The Evaluate tab with the run and its base chosen."""
             try:
                 base, chosen = evaluate.pick(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.shown))]
+                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.outputs))]
             return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
 
-        def bring(text: str) -> list[Any]:
+        def open_pasted(text: str) -> list[Any]:
             """An evaluation or an export that was pasted into the Train tab, in the form of its own tab."""
-            skipped = [[gr.skip()] * len(parts) for parts in (evaluate.form, exporting.filled)]
+            skipped = [[gr.skip()] * len(parts) for parts in (evaluate.form, export.filled)]
             spec = kinds.read(text) if text else None
             if isinstance(spec, EvaluationSpec):
                 return [gr.Tabs(selected="evaluate"), *evaluate.fill(spec), *skipped[1]]
-            if isinstance(spec, ExportSpec) and (filled := exporting.fill(spec)):
+            if isinstance(spec, ExportSpec) and (filled := export.fill(spec)):
                 return [gr.Tabs(selected="export"), *skipped[0], *filled]
             return [gr.skip(), *skipped[0], *skipped[1]]
 
-        def resting(count: int) -> list[Any]:
+        def pause_timers(count: int) -> list[Any]:
             return [gr.Timer(active=False)] * count
 
         blocks.load(train.choices, None, train.lists, **QUIET).then(
             arrive,
-            [selected, wanted, data.chosen, asked, evaluate.opened],
-            [head, selected, data.chosen, evaluate.opened, *train.begins, *beside.chosen, tabs],
+            [selected, address_tab, data.chosen, address_query, evaluate.opened],
+            [head, selected, data.chosen, evaluate.opened, *train.begins, *compare.chosen, tabs],
             js=ARRIVE_JS,
             **QUIET,
         )
-        train.start.click(train.submit, train.inputs, [told, selected, *train.shown], **QUIET)
+        train.start.click(train.submit, train.inputs, [message_html, selected, *train.outputs], **QUIET)
         selected.change(
-            open_run, [selected, *shown.view], [tabs, *shown.shown], js=RUNS_JS,
+            open_run, [selected, *runs_page.view], [tabs, *runs_page.outputs], js=RUNS_JS,
             **QUIET,
         )  # fmt: skip
-        train.other.change(bring, train.other, [tabs, *evaluate.form, *exporting.filled], **QUIET)
-        shown.clone.click(clone, selected, [told, tabs, *train.filled], **QUIET)
-        shown.follow.input(train.choices, None, train.lists, **QUIET).then(
-            follow, [selected, shown.follow], [told, tabs, *train.filled], **QUIET
+        train.other.change(open_pasted, train.other, [tabs, *evaluate.form, *export.filled], **QUIET)
+        runs_page.clone.click(clone, selected, [message_html, tabs, *train.filled], **QUIET)
+        runs_page.follow.input(train.choices, None, train.lists, **QUIET).then(
+            follow, [selected, runs_page.follow], [message_html, tabs, *train.filled], **QUIET
         )
-        shown.chat.click(talk_with, [selected, *talk.given], [told, tabs, *talk.shown], **QUIET)
-        shown.compare.click(compare_with, selected, [told, tabs, *beside.chosen], **QUIET)
-        compare_item.select(beside.arrive, beside.chosen, beside.shown, js=COMPARE_JS, **QUIET)
-        shown.export.click(export_it, [selected, *exporting.given], [tabs, *exporting.shown], **QUIET)
-        export_item.select(exporting.arrive, exporting.given, exporting.shown, js=EXPORT_JS, **QUIET)
-        exporting.exports.select(use_export, train.inputs, [told, tabs, *train.filled], **QUIET)
-        shown.evaluate.click(evaluate_it, [selected, *evaluate.given], [told, tabs, *evaluate.shown], **QUIET)
-        evaluate_item.select(evaluate.arrive, evaluate.given, evaluate.shown, js=EVALUATE_JS, **QUIET)
-        chat_item.select(talk.arrive, talk.given, talk.shown, js=CHAT_JS, **QUIET)
-        runs_item.select(shown.open, [selected, *shown.view], shown.shown, js=RUNS_JS, **QUIET)
-        data_item.select(look_at_data, data.chosen, data.listed, js=DATA_JS, **QUIET)
+        runs_page.chat.click(
+            chat_with, [selected, *chat.inputs], [message_html, tabs, *chat.outputs], **QUIET
+        )
+        runs_page.compare.click(compare_with, selected, [message_html, tabs, *compare.chosen], **QUIET)
+        compare_item.select(compare.arrive, compare.chosen, compare.outputs, js=COMPARE_JS, **QUIET)
+        runs_page.export.click(export_it, [selected, *export.inputs], [tabs, *export.outputs], **QUIET)
+        export_item.select(export.arrive, export.inputs, export.outputs, js=EXPORT_JS, **QUIET)
+        export.exports.select(use_export, train.inputs, [message_html, tabs, *train.filled], **QUIET)
+        runs_page.evaluate.click(
+            evaluate_it, [selected, *evaluate.inputs], [message_html, tabs, *evaluate.outputs], **QUIET
+        )
+        evaluate_item.select(evaluate.arrive, evaluate.inputs, evaluate.outputs, js=EVALUATE_JS, **QUIET)
+        chat_item.select(chat.arrive, chat.inputs, chat.outputs, js=CHAT_JS, **QUIET)
+        runs_item.select(runs_page.open, [selected, *runs_page.view], runs_page.outputs, js=RUNS_JS, **QUIET)
+        data_item.select(open_data, data.chosen, data.listed, js=DATA_JS, **QUIET)
         data.use.click(train.choices, None, train.lists, **QUIET).then(
-            use_set, [data.chosen, *train.inputs], [told, tabs, *train.filled], **QUIET
+            train_on_set, [data.chosen, *train.inputs], [message_html, tabs, *train.filled], **QUIET
         )
-        train_item.select(partial(resting, len(shown.timers)), None, shown.timers, js=TRAIN_JS, **QUIET).then(
-            train.choices, None, train.lists, **QUIET
-        )
+        train_item.select(
+            partial(pause_timers, len(runs_page.timers)), None, runs_page.timers, js=TRAIN_JS, **QUIET
+        ).then(train.choices, None, train.lists, **QUIET)
         timers = {
-            chat_item: talk.timer, compare_item: beside.timer, export_item: exporting.timer, evaluate_item: evaluate.timer,
+            chat_item: chat.timer, compare_item: compare.timer, export_item: export.timer, evaluate_item: evaluate.timer,
         }  # fmt: skip
         for item in items:  # only what is looked at is asked about
-            others = [timer for one, timer in timers.items() if one is not item]
-            item.select(partial(resting, len(others)), None, others, **QUIET)
+            others = [timer for tab, timer in timers.items() if tab is not item]
+            item.select(partial(pause_timers, len(others)), None, others, **QUIET)
         _endpoints(workplace)
     return blocks
 
@@ -274,7 +284,7 @@ def _endpoints(workplace: Workplace) -> None:
 
     def start(spec: str, request: gr.Request) -> str:
         """Start a run from its spec as YAML. Returns the run's id."""
-        return _said(lambda: runs.submit(kinds.read(spec), workplace, by=user(request)).id)
+        return _or_gradio_error(lambda: runs.submit(kinds.read(spec), workplace, by=user(request)).id)
 
     def list_runs() -> list[dict[str, Any]]:
         """All runs, newest first."""
@@ -285,23 +295,23 @@ def _endpoints(workplace: Workplace) -> None:
 
     def show_run(run: str) -> dict[str, Any]:
         """State and progress of one run."""
-        found = _said(lambda: runs.get(workplace.saves, run))
-        return {"id": found.id, "state": found.state, **vars(progress.progress(found))}
+        selected_run = _or_gradio_error(lambda: runs.get(workplace.saves, run))
+        return {"id": selected_run.id, "state": selected_run.state, **vars(progress.progress(selected_run))}
 
     def stop_run(run: str, how: str, request: gr.Request) -> str:
         """Stop a run: how = "save" writes a checkpoint first, "kill" does not."""
-        _said(
+        _or_gradio_error(
             lambda: runs.stop(
                 runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request)
             )
         )
-        return _said(lambda: runs.get(workplace.saves, run)).state
+        return _or_gradio_error(lambda: runs.get(workplace.saves, run)).state
 
     for name, action in {"start": start, "runs": list_runs, "run": show_run, "stop": stop_run}.items():
         gr.api(action, api_name=name, queue=False)
 
 
-def _said(act: Callable[[], Any]) -> Any:
+def _or_gradio_error(act: Callable[[], Any]) -> Any:
     """The action's answer; what it is refused for as the endpoint's error."""
     try:
         return act()
@@ -322,8 +332,8 @@ def application(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> Any:
         async with AsyncExitStack() as stack:
-            for one in pages.values():
-                await stack.enter_async_context(one.router.lifespan_context(one))
+            for page_app in pages.values():
+                await stack.enter_async_context(page_app.router.lifespan_context(page_app))
             yield
 
     healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
@@ -371,6 +381,6 @@ def language_of(connection: HTTPConnection) -> str:
     chosen = connection.cookies.get("language")
     if chosen in LANGUAGES:
         return chosen
-    wanted = connection.headers.get("accept-language", "").lower().split(",")
-    found = (one.split(";")[0].strip()[:2] for one in wanted)
-    return next((one for one in found if one in LANGUAGES), "en")
+    preferences = connection.headers.get("accept-language", "").lower().split(",")
+    codes = (preference.split(";")[0].strip()[:2] for preference in preferences)
+    return next((code for code in codes if code in LANGUAGES), "en")

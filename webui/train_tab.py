@@ -31,16 +31,30 @@ from engine.spec.run_spec import RunSpec, fields
 from engine.spec.steps import examples_per_step
 from webui import form, notices
 from webui.events import QUIET
-from webui.form import ADAPTER, DATASET_NAMES, DATASETS, MODEL, RESULTS, SAVED, TARGETS, Form, element_id
+from webui.form import (
+    ADAPTER,
+    DATASET_NAMES,
+    DATASETS,
+    MODEL,
+    RESULT_SETTINGS,
+    SAVED_MODULES,
+    TARGET_MODULES,
+    Form,
+    element_id,
+)
 from webui.numbers import human, size
 from webui.words import Words
 
-NAME = "name"
-LISTS = (MODEL, *DATASET_NAMES, *(path for path in RESULTS if path in fields()))  # choices: what is on disk
-SETS = (DATASETS, f"{DATASETS}:weights")  # the controls of the chosen data sets
+RUN_NAME = "name"
+SETTINGS_WITH_LISTS = (
+    MODEL,
+    *DATASET_NAMES,
+    *(path for path in RESULT_SETTINGS if path in fields()),
+)  # choices: what is on disk
+DATASET_CONTROLS = (DATASETS, f"{DATASETS}:weights")  # the controls of the chosen data sets
 QUANTIZATION, OPTIMIZER = "model.quantization", "training.optim"
-SECONDS = 2  # between two looks at a package that is being tried
-LARGEST_YAML = 256 * 1024  # characters; a spec is a few hundred
+PACKAGE_POLL_SECONDS = 2  # between two looks at a package that is being tried
+MAX_YAML_CHARACTERS = 256 * 1024  # characters; a spec is a few hundred
 
 
 @dataclass(frozen=True)
@@ -56,26 +70,28 @@ class TrainTab:
     lists: list[Any]  # what `choices` answers into: the controls that list models and data sets
     choices: Callable[[], list[Any]]
     start: gr.Button
-    submit: Callable[..., list[Any]]  # answers into the message, the id of the run, and `shown`
-    shown: list[Any]  # the summary and the marks
+    submit: Callable[..., list[Any]]  # answers into the message, the id of the run, and `outputs`
+    outputs: list[Any]  # the summary and the marks
     other: gr.Textbox  # YAML of an evaluation or export that was pasted here; "" = none
 
 
-def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.Request], str]) -> TrainTab:
-    """The tab in the current context. `told` is where messages go, `user` says who asks."""
+def build(
+    words: Words, workplace: Workplace, message_html: gr.HTML, user: Callable[[gr.Request], str]
+) -> TrainTab:
+    """The tab in the current context. `message_html` shows messages; `user` says who asks."""
     built_with = first_preset(workplace)
     controls = Form(words, start_from(workplace, built_with)[0])
     with gr.Row(elem_classes="split", equal_height=False):
         with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
             preset = gr.Dropdown(
-                [(one["title"][words.language], name) for name, one in workplace.presets().items()],
+                [(settings["title"][words.language], name) for name, settings in workplace.presets().items()],
                 label=words("preset"), info=words("preset-help"), value=built_with, elem_id="preset", elem_classes="field", interactive=True,
             )  # fmt: skip
-            facts, tried = _essentials(controls, words)
-            _parts(controls, words)
+            facts, tried = _essential_settings(controls, words)
+            _other_settings(controls, words)
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
-            controls.place(NAME)
-            card = gr.HTML(elem_id="summary")
+            controls.place(RUN_NAME)
+            plan_view = gr.HTML(elem_id="summary")
             start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start")
             with gr.Accordion(words("command"), open=False, elem_classes="fold"):
                 command = gr.HTML()
@@ -98,44 +114,46 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
                 # YAML of an evaluation or an export that was pasted; the page takes it to its own tab.
                 other = gr.Textbox(elem_classes="unseen", container=False)
             marks = gr.HTML(elem_classes="marks")
-    trying = gr.Timer(SECONDS, active=False)
+    trying = gr.Timer(PACKAGE_POLL_SECONDS, active=False)
 
-    shown = [facts, tried, card, marks, command, yaml, trying]
-    filled = [*controls.inputs, *shown]
+    outputs = [facts, tried, plan_view, marks, command, yaml, trying]
+    filled = [*controls.inputs, *outputs]
 
-    def judged(spec: RunSpec, unreadable: list[Problem]) -> list[Any]:
+    def plan_updates(spec: RunSpec, unreadable: list[Problem]) -> list[Any]:
         plan = summary(spec, workplace)
-        hidden = {form.owner(one.field) for one in unreadable}
-        found = unreadable + [
-            one for one in plan.problems if form.owner(one.field) not in hidden or not one.field
+        hidden = {form.setting_of(problem.field) for problem in unreadable}
+        problems = unreadable + [
+            problem
+            for problem in plan.problems
+            if form.setting_of(problem.field) not in hidden or not problem.field
         ]
         return [
             model_facts(spec.model.model_name_or_path, workplace, words),
-            tried_html(plan.unusable, words),
-            card_html(spec, plan, found, words, known=not unreadable),
-            notices.marks(found, words) + greyed_css(plan.unusable or {}, words),
+            unusable_packages_html(plan.unusable, words),
+            plan_html(spec, plan, problems, words, known=not unreadable),
+            notices.marks(problems, words) + disabled_choices_css(plan.unusable or {}, words),
             notices.code("command-text", plan.shell, words),
             notices.code("yaml-text", plan.yaml, words, save=True),
             gr.Timer(active=plan.unusable is None),
         ]
 
     def look(*held: Any) -> list[Any]:
-        return judged(*form.read(controls.values(held)))
+        return plan_updates(*form.read(controls.values(held)))
 
     def fill(spec: RunSpec) -> list[Any]:
-        return [*controls.updates(spec), *judged(spec, [])]
+        return [*controls.updates(spec), *plan_updates(spec, [])]
 
     def choices() -> list[Any]:
         """The models, data sets and results that there are now."""
-        left = results(workplace.saves)
-        there = {path: result_choices(left, path, words) for path in RESULTS}
+        finished = results(workplace.saves)
+        there = {path: result_choices(finished, path, words) for path in RESULT_SETTINGS}
         there[MODEL] = models_and_results(workplace, words)
         sets = dataset_choices(workplace, words)
-        return [gr.update(choices=there.get(path, sets)) for path in LISTS]
+        return [gr.update(choices=there.get(path, sets)) for path in SETTINGS_WITH_LISTS]
 
-    def modules(given: str) -> list[Any]:
+    def modules(name_or_path: str) -> list[Any]:
         """The modules of the chosen model: those that LoRA can target, and those that can be trained in full."""
-        model = chosen(given, workplace)
+        model = local_model(name_or_path, workplace)
         return [
             gr.update(choices=[ALL_LINEAR, *(linear_modules(model) if model else ())]),
             gr.update(choices=whole_modules(model) if model else []),
@@ -144,7 +162,7 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
     def submit(request: gr.Request, *held: Any) -> list[Any]:
         spec, wrong = form.read(controls.values(held))
         try:
-            wrong = wrong or refused_rows(spec, workplace)
+            wrong = wrong or rows_refused_by_template(spec, workplace)
             if wrong:
                 raise Refusal(wrong)
             run = runs.submit(spec, workplace, by=user(request))
@@ -153,53 +171,53 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
             return [
                 notices.toast(notices.counted(refusal.problems, words), "bad"),
                 gr.skip(),
-                *judged(spec, wrong),
+                *plan_updates(spec, wrong),
             ]
-        return [notices.toast(words("started")), run.id, *[gr.skip()] * len(shown)]
+        return [notices.toast(words("started")), run.id, *[gr.skip()] * len(outputs)]
 
-    def begun(name: str, values: Callable[[RunSpec], list[Any]]) -> list[Any]:
+    def fill_from(name: str, values: Callable[[RunSpec], list[Any]]) -> list[Any]:
         """The form as a preset fills it, after a word on what it could not take from the preset."""
-        spec, said = start_from(workplace, name)
-        told = notices.toast(notices.sentence(said, words)) if said else gr.skip()
-        return [told, *values(spec), *judged(spec, [])]
+        spec, note = start_from(workplace, name)
+        message = notices.toast(notices.sentence(note, words)) if note else gr.skip()
+        return [message, *values(spec), *plan_updates(spec, [])]
 
     def first() -> list[Any]:
         name = first_preset(workplace)
-        message, *values = begun(name, controls.first)
+        message, *values = fill_from(name, controls.first)
         return [message, name, *values]
 
-    def refit(*held: Any) -> list[Any]:
+    def refit_datasets(*held: Any) -> list[Any]:
         """The data sets of a stage that has just been chosen."""
-        spec, said = refitted(form.read(controls.values(held))[0], workplace)
-        if not said:
-            return [gr.skip()] * (1 + len(SETS))
+        spec, note = refitted(form.read(controls.values(held))[0], workplace)
+        if not note:
+            return [gr.skip()] * (1 + len(DATASET_CONTROLS))
         now = dict(zip(controls.controls, controls.updates(spec), strict=True))
-        return [notices.toast(notices.sentence(said, words)), *(now[path] for path in SETS)]
+        return [notices.toast(notices.sentence(note, words)), *(now[path] for path in DATASET_CONTROLS)]
 
     def from_preset(name: str) -> list[Any]:
         known = name in workplace.presets()
-        return begun(name, controls.updates) if known else [gr.skip()] * (1 + len(filled))
+        return fill_from(name, controls.updates) if known else [gr.skip()] * (1 + len(filled))
 
-    def context(given: str) -> int | None:
-        model = chosen(given, workplace)
+    def context(name_or_path: str) -> int | None:
+        model = local_model(name_or_path, workplace)
         return model.context_length if model else None
 
     def from_yaml(text: str) -> list[Any]:
         try:
-            if len(text) > LARGEST_YAML:
-                raise Refusal(problem("spec-too-long", "", limit=LARGEST_YAML))
+            if len(text) > MAX_YAML_CHARACTERS:
+                raise Refusal(problem("spec-too-long", "", limit=MAX_YAML_CHARACTERS))
             loaded = importer.read_any(text, context)
         except Refusal as refusal:
             listed = notices.listed(refusal.problems, words)
             return [notices.refused(refusal.problems, words), listed, "", *[gr.skip()] * len(filled)]
         notes = imported_html(loaded, words)
         if not isinstance(loaded.spec, RunSpec):
-            said = notices.toast(words(f"loaded-{loaded.spec.kind}"))
+            message = notices.toast(words(f"loaded-{loaded.spec.kind}"))
             # The same pasted again is a change again.
             order = f"# {time.time_ns()}\n{loaded.spec.to_yaml()}"
-            return [said, notes, order, *[gr.skip()] * len(filled)]
-        said = words("loaded-with-notes", count=len(loaded.lost)) if loaded.lost else words("loaded")
-        return [notices.toast(said), notes, "", *fill(loaded.spec)]
+            return [message, notes, order, *[gr.skip()] * len(filled)]
+        message = words("loaded-with-notes", count=len(loaded.lost)) if loaded.lost else words("loaded")
+        return [notices.toast(message), notes, "", *fill(loaded.spec)]
 
     def from_file(content: bytes) -> list[Any]:
         try:
@@ -209,35 +227,38 @@ def build(words: Words, workplace: Workplace, told: gr.HTML, user: Callable[[gr.
 
     # Before `look`, which stands at the same event: the page makes the calls of an event one after the other, and an
     # overtaken call of `look` never ends.
-    model, named = controls.controls[MODEL], [controls.controls[path] for path in (TARGETS, SAVED)]
+    model, named = (
+        controls.controls[MODEL],
+        [controls.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)],
+    )
     model.change(modules, model, named, trigger_mode="always_last", **QUIET)
     # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
     # script lets only the last of many changes through, so that a filled form is looked at once.
     gr.on(
-        [control.change for control in controls.inputs], look, controls.inputs, shown, trigger_mode="always_last",
+        [control.change for control in controls.inputs], look, controls.inputs, outputs, trigger_mode="always_last",
         js="(...held) => athanorSettled(held)", **QUIET,
     )  # fmt: skip
     # A package that is being tried says what it is worth when the trial ends, whether or not anybody types meanwhile.
-    trying.tick(look, controls.inputs, shown, **QUIET)
-    named_sets = [controls.controls[path] for path in SETS]
-    controls.controls["stage"].input(refit, controls.inputs, [told, *named_sets], **QUIET)
-    preset.input(from_preset, preset, [told, *filled], **QUIET)
-    load.click(from_yaml, paste, [told, imported, other, *filled], **QUIET)
-    file.upload(from_file, file, [told, imported, other, *filled], **QUIET)
-    lists = [controls.controls[path] for path in LISTS]
+    trying.tick(look, controls.inputs, outputs, **QUIET)
+    named_sets = [controls.controls[path] for path in DATASET_CONTROLS]
+    controls.controls["stage"].input(refit_datasets, controls.inputs, [message_html, *named_sets], **QUIET)
+    preset.input(from_preset, preset, [message_html, *filled], **QUIET)
+    load.click(from_yaml, paste, [message_html, imported, other, *filled], **QUIET)
+    file.upload(from_file, file, [message_html, imported, other, *filled], **QUIET)
+    lists = [controls.controls[path] for path in SETTINGS_WITH_LISTS]
 
     def read(held: Sequence[Any]) -> RunSpec:
         return form.read(controls.values(held))[0]
 
     return TrainTab(
-        controls.inputs, read, filled, fill, [told, preset, *filled], first, lists, choices, start, submit, shown, other,
+        controls.inputs, read, filled, fill, [message_html, preset, *filled], first, lists, choices, start, submit, outputs, other,
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ layout
 
 
-def _essentials(controls: Form, words: Words) -> tuple[gr.HTML, gr.HTML]:
+def _essential_settings(controls: Form, words: Words) -> tuple[gr.HTML, gr.HTML]:
     """The settings in plain view, one section for each part. Returns the line of facts under the model, and the place for
     what is wrong with the package that quantizes."""
     lines: dict[str, gr.HTML] = {}
@@ -255,9 +276,9 @@ def _essentials(controls: Form, words: Words) -> tuple[gr.HTML, gr.HTML]:
     return lines[MODEL], lines[QUANTIZATION]
 
 
-def _parts(controls: Form, words: Words) -> None:
+def _other_settings(controls: Form, words: Words) -> None:
     """Everything else, one collapsed group for each part."""
-    rest = [path for path in form.paths() if path not in controls.controls and path != NAME]
+    rest = [path for path in form.paths() if path not in controls.controls and path != RUN_NAME]
     gr.HTML(f"<h2>{escape(words('section-other'))}</h2>", elem_classes="section-title")
     with gr.Column(elem_classes="folds"):
         for part in (
@@ -283,26 +304,29 @@ def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, st
     return model_choices(workplace) + result_choices(results(workplace.saves), MODEL, words)
 
 
-def result_choices(left: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
+def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
     """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models."""
     fits: dict[str, Callable[[Result], bool]] = {
-        ADAPTER: lambda one: one.adapter,
-        MODEL: lambda one: not one.adapter and one.stage != "rm",
+        ADAPTER: lambda result: result.adapter,
+        MODEL: lambda result: not result.adapter and result.stage != "rm",
     }
-    named = titles(left)
+    named = titles(finished)
     return [
         (
-            f"{named[one.run.id]} · {words.choice('stage', one.stage)} · {one.run.id.split('/')[0]}",
-            str(one.folder),
+            f"{named[result.run.id]} · {words.choice('stage', result.stage)} · {result.run.id.split('/')[0]}",
+            str(result.folder),
         )
-        for one in left
-        if fits.get(path, lambda one: one.stage == "rm")(one)
+        for result in finished
+        if fits.get(path, lambda result: result.stage == "rm")(result)
     ]
 
 
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
     """The data sets; those that cannot be read are called so and stand last."""
-    return [(dataset_label(one, words), one.name) for one in sound_first(read_catalogue(workplace.data)[0])]
+    return [
+        (dataset_label(dataset, words), dataset.name)
+        for dataset in sound_first(read_catalogue(workplace.data)[0])
+    ]
 
 
 def dataset_label(dataset: Dataset, words: Words) -> str:
@@ -314,14 +338,14 @@ def dataset_label(dataset: Dataset, words: Words) -> str:
         return dataset.name
 
 
-def model_facts(given: str, workplace: Workplace, words: Words) -> str:
+def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
     """One line about the chosen model. A folder outside the model roots is not looked into."""
-    if not given:
+    if not name_or_path:
         return f'<p class="quiet">{escape(words("fact-none"))}</p>'
-    model = chosen(given, workplace)
+    model = local_model(name_or_path, workplace)
     if not model:
         return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
-    told = [
+    facts = [
         model.architecture or model.model_type,
         model.parameters and words("fact-parameters", count=human(model.parameters)),
         model.bytes and size(model.bytes),
@@ -330,7 +354,7 @@ def model_facts(given: str, workplace: Workplace, words: Words) -> str:
         model.context_length and words("fact-context", tokens=f"{model.context_length:,}"),
         words("fact-template" if model.has_chat_template else "fact-no-template"),
     ]
-    chips = "".join(f"<span>{escape(str(one))}</span>" for one in told if one)
+    chips = "".join(f"<span>{escape(str(fact))}</span>" for fact in facts if fact)
     return f'<p class="chips">{chips}</p>{_more_models(model, workplace, words)}'
 
 
@@ -342,24 +366,24 @@ def _more_models(model: Model, workplace: Workplace, words: Words) -> str:
     return f'<p class="quiet">{escape(words("fact-demo", roots=roots))}</p>'
 
 
-def tried_html(unusable: Mapping[str, Problem] | None, words: Words) -> str:
+def unusable_packages_html(unusable: Mapping[str, Problem] | None, words: Words) -> str:
     """Why quantization, or an optimizer of bitsandbytes, cannot be chosen here; that it is being tried; or nothing."""
     if unusable is None:
         return f'<p class="quiet" role="status">{escape(words("bitsandbytes-tried"))}</p>'
     named: dict[str, list[str]] = {}  # one sentence for all that fail alike
-    for check, one in unusable.items():
-        said = notices.sentence(replace(one, values={**one.values, "what": "{what}"}), words)
+    for check, error in unusable.items():
+        sentence = notices.sentence(replace(error, values={**error.values, "what": "{what}"}), words)
         label = (
             words.choice(QUANTIZATION, check)
             if check in form.choices(QUANTIZATION)
             else words("optimizers-8bit")
         )
-        named.setdefault(said, []).append(label)
-    told = (said.replace("{what}", " / ".join(names)) for said, names in named.items())
-    return "".join(f'<p class="doubtful">{escape(text)}</p>' for text in told)
+        named.setdefault(sentence, []).append(label)
+    texts = (sentence.replace("{what}", " / ".join(names)) for sentence, names in named.items())
+    return "".join(f'<p class="doubtful">{escape(text)}</p>' for text in texts)
 
 
-def greyed_css(unusable: Mapping[str, Problem], words: Words) -> str:
+def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
     """A style sheet that greys out the choices that cannot work here; whoever chooses one all the same is refused."""
     greyed = [
         f'#{element_id(QUANTIZATION)} label:has(input[value="{check}"])'
@@ -375,9 +399,9 @@ def greyed_css(unusable: Mapping[str, Problem], words: Words) -> str:
     return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""
 
 
-def chosen(given: str, workplace: Workplace) -> Model | None:
+def local_model(name_or_path: str, workplace: Workplace) -> Model | None:
     """The model that the text means, if it is a folder that the studio may look into."""
-    folder = Path(absolute(given or "", workplace.model_roots, "config.json"))
+    folder = Path(absolute(name_or_path or "", workplace.model_roots, "config.json"))
     known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect(folder) if known else None
 
@@ -385,7 +409,7 @@ def chosen(given: str, workplace: Workplace) -> Model | None:
 def imported_html(loaded: importer.Imported, words: Words) -> str:
     """What an import has left out or taken otherwise, and folded below it what was not needed; and a spec that is no training's,
     as a file to be submitted."""
-    needless = [one for one in loaded.left_out if one not in loaded.lost]
+    needless = [problem for problem in loaded.left_out if problem not in loaded.lost]
     html = notices.listed(loaded.lost, words) if loaded.lost else ""
     if needless:
         title = escape(words("loaded-needless", count=len(needless)))
@@ -399,7 +423,7 @@ def imported_html(loaded: importer.Imported, words: Words) -> str:
     return html
 
 
-def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, known: bool) -> str:
+def plan_html(spec: RunSpec, plan: Summary, problems: list[Problem], words: Words, known: bool) -> str:
     """The numbers of the plan, and what stands in its way."""
 
     def about(exact: bool) -> Callable[[int], str]:
@@ -434,8 +458,8 @@ def card_html(spec: RunSpec, plan: Summary, found: list[Problem], words: Words, 
         f"<small>{escape(note) if known else ''}</small></dd></div>"
         for code, value, write, note in stats
     )
-    if found:
-        state = f'<p class="state wrong">{escape(notices.counted(found, words))}</p>{notices.listed(found, words)}'
+    if problems:
+        state = f'<p class="state wrong">{escape(notices.counted(problems, words))}</p>{notices.listed(problems, words)}'
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>{doubts_html(plan, words)}{memory_html(plan, spec, words)}'
     return (
@@ -454,7 +478,9 @@ def remarks_html(plan: Summary, words: Words) -> str:
 
 def doubts_html(plan: Summary, words: Words) -> str:
     """What runs, and may not do what is expected of it."""
-    return "".join(f'<p class="doubtful">{escape(notices.sentence(one, words))}</p>' for one in plan.doubts)
+    return "".join(
+        f'<p class="doubtful">{escape(notices.sentence(doubt, words))}</p>' for doubt in plan.doubts
+    )
 
 
 def size_about(count: float) -> str:
@@ -467,18 +493,22 @@ def memory_html(plan: Summary, spec: RunSpec, words: Words) -> str:
         return ""
     values = {"there": size(plan.room.bytes), "card": plan.room.card or words("memory-here")}
     if plan.fits is None:
-        said = words("memory-too-large", **values)
+        sentence = words("memory-too-large", **values)
     else:
         changes = [
-            words("memory-change", name=words.label(one.path), value=words.value(one.path, one.values[1]))
-            for one in differences([spec, plan.fits])
-            if ABSENT not in one.values
+            words(
+                "memory-change",
+                name=words.label(difference.path),
+                value=words.value(difference.path, difference.values[1]),
+            )
+            for difference in differences([spec, plan.fits])
+            if ABSENT not in difference.values
         ]
-        said = words("memory-short", changes=words("memory-and").join(changes), **values)
-    return f'<p class="doubtful">{escape(said)}</p>'
+        sentence = words("memory-short", changes=words("memory-and").join(changes), **values)
+    return f'<p class="doubtful">{escape(sentence)}</p>'
 
 
-def refused_rows(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+def rows_refused_by_template(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Rows that the chat template would refuse once the run has been started. Where no look at them is possible, what is
     wrong with the spec says why, or the run does."""
     try:

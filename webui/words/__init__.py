@@ -78,7 +78,7 @@ class Words:
         if isinstance(value, str):
             return Path(value).name if brief and os.path.isabs(value) else self.choice(path, value)
         if isinstance(value, list):
-            return ", ".join(self.choice(path, str(one)) for one in value)
+            return ", ".join(self.choice(path, str(choice)) for choice in value)
         return format_value(value)
 
     def of_export(self, name: str, what: str) -> str:
