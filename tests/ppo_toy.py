@@ -156,7 +156,9 @@ def _alike(one: Path, other: Path) -> Any:
 def share(model_path: str, folder: Path, processes: int) -> Any:
     """One step on 16 prompts with answers that the prompts alone decide, shared among the processes; its figures."""
     places = torch.arange(1, 9)
-    ActorCritic.generate_answers = lambda _, prompts, *given: (prompts.sum(1, keepdim=True) // 3 + 1) * places % 800
+    ActorCritic.generate_answers = lambda _, prompts, *given: (
+        (prompts.sum(1, keepdim=True) // 3 + 1) * places % 800
+    )
     given = {
         "per_device_train_batch_size": 16 // processes,
         "optim": "sgd",
