@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.problems import Problem
 from engine.data import chunks, row_files
-from engine.data.chunks import Broken, Stretch
+from engine.data.chunks import ByteRange, InvalidByteRange
 
 ROWS = [{"instruction": f'{n} 你好 "[{{,}}]" \\ }},{{', "output": "x" * (n % 37)} for n in range(300)]
 CHATS = [
@@ -22,14 +22,14 @@ MIXED = [*ROWS[:50], 5, *ROWS[50:120], "text", None, *ROWS[120:150], [1]]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "SIZE", 1000)
-    monkeypatch.setattr(chunks, "ROWS", 30)
-    monkeypatch.setattr(chunks, "LONGEST", 20_000)
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(chunks, "MAX_BLOCK_ROWS", 30)
+    monkeypatch.setattr(chunks, "MAX_ROW_BYTES", 20_000)
 
 
 def by_reader(file: Path) -> tuple[list[Any], list[str]]:
     bad: list[Problem] = []
-    found = row_files.objects(row_files.entries(file), bad.append)
+    found = row_files.valid_rows(row_files.entries(file), bad.append)
     return [row for _, row in found], [_told(one) for one in bad]
 
 
@@ -37,7 +37,7 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str], int]:
     """As the preparation reads: block by block, and row by row from one that is broken on."""
     rows: list[Any] = []
     bad: list[Problem] = []
-    entries = stretches = 0
+    entries = byte_ranges = 0
     source = chunks.blocks(file)
     while source:
         given, source = source, None
@@ -45,14 +45,14 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str], int]:
             found: list[Problem] = []
             try:
                 some = [row for _, row in block.rows(found.append)]
-            except Broken:
+            except InvalidByteRange:
                 source = chunks.row_by_row(file, entries)
                 break
-            stretches += isinstance(block, Stretch)
+            byte_ranges += isinstance(block, ByteRange)
             rows += some
             bad += found
             entries += len(some) + len(found)
-    return rows, [_told(one) for one in bad], stretches
+    return rows, [_told(one) for one in bad], byte_ranges
 
 
 def _told(one: Problem) -> str:
@@ -78,11 +78,11 @@ WRITTEN: dict[str, Callable[[list[Any]], str]] = {
 def test_blocks_hold_what_the_reader_finds(tmp_path: Path, name: str, rows: list[Any], encoding: str) -> None:
     file = tmp_path / name
     file.write_bytes(WRITTEN[name](rows).encode(encoding))
-    found, bad, stretches = by_blocks(file)
+    found, bad, byte_ranges = by_blocks(file)
     assert (found, bad) == by_reader(file)
     assert found == [row for row in rows if isinstance(row, dict)]
     if encoding.startswith("utf-8") and len(rows) > 100:
-        assert stretches > 3
+        assert byte_ranges > 3
 
 
 def test_rows_that_begin_in_different_ways_are_all_read(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_block_of_long_rows_holds_few_of_them(tmp_path: Path, monkeypatch: pyt
     import pyarrow as pa
     from pyarrow import parquet
 
-    monkeypatch.setattr(chunks, "SIZE", 1000)
+    monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
     said = [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y" * 300}]] * 20
     parquet.write_table(pa.table({"messages": said}), tmp_path / "long.parquet")
     assert [len(block.entries) for block in chunks.blocks(tmp_path / "long.parquet")] == [2] * 10

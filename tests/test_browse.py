@@ -15,8 +15,8 @@ from engine.data.datasets import Dataset, count_rows, find, rows
 @pytest.fixture
 def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Two files of a thousand rows each in one folder; rows 700 and 1,700 are none."""
-    monkeypatch.setattr(row_files, "EVERY", 64)
-    monkeypatch.setattr(browse, "EVERY", 64)
+    monkeypatch.setattr(row_files, "PLACE_INTERVAL_ROWS", 64)
+    monkeypatch.setattr(browse, "PLACE_INTERVAL_ROWS", 64)
     (tmp_path / "parts").mkdir()
     for part in range(2):
         lines = [
@@ -31,7 +31,7 @@ def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     return find(tmp_path, "numbers")
 
 
-def said(shown: list[browse.Shown]) -> list[str]:
+def said(shown: list[browse.BrowsedRow]) -> list[str]:
     return [one.example["messages"][0]["content"] if one.example else one.problem.code for one in shown]
 
 
@@ -70,13 +70,13 @@ def test_a_search_comes_back_after_its_time(numbers):
 
 
 def test_a_sample_is_spread_over_the_whole_set(numbers):
-    found, total = browse.sample(numbers, 640)
+    found, total = browse.sample_entries(numbers, 640)
     taken = [place.row + 1000 * (place.file.name == "1.jsonl") for place, _ in found]
     assert total == 2000
     assert 500 <= len(taken) <= 640
     assert len(set(taken)) == len(taken)
     assert max(taken) > 1600
-    assert sum(1 for _ in browse.sample(numbers, 5000)[0]) == 2000
+    assert sum(1 for _ in browse.sample_entries(numbers, 5000)[0]) == 2000
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -11,8 +11,8 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.data import dataset_info_edits
-from engine.data.dataset_info_edits import Mapping, described, propose
-from engine.data.datasets import find, read_catalogue, rows
+from engine.data.dataset_info_edits import ColumnMapping, entry_for_mapping, propose
+from engine.data.datasets import find, read_dataset_info, rows
 from engine.launch.workspace import PROJECT
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -37,7 +37,7 @@ PROPOSALS = [
 
 @pytest.mark.parametrize(("row", "kind", "columns"), PROPOSALS)
 def test_the_columns_of_a_file_are_guessed(row, kind, columns):
-    assert propose([row]) == Mapping(kind, columns)
+    assert propose([row]) == ColumnMapping(kind, columns)
 
 
 @pytest.mark.parametrize(("row", "kind", "columns"), PROPOSALS)
@@ -45,7 +45,7 @@ def test_what_was_guessed_is_written_so_that_it_is_read_the_same(tmp_path, row, 
     if row.get("conversations") is not None:
         row = {**row, "rejected": {"from": "gpt", "value": "No."}}
     (tmp_path / "f.json").write_text(json.dumps([row]), encoding="utf-8")
-    dataset_info_edits.save(tmp_path, "f", described("f.json", propose([row]), [row]))
+    dataset_info_edits.save(tmp_path, "f", entry_for_mapping("f.json", propose([row]), [row]))
     one = find(tmp_path, "f")
     assert one.kind == kind
     assert dataset_info_edits.mapping_of(one).columns.items() >= columns.items()
@@ -54,7 +54,7 @@ def test_what_was_guessed_is_written_so_that_it_is_read_the_same(tmp_path, row, 
 
 def test_speakers_with_names_of_their_own_become_tags():
     turns = [{"speaker": "patient", "text": "It hurts."}, {"speaker": "doctor", "text": "Where?"}]
-    entry = described("f.json", Mapping("chat", {"messages": "talk"}), [{"talk": turns}])
+    entry = entry_for_mapping("f.json", ColumnMapping("chat", {"messages": "talk"}), [{"talk": turns}])
     assert entry["formatting"] == "openai"
     assert entry["tags"] == {
         "role_tag": "speaker", "content_tag": "text", "user_tag": "patient", "assistant_tag": "doctor",
@@ -63,9 +63,13 @@ def test_speakers_with_names_of_their_own_become_tags():
 
 def test_a_column_that_is_not_there_or_a_part_without_one_is_refused():
     with pytest.raises(Refusal, match=r"no column 'x'. It has: a, b"):
-        described("f.json", Mapping("chat", {"prompt": "x", "response": "b"}), [{"a": "1", "b": "2"}])
+        entry_for_mapping(
+            "f.json", ColumnMapping("chat", {"prompt": "x", "response": "b"}), [{"a": "1", "b": "2"}]
+        )
     with pytest.raises(Refusal, match="prompt \\+ chosen \\+ rejected"):
-        described("f.json", Mapping("pairs", {"prompt": "a", "chosen": "b"}), [{"a": "1", "b": "2"}])
+        entry_for_mapping(
+            "f.json", ColumnMapping("pairs", {"prompt": "a", "chosen": "b"}), [{"a": "1", "b": "2"}]
+        )
 
 
 def test_saving_keeps_what_it_does_not_know_and_the_order(tmp_path):
@@ -76,7 +80,9 @@ def test_saving_keeps_what_it_does_not_know_and_the_order(tmp_path):
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps(before))
     row = {"q": "1", "a": "2"}
-    entry = described("b.json", Mapping("chat", {"prompt": "q", "response": "a"}), [row], before["b"])
+    entry = entry_for_mapping(
+        "b.json", ColumnMapping("chat", {"prompt": "q", "response": "a"}), [row], before["b"]
+    )
     assert dataset_info_edits.save(tmp_path, "renamed 新名", entry, instead_of="b") == "renamed 新名"
     after = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(after) == ["renamed 新名", "a", "strange"]
@@ -115,7 +121,7 @@ def test_a_name_may_hold_quotes_and_chinese_and_is_one_set_only(tmp_path):
     with pytest.raises(Refusal, match="already"):
         dataset_info_edits.save(tmp_path, name, {"file_name": "b.json"})
     assert dataset_info_edits.add(tmp_path, name, {"file_name": "b.json"}) == f"{name}-2"
-    assert [one.name for one in read_catalogue(tmp_path)[0]] == [name, f"{name}-2"]
+    assert [one.name for one in read_dataset_info(tmp_path)[0]] == [name, f"{name}-2"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
@@ -145,6 +151,6 @@ def test_the_entries_of_a_split_are_those_of_its_set(tmp_path: Path):
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": entry}))
     (tmp_path / "a.json").write_text("[{}]")
-    assert dataset_info_edits.derived(entry, find(tmp_path, "a"), "b.jsonl") == {
+    assert dataset_info_edits.derived_entry(entry, find(tmp_path, "a"), "b.jsonl") == {
         "file_name": "b.jsonl", "ranking": True, "columns": {"prompt": "q"},
     }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from engine.__main__ import check
 from engine.core.problems import Problem
 from engine.data import csv_files, row_files
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.data.row_files import entries
 from engine.launch.workspace import Workplace
 from engine.spec.run_spec import RunSpec
@@ -120,7 +120,7 @@ def test_a_table_with_old_line_ends_does_not_take_its_neighbour_along(tmp_path: 
     (tmp_path / "dataset_info.json").write_text(
         '{"one": {"file_name": "one.jsonl"}, "mac": {"file_name": "mac.csv"}}'
     )
-    sets, broken = read_catalogue(tmp_path)
+    sets, broken = read_dataset_info(tmp_path)
     assert not broken
     assert [one.problem for one in sets] == [None, None]
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.problems import Refusal, sentences
 from engine.data import datasets, text_lines
-from engine.data.datasets import count_rows, examples, read_catalogue, rows
+from engine.data.datasets import count_rows, examples, read_dataset_info, rows
 from engine.data.validation import check
 
 ALPACA = {"instruction": "Translate.", "input": "cat", "output": "猫"}
@@ -19,7 +19,7 @@ CHAT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "val
 
 def catalogue(folder: Path, **entries: dict) -> dict[str, datasets.Dataset]:
     (folder / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
-    found, problems = read_catalogue(folder)
+    found, problems = read_dataset_info(folder)
     assert not problems
     return {dataset.name: dataset for dataset in found}
 
@@ -184,7 +184,7 @@ def test_a_file_in_no_known_encoding_is_named_with_its_line(tmp_path):
 
 def test_a_broken_catalogue_is_shown_with_line_and_column(tmp_path):
     (tmp_path / "dataset_info.json").write_text('{\n  "a": {"file_name": "a.json"},\n  "b" {}\n}')
-    found, (problem,) = read_catalogue(tmp_path)
+    found, (problem,) = read_dataset_info(tmp_path)
     assert not found
     assert (problem.values["line"], problem.values["column"]) == (3, 7)
     assert "dataset_info.json" in problem.text()
@@ -192,7 +192,7 @@ def test_a_broken_catalogue_is_shown_with_line_and_column(tmp_path):
 
 
 def test_a_missing_catalogue_is_said(tmp_path):
-    assert read_catalogue(tmp_path)[1][0].code == "catalogue-missing"
+    assert read_dataset_info(tmp_path)[1][0].code == "catalogue-missing"
 
 
 def test_one_broken_entry_leaves_the_others_alone(tmp_path):
@@ -401,7 +401,7 @@ def test_an_image_is_not_taken_for_text(tmp_path):
 
 
 def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_lines, "BUFFER", 7)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 7)
     bad_row = {**ALPACA, "output": 7}
     one = dataset(tmp_path, json.dumps([ALPACA, bad_row, ALPACA]) + "\n")
     column = len(json.dumps([ALPACA])) + 2
@@ -424,7 +424,7 @@ def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
 
 
 def test_a_broken_array_is_read_up_to_the_error_even_if_it_is_larger_than_the_buffer(tmp_path, monkeypatch):
-    monkeypatch.setattr(text_lines, "BUFFER", 7)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 7)
     content = json.dumps([ALPACA] * 3, indent=2, ensure_ascii=False)
     one = dataset(tmp_path, content)
     assert [place.line for place, _ in rows(one, pytest.fail)] == [2, 7, 12]
@@ -443,7 +443,7 @@ def test_a_table_row_with_too_many_cells_is_named(tmp_path):
 
 def test_a_report_counts_all_bad_rows_and_keeps_the_first(tmp_path):
     one = dataset(tmp_path, [ALPACA] * 3 + [{"instruction": "x"}] * 50)
-    report = check(one, "chat", most=5)
+    report = check(one, "chat", max_problems=5)
     assert (report.good, report.bad, len(report.problems)) == (3, 50, 5)
     assert check(one, "chat", limit=4).bad == 1
 
@@ -474,10 +474,10 @@ def test_data_of_the_wrong_kind_is_refused_and_a_fitting_set_recommended(tmp_pat
         book={"file_name": "t.txt"},
         far={"hf_hub_url": "org/far"},
     )
-    (problem,) = check(found["talk"], "text", catalogue=list(found.values())).problems
+    (problem,) = check(found["talk"], "text", datasets=list(found.values())).problems
     assert "'talk'" in problem.text()
     assert "(book)" in problem.text()
-    (problem,) = check(found["book"], "chat", catalogue=list(found.values())).problems
+    (problem,) = check(found["book"], "chat", datasets=list(found.values())).problems
     assert "(talk)" in problem.text()
 
 
@@ -502,7 +502,7 @@ def test_reading_data_imports_nothing_heavy():
 @pytest.mark.parametrize("file", ["x" * 300 + ".json", "nul\0.json"])
 def test_a_file_name_that_is_none_is_a_problem_of_that_set_alone(tmp_path: Path, file: str) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps({"bad": {"file_name": file}}), encoding="utf-8")
-    (bad,), broken = read_catalogue(tmp_path)
+    (bad,), broken = read_dataset_info(tmp_path)
     assert bad.problem is not None
     assert broken == []
 
@@ -510,6 +510,6 @@ def test_a_file_name_that_is_none_is_a_problem_of_that_set_alone(tmp_path: Path,
 def test_a_damaged_parquet_file_is_a_sentence_also_when_it_is_counted(tmp_path: Path) -> None:
     (tmp_path / "bin.parquet").write_bytes(b"\x00damaged\xff" * 50)
     (tmp_path / "dataset_info.json").write_text('{"bin": {"file_name": "bin.parquet"}}', encoding="utf-8")
-    (dataset,), _ = read_catalogue(tmp_path)
+    (dataset,), _ = read_dataset_info(tmp_path)
     with pytest.raises(Refusal, match="Parquet"):
         count_rows(dataset)

@@ -13,7 +13,7 @@ from engine.core.problems import Problem, Refusal
 from engine.data import row_files
 from engine.data.chunks import blocks
 from engine.data.datasets import find, rows
-from engine.data.encodings import ENCODINGS, encoding_of, known_encoding
+from engine.data.encodings import ENCODINGS, encoding_key, encoding_of
 from engine.data.row_files import entries
 from engine.launch.workspace import Workplace
 from engine.preflight.checks import obstacles
@@ -110,7 +110,7 @@ def test_utf8_with_a_broken_character_stays_utf8(tmp_path: Path) -> None:
      ("cp949", "euc_kr"), ("utf8", "utf-8"), ("UTF-8-SIG", "utf-8"), ("latin1", "latin-1"), ("cp1252", "windows-1252"), ("ascii", "utf-8")],
 )  # fmt: skip
 def test_an_encoding_is_known_by_any_of_its_names(name: str, key: str) -> None:
-    assert known_encoding(name) == key
+    assert encoding_key(name) == key
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_an_encoding_is_known_by_any_of_its_names(name: str, key: str) -> None:
 )
 def test_a_misspelt_encoding_is_refused_with_the_one_that_was_meant(name: str, nearest: str) -> None:
     with pytest.raises(Refusal, match=f"Did you mean '{nearest}'"):
-        known_encoding(name)
+        encoding_key(name)
 
 
 @pytest.mark.parametrize("name", ["", " ", "rot13", "unicode_escape", "idna", "base64", "x" * 500, "\0"])
 def test_what_is_no_encoding_of_text_is_refused(name: str) -> None:
     with pytest.raises(Refusal, match="no encoding"):
-        known_encoding(name)
+        encoding_key(name)
 
 
 def test_a_run_does_not_start_on_an_encoding_that_is_open_until_it_is_chosen(

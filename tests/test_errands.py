@@ -27,7 +27,7 @@ def test_a_check_tells_what_it_found_and_leaves_the_bad_rows_in_a_file(tmp_path,
     errand = data_jobs.start(tmp_path, "check", given)
     result = data_jobs.wait(errand, 60)
     assert (result["good"], result["bad"], result["counts"]) == (40, 1, {"row-without-column": 1})
-    (bad,) = map(json.loads, (errand.path / data_jobs.BAD_ROWS).read_text(encoding="utf-8").splitlines())
+    (bad,) = map(json.loads, (errand.path / data_jobs.BAD_ROWS_FILE).read_text(encoding="utf-8").splitlines())
     assert (bad["row"], bad["content"]) == (41, {"instruction": "?"})
     assert "没有“output”列" in bad["problem"]
 
@@ -37,14 +37,16 @@ def test_the_same_question_about_the_same_data_is_answered_at_once_and_about_cha
 ):
     first = data_jobs.start(tmp_path, "check", given)
     data_jobs.wait(first, 60)
-    assert data_jobs.known(tmp_path, "check", given) == first
+    assert data_jobs.find_finished(tmp_path, "check", given) == first
     again = data_jobs.start(tmp_path, "check", given)
     assert (again.id, again.state) == (first.id, "done")
     with monkeypatch.context() as other:
-        other.setattr(data_jobs, "RULES", data_jobs.RULES + 1)  # rows are judged otherwise since
-        assert data_jobs.known(tmp_path, "check", given) is None
+        other.setattr(
+            data_jobs, "VALIDATION_VERSION", data_jobs.VALIDATION_VERSION + 1
+        )  # rows are judged otherwise since
+        assert data_jobs.find_finished(tmp_path, "check", given) is None
     (Path(given["data"]) / "chat.json").write_text("[]")
-    assert data_jobs.known(tmp_path, "check", given) is None
+    assert data_jobs.find_finished(tmp_path, "check", given) is None
     changed = data_jobs.start(tmp_path, "check", given)
     assert changed.id != first.id
     assert data_jobs.wait(changed, 60)["good"] == 0
@@ -98,12 +100,12 @@ def test_an_id_leads_nowhere_but_to_an_errand(tmp_path, given, id):
 
 
 def test_old_errands_are_forgotten(tmp_path, given, monkeypatch):
-    monkeypatch.setattr(data_jobs, "KEPT", 2)
+    monkeypatch.setattr(data_jobs, "MAX_FINISHED_JOBS", 2)
     for language in ("en", "zh", "en-2", "zh"):
         asked = {"data": given["data"], "name": "gone", "share": 0.5, "seed": hash(language)}
         with pytest.raises(Refusal):
             data_jobs.wait(data_jobs.start(tmp_path, "split", asked), 60)
-    assert len(list((tmp_path / data_jobs.FOLDER).iterdir())) <= 3
+    assert len(list((tmp_path / data_jobs.JOBS_FOLDER).iterdir())) <= 3
 
 
 def test_a_workbook_is_taken_in(tmp_path, data):

@@ -13,7 +13,7 @@ import pytest
 
 from engine.core.problems import Refusal
 from engine.data import browse, dataset_info_edits, uploads
-from engine.data.datasets import count_rows, find, read_catalogue
+from engine.data.datasets import count_rows, find, read_dataset_info
 from engine.data.validation import check
 from engine.launch.workspace import PROJECT
 
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_no_file_however_hostile_takes_the_others_along(folder: Path) -> None:
-    sets, broken = read_catalogue(folder)
+    sets, broken = read_dataset_info(folder)
     assert not broken
     assert len(sets) == len(json.loads((folder / "dataset_info.json").read_text()))
     red = {one.name: one.problem for one in sets if one.problem}
@@ -110,7 +110,7 @@ def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
     code = (
         "import os, sys, pathlib; import engine.data.datasets as d\n"
         "if os.getuid() == 0: os.setuid(65534)\n"
-        "for one in d.read_catalogue(pathlib.Path(sys.argv[1]))[0]: print(one.name, one.problem)"
+        "for one in d.read_dataset_info(pathlib.Path(sys.argv[1]))[0]: print(one.name, one.problem)"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,7 +134,7 @@ def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
 )
 def test_a_catalogue_that_is_no_catalogue_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "dataset_info.json").write_bytes(content)
-    sets, (wrong,) = read_catalogue(tmp_path)
+    sets, (wrong,) = read_dataset_info(tmp_path)
     assert sets == []
     assert "dataset_info.json" in wrong.text()
     with pytest.raises(Refusal):

@@ -13,9 +13,9 @@ from engine.data.mixing import held_out, repeats
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.importer import Imported, decoded, read, read_any
-from engine.importer.axolotl import WAYS as AXOLOTL_WAYS
+from engine.importer.axolotl import CONVERTERS as AXOLOTL_CONVERTERS
+from engine.importer.converters import CONVERTERS
 from engine.importer.table import entries, reasons, sections
-from engine.importer.ways import WAYS
 from engine.spec.run_spec import RunSpec, fields
 from engine.spec.trainer_arguments import trainer_arguments
 from tests import foreign_keys
@@ -58,7 +58,7 @@ def test_a_key_goes_where_there_is_a_setting_or_has_a_reason_in_both_languages(p
         "export": set(fields(ExportSpec)),
     }
     arguments = {name for stage in trainer_arguments().values() for name in stage}
-    ways = AXOLOTL_WAYS if program == "axolotl" else WAYS
+    converters = AXOLOTL_CONVERTERS if program == "axolotl" else CONVERTERS
     for name, entry in entries(program).items():
         assert entry.paths or entry.same or entry.none or entry.part, name
         for kind, path in entry.paths.items():
@@ -69,11 +69,11 @@ def test_a_key_goes_where_there_is_a_setting_or_has_a_reason_in_both_languages(p
                 else path in known[whole]
             )
             assert inside or path in ("", "kind", "stage.kind", "method.kind"), (name, path)
-        assert not entry.way or entry.way in ways, name
+        assert not entry.converter or entry.converter in converters, name
         for reason in (entry.same, entry.none):
             assert not reason or set(reasons()[reason]) == {"en", "zh"}, (name, reason)
         assert not entry.remark or set(entry.remark) == {"en", "zh"}, name
-        assert not entry.part or entries(program)[entry.part].way, name
+        assert not entry.part or entries(program)[entry.part].converter, name
 
 
 def test_no_key_stands_twice_and_no_reason_is_unused() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.core.problems import Problem
 from engine.data import chunks, json_layout, row_files, text_lines
-from engine.data.chunks import Broken
+from engine.data.chunks import InvalidByteRange
 from engine.data.row_files import entries
 
 HI = {"instruction": "Hi", "output": "Hello."}
@@ -79,7 +79,7 @@ def by_blocks(file: Path) -> tuple[list[Any], list[str]]:
             wrong: list[Problem] = []
             try:
                 some = [row for _, row in block.rows(wrong.append)]
-            except Broken:
+            except InvalidByteRange:
                 source = chunks.row_by_row(file, len(rows) + len(bad))
                 break
             rows += some
@@ -102,7 +102,7 @@ def test_a_layout_with_a_clear_meaning_is_read_from_any_row_and_by_blocks(
         assert list(entries(file, place)) == read[place.row - 1 :]
     assert by_blocks(file) == (rows, [])
     assert row_files.count(file) == len(rows)
-    assert row_files.broken_off(file) is None
+    assert row_files.truncation_problem(file) is None
 
 
 SAID = {
@@ -142,8 +142,8 @@ def test_what_has_no_clear_meaning_is_one_sentence_about_the_whole_file(tmp_path
 def test_an_object_longer_than_a_row_is_read_by_its_list_and_never_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_lines, "LONGEST", 5000)
-    monkeypatch.setattr(text_lines, "BUFFER", 1000)
+    monkeypatch.setattr(text_lines, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 1000)
     file = tmp_path / "x.json"
     rows = [{"text": f"row {number}"} for number in range(1000)]
     for indent in (None, 2):

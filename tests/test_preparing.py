@@ -135,7 +135,7 @@ def test_no_more_rows_than_num_samples_are_read_where_the_last_of_them_are_bad(
     make_run: Callable[..., RunDir], data: Path, monkeypatch: pytest.MonkeyPatch, good: int
 ) -> None:
     monkeypatch.setattr(
-        "engine.data.chunks.ROWS", 10
+        "engine.data.chunks.MAX_BLOCK_ROWS", 10
     )  # so that the limit is within the first of several blocks
     rows = [("q", "a")] * good + [("q", "")] * (10 - good) + [("later", "a")] * 10
     lines = "".join(f"{question},{answer}\n" for question, answer in [("instruction", "output"), *rows])

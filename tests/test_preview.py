@@ -23,7 +23,7 @@ from webui.words import Words
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
     yield
-    preview_client._end()
+    preview_client._end_child()
 
 
 @pytest.fixture

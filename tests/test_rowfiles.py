@@ -61,7 +61,7 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_reading_goes_on_from_every_place_as_if_it_had_begun_at_the_start(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(text_lines, "BUFFER", 50)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 50)
     file = write(tmp_path, kind)
     told = list(entries(file))
     assert [row for _, row in told] == ROWS
@@ -71,7 +71,7 @@ def test_reading_goes_on_from_every_place_as_if_it_had_begun_at_the_start(tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_places_of_some_rows_are_kept_and_all_are_counted(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(row_files, "EVERY", 16)
+    monkeypatch.setattr(row_files, "PLACE_INTERVAL_ROWS", 16)
     file = write(tmp_path, kind)
     kept, count = places(file)
     assert count == row_files.count(file) == 40
@@ -128,8 +128,8 @@ def test_a_line_of_two_gigabytes_is_a_sentence_and_takes_no_memory(tmp_path):
 def test_a_row_too_long_to_be_held_is_a_sentence_in_every_kind_of_file(
     tmp_path, monkeypatch, name, content, count
 ):
-    monkeypatch.setattr(text_lines, "LONGEST", 5000)
-    monkeypatch.setattr(text_lines, "BUFFER", 1000)
+    monkeypatch.setattr(text_lines, "MAX_ROW_BYTES", 5000)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 1000)
     (tmp_path / name).write_text(content % ("x" * 20_000))
     assert len(good(tmp_path / name)) == count
     (text,) = said(tmp_path / name)
@@ -184,7 +184,7 @@ def test_not_a_number_is_a_number_where_text_should_be(tmp_path):
 def test_an_error_in_the_middle_of_an_array_is_told_before_the_rest_is_read(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     file.write_text("[{}, {] " + "x" * 1_000_000)
-    monkeypatch.setattr(text_lines, "BUFFER", 64)
+    monkeypatch.setattr(text_lines, "BUFFER_BYTES", 64)
     read: list[int] = []
     real = json_files.open_utf8
 
@@ -206,15 +206,15 @@ def test_an_error_in_the_middle_of_an_array_is_told_before_the_rest_is_read(tmp_
 )
 def test_a_file_that_breaks_off_says_how_many_rows_it_has(kind: str, tmp_path: Path) -> None:
     file = write(tmp_path, kind)
-    assert row_files.broken_off(file) is None
+    assert row_files.truncation_problem(file) is None
     content = file.read_bytes()
     file.write_bytes(content[: len(content) * 3 // 4])
-    told = row_files.broken_off(file)
+    told = row_files.truncation_problem(file)
     assert told
     assert told.values["rows"] == len(good(file)) > 20
     assert f"{told.values['rows']} rows before it can be read" in told.text()
     file.write_bytes(content[:30])  # not one row: whoever looks for its columns says so
-    assert row_files.broken_off(file) is None
+    assert row_files.truncation_problem(file) is None
 
 
 @pytest.mark.parametrize(
@@ -236,5 +236,5 @@ def test_only_a_file_whose_end_is_missing_breaks_off_and_its_good_rows_are_count
     name: str, content: str, rows: int | None, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
-    told = row_files.broken_off(tmp_path / name)
+    told = row_files.truncation_problem(tmp_path / name)
     assert (told and told.values["rows"]) == rows

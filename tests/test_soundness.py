@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.data import row_files
-from engine.data.datasets import find, read_catalogue
+from engine.data.datasets import find, read_dataset_info
 from engine.data.row_files import Entry
 from engine.data.soundness import flaw
 from engine.data.validation import recommended
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_ch
     data: Path,
 ) -> None:
     here = Workplace(data=data, saves=data / "saves")
-    assert recommended(read_catalogue(data)[0], "chat") == list(SOUND)
+    assert recommended(read_dataset_info(data)[0], "chat") == list(SOUND)
     labels = [label for label, _ in train_tab.dataset_choices(here, Words("en"))]
     assert labels[len(SOUND) :] == [f"{name} · cannot be read" for name in BROKEN]
     spec = RunSpec.read({"data": {"datasets": ["lines"], "dataset_dir": str(data)}})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.core.stages import STAGES
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.data.validation import check
 from engine.launch.workspace import PROJECT
 
@@ -37,9 +37,9 @@ def test_a_row_and_an_entry_that_are_copied_from_a_page_suit_its_stage(page: Pat
     rows = copied[0] if told["file_name"].endswith("l") else f"[{copied[0].replace(chr(10), ',')}]"
     (tmp_path / told["file_name"]).write_text(rows, encoding="utf-8")
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry), encoding="utf-8")
-    ((dataset,), broken) = read_catalogue(tmp_path)
+    ((dataset,), broken) = read_dataset_info(tmp_path)
     assert not broken
-    report = check(dataset, STAGES[title_stage(page)].form, catalogue=[dataset])
+    report = check(dataset, STAGES[title_stage(page)].form, datasets=[dataset])
     assert (dataset.name, report.problems) == (name, ())
 
 

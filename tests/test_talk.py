@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.core.problems import Refusal
-from engine.data.datasets import count_rows, examples, find, read_catalogue
+from engine.data.datasets import count_rows, examples, find, read_dataset_info
 from engine.data.validation import check
 from engine.serving import conversation_tree
 from engine.serving.conversation_tree import Conversation, Reply, Turn
@@ -153,12 +153,12 @@ def test_earlier_conversations_are_kept_newest_first_as_long_as_there_is_room() 
 
 
 def test_ratings_become_rows_of_sets_that_are_there_and_whole(data: Path) -> None:
-    before = {one.name for one in read_catalogue(data)[0]}
+    before = {one.name for one in read_dataset_info(data)[0]}
     rated = conversation_tree.rate(data, BOTH, 0, "tuned", up=True)
     rated = conversation_tree.rate(data, rated, 1, "base", up=False)
     rated = conversation_tree.prefer(data, rated, 0, "tuned")
     assert rated.turns[0].said["tuned"] == Reply("Two.", rating="up", preferred=True)
-    assert {one.name for one in read_catalogue(data)[0]} - before == {
+    assert {one.name for one in read_dataset_info(data)[0]} - before == {
         conversation_tree.RATINGS_DATASET,
         conversation_tree.PREFERENCES_DATASET,
     }

@@ -10,7 +10,7 @@ import pytest
 
 from engine.core.problems import Problem, Refusal
 from engine.data import uploads, xlsx
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.data.uploads import receive, safe_name
 
 MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
@@ -106,7 +106,7 @@ def test_an_empty_or_a_too_large_file_is_a_sentence(tmp_path, data, monkeypatch)
     with pytest.raises(Refusal, match="is empty"):
         receive(tmp_path / "x", "x.json", data)
     (tmp_path / "x").write_text("x" * 100)
-    monkeypatch.setattr(uploads, "LARGEST", 10)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 10)
     with pytest.raises(Refusal, match="an upload may have"):
         receive(tmp_path / "x", "x.json", data)
 
@@ -123,7 +123,7 @@ def test_files_that_no_set_names_are_offered(tmp_path, data):
     (tmp_path / "secret.json").write_text("[]")
     (data / "link.json").symlink_to(tmp_path / "secret.json")
     (data / "dataset_info.json").write_text('{"named": {"file_name": "named.json"}}')
-    assert set(uploads.unregistered(data, read_catalogue(data)[0])) == {"loose.csv", "deep/more.txt"}
+    assert set(uploads.unregistered(data, read_dataset_info(data)[0])) == {"loose.csv", "deep/more.txt"}
 
 
 # ------------------------------------------------------------------------------------------ workbooks
@@ -182,7 +182,7 @@ def test_a_sheet_of_much_text_that_packs_well_is_no_bomb(tmp_path, data):
 
 
 def test_a_limit_holds_however_well_it_is_hidden(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(xlsx, "UNPACKED", 1000)
+    monkeypatch.setattr(xlsx, "MAX_PART_BYTES", 1000)
     with pytest.raises(Refusal, match="unpacks to far more"):
         receive(workbook(tmp_path / "x.xlsx", HEADER * 20), "x.xlsx", data)
 
@@ -302,7 +302,7 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
             uploads.choose_sheet(arrived, name or " ")
     assert arrived.read_text() == '{"x": "3", "y": "4"}\n'
     assert uploads.unregistered(data, []) == ["book.jsonl"]
-    uploads.settle(arrived)
+    uploads.forget_workbook(arrived)
     assert uploads.sheets_of(arrived) == ([], "")
     assert [file.name for file in data.iterdir()] == ["book.jsonl"]
 
@@ -338,7 +338,7 @@ def test_a_packed_file_is_unpacked(tmp_path, data, suffix, monkeypatch):
         (tmp_path / "wrong").write_bytes(wrong)
         with pytest.raises(Refusal, match="cannot be unpacked"):
             receive(tmp_path / "wrong", file.name, data)
-    monkeypatch.setattr(uploads, "LARGEST", 5000)
+    monkeypatch.setattr(uploads, "MAX_UPLOAD_BYTES", 5000)
     with pytest.raises(Refusal, match="unpacks to more than"):
         receive(file, file.name, data)
     assert list(data.iterdir()) == [arrived]

@@ -47,7 +47,10 @@ def test_every_bad_row_is_told_though_only_the_first_are_kept(make):
     )
     told = []
     report = check(
-        one, "chat", most=5, on_bad=lambda place, wrong, row: told.append((place.line, wrong.code, row))
+        one,
+        "chat",
+        max_problems=5,
+        on_bad=lambda place, wrong, row: told.append((place.line, wrong.code, row)),
     )
     assert (report.good, report.bad, len(report.problems)) == (3, 10, 5)
     assert report.counts == {"row-without-column": 7, "row-value-type": 1, "row-type": 1, "row-empty": 1}
@@ -143,13 +146,13 @@ def test_the_script_of_a_text_is_that_of_most_of_its_letters(text, script):
 
 def test_warnings_are_kept_of_each_sort_and_all_are_counted(make):
     odd = [{**ALPACA, "instruction": f"{n} {{{{NAME}}}}", "output": "</s>"} for n in range(50)]
-    report = check(make("x", odd), "chat", most=3)
+    report = check(make("x", odd), "chat", max_problems=3)
     assert report.counts == {"row-placeholder": 50, "row-control-token": 50}
     assert len(report.warnings) == 6
 
 
 def test_how_many_rows_were_read_is_told_on_the_way(make, monkeypatch):
-    monkeypatch.setattr(validation, "TELL_EVERY", 100)
+    monkeypatch.setattr(validation, "PROGRESS_INTERVAL_ROWS", 100)
     told: list[int] = []
     check(make("x", rows(250)), "chat", on_rows=told.append)
     assert told == [0, 100, 200]

@@ -29,7 +29,7 @@ def routes(workplace: Workplace) -> list[Route]:
 
     def bad_rows(request: Request) -> FileResponse:
         job = data_jobs.get(workplace.saves, request.path_params["errand"])
-        path = job.path / data_jobs.BAD_ROWS if job else None
+        path = job.path / data_jobs.BAD_ROWS_FILE if job else None
         if path is None or not path.is_file():
             raise HTTPException(404)
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
@@ -48,5 +48,5 @@ def routes(workplace: Workplace) -> list[Route]:
     return [
         Route("/compare/curves.csv", curves),
         Route("/download/{model}/{method}/{run}/{file:path}", download),
-        Route(f"/data/{{errand}}/{data_jobs.BAD_ROWS}", bad_rows),
+        Route(f"/data/{{errand}}/{data_jobs.BAD_ROWS_FILE}", bad_rows),
     ]

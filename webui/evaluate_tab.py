@@ -18,8 +18,8 @@ import gradio as gr
 from engine.core import rundir
 from engine.core.problems import Refusal, problem
 from engine.data import uploads
-from engine.data.datasets import read_catalogue
-from engine.data.row_files import broken_off
+from engine.data.datasets import read_dataset_info
+from engine.data.row_files import truncation_problem
 from engine.evaluation import harness, report
 from engine.evaluation.evaluation_spec import (
     EvaluationSpec,
@@ -200,7 +200,7 @@ def build(
         ]
         kept = [result for result in known if fits(result, folder) and str(result.folder) in (chosen or ())]
         are_reward_models = bool(kept) and all(result.stage == "rm" for result in kept)
-        sets = fitting_datasets(read_catalogue(data)[0], "pairs" if are_reward_models else "answers")
+        sets = fitting_datasets(read_dataset_info(data)[0], "pairs" if are_reward_models else "answers")
         return [
             gr.update(choices=labels, value=[str(result.folder) for result in kept]), gr.update(visible=not are_reward_models),
             gr.update(choices=sets, value=[name for name in names or () if name in sets]),
@@ -251,7 +251,7 @@ def build(
         """A file of questions as a data set, chosen at once."""
         try:
             file = uploads.receive(Path(path), Path(path).name, data)
-            made, broken = add_questions(data, file), broken_off(file)
+            made, broken = add_questions(data, file), truncation_problem(file)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), gr.skip()]
         updated = of_base(folder, held, [*(chosen or ()), made])[-1]

@@ -138,7 +138,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
         def open_data(chosen: str) -> list[Any]:
-            preview_client.warm()  # whoever comes here will want to see tokens
+            preview_client.start_child()  # whoever comes here will want to see tokens
             return data.arrive(chosen)
 
         def train_on_set(chosen: str, *held: Any) -> list[Any]:
@@ -349,7 +349,7 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
     blocks.has_launched = True
     return gr.mount_gradio_app(
         FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
-        head=theme.head(), footer_links=[], max_file_size=uploads.LARGEST, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
+        head=theme.head(), footer_links=[], max_file_size=uploads.MAX_UPLOAD_BYTES, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
         app_kwargs={"openapi_url": None}, ssr_mode=False,
     )  # fmt: skip
 

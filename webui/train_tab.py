@@ -16,7 +16,7 @@ from engine import importer
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES
 from engine.data import preview_client
-from engine.data.datasets import Dataset, count_rows, read_catalogue
+from engine.data.datasets import Dataset, count_rows, read_dataset_info
 from engine.data.soundness import flaw, sound_first
 from engine.launch.workspace import DEMO_MODEL, Workplace, absolute, inside
 from engine.models.discovery import SMOLLM2, hub_cache
@@ -325,7 +325,7 @@ def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]
     """The data sets; those that cannot be read are called so and stand last."""
     return [
         (dataset_label(dataset, words), dataset.name)
-        for dataset in sound_first(read_catalogue(workplace.data)[0])
+        for dataset in sound_first(read_dataset_info(workplace.data)[0])
     ]
 
 

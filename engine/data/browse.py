@@ -14,13 +14,13 @@ from typing import Any
 from engine.core.problems import Problem, Refusal
 from engine.data import row_files
 from engine.data.datasets import Dataset, count_rows, entries, example
-from engine.data.row_files import EVERY, Entry, Place
+from engine.data.row_files import PLACE_INTERVAL_ROWS, Entry, Place
 
-MOST = 100  # rows of one page
+MAX_PAGE_ROWS = 100  # rows of one page
 
 
 @dataclass(frozen=True)
-class Shown:
+class BrowsedRow:
     """A row as it is in the file, with what is made of it or what is wrong with it. `number` counts in the set, from 1."""
 
     number: int
@@ -30,31 +30,34 @@ class Shown:
     problem: Problem | None
 
 
-def page(dataset: Dataset, first: int, size: int) -> list[Shown]:
+def page(dataset: Dataset, first: int, size: int) -> list[BrowsedRow]:
     """The rows from number `first` on. Raises Refusal if the data set cannot be read."""
-    size, first = min(max(size, 1), MOST), max(first, 1)
-    return [_shown(dataset, number, entry) for number, entry in islice(_from(dataset, first), size)]
+    size, first = min(max(size, 1), MAX_PAGE_ROWS), max(first, 1)
+    return [
+        _browsed_row(dataset, number, entry)
+        for number, entry in islice(_numbered_entries(dataset, first), size)
+    ]
 
 
 def search(
     dataset: Dataset, text: str, after: int, size: int, seconds: float = 2.0
-) -> tuple[list[Shown], int | None]:
+) -> tuple[list[BrowsedRow], int | None]:
     """Rows behind number `after` in which every word of `text` occurs, whatever its case; and where to go on.
 
     None: there is nothing more to look at. Comes back when it has `size` rows, or has looked for that many seconds.
     """
     words = text.casefold().split()
     deadline, matches = time.monotonic() + seconds, []
-    for number, (place, row) in _from(dataset, after + 1):
-        hay = "\n".join(_texts(row)).casefold()
+    for number, (place, row) in _numbered_entries(dataset, after + 1):
+        hay = "\n".join(_text_values(row)).casefold()
         if all(word in hay for word in words):
-            matches.append(_shown(dataset, number, (place, row)))
-        if len(matches) == min(size, MOST) or (number % 200 == 0 and time.monotonic() > deadline):
+            matches.append(_browsed_row(dataset, number, (place, row)))
+        if len(matches) == min(size, MAX_PAGE_ROWS) or (number % 200 == 0 and time.monotonic() > deadline):
             return matches, number
     return matches, None
 
 
-def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
+def _numbered_entries(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
     """The rows with their numbers, from number `first` on."""
     if first == 1:
         yield from enumerate(entries(dataset), start=1)
@@ -64,9 +67,9 @@ def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
         count = row_files.count(file, dataset.encoding)
         if first <= before + count:
             begin = max(first - before, 1)
-            checkpoints = row_files.places(file, dataset.encoding)[0] if begin > EVERY else []
-            start = checkpoints[(begin - 1) // EVERY] if checkpoints else None
-            skipped = (begin - 1) % EVERY if checkpoints else begin - 1
+            checkpoints = row_files.places(file, dataset.encoding)[0] if begin > PLACE_INTERVAL_ROWS else []
+            start = checkpoints[(begin - 1) // PLACE_INTERVAL_ROWS] if checkpoints else None
+            skipped = (begin - 1) % PLACE_INTERVAL_ROWS if checkpoints else begin - 1
             remaining = islice(row_files.entries(file, start, dataset.encoding), skipped, None)
             for number, entry in enumerate(remaining, start=before + begin):
                 if number > total:
@@ -75,36 +78,43 @@ def _from(dataset: Dataset, first: int) -> Iterator[tuple[int, Entry]]:
         before += count
 
 
-def _shown(dataset: Dataset, number: int, entry: Entry) -> Shown:
+def _browsed_row(dataset: Dataset, number: int, entry: Entry) -> BrowsedRow:
     place, row = entry
     if isinstance(row, Problem):
-        return Shown(number, place, None, None, row)
+        return BrowsedRow(number, place, None, None, row)
     try:
-        return Shown(number, place, row, example(dataset, place, row), None)
+        return BrowsedRow(number, place, row, example(dataset, place, row), None)
     except Refusal as refusal:
-        return Shown(number, place, row, None, refusal.problems[0])
+        return BrowsedRow(number, place, row, None, refusal.problems[0])
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _text_values(value: Any) -> Iterator[str]:
     """Every text inside a value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for nested in value.values():
-            yield from _texts(nested)
+            yield from _text_values(nested)
     elif isinstance(value, list):
         for nested in value:
-            yield from _texts(nested)
+            yield from _text_values(nested)
     elif isinstance(value, (int, float)):
         yield str(value)
 
 
-def sample(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
-    """At most `size` rows and how many there are: all of them, or stretches that are spread evenly over the set."""
+def sample_entries(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
+    """At most `size` rows and how many there are: all of them, or runs of rows spread evenly over the set."""
     total = count_rows(dataset)
     if total <= size:
         return entries(dataset), total
-    segments = max(size // EVERY, 1)
-    starts = [1 + (total // segments // EVERY * EVERY) * number for number in range(segments)]
-    sampled = (entry for start in starts for _, entry in islice(_from(dataset, start), EVERY))
+    segments = max(size // PLACE_INTERVAL_ROWS, 1)
+    starts = [
+        1 + (total // segments // PLACE_INTERVAL_ROWS * PLACE_INTERVAL_ROWS) * number
+        for number in range(segments)
+    ]
+    sampled = (
+        entry
+        for start in starts
+        for _, entry in islice(_numbered_entries(dataset, start), PLACE_INTERVAL_ROWS)
+    )
     return sampled, total

@@ -1,7 +1,7 @@
 """Data files in blocks whose rows can be parsed apart from each other, so that several processes share the work.
 
-A block of a JSON file is a stretch of its bytes, found without parsing it. Where a block of an array ends is guessed from
-how its first row begins, and proved by parsing: a stretch that begins at a row and is whole JSON ends at one. What the
+A block of a JSON file is a range of its bytes, found without parsing it. Where a block of an array ends is guessed from
+how its first row begins, and proved by parsing: a range that begins at a row and is whole JSON ends at one. What the
 guess does not fit is read row by row, as are the other formats, by the readers of `engine.data.row_files`.
 """
 
@@ -21,22 +21,24 @@ from pydantic_core import from_json
 
 from engine.data import json_layout
 from engine.data.encodings import encoding_of
-from engine.data.json_layout import of_line
-from engine.data.row_files import entries, objects
-from engine.data.text_lines import LONGEST, Entry, OnBad, Place, Row
+from engine.data.json_layout import parse_line
+from engine.data.row_files import entries, valid_rows
+from engine.data.text_lines import MAX_ROW_BYTES, Entry, OnBad, Place, Row
 
-SIZE = 1 << 19  # bytes of a block, or about so many
-ROWS = 2000  # rows of a block of a file that is read row by row, at the most: long ones are fewer, of SIZE characters
-FIRST_ROW = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
-BETWEEN = re.compile(r"[\s,]*")
+BLOCK_BYTES = 1 << 19  # bytes of a block, or about so many
+MAX_BLOCK_ROWS = (
+    2000  # of a file that is read row by row; of long rows, as many as have BLOCK_BYTES characters
+)
+FIRST_ROW_START = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
+ELEMENT_SEPARATOR = re.compile(r"[\s,]*")
 
 
-class Broken(Exception):
-    """A stretch is no whole JSON: its file has to be read row by row from there on."""
+class InvalidByteRange(Exception):
+    """A byte range is not whole JSON: its file has to be read row by row from there on."""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class ByteRange:
     """Bytes of a UTF-8 file that begin and end with a row. `before` and `after` make an array of them; lines need
     neither."""
 
@@ -56,36 +58,38 @@ class Stretch:
     def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
         """Each row and its place, which is good until the next; what is no row goes to `on_bad`.
 
-        Raises Broken before the first of them.
+        Raises InvalidByteRange before the first of them.
         """
-        return objects(self._array() if self.before else self._lines(), on_bad)
+        return valid_rows(self._array() if self.before else self._lines(), on_bad)
 
     def _array(self) -> Iterator[Entry]:
         try:
             values = from_json(self.before + self.data + self.after)
         except ValueError as error:
-            raise Broken from error
-        place = _Place(self.file, stretch=self)
+            raise InvalidByteRange from error
+        place = _LazyPlace(self.file, byte_range=self)
         for place.row, value in enumerate(values):
             yield place, value
 
     def _lines(self) -> Iterator[Entry]:
-        place = _Place(self.file)
+        place = _LazyPlace(self.file)
         for place.line, line in enumerate(self.data.split(b"\n"), start=self.line):
             if line and not line.isspace():
-                yield place, of_line(place, line)
+                yield place, parse_line(place, line)
 
     @cached_property
     def places(self) -> list[tuple[int, int | None]]:
         """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
         asked where it is."""
         with self.file.open("rb") as stream:
-            stream.seek(max(self.begin - LONGEST, 0))  # a longer line has columns that tell nobody anything
-            before = stream.read(min(self.begin, LONGEST)).rpartition(b"\n")[2]
+            stream.seek(
+                max(self.begin - MAX_ROW_BYTES, 0)
+            )  # a longer line has columns that tell nobody anything
+            before = stream.read(min(self.begin, MAX_ROW_BYTES)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
         decoder, at, positions, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
-        while (start := BETWEEN.match(text, at).end()) < len(text) and text[start] != "]":
+        while (start := ELEMENT_SEPARATOR.match(text, at).end()) < len(text) and text[start] != "]":
             line, line_at = (
                 line + text.count("\n", line_at, start),
                 max(line_at, text.rfind("\n", line_at, start) + 1),
@@ -96,34 +100,34 @@ class Stretch:
 
 
 @dataclass
-class _Place:
+class _LazyPlace:
     """Like a Place, but moved from row to row, and found only when it is told."""
 
     file: Path
     row: int = 0
     line: int | None = None
-    stretch: Stretch | None = None
+    byte_range: ByteRange | None = None
 
     def __str__(self) -> str:
-        line, column = self.stretch.places[self.row] if self.stretch else (self.line, None)
+        line, column = self.byte_range.places[self.row] if self.byte_range else (self.line, None)
         return f"{self.file.name}:{line}:{column}" if column else f"{self.file.name}:{line}"
 
 
 @dataclass(frozen=True)
-class Parsed:
+class ParsedRows:
     """Rows that had to be parsed to be found, and Problems in the place of what was none."""
 
     entries: tuple[Entry, ...]
 
     def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
-        return objects(self.entries, on_bad)
+        return valid_rows(self.entries, on_bad)
 
 
-Block = Stretch | Parsed
+Block = ByteRange | ParsedRows
 
 
 def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
-    """The blocks of a file, in order. One of them may prove Broken: then `row_by_row` has the rest.
+    """The blocks of a file, in order. One of them may raise InvalidByteRange: then `row_by_row` has the rest.
 
     `encoding`: what a person says the file is written in; it is found where nobody says.
     """
@@ -136,30 +140,30 @@ def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
         stream.seek(skipped)
         start = stream.read(1 << 16)
     if shape == "lines":
-        return _stretches(file, skipped, 1)
-    first_row = FIRST_ROW.match(start)
+        return _byte_ranges(file, skipped, 1)
+    first_row = FIRST_ROW_START.match(start)
     if not first_row:  # an empty array, or no rows in it
         return row_by_row(file, encoding=encoding)
-    return _stretches(
+    return _byte_ranges(
         file, skipped + first_row.start(1), 1 + start.count(b"\n", 0, first_row.start(1)), first_row[1]
     )
 
 
-def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed]:
+def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[ParsedRows]:
     """A file as its reader reads it, without the first `skip` entries."""
     some: list[Entry] = []
     size = 0
     for entry in islice(entries(file, encoding=encoding), skip, None):
         some.append(entry)
-        size += _size(entry[1])
-        if len(some) == ROWS or size >= SIZE:
-            yield Parsed(tuple(some))
+        size += _approximate_size(entry[1])
+        if len(some) == MAX_BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield ParsedRows(tuple(some))
             some, size = [], 0
     if some:
-        yield Parsed(tuple(some))
+        yield ParsedRows(tuple(some))
 
 
-def _size(value: Any) -> int:
+def _approximate_size(value: Any) -> int:
     """About how many characters a row has."""
     if isinstance(value, str):
         return len(value)
@@ -167,26 +171,26 @@ def _size(value: Any) -> int:
         value = value.values()
     elif not isinstance(value, list):
         return 1
-    return sum(map(_size, value))
+    return sum(map(_approximate_size, value))
 
 
-def _stretches(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[Stretch]:
-    """Stretches of about SIZE, of lines or of an array whose rows begin with `row`."""
+def _byte_ranges(file: Path, begin: int, line: int, row: bytes = b"") -> Iterator[ByteRange]:
+    """Byte ranges of about BLOCK_BYTES, of lines or of an array whose rows begin with `row`."""
     before, after = (b"[", b"]") if row else (b"", b"")
     with file.open("rb") as stream:
         stream.seek(begin)
         rest = b""
-        while more := stream.read(max(SIZE, len(rest))):
+        while more := stream.read(max(BLOCK_BYTES, len(rest))):
             rest += more
             end = _last_comma(rest, row) if row else rest.rfind(b"\n")
             if end >= 0:
-                yield Stretch(file, begin, begin + end, line, before, after)
+                yield ByteRange(file, begin, begin + end, line, before, after)
                 begin, line, rest = begin + end + 1, line + rest.count(b"\n", 0, end + 1), rest[end + 1 :]
-            elif len(rest) > LONGEST:
-                yield Stretch(file, begin, begin, line, b"[")  # broken
+            elif len(rest) > MAX_ROW_BYTES:
+                yield ByteRange(file, begin, begin, line, b"[")  # broken
                 return
     if rest:
-        yield Stretch(file, begin, begin + len(rest), line, before)
+        yield ByteRange(file, begin, begin + len(rest), line, before)
 
 
 def _last_comma(data: bytes, row: bytes) -> int:

@@ -1,7 +1,7 @@
 """What the columns of a file mean, guessed by their names and by what is in them, and held against the first rows.
 
-A guess is a `Mapping`, for a person to correct in the Data tab (`propose`), or for a file of which dataset_info.json says
-nothing (`guess`), where it has to be plain.
+A guess is a `ColumnMapping`, for a person to correct in the Data tab (`propose`), or for a file of which dataset_info.json says
+nothing (`guess_entry`), where it has to be clear.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from engine.data import row_files
 from engine.data.labels import label_of
 from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
 
-LOOKED_AT = 200  # first rows of a file that tell its columns
-MOSTLY = 0.75  # share of the values of a column of labels that are labels
+ROWS_SAMPLED = 200  # first rows of a file that tell its columns
+MIN_LABEL_SHARE = 0.75  # share of the values of a column of labels that are labels
 # The parts that columns can play in rows of each kind; a set of them that is enough to say what a row is.
 ROLES: dict[Kind, tuple[str, ...]] = {
     "text": ("prompt",),
@@ -29,7 +29,7 @@ ROLES: dict[Kind, tuple[str, ...]] = {
     "pairs": ("messages", "prompt", "query", "chosen", "rejected", "history", "system", "tools"),
     "thumbs": ("messages", "prompt", "query", "response", "kto_tag", "history", "system", "tools"),
 }  # fmt: skip
-ENOUGH: dict[Kind, tuple[tuple[str, ...], ...]] = {
+SUFFICIENT_ROLES: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "text": (("prompt",),),
     "chat": (("messages",), ("prompt", "response")),
     "pairs": (("messages", "chosen", "rejected"), ("prompt", "chosen", "rejected"), ("chosen", "rejected")),
@@ -37,7 +37,7 @@ ENOUGH: dict[Kind, tuple[tuple[str, ...], ...]] = {
 }
 BESIDE_MESSAGES = ("messages", "system", "tools", "chosen", "rejected", "kto_tag")
 # Names that people give to columns, the most telling first.
-USUAL = {
+USUAL_COLUMN_NAMES = {
     "prompt": ("instruction", "prompt", "question", "query", "ask", "problem", "user", "source", "指令", "问题", "提问", "题目"),
     "response": ("output", "response", "answer", "completion", "reply", "target", "assistant", "solution", "回答", "答案", "输出", "回复"),
     "query": ("input", "context", "输入", "上下文", "背景"),
@@ -49,11 +49,16 @@ USUAL = {
     "kto_tag": ("kto_tag", "label", "thumb", "good", "liked", "标签", "好评"),
     "text": ("text", "content", "document", "body", "正文", "文本", "内容"),
 }  # fmt: skip
-WHOLE = ("chosen", "rejected", "prompt", "completion")  # columns whose turns are not a row's conversation
+NON_CONVERSATION_COLUMNS = (
+    "chosen",
+    "rejected",
+    "prompt",
+    "completion",
+)  # columns whose turns are not a row's conversation
 
 
 @dataclass(frozen=True)
-class Mapping:
+class ColumnMapping:
     """What the rows of a set are, and the column that plays each part."""
 
     kind: Kind
@@ -63,7 +68,7 @@ class Mapping:
 def first_rows(file: Path, encoding: str = "") -> list[dict[str, Any]]:
     """The first rows of a file that are rows."""
     rows = (row for _, row in row_files.entries(file, encoding=encoding) if isinstance(row, dict))
-    return list(islice(rows, LOOKED_AT))
+    return list(islice(rows, ROWS_SAMPLED))
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -71,56 +76,59 @@ def columns_of(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def propose(rows: list[dict[str, Any]]) -> Mapping:
+def propose(rows: list[dict[str, Any]]) -> ColumnMapping:
     """What the rows look like, going by the names of their columns and what is in them."""
-    if plain := _by_names(rows):
+    if plain := _propose_by_names(rows):
         return plain
     columns = columns_of(rows)
-    named = _named(rows)
+    named = _columns_by_role(rows)
     if "text" in named or len(columns) == 1:
-        return Mapping("text", {"prompt": named.get("text") or columns[0]})
+        return ColumnMapping("text", {"prompt": named.get("text") or columns[0]})
     if len(columns) == 2:  # two columns of any name: a question and its answer
-        return Mapping("chat", dict(zip(("prompt", "response"), columns, strict=True)))
-    return _mapping("chat", named)
+        return ColumnMapping("chat", dict(zip(("prompt", "response"), columns, strict=True)))
+    return _column_mapping("chat", named)
 
 
-def _by_names(rows: list[dict[str, Any]]) -> Mapping | None:
+def _propose_by_names(rows: list[dict[str, Any]]) -> ColumnMapping | None:
     """What the rows are where the names of their columns say so."""
-    named = _named(rows)
-    columns = [column for column in columns_of(rows) if column.casefold() not in WHOLE]
+    named = _columns_by_role(rows)
+    columns = [column for column in columns_of(rows) if column.casefold() not in NON_CONVERSATION_COLUMNS]
     usual = [column for column in ("messages", "conversations") if column in columns]
-    if turns := next((column for column in [*usual, *columns] if turns_in(rows, column)), None):
+    if turns := next((column for column in [*usual, *columns] if first_turns(rows, column)), None):
         named["messages"] = turns
     if "chosen" in named and "rejected" in named:
-        return _mapping("pairs", named)
-    labelled = "kto_tag" in named and _good_or_bad(rows, named["kto_tag"])
+        return _column_mapping("pairs", named)
+    labelled = "kto_tag" in named and _holds_labels(rows, named["kto_tag"])
     if labelled and ("messages" in named or {"prompt", "response"} <= set(named)):
-        return _mapping("thumbs", named)
+        return _column_mapping("thumbs", named)
     if "messages" in named or {"prompt", "response"} <= set(named):
-        return _mapping("chat", named)
+        return _column_mapping("chat", named)
     return None
 
 
-def _named(rows: list[dict[str, Any]]) -> dict[str, str]:
+def _columns_by_role(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Part → the column that is called as people call it."""
     known = {column.casefold().strip(): column for column in columns_of(rows)}
     named = {
-        role: next((known[name] for name in names if name in known), None) for role, names in USUAL.items()
+        role: next((known[name] for name in names if name in known), None)
+        for role, names in USUAL_COLUMN_NAMES.items()
     }
     return {role: column for role, column in named.items() if column}
 
 
-def labels_among(columns: Iterable[str]) -> list[str]:
+def label_columns(columns: Iterable[str]) -> list[str]:
     """Those of the columns that are called as people call a column of labels."""
-    return [column for column in columns if column.casefold().strip() in USUAL["kto_tag"]]
+    return [column for column in columns if column.casefold().strip() in USUAL_COLUMN_NAMES["kto_tag"]]
 
 
-def _mapping(kind: Kind, named: dict[str, str]) -> Mapping:
+def _column_mapping(kind: Kind, named: dict[str, str]) -> ColumnMapping:
     beside = BESIDE_MESSAGES if "messages" in named else [role for role in ROLES[kind] if role != "messages"]
-    return Mapping(kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)})
+    return ColumnMapping(
+        kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)}
+    )
 
 
-def turns_in(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | None:
+def first_turns(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | None:
     """The turns of the first row that has some in this column."""
     for row in rows:
         value = row.get(column)
@@ -139,23 +147,23 @@ def turns_in(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | 
     return None
 
 
-def _good_or_bad(rows: list[dict[str, Any]], column: str) -> bool:
+def _holds_labels(rows: list[dict[str, Any]], column: str) -> bool:
     """Whether a column says of most rows that they are good or bad. What says neither is then a bad row; of classes, even
     of three such as 0, 1 and 2, too many say neither."""
     values = [row[column] for row in rows if row.get(column) not in (None, "")]
     labels = sum(label_of(value) is not None for value in values)
-    return labels > len(rows) / 2 and labels >= MOSTLY * len(values)
+    return labels > len(rows) / 2 and labels >= MIN_LABEL_SHARE * len(values)
 
 
-def description(mapping: Mapping, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def dataset_info_entry(mapping: ColumnMapping, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What to write into dataset_info.json for rows that are so: formatting, columns, tags, ranking."""
     chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
     entry: dict[str, Any] = {}
     if "messages" in chosen:
         chosen = {role: column for role, column in chosen.items() if role in BESIDE_MESSAGES}
-        turns = turns_in(rows, chosen["messages"]) or []
+        turns = first_turns(rows, chosen["messages"]) or []
         entry["formatting"] = "sharegpt" if turns and "from" in turns[0] else "openai"
-        if tags := _tags(turns, entry["formatting"]):
+        if tags := _unusual_tags(turns, entry["formatting"]):
             entry["tags"] = tags
     if mapping.kind == "pairs":
         entry["ranking"] = True
@@ -166,7 +174,7 @@ def description(mapping: Mapping, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return entry
 
 
-def _tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str]:
+def _unusual_tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str]:
     """How these turns name their parts, where that is not what the formatting is used to."""
     if not turns:
         return {}
@@ -186,30 +194,32 @@ def _tags(turns: list[dict[str, Any]], formatting: str) -> dict[str, str]:
 # --------------------------------------------------------------------------------- without a description
 
 
-def guess(file: Path, encoding: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+def guess_entry(file: Path, encoding: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """What dataset_info.json would say of a file's rows, {} where they are as it takes them to be anyway; and, where
     that does not hold for all of the first rows, how many of them are otherwise: `kind`, `unlike`, `rows`."""
-    entry, unlike = _guess(file, encoding, *row_files.version(file))
+    entry, unlike = _guess_entry(file, encoding, *row_files.version(file))
     return dict(entry), dict(unlike)
 
 
 @lru_cache(maxsize=1024)
-def _guess(file: Path, encoding: str, _mtime_ns: int, _size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _guess_entry(
+    file: Path, encoding: str, _mtime_ns: int, _size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = first_rows(file, encoding)
     if not rows:
         return {}, {}
-    mapping = _by_names(rows)
+    mapping = _propose_by_names(rows)
     if mapping is None:
-        named = _named(rows)
+        named = _columns_by_role(rows)
         if "text" not in named or {"prompt", "response"} & set(named):
             return {}, {}
-        mapping = Mapping("text", {"prompt": named["text"]})
+        mapping = ColumnMapping("text", {"prompt": named["text"]})
     needed = next(
-        (enough for enough in ENOUGH[mapping.kind] if set(enough) <= set(mapping.columns)),
+        (enough for enough in SUFFICIENT_ROLES[mapping.kind] if set(enough) <= set(mapping.columns)),
         tuple(mapping.columns),
     )
     unlike = sum(any(row.get(mapping.columns[role]) is None for role in needed) for row in rows)
-    entry = description(mapping, rows)
+    entry = dataset_info_entry(mapping, rows)
     if not entry:  # as they are taken to be anyway
         return {}, {}
     if "messages" in mapping.columns:  # later rows may have what the first ones have not

@@ -22,13 +22,13 @@ from engine.data import loss_marks
 from engine.data.labels import label_of
 from engine.data.messages import Message, as_conversation, conversation, text_of, tools
 from engine.data.row_formats import MEDIA
-from engine.data.row_values import Row, listed, nth
+from engine.data.row_values import Row, comma_separated, nth_element
 
 Example = dict[str, Any]
 Remark = tuple[str, dict[str, Any]]  # a code and its values
 # Columns that hold pictures or sounds, and what stands in a text for one of them.
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
-SCORES = (
+SCORE_COLUMN_PAIRS = (
     ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
 )  # fmt: skip
 
@@ -37,7 +37,7 @@ def convert(row: Row, form: Form) -> Example:
     """A row in a canonical form. Raises Refusal with what is wrong with it."""
     example = CONVERSIONS[form](row)
     if row.dataset.media or not MEDIA_COLUMNS.keys().isdisjoint(row.values):
-        _no_media(row)
+        _refuse_media(row)
     if row.notes:
         example["notes"] = row.notes
     return example
@@ -46,43 +46,43 @@ def convert(row: Row, form: Form) -> Example:
 def _text(row: Row) -> Example:
     column = "text" if row.place.file.suffix == ".txt" else row.column("prompt")
     if column not in row.values:
-        raise row.bad("row-without-column", column=column, columns=listed(row.values))
-    example = {"text": _filled(row, row.values[column], column)}
-    if not loss_marks.ROW_MARKS.isdisjoint(row.values) and (weight := loss_marks.row_weight(row)) != 1:
+        raise row.bad("row-without-column", column=column, columns=comma_separated(row.values))
+    example = {"text": _nonempty_text(row, row.values[column], column)}
+    if not loss_marks.ROW_MARK_COLUMNS.isdisjoint(row.values) and (weight := loss_marks.row_weight(row)) != 1:
         example["weights"] = [weight]
     return example
 
 
 def _chat(row: Row) -> Example:
-    messages = _ordered(row, _talk(row))
-    weights = loss_marks.weights(row, messages)
+    messages = _with_valid_order(row, _conversation(row))
+    weights = loss_marks.collect_weights(row, messages)
     example = {"messages": messages, "tools": tools(row)}
     return example if weights is None else example | {"weights": weights}
 
 
-def _thumbs(row: Row) -> Example:
+def _labelled_answer(row: Row) -> Example:
     value = row.need("kto_tag")
     label = label_of(value)
     if label is None:
         raise row.wrong_type(row.column("kto_tag"), "true/false", value, named=True)
-    messages = _ending_with(row, _ordered(row, _talk(row)), "assistant")
-    _unused(row, loss_marks.weights(row, messages))
+    messages = _ending_with(row, _with_valid_order(row, _conversation(row)), "assistant")
+    _note_unused_weights(row, loss_marks.collect_weights(row, messages))
     return {"messages": messages, "tools": tools(row), "label": label}
 
 
 def _pairs(row: Row) -> Example:
-    prompt, chosen, rejected = _sides(row)
+    prompt, chosen, rejected = _preference_pair(row)
     for side in (chosen, rejected):
-        _unused(row, loss_marks.weights(row, side))
-    _unused(row, loss_marks.weights(row, prompt))
+        _note_unused_weights(row, loss_marks.collect_weights(row, side))
+    _note_unused_weights(row, loss_marks.collect_weights(row, prompt))
     _ending_with(row, prompt, "user", "tool")
     for side in (chosen, rejected):
-        _ordered(row, [*prompt, *side])
+        _with_valid_order(row, [*prompt, *side])
     if chosen == rejected:
         raise row.bad("row-pair-equal")
     if len(chosen) > 1 or len(rejected) > 1:
         row.note("row-pair-turns", chosen=len(chosen), rejected=len(rejected))
-    _scores(row)
+    _note_score_conflict(row)
     return {"messages": prompt, "chosen": chosen, "rejected": rejected, "tools": tools(row)}
 
 
@@ -90,11 +90,11 @@ def _prompts(row: Row) -> Example:
     """The questions of a row, and its answer where it has one: what follows the last turn of anybody else."""
     answers: list[str] = []
     if row.dataset.kind == "pairs":
-        messages = _sides(row)[0]
+        messages = _preference_pair(row)[0]
     else:
-        messages = _question(row)
+        messages = _prompt_messages(row)
         if row.dataset.formatting == "alpaca" and (value := row.get("response")):
-            spoken = _spoken(row, value, row.column("response"))
+            spoken = _as_messages(row, value, row.column("response"))
             answers = [spoken[-1]["content"] if spoken else text_of(row, value, row.column("response"))]
         while messages and messages[-1]["role"] == "assistant":
             answers.insert(0, messages.pop()["content"])
@@ -103,29 +103,29 @@ def _prompts(row: Row) -> Example:
         answers = [answer for answer in answers if answer]
         if len(answers) > 1:
             row.note("row-answers-joined", count=len(answers))
-    loss_marks.weights(row, messages)
-    _ordered(row, _ending_with(row, messages, "user", "tool"), answered=False)
+    loss_marks.collect_weights(row, messages)
+    _with_valid_order(row, _ending_with(row, messages, "user", "tool"), answered=False)
     return {"messages": messages, "answer": "\n\n".join(answers) or None, "tools": tools(row)}
 
 
 CONVERSIONS: Mapping[Form, Callable[[Row], Example]] = {
-    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _thumbs, "prompts": _prompts,
+    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _labelled_answer, "prompts": _prompts,
 }  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------- its messages
 
 
-def _filled(row: Row, value: Any, column: str) -> str:
+def _nonempty_text(row: Row, value: Any, column: str) -> str:
     text = value if type(value) is str else text_of(row, value, column)
     if not text or text.isspace():
         raise row.bad("row-empty", column=column)
     return text
 
 
-def _talk(row: Row) -> list[Message]:
+def _conversation(row: Row) -> list[Message]:
     """All messages of a row, its answer included."""
-    messages = _question(row)
+    messages = _prompt_messages(row)
     if row.dataset.formatting != "alpaca":
         return messages
     if not isinstance(row.get("prompt"), str):
@@ -133,20 +133,22 @@ def _talk(row: Row) -> list[Message]:
             message
         ) in messages:  # of a prompt and its completion only the completion is trained, as TRL has it
             if message["role"] == "assistant" and "weight" not in message:
-                loss_marks.mark(row, message, 0.0, row.column("prompt"))
+                loss_marks.set_weight(row, message, 0.0, row.column("prompt"))
     value, column = row.need("response"), row.column("response")
-    spoken = _spoken(row, value, column) or [{"role": "assistant", "content": _filled(row, value, column)}]
+    spoken = _as_messages(row, value, column) or [
+        {"role": "assistant", "content": _nonempty_text(row, value, column)}
+    ]
     return [*messages, *spoken]
 
 
-def _spoken(row: Row, value: Any, column: str) -> list[Message] | None:
+def _as_messages(row: Row, value: Any, column: str) -> list[Message] | None:
     """The messages of a value that is no plain text; None if it is one."""
     if isinstance(value, str) and not value.startswith("["):
         return None
     return as_conversation(row, value, column)
 
 
-def _question(row: Row) -> list[Message]:
+def _prompt_messages(row: Row) -> list[Message]:
     """All messages of a row that are not in a column of their own."""
     system = row.get("system")
     messages = [{"role": "system", "content": text_of(row, system, row.column("system"))}] if system else []
@@ -154,9 +156,9 @@ def _question(row: Row) -> list[Message]:
         spoken = conversation(row, row.need("messages"), row.column("messages"))
         return spoken if spoken and spoken[0]["role"] == "system" else messages + spoken
     if history := row.get("history"):
-        messages += _history(row, history)
+        messages += _history_messages(row, history)
     prompt, query, column = row.need("prompt"), row.get("query") or "", row.column("prompt")
-    if spoken := _spoken(row, prompt, column):
+    if spoken := _as_messages(row, prompt, column):
         return spoken if spoken[0]["role"] == "system" else messages + spoken
     question = prompt if type(prompt) is str else text_of(row, prompt, column)
     if query:
@@ -168,20 +170,20 @@ def _question(row: Row) -> list[Message]:
     return messages
 
 
-def _history(row: Row, history: Any) -> list[Message]:
+def _history_messages(row: Row, history: Any) -> list[Message]:
     messages: list[Message] = []
     for number, exchange in enumerate(row.items(history, row.column("history"))):
-        column = nth(row.column("history"), number)
+        column = nth_element(row.column("history"), number)
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise row.wrong_type(column, "[question, answer]", exchange)
-        question, answer = (_filled(row, text, column) for text in exchange)
+        question, answer = (_nonempty_text(row, text, column) for text in exchange)
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return messages
 
 
-def _ordered(row: Row, messages: list[Message], *, answered: bool = True) -> list[Message]:
+def _with_valid_order(row: Row, messages: list[Message], *, answered: bool = True) -> list[Message]:
     """The messages, if their order can be meant; what is unusual of it is noted. `answered`: their answers are learned."""
-    wrong, notes = _judged(tuple([message["role"] for message in messages]), answered)
+    wrong, notes = _check_roles(tuple([message["role"] for message in messages]), answered)
     if wrong:
         code, values = wrong
         raise row.bad(code, **values)
@@ -191,7 +193,7 @@ def _ordered(row: Row, messages: list[Message], *, answered: bool = True) -> lis
 
 
 @lru_cache(maxsize=4096)
-def _judged(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None, tuple[Remark, ...]]:
+def _check_roles(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None, tuple[Remark, ...]]:
     """What is wrong with an order of speakers, and what is unusual."""
     notes: list[Remark] = []
     first = next((role for role in roles if role != "system"), "")
@@ -221,35 +223,37 @@ def _ending_with(row: Row, messages: list[Message], *last: str) -> list[Message]
     if not messages:
         raise row.bad("row-without-messages")
     if (role := messages[-1]["role"]) not in last:
-        raise row.bad("row-last", expected=listed(last), found=role)
+        raise row.bad("row-last", expected=comma_separated(last), found=role)
     return messages
 
 
 # ------------------------------------------------------------------------------------------ two answers
 
 
-def _sides(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
+def _preference_pair(row: Row) -> tuple[list[Message], list[Message], list[Message]]:
     """The prompt and what follows it on either side. An answer may be a text, a message, several of them, or the whole
     conversation; then the prompt is what both begin with, behind the row's own prompt if that is not in it."""
-    chosen, rejected = (_side(row, role) for role in ("chosen", "rejected"))
+    chosen, rejected = (_answer_messages(row, role) for role in ("chosen", "rejected"))
     whole = chosen[0]["role"] != "assistant" or rejected[0]["role"] != "assistant"
     column = row.column("messages" if row.dataset.formatting != "alpaca" else "prompt")
-    prompt = _question(row) if not whole or row.values.get(column) not in (None, "", []) else []
-    shared = _shared(chosen, rejected)
+    prompt = _prompt_messages(row) if not whole or row.values.get(column) not in (None, "", []) else []
+    shared = _common_prefix_length(chosen, rejected)
     if shared == len(chosen) == len(rejected):
         raise row.bad("row-pair-equal")
     for side, role in ((chosen, "chosen"), (rejected, "rejected")):
         if shared == len(side) or side[shared]["role"] != "assistant" or side[-1]["role"] != "assistant":
             raise row.bad("row-pair-shape", column=row.column(role))
-    return _joined(prompt, chosen[:shared]), chosen[shared:], rejected[shared:]
+    return _join_prompt(prompt, chosen[:shared]), chosen[shared:], rejected[shared:]
 
 
-def _side(row: Row, role: str) -> list[Message]:
+def _answer_messages(row: Row, role: str) -> list[Message]:
     value, column = row.need(role), row.column(role)
-    return _spoken(row, value, column) or [{"role": "assistant", "content": _filled(row, value, column)}]
+    return _as_messages(row, value, column) or [
+        {"role": "assistant", "content": _nonempty_text(row, value, column)}
+    ]
 
 
-def _shared(chosen: list[Message], rejected: list[Message]) -> int:
+def _common_prefix_length(chosen: list[Message], rejected: list[Message]) -> int:
     """How many messages both begin with; where they differ, both have to begin an answer."""
     shared = 0
     for ours, other in zip(chosen, rejected, strict=False):
@@ -263,7 +267,7 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> int:
     return shared
 
 
-def _joined(prompt: list[Message], shared: list[Message]) -> list[Message]:
+def _join_prompt(prompt: list[Message], shared: list[Message]) -> list[Message]:
     """A prompt, and what both answers begin with, which often is that prompt once more."""
     if not prompt or not shared:
         return prompt or shared
@@ -275,21 +279,21 @@ def _joined(prompt: list[Message], shared: list[Message]) -> list[Message]:
     return [*prompt, *shared]
 
 
-def _scores(row: Row) -> None:
+def _note_score_conflict(row: Row) -> None:
     """Say so where the rejected answer has the higher score."""
-    for better, worse in SCORES:
+    for better, worse in SCORE_COLUMN_PAIRS:
         scores = row.values.get(better), row.values.get(worse)
         if all(isinstance(score, (int, float)) for score in scores) and scores[0] < scores[1]:
             row.note("row-scores-disagree", chosen=scores[0], rejected=scores[1])
 
 
-def _unused(row: Row, weights: list[float] | None) -> None:
+def _note_unused_weights(row: Row, weights: list[float] | None) -> None:
     """Marks of turns have no meaning where whole answers are compared or judged."""
     if weights is not None:
         row.note("row-marks-unused")
 
 
-def _no_media(row: Row) -> None:
+def _refuse_media(row: Row) -> None:
     """Raises Refusal if the row has a picture or a sound: told by its column, or by what stands in the text for it."""
     mapped = {row.dataset.columns[name]: f"<{name.rstrip('s')}>" for name in row.dataset.media}
     for column, placeholder in (MEDIA_COLUMNS | mapped).items():

@@ -18,15 +18,15 @@ from pathlib import Path
 from engine.core.problems import Problem, problem
 from engine.data import text_lines
 from engine.data.encodings import encoding_of, has_zeros, version
-from engine.data.text_lines import Entry, Place, lines, too_long, undecodable
+from engine.data.text_lines import Entry, Place, lines, too_long_problem, undecodable_problem
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-LOOKED_AT = 100  # rows by which the separator is proved
-LOOKED_AT_BYTES = 1 << 20
-DECLARED = re.compile(r'"?sep=(.)"?;*\s*', re.IGNORECASE)
+ROWS_SAMPLED = 100  # rows by which the separator is proved
+BYTES_SAMPLED = 1 << 20
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?;*\s*', re.IGNORECASE)
 NUMBER = re.compile(r"[-+]?[\d.,]+%?")
-SENTENCE = re.compile(r"[.?!。？！]$")
-LONGEST_NAME = 60  # characters; a column with a longer name is most likely a text
+SENTENCE_END = re.compile(r"[.?!。？！]$")
+MAX_COLUMN_NAME_LENGTH = 60  # characters; a column with a longer name is most likely a text
 
 
 @dataclass(frozen=True)
@@ -54,43 +54,43 @@ def dialect(file: Path, encoding: str = "") -> Dialect:
 def _dialect(file: Path, encoding: str, mtime_ns: int, size: int) -> Dialect:
     first_lines, held = [], 0
     for _, _, _, text in lines(file, 1, 0, encoding, stop_at_cr=True):
-        if text is None or held > LOOKED_AT_BYTES or len(first_lines) > 4 * LOOKED_AT:
+        if text is None or held > BYTES_SAMPLED or len(first_lines) > 4 * ROWS_SAMPLED:
             break
-        first_lines.append(_decoded(text))
+        first_lines.append(_decode_lossless(text))
         held += len(text)
-    declared = DECLARED.fullmatch(first_lines[0].lstrip("\ufeff")) if first_lines else None
+    declared = SEPARATOR_LINE.fullmatch(first_lines[0].lstrip("\ufeff")) if first_lines else None
     usual = "\t" if file.suffix.lower() == ".tsv" else ","
     doubts: list[Problem] = []
     if declared:
         separator, first_lines = declared[1], first_lines[1:]
     else:
-        separator, doubt = _separator(first_lines, usual)
+        separator, doubt = _detect_separator(first_lines, usual)
         if doubt:
             doubts.append(problem("table-separator-unsure", file=file.name, **doubt))
     header = next(iter(_rows(first_lines, separator)), [])
-    names = _names(header)
+    names = _column_names(header)
     if "\0" not in "".join(names):
-        doubts += _header_doubts(file, names)
+        doubts += _header_warnings(file, names)
     twice = ", ".join(name for name, count in Counter(names).items() if count > 1)
     duplicates = problem("file-columns-twice", file=file.name, names=twice) if twice else None
     return Dialect(separator, bool(declared), names, tuple(doubts), duplicates)
 
 
-def _decoded(text: bytes) -> str:
+def _decode_lossless(text: bytes) -> str:
     return text.decode(errors="surrogateescape")
 
 
 def _rows(first_lines: list[str], separator: str) -> Iterator[list[str]]:
     """The rows of the first lines, the blank ones left out, up to what no table can hold."""
-    csv.field_size_limit(text_lines.LONGEST)
+    csv.field_size_limit(text_lines.MAX_ROW_BYTES)
     reader = csv.reader(first_lines, delimiter=separator)
     try:
-        yield from islice((row for row in reader if row), LOOKED_AT)
+        yield from islice((row for row in reader if row), ROWS_SAMPLED)
     except csv.Error:
         return
 
 
-def _separator(first_lines: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
+def _detect_separator(first_lines: list[str], usual: str) -> tuple[str, dict[str, object] | None]:
     """The character that separates cells; what to say where the rows do not prove it."""
     candidates = [usual, *(separator for separator in SEPARATORS if separator != usual)]
     fits: dict[str, tuple[float, int]] = {}
@@ -117,7 +117,7 @@ def _separator(first_lines: list[str], usual: str) -> tuple[str, dict[str, objec
     }
 
 
-def _names(header: list[str]) -> tuple[str, ...]:
+def _column_names(header: list[str]) -> tuple[str, ...]:
     """The names of the columns; one without a name is called by its number, but for empty ones at the end."""
     names = [name.strip().lstrip("\ufeff").strip() for name in header]
     while len(names) > 1 and not names[-1]:
@@ -125,14 +125,16 @@ def _names(header: list[str]) -> tuple[str, ...]:
     return tuple(name or f"column {number}" for number, name in enumerate(names, start=1))
 
 
-def _header_doubts(file: Path, names: tuple[str, ...]) -> list[Problem]:
+def _header_warnings(file: Path, names: tuple[str, ...]) -> list[Problem]:
     data = [
         name for name in names
-        if len(name) > LONGEST_NAME or NUMBER.fullmatch(name) or SENTENCE.search(name)
+        if len(name) > MAX_COLUMN_NAME_LENGTH or NUMBER.fullmatch(name) or SENTENCE_END.search(name)
     ]  # fmt: skip
-    if not data or (len(data) * 2 < len(names) and not any(len(name) > LONGEST_NAME for name in data)):
+    if not data or (
+        len(data) * 2 < len(names) and not any(len(name) > MAX_COLUMN_NAME_LENGTH for name in data)
+    ):
         return []
-    shown = data[0] if len(data[0]) <= LONGEST_NAME else f"{data[0][:LONGEST_NAME]}…"
+    shown = data[0] if len(data[0]) <= MAX_COLUMN_NAME_LENGTH else f"{data[0][:MAX_COLUMN_NAME_LENGTH]}…"
     return [problem("table-header-data", file=file.name, name=shown)]
 
 
@@ -145,7 +147,7 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
     if table_dialect.problem:
         yield start, table_dialect.problem
         return
-    source = _Lines(file, start, encoding)
+    source = _LineSource(file, start, encoding)
     reader = csv.reader(source, delimiter=table_dialect.separator)
     row = start.row
     if start.at == 0:
@@ -161,7 +163,7 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
             yield place, problem("file-broken-table", place=str(place), reason=str(error))
             return
         if source.ended or source.too_long or source.undecodable or source.has_zero:
-            yield start, _of_header(start, source)
+            yield start, _header_problem(start, source)
             return
     names, width = table_dialect.names, len(table_dialect.names)
     while True:
@@ -173,35 +175,39 @@ def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
             return
         if cells is None:
             return
-        if len(cells) == width and not source.odd:
+        if len(cells) == width and not source.has_problem:
             yield place, dict(zip(names, cells, strict=True))
         elif not cells and not source.too_long:
             continue
         else:
-            yield place, _row(place, cells, names, source)
+            yield place, _row_or_problem(place, cells, names, source)
         row += 1
 
 
-def _of_header(start: Place, source: _Lines) -> Problem:
+def _header_problem(start: Place, source: _LineSource) -> Problem:
     """What is wrong with a header."""
     place = Place(start.file, start.row, 1)
     if source.ended:
         return problem("row-quote-open", place=str(place))
     if source.too_long:
-        return too_long(place)
-    return undecodable(place, source.label) if source.undecodable else problem("row-zero", place=str(place))
+        return too_long_problem(place)
+    return (
+        undecodable_problem(place, source.label)
+        if source.undecodable
+        else problem("row-zero", place=str(place))
+    )
 
 
-def _row(place: Place, cells: list[str], names: tuple[str, ...], source: _Lines) -> object:
+def _row_or_problem(place: Place, cells: list[str], names: tuple[str, ...], source: _LineSource) -> object:
     """What the cells of a row are by the names of their columns, or the Problem with them."""
     ended, long, undecoded, zero = source.ended, source.too_long, source.undecodable, source.has_zero
     source.forget()
     if ended:  # the reader asked for another line before the row was over
         return problem("row-quote-open", place=str(place))
     if long:
-        return too_long(place)
+        return too_long_problem(place)
     if undecoded:
-        return undecodable(place, source.label)
+        return undecodable_problem(place, source.label)
     if len(cells) > len(names) and not any(cells[len(names) :]):
         del cells[len(names) :]  # empty cells of columns without a name
     if len(cells) != len(names):
@@ -209,10 +215,10 @@ def _row(place: Place, cells: list[str], names: tuple[str, ...], source: _Lines)
     return problem("row-zero", place=str(place)) if zero else dict(zip(names, cells, strict=True))
 
 
-class _Lines:
+class _LineSource:
     """The lines of a table for the csv reader, which takes as many as a row needs; and where the next one begins.
 
-    `odd`: since the last `forget`, the lines have ended, or one was too long, undecodable or had a NUL in it.
+    `has_problem`: since the last `forget`, the lines have ended, or one was too long, undecodable or had a NUL in it.
     """
 
     def __init__(self, file: Path, start: Place, encoding: str):
@@ -222,25 +228,25 @@ class _Lines:
         self.forget()
 
     def forget(self) -> None:
-        self.odd = self.ended = self.too_long = self.undecodable = self.has_zero = False
+        self.has_problem = self.ended = self.too_long = self.undecodable = self.has_zero = False
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _LineSource:
         return self
 
     def __next__(self) -> str:
         try:
             line, _, self.at, text = next(self.walk)
         except StopIteration:
-            self.odd = self.ended = True
+            self.has_problem = self.ended = True
             raise
         self.line = line + 1
         if text is None:
-            self.odd = self.too_long = True
+            self.has_problem = self.too_long = True
             return "\n"
         if self.zeros and b"\0" in text:
-            self.odd = self.has_zero = True
+            self.has_problem = self.has_zero = True
         try:
             return text.decode()
         except UnicodeDecodeError:
-            self.odd = self.undecodable = True
-            return _decoded(text)
+            self.has_problem = self.undecodable = True
+            return _decode_lossless(text)

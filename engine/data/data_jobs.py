@@ -1,9 +1,9 @@
 """Jobs about data that take a while: to check a set, take a workbook in, make one set of another, fetch one from a hub.
 
 Like a run, each is a folder and a child process that fills it; the folder is the truth, so a page that is closed loses
-nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no supervisor: what it was
-asked is in its name, and who asks the same of the same data meanwhile finds it there, and its answer if it is one that
-changes nothing.
+nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no supervisor: its request
+is hashed into its name, so whoever starts the same job on the same data meanwhile finds it there, and its result if the
+job only reads.
 
     request.json    what was asked                  progress.json   how far it is
     lock            held while it goes on           result.json or error.json, last
@@ -30,25 +30,25 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE, held, read_json, take, write_json
 from engine.data import derive, uploads, validation
 from engine.data.datasets import find
-from engine.data.row_files import broken_off, version
+from engine.data.row_files import truncation_problem, version
 from engine.launch import command
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT
 
-FOLDER = ".errands"
-RULES = 2  # by which rows are judged: one more whenever the same rows are judged otherwise
-KEPT = 40  # finished ones
-MOST = 50  # problems of a set that its page shows, and warnings of each sort
-LEAVING_S = 5  # a process that has said its last is gone by then
-BAD_ROWS = "bad-rows.jsonl"
-ANSWERS = frozenset(
+JOBS_FOLDER = ".errands"
+VALIDATION_VERSION = 2  # raise it whenever the same rows would be validated differently
+MAX_FINISHED_JOBS = 40
+MAX_PROBLEMS_SHOWN = 50  # problems of a set that its page shows, and warnings of each sort
+EXIT_TIMEOUT_S = 5  # a process that has written its result is gone by then
+BAD_ROWS_FILE = "bad-rows.jsonl"
+CACHEABLE_JOBS = frozenset(
     {"check"}
-)  # what is only looked up; the others make something, which may be gone when asked again
-Report = Callable[[int, int | None, str], None]  # done, of how many, of what
+)  # jobs that only read; the others make something, which may be deleted before the next request
+ReportProgress = Callable[[int, int | None, str], None]  # done, of how many, of what
 
 
 @dataclass(frozen=True)
-class Errand:
+class DataJob:
     """One job, by its folder."""
 
     path: Path
@@ -59,14 +59,14 @@ class Errand:
 
     @property
     def state(self) -> Literal["working", "done", "failed"]:
-        """Failed is also what has ended without a word: killed, or out of memory."""
+        """ "failed" includes a process that ended without a result: killed, or out of memory."""
         if (self.path / "result.json").exists():
             return "done"
         return "working" if held(self.path / "lock", ALIVE) else "failed"
 
     @property
-    def asked(self) -> Mapping[str, Any]:
-        """What was given: the set it is about, and more."""
+    def arguments(self) -> Mapping[str, Any]:
+        """What the job was started with: the name of the data set, and more."""
         return (read_json(self.path / "request.json") or {}).get("given", {})
 
     @property
@@ -86,72 +86,74 @@ class Errand:
         return [Problem(record["code"], record["field"], record["values"]) for record in records]
 
 
-def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand:
-    """Have `what` done, unless it is being done, or is an answer that is known already. Comes back at once."""
-    errand = _named(saves, what, arguments)
-    errand.path.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + LEAVING_S
-    while (lock := take(errand.path / "lock", ALIVE, shared=False)) is None:
-        if what in ANSWERS or errand.state == "working" or time.monotonic() > deadline:
-            return errand
-        time.sleep(0.01)  # it has said its last and is about to be gone: what it made may be gone before
+def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
+    """Start the job `what`, unless it is running, or its result is known and cacheable. Returns at once."""
+    job = _job_for(saves, what, arguments)
+    job.path.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + EXIT_TIMEOUT_S
+    while (lock := take(job.path / "lock", ALIVE, shared=False)) is None:
+        if what in CACHEABLE_JOBS or job.state == "working" or time.monotonic() > deadline:
+            return job
+        time.sleep(0.01)  # it has written its result and is about to exit: what it made may be deleted before
     try:
-        if what not in ANSWERS or not (errand.path / "result.json").exists():
+        if what not in CACHEABLE_JOBS or not (job.path / "result.json").exists():
             for stale in ("result.json", "error.json", "progress.json"):
-                (errand.path / stale).unlink(missing_ok=True)
-            write_json(errand.path / "request.json", {"what": what, "given": arguments, "at": time.time()})
-            _begin(errand, MODULES.get(what, __spec__.name), lock)
+                (job.path / stale).unlink(missing_ok=True)
+            write_json(job.path / "request.json", {"what": what, "given": arguments, "at": time.time()})
+            _start_process(job, JOB_MODULES.get(what, __spec__.name), lock)
     finally:
         os.close(lock)  # the child has it now
     _prune(saves)
-    return errand
+    return job
 
 
-def known(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand | None:
-    """The errand that has done just that with the data as it is now; None if it has not been done."""
-    errand = _named(saves, what, arguments)
-    return errand if errand.state == "done" else None
+def find_finished(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob | None:
+    """The finished job with the same arguments on the data as it is now; None if there is none."""
+    job = _job_for(saves, what, arguments)
+    return job if job.state == "done" else None
 
 
-def _named(saves: Path, what: str, arguments: Mapping[str, Any]) -> Errand:
-    key = json.dumps([RULES, what, arguments, _versions(arguments)], sort_keys=True, ensure_ascii=False)
-    return Errand(saves / FOLDER / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:20]}")
+def _job_for(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
+    key = json.dumps(
+        [VALIDATION_VERSION, what, arguments, _data_versions(arguments)], sort_keys=True, ensure_ascii=False
+    )
+    return DataJob(saves / JOBS_FOLDER / f"{what}-{hashlib.sha256(key.encode()).hexdigest()[:20]}")
 
 
-def get(saves: Path, id: str) -> Errand | None:
-    """The errand with that id; None if there is none."""
-    errand = Errand(saves / FOLDER / id)
-    fine = id and errand.path.parent == saves / FOLDER and not id.startswith(".")
-    return errand if fine and (errand.path / "request.json").is_file() else None
+def get(saves: Path, id: str) -> DataJob | None:
+    """The job with that id; None if there is none."""
+    job = DataJob(saves / JOBS_FOLDER / id)
+    fine = id and job.path.parent == saves / JOBS_FOLDER and not id.startswith(".")
+    return job if fine and (job.path / "request.json").is_file() else None
 
 
-def wait(errand: Errand, seconds: float = 3600) -> Any:
+def wait(job: DataJob, seconds: float = 3600) -> Any:
     """The result, once it is there. Raises Refusal if there will be none."""
     deadline = time.monotonic() + seconds
-    while errand.state == "working" and time.monotonic() < deadline:
+    while job.state == "working" and time.monotonic() < deadline:
         time.sleep(0.05)
-    if errand.state != "done":
-        raise Refusal(errand.problems or [problem("errand-ended")])
-    return errand.result
+    if job.state != "done":
+        raise Refusal(job.problems or [problem("errand-ended")])
+    return job.result
 
 
-def stop(errand: Errand) -> None:
+def stop(job: DataJob) -> None:
     """End it, if it goes on."""
-    end_processes(errand.path, grace_s=1)
+    end_processes(job.path, grace_s=1)
 
 
-def _begin(errand: Errand, module: str, lock: int) -> None:
-    with (errand.path / "log.txt").open("wb") as log:
+def _start_process(job: DataJob, module: str, lock: int) -> None:
+    with (job.path / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(errand.path)], cwd=PROJECT, pass_fds=(lock,), start_new_session=True,
+            [sys.executable, "-m", module, str(job.path)], cwd=PROJECT, pass_fds=(lock,), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=command.inherited() | {command.MARKER: str(errand.path), "PYTHONUTF8": "1"},
+            env=command.inherited() | {command.MARKER: str(job.path), "PYTHONUTF8": "1"},
         )  # fmt: skip
-    threading.Thread(target=child.wait, daemon=True, name="errand").start()  # leaves no zombie
+    threading.Thread(target=child.wait, daemon=True, name="job").start()  # leaves no zombie
 
 
-def _versions(arguments: Mapping[str, Any]) -> list[Any]:
-    """Changes when a file changes that the errand is about."""
+def _data_versions(arguments: Mapping[str, Any]) -> list[Any]:
+    """Changes when a file changes that the job is about."""
     with contextlib.suppress(Refusal, OSError):
         names = [arguments["name"], *arguments.get("against", ())] if "name" in arguments else []
         datasets = [find(Path(arguments["data"]), name) for name in names]
@@ -162,10 +164,10 @@ def _versions(arguments: Mapping[str, Any]) -> list[Any]:
 
 
 def _prune(saves: Path) -> None:
-    """Forget the oldest finished ones beyond KEPT."""
-    finished = [folder for folder in (saves / FOLDER).iterdir() if not held(folder / "lock", ALIVE)]
+    """Delete the oldest finished jobs beyond MAX_FINISHED_JOBS."""
+    finished = [folder for folder in (saves / JOBS_FOLDER).iterdir() if not held(folder / "lock", ALIVE)]
     finished.sort(key=lambda folder: folder.stat().st_mtime)
-    for folder in finished[: max(len(finished) - KEPT, 0)]:
+    for folder in finished[: max(len(finished) - MAX_FINISHED_JOBS, 0)]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -173,10 +175,10 @@ def _prune(saves: Path) -> None:
 
 
 @contextlib.contextmanager
-def errand(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], Report]]:
-    """What an errand's process does in between is its job: it gets the folder, what is given, and whom to report to.
+def job_process(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], ReportProgress]]:
+    """The frame of a job's child process: yields its folder, its arguments and the function that reports progress.
 
-    An error is left behind as codes, to be told in any language.
+    An error is left behind as codes, which can be shown in any language.
     """
     path, due = Path(folder), 0.0
 
@@ -202,12 +204,12 @@ def errand(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], Report]]:
         sys.exit(1)
 
 
-def _check(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _check(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
     """Validate a whole set; the bad rows go into a file, each with what is wrong with it."""
     data = Path(arguments["data"])
     dataset = find(data, arguments["name"])
     against = [find(data, name) for name in arguments["against"]]
-    with (folder / BAD_ROWS).open("w", encoding="utf-8") as bad:
+    with (folder / BAD_ROWS_FILE).open("w", encoding="utf-8") as bad:
 
         def keep(place: Any, wrong: Problem, row: Any) -> None:
             record = {
@@ -217,37 +219,41 @@ def _check(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[s
             bad.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
         result = validation.check(
-            dataset, dataset.kind, most=MOST, against=against, on_bad=keep,
+            dataset, dataset.kind, max_problems=MAX_PROBLEMS_SHOWN, against=against, on_bad=keep,
             on_rows=lambda done: report(done, None, "rows"),
         )  # fmt: skip
 
     return {
-        "good": result.good, "bad": result.bad, "problems": plain(result.problems), "warnings": plain(result.warnings),
+        "good": result.good, "bad": result.bad, "problems": as_records(result.problems), "warnings": as_records(result.warnings),
         "counts": dict(result.counts), "scripts": dict(result.scripts),
     }  # fmt: skip
 
 
-def plain(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+def as_records(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [
         {"code": issue.code, "values": {name: str(value) for name, value in issue.values.items()}}
         for issue in problems
     ]
 
 
-def _receive(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _receive(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
     data = Path(arguments["data"])
     notes: list[Problem] = []
     arrived = uploads.receive(Path(arguments["source"]), arguments["called"], data, notes.append)
-    broken = broken_off(arrived)
-    return {"file": arrived.name, "problems": plain([broken] if broken else []), "notes": plain(notes)}
+    broken = truncation_problem(arrived)
+    return {
+        "file": arrived.name,
+        "problems": as_records([broken] if broken else []),
+        "notes": as_records(notes),
+    }
 
 
-def _deduplicate(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _deduplicate(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
     made = derive.deduplicate(Path(arguments["data"]), arguments["name"], lambda done: report(done))
     return {"made": made.names, "counts": made.counts}
 
 
-def _split(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _split(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
     made = derive.split(
         Path(arguments["data"]),
         arguments["name"],
@@ -258,18 +264,18 @@ def _split(folder: Path, arguments: Mapping[str, Any], report: Report) -> dict[s
     return {"made": made.names, "counts": made.counts}
 
 
-ERRANDS: dict[str, Callable[[Path, Mapping[str, Any], Report], dict[str, Any]]] = {
+JOBS: dict[str, Callable[[Path, Mapping[str, Any], ReportProgress], dict[str, Any]]] = {
     "check": _check, "receive": _receive, "deduplicate": _deduplicate, "split": _split,
 }  # fmt: skip
-MODULES = {
+JOB_MODULES = {
     "download": "engine.worker.data.download"
 }  # what needs more than the engine has a module of its own
 
 
 def main() -> int:
-    with errand(sys.argv[1]) as (folder, arguments, report):
+    with job_process(sys.argv[1]) as (folder, arguments, report):
         what = read_json(folder / "request.json")["what"]
-        write_json(folder / "result.json", ERRANDS[what](folder, arguments, report))
+        write_json(folder / "result.json", JOBS[what](folder, arguments, report))
     return 0
 
 

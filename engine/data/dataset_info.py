@@ -18,25 +18,25 @@ from typing import Any
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import Kind
 from engine.data import columns, row_files
-from engine.data.encodings import known_encoding
+from engine.data.encodings import encoding_key
 from engine.data.row_files import SUFFIXES, type_of
-from engine.data.row_formats import COLUMN_ROLES, COLUMNS, MEDIA, SPEAKERS, TAGGED, TAGS
+from engine.data.row_formats import COLUMN_ROLES, COLUMNS, MEDIA, ROLE_OF_TAG, SPEAKERS, TAGS
 
 INFO_FILE = "dataset_info.json"
-PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx")  # what an upload is unpacked from
-SPLITS = {  # what the names of files call them
+PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx")  # what an upload is unpacked from
+SPLIT_NAMES = {  # what the names of files call them
     "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
 }  # fmt: skip
-HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
-SHAPES: dict[str, tuple[type, str]] = {
+HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
+KEY_TYPES: dict[str, tuple[type, str]] = {
     "file_name": (str, "string"), "formatting": (str, "string"), "columns": (dict, "object"),
     "tags": (dict, "object"), "num_samples": (int, "number"), "ranking": (bool, "true/false"),
     "folder": (str, "string"), "subset": (str, "string"), "split": (str, "string"),
     "encoding": (str, "string"),
 }  # fmt: skip
 # Keys of an entry: ours, and those of LLaMA-Factory that name a place where nothing is read from here.
-KEYS = (*SHAPES, *HUBS, "script_url", "cloud_file_name")
+KNOWN_KEYS = (*KEY_TYPES, *HUB_KEYS, "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Dataset:
     @cached_property
     def speakers(self) -> dict[str, str]:
         """Who the entry's tags say that speaks: name in the data → role."""
-        return {self.tags[tag]: role for tag, role in TAGGED.items() if self.tags.get(tag)}
+        return {self.tags[tag]: role for tag, role in ROLE_OF_TAG.items() if self.tags.get(tag)}
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -95,7 +95,7 @@ class Dataset:
         return self.speakers.get(speaker) or SPEAKERS.get(speaker.strip().casefold())
 
 
-def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
+def read_dataset_info(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
     """The data sets of a folder, in the order of its file, and what is wrong with the file as a whole.
 
     An entry that cannot be used stays in the list with its `problem`. Never raises on what users may have written.
@@ -106,7 +106,7 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
     try:
         entries = json.loads(row_files.read_text(path))
     except (RecursionError, ValueError) as error:
-        return [], [problem("catalogue-broken", file=str(path), **row_files.where_broken(error))]
+        return [], [problem("catalogue-broken", file=str(path), **row_files.json_error_location(error))]
     except OSError as error:
         return [], [problem("data-file-unreadable", file=str(path), why=error.strerror or error)]
     except Refusal as refusal:
@@ -118,7 +118,7 @@ def read_catalogue(data_dir: Path) -> tuple[list[Dataset], list[Problem]]:
 
 def find(data_dir: Path, name: str) -> Dataset:
     """One data set of a folder. Raises Refusal if it is not there, or if the file is broken."""
-    datasets, broken = read_catalogue(data_dir)
+    datasets, broken = read_dataset_info(data_dir)
     for dataset in datasets:
         if dataset.name == name:
             return dataset
@@ -144,25 +144,27 @@ def dataset_of(data_dir: Path, name: str, entry: Any) -> Dataset:
 
 def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     _check_types(name, entry)
-    notes = _names_that_mean_nothing(name, entry)
-    hub = next((entry[key] for key in HUBS if entry.get(key)), "")
+    notes = _unread_key_notes(name, entry)
+    hub = next((entry[key] for key in HUB_KEYS if entry.get(key)), "")
     if not entry.get("file_name") and not hub:
-        raise Refusal(problem("entry-without-file", name=name, keys=_listed(entry)))
+        raise Refusal(problem("entry-without-file", name=name, keys=_comma_separated(entry)))
     folder, subset, split = (str(entry.get(key) or "") for key in ("folder", "subset", "split"))
     files: tuple[Path, ...] = ()
     if entry.get("file_name"):
-        files = _of_split(name, _files(data_dir, name, entry["file_name"], folder, subset), split)
-    encoding = known_encoding(entry["encoding"]) if entry.get("encoding") else ""
+        files = _files_of_split(name, _files(data_dir, name, entry["file_name"], folder, subset), split)
+    encoding = encoding_key(entry["encoding"]) if entry.get("encoding") else ""
     if files and not {"formatting", "columns"} & set(entry):  # it says nothing about its rows
-        if wrong := unreadable(files[0], encoding):
+        if wrong := file_problem(files[0], encoding):
             return Dataset(name, files=files, encoding=encoding, problem=wrong)
-        guessed, unlike = columns.guess(files[0], encoding)
+        guessed, unlike = columns.guess_entry(files[0], encoding)
         entry = guessed | entry
         if unlike:
             notes.append(problem("guess-uneven", name=name, **unlike))
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in COLUMNS:
-        raise Refusal(problem("entry-formatting", name=name, found=formatting, known=_listed(COLUMNS)))
+        raise Refusal(
+            problem("entry-formatting", name=name, found=formatting, known=_comma_separated(COLUMNS))
+        )
     mapped = {
         role: column for role, column in (entry.get("columns") or {}).items() if isinstance(column, str)
     }
@@ -175,7 +177,7 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
         formatting=formatting,
         files=files,
         columns=roles,
-        tags=TAGS.get(formatting, TAGS["openai"]) | _given(entry.get("tags")),
+        tags=TAGS.get(formatting, TAGS["openai"]) | _set_tags(entry.get("tags")),
         num_samples=entry.get("num_samples"),
         hub="" if files else str(hub),
         subset=subset,
@@ -186,28 +188,28 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
     )
 
 
-def _given(tags: Mapping[str, str] | None) -> dict[str, str]:
+def _set_tags(tags: Mapping[str, str] | None) -> dict[str, str]:
     return {tag: name for tag, name in (tags or {}).items() if name is not None}
 
 
 def _check_types(name: str, entry: Any) -> None:
-    _expect(entry, dict, name=name, key="", expected="object")
-    for key, (shape, expected) in SHAPES.items():
+    _require_type(entry, dict, name=name, key="", expected="object")
+    for key, (shape, expected) in KEY_TYPES.items():
         if entry.get(key) is not None:
-            _expect(entry[key], shape, name=name, key=key, expected=expected)
+            _require_type(entry[key], shape, name=name, key=key, expected=expected)
     for tag, written in (entry.get("tags") or {}).items():
         if written is not None:
-            _expect(written, str, name=name, key=f"tags.{tag}", expected="string")
+            _require_type(written, str, name=name, key=f"tags.{tag}", expected="string")
     if entry.get("num_samples") is not None and entry["num_samples"] < 1:
         values = {"key": "num_samples", "expected": "≥ 1", "found": entry["num_samples"]}
         raise Refusal(problem("entry-value", name=name, **values))
 
 
-def _names_that_mean_nothing(name: str, entry: Mapping[str, Any]) -> list[Problem]:
+def _unread_key_notes(name: str, entry: Mapping[str, Any]) -> list[Problem]:
     """Notes of keys, roles of columns and tags that nobody reads. Raises Refusal where another was clearly meant."""
     unread = []
     for where, names, known in (
-        ("", entry, KEYS),
+        ("", entry, KNOWN_KEYS),
         ("columns.", entry.get("columns") or {}, COLUMN_ROLES),
         ("tags.", entry.get("tags") or {}, tuple(TAGS["openai"])),
     ):
@@ -215,10 +217,14 @@ def _names_that_mean_nothing(name: str, entry: Mapping[str, Any]) -> list[Proble
             if key in known:
                 continue
             if near := difflib.get_close_matches(key.casefold(), known, n=1, cutoff=0.8):
-                values = {"key": f"{where}{key}", "meant": f"{where}{near[0]}", "known": _listed(known)}
+                values = {
+                    "key": f"{where}{key}",
+                    "meant": f"{where}{near[0]}",
+                    "known": _comma_separated(known),
+                }
                 raise Refusal(problem("entry-key-misspelt", name=name, **values))
             unread.append(f"{where}{key}")
-    return [problem("entry-keys-unread", name=name, keys=_listed(unread))] if unread else []
+    return [problem("entry-keys-unread", name=name, keys=_comma_separated(unread))] if unread else []
 
 
 def _kind(entry: Mapping[str, Any], formatting: str, roles: Mapping[str, str], files: Sequence[Path]) -> Kind:
@@ -244,12 +250,12 @@ def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) 
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
         raise Refusal(problem("file-missing", name=name, file=str(path)))
-    if path.suffix.lower() in PACKED:
-        raise Refusal(problem("file-packed", name=name, file=str(path), known=_listed(SUFFIXES)))
+    if path.suffix.lower() in PACKED_SUFFIXES:
+        raise Refusal(problem("file-packed", name=name, file=str(path), known=_comma_separated(SUFFIXES)))
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = tuple(file for file in inside if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not files:
-        raise Refusal(problem("file-format", name=name, file=str(path), known=_listed(SUFFIXES)))
+        raise Refusal(problem("file-format", name=name, file=str(path), known=_comma_separated(SUFFIXES)))
     for file in files:
         try:
             file.name.encode()
@@ -261,33 +267,35 @@ def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) 
     return files
 
 
-def _of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
+def _files_of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Path, ...]:
     """Those of `split`, told by their names as the datasets library does it: test-00000-of-00002.parquet, my_test.json.
 
     Where none is named they are the ones for training, or all if no name says so. Raises Refusal for a named split
     that no file has.
     """
     chosen = split or "train"
-    words = "|".join(map(re.escape, SPLITS.get(chosen, (chosen,))))
+    words = "|".join(map(re.escape, SPLIT_NAMES.get(chosen, (chosen,))))
     # no letter before or after it
     named = re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE)
     matching = tuple(file for file in files if named.search(file.stem))
     if split and split != "train" and not matching:
-        raise Refusal(problem("split-missing", name=name, split=split, files=_listed(f.name for f in files)))
+        raise Refusal(
+            problem("split-missing", name=name, split=split, files=_comma_separated(f.name for f in files))
+        )
     return matching or files
 
 
-def unreadable(file: Path, encoding: str = "") -> Problem | None:
+def file_problem(file: Path, encoding: str = "") -> Problem | None:
     """Why no row of a file can be read, if that is so."""
     _, first = next(row_files.entries(file, encoding=encoding), (None, None))
     whole = isinstance(first, Problem) and first.code.startswith(("file-", "data-file-"))
     return first if whole else None
 
 
-def _expect(value: Any, shape: type, **values: Any) -> None:
+def _require_type(value: Any, shape: type, **values: Any) -> None:
     if not isinstance(value, shape) or (shape is int and isinstance(value, bool)):
         raise Refusal(problem("entry-value", found=type_of(value), **values))
 
 
-def _listed(names: Iterable[Any]) -> str:
+def _comma_separated(names: Iterable[Any]) -> str:
     return ", ".join(map(str, names)) or "—"

@@ -17,43 +17,56 @@ from typing import Any
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import wait_for, write_text
 from engine.data import columns, row_files
-from engine.data.columns import ENOUGH, ROLES, Mapping, columns_of, first_rows, propose
+from engine.data.columns import ROLES, SUFFICIENT_ROLES, ColumnMapping, columns_of, first_rows, propose
 from engine.data.dataset_info import INFO_FILE, Dataset
 
 __all__ = [
-    "ROLES", "Mapping", "add", "columns_of", "derived", "described", "entry_of", "first_rows", "good_name", "mapping_of",
-    "propose", "remove", "save",
+    "ROLES",
+    "ColumnMapping",
+    "add",
+    "columns_of",
+    "derived_entry",
+    "entry_for_mapping",
+    "entry_of",
+    "first_rows",
+    "mapping_of",
+    "propose",
+    "remove",
+    "save",
+    "valid_name",
 ]  # fmt: skip
 
-LONGEST_NAME = 100
+MAX_NAME_LENGTH = 100
 
 
 # --------------------------------------------------------------------------------------------- what rows are
 
 
-def mapping_of(dataset: Dataset) -> Mapping:
+def mapping_of(dataset: Dataset) -> ColumnMapping:
     """The mapping that the entry of a data set has."""
     roles = ROLES[dataset.kind]
-    return Mapping(dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles})
+    return ColumnMapping(
+        dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles}
+    )
 
 
-def described(
-    file_name: str, mapping: Mapping, rows: list[dict[str, Any]], before: Any = None
+def entry_for_mapping(
+    file_name: str, mapping: ColumnMapping, rows: list[dict[str, Any]], before: Any = None
 ) -> dict[str, Any]:
     """The entry that says so, with everything else that the entry `before` had. Raises Refusal at what is missing."""
     chosen = {role: mapping.columns[role] for role in ROLES[mapping.kind] if mapping.columns.get(role)}
     available = columns_of(rows)
     if unknown := [column for column in chosen.values() if available and column not in available]:
         raise Refusal(problem("mapping-unknown", column=unknown[0], columns=", ".join(available)))
-    if not any(set(enough) <= set(chosen) for enough in ENOUGH[mapping.kind]):
-        parts = " / ".join(" + ".join(enough) for enough in ENOUGH[mapping.kind])
+    if not any(set(enough) <= set(chosen) for enough in SUFFICIENT_ROLES[mapping.kind]):
+        parts = " / ".join(" + ".join(enough) for enough in SUFFICIENT_ROLES[mapping.kind])
         raise Refusal(problem("mapping-incomplete", parts=parts, columns=", ".join(available) or "—"))
     previous = {} if not isinstance(before, dict) else before
     drop = ("file_name", "formatting", "columns", "tags", "ranking")
     entry: dict[str, Any] = {"file_name": file_name} | {
         key: previous[key] for key in previous if key not in drop
     }
-    entry |= columns.description(mapping, rows)
+    entry |= columns.dataset_info_entry(mapping, rows)
     if "messages" in chosen and "tags" not in entry and previous.get("tags"):
         entry["tags"] = previous["tags"]
     return entry
@@ -64,7 +77,7 @@ def described(
 
 def add(data_dir: Path, name: str, entry: dict[str, Any]) -> str:
     """Put an entry under `name`, or the next such name that is free; returns the name."""
-    with _changing(data_dir) as entries:
+    with _edited_entries(data_dir) as entries:
         free, number = name, 1
         while free in entries:
             number += 1
@@ -78,8 +91,8 @@ def save(data_dir: Path, name: str, entry: dict[str, Any], instead_of: str = "")
 
     Raises Refusal if the name is none, or is another set's.
     """
-    name = good_name(name)
-    with _changing(data_dir) as entries:
+    name = valid_name(name)
+    with _edited_entries(data_dir) as entries:
         if name in entries and name != instead_of:
             raise Refusal(problem("set-name-taken", name=name))
         if instead_of in entries:
@@ -92,7 +105,7 @@ def save(data_dir: Path, name: str, entry: dict[str, Any], instead_of: str = "")
 
 def remove(data_dir: Path, name: str) -> None:
     """Take an entry out. Its files stay. Raises Refusal if there is none."""
-    with _changing(data_dir) as entries:
+    with _edited_entries(data_dir) as entries:
         if name not in entries:
             raise Refusal(problem("set-unknown", name=name))
         del entries[name]
@@ -100,13 +113,13 @@ def remove(data_dir: Path, name: str) -> None:
 
 def entry_of(data_dir: Path, name: str) -> dict[str, Any]:
     """What the file says of a set. Raises Refusal if it says nothing, or is broken."""
-    entry = _read(data_dir).get(name)
+    entry = _read_entries(data_dir).get(name)
     if not isinstance(entry, dict):
         raise Refusal(problem("set-unknown", name=name))
     return entry
 
 
-def derived(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str, Any]:
+def derived_entry(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str, Any]:
     """The entry of a file whose rows are some of the data set's."""
     gone = (
         "file_name",
@@ -125,23 +138,23 @@ def derived(entry: dict[str, Any], dataset: Dataset, file_name: str) -> dict[str
     return {"file_name": file_name, **kept}
 
 
-def good_name(text: str) -> str:
+def valid_name(text: str) -> str:
     """The name of a data set without the spaces around it. Raises Refusal if it cannot be one."""
     name = unicodedata.normalize("NFC", text).strip()
-    if not name or len(name) > LONGEST_NAME or "," in name or not name.isprintable():
-        raise Refusal(problem("set-name", name=name[:LONGEST_NAME] or "—", limit=LONGEST_NAME))
+    if not name or len(name) > MAX_NAME_LENGTH or "," in name or not name.isprintable():
+        raise Refusal(problem("set-name", name=name[:MAX_NAME_LENGTH] or "—", limit=MAX_NAME_LENGTH))
     return name
 
 
 @contextlib.contextmanager
-def _changing(data_dir: Path) -> Iterator[dict[str, Any]]:
+def _edited_entries(data_dir: Path) -> Iterator[dict[str, Any]]:
     """The entries, to be changed by one at a time; written back as a whole or, after an error, not at all."""
     try:
         lock = wait_for(data_dir / f".{INFO_FILE}.lock")
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror)) from error
     try:
-        entries = _read(data_dir)
+        entries = _read_entries(data_dir)
         yield entries
         text = json.dumps(entries, ensure_ascii=False, indent=2) + "\n"
         write_text((data_dir / INFO_FILE).resolve(), text)
@@ -151,7 +164,7 @@ def _changing(data_dir: Path) -> Iterator[dict[str, Any]]:
         os.close(lock)
 
 
-def _read(data_dir: Path) -> dict[str, Any]:
+def _read_entries(data_dir: Path) -> dict[str, Any]:
     """The file as it is; {} if there is none. Raises Refusal if it is broken, for then nothing may be written."""
     path = data_dir / INFO_FILE
     if not path.exists():
@@ -159,7 +172,7 @@ def _read(data_dir: Path) -> dict[str, Any]:
     try:
         entries = json.loads(row_files.read_text(path))
     except (RecursionError, ValueError) as error:
-        values = row_files.where_broken(error)
+        values = row_files.json_error_location(error)
         raise Refusal(problem("catalogue-broken", file=str(path), **values)) from None
     if not isinstance(entries, dict):
         raise Refusal(problem("catalogue-not-object", file=str(path), found=row_files.type_of(entries)))

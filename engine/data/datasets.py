@@ -15,13 +15,13 @@ from engine.core.problems import Refusal, problem
 from engine.core.stages import Form
 from engine.data import row_files
 from engine.data.conversion import Example, convert
-from engine.data.dataset_info import INFO_FILE, Dataset, dataset_of, find, read_catalogue
+from engine.data.dataset_info import INFO_FILE, Dataset, dataset_of, find, read_dataset_info
 from engine.data.row_files import Entry, OnBad, Place
 from engine.data.row_values import Row
 
 __all__ = [
-    "INFO_FILE", "Dataset", "Example", "Place", "canonical", "count_rows", "dataset_of", "entries", "example", "examples",
-    "files_of", "find", "read_catalogue", "rows",
+    "INFO_FILE", "Dataset", "Example", "Place", "convert_rows", "count_rows", "dataset_of", "entries", "example", "examples",
+    "files_of", "find", "read_dataset_info", "rows",
 ]  # fmt: skip
 
 
@@ -32,10 +32,10 @@ def entries(dataset: Dataset) -> Iterator[Entry]:
     """
     files, encoding = files_of(dataset), dataset.encoding
     every = (entry for file in files for entry in row_files.entries(file, encoding=encoding))
-    return every if dataset.num_samples is None else _first(every, dataset.num_samples)
+    return every if dataset.num_samples is None else _first_rows(every, dataset.num_samples)
 
 
-def _first(every: Iterable[Entry], count: int) -> Iterator[Entry]:
+def _first_rows(every: Iterable[Entry], count: int) -> Iterator[Entry]:
     for place, row in every:
         yield place, row
         count -= isinstance(row, dict)
@@ -45,7 +45,7 @@ def _first(every: Iterable[Entry], count: int) -> Iterator[Entry]:
 
 def rows(dataset: Dataset, on_bad: OnBad) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The same without what is no row, which goes to `on_bad`. Raises Refusal as `entries`."""
-    return row_files.objects(entries(dataset), on_bad)
+    return row_files.valid_rows(entries(dataset), on_bad)
 
 
 def files_of(dataset: Dataset) -> tuple[Path, ...]:
@@ -69,10 +69,10 @@ def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Itera
 
     Raises Refusal if the data set itself cannot be used.
     """
-    return canonical(dataset, rows(dataset, on_bad), on_bad, form)
+    return convert_rows(dataset, rows(dataset, on_bad), on_bad, form)
 
 
-def canonical(
+def convert_rows(
     dataset: Dataset,
     readable: Iterable[tuple[Place, Mapping[str, Any]]],
     on_bad: OnBad,

@@ -20,28 +20,30 @@ from engine.data.row_files import Place
 from engine.data.row_values import without_nulls
 from engine.data.validation import repeated_rows
 
-TELL_EVERY = 5_000  # rows
+PROGRESS_INTERVAL_ROWS = 5_000  # rows
 OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Made:
+class DerivedDatasets:
     """Names of the new data sets; rows in each, and under "left out" those that are in none."""
 
     names: list[str]
     counts: Mapping[str, int]
 
 
-def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> Made:
+def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> DerivedDatasets:
     """Write the set without the rows that say the same as one before them. Raises Refusal if there is none such."""
     dataset = find(data_dir, name)
     repeats = list(repeated_rows(dataset, on_rows))
     if not any(repeats):
         raise Refusal(problem("nothing-repeated", name=name))
-    return _write(data_dir, dataset, {f"{name}-unique": (not is_repeat for is_repeat in repeats)})
+    return _write_parts(data_dir, dataset, {f"{name}-unique": (not is_repeat for is_repeat in repeats)})
 
 
-def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> Made:
+def split(
+    data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None
+) -> DerivedDatasets:
     """Write a share of the rows, drawn by the seed, into one set to measure on, and the others into one to train on."""
     if not 0 < share < 1:
         raise Refusal(problem("split-share", share=share))
@@ -55,19 +57,19 @@ def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | 
         f"{name}-train": (i not in chosen for i in range(count)),
         f"{name}-test": (i in chosen for i in range(count)),
     }
-    return _write(data_dir, dataset, parts, on_rows)
+    return _write_parts(data_dir, dataset, parts, on_rows)
 
 
-def _as_read(place: Place, row: Any) -> Any:
+def _json_row(place: Place, row: Any) -> Any:
     """A row as JSON says it: of Parquet, without the nulls that fill its objects up, which JSON would mean."""
     if place.file.suffix.lower() != ".parquet" or not isinstance(row, dict):
         return row
     return {column: without_nulls(value) for column, value in row.items()}
 
 
-def _write(
+def _write_parts(
     data_dir: Path, dataset: Dataset, parts: Mapping[str, Iterable[bool]], on_rows: OnRows | None = None
-) -> Made:
+) -> DerivedDatasets:
     """One pass over the set; each part says of every row whether it takes it. A row that is none is left out."""
     entry = dataset_info_edits.entry_of(data_dir, dataset.name)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
@@ -77,12 +79,12 @@ def _write(
         takes: dict[str, Iterator[bool]] = {name: iter(chosen) for name, chosen in parts.items()}
         try:
             for number, (place, row) in enumerate(entries(dataset), start=1):
-                if on_rows and number % TELL_EVERY == 0:
+                if on_rows and number % PROGRESS_INTERVAL_ROWS == 0:
                     on_rows(number)
                 line = (
                     ""
                     if isinstance(row, Problem)
-                    else json.dumps(_as_read(place, row), ensure_ascii=False, default=str) + "\n"
+                    else json.dumps(_json_row(place, row), ensure_ascii=False, default=str) + "\n"
                 )
                 targets = [name for name, take in takes.items() if next(take)]
                 target = targets[0] if targets and line else "left out"
@@ -97,10 +99,10 @@ def _write(
             placed = uploads.place(file, data_dir)
             made.append(
                 dataset_info_edits.add(
-                    data_dir, name, dataset_info_edits.derived(entry, dataset, placed.name)
+                    data_dir, name, dataset_info_edits.derived_entry(entry, dataset, placed.name)
                 )
             )
-    return Made(
+    return DerivedDatasets(
         made,
         {new: counts[name] for new, name in zip(made, parts, strict=True)} | {"left out": counts["left out"]},
     )

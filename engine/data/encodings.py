@@ -20,15 +20,17 @@ from typing import Any, BinaryIO
 
 from engine.core.problems import Refusal, problem
 
-BUFFER = 1 << 20  # bytes read at a time
-SAMPLE = 1 << 16  # bytes of lines with more than ASCII in them, by which an encoding is detected
+BUFFER_BYTES = 1 << 20  # bytes read at a time
+SAMPLE_BYTES = 1 << 16  # bytes of lines with more than ASCII in them, by which an encoding is detected
 # What was right in each of short texts in nine languages, 10 to 500 characters: see docs/data.md.
 SURE_CONFIDENCE, SURE_MARGIN, SURE_BYTES = 0.3, 0.15, 3
-LEAST_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
-DAMAGED_UTF8 = (
+MIN_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
+MAX_DAMAGED_UTF8_SHARE = (
     0.2  # of them: what is UTF-8 to four fifths is no other encoding, whose pairs seldom fit its pattern
 )
-DAMAGED = 0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
+MAX_DAMAGED_SHARE = (
+    0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
+)
 
 # Name in dataset_info.json → the name people know, the codec. The wider codec stands for those within it.
 ENCODINGS: dict[str, tuple[str, str]] = {
@@ -46,19 +48,31 @@ ENCODINGS: dict[str, tuple[str, str]] = {
     "windows-874": ("Windows-874", "cp874"), "mac-roman": ("Mac Roman", "mac-roman"), "cp437": ("CP437", "cp437"),
     "cp850": ("CP850", "cp850"), "cp866": ("CP866", "cp866"),
 }  # fmt: skip
-WITHIN = {  # codec → the wider one that stands for it
+WIDER_CODECS = {  # codec → the wider one that stands for it
     "gbk": "gb18030", "gb2312": "gb18030", "hz": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs",
     "shift_jis": "cp932", "euc_kr": "cp949", "johab": "cp949", "ascii": "utf-8", "utf-8-sig": "utf-8",
     "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932",
 }  # fmt: skip
 # What chardet may propose. Others are so rare in files of training data that they would only mislead; they can be chosen.
-DETECTED = ("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949", "cp1252", "cp1251", "koi8-r", "cp1250")
-LABELS = "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
-ASCII = re.compile(r"[\x00-\x7f]+")
-PAIRS = 8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
-SINGLE_BYTE = ("cp1252", "cp1251", "koi8-r", "cp1250")
-HIGH = re.compile(rb"[\x80-\xff]+")
-NO_CHARACTER = re.compile("[\udc80-\udcff]")  # what an undecodable byte becomes in a text
+DETECTABLE_CODECS = (
+    "gb18030",
+    "big5hkscs",
+    "cp932",
+    "euc_jis_2004",
+    "cp949",
+    "cp1252",
+    "cp1251",
+    "koi8-r",
+    "cp1250",
+)
+DETECTABLE_LABELS = "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
+ASCII_RUN = re.compile(r"[\x00-\x7f]+")
+MIN_BYTE_PAIR_RUNS = (
+    8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
+)
+SINGLE_BYTE_CODECS = ("cp1252", "cp1251", "koi8-r", "cp1250")
+NON_ASCII_BYTES = re.compile(rb"[\x80-\xff]+")
+UNDECODABLE_MARK = re.compile("[\udc80-\udcff]")  # what an undecodable byte becomes in a text
 
 
 @dataclass(frozen=True)
@@ -82,13 +96,13 @@ class Encoding:
         return ENCODINGS[self.name][0]
 
 
-def known_encoding(name: str) -> str:
+def encoding_key(name: str) -> str:
     """The key of ENCODINGS that a person means by `name`. Raises Refusal, with the nearest name, for an unknown one."""
     try:
         codec = codecs.lookup(name.strip()).name
     except (LookupError, ValueError):
         codec = ""
-    codec = WITHIN.get(codec, codec)
+    codec = WIDER_CODECS.get(codec, codec)
     for key, (_, encoding_codec) in ENCODINGS.items():
         if codec and codecs.lookup(encoding_codec).name == codec:
             return key
@@ -116,29 +130,29 @@ def _encoding(file: Path, chosen: str, mtime_ns: int, size: int) -> Encoding:
     with file.open("rb") as stream:
         start = stream.read(4096)
     if chosen:
-        return _as_chosen(file, known_encoding(chosen), start)
-    if marked := _marked(start) or _by_zeros(start):
+        return _as_specified(file, encoding_key(chosen), start)
+    if marked := _detect_by_byte_order_mark(start) or _detect_by_zero_bytes(start):
         return marked
-    failed_at = _undecodable(file, "utf-8")
+    failed_at = _first_undecodable(file, "utf-8")
     if failed_at is None:
-        if b"\x1b$" in start and _undecodable(file, "iso2022_jp") is None:
+        if b"\x1b$" in start and _first_undecodable(file, "iso2022_jp") is None:
             return Encoding("iso-2022-jp", "iso2022_jp", detected=True)
         sig = start.startswith(codecs.BOM_UTF8)
         return Encoding("utf-8", "utf-8-sig" if sig else "utf-8")
-    return _detected(file, start, failed_at)
+    return _detect_by_content(file, start, failed_at)
 
 
-def _as_chosen(file: Path, name: str, start: bytes) -> Encoding:
+def _as_specified(file: Path, name: str, start: bytes) -> Encoding:
     codec = ENCODINGS[name][1]
     if name == "utf-8" and start.startswith(codecs.BOM_UTF8):
         codec = "utf-8-sig"
-    good, bad, line = _damage(file, codec)
-    if bad > DAMAGED * (good + bad):
+    good, bad, line = _count_damage(file, codec)
+    if bad > MAX_DAMAGED_SHARE * (good + bad):
         raise Refusal(problem("file-encoding-chosen", file=file.name, encoding=ENCODINGS[name][0], line=line))
     return Encoding(name, codec, damaged=bad > 0)
 
 
-def _marked(start: bytes) -> Encoding | None:
+def _detect_by_byte_order_mark(start: bytes) -> Encoding | None:
     """By the byte order mark. UTF-32's little-endian mark begins with that of UTF-16."""
     for mark, name in (
         (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -149,7 +163,7 @@ def _marked(start: bytes) -> Encoding | None:
     return None
 
 
-def _by_zeros(start: bytes) -> Encoding | None:
+def _detect_by_zero_bytes(start: bytes) -> Encoding | None:
     """Without a mark, UTF-16 and UTF-32 show in the zero bytes of Latin letters, digits and brackets."""
     zeros = [start[place::4].count(0) * 4 for place in range(4)]
     full = len(start) * 0.99 - 4  # the last character may be cut
@@ -168,38 +182,38 @@ def _by_zeros(start: bytes) -> Encoding | None:
     return None
 
 
-def _detected(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
+def _detect_by_content(file: Path, start: bytes, failed_at: tuple[int, int]) -> Encoding:
     """What chardet proposes for the lines beyond ASCII, the first proposal first that decodes the whole file."""
     size, line = file.stat().st_size, failed_at[1]
-    good, bad, _ = _damage_of(_sample(file), "utf-8")
+    good, bad, _ = _count_damage_in(_sample_lines(file), "utf-8")
     # Text that is almost all UTF-8, or is it up to a last character that was cut in two, is UTF-8 with damage: as
     # another encoding every character of it would be wrong.
-    if good and (bad <= DAMAGED_UTF8 * (good + bad) or failed_at[0] >= size - 3):
+    if good and (bad <= MAX_DAMAGED_UTF8_SHARE * (good + bad) or failed_at[0] >= size - 3):
         sig = start.startswith(codecs.BOM_UTF8)
         return Encoding("utf-8", "utf-8-sig" if sig else "utf-8", damaged=True)
-    sample = b"".join(_sample(file))
+    sample = b"".join(_sample_lines(file))
     proposed = _proposals(sample)
-    sure = sum(map(len, HIGH.findall(sample))) >= SURE_BYTES
+    sure = sum(map(len, NON_ASCII_BYTES.findall(sample))) >= SURE_BYTES
     for place, (name, confidence) in enumerate(proposed):
         codec = ENCODINGS[name][1]
-        if _undecodable(file, codec) is not None:
-            good, bad, _ = _damage(file, codec)
-            if bad > DAMAGED * (good + bad):
+        if _first_undecodable(file, codec) is not None:
+            good, bad, _ = _count_damage(file, codec)
+            if bad > MAX_DAMAGED_SHARE * (good + bad):
                 continue
-        possible = dict.fromkeys(map(known_encoding, DETECTED), 0.0) | dict(proposed)
+        possible = dict.fromkeys(map(encoding_key, DETECTABLE_CODECS), 0.0) | dict(proposed)
         differing = [
             (other, trust) for other, trust in sorted(possible.items(), key=lambda candidate: -candidate[1])
-            if other != name and _text(sample, other) not in (None, _text(sample, name))
+            if other != name and _decode_or_none(sample, other) not in (None, _decode_or_none(sample, name))
         ]  # fmt: skip
         rival = max((trust for _, trust in differing), default=0.0)
         return Encoding(
-            name, codec, True, confidence, sure and place == 0 and _sure(confidence, rival), tuple(n for n, _ in differing),
-            damaged=_undecodable(file, codec) is not None,
+            name, codec, True, confidence, sure and place == 0 and _is_certain(confidence, rival), tuple(n for n, _ in differing),
+            damaged=_first_undecodable(file, codec) is not None,
         )  # fmt: skip
-    raise Refusal(problem("file-encoding", file=file.name, line=line, known=LABELS))
+    raise Refusal(problem("file-encoding", file=file.name, line=line, known=DETECTABLE_LABELS))
 
 
-def _sure(confidence: float, rival: float) -> bool:
+def _is_certain(confidence: float, rival: float) -> bool:
     return confidence >= SURE_CONFIDENCE or confidence - rival >= SURE_MARGIN
 
 
@@ -208,30 +222,34 @@ def _proposals(sample: bytes) -> list[tuple[str, float]]:
     import chardet  # takes a moment, and few files need it
 
     proposed = chardet.detect_all(
-        sample, ignore_threshold=True, max_bytes=SAMPLE, include_encodings=DETECTED, compat_names=False
+        sample,
+        ignore_threshold=True,
+        max_bytes=SAMPLE_BYTES,
+        include_encodings=DETECTABLE_CODECS,
+        compat_names=False,
     )
     confidences = {
-        known_encoding(candidate["encoding"]): float(candidate["confidence"])
+        encoding_key(candidate["encoding"]): float(candidate["confidence"])
         for candidate in proposed
         if candidate["encoding"]
     }
     confidences = {
         name: confidence for name, confidence in confidences.items() if ENCODINGS[name][1] != "utf-8"
     }
-    runs = HIGH.findall(sample)
-    pairs = len(runs) >= PAIRS and all(len(run) % 2 == 0 for run in runs)
-    if pairs and not _sure(*[*confidences.values(), 0.0, 0.0][:2]):
+    runs = NON_ASCII_BYTES.findall(sample)
+    pairs = len(runs) >= MIN_BYTE_PAIR_RUNS and all(len(run) % 2 == 0 for run in runs)
+    if pairs and not _is_certain(*[*confidences.values(), 0.0, 0.0][:2]):
         # Letters beyond ASCII do not always come in pairs in a Western or Cyrillic text; Chinese, Japanese and Korean
         # ones are pairs of bytes. A text of few different ones tells a detector nothing more.
-        confidences = {known_encoding(name): 0.0 for name in DETECTED} | confidences
+        confidences = {encoding_key(name): 0.0 for name in DETECTABLE_CODECS} | confidences
         return sorted(
             confidences.items(),
-            key=lambda candidate: (ENCODINGS[candidate[0]][1] in SINGLE_BYTE, -candidate[1]),
+            key=lambda candidate: (ENCODINGS[candidate[0]][1] in SINGLE_BYTE_CODECS, -candidate[1]),
         )
-    return [(name, confidence) for name, confidence in confidences.items() if confidence > LEAST_CONFIDENCE]
+    return [(name, confidence) for name, confidence in confidences.items() if confidence > MIN_CONFIDENCE]
 
 
-def _text(sample: bytes, name: str) -> str | None:
+def _decode_or_none(sample: bytes, name: str) -> str | None:
     try:
         return sample.decode(ENCODINGS[name][1])
     except UnicodeDecodeError:
@@ -240,7 +258,7 @@ def _text(sample: bytes, name: str) -> str | None:
 
 def _blocks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
-        while block := stream.read(BUFFER):
+        while block := stream.read(BUFFER_BYTES):
             yield block
 
 
@@ -254,7 +272,7 @@ def _has_zeros(file: Path, mtime_ns: int, size: int) -> bool:
     return any(b"\0" in block for block in _blocks(file))
 
 
-def _undecodable(file: Path, codec: str) -> tuple[int, int] | None:
+def _first_undecodable(file: Path, codec: str) -> tuple[int, int] | None:
     """Byte and line, from 1, of the first thing that is not of this codec; None if all is."""
     decoder = codecs.getincrementaldecoder(codec)()
     line, at = 1, 0
@@ -269,10 +287,10 @@ def _undecodable(file: Path, codec: str) -> tuple[int, int] | None:
     return None
 
 
-def _sample(file: Path) -> list[bytes]:
-    """Lines with bytes beyond ASCII, up to SAMPLE bytes of them."""
+def _sample_lines(file: Path) -> list[bytes]:
+    """Lines with bytes beyond ASCII, up to SAMPLE_BYTES of them."""
     lines: list[bytes] = []
-    left, held = SAMPLE, b""
+    left, held = SAMPLE_BYTES, b""
     for block in _blocks(file):
         *whole, held = (held + block).split(b"\n")
         for line in whole:
@@ -281,49 +299,49 @@ def _sample(file: Path) -> list[bytes]:
                 left -= len(line)
         if left <= 0:
             return lines
-        if len(held) > SAMPLE:  # a line without end
+        if len(held) > SAMPLE_BYTES:  # a line without end
             lines.append(held[:left])
             return lines
     return [*lines, held[:left]] if not held.isascii() else lines
 
 
-def _damage(file: Path, codec: str) -> tuple[int, int, int]:
-    return _damage_of(_blocks(file), codec)
+def _count_damage(file: Path, codec: str) -> tuple[int, int, int]:
+    return _count_damage_in(_blocks(file), codec)
 
 
-def _damage_of(blocks: Iterator[bytes] | list[bytes], codec: str) -> tuple[int, int, int]:
+def _count_damage_in(blocks: Iterator[bytes] | list[bytes], codec: str) -> tuple[int, int, int]:
     """Characters beyond ASCII, places that cannot be decoded, and the line of the first of them."""
     decoder = codecs.getincrementaldecoder(codec)("no character")
     good = bad = 0
     line, first = 1, 0
-    for block in (*blocks, b"") if isinstance(blocks, list) else _and_end(blocks):
+    for block in (*blocks, b"") if isinstance(blocks, list) else _with_final_block(blocks):
         text = decoder.decode(block, final=not block)
         if not text.isascii():
-            missing = len(NO_CHARACTER.findall(text))
+            missing = len(UNDECODABLE_MARK.findall(text))
             if missing and not first:
-                first = line + text.count("\n", 0, NO_CHARACTER.search(text).start())
+                first = line + text.count("\n", 0, UNDECODABLE_MARK.search(text).start())
             bad += missing
-            good += len(text) - missing - sum(map(len, ASCII.findall(text)))
+            good += len(text) - missing - sum(map(len, ASCII_RUN.findall(text)))
         line += text.count("\n")
     return good, bad, first or 1
 
 
-def _and_end(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _with_final_block(blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
     yield b""
 
 
-def _no_character(error: UnicodeError) -> tuple[str, int]:
+def _replace_undecodable(error: UnicodeError) -> tuple[str, int]:
     """An error handler for decoding: one mark for each undecodable piece."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\udcff", max(error.end, error.start + 1)
 
 
-codecs.register_error("no character", _no_character)
+codecs.register_error("no character", _replace_undecodable)
 
 
-class _Recoded(io.RawIOBase):
+class _Utf8Stream(io.RawIOBase):
     """The bytes that a file would have if it were UTF-8."""
 
     def __init__(self, file: Path, codec: str):
@@ -335,7 +353,7 @@ class _Recoded(io.RawIOBase):
 
     def readinto(self, into: Any) -> int:
         while not self.ready:
-            block = self.source.read(BUFFER)
+            block = self.source.read(BUFFER_BYTES)
             text = self.decoder.decode(block, final=not block)
             self.ready = memoryview(text.encode(errors="surrogateescape"))
             if not block:
@@ -359,9 +377,9 @@ def open_utf8(file: Path, at: int = 0, encoding: str = "") -> BinaryIO:
         stream: BinaryIO = file.open("rb")
         stream.seek(at or len(codecs.BOM_UTF8) * (codec == "utf-8-sig"))
         return stream
-    stream = io.BufferedReader(_Recoded(file, codec), BUFFER)
+    stream = io.BufferedReader(_Utf8Stream(file, codec), BUFFER_BYTES)
     while at > 0:  # what was written in another encoding can only be reached by reading up to there
-        at -= len(stream.read(min(at, BUFFER)) or b" " * at)
+        at -= len(stream.read(min(at, BUFFER_BYTES)) or b" " * at)
     return stream
 
 
@@ -373,4 +391,4 @@ def read_text(file: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
-        raise Refusal(problem("file-encoding", file=file.name, line=line, known=LABELS)) from None
+        raise Refusal(problem("file-encoding", file=file.name, line=line, known=DETECTABLE_LABELS)) from None

@@ -1,6 +1,6 @@
 """A file of JSON → its rows, whichever way it is laid out (`engine.data.json_layout`).
 
-Lists and lines are read row by row, so a file of any size fits into memory; what has to be read whole may have LONGEST
+Lists and lines are read row by row, so a file of any size fits into memory; what has to be read whole may have MAX_ROW_BYTES
 bytes. What a row means is left to `engine.data.datasets`.
 """
 
@@ -19,62 +19,62 @@ from engine.data.encodings import encoding_of, open_utf8
 from engine.data.json_layout import (
     SPACE,
     Layout,
+    advance_position,
     decode_next,
     layout,
-    moved,
     next_value,
-    of_line,
-    reason_of,
-    without_halves,
+    parse_error_reason,
+    parse_line,
+    reject_half_characters,
 )
 from engine.data.text_lines import (
     Entry,
     Place,
-    full_lines,
     half_character,
     holds_undecodable,
-    no_row,
-    too_long,
-    undecodable,
+    nonblank_lines,
+    not_a_row,
+    too_long_problem,
+    undecodable_problem,
 )
 
 
 def read(file: Path, start: Place, encoding: str = "") -> Iterator[Entry]:
     """The rows from `start` on. Raises Refusal if the file cannot be decoded."""
-    how = layout(file, encoding)
-    if how.problem:
-        return iter([(start, how.problem)])
-    return READERS[how.shape](file, start, encoding, how)
+    file_layout = layout(file, encoding)
+    if file_layout.problem:
+        return iter([(start, file_layout.problem)])
+    return LAYOUT_READERS[file_layout.shape](file, start, encoding, file_layout)
 
 
-def _lines(file: Path, start: Place, encoding: str, _how: Layout) -> Iterator[Entry]:
+def _read_lines(file: Path, start: Place, encoding: str, _layout: Layout) -> Iterator[Entry]:
     label = encoding_of(file, encoding).label
-    for row, line, at, text in full_lines(file, start.row, start.line or 1, start.at, encoding):
+    for row, line, at, text in nonblank_lines(file, start.row, start.line or 1, start.at, encoding):
         place = Place(file, row, line, at=at)
-        yield place, too_long(place) if text is None else of_line(place, text, label)
+        yield place, too_long_problem(place) if text is None else parse_line(place, text, label)
 
 
-def _whole(file: Path, start: Place, encoding: str, how: Layout) -> Iterator[Entry]:
+def _read_object(file: Path, start: Place, encoding: str, file_layout: Layout) -> Iterator[Entry]:
     """Rows of an object that is read whole."""
     with open_utf8(file, 0, encoding) as stream:
-        text = stream.read(text_lines.LONGEST + 1).decode(errors="surrogateescape")
+        text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
     begin = SPACE.match(text).end()
     value, _ = decode_next(text, begin)
     halves, damaged = "\\ud" in text.lower(), holds_undecodable(text)
-    line = 1 + text.count("\n", 0, begin) if how.shape == "row" else None
-    rows = json_shapes.ROWS[how.shape](value)
+    line = 1 + text.count("\n", 0, begin) if file_layout.shape == "row" else None
+    rows = json_shapes.ROW_ITERATORS[file_layout.shape](value)
     for number, row in enumerate(islice(rows, start.row - 1, None), start=start.row):
         place = Place(file, number, line)
         if damaged and half_character(row, "\\ud"):
-            yield place, undecodable(place, encoding_of(file, encoding).label)
+            yield place, undecodable_problem(place, encoding_of(file, encoding).label)
         else:
-            yield place, without_halves(place, row, "\\ud") if halves else row
+            yield place, reject_half_characters(place, row, "\\ud") if halves else row
 
 
-def _listed(file: Path, start: Place, encoding: str, how: Layout) -> Iterator[Entry]:
+def _read_list(file: Path, start: Place, encoding: str, file_layout: Layout) -> Iterator[Entry]:
     """Elements of a list, or objects one after the other, decoded one by one from a buffer of text."""
-    with open_utf8(file, start.at or how.at, encoding) as stream:
-        walk = _Walk(file, start, encoding, how, stream)
+    with open_utf8(file, start.at or file_layout.at, encoding) as stream:
+        walk = _ListReader(file, start, encoding, file_layout, stream)
         while (entry := walk.next()) is not None:
             yield entry
             if isinstance(entry[1], Problem) and walk.broken:
@@ -83,22 +83,22 @@ def _listed(file: Path, start: Place, encoding: str, how: Layout) -> Iterator[En
             yield left
 
 
-class _Walk:
+class _ListReader:
     """Where the reading of a list is. `text[:counted]` is behind `line`, `column` and `at_byte`; `at` is the next."""
 
-    def __init__(self, file: Path, start: Place, encoding: str, how: Layout, stream: Any):
-        self.file, self.how, self.stream = file, how, stream
+    def __init__(self, file: Path, start: Place, encoding: str, file_layout: Layout, stream: Any):
+        self.file, self.layout, self.stream = file, file_layout, stream
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.encoding = encoding_of(file, encoding)
         self.resumed, self.start = start.at > 0, start
-        self.at_byte = start.at or how.at or (stream.tell() if stream.seekable() else 0)
+        self.at_byte = start.at or file_layout.at or (stream.tell() if stream.seekable() else 0)
         self.row, self.first, self.broken = start.row, True, False
-        self.line = start.line or how.line
-        self.column = (start.column if self.resumed else how.column) or 1
-        self.text, self.at, self.counted = self.more(text_lines.BUFFER), 0, 0
-        if how.shape == "array" and not self.resumed:
+        self.line = start.line or file_layout.line
+        self.column = (start.column if self.resumed else file_layout.column) or 1
+        self.text, self.at, self.counted = self.more(text_lines.BUFFER_BYTES), 0, 0
+        if file_layout.shape == "array" and not self.resumed:
             while not (opening := self.text.lstrip()):
-                self.text += self.more(text_lines.BUFFER)
+                self.text += self.more(text_lines.BUFFER_BYTES)
             self.at = len(self.text) - len(opening) + 1
 
     def more(self, size: int) -> str:
@@ -108,12 +108,12 @@ class _Walk:
     def move_to(self, at: int) -> None:
         """Count lines, columns and bytes up to there."""
         passed = self.text[self.counted : at]
-        self.line, self.column, self.at_byte = moved(passed, self.line, self.column, self.at_byte)
+        self.line, self.column, self.at_byte = advance_position(passed, self.line, self.column, self.at_byte)
         self.counted = at
 
     def next(self) -> Entry | None:
         """The next row, or the Problem in its place; None at the end."""
-        step = next_value if self.how.shape == "values" else _next_in_array
+        step = next_value if self.layout.shape == "values" else _next_in_array
         while True:
             ended = self.at
             try:
@@ -136,7 +136,7 @@ class _Walk:
     def _grow(self) -> bool:
         """Whether there is more text; the buffer never holds more than a row may have, and as much again."""
         held = len(self.text) - self.at
-        if held > text_lines.LONGEST or not (block := self.more(max(text_lines.BUFFER, held))):
+        if held > text_lines.MAX_ROW_BYTES or not (block := self.more(max(text_lines.BUFFER_BYTES, held))):
             return False
         self.move_to(self.at)
         self.text, self.at, self.counted = self.text[self.at :] + block, 0, 0
@@ -145,48 +145,50 @@ class _Walk:
     def _failed(self, error: Exception) -> Entry:
         self.broken = True
         position = error.pos if isinstance(error, json.JSONDecodeError) else self.at
-        too_large = len(self.text) - self.at > text_lines.LONGEST
+        too_large = len(self.text) - self.at > text_lines.MAX_ROW_BYTES
         self.move_to(position)
         place = Place(self.file, self.row, self.line, at=self.at_byte)
         if too_large:
-            limit = f"{text_lines.LONGEST >> 20} MB"
+            limit = f"{text_lines.MAX_ROW_BYTES >> 20} MB"
             return place, problem("row-too-long-array", place=str(place), limit=limit)
-        values = {"line": self.line, "column": self.column, "reason": reason_of(error)}
+        values = {"line": self.line, "column": self.column, "reason": parse_error_reason(error)}
         return place, problem("file-broken-json", file=self.file.name, **values)
 
     def _entry(self, ended: int, begins: int, value: Any) -> Entry:
         self.move_to(begins)
         newline = self.text.rfind("\n", ended, begins)
         alone = newline >= 0 and self.text[newline:begins].isspace()
-        if self.first and (self.resumed or self.how.shape == "values"):
+        if self.first and (self.resumed or self.layout.shape == "values"):
             alone = self.start.column is None
         place = Place(self.file, self.row, self.line, None if alone else self.column, self.at_byte)
         written = self.text[begins : self.at]
         self.row, self.first = self.row + 1, False
         if self.encoding.damaged and holds_undecodable(written):
-            return place, undecodable(place, self.encoding.label)
-        if inside := self.how.inside:
+            return place, undecodable_problem(place, self.encoding.label)
+        if inside := self.layout.inside:
             if not isinstance(value, dict) or not isinstance(value.get(inside), dict):
-                return place, no_row(place, value)
+                return place, not_a_row(place, value)
             value = value[inside]
-        return place, without_halves(place, value, written)
+        return place, reject_half_characters(place, value, written)
 
     def left_over(self) -> Entry | None:
         """What stands behind the end of the list, and was not read."""
-        if self.how.shape == "values":
+        if self.layout.shape == "values":
             return None
-        while len(self.text) - self.at <= text_lines.LONGEST and (block := self.more(text_lines.BUFFER)):
+        while len(self.text) - self.at <= text_lines.MAX_ROW_BYTES and (
+            block := self.more(text_lines.BUFFER_BYTES)
+        ):
             self.text += block
         rest = self.text[self.at + 1 :]
         start = SPACE.match(rest).end()
         fine = start == len(rest)
-        if self.how.shape == "wrapped":
-            fine = json_shapes.is_tail(rest, self.how.inside)
+        if self.layout.shape == "wrapped":
+            fine = json_shapes.is_closing(rest, self.layout.inside)
         if fine:
             return None
         self.move_to(self.at + 1 + start)
         place = Place(self.file, self.row, self.line, at=self.at_byte)
-        code = "file-json-more-wrapped" if self.how.shape == "wrapped" else "file-json-more"
+        code = "file-json-more-wrapped" if self.layout.shape == "wrapped" else "file-json-more"
         values = {"line": self.line, "column": self.column}
         return place, problem(code, file=self.file.name, **values)
 
@@ -207,7 +209,7 @@ def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, in
     return at, value, end
 
 
-READERS: dict[str, Callable[[Path, Place, str, Layout], Iterator[Entry]]] = {
-    "lines": _lines, "array": _listed, "wrapped": _listed, "values": _listed,
-    **dict.fromkeys(json_shapes.ROWS, _whole),
+LAYOUT_READERS: dict[str, Callable[[Path, Place, str, Layout], Iterator[Entry]]] = {
+    "lines": _read_lines, "array": _read_list, "wrapped": _read_list, "values": _read_list,
+    **dict.fromkeys(json_shapes.ROW_ITERATORS, _read_object),
 }  # fmt: skip

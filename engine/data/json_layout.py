@@ -19,17 +19,17 @@ from pydantic_core import from_json
 from engine.core.problems import Problem, problem
 from engine.data import json_shapes, text_lines
 from engine.data.encodings import open_utf8, version
-from engine.data.text_lines import Place, full_lines, half_character, undecodable
+from engine.data.text_lines import Place, half_character, nonblank_lines, undecodable_problem
 
 SPACE = re.compile(r"[ \t\r\n\ufeff]*")
-LINES_END = 1 << 15  # bytes of a beginning that may not be all of the file
-LOOKED_AT = 20  # lines by which lines are told from something else
+MAX_UNCUT_BYTES = 1 << 15  # bytes of a beginning that may not be all of the file
+LINES_SAMPLED = 20  # lines by which lines are told from something else
 decode_next = json.JSONDecoder().raw_decode
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file is laid out: a key of READERS.
+    """How a file is laid out: a key of LAYOUT_READERS.
 
     `at`: the byte behind the bracket that opens the list of rows, which stands under `key`; `line` and `column` there.
     `inside`: the key under which each element holds its row. `problem`: why no row can be read.
@@ -51,11 +51,11 @@ def layout(file: Path, encoding: str = "") -> Layout:
 
 @lru_cache(maxsize=1024)
 def _layout(file: Path, encoding: str, mtime_ns: int, size: int) -> Layout:
-    start = _beginning(file, encoding)
+    start = _first_bytes(file, encoding)
     if start.startswith(b"["):
         return _layout_of_list(file, start)
-    some = list(islice(full_lines(file, 1, 1, 0, encoding), LOOKED_AT + 1))
-    values = [_object(text) for _, _, _, text in some]
+    some = list(islice(nonblank_lines(file, 1, 1, 0, encoding), LINES_SAMPLED + 1))
+    values = [_parse_object(text) for _, _, _, text in some]
     if not some or (values[0] is not None and len(some) > 1):
         whole = None not in values or not _values_follow(file, encoding)
         return Layout("lines" if whole else "values")
@@ -64,10 +64,10 @@ def _layout(file: Path, encoding: str, mtime_ns: int, size: int) -> Layout:
         return _layout_of_object(file, encoding, good * 2 >= len(values))
     if any(value is not None for value in values) or some[0][3] is None:
         return Layout("lines")
-    return Layout("none", problem=_no_json(file, some[0]))
+    return Layout("none", problem=_no_json_problem(file, some[0]))
 
 
-def _beginning(file: Path, encoding: str) -> bytes:
+def _first_bytes(file: Path, encoding: str) -> bytes:
     """The first bytes that are not blank."""
     with open_utf8(file, 0, encoding) as stream:
         while block := stream.read(1 << 16):
@@ -76,18 +76,18 @@ def _beginning(file: Path, encoding: str) -> bytes:
     return b""
 
 
-def _object(line: bytes | None) -> dict[str, Any] | None:
-    value = of_line("", line) if line else None
+def _parse_object(line: bytes | None) -> dict[str, Any] | None:
+    value = parse_line("", line) if line else None
     return value if isinstance(value, dict) else None
 
 
 def _values_follow(file: Path, encoding: str) -> bool:
     """Whether a file begins with several values one after the other, wherever their lines end."""
     with open_utf8(file, 0, encoding) as stream:
-        text = stream.read(text_lines.BUFFER).decode(errors="ignore")
+        text = stream.read(text_lines.BUFFER_BYTES).decode(errors="ignore")
     at, seen = 0, 0
     try:
-        while seen < LOOKED_AT:
+        while seen < LINES_SAMPLED:
             begins, _, at = next_value(text, at, not seen)
             if begins is None:
                 break
@@ -97,9 +97,9 @@ def _values_follow(file: Path, encoding: str) -> bool:
     return True
 
 
-def _no_json(file: Path, line: tuple[int, int, int, bytes | None]) -> Problem:
+def _no_json_problem(file: Path, line: tuple[int, int, int, bytes | None]) -> Problem:
     row, number, at, text = line
-    value = of_line(Place(file, row, number, at=at), text or b"")
+    value = parse_line(Place(file, row, number, at=at), text or b"")
     if isinstance(value, Problem):
         values = {"line": number, "column": value.values.get("column", 1)}
         reason = value.values.get("reason", "not text")
@@ -109,13 +109,13 @@ def _no_json(file: Path, line: tuple[int, int, int, bytes | None]) -> Problem:
 
 def _layout_of_list(file: Path, start: bytes) -> Layout:
     some = [line for line in start.split(b"\n") if line.strip()]
-    if len(start) > LINES_END:
+    if len(start) > MAX_UNCUT_BYTES:
         some = some[:-1]  # it may be cut
     first, *others = some or [b""]
     if others and others[0].lstrip().startswith(b"["):
-        value = of_line("", first)
+        value = parse_line("", first)
         rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
-        if isinstance(value, list) and not (rows and not json_shapes.is_turns(value)):
+        if isinstance(value, list) and not (rows and not json_shapes.is_conversation(value)):
             return Layout("none", problem=problem("file-json-lists", file=file.name))
     return Layout("array")
 
@@ -124,14 +124,14 @@ def _layout_of_object(file: Path, encoding: str, lines_follow: bool) -> Layout:
     """Of a file that begins with an object which is not alone on its line, or alone in the file."""
     with open_utf8(file, 0, encoding) as stream:
         offset = stream.tell() if stream.seekable() else 0
-        text = stream.read(text_lines.LONGEST + 1).decode(errors="surrogateescape")
+        text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
     begin = SPACE.match(text).end()
     try:
         value, end = decode_next(text, begin)
     except (ValueError, RecursionError) as error:
         if lines_follow:
             return Layout("lines")
-        return _layout_of_cut(file, text, begin, offset, error)
+        return _layout_of_broken_object(file, text, begin, offset, error)
     if SPACE.match(text, end).end() < len(text):
         return Layout("values")
     shape = json_shapes.shape_of(value)
@@ -142,10 +142,10 @@ def _layout_of_object(file: Path, encoding: str, lines_follow: bool) -> Layout:
     return Layout(shape.name)
 
 
-def _layout_of_cut(file: Path, text: str, begin: int, offset: int, error: Exception) -> Layout:
+def _layout_of_broken_object(file: Path, text: str, begin: int, offset: int, error: Exception) -> Layout:
     """Of an object that is broken somewhere, or too long to be read whole: its list may be readable all the same."""
     before: dict[str, Any] = {}
-    for key, start, value in members(text, begin):
+    for key, start, value in object_members(text, begin):
         if value is None and (opening := re.compile(r"\[\s*\{").match(text, start)):
             try:
                 first, _ = decode_next(text, opening.end() - 1)
@@ -156,27 +156,27 @@ def _layout_of_cut(file: Path, text: str, begin: int, offset: int, error: Except
                 return _layout_of_member(text, begin, offset, shape)
             break
         before[key] = value
-    if len(text) > text_lines.LONGEST:
-        limit = f"{text_lines.LONGEST >> 20} MB"
+    if len(text) > text_lines.MAX_ROW_BYTES:
+        limit = f"{text_lines.MAX_ROW_BYTES >> 20} MB"
         return Layout("none", problem=problem("file-json-large", file=file.name, limit=limit))
     if text.count("\n") == text[begin:].rstrip().count("\n") == 0:
         return Layout("lines")
-    return Layout("none", problem=_broken(file, text, begin, error))
+    return Layout("none", problem=_broken_problem(file, text, begin, error))
 
 
-def _broken(file: Path, text: str, begin: int, error: Exception) -> Problem:
+def _broken_problem(file: Path, text: str, begin: int, error: Exception) -> Problem:
     at = error.pos if isinstance(error, json.JSONDecodeError) else begin
-    line, column, _ = moved(text[:at], 1, 1, 0)
-    return problem("file-no-json", file=file.name, line=line, column=column, reason=reason_of(error))
+    line, column, _ = advance_position(text[:at], 1, 1, 0)
+    return problem("file-no-json", file=file.name, line=line, column=column, reason=parse_error_reason(error))
 
 
-def reason_of(error: Exception) -> str:
+def parse_error_reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
 
 
-def members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
+def object_members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
     """Key, beginning and value of each member of the object at `at`; the value is None, and the last, where it is broken."""
     at = SPACE.match(text, at + 1).end()
     while text.startswith('"', at):
@@ -197,15 +197,15 @@ def members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
 
 
 def _layout_of_member(text: str, begin: int, offset: int, shape: json_shapes.Shape) -> Layout:
-    start = next(start for key, start, _ in members(text, begin) if key == shape.key)
-    line, column, at = moved(text[: start + 1], 1, 1, offset)
+    start = next(start for key, start, _ in object_members(text, begin) if key == shape.key)
+    line, column, at = advance_position(text[: start + 1], 1, 1, offset)
     return Layout("wrapped", shape.key, shape.inside, at, line, column)
 
 
 # ------------------------------------------------------------------------------------------------- values
 
 
-def of_line(place: Any, line: bytes, label: str = "UTF-8") -> Any:
+def parse_line(place: Any, line: bytes, label: str = "UTF-8") -> Any:
     """What a line of JSON holds, or the Problem with it. `place` is told as text; `label` is what people call the
     encoding of its file."""
     try:
@@ -217,19 +217,19 @@ def of_line(place: Any, line: bytes, label: str = "UTF-8") -> Any:
     except json.JSONDecodeError as error:
         return problem("row-not-json", place=str(place), column=error.colno, reason=error.msg)
     except UnicodeDecodeError:
-        return undecodable(place, label)
+        return undecodable_problem(place, label)
     except (RecursionError, ValueError) as error:
-        return problem("row-not-json", place=str(place), column=1, reason=reason_of(error))
-    return without_halves(place, value, line)
+        return problem("row-not-json", place=str(place), column=1, reason=parse_error_reason(error))
+    return reject_half_characters(place, value, line)
 
 
-def without_halves(place: Any, value: Any, written: str | bytes) -> Any:
+def reject_half_characters(place: Any, value: Any, written: str | bytes) -> Any:
     """The value, or the Problem if its text holds half of a character."""
     half = half_character(value, written)
     return problem("row-half-character", place=str(place), found=half) if half else value
 
 
-def moved(passed: str, line: int, column: int, at: int) -> tuple[int, int, int]:
+def advance_position(passed: str, line: int, column: int, at: int) -> tuple[int, int, int]:
     """Line, column and byte behind the text that was passed."""
     lines = passed.count("\n")
     column = len(passed) - passed.rfind("\n") if lines else column + len(passed)

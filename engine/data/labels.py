@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-GOOD = ("true", "yes", "y", "1", "+1", "good", "up", "thumbs_up", "like", "liked", "positive", "pos", "desirable", "chosen",
+GOOD_WORDS = ("true", "yes", "y", "1", "+1", "good", "up", "thumbs_up", "like", "liked", "positive", "pos", "desirable", "chosen",
         "accept", "accepted", "preferred", "win", "是", "好", "赞", "对")  # fmt: skip
-BAD = ("false", "no", "n", "0", "-1", "bad", "down", "thumbs_down", "dislike", "disliked", "negative", "neg", "undesirable",
+BAD_WORDS = ("false", "no", "n", "0", "-1", "bad", "down", "thumbs_down", "dislike", "disliked", "negative", "neg", "undesirable",
        "rejected", "reject", "dispreferred", "lose", "loss", "否", "坏", "踩", "错")  # fmt: skip
-LABELS = dict.fromkeys(GOOD, True) | dict.fromkeys(BAD, False)
+LABEL_OF_WORD = dict.fromkeys(GOOD_WORDS, True) | dict.fromkeys(BAD_WORDS, False)
 
 
 def label_of(value: Any) -> bool | None:
@@ -19,7 +19,7 @@ def label_of(value: Any) -> bool | None:
     if isinstance(value, (int, float)):
         return {1: True, 0: False, -1: False}.get(value)
     if isinstance(value, str):
-        return LABELS.get(value.strip().casefold().replace(" ", "_").removesuffix(".0"))
+        return LABEL_OF_WORD.get(value.strip().casefold().replace(" ", "_").removesuffix(".0"))
     return None
 
 

@@ -12,17 +12,19 @@ from typing import Any
 
 from engine.data.labels import weight_of
 from engine.data.row_formats import COLUMN_ROLES, COLUMNS
-from engine.data.row_values import Row, nth
+from engine.data.row_values import Row, nth_element
 
 Message = dict[str, Any]
-TURN_MARKS = frozenset(("weight", "train", "training", "loss", "loss_weight", "loss_scale", "train_detail"))
-ROW_WEIGHTS = ("loss_weight", "sample_weight", "loss_scale")  # columns that can mean nothing else
-MASK = "loss_mask"
-UNCLEAR = "weight"  # a column that may as well be of what the row is about
-ROW_MARKS = frozenset((*ROW_WEIGHTS, MASK, UNCLEAR))
+TURN_MARK_KEYS = frozenset(
+    ("weight", "train", "training", "loss", "loss_weight", "loss_scale", "train_detail")
+)
+ROW_WEIGHT_COLUMNS = ("loss_weight", "sample_weight", "loss_scale")  # columns that can mean nothing else
+MASK_COLUMN = "loss_mask"
+AMBIGUOUS_WEIGHT_COLUMN = "weight"  # a column that may as well be of what the row is about
+ROW_MARK_COLUMNS = frozenset((*ROW_WEIGHT_COLUMNS, MASK_COLUMN, AMBIGUOUS_WEIGHT_COLUMN))
 # Columns of a row that is nothing but a conversation.
-CONVERSATION = frozenset(
-    (*COLUMN_ROLES, *(name for names in COLUMNS.values() for name in names.values()), *ROW_MARKS,
+CONVERSATION_COLUMNS = frozenset(
+    (*COLUMN_ROLES, *(name for names in COLUMNS.values() for name in names.values()), *ROW_MARK_COLUMNS,
      "functions", "completion", "text", "label", "id")
 )  # fmt: skip
 
@@ -30,38 +32,38 @@ CONVERSATION = frozenset(
 def turn_weight(row: Row, turn: Message, column: str) -> float | None:
     """What the marks of a turn come to; None if it has none. Raises Refusal at one that is no weight."""
     weight: float | None = None
-    for key in sorted(TURN_MARKS.intersection(turn)):
+    for key in sorted(TURN_MARK_KEYS.intersection(turn)):
         value = turn[key]
         if value is None:
             continue
         if key == "train_detail":
-            value = _whole(row, value, column)
+            value = _train_detail(row, value, column)
             if value is None:
                 continue
-        weight = _number(row, value, f"{column}.{key}") * (1.0 if weight is None else weight)
+        weight = _weight(row, value, f"{column}.{key}") * (1.0 if weight is None else weight)
     return weight
 
 
-def _whole(row: Row, detail: Any, column: str) -> Any:
-    """What axolotl's marks of stretches of a text say, if all say the same; else a note, for an answer has one weight."""
-    stretches = detail if isinstance(detail, list) else [detail]
-    marks = [part.get("train") for part in stretches if isinstance(part, dict)]
-    if len(marks) == len(stretches) and len(set(map(bool, marks))) == 1:
+def _train_detail(row: Row, detail: Any, column: str) -> Any:
+    """What axolotl's marks of spans of a text say, if all say the same; else a note, for an answer has one weight."""
+    spans = detail if isinstance(detail, list) else [detail]
+    marks = [part.get("train") for part in spans if isinstance(part, dict)]
+    if len(marks) == len(spans) and len(set(map(bool, marks))) == 1:
         return bool(marks[0])
-    if stretches:
+    if spans:
         row.note("row-mark-partial", column=f"{column}.train_detail")
     return None
 
 
-def _number(row: Row, value: Any, column: str) -> float:
+def _weight(row: Row, value: Any, column: str) -> float:
     weight = weight_of(value)
     if weight is None:
         raise row.bad("row-weight", column=column, found=str(value)[:40])
     return weight
 
 
-def mark(row: Row, message: Message, weight: float | None, column: str) -> None:
-    """Leave a weight at a message, until `weights` collects it. Only answers can be trained."""
+def set_weight(row: Row, message: Message, weight: float | None, column: str) -> None:
+    """Leave a weight at a message, until `collect_weights` takes it. Only answers can be trained."""
     if weight is None:
         return
     if message["role"] != "assistant":
@@ -72,18 +74,18 @@ def mark(row: Row, message: Message, weight: float | None, column: str) -> None:
     row.marked = True
 
 
-def mask_of(row: Row, roles: Sequence[str | None]) -> list[float | None] | None:
+def row_mask(row: Row, roles: Sequence[str | None]) -> list[float | None] | None:
     """The row's mask, a weight for each of its turns, whose roles these are; a mask of the answers alone is one too.
 
     None if the row has no mask. Raises Refusal at one of another length, such as a mask of tokens.
     """
-    value = row.parsed(row.values.get(MASK))
+    value = row.parsed(row.values.get(MASK_COLUMN))
     if value is None or value == "":  # an empty cell
         return None
     if not isinstance(value, list):
-        raise row.wrong_type(MASK, "list", value)
+        raise row.wrong_type(MASK_COLUMN, "list", value)
     mask = [
-        None if entry is None else _number(row, entry, nth(MASK, number))
+        None if entry is None else _weight(row, entry, nth_element(MASK_COLUMN, number))
         for number, entry in enumerate(value)
     ]
     if len(mask) == len(roles):
@@ -101,25 +103,27 @@ def row_weight(row: Row) -> float:
     """The weight of the row as a whole; 1 if it has none."""
     weight = 1.0
     mapped = row.dataset.columns.get("weight")
-    for column in ROW_WEIGHTS if mapped is None else (mapped,):
+    for column in ROW_WEIGHT_COLUMNS if mapped is None else (mapped,):
         if (value := row.values.get(column)) is not None and value != "":
-            weight *= _number(row, value, column)
-    if mapped is None and (value := row.values.get(UNCLEAR)) is not None:
+            weight *= _weight(row, value, column)
+    if mapped is None and (value := row.values.get(AMBIGUOUS_WEIGHT_COLUMN)) is not None:
         strangers = [
-            column for column in row.values if column not in CONVERSATION and column not in row.dataset.used
+            column
+            for column in row.values
+            if column not in CONVERSATION_COLUMNS and column not in row.dataset.used
         ]
         number = weight_of(value)
         if number is not None and not strangers:
             return weight * number
         if number is not None:
-            row.note("row-weight-unclear", column=UNCLEAR)
+            row.note("row-weight-unclear", column=AMBIGUOUS_WEIGHT_COLUMN)
     return weight
 
 
-def weights(row: Row, messages: Sequence[Message]) -> list[float] | None:
+def collect_weights(row: Row, messages: Sequence[Message]) -> list[float] | None:
     """The weight of each answer, taken off the messages; None if all are 1."""
     whole = 1.0
-    if "weight" in row.dataset.columns or not ROW_MARKS.isdisjoint(row.values):
+    if "weight" in row.dataset.columns or not ROW_MARK_COLUMNS.isdisjoint(row.values):
         whole = row_weight(row)
     if not row.marked and whole == 1:
         return None

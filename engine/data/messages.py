@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.data import loss_marks
-from engine.data.loss_marks import TURN_MARKS, Message
-from engine.data.row_formats import CALL, CONTENT_TAGS, ROLE_TAGS
-from engine.data.row_values import Row, listed, nth
+from engine.data.loss_marks import TURN_MARK_KEYS, Message
+from engine.data.row_formats import CALL_ROLE, CONTENT_TAGS, ROLE_TAGS
+from engine.data.row_values import Row, comma_separated, nth_element
 
-REASONING = ("reasoning_content", "reasoning", "thinking")
-PLAIN = ("user", "assistant", "system")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+PLAIN_ROLES = ("user", "assistant", "system")
 # Types of parts, and keys of parts without a type, that are no text.
 MEDIA_WORDS = (
     "image",
@@ -47,37 +47,37 @@ class Content:
 
 def conversation(row: Row, value: Any, column: str) -> list[Message]:
     """The messages of a list of turns, with the weights that turns and the row's mask give them."""
-    turns = _objects(row, row.items(value, column))
+    turns = _parsed_objects(row, row.items(value, column))
     messages: list[Message] = []
     for number, turn in enumerate(turns):
         messages += turn_messages(row, turn, column, number)
-    if loss_marks.MASK in row.values:
-        return _masked(row, turns, column)
+    if loss_marks.MASK_COLUMN in row.values:
+        return _masked_messages(row, turns, column)
     return messages
 
 
-def _objects(row: Row, items: list[Any]) -> list[Any]:
+def _parsed_objects(row: Row, items: list[Any]) -> list[Any]:
     """The items of a list; each may be the JSON of an object, as the datasets library stores what is uneven in Parquet."""
     if not any([type(item) is str for item in items]):
         return items
     return [row.parsed(item) for item in items]
 
 
-def _masked(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
+def _masked_messages(row: Row, turns: Sequence[Any], column: str) -> list[Message]:
     each = [turn_messages(row, turn, column, number) for number, turn in enumerate(turns)]
-    mask = loss_marks.mask_of(row, [messages[-1]["role"] for messages in each])
+    mask = loss_marks.row_mask(row, [messages[-1]["role"] for messages in each])
     for number, (messages, weight) in enumerate(zip(each, mask or (), strict=False)):
-        loss_marks.mark(row, messages[-1], weight, nth(loss_marks.MASK, number))
+        loss_marks.set_weight(row, messages[-1], weight, nth_element(loss_marks.MASK_COLUMN, number))
     return [message for messages in each for message in messages]
 
 
 def as_conversation(row: Row, value: Any, column: str) -> list[Message] | None:
     """The messages of a value that is a turn or a list of turns, or the JSON of such a list; None if it is none."""
     turns = [value] if isinstance(value, dict) else row.parsed(value)
-    turns = _objects(row, turns) if isinstance(turns, list) else None
+    turns = _parsed_objects(row, turns) if isinstance(turns, list) else None
     if not turns or not isinstance(turns[0], dict):
         return None
-    speaker = _present(turns[0], (row.dataset.tags["role_tag"], *ROLE_TAGS))
+    speaker = _first_key(turns[0], (row.dataset.tags["role_tag"], *ROLE_TAGS))
     if speaker is None or (isinstance(value, str) and row.dataset.role_of(turns[0][speaker]) is None):
         return None
     return conversation(row, turns, column)
@@ -89,43 +89,50 @@ def turn_messages(row: Row, turn: Any, column: str, number: int) -> list[Message
     if isinstance(turn, dict) and len(turn) == 2:  # the usual ones, quickly
         content = turn.get(dataset.tags["content_tag"])
         role = dataset.role_of(turn.get(dataset.tags["role_tag"]))
-        if type(content) is str and role in PLAIN and (role == "system" or not content.isspace()) and content:
+        if (
+            type(content) is str
+            and role in PLAIN_ROLES
+            and (role == "system" or not content.isspace())
+            and content
+        ):
             return [{"role": role, "content": content}]
-    return _full_turn(row, turn, nth(column, number))
+    return _full_turn(row, turn, nth_element(column, number))
 
 
 def _full_turn(row: Row, turn: Any, column: str) -> list[Message]:
     if not isinstance(turn, dict):
         raise row.wrong_type(column, "object", turn)
     tags = row.dataset.tags
-    role_tag = _present(turn, (tags["role_tag"], *ROLE_TAGS))
+    role_tag = _first_key(turn, (tags["role_tag"], *ROLE_TAGS))
     if role_tag is None:
-        raise row.bad("row-without-column", column=f"{column}.{tags['role_tag']}", columns=listed(turn))
+        raise row.bad(
+            "row-without-column", column=f"{column}.{tags['role_tag']}", columns=comma_separated(turn)
+        )
     role = row.dataset.role_of(turn[role_tag])
     if role is None:
-        known = listed(row.dataset.speakers)
+        known = comma_separated(row.dataset.speakers)
         raise row.bad("row-role", column=f"{column}.{role_tag}", found=turn[role_tag], known=known)
-    content_tag = _present(turn, (tags["content_tag"], *CONTENT_TAGS)) or tags["content_tag"]
+    content_tag = _first_key(turn, (tags["content_tag"], *CONTENT_TAGS)) or tags["content_tag"]
     value, where = turn.get(content_tag), f"{column}.{content_tag}"
-    if role == CALL:
+    if role == CALL_ROLE:
         message = {"role": "assistant", "content": "", "tool_calls": calls(row, value, where)}
-        messages = [_named(message, turn)]
+        messages = [_with_ids(message, turn)]
     elif role == "tool":
-        messages = [_named({"role": "tool", "content": _result(row, value, where)}, turn)]
+        messages = [_with_ids({"role": "tool", "content": _tool_result(row, value, where)}, turn)]
     elif role == "assistant":
-        messages = [_answer(row, turn, content_of(row, value, where), where)]
+        messages = [_answer_message(row, turn, content_of(row, value, where), where)]
     else:
-        messages = _question(row, role, turn, content_of(row, value, where), where)
-    if not TURN_MARKS.isdisjoint(turn):
-        loss_marks.mark(row, messages[-1], loss_marks.turn_weight(row, turn, column), column)
+        messages = _question_messages(row, role, turn, content_of(row, value, where), where)
+    if not TURN_MARK_KEYS.isdisjoint(turn):
+        loss_marks.set_weight(row, messages[-1], loss_marks.turn_weight(row, turn, column), column)
     return messages
 
 
-def _present(turn: Message, keys: Iterable[str]) -> str | None:
+def _first_key(turn: Message, keys: Iterable[str]) -> str | None:
     return next((key for key in keys if key in turn), None)
 
 
-def _named(message: Message, turn: Message) -> Message:
+def _with_ids(message: Message, turn: Message) -> Message:
     """The message with those names and ids of its turn that a template may write."""
     for key in ("tool_call_id", "name"):
         if isinstance(turn.get(key), str) and turn[key]:
@@ -133,7 +140,7 @@ def _named(message: Message, turn: Message) -> Message:
     return message
 
 
-def _question(row: Row, role: str, turn: Message, content: Content, column: str) -> list[Message]:
+def _question_messages(row: Row, role: str, turn: Message, content: Content, column: str) -> list[Message]:
     """What a user or the system says, behind the results of tools that stand in the same turn."""
     if content.calls:
         raise row.bad("row-not-text", column=column, found="tool_use")
@@ -142,12 +149,12 @@ def _question(row: Row, role: str, turn: Message, content: Content, column: str)
         if content.results:
             return content.results
         raise row.bad("row-empty", column=column)
-    return [*content.results, _named({"role": role, "content": content.text}, turn)]
+    return [*content.results, _with_ids({"role": role, "content": content.text}, turn)]
 
 
-def _answer(row: Row, turn: Message, content: Content, column: str) -> Message:
+def _answer_message(row: Row, turn: Message, content: Content, column: str) -> Message:
     message: Message = {"role": "assistant", "content": content.text}
-    reasoning = next((turn[key] for key in REASONING if turn.get(key)), None)
+    reasoning = next((turn[key] for key in REASONING_KEYS if turn.get(key)), None)
     thought = content.reasoning if reasoning is None else content_of(row, reasoning, column).text
     if thought.strip():
         message["reasoning_content"] = thought
@@ -160,10 +167,10 @@ def _answer(row: Row, turn: Message, content: Content, column: str) -> Message:
         if turn.get("content") is None and not content.text:
             raise row.wrong_type(column, "string", None)
         raise row.bad("row-empty", column=column)
-    return _named(message, turn)
+    return _with_ids(message, turn)
 
 
-def _result(row: Row, value: Any, column: str) -> str:
+def _tool_result(row: Row, value: Any, column: str) -> str:
     """What a tool has answered, which may be nothing, or data instead of text."""
     if isinstance(value, dict) or (isinstance(value, list) and not all(map(_is_part, value))):
         return json.dumps(row.structs(value), ensure_ascii=False, default=str)
@@ -205,13 +212,13 @@ def content_of(row: Row, value: Any, column: str) -> Content:
         if isinstance(part, str):
             content.text += part
         elif isinstance(part, dict):
-            _part(row, {key: inner for key, inner in part.items() if inner is not None}, content, column)
+            _add_part(row, {key: inner for key, inner in part.items() if inner is not None}, content, column)
         elif part is not None:
             raise row.wrong_type(column, "string", value)
     return content
 
 
-def _part(row: Row, part: dict[str, Any], content: Content, column: str) -> None:
+def _add_part(row: Row, part: dict[str, Any], content: Content, column: str) -> None:
     kind = part.get("type", "")
     if kind in ("text", "input_text", "output_text", "") and "text" in part:
         text = part["text"]
@@ -231,10 +238,10 @@ def _part(row: Row, part: dict[str, Any], content: Content, column: str) -> None
         call = {"id": part.get("id"), "name": part.get("name"), "arguments": part.get("input")}
         content.calls += calls(row, call, column)
     elif kind == "tool_result":
-        message: Message = {"role": "tool", "content": _result(row, part.get("content"), column)}
-        content.results.append(_named(message, {"tool_call_id": part.get("tool_use_id")}))
+        message: Message = {"role": "tool", "content": _tool_result(row, part.get("content"), column)}
+        content.results.append(_with_ids(message, {"tool_call_id": part.get("tool_use_id")}))
     else:
-        what = kind or listed(part)
+        what = kind or comma_separated(part)
         media = any(word in what for word in MEDIA_WORDS)
         raise row.bad("row-media" if media else "row-not-text", column=column, found=what)
 
@@ -269,7 +276,7 @@ def tools(row: Row) -> list[dict[str, Any]] | None:
         column, value = "functions", row.values.get("functions")
     if not value:
         return None
-    items = row.structs(_objects(row, row.items(value, column)))
+    items = row.structs(_parsed_objects(row, row.items(value, column)))
     if any(not isinstance(other := tool, dict) for tool in items):
         raise row.wrong_type(column, "[object]", other)
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in items] or None

@@ -23,19 +23,19 @@ from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import RunSpec
 
-PATIENCE_S = 120.0  # for one answer
+ANSWER_TIMEOUT_S = 120.0  # for one answer
 
-_turn = threading.Lock()  # one question at a time
+_lock = threading.Lock()  # one question at a time
 _child: subprocess.Popen[bytes] | None = None
 
 
-def warm() -> None:
+def start_child() -> None:
     """Start the child if there is none, so that the first question finds it ready. Comes back at once."""
-    if _turn.acquire(blocking=False):  # else it is at work, and warm
+    if _lock.acquire(blocking=False):  # else it is at work, and warm
         try:
-            _alive()
+            _running_child()
         finally:
-            _turn.release()
+            _lock.release()
 
 
 def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> dict[str, Any]:
@@ -44,8 +44,10 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> d
         json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **parameters})
         + "\n"
     )
-    with _turn:
-        response = _ask(question.encode()) or _ask(question.encode())  # an idle child may end just now
+    with _lock:
+        response = _ask_child(question.encode()) or _ask_child(
+            question.encode()
+        )  # an idle child may end just now
     if response is None:
         raise Refusal(problem("preview-ended"))
     if "problems" in response:
@@ -75,22 +77,22 @@ def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]
     return wrong, notes
 
 
-def _ask(question: bytes) -> dict[str, Any] | None:
+def _ask_child(question: bytes) -> dict[str, Any] | None:
     """None: the child has ended, or does not answer and was ended."""
-    child = _alive()
+    child = _running_child()
     try:
         child.stdin.write(question)
         child.stdin.flush()
-        return json.loads(_line(child.stdout.fileno()))
+        return json.loads(_read_line(child.stdout.fileno()))
     except (OSError, ValueError):
-        _end()
+        _end_child()
         return None
 
 
-def _line(pipe: int) -> bytes:
+def _read_line(pipe: int) -> bytes:
     """One line. Raises TimeoutError if it takes too long, ValueError if the pipe ends."""
     parts: list[bytes] = []
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
     while not parts or not parts[-1].endswith(b"\n"):
         if not select.select([pipe], [], [], max(deadline - time.monotonic(), 0))[0]:
             raise TimeoutError
@@ -100,10 +102,10 @@ def _line(pipe: int) -> bytes:
     return b"".join(parts)
 
 
-def _alive() -> subprocess.Popen[bytes]:
+def _running_child() -> subprocess.Popen[bytes]:
     global _child
     if _child is None or _child.poll() is not None:
-        _end()
+        _end_child()
         _child = subprocess.Popen(
             [sys.executable, "-m", "engine.worker.data.preview"], cwd=PROJECT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
@@ -112,7 +114,7 @@ def _alive() -> subprocess.Popen[bytes]:
     return _child
 
 
-def _end() -> None:
+def _end_child() -> None:
     global _child
     if _child is not None:
         with contextlib.suppress(OSError):

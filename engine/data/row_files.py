@@ -1,7 +1,7 @@
 """A data file → its rows, one after the other, from any place in it.
 
 json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Nothing is held but the row at hand, and
-of that no more than LONGEST bytes: a file of any size, and a line of any length, fit into memory. What cannot be read
+of that no more than MAX_ROW_BYTES: a file of any size, and a line of any length, fit into memory. What cannot be read
 as a row comes as a Problem in its place. What a row means is left to `engine.data.datasets`.
 """
 
@@ -24,23 +24,39 @@ from engine.data.text_lines import (
     OnBad,
     Place,
     Row,
-    full_lines,
     half_character,
     holds_undecodable,
     lines,
-    no_row,
-    too_long,
+    nonblank_lines,
+    not_a_row,
+    too_long_problem,
     type_of,
-    undecodable,
+    undecodable_problem,
 )
 
 __all__ = [
-    "EVERY", "SUFFIXES", "Entry", "OnBad", "Place", "Row", "Source", "broken_off", "count", "entries", "half_character",
-    "no_row", "objects", "places", "read_text", "source_of", "type_of", "version",
-    "where_broken",
+    "PLACE_INTERVAL_ROWS",
+    "SUFFIXES",
+    "Entry",
+    "FileSource",
+    "OnBad",
+    "Place",
+    "Row",
+    "count",
+    "entries",
+    "half_character",
+    "json_error_location",
+    "not_a_row",
+    "places",
+    "read_text",
+    "source_of",
+    "truncation_problem",
+    "type_of",
+    "valid_rows",
+    "version",
 ]  # fmt: skip
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
-EVERY = 256  # rows from one remembered place to the next
+PLACE_INTERVAL_ROWS = 256  # rows from one remembered place to the next
 
 
 def entries(file: Path, start: Place | None = None, encoding: str = "") -> Iterator[Entry]:
@@ -52,24 +68,24 @@ def entries(file: Path, start: Place | None = None, encoding: str = "") -> Itera
     start = start or Place(file, 1)
     try:
         for place, row in READERS[file.suffix.lower()](file, start, encoding):
-            yield place, row if isinstance(row, (dict, Problem)) else no_row(place, row)
+            yield place, row if isinstance(row, (dict, Problem)) else not_a_row(place, row)
     except Refusal as refusal:
         yield start, refusal.problems[0]
     except OSError as error:
         yield start, problem("data-file-unreadable", file=file.name, why=error.strerror or error)
 
 
-def objects(values: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+def valid_rows(values: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
     """Those that are rows; the others go to `on_bad`."""
     for place, row in values:
         if isinstance(row, dict):
             yield place, row
         else:
-            on_bad(row if isinstance(row, Problem) else no_row(place, row))
+            on_bad(row if isinstance(row, Problem) else not_a_row(place, row))
 
 
 @dataclass(frozen=True)
-class Source:
+class FileSource:
     """How a file is read: its encoding (None for Parquet), how it is laid out or what separates its cells, and what of
     this is not certain: Problems that a person should know of before anything is trained on it."""
 
@@ -80,40 +96,40 @@ class Source:
     doubts: tuple[Problem, ...] = ()
 
 
-def source_of(file: Path, encoding: str = "") -> Source:
+def source_of(file: Path, encoding: str = "") -> FileSource:
     """How the file is read; remembered until it changes. Raises Refusal if it cannot be read at all."""
     suffix = file.suffix.lower()
     try:
         if suffix == ".parquet":
             _parquet_file(file)
-            return Source(file)
+            return FileSource(file)
         detected = encoding_of(file, encoding)
         doubts: tuple[Problem, ...] = ()
         if not detected.sure:
             others = ", ".join(detected.others[:3])
             doubts += (problem("encoding-unsure", file=file.name, encoding=detected.label, others=others),)
         if suffix in (".json", ".jsonl"):
-            return Source(file, detected, json_layout.layout(file, encoding).shape, doubts=doubts)
+            return FileSource(file, detected, json_layout.layout(file, encoding).shape, doubts=doubts)
         if suffix in (".csv", ".tsv"):
             table_dialect = csv_files.dialect(file, encoding)
-            return Source(
+            return FileSource(
                 file, detected, separator=table_dialect.label, doubts=(*doubts, *table_dialect.doubts)
             )
-        return Source(file, detected, doubts=doubts)
+        return FileSource(file, detected, doubts=doubts)
     except OSError as error:
         why = error.strerror or error
         raise Refusal(problem("data-file-unreadable", file=file.name, why=why)) from error
 
 
-def where_broken(error: Exception) -> dict[str, Any]:
+def json_error_location(error: Exception) -> dict[str, Any]:
     """Line, column and reason of an error in reading JSON, for a sentence."""
     if isinstance(error, json.JSONDecodeError):
         return {"line": error.lineno, "column": error.colno, "reason": error.msg}
-    return {"line": 1, "column": 1, "reason": json_layout.reason_of(error)}
+    return {"line": 1, "column": 1, "reason": json_layout.parse_error_reason(error)}
 
 
 def places(file: Path, encoding: str = "") -> tuple[list[Place], int]:
-    """The place of every EVERY-th row, the first one's before all, and how many rows there are, good or bad.
+    """The place of every PLACE_INTERVAL_ROWS-th row, the first one's before all, and how many rows there are, good or bad.
 
     Takes one reading of the file, and is remembered until it changes.
     """
@@ -125,7 +141,7 @@ def count(file: Path, encoding: str = "") -> int:
     return _count(file, encoding, *version(file))
 
 
-def broken_off(file: Path) -> Problem | None:
+def truncation_problem(file: Path) -> Problem | None:
     """Says so where a JSON file ends in the middle of a row, and how many rows before it can be read. Reads all of it."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return None
@@ -139,7 +155,7 @@ def broken_off(file: Path) -> Problem | None:
     in_list = json_layout.layout(file).shape in ("array", "wrapped")
     opening, start = (b"[", before) if in_list else (b"", last)
     with open_utf8(file, start.at) as stream:
-        rest = (opening + stream.read(2 * text_lines.LONGEST)).decode(errors="replace")
+        rest = (opening + stream.read(2 * text_lines.MAX_ROW_BYTES)).decode(errors="replace")
     try:
         from_json(rest)
     except ValueError as error:
@@ -151,13 +167,13 @@ def broken_off(file: Path) -> Problem | None:
 @lru_cache(maxsize=64)
 def _places(file: Path, encoding: str, mtime_ns: int, size: int) -> tuple[list[Place], int]:
     remembered, number = [], 0
-    if by_lines(file, encoding):
-        for number, line, at, _ in full_lines(file, 1, 1, 0, encoding):
-            if number % EVERY == 1:
+    if is_json_lines(file, encoding):
+        for number, line, at, _ in nonblank_lines(file, 1, 1, 0, encoding):
+            if number % PLACE_INTERVAL_ROWS == 1:
                 remembered.append(Place(file, number, line, at=at))
     else:
         for number, (place, _) in enumerate(entries(file, encoding=encoding), start=1):
-            if number % EVERY == 1:
+            if number % PLACE_INTERVAL_ROWS == 1:
                 remembered.append(place)
     return remembered, number
 
@@ -170,7 +186,7 @@ def _count(file: Path, encoding: str, mtime_ns: int, size: int) -> int:
     return _places(file, encoding, mtime_ns, size)[1]
 
 
-def by_lines(file: Path, encoding: str = "") -> bool:
+def is_json_lines(file: Path, encoding: str = "") -> bool:
     """Whether every line is a row of JSON: files are often named .json for .jsonl and the other way about."""
     return file.suffix.lower() in (".json", ".jsonl") and json_layout.layout(file, encoding).shape == "lines"
 
@@ -187,7 +203,7 @@ def _parquet_file(file: Path) -> Any:
         raise Refusal(problem("file-broken-parquet", file=file.name, reason=str(error))) from error
 
 
-def _parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
+def _read_parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
     from pyarrow import ArrowException
 
     table, row = _parquet_file(file), 1
@@ -197,7 +213,7 @@ def _parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
             if row + size <= start.row:
                 row += size
                 continue
-            for batch in table.iter_batches(batch_size=EVERY, row_groups=[group]):
+            for batch in table.iter_batches(batch_size=PLACE_INTERVAL_ROWS, row_groups=[group]):
                 if row + batch.num_rows > start.row:
                     for number, value in enumerate(batch.to_pylist(), start=row):
                         if number >= start.row:
@@ -207,33 +223,33 @@ def _parquet(file: Path, start: Place, _encoding: str) -> Iterator[Entry]:
         yield Place(file, row), problem("file-broken-parquet", file=file.name, reason=str(error))
 
 
-def _paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]:
+def _read_paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]:
     """A text file's documents are separated by blank lines."""
     place, document, size = replace(start, line=start.line or 1), [], 0
     for line, at, _, text in lines(file, start.line or 1, start.at, encoding, stop_at_cr=True):
         if text is None or text.strip():
             if not size:
                 place = Place(file, place.row, line, at=at)
-            size += text_lines.LONGEST + 1 if text is None else len(text)
-            if size <= text_lines.LONGEST:
+            size += text_lines.MAX_ROW_BYTES + 1 if text is None else len(text)
+            if size <= text_lines.MAX_ROW_BYTES:
                 document.append(text.rstrip(b"\r\n").decode(errors="surrogateescape"))
         elif size:
-            yield place, _document(place, document, size, encoding)
+            yield place, _text_row(place, document, size, encoding)
             place, document, size = Place(file, place.row + 1), [], 0
     if size:
-        yield place, _document(place, document, size, encoding)
+        yield place, _text_row(place, document, size, encoding)
 
 
-def _document(place: Place, document: list[str], size: int, encoding: str) -> Any:
-    if size > text_lines.LONGEST:
-        return too_long(place)
+def _text_row(place: Place, document: list[str], size: int, encoding: str) -> Any:
+    if size > text_lines.MAX_ROW_BYTES:
+        return too_long_problem(place)
     text = "\n".join(document)
     if (file_encoding := encoding_of(place.file, encoding)).damaged and holds_undecodable(text):
-        return undecodable(place, file_encoding.label)
+        return undecodable_problem(place, file_encoding.label)
     return problem("row-zero", place=str(place)) if "\0" in text else {"text": text}
 
 
 READERS: dict[str, Callable[[Path, Place, str], Iterator[Entry]]] = {
     ".json": json_files.read, ".jsonl": json_files.read, ".csv": csv_files.read, ".tsv": csv_files.read,
-    ".parquet": _parquet, ".txt": _paragraphs,
+    ".parquet": _read_parquet, ".txt": _read_paragraphs,
 }  # fmt: skip

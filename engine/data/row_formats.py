@@ -27,7 +27,7 @@ COLUMN_ROLES = (*COLUMNS["alpaca"], "messages", "kto_tag", *MEDIA, "weight")
 ROLE_TAGS = ("role", "from", "speaker")  # keys of a turn that say who speaks
 CONTENT_TAGS = ("content", "value", "text", "parts")  # and what
 
-CALL = "call"  # the role of a turn that is a call of tools and nothing else
+CALL_ROLE = "call"  # the role of a turn that is a call of tools and nothing else
 # Who speaks, by the names that people write. Compared without case; an entry's own tags go before.
 SPEAKERS = {
     "system": "system", "developer": "system", "系统": "system",
@@ -36,9 +36,9 @@ SPEAKERS = {
     "ai": "assistant", "claude": "assistant", "bard": "assistant", "bing": "assistant", "助手": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
     "tool_result": "tool", "function_response": "tool", "function_result": "tool",
-    "function_call": CALL, "tool_call": CALL, "tool_calls": CALL,
+    "function_call": CALL_ROLE, "tool_call": CALL_ROLE, "tool_calls": CALL_ROLE,
 }  # fmt: skip
-TAGGED = {
+ROLE_OF_TAG = {
     "system_tag": "system", "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool",
-    "function_tag": CALL,
+    "function_tag": CALL_ROLE,
 }  # fmt: skip

@@ -50,7 +50,7 @@ class Row:
     def need(self, role: str) -> Any:
         column = self.dataset.columns.get(role, role)
         if column not in self.values:
-            raise self.bad("row-without-column", column=column, columns=listed(self.values))
+            raise self.bad("row-without-column", column=column, columns=comma_separated(self.values))
         return self.values[column]
 
     def column(self, role: str) -> str:
@@ -96,10 +96,10 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def nth(column: str, number: int) -> str:
-    """What the item `number` of a list in a column is called, from 1 as lines and messages are counted."""
+def nth_element(column: str, number: int) -> str:
+    """The name of element `number` (from 0) of a list in a column, counted from 1 as lines and messages are."""
     return f"{column} #{number + 1}"
 
 
-def listed(names: Any) -> str:
+def comma_separated(names: Any) -> str:
     return ", ".join(map(str, names)) or "—"

@@ -18,8 +18,8 @@ from engine.data.dataset_info import Dataset
 from engine.data.encodings import encoding_of
 from engine.data.json_layout import layout
 
-FIRST_ROWS = 20
-TAIL = 1 << 16  # bytes of a file's end
+ROWS_READ = 20
+TAIL_BYTES = 1 << 16  # bytes of a file's end
 # Layout of a JSON file → what its last row, or the list of them, is closed with.
 CLOSED_BY = {"lines": b"}", "values": b"}", "wrapped": b"}", "array": b"]"}
 
@@ -52,7 +52,7 @@ def _flaw(name: str, encoding: str, stamps: tuple[tuple[Path, int, int], ...]) -
     files = [file for file, _, _ in stamps]
     empty = True
     for file in dict.fromkeys((files[0], files[-1])):
-        rows = [row for _, row in islice(row_files.entries(file, encoding=encoding), FIRST_ROWS)]
+        rows = [row for _, row in islice(row_files.entries(file, encoding=encoding), ROWS_READ)]
         if rows and all(isinstance(row, Problem) for row in rows):
             return rows[0]
         if rows and _ends_early(file, encoding):
@@ -70,7 +70,7 @@ def _ends_early(file: Path, encoding: str) -> bool:
         if shape not in CLOSED_BY or encoding_of(file, encoding).name != "utf-8":
             return False
         with file.open("rb") as stream:
-            stream.seek(max(file.stat().st_size - TAIL, 0))
+            stream.seek(max(file.stat().st_size - TAIL_BYTES, 0))
             end = stream.read().rstrip()
     except (OSError, Refusal):
         return False  # somebody has changed it just now

@@ -1,6 +1,6 @@
 """Lines of a data file with their places, and what is said of a place where no row can be read.
 
-Nothing is held but the line at hand, and of that no more than LONGEST bytes. What the lines mean is left to the
+Nothing is held but the line at hand, and of that no more than MAX_ROW_BYTES. What the lines mean is left to the
 readers: `engine.data.json_files`, `engine.data.csv_files` and `engine.data.row_files`.
 """
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from engine.core.problems import Problem, problem
-from engine.data.encodings import NO_CHARACTER, open_utf8, version
+from engine.data.encodings import UNDECODABLE_MARK, open_utf8, version
 
-LONGEST = 64 << 20  # bytes of one row, as UTF-8
-BUFFER = 1 << 20  # bytes read at a time
+MAX_ROW_BYTES = 64 << 20  # bytes of one row, as UTF-8
+BUFFER_BYTES = 1 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +56,22 @@ def lines(
     with open_utf8(file, at, encoding) as stream:
         at = at or (stream.tell() if stream.seekable() else 0)
         if stop_at_cr and _ends_in_cr(file, encoding, *version(file)):
-            stream = io.BufferedReader(_Newlines(stream), BUFFER)
-        while text := stream.readline(LONGEST):
-            size, whole = len(text), len(text) < LONGEST or text.endswith(b"\n")
+            stream = io.BufferedReader(_CarriageReturnsAsNewlines(stream), BUFFER_BYTES)
+        while text := stream.readline(MAX_ROW_BYTES):
+            size, whole = len(text), len(text) < MAX_ROW_BYTES or text.endswith(b"\n")
             while not whole:
-                more = stream.readline(BUFFER)
-                size, whole = size + len(more), len(more) < BUFFER or more.endswith(b"\n")
-            if stop_at_cr and 0 <= text.find(b"\r") < size - 2 and size <= LONGEST:
+                more = stream.readline(BUFFER_BYTES)
+                size, whole = size + len(more), len(more) < BUFFER_BYTES or more.endswith(b"\n")
+            if stop_at_cr and 0 <= text.find(b"\r") < size - 2 and size <= MAX_ROW_BYTES:
                 for piece in text.splitlines(keepends=True):
                     yield line, at, at + len(piece), piece
                     line, at = line + 1, at + len(piece)
                 continue
-            yield line, at, at + size, text if size <= LONGEST else None
+            yield line, at, at + size, text if size <= MAX_ROW_BYTES else None
             line, at = line + 1, at + size
 
 
-class _Newlines(io.RawIOBase):
+class _CarriageReturnsAsNewlines(io.RawIOBase):
     """The bytes of a stream with a line feed in the place of every carriage return."""
 
     def __init__(self, stream: BinaryIO):
@@ -90,11 +90,11 @@ class _Newlines(io.RawIOBase):
 def _ends_in_cr(file: Path, encoding: str, mtime_ns: int, size: int) -> bool:
     """Whether the lines of a file end in a carriage return alone, going by its beginning."""
     with open_utf8(file, 0, encoding) as stream:
-        start = stream.read(BUFFER)
+        start = stream.read(BUFFER_BYTES)
     return b"\r" in start and b"\n" not in start
 
 
-def full_lines(
+def nonblank_lines(
     file: Path, row: int, line: int, at: int, encoding: str = ""
 ) -> Iterator[tuple[int, int, int, bytes | None]]:
     """The lines that are not blank, with the number of the row that each is."""
@@ -104,17 +104,17 @@ def full_lines(
             row += 1
 
 
-def too_long(place: Place) -> Problem:
-    return problem("row-too-long", place=str(place), limit=f"{LONGEST >> 20} MB")
+def too_long_problem(place: Place) -> Problem:
+    return problem("row-too-long", place=str(place), limit=f"{MAX_ROW_BYTES >> 20} MB")
 
 
-def undecodable(place: Place, encoding: str) -> Problem:
+def undecodable_problem(place: Place, encoding: str) -> Problem:
     """What to say of a row with bytes that are not of its file's encoding, called as people know it."""
     return problem("row-bytes", place=str(place), encoding=encoding)
 
 
 def holds_undecodable(text: str) -> bool:
-    return not text.isascii() and NO_CHARACTER.search(text) is not None
+    return not text.isascii() and UNDECODABLE_MARK.search(text) is not None
 
 
 def half_character(value: Any, written: str | bytes) -> str | None:
@@ -131,7 +131,7 @@ def half_character(value: Any, written: str | bytes) -> str | None:
     return None
 
 
-def no_row(place: Place, value: Any) -> Problem:
+def not_a_row(place: Place, value: Any) -> Problem:
     """What to say of something that is no object."""
     return problem("row-type", place=str(place), expected="object", found=type_of(value))
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from engine.core.problems import Refusal, problem
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 # What a damaged or locked file makes the readers raise; pyarrow raises OSError.
-BROKEN = (
+READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -26,19 +26,19 @@ BROKEN = (
 )
 
 
-def _zst(source: Path) -> Any:
+def _open_zst(source: Path) -> Any:
     import pyarrow
 
     return pyarrow.CompressedInputStream(pyarrow.OSFile(str(source)), "zstd")
 
 
-STREAMS: dict[str, Callable[[Path], Any]] = {
+OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": _zst,
+    ".zst": _open_zst,
 }
-PACKED = (*STREAMS, ".zip")
+PACKED_SUFFIXES = (*OPENERS, ".zip")
 
 
 def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
@@ -49,7 +49,7 @@ def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     suffix = Path(name).suffix.lower()
     if suffix != ".zip":
         target = folder / Path(name).stem
-        _copy(lambda: STREAMS[suffix](source), target, name, limit)
+        _copy(lambda: OPENERS[suffix](source), target, name, limit)
         return target
     try:
         with zipfile.ZipFile(source) as packed:
@@ -62,7 +62,7 @@ def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
             target = folder / PurePosixPath(members[0].filename.replace("\\", "/")).name.replace("\0", "")
             _copy(lambda: packed.open(members[0]), target, name, limit)
             return target
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error
 
 
@@ -75,10 +75,10 @@ def _copy(opened: Callable[[], Any], target: Path, name: str, limit: int) -> Non
     size = 0
     try:
         with opened() as stream, target.open("wb") as into:
-            while block := stream.read(BLOCK):
+            while block := stream.read(BLOCK_BYTES):
                 size += len(block)
                 if size > limit:
                     raise Refusal(problem("upload-bomb", file=name, limit=f"{limit >> 20:,} MB"))
                 into.write(block)
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error

@@ -21,10 +21,10 @@ from engine.data import unpacking, xlsx
 from engine.data.datasets import INFO_FILE, Dataset
 from engine.data.row_files import SUFFIXES
 
-ACCEPTED = (*SUFFIXES, ".xlsx", *unpacking.PACKED)
-LARGEST = 8 << 30  # bytes of one upload
-LARGEST_SHEET = 512 << 20  # bytes of a workbook, packed
-LISTED = 1000  # files of a data folder that are offered
+ACCEPTED_SUFFIXES = (*SUFFIXES, ".xlsx", *unpacking.PACKED_SUFFIXES)
+MAX_UPLOAD_BYTES = 8 << 30  # bytes of one upload
+MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, packed
+MAX_FILES_LISTED = 1000  # files of a data folder that are offered
 
 
 def receive(
@@ -37,24 +37,24 @@ def receive(
     """
     name = safe_name(original_name)
     suffix = Path(name).suffix.lower()
-    if suffix not in ACCEPTED:
-        raise Refusal(problem("upload-format", file=name, known=", ".join(ACCEPTED)))
-    size, limit = source.stat().st_size, LARGEST_SHEET if suffix == ".xlsx" else LARGEST
+    if suffix not in ACCEPTED_SUFFIXES:
+        raise Refusal(problem("upload-format", file=name, known=", ".join(ACCEPTED_SUFFIXES)))
+    size, limit = source.stat().st_size, MAX_WORKBOOK_BYTES if suffix == ".xlsx" else MAX_UPLOAD_BYTES
     if size > limit:
-        raise Refusal(problem("upload-too-large", file=name, size=_mb(size), limit=_mb(limit)))
+        raise Refusal(problem("upload-too-large", file=name, size=_megabytes(size), limit=_megabytes(limit)))
     if not size:
         raise Refusal(problem("upload-empty", file=name))
     if size > hardware.free_disk(data_dir):
         raise Refusal(problem("data-not-writable", folder=data_dir, why=os.strerror(errno.ENOSPC)))
     try:
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
-            if suffix in unpacking.PACKED:
+            if suffix in unpacking.PACKED_SUFFIXES:
                 source = unpacking.unpack(
-                    source, name, Path(folder), min(LARGEST, hardware.free_disk(data_dir))
+                    source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
                 return receive(source, source.name, data_dir, on_note)
             if suffix == ".xlsx":
-                return _of_workbook(source, name, Path(folder), data_dir, on_note)
+                return _receive_workbook(source, name, Path(folder), data_dir, on_note)
             arrived = Path(folder) / name
             shutil.copyfile(source, arrived)
             return place(arrived, data_dir)
@@ -62,7 +62,7 @@ def receive(
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
 
 
-def _of_workbook(
+def _receive_workbook(
     source: Path, name: str, folder: Path, data_dir: Path, on_note: Callable[[Problem], None]
 ) -> Path:
     arrived = folder / f"{Path(name).stem}.jsonl"
@@ -74,7 +74,7 @@ def _of_workbook(
     placed = place(arrived, data_dir)
     if table.others:
         shutil.copyfile(source, workbook_of(placed))
-        _sheet_in(placed).write_text(table.sheet, encoding="utf-8")
+        _sheet_file(placed).write_text(table.sheet, encoding="utf-8")
     return placed
 
 
@@ -83,14 +83,14 @@ def workbook_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.xlsx")
 
 
-def _sheet_in(file: Path) -> Path:
+def _sheet_file(file: Path) -> Path:
     """Where it is written which of its sheets a data file was made of."""
     return file.with_name(f".{file.name}.sheet")
 
 
 def sheets_of(file: Path) -> tuple[list[str], str]:
     """The sheets that a data file could be made of, and the one it is made of; none if there is nothing to choose."""
-    workbook, chosen = workbook_of(file), _sheet_in(file)
+    workbook, chosen = workbook_of(file), _sheet_file(file)
     if not workbook.is_file() or not chosen.is_file():
         return [], ""
     return xlsx.tables(workbook), chosen.read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
             table = xlsx.to_jsonl(called, arrived, sheet)
             os.chmod(arrived, 0o644)
             os.replace(arrived, file)
-            _sheet_in(file).write_text(table.sheet, encoding="utf-8")
+            _sheet_file(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:
         raise Refusal(
@@ -120,15 +120,15 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
         ) from error
 
 
-def settle(file: Path) -> None:
+def forget_workbook(file: Path) -> None:
     """The sheet is chosen: forget the workbook."""
-    for hidden in (workbook_of(file), _sheet_in(file)):
+    for hidden in (workbook_of(file), _sheet_file(file)):
         hidden.unlink(missing_ok=True)
 
 
 def place(file: Path, data_dir: Path) -> Path:
     """Move a finished file of the same disk into the data folder, under its own name or the next that is free."""
-    for name in _names(file.name):
+    for name in _numbered_names(file.name):
         target = data_dir / name
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL, 0o644))
@@ -140,7 +140,7 @@ def place(file: Path, data_dir: Path) -> Path:
     raise AssertionError("names do not end")
 
 
-def _names(name: str) -> Iterator[str]:
+def _numbered_names(name: str) -> Iterator[str]:
     yield name
     stem, suffix = os.path.splitext(name)
     number = 1
@@ -172,7 +172,7 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
         ]
         for name in files:
             file = Path(folder, name)
-            if not _writable_name(file):
+            if not _is_encodable(file):
                 continue  # no page could name it
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
@@ -182,10 +182,10 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
                 and file.resolve().is_relative_to(data_dir.resolve())
             ):
                 candidates.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
-    return [name for _, name in sorted(candidates)[:LISTED]]
+    return [name for _, name in sorted(candidates)[:MAX_FILES_LISTED]]
 
 
-def _writable_name(file: Path) -> bool:
+def _is_encodable(file: Path) -> bool:
     try:
         str(file).encode()
     except UnicodeEncodeError:
@@ -197,5 +197,5 @@ def _is_model(folder: str, name: str) -> bool:
     return os.path.exists(os.path.join(folder, name, "config.json"))
 
 
-def _mb(size: int) -> str:
+def _megabytes(size: int) -> str:
     return f"{size / (1 << 20):,.0f} MB"

@@ -19,19 +19,19 @@ from typing import Any
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import FITS, Form
 from engine.data import row_files
-from engine.data.columns import labels_among
-from engine.data.datasets import Dataset, Example, canonical, entries, example, rows
-from engine.data.loss_marks import ROW_MARKS
+from engine.data.columns import label_columns
+from engine.data.datasets import Dataset, Example, convert_rows, entries, example, rows
+from engine.data.loss_marks import ROW_MARK_COLUMNS
 from engine.data.row_files import Place
 from engine.data.soundness import flaw
 
-COMPARED = 50_000_000  # rows of a set that are compared with each other
-TELL_EVERY = 5_000  # rows
-RECOMMENDED_AFTER = 100  # rows, of which one at least is good
-RARE = 0.05  # a script that fewer answers are in than this share stands out
+MAX_ROWS_COMPARED = 50_000_000  # rows of a set that are compared with each other
+PROGRESS_INTERVAL_ROWS = 5_000  # rows
+ROWS_TRIED = 100  # rows, of which one at least is good
+RARE_SCRIPT_SHARE = 0.05  # a script that fewer answers are in than this share stands out
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 # What chat templates write between turns. A text that holds it was most likely rendered by a template already.
-CONTROL = re.compile(
+CONTROL_TOKEN = re.compile(
     r"<\|[\w-]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
 )
 SCRIPTS = {
@@ -39,17 +39,17 @@ SCRIPTS = {
     "cyrillic": "\u0400-\u052f", "arabic": "\u0600-\u06ff\u0750-\u077f", "devanagari": "\u0900-\u097f",
     "thai": "\u0e00-\u0e7f", "greek": "\u0370-\u03ff", "hebrew": "\u0590-\u05ff", "latin": "A-Za-z\u00c0-\u024f",
 }  # fmt: skip
-RUNS = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
-SCORE = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
-NAMED = 12  # columns that are told by name
-LOOKED_AT = 120  # characters of an answer that tell its script
+SCRIPT_RUN = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
+SCORE_COLUMN = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
+MAX_COLUMNS_NAMED = 12  # columns that a warning names
+SCRIPT_SAMPLE_CHARACTERS = 120  # characters of an answer from which its script is determined
 
 OnBad = Callable[[Place, Problem, Any], None]
 OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class ValidationReport:
     """What `check` found: rows that can be used and not, the first problems and warnings, and how many of each.
 
     `counts`: code of a problem or warning → rows it was found in. `scripts`: writing system → answers in it.
@@ -71,56 +71,60 @@ def check(
     dataset: Dataset,
     form: Form,
     limit: int | None = None,
-    catalogue: Sequence[Dataset] = (),
-    most: int = 20,
+    datasets: Sequence[Dataset] = (),
+    max_problems: int = 20,
     *,
     against: Iterable[Dataset] = (),
     on_bad: OnBad | None = None,
     on_rows: OnRows | None = None,
-) -> Report:
+) -> ValidationReport:
     """Reads up to `limit` rows and reports which can be used for a stage that needs `form`.
 
-    At most `most` problems, and `most` warnings of each sort, are kept; `bad` counts all. `catalogue` is where other
+    At most `max_problems` problems, and as many warnings of each kind, are kept; `bad` counts all. `datasets` is where other
     data sets are recommended from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
-    this one, since they are measured on. `on_bad` is told every bad row, `on_rows` now and then how many were read.
+    this one, since they are measured on. `on_bad` gets every bad row, `on_rows` now and then how many were read.
     """
     if dataset.problem is None and dataset.kind not in FITS[form]:
-        fitting = ", ".join(recommended(catalogue, form)) or "—"
-        return Report(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
+        fitting = ", ".join(recommended(datasets, form)) or "—"
+        return ValidationReport(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
     good = bad = 0
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
-    read = dataset.read | ROW_MARKS
+    read = dataset.read | ROW_MARK_COLUMNS
     try:
-        doubts = _Doubts(most, {other.name: _questions(other) for other in against})
+        collector = _WarningCollector(
+            max_problems, {other.name: _question_fingerprints(other) for other in against}
+        )
         for place, row in islice(entries(dataset), limit):
-            if on_rows and (good + bad) % TELL_EVERY == 0:
+            if on_rows and (good + bad) % PROGRESS_INTERVAL_ROWS == 0:
                 on_rows(good + bad)
             try:
                 if isinstance(row, Problem):
                     raise Refusal(row)
-                doubts.look(place, example(dataset, place, row, form))
-                doubts.note_unread(row, read)
+                collector.check_row(place, example(dataset, place, row, form))
+                collector.note_unread(row, read)
                 good += 1
             except Refusal as refusal:
-                (wrong,) = refusal.problems
+                (issue,) = refusal.problems
                 bad += 1
-                counts[wrong.code] += 1
-                if len(problems) < most:
-                    problems.append(wrong)
+                counts[issue.code] += 1
+                if len(problems) < max_problems:
+                    problems.append(issue)
                 if on_bad:
-                    on_bad(place, wrong, None if isinstance(row, Problem) else row)
+                    on_bad(place, issue, None if isinstance(row, Problem) else row)
     except Refusal as refusal:
-        return Report(0, 0, tuple(refusal.problems))
+        return ValidationReport(0, 0, tuple(refusal.problems))
     if not good and not bad:
         problems.append(problem("dataset-empty", name=dataset.name))
-    of_files = _doubts_of_files(dataset)
-    counts.update(doubt.code for doubt in of_files)
-    warnings = (*of_files, *doubts.warnings(dataset))
-    return Report(good, bad, tuple(problems), warnings, counts | doubts.counts, dict(doubts.scripts))
+    file_warnings = _file_warnings(dataset)
+    counts.update(warning.code for warning in file_warnings)
+    warnings = (*file_warnings, *collector.warnings(dataset))
+    return ValidationReport(
+        good, bad, tuple(problems), warnings, counts | collector.counts, dict(collector.scripts)
+    )
 
 
-def _doubts_of_files(dataset: Dataset) -> list[Problem]:
+def _file_warnings(dataset: Dataset) -> list[Problem]:
     """What of the way in which its files are read is not certain."""
     doubts: list[Problem] = []
     for file in dataset.files:
@@ -129,118 +133,116 @@ def _doubts_of_files(dataset: Dataset) -> list[Problem]:
     return doubts
 
 
-def recommended(catalogue: Sequence[Dataset], form: Form) -> list[str]:
+def recommended(datasets: Sequence[Dataset], form: Form) -> list[str]:
     """Names of the sound data sets that have a row of that form among their first ones."""
-    return [dataset.name for dataset in catalogue if dataset.kind in FITS[form] and _has_row(dataset, form)]
+    return [dataset.name for dataset in datasets if dataset.kind in FITS[form] and _has_row(dataset, form)]
 
 
 def _has_row(dataset: Dataset, form: Form) -> bool:
     if flaw(dataset) or not dataset.files:
         return False
-    return any(
-        True for _ in canonical(dataset, islice(rows(dataset, _unheard), RECOMMENDED_AFTER), _unheard, form)
-    )
+    return any(True for _ in convert_rows(dataset, islice(rows(dataset, _ignore), ROWS_TRIED), _ignore, form))
 
 
-def _unheard(_: Problem) -> None:
-    """Nobody wants to know."""
+def _ignore(_: Problem) -> None:
+    """Drop a problem."""
 
 
 # -------------------------------------------------------------------------------------------- warnings
 
 
-class _Doubts:
+class _WarningCollector:
     """What is odd about rows that can be used: looked for in each row, and at the end between them."""
 
-    def __init__(self, most: int, questions: Mapping[str, Collection[int]]):
-        self.most, self.questions = most, questions
+    def __init__(self, max_warnings: int, questions: Mapping[str, Collection[int]]):
+        self.max_warnings, self.questions = max_warnings, questions
         self.counts: Counter[str] = Counter()
-        self.kept: list[Problem] = []
+        self.collected: list[Problem] = []
         self.scripts: Counter[str] = Counter()
-        self.first_in: dict[str, list[Place]] = {}
-        self.unread: dict[str, None] = {}  # columns that play no part, though something is in them
+        self.first_places: dict[str, list[Place]] = {}
+        self.unread_columns: dict[str, None] = {}  # columns that play no part, though something is in them
         self.rows = _Fingerprints()
 
-    def look(self, place: Place, row: Example) -> None:
+    def check_row(self, place: Place, row: Example) -> None:
         for note in row.get("notes", ()):
             self._keep(note)
         if "weights" in row:
             weights = row["weights"]
             trained = sum(weight > 0 for weight in weights)
             listed = ", ".join(f"{weight:g}" for weight in weights)
-            self._doubt("row-weighted", place, trained=trained, answers=len(weights), weights=listed)
-        written = written_in(row)
+            self._warn("row-weighted", place, trained=trained, answers=len(weights), weights=listed)
+        written = example_text(row)
         if "{{" in written and (match := PLACEHOLDER.search(written)):
-            self._doubt("row-placeholder", place, found=match[0])
-        if ("<" in written or "[" in written) and (match := CONTROL.search(written)):
-            self._doubt("row-control-token", place, found=match[0])
-        script = script_of(answer_of(row))
+            self._warn("row-placeholder", place, found=match[0])
+        if ("<" in written or "[" in written) and (match := CONTROL_TOKEN.search(written)):
+            self._warn("row-control-token", place, found=match[0])
+        script = script_of(example_answer(row))
         self.scripts[script] += 1
-        places = self.first_in.setdefault(script, [])
-        if len(places) < self.most:
+        places = self.first_places.setdefault(script, [])
+        if len(places) < self.max_warnings:
             places.append(place)
         for name, known in self.questions.items():
-            if hash(question_of(row)) in known:
-                self._doubt("row-leaked", place, name=name)
+            if hash(example_question(row)) in known:
+                self._warn("row-leaked", place, name=name)
         self.rows.add(place, hash((written, row.get("label"))))
 
     def note_unread(self, row: Mapping[str, Any], read: frozenset[str]) -> None:
         if row.keys() <= read:
             return
         for column, value in row.items():
-            if column not in read and column not in self.unread and value not in (None, "", [], {}):
-                self.unread[column] = None
+            if column not in read and column not in self.unread_columns and value not in (None, "", [], {}):
+                self.unread_columns[column] = None
 
-    def _doubt(self, code: str, place: Place, **values: Any) -> None:
+    def _warn(self, code: str, place: Place, **values: Any) -> None:
         self._keep(problem(code, place=str(place), **values))
 
-    def _keep(self, doubt: Problem) -> None:
-        self.counts[doubt.code] += 1
-        if self.counts[doubt.code] <= self.most:
-            self.kept.append(doubt)
+    def _keep(self, warning: Problem) -> None:
+        self.counts[warning.code] += 1
+        if self.counts[warning.code] <= self.max_warnings:
+            self.collected.append(warning)
 
     def warnings(self, dataset: Dataset) -> tuple[Problem, ...]:
         """All that were kept; with them what only shows when every row has been seen, and what is odd about the set."""
         for note in dataset.notes:
             self._keep(note)
-        scores = sorted(filter(SCORE.search, self.unread))
-        labels = sorted(labels_among(self.unread)) if dataset.kind == "chat" else []
-        others = [column for column in self.unread if column not in (*scores, *labels)]
+        scores = sorted(filter(SCORE_COLUMN.search, self.unread_columns))
+        labels = sorted(label_columns(self.unread_columns)) if dataset.kind == "chat" else []
+        others = [column for column in self.unread_columns if column not in (*scores, *labels)]
         for code, columns in (
             ("scores-unread", scores),
             ("labels-unread", labels),
             ("columns-unread", others),
         ):
             if columns:
-                listed = ", ".join(columns[:NAMED]) + (
-                    f", … ({len(columns)})" if len(columns) > NAMED else ""
+                listed = ", ".join(columns[:MAX_COLUMNS_NAMED]) + (
+                    f", … ({len(columns)})" if len(columns) > MAX_COLUMNS_NAMED else ""
                 )
                 self._keep(problem(code, name=dataset.name, columns=listed))
         repeated = self.rows.repeated()
         self.counts["row-repeated"] = len(repeated)
-        self.kept += [
+        self.collected += [
             problem("row-repeated", place=again, first=first)
             for again, first in islice(
-                ((self.rows.place(a), self.rows.place(b)) for a, b in repeated), self.most
+                ((self.rows.place(a), self.rows.place(b)) for a, b in repeated), self.max_warnings
             )
         ]
-        self._strangers()
+        self._add_rare_scripts()
         self.counts = +self.counts
-        return tuple(self.kept)
+        return tuple(self.collected)
 
-    def _strangers(self) -> None:
+    def _add_rare_scripts(self) -> None:
         """Answers in a script that hardly any other answer is in, where one script is the rule."""
         answers_by_script = Counter({script: count for script, count in self.scripts.items() if script})
         total = answers_by_script.total()
-        if not total or max(answers_by_script.values()) < (1 - RARE) * total:
+        if not total or max(answers_by_script.values()) < (1 - RARE_SCRIPT_SHARE) * total:
             return
         usual = answers_by_script.most_common(1)[0][0]
         for script, count in answers_by_script.items():
             if script != usual:
                 self.counts["row-other-script"] += count
-                self.kept += [
+                self.collected += [
                     problem("row-other-script", place=str(place), found=script, usual=usual)
-                    for place in self.first_in[script]
+                    for place in self.first_places[script]
                 ]
 
 
@@ -254,7 +256,7 @@ class _Fingerprints:
         self.starts: list[int] = []
 
     def add(self, place: Place, fingerprint: int) -> None:
-        if len(self.prints) >= COMPARED:
+        if len(self.prints) >= MAX_ROWS_COMPARED:
             return
         if not self.files or self.files[-1].file is not place.file:
             self.starts.append(len(self.prints))
@@ -287,13 +289,13 @@ def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[b
     prints = _Fingerprints()
     unlike = 0
     for number, (place, row) in enumerate(entries(dataset)):
-        if on_rows and number % TELL_EVERY == 0:
+        if on_rows and number % PROGRESS_INTERVAL_ROWS == 0:
             on_rows(number)
         try:
             if isinstance(row, Problem):
                 raise Refusal(row)
             canonical_row = example(dataset, place, row)
-            prints.add(place, hash((written_in(canonical_row), canonical_row.get("label"))))
+            prints.add(place, hash((example_text(canonical_row), canonical_row.get("label"))))
         except Refusal:
             unlike += 1
             prints.add(place, unlike)
@@ -301,13 +303,13 @@ def repeated_rows(dataset: Dataset, on_rows: OnRows | None = None) -> Iterator[b
     return (index in again for index in range(len(prints.prints)))
 
 
-def _questions(dataset: Dataset) -> set[int]:
+def _question_fingerprints(dataset: Dataset) -> set[int]:
     """Fingerprints of the questions of a set that can be used."""
     fingerprints = set()
     for place, row in entries(dataset):
         if not isinstance(row, Problem):
             try:
-                fingerprints.add(hash(question_of(example(dataset, place, row))))
+                fingerprints.add(hash(example_question(example(dataset, place, row))))
             except Refusal:
                 continue
     return fingerprints
@@ -316,7 +318,7 @@ def _questions(dataset: Dataset) -> set[int]:
 # ------------------------------------------------------------------------------------- words of a row
 
 
-def written_in(row: Example) -> str:
+def example_text(row: Example) -> str:
     """All that a row says, tool calls included; equal for rows that teach the same."""
     if "text" in row:
         return row["text"]
@@ -330,7 +332,7 @@ def written_in(row: Example) -> str:
     return "\n".join(parts)
 
 
-def question_of(row: Example) -> str:
+def example_question(row: Example) -> str:
     """What a row asks: all before its last answer; of a text, the text."""
     if "text" in row:
         return row["text"]
@@ -339,7 +341,7 @@ def question_of(row: Example) -> str:
     return "\n".join(turn["content"] for turn in (turns if apart else turns[: _last_answer(turns)]))
 
 
-def answer_of(row: Example) -> str:
+def example_answer(row: Example) -> str:
     """What a row answers: its last or chosen answer; of a text, the text."""
     if "text" in row:
         return row["text"]
@@ -360,11 +362,11 @@ def script_of(text: str) -> str:
 
     A Chinese character says as much as several letters, so names and terms in Latin do not outweigh a few of them.
     """
-    text = text[:LOOKED_AT]
+    text = text[:SCRIPT_SAMPLE_CHARACTERS]
     if text.isascii():
         return "latin" if text.strip(" 0123456789.,-+*/=()\n") else ""
     seen: dict[str, int] = {}
-    for run in RUNS.finditer(text):
+    for run in SCRIPT_RUN.finditer(text):
         weight = 1 if run.lastgroup in ("latin", "cyrillic", "greek") else 3
         seen[run.lastgroup] = seen.get(run.lastgroup, 0) + weight * (run.end() - run.start())
     if "kana" in seen:  # Japanese is written in both

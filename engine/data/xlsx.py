@@ -24,34 +24,34 @@ from xml.parsers import expat
 
 from engine.core.problems import Problem, Refusal, problem
 
-UNPACKED = 1 << 30  # bytes of XML that one part of a workbook may unpack to
-SHARED = 256 << 20  # bytes of XML of the texts that cells share, which have to be held
-RATIO = 400  # unpacked ÷ packed; real sheets reach some 100
-BLOCK = 1 << 16
-TITLE_ROWS = 5  # above a header, at the most
-TITLE_SHOWN = 80  # characters
-MOST_MERGED = 100_000
+MAX_PART_BYTES = 1 << 30  # bytes of XML that one part of a workbook may unpack to
+MAX_SHARED_STRINGS_BYTES = 256 << 20  # bytes of XML of the texts that cells share, which have to be held
+MAX_COMPRESSION_RATIO = 400  # unpacked ÷ packed; real sheets reach some 100
+BLOCK_BYTES = 1 << 16
+MAX_TITLE_ROWS = 5  # above a header, at the most
+MAX_TITLE_CHARACTERS = 80  # characters
+MAX_MERGED_RANGES = 100_000
 MERGE_MARK = b"mergeCell"
-MERGED = re.compile(rb'mergeCell\b[^>]*?\bref="([A-Z]{1,3})(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
-DATES = {
+MERGED_RANGE = re.compile(rb'mergeCell\b[^>]*?\bref="([A-Z]{1,3})(\d{1,7}):[A-Z]{1,3}(\d{1,7})"')
+DATE_FORMAT_IDS = {
     *range(14, 23),
     *range(27, 37),
     *range(45, 48),
     *range(50, 59),
 }  # number formats that come with Excel
-ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")
-IN_FORMAT = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]')  # what a number format only shows
+ESCAPED_CHARACTER = re.compile(r"_x([0-9A-Fa-f]{4})_")
+FORMAT_LITERAL = re.compile(r'"[^"]*"|\\.|\[[^\]]*\]')  # what a number format only shows
 # What a damaged, cut off, locked or lying file makes the readers raise.
-BROKEN = (
+READ_ERRORS = (
     zipfile.BadZipFile, zlib.error, expat.ExpatError, LookupError, ValueError, ArithmeticError, RuntimeError, EOFError,
 )  # fmt: skip
-Merged = dict[str, dict[int, int]]
+MergedRanges = dict[str, dict[int, int]]
 OnNote = Callable[[Problem], None]
-RELATION = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+RELATIONSHIP_NAMESPACE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
 @dataclass(frozen=True)
-class Table:
+class SheetTable:
     """A sheet that was written out: its name, how many rows it has, the other sheets with a table, and what a person
     should know of how it was read."""
 
@@ -61,12 +61,12 @@ class Table:
     notes: tuple[Problem, ...] = ()
 
 
-def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> Table:
+def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> SheetTable:
     """Write the rows of a sheet as JSON lines: of the one called `sheet`, or the first with a table.
 
     Raises Refusal if the file is no workbook, or a bomb, or has no such sheet or no table.
     """
-    with _opened(workbook) as book, target.open("w", encoding="utf-8") as lines:
+    with _open_workbook(workbook) as book, target.open("w", encoding="utf-8") as lines:
         names = book.tables()
         if sheet and sheet not in book.sheets:
             raise Refusal(
@@ -81,21 +81,21 @@ def to_jsonl(workbook: Path, target: Path, sheet: str = "") -> Table:
     others = tuple(name for name in names if name != chosen)
     if others:
         notes.insert(0, problem("sheet-others", file=workbook.name, sheet=chosen, others=", ".join(others)))
-    return Table(chosen, count, others, tuple(notes))
+    return SheetTable(chosen, count, others, tuple(notes))
 
 
 def tables(workbook: Path) -> list[str]:
     """Names of the sheets with a table, in order. Raises Refusal if the file is no workbook, or a bomb."""
-    with _opened(workbook) as book:
+    with _open_workbook(workbook) as book:
         return book.tables()
 
 
 @contextlib.contextmanager
-def _opened(workbook: Path) -> Iterator[_Workbook]:
+def _open_workbook(workbook: Path) -> Iterator[_Workbook]:
     try:
         with zipfile.ZipFile(workbook) as packed:
             yield _Workbook(packed, workbook.name)
-    except BROKEN as error:
+    except READ_ERRORS as error:
         reason = str(error).strip("'\"")
         raise Refusal(problem("sheet-broken", file=workbook.name, reason=reason)) from error
 
@@ -105,18 +105,20 @@ class _Workbook:
 
     def __init__(self, packed: zipfile.ZipFile, name: str):
         self.packed, self.name = packed, name
-        self.sheets, self.since_1904 = _sheets(packed, name)
-        self.shared = _shared(packed, name)
+        self.sheets, self.since_1904 = _visible_sheets(packed, name)
+        self.shared = _shared_strings(packed, name)
         self.dates = _date_styles(packed, name)
 
     def rows(self, sheet: str, on_note: OnNote = lambda note: None) -> Iterator[dict[str, str]]:
         """The rows below the header, by the names in it; what a column without a name holds goes by its letters."""
-        merged, header = _merged(self.packed, self.sheets[sheet], self.name), {}
+        merged, header = _merged_ranges(self.packed, self.sheets[sheet], self.name), {}
         filled = self._filled(sheet, merged, on_note)
-        above, below = _above_and_below(filled)
+        above, below = _split_title(filled)
         if above:
-            title = _texts(above[0])[0]
-            on_note(problem("sheet-title", file=self.name, rows=len(above), title=title[:TITLE_SHOWN]))
+            title = _cell_texts(above[0])[0]
+            on_note(
+                problem("sheet-title", file=self.name, rows=len(above), title=title[:MAX_TITLE_CHARACTERS])
+            )
         for cells in below:
             if not header:
                 header = {column: text.strip() for column, text in cells.items() if text.strip()}
@@ -131,21 +133,21 @@ class _Workbook:
 
     def tables(self) -> list[str]:
         """The sheets with several columns and rows; where there is none, those with several rows."""
-        first = {sheet: list(islice(self._filled(sheet, {}), TITLE_ROWS + 3)) for sheet in self.sheets}
+        first = {sheet: list(islice(self._filled(sheet, {}), MAX_TITLE_ROWS + 3)) for sheet in self.sheets}
         wide = [
-            sheet for sheet, rows in first.items() if sum(len(_texts(row)) > 1 for row in rows) > 1
+            sheet for sheet, rows in first.items() if sum(len(_cell_texts(row)) > 1 for row in rows) > 1
         ]  # fmt: skip
         return wide or [sheet for sheet, rows in first.items() if len(rows) > 1]
 
     def _filled(
-        self, sheet: str, merged: Merged, on_note: OnNote = lambda note: None
+        self, sheet: str, merged: MergedRanges, on_note: OnNote = lambda note: None
     ) -> Iterator[dict[str, str]]:
         """Every row with something in it, as text; a cell that is merged downwards in each of its rows."""
         repeated = 0
         held: dict[str, tuple[int, str]] = {}  # column → last row that is merged, and what stands in it
-        for number, cells in _cells(self.packed, self.sheets[sheet], self.name):
+        for number, cells in _cell_rows(self.packed, self.sheets[sheet], self.name):
             row = {
-                column: _text(kind, value, style in self.dates, self.shared, self.since_1904)
+                column: _cell_text(kind, value, style in self.dates, self.shared, self.since_1904)
                 for column, (kind, style, value) in cells.items()
             }
             if not any(text.strip() for text in row.values()):
@@ -161,11 +163,11 @@ class _Workbook:
             on_note(problem("sheet-merged", file=self.name, cells=repeated))
 
 
-def _texts(row: Mapping[str, str]) -> list[str]:
+def _cell_texts(row: Mapping[str, str]) -> list[str]:
     return [text.strip() for text in row.values() if text.strip()]
 
 
-def _above_and_below(rows: Iterator[dict[str, str]]) -> tuple[list[dict[str, str]], Iterator[dict[str, str]]]:
+def _split_title(rows: Iterator[dict[str, str]]) -> tuple[list[dict[str, str]], Iterator[dict[str, str]]]:
     """The title rows above a table, and its rows from the header on.
 
     A title is a row of one cell above a header of several, with a row of several below that; in a sheet of one column
@@ -174,17 +176,17 @@ def _above_and_below(rows: Iterator[dict[str, str]]) -> tuple[list[dict[str, str
     head: list[dict[str, str]] = []
     for row in rows:
         head.append(row)
-        wide = [len(_texts(head_row)) > 1 for head_row in head]
+        wide = [len(_cell_texts(head_row)) > 1 for head_row in head]
         if len(wide) > 1 and wide[-1] and wide[-2]:
             if not any(wide[:-2]):
                 return head[:-2], chain(head[-2:], rows)
             break
-        if len(wide) > TITLE_ROWS + 2 or wide[0]:
+        if len(wide) > MAX_TITLE_ROWS + 2 or wide[0]:
             break
     return [], chain(head, rows)
 
 
-def _text(kind: str, value: str, date: bool, shared: list[str], since_1904: bool) -> str:
+def _cell_text(kind: str, value: str, date: bool, shared: list[str], since_1904: bool) -> str:
     """What a cell shows, near enough: a number as it was typed, a date in ISO form."""
     if kind == "s":
         return shared[int(value)] if value else ""
@@ -194,10 +196,10 @@ def _text(kind: str, value: str, date: bool, shared: list[str], since_1904: bool
         return ""
     if kind in ("str", "inlineStr", "d"):
         return _unescaped(value)
-    return _number(value, date, since_1904) if value else ""
+    return _number_text(value, date, since_1904) if value else ""
 
 
-def _number(value: str, date: bool, since_1904: bool) -> str:
+def _number_text(value: str, date: bool, since_1904: bool) -> str:
     number = float(value)
     if date and 0 <= number < 2_958_466:  # the year 9999
         moment = datetime(1904, 1, 1) if since_1904 else datetime(1899, 12, 30)
@@ -209,7 +211,7 @@ def _number(value: str, date: bool, since_1904: bool) -> str:
 
 
 def _unescaped(text: str) -> str:
-    return ESCAPED.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
+    return ESCAPED_CHARACTER.sub(lambda match: chr(int(match[1], 16)), text) if "_x" in text else text
 
 
 # ------------------------------------------------------------------------------------- parts of a workbook
@@ -235,25 +237,27 @@ def _parse(
         raise Refusal(problem("sheet-broken", file=name, reason="DOCTYPE"))
 
     parser.StartDoctypeDeclHandler = refuse
-    for block in _unpacked(packed, part, name, limit or UNPACKED):
+    for block in _unpacked_blocks(packed, part, name, limit or MAX_PART_BYTES):
         parser.Parse(block, False)
         yield
     parser.Parse(b"", True)
     yield
 
 
-def _unpacked(packed: zipfile.ZipFile, part: str, name: str, limit: int) -> Iterator[bytes]:
+def _unpacked_blocks(packed: zipfile.ZipFile, part: str, name: str, limit: int) -> Iterator[bytes]:
     """A part in blocks. Raises Refusal if it is larger than it may be."""
     info, size = packed.getinfo(part), 0
     with packed.open(info) as stream:
-        while block := stream.read(BLOCK):
+        while block := stream.read(BLOCK_BYTES):
             size += len(block)
-            if size > limit or (size > 16 << 20 and size > RATIO * max(info.compress_size, 1)):
+            if size > limit or (
+                size > 16 << 20 and size > MAX_COMPRESSION_RATIO * max(info.compress_size, 1)
+            ):
                 raise Refusal(problem("sheet-bomb", file=name, limit=f"{limit >> 20} MB"))
             yield block
 
 
-def _sheets(packed: zipfile.ZipFile, name: str) -> tuple[dict[str, str], bool]:
+def _visible_sheets(packed: zipfile.ZipFile, name: str) -> tuple[dict[str, str], bool]:
     """The sheets one can see, name → part; and whether days are counted from 1904."""
     sheets: dict[str, str] = {}
     targets: dict[str, str] = {}
@@ -261,7 +265,7 @@ def _sheets(packed: zipfile.ZipFile, name: str) -> tuple[dict[str, str], bool]:
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         if tag == "sheet" and attributes.get("state", "visible") == "visible":
-            sheets[attributes.get("name", f"{len(sheets) + 1}")] = attributes[f"{RELATION} id"]
+            sheets[attributes.get("name", f"{len(sheets) + 1}")] = attributes[f"{RELATIONSHIP_NAMESPACE} id"]
         elif tag == "workbookPr":
             since.append(attributes.get("date1904") in ("1", "true"))
         elif tag == "Relationship" and not attributes.get("Type", "worksheet").endswith("chartsheet"):
@@ -280,28 +284,28 @@ def _sheets(packed: zipfile.ZipFile, name: str) -> tuple[dict[str, str], bool]:
     return parts, any(since)
 
 
-def _merged(packed: zipfile.ZipFile, part: str, name: str) -> Merged:
+def _merged_ranges(packed: zipfile.ZipFile, part: str, name: str) -> MergedRanges:
     """Cells that are merged over several rows: letters of the column → first row → last row.
 
     They stand at the end of the part, so it is unpacked for them once more, but not parsed.
     """
-    merged: Merged = {}
+    merged: MergedRanges = {}
     rest, count = b"", 0
-    for block in _unpacked(packed, part, name, UNPACKED):
+    for block in _unpacked_blocks(packed, part, name, MAX_PART_BYTES):
         rest = rest[-200:] + block
         if MERGE_MARK not in rest:
             continue
         last = 0
-        for match in MERGED.finditer(rest):
+        for match in MERGED_RANGE.finditer(rest):
             column, first, final = match[1].decode(), int(match[2]), int(match[3])
             last, count = match.end(), count + 1
-            if final > first and count <= MOST_MERGED:
+            if final > first and count <= MAX_MERGED_RANGES:
                 merged.setdefault(column, {})[first] = final
         rest = rest[last:]
     return merged
 
 
-def _shared(packed: zipfile.ZipFile, name: str) -> list[str]:
+def _shared_strings(packed: zipfile.ZipFile, name: str) -> list[str]:
     """The texts that cells refer to by number, without the readings that may stand beside them."""
     if "xl/sharedStrings.xml" not in packed.namelist():
         return []
@@ -324,7 +328,7 @@ def _shared(packed: zipfile.ZipFile, name: str) -> list[str]:
         if inside["t"] and not inside["rPh"]:
             fragments.append(characters)
 
-    for _ in _parse(packed, "xl/sharedStrings.xml", name, start, end, text, SHARED):
+    for _ in _parse(packed, "xl/sharedStrings.xml", name, start, end, text, MAX_SHARED_STRINGS_BYTES):
         pass
     return strings
 
@@ -349,11 +353,12 @@ def _date_styles(packed: zipfile.ZipFile, name: str) -> set[str]:
     return {
         str(index)
         for index, number in enumerate(styles)
-        if number in DATES or re.search("[ymdhs]", IN_FORMAT.sub("", formats.get(number, "").lower()))
+        if number in DATE_FORMAT_IDS
+        or re.search("[ymdhs]", FORMAT_LITERAL.sub("", formats.get(number, "").lower()))
     }
 
 
-def _cells(
+def _cell_rows(
     packed: zipfile.ZipFile, sheet: str, name: str
 ) -> Iterator[tuple[int, dict[str, tuple[str, str, str]]]]:
     """Row by row its number, and letters of the column → kind, style and value of each cell."""
@@ -369,7 +374,7 @@ def _cells(
         if tag == "row":
             number = int(attributes.get("r", number + 1))
         elif tag == "c":
-            column = attributes.get("r", "").rstrip("0123456789") or _letters(len(row))
+            column = attributes.get("r", "").rstrip("0123456789") or _column_letters(len(row))
             cell.update(column=column, kind=attributes.get("t", "n"), style=attributes.get("s", ""))
             fragments.clear()
         elif tag in inside:
@@ -394,7 +399,7 @@ def _cells(
         done.clear()
 
 
-def _letters(index: int) -> str:
+def _column_letters(index: int) -> str:
     """0 → A, 26 → AA."""
     letters = ""
     index += 1

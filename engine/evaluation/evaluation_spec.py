@@ -15,8 +15,8 @@ from pydantic import Field
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RESULT, RunDir, read_json
 from engine.data import dataset_info_edits
-from engine.data.columns import USUAL
-from engine.data.datasets import Dataset, examples, read_catalogue
+from engine.data.columns import USUAL_COLUMN_NAMES
+from engine.data.datasets import Dataset, examples, read_dataset_info
 from engine.data.soundness import flaw, sound_names
 from engine.evaluation import harness
 from engine.launch.workspace import Workplace, absolute, inside
@@ -306,7 +306,7 @@ def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> lis
     tasks = _task_problems(spec, form)
     if not spec.data.datasets:
         return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
-    sets, broken = read_catalogue(folder)
+    sets, broken = read_dataset_info(folder)
     known = {dataset.name: dataset for dataset in sets}
     problems = tasks + [replace(fault, field=DATASETS) for fault in broken]
     for name in spec.data.datasets if not broken else ():
@@ -356,11 +356,11 @@ def add_questions(data_dir: Path, file: Path) -> str:
     if proposed.kind != "text":
         with contextlib.suppress(Refusal):
             return dataset_info_edits.add(
-                data_dir, file.stem, dataset_info_edits.described(name, proposed, rows)
+                data_dir, file.stem, dataset_info_edits.entry_for_mapping(name, proposed, rows)
             )
     columns = dataset_info_edits.columns_of(rows)
     known = {column.casefold().strip(): column for column in columns}
-    usual = next((known[heading] for heading in USUAL["prompt"] if heading in known), None)
+    usual = next((known[heading] for heading in USUAL_COLUMN_NAMES["prompt"] if heading in known), None)
     question = usual or (columns[0] if len(columns) == 1 else None)
     if question is None or file.suffix == ".txt":
         listed = ", ".join(columns) or "—"

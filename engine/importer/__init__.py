@@ -14,16 +14,20 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.importer import axolotl, board
 from engine.importer.draft import Draft
 from engine.importer.launch import put_hardware
-from engine.importer.purposes import evaluation, export, purpose
+from engine.importer.model_converters import CONTEXT_LENGTH_KEY
+from engine.importer.purposes import evaluation_draft, export_draft, spec_kind
 from engine.importer.sources import Source, normalized, read_source
 from engine.importer.table import entries
-from engine.importer.training import training
-from engine.importer.ways_model import CONTEXT
+from engine.importer.training import training_draft
 from engine.runs import kinds
 from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.yaml_text import read_yaml
 
-MAKERS: dict[str, Callable[..., Draft]] = {"training": training, "evaluation": evaluation, "export": export}
+DRAFT_FUNCTIONS: dict[str, Callable[..., Draft]] = {
+    "training": training_draft,
+    "evaluation": evaluation_draft,
+    "export": export_draft,
+}
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,12 @@ def no_file(_name: str) -> None:
 def read_any(text: str, context_of: Callable[[str], int | None] = lambda _: None) -> Imported:
     """A spec of ours as it is, or theirs translated: for a box into which either may be pasted. Raises Refusal."""
     text = normalized(text)
-    if is_ours(text):
+    if is_spec_yaml(text):
         return Imported(kinds.read(text), ())
     return read(text, context_of=context_of)
 
 
-def is_ours(text: str) -> bool:
+def is_spec_yaml(text: str) -> bool:
     """Whether the text is, or is meant to be, YAML of a spec of ours."""
     try:
         plain = read_yaml(text)
@@ -82,7 +86,9 @@ def is_ours(text: str) -> bool:
     ):
         return True
     theirs = {
-        name for name in names if name in entries("llamafactory") or board.known(name) or axolotl.known(name)
+        name
+        for name in names
+        if name in entries("llamafactory") or board.is_board_key(name) or axolotl.is_axolotl_key(name)
     }
     return not theirs - set(RunSpec.model_fields) and not board.is_board(plain) and bool(names)
 
@@ -100,18 +106,18 @@ def read(
     source = read_source(normalized(text), reader)
     settings = source.settings
     if source.launch.axolotl or axolotl.is_axolotl(settings):
-        return _finished(axolotl.training(settings), source)
+        return _imported(axolotl.training(settings), source)
     if board.is_board(settings):
-        settings = board.unfolded(settings, source.notes)
+        settings = board.board_settings(settings, source.notes)
     if not settings:
         missing = [note for note in source.notes if note.code == "import-file"]
         raise Refusal(missing or problem("import-nothing"))
     if context := context_of(str(settings.get("model_name_or_path", ""))):
-        settings = settings | {CONTEXT: context}
-    return _finished(MAKERS[purpose(settings, source.launch.verb)](settings), source)
+        settings = settings | {CONTEXT_LENGTH_KEY: context}
+    return _imported(DRAFT_FUNCTIONS[spec_kind(settings, source.launch.verb)](settings), source)
 
 
-def _finished(draft: Draft, source: Source) -> Imported:
+def _imported(draft: Draft, source: Source) -> Imported:
     put_hardware(draft, source.launch)
     spec = draft.spec()
     return Imported(spec, (*source.notes, *draft.notes))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from engine.importer import ways_model, ways_training
-from engine.importer.draft import Draft, by_name, several
+from engine.importer import model_converters, training_converters
+from engine.importer.converters import CONVERTERS as SHARED_CONVERTERS
+from engine.importer.draft import Draft, as_list, converters_by_name
 from engine.importer.table import entries, reasons
-from engine.importer.training import apply
-from engine.importer.ways import WAYS as SHARED
+from engine.importer.training import apply_key
 from engine.spec.run_spec import RunSpec, Scheduler
 
 # What is theirs where nothing is said, changes what is learned, and is other than ours (axolotl 0.17, utils/schemas).
@@ -19,8 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "training.per_device_train_batch_size": 1, "training.gradient_checkpointing": False, "method.kind": "full",
     "logging.save_total_limit": 4,
 }  # fmt: skip
-RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo"}
-TRL = {
+STAGE_OF_RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo"}
+TRL_SETTINGS = {
     "beta": "stage.grpo_beta", "max_completion_length": "stage.max_new_tokens", "num_generations": "stage.num_generations",
     "temperature": "stage.temperature", "top_p": "stage.top_p", "epsilon": "stage.epsilon",
     "epsilon_high": "stage.epsilon_high", "loss_type": "stage.grpo_loss", "num_iterations": "stage.num_iterations",
@@ -29,7 +29,7 @@ TRL = {
 }  # fmt: skip
 
 
-def known(name: str) -> bool:
+def is_axolotl_key(name: str) -> bool:
     return name in entries("axolotl")
 
 
@@ -50,7 +50,7 @@ def training(settings: Mapping[str, Any]) -> Draft:
     if unknown:
         draft.missing("rl", unknown, "rl-unknown")
     for name, value in settings.items():
-        apply(draft, name, value, "axolotl", WAYS)
+        apply_key(draft, name, value, "axolotl", CONVERTERS)
     return draft
 
 
@@ -61,7 +61,7 @@ def _stage(settings: Mapping[str, Any]) -> tuple[str, Any]:
     if settings.get("reward_model") is True:
         return "rm", None
     rl = settings.get("rl")
-    return RL.get(str(rl), "sft"), None if rl in (None, False, *RL) else rl
+    return STAGE_OF_RL.get(str(rl), "sft"), None if rl in (None, False, *STAGE_OF_RL) else rl
 
 
 # ------------------------------------------------------------------------------------------ model and adapter
@@ -78,21 +78,21 @@ def adapter(draft: Draft, name: str, value: Any) -> None:
 
 
 def four_bits(draft: Draft, name: str, value: Any) -> None:
-    _bits(draft, name, value, "4bit")
+    _quantize(draft, name, value, "4bit")
 
 
 def eight_bits(draft: Draft, name: str, value: Any) -> None:
-    _bits(draft, name, value, "8bit")
+    _quantize(draft, name, value, "8bit")
 
 
-def _bits(draft: Draft, name: str, value: Any, kind: str) -> None:
+def _quantize(draft: Draft, name: str, value: Any, kind: str) -> None:
     if value is True:
         draft.put("model.quantization.kind", kind, name)
     else:
         draft.needless(name, value, "nothing-asked")
 
 
-def bnb(draft: Draft, name: str, value: Any) -> None:
+def bnb_config(draft: Draft, name: str, value: Any) -> None:
     for key, inner in value.items():
         if key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"):
             draft.put(f"model.quantization.{key}", inner, name)
@@ -113,10 +113,10 @@ def targets(draft: Draft, name: str, value: Any) -> None:
     elif value in ("all-linear", ["all-linear"]):
         draft.put("method.target_modules", ["all-linear"], name)
     else:
-        ways_model.targets(draft, name, value)
+        model_converters.targets(draft, name, value)
 
 
-def initial(draft: Draft, name: str, value: Any) -> None:
+def init_lora_weights(draft: Draft, name: str, value: Any) -> None:
     kinds = {True: "default", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}
     kind = next((ours for theirs, ours in kinds.items() if value is theirs or value == theirs), None)
     if kind:
@@ -125,7 +125,7 @@ def initial(draft: Draft, name: str, value: Any) -> None:
         draft.missing(name, value, "initial")
 
 
-def attends(draft: Draft, name: str, value: Any) -> None:
+def attention_switch(draft: Draft, name: str, value: Any) -> None:
     kinds = {
         "flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "flex_attention": "flex_attention",
         "eager_attention": "eager",
@@ -145,7 +145,7 @@ def template(draft: Draft, name: str, value: Any) -> None:
         draft.missing(name, value, "template-own")
 
 
-def checkpointing(draft: Draft, name: str, value: Any) -> None:
+def gradient_checkpointing(draft: Draft, name: str, value: Any) -> None:
     if isinstance(value, bool):
         draft.put("training.gradient_checkpointing", value, name)
     else:
@@ -158,21 +158,21 @@ def checkpointing(draft: Draft, name: str, value: Any) -> None:
 
 def datasets(draft: Draft, name: str, value: Any) -> None:
     names = (
-        [_named(draft, name, entry) for entry in value]
+        [_dataset_name(draft, name, entry) for entry in value]
         if isinstance(value, list)
-        else [_named(draft, name, value)]
+        else [_dataset_name(draft, name, value)]
     )
     draft.put("data.datasets", dict.fromkeys(names, 1.0), name)
 
 
 def test_datasets(draft: Draft, name: str, value: Any) -> None:
-    draft.put("data.eval_datasets", [_named(draft, name, entry) for entry in value], name)
+    draft.put("data.eval_datasets", [_dataset_name(draft, name, entry) for entry in value], name)
 
 
-def _named(draft: Draft, name: str, entry: Any) -> str:
+def _dataset_name(draft: Draft, name: str, entry: Any) -> str:
     """The name of a data set in dataset_info.json: that of its file."""
     settings = entry if isinstance(entry, Mapping) else {"path": entry}
-    place = several(settings.get("data_files")) or [settings["path"]]
+    place = as_list(settings.get("data_files")) or [settings["path"]]
     stem = PurePosixPath(str(place[0]).replace("\\", "/")).name.partition(".")[0]
     why = {language: text.format(name=stem) for language, text in reasons()["registered"].items()}
     kind = f" (type {settings['type']})" if isinstance(settings.get("type"), str) else ""
@@ -189,7 +189,7 @@ def too_long(draft: Draft, name: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------ stages
 
 
-def taken(draft: Draft, name: str, value: Any) -> None:
+def stage_switch(draft: Draft, name: str, value: Any) -> None:
     """What the stage has been read from."""
     if draft.kind == "sft" and value in (False, ""):
         draft.needless(name, value, "nothing-asked")
@@ -198,15 +198,15 @@ def taken(draft: Draft, name: str, value: Any) -> None:
 
 
 def dpo_loss(draft: Draft, name: str, value: Any) -> None:
-    losses = several(value)
+    losses = as_list(value)
     if len(losses) == 1:
         draft.put("stage.loss_type", losses[0], name)
     else:
         draft.missing(name, value, "loss")
 
 
-def smoothing(draft: Draft, name: str, value: Any) -> None:
-    loss = (several(draft.settings.get("dpo_loss_type")) or ["sigmoid"])[0]
+def label_smoothing(draft: Draft, name: str, value: Any) -> None:
+    loss = (as_list(draft.settings.get("dpo_loss_type")) or ["sigmoid"])[0]
     if loss == "sigmoid" and value:
         draft.missing(name, value, "smoothing")
     else:
@@ -215,9 +215,9 @@ def smoothing(draft: Draft, name: str, value: Any) -> None:
 
 def trl(draft: Draft, name: str, value: Any) -> None:
     for key, inner in value.items():
-        if key in TRL and draft.kind == "grpo" and inner is not None:
-            draft.put(TRL[key], inner, f"{name}.{key}")
-            draft.origins[TRL[key]] = (f"{name}.{key}", inner)
+        if key in TRL_SETTINGS and draft.kind == "grpo" and inner is not None:
+            draft.put(TRL_SETTINGS[key], inner, f"{name}.{key}")
+            draft.origins[TRL_SETTINGS[key]] = (f"{name}.{key}", inner)
         elif key in ("reward_funcs", "reward_weights"):
             draft.missing(f"{name}.{key}", inner, "rewards")
         elif key == "scale_rewards" and draft.kind == "grpo":
@@ -229,14 +229,14 @@ def trl(draft: Draft, name: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------ training, logging
 
 
-def schedule(draft: Draft, name: str, value: Any) -> None:
+def lr_scheduler(draft: Draft, name: str, value: Any) -> None:
     if value in Scheduler.__args__:
         draft.put("training.lr_scheduler_type", value, name)
     else:
         draft.missing(name, value, "schedule")
 
 
-def floor(draft: Draft, name: str, value: Any) -> None:
+def cosine_min_lr_ratio(draft: Draft, name: str, value: Any) -> None:
     draft.put("training.lr_scheduler_type", "cosine_with_min_lr")
     draft.put("extra.lr_scheduler_kwargs", {"min_lr_rate": float(value)}, name)
 
@@ -257,7 +257,7 @@ def tf32(draft: Draft, name: str, value: Any) -> None:
     _unless_auto(draft, name, value)
 
 
-def compiled(draft: Draft, name: str, value: Any) -> None:
+def torch_compile(draft: Draft, name: str, value: Any) -> None:
     _unless_auto(draft, name, value)
 
 
@@ -280,28 +280,28 @@ def per_epoch(draft: Draft, name: str, value: Any) -> None:
 
 
 def tensorboard(draft: Draft, name: str, value: Any) -> None:
-    _tracks(draft, name, value, "tensorboard")
+    _add_tracker(draft, name, value, "tensorboard")
 
 
 def wandb(draft: Draft, name: str, value: Any) -> None:
-    _tracks(draft, name, value, "wandb")
+    _add_tracker(draft, name, value, "wandb")
 
 
 def mlflow(draft: Draft, name: str, value: Any) -> None:
-    _tracks(draft, name, value, "mlflow")
+    _add_tracker(draft, name, value, "mlflow")
 
 
-def _tracks(draft: Draft, name: str, value: Any, tracker: str) -> None:
+def _add_tracker(draft: Draft, name: str, value: Any, tracker: str) -> None:
     if value in (False, ""):
         draft.needless(name, value, "nothing-asked")
         return
-    ways_training.trackers(draft, name, tracker)
+    training_converters.trackers(draft, name, tracker)
     if name == "wandb_project":
         draft.missing(name, value, "tracker")
 
 
-WAYS = SHARED | by_name(
-    adapter, four_bits, eight_bits, bnb, all_linear, targets, initial, attends, template, checkpointing,
-    datasets, test_datasets, too_long, taken, dpo_loss, smoothing, trl, schedule, floor, optimizer_arguments,
-    fp32, tf32, compiled, per_epoch, tensorboard, wandb, mlflow,
+CONVERTERS = SHARED_CONVERTERS | converters_by_name(
+    adapter, four_bits, eight_bits, bnb_config, all_linear, targets, init_lora_weights, attention_switch, template, gradient_checkpointing,
+    datasets, test_datasets, too_long, stage_switch, dpo_loss, label_smoothing, trl, lr_scheduler, cosine_min_lr_ratio, optimizer_arguments,
+    fp32, tf32, torch_compile, per_epoch, tensorboard, wandb, mlflow,
 )  # fmt: skip

@@ -7,50 +7,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.core.problems import Problem, problem
-from engine.importer.table import NOTHING, entries
+from engine.importer.table import EMPTY_VALUES, entries
 
-PARTS = ("top", "train", "eval", "infer", "export")
-STAGES = {
+FORM_PARTS = ("top", "train", "eval", "infer", "export")
+STAGE_OF_TITLE = {
     "Supervised Fine-Tuning": "sft", "Reward Modeling": "rm", "PPO": "ppo", "DPO": "dpo", "KTO": "kto", "Pre-Training": "pt",
 }  # fmt: skip
 # Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5); those that are called as their key need no row.
-NAMES = {
+KEY_OF_CONTROL = {
     "training_stage": "stage", "train_seed": "seed", "eval_seed": "seed", "batch_size": "per_device_train_batch_size",
     "neftune_alpha": "neftune_noise_alpha", "use_pissa": "pissa_init", "checkpoint_path": "adapter_name_or_path",
     "model_path": "model_name_or_path",
 }  # fmt: skip
 # Parts of the page, which are no settings.
-PAGE = ("lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload", "resume_btn", "progress_bar",
+PAGE_CONTROLS = ("lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload", "resume_btn", "progress_bar",
         "swanlab_link", "loss_viewer", "output_box", "predict")  # fmt: skip
 # What belongs to a switch or a stage, and is no setting without it.
-ONLY = {
+SWITCH_OF_PREFIX = {
     "galore_": "use_galore", "apollo_": "use_apollo", "badam_": "use_badam", "swanlab_": "use_swanlab",
 }  # fmt: skip
 
 
-def known(name: str) -> bool:
-    return name.partition(".")[0] in PARTS and "." in name
+def is_board_key(name: str) -> bool:
+    return name.partition(".")[0] in FORM_PARTS and "." in name
 
 
 def is_board(settings: Mapping[str, Any]) -> bool:
-    return any(known(str(name)) and str(name).startswith(("top.", "train.", "eval.")) for name in settings)
+    return any(
+        is_board_key(str(name)) and str(name).startswith(("top.", "train.", "eval.")) for name in settings
+    )
 
 
-def unfolded(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
+def board_settings(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
     """The settings that the form would start a training with; or an evaluation, where only that has a data set."""
-    held = {part: _part(form, part) for part in PARTS}
+    held = {part: _controls_of_part(form, part) for part in FORM_PARTS}
     evaluates = not held["train"].get("dataset") and bool(held["eval"].get("dataset"))
     part = "eval" if evaluates else "train"
     settings: dict[str, Any] = {"do_predict": True} if evaluates else {"do_train": True}
     controls = held["top"] | held[part]
     extra = controls.pop("extra_args", None)
     for name, value in controls.items():
-        if name in PAGE or value in ([], *NOTHING):
+        if name in PAGE_CONTROLS or value in ([], *EMPTY_VALUES):
             continue
-        switch = next((switch for begin, switch in ONLY.items() if name.startswith(begin)), None)
+        switch = next((switch for begin, switch in SWITCH_OF_PREFIX.items() if name.startswith(begin)), None)
         if switch and controls.get(switch) is not True:
             continue
-        _add(settings, NAMES.get(name, name), value, evaluates)
+        _add_control(settings, KEY_OF_CONTROL.get(name, name), value, evaluates)
     if evaluates:
         settings["eval_dataset"] = settings.pop("dataset", None)
     if settings.get("val_size") and not evaluates:  # as the page does
@@ -60,17 +62,17 @@ def unfolded(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
     if name and "model_name_or_path" not in settings:
         settings["model_name_or_path"] = name
         notes.append(problem("import-board-model", name=name))
-    settings |= _extra(extra, notes)
+    settings |= _extra_arguments(extra, notes)
     return settings
 
 
-def _part(form: Mapping[str, Any], part: str) -> dict[str, Any]:
+def _controls_of_part(form: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {
         str(name).partition(".")[2]: value for name, value in form.items() if str(name).startswith(f"{part}.")
     }
 
 
-def _extra(text: Any, notes: list[Problem]) -> dict[str, Any]:
+def _extra_arguments(text: Any, notes: list[Problem]) -> dict[str, Any]:
     """The JSON of the box "extra arguments"."""
     try:
         plain = json.loads(text) if isinstance(text, str) and text.strip() else text or {}
@@ -80,10 +82,10 @@ def _extra(text: Any, notes: list[Problem]) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _add(settings: dict[str, Any], name: str, value: Any, evaluates: bool) -> None:
+def _add_control(settings: dict[str, Any], name: str, value: Any, evaluates: bool) -> None:
     """A control's value as its key's, where the page turns it into another."""
     if name == "stage":
-        settings[name] = STAGES.get(value, value)
+        settings[name] = STAGE_OF_TITLE.get(value, value)
     elif name == "compute_type":
         if value in ("fp16", "bf16", "pure_bf16"):
             settings[value] = True
@@ -104,10 +106,10 @@ def _add(settings: dict[str, Any], name: str, value: Any, evaluates: bool) -> No
     elif name == "adapter_name_or_path":
         settings[name] = ",".join(map(str, value)) if isinstance(value, list) else value
     elif name != "model_name":
-        settings[name] = number(value) if name in entries("llamafactory") else value
+        settings[name] = parse_number(value) if name in entries("llamafactory") else value
 
 
-def number(value: Any) -> Any:
+def parse_number(value: Any) -> Any:
     """A number that the form keeps as text."""
     if isinstance(value, str):
         for kind in (int, float):

@@ -12,7 +12,7 @@ from engine.spec.contradictions import problems
 from engine.spec.run_spec import UNIONS, RunSpec, Spec, fields
 
 # What is wrong with a further argument by itself, whatever the others say.
-OF_VALUES = (
+VALUE_PROBLEM_CODES = (
     "extra-unknown",
     "extra-has-a-field",
     "extra-type",
@@ -25,9 +25,9 @@ OF_VALUES = (
 class Draft:
     """Settings of ours as plain data. `settings` are theirs, all of them; `kind` is the stage, or the kind of spec."""
 
-    def __init__(self, whole: type[Spec], kind: str, settings: Mapping[str, Any]):
-        self.whole, self.kind, self.settings = whole, kind, settings
-        self.plain: dict[str, Any] = {}
+    def __init__(self, spec_type: type[Spec], kind: str, settings: Mapping[str, Any]):
+        self.spec_type, self.kind, self.settings = spec_type, kind, settings
+        self.values: dict[str, Any] = {}
         self.origins: dict[
             str, tuple[str, Any]
         ] = {}  # our path → their key and value; of defaults there is none
@@ -45,31 +45,31 @@ class Draft:
                 self.needless(*before, "said-by-both")
             else:
                 self.notes.append(
-                    problem("import-overruled", name=before[0], value=short(before[1]), by=name)
+                    problem("import-overruled", name=before[0], value=shortened(before[1]), by=name)
                 )
         *parents, last = path.split(".")
-        place = self.plain
+        place = self.values
         for step in parents:
             if not isinstance(place.get(step), dict):
                 place[step] = {}
             place = place[step]
-        info = fields(self.whole).get(path)
+        info = fields(self.spec_type).get(path)
         listed = info is not None and str(info.annotation).startswith("list")
-        place[last] = several(value) if listed else value
+        place[last] = as_list(value) if listed else value
         if name:
             self.origins[path] = (name, self.settings.get(name, value))
         else:
             self.defaults.setdefault(path, value)
 
     def get(self, path: str) -> Any:
-        place: Any = self.plain
+        place: Any = self.values
         for step in path.split("."):
             place = place.get(step) if isinstance(place, dict) else None
         return place
 
     def drop(self, path: str) -> None:
         *parents, last = path.split(".")
-        place: Any = self.plain
+        place: Any = self.values
         for step in parents:
             place = place.get(step) if isinstance(place, dict) else None
         if isinstance(place, dict):
@@ -77,24 +77,24 @@ class Draft:
         for key in [key for key in self.origins if key == path or key.startswith(f"{path}.")]:
             del self.origins[key]
 
-    # -------------------------------------------------------------------------------- tell
+    # -------------------------------------------------------------------------------- notes
 
-    def tell(self, code: str, name: str, value: Any, why: str | Mapping[str, str] = "", **more: Any) -> None:
+    def note(self, code: str, name: str, value: Any, why: str | Mapping[str, str] = "", **more: Any) -> None:
         """Note what becomes of a key: `why` is the name of a reason, or the reason in both languages."""
         reason = (reasons()[why] if isinstance(why, str) else why) if why else ""
-        self.notes.append(problem(code, name=name, value=short(value), why=reason, **more))
+        self.notes.append(problem(code, name=name, value=shortened(value), why=reason, **more))
 
     def needless(self, name: str, value: Any, why: str) -> None:
-        self.tell("import-needless", name, value, why)
+        self.note("import-needless", name, value, why)
 
     def missing(self, name: str, value: Any, why: str) -> None:
-        self.tell("import-none", name, value, why)
+        self.note("import-none", name, value, why)
 
     def differs(self, name: str, value: Any, why: Mapping[str, str]) -> None:
-        self.tell("import-differs", name, value, why)
+        self.note("import-differs", name, value, why)
 
-    def about(self, name: str, value: Any, entry: Entry) -> None:
-        """Tell of a key that has no counterpart here, or needs none."""
+    def note_unused(self, name: str, value: Any, entry: Entry) -> None:
+        """Note a key that has no counterpart here, or needs none."""
         shown = "…" if entry.secret and value else value
         if entry.none and not entry.asks_nothing(value):
             self.missing(name, shown, entry.none)
@@ -106,16 +106,16 @@ class Draft:
     def spec(self) -> Spec:
         """The spec. What it does not take is left out, each with a line of its own. Raises Refusal only where something is
         wrong that no key has said."""
-        self._kinds_apart()
+        self._drop_other_kinds()
         while True:
             try:
-                spec = self.whole.read(self.plain)
+                spec = self.spec_type.read(self.values)
                 # What contradicts another setting stands: the form says so, and lets the user choose.
-                contradictions = problems(spec) if self.whole is RunSpec else []
+                contradictions = problems(spec) if self.spec_type is RunSpec else []
                 wrong = [
                     issue
                     for issue in contradictions
-                    if issue.field.startswith("extra") and issue.code in OF_VALUES
+                    if issue.field.startswith("extra") and issue.code in VALUE_PROBLEM_CODES
                 ]
             except Refusal as refusal:
                 wrong = refusal.problems
@@ -124,7 +124,7 @@ class Draft:
             for issue in wrong:
                 self._leave_out(issue)
 
-    def _kinds_apart(self) -> None:
+    def _drop_other_kinds(self) -> None:
         """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
         for union, kinds in UNIONS.items():
             if union == "stage":
@@ -132,7 +132,7 @@ class Draft:
             held = self.get(union)
             if not isinstance(held, dict):
                 continue
-            default = fields(self.whole)[union].default.kind if union in fields(self.whole) else ""
+            default = fields(self.spec_type)[union].default.kind if union in fields(self.spec_type) else ""
             kind = held.setdefault("kind", default)
             if kind not in list(kinds):
                 continue
@@ -140,7 +140,7 @@ class Draft:
                 origin = self.origins.get(f"{union}.{key}")
                 self.drop(f"{union}.{key}")
                 if origin:
-                    self.tell("import-needless", *origin, "other-kind")
+                    self.note("import-needless", *origin, "other-kind")
 
     def _leave_out(self, wrong: Problem) -> None:
         """Take out what a problem is about. Raises Refusal where that is nothing of theirs."""
@@ -155,10 +155,10 @@ class Draft:
         self.drop(path)
         if path in self.defaults and self.defaults[path] != value:
             self.put(path, self.defaults.pop(path))
-        self.tell("import-value", name, value, {language: wrong.text(language) for language in ("en", "zh")})
+        self.note("import-value", name, value, {language: wrong.text(language) for language in ("en", "zh")})
 
 
-def several(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """`a,b` is what a list is on their command line; in YAML it may be one."""
     if isinstance(value, (list, tuple)):
         return list(value)
@@ -167,7 +167,7 @@ def several(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A value as a sentence names it."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -180,9 +180,11 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-Way = Callable[[Draft, str, Any], None]  # how a key is taken: (draft, name, value)
+Converter = Callable[
+    [Draft, str, Any], None
+]  # (draft, name, value): puts what it can into the draft, and notes what it cannot
 
 
-def by_name(*ways: Way) -> dict[str, Way]:
-    """Name → way, as the tables name them."""
-    return {way.__name__: way for way in ways}
+def converters_by_name(*converters: Converter) -> dict[str, Converter]:
+    """Name → converter, as the tables name them."""
+    return {converter.__name__: converter for converter in converters}

@@ -1,4 +1,4 @@
-"""The words of a command → what it starts, with which settings, on which cards."""
+"""The words of a command → what it starts, with which settings, on which GPUs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.core.problems import Refusal
-from engine.importer.draft import Draft, several
+from engine.importer.draft import Draft, as_list
 from engine.importer.shell import ASSIGNMENT
 from engine.importer.table import Entry, entries
 from engine.spec.run_spec import RunSpec
 from engine.spec.yaml_text import read_yaml
 
-CLI = ("llamafactory-cli", "lmf", "axolotl")
+CLI_NAMES = ("llamafactory-cli", "lmf", "axolotl")
 LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "python", "python3", "srun", "mpirun", "ray")
 # Scripts of LLaMA-Factory's older versions, by the beginning of their name.
-SCRIPTS = (
+VERB_OF_SCRIPT = (
     ("export", "export"), ("cli_demo", "chat"), ("api", "api"), ("web", "webchat"), ("evaluate", "eval"),
     ("train_web", "webui"), ("chat", "chat"), ("train", "train"),
 )  # fmt: skip
@@ -35,10 +35,10 @@ VERBS = (
     "inference",
     "merge-lora",
 )
-FILES = (".yaml", ".yml", ".json")
-SECRET = re.compile(r"token|key|secret|passw", re.I)
+SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
+SECRET_NAME = re.compile(r"token|key|secret|passw", re.I)
 # Variables that libraries read; others are the script's own.
-LIBRARIES = re.compile(
+LIBRARY_VARIABLE = re.compile(
     r"(NCCL|WANDB|HF|HUGGING|TORCH|CUDA|PYTORCH|SWANLAB|MLFLOW|TRANSFORMERS|TRITON|VLLM|MODELSCOPE|RAY|ASCEND|HCCL|GLOO|TRACKIO)_?\w*"
 )
 
@@ -58,14 +58,14 @@ class Launch:
     words: Sequence[str] = ()
 
 
-def read_words(words: Sequence[str], exported: Mapping[str, str]) -> Launch | None:
+def read_command(words: Sequence[str], exported: Mapping[str, str]) -> Launch | None:
     """What a command starts; None if it has nothing to do with a training (`cd`, `pip install`)."""
     environment, rest = dict(exported), list(words)
     while rest and (rest[0] in ("env", "nohup", "time", "sudo", "exec") or ASSIGNMENT.fullmatch(rest[0])):
         if assigned := ASSIGNMENT.fullmatch(rest[0]):
             environment[assigned[1]] = assigned[2]
         rest = rest[1:]
-    at = _script(rest)
+    at = _program_index(rest)
     launch = Launch(environment=environment, words=words)
     if at is None:
         # Words of which the beginning was not copied: flags, or the verb and flags.
@@ -73,34 +73,34 @@ def read_words(words: Sequence[str], exported: Mapping[str, str]) -> Launch | No
             return None
         bare = rest[0] in ("train", "export")
         launch.verb = rest[0] if bare else ""
-        _arguments(launch, rest[bare:])
+        _add_arguments(launch, rest[bare:])
         return launch
     launch.axolotl = "axolotl" in rest[at]
     names = [word.rpartition("/")[2] for word in rest[:at]]
     start = next((index for index, name in enumerate(names) if name in LAUNCHERS), at)
     launch.program = names[start] if start < at else ""
-    launch.flags = dict(flags(rest[start:at])[0])
+    launch.flags = dict(parse_flags(rest[start:at])[0])
     if re.search(r"(^|[/\\])scripts[/\\]", rest[at]):
         launch.verb = rest[at]  # of LLaMA-Factory's own helpers, which train nothing
         return launch
     script, behind = rest[at], rest[at + 1 :]
-    if script.rpartition("/")[2].removesuffix(".exe") in CLI or script.endswith("llamafactory.cli"):
+    if script.rpartition("/")[2].removesuffix(".exe") in CLI_NAMES or script.endswith("llamafactory.cli"):
         launch.verb, behind = (behind[0], behind[1:]) if behind and behind[0] in VERBS else ("", behind)
     else:
         name = script.replace("\\", "/").rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
-        launch.verb = next((verb for begin, verb in SCRIPTS if name.startswith(begin)), "train")
+        launch.verb = next((verb for begin, verb in VERB_OF_SCRIPT if name.startswith(begin)), "train")
     launch.verb = {"preprocess": "train", "merge-lora": "export", "inference": "chat"}.get(
         launch.verb, launch.verb
     )
-    _arguments(launch, behind)
+    _add_arguments(launch, behind)
     return launch
 
 
-def _script(words: Sequence[str]) -> int | None:
+def _program_index(words: Sequence[str]) -> int | None:
     """Where the program that is started stands, behind the launcher and its flags."""
     for index, word in enumerate(words):
         name = word.replace("\\", "/").rpartition("/")[2].removesuffix(".exe")
-        if name in CLI or word.endswith(".py"):
+        if name in CLI_NAMES or word.endswith(".py"):
             return index
         if (
             index
@@ -111,31 +111,31 @@ def _script(words: Sequence[str]) -> int | None:
     return None
 
 
-def _arguments(launch: Launch, words: Sequence[str]) -> None:
+def _add_arguments(launch: Launch, words: Sequence[str]) -> None:
     """Files and `key=value` before the first flag; flags behind."""
-    first = next((index for index, word in enumerate(words) if _flag(word)), len(words))
+    first = next((index for index, word in enumerate(words) if _is_flag(word)), len(words))
     for word in words[:first]:
         name, equals, value = word.partition("=")
         if equals and re.fullmatch(r"[+~]*[\w.]+", name):
-            launch.settings.append((name.lstrip("+~"), plain(value)))
-        elif word.lower().endswith(FILES):
+            launch.settings.append((name.lstrip("+~"), parse_value(value)))
+        elif word.lower().endswith(SETTINGS_SUFFIXES):
             launch.files.append(word)
-    flag_settings, files = flags(words[first:])
+    flag_settings, files = parse_flags(words[first:])
     launch.settings += flag_settings
     launch.files += files
 
 
-def _flag(word: str) -> bool:
+def _is_flag(word: str) -> bool:
     return bool(re.match(r"--?[a-zA-Z]", word))  # and not -1, which is a value
 
 
-def flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
+def parse_flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
     """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag are no flag's. And the files
     among `--c x.yaml key=value`, which stand behind a switch."""
     words_by_flag: list[tuple[str, list[str]]] = []
     files: list[str] = []
     for word in words:
-        if _flag(word):
+        if _is_flag(word):
             name, equals, value = word.lstrip("-").partition("=")
             words_by_flag.append((name.replace("-", "_"), [value] if equals else []))
         elif re.fullmatch(r"[a-z_]+=\S*", word) and words_by_flag and words_by_flag[-1][1]:
@@ -143,10 +143,12 @@ def flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
             words_by_flag.append((name, [value]))
         elif words_by_flag:
             words_by_flag[-1][1].append(word)
-    return [(name, plain(",".join(values)) if values else True) for name, values in words_by_flag], files
+    return [
+        (name, parse_value(",".join(values)) if values else True) for name, values in words_by_flag
+    ], files
 
 
-def plain(word: str) -> Any:
+def parse_value(word: str) -> Any:
     """As YAML reads it; what it cannot read is text."""
     try:
         return read_yaml(word)
@@ -159,15 +161,15 @@ def plain(word: str) -> Any:
 
 def put_hardware(draft: Draft, launch: Launch) -> None:
     """Where the run computes, as launcher and environment say; each of their words is taken or told."""
-    table, cards = entries("launchers"), []
+    table, gpus = entries("launchers"), []
     processes: Any = None
     for name, value in [*launch.flags.items(), *launch.environment.items()]:
         entry = table.get(name)
         path = entry.path("") if entry else ""
         if path == "hardware.devices":
-            cards = _cards(draft, name, value)
+            gpus = _gpu_numbers(draft, name, value)
         elif path == "hardware.num_processes":
-            if isinstance(count := plain(str(value)), int):
+            if isinstance(count := parse_value(str(value)), int):
                 processes = count
         elif path == "hardware.device":
             draft.put(path, "cpu", name)
@@ -177,32 +179,32 @@ def put_hardware(draft: Draft, launch: Launch) -> None:
         elif path == "model.hub":
             if str(value) in ("1", "true", "True"):
                 draft.put(path, "modelscope")
-        elif entry or name in launch.flags or LIBRARIES.fullmatch(name):
-            _about(draft, name, value, entry, launch)
-    count = processes if processes is not None else len(cards)
-    if draft.whole is not RunSpec:
-        count = min(count, 1)  # what answers or is written does so on one card
+        elif entry or name in launch.flags or LIBRARY_VARIABLE.fullmatch(name):
+            _note_flag(draft, name, value, entry, launch)
+    count = processes if processes is not None else len(gpus)
+    if draft.spec_type is not RunSpec:
+        count = min(count, 1)  # what answers or is written does so on one GPU
     if count:
         draft.put("hardware.num_processes", count, "num_processes")
-        draft.put("hardware.devices", cards[: max(count, 0)])
+        draft.put("hardware.devices", gpus[: max(count, 0)])
 
 
-def _cards(draft: Draft, name: str, value: Any) -> list[int]:
-    """`0,1`, `localhost:0,1`; what names no card by its number is told."""
-    words = [word.rpartition(":")[2] for word in several(str(value).rpartition("@")[2])]
+def _gpu_numbers(draft: Draft, name: str, value: Any) -> list[int]:
+    """`0,1`, `localhost:0,1`; what is not the number of a GPU is noted."""
+    words = [word.rpartition(":")[2] for word in as_list(str(value).rpartition("@")[2])]
     if all(word.isdecimal() for word in words):
         return [int(word) for word in words]
     if words not in (["-1"], ["all"]):
-        draft.tell("import-none", name, value, "one-per-card")
+        draft.note("import-none", name, value, "one-per-card")
     return []
 
 
-def _about(draft: Draft, name: str, value: Any, entry: Entry | None, launch: Launch) -> None:
+def _note_flag(draft: Draft, name: str, value: Any, entry: Entry | None, launch: Launch) -> None:
     if entry is None and re.match(r"fsdp|deepspeed|offload|zero", name):
         entry = Entry(none="sharding")
     if entry is None and name.isupper():
-        entry = Entry(none="studio-environment", secret=bool(SECRET.search(name)))
+        entry = Entry(none="studio-environment", secret=bool(SECRET_NAME.search(name)))
     if entry is None:
-        draft.tell("import-unknown", name, value, program=launch.program, hint="—")
+        draft.note("import-unknown", name, value, program=launch.program, hint="—")
         return
-    draft.about(name, value, entry)
+    draft.note_unused(name, value, entry)

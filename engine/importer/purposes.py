@@ -8,25 +8,25 @@ from typing import Any
 from engine.core.problems import Refusal, problem
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
-from engine.importer.draft import Draft, several
+from engine.importer.converters import CONVERTERS
+from engine.importer.draft import Draft, as_list
+from engine.importer.model_converters import CONTEXT_LENGTH_KEY, quantization_bit
 from engine.importer.table import entries, reasons
-from engine.importer.training import ODD, unknown
-from engine.importer.ways import WAYS
-from engine.importer.ways_model import CONTEXT, bits
+from engine.importer.training import CONVERSION_ERRORS, put_unknown
 
 # Keys that mean the same in an evaluation or an export, beside those that the table names for it.
-EVALUATION = {
+EVALUATION_PATHS = {
     "model_name_or_path": "model.model_name_or_path", "model_revision": "model.model_revision",
     "quantization_type": "model.quantization.bnb_4bit_quant_type",
     "double_quantization": "model.quantization.bnb_4bit_use_double_quant", "dataset_dir": "data.dataset_dir",
     "max_samples": "data.max_samples", "per_device_eval_batch_size": "generation.batch_size", "seed": "data.seed",
     "run_name": "name",
 }  # fmt: skip
-EXPORT = {
+EXPORT_PATHS = {
     "model_name_or_path": "model.model_name_or_path", "model_revision": "model.model_revision", "run_name": "name",
 }  # fmt: skip
 PRECISIONS = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
-TRAINS = (
+TRAINING_KEYS = (
     "stage",
     "dataset",
     "finetuning_type",
@@ -35,10 +35,17 @@ TRAINS = (
     "num_train_epochs",
     "output_dir",
 )
-ANSWERS = ("infer_backend", "infer_dtype", "vllm_maxlen", "vllm_config", "template", "vllm_enforce_eager")
+INFERENCE_KEYS = (
+    "infer_backend",
+    "infer_dtype",
+    "vllm_maxlen",
+    "vllm_config",
+    "template",
+    "vllm_enforce_eager",
+)
 
 
-def purpose(settings: Mapping[str, Any], verb: str) -> str:
+def spec_kind(settings: Mapping[str, Any], verb: str) -> str:
     """ "training", "evaluation" or "export". Raises Refusal if the settings are for chatting alone."""
     if verb == "export" or settings.get("export_dir"):
         return "export"
@@ -49,15 +56,15 @@ def purpose(settings: Mapping[str, Any], verb: str) -> str:
     if measures and trains is not True:
         return "evaluation"
     if (
-        not any(name in settings for name in TRAINS)
-        and any(name in settings for name in ANSWERS)
+        not any(name in settings for name in TRAINING_KEYS)
+        and any(name in settings for name in INFERENCE_KEYS)
         and trains is None
     ):
         raise Refusal(problem("import-chat"))
     return "training"
 
 
-def evaluation(settings: Mapping[str, Any]) -> Draft:
+def evaluation_draft(settings: Mapping[str, Any]) -> Draft:
     """An evaluation of what the file predicts with. Theirs answers by temperature 0.95 and top_p 0.7 where nothing is said,
     and takes all rows."""
     draft = Draft(EvaluationSpec, "evaluation", settings)
@@ -67,56 +74,56 @@ def evaluation(settings: Mapping[str, Any]) -> Draft:
     sets = "eval_dataset" if settings.get("eval_dataset") is not None else "dataset"
     for name, value in settings.items():
         if name == sets and value is not None:
-            draft.put("data.datasets", list(dict.fromkeys(map(str, several(value)))), name)
+            draft.put("data.datasets", list(dict.fromkeys(map(str, as_list(value)))), name)
         elif name == "adapter_name_or_path" and value is not None:
             _measured_adapter(draft, name, value)
         elif name == "quantization_bit" and value is not None:
-            bits(draft, name, value)
+            quantization_bit(draft, name, value)
         else:
-            _put(draft, name, value, EVALUATION)
+            _put_key(draft, name, value, EVALUATION_PATHS)
     if isinstance(seed := settings.get("seed"), int):
         draft.put("generation.seed", seed)
     return draft
 
 
 def _measured_adapter(draft: Draft, name: str, value: Any) -> None:
-    folders = several(value)
+    folders = as_list(value)
     draft.put("results", [str(folder) for folder in folders], name)
     draft.put("with_base", False)  # theirs measures one model
     draft.differs(name, value, reasons()["measured-results"])
 
 
-def export(settings: Mapping[str, Any]) -> Draft:
+def export_draft(settings: Mapping[str, Any]) -> Draft:
     """An export of what the file merges. Several adapters are added up, as theirs are merged one after the other."""
     draft = Draft(ExportSpec, "export", settings)
     for name, value in settings.items():
         if name == "adapter_name_or_path" and value is not None:
-            draft.put("adapters", {str(folder): 1.0 for folder in several(value)}, name)
+            draft.put("adapters", {str(folder): 1.0 for folder in as_list(value)}, name)
         elif name == "export_device" and value is not None:
             draft.put("hardware.device", value, name)
         elif name == "infer_dtype" and value is not None:
             draft.put("precision", PRECISIONS.get(str(value), value), name)
         else:
-            _put(draft, name, value, EXPORT)
+            _put_key(draft, name, value, EXPORT_PATHS)
     return draft
 
 
-def _put(draft: Draft, name: str, value: Any, paths: Mapping[str, str]) -> None:
+def _put_key(draft: Draft, name: str, value: Any, paths: Mapping[str, str]) -> None:
     entry = entries("llamafactory").get(name)
-    if name == CONTEXT:
+    if name == CONTEXT_LENGTH_KEY:
         return
     if entry is None:
-        unknown(draft, name, value)
+        put_unknown(draft, name, value)
     elif value is None:
         draft.needless(name, value, "empty")
     elif path := paths.get(name) or entry.paths.get(draft.kind):
         try:
-            WAYS[entry.way](draft, name, value) if entry.way and name not in paths else draft.put(
-                path, value, name
-            )
-        except ODD as error:
-            draft.tell("import-value", name, value, {"en": str(error), "zh": str(error)})
+            CONVERTERS[entry.converter](
+                draft, name, value
+            ) if entry.converter and name not in paths else draft.put(path, value, name)
+        except CONVERSION_ERRORS as error:
+            draft.note("import-value", name, value, {"en": str(error), "zh": str(error)})
     elif name == "trust_remote_code" or (entry.none and not entry.paths):
-        draft.about(name, value, entry)
+        draft.note_unused(name, value, entry)
     else:
         draft.needless(name, value, "other-purpose")

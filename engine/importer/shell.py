@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-NAME = re.compile(r"[A-Za-z_]\w*")
+VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)\+?=(.*)", re.S)
 # A line that goes on: \ of bash, ^ of cmd, ` of PowerShell. Blanks behind the mark are a slip that is meant the same.
 CONTINUED = re.compile(r"[\\^`][ \t]*(?:\n|$)")
@@ -18,9 +18,9 @@ HERE_DOCUMENT = re.compile(
     r"^[^\n]*?(?:cat|tee)[^\n]*?<<-?\s*(['\"]?)(\w+)\1[^\n]*\n(.*?)^\s*\2[ \t]*$\n?", re.M | re.S
 )
 WRITTEN_TO = re.compile(r">{1,2}\s*['\"]?([^\s'\"<>|;&]+)|\btee\s+(?:-a\s+)?['\"]?([^\s'\"<>|;&]+)")
-WINDOWS = re.compile(r"[\^`][ \t]*$|^\s*(?:\$env:|set\s+\w+=|@echo)", re.M | re.I)
+WINDOWS_SYNTAX = re.compile(r"[\^`][ \t]*$|^\s*(?:\$env:|set\s+\w+=|@echo)", re.M | re.I)
 # PowerShell's and cmd's assignments, in bash's words.
-ASSIGNMENTS = (
+ASSIGNMENT_REWRITES = (
     (re.compile(r"^\s*\$env:(\w+)\s*=\s*", re.M | re.I), r"export \1="),
     (re.compile(r"^\s*\$(\w+)\s*=\s*", re.M), r"\1="),
     (re.compile(r"^\s*set\s+\"(\w+)=([^\"\n]*)\"", re.M | re.I), r'export \1="\2"'),
@@ -50,8 +50,8 @@ def read_script(text: str) -> Script:
         return "\n"
 
     text = HERE_DOCUMENT.sub(keep, text)
-    windows = bool(WINDOWS.search(text))
-    for pattern, ours in ASSIGNMENTS:
+    windows = bool(WINDOWS_SYNTAX.search(text))
+    for pattern, ours in ASSIGNMENT_REWRITES:
         text = pattern.sub(ours, text)
     lexer = _Lexer(text, windows, script)
     while (words := lexer.command()) is not None:
@@ -66,7 +66,7 @@ def read_script(text: str) -> Script:
         if inner is not None:  # bash -c "…"
             script.commands += read_script(inner).commands
         else:
-            _take(words, lexer.variables, script)
+            _keep_command(words, lexer.variables, script)
     return script
 
 
@@ -74,7 +74,7 @@ def _is_shell(word: str) -> bool:
     return word.rpartition("/")[2] in ("bash", "sh", "zsh")
 
 
-def _take(words: list[str], variables: dict[str, str | list[str]], script: Script) -> None:
+def _keep_command(words: list[str], variables: dict[str, str | list[str]], script: Script) -> None:
     """Remember what a command assigns; keep the command if it is more than that."""
     if not words:
         return
@@ -84,7 +84,9 @@ def _take(words: list[str], variables: dict[str, str | list[str]], script: Scrip
     if all(assigned) or exports:
         for match in filter(None, assigned):
             variables[match[1]] = match[2]
-        names = [match[1] for match in assigned if match] + [word for word in rest if NAME.fullmatch(word)]
+        names = [match[1] for match in assigned if match] + [
+            word for word in rest if VARIABLE_NAME.fullmatch(word)
+        ]
         if exports:
             script.exported |= {name: str(variables[name]) for name in names if name in variables}
         return

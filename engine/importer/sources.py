@@ -11,17 +11,17 @@ from typing import Any
 import yaml
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.importer.launch import Launch, read_words
+from engine.importer.launch import Launch, read_command
 from engine.importer.shell import HERE_DOCUMENT, read_script
 from engine.spec.yaml_text import DEEPEST, read_yaml
 
-KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
+YAML_KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
 YAML_LINE = re.compile(r"^(?:['\"]?[A-Za-z_][\w.\-]*['\"]?\s*:(?:\s|$)|---\s*$)")
 COMMAND_LINE = re.compile(
     r"(?:^|[\s/\\])(?:llamafactory-cli|lmf|torchrun|deepspeed|accelerate|python3?|axolotl)(?:\.exe)?\s|\.py(?:\s|$)|^\s*--?\w"
 )
 FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.M)
-ACTING = ("train", "export", "eval", "")  # verbs that a spec can stand for
+SPEC_VERBS = ("train", "export", "eval", "")  # verbs that a spec can stand for
 Reader = Callable[[str], str | None]
 
 
@@ -48,7 +48,7 @@ def read_source(text: str, reader: Reader) -> Source:
     if _is_yaml(text):
         _add_yaml(source, text)
         return source
-    command, document = _apart(text)
+    command, document = _split_command_and_yaml(text)
     if (
         not COMMAND_LINE.search(command)
         and len(re.findall(YAML_LINE.pattern, text, re.M)) > len(text.splitlines()) / 3
@@ -59,35 +59,37 @@ def read_source(text: str, reader: Reader) -> Source:
         script = read_script(command)
     except ValueError as error:
         raise Refusal(problem("import-unreadable", why=error)) from None
-    launches = [launch for words in script.commands if (launch := read_words(words, script.exported))]
-    source.launch = _chosen(launches, source.notes)
+    launches = [launch for words in script.commands if (launch := read_command(words, script.exported))]
+    source.launch = _choose_launch(launches, source.notes)
     if not launches and not document:
         raise Refusal(problem("import-nothing"))
     source.notes += [
         problem("import-variable", name=name)
         for name in dict.fromkeys(script.unknown)
-        if _used(name, source.launch)
+        if _is_used(name, source.launch)
     ]
     for index, file in enumerate(source.launch.files):
-        content = document if index == 0 and document else _document(script.documents, file) or reader(file)
+        content = (
+            document if index == 0 and document else _here_document(script.documents, file) or reader(file)
+        )
         if content is None:
             source.notes.append(problem("import-file", file=file))
         else:
             _add_yaml(source, content)
     if document and not source.launch.files:
         _add_yaml(source, document)
-    _add(source, source.launch.settings, over=bool(source.launch.files))
+    _add_settings(source, source.launch.settings, over=bool(source.launch.files))
     return source
 
 
-def _used(name: str, launch: Launch) -> bool:
+def _is_used(name: str, launch: Launch) -> bool:
     held = [str(value) for _, value in launch.settings] + launch.files
     return any(name in value or name.replace(" ", "_") in value for value in held)
 
 
-def _chosen(launches: Sequence[Launch], notes: list[Problem]) -> Launch:
+def _choose_launch(launches: Sequence[Launch], notes: list[Problem]) -> Launch:
     """The first command that a spec can stand for; the others are told. Raises Refusal if there are only others."""
-    acting = [launch for launch in launches if launch.verb in ACTING]
+    acting = [launch for launch in launches if launch.verb in SPEC_VERBS]
     if launches and not acting:
         raise Refusal(problem(OTHER_VERBS.get(launches[0].verb, "import-verb"), verb=launches[0].verb))
     for other in launches:
@@ -99,7 +101,7 @@ def _chosen(launches: Sequence[Launch], notes: list[Problem]) -> Launch:
 OTHER_VERBS = {"chat": "import-chat", "webchat": "import-chat", "api": "import-api", "webui": "import-webui"}
 
 
-def _document(documents: Mapping[str, str], file: str) -> str | None:
+def _here_document(documents: Mapping[str, str], file: str) -> str | None:
     """What the script itself wrote to a file of that name."""
     name = PurePosixPath(file).name
     return next((text for path, text in documents.items() if PurePosixPath(path).name == name), None)
@@ -112,13 +114,13 @@ def _is_yaml(text: str) -> bool:
     """Whether the text is YAML that says settings: a mapping whose keys are names. `llamafactory-cli train --x {a: 1}` is a
     mapping, too, to YAML."""
     try:
-        names = _names(_untabbed(text)[0])
+        names = _top_level_keys(_without_tabs(text)[0])
     except (yaml.YAMLError, ValueError):
         return False
-    return bool(names) and all(KEY.fullmatch(name) for name in names)
+    return bool(names) and all(YAML_KEY.fullmatch(name) for name in names)
 
 
-def _names(text: str) -> list[str]:
+def _top_level_keys(text: str) -> list[str]:
     """The keys of all documents of a text, at their top; [""] where one is no mapping. Read from events: nothing is built of a
     text that is nested a thousand times. Raises yaml.YAMLError."""
     names: list[str] = []
@@ -141,7 +143,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _apart(text: str) -> tuple[str, str]:
+def _split_command_and_yaml(text: str) -> tuple[str, str]:
     """A command and the YAML that was pasted below or above it; "" where there is only one of them."""
     if HERE_DOCUMENT.search(text):
         return text, ""
@@ -157,7 +159,7 @@ def _apart(text: str) -> tuple[str, str]:
     return text, ""
 
 
-def _untabbed(text: str) -> tuple[str, int]:
+def _without_tabs(text: str) -> tuple[str, int]:
     """The text with tabs at the beginning of lines as blanks, which YAML wants, and the first line that has one (0: none)."""
     tabbed = next((number for number, line in enumerate(text.split("\n"), 1) if re.match(r" *\t", line)), 0)
     return re.sub(r"^[ \t]+", lambda blanks: blanks[0].replace("\t", "  "), text, flags=re.M), tabbed
@@ -165,7 +167,7 @@ def _untabbed(text: str) -> tuple[str, int]:
 
 def _add_yaml(source: Source, text: str) -> None:
     """Settings of YAML, each key once: the last counts, and it is told. Raises Refusal with line and column."""
-    text, tabbed = _untabbed(normalized(text))
+    text, tabbed = _without_tabs(normalized(text))
     if tabbed:
         source.notes.append(problem("import-tab", line=tabbed))
     documents = _documents(text)
@@ -175,9 +177,9 @@ def _add_yaml(source: Source, text: str) -> None:
         settings = read_yaml(document)
         if not isinstance(settings, dict):
             raise Refusal(problem("import-nothing"))
-        _add(source, [(str(name), settings[name]) for name in settings], over=False)
+        _add_settings(source, [(str(name), settings[name]) for name in settings], over=False)
         source.notes += [
-            problem("import-twice", name=name, value=settings[name]) for name in _twice(document)
+            problem("import-twice", name=name, value=settings[name]) for name in _repeated_keys(document)
         ]
 
 
@@ -192,12 +194,12 @@ def _documents(text: str) -> list[str]:
     return held or [text]
 
 
-def _twice(text: str) -> list[str]:
-    names = _names(text)
+def _repeated_keys(text: str) -> list[str]:
+    names = _top_level_keys(text)
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def _add(source: Source, settings: Sequence[tuple[str, Any]], over: bool) -> None:
+def _add_settings(source: Source, settings: Sequence[tuple[str, Any]], over: bool) -> None:
     """`over`: these are meant to replace what a file says."""
     seen: set[str] = set()
     for name, value in settings:

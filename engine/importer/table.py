@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-TABLES = Path(__file__).parent
-NOTHING = (None, False, "", "none", "None", "null")  # what asks for nothing, whatever the key
+TABLES_FOLDER = Path(__file__).parent
+EMPTY_VALUES = (None, False, "", "none", "None", "null")  # what asks for nothing, whatever the key
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Entry:
     other fields are told in llamafactory.yaml."""
 
     paths: Mapping[str, str] = field(default_factory=dict)
-    way: str = ""
+    converter: str = ""
     same: str = ""
     none: str = ""
     part: str = ""
@@ -36,7 +36,7 @@ class Entry:
         """Whether the run is the same without the key. Where it is on by itself, false asks for something."""
         if value is False and any(plain_value is True for plain_value in self.plain):
             return False
-        return value in NOTHING or value in self.plain
+        return value in EMPTY_VALUES or value in self.plain
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def sections(program: str) -> tuple[Section, ...]:
             {name: _entry(name, about) for name, about in section["keys"].items()},
             section.get("note", {}),
         )
-        for section in _plain(program)["sections"]
+        for section in _load_table(program)["sections"]
     )
 
 
@@ -72,13 +72,13 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
     """Name of a reason → language → the reason. Those of all tables."""
     reasons_by_name: dict[str, Mapping[str, str]] = {}
     for program in ("llamafactory", "launchers", "axolotl"):
-        reasons_by_name |= _plain(program).get("reasons", {})
+        reasons_by_name |= _load_table(program).get("reasons", {})
     return reasons_by_name
 
 
 @cache
-def _plain(program: str) -> Mapping[str, Any]:
-    return yaml.load((TABLES / f"{program}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+def _load_table(program: str) -> Mapping[str, Any]:
+    return yaml.load((TABLES_FOLDER / f"{program}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
 
 def _entry(name: str, about: str | Mapping[str, Any]) -> Entry:
@@ -87,7 +87,7 @@ def _entry(name: str, about: str | Mapping[str, Any]) -> Entry:
     to = f"extra.{name}" if about.get("extra") else about.get("to", {})
     return Entry(
         {"": to} if isinstance(to, str) else to,
-        about.get("way", ""),
+        about.get("converter", ""),
         about.get("same", ""),
         about.get("none", ""),
         about.get("part", ""),

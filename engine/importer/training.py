@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from engine.importer.draft import Draft, Way
-from engine.importer.launch import SECRET, plain
+from engine.importer.converters import CONVERTERS
+from engine.importer.draft import Converter, Draft
+from engine.importer.launch import SECRET_NAME, parse_value
+from engine.importer.model_converters import CONTEXT_LENGTH_KEY
 from engine.importer.table import Entry, entries
-from engine.importer.ways import WAYS
-from engine.importer.ways_model import CONTEXT
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import STAGES
 from engine.spec.trainer_arguments import trainer_arguments
@@ -22,41 +22,43 @@ DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "linear", "num_train_epochs": 3.0, "cutoff_len": 2048, "lora_rank": 8,
 }  # fmt: skip
 # Of a stage: PPOConfig of TRL 0.9 and GeneratingArguments; packing is on by itself in pre-training alone.
-DEFAULTS_OF: dict[str, dict[str, Any]] = {
+STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pt": {"packing": True},
     "simpo": {"pref_beta": 0.1, "simpo_gamma": 0.5},
     "ppo": {"ppo_target": 6.0, "temperature": 0.95, "top_p": 0.7, "max_new_tokens": 1024},
 }
 # The same, of settings that LLaMA-Factory has no key for.
-FIXED_OF: dict[str, dict[str, Any]] = {"ppo": {"stage.init_kl_coef": 0.2, "stage.missing_eos_penalty": None}}
-ODD = (
+STAGE_FIXED_SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"stage.init_kl_coef": 0.2, "stage.missing_eos_penalty": None}
+}
+CONVERSION_ERRORS = (
     ArithmeticError,
     ValueError,
     TypeError,
     AttributeError,
     KeyError,
     IndexError,
-)  # what a way raises on a value of a type it does not know
-PROGRAMS = {"llamafactory": "LLaMA-Factory", "axolotl": "axolotl"}
-LOSSES = ("pref_loss", "dpo_loss")
+)  # what a converter raises on a value of a type it does not know
+PROGRAM_NAMES = {"llamafactory": "LLaMA-Factory", "axolotl": "axolotl"}
+LOSS_KEYS = ("pref_loss", "dpo_loss")
 
 
-def training(settings: Mapping[str, Any]) -> Draft:
+def training_draft(settings: Mapping[str, Any]) -> Draft:
     """The draft of a training, with their defaults where nothing is said."""
     kind, settings, unknown = stage_of(settings)
     draft = Draft(RunSpec, kind, settings)
     draft.put("stage.kind", kind)
     draft.put("method.kind", "lora")
-    for path, value in FIXED_OF.get(kind, {}).items():
+    for path, value in STAGE_FIXED_SETTINGS.get(kind, {}).items():
         draft.put(path, value)
     draft.put("logging.save_total_limit", None)  # all are kept
-    for name, value in (DEFAULTS | DEFAULTS_OF.get(kind, {})).items():
+    for name, value in (DEFAULTS | STAGE_DEFAULTS.get(kind, {})).items():
         draft.put(entries("llamafactory")[name].path(kind), value)
     draft.put("method.lora_alpha", 2 * _rank(settings))
     if unknown is not None:
         draft.missing("stage", unknown, "stage-unknown")
     for name, value in settings.items():
-        apply(draft, name, value)
+        apply_key(draft, name, value)
     return draft
 
 
@@ -70,21 +72,25 @@ def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
     rest = dict(settings)
     stage = rest.pop("stage", None)
     kind = "sft" if stage is None else str(stage)
-    loss = next((name for name in LOSSES if rest.get(name) in ("orpo", "simpo")), None)
+    loss = next((name for name in LOSS_KEYS if rest.get(name) in ("orpo", "simpo")), None)
     if kind == "dpo" and loss:
         kind = rest.pop(loss)
     return (kind, rest, None) if kind in STAGES else ("sft", rest, stage)
 
 
-def apply(
-    draft: Draft, name: str, value: Any, program: str = "llamafactory", ways: Mapping[str, Way] = WAYS
+def apply_key(
+    draft: Draft,
+    name: str,
+    value: Any,
+    program: str = "llamafactory",
+    converters: Mapping[str, Converter] = CONVERTERS,
 ) -> None:
     """Put one of a program's keys where it belongs, or tell what becomes of it."""
-    if name == CONTEXT:
+    if name == CONTEXT_LENGTH_KEY:
         return
     entry = entries(program).get(name)
     if entry is None:
-        unknown(draft, name, value, program)
+        put_unknown(draft, name, value, program)
     elif value is None:
         draft.needless(name, value, "empty")
     elif entry.part:
@@ -92,33 +98,33 @@ def apply(
             draft.needless(name, value, "switched-off")
     elif entry.paths and not entry.path(draft.kind) and not (entry.same or entry.none):
         draft.needless(name, value, "other-stage")
-    elif entry.way:
+    elif entry.converter:
         try:
-            ways[entry.way](draft, name, value)
-        except ODD as error:
-            draft.tell("import-value", name, value, {"en": str(error), "zh": str(error)})
+            converters[entry.converter](draft, name, value)
+        except CONVERSION_ERRORS as error:
+            draft.note("import-value", name, value, {"en": str(error), "zh": str(error)})
     else:
-        put(draft, entry, name, value)
+        put_value(draft, entry, name, value)
 
 
-def put(draft: Draft, entry: Entry, name: str, value: Any) -> None:
+def put_value(draft: Draft, entry: Entry, name: str, value: Any) -> None:
     """Put a value at its path as it is, where this stage has one; else tell."""
     path = entry.path(draft.kind)
     if not path:
-        draft.about(name, value, entry if entry.same or entry.none else Entry(same="other-stage"))
+        draft.note_unused(name, value, entry if entry.same or entry.none else Entry(same="other-stage"))
     elif path.startswith("extra.") and path.removeprefix("extra.") not in trainer_arguments()[draft.kind]:
         draft.needless(name, value, "other-stage")
     else:
         # A mapping may be given as JSON text, as on a command line.
         text = path.startswith("extra.") and isinstance(value, str) and value.startswith("{")
-        draft.put(path, plain(value) if text else value, name)
+        draft.put(path, parse_value(value) if text else value, name)
 
 
-def unknown(draft: Draft, name: str, value: Any, program: str = "llamafactory") -> None:
-    """A key that the program has not: an argument of the trainer's configuration, or a slip of the pen."""
+def put_unknown(draft: Draft, name: str, value: Any, program: str = "llamafactory") -> None:
+    """A key that the program has not: an argument of the trainer's configuration, or a typing error."""
     if name in trainer_arguments().get(draft.kind, {}) and re.fullmatch(r"[a-z]\w*", name):
         draft.put(f"extra.{name}", value, name)
         return
     near = difflib.get_close_matches(name, entries(program), 1, 0.75)
-    shown = "…" if SECRET.search(name) and isinstance(value, str) else value
-    draft.tell("import-unknown", name, shown, program=PROGRAMS[program], hint=near[0] if near else "—")
+    shown = "…" if SECRET_NAME.search(name) and isinstance(value, str) else value
+    draft.note("import-unknown", name, shown, program=PROGRAM_NAMES[program], hint=near[0] if near else "—")

@@ -17,10 +17,10 @@ from pathlib import Path
 from engine.core import hardware
 from engine.core.problems import Problem, problem
 from engine.core.stages import FITS, STAGES
-from engine.data.datasets import INFO_FILE, Dataset, examples, read_catalogue
+from engine.data.datasets import INFO_FILE, Dataset, examples, read_dataset_info
 from engine.data.row_files import version
 from engine.data.soundness import sound_names
-from engine.data.validation import Report, check
+from engine.data.validation import ValidationReport, check
 from engine.launch import command
 from engine.launch.workspace import Workplace, template_file
 from engine.models.adapters import adapter_parameters, adapter_problems, adapter_scores
@@ -214,7 +214,7 @@ def _of_rewards(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[
 def _with_answers(spec: RunSpec) -> bool:
     """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
     folder = Path(spec.data.dataset_dir)
-    catalogue = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
+    catalogue = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
     usable = [dataset for dataset in chosen if dataset.problem is None and dataset.kind in FITS["prompts"]]
     return not usable or any(_answered(folder, dataset.name, _stamps(folder, dataset)) for dataset in usable)
@@ -223,7 +223,7 @@ def _with_answers(spec: RunSpec) -> bool:
 @lru_cache(maxsize=256)
 def _answered(folder: Path, name: str, _of: Stamps) -> bool:
     """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
-    dataset = next(dataset for dataset in read_catalogue(folder)[0] if dataset.name == name)
+    dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
     rows = examples(dataset, lambda _bad: None, "prompts")
     return any(row["answer"] is not None for row in islice(rows, LOOKED_AT))
 
@@ -238,7 +238,7 @@ def _of_data(spec: RunSpec) -> list[Problem]:
     folder = Path(spec.data.dataset_dir)
     if not os.path.isdir(folder):
         return [problem("data-folder-missing", "data.dataset_dir", folder=folder)]
-    catalogue, broken = read_catalogue(folder)
+    catalogue, broken = read_dataset_info(folder)
     known = {dataset.name: dataset for dataset in catalogue}
     problems = [replace(problem, field="data.datasets") for problem in broken]
     for field, names in (
@@ -273,7 +273,7 @@ def _of_data(spec: RunSpec) -> list[Problem]:
 @lru_cache(maxsize=256)
 def _marks(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
     """How many answers of a data set are marked good and bad, counted until there is one of each."""
-    dataset = next(dataset for dataset in read_catalogue(folder)[0] if dataset.name == name)
+    dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
     marks: Counter[bool] = Counter()
     for row in islice(examples(dataset, lambda _: None, "thumbs"), LOOKED_AT):
         marks[row["label"]] += 1
@@ -287,19 +287,19 @@ def one_kind_alone(good: bool, rows: int) -> Problem:
     return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
 
 
-def looked_at(folder: Path, dataset: Dataset, stage: str) -> Report:
+def looked_at(folder: Path, dataset: Dataset, stage: str) -> ValidationReport:
     """What `check` says of the first rows of a data set for a stage; remembered until one of the files changes."""
     return _looked_at(folder, dataset.name, stage, _stamps(folder, dataset))
 
 
 @lru_cache(maxsize=256)
-def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> Report:
+def _looked_at(folder: Path, name: str, stage: str, _of: Stamps) -> ValidationReport:
     """`check`, remembered until one of the files changes: the page asks at every key press."""
-    catalogue, _ = read_catalogue(folder)
+    catalogue, _ = read_dataset_info(folder)
     dataset = next(dataset for dataset in catalogue if dataset.name == name)
     if dataset.problem:
-        return Report(0, 0, (dataset.problem,))
-    return check(dataset, STAGES[stage].form, limit=LOOKED_AT, catalogue=catalogue)
+        return ValidationReport(0, 0, (dataset.problem,))
+    return check(dataset, STAGES[stage].form, limit=LOOKED_AT, datasets=catalogue)
 
 
 def _of_cards(spec: RunSpec) -> list[Problem]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.core import hardware
 from engine.core.problems import Problem, problem
-from engine.data.datasets import count_rows, read_catalogue
+from engine.data.datasets import count_rows, read_dataset_info
 from engine.data.mixing import held_out, repeats
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
@@ -48,7 +48,7 @@ class Rows:
 
 def rows_of(spec: RunSpec) -> Rows | None:
     """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be counted."""
-    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
     there = {}
     for name in (*spec.data.datasets, *spec.data.eval_datasets):
         if name not in catalogue or catalogue[name].problem:

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.core.problems import Problem, problem
-from engine.data.dataset_info import read_catalogue
-from engine.data.validation import Report
+from engine.data.dataset_info import read_dataset_info
+from engine.data.validation import ValidationReport
 from engine.preflight.checks import looked_at
 from engine.spec.run_spec import RunSpec
 
@@ -31,7 +31,7 @@ def remarks(spec: RunSpec) -> list[Problem]:
     if not folder.is_dir():
         return []
     remarks: list[Problem] = []
-    known = {dataset.name: dataset for dataset in read_catalogue(folder)[0]}
+    known = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
     for name in dict.fromkeys([*spec.data.datasets, *spec.data.eval_datasets]):
         if name in known and not known[name].problem and known[name].files:
             report = looked_at(folder, known[name], spec.stage.kind)
@@ -50,7 +50,7 @@ def remarks(spec: RunSpec) -> list[Problem]:
     return remarks
 
 
-def _of_set(report: Report) -> list[Problem]:
+def _of_set(report: ValidationReport) -> list[Problem]:
     rows, remarks = report.good + report.bad, []
     for code in CODES:
         first = next((warning for warning in report.warnings if warning.code == code), None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engine.core import hardware
 from engine.core.problems import Problem, problem
 from engine.core.stages import STAGES
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
 from engine.launch import command
 from engine.launch.workspace import Workplace
@@ -68,7 +68,7 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
     spec = workplace.preset(preset)
     if not spec.model.model_name_or_path and not recent.is_demo(model := recent.first_model(workplace)):
         spec = spec.change("model.model_name_or_path", str(model.path))
-    catalogue = read_catalogue(workplace.data)[0]
+    catalogue = read_dataset_info(workplace.data)[0]
     there = {dataset.name for dataset in catalogue}
     missing = [name for name in spec.data.datasets if name not in there]
     if not missing:
@@ -86,7 +86,7 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
 def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | None]:
     """A spec whose only data set does not fit its stage, with the first that does; the second value says so. Where
     several are chosen, or none is there that fits, it stays as it is."""
-    fitting = recommended(read_catalogue(workplace.data)[0], STAGES[spec.stage.kind].form)
+    fitting = recommended(read_dataset_info(workplace.data)[0], STAGES[spec.stage.kind].form)
     chosen = list(spec.data.datasets)
     if len(chosen) != 1 or chosen[0] in fitting or not fitting:
         return spec, None

@@ -12,7 +12,7 @@ from typing import Any
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RESULT, distinct, read_json
 from engine.core.stages import STAGES, next_stages
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
@@ -148,7 +148,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
             "rope_scaling": {"kind": "none"},
         }
     form = STAGES[stage].form
-    fitting = recommended(read_catalogue(workplace.data)[0], form)
+    fitting = recommended(read_dataset_info(workplace.data)[0], form)
     kept = {name: weight for name, weight in before.data.datasets.items() if name in fitting}
     plain["data"]["datasets"] = kept or dict.fromkeys(fitting[:1], 1.0)
     plain["data"]["eval_datasets"] = [name for name in before.data.eval_datasets if name in fitting]

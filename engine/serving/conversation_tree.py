@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic takes the standard one from 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import append_lines
 from engine.data import dataset_info_edits
-from engine.data.datasets import read_catalogue
+from engine.data.datasets import read_dataset_info
 from engine.serving.chat_client import Answer
 
 RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
@@ -329,7 +329,7 @@ def _append(data_dir: Path, name: str, rows: Sequence[Mapping[str, Any]], entry:
         append_lines(file, rows)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error
-    if not _is_listed(file, (dataset.files for dataset in read_catalogue(data_dir)[0])):
+    if not _is_listed(file, (dataset.files for dataset in read_dataset_info(data_dir)[0])):
         dataset_info_edits.add(data_dir, name, {"file_name": file.name, **entry})
 
 

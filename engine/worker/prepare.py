@@ -23,7 +23,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, read_json, write_json
 from engine.core.stages import STAGES
 from engine.data import template_losses
-from engine.data.datasets import Dataset, files_of, read_catalogue
+from engine.data.datasets import Dataset, files_of, read_dataset_info
 from engine.data.mixing import held_out, repeats
 from engine.models.adapters import adapter_rows
 from engine.models.facts import inspect
@@ -53,7 +53,7 @@ def prepare(run: RunDir) -> None:
     if prepared:
         write_json(run.prepared / cache.SUMMARY_FILE, prepared | {"model_path": model_path})
         return
-    catalogue = {dataset.name: dataset for dataset in read_catalogue(Path(spec.data.dataset_dir))[0]}
+    catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
     datasets = [catalogue[name] for name in [*spec.data.datasets, *spec.data.eval_datasets]]
     store = run.path.parents[2] / ".prepared"
     key = cache.cache_key(spec, datasets, model_path, store)

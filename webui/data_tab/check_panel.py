@@ -12,7 +12,7 @@ from gradio.blocks import Block
 
 from engine.core.problems import Refusal
 from engine.data import data_jobs
-from engine.data.data_jobs import Errand
+from engine.data.data_jobs import DataJob
 from webui import notices
 from webui.data_tab import findings_html
 from webui.data_tab.data_folder import Selection, bytes_of, unsaved
@@ -75,18 +75,18 @@ class CheckPanel(Panel):
             small = False
         return self.check(id, against) if small else gr.skip()
 
-    def checked(self, job: Errand, here: bool) -> Updates:
+    def checked(self, job: DataJob, here: bool) -> Updates:
         return {self.findings: self._findings(job)} if here else {}
 
     def _known_findings(self, name: str) -> str:
         """What a check of this very data has found before; else what one could find."""
         settings = {"data": str(self.folder.path), "name": name, **self._settings([])}
-        job = data_jobs.known(self.workplace.saves, "check", settings)
+        job = data_jobs.find_finished(self.workplace.saves, "check", settings)
         return self._findings(job) if job else f'<p class="quiet">{escape(self.words("check-help"))}</p>'
 
     def _settings(self, against: Sequence[str] | None) -> dict[str, Any]:
         return {"against": list(against or []), "language": self.words.language}
 
-    def _findings(self, job: Errand) -> str:
-        bad_rows = f"{self.context.root}/data/{quote(job.id)}/{data_jobs.BAD_ROWS}"
+    def _findings(self, job: DataJob) -> str:
+        bad_rows = f"{self.context.root}/data/{quote(job.id)}/{data_jobs.BAD_ROWS_FILE}"
         return findings_html.findings(job.result, bad_rows, self.words)

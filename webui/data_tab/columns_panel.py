@@ -15,7 +15,7 @@ from engine.core.problems import Refusal
 from engine.data import browse, dataset_info_edits, uploads
 from engine.data.dataset_info_edits import ROLES
 from engine.data.datasets import Dataset, dataset_of
-from engine.data.encodings import known_encoding
+from engine.data.encodings import encoding_key
 from webui import notices
 from webui.data_tab import rows_html, set_html, sources
 from webui.data_tab.data_folder import Selection, is_set, set_id
@@ -162,7 +162,7 @@ class ColumnsPanel(Panel):
         """The head and what the columns are called in this encoding."""
         try:
             selection = self.folder.select(id)
-            name = known_encoding(encoding) if encoding else ""
+            name = encoding_key(encoding) if encoding else ""
             selection = replace(selection, dataset=replace(selection.dataset, encoding=name))
             existing, mapping = columns_in_encoding(selection.dataset)
         except Refusal as refusal:
@@ -188,6 +188,6 @@ class ColumnsPanel(Panel):
         dataset, entry = entry_from(self.folder, id, Description(kind, encoding, columns), self.words)
         replaced = dataset.name if is_set(id) else ""
         name = dataset_info_edits.save(self.folder.path, name, entry, instead_of=replaced)
-        uploads.settle(dataset.files[0])
+        uploads.forget_workbook(dataset.files[0])
         toast = notices.toast(self.words("set-saved", name=name))
         return self.sets.opening(set_id(name)) | {self.message: toast}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import dataset_info_edits, uploads
-from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_catalogue
-from engine.data.encodings import known_encoding
+from engine.data.datasets import Dataset, count_rows, dataset_of, find, read_dataset_info
+from engine.data.encodings import encoding_key
 from engine.data.soundness import sound_names
 
 
@@ -64,7 +64,7 @@ class DataFolder:
 
     def catalogue(self) -> tuple[list[Dataset], list[Problem]]:
         """All data sets, and what is wrong with the file that lists them."""
-        return read_catalogue(self.path)
+        return read_dataset_info(self.path)
 
     def sound_names(self) -> list[str]:
         """Names of the sets that can be used."""
@@ -84,10 +84,10 @@ class DataFolder:
         return Selection(id, self._dataset_of_file(name_of(id), encoding))
 
     def _dataset_of_file(self, name: str, encoding: str) -> Dataset:
-        encoding = known_encoding(encoding) if encoding else ""
+        encoding = encoding_key(encoding) if encoding else ""
         rows = dataset_info_edits.first_rows(self.path / name, encoding)
         try:
-            entry = dataset_info_edits.described(name, dataset_info_edits.propose(rows), rows)
+            entry = dataset_info_edits.entry_for_mapping(name, dataset_info_edits.propose(rows), rows)
         except Refusal:
             entry = {"file_name": name}
         return dataset_of(self.path, Path(name).stem, entry | {"encoding": encoding})

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.data import data_jobs
-from engine.data.data_jobs import Errand
+from engine.data.data_jobs import DataJob
 from webui import notices
 from webui.data_tab import findings_html
 from webui.data_tab.data_folder import name_of
@@ -18,7 +18,7 @@ from webui.events import QUIET
 
 POLL_SECONDS = 0.7
 
-OnDone = Callable[[Errand, bool], Updates]  # the job; whether the set that it is about is still open
+OnDone = Callable[[DataJob, bool], Updates]  # the job; whether the set that it is about is still open
 
 
 class JobPanel(Panel):
@@ -71,5 +71,5 @@ class JobPanel(Panel):
         if job.state == "failed":  # asked anew: it may have ended well since
             return ended | {self.message: notices.refused(job.problems, self.words)}
         # Readers who have gone on to another set stay there.
-        here = job.asked.get("name") in (None, name_of(id))
+        here = job.arguments.get("name") in (None, name_of(id))
         return ended | self.on_done[job.id.partition("-")[0]](job, here)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from engine.data.browse import Shown
+from engine.data.browse import BrowsedRow
 from webui import notices
 from webui.words import Words
 
@@ -16,12 +16,12 @@ CHARACTERS_UNFOLDED = 700  # of one text; the rest of a longer one is folded
 RAW_CHARACTERS = 4_000  # of a row that could not be read as one
 
 
-def page(rows: Sequence[Shown], words: Words, text: str = "") -> str:
+def page(rows: Sequence[BrowsedRow], words: Words, text: str = "") -> str:
     """Rows as conversations, each with where it is; bad ones with the reason. The words of `text` are marked."""
     return f'<div class="rows">{"".join(_row(row, words, text) for row in rows)}</div>'
 
 
-def _row(row: Shown, words: Words, text: str) -> str:
+def _row(row: BrowsedRow, words: Words, text: str) -> str:
     place = f"<header><b>{row.number:,}</b><span>{escape(str(row.place))}</span></header>"
     if row.problem:
         raw = (

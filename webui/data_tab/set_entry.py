@@ -9,9 +9,9 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import dataset_info_edits
-from engine.data.dataset_info_edits import ROLES, Mapping
+from engine.data.dataset_info_edits import ROLES, ColumnMapping
 from engine.data.datasets import Dataset
-from engine.data.encodings import known_encoding
+from engine.data.encodings import encoding_key
 from webui.data_tab.data_folder import DataFolder
 from webui.words import Words
 
@@ -30,9 +30,9 @@ class Description:
     columns: Sequence[str]
 
     @property
-    def mapping(self) -> Mapping:
+    def mapping(self) -> ColumnMapping:
         columns = zip(ALL_ROLES, self.columns, strict=True)
-        return Mapping(known_kind(self.kind), {role: str(column) for role, column in columns if column})
+        return ColumnMapping(known_kind(self.kind), {role: str(column) for role, column in columns if column})
 
 
 def known_kind(kind: str) -> str:
@@ -43,7 +43,7 @@ def entry_from(
     folder: DataFolder, id: str, description: Description, words: Words
 ) -> tuple[Dataset, dict[str, Any]]:
     """The set or file as it is, and the entry that describes it anew. Raises Refusal at what is missing."""
-    encoding = known_encoding(description.encoding) if description.encoding else ""
+    encoding = encoding_key(description.encoding) if description.encoding else ""
     selection = folder.select(id, encoding)
     dataset = selection.dataset
     if not dataset.files:
@@ -53,7 +53,7 @@ def entry_from(
     file_name = before.get("file_name") or selection.name
     rows = dataset_info_edits.first_rows(dataset.files[0], encoding)
     try:
-        entry = dataset_info_edits.described(file_name, description.mapping, rows, before)
+        entry = dataset_info_edits.entry_for_mapping(file_name, description.mapping, rows, before)
     except Refusal as refusal:
         raise Refusal([_with_role_labels(refused, words) for refused in refusal.problems]) from None
     return dataset, entry | ({"encoding": encoding} if encoding else {})
@@ -89,8 +89,8 @@ def columns_for_kind(dataset: Dataset, description: Description) -> tuple[list[s
     }
 
 
-def columns_in_encoding(dataset: Dataset) -> tuple[list[str], Mapping]:
+def columns_in_encoding(dataset: Dataset) -> tuple[list[str], ColumnMapping]:
     """The columns that the first file has in the set's encoding, and what can be guessed of them."""
     rows = dataset_info_edits.first_rows(dataset.files[0], dataset.encoding)
-    mapping = dataset_info_edits.propose(rows) if rows else Mapping("chat")
+    mapping = dataset_info_edits.propose(rows) if rows else ColumnMapping("chat")
     return dataset_info_edits.columns_of(rows), mapping

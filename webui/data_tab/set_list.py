@@ -5,7 +5,7 @@ from __future__ import annotations
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.data.data_jobs import Errand
+from engine.data.data_jobs import DataJob
 from engine.data.soundness import flaw
 from webui import clicks, notices
 from webui.data_tab import set_html
@@ -46,7 +46,7 @@ class SetList(Panel):
         usable = self.folder.sound_names()
         return self.opening(id or (set_id(usable[0]) if usable else ""))
 
-    def sets_made(self, job: Errand, here: bool) -> Updates:
+    def sets_made(self, job: DataJob, here: bool) -> Updates:
         """What has come of a job that makes sets; the first is opened if the reader is still `here`, where it began."""
         names, counts = job.result["made"], job.result["counts"]
         text = self.words(

@@ -7,7 +7,7 @@ from html import escape
 from engine.core.problems import Problem, Refusal, say
 from engine.data.datasets import Dataset
 from engine.data.encodings import ENCODINGS
-from engine.data.row_files import Source, source_of
+from engine.data.row_files import FileSource, source_of
 from webui import notices
 from webui.words import Words
 
@@ -32,7 +32,7 @@ def described(dataset: Dataset, words: Words) -> str:
     return facts_html + (notices.listed(doubts, words) if doubts else "")
 
 
-def _format(source: Source, words: Words) -> str:
+def _format(source: FileSource, words: Words) -> str:
     if source.separator:
         return say("table-separated", words.language, separator=source.separator)
     if source.layout:
@@ -41,7 +41,7 @@ def _format(source: Source, words: Words) -> str:
     return words("layout-text" if source.encoding else "layout-parquet")
 
 
-def _encoding(source: Source, dataset: Dataset, words: Words) -> tuple[str, ...]:
+def _encoding(source: FileSource, dataset: Dataset, words: Words) -> tuple[str, ...]:
     if source.encoding is None:
         return ()
     label = source.encoding.label

@@ -22,7 +22,7 @@ from engine.core import hardware
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import write_json
 from engine.data import dataset_info_edits, uploads
-from engine.data.data_jobs import Report, errand
+from engine.data.data_jobs import ReportProgress, job_process
 from engine.data.row_files import SUFFIXES
 
 # README.md says which files are which subset and split.
@@ -32,7 +32,7 @@ FILE_PATTERNS = [
 ]
 
 
-def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
     """Fetch `given["id"]` and name it in the catalogue: as a new set, or for the entry `given["into"]`."""
     data, name = Path(request["data"]), request["id"]
     if not name or name.startswith((".", "/")) or name.count("/") > 1:
@@ -66,7 +66,7 @@ def download(request: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 def _entry_of(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     try:
-        return dataset_info_edits.described(file_name, dataset_info_edits.propose(rows), rows)
+        return dataset_info_edits.entry_for_mapping(file_name, dataset_info_edits.propose(rows), rows)
     except Refusal:  # its columns tell nothing; a person may
         return {"file_name": file_name}
 
@@ -100,7 +100,7 @@ def _load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) 
     return builder.as_dataset(split=split)
 
 
-def _fetch_huggingface(name: str, folder: Path, report: Report) -> None:
+def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
     from huggingface_hub import snapshot_download
 
     chosen = {"repo_type": "dataset", "allow_patterns": FILE_PATTERNS, "local_dir": folder}
@@ -124,7 +124,7 @@ def _fetch_huggingface(name: str, folder: Path, report: Report) -> None:
     snapshot_download(name, tqdm_class=Bar, **chosen)
 
 
-def _fetch_modelscope(name: str, folder: Path, report: Report) -> None:
+def _fetch_modelscope(name: str, folder: Path, report: ReportProgress) -> None:
     try:
         from modelscope_hub import HubApi, ProgressCallback
     except ImportError:
@@ -147,12 +147,12 @@ def _fetch_modelscope(name: str, folder: Path, report: Report) -> None:
     )
 
 
-FETCHERS: dict[str, Callable[[str, Path, Report], None]] = {
+FETCHERS: dict[str, Callable[[str, Path, ReportProgress], None]] = {
     "huggingface": _fetch_huggingface,
     "modelscope": _fetch_modelscope,
 }
 
 
 if __name__ == "__main__":
-    with errand(sys.argv[1]) as (folder, request, report):
+    with job_process(sys.argv[1]) as (folder, request, report):
         write_json(folder / "result.json", download(request, report))

@@ -117,7 +117,7 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = cut_rows.tokenizer
     special = set(tokenizer.all_special_ids) | _special_ids(tokenizer)
     shown = browse.page(dataset, int(question["first"]), int(question["size"]))
-    made: list[tuple[browse.Shown, Any]] = []
+    made: list[tuple[browse.BrowsedRow, Any]] = []
     for entry in shown:
         try:
             made.append((entry, entry.problem or example(dataset, entry.place, entry.row, form)))
@@ -195,7 +195,7 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
-    entries, total = browse.sample(dataset, ROWS_SAMPLED)
+    entries, total = browse.sample_entries(dataset, ROWS_SAMPLED)
     status_counts: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     refused: list[Problem] = []

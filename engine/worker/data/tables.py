@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.core.problems import Problem
-from engine.data.chunks import Block, Broken, Stretch, blocks, row_by_row
-from engine.data.datasets import Dataset, Example, Place, canonical, files_of
+from engine.data.chunks import Block, ByteRange, InvalidByteRange, blocks, row_by_row
+from engine.data.datasets import Dataset, Example, Place, convert_rows, files_of
 from engine.worker.data.examples import Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
@@ -54,9 +54,9 @@ def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Par
     dataset, rows = datasets[task.dataset], _RowCounter()
     gc.disable()  # many small things are made here, none of which is part of a cycle
     try:
-        examples = list(canonical(dataset, rows.of(task.block), rows.refuse, encoder.form))
+        examples = list(convert_rows(dataset, rows.of(task.block), rows.refuse, encoder.form))
         made = encoder.examples(examples)
-    except Broken:
+    except InvalidByteRange:
         return Part(task.path, broken=True)
     finally:
         gc.enable()
@@ -69,7 +69,7 @@ def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Par
         stream.write_batch(batch)
     return Part(
         task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:MAX_PROBLEMS_SHOWN]), len(rows.bad),
-        task.block.end if isinstance(task.block, Stretch) else 0, weighted="weights" in batch.schema.names, notes=_notes_by_code(examples),
+        task.block.end if isinstance(task.block, ByteRange) else 0, weighted="weights" in batch.schema.names, notes=_notes_by_code(examples),
     )  # fmt: skip
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.importer.draft import Draft, by_name, several
-from engine.importer.table import NOTHING, reasons
+from engine.importer.draft import Draft, as_list, converters_by_name
+from engine.importer.table import EMPTY_VALUES, reasons
 from engine.spec.run_spec import Logging
 
-NUMBERS = {
+OPTIMIZER_ARGUMENTS = {
     "galore": {"galore_rank": ("rank", 16), "galore_update_interval": ("update_proj_gap", 200),
                "galore_scale": ("scale", 2.0), "galore_proj_type": ("proj_type", "std")},
     "apollo": {"apollo_rank": ("rank", 16), "apollo_update_interval": ("update_proj_gap", 200),
@@ -17,7 +17,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def purposes(draft: Draft, name: str, value: Any) -> None:
+def run_kind(draft: Draft, name: str, value: Any) -> None:
     """Whether it trains or predicts has been read already."""
     if name == "do_predict" and value is True:
         draft.missing(name, value, "also-predicts")
@@ -35,7 +35,7 @@ def preference_loss(draft: Draft, name: str, value: Any) -> None:
         draft.put("stage.loss_type", value, name)
 
 
-def smoothing(draft: Draft, name: str, value: Any) -> None:
+def label_smoothing(draft: Draft, name: str, value: Any) -> None:
     loss = draft.settings.get("pref_loss", draft.settings.get("dpo_loss", "sigmoid"))
     if value == 0:
         draft.needless(name, value, "nothing-asked")
@@ -45,15 +45,15 @@ def smoothing(draft: Draft, name: str, value: Any) -> None:
         draft.put("stage.label_smoothing", value, name)
 
 
-def reference(draft: Draft, name: str, value: Any) -> None:
+def reference_model(draft: Draft, name: str, value: Any) -> None:
     same = value == draft.settings.get("model_name_or_path")
-    if same and draft.settings.get("adapter_name_or_path") in NOTHING:
+    if same and draft.settings.get("adapter_name_or_path") in EMPTY_VALUES:
         draft.needless(name, value, "reference-same")
     else:
         draft.missing(name, value, "reference")
 
 
-def buffer(draft: Draft, name: str, value: Any) -> None:
+def ppo_buffer_size(draft: Draft, name: str, value: Any) -> None:
     """So many mini-batches are filled with answers before they are learned from, one after the other (PPOConfig's
     batch_size = per_device_train_batch_size × gradient_accumulation_steps × ppo_buffer_size)."""
     draft.put("stage.num_mini_batches", int(value), name)
@@ -111,17 +111,20 @@ def _projected(draft: Draft, name: str, value: Any, family: str, kind: str) -> N
         return
     layerwise = draft.settings.get(f"{family}_layerwise") is True
     draft.put("training.optim", kind + "_layerwise" * layerwise, name)
-    targets = several(draft.settings.get(f"{family}_target", "all"))
+    targets = as_list(draft.settings.get(f"{family}_target", "all"))
     draft.put(
         "extra.optim_target_modules", "all-linear" if targets == ["all"] else targets, f"{family}_target"
     )
-    numbers = {ours: draft.settings.get(theirs, usual) for theirs, (ours, usual) in NUMBERS[family].items()}
+    numbers = {
+        ours: draft.settings.get(theirs, usual)
+        for theirs, (ours, usual) in OPTIMIZER_ARGUMENTS[family].items()
+    }
     draft.put(
         "extra.optim_args", ",".join(f"{key}={number}" for key, number in numbers.items()), f"{family}_rank"
     )
 
 
-def dft(draft: Draft, name: str, value: Any) -> None:
+def dft_loss(draft: Draft, name: str, value: Any) -> None:
     if value is True:
         draft.put("extra.loss_type", "dft", name)
     else:
@@ -131,7 +134,7 @@ def dft(draft: Draft, name: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------ training, logging
 
 
-def steps(draft: Draft, name: str, value: Any) -> None:
+def max_steps(draft: Draft, name: str, value: Any) -> None:
     """-1, as 0, is transformers' way to say none."""
     if isinstance(value, (int, float)) and value <= 0:
         draft.needless(name, value, "nothing-asked")
@@ -146,7 +149,7 @@ def warmup(draft: Draft, name: str, value: Any) -> None:
         draft.put("training.warmup_steps", value, name)
 
 
-def warmup_share(draft: Draft, name: str, value: Any) -> None:
+def warmup_ratio(draft: Draft, name: str, value: Any) -> None:
     before = draft.settings.get("warmup_steps") or 0
     if isinstance(before, (int, float)) and before > 0:
         draft.needless(name, value, "warmed")
@@ -163,14 +166,14 @@ def data_seed(draft: Draft, name: str, value: Any) -> None:
         draft.missing(name, value, "data-seed")
 
 
-def on_cpu(draft: Draft, name: str, value: Any) -> None:
+def use_cpu(draft: Draft, name: str, value: Any) -> None:
     if value is True:
         draft.put("hardware.device", "cpu", name)
     else:
         draft.needless(name, value, "nothing-asked")
 
 
-def every(draft: Draft, name: str, value: Any) -> None:
+def step_interval(draft: Draft, name: str, value: Any) -> None:
     """A number of steps. transformers takes a share of all steps, too, which is known only when the rows are counted."""
     if isinstance(value, float) and 0 < value < 1:
         draft.missing(name, value, "whole-number")
@@ -178,11 +181,11 @@ def every(draft: Draft, name: str, value: Any) -> None:
         draft.put(f"logging.{name}", value, name)
 
 
-def kept(draft: Draft, name: str, value: Any) -> None:
+def save_total_limit(draft: Draft, name: str, value: Any) -> None:
     draft.put("logging.save_total_limit", None if value == 0 else value, name)
 
 
-def logged(draft: Draft, name: str, value: Any) -> None:
+def logging_strategy(draft: Draft, name: str, value: Any) -> None:
     draft.needless(name, value, "by-steps")
 
 
@@ -191,7 +194,7 @@ def eval_strategy(draft: Draft, name: str, value: Any) -> None:
         draft.needless(name, "no", "measured-anyway")
         return
     draft.put("logging.eval_strategy", value, name)
-    if value == "steps" and draft.settings.get("eval_steps") in NOTHING:  # transformers' rule
+    if value == "steps" and draft.settings.get("eval_steps") in EMPTY_VALUES:  # transformers' rule
         draft.put("logging.eval_steps", draft.settings.get("logging_steps", 500))
 
 
@@ -201,7 +204,7 @@ def save_strategy(draft: Draft, name: str, value: Any) -> None:
 
 def trackers(draft: Draft, name: str, value: Any) -> None:
     known = Logging.model_fields["report_to"].annotation.__args__[0].__args__
-    names = [str(tracker) for tracker in several(value) if str(tracker) != "none"]
+    names = [str(tracker) for tracker in as_list(value) if str(tracker) != "none"]
     for tracker in names:
         if tracker not in known:
             draft.missing(name, tracker, "tracker-unknown")
@@ -220,18 +223,18 @@ def swanlab(draft: Draft, name: str, value: Any) -> None:
         draft.needless(name, value, "nothing-asked")
 
 
-def title(draft: Draft, name: str, value: Any) -> None:
+def run_name(draft: Draft, name: str, value: Any) -> None:
     draft.put("name", str(value), name)
 
 
-def best_by(draft: Draft, name: str, value: Any) -> None:
+def metric_for_best_model(draft: Draft, name: str, value: Any) -> None:
     if value in ("loss", "eval_loss"):
         draft.needless(name, value, "default-path")
     else:
         draft.missing(name, value, "measure")
 
 
-def best_is(draft: Draft, name: str, value: Any) -> None:
+def greater_is_better(draft: Draft, name: str, value: Any) -> None:
     if value is False:
         draft.needless(name, value, "default-path")
     else:
@@ -241,14 +244,14 @@ def best_is(draft: Draft, name: str, value: Any) -> None:
 # ------------------------------------------------------------------------------------------ evaluation, export
 
 
-def sampled(draft: Draft, name: str, value: Any) -> None:
+def do_sample(draft: Draft, name: str, value: Any) -> None:
     if draft.kind == "evaluation" and value is False:
         draft.put("generation.temperature", 0.0, name)
     else:
         draft.needless(name, value, "nothing-asked" if draft.kind == "evaluation" else "answering")
 
 
-def task(draft: Draft, name: str, value: Any) -> None:
+def harness_task(draft: Draft, name: str, value: Any) -> None:
     known = {"mmlu_test": "mmlu", "ceval_validation": "ceval-valid", "cmmlu_test": "cmmlu"}
     draft.put("harness.tasks", [known.get(str(value), str(value))], name)
 
@@ -258,8 +261,8 @@ def export_name(draft: Draft, name: str, value: Any) -> None:
         draft.put("name", str(value).rstrip("/\\").replace("\\", "/").rpartition("/")[2], name)
 
 
-WAYS = by_name(
-    purposes, preference_loss, smoothing, reference, buffer, accumulation, optimizer, adafactor, galore,
-    apollo, dft, steps, warmup, warmup_share, data_seed, on_cpu, every, kept, logged, eval_strategy,
-    save_strategy, trackers, swanlab, title, best_by, best_is, sampled, task, export_name,
+CONVERTERS = converters_by_name(
+    run_kind, preference_loss, label_smoothing, reference_model, ppo_buffer_size, accumulation, optimizer, adafactor, galore,
+    apollo, dft_loss, max_steps, warmup, warmup_ratio, data_seed, use_cpu, step_interval, save_total_limit, logging_strategy, eval_strategy,
+    save_strategy, trackers, swanlab, run_name, metric_for_best_model, greater_is_better, do_sample, harness_task, export_name,
 )  # fmt: skip

@@ -6,18 +6,18 @@ import math
 import re
 from typing import Any
 
-from engine.importer.draft import Draft, by_name, several
-from engine.importer.table import NOTHING, reasons
+from engine.importer.draft import Draft, as_list, converters_by_name
+from engine.importer.table import EMPTY_VALUES, reasons
 from engine.spec.method_settings import METHODS
 
-CONTEXT = " context"  # no key of theirs: tokens that the model takes, where that is known
+CONTEXT_LENGTH_KEY = " context"  # no key of theirs: tokens that the model takes, where that is known
 
 
 # ------------------------------------------------------------------------------------------ model
 
 
 def adapter(draft: Draft, name: str, value: Any) -> None:
-    folders = several(value)
+    folders = as_list(value)
     if len(folders) > 1:
         draft.missing(name, value, "several-adapters")
     elif draft.settings.get("create_new_adapter") is True:
@@ -28,21 +28,21 @@ def adapter(draft: Draft, name: str, value: Any) -> None:
 
 def subfolder(draft: Draft, name: str, value: Any) -> None:
     """The folder of the adapter inside of adapter_name_or_path."""
-    above = several(draft.settings.get("adapter_name_or_path"))
+    above = as_list(draft.settings.get("adapter_name_or_path"))
     if len(above) == 1:
         draft.put("model.adapter_path", f"{above[0]}/{value}", name, beside=True)
     else:
         draft.missing(name, value, "several-adapters")
 
 
-def spelled(draft: Draft, name: str, value: Any) -> None:
+def split_special_tokens(draft: Draft, name: str, value: Any) -> None:
     if value is True:
         draft.needless(name, value, "spelled")
     else:
         draft.differs(name, value, reasons()["spelled"])
 
 
-def attention(draft: Draft, name: str, value: Any) -> None:
+def attention_implementation(draft: Draft, name: str, value: Any) -> None:
     kinds = {
         "fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager", "auto": "auto", "True": "flash_attention_2",
         "False": "auto", "flash_attention_2": "flash_attention_2", "eager": "eager", "flex_attention": "flex_attention",
@@ -59,7 +59,7 @@ def rope(draft: Draft, name: str, value: Any) -> None:
     if value not in ("linear", "dynamic", "yarn"):
         draft.missing(name, value, "rope-llama3")
         return
-    context = draft.settings.get(CONTEXT)
+    context = draft.settings.get(CONTEXT_LENGTH_KEY)
     length = draft.settings.get("cutoff_len", 2048)
     if not context or not isinstance(length, int):
         draft.put("model.rope_scaling", {"kind": value, "factor": 2.0}, name)
@@ -70,11 +70,11 @@ def rope(draft: Draft, name: str, value: Any) -> None:
         draft.put("model.rope_scaling", {"kind": value, "factor": float(math.ceil(length / context))}, name)
 
 
-def not_checkpointed(draft: Draft, name: str, value: Any) -> None:
+def disable_gradient_checkpointing(draft: Draft, name: str, value: Any) -> None:
     draft.put("training.gradient_checkpointing", (not value) if isinstance(value, bool) else value, name)
 
 
-def checkpointed(draft: Draft, name: str, value: Any) -> None:
+def gradient_checkpointing(draft: Draft, name: str, value: Any) -> None:
     draft.put("training.gradient_checkpointing", value, name)
 
 
@@ -82,17 +82,17 @@ def remote_code(draft: Draft, name: str, value: Any) -> None:
     draft.needless(name, value, "remote-code")
 
 
-def bits(draft: Draft, name: str, value: Any) -> None:
+def quantization_bit(draft: Draft, name: str, value: Any) -> None:
     if str(value) in ("4", "8"):
         draft.put("model.quantization.kind", f"{value}bit", name)
     else:
         draft.missing(name, value, "bits")
 
 
-def bits_by(draft: Draft, name: str, value: Any) -> None:
+def quantization_method(draft: Draft, name: str, value: Any) -> None:
     if value in ("bnb", "bitsandbytes", "BITS_AND_BYTES"):
         draft.needless(name, value, "default-path")
-    elif draft.settings.get("quantization_bit") in NOTHING:
+    elif draft.settings.get("quantization_bit") in EMPTY_VALUES:
         draft.needless(name, value, "switched-off")
     else:
         draft.differs(name, value, reasons()["quantizer"])
@@ -109,7 +109,7 @@ def method(draft: Draft, name: str, value: Any) -> None:
 
 
 def targets(draft: Draft, name: str, value: Any) -> None:
-    names = several(value)
+    names = as_list(value)
     if names == ["all"]:
         draft.put("method.target_modules", ["all-linear"], name)
     elif any(re.search(r"[*+?^$()\[\]|\\]", str(target)) for target in names):
@@ -118,7 +118,7 @@ def targets(draft: Draft, name: str, value: Any) -> None:
         draft.put("method.target_modules", names, name)
 
 
-def above_zero(draft: Draft, name: str, value: Any) -> None:
+def positive_number(draft: Draft, name: str, value: Any) -> None:
     """0 is LLaMA Board's way to say none."""
     if value == 0:
         draft.needless(name, value, "nothing-asked")
@@ -164,7 +164,7 @@ def _precision(draft: Draft, name: str, value: Any, kind: str) -> None:
         draft.put("training.precision", value, name)
 
 
-def in_order(draft: Draft, name: str, value: Any) -> None:
+def disable_shuffling(draft: Draft, name: str, value: Any) -> None:
     if value is True:
         draft.put("data.group_by_length", False)
         draft.put("extra.train_sampling_strategy", "sequential", name)
@@ -172,7 +172,7 @@ def in_order(draft: Draft, name: str, value: Any) -> None:
         draft.needless(name, value, "nothing-asked")
 
 
-WAYS = by_name(
-    adapter, subfolder, spelled, attention, rope, not_checkpointed, checkpointed, remote_code, bits, bits_by,
-    method, targets, above_zero, pissa, pure_bf16, bf16, fp16, in_order,
+CONVERTERS = converters_by_name(
+    adapter, subfolder, split_special_tokens, attention_implementation, rope, disable_gradient_checkpointing, gradient_checkpointing, remote_code, quantization_bit, quantization_method,
+    method, targets, positive_number, pissa, pure_bf16, bf16, fp16, disable_shuffling,
 )  # fmt: skip

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from engine.importer.draft import Draft, by_name, several
+from engine.importer.draft import Draft, as_list, converters_by_name
 from engine.importer.table import reasons
 
-INTERLEAVED = ("interleave_under", "interleave_over")
+INTERLEAVE_STRATEGIES = ("interleave_under", "interleave_over")
 
 
 def datasets(draft: Draft, name: str, value: Any) -> None:
-    names = list(value) if isinstance(value, Mapping) else several(value)
+    names = list(value) if isinstance(value, Mapping) else as_list(value)
     draft.put(
         "data.datasets",
         {dataset_name: float(count) for dataset_name, count in Counter(map(str, names)).items()},
@@ -22,7 +22,7 @@ def datasets(draft: Draft, name: str, value: Any) -> None:
 
 
 def eval_datasets(draft: Draft, name: str, value: Any) -> None:
-    draft.put("data.eval_datasets", list(dict.fromkeys(map(str, several(value)))), name)
+    draft.put("data.eval_datasets", list(dict.fromkeys(map(str, as_list(value)))), name)
 
 
 def dataset_dir(draft: Draft, name: str, value: Any) -> None:
@@ -40,11 +40,11 @@ def template(draft: Draft, name: str, value: Any) -> None:
         draft.missing(name, value, "template-own")
 
 
-def on_prompt(draft: Draft, name: str, value: Any) -> None:
+def train_on_prompt(draft: Draft, name: str, value: Any) -> None:
     _train_on(draft, name, value, "everything")
 
 
-def last_answer(draft: Draft, name: str, value: Any) -> None:
+def train_on_last_answer(draft: Draft, name: str, value: Any) -> None:
     _train_on(draft, name, value, "last_answer")
 
 
@@ -55,10 +55,10 @@ def _train_on(draft: Draft, name: str, value: Any, turns: str) -> None:
         draft.needless(name, value, "nothing-asked")
 
 
-def mixing(draft: Draft, name: str, value: Any) -> None:
+def mix_strategy(draft: Draft, name: str, value: Any) -> None:
     if value in ("concat", "interleave_once"):
         draft.needless(name, value, "default-path")
-    elif len(several(draft.settings.get("dataset"))) < 2:
+    elif len(as_list(draft.settings.get("dataset"))) < 2:
         draft.needless(name, value, "each-once")
     else:
         draft.put("data.mix_strategy", value, name)
@@ -66,8 +66,8 @@ def mixing(draft: Draft, name: str, value: Any) -> None:
 
 def probabilities(draft: Draft, name: str, value: Any) -> None:
     """Chances become weights: of what they are one set each is in data.mix_strategy."""
-    names, chances = several(draft.settings.get("dataset")), [float(chance) for chance in several(value)]
-    if draft.settings.get("mix_strategy") not in INTERLEAVED:
+    names, chances = as_list(draft.settings.get("dataset")), [float(chance) for chance in as_list(value)]
+    if draft.settings.get("mix_strategy") not in INTERLEAVE_STRATEGIES:
         draft.missing(name, value, "probabilities-concat")
     elif len(names) != len(chances) or len(set(names)) != len(names):
         draft.missing(name, value, "probabilities-count")
@@ -75,7 +75,7 @@ def probabilities(draft: Draft, name: str, value: Any) -> None:
         draft.put("data.datasets", dict(zip(map(str, names), chances, strict=True)), name, beside=True)
 
 
-def validation(draft: Draft, name: str, value: Any) -> None:
+def validation_size(draft: Draft, name: str, value: Any) -> None:
     """Below 1 it is a share, from 1 on a number of rows."""
     number = float(value)
     if number >= 1 and number == int(number):
@@ -90,14 +90,14 @@ def packing(draft: Draft, name: str, value: Any) -> None:
         draft.differs(name, value, reasons()["packed-apart"])
 
 
-def neat(draft: Draft, name: str, value: Any) -> None:
+def neat_packing(draft: Draft, name: str, value: Any) -> None:
     if value is True:
         draft.put("data.packing", True, name)
     else:
         draft.needless(name, value, "nothing-asked")
 
 
-WAYS = by_name(
-    datasets, eval_datasets, dataset_dir, template, on_prompt, last_answer, mixing, probabilities, validation,
-    packing, neat,
+CONVERTERS = converters_by_name(
+    datasets, eval_datasets, dataset_dir, template, train_on_prompt, train_on_last_answer, mix_strategy, probabilities, validation_size,
+    packing, neat_packing,
 )  # fmt: skip
