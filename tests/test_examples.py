@@ -2,11 +2,13 @@
 
 import copy
 import re
+import time
 
 import pytest
 
 from engine.core.problems import Refusal
 from engine.worker.data.examples import IGNORE_INDEX
+from engine.worker.templates import time_limit
 from engine.worker.templates.answer_endings import MaskSettings
 from engine.worker.templates.conversations import end_of_turn_ids
 from tests.families import (
@@ -380,3 +382,22 @@ def test_a_templates_own_marks_are_believed_but_the_end_of_turn_is_added():
 def test_generation_stops_where_answers_end(name, ends):
     tok = tokenizer(name)
     assert tok.convert_ids_to_tokens(end_of_turn_ids(tok)) == ends
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_without_an_end_is_refused_in_seconds_and_asked_no_more(monkeypatch):
+    monkeypatch.setattr(time_limit, "RENDER_SECONDS", 0.2)
+    tok, begun = tokenizer("chatml"), time.monotonic()
+    for _ in range(3):
+        with pytest.raises(Refusal, match=r"more than 0\.2 seconds"):
+            encode(tok, talk("q", "a"), chat_template=ENDLESS)
+    assert time.monotonic() - begun < 10  # hours, if nobody stopped it
+    assert encode(tok, talk("q", "a"))  # of another template nothing is left over
+
+
+def test_no_alarm_is_left_behind_by_a_rendering(monkeypatch):
+    monkeypatch.setattr(time_limit, "RENDER_SECONDS", 0.05)
+    assert encode(tokenizer("chatml"), talk("q", "a"))
+    time.sleep(0.1)  # an alarm that is still set would end the test run

@@ -45,9 +45,12 @@ def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> d
         + "\n"
     )
     with _lock:
-        response = _ask_child(question.encode()) or _ask_child(
-            question.encode()
-        )  # an idle child may end just now
+        try:
+            response = _ask_child(question.encode()) or _ask_child(
+                question.encode()
+            )  # an idle one may end just now
+        except TimeoutError:
+            raise Refusal(problem("preview-too-slow", seconds=int(ANSWER_TIMEOUT_S))) from None
     if response is None:
         raise Refusal(problem("preview-ended"))
     if "problems" in response:
@@ -78,12 +81,15 @@ def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]
 
 
 def _ask_child(question: bytes) -> dict[str, Any] | None:
-    """None: the child has ended, or does not answer and was ended."""
+    """None: the child has ended. Raises TimeoutError where it did not answer in time, and was ended."""
     child = _running_child()
     try:
         child.stdin.write(question)
         child.stdin.flush()
         return json.loads(_read_line(child.stdout.fileno()))
+    except TimeoutError:
+        _end_child()
+        raise
     except (OSError, ValueError):
         _end_child()
         return None

@@ -20,6 +20,8 @@ from jinja2 import nodes
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
+from engine.worker.templates.time_limit import time_limit
+
 Span = tuple[int, int]
 Row = Mapping[str, Any]  # {"messages": [...], "tools": [...] | None}
 Message = dict[str, Any]
@@ -327,15 +329,17 @@ def render(
     tools: Any = None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
-    """The text of one conversation and the character spans its template itself marks with {% generation %}."""
-    texts, marked = render_jinja_template(
-        conversations=[messages],
-        tools=tools or None,
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        return_assistant_tokens_mask=GENERATION_TAG.search(template) is not None,
-        **tokenizer.special_tokens_map,
-    )
+    """The text of one conversation and the character spans its template itself marks with {% generation %}. Raises whatever the
+    template raises, and RenderTimeout."""
+    with time_limit(template):
+        texts, marked = render_jinja_template(
+            conversations=[messages],
+            tools=tools or None,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            return_assistant_tokens_mask=GENERATION_TAG.search(template) is not None,
+            **tokenizer.special_tokens_map,
+        )
     return texts[0], marked[0] if marked else []
 
 

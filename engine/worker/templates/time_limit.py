@@ -1,0 +1,47 @@
+"""A limit on the time that a chat template may take: it is a program out of a model's folder, and may never end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jinja2 import TemplateError
+
+RENDER_SECONDS = 5.0  # for one conversation; real templates take less than a thousandth
+MAX_TIMEOUTS = 2  # of one template; from then on it is not tried again
+
+_timeouts: Counter[str] = Counter()
+
+
+class RenderTimeout(TemplateError):
+    """A template took too long for one conversation."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it takes more than {RENDER_SECONDS:g} seconds for one conversation")
+
+
+@contextmanager
+def time_limit(template: str) -> Iterator[None]:
+    """Raises RenderTimeout where the block, which renders `template`, takes longer; at once where the template has done so
+    before. In a thread that is not the main one, which gets no signals, there is no limit."""
+    if _timeouts[template] >= MAX_TIMEOUTS:
+        raise RenderTimeout
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        _timeouts[template] += 1
+        raise RenderTimeout
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
