@@ -182,7 +182,7 @@ def test_an_answer_is_rated_once_and_pairs_need_the_same_conversation(data: Path
     with pytest.raises(Refusal, match="no other answer to the same conversation"):
         conversation_tree.prefer(data, BOTH, 1, "tuned")  # the two have heard different answers before
     for number, voice in ((0, "nobody"), (7, "base"), (-1, "base")):
-        with pytest.raises(Refusal, match="no longer there"):
+        with pytest.raises(Refusal, match="no longer exists"):
             conversation_tree.rate(data, BOTH, number, voice, up=True)
     with pytest.raises(Refusal, match="empty answer"):
         conversation_tree.rate(data, Conversation().add(Turn("x", "", {"a": Reply(" ")})), 0, "a", up=True)

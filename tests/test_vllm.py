@@ -116,7 +116,7 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
             stopped = True
     assert now[0].finish == "stop"
     wait_until(lambda: b"aborted after" in (server.path / "vllm.log").read_bytes())
-    with pytest.raises(Refusal, match="reward model cannot score beside vLLM"):
+    with pytest.raises(Refusal, match="reward model cannot run alongside vLLM"):
         chat_client._call(server, "POST", "/v1/score", {"judge": "/x", "conversations": [said("x")]})
     # Adapters that vLLM would take as something else, or not at all.
     config = json.loads((trained.saves / ONE / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         page.locator("#evaluate-it").click()
         expect(page.locator("#evaluate-results")).to_contain_text("one")
         start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
-        click_until_told(start, wrong, "Neither a data set nor a task is chosen")
+        click_until_told(start, wrong, "No data set or task is chosen")
         # A task that cannot be run is not hidden, but told of.
         page.locator("#tasks-fold button").first.click()
         expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
@@ -48,7 +48,7 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
             page.locator("#evaluate-upload").click()
         chooser.value.set_files(file)
         expect(page.locator("#evaluate-data")).to_contain_text("mine")
-        click_until_told(start, wrong, "no answers to compare with")
+        click_until_told(start, wrong, "no reference answers")
 
         for box, called in (("rows", "Rows"), ("longest", "Max answer length")):
             for value in ("-5", "1e99", "<b>many</b>"):

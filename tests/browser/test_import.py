@@ -38,7 +38,7 @@ def test_what_is_pasted_fills_the_tab_that_it_is_for(
     expect(told.get_by_text("overwrite_cache")).to_be_visible()
 
     for bad, why in (
-        ("", "There is no setting in this text"),
+        ("", "There are no settings in this text"),
         ("stage: sft\nlora_target: [q\ncutoff_len: 9\n", "Line 3"),
         ("llamafactory-cli chat x.yaml", "Open the Chat tab"),
     ):
