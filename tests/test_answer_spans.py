@@ -435,7 +435,7 @@ def test_a_header_that_no_generation_prompt_writes_is_trained_and_told(tok) -> N
     assert trained(tok, usual) == answers
     assert (both.lost, usual.lost) == (("header",), ())
     (note,) = notes({"header": 1}, 3)
-    assert "writes no generation prompt, so in 1 of 3 rows the header" in note.text()
+    assert "has no generation prompt, so in 1 of 3 rows the header" in note.text()
     assert "3 行中有 1 行的回答开头标记" in note.text("zh")
 
 

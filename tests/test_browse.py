@@ -120,7 +120,7 @@ def test_repeated_rows_are_left_out_of_a_new_set(tmp_path):
     assert dict(made.counts) == {"a-unique": 3, "left out": 2}
     found = [json.loads(line) for line in (tmp_path / "a-unique.jsonl").read_text().splitlines()]
     assert found == [row, {**row, "output": "Hey"}, {"bad": 1}]
-    with pytest.raises(Refusal, match="No two rows"):
+    with pytest.raises(Refusal, match="no duplicate rows"):
         derive.deduplicate(tmp_path, "a-unique")
 
 

@@ -62,7 +62,7 @@ def test_speakers_with_names_of_their_own_become_tags():
 
 
 def test_a_column_that_is_not_there_or_a_part_without_one_is_refused():
-    with pytest.raises(Refusal, match=r"no column 'x'. It has: a, b"):
+    with pytest.raises(Refusal, match=r"no column 'x'. Choose one of: a, b"):
         entry_for_mapping(
             "f.json", ColumnMapping("chat", {"prompt": "x", "response": "b"}), [{"a": "1", "b": "2"}]
         )
@@ -111,7 +111,7 @@ def test_a_broken_file_is_told_with_line_and_column_and_never_emptied(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "  ", "a,b", "two\nlines", "x" * 101])
 def test_what_cannot_be_a_name_is_refused(tmp_path, name):
-    with pytest.raises(Refusal, match="has 1 to 100 characters"):
+    with pytest.raises(Refusal, match="must have 1 to 100 characters"):
         dataset_info_edits.save(tmp_path, name, {"file_name": "a.json"})
 
 
@@ -125,7 +125,7 @@ def test_a_name_may_hold_quotes_and_chinese_and_is_one_set_only(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
-    with pytest.raises(Refusal, match="Nothing can be written"):
+    with pytest.raises(Refusal, match="is not writable"):
         dataset_info_edits.save(tmp_path / "gone", "a", {"file_name": "a.json"})
 
 

@@ -139,4 +139,4 @@ def test_a_check_from_a_shell_says_what_of_a_table_is_not_certain(
     spec = make_spec(data__dataset_dir=str(folder), data__datasets=["t"])
     (tmp_path / "spec.yaml").write_text(spec.to_yaml())
     check(Namespace(spec=str(tmp_path / "spec.yaml")), replace(workplace, data=folder))
-    assert "t.csv: the first line is taken for the names of the columns" in capsys.readouterr().err
+    assert "t.csv: the first line was used as column names" in capsys.readouterr().err

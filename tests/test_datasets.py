@@ -113,7 +113,7 @@ def test_preferences_come_as_pairs_or_as_thumbs(tmp_path):
     (example,), bad = read(one)
     assert example["messages"] == [{"role": "user", "content": "Joke?"}]
     assert example["chosen"] == [{"role": "assistant", "content": "Knock."}]
-    assert bad == ["rows.json:3: the chosen and the rejected answer are the same."]
+    assert bad == ["rows.json:3: the chosen and the rejected answer are identical."]
 
     columns = {"prompt": "instruction", "response": "output", "kto_tag": "label"}
     one = dataset(tmp_path, [{**ALPACA, "label": False}, {**ALPACA, "label": "maybe"}], columns=columns)
@@ -178,7 +178,7 @@ def test_chinese_text_is_read_in_any_encoding(tmp_path, encoding):
 def test_a_file_in_no_known_encoding_is_named_with_its_line(tmp_path):
     one = dataset(tmp_path, b'[\n{"output": "\xff\x81\x8d\x8f\x90\x9d"}]')
     assert one.problem.text().startswith(
-        "rows.json cannot be read as text: line 2 is in none of the encodings "
+        "rows.json cannot be read as text: line 2 does not fit any of the encodings "
     )
 
 
@@ -281,7 +281,7 @@ def test_num_samples_takes_the_first_rows(tmp_path):
 
 
 BAD_ROWS = [
-    ({"instruction": "Hi"}, "there is no column 'output'. There are: instruction."),
+    ({"instruction": "Hi"}, "there is no column 'output'. Available: instruction."),
     ({**ALPACA, "output": ["x"]}, "'output' must be of type string, but is: list."),
     ({**ALPACA, "output": None}, "'output' must be of type string, but is: null."),
     ({**ALPACA, "output": " \n"}, "'output' is empty."),
@@ -302,7 +302,7 @@ IN_STRINGS = [
     ({"tools": [1]}, "'tools' must be of type [object], but is: number."),
     ({"tools": '["f"]'}, "'tools' must be of type [object], but is: string."),
     ({"tools": "[" * 100_000}, "'tools' must be of type list, but is: string."),
-    ({"history": r'[["\ud83d", "Hello"]]'}, r"the text holds \ud83d, which is half of a character"),
+    ({"history": r'[["\ud83d", "Hello"]]'}, r"the text contains \ud83d, which is half a character"),
 ]
 
 
@@ -317,14 +317,14 @@ def test_json_in_a_column_is_as_mistrusted_as_the_file_around_it(tmp_path, value
 BAD_TURNS = [
     ("human", "the conversation has no answer by the assistant"),
     ("system human", "the conversation has no answer by the assistant"),
-    ("gpt", "nobody but the assistant speaks in the conversation (1 message)"),
-    ("gpt gpt", "nobody but the assistant speaks in the conversation (2 messages)"),
-    ("system gpt human gpt human", "begins with an answer and ends with a message by 'user'"),
+    ("gpt", "only the assistant speaks in the conversation (1 message)"),
+    ("gpt gpt", "only the assistant speaks in the conversation (2 messages)"),
+    ("system gpt human gpt human", "begins with an answer and ends with a message from 'user'"),
     (
         "human observation gpt",
-        "message 2 is the result of a tool, but the assistant has said nothing before it",
+        "message 2 is a tool result, but no earlier message from the assistant",
     ),
-    ("human robot", "is said by 'robot'. Known roles are: system, human, gpt"),
+    ("human robot", "is 'robot'. Known roles: system, human, gpt"),
 ]
 
 
@@ -369,13 +369,13 @@ def test_an_answer_that_is_judged_or_compared_is_the_last_message_and_its_prompt
     judged = {"conversations": spoken_by("human gpt human"), "label": True}
     columns = {"messages": "conversations", "kto_tag": "label"}
     _, (bad,) = read(dataset(tmp_path, [judged], formatting="sharegpt", columns=columns))
-    assert "the last message is by 'user', but must be by: assistant" in bad
+    assert "the last message is from 'user', but must be from: assistant" in bad
     sides = {"chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}
     two = [{"conversations": spoken_by(before)} | sides for before in ("human gpt", "gpt human human")]
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     one = dataset(tmp_path, two, formatting="sharegpt", ranking=True, columns=columns)
     (pair,), (bad,) = read(one)
-    assert "the last message is by 'assistant', but must be by: user, tool" in bad
+    assert "the last message is from 'assistant', but must be from: user, tool" in bad
     assert {note.code for note in pair["notes"]} == {"row-answer-first", "row-same-speaker"}
 
 
@@ -438,7 +438,7 @@ def test_a_broken_array_is_read_up_to_the_error_even_if_it_is_larger_than_the_bu
 def test_a_table_row_with_too_many_cells_is_named(tmp_path):
     good, bad = read(dataset(tmp_path, "instruction,output\na,b\nc,d,e\n", "t.csv"))
     assert len(good) == 1
-    assert bad[0].startswith("t.csv:3: the row has 3 cells, the header 2.")
+    assert bad[0].startswith("t.csv:3: the row has 3 cells, but the header has 2.")
 
 
 def test_a_report_counts_all_bad_rows_and_keeps_the_first(tmp_path):

@@ -93,7 +93,7 @@ def test_a_template_that_counts_its_turns_is_refused() -> None:
     def counting(messages: list[dict[str, str]], _generate: bool) -> str:
         return "".join(f"<{number}>{one['content']}" for number, one in enumerate(messages))
 
-    with pytest.raises(Refusal, match="does more than put text around the turns"):
+    with pytest.raises(Refusal, match="does more than add text around turns"):
         ollama.template_pieces(counting)
 
 

@@ -104,9 +104,9 @@ def test_an_entry_that_names_a_hub_gets_its_file_and_keeps_all_else(tmp_path, da
         ("org/two", {"split": "nope"}, "nope"),
         ("org/subsets", {"subset": "fr"}, "fr"),
         ("org/program", {}, "no file that can be read here"),
-        ("org/nothing", {}, "could not be fetched"),
-        ("../../etc/passwd", {}, "is no id of a data set"),
-        ("", {}, "is no id of a data set"),
+        ("org/nothing", {}, "could not be downloaded"),
+        ("../../etc/passwd", {}, "is not a data set ID"),
+        ("", {}, "is not a data set ID"),
     ],
 )
 def test_what_cannot_be_fetched_is_a_sentence_and_leaves_nothing(tmp_path, data, hub, id, given, said):
@@ -119,7 +119,7 @@ def test_what_cannot_be_fetched_is_a_sentence_and_leaves_nothing(tmp_path, data,
 def test_without_a_network_it_is_a_sentence(tmp_path, data, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    with pytest.raises(Refusal, match="reaches the hub"):
+    with pytest.raises(Refusal, match="can reach the hub"):
         fetch(tmp_path, data, "org/two")
 
 

@@ -68,7 +68,7 @@ def test_a_refusal_comes_back_as_the_sentence_it_is_in_either_language(tmp_path,
     )
     with pytest.raises(Refusal) as refused:
         data_jobs.wait(errand, 60)
-    assert "must lie between 0 and 1" in refused.value.text("en")
+    assert "must be between 0 and 1" in refused.value.text("en")
     assert "应在 0 与 1 之间" in refused.value.text("zh")
     assert errand.state == "failed"
     gone = data_jobs.start(tmp_path, "deduplicate", {"data": given["data"], "name": "'; rm -rf /"})

@@ -468,7 +468,7 @@ def test_contradictions_are_told_each(
     assert codes(workplace, {good: 0.0, finished("zero"): 0.0}) == ["export-weights-zero"]
     with pytest.raises(Refusal, match="No run is chosen"):
         new_export_spec(workplace, {})
-    with pytest.raises(Refusal, match="'tiny/lora/nobody' has left no weights"):
+    with pytest.raises(Refusal, match="'tiny/lora/nobody' has no weights"):
         new_export_spec(workplace, {"tiny/lora/nobody": 1.0})
 
 

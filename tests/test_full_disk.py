@@ -39,7 +39,7 @@ def test_a_run_that_cannot_fit_is_refused_with_both_sizes(
     with pytest.raises(Refusal) as refused:
         runs.submit(make_spec(), dataclasses.replace(workplace, saves=small_disk))
     assert [one.code for one in refused.value.problems] == ["disk-full"]
-    assert "0.00 GB are free" in refused.value.problems[0].text("en")
+    assert "only 0.00 GB is free" in refused.value.problems[0].text("en")
     assert list(small_disk.glob("*")) == []
 
 

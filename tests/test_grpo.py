@@ -305,7 +305,7 @@ def test_that_nothing_can_be_learned_is_said_and_ends_no_run_before_its_time(
     run = trained["all_alike"]
     assert set(curve(run, "frac_reward_zero_std")) == {1}
     log = (run.path.parent / "log.txt").read_text(encoding="utf-8")
-    assert log.count("For 20 rounds all answers of each group have scored the same") == 1
+    assert log.count("For 20 rounds, all answers in each group have received the same reward") == 1
     assert problem_of(run)["code"] == "adapter-empty"  # at the end, lest it pass for a result
 
 

@@ -123,7 +123,7 @@ def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
         (folder / "secret.csv").chmod(0)
         done = subprocess.run([sys.executable, "-c", code, name], cwd=PROJECT, capture_output=True, text=True)
     assert done.stdout.splitlines() == [
-        "secret.csv secret.csv cannot be opened: permission denied. Give the studio's user the right to read it, or copy "
+        "secret.csv secret.csv cannot be opened: permission denied. Give the studio's user read permission, or copy "
         "the file here again.",
         "good.jsonl None",
     ], done.stderr

@@ -216,7 +216,7 @@ def test_tabs_at_the_beginning_of_lines_are_read_as_blanks_and_told() -> None:
     )
     assert imported.spec.extra == {"lr_scheduler_kwargs": {"min_lr": 1e-6}}
     assert [one.text() for one in imported.left_out] == [
-        "Line 4 begins with a tab, which YAML does not allow; it was read as blanks."
+        "Line 4 begins with a tab, which YAML does not allow; it was read as spaces."
     ]
 
 
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_reached_is_told() -> None:
     imported = read("llamafactory-cli train lost.yaml learning_rate=3e-4")
     assert imported.spec.training.learning_rate == 3e-4
     assert [one.code for one in imported.left_out] == ["import-file"]
-    with pytest.raises(Refusal, match=r"lost\.yaml cannot be reached"):
+    with pytest.raises(Refusal, match=r"lost\.yaml cannot be read from here"):
         read("llamafactory-cli train lost.yaml")
 
 

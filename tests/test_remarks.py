@@ -29,7 +29,7 @@ def test_what_rows_ask_for_and_do_not_get_is_told_with_how_many_they_are(
     assert told["row-mark-elsewhere"].values["place"] == "marked.jsonl:1 (2/3)"
     assert [remark.code for remark in summary(spec, workplace).remarks] == list(told)
     last = make_spec(data__datasets={"marked": 1}, stage={"kind": "sft", "train_on": "last_answer"})
-    assert "2 rows of 'marked' say themselves" in remarks(last)[-1].text()
+    assert "2 rows of 'marked' specify which answers to train on" in remarks(last)[-1].text()
     (workplace.data / "spec.yaml").write_text(spec.to_yaml())
     checked = engine(workplace, "check", str(workplace.data / "spec.yaml"))
     assert checked.stderr.count("marked.jsonl:") == 2

@@ -129,7 +129,7 @@ def test_learning_from_scores_goes_on_with_more_of_it_or_with_pairs(
 def test_a_stage_that_cannot_follow_is_refused(finished: Callable[..., Run], workplace: Workplace) -> None:
     run = finished("first")
     for stage in ("pt", "no such stage", ""):
-        with pytest.raises(Refusal, match="cannot go on"):
+        with pytest.raises(Refusal, match="cannot continue"):
             next_spec(run, stage, workplace)
 
 

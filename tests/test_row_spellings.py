@@ -105,7 +105,7 @@ def test_a_number_that_may_be_of_the_matter_is_a_weight_only_where_the_entry_say
 @pytest.mark.parametrize("value", ["maybe", -1, float("nan"), [1], {"a": 1}])
 def test_what_is_no_weight_is_refused_with_its_place(tmp_path, value):
     (text,) = refused(tmp_path, marked(weight=value))
-    assert text.startswith("rows.jsonl:1: 'messages #2.weight' says how much is trained")
+    assert text.startswith("rows.jsonl:1: 'messages #2.weight' is a training weight")
 
 
 def test_a_mask_of_another_length_is_refused(tmp_path):
@@ -125,8 +125,8 @@ def test_marks_that_cannot_be_honoured_are_counted_and_told(tmp_path):
     wanted = {"row-mark-elsewhere": 2, "row-mark-partial": 1, "row-weighted": 1}
     assert {code: count for code, count in report.counts.items() if code in wanted} == wanted
     texts = [warning.text() for warning in report.warnings]
-    assert any("messages #1 asks to be trained, but is by 'user'" in text for text in texts)
-    assert any("2 of 2 answers, with the weights 0.5, 1" in text for text in texts)
+    assert any("messages #1 is marked for training, but is from 'user'" in text for text in texts)
+    assert any("2 of 2 answers, with weights 0.5, 1" in text for text in texts)
 
 
 def test_marks_mean_nothing_where_answers_are_judged_and_that_is_told(tmp_path):
@@ -284,10 +284,7 @@ def test_speakers_have_the_usual_names_in_either_format(tmp_path, names):
 def test_a_developer_is_the_system_and_a_stranger_is_named(tmp_path):
     (row,) = read(tmp_path, {"messages": [{"role": "developer", "content": "Be brief."}, ASK, RIGHT]})
     assert row["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (
-        "is said by 'narrator'"
-        in refused(tmp_path, {"messages": [ASK, {"role": "narrator", "content": "x"}]})[0]
-    )
+    assert "is 'narrator'" in refused(tmp_path, {"messages": [ASK, {"role": "narrator", "content": "x"}]})[0]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +301,7 @@ def test_a_developer_is_the_system_and_a_stranger_is_named(tmp_path):
 def test_a_picture_or_a_sound_is_told_and_never_trained_as_its_placeholder(tmp_path, row):
     (text,) = refused(tmp_path, row)
     assert text.startswith("rows.jsonl:1: ")
-    assert "holds something other than text" in text
+    assert "contains something other than text" in text
 
 
 def test_a_word_that_looks_like_a_picture_is_text_where_there_is_none(tmp_path):
@@ -361,9 +358,9 @@ def test_of_several_turns_the_prompt_is_what_both_begin_with(tmp_path):
 
 
 def test_a_pair_that_cannot_be_compared_is_refused(tmp_path):
-    assert "are the same" in refused(tmp_path, {"chosen": [HI, HELLO], "rejected": [HI, HELLO]})[0]
-    assert "an answer of its own" in refused(tmp_path, {"chosen": [HI], "rejected": [HI, AWAY]})[0]
-    assert "an answer of its own" in refused(tmp_path, {"chosen": [HI, HELLO, HI], "rejected": [HI, AWAY]})[0]
+    assert "are identical" in refused(tmp_path, {"chosen": [HI, HELLO], "rejected": [HI, HELLO]})[0]
+    assert "its own answer" in refused(tmp_path, {"chosen": [HI], "rejected": [HI, AWAY]})[0]
+    assert "its own answer" in refused(tmp_path, {"chosen": [HI, HELLO, HI], "rejected": [HI, AWAY]})[0]
 
 
 def test_scores_are_told_to_be_unused_and_where_they_contradict(tmp_path):
@@ -454,7 +451,7 @@ def test_keys_that_mean_nothing_are_told_and_keep_nobody_from_using_the_set(tmp_
     set_ = dataset(tmp_path, {"instruction": "a", "output": "b"}, entry={"comment": "mine", "license": "MIT"})
     assert set_.problem is None
     assert [note.text() for note in set_.notes] == [
-        "Data set 'rows' in dataset_info.json has keys that mean nothing here: comment, license. They are left out of account."
+        "Data set 'rows' in dataset_info.json has keys that are not used here: comment, license. They are ignored."
     ]
     assert check(set_, "chat").counts["entry-keys-unread"] == 1
 
@@ -463,7 +460,7 @@ def test_a_guess_is_held_against_more_than_the_first_row(tmp_path):
     talk, other = {"messages": [ASK, REPLY]}, {"instruction": "a", "output": "b"}
     set_ = dataset(tmp_path, talk, talk, other)
     assert (set_.formatting, set_.notes[0].values["unlike"], set_.notes[0].values["rows"]) == ("openai", 1, 3)
-    assert "1 of the first 3 are not" in set_.notes[0].text()
+    assert "1 of the first 3 do not fit" in set_.notes[0].text()
     assert dataset(tmp_path, talk, talk).notes == ()
 
 
@@ -503,4 +500,4 @@ def test_places_in_a_row_are_counted_from_1_wherever_they_are_told(tmp_path):
         text, _ = refused(tmp_path, *[{"messages": messages}] * 2, entry=entry)
         assert sentence in text
     text, _ = refused(tmp_path, *[{"messages": []}] * 2, form="prompts", entry=entry)
-    assert text == "rows.jsonl:1: the conversation has no message."
+    assert text == "rows.jsonl:1: the conversation has no messages."

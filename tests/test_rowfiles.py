@@ -141,7 +141,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_table_in_silence(tmp_
     file.write_text('instruction,output\na,b\nc,"d\ne,f\ng,h\n')
     assert good(file) == [{"instruction": "a", "output": "b"}]
     assert said(file) == [
-        "t.csv:3: a double quote opens here and is never closed, so all that follows is one cell. "
+        "t.csv:3: a double quote opens here and is never closed, so everything after it is one cell. "
         "Close it, or double it if it is part of the text."
     ]
 
@@ -156,7 +156,7 @@ def test_ragged_rows_of_a_table_are_each_told_and_the_others_go_on(tmp_path):
 def test_two_columns_of_one_name_are_refused(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("a,b,a\n1,2,3\n")
-    assert "several columns alike: a." in said(file)[0]
+    assert "duplicate column names: a." in said(file)[0]
     assert good(file) == []
 
 
@@ -165,7 +165,7 @@ def test_half_a_character_is_a_bad_row_and_not_a_crash_later(tmp_path, name):
     rows = ['{"text": "fine"}', '{"text": "\\ud83d"}', '{"text": "\\ud83d\\ude00"}']
     (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{','.join(rows)}]")
     assert [row["text"] for row in good(tmp_path / name)] == ["fine", "😀"]
-    assert "half of a character" in said(tmp_path / name)[0]
+    assert "half a character" in said(tmp_path / name)[0]
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '[{"a": ' + "[" * 100_000])
@@ -212,7 +212,7 @@ def test_a_file_that_breaks_off_says_how_many_rows_it_has(kind: str, tmp_path: P
     told = row_files.truncation_problem(file)
     assert told
     assert told.values["rows"] == len(good(file)) > 20
-    assert f"{told.values['rows']} rows before it can be read" in told.text()
+    assert f"{told.values['rows']} rows before that can be read" in told.text()
     file.write_bytes(content[:30])  # not one row: whoever looks for its columns says so
     assert row_files.truncation_problem(file) is None
 

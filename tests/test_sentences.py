@@ -56,7 +56,7 @@ def test_no_sentence_ends_twice_or_shows_how_it_is_put_together(code: str) -> No
 
 def test_what_is_not_there_is_left_out_of_a_sentence() -> None:
     known = say("data-unknown", name="x", folder="data", known="a, b")
-    assert known == "There is no data set 'x' in data. There are: a, b."
+    assert known == "There is no data set 'x' in data. Available: a, b."
     assert say("data-unknown", name="x", folder="data", known=NOTHING) == "There is no data set 'x' in data."
     assert (
         say("extra-unknown", "zh", config="sft", name="x", hint=NOTHING) == "训练器配置（sft）没有参数“x”。"

@@ -190,7 +190,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
         ask(client, BASE, "hello", tools=[{"type": "function", "function": {"name": "f"}}])
     half = f'{{"model": "{BASE}", "messages": [{{"role": "user", "content": "\\ud83d"}}]}}'
     for body, why in (
-        (half, "half of a character"),
+        (half, "half a character"),
         ("[" * 100_000, "cannot be read"),
         ("{", "cannot be read"),
     ):

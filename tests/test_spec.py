@@ -70,19 +70,19 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
     ("text", "sentence", "chinese"),
     [
         ("training: {seed: null}", "training.seed must be a whole number; nothing was given.", "而填写的是 空值"),
-        ("stage: null", "stage cannot be empty. It is one of: pt, sft", "stage 不能是 空值"),
-        ("stage: {kind: null}", "stage cannot be empty. It is one of: pt, sft", "stage 不能是 空值"),
+        ("stage: null", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
+        ("stage: {kind: null}", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
         ("model: null", "model must be a mapping; nothing was given.", "model 应为映射"),
         ("data: {datasets: a}", "data.datasets must be a list of names, as in [a, b], or a mapping of names to weights, as in "
          "{a: 1, b: 0.5}; a was given.", "应为名称列表"),
-        ("training: {optim: AdamW}", "Near to it: adamw_torch, adamw_torch_fused, adamw_8bit, ", "相近的有：adamw_torch,"),
-        ("training: {optim: sgdd}", "Near to it: sgd. docs", "相近的有：sgd。"),
-        ("training: {optim: muon}", "Usual are: adamw_torch, ", "常用的有：adamw_torch, "),
+        ("training: {optim: AdamW}", "Similar: adamw_torch, adamw_torch_fused, adamw_8bit, ", "相近的有：adamw_torch,"),
+        ("training: {optim: sgdd}", "Similar: sgd. See", "相近的有：sgd。"),
+        ("training: {optim: muon}", "Common choices: adamw_torch, ", "常用的有：adamw_torch, "),
         ("training: {lr: 1}", "Did you mean 'training.learning_rate'?", "training.learning_rate"),
         ("training: {batch_size: 1}", "Did you mean 'training.per_device_train_batch_size'?", "per_device_train_batch_size"),
         ("training: {epochs: 1}", "Did you mean 'training.num_train_epochs'?", "num_train_epochs"),
         ("data: {dataset: a}", "Did you mean 'data.datasets'?", "data.datasets"),
-        ("nonsense: 1", "There is no setting 'nonsense'. If it is an argument of the trainer, write it under extra", "extra"),
+        ("nonsense: 1", "There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra", "extra"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told_with_what_was_meant(text: str, sentence: str, chinese: str) -> None:
@@ -124,14 +124,14 @@ def test_settings_of_another_kind_are_absent_not_ignored() -> None:
     ("whole", "given", "field", "told"),
     [
         (EvaluationSpec, {"data": {"packing": True}}, "data.packing", "There is no setting 'data.packing'"),
-        (EvaluationSpec, {"stage": {"kind": "sft"}}, "stage", "'stage' here. There are: name, model, with_base,"),
+        (EvaluationSpec, {"stage": {"kind": "sft"}}, "stage", "'stage' here. Available: name, model, with_base,"),
         (EvaluationSpec, {"generation": {"temprature": 1}}, "generation.temprature", "'generation.temperature'?"),
         (EvaluationSpec, {"model": {"quantization": {"kind": "8bit", "compute": 1}}}, "model.quantization.compute",
          "There is no setting"),
-        (ExportSpec, {"extra": {}}, "extra", "'extra' here. There are: name, model, adapters,"),
+        (ExportSpec, {"extra": {}}, "extra", "'extra' here. Available: name, model, adapters,"),
         (ExportSpec, {"model": {"rope_scaling": {"kind": "none", "factor": 2}}}, "model.rope_scaling.factor",
          "The rope_scaling none has no setting 'model.rope_scaling.factor'; it belongs to: linear, dynamic, yarn."),
-        (Manner, {"name": 1}, "name", "'name' here. There are: temperature, top_p,"),
+        (Manner, {"name": 1}, "name", "'name' here. Available: temperature, top_p,"),
     ],
 )  # fmt: skip
 def test_a_key_is_looked_for_among_those_of_its_own_whole(

@@ -167,5 +167,5 @@ def test_a_server_goes_to_the_card_with_the_most_room_and_says_when_there_is_too
         folder / "error.json", {"type": "OutOfMemoryError", "message": "CUDA out of memory.", "problems": []}
     )
     [wrong] = servers.Server(folder).problems
-    assert "not enough memory on the card for tiny" in wrong.text("en")
+    assert "not enough GPU memory for tiny" in wrong.text("en")
     assert "显存不足" in wrong.text("zh")

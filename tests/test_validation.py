@@ -72,7 +72,7 @@ def test_rows_that_say_the_same_are_found_wherever_they_are(make):
     report = check(one, "chat")
     assert report.counts["row-repeated"] == 3
     assert [warning.text() for warning in report.warnings] == [
-        "'x' has columns that nothing is made of: unused. No model will see them; if one belongs to the row, choose it "
+        "'x' has columns that are not used: unused. No model will see them; if one belongs to the row, choose it "
         "under Columns in the Data tab.",
         "x.jsonl:301: the row is the same as x.jsonl:1.",
         "x.jsonl:302: the row is the same as x.jsonl:1.",

@@ -121,8 +121,8 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
     # Adapters that vLLM would take as something else, or not at all.
     config = json.loads((trained.saves / ONE / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     for name, change, match in (
-        ("whole", {"modules_to_save": ["lm_head"]}, "does not take 'whole' beside its base"),
-        ("wide", {"r": 64}, "has a rank of 64, and vLLM was started with room for 16"),
+        ("whole", {"modules_to_save": ["lm_head"]}, "cannot load 'whole' as an adapter"),
+        ("wide", {"r": 64}, "has rank 64, but vLLM was started with a maximum rank of 16"),
     ):
         folder = trained.saves / name / "adapter"
         folder.mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     monkeypatch.setenv("STAND_IN", "full")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "vLLM, which held demo_model, has ended: ValueError: No available memory" in done.stderr
+    assert "vLLM, which held demo_model, has exited: ValueError: No available memory" in done.stderr
 
 
 def _inner(folder: Path) -> psutil.Process:

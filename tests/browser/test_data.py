@@ -160,10 +160,10 @@ def test_a_file_is_no_set_of_its_name_and_a_search_goes_through_all_rows_hit_by_
     expect(page.locator("#set-name input").first).to_have_value("identity")
     page.locator("#role-response input").fill("")
     page.keyboard.press("Enter")
-    expect(page.locator("#mapped")).to_contain_text("needed are: Conversation / Question, or text + Answer")
+    expect(page.locator("#mapped")).to_contain_text("it needs: Conversation / Question or text + Answer")
     for number, told in ((1, "#found"), (2, "#seen")):
         part(page, number)
-        expect(page.locator(told)).to_contain_text("'identity.jsonl' is in no data set yet")
+        expect(page.locator(told)).to_contain_text("'identity.jsonl' is not in any data set yet")
     part(page, 0)
     where, search = page.locator("#rows-where input"), page.locator("#search-rows input")
     first = page.locator("#rows article header b").first
@@ -192,7 +192,7 @@ def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_se
     expect(page.locator("#told .bad")).to_contain_text("cannot be read as an Excel workbook")
     drop(page, "cut.json", '[{"instruction": "a", "output": "b"}, {"instruction": "c", "out')
     expect(page.locator("#told .bad")).to_contain_text(
-        "cut.json breaks off at line 1: 1 row before it can be read"
+        "cut.json breaks off at line 1: 1 row before that can be read"
     )
     expect(page.locator("#set-name input").first).to_have_value("cut")
     (place.data / "dataset_info.json").write_text('{\n "a": {"file_name": "a.json"},\n "b" {}\n}')
@@ -220,7 +220,7 @@ def test_the_encoding_and_the_sheet_of_a_file_are_chosen_where_they_are_open(
     table = {"name": "tw.csv", "mimeType": "text/csv", "buffer": "問題;答案\n你好;我很好\n".encode("big5")}
     choose(table)
     expect(page.locator("#read-as")).to_contain_text("semicolon · Big5, detected")
-    expect(page.locator("#set-head .problems")).to_contain_text("too little to be sure")
+    expect(page.locator("#set-head .problems")).to_contain_text("too little text to be sure")
     expect(page.locator("#mapped .speech.assistant")).to_contain_text("我很好")
     page.locator("#set-encoding input").click()
     page.get_by_role("option", name="KOI8-R", exact=True).click()
@@ -258,8 +258,8 @@ def test_on_a_narrow_screen_the_chosen_set_is_in_view_and_a_broken_one_says_why(
     info["half"] = {"file_name": "half.json"}
     (place.data / "dataset_info.json").write_text(json.dumps(info))
     page = open_page(f"{data_studio}?tab=data&set=half", width=800)
-    expect(page.locator("#set-head .problems")).to_contain_text("ends before its last row")
-    expect(page.locator("#sets a.on .wrong")).to_contain_text("ends before its last row")
+    expect(page.locator("#set-head .problems")).to_contain_text("ends in the middle of its last row")
+    expect(page.locator("#sets a.on .wrong")).to_contain_text("ends in the middle of its last row")
     chosen = page.locator("#sets a.on")
     expect(chosen).to_be_in_viewport(ratio=1)
     frame = page.locator("#sets ul.sets").bounding_box()

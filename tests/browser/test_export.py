@@ -47,7 +47,7 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         assert download.value.path().read_bytes() == (run.dir.model / "SHA256SUMS").read_bytes()
 
         # What is open stays open while another is made, and when that is done.
-        page.locator("#export-form").get_by_text("LoRA alone", exact=True).click()
+        page.locator("#export-form").get_by_text("LoRA only", exact=True).click()
         page.locator("#export-start").click()
         expect(made).to_have_count(2)
         expect(made.nth(1).get_by_text("model/SHA256SUMS")).to_be_visible()
@@ -106,7 +106,7 @@ def test_a_gguf_file_that_failed_is_tried_again_by_a_click(
     try:
         page = open_page(f"{address}/?tab=export")
         made = page.locator("#exports details.export")
-        expect(made).to_contain_text("Writing the GGUF file was cut off")
+        expect(made).to_contain_text("Writing the GGUF file was interrupted")
         expect(made).to_contain_text("The merged model is complete")
         page.get_by_role("button", name="Try GGUF again").click()
         # There is still no converter: now it says so, and the model is still there.
