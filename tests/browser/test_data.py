@@ -107,7 +107,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     page.locator("#seen-where input").fill("61")
     page.keyboard.press("Enter")
     expect(page.locator("#seen article.bad")).to_contain_text("must be of type string")
-    expect(page.locator("#seen article em.cut")).to_contain_text("shortened")
+    expect(page.locator("#seen article em.cut")).to_contain_text("truncated")
 
     template = page.get_by_label("Chat template").last
     template.fill("nowhere")
