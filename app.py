@@ -39,7 +39,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--host", default=environment("ATHANOR_HOST", "127.0.0.1"),
-        help="address to listen on; beyond this machine only with --auth or --no-auth [ATHANOR_HOST]",
+        help="address to listen on; anything but this machine requires --auth or --no-auth [ATHANOR_HOST]",
     )  # fmt: skip
     parser.add_argument(
         "--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]"
@@ -92,7 +92,7 @@ def serve(options: argparse.Namespace) -> None:
             print(made.text(shell_language()), file=sys.stderr)
     if not loopback(options.host) and options.no_auth and not options.auth:
         print(
-            f"WARNING: everybody who can reach {options.host} can train, read and delete here.",
+            f"WARNING: anyone who can reach {options.host} can train, read and delete here.",
             file=sys.stderr,
         )
 

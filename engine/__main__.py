@@ -37,8 +37,8 @@ def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Measure finished runs and their base on held-out rows, in the foreground; print what was found and the report's
-    folder. WHAT is the file of an evaluation's spec, or runs; options change what the spec says."""
+    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the findings and the folder
+    of the report. WHAT is the file of an evaluation spec, or runs; options override the spec."""
     return _follow(_begin(_evaluation(arguments, workplace), workplace), workplace)
 
 
@@ -105,7 +105,7 @@ def _print_end(run: runs.Run) -> int:
 
 
 def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Put a spec into the queue and print the run's id."""
+    """Put a spec into the queue and print the run's ID."""
     print(_submit(arguments, workplace).id)
     return 0
 
@@ -151,7 +151,7 @@ def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print a run's state, progress, what an evaluation has found, and the spec."""
+    """Print a run's state, its progress, the findings of an evaluation, and its spec."""
     run = _run(arguments, workplace)
     now = progress(run)
     print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
@@ -164,26 +164,26 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Ask a run to save a checkpoint and end; with --kill, end its processes at once."""
+    """Stop a run after saving a checkpoint; with --kill, end its processes at once."""
     runs.stop(_run(arguments, workplace), "kill" if arguments.kill else "save", by=_me())
     return 0
 
 
 def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Queue a stopped, failed or interrupted run again, from its newest whole checkpoint."""
+    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint."""
     runs.resume(_run(arguments, workplace), by=_me())
     return 0
 
 
 def clone(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Submit a new run with the spec of another."""
+    """Submit a new run with the spec of an existing one."""
     spec = _run(arguments, workplace).spec
     print(runs.submit(spec, workplace, by=_me()).id)
     return 0
 
 
 def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Print the spec of a run of another stage that begins from a run's result."""
+    """Print a spec for another stage that starts from a run's result."""
     run = _run(arguments, workplace)
     print(next_spec(run, arguments.stage, workplace).to_yaml(brief=True), end="")
     return 0
@@ -196,7 +196,7 @@ def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Say everything that is wrong with a spec, and start nothing."""
+    """List everything that is wrong with a spec, without starting it."""
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
@@ -215,8 +215,8 @@ def _print_doubts(doubts: list[Problem]) -> None:
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
-    """Turn a command, YAML file or saved form of LLaMA-Factory, or an axolotl YAML, into a spec; says on standard error what
-    has no counterpart, or another meaning."""
+    """Convert a LLaMA-Factory command, YAML file or saved form, or an axolotl YAML, to a spec; report on standard error what
+    has no equivalent or a different meaning."""
     folder = Path.cwd() if arguments.file == "-" else Path(arguments.file).parent
 
     def reader(name: str) -> str | None:
@@ -253,7 +253,7 @@ def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 
 def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Write the results of runs as one model, or one adapter, and print its folder. RUN=0.5 gives a weight."""
+    """Export the results of runs as one model or one adapter, and print its folder. RUN=0.5 sets a weight."""
     weights = {}
     for argument in arguments.runs:
         run, equals, weight = argument.partition("=")
@@ -281,7 +281,7 @@ def _without_gguf(run: runs.Run) -> int:
 
 
 def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Serve the results of runs to other programs, as OpenAI's interface does, until Ctrl-C."""
+    """Serve the results of runs through an OpenAI-compatible API, until Ctrl-C."""
     key = os.environ.get("ATHANOR_API_KEY", "")
     if arguments.api_key_file:
         key = _text(arguments.api_key_file).strip()
@@ -369,7 +369,9 @@ def parser() -> argparse.ArgumentParser:
         add_arguments(verb)
         if operand:
             meaning = (
-                "a run's id, as list prints it" if operand == "run" else "a file, or - for standard input"
+                "a run's ID as printed by list, or its name"
+                if operand == "run"
+                else "a file, or - for standard input"
             )
             verb.add_argument(operand, help=meaning)
         if function is follow:
@@ -377,7 +379,7 @@ def parser() -> argparse.ArgumentParser:
                 "stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES)
             )
         if function is stop:
-            verb.add_argument("--kill", action="store_true", help="end its processes without saving")
+            verb.add_argument("--kill", action="store_true", help="end its processes at once, without saving")
         if function is evaluate:
             flags.add_evaluate_options(verb)
         if function is export:

@@ -140,7 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that place an installation, each with its environment variable."""
     parser.add_argument(
         "--models", metavar="DIR", type=Path, nargs="+", action="extend",
-        help="folders below which models are found [ATHANOR_MODELS, separated by ':'; default: models and data]",
+        help="folders to search for models [ATHANOR_MODELS, separated by ':'; default: models and data]",
     )  # fmt: skip
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder with dataset_info.json [ATHANOR_DATA; default: data]"
@@ -150,11 +150,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reward-files", metavar="DIR", type=Path, nargs="+", action="extend",
-        help="folders whose Python files may run as rewards of GRPO [ATHANOR_REWARD_FILES, separated by ':'; default: none]",
+        help="folders whose Python files may be used as GRPO rewards [ATHANOR_REWARD_FILES, separated by ':'; default: none]",
     )  # fmt: skip
     parser.add_argument(
         "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
-        help="models (paths or hub ids) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
+        help="models (paths or hub IDs) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
     )  # fmt: skip
 
 

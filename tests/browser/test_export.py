@@ -33,7 +33,7 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         page.locator("#export-start").click()
         made = page.locator("#exports details.export")
         expect(made).to_have_count(1)
-        expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are equal", timeout=120_000)
+        expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=120_000)
         [run] = runs.find(trained.saves, "export")
         # What libraries tell their developers, and of which a reader can do nothing, is not in the log.
         assert not re.search("Warning|kernels", run.dir.log.read_text(encoding="utf-8"))

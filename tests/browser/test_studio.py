@@ -99,7 +99,7 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(
             middle = [box["x"] + min(box["width"] / 2, 60), box["y"] + box["height"] / 2]
             assert page.evaluate(seen, middle) == text, (selector, offset)
     type_into(page, "training.learning_rate", "nan")
-    expect(page.locator("#summary .state")).to_have_text("1 to fix before the start")
+    expect(page.locator("#summary .state")).to_have_text("1 to fix before you can start")
     expect(page.locator("#summary .state")).to_be_in_viewport()
 
 
