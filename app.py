@@ -13,7 +13,7 @@ import traceback
 from pathlib import Path
 
 from engine.core.problems import Refusal, problem, shell_language
-from engine.core.sockets import listen, loopback
+from engine.core.sockets import is_loopback, listen
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
 from engine.runs import queue
 from engine.serving import servers
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
 
 def open_socket(options: argparse.Namespace) -> socket.socket:
     """The socket to serve on. Raises Refusal if it would let strangers in, or if another process listens there."""
-    if not loopback(options.host) and not options.auth and not options.no_auth:
+    if not is_loopback(options.host) and not options.auth and not options.no_auth:
         raise Refusal(problem("open-without-login", host=options.host))
     if options.auth and not Path(options.auth).is_file():
         raise Refusal(problem("no-users-file", file=options.auth))
@@ -90,7 +90,7 @@ def serve(options: argparse.Namespace) -> None:
     for made in (make_saves(workplace), make_data(workplace)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)
-    if not loopback(options.host) and options.no_auth and not options.auth:
+    if not is_loopback(options.host) and options.no_auth and not options.auth:
         print(
             f"WARNING: anyone who can reach {options.host} can train, read and delete here.",
             file=sys.stderr,

@@ -9,7 +9,7 @@ import random
 import time
 from pathlib import Path
 
-from engine.core.rundir import ALIVE, RunDir, take, write_json, write_text
+from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json, write_text
 from engine.launch.workspace import Workplace
 
 LINES = 1_000_000  # of metrics, each as engine/worker/training/callbacks.py writes it
@@ -34,7 +34,7 @@ class BigRun:
         self._write_metrics(lines)
         self._write_log(log_bytes)
         self._report()
-        self.lock = take(self.dir.lock, ALIVE, shared=True)
+        self.lock = try_lock(self.dir.lock, ALIVE_BYTE, shared=True)
         now = {"submitted": self.began, "queued": time.time_ns()}
         write_json(self.dir.request, {"by": "", **now, "attempt": 1, "stop": None})
 

@@ -18,9 +18,9 @@ import psutil
 
 from bench.figures import Figure, table
 from engine.core.rundir import read_json
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.runs import runs
 from engine.runs.results import new_export_spec
 from engine.runs.runs import Run
@@ -47,7 +47,7 @@ def measure(shape: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         base, saves = Path(folder, "base"), Path(folder, "saves")
         make(base, saves, shape)
-        workplace, model = Workplace(models=(base,), saves=saves), inspect(base)
+        workplace, model = Workplace(models=(base,), saves=saves), inspect_model(base)
         weights = sum(file.stat().st_size for file in base.glob("*.safetensors"))
         figures = [
             Figure("parameters", model.parameters / 1e6, "M"),
@@ -73,7 +73,7 @@ def export(workplace: Workplace, shard: float) -> tuple[Run, int]:
         0,
     )
     while not runs.get(workplace.saves, run.id).final:
-        most = max(most, sum(map(anonymous_memory, processes(run.path))))
+        most = max(most, sum(map(anonymous_memory, find_processes(run.path))))
         time.sleep(0.05)
     return runs.get(workplace.saves, run.id), most
 

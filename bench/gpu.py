@@ -21,7 +21,7 @@ from typing import Any
 
 from engine.core import hardware
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT, RunDir, read_json, read_lines, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_json, read_lines, write_json
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
@@ -158,7 +158,7 @@ def figures(run: RunDir, peak: int) -> list[str]:
     step = statistics.median(after["time"] - before["time"] for before, after in itertools.pairwise(counted))
     tokens = (counted[-1]["num_tokens"] - counted[0]["num_tokens"]) / (len(counted) - 1)
     held = max(
-        (read_json(path) or {}).get("peak_device_memory") or 0 for path in run.path.glob(f"*/{RESULT}")
+        (read_json(path) or {}).get("peak_device_memory") or 0 for path in run.path.glob(f"*/{RESULT_FILE}")
     )
     return [f"{step:.3f} s", f"{tokens / step:,.0f}", f"{held / GIB:.2f} GiB", f"{peak / GIB:.2f} GiB"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from docs import llamafactory
-from engine.spec.run_spec import UNIONS, fields
+from engine.spec.run_spec import SPEC_CHOICES, fields
 
 PAGE = Path(__file__).parent / "spec.md"
 HEAD = """# Settings of a run
@@ -46,8 +46,8 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _limits(path: str, info: Any) -> str:
-    if path in UNIONS:
-        return " ".join(f"`{kind}`" for kind in UNIONS[path])
+    if path in SPEC_CHOICES:
+        return " ".join(f"`{kind}`" for kind in SPEC_CHOICES[path])
     if choices := _choices(info.annotation):
         return " ".join(f"`{choice}`" for choice in choices)
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}

@@ -16,14 +16,14 @@ from pathlib import Path
 from engine import flags, importer
 from engine.core import users
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
-from engine.core.sockets import loopback
+from engine.core.sockets import is_loopback
 from engine.core.stages import STAGES
 from engine.data import preview_client
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import gguf
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.runs import failures, kinds, queue, results, runs
 from engine.runs.progress import headline_curve, headline_value, progress
 from engine.runs.results import new_export_spec, next_spec
@@ -243,7 +243,7 @@ def _bytes_as_text(file: str) -> str:
 
 
 def _context(model: str) -> int | None:
-    return inspect(Path(model)).context_length if Path(model).is_dir() else None
+    return inspect_model(Path(model)).context_length if Path(model).is_dir() else None
 
 
 def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
@@ -285,7 +285,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
     key = os.environ.get("ATHANOR_API_KEY", "")
     if arguments.api_key_file:
         key = _text(arguments.api_key_file).strip()
-    if not loopback(arguments.host) and not key:
+    if not is_loopback(arguments.host) and not key:
         raise Refusal(problem("chat-open-without-key", host=arguments.host))
     ids = [runs.get(workplace.saves, name, _has_result).id for name in arguments.runs]
     settings = servers.serve_settings(

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.core.rundir import folders
+from engine.core.rundir import run_folders
 from engine.launch.processes import end_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.discovery import SMOLLM2
@@ -111,7 +111,7 @@ def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     saves = tmp_path / "saves"
     saves.mkdir()
     yield Workplace(models=(tiny.parent,), data=data, saves=saves)
-    for folder in folders(saves):
+    for folder in run_folders(saves):
         (folder / "request.json").unlink()  # nothing more is started
         end_processes(folder, grace_s=0)
 

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT, RunDir, read_json, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, read_json, write_json, write_text
 from engine.export.export_spec import ExportSpec
 from engine.spec.run_spec import RunSpec
 from engine.worker.export import export
@@ -101,7 +101,7 @@ def finish(run: RunDir, spec: RunSpec, left: Path, model: Any, tokenizer: Any) -
     tokenizer.save_pretrained(left)
     if spec.stage.kind != "rm":
         generation_config(spec, model, tokenizer).save_pretrained(left)
-    write_json(left / RESULT, {"attempt": 1, "complete": True, "stage": spec.stage.kind})
+    write_json(left / RESULT_FILE, {"attempt": 1, "complete": True, "stage": spec.stage.kind})
     write_text(run.spec, spec.to_yaml())
     write_json(run.exit, {"outcome": "finished", "reason": "finished", "ended": 1.0})
     write_json(run.request, {"by": "", "submitted": 1.0, "attempt": 1, "stop": None})

@@ -17,7 +17,7 @@ import pytest
 from engine.core import hardware
 from engine.core.rundir import read_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import runs
 from engine.runs.failures import explain
@@ -45,7 +45,7 @@ def at_its_end(workplace: Workplace, spec: Any) -> runs.Run:
     seen: set[int] = set()
 
     def ended() -> runs.Run | None:
-        mine = {process.pid for process in processes(run.path)}
+        mine = {process.pid for process in find_processes(run.path)}
         seen.update(mine & on_the_card())
         one = runs.get(workplace.saves, run.id)
         return one if one.final else None
@@ -175,7 +175,7 @@ def server(here: Workplace) -> Iterator[tuple[servers.Server, str]]:
 
 def test_a_server_answers_on_the_card_and_gives_it_back(server: tuple[servers.Server, str]) -> None:
     server, adapter = server
-    mine = {process.pid for process in processes(server.path)}
+    mine = {process.pid for process in find_processes(server.path)}
     assert mine & on_the_card()
     said = [
         client_of(server).chat.completions.create(

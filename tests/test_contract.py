@@ -27,14 +27,14 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "attempts": "attempts", "initial": "initial_adapter", "samples": "samples.jsonl", "report": "report", "probe": "probe.json",
         "gguf": "gguf.json",
     }  # fmt: skip
-    assert (rundir.COMPLETE, rundir.RESULT) == ("complete.json", "result.json")
+    assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 
 
 def test_each_state_follows_from_the_files(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.request.write_text('{"queued": 1}')
     assert runs.state(run) == "queued"
-    lock = rundir.take(run.lock, rundir.ALIVE, shared=True)
+    lock = rundir.try_lock(run.lock, rundir.ALIVE_BYTE, shared=True)
     assert runs.state(run) == "preparing"
     run.progress.write_text('{"phase": "training"}')
     assert runs.state(run) == "running"

@@ -15,15 +15,15 @@ import pytest
 from engine.core import hardware
 from engine.launch import command
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.preflight import checks, doctor, memory
-from engine.preflight.doctor import Device, Finding
+from engine.preflight.doctor import Device, TrialResult
 from engine.runs import failures, runs
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from tests.conftest import engine, wait_until
 
-BROKEN = Finding(
+BROKEN = TrialResult(
     "bitsandbytes",
     {"library": "RuntimeError: No compatible CUDA binary found at …/libbitsandbytes_cuda128.so"},
     {"torch": "2.13.0+cu128", "cuda": "12.8", "version": "0.50.2",
@@ -36,20 +36,20 @@ CARD = Device(0, "NVIDIA A100", "GPU-1")
 def own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered on this machine is not looked at, and is not added to."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "_doubts", {})
+    monkeypatch.setattr(doctor, "_uncertain", {})
     doctor._folder.cache_clear()
 
 
-def tried(monkeypatch: pytest.MonkeyPatch, seen: Finding, seconds: float = 0.0) -> list[str]:
+def tried(monkeypatch: pytest.MonkeyPatch, seen: TrialResult, seconds: float = 0.0) -> list[str]:
     """The trial itself is a stand-in: this machine has no card. Returns the list of what is tried."""
     tries: list[str] = []
 
-    def stand_in(module: str, device: Device) -> Finding:
+    def stand_in(module: str, device: Device) -> TrialResult:
         tries.append(module)
         time.sleep(seconds)
         return seen
 
-    monkeypatch.setattr(doctor, "_try", stand_in)
+    monkeypatch.setattr(doctor, "_try_in_child", stand_in)
     return tries
 
 
@@ -58,18 +58,18 @@ def tried(monkeypatch: pytest.MonkeyPatch, seen: Finding, seconds: float = 0.0) 
 
 def test_many_who_ask_at_once_share_one_trial_and_nobody_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = tried(monkeypatch, BROKEN, 0.3)
-    answers: list[Finding | None] = []
+    answers: list[TrialResult | None] = []
     callers = [
-        threading.Thread(target=lambda: answers.append(doctor.finding("bitsandbytes", CARD, wait=True)))
+        threading.Thread(target=lambda: answers.append(doctor.trial_result("bitsandbytes", CARD, wait=True)))
         for _ in range(8)
     ]
-    assert doctor.finding("bitsandbytes", CARD, wait=False) is None  # being tried: a page does not wait
+    assert doctor.trial_result("bitsandbytes", CARD, wait=False) is None  # being tried: a page does not wait
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
     assert answers == [BROKEN] * 8
-    assert doctor.finding("bitsandbytes", CARD, wait=False) == BROKEN
+    assert doctor.trial_result("bitsandbytes", CARD, wait=False) == BROKEN
     assert tries == ["bitsandbytes"]
 
 
@@ -79,7 +79,9 @@ def test_what_was_seen_holds_until_the_environment_changes(
     package = tmp_path / "bitsandbytes"
     package.mkdir()
     (package / "__init__.py").touch()
-    monkeypatch.setattr(doctor, "_place", lambda module: package if module == "bitsandbytes" else None)
+    monkeypatch.setattr(
+        doctor, "_package_folder", lambda module: package if module == "bitsandbytes" else None
+    )
     keys = [
         doctor._key("bitsandbytes", CARD),
         doctor._key("bitsandbytes", CARD),
@@ -89,7 +91,7 @@ def test_what_was_seen_holds_until_the_environment_changes(
     keys.append(doctor._key("bitsandbytes", CARD))
     monkeypatch.setenv("BNB_CUDA_VERSION", "126")
     keys.append(doctor._key("bitsandbytes", CARD))
-    monkeypatch.setattr(doctor, "_driver", lambda: "580.95")
+    monkeypatch.setattr(doctor, "_driver_version", lambda: "580.95")
     keys.append(doctor._key("bitsandbytes", CARD))
     assert keys[0] == keys[1]
     assert len(set(keys)) == 5
@@ -99,10 +101,10 @@ def test_a_trial_without_an_answer_keeps_nobody_from_starting_and_is_not_written
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries = tried(
-        monkeypatch, Finding("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False)
+        monkeypatch, TrialResult("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False)
     )
-    assert checks.unusable(CARD, wait=True) == {}
-    assert checks.unusable(CARD, wait=False) == {}  # and not repeated at every key press
+    assert checks.bitsandbytes_problems(CARD, wait=True) == {}
+    assert checks.bitsandbytes_problems(CARD, wait=False) == {}  # and not repeated at every key press
     assert len(tries) == 1
     assert not list(doctor._folder().glob("*.json"))
 
@@ -113,10 +115,10 @@ def test_a_trial_has_its_time_and_a_process_that_dies_is_an_answer(
     monkeypatch.setattr(doctor.sys, "executable", str(tmp_path / "python"))
     (tmp_path / "python").write_text("#!/bin/sh\nsleep 600\n")
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(doctor, "LIMIT_S", 0.5)
-    assert not doctor._try("flash_attn", Device()).certain
+    monkeypatch.setattr(doctor, "TRIAL_LIMIT_S", 0.5)
+    assert not doctor._try_in_child("flash_attn", Device()).certain
     (tmp_path / "python").write_text("#!/bin/sh\nkill -SEGV $$\n")
-    died = doctor._try("flash_attn", Device())
+    died = doctor._try_in_child("flash_attn", Device())
     assert (died.certain, died.failed) == (True, {"import": "SIGSEGV"})
 
 
@@ -125,7 +127,7 @@ def test_a_trial_has_its_time_and_a_process_that_dies_is_an_answer(
 
 def test_the_sentence_names_the_cuda_the_libraries_and_each_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tried(monkeypatch, BROKEN)
-    broken = checks.unusable(CARD, wait=True)
+    broken = checks.bitsandbytes_problems(CARD, wait=True)
     assert set(broken) == {"4bit", "8bit", "optimizer"}
     for language in ("en", "zh"):
         text = broken["4bit"].text(language)
@@ -137,11 +139,11 @@ def test_the_sentence_names_the_cuda_the_libraries_and_each_way_out(monkeypatch:
 def test_only_what_failed_is_refused(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried(monkeypatch, Finding("bitsandbytes", {"8bit": "RuntimeError: no kernel"}, BROKEN.facts))
+    tried(monkeypatch, TrialResult("bitsandbytes", {"8bit": "RuntimeError: no kernel"}, BROKEN.facts))
 
     def problems(**changes: object) -> set[tuple[str, str]]:
         spec = workplace.frozen(make_spec(**changes))
-        return {(one.field, one.code) for one in checks.obstacles(spec, workplace)}
+        return {(one.field, one.code) for one in checks.preflight_problems(spec, workplace)}
 
     code = "bitsandbytes-broken-cpu"
     assert problems(model__quantization="8bit") == {("model.quantization", code)}
@@ -154,14 +156,14 @@ def test_what_does_not_work_is_not_proposed_where_memory_is_short(
     tiny: Path, make_spec: Callable[..., RunSpec]
 ) -> None:
     spec = make_spec(model__model_name_or_path=str(tiny), training__per_device_train_batch_size=1)
-    model = inspect(tiny)
-    full = memory.needed(spec, model, 0).total
-    plain = memory.needed(spec.change("training.gradient_checkpointing", True), model, 0).total
+    model = inspect_model(tiny)
+    full = memory.memory_needed(spec, model, 0).total
+    plain = memory.memory_needed(spec.change("training.gradient_checkpointing", True), model, 0).total
     quantized = spec.change("model.quantization", "4bit").change("training.gradient_checkpointing", True)
-    there = (plain + memory.needed(quantized, model, 0).total) / 2
+    there = (plain + memory.memory_needed(quantized, model, 0).total) / 2
     assert there < plain <= full
-    assert memory.remedies(spec, model, 0, there).model.quantization.kind == "4bit"
-    assert memory.remedies(spec, model, 0, there, without=("4bit",)) is None
+    assert memory.fit_to_memory(spec, model, 0, there).model.quantization.kind == "4bit"
+    assert memory.fit_to_memory(spec, model, 0, there, without=("4bit",)) is None
 
 
 # ------------------------------------------------------------------------------------------ the thing itself
@@ -199,7 +201,7 @@ def test_a_run_that_fails_all_the_same_says_that_it_was_bitsandbytes(
     with (tmp_path / "path" / "bitsandbytes" / "functional.py").open("a") as file:
         file.write("\n\ndef quantize_4bit(*_a, **_k):\n    lib.cquantize_blockwise_fp32_nf4()\n")
     spec = make_spec(model__quantization="4bit")
-    tried(monkeypatch, Finding("bitsandbytes"))  # it worked when it was tried
+    tried(monkeypatch, TrialResult("bitsandbytes"))  # it worked when it was tried
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     run = runs.submit(spec, workplace)
     run = wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now)
@@ -239,13 +241,13 @@ def test_a_pytorch_without_cuda_on_a_machine_with_a_card_is_told_and_the_cpu_sti
         monkeypatch.setattr(doctor, "torch_cuda", lambda built=built: built)
         for device, expected in (("auto", codes), ("cuda", codes), ("cpu", [])):
             spec = workplace.frozen(make_spec(hardware={"device": device}))
-            assert [one.code for one in checks.obstacles(spec, workplace)] == expected
+            assert [one.code for one in checks.preflight_problems(spec, workplace)] == expected
 
 
 def test_for_which_cuda_pytorch_was_built_is_read_without_importing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_place", lambda _: tmp_path)
+    monkeypatch.setattr(doctor, "_package_folder", lambda _: tmp_path)
     lines = "from typing import Optional\n__version__ = '2.13.0'\ncuda: Optional[str] = {}\nhip: Optional[str] = {}\n"
     for cuda, hip, built in (("'12.8'", "None", "12.8"), ("None", "'6.4'", "6.4"), ("None", "None", "")):
         (tmp_path / "version.py").write_text(lines.format(cuda, hip))

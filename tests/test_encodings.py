@@ -16,7 +16,7 @@ from engine.data.datasets import find, rows
 from engine.data.encodings import ENCODINGS, encoding_key, encoding_of
 from engine.data.row_files import entries
 from engine.launch.workspace import Workplace
-from engine.preflight.checks import obstacles
+from engine.preflight.checks import preflight_problems
 from engine.spec.run_spec import RunSpec
 
 TEXTS = {
@@ -139,7 +139,7 @@ def test_a_run_does_not_start_on_an_encoding_that_is_open_until_it_is_chosen(
     def problems() -> list[str]:
         (folder / "dataset_info.json").write_text(json.dumps({"tiny": entry}))
         place = replace(workplace, data=folder)
-        return [found.code for found in obstacles(spec, place) if found.code.startswith("encoding")]
+        return [found.code for found in preflight_problems(spec, place) if found.code.startswith("encoding")]
 
     assert problems() == ["encoding-unsure"]
     entry["encoding"] = "gbk"

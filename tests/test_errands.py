@@ -11,7 +11,7 @@ import pytest
 from engine.core.problems import Refusal
 from engine.data import data_jobs, dataset_info_edits
 from engine.data.datasets import find
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from tests.conftest import wait_until
 
 
@@ -83,9 +83,9 @@ def test_work_that_is_killed_has_failed_and_can_be_begun_again(tmp_path, given, 
     errand = data_jobs.start(tmp_path, "check", given)
     wait_until(lambda: errand.progress.get("done"), 60)
     assert errand.state == "working"
-    assert len(processes(errand.path)) == 1
+    assert len(find_processes(errand.path)) == 1
     assert data_jobs.start(tmp_path, "check", given) == errand  # no second one
-    assert len(processes(errand.path)) == 1
+    assert len(find_processes(errand.path)) == 1
     data_jobs.stop(errand)
     wait_until(lambda: errand.state == "failed", 20)
     assert "ended without a result" in errand.problems[0].text()

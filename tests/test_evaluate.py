@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT, read_lines, write_json, write_text
+from engine.core.rundir import RESULT_FILE, read_lines, write_json, write_text
 from engine.evaluation import evaluation_spec, report
 from engine.evaluation.evaluation_spec import EvaluationSpec
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import failures, runs
 from engine.runs.progress import curves
@@ -51,7 +51,7 @@ def finished_run(workplace: Workplace, spec: RunSpec, name: str, stage: str = "s
     folder = workplace.saves / "tiny" / "lora" / name
     (folder / "adapter").mkdir(parents=True)
     write_text(folder / "spec.yaml", spec.to_yaml())
-    write_json(folder / "adapter" / RESULT, {"attempt": 1, "complete": True, "stage": stage})
+    write_json(folder / "adapter" / RESULT_FILE, {"attempt": 1, "complete": True, "stage": stage})
     write_json(folder / "exit.json", {"outcome": "finished", "reason": "finished", "ended": 1.0})
     write_json(folder / "request.json", {"by": "", "submitted": 1.0, "attempt": 1, "stop": None})
     return runs.get(workplace.saves, f"tiny/lora/{name}")
@@ -103,7 +103,7 @@ def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
     again = runs.submit(spec, workplace)
     answers = again.dir.report / "answers.jsonl"
     wait_until(lambda: answers.exists() and b'"answer"' in answers.read_bytes(), every=0.01)
-    for process in processes(again.path):
+    for process in find_processes(again.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     again = ended(workplace, again)
@@ -225,5 +225,5 @@ def test_rows_are_sorted_and_searched() -> None:
 def test_a_run_that_left_nothing_is_none(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = finished_run(workplace, make_spec(), "own")
     assert evaluation_spec.trained_result(result_of(run).folder).title == "own"
-    (run.dir.adapter / RESULT).unlink()
+    (run.dir.adapter / RESULT_FILE).unlink()
     assert evaluation_spec.trained_result(run.dir.adapter) is None

@@ -22,13 +22,13 @@ import yaml
 
 from engine.core import hardware
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE, RunDir, read_json, take, write_json
+from engine.core.rundir import ALIVE_BYTE, RunDir, read_json, try_lock, write_json
 from engine.export import export_spec, gguf
 from engine.export.export_spec import ExportSpec
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
-from engine.models.facts import inspect
-from engine.preflight.checks import obstacles
+from engine.models.facts import inspect_model
+from engine.preflight.checks import preflight_problems
 from engine.runs import kinds, runs
 from engine.runs.results import new_export_spec, results
 from engine.runs.runs import Run
@@ -145,7 +145,7 @@ def test_a_whole_model_is_written_in_shards_and_another_precision(many: tuple[Pa
     folder, told = many
     shards = list((folder / "export" / "whole" / "model").glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert inspect(shards[0].parent).dtype == "float16"
+    assert inspect_model(shards[0].parent).dtype == "float16"
     trained = weights(folder / "lora" / "full" / "model")
     for key, weight in weights(shards[0].parent).items():
         np.testing.assert_array_equal(weight, trained[key].astype(np.float16))
@@ -157,15 +157,15 @@ def test_embeddings_that_were_trained_are_no_longer_the_output_head(
     many: tuple[Path, Any], tiny: Path
 ) -> None:
     folder = many[0] / "export" / "embeddings" / "model"
-    assert inspect(tiny).tied
-    assert not inspect(folder).tied
+    assert inspect_model(tiny).tied
+    assert not inspect_model(folder).tied
     assert not np.array_equal(weights(folder)["model.embed_tokens.weight"], weights(folder)["lm_head.weight"])
 
 
 @pytest.mark.slow
 def test_words_that_were_added_are_in_the_model(many: tuple[Path, Any], tiny: Path) -> None:
     folder = many[0] / "export" / "vocabulary" / "model"
-    assert inspect(folder).vocab_size == inspect(tiny).vocab_size + 2
+    assert inspect_model(folder).vocab_size == inspect_model(tiny).vocab_size + 2
     assert "<newer>" in (folder / "tokenizer.json").read_text(encoding="utf-8")
 
 
@@ -176,7 +176,7 @@ def test_a_quantized_model_is_smaller_and_loads_as_it_is(bits: str, many: tuple[
     assert told[bits]["prompts"] == 12, told[bits]  # so it was loaded again, and answered
     config = read_json(folder / "export" / bits / "model" / "config.json")
     assert config["quantization_config"][f"load_in_{bits}"]
-    size = {name: inspect(folder / "export" / name / "model").bytes for name in (bits, "plain")}
+    size = {name: inspect_model(folder / "export" / name / "model").bytes for name in (bits, "plain")}
     assert size[bits] < size["plain"]
     assert not list((folder / "export" / bits).glob(".whole*"))
 
@@ -248,7 +248,10 @@ def test_a_run_on_a_quantized_base_is_merged_into_the_full_one_and_the_form_offe
     assert kinds.read((folder / "spec.yaml").read_text(encoding="utf-8")) == trained.spec
 
     assert str(folder) in [value for _, value in models_and_results(workplace, Words("en"))]
-    assert obstacles(workplace.frozen(make_spec(model__model_name_or_path=str(folder))), workplace) == []
+    assert (
+        preflight_problems(workplace.frozen(make_spec(model__model_name_or_path=str(folder))), workplace)
+        == []
+    )
     [newest, *_] = results(workplace.saves)
     assert (newest.run.kind, newest.stage, newest.adapter) == ("export", "sft", False)
 
@@ -273,16 +276,16 @@ def test_kill_nine_in_the_middle_leaves_nothing_half_and_resume_begins_anew(here
     run = submit(here, ["demo_model/lora/one"], check_prompts=200)
     partial = run.path / ".model.partial"
     wait_until(lambda: (partial / "model.safetensors").exists(), 120)
-    for process in processes(run.path):
+    for process in find_processes(run.path):
         process.send_signal(signal.SIGSTOP)
-    for process in [*processes(run.path), *keepers(run.path)]:
+    for process in [*find_processes(run.path), *keepers(run.path)]:
         process.kill()
     wait_until(lambda: runs.get(here.saves, run.id).state == "interrupted")
     assert run.dir.left() is None
     assert "export" not in [one.run.kind for one in results(here.saves)]
     (partial / "left-over").touch()
 
-    wait_until(lambda: not processes(run.path))
+    wait_until(lambda: not find_processes(run.path))
     runs.resume(runs.get(here.saves, run.id))
     done = ended(here, run)
     assert done.state == "finished", done.dir.log.read_text()
@@ -361,7 +364,7 @@ def test_a_run_that_is_still_alive_is_not_exported(
 ) -> None:
     id = finished("resumed")
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
-    lock = take(RunDir(workplace.saves / id).lock, ALIVE, shared=True)
+    lock = try_lock(RunDir(workplace.saves / id).lock, ALIVE_BYTE, shared=True)
     assert [one.code for one in export_spec.problems(spec, workplace)] == ["export-unfinished"]
     os.close(lock)
     assert export_spec.problems(spec, workplace) == []
@@ -372,9 +375,9 @@ def test_too_little_room_is_told_before_the_start(
 ) -> None:
     id = finished("good")
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="fp32"), workplace)
-    assert export_spec.disk_needed(spec) - export_spec.SLACK_BYTES == 4 * inspect(tiny).parameters
+    assert export_spec.disk_needed(spec) - export_spec.SLACK_BYTES == 4 * inspect_model(tiny).parameters
     half = spec.change("precision", "bf16")
-    assert export_spec.disk_needed(half) - export_spec.SLACK_BYTES == 2 * inspect(tiny).parameters
+    assert export_spec.disk_needed(half) - export_spec.SLACK_BYTES == 2 * inspect_model(tiny).parameters
     monkeypatch.setattr(hardware, "free_disk", lambda _folder: 1000)
     [wrong] = refused(workplace, [id])
     assert wrong.code == "export-no-room"
@@ -395,7 +398,7 @@ def test_too_little_memory_is_told_before_the_start(
     # A base of fp32 is merged in fp32, whatever is written; beside it are the matrices, and a layer three times.
     needed = export_spec.memory_needed(spec)
     assert needed - export_spec.LIBRARIES_BYTES == 4 * (
-        inspect(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10)
+        inspect_model(tiny).parameters + (4 * 10 + 20 * 4) + 3 * (20 * 10)
     )
     assert export_spec.memory_needed(spec.change("precision", "fp32")) == needed
     monkeypatch.setattr(hardware, "memory", lambda: (needed - 1, needed))
@@ -404,7 +407,7 @@ def test_too_little_memory_is_told_before_the_start(
     assert "needs 0.50 GB" in wrong.text()
     # An export that waits for another run is measured by all the memory there is, and by what is free when it begins.
     other = RunDir(workplace.saves / finished("other"))
-    lock = take(other.lock, ALIVE, shared=True)
+    lock = try_lock(other.lock, ALIVE_BYTE, shared=True)
     assert refused(workplace, [id]) == []
     os.close(lock)
     assert [one.code for one in export_spec.memory_problems(spec)] == ["export-no-memory"]
@@ -417,7 +420,7 @@ def test_too_little_memory_is_told_before_the_start(
 
 
 def test_a_container_has_the_memory_of_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "GROUP", tmp_path)  # the files that the kernel shows in a container
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path)  # the files that the kernel shows in a container
     free, whole = hardware.memory()
     for name, text in (("max", "1000"), ("current", "900"), ("stat", "anon 600\ninactive_file 200\n")):
         (tmp_path / f"memory.{name}").write_text(text)

@@ -6,9 +6,9 @@ import gradio as gr
 import pytest
 
 from engine.launch.workspace import Workplace
-from engine.models.trainable_modules import linear_modules, whole_modules
+from engine.models.trainable_modules import fully_trainable_modules, linear_modules
 from engine.runs.plan import Summary
-from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from tests.test_models import make_model
 from webui import form, notices, train_tab
 from webui.words import Words
@@ -129,7 +129,7 @@ def test_the_targets_to_pick_are_the_modules_of_the_chosen_model(tmp_path):
     place = Workplace(models=(tmp_path / "models",), data=tmp_path, saves=tmp_path)
     model = train_tab.local_model("qwen", place)
     assert linear_modules(model)[0] == "q_proj"
-    assert set(whole_modules(model)) == {"embed_tokens", "lm_head"}
+    assert set(fully_trainable_modules(model)) == {"embed_tokens", "lm_head"}
     for nothing in ("", None, "qwem", "x" * 300, "a\0b", "/etc"):
         assert train_tab.local_model(nothing, place) is None
 
@@ -156,7 +156,7 @@ def test_settings_of_a_kind_that_is_not_chosen_are_not_read():
     assert spec.method.kind == "full"
 
 
-@pytest.mark.parametrize("union", UNIONS)
+@pytest.mark.parametrize("union", SPEC_CHOICES)
 def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
     problems = form.read(shown() | {union: "<b>"})[1]
     assert union in {one.field for one in problems}
@@ -205,7 +205,7 @@ def test_further_arguments_that_are_no_mapping_are_a_problem(typed):
 def test_hostile_values_of_the_wrong_type_are_problems_too():
     for path in form.paths():
         for value in ({"a": 1}, [["x"]], 10**400, True, b"\xff"):
-            spec, _ = form.read(shown() | {path: value} if path not in UNIONS else shown())
+            spec, _ = form.read(shown() | {path: value} if path not in SPEC_CHOICES else shown())
             assert isinstance(spec, RunSpec)
 
 

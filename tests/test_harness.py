@@ -19,7 +19,7 @@ import yaml
 from engine.core.problems import sentences
 from engine.core.rundir import read_lines
 from engine.evaluation import harness, report
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import failures, runs
 from engine.spec.run_spec import RunSpec
@@ -185,7 +185,7 @@ def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_t
     run = runs.submit(spec, workplace)
     lines = run.dir.report / "tasks.jsonl"
     wait_until(lambda: read_lines(lines), every=0.01)
-    for process in processes(run.path):
+    for process in find_processes(run.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
     assert ended(workplace, run).state == "failed"

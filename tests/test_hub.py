@@ -17,7 +17,7 @@ import pytest
 from engine.core.problems import say
 from engine.core.rundir import RunDir, read_json, write_text
 from engine.launch.workspace import PROJECT, Workplace
-from engine.preflight.checks import obstacles
+from engine.preflight.checks import preflight_problems
 from engine.runs import failures, runs
 from engine.runs.progress import progress
 from engine.spec.run_spec import RunSpec
@@ -228,5 +228,5 @@ def test_a_studio_without_the_other_hubs_client_says_how_to_get_it(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.preflight.checks.importlib.util.find_spec", lambda _: None)
-    (found,) = obstacles(make_spec(model__model_name_or_path=ID, model__hub="modelscope"), workplace)
+    (found,) = preflight_problems(make_spec(model__model_name_or_path=ID, model__hub="modelscope"), workplace)
     assert "pip install modelscope-hub" in found.text("zh")

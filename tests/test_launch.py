@@ -52,7 +52,7 @@ def test_a_launcher_whose_keeper_is_gone_trains_nothing(
     spec = make_spec()
     write_text(run.spec, spec.to_yaml())
     words = command.train_command(spec, run.path, 0, gpu_count=0)
-    environment = os.environ | {command.WAITS: "1"}
+    environment = os.environ | {command.WAIT_VARIABLE: "1"}
     done = subprocess.run(words, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
     assert done.returncode == 0
     assert [path.name for path in run.path.iterdir()] == ["spec.yaml"]

@@ -14,7 +14,7 @@ import pytest
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, say
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.preflight import limits, memory
 from engine.runs import kinds
 from engine.runs.plan import summary
@@ -133,9 +133,9 @@ def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
     assert (found.field, found.code) == (path, "batch-beyond-memory")
     # By another way than bisection: the largest fits, one more does not.
     largest = found.values["largest"]
-    spec, model, room = make_spec(data__max_length=16), inspect(workplace.models[0] / "tiny"), 2 << 30
-    assert memory.needed(spec.change(path, largest), model, 0).total <= room
-    assert memory.needed(spec.change(path, largest + 1), model, 0).total > room
+    spec, model, room = make_spec(data__max_length=16), inspect_model(workplace.models[0] / "tiny"), 2 << 30
+    assert memory.memory_needed(spec.change(path, largest), model, 0).total <= room
+    assert memory.memory_needed(spec.change(path, largest + 1), model, 0).total > room
     # Where only long rows would not fit it is an estimate, and keeps nobody from starting.
     found, doubts = check(training__per_device_train_batch_size=1024, data__max_length=512)
     assert (codes(found), (path, "batch-may-not-fit") in codes(doubts)) == ([], True)
@@ -161,7 +161,7 @@ def test_rows_are_counted_as_preparation_splits_them(
     spec = workplace.frozen(
         make_spec(data__validation_share=share, data__datasets={"chat": weight}, data__max_samples=samples)
     )
-    counted = limits.rows_of(spec)
+    counted = limits.row_counts(spec)
     there = samples or 40
     aside = validation_rows(there, max(round(there * share), 1) if share else 0, 42)
     assert (counted.total, counted.measured) == (int(repetitions(~aside, weight, 42).sum()), int(aside.sum()))
@@ -171,9 +171,11 @@ def test_grpo_needs_questions_for_one_step(workplace: Workplace, make_spec: Call
     stage = {"kind": "grpo", "rewards": ["exact"], "num_generations": 2, "max_new_tokens": 8}
     spec = make_spec(stage=stage, training__gradient_accumulation_steps=1, training__max_steps=None)
     few = workplace.frozen(spec.change("training.per_device_train_batch_size", 128))
-    assert codes(limits.exceeded(few, workplace, [])) == [("data.datasets", "fewer-questions-than-step")]
+    assert codes(limits.limit_problems(few, workplace, [])) == [
+        ("data.datasets", "fewer-questions-than-step")
+    ]
     assert optimizer_steps(few, 40) == 0
-    assert limits.exceeded(workplace.frozen(spec), workplace, []) == []
+    assert limits.limit_problems(workplace.frozen(spec), workplace, []) == []
 
 
 # ------------------------------------------------------------------------------------------ texts that are none

@@ -31,7 +31,7 @@ async def socket(websocket):
 @pytest.fixture
 def studio(tmp_path, monkeypatch):
     """Makes a client of a studio with one user; `root_path` as an operator would give it."""
-    monkeypatch.setattr(users, "COST", (16, 8, 1))
+    monkeypatch.setattr(users, "SCRYPT_COST", (16, 8, 1))
     users.add_user(tmp_path / "users", "han", "correct horse")
     inner = Starlette(routes=[
         Route("/", who), Route("/api", who, methods=["GET", "POST"]), WebSocketRoute("/ws", socket),

@@ -14,10 +14,10 @@ import pytest
 from bench.gpu import CASES, SHAPES, Case, spec_of
 from engine.core import hardware
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.preflight import memory
 from engine.runs.plan import Summary, summary
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 from webui.train_tab import memory_html
@@ -77,7 +77,7 @@ def spec(case: Case, models: Mapping[str, Path]) -> RunSpec:
 @pytest.mark.parametrize("name", SEEN)
 def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], name: str) -> None:
     case = next(one for one in CASES if one.name == name)
-    need = memory.needed(spec(case, models), inspect(models[case.shape]), gpu_count=1)
+    need = memory.memory_needed(spec(case, models), inspect_model(models[case.shape]), gpu_count=1)
     held, used = SEEN[name]
     assert (need.total - need.libraries) / GIB == pytest.approx(held, rel=0.05)
     assert need.total / GIB == pytest.approx(used, rel=0.06)
@@ -98,7 +98,7 @@ def test_the_first_changes_that_make_it_fit_are_named(
     models: dict[str, Path], room: int, changed: set[str] | None
 ) -> None:
     before = spec(Case("7B", "lora", 2, 2048, False), models)
-    after = memory.remedies(before, inspect(models["7B"]), 1, room * GIB)
+    after = memory.fit_to_memory(before, inspect_model(models["7B"]), 1, room * GIB)
     if changed is None:
         assert after is None
         return
@@ -107,7 +107,7 @@ def test_the_first_changes_that_make_it_fit_are_named(
              if plain[path.split(".")[0]][path.split(".")[1]] != other[path.split(".")[0]][path.split(".")[1]]}  # fmt: skip
     assert paths == changed
     assert examples_per_step(after) == examples_per_step(before)
-    assert memory.needed(after, inspect(models["7B"]), 1).total <= room * GIB
+    assert memory.memory_needed(after, inspect_model(models["7B"]), 1).total <= room * GIB
 
 
 def test_more_than_the_card_has_is_said_with_what_helps(
@@ -117,11 +117,11 @@ def test_more_than_the_card_has_is_said_with_what_helps(
     card = hardware.Gpu(0, "GPU-0", "NVIDIA L4", 24 * GIB, 24 * GIB, 8.9)
     monkeypatch.setattr(hardware, "gpus", lambda: (card,))
     asked = spec(Case("7B", "lora", 1, 2048, False), models)
-    model = inspect(models["7B"])
-    room = memory.room(asked)
+    model = inspect_model(models["7B"])
+    room = memory.available_memory(asked)
     plan = Summary(
         8, 8, True, 1, 1, [], "", "", [],
-        needed=memory.needed(asked, model, 1), room=room, fits=memory.remedies(asked, model, 1, room.bytes),
+        needed=memory.memory_needed(asked, model, 1), room=room, fits=memory.fit_to_memory(asked, model, 1, room.bytes),
     )  # fmt: skip
     said = memory_html(plan, asked, Words("en"))
     assert "NVIDIA L4" in said
@@ -141,17 +141,17 @@ def test_what_may_not_be_is_not_proposed(
     models: dict[str, Path], changes: dict[str, Any], there: int
 ) -> None:
     asked = spec(Case("7B", "lora", 2, 2048, True, changes), models)
-    found = memory.remedies(asked, inspect(models["7B"]), 1, there * GIB)
-    assert found is None or problems(found) == problems(asked)
+    found = memory.fit_to_memory(asked, inspect_model(models["7B"]), 1, there * GIB)
+    assert found is None or spec_problems(found) == spec_problems(asked)
 
 
 def test_a_reward_model_and_a_critic_need_memory_too(models: dict[str, Path]) -> None:
-    model, sizes = inspect(models["7B"]), []
+    model, sizes = inspect_model(models["7B"]), []
     plain = spec(Case("7B", "lora", 2, 512, True), models).model_dump() | {"stage": {"kind": "ppo"}}
     for judge in ("", str(models["1.5B"]), str(models["7B"])):
         plain["stage"] = {"kind": "ppo", "reward_model": judge}
-        sizes.append(memory.needed(RunSpec.read(plain), model, 1).weights)
-    assert sizes[1] - sizes[0] == pytest.approx(2 * inspect(models["1.5B"]).parameters)
+        sizes.append(memory.memory_needed(RunSpec.read(plain), model, 1).weights)
+    assert sizes[1] - sizes[0] == pytest.approx(2 * inspect_model(models["1.5B"]).parameters)
     assert sizes[2] - sizes[0] == pytest.approx(2 * model.parameters)
 
 
@@ -169,21 +169,21 @@ def test_a_card_that_tells_no_memory_is_not_judged_by_it(
     models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: (hardware.Gpu(0, "GPU-0", "NVIDIA GB10", 0, 0, 12.1),))
-    assert memory.room(spec(Case("7B", "lora", 1, 64, True), models)) is None
+    assert memory.available_memory(spec(Case("7B", "lora", 1, 64, True), models)) is None
 
 
 def test_processes_on_a_cpu_share_its_memory(models: dict[str, Path]) -> None:
     one = spec(Case("7B", "lora", 1, 64, True), models).change("hardware.device", "cpu")
     two = one.change("hardware.num_processes", 2)
-    assert memory.room(two).bytes == memory.room(one).bytes // 2
+    assert memory.available_memory(two).bytes == memory.available_memory(one).bytes // 2
 
 
 def test_on_a_cpu_it_is_the_machines_memory(models: dict[str, Path]) -> None:
     asked = spec(Case("1.5B", "lora", 1, 64, False), models)
-    here = memory.needed(
+    here = memory.memory_needed(
         asked.change("hardware.device", "cpu").change("training.precision", "auto"),
-        inspect(models["1.5B"]),
+        inspect_model(models["1.5B"]),
         0,
     )
     assert here.weights > 4 * 1.5e9  # fp32
-    assert memory.room(asked.change("hardware.device", "cpu")).card == ""
+    assert memory.available_memory(asked.change("hardware.device", "cpu")).card == ""

@@ -12,7 +12,7 @@ import pytest
 from engine.models import discovery, trainable_modules
 from engine.models.checks import model_problems
 from engine.models.discovery import find_models, is_hub_id
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.models.trainable_modules import lora_problems, trainable_parameters
 
 CONFIG = {
@@ -86,7 +86,7 @@ def root(tmp_path):
 
 
 def test_a_sound_model_tells_its_facts(root):
-    model = inspect(make_model(root / "Qwen" / "tiny"))
+    model = inspect_model(make_model(root / "Qwen" / "tiny"))
     assert (model.name, model.model_type, model.architecture) == ("tiny", "qwen2", "Qwen2ForCausalLM")
     assert model.parameters == 96 * 16 * 2 + 16 + 3 * (16 * 16 * 2 + 8 * 16 * 2 + 40 * 16 * 3 + 32 + 32)
     assert (model.context_length, model.vocab_size, model.hidden_size, model.layers) == (512, 96, 16, 3)
@@ -99,30 +99,30 @@ def test_a_sound_model_tells_its_facts(root):
 
 def test_facts_under_older_and_nested_names_are_found(root):
     gpt = make_model(root / "gpt", n_positions=1024, n_embd=8, max_position_embeddings=None, hidden_size=None)
-    assert (inspect(gpt).context_length, inspect(gpt).hidden_size) == (1024, 8)
+    assert (inspect_model(gpt).context_length, inspect_model(gpt).hidden_size) == (1024, 8)
     folder = root / "vision"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": CONFIG}))
-    assert (inspect(folder).layers, inspect(folder).dtype) == (3, "bfloat16")
+    assert (inspect_model(folder).layers, inspect_model(folder).dtype) == (3, "bfloat16")
 
 
 def test_without_a_word_on_the_type_the_weights_tell_it(root):
-    assert inspect(make_model(root / "old", dtype=None)).dtype == "bfloat16"
+    assert inspect_model(make_model(root / "old", dtype=None)).dtype == "bfloat16"
 
 
 def test_a_chat_template_may_be_a_file_of_its_own(root):
     folder = make_model(root / "m")
     (folder / "tokenizer_config.json").write_text("{}")
-    assert not inspect(folder).has_chat_template
+    assert not inspect_model(folder).has_chat_template
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    assert inspect(folder).has_chat_template
+    assert inspect_model(folder).has_chat_template
 
 
 def test_shards_are_counted_together(root):
     folder = make_model(root / "m", shapes=None)
     shard(folder, "model-1.safetensors", layer(0))
     shard(folder, "model-2.safetensors", layer(1))
-    assert inspect(folder).parameters == inspect(make_model(root / "n", layer(0))).parameters * 2
+    assert inspect_model(folder).parameters == inspect_model(make_model(root / "n", layer(0))).parameters * 2
 
 
 def shard(folder, name, shapes):
@@ -133,8 +133,8 @@ def shard(folder, name, shapes):
 
 
 def test_a_head_saved_although_it_is_tied_counts_once(root):
-    tied = inspect(make_model(root / "tied", tie_word_embeddings=True))
-    assert tied.parameters == inspect(make_model(root / "untied")).parameters - 96 * 16
+    tied = inspect_model(make_model(root / "tied", tie_word_embeddings=True))
+    assert tied.parameters == inspect_model(make_model(root / "untied")).parameters - 96 * 16
 
 
 def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
@@ -150,7 +150,7 @@ def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
     }  # fmt: skip
     head = json.dumps(entries).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(330) + state)
-    model = inspect(folder)
+    model = inspect_model(folder)
     assert model.parameters == 640
     assert trainable_parameters(model, "lora", r=2) == 2 * 56
     assert model_problems(folder, [root]) == []
@@ -169,9 +169,9 @@ def test_of_a_model_that_also_sees_the_part_that_writes_is_counted_and_named(roo
     }
     folder = make_model(root / "sees", writing | seeing, **config)
     assert model_problems(folder, [root]) == []
-    assert inspect(folder).parameters == inspect(make_model(root / "plain")).parameters
-    assert trainable_modules.linear_modules(inspect(folder)) == LINEAR
-    assert trainable_modules.freeze_problems(inspect(folder), ["model.layers.1"]) == []
+    assert inspect_model(folder).parameters == inspect_model(make_model(root / "plain")).parameters
+    assert trainable_modules.linear_modules(inspect_model(folder)) == LINEAR
+    assert trainable_modules.freeze_problems(inspect_model(folder), ["model.layers.1"]) == []
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl", "a_family_of_tomorrow"])
@@ -194,7 +194,7 @@ def test_a_model_whose_part_that_writes_is_not_loaded_alone_is_refused(root, mod
     ],
 )  # fmt: skip
 def test_a_stretched_context_is_a_fact(root, given, own):
-    assert inspect(make_model(root / "m", **given)).rope == own
+    assert inspect_model(make_model(root / "m", **given)).rope == own
 
 
 # ------------------------------------------------------------------------------------------ finding
@@ -339,13 +339,13 @@ def test_a_slip_in_config_json_is_told_with_its_place(root):
 def test_config_json_may_hold_anything(root, text):
     (make_model(root / "m") / "config.json").write_bytes(text)
     assert codes(root / "m", [root])[0].startswith("model-json-")
-    inspect(root / "m")
+    inspect_model(root / "m")
 
 
 def test_config_json_may_hold_any_types(root):
     config = {key: [{"a": []}] for key in [*CONFIG, "auto_map", "text_config", "quantization_config"]}
     folder = make_model(root / "m", **config)
-    assert inspect(folder).vocab_size is None
+    assert inspect_model(folder).vocab_size is None
     model_problems(folder, [root])
 
 
@@ -360,7 +360,7 @@ def test_a_missing_shard_is_named(root):
         "model-2.safetensors",
         2,
     )
-    assert inspect(folder).parameters is None
+    assert inspect_model(folder).parameters is None
 
 
 @pytest.mark.parametrize(
@@ -420,8 +420,8 @@ def framed(header):
 def test_a_hostile_header_is_a_problem_and_nothing_worse(root, content):
     (make_model(root / "m") / "model.safetensors").write_bytes(content)
     assert codes(root / "m", [root]) == ["model-header-broken"]
-    assert inspect(root / "m").parameters is None
-    assert trainable_modules.linear_modules(inspect(root / "m")) == []
+    assert inspect_model(root / "m").parameters is None
+    assert trainable_modules.linear_modules(inspect_model(root / "m")) == []
 
 
 def test_a_header_that_claims_to_be_huge_is_not_read(root):
@@ -457,7 +457,7 @@ def test_an_adapter_chosen_as_base_names_its_base(root):
     (found,) = model_problems(adapter, [root])
     assert found.code == "model-is-adapter"
     assert "Qwen/Qwen3-8B" in found.text()
-    assert inspect(adapter).adapter_of == "Qwen/Qwen3-8B"
+    assert inspect_model(adapter).adapter_of == "Qwen/Qwen3-8B"
 
 
 @pytest.mark.parametrize("how", ["gptq", "awq"])
@@ -492,10 +492,10 @@ def test_everything_wrong_is_told_at_once(root):
 
 
 def test_the_linear_layers_are_listed_without_embeddings_and_head(root):
-    model = inspect(make_model(root / "m"))
+    model = inspect_model(make_model(root / "m"))
     assert trainable_modules.linear_modules(model) == LINEAR
     assert {"model.layers.0.mlp", "model.layers.2.self_attn.q_proj", "lm_head"} <= set(
-        trainable_modules.modules(model)
+        trainable_modules.module_names(model)
     )
 
 
@@ -504,11 +504,11 @@ def test_routers_and_routed_experts_are_no_linear_layers(root):
         "model.layers.0.mlp.gate.weight": (8, 16), "model.layers.0.mlp.experts.0.up_proj.weight": (40, 16),
         "model.layers.0.self_attn.q_proj.weight": (16, 16), "model.layers.0.mlp.shared_expert.w.weight": (4, 16),
     }  # fmt: skip
-    assert trainable_modules.linear_modules(inspect(make_model(root / "m", moe))) == ["q_proj", "w"]
+    assert trainable_modules.linear_modules(inspect_model(make_model(root / "m", moe))) == ["q_proj", "w"]
 
 
 def test_a_target_that_is_not_there_is_told_with_those_that_are(root):
-    model = inspect(make_model(root / "m"))
+    model = inspect_model(make_model(root / "m"))
     for good in [["all-linear"], LINEAR, ["layers.0.mlp.up_proj"], ["lm_head"], r".*\.(q|v)_proj"]:
         assert lora_problems(model, good, ["lm_head", "embed_tokens", "model.norm"]) == []
     first, second = lora_problems(model, ["q_porj", "k_proj"], ["lm_haed"])
@@ -527,7 +527,7 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are(root):
 
 
 def test_each_method_trains_what_its_name_says(root):
-    model = inspect(make_model(root / "m"))
+    model = inspect_model(make_model(root / "m"))
     one_layer = 16 * 16 * 2 + 8 * 16 * 2 + 40 * 16 * 3 + 32 + 32
     assert trainable_parameters(model, "full") == model.parameters
     assert trainable_parameters(model, "freeze", trainable_layers=2) == one_layer * 2
@@ -572,7 +572,7 @@ def test_peft_counts_the_same(root, tied):
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    model = inspect(folder)
+    model = inspect_model(folder)
     ours = [
         trainable_parameters(model, "full"),
         *(trainable_parameters(model, "lora", **case) for case in cases),

@@ -16,12 +16,12 @@ from engine.core import hardware
 from engine.core.problems import Problem
 from engine.launch import workspace as workplaces
 from engine.launch.workspace import Workplace
-from engine.models.chat_templates import TEMPLATES, file_problem
+from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem
 from engine.models.checks import model_problems
 from engine.models.discovery import hub_cache
 from engine.preflight import checks
 from engine.runs.plan import refitted, start_from, summary
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from tests.test_models import CONFIG, QWEN, make_model, safetensors
 
@@ -74,7 +74,7 @@ def make_spec(place: Workplace, **changes: Any) -> RunSpec:
 
 def told(place: Workplace, **changes: Any) -> list[Problem]:
     spec = place.frozen(make_spec(place, **changes))
-    return problems(spec) + checks.obstacles(spec, place)
+    return spec_problems(spec) + checks.preflight_problems(spec, place)
 
 
 def only(found: list[Problem]) -> Problem:
@@ -125,7 +125,7 @@ def test_a_path_that_is_none_of_ours_is_a_problem_and_never_an_error(
     plan = summary(make_spec(place).change(field, given), place)
     assert {one.field for one in plan.problems} == {field}
     assert (plan.rows is None) == (field == "data.dataset_dir")
-    assert (plan.parameters is None) == (field in checks.MODEL_PATHS)
+    assert (plan.parameters is None) == (field in checks.MODEL_FIELDS)
 
 
 def test_a_name_too_long_for_a_file_is_no_error_inside_the_roots_either(place: Workplace) -> None:
@@ -220,9 +220,9 @@ def test_a_chosen_template_is_read_too(place: Workplace) -> None:
 
 
 def test_every_template_that_comes_with_athanor_is_sound(place: Workplace) -> None:
-    for file in TEMPLATES.glob("*.jinja"):
+    for file in TEMPLATE_FOLDER.glob("*.jinja"):
         assert told(place, model__chat_template=file.stem) == []
-        assert file_problem(file) is None
+        assert template_file_problem(file) is None
 
 
 def test_a_model_that_is_stretched_already_is_not_stretched_again(place: Workplace) -> None:
@@ -448,9 +448,9 @@ def test_an_optimizer_names_the_packages_that_it_imports(
 
 
 def test_a_card_that_does_not_tell_its_memory_is_a_card() -> None:
-    gpu = hardware._parse("0, GPU-1, NVIDIA GB10, [N/A], [N/A], 12.1")
+    gpu = hardware._parse_gpu("0, GPU-1, NVIDIA GB10, [N/A], [N/A], 12.1")
     assert (gpu.index, gpu.memory, gpu.capability) == (0, 0, 12.1)
-    assert hardware._parse("0, GPU-1, old, 100, 90, [N/A]").capability == 0
+    assert hardware._parse_gpu("0, GPU-1, old, 100, 90, [N/A]").capability == 0
 
 
 @pytest.mark.parametrize(("said", "threads"), [("4,2", 4), ("3", 3), ("", None), ("all", None), ("0", None)])

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from engine.core.rundir import RunDir, write_json
-from engine.launch.processes import end_processes, processes
+from engine.launch.processes import end_processes, find_processes
 from engine.launch.workspace import Workplace
 from engine.runs import failures, progress, queue, runs
 from engine.spec.run_spec import RunSpec
@@ -41,7 +41,9 @@ def ended(run: runs.Run) -> runs.Run:
 
 def wait_for_program(run: runs.Run) -> None:
     """Until the program itself runs, and not what is prepared for it."""
-    wait_until(lambda: any("sleep(600)" in " ".join(command_line(one)) for one in processes(run.path)), 30)
+    wait_until(
+        lambda: any("sleep(600)" in " ".join(command_line(one)) for one in find_processes(run.path)), 30
+    )
 
 
 def fresh(run: runs.Run) -> runs.Run:
@@ -155,12 +157,12 @@ def test_kill_ends_even_a_process_that_left_the_session_and_ignores_sigterm(
     )
     run = run_program(source)
     wait_for_program(run)
-    wait_until(lambda: len(processes(run.path)) == 2, 20)
+    wait_until(lambda: len(find_processes(run.path)) == 2, 20)
     runs.stop(fresh(run), "kill")
     assert fresh(run).state == "stopping"
     run = wait_until(lambda: (now := fresh(run)).final and now, 30)
     assert run.state == "stopped"
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
 
 
 def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Run]) -> None:
@@ -172,7 +174,7 @@ def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Ru
     runs.stop(fresh(run), "kill")
     run = ended(run)
     assert run.state == "stopped"
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
 
 
 def keeper_pid(run: runs.Run) -> int:
@@ -205,7 +207,7 @@ def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Calla
     run = ended(run)
     assert run.state == "interrupted"
     assert "resume" in run.can
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
 
 
 def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) -> None:

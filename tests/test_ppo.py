@@ -20,9 +20,9 @@ from engine.core.rundir import read_json, read_lines, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT, Workplace
 from engine.models.reward_models import reward_model_problems
-from engine.preflight.checks import obstacles
+from engine.preflight.checks import preflight_problems
 from engine.runs import progress, queue, runs, supervisor
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.training import ppo_math
 from engine.worker.training.ppo_monitor import BATCHES_MONITORED, PpoMonitor
@@ -295,7 +295,7 @@ def codes(problems_found: list[Any]) -> list[str]:
 
 def test_what_would_only_disturb_is_refused(make_spec: Callable[..., RunSpec]) -> None:
     spec = make_spec(stage={"kind": "ppo"}, method__lora_dropout=0.1, training__neftune_noise_alpha=5.0)
-    assert codes(problems(spec)) == ["reward-not-chosen", "ppo-no-noise", "ppo-no-noise"]
+    assert codes(spec_problems(spec)) == ["reward-not-chosen", "ppo-no-noise", "ppo-no-noise"]
 
 
 def test_a_reward_model_is_judged_by_what_its_run_says_of_it(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_reward_model_is_judged_by_what_its_run_says_of_it(tmp_path: Path) -> 
 def test_prompt_and_answer_have_to_fit_into_the_context(
     workplace: Workplace, make_ppo: Callable[..., RunSpec]
 ) -> None:
-    found = obstacles(make_ppo(data__max_length=512), workplace)  # the tiny model's whole context
+    found = preflight_problems(make_ppo(data__max_length=512), workplace)  # the tiny model's whole context
     assert codes(found) == ["context-without-answer"]
     assert "504" in found[0].text()
 

@@ -20,12 +20,12 @@ import pytest
 from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.launch import command
 from engine.launch.workspace import PROJECT
-from engine.models.safetensors_headers import header
-from engine.preflight.checks import trainable
+from engine.models.safetensors_headers import read_header
+from engine.preflight.checks import trained_parameters
 from engine.runs import supervisor
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
-from engine.spec.stage_settings import SMOOTHED, Dpo
+from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, Dpo
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ FORMULAS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def dpo(loss: str, **more: Any) -> dict[str, Any]:
-    smoothing = {"label_smoothing": EPSILON} if loss in SMOOTHED else {}
+    smoothing = {"label_smoothing": EPSILON} if loss in LABEL_SMOOTHING_LOSSES else {}
     return {"kind": "dpo", "loss_type": loss, "beta": BETA, **smoothing, **more}
 
 
@@ -164,7 +164,7 @@ def test_every_loss_that_is_offered_is_worked_out_here() -> None:
 def test_bco_refuses_arguments_that_its_shift_does_not_know(name: str) -> None:
     for loss, codes in (("bco_pair", ["bco-pair-alone"]), ("sigmoid", [])):
         spec = RunSpec.read({"stage": dpo(loss), "extra": {name: 0.5 if name == "ld_alpha" else True}})
-        assert [one.code for one in problems(spec) if one.field == "extra"] == codes
+        assert [one.code for one in spec_problems(spec) if one.field == "extra"] == codes
 
 
 @pytest.mark.parametrize("loss", FORMULAS)
@@ -493,8 +493,8 @@ def test_the_weights_of_a_reward_model_are_counted_with_its_head_before_it_start
 ) -> None:
     run = trained[name]
     spec = RunSpec.from_yaml(run.spec.read_text(encoding="utf-8"))
-    left = header(next(run.result().glob("*model.safetensors")))
-    assert trainable(spec) == sum(math.prod(tensor.shape) for tensor in left.values())
+    left = read_header(next(run.result().glob("*model.safetensors")))
+    assert trained_parameters(spec) == sum(math.prod(tensor.shape) for tensor in left.values())
 
 
 def test_a_reward_model_of_an_adapter_that_wrote_begins_with_what_it_knew(trained: dict[str, RunDir]) -> None:

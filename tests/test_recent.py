@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs import plan, recent, runs
@@ -41,7 +41,7 @@ def used(
     write_text(run.spec, spec.to_yaml())
     write_json(run.exit, {"outcome": outcome, "reason": outcome, "ended": when})
     write_json(run.request, {"by": "", "submitted": when, "attempt": 1, "stop": None})
-    write_json(folder / RESULT, {"attempt": 1, "complete": True, "stage": stage})
+    write_json(folder / RESULT_FILE, {"attempt": 1, "complete": True, "stage": stage})
     return folder
 
 

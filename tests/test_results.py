@@ -20,7 +20,7 @@ from engine.runs.results import (
     results,
 )
 from engine.runs.runs import Run
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 
@@ -73,7 +73,7 @@ def test_dpo_goes_on_from_an_adapter_with_pairs_and_a_tenth_of_the_learning_rate
     assert spec.data.max_length == 48
     assert spec.training.learning_rate == pytest.approx(run.spec.training.learning_rate / 10)
     assert spec.name == ""
-    assert problems(spec) == []
+    assert spec_problems(spec) == []
 
 
 def test_a_whole_model_is_the_model_of_the_next_run(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from engine.launch.workspace import PROJECT, Workplace
-from engine.preflight.checks import obstacles
-from engine.spec.contradictions import problems
+from engine.preflight.checks import preflight_problems
+from engine.spec.contradictions import spec_problems
 
 DATA = PROJECT / "data"
 RECIPES = [runpy.run_path(str(DATA / f"{name}_recipe.py")) for name in ("preference", "tickets")]
@@ -41,7 +41,7 @@ def test_the_better_answers_are_the_translations_and_no_worse_one_is() -> None:
 def test_nothing_stands_in_the_way_of_a_demo(preset: str, tmp_path: Path) -> None:
     place = Workplace(saves=tmp_path)
     spec = place.frozen(place.preset(preset))
-    assert problems(spec) + obstacles(spec, place) == []
+    assert spec_problems(spec) + preflight_problems(spec, place) == []
 
 
 @pytest.mark.parametrize("file", ["tickets.json", "tickets_test.json"])

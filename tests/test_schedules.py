@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from engine.launch.workspace import PROJECT
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
-from engine.spec.schedules import arguments, warmup_problems
+from engine.spec.schedules import schedule_arguments, warmup_problems
 
 RATE = 1e-3
 # (schedule, its keywords): what transformers itself makes of each is the oracle.
@@ -48,7 +48,7 @@ def told(schedule: str, keywords: dict[str, Any], **training: Any) -> list[str]:
         "training": {"lr_scheduler_type": schedule, "learning_rate": RATE, **training},
         "extra": {"lr_scheduler_kwargs": keywords} if keywords else {},
     })  # fmt: skip
-    found = problems(spec)
+    found = spec_problems(spec)
     assert all(one.text("en") != one.text("zh") for one in found)
     return [one.code for one in found]
 
@@ -104,4 +104,4 @@ def test_a_warm_up_as_long_as_the_run_is_told_with_the_number_of_steps() -> None
 def test_every_schedule_of_the_spec_has_its_keywords_written_down() -> None:
     from engine.spec.run_spec import Scheduler
 
-    assert set(arguments()) == set(Scheduler.__args__)
+    assert set(schedule_arguments()) == set(Scheduler.__args__)

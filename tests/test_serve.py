@@ -20,8 +20,8 @@ import openai
 import pytest
 
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE, take, write_json
-from engine.launch.processes import processes
+from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
+from engine.launch.processes import find_processes
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.serving import chat_client, servers
 from engine.spec.run_spec import RunSpec
@@ -287,7 +287,7 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: se
     with pytest.raises(Refusal, match="is a reward model"):
         servers.choose(trained, "", [judge])
     # A server that was to meet no quantized weights has not loaded what reads them.
-    [process] = processes(server.path)
+    [process] = find_processes(server.path)
     assert not [one.path for one in process.memory_maps() if "bitsandbytes" in one.path]
     spec = RunSpec.from_yaml((folder / "spec.yaml").read_text(encoding="utf-8"))
     quantized = folder.with_name("quantized")
@@ -310,7 +310,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     server = servers.start(workplace, choice)
     servers.wait(server)
     assert servers.start(workplace, choice).path == server.path  # found, not started again
-    [process] = processes(server.path)
+    [process] = find_processes(server.path)
     for now in chat_client.ask(server, {BASE: said(QUESTIONS[0])}, ON_AND_ON):
         if now[0].text and process.is_running():
             os.kill(process.pid, signal.SIGKILL)
@@ -324,7 +324,7 @@ def test_a_killed_server_is_a_sentence_and_starts_again(trained: Workplace, tmp_
     *_, [answer] = chat_client.ask(again, {BASE: said("Hello!")}, {"max_tokens": 5})
     assert answer.finish in ("stop", "length")
     servers.end(again)
-    assert processes(again.path) == []
+    assert find_processes(again.path) == []
     assert servers.servers(saves) == []
 
 
@@ -335,7 +335,7 @@ def test_a_server_without_questions_ends_and_a_broken_model_says_why(
     server = servers.start(workplace, servers.choose(workplace, str(tiny)))
     wait_until(lambda: server.state == "ended")
     assert server.problems == []
-    assert processes(server.path) == []
+    assert find_processes(server.path) == []
     broken = workplace.models[0] / "broken"
     broken.mkdir()
     for file in tiny.iterdir():
@@ -427,6 +427,6 @@ def test_a_third_model_is_refused_and_it_says_who_has_the_others(tiny: Path, wor
             folder = workplace.saves / servers.SERVERS_FOLDER / name
             folder.mkdir(parents=True)
             write_json(folder / "serve.json", {"name": name, "by": by, "started": number})
-            stack.callback(os.close, take(folder / "lock", ALIVE, shared=True))
+            stack.callback(os.close, try_lock(folder / "lock", ALIVE_BYTE, shared=True))
         with pytest.raises(Refusal, match=r"qwen \(ada\); llama \(grace\)"):
             servers.start(workplace, servers.choose(workplace, str(tiny)))

@@ -14,7 +14,7 @@ import pytest
 
 from engine.__main__ import _evaluation, main, parser
 from engine.core.problems import Refusal, reasons
-from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.evaluation import report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
@@ -90,7 +90,7 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
     ]):  # fmt: skip
         run = RunDir(saves / "demo_model" / spec.shelf / f"other-{number}")
         (run.path / "model").mkdir(parents=True)
-        write_json(run.model / RESULT, {"attempt": 1, "complete": True, "stage": "sft"})
+        write_json(run.model / RESULT_FILE, {"attempt": 1, "complete": True, "stage": "sft"})
         write_text(run.spec, spec.to_yaml())
         write_json(run.exit, {"outcome": outcome, "reason": outcome, "ended": 1.0})
         write_json(

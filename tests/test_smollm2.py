@@ -15,7 +15,7 @@ import pytest
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.checks import model_problems
 from engine.models.discovery import find_models
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from webui import train_tab
 from webui.words import Words
 
@@ -100,7 +100,7 @@ def test_the_preset_names_the_place_of_the_model_and_how_to_fill_it(tmp_path: Pa
 
 def test_the_page_offers_it_by_default(smollm2: Path) -> None:
     assert smollm2 in [model.path for model in find_models(Workplace().models)]
-    facts = inspect(smollm2)
+    facts = inspect_model(smollm2)
     assert (facts.dtype, facts.context_length, facts.has_chat_template) == ("bfloat16", 8192, True)
 
 

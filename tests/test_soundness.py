@@ -14,7 +14,7 @@ from engine.data.row_files import Entry
 from engine.data.soundness import flaw
 from engine.data.validation import recommended
 from engine.launch.workspace import Workplace
-from engine.preflight.checks import obstacles
+from engine.preflight.checks import preflight_problems
 from engine.spec.run_spec import RunSpec
 from webui import train_tab
 from webui.data_tab import set_html
@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_ch
     labels = [label for label, _ in train_tab.dataset_choices(here, Words("en"))]
     assert labels[len(SOUND) :] == [f"{name} · cannot be read" for name in BROKEN]
     spec = RunSpec.read({"data": {"datasets": ["lines"], "dataset_dir": str(data)}})
-    (unknown,) = [one for one in obstacles(spec, here, wait=False) if one.code == "data-unknown"]
+    (unknown,) = [one for one in preflight_problems(spec, here, wait=False) if one.code == "data-unknown"]
     assert unknown.values["known"] == ", ".join(SOUND)
 
 

@@ -16,11 +16,11 @@ from engine.core.problems import Refusal
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import PROJECT, Workplace
-from engine.spec.contradictions import problems
-from engine.spec.generation_settings import Manner
+from engine.spec.contradictions import spec_problems
+from engine.spec.generation_settings import GenerationSettings
 from engine.spec.parts import Part
 from engine.spec.run_spec import Optimizer, RunSpec, Scheduler, fields
-from engine.spec.schedules import arguments as schedule_arguments
+from engine.spec.schedules import schedule_arguments as schedule_arguments
 from engine.spec.steps import optimizer_steps
 from engine.spec.trainer_arguments import trainer_arguments
 from engine.spec.yaml_text import read_yaml
@@ -131,7 +131,7 @@ def test_settings_of_another_kind_are_absent_not_ignored() -> None:
         (ExportSpec, {"extra": {}}, "extra", "'extra' here. Available: name, model, adapters,"),
         (ExportSpec, {"model": {"rope_scaling": {"kind": "none", "factor": 2}}}, "model.rope_scaling.factor",
          "The rope_scaling none has no setting 'model.rope_scaling.factor'; it belongs to: linear, dynamic, yarn."),
-        (Manner, {"name": 1}, "name", "'name' here. Available: temperature, top_p,"),
+        (GenerationSettings, {"name": 1}, "name", "'name' here. Available: temperature, top_p,"),
     ],
 )  # fmt: skip
 def test_a_key_is_looked_for_among_those_of_its_own_whole(
@@ -251,7 +251,7 @@ def grpo(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
-    assert code in {one.code for one in problems(RunSpec.read(given))}
+    assert code in {one.code for one in spec_problems(RunSpec.read(given))}
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_contradictions_are_found(given: dict[str, Any], code: str) -> None:
     ],
 )
 def test_what_a_choice_needs_besides_is_enough(training: dict[str, Any], extra: dict[str, Any]) -> None:
-    found = problems(RunSpec.read({"training": training, "extra": extra}))
+    found = spec_problems(RunSpec.read({"training": training, "extra": extra}))
     assert {one.code for one in found} == {"model-not-chosen", "data-not-chosen"}
 
 
@@ -279,11 +279,11 @@ def test_a_group_that_does_not_divide_is_told_the_nearest_that_does(
     training = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
     given = grpo(num_generations=group) | {"training": training, "hardware": {"num_processes": processes}}
     spec = RunSpec.read(given)
-    (found,) = (one for one in problems(spec) if one.code == "group-does-not-divide")
+    (found,) = (one for one in spec_problems(spec) if one.code == "group-does-not-divide")
     assert (found.values["nearest"], found.values["accumulation"]) == (nearest, more)
     mended = [spec.change("training.gradient_accumulation_steps", more)]
     mended += [spec.change("stage.num_generations", nearest)] if nearest != "—" else []
-    assert not [one for each in mended for one in problems(each) if one.code == "group-does-not-divide"]
+    assert not [one for each in mended for one in spec_problems(each) if one.code == "group-does-not-divide"]
 
 
 def test_a_reward_that_does_not_exist_is_a_problem_of_the_rewards() -> None:
@@ -298,7 +298,7 @@ def test_an_argument_with_another_name_in_the_spec_is_told_that_name() -> None:
         "max_completion_length": "stage.max_new_tokens",
     }
     spec = RunSpec.read(grpo() | {"extra": dict.fromkeys(told, 1)})
-    found = {one.values["name"]: one.values["place"] for one in problems(spec) if one.field == "extra"}
+    found = {one.values["name"]: one.values["place"] for one in spec_problems(spec) if one.field == "extra"}
     assert found == told
 
 

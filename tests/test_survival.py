@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from engine.core.rundir import read_json
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.runs import progress, queue, runs
 from engine.spec.run_spec import RunSpec
@@ -43,13 +43,13 @@ def at_step(run: runs.Run, step: int) -> int:
 
 def worker(run: runs.Run) -> psutil.Process:
     """A process that trains: the launcher itself where there is one, else the first of its ranks."""
-    named = [one for one in processes(run.path) if "engine.worker.train" in command_line(one)]
+    named = [one for one in find_processes(run.path) if "engine.worker.train" in command_line(one)]
     ranks = [one for one in named if "engine.worker.launch" not in command_line(one)]
     return (ranks or named)[0]
 
 
 def launcher(run: runs.Run) -> psutil.Process:
-    return next(one for one in processes(run.path) if "engine.worker.launch" in command_line(one))
+    return next(one for one in find_processes(run.path) if "engine.worker.launch" in command_line(one))
 
 
 def weights(folder: Path) -> bytes:
@@ -149,7 +149,7 @@ def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[...
     run = ended(run, 30)
     assert run.state == "failed"
     assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
     assert "resume" in run.can
 
 
@@ -158,11 +158,11 @@ def test_stopping_a_run_on_two_ranks_leaves_no_process(
 ) -> None:
     run = runs.submit(long_spec(hardware__num_processes=2), workplace)
     at_step(run, 3)
-    assert len([one for one in processes(run.path) if "engine.worker.train" in command_line(one)]) == 3
+    assert len([one for one in find_processes(run.path) if "engine.worker.train" in command_line(one)]) == 3
     runs.stop(fresh(run), "save")
     run = ended(run, 30)
     assert run.state == "stopped"
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
     assert run.dir.checkpoints()
 
     runs.resume(run)
@@ -171,7 +171,7 @@ def test_stopping_a_run_on_two_ranks_leaves_no_process(
     runs.stop(fresh(run), "kill")
     run = ended(run, 30)
     assert run.state in ("stopped", "failed")
-    assert processes(run.path) == []
+    assert find_processes(run.path) == []
 
 
 def test_a_torn_checkpoint_is_not_resumed_from(

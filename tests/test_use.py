@@ -12,7 +12,7 @@ import pytest
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal
-from engine.core.rundir import ALIVE, read_json, take, write_json
+from engine.core.rundir import ALIVE_BYTE, read_json, try_lock, write_json
 from engine.evaluation import evaluation_spec, report
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export import export_spec
@@ -137,7 +137,7 @@ def test_who_wants_a_third_model_is_told_who_has_the_others(workplace: Workplace
         folder = workplace.saves / servers.SERVERS_FOLDER / name
         folder.mkdir(parents=True)
         write_json(folder / "serve.json", {"name": name, "by": by, "started": started, "adapters": {}})
-        locks.append(take(folder / "lock", ALIVE, shared=True))
+        locks.append(try_lock(folder / "lock", ALIVE_BYTE, shared=True))
     try:
         with pytest.raises(Refusal) as refused:
             servers.start(workplace, choice, by="bob")

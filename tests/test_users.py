@@ -13,18 +13,18 @@ NOW = 1_800_000_000
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     """A users file with one user in it, hashed cheaply: the cost is part of each line, so nothing else differs."""
-    monkeypatch.setattr(users, "COST", (16, 8, 1))
+    monkeypatch.setattr(users, "SCRYPT_COST", (16, 8, 1))
     path = tmp_path / "private" / "users.txt"
     users.add_user(path, "李雷", "correct horse")
     return path
 
 
 def test_a_user_gets_in_with_the_password_and_with_nothing_else(file):
-    assert users.check(file, "李雷", "correct horse")
-    assert not users.check(file, "李雷", "correct horse ")
-    assert not users.check(file, "李雷", "")
-    assert not users.check(file, "han", "correct horse")
-    assert not users.check(file.with_name("nothing"), "李雷", "correct horse")
+    assert users.check_password(file, "李雷", "correct horse")
+    assert not users.check_password(file, "李雷", "correct horse ")
+    assert not users.check_password(file, "李雷", "")
+    assert not users.check_password(file, "han", "correct horse")
+    assert not users.check_password(file.with_name("nothing"), "李雷", "correct horse")
 
 
 def test_the_file_is_private_and_holds_no_password(file):
@@ -35,25 +35,25 @@ def test_the_file_is_private_and_holds_no_password(file):
 
 def test_equal_passwords_have_different_hashes(file):
     users.add_user(file, "han", "correct horse")
-    assert len(set(users.users(file).values())) == 2
+    assert len(set(users.read_users(file).values())) == 2
 
 
 def test_the_usual_cost_is_one_that_owasp_advises(tmp_path):
     users.add_user(tmp_path / "users", "han", "correct horse")
-    assert users.users(tmp_path / "users")["han"].startswith("scrypt:16384:8:5:")
-    assert users.check(tmp_path / "users", "han", "correct horse")
+    assert users.read_users(tmp_path / "users")["han"].startswith("scrypt:16384:8:5:")
+    assert users.check_password(tmp_path / "users", "han", "correct horse")
 
 
 def test_a_wide_letter_is_the_same_letter(file):
     users.add_user(file, "han", "ｐａｓｓｗｏｒｄ１")  # typed with a Chinese input method in full-width mode
-    assert users.check(file, "han", "password1")
+    assert users.check_password(file, "han", "password1")
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "a\nroot", "-x", "a b", "x" * 65, "../x"])
 def test_names_that_would_break_the_file_are_refused(file, name):
     with pytest.raises(Refusal):
         users.add_user(file, name, "correct horse")
-    assert list(users.users(file)) == ["李雷"]
+    assert list(users.read_users(file)) == ["李雷"]
 
 
 def test_a_bad_name_and_a_short_password_are_told_together(file):
@@ -65,7 +65,7 @@ def test_a_bad_name_and_a_short_password_are_told_together(file):
 
 def test_a_removed_user_is_out(file):
     users.remove_user(file, "李雷")
-    assert users.users(file) == {}
+    assert users.read_users(file) == {}
     with pytest.raises(Refusal):
         users.remove_user(file, "李雷")
 
@@ -73,33 +73,33 @@ def test_a_removed_user_is_out(file):
 def test_a_line_that_somebody_broke_locks_out_only_that_user(file):
     text = file.read_text("utf-8")
     file.write_text(f"# our team\nhan:scrypt:nonsense\n\n{text}", "utf-8")
-    assert users.check(file, "李雷", "correct horse")
-    assert not users.check(file, "han", "nonsense")
+    assert users.check_password(file, "李雷", "correct horse")
+    assert not users.check_password(file, "han", "nonsense")
 
 
 def test_a_session_lasts_thirty_days(file):
-    token = users.sign(file, "李雷", b"k" * 32, NOW)
-    assert users.verify(file, token, b"k" * 32, NOW + users.SESSION - 1) == "李雷"
-    assert users.verify(file, token, b"k" * 32, NOW + users.SESSION + 1) is None
+    token = users.sign_session(file, "李雷", b"k" * 32, NOW)
+    assert users.verify_session(file, token, b"k" * 32, NOW + users.SESSION_SECONDS - 1) == "李雷"
+    assert users.verify_session(file, token, b"k" * 32, NOW + users.SESSION_SECONDS + 1) is None
 
 
 def test_a_new_password_ends_old_sessions(file):
-    token = users.sign(file, "李雷", b"k" * 32, NOW)
+    token = users.sign_session(file, "李雷", b"k" * 32, NOW)
     users.add_user(file, "李雷", "another horse")
-    assert users.verify(file, token, b"k" * 32, NOW) is None
+    assert users.verify_session(file, token, b"k" * 32, NOW) is None
 
 
 def test_a_removed_users_session_ends(file):
-    token = users.sign(file, "李雷", b"k" * 32, NOW)
+    token = users.sign_session(file, "李雷", b"k" * 32, NOW)
     users.remove_user(file, "李雷")
-    assert users.verify(file, token, b"k" * 32, NOW) is None
+    assert users.verify_session(file, token, b"k" * 32, NOW) is None
 
 
 def test_a_token_cannot_be_forged_or_changed(file):
     users.add_user(file, "han", "correct horse")
-    token = users.sign(file, "李雷", b"k" * 32, NOW)
+    token = users.sign_session(file, "李雷", b"k" * 32, NOW)
     name, until, signature = token.split(".")
-    other = users.sign(file, "han", b"k" * 32, NOW).split(".")[0]
+    other = users.sign_session(file, "han", b"k" * 32, NOW).split(".")[0]
     forged = [
         f"{other}.{until}.{signature}",
         f"{name}.{int(until) + 1}.{signature}",
@@ -116,15 +116,15 @@ def test_a_token_cannot_be_forged_or_changed(file):
         f"{name}.{'9' * 5000}.{signature}",
         "%%.9999999999.x",
     ]:
-        assert users.verify(file, bad, b"k" * 32, NOW) is None
-    assert users.verify(file, token, b"K" * 32, NOW) is None
+        assert users.verify_session(file, bad, b"k" * 32, NOW) is None
+    assert users.verify_session(file, token, b"K" * 32, NOW) is None
 
 
 def test_the_secret_is_made_once_and_kept_private(tmp_path):
     path = tmp_path / "private" / "secret"
-    key = users.secret(path)
+    key = users.signing_key(path)
     assert len(key) >= 32
-    assert users.secret(path) == key
+    assert users.signing_key(path) == key
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == ["secret"]
 
@@ -132,4 +132,4 @@ def test_the_secret_is_made_once_and_kept_private(tmp_path):
 def test_an_empty_secret_is_refused_rather_than_used(tmp_path):
     (tmp_path / "secret").write_text("")
     with pytest.raises(Refusal):
-        users.secret(tmp_path / "secret")
+        users.signing_key(tmp_path / "secret")

@@ -23,9 +23,9 @@ import pytest
 
 from engine.core import hardware
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE, take, write_json
+from engine.core.rundir import ALIVE_BYTE, try_lock, write_json
 from engine.export.vllm_command import MAX_LORA_RANKS
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.serving import chat_client, servers, vllm
 from tests.conftest import flags_of, wait_until
@@ -186,19 +186,19 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
         return serving, server.path
 
     serving, folder = begun()
-    assert len(processes(folder)) == 3
+    assert len(find_processes(folder)) == 3
     # Ctrl-C reaches the group of the server; vLLM has a group of its own, and is ended by the server.
     assert os.getpgid(_inner(folder).pid) == _inner(folder).pid
     serving.send_signal(signal.SIGTERM)
     assert serving.wait(20) == 0
-    assert processes(folder) == []
+    assert find_processes(folder) == []
 
     # Killed without a word, it takes vLLM with it; vLLM killed, the server says so and ends.
     serving, folder = begun()
-    worker = next(one for one in processes(folder) if "engine.worker.serve" in one.cmdline())
+    worker = next(one for one in find_processes(folder) if "engine.worker.serve" in one.cmdline())
     worker.kill()
     serving.wait(20)
-    wait_until(lambda: processes(folder) == [])
+    wait_until(lambda: find_processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
     alone = servers.Server(tmp_path / "alone")
     servers.begin(
@@ -208,7 +208,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     _inner(alone.path).kill()
     wait_until(lambda: not alone.alive)
     assert [one.code for one in alone.problems] == ["vllm-died"]
-    wait_until(lambda: processes(alone.path) == [])
+    wait_until(lambda: find_processes(alone.path) == [])
 
     monkeypatch.setenv("STAND_IN", "full")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -218,7 +218,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
 
 def _inner(folder: Path) -> psutil.Process:
     """vLLM's own process, the parent of its engine."""
-    return next(one for one in processes(folder) if "serve" in one.cmdline())
+    return next(one for one in find_processes(folder) if "serve" in one.cmdline())
 
 
 def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
     folder = workplace.saves / servers.SERVERS_FOLDER / "other"
     folder.mkdir(parents=True)
-    lock = take(folder / "lock", ALIVE, shared=True)
+    lock = try_lock(folder / "lock", ALIVE_BYTE, shared=True)
 
     def placed(other: str, wanted: str) -> int:
         write_json(

@@ -18,10 +18,10 @@ from engine.core.rundir import RunDir, read_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.models.vocabulary import missing_rows, special_token_problems, vocabulary
 from engine.preflight import checks
-from engine.preflight.checks import trainable
+from engine.preflight.checks import trained_parameters
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
@@ -51,7 +51,7 @@ def place_of(workplace: Workplace, *models: Path) -> Workplace:
 
 
 def found_for(workplace: Workplace, spec: RunSpec) -> list[Problem]:
-    return checks.obstacles(workplace.frozen(spec), workplace)
+    return checks.preflight_problems(workplace.frozen(spec), workplace)
 
 
 # ------------------------------------------------------------------------------------------ told before the start
@@ -83,10 +83,10 @@ def test_each_place_where_a_token_may_be_added_is_read(
     tiny: Path, tmp_path: Path, file: str, content: dict[str, Any], token: str
 ) -> None:
     folder = shutil.copytree(tiny, tmp_path / "model")
-    assert missing_rows(inspect(folder)) == 0
+    assert missing_rows(inspect_model(folder)) == 0
     path = folder / file
     path.write_text(json.dumps((read_json(path) or {}) | content), encoding="utf-8")
-    assert missing_rows(inspect(folder)) == 1
+    assert missing_rows(inspect_model(folder)) == 1
     assert vocabulary(folder).added[-1] == (ROWS, token)
 
 
@@ -101,14 +101,16 @@ def test_files_that_make_no_sense_are_no_error_here(tmp_path: Path, content: str
 
 def test_a_text_without_an_end_is_told_before_pre_training(tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "model")
-    assert special_token_problems(inspect(folder), "pt") == []
+    assert special_token_problems(inspect_model(folder), "pt") == []
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             settings = read_json(folder / name)
             settings.pop("eos_token", None)
             (folder / name).write_text(json.dumps(settings), encoding="utf-8")
-    assert [one.code for one in special_token_problems(inspect(folder), "pt")] == ["tokenizer-without-eos"]
-    assert special_token_problems(inspect(folder), "sft") == []
+    assert [one.code for one in special_token_problems(inspect_model(folder), "pt")] == [
+        "tokenizer-without-eos"
+    ]
+    assert special_token_problems(inspect_model(folder), "sft") == []
 
 
 # ------------------------------------------------------------------------------------------ trained, and used
@@ -181,7 +183,7 @@ def test_embedding_and_head_are_saved_with_the_adapter_and_counted_before(
     shapes = {name: tuple(one.shape) for name, one in weights.items() if "lora_" not in name}
     assert sorted(shapes.values()) == [(ROWS + 3, 64)] * 2, shapes
     spec = RunSpec.from_yaml(trained["lora"].spec.read_text(encoding="utf-8"))
-    assert trainable(spec) == sum(one.numel() for one in weights.values())
+    assert trained_parameters(spec) == sum(one.numel() for one in weights.values())
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import yaml
 from engine.core.problems import sentences
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import PROJECT
-from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from webui import form
 from webui.words import FOLDER, LANGUAGES, Words
 
@@ -75,10 +75,10 @@ def test_a_setting_of_an_export_has_a_chinese_label_and_help(name):
     assert set(ZH["export"]) < set(ExportSpec.model_fields)
 
 
-@pytest.mark.parametrize("path", UNIONS)
+@pytest.mark.parametrize("path", SPEC_CHOICES)
 def test_each_kind_has_a_sentence_and_an_english_name(path):
-    assert set(ZH["kinds"][path]) == set(UNIONS[path])
-    assert set(words_file("en")["choices"][path]) == set(UNIONS[path])
+    assert set(ZH["kinds"][path]) == set(SPEC_CHOICES[path])
+    assert set(words_file("en")["choices"][path]) == set(SPEC_CHOICES[path])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

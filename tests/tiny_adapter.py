@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model, save_weights
 from engine.worker.models.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ def make(model_path: str, folder: Path, seed: int) -> None:
     save_weights(spec, model, run.adapter, run.initial)
     tokenizer.save_pretrained(run.adapter)
     generation_config(spec, model, tokenizer).save_pretrained(run.adapter)
-    write_json(run.adapter / RESULT, {"attempt": 1, "complete": True, "stage": "sft"})
+    write_json(run.adapter / RESULT_FILE, {"attempt": 1, "complete": True, "stage": "sft"})
     write_text(run.spec, spec.to_yaml())
     write_json(run.exit, {"outcome": "finished", "reason": "finished", "ended": time.time()})
     write_json(run.request, {"by": "", "submitted": float(seed), "attempt": 1, "stop": None})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from engine.core.rundir import RESULT, RunDir, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model, save_weights
 from engine.worker.models.reward_model import score_conversations
@@ -46,7 +46,7 @@ def make(model_path: str, folder: Path) -> None:
     tokenizer.save_pretrained(run.adapter)
     write_text(run.adapter / "evaluation_pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
     write_json(run.adapter / "evaluation.json", {"accuracy": 1.0, "pairs": PAIRS})
-    write_json(run.adapter / RESULT, {"attempt": 1, "complete": True, "stage": "rm"})
+    write_json(run.adapter / RESULT_FILE, {"attempt": 1, "complete": True, "stage": "rm"})
 
 
 if __name__ == "__main__":

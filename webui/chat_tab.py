@@ -19,7 +19,7 @@ from engine.runs.runs import Run
 from engine.serving import chat_client, conversation_tree, servers
 from engine.serving.servers import Server
 from engine.serving.vllm import ENGINES, program
-from engine.spec.generation_settings import Manner
+from engine.spec.generation_settings import GenerationSettings
 from webui import answers, boxes, notices
 from webui.chat_models import MAX_ADAPTERS_ASKED, TOOLS_VARIABLE, ChatModels, ModelSelection
 from webui.events import QUIET, concurrent
@@ -27,7 +27,7 @@ from webui.words import Words
 
 SERVER_POLL_SECONDS = 2  # between two looks at the chosen model
 MAX_CONCURRENT_ANSWERS = 12  # of this page, for all its readers: each holds a thread
-# What each setting of Manner is called here.
+# The label of each of GenerationSettings here.
 SETTING_LABELS = {
     "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
     "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
@@ -469,7 +469,7 @@ def _generation_settings(
     chance = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
     drawn = {"temperature": 0} if greedy else chance  # what greedy hides is not looked at
     typed = boxes.typed_values(drawn | {"max_tokens": longest, "repetition_penalty": penalty})
-    return Manner.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
+    return GenerationSettings.read(typed).model_dump(exclude_unset=True) | {"thinking": bool(thinking)}
 
 
 def _models_to_ask(

@@ -29,7 +29,7 @@ from engine.evaluation.evaluation_spec import (
     model_part_of_base,
     trained_result,
 )
-from engine.launch.workspace import Workplace, inside
+from engine.launch.workspace import Workplace, is_inside
 from engine.models.discovery import identity
 from engine.runs import recent, runs
 from engine.runs.results import Result, result_of, results, titles
@@ -240,7 +240,7 @@ def build(
 
     def begin_with(folders: Sequence[str], chosen: Any) -> tuple[str | None, Any]:
         """The base and the results to begin with: those of the newest finished run, else the model used last."""
-        bases = [folder for folder in folders if not inside(Path(folder), (saves,))]
+        bases = [folder for folder in folders if not is_inside(Path(folder), (saves,))]
         if newest := recent.newest_result(workplace, bases, lambda _: True):
             base, result = newest
             return base, chosen or [str(result.folder)]

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import gradio as gr
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from engine.spec.yaml_text import read_yaml, write_yaml
 from webui import boxes
 from webui.words import Words
@@ -38,7 +38,7 @@ TARGET_MODULES, SAVED_MODULES = "method.target_modules", "method.modules_to_save
 @cache
 def control_kind(path: str) -> str:
     """What kind of control the setting at `path` needs: a key of CONTROLS, PARSERS and FORMATTERS."""
-    if path in UNIONS:
+    if path in SPEC_CHOICES:
         return "union"
     if path in WEIGHTS:
         return "weights"
@@ -74,8 +74,8 @@ def optional(path: str) -> bool:
 
 def choices(path: str) -> tuple[str, ...]:
     """The values that the setting at `path` may have, if there is a list of them; else ()."""
-    if path in UNIONS:
-        return tuple(UNIONS[path])
+    if path in SPEC_CHOICES:
+        return tuple(SPEC_CHOICES[path])
     kind = _plain_type(fields()[path].annotation)
     kind = get_args(kind)[0] if get_origin(kind) in (list, dict) else kind
     return get_args(kind) if get_origin(kind) is Literal else ()
@@ -84,7 +84,7 @@ def choices(path: str) -> tuple[str, ...]:
 @cache
 def union_of(path: str) -> str | None:
     """The union whose kinds the setting belongs to: "method.r" → "method"."""
-    return next((union for union in UNIONS if path.startswith(f"{union}.")), None)
+    return next((union for union in SPEC_CHOICES if path.startswith(f"{union}.")), None)
 
 
 @cache
@@ -94,7 +94,7 @@ def kinds_of(path: str) -> tuple[str, ...]:
     if not union:
         return ()
     name = WEIGHTS.get(path, path).rsplit(".", 1)[-1]
-    return tuple(kind for kind, part in UNIONS[union].items() if name in part.model_fields)
+    return tuple(kind for kind, part in SPEC_CHOICES[union].items() if name in part.model_fields)
 
 
 def essential(path: str) -> bool:
@@ -290,7 +290,7 @@ def _plain(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         inner = plain
         for parent in parents:
             inner = inner.setdefault(parent, {})
-        if path in UNIONS:
+        if path in SPEC_CHOICES:
             inner.setdefault(last, {})["kind"] = value
         else:
             inner[last] = value
@@ -340,7 +340,7 @@ def chosen_values(spec: RunSpec) -> dict[str, Any]:
             if value is ...:
                 break
         if value is not ...:
-            shown[path] = FORMATTERS[control_kind(path)](value["kind"] if path in UNIONS else value)
+            shown[path] = FORMATTERS[control_kind(path)](value["kind"] if path in SPEC_CHOICES else value)
     return shown
 
 
@@ -356,8 +356,8 @@ def defaults() -> dict[str, Any]:
     """What the controls of kinds that are not chosen hold: the declared defaults."""
     shown = {}
     for path in paths():
-        if path not in UNIONS and (union := union_of(path)):
-            part, name = UNIONS[union][kinds_of(path)[0]], WEIGHTS.get(path, path).rsplit(".", 1)[-1]
+        if path not in SPEC_CHOICES and (union := union_of(path)):
+            part, name = SPEC_CHOICES[union][kinds_of(path)[0]], WEIGHTS.get(path, path).rsplit(".", 1)[-1]
             shown[path] = FORMATTERS[control_kind(path)](part().model_dump(mode="json")[name])
     return shown
 
@@ -376,7 +376,7 @@ class Form:
     def place(self, path: str) -> Any:
         control = CONTROLS[control_kind(path)](path, self.words, self.built[path])
         self.controls[path] = control
-        if path in UNIONS:
+        if path in SPEC_CHOICES:
             self._kinds(path)
         return control
 
@@ -385,7 +385,7 @@ class Form:
         union = element_id(path)
         sentences = (
             f'<p class="of-{union} of-{union}-{kind}">{escape(self.words.kind(path, kind))}</p>'
-            for kind in UNIONS[path]
+            for kind in SPEC_CHOICES[path]
         )
         gr.HTML("".join(sentences), elem_classes=["kinds"])
 
@@ -412,7 +412,7 @@ class Form:
 def kinds_css() -> str:
     """Rules that show a setting only while its kind is chosen: at once, without asking the server."""
     rules = []
-    for path, kinds in UNIONS.items():
+    for path, kinds in SPEC_CHOICES.items():
         union = element_id(path)
         for kind in kinds:
             chosen = f'.gradio-container:has(#{union} input[value="{kind}"]:checked)'

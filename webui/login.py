@@ -51,7 +51,7 @@ class LoginRequired:
     def __init__(self, app: ASGIApp, users_file: Path, secret_file: Path, root_path: str = "") -> None:
         self.app = app
         self.users_file = users_file
-        self.key = users.secret(secret_file)
+        self.key = users.signing_key(secret_file)
         self.root = "/" + root if (root := urlsplit(root_path).path.strip("/")) else ""
         # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
         self.cookie = "athanor_" + hashlib.sha256(self.key).hexdigest()[:8]
@@ -72,7 +72,9 @@ class LoginRequired:
 
     def _user(self, connection: HTTPConnection) -> str | None:
         # Reads the users file each time: it is a few lines, and a user taken out is out at once.
-        return users.verify(self.users_file, connection.cookies.get(self.cookie, ""), self.key, time.time())
+        return users.verify_session(
+            self.users_file, connection.cookies.get(self.cookie, ""), self.key, time.time()
+        )
 
     async def _own_page(self, request: Request, name: str | None) -> Response | None:
         """The answer of /login, /logout and /healthz; None for every other path."""
@@ -110,7 +112,7 @@ class LoginRequired:
         self.attempts.failed(address, now)
         name, password = form.get("name", "").strip(), form.get("password", "")
         async with self.hashing:
-            right = await asyncio.to_thread(users.check, self.users_file, name, password)
+            right = await asyncio.to_thread(users.check_password, self.users_file, name, password)
         if not right:
             words = say("login-wrong", _language(request))
             return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
@@ -118,8 +120,8 @@ class LoginRequired:
         answer = RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER)
         answer.set_cookie(
             self.cookie,
-            users.sign(self.users_file, name, self.key, time.time()),
-            max_age=users.SESSION,
+            users.sign_session(self.users_file, name, self.key, time.time()),
+            max_age=users.SESSION_SECONDS,
             path=self.root or "/",
             secure=_is_https(
                 request

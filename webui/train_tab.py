@@ -18,11 +18,11 @@ from engine.core.stages import STAGES
 from engine.data import preview_client
 from engine.data.datasets import Dataset, count_rows, read_dataset_info
 from engine.data.soundness import flaw, sound_first
-from engine.launch.workspace import DEMO_MODEL, Workplace, absolute, inside
+from engine.launch.workspace import DEMO_MODEL, Workplace, absolute_path, is_inside
 from engine.models.discovery import SMOLLM2, hub_cache
-from engine.models.facts import Model, inspect
-from engine.models.trainable_modules import ALL_LINEAR, linear_modules, whole_modules
-from engine.preflight.checks import QUANTIZER, packages_of
+from engine.models.facts import ModelFacts, inspect_model
+from engine.models.trainable_modules import ALL_LINEAR, fully_trainable_modules, linear_modules
+from engine.preflight.checks import QUANTIZER, optimizer_modules
 from engine.runs import recent, runs
 from engine.runs.compare import ABSENT, differences
 from engine.runs.plan import Summary, first_preset, refitted, start_from, summary
@@ -156,7 +156,7 @@ def build(
         model = local_model(name_or_path, workplace)
         return [
             gr.update(choices=[ALL_LINEAR, *(linear_modules(model) if model else ())]),
-            gr.update(choices=whole_modules(model) if model else []),
+            gr.update(choices=fully_trainable_modules(model) if model else []),
         ]
 
     def submit(request: gr.Request, *held: Any) -> list[Any]:
@@ -358,7 +358,7 @@ def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
     return f'<p class="chips">{chips}</p>{_more_models(model, workplace, words)}'
 
 
-def _more_models(model: Model, workplace: Workplace, words: Words) -> str:
+def _more_models(model: ModelFacts, workplace: Workplace, words: Words) -> str:
     """Below the demo model's facts: how to get a real one, as long as the small real one is not there."""
     if model.path != DEMO_MODEL or SMOLLM2.exists():
         return ""
@@ -394,16 +394,18 @@ def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
         greyed += [
             f'#{element_id(OPTIMIZER)} li[aria-label="{words.choice(OPTIMIZER, name)}"]'
             for name in form.choices(OPTIMIZER)
-            if QUANTIZER in packages_of(name)
+            if QUANTIZER in optimizer_modules(name)
         ]
     return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""
 
 
-def local_model(name_or_path: str, workplace: Workplace) -> Model | None:
+def local_model(name_or_path: str, workplace: Workplace) -> ModelFacts | None:
     """The model that the text means, if it is a folder that the studio may look into."""
-    folder = Path(absolute(name_or_path or "", workplace.model_roots, "config.json"))
-    known = os.path.isfile(folder / "config.json") and inside(folder, (*workplace.model_roots, hub_cache()))
-    return inspect(folder) if known else None
+    folder = Path(absolute_path(name_or_path or "", workplace.model_roots, "config.json"))
+    known = os.path.isfile(folder / "config.json") and is_inside(
+        folder, (*workplace.model_roots, hub_cache())
+    )
+    return inspect_model(folder) if known else None
 
 
 def imported_html(loaded: importer.Imported, words: Words) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes the rest of a cell for
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes the rest of a cell for
 
 
 def as_csv(rows: Iterable[Sequence[Any]]) -> str:
@@ -22,12 +22,12 @@ def as_csv(rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(value)
-    return f"'{value}" if isinstance(value, str) and _formula(value) else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
 
 
-def _formula(text: str) -> bool:
+def _is_formula(text: str) -> bool:
     """Whether a spreadsheet would compute the text. A number with a sign is what it is."""
-    if not text.startswith(FORMULA):
+    if not text.startswith(FORMULA_STARTS):
         return False
     with contextlib.suppress(ValueError):
         return not (math.isfinite(float(text)) and text == text.strip())

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-GROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
-QUERY = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
+CGROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
+NVIDIA_SMI_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,22 @@ class Gpu:
 
 def gpus() -> tuple[Gpu, ...]:
     """The cards of this machine, as of at most five seconds ago; none where there is no NVIDIA driver."""
-    return _ask(int(time.monotonic() // 5))
+    return _query_gpus(int(time.monotonic() // 5))
 
 
 @lru_cache(maxsize=1)
-def _ask(_five_seconds: int) -> tuple[Gpu, ...]:
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
+def _query_gpus(_five_seconds: int) -> tuple[Gpu, ...]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(_parse(line) for line in answer.splitlines() if line.count(",") == len(QUERY) - 1)
+    return tuple(
+        _parse_gpu(line) for line in answer.splitlines() if line.count(",") == len(NVIDIA_SMI_FIELDS) - 1
+    )
 
 
-def _parse(line: str) -> Gpu:
+def _parse_gpu(line: str) -> Gpu:
     index, uuid, name, total, free, capability = (cell.strip() for cell in line.split(","))
     mebibyte = 2**20
     return Gpu(
@@ -74,8 +76,8 @@ def memory() -> tuple[int, int]:
     container, where that is less."""
     now = psutil.virtual_memory()
     try:
-        most, used = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        kept = re.search(r"^inactive_file (\d+)$", (GROUP / "memory.stat").read_text(), re.MULTILINE)
+        most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = re.search(r"^inactive_file (\d+)$", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):  # no such group, or "max": no limit
         return now.available, now.total
     # Files that were read count as used, and are given back when anybody needs the memory.

@@ -47,8 +47,8 @@ def reasons() -> Mapping[str, Mapping[str, str]]:
 
 def say(code: str, language: str = "en", /, **values: Any) -> str:
     """The sentence `code` in `language` ("en" or "zh"), its placeholders filled. Raises KeyError if unknown."""
-    localized = {name: _in(language, value) for name, value in values.items()}
-    text = _OPTIONAL.sub(lambda part: _kept(part[1], localized), sentences()[code][language])
+    localized = {name: _localized(language, value) for name, value in values.items()}
+    text = _OPTIONAL.sub(lambda part: _optional_part(part[1], localized), sentences()[code][language])
     for name in _BEFORE_STOP.findall(text):
         localized[name] = _without_stop(localized.get(name))
     return fill(text, **localized)
@@ -59,17 +59,17 @@ def _without_stop(value: Any) -> Any:
     return (value.rstrip().rstrip(".。") or value) if isinstance(value, str) else value
 
 
-def _kept(part: str, values: Mapping[str, Any]) -> str:
+def _optional_part(part: str, values: Mapping[str, Any]) -> str:
     """A part of a sentence that is left out where there is nothing to fill into it."""
     names = {name for _, name, _, _ in string.Formatter().parse(part) if name}
     return "" if any(values.get(name) == NOTHING for name in names) else part
 
 
-def _in(language: str, value: Any) -> Any:
+def _localized(language: str, value: Any) -> Any:
     """A value as it is told in a language: a reason that is known, or one that comes in every language."""
     if isinstance(value, Mapping) and set(value) == set(LANGUAGES):
         return value[language]
-    return reasons()[value][language] if _known(value) else printable(value)
+    return reasons()[value][language] if _is_known_reason(value) else printable(value)
 
 
 def printable(value: Any) -> Any:
@@ -92,7 +92,7 @@ def fill(text: str, /, **values: Any) -> str:
     return _Filling().vformat(text, (), values)
 
 
-def _known(value: Any) -> bool:
+def _is_known_reason(value: Any) -> bool:
     return isinstance(value, str) and value in reasons()
 
 

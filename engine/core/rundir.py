@@ -20,7 +20,7 @@ from typing import Any
 
 # Two bytes of the lock file, each locked on its own. ALIVE is shared by the supervisor and every worker rank: held
 # by anyone means that the run lives. KEPT is held by the one supervisor, so that no run ever gets two.
-ALIVE, KEPT = 0, 1
+ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class RunDir:
 
     def alive(self) -> bool:
         """Whether any process of the run lives."""
-        return held(self.lock, ALIVE)
+        return is_locked(self.lock, ALIVE_BYTE)
 
     def attempt(self) -> int:
         """Which attempt this is: 1, and one more for each resume."""
@@ -63,23 +63,23 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. One without its marker was cut off while being written."""
-        checkpoints = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE}")]
+        checkpoints = [path.parent for path in self.path.glob(f"checkpoint-*/{COMPLETE_FILE}")]
         return sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]))
 
     def result(self) -> Path | None:
         """The folder with the weights that this run has left, if it has."""
-        return _marked(self.adapter, self.model)
+        return _folder_with_result(self.adapter, self.model)
 
     def left(self) -> Path | None:
         """The folder with what this run was for: weights, or of an evaluation its report."""
-        return _marked(self.adapter, self.model, self.report)
+        return _folder_with_result(self.adapter, self.model, self.report)
 
 
-def _marked(*folders: Path) -> Path | None:
-    return next((folder for folder in folders if (folder / RESULT).exists()), None)
+def _folder_with_result(*folders: Path) -> Path | None:
+    return next((folder for folder in folders if (folder / RESULT_FILE).exists()), None)
 
 
-def distinct(titles: Mapping[str, str]) -> dict[str, str]:
+def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
     """What runs are called beside each other, by their ids: as `titles` has it, with the folder where two have the same."""
     titles = dict(titles)
     for disambiguate in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
@@ -88,18 +88,18 @@ def distinct(titles: Mapping[str, str]) -> dict[str, str]:
     return titles
 
 
-def folders(saves: Path) -> list[Path]:
+def run_folders(saves: Path) -> list[Path]:
     """Every run below `saves`: saves/<model>/<method>/<run id>, submitted in whole."""
     return [path.parent for path in saves.glob("[!.]*/*/*/request.json")]
 
 
-def busy(saves: Path) -> bool:
+def any_run_alive(saves: Path) -> bool:
     """Whether a run is alive."""
-    return any(RunDir(folder).alive() for folder in folders(saves))
+    return any(RunDir(folder).alive() for folder in run_folders(saves))
 
 
-COMPLETE = "complete.json"  # marks a checkpoint whose every file is on disk
-RESULT = "result.json"  # marks a result, and says which attempt wrote it
+COMPLETE_FILE = "complete.json"  # marks a checkpoint whose every file is on disk
+RESULT_FILE = "result.json"  # marks a result, and says which attempt wrote it
 
 
 def write_text(path: Path, text: str) -> None:
@@ -191,7 +191,7 @@ def _record(kind: int, byte: int) -> bytes:
     return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
 
 
-def take(path: Path, byte: int, *, shared: bool) -> int | None:
+def try_lock(path: Path, byte: int, *, shared: bool) -> int | None:
     """Lock one byte of `path` and return the open descriptor that holds it; None if someone else has it.
 
     The lock lives as long as the descriptor is open here or in a child that inherited it.
@@ -205,14 +205,14 @@ def take(path: Path, byte: int, *, shared: bool) -> int | None:
     return descriptor
 
 
-def wait_for(path: Path, byte: int = 0) -> int:
+def wait_for_lock(path: Path, byte: int = 0) -> int:
     """Lock one byte of `path` for oneself, waiting as long as it takes. Close the descriptor to release it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, _record(fcntl.F_WRLCK, byte))
     return descriptor
 
 
-def held(path: Path, byte: int) -> bool:
+def is_locked(path: Path, byte: int) -> bool:
     """Whether any process holds that byte of `path`, shared or alone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine itself reaches that address."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback

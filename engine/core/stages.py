@@ -11,7 +11,7 @@ from typing import Literal
 Kind = Literal["text", "chat", "pairs", "thumbs"]  # of a data set
 Form = Literal["text", "chat", "pairs", "thumbs", "prompts"]  # of a row that a stage is given
 # The kinds of data sets whose rows can be made into each form.
-FITS: dict[Form, tuple[Kind, ...]] = {
+KINDS_BY_FORM: dict[Form, tuple[Kind, ...]] = {
     "text": ("text",), "chat": ("chat",), "pairs": ("pairs",), "thumbs": ("thumbs",),
     "prompts": ("chat", "pairs", "thumbs"),
 }  # fmt: skip

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from engine.core.problems import NOTHING, Refusal, problem
 
-SESSION = 30 * 24 * 3600  # seconds
-NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, the separator of the file
-SHORTEST, LONGEST = 8, 256  # characters of a password
-COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and some 0.2 s, one of OWASP's equal choices
+SESSION_SECONDS = 30 * 24 * 3600  # seconds
+USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, the separator of the file
+MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # characters of a password
+SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and some 0.2 s, one of OWASP's equal choices
 
 
-def users(path: Path) -> dict[str, str]:
+def read_users(path: Path) -> dict[str, str]:
     """Name → stored hash, in the file's order; {} without a file. A line that is no user is passed over, so that
     a slip in one line locks out one user and not the whole team."""
     try:
@@ -36,7 +36,9 @@ def users(path: Path) -> dict[str, str]:
         return {}
     pairs = (line.strip().partition(":") for line in lines)
     return {
-        name: stored for name, _, stored in pairs if NAME.fullmatch(name) and stored.startswith("scrypt:")
+        name: stored
+        for name, _, stored in pairs
+        if USER_NAME.fullmatch(name) and stored.startswith("scrypt:")
     }
 
 
@@ -44,34 +46,36 @@ def add_user(path: Path, name: str, password: str) -> None:
     """Add a user, or give one a new password, which ends the sessions of the old one. Raises Refusal for a name
     or password that will not do."""
     problems = []
-    if not NAME.fullmatch(name):
+    if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
-    if not SHORTEST <= len(password) <= LONGEST:
-        problems.append(problem("user-password", "password", shortest=SHORTEST, longest=LONGEST))
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        problems.append(
+            problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH)
+        )
     if problems:
         raise Refusal(problems)
-    stored = _hash(password, secrets.token_bytes(16), COST)
-    with _alone(path):
-        _write(path, {**users(path), name: stored})
+    stored = _hash(password, secrets.token_bytes(16), SCRYPT_COST)
+    with _locked(path):
+        _write(path, {**read_users(path), name: stored})
 
 
 def remove_user(path: Path, name: str) -> None:
     """Take a user out; sessions of that name end at once. Raises Refusal if there is none."""
-    with _alone(path):
-        known = users(path)
+    with _locked(path):
+        known = read_users(path)
         if name not in known:
             raise Refusal(problem("user-missing", "name", given=name[:80], known=", ".join(known) or NOTHING))
         _write(path, {other: stored for other, stored in known.items() if other != name})
 
 
-def check(path: Path, name: str, password: str) -> bool:
+def check_password(path: Path, name: str, password: str) -> bool:
     """Whether that is the user's password. Takes as long for a name that does not exist as for one that does."""
-    stored = users(path).get(name) or "scrypt:{}:{}:{}:{}:".format(
-        *COST, base64.b64encode(bytes(16)).decode()
+    stored = read_users(path).get(name) or "scrypt:{}:{}:{}:{}:".format(
+        *SCRYPT_COST, base64.b64encode(bytes(16)).decode()
     )
     try:
         _, n, r, p, salt, _ = stored.split(":")
-        hashed = _hash(password[:LONGEST], base64.b64decode(salt), (int(n), int(r), int(p)))
+        hashed = _hash(password[:MAX_PASSWORD_LENGTH], base64.b64decode(salt), (int(n), int(r), int(p)))
     except ValueError:  # somebody edited the line
         return False
     return hmac.compare_digest(hashed.encode(), stored.encode())
@@ -86,7 +90,7 @@ def _hash(password: str, salt: bytes, cost: tuple[int, int, int]) -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Nobody else changes the file meanwhile: two operators adding users at once must both succeed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -98,11 +102,11 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, known: dict[str, str]) -> None:
-    partial = _private(path, "".join(f"{name}:{stored}\n" for name, stored in known.items()))
+    partial = _write_private(path, "".join(f"{name}:{stored}\n" for name, stored in known.items()))
     os.replace(partial, path)
 
 
-def _private(path: Path, text: str) -> str:
+def _write_private(path: Path, text: str) -> str:
     """A finished file beside `path` that only its owner may read, to be moved into place."""
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -115,12 +119,12 @@ def _private(path: Path, text: str) -> str:
 # --------------------------------------------------------------------------------------------------- sessions
 
 
-def secret(path: Path) -> bytes:
+def signing_key(path: Path) -> bytes:
     """The key that signs sessions, made at first use. Deleting the file logs everybody out. Raises Refusal if the
     file holds no key."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _private(path, secrets.token_hex(32))
+        partial = _write_private(path, secrets.token_hex(32))
         try:
             os.link(partial, path)  # fails where another process was first; its key is then the one
         except FileExistsError:
@@ -133,14 +137,14 @@ def secret(path: Path) -> bytes:
     return key
 
 
-def sign(path: Path, name: str, key: bytes, now: float) -> str:
+def sign_session(path: Path, name: str, key: bytes, now: float) -> str:
     """A session token of user `name` of the users file `path`, good for 30 days from `now` (seconds since 1970)
     and as long as the password stays the same. Raises KeyError for an unknown user."""
-    claim = f"{_text64(name)}.{int(now) + SESSION}"
-    return f"{claim}.{_signature(claim, users(path)[name], key)}"
+    claim = f"{_base64_text(name)}.{int(now) + SESSION_SECONDS}"
+    return f"{claim}.{_signature(claim, read_users(path)[name], key)}"
 
 
-def verify(path: Path, token: str, key: bytes, now: float) -> str | None:
+def verify_session(path: Path, token: str, key: bytes, now: float) -> str | None:
     """The name a token was signed for; None if it is forged, expired, or the user is gone or has a new password."""
     parts = token.split(".") if token.isascii() else []
     if len(parts) != 3 or not re.fullmatch(r"\d{1,12}", parts[1]) or int(parts[1]) < now:
@@ -149,13 +153,13 @@ def verify(path: Path, token: str, key: bytes, now: float) -> str | None:
         name = base64.urlsafe_b64decode(parts[0] + "==").decode("utf-8")
     except ValueError:
         return None
-    stored = users(path).get(name)
+    stored = read_users(path).get(name)
     if stored and hmac.compare_digest(_signature(f"{parts[0]}.{parts[1]}", stored, key), parts[2]):
         return name
     return None
 
 
-def _text64(text: str) -> str:
+def _base64_text(text: str) -> str:
     return (
         base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
     )  # "=" would have to be quoted in a cookie

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import ALIVE, held, read_json, take, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, write_json
 from engine.data import derive, uploads, validation
 from engine.data.datasets import find
 from engine.data.row_files import truncation_problem, version
@@ -62,7 +62,7 @@ class DataJob:
         """ "failed" includes a process that ended without a result: killed, or out of memory."""
         if (self.path / "result.json").exists():
             return "done"
-        return "working" if held(self.path / "lock", ALIVE) else "failed"
+        return "working" if is_locked(self.path / "lock", ALIVE_BYTE) else "failed"
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def start(saves: Path, what: str, arguments: Mapping[str, Any]) -> DataJob:
     job = _job_for(saves, what, arguments)
     job.path.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + EXIT_TIMEOUT_S
-    while (lock := take(job.path / "lock", ALIVE, shared=False)) is None:
+    while (lock := try_lock(job.path / "lock", ALIVE_BYTE, shared=False)) is None:
         if what in CACHEABLE_JOBS or job.state == "working" or time.monotonic() > deadline:
             return job
         time.sleep(0.01)  # it has written its result and is about to exit: what it made may be deleted before
@@ -147,7 +147,7 @@ def _start_process(job: DataJob, module: str, lock: int) -> None:
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(job.path)], cwd=PROJECT, pass_fds=(lock,), start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=command.inherited() | {command.MARKER: str(job.path), "PYTHONUTF8": "1"},
+            env=command.inherited_environment() | {command.RUN_VARIABLE: str(job.path), "PYTHONUTF8": "1"},
         )  # fmt: skip
     threading.Thread(target=child.wait, daemon=True, name="job").start()  # leaves no zombie
 
@@ -165,7 +165,9 @@ def _data_versions(arguments: Mapping[str, Any]) -> list[Any]:
 
 def _prune(saves: Path) -> None:
     """Delete the oldest finished jobs beyond MAX_FINISHED_JOBS."""
-    finished = [folder for folder in (saves / JOBS_FOLDER).iterdir() if not held(folder / "lock", ALIVE)]
+    finished = [
+        folder for folder in (saves / JOBS_FOLDER).iterdir() if not is_locked(folder / "lock", ALIVE_BYTE)
+    ]
     finished.sort(key=lambda folder: folder.stat().st_mtime)
     for folder in finished[: max(len(finished) - MAX_FINISHED_JOBS, 0)]:
         shutil.rmtree(folder, ignore_errors=True)

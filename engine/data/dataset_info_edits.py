@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import wait_for, write_text
+from engine.core.rundir import wait_for_lock, write_text
 from engine.data import columns, row_files
 from engine.data.columns import ROLES, SUFFICIENT_ROLES, ColumnMapping, columns_of, first_rows, propose
 from engine.data.dataset_info import INFO_FILE, Dataset
@@ -150,7 +150,7 @@ def valid_name(text: str) -> str:
 def _edited_entries(data_dir: Path) -> Iterator[dict[str, Any]]:
     """The entries, to be changed by one at a time; written back as a whole or, after an error, not at all."""
     try:
-        lock = wait_for(data_dir / f".{INFO_FILE}.lock")
+        lock = wait_for_lock(data_dir / f".{INFO_FILE}.lock")
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror)) from error
     try:

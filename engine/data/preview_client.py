@@ -115,7 +115,7 @@ def _running_child() -> subprocess.Popen[bytes]:
         _child = subprocess.Popen(
             [sys.executable, "-m", "engine.worker.data.preview"], cwd=PROJECT, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            env=command.inherited() | command.OFFLINE | {"PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "true"},
+            env=command.inherited_environment() | command.OFFLINE_VARIABLES | {"PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "true"},
         )  # fmt: skip
     return _child
 

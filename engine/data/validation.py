@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.stages import FITS, Form
+from engine.core.stages import KINDS_BY_FORM, Form
 from engine.data import row_files
 from engine.data.columns import label_columns
 from engine.data.datasets import Dataset, Example, convert_rows, entries, example, rows
@@ -84,7 +84,7 @@ def check(
     data sets are recommended from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
     this one, since they are measured on. `on_bad` gets every bad row, `on_rows` now and then how many were read.
     """
-    if dataset.problem is None and dataset.kind not in FITS[form]:
+    if dataset.problem is None and dataset.kind not in KINDS_BY_FORM[form]:
         fitting = ", ".join(recommended(datasets, form)) or "—"
         return ValidationReport(0, 0, (problem(f"kind-{form}-wanted", name=dataset.name, fitting=fitting),))
     good = bad = 0
@@ -135,7 +135,11 @@ def _file_warnings(dataset: Dataset) -> list[Problem]:
 
 def recommended(datasets: Sequence[Dataset], form: Form) -> list[str]:
     """Names of the sound data sets that have a row of that form among their first ones."""
-    return [dataset.name for dataset in datasets if dataset.kind in FITS[form] and _has_row(dataset, form)]
+    return [
+        dataset.name
+        for dataset in datasets
+        if dataset.kind in KINDS_BY_FORM[form] and _has_row(dataset, form)
+    ]
 
 
 def _has_row(dataset: Dataset, form: Form) -> bool:

@@ -13,20 +13,20 @@ from typing import ClassVar
 from pydantic import Field
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import RESULT, RunDir, read_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_json
 from engine.data import dataset_info_edits
 from engine.data.columns import USUAL_COLUMN_NAMES
 from engine.data.datasets import Dataset, examples, read_dataset_info
 from engine.data.soundness import flaw, sound_names
 from engine.evaluation import harness
-from engine.launch.workspace import Workplace, absolute, inside
+from engine.launch.workspace import Workplace, absolute_path, is_inside
 from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import identity, is_hub_id
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.preflight import checks
 from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.parts import Part, setting
-from engine.spec.run_spec import LONGEST_NAME, Hardware, RunSpec, Spec
+from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, RunSpec, Spec
 
 BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
 ROWS_SAMPLED = 2000  # of a set, from its beginning, to see whether it has references
@@ -128,7 +128,7 @@ class EvaluationSpec(Spec):
     kind: ClassVar[str] = "evaluation"
 
     name: str = setting(
-        "", "Name", "A few words to help you find it later. Optional.", max_length=LONGEST_NAME
+        "", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH
     )
     model: Model = Field(default_factory=Model)
     with_base: bool = setting(True, "Evaluate the base model too", "The results are compared with it.")
@@ -188,7 +188,7 @@ class TrainedResult:
 def trained_result(folder: str | Path) -> TrainedResult | None:
     """The trained weights in a result `folder` of a run; None if it is none."""
     folder = Path(folder)
-    result, run = read_json(folder / RESULT), RunDir(folder.parent)
+    result, run = read_json(folder / RESULT_FILE), RunDir(folder.parent)
     if not result or folder.name not in ("adapter", "model"):
         return None
     try:
@@ -219,7 +219,9 @@ def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     results = [result for folder in folders if (result := trained_result(folder))]
     if not spec.model.model_name_or_path.strip() and results:
         spec = spec.change("model", model_part_of_base(results[0]).model_dump())
-    spec = spec.change(BASE, absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
+    spec = spec.change(
+        BASE, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
+    )
     if spec.with_base and results and all(result.is_reward_model for result in results):
         spec = spec.change("with_base", False)  # its head would be random
     titles = [result.title for result in results] or [Path(spec.model.model_name_or_path).name]
@@ -233,7 +235,7 @@ def _folder(text: str, workplace: Workplace) -> str:
     run = RunDir(workplace.saves / text)
     if text.count("/") == 2 and ".." not in text and (folder := run.result()):
         return str(folder)
-    return absolute(text, workplace.model_roots, ADAPTER_FILES[0])
+    return absolute_path(text, workplace.model_roots, ADAPTER_FILES[0])
 
 
 def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
@@ -265,7 +267,7 @@ def _result_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem
     problems = []
     roots = ", ".join(map(str, workplace.model_roots))
     for folder in spec.results:
-        if not inside(Path(folder), workplace.model_roots):
+        if not is_inside(Path(folder), workplace.model_roots):
             problems.append(problem("path-outside", RESULTS, path=folder, roots=roots))
         elif (result := trained_result(folder)) is None:
             problems.append(problem("evaluate-no-result", RESULTS, given=folder))
@@ -283,12 +285,12 @@ def _same_base(base: str, spec: EvaluationSpec) -> bool:
 
 def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     """The obstacles that a training of the same model on the same devices would meet: model, GPUs, packages, disk."""
-    obstacles = checks.obstacles(as_training(spec), workplace)
+    obstacles = checks.preflight_problems(as_training(spec), workplace)
     # A base without a template takes that of its adapters; where there are none, loading it says so. And an adapter may bring the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
     relevant = [obstacle for obstacle in obstacles if obstacle.field in (BASE, "model.trust_remote_code", "model.quantization", "")
              or obstacle.field.startswith(("hardware.", "model."))]  # fmt: skip
-    return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT)]
+    return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT_CODE)]
 
 
 def as_training(spec: EvaluationSpec) -> RunSpec:
@@ -301,7 +303,7 @@ def as_training(spec: EvaluationSpec) -> RunSpec:
 
 def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
     folder = Path(spec.data.dataset_dir)
-    if not inside(folder, (workplace.data,)):
+    if not is_inside(folder, (workplace.data,)):
         return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
     tasks = _task_problems(spec, form)
     if not spec.data.datasets:
@@ -376,7 +378,7 @@ def _context_problems(spec: EvaluationSpec) -> list[Problem]:
     if is_hub_id(base) and not os.path.isdir(base):
         return []  # not here yet; the worker asks again
     stretched = getattr(spec.model.rope_scaling, "factor", 1)
-    context = int((inspect(base).context_length or 0) * stretched)
+    context = int((inspect_model(base).context_length or 0) * stretched)
     if context and spec.generation.max_new_tokens >= context:
         values = {"given": spec.generation.max_new_tokens, "context": context}
         return [problem("evaluate-context", "generation.max_new_tokens", **values)]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.launch.workspace import inside
+from engine.launch.workspace import is_inside
 from engine.spec.yaml_text import read_yaml
 
 TASKS_FOLDER = "harness"  # in the data folder
@@ -89,7 +89,7 @@ def problems(names: list[str], data: Path) -> list[Problem]:
 
 def _within(root: Path, path: Path) -> Path:
     """The path without links. Raises Refusal if it does not lie in `root`, or can be no path at all."""
-    if not inside(path, (root,)):
+    if not is_inside(path, (root,)):
         raise Refusal(problem("path-outside", TASKS_FIELD, path=path, roots=root))
     return path.resolve()
 

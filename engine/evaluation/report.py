@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from engine.core.problems import fill
-from engine.core.rundir import RESULT, RunDir, read_json, read_lines
+from engine.core.rundir import RESULT_FILE, RunDir, read_json, read_lines
 
 Order = Literal["asked", "worst", "best", "changed"]
 ORDERS: tuple[str, ...] = get_args(Order)
@@ -36,7 +36,7 @@ class Page:
 
 def summary(run: RunDir) -> dict[str, Any] | None:
     """The summary of a finished evaluation; None while there is none."""
-    return read_json(run.report / "summary.json") if (run.report / RESULT).exists() else None
+    return read_json(run.report / "summary.json") if (run.report / RESULT_FILE).exists() else None
 
 
 def files(run: RunDir) -> list[str]:
@@ -56,7 +56,7 @@ def page(run: RunDir, order: str = "asked", text: str = "", number: int = 1) -> 
 def rows(run: RunDir) -> Sequence[Row]:
     """All rows, in the order in which they were drawn."""
     file = run.report / "rows.jsonl"
-    if not (run.report / RESULT).exists():
+    if not (run.report / RESULT_FILE).exists():
         return ()
     return _rows(file, file.stat().st_mtime_ns)
 

@@ -17,19 +17,19 @@ from pydantic import BeforeValidator, Field
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import RESULT, RunDir, busy
+from engine.core.rundir import RESULT_FILE, RunDir, any_run_alive
 from engine.export import gguf
 from engine.launch.command import on_cpu
-from engine.launch.workspace import Workplace, absolute, inside
-from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_problems, adapter_scores
+from engine.launch.workspace import Workplace, absolute_path, is_inside
+from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_has_score_head, adapter_problems
 from engine.models.checks import model_problems
-from engine.models.facts import inspect
-from engine.models.safetensors_headers import Tensor, header
-from engine.preflight.checks import unusable
+from engine.models.facts import inspect_model
+from engine.models.safetensors_headers import Tensor, read_header
+from engine.preflight.checks import bitsandbytes_problems
 from engine.preflight.doctor import device_of
 from engine.spec.model_settings import Model
 from engine.spec.parts import named_weights, setting
-from engine.spec.run_spec import LONGEST_NAME, Hardware, Spec
+from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, Spec
 from engine.spec.yaml_text import read_yaml
 
 BASE, ADAPTERS = "model.model_name_or_path", "adapters"
@@ -53,7 +53,7 @@ class ExportSpec(Spec):
     kind: ClassVar[str] = "export"
 
     name: str = setting(
-        "", "Name", "A few words to help you find it later. Optional.", max_length=LONGEST_NAME
+        "", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH
     )
     model: Model = Field(default_factory=Model)
     adapters: Annotated[
@@ -109,9 +109,9 @@ class ExportSpec(Spec):
 
 def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
     """The spec with every path absolute, and a name: without one it is named after what it is made of."""
-    base = absolute(spec.model.model_name_or_path, workplace.model_roots, "config.json")
+    base = absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
     adapters = {
-        absolute(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
+        absolute_path(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
         for folder, weight in spec.adapters.items()
     }
     spec = spec.change(BASE, base).change(ADAPTERS, adapters)
@@ -123,7 +123,9 @@ def precision(spec: ExportSpec) -> str:
     """The precision of the weights that are written, with "auto" decided by the base."""
     if spec.precision != "auto":
         return spec.precision
-    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(inspect(spec.model.model_name_or_path).dtype, "fp32")
+    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(
+        inspect_model(spec.model.model_name_or_path).dtype, "fp32"
+    )
     return "fp32" if spec.form == "adapter" else stored
 
 
@@ -136,12 +138,12 @@ def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> li
         + _device_problems(spec)
     )
     if spec.quantize != "none" and not all_problems:
-        broken = (unusable(device_of(spec), wait=wait) or {}).get(spec.quantize)
+        broken = (bitsandbytes_problems(device_of(spec), wait=wait) or {}).get(spec.quantize)
         all_problems = [replace(broken, field="quantize")] if broken else []
     if all_problems:
         return all_problems
     # While another run is alive this one waits, and what that holds is free by then.
-    memory = memory_problems(spec, waits=busy(workplace.saves))
+    memory = memory_problems(spec, waits=any_run_alive(workplace.saves))
     return _combination_problems(spec) + _disk_problems(spec, workplace) + memory
 
 
@@ -155,7 +157,7 @@ def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
         return problems
     if not os.path.isdir(base):
         return [problem("export-no-base", BASE, base=base)]
-    if how := inspect(base).quantized:
+    if how := inspect_model(base).quantized:
         return [problem("export-base-quantized", BASE, base=base, how=how)]
     return [_unfinished(Path(base), BASE)] if _unfinished(Path(base), BASE) else []
 
@@ -163,7 +165,7 @@ def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
 def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     problems = []
     for folder in spec.adapters:
-        if not inside(Path(folder), workplace.model_roots):
+        if not is_inside(Path(folder), workplace.model_roots):
             roots = ", ".join(map(str, workplace.model_roots))
             problems.append(problem("path-outside", ADAPTERS, path=folder, roots=roots))
         elif unfinished := _unfinished(Path(folder), ADAPTERS):
@@ -190,7 +192,7 @@ def _unfinished(folder: Path, field: str) -> Problem | None:
     run = RunDir(folder.parent)
     if not run.request.exists() or folder.name not in (run.adapter.name, run.model.name):
         return None  # not a run's: a model folder, or an adapter that was brought here
-    done = (folder / RESULT).exists() and not run.alive()
+    done = (folder / RESULT_FILE).exists() and not run.alive()
     return None if done else problem("export-unfinished", field, run=folder.parent.name)
 
 
@@ -243,7 +245,7 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
     whole = [
         names[folder]
         for folder, config in configs.items()
-        if config.get("modules_to_save") or adapter_scores(folder)
+        if config.get("modules_to_save") or adapter_has_score_head(folder)
     ]
     if whole:
         problems.append(problem("export-whole-modules", ADAPTERS, names=", ".join(whole)))
@@ -266,7 +268,7 @@ def model_title(folder: str | Path) -> str:
     """The title of a model: the name of the run that left it, or its folder."""
     folder = Path(folder)
     run = RunDir(folder.parent)
-    if not (folder / RESULT).exists():
+    if not (folder / RESULT_FILE).exists():
         return folder.name
     try:
         return read_yaml(run.spec.read_text(encoding="utf-8"))["name"] or run.path.name
@@ -275,7 +277,7 @@ def model_title(folder: str | Path) -> str:
 
 
 def _disk_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
-    if spec.form == "merged" and inspect(spec.model.model_name_or_path).parameters is None:
+    if spec.form == "merged" and inspect_model(spec.model.model_name_or_path).parameters is None:
         return []  # quantized in a way whose weights cannot be counted; the base has been refused for it
     needed, free = disk_needed(spec), hardware.free_disk(workplace.saves)
     if needed <= free:
@@ -320,12 +322,12 @@ def memory_needed(spec: ExportSpec) -> int:
     fp32. 0 for a base that cannot be counted."""
     if not (count := weights(spec)):
         return 0
-    base = inspect(spec.model.model_name_or_path)
+    base = inspect_model(spec.model.model_name_or_path)
     wide = precision(spec) == "fp32" or base.dtype not in ("bfloat16", "float16")
     headers = [
         tensors
         for folder in spec.adapters
-        if not isinstance(tensors := header(Path(folder) / ADAPTER_FILES[1]), Problem)
+        if not isinstance(tensors := read_header(Path(folder) / ADAPTER_FILES[1]), Problem)
     ]
     # Merged, as it was, and the difference of the two.
     layer = 3 * max(map(_largest_layer, headers), default=0) if spec.form == "merged" else 0
@@ -347,10 +349,10 @@ def _largest_layer(adapter: Mapping[str, Tensor]) -> int:
 
 def weights(spec: ExportSpec) -> int:
     """How many weights the merged model has; 0 where that cannot be known."""
-    base = inspect(spec.model.model_name_or_path)
+    base = inspect_model(spec.model.model_name_or_path)
     untied = 0  # embeddings that were trained in full no longer are the output head
     for folder in spec.adapters if base.tied else ():
-        tensors = header(Path(folder) / ADAPTER_FILES[1])
+        tensors = read_header(Path(folder) / ADAPTER_FILES[1])
         if not isinstance(tensors, Problem):
             sizes = [
                 math.prod(tensor.shape) for name, tensor in tensors.items() if "embed_tokens.weight" in name

@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.importer.table import Entry, reasons
-from engine.spec.contradictions import problems
-from engine.spec.run_spec import UNIONS, RunSpec, Spec, fields
+from engine.spec.contradictions import spec_problems
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, Spec, fields
 
 # What is wrong with a further argument by itself, whatever the others say.
 VALUE_PROBLEM_CODES = (
@@ -111,7 +111,7 @@ class Draft:
             try:
                 spec = self.spec_type.read(self.values)
                 # What contradicts another setting stands: the form says so, and lets the user choose.
-                contradictions = problems(spec) if self.spec_type is RunSpec else []
+                contradictions = spec_problems(spec) if self.spec_type is RunSpec else []
                 wrong = [
                     issue
                     for issue in contradictions
@@ -126,7 +126,7 @@ class Draft:
 
     def _drop_other_kinds(self) -> None:
         """Leave out settings of another kind than the one chosen: LoRA's of a full training, 4-bit's of none."""
-        for union, kinds in UNIONS.items():
+        for union, kinds in SPEC_CHOICES.items():
             if union == "stage":
                 continue
             held = self.get(union)

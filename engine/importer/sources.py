@@ -13,7 +13,7 @@ import yaml
 from engine.core.problems import Problem, Refusal, problem
 from engine.importer.launch import Launch, read_command
 from engine.importer.shell import HERE_DOCUMENT, read_script
-from engine.spec.yaml_text import DEEPEST, read_yaml
+from engine.spec.yaml_text import MAX_YAML_DEPTH, read_yaml
 
 YAML_KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
 YAML_LINE = re.compile(r"^(?:['\"]?[A-Za-z_][\w.\-]*['\"]?\s*:(?:\s|$)|---\s*$)")
@@ -138,7 +138,7 @@ def _top_level_keys(text: str) -> list[str]:
                 names.append(event.value if isinstance(event, yaml.ScalarEvent) else "")
             key = not key if not isinstance(event, yaml.CollectionStartEvent) else key
         depth += isinstance(event, yaml.CollectionStartEvent)
-        if depth > DEEPEST:
+        if depth > MAX_YAML_DEPTH:
             return names
     return names
 

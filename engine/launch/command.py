@@ -14,10 +14,10 @@ from engine.models.discovery import is_hub_id
 from engine.spec.run_spec import RunSpec, Spec
 
 # Every process of a run carries this, whatever session or group it is in: it is how they are found to be ended.
-MARKER = "ATHANOR_RUN"
-WAITS = "ATHANOR_WAITS"  # said to a child that is to wait for a line on its standard input
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-LAUNCHER = Path(__file__).parent / "accelerate.yaml"
+RUN_VARIABLE = "ATHANOR_RUN"
+WAIT_VARIABLE = "ATHANOR_WAITS"  # said to a child that is to wait for a line on its standard input
+OFFLINE_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
 
 
 def on_cpu(spec: Spec, gpu_count: int) -> bool:
@@ -45,7 +45,10 @@ def training_steps(spec: RunSpec, folder: Path, port: int, gpu_count: int) -> li
     """Rows are turned into token ids before any process takes a device; meanwhile the launcher imports its libraries.
     Whatever had to be fetched is here by the time it begins."""
     training = train_command(spec, folder, port, gpu_count)
-    return [worker_step("prepare", folder), Step(training, waits=True, saves=True, environment=OFFLINE)]
+    return [
+        worker_step("prepare", folder),
+        Step(training, waits=True, saves=True, environment=OFFLINE_VARIABLES),
+    ]
 
 
 def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) -> list[str]:
@@ -61,7 +64,7 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
     # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
     mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, gpu_count) else []
     return [
-        sys.executable, "-m", "engine.worker.launch", "--config_file", str(LAUNCHER), *mode,
+        sys.executable, "-m", "engine.worker.launch", "--config_file", str(ACCELERATE_CONFIG), *mode,
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
         "--module", "engine.worker.train", str(folder),
     ]  # fmt: skip
@@ -73,7 +76,7 @@ def environment(spec: Spec, folder: Path | str, gpu_count: int, threads: int) ->
     `threads`: of the CPU, for all processes of the run together.
     """
     variables = {
-        MARKER: str(folder),
+        RUN_VARIABLE: str(folder),
         "PYTHONPATH": python_path(),
         "PYTHONUTF8": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts
@@ -96,7 +99,7 @@ def environment(spec: Spec, folder: Path | str, gpu_count: int, threads: int) ->
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub
     else:
-        variables |= OFFLINE
+        variables |= OFFLINE_VARIABLES
     return variables
 
 
@@ -106,13 +109,15 @@ def python_path() -> str:
     return os.pathsep.join([str(PROJECT), *(path for path in others if path not in ("", str(PROJECT)))])
 
 
-def shell(command: Sequence[str], added: Mapping[str, str]) -> str:
+def shell_command(command: Sequence[str], added: Mapping[str, str]) -> str:
     """The command as a person can paste it into a shell, with the variables that matter to it."""
     shown = ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "HF_HUB_OFFLINE", "PYTHONPATH")
     words = [f"{name}={shlex.quote(added[name])}" for name in shown if name in added]
     return " ".join([*words, shlex.join(command)])
 
 
-def inherited() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """The studio's environment as its children get it: without what only the studio needs."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", MARKER))}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", RUN_VARIABLE))
+    }

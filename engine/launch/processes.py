@@ -14,12 +14,12 @@ from engine.launch import command
 GRACE_S = 10.0  # between SIGTERM and SIGKILL
 
 
-def processes(folder: Path) -> list[psutil.Process]:
+def find_processes(folder: Path) -> list[psutil.Process]:
     """Every process that carries the run's marker, whatever session, group or parent it has.
 
     A pid alone is never trusted: psutil compares the start time before it signals.
     """
-    marker = f"{command.MARKER}={folder}".encode()
+    marker = f"{command.RUN_VARIABLE}={folder}".encode()
     processes = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -36,7 +36,7 @@ def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
     deadline = time.monotonic() + grace_s
     terminated: set[psutil.Process] = set()
     # One that ends loses its environment first, and what it holds of a card only some moments later.
-    while alive := {*processes(folder), *filter(_lives, terminated)}:
+    while alive := {*find_processes(folder), *filter(_is_alive, terminated)}:
         late = time.monotonic() > deadline
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -48,7 +48,7 @@ def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
         time.sleep(0.1)
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     """Whether it still holds anything: what is left of a zombie is its exit code, once its last thread has ended, too."""
     try:
         ended = process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1

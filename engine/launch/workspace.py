@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import RESULT
+from engine.core.rundir import RESULT_FILE
 from engine.models.adapters import ADAPTER_FILES
 from engine.models.discovery import SMOLLM2, identity
 from engine.spec.run_spec import RunSpec
@@ -77,12 +77,12 @@ class Workplace:
             "model.model_name_or_path": (spec.model.model_name_or_path, self.model_roots, "config.json"),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots, ADAPTER_FILES[0]),
             "model.chat_template": (template_file(spec), (self.data, *self.models), ""),
-            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots, RESULT),
-            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files, ""),
+            "stage.reward_model": (_stage_setting(spec, "reward_model"), self.model_roots, RESULT_FILE),
+            "stage.reward_file": (_stage_setting(spec, "reward_file"), self.reward_files, ""),
         }
         for field, (text, roots, holds) in paths.items():
             if text:
-                spec = spec.change(field, absolute(text, roots, holds))
+                spec = spec.change(field, absolute_path(text, roots, holds))
         # "data" is the default, and means the data folder of this installation wherever that is.
         data = self.data if Path(spec.data.dataset_dir) == Path("data") else spec.data.dataset_dir
         return spec.change("data.dataset_dir", os.path.abspath(data))
@@ -98,22 +98,22 @@ class Workplace:
             "data.dataset_dir": (spec.data.dataset_dir, (self.data,)),
             "model.adapter_path": (spec.model.adapter_path, self.model_roots),
             "model.chat_template": (template_file(spec), (self.data, *self.models)),
-            "stage.reward_model": (_of_stage(spec, "reward_model"), self.model_roots),
-            "stage.reward_file": (_of_stage(spec, "reward_file"), self.reward_files),
+            "stage.reward_model": (_stage_setting(spec, "reward_model"), self.model_roots),
+            "stage.reward_file": (_stage_setting(spec, "reward_file"), self.reward_files),
         }
         for field, (path, allowed) in roots.items():
-            if path and not inside(Path(path), allowed):
+            if path and not is_inside(Path(path), allowed):
                 code = "reward-file-not-allowed" if field == "stage.reward_file" else "path-outside"
                 problems.append(problem(code, field, path=path, roots=", ".join(map(str, allowed)) or "—"))
         return problems
 
 
-def _of_stage(spec: RunSpec, name: str) -> str | None:
+def _stage_setting(spec: RunSpec, name: str) -> str | None:
     """A setting that only some stages have."""
     return getattr(spec.stage, name, None)
 
 
-def inside(path: Path, roots: tuple[Path, ...]) -> bool:
+def is_inside(path: Path, roots: tuple[Path, ...]) -> bool:
     """Whether `path`, its links followed, is one of `roots` or lies below one."""
     try:
         real = path.resolve()
@@ -122,7 +122,7 @@ def inside(path: Path, roots: tuple[Path, ...]) -> bool:
     return any(real.is_relative_to(root.resolve()) for root in roots)
 
 
-def absolute(text: str, roots: Sequence[Path], holds: str = "") -> str:
+def absolute_path(text: str, roots: Sequence[Path], holds: str = "") -> str:
     """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
     in it; else `text` as it is."""
     candidates = (Path(root, text) for root in ("", *roots))
@@ -177,7 +177,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         reward_files=tuple(
             path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")
         ),
-        remote_code=tuple(identity(absolute(model.strip(), roots)) for model in remote if model.strip()),
+        remote_code=tuple(identity(absolute_path(model.strip(), roots)) for model in remote if model.strip()),
     )
 
 

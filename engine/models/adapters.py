@@ -13,7 +13,7 @@ from engine.core.problems import Problem, problem
 from engine.models.discovery import identity
 from engine.models.facts import as_text
 from engine.models.json_objects import read_json_object
-from engine.models.safetensors_headers import header
+from engine.models.safetensors_headers import read_header
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # as peft names them
 
@@ -43,14 +43,14 @@ def adapter_problems(
     for name in ADAPTER_FILES:
         if not os.path.isfile(folder / name):
             return [problem("adapter-file-missing", field, file=name, folder=folder)]
-    config, weights = read_json_object(folder / ADAPTER_FILES[0]), header(folder / ADAPTER_FILES[1])
+    config, weights = read_json_object(folder / ADAPTER_FILES[0]), read_header(folder / ADAPTER_FILES[1])
     if broken := [problem for problem in (config, weights) if isinstance(problem, Problem)]:
         return [replace(problem, field=field) for problem in broken]
     problems = []
     trained_on = as_text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):
         problems.append(problem("adapter-other-base", field, base=trained_on or "?", model=base))
-    if _scores(config) and not scorer:
+    if _has_score_head(config) and not scorer:
         problems.append(problem("adapter-scores", field, folder=folder))
     return problems + [
         problem("adapter-differs", f"method.{name}", given=value, adapter=config[name])
@@ -59,13 +59,13 @@ def adapter_problems(
     ]
 
 
-def adapter_scores(folder: str | Path) -> bool:
+def adapter_has_score_head(folder: str | Path) -> bool:
     """Whether an adapter has the head of a reward model."""
     config = read_json_object(Path(folder) / ADAPTER_FILES[0])
-    return not isinstance(config, Problem) and _scores(config)
+    return not isinstance(config, Problem) and _has_score_head(config)
 
 
-def _scores(config: Mapping[str, Any]) -> bool:
+def _has_score_head(config: Mapping[str, Any]) -> bool:
     return config.get("task_type") == "SEQ_CLS"
 
 
@@ -76,9 +76,9 @@ def _same_base(trained_on: str, chosen: str) -> bool:
     return base_identity == model_identity or moved
 
 
-def adapter_rows(folder: str | Path) -> int:
+def adapter_embedding_rows(folder: str | Path) -> int:
     """For how many token ids an adapter brings embeddings of its own; 0 for one that leaves them to the base."""
-    weights = header(Path(folder) / ADAPTER_FILES[1])
+    weights = read_header(Path(folder) / ADAPTER_FILES[1])
     names = (
         "embed_tokens.weight",
         "wte.weight",
@@ -99,5 +99,5 @@ def adapter_rows(folder: str | Path) -> int:
 
 def adapter_parameters(folder: str | Path) -> int:
     """How many weights an adapter has; 0 where its header cannot be read."""
-    weights = header(Path(folder) / ADAPTER_FILES[1])
+    weights = read_header(Path(folder) / ADAPTER_FILES[1])
     return 0 if isinstance(weights, Problem) else sum(math.prod(tensor.shape) for tensor in weights.values())

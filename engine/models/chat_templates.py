@@ -10,14 +10,14 @@ from pathlib import Path
 
 from engine.core.problems import Problem, problem
 
-TEMPLATES = Path(__file__).parent / "templates"  # those that come with Athanor, by name
-LARGEST = 1 << 20  # characters; real ones have some thousand
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"  # those that come with Athanor, by name
+MAX_TEMPLATE_BYTES = 1 << 20  # real ones have a few thousand
 
 
-def file_problem(path: Path) -> Problem | None:
+def template_file_problem(path: Path) -> Problem | None:
     """What is wrong with the template in a file; None for a sound one."""
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
             return problem("template-too-large", file=path.name)
         return template_problem(path.name, path.read_text(encoding="utf-8"))
     except OSError as error:

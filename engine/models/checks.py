@@ -14,25 +14,25 @@ from typing import Any
 from engine.core.problems import Problem, problem
 from engine.models.discovery import SMOLLM2, allowed_roots, find_models, is_below, is_hub_id, locate
 from engine.models.facts import (
-    DTYPES,
-    HIDDEN,
-    SCORERS,
-    Model,
+    DTYPE_NAMES,
+    HIDDEN_SIZE_KEYS,
+    SCORER_CLASSES,
+    ModelFacts,
     auto_classes,
     base_of_adapter,
     first_number,
-    inspect,
+    inspect_model,
     is_language_model,
 )
 from engine.models.json_objects import files_in, read_json_object
-from engine.models.safetensors_headers import Tensor, shortened, tensors_of
+from engine.models.safetensors_headers import Tensor, names_in_line, tensors_of
 
-MAX_TOKENIZER = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
-TOKENIZERS = (
+MAX_TOKENIZER_BYTES = 128 << 20  # the largest tokenizer.json, of 260,000 words, has some 35 MiB
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 )  # fmt: skip
-SENSES = ("vision_config", "audio_config")
+MULTIMODAL_KEYS = ("vision_config", "audio_config")
 
 
 def model_problems(
@@ -50,9 +50,13 @@ def model_problems(
         return [replace(unclear, field=field)]
     place = locate(text, roots)
     if place is None:
-        return [] if is_hub_id(text) else [replace(_not_a_name(text) or _missing(text, roots), field=field)]
+        return (
+            []
+            if is_hub_id(text)
+            else [replace(_shell_character_problem(text) or _missing_problem(text, roots), field=field)]
+        )
     if not is_below(place, allowed_roots(roots)):
-        return [problem("model-outside-roots", field, path=text, roots=shortened(map(str, roots)))]
+        return [problem("model-outside-roots", field, path=text, roots=names_in_line(map(str, roots)))]
     if place.is_file():
         code = "model-gguf" if place.suffix == ".gguf" else "model-is-a-file"
         return [problem(code, field, file=place.name, folder=place.parent)]
@@ -72,7 +76,7 @@ def _path_problem(text: str) -> Problem | None:
     return None
 
 
-def _not_a_name(text: str) -> Problem | None:
+def _shell_character_problem(text: str) -> Problem | None:
     """A folder that is there may be called anything, since no name is given to a shell; but where there is none,
     whoever pasted half a command should hear of it."""
     if re.search(r"[;|&<>$`!*?\"']", text) or text[0] in "-~":
@@ -80,7 +84,7 @@ def _not_a_name(text: str) -> Problem | None:
     return None
 
 
-def _missing(text: str, roots: Sequence[Path]) -> Problem:
+def _missing_problem(text: str, roots: Sequence[Path]) -> Problem:
     """The nearest by the last part of the name, whatever its case: that is where slips are made."""
     if Path(text).name == SMOLLM2.name:
         return problem("model-smollm2", given=text, place=SMOLLM2)
@@ -88,8 +92,8 @@ def _missing(text: str, roots: Sequence[Path]) -> Problem:
     by_end = {name.rsplit("/")[-1].casefold(): name for name in names}
     near = difflib.get_close_matches(Path(text).name.casefold(), by_end, n=3, cutoff=0.5)
     if near:
-        return problem("model-missing", given=text, nearest=shortened(by_end[end] for end in near))
-    return problem("model-missing-alone", given=text, roots=shortened(map(str, roots)), count=len(names))
+        return problem("model-missing", given=text, nearest=names_in_line(by_end[end] for end in near))
+    return problem("model-missing-alone", given=text, roots=names_in_line(map(str, roots)), count=len(names))
 
 
 def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> list[Problem]:
@@ -102,27 +106,27 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
     if isinstance(config, Problem):
         return [config]
 
-    model, problems = inspect(folder), []
+    model, problems = inspect_model(folder), []
     if model.needs_remote_code and not allow_remote_code:
         problems.append(problem("model-remote-code", model=model.name, model_type=model.model_type or "?"))
     if model.quantized not in (None, "bitsandbytes"):
         problems.append(problem("model-quantized", how=model.quantized))
     if config.get("is_encoder_decoder"):
         problems.append(problem("model-encoder-decoder", architecture=model.architecture or model.model_type))
-    elif any(word in model.architecture for word in SCORERS):
+    elif any(word in model.architecture for word in SCORER_CLASSES):
         if not scorer:
             problems.append(problem("model-is-scorer", architecture=model.architecture))
     elif not is_language_model(folder):
         problems.append(
             problem("model-not-language", architecture=model.architecture or model.model_type or "?")
         )
-    elif any(part in config for part in SENSES) and not _writes_alone(model):
+    elif any(part in config for part in MULTIMODAL_KEYS) and not _loads_as_causal_lm(model):
         problems.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
     tensors, damaged = tensors_of(folder)
     return problems + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
 
 
-def _writes_alone(model: Model) -> bool:
+def _loads_as_causal_lm(model: ModelFacts) -> bool:
     """Whether the part of the model that writes is loaded without those that see or hear."""
     return model.needs_remote_code or auto_classes("CAUSAL_LM").get(model.model_type, "").endswith(
         "ForCausalLM"
@@ -134,9 +138,9 @@ def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     embedding = tensors.get("model.embed_tokens.weight")
     declared = {
         "vocab_size": first_number(config, ("vocab_size",)),
-        "hidden_size": first_number(config, HIDDEN),
+        "hidden_size": first_number(config, HIDDEN_SIZE_KEYS),
     }
-    if not embedding or len(embedding.shape) != 2 or embedding.dtype not in DTYPES:
+    if not embedding or len(embedding.shape) != 2 or embedding.dtype not in DTYPE_NAMES:
         return []
     return [
         problem("model-config-differs", name=name, said=number, size=size)
@@ -147,12 +151,14 @@ def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
 
 def _tokenizer_problems(folder: Path) -> list[Problem]:
     names = [name for name, _ in files_in(folder)]
-    if not any(name in TOKENIZERS or name.endswith(".tiktoken") for name in names):
+    if not any(name in TOKENIZER_FILES or name.endswith(".tiktoken") for name in names):
         return [problem("model-no-tokenizer", folder=folder.name)]
     problems = []
     if "tokenizer.json" in names:
         status = (folder / "tokenizer.json").stat()
-        problems.append(_tokenizer_file(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
+        problems.append(
+            _tokenizer_json_problem(folder / "tokenizer.json", status.st_mtime_ns, status.st_size)
+        )
     if "tokenizer_config.json" in names and isinstance(
         config := read_json_object(folder / "tokenizer_config.json"), Problem
     ):
@@ -161,9 +167,9 @@ def _tokenizer_problems(folder: Path) -> list[Problem]:
 
 
 @lru_cache(maxsize=256)
-def _tokenizer_file(path: Path, modified: int, size: int) -> Problem | None:
+def _tokenizer_json_problem(path: Path, modified: int, size: int) -> Problem | None:
     """What is wrong with a tokenizer.json; these are larger than any other JSON of a model, so read once."""
-    content = read_json_object(path, MAX_TOKENIZER)
+    content = read_json_object(path, MAX_TOKENIZER_BYTES)
     if isinstance(content, Problem):
         return content
     model = content.get("model")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engine.models.facts import Model, inspect, is_language_model
+from engine.models.facts import ModelFacts, inspect_model, is_language_model
 
-DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
+MAX_FOLDER_DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
 # A real small model for whoever has none, where `make smollm2` puts it.
 SMOLLM2 = Path(__file__).resolve().parents[2] / "data" / "models" / "SmolLM2-135M-Instruct"
 
@@ -22,16 +22,16 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HOME") or f"{caches}/huggingface").expanduser() / "hub"
 
 
-def find_models(roots: Sequence[Path]) -> list[Model]:
+def find_models(roots: Sequence[Path]) -> list[ModelFacts]:
     """Every language model below `roots` and in the hub's cache, by name. A folder is listed once, a broken
     config.json is listed too (with no facts), and a link that leaves the roots is not followed."""
     allowed = allowed_roots(roots)
-    models: dict[str, Model] = {}
+    models: dict[str, ModelFacts] = {}
     for root in dict.fromkeys(allowed):
-        for folder, name in _model_folders(root, root, allowed, DEPTH, set()):
+        for folder, name in _model_folders(root, root, allowed, MAX_FOLDER_DEPTH, set()):
             real = os.path.realpath(folder)
             if real not in models and is_language_model(folder):
-                models[real] = inspect(folder, name)
+                models[real] = inspect_model(folder, name)
     return sorted(models.values(), key=lambda model: model.name.casefold())
 
 

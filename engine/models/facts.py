@@ -17,26 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem
-from engine.models.json_objects import MAX_JSON, files_in, read_json_object
+from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
 from engine.models.safetensors_headers import Tensor, tensors_of
 
 # The same fact under the names different families gave it; the first one present wins.
-CONTEXT = (
+CONTEXT_KEYS = (
     "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx",
 )  # fmt: skip
-HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-TEXT_PARTS = ("text_config", "llm_config", "language_config")  # where vision-language models keep theirs
-GENERATORS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
-SCORERS = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
-DTYPES = {
+HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+TEXT_CONFIG_KEYS = (
+    "text_config",
+    "llm_config",
+    "language_config",
+)  # where vision-language models keep theirs
+GENERATOR_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
+SCORER_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
+DTYPE_NAMES = {
     "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """What a model folder says about itself. A fact that is absent or cannot be read is None (text: "")."""
 
     name: str  # path below its root, or the hub id it was fetched as
@@ -64,12 +68,12 @@ def is_language_model(folder: Path) -> bool:
         return True  # shown, so that somebody repairs it, rather than silently absent
     architecture = architecture_of(config)
     if architecture:
-        return any(word in architecture for word in (*GENERATORS, *SCORERS))
+        return any(word in architecture for word in (*GENERATOR_CLASSES, *SCORER_CLASSES))
     return bool(config.get("model_type")) and first_number(config, ("vocab_size",)) is not None
 
 
-def inspect(path: str | Path, name: str = "") -> Model:
-    """The facts of the folder `path`. Never raises for what is in it: `model_problems` tells what is wrong."""
+def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
+    """The facts of the folder `path`. Never raises for what is in it: `model_problems` says what is wrong."""
     folder = Path(path)
     config = read_json_object(folder / "config.json")
     config = {} if isinstance(config, Problem) else config
@@ -79,7 +83,7 @@ def inspect(path: str | Path, name: str = "") -> Model:
     tied = bool(config.get("tie_word_embeddings", _text_part(config).get("tie_word_embeddings")))
     if tied and "lm_head.weight" in tensors and len(tensors) > 1:
         tensors = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
-    return Model(
+    return ModelFacts(
         name=name or folder.name,
         path=folder,
         model_type=as_text(config.get("model_type")),
@@ -87,10 +91,10 @@ def inspect(path: str | Path, name: str = "") -> Model:
         parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()) if countable else None,
         bytes=sum(size for _, size in files_in(folder)),
         dtype=_dtype(config, tensors),
-        context_length=first_number(config, CONTEXT),
+        context_length=first_number(config, CONTEXT_KEYS),
         vocab_size=first_number(config, ("vocab_size", "padded_vocab_size")),
-        hidden_size=first_number(config, HIDDEN),
-        layers=first_number(config, LAYERS),
+        hidden_size=first_number(config, HIDDEN_SIZE_KEYS),
+        layers=first_number(config, LAYER_COUNT_KEYS),
         tied=tied,
         rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
@@ -106,7 +110,7 @@ def as_text(value: Any) -> str:
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[part] for part in TEXT_PARTS if isinstance(config.get(part), dict)), {})
+    return next((config[part] for part in TEXT_CONFIG_KEYS if isinstance(config.get(part), dict)), {})
 
 
 def first_number(config: Mapping[str, Any], names: Sequence[str]) -> int | None:
@@ -131,12 +135,12 @@ def _dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for tensor in tensors.values():
         values[tensor.dtype] += math.prod(tensor.shape)
     common = max(values, key=values.__getitem__, default="")
-    return DTYPES.get(common, common.lower())
+    return DTYPE_NAMES.get(common, common.lower())
 
 
 def may_be_quantized(path: str, kind: str = "none") -> bool:
     """Whether a model may have quantized weights: it is loaded so (`kind`), lies so on disk, or is not here yet."""
-    return kind != "none" or not os.path.isdir(path) or inspect(path).quantized is not None
+    return kind != "none" or not os.path.isdir(path) or inspect_model(path).quantized is not None
 
 
 def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
@@ -168,14 +172,14 @@ def _rope(config: Mapping[str, Any]) -> str | None:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    return bool(chat_template(folder)) or any(os.path.exists(folder / name) for name in TEMPLATES)
+    return bool(chat_template(folder)) or any(os.path.exists(folder / name) for name in TEMPLATE_FILES)
 
 
 def chat_template(folder: Path) -> tuple[str, str] | None:
     """(file, text) of the template that transformers takes for plain conversations; None if there is none."""
-    file = folder / TEMPLATES[0]
+    file = folder / TEMPLATE_FILES[0]
     try:
-        if os.path.isfile(file) and file.stat().st_size <= MAX_JSON:
+        if os.path.isfile(file) and file.stat().st_size <= MAX_JSON_BYTES:
             return file.name, file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.core.problems import Problem, problem
 
-MAX_JSON = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
+MAX_JSON_BYTES = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
 
 
 def files_in(folder: Path) -> list[tuple[str, int]]:
@@ -20,7 +20,7 @@ def files_in(folder: Path) -> list[tuple[str, int]]:
         return []
 
 
-def read_json_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | Problem:
+def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any] | Problem:
     """A JSON object of at most `limit` bytes, or what is wrong with it."""
     try:
         if path.stat().st_size > limit:
@@ -37,7 +37,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any] | Prob
     return value if isinstance(value, dict) else problem("model-json-not-object", file=path.name)
 
 
-def read_object(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
+def json_object_or_empty(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """A JSON object of at most `limit` bytes; empty where there is none that can be read, which others tell."""
     value = read_json_object(path, limit)
     return {} if isinstance(value, Problem) else value

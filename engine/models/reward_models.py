@@ -12,13 +12,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from engine.core.problems import Problem, problem
-from engine.core.rundir import RESULT, read_json, read_lines
+from engine.core.rundir import RESULT_FILE, read_json, read_lines
 
-EVALUATION, PAIRS = "evaluation.json", "evaluation_pairs.jsonl"
+EVALUATION_FILE, PAIRS_FILE = "evaluation.json", "evaluation_pairs.jsonl"
 
 
 @dataclass(frozen=True)
-class Pair:
+class ScoredPair:
     """One held-out pair, and the scores that the run gave its answers."""
 
     prompt_ids: list[int]
@@ -28,16 +28,16 @@ class Pair:
     rejected_score: float
 
 
-def pairs_of(folder: Path) -> list[Pair]:
+def pairs_of(folder: Path) -> list[ScoredPair]:
     """The pairs that a result folder holds; lines that are none are left out."""
-    names = [field.name for field in fields(Pair)]
-    lines = [line for line in read_lines(folder / PAIRS) if set(names) <= set(line)]
-    return [Pair(**{name: line[name] for name in names}) for line in lines]
+    names = [field.name for field in fields(ScoredPair)]
+    lines = [line for line in read_lines(folder / PAIRS_FILE) if set(names) <= set(line)]
+    return [ScoredPair(**{name: line[name] for name in names}) for line in lines]
 
 
 def accuracy_of(folder: Path) -> tuple[float, int] | None:
     """The share of held-out pairs that the run ranked rightly, and how many they were; None if it does not say."""
-    evaluation = read_json(folder / EVALUATION) or {}
+    evaluation = read_json(folder / EVALUATION_FILE) or {}
     return (evaluation["accuracy"], evaluation["pairs"]) if evaluation.get("pairs") else None
 
 
@@ -45,7 +45,7 @@ def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> li
     """Why the result in `folder` cannot be a reward, as far as files tell. Empty: it may be loaded."""
     if not folder.is_dir():
         return [problem("reward-missing", field, given=folder)]
-    stage = (read_json(folder / RESULT) or {}).get("stage")
+    stage = (read_json(folder / RESULT_FILE) or {}).get("stage")
     if stage != "rm":
         return [problem("reward-is-none", field, given=folder, stage=stage or "—")]
     measurement = accuracy_of(folder)

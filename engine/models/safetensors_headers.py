@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.core.problems import Problem, problem
-from engine.models.json_objects import MAX_JSON, files_in, read_json_object
+from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-BITS = {
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
-PART_THAT_WRITES = ".language_model."
-PACKED = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
-NOT_WEIGHTS = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
+LANGUAGE_MODEL_PART = ".language_model."
+PACKED_WEIGHT = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
+AUXILIARY_TENSOR = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
 
 
 class Tensor(NamedTuple):
@@ -55,7 +55,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     if not missing:
         return present, []
     return present, [
-        problem("model-shards-missing", count=len(missing), of=len(shards), missing=shortened(missing))
+        problem("model-shards-missing", count=len(missing), of=len(shards), missing=names_in_line(missing))
     ]
 
 
@@ -71,7 +71,9 @@ def _no_weights(folder: Path) -> Problem:
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return problem("model-gguf", file=gguf[0])
     pickles = [
-        name for name in names if name.endswith(PICKLES) and name not in ("training_args.bin", "optimizer.pt")
+        name
+        for name in names
+        if name.endswith(PICKLE_SUFFIXES) and name not in ("training_args.bin", "optimizer.pt")
     ]
     if pickles:
         return problem("model-pickled", file=pickles[0])
@@ -83,39 +85,39 @@ def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
     files, problems = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        file_tensors = header(file)
+        file_tensors = read_header(file)
         if isinstance(file_tensors, Problem):
             problems.append(file_tensors)
         else:
             tensors.update(file_tensors)
     # Of a model that also sees or hears, the part that writes is loaded, under the names of a model that only writes.
-    if any(PART_THAT_WRITES in name for name in tensors):
+    if any(LANGUAGE_MODEL_PART in name for name in tensors):
         tensors = {
-            name.replace(PART_THAT_WRITES, ".", 1): tensor
+            name.replace(LANGUAGE_MODEL_PART, ".", 1): tensor
             for name, tensor in tensors.items()
-            if PART_THAT_WRITES in name or name.startswith("lm_head.")
+            if LANGUAGE_MODEL_PART in name or name.startswith("lm_head.")
         }
     return tensors, problems
 
 
-def header(path: Path) -> Mapping[str, Tensor] | Problem:
+def read_header(path: Path) -> Mapping[str, Tensor] | Problem:
     """The tensors of one safetensors file, or what is wrong with it. Reads the header only and trusts nothing
     in it: the size it claims is checked against the file before a byte is allocated."""
     try:
         stat = path.stat()
-        return _header(path, stat.st_mtime_ns, stat.st_size)
+        return _read_header(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         return problem("model-file-unreadable", file=path.name, what=error.strerror)
 
 
 @lru_cache(maxsize=4096)
-def _header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Problem:
+def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Problem:
     with path.open("rb") as file:
         start = file.read(8)
         if start == b"version ":  # what git leaves where `git lfs pull` was never run
             return problem("model-lfs-pointer", file=path.name)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= MAX_JSON:
+        if not 2 <= length <= MAX_JSON_BYTES:
             return problem("model-header-broken", file=path.name)
         if 8 + length > size:
             return problem("model-file-size", file=path.name, size=size, expected=8 + length)
@@ -123,7 +125,9 @@ def _header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Prob
             entries = json.loads(file.read(length))
             if not all(map(str.isprintable, entries)):  # names are shown on the page
                 raise ValueError(path)
-            tensors = {name: _tensor(entry) for name, entry in entries.items() if name != "__metadata__"}
+            tensors = {
+                name: _parse_tensor(entry) for name, entry in entries.items() if name != "__metadata__"
+            }
             end = max(
                 (entry["data_offsets"][1] for name, entry in entries.items() if name in tensors), default=0
             )
@@ -132,21 +136,21 @@ def _header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Prob
         if 8 + length + end != size:
             return problem("model-file-size", file=path.name, size=size, expected=8 + length + end)
         for name in tensors.copy():
-            if packed := PACKED.fullmatch(name):
+            if packed := PACKED_WEIGHT.fullmatch(name):
                 file.seek(8 + length + entries[name]["data_offsets"][0])
                 shape = _packed_shape(file.read(min(math.prod(tensors[name].shape), 4096)))
                 if shape and packed[1] in tensors:
                     tensors[packed[1]] = tensors[packed[1]]._replace(shape=shape)
-    return {name: tensor for name, tensor in tensors.items() if not NOT_WEIGHTS.fullmatch(name)}
+    return {name: tensor for name, tensor in tensors.items() if not AUXILIARY_TENSOR.fullmatch(name)}
 
 
-def _tensor(entry: Any) -> Tensor:
+def _parse_tensor(entry: Any) -> Tensor:
     """Raises ValueError, TypeError or KeyError where a header entry contradicts itself."""
     dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     sane = isinstance(dtype, str) and isinstance(shape, list) and len(shape) <= 16
     if not sane or not all(type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)):
         raise ValueError(entry)
-    bits = BITS.get(dtype)  # a type newer than this table is taken as it is
+    bits = DTYPE_BITS.get(dtype)  # a type newer than this table is taken as it is
     if end < begin or (bits and math.prod(shape) * bits != (end - begin) * 8):
         raise ValueError(entry)
     return Tensor(dtype, tuple(shape))
@@ -164,7 +168,7 @@ def _packed_shape(state: bytes) -> tuple[int, ...] | None:
     return tuple(shape) if sane else None
 
 
-def shortened(names: Any, most: int = 5) -> str:
+def names_in_line(names: Any, most: int = 5) -> str:
     """Names in one line, the rest as a dot-dot-dot."""
     names = list(names)
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")

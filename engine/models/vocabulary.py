@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.core.problems import Problem, problem
-from engine.models.adapters import adapter_rows
-from engine.models.checks import MAX_TOKENIZER
-from engine.models.facts import Model
-from engine.models.json_objects import read_object
-from engine.models.trainable_modules import HEADS, matrices
+from engine.models.adapters import adapter_embedding_rows
+from engine.models.checks import MAX_TOKENIZER_BYTES
+from engine.models.facts import ModelFacts
+from engine.models.json_objects import json_object_or_empty
+from engine.models.trainable_modules import HEAD_MODULES, weight_matrices
 
-FILES = (
+TOKENIZER_JSON_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
 )
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Tokenizer classes without special tokens of their own: what their files do not name, they do not have.
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
-SHOWN = 5  # tokens named in a sentence
+EMBEDDING_MODULES = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings")
+MAX_TOKENS_NAMED = 5  # tokens named in a sentence
 
 
 class Vocabulary(NamedTuple):
@@ -46,7 +46,7 @@ class Vocabulary(NamedTuple):
 def vocabulary(folder: Path) -> Vocabulary:
     """What the files of the tokenizer in `folder` say, read once until one of them changes."""
     stamps = []
-    for name in FILES:
+    for name in TOKENIZER_JSON_FILES:
         try:
             status = os.stat(folder / name)
             stamps.append((status.st_mtime_ns, status.st_size))
@@ -57,7 +57,9 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 @lru_cache(maxsize=64)
 def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabulary:
-    contents = {name: read_object(folder / name, MAX_TOKENIZER) for name in FILES}
+    contents = {
+        name: json_object_or_empty(folder / name, MAX_TOKENIZER_BYTES) for name in TOKENIZER_JSON_FILES
+    }
     whole, config = contents["tokenizer.json"], contents["tokenizer_config.json"]
     model = whole.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
@@ -70,7 +72,8 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
         rows, known = max(ids, default=-1) + 1, words.keys()
     rows = max([rows, *(number + 1 for number in added)]) if rows else 0
     special = {
-        name: _text(contents["special_tokens_map.json"].get(name) or config.get(name)) for name in SPECIAL
+        name: _text(contents["special_tokens_map.json"].get(name) or config.get(name))
+        for name in SPECIAL_TOKENS
     }
     for token in dict.fromkeys(special.values()):
         # Named and in no list: transformers gives it the next id when it loads the tokenizer.
@@ -107,29 +110,29 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def embedding_rows(model: Model) -> int | None:
+def embedding_rows(model: ModelFacts) -> int | None:
     """How many token ids the model has embeddings for, by its weights; by config.json where these cannot be read."""
-    shapes = matrices(model)
-    rows = [shape[0] for name, shape in shapes.items() if name.rpartition(".")[2] in EMBEDDINGS]
+    shapes = weight_matrices(model)
+    rows = [shape[0] for name, shape in shapes.items() if name.rpartition(".")[2] in EMBEDDING_MODULES]
     return rows[0] if rows else model.vocab_size
 
 
-def vocabulary_modules(model: Model, *, scorer: bool = False) -> list[str]:
+def vocabulary_modules(model: ModelFacts, *, scorer: bool = False) -> list[str]:
     """Short names of the modules that have a row for each token: the embedding, and the head if the model writes."""
-    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in matrices(model)))
-    return [end for end in ends if end in EMBEDDINGS or (end in HEADS and not scorer)]
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model)))
+    return [end for end in ends if end in EMBEDDING_MODULES or (end in HEAD_MODULES and not scorer)]
 
 
-def missing_rows(model: Model) -> int:
+def missing_rows(model: ModelFacts) -> int:
     """How many rows the embeddings lack for the tokenizer beside them; 0 where none, or where that cannot be told."""
     rows = embedding_rows(model)
     return max(vocabulary(model.path).rows - rows, 0) if rows else 0
 
 
-def vocabulary_problems(model: Model, *, resized: bool, adapter: str | None) -> list[Problem]:
+def vocabulary_problems(model: ModelFacts, *, resized: bool, adapter: str | None) -> list[Problem]:
     """Token ids for which there is no embedding, where none will be made (`resized`) and the adapter brings none."""
     missing, words, rows = missing_rows(model), vocabulary(model.path), embedding_rows(model)
-    brings = adapter_rows(adapter) if adapter else 0
+    brings = adapter_embedding_rows(adapter) if adapter else 0
     if not missing or brings >= words.rows:
         return []
     names = [f"{token} ({number})" for number, token in words.added if number >= rows]
@@ -137,14 +140,14 @@ def vocabulary_problems(model: Model, *, resized: bool, adapter: str | None) -> 
         "highest": words.rows - 1,
         "rows": rows,
         "missing": missing,
-        "tokens": ", ".join(names[:SHOWN]) or "—",
+        "tokens": ", ".join(names[:MAX_TOKENS_NAMED]) or "—",
     }
     if adapter and resized:
         return [problem("resize-adapter", "model.resize_embeddings", **values)]
     return [] if resized else [problem("tokens-beyond-embeddings", "model.resize_embeddings", **values)]
 
 
-def special_token_problems(model: Model, stage: str) -> list[Problem]:
+def special_token_problems(model: ModelFacts, stage: str) -> list[Problem]:
     """A stage that ends its texts with a token which the tokenizer does not have."""
     words = vocabulary(model.path)
     if stage == "pt" and words.rows and words.eos is None:

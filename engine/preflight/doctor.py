@@ -26,21 +26,21 @@ from typing import Any
 
 from engine.core import hardware
 from engine.core.problems import Problem, problem
-from engine.core.rundir import read_json, wait_for, write_json
+from engine.core.rundir import read_json, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import Spec
 
-LIMIT_S = 180  # for one trial; the imports alone take a minute where they come over a network
-DOUBT_S = 600  # how long a trial without an answer (no memory, no time) is not repeated
-DRIVER = Path("/proc/driver/nvidia/version")
+TRIAL_LIMIT_S = 180  # for one trial; the imports alone take a minute where they come over a network
+RETRY_AFTER_S = 600  # how long a trial without an answer (no memory, no time) is not repeated
+DRIVER_VERSION_FILE = Path("/proc/driver/nvidia/version")
 # What decides which library is loaded, besides the files themselves.
-VARIABLES = ("BNB_CUDA_VERSION", "BNB_ROCM_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME")
+LIBRARY_VARIABLES = ("BNB_CUDA_VERSION", "BNB_ROCM_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH", "CUDA_HOME")
 REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 
 
 @dataclass(frozen=True)
-class Finding:
+class TrialResult:
     """What a trial of a package saw. `failed` has a reason for each check that did not pass ("import", "library", "4bit",
     "8bit", "optimizer"); `facts` are versions, the CUDA of PyTorch and the libraries that are shipped. One that is not
     `certain` ended without an answer, and keeps nobody from starting."""
@@ -76,52 +76,52 @@ def device_of(spec: Spec) -> Device:
 
 _lock = threading.Lock()
 _trials: dict[str, threading.Thread] = {}
-_doubts: dict[str, tuple[float, Finding]] = {}  # key → when, and what little was seen
+_uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and what little was seen
 
 
-def finding(module: str, device: Device, *, wait: bool) -> Finding | None:
+def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
     """What a trial of `module` on `device` saw: from the file if the environment is the same, else by a new one. Without
     `wait` a new trial goes on beside, and the answer is None until it has ended."""
     file = _folder() / f"{_key(module, device)}.json"
-    if known := _known(file):
+    if known := _saved_result(file):
         return known
     if wait:
-        return _examine(module, device, file)
+        return _try_once(module, device, file)
     with _lock:
         trial = _trials.get(file.name)
         if trial is None or not trial.is_alive():
-            trial = threading.Thread(target=_examine, args=(module, device, file), daemon=True)
+            trial = threading.Thread(target=_try_once, args=(module, device, file), daemon=True)
             _trials[file.name] = trial
             trial.start()
     return None
 
 
-def _known(file: Path) -> Finding | None:
-    since, doubt = _doubts.get(file.name, (0.0, None))
-    if doubt and time.monotonic() - since < DOUBT_S:
+def _saved_result(file: Path) -> TrialResult | None:
+    since, doubt = _uncertain.get(file.name, (0.0, None))
+    if doubt and time.monotonic() - since < RETRY_AFTER_S:
         return doubt
     saved = read_json(file)
-    return Finding(**saved) if saved else None
+    return TrialResult(**saved) if saved else None
 
 
-def _examine(module: str, device: Device, file: Path) -> Finding:
+def _try_once(module: str, device: Device, file: Path) -> TrialResult:
     """Try the package, unless somebody else has while the turn was waited for, and write down what was seen."""
-    turn = wait_for(file.with_suffix(".lock"))
+    turn = wait_for_lock(file.with_suffix(".lock"))
     try:
-        if known := _known(file):
+        if known := _saved_result(file):
             return known
-        seen = _try(module, device)
+        seen = _try_in_child(module, device)
         if seen.certain:
             with contextlib.suppress(OSError):  # on a full disk it is tried again next time
                 write_json(file, vars(seen))
         else:
-            _doubts[file.name] = (time.monotonic(), seen)
+            _uncertain[file.name] = (time.monotonic(), seen)
         return seen
     finally:
         os.close(turn)
 
 
-def _try(module: str, device: Device) -> Finding:
+def _try_in_child(module: str, device: Device) -> TrialResult:
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         variables = {
@@ -131,24 +131,24 @@ def _try(module: str, device: Device) -> Finding:
         with Path(scratch, "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "engine.worker.runtime.doctor", module, device.kind, str(answer)],
-                cwd=PROJECT, env=command.inherited() | command.OFFLINE | variables, stdin=subprocess.DEVNULL,
+                cwd=PROJECT, env=command.inherited_environment() | command.OFFLINE_VARIABLES | variables, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
             try:
-                code = child.wait(LIMIT_S)
+                code = child.wait(TRIAL_LIMIT_S)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-                return Finding(module, {"time": str(LIMIT_S)}, certain=False)
+                return TrialResult(module, {"time": str(TRIAL_LIMIT_S)}, certain=False)
             log.seek(0)
             lines = log.read().split("\n")
         if answer_json := read_json(answer):
-            return Finding(module, **answer_json)
+            return TrialResult(module, **answer_json)
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         ended = signal.Signals(-code).name if code < 0 else last[:300]
         # SIGKILL comes from outside: the system wanted memory, or somebody was impatient.
-        return Finding(module, {"import": ended}, certain=code != -signal.SIGKILL)
+        return TrialResult(module, {"import": ended}, certain=code != -signal.SIGKILL)
 
 
 # ------------------------------------------------------------------------------------------ what it depends on
@@ -156,14 +156,18 @@ def _try(module: str, device: Device) -> Finding:
 
 def _key(module: str, device: Device) -> str:
     """Changes when anything does that the answer depends on: the files of both packages, driver, device, variables."""
-    parts = [sys.executable, device.identity, *(f"{name}={os.environ.get(name)}" for name in VARIABLES)]
-    parts += [*_package_state(module), *_package_state("torch"), _driver()]
+    parts = [
+        sys.executable,
+        device.identity,
+        *(f"{name}={os.environ.get(name)}" for name in LIBRARY_VARIABLES),
+    ]
+    parts += [*_package_state(module), *_package_state("torch"), _driver_version()]
     return f"{module}-{hashlib.sha256('|'.join(parts).encode(errors='replace')).hexdigest()[:24]}"
 
 
 def _package_state(module: str) -> list[str]:
     """Place, age and libraries of an installed package, without importing it."""
-    place = _place(module)
+    place = _package_folder(module)
     if place is None:
         return [f"{module} is missing"]
     seen = []
@@ -174,7 +178,7 @@ def _package_state(module: str) -> list[str]:
     return seen
 
 
-def _place(module: str) -> Path | None:
+def _package_folder(module: str) -> Path | None:
     """The folder of a package; None if it is not installed."""
     try:
         spec = importlib.util.find_spec(module)
@@ -186,9 +190,9 @@ def _place(module: str) -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def _driver() -> str:
+def _driver_version() -> str:
     try:
-        return DRIVER.read_text(encoding="utf-8", errors="replace")
+        return DRIVER_VERSION_FILE.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -211,7 +215,7 @@ def _folder() -> Path:
 
 def torch_cuda() -> str | None:
     """The CUDA (or ROCm) that the installed PyTorch was built for; "" for a build without, None if that cannot be read."""
-    place = _place("torch")
+    place = _package_folder("torch")
     try:
         text = (place / "version.py").read_text(encoding="utf-8") if place else ""
     except OSError:
@@ -223,7 +227,7 @@ def torch_cuda() -> str | None:
 # ------------------------------------------------------------------------------------------ told
 
 
-def bitsandbytes_problem(seen: Finding, why: str, device: Device, setting: str, what: str) -> Problem:
+def bitsandbytes_problem(seen: TrialResult, why: str, device: Device, setting: str, what: str) -> Problem:
     """That bitsandbytes does not work, which setting needs it, what there is, and the ways out."""
     facts = seen.facts
     cuda = facts.get("cuda") or "—"
@@ -246,7 +250,7 @@ def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
     return max(same or shipped, default=cuda.replace(".", ""), key=int)
 
 
-def import_problem(seen: Finding, setting: str, what: str, package: str) -> Problem:
+def import_problem(seen: TrialResult, setting: str, what: str, package: str) -> Problem:
     """That a package is installed and cannot be imported."""
     return problem(
         "package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values()))

@@ -17,24 +17,24 @@ from engine.data.datasets import count_rows, read_dataset_info
 from engine.data.mixing import held_out, repeats
 from engine.launch.command import on_cpu
 from engine.launch.workspace import Workplace
-from engine.models.facts import Model, inspect
+from engine.models.facts import ModelFacts, inspect_model
 from engine.models.vocabulary import vocabulary
 from engine.preflight import memory
-from engine.preflight.checks import countable, disk_needed, trainable
+from engine.preflight.checks import disk_needed, model_is_readable, trained_parameters
 from engine.spec.run_spec import RunSpec
-from engine.spec.schedules import MEASURING, WITHOUT_WARMUP, warmup_problems
+from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps
 
-FORK = (
+WORKER_BYTES = (
     100 << 20
 )  # bytes that a preparing process has for itself: its part of the tokenizer, and the rows of a block
-SHORTEST = 16  # tokens of an example that hardly any row is shorter than
-SCORES = 6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
-FEWEST = 2  # rows on which a validation says anything at all
+SHORT_ROW_TOKENS = 16  # tokens of an example that hardly any row is shorter than
+LOGIT_BYTES = 6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
+MIN_VALIDATION_ROWS = 2  # rows on which a validation says anything at all
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCounts:
     """How many rows of each data set are trained on in an epoch, and measured on; repeated as their weights say."""
 
     there: dict[str, int]
@@ -46,7 +46,7 @@ class Rows:
         return sum(self.trained.values())
 
 
-def rows_of(spec: RunSpec) -> Rows | None:
+def row_counts(spec: RunSpec) -> RowCounts | None:
     """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be counted."""
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
     there = {}
@@ -65,34 +65,37 @@ def rows_of(spec: RunSpec) -> Rows | None:
     measured = sum(min(aside[name], rows[name]) for name in rows) + sum(
         map(there.get, spec.data.eval_datasets)
     )
-    return Rows(there, trained, measured)
+    return RowCounts(there, trained, measured)
 
 
-def exceeded(spec: RunSpec, workplace: Workplace, known_problems: list[Problem]) -> list[Problem]:
+def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Problem]) -> list[Problem]:
     """What keeps the run from being what the numbers say. `known_problems`: what is wrong already, and is not counted here."""
     wrong_fields = {problem.field for problem in known_problems}
     problems: list[Problem] = []
-    rows = None if any(field.startswith("data.") for field in wrong_fields) else rows_of(spec)
+    rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
     if rows:
-        problems += _of_rows(spec, rows)
+        problems += _row_problems(spec, rows)
         if not problems:
-            problems += _of_steps(spec, optimizer_steps(spec, rows.total), rows.measured)
-    if countable(wrong_fields) and not wrong_fields & {"model.resize_embeddings", "stage.reward_model"}:
-        model = inspect(spec.model.model_name_or_path)
-        problems += _of_processes(spec, model) + _of_batch(spec, model, rows)
+            problems += _step_problems(spec, optimizer_steps(spec, rows.total), rows.measured)
+    if model_is_readable(wrong_fields) and not wrong_fields & {
+        "model.resize_embeddings",
+        "stage.reward_model",
+    }:
+        model = inspect_model(spec.model.model_name_or_path)
+        problems += _process_problems(spec, model) + _batch_problems(spec, model, rows)
         # A disk too small for the few checkpoints that `engine.preflight.checks` counts is one problem, not two.
         if rows and not problems and not any(problem.code == "disk-full" for problem in known_problems):
-            problems += _of_checkpoints(spec, workplace, optimizer_steps(spec, rows.total))
-    return problems + _of_forks(spec)
+            problems += _checkpoint_problems(spec, workplace, optimizer_steps(spec, rows.total))
+    return problems + _worker_problems(spec)
 
 
-def doubts(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
+def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
     """What is worth a warning and keeps no run from starting. `known_problems`: what does."""
     wrong_fields = {problem.field for problem in known_problems}
     warnings: list[Problem] = []
-    rows = None if any(field.startswith("data.") for field in wrong_fields) else rows_of(spec)
+    rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
     if rows and not known_problems:
-        warnings += _odd_steps(spec, rows) + _odd_validation(spec, rows)
+        warnings += _step_warnings(spec, rows) + _validation_warnings(spec, rows)
     cores = hardware.threads()
     workers = spec.data.preprocessing_num_workers or 0
     if workers > cores:
@@ -110,11 +113,11 @@ def doubts(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
             problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores)
         )
     schedule = spec.training.lr_scheduler_type
-    if schedule in WITHOUT_WARMUP and spec.training.warmup_steps:
+    if schedule in SCHEDULES_WITHOUT_WARMUP and spec.training.warmup_steps:
         warnings.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
-    if countable(wrong_fields) and not known_problems:
-        model = inspect(spec.model.model_name_or_path)
-        warnings += _short_memory(spec, model, rows) + _odd_padding(model)
+    if model_is_readable(wrong_fields) and not known_problems:
+        model = inspect_model(spec.model.model_name_or_path)
+        warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model)
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
             warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
@@ -124,10 +127,10 @@ def doubts(spec: RunSpec, known_problems: list[Problem]) -> list[Problem]:
 # ------------------------------------------------------------------------------------------ rows and steps
 
 
-def _of_rows(spec: RunSpec, rows: Rows) -> list[Problem]:
+def _row_problems(spec: RunSpec, rows: RowCounts) -> list[Problem]:
     share, problems = spec.data.validation_share, []
     for name, count in rows.there.items():
-        if name in spec.data.datasets and share and 0 < count < FEWEST:
+        if name in spec.data.datasets and share and 0 < count < MIN_VALIDATION_ROWS:
             problems.append(problem("validation-takes-all", "data.validation_share", name=name, rows=count))
     if problems:
         return problems
@@ -154,7 +157,7 @@ def _of_rows(spec: RunSpec, rows: Rows) -> list[Problem]:
     return []
 
 
-def _of_steps(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
+def _step_problems(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
     """What would have to happen after the last step."""
     logging, problems = spec.logging, []
     if not spec.training.max_steps or spec.training.warmup_steps < 1:  # else engine.spec.run_spec has said so
@@ -163,7 +166,7 @@ def _of_steps(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
         name for name in ("load_best_model_at_end", "early_stopping_patience") if getattr(logging, name)
     ]
     needs_validation += (
-        [spec.training.lr_scheduler_type] if spec.training.lr_scheduler_type in MEASURING else []
+        [spec.training.lr_scheduler_type] if spec.training.lr_scheduler_type in VALIDATION_SCHEDULES else []
     )
     if needs_validation and measured and logging.eval_strategy == "steps" and logging.eval_steps > steps:
         values = {"given": logging.eval_steps, "steps": steps, "what": needs_validation[0]}
@@ -171,7 +174,7 @@ def _of_steps(spec: RunSpec, steps: int, measured: int) -> list[Problem]:
     return problems
 
 
-def _odd_steps(spec: RunSpec, rows: Rows) -> list[Problem]:
+def _step_warnings(spec: RunSpec, rows: RowCounts) -> list[Problem]:
     """A step made from more examples than there are is made from those that there are."""
     examples, batch = examples_per_step(spec), spec.training.per_device_train_batch_size
     if rows.total >= examples or spec.stage.kind in ("ppo", "grpo"):
@@ -185,11 +188,11 @@ def _odd_steps(spec: RunSpec, rows: Rows) -> list[Problem]:
     return [problem("step-beyond-rows", "training.gradient_accumulation_steps", **values)]
 
 
-def _odd_validation(spec: RunSpec, rows: Rows) -> list[Problem]:
+def _validation_warnings(spec: RunSpec, rows: RowCounts) -> list[Problem]:
     logging, problems = spec.logging, []
     ways = ("eval_datasets", "validation_rows", "validation_share")
     field = f"data.{next((name for name in ways if getattr(spec.data, name)), ways[-1])}"
-    if 0 < rows.measured < FEWEST:
+    if 0 < rows.measured < MIN_VALIDATION_ROWS:
         problems.append(problem("validation-of-few", field, rows=rows.measured))
     steps = optimizer_steps(spec, rows.total) if rows.total else 0
     by_steps = rows.measured and logging.eval_strategy == "steps"
@@ -208,7 +211,7 @@ def _odd_validation(spec: RunSpec, rows: Rows) -> list[Problem]:
     return problems
 
 
-def _odd_padding(model: Model) -> list[Problem]:
+def _padding_warnings(model: ModelFacts) -> list[Problem]:
     words = vocabulary(model.path)
     if words.rows and words.eos is None and words.pad is None:
         return [problem("tokenizer-without-pad", "model.model_name_or_path")]
@@ -218,17 +221,17 @@ def _odd_padding(model: Model) -> list[Problem]:
 # ------------------------------------------------------------------------------------------ memory and disk
 
 
-def _of_processes(spec: RunSpec, model: Model) -> list[Problem]:
+def _process_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """Processes on a CPU share its memory: each has a model of its own, whatever its rows are."""
     gpu_count = len(hardware.gpus())
     need = (
-        memory.needed(spec, model, gpu_count)
+        memory.memory_needed(spec, model, gpu_count)
         if on_cpu(spec, gpu_count) and spec.hardware.num_processes > 1
         else None
     )
     if need is None:
         return []
-    process_bytes, whole = need.weights + need.learning + memory.LIBRARIES, hardware.memory()[1]
+    process_bytes, whole = need.weights + need.learning + memory.CPU_LIBRARY_BYTES, hardware.memory()[1]
     largest = max(int(whole / process_bytes), 1)
     if spec.hardware.num_processes <= largest:
         return []
@@ -241,32 +244,34 @@ def _of_processes(spec: RunSpec, model: Model) -> list[Problem]:
     return [problem("processes-beyond-memory", "hardware.num_processes", **values)]
 
 
-def _of_forks(spec: RunSpec) -> list[Problem]:
+def _worker_problems(spec: RunSpec) -> list[Problem]:
     workers, whole = spec.data.preprocessing_num_workers or 0, hardware.memory()[1]
-    if workers * FORK <= whole:
+    if workers * WORKER_BYTES <= whole:
         return []
     values = {
         "given": workers,
         "whole": _size(whole),
-        "largest": max(min(whole // FORK, hardware.threads()), 1),
+        "largest": max(min(whole // WORKER_BYTES, hardware.threads()), 1),
     }
     return [problem("workers-beyond-memory", "data.preprocessing_num_workers", **values)]
 
 
-def _of_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+def _batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
     """A batch that cannot fit even if all of its rows are short."""
-    short = spec.change("data.max_length", min(spec.data.max_length, SHORTEST))
-    return _largest_batch(short, spec, model, rows, "batch-beyond-memory")
+    short = spec.change("data.max_length", min(spec.data.max_length, SHORT_ROW_TOKENS))
+    return _batch_size_problems(short, spec, model, rows, "batch-beyond-memory")
 
 
-def _short_memory(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+def _memory_warnings(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
     """What does not fit if rows are as long as they may be."""
-    problems = _largest_batch(spec, spec, model, rows, "batch-may-not-fit") or _largest_length(spec, model)
-    return problems + _measured_batch(spec, model, rows)
+    problems = _batch_size_problems(spec, spec, model, rows, "batch-may-not-fit") or _length_problems(
+        spec, model
+    )
+    return problems + _eval_batch_problems(spec, model, rows)
 
 
-def _largest_batch(
-    counted: RunSpec, spec: RunSpec, model: Model, rows: Rows | None, code: str
+def _batch_size_problems(
+    counted: RunSpec, spec: RunSpec, model: ModelFacts, rows: RowCounts | None, code: str
 ) -> list[Problem]:
     path, batch_size = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
     # No batch has more rows than there are; of answers that a model writes, as many as are wanted.
@@ -275,24 +280,24 @@ def _largest_batch(
         if rows and rows.total and spec.stage.kind not in ("ppo", "grpo")
         else batch_size
     )
-    room = memory.room(spec)
+    room = memory.available_memory(spec)
 
     def fits(batch: int) -> bool:
-        need = memory.needed(counted.change(path, batch), model, len(hardware.gpus()))
+        need = memory.memory_needed(counted.change(path, batch), model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
     if room is None or largest == 1 or fits(largest) or not fits(1):
         return []
     values = {"given": batch_size, "length": counted.data.max_length, "whole": _size(room.bytes)}
-    return [problem(code, path, **values, largest=_largest(fits, largest))]
+    return [problem(code, path, **values, largest=_largest_that_fits(fits, largest))]
 
 
-def _largest_length(spec: RunSpec, model: Model) -> list[Problem]:
-    room = memory.room(spec)
+def _length_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    room = memory.available_memory(spec)
 
     def fits(length: int) -> bool:
         changed = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
-        need = memory.needed(changed, model, len(hardware.gpus()))
+        need = memory.memory_needed(changed, model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
     if room is None or fits(spec.data.max_length):
@@ -302,26 +307,29 @@ def _largest_length(spec: RunSpec, model: Model) -> list[Problem]:
         return [problem("model-may-not-fit", "model.model_name_or_path", whole=_size(room.bytes))]
     return [
         problem(
-            "length-may-not-fit", "data.max_length", **values, largest=_largest(fits, spec.data.max_length)
+            "length-may-not-fit",
+            "data.max_length",
+            **values,
+            largest=_largest_that_fits(fits, spec.data.max_length),
         )
     ]
 
 
-def _measured_batch(spec: RunSpec, model: Model, rows: Rows | None) -> list[Problem]:
+def _eval_batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
     """The scores of all words at each token of a batch that is measured, which a training need not hold at once."""
-    batch_size, room = spec.training.per_device_eval_batch_size, memory.room(spec)
+    batch_size, room = spec.training.per_device_eval_batch_size, memory.available_memory(spec)
     if not rows or not rows.measured or room is None or not model.vocab_size:
         return []
-    row_bytes = spec.data.max_length * model.vocab_size * SCORES
+    row_bytes = spec.data.max_length * model.vocab_size * LOGIT_BYTES
     if min(batch_size, rows.measured) * row_bytes <= room.bytes:
         return []
     values = {"given": batch_size, "whole": _size(room.bytes), "largest": max(int(room.bytes / row_bytes), 1)}
     return [problem("eval-batch-may-not-fit", "training.per_device_eval_batch_size", **values)]
 
 
-def _of_checkpoints(spec: RunSpec, workplace: Workplace, steps: int) -> list[Problem]:
+def _checkpoint_problems(spec: RunSpec, workplace: Workplace, steps: int) -> list[Problem]:
     """All checkpoints that a run keeps, where it keeps more than the few that `engine.preflight.checks` counts."""
-    kept, weights = spec.logging.save_total_limit, trainable(spec) or 0
+    kept, weights = spec.logging.save_total_limit, trained_parameters(spec) or 0
     if spec.logging.save_strategy == "no":
         return []
     epochs = math.ceil(spec.training.num_train_epochs)
@@ -336,7 +344,7 @@ def _of_checkpoints(spec: RunSpec, workplace: Workplace, steps: int) -> list[Pro
     return [problem("checkpoints-beyond-disk", "logging.save_total_limit", **values, largest=largest)]
 
 
-def _largest(fits: Callable[[int], bool], most: int) -> int:
+def _largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
     """The largest number below `most` that fits; 1 does."""
     low, high = 1, most
     while high - low > 1:

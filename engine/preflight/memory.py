@@ -16,33 +16,33 @@ from engine.core import hardware
 from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
-from engine.models.facts import Model, inspect
+from engine.models.facts import ModelFacts, inspect_model
 from engine.models.trainable_modules import trainable_parameters
-from engine.preflight.checks import trainable
-from engine.spec.contradictions import problems
+from engine.preflight.checks import trained_parameters
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 
 # Bytes that are kept for the backward pass for each input and output of a layer's matrices, in half precision: those
 # themselves, and what lies between them.
-KEPT = 2.75
+ACTIVATION_BYTES = 2.75
 # Bytes for each word of the vocabulary, while the loss goes over the positions a part at a time.
-LOSS = 3072
+LOSS_BYTES = 3072
 # What the driver and the libraries take beside what is allocated, and by how much the allocator's blocks are larger.
-CONTEXT, BLOCKS = 1200 << 20, 1.02
-LIBRARIES = 700 << 20  # the same on a CPU
-CRITIC = 16  # rank of the adapter that is PPO's critic beside a policy without one
+CUDA_CONTEXT_BYTES, ALLOCATOR_FACTOR = 1200 << 20, 1.02
+CPU_LIBRARY_BYTES = 700 << 20  # the same on a CPU
+CRITIC_RANK = 16  # rank of the adapter that is PPO's critic beside a policy without one
 # Bytes for each word of the vocabulary and each token of an answer, of PPO and GRPO: logits in fp32, their logarithms, and
 # what goes back through them.
-ANSWERED = 14
+ANSWER_TOKEN_BYTES = 14
 # Bytes of a quantized weight, with its scales.
-QUANTIZED = {"4bit": 0.52, "8bit": 1.05}
+QUANTIZED_WEIGHT_BYTES = {"4bit": 0.52, "8bit": 1.05}
 # What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
-MOMENTS = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
+OPTIMIZER_STATE_BYTES = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
 
 
 @dataclass(frozen=True)
-class Needed:
+class MemoryNeed:
     """Bytes on each card."""
 
     weights: float  # of all models, those that are trained included
@@ -55,51 +55,56 @@ class Needed:
         return sum(astuple(self))
 
 
-def needed(spec: RunSpec, model: Model, gpu_count: int) -> Needed | None:
+def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
     """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
-    width, trained = trainable_parameters(model, "lora", r=1), trainable(spec)
+    width, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
     if not (width and trained and model.parameters and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
     plain = 2.0 if half else 4.0
     # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
-    critic = (trained if lora else CRITIC * width) if spec.stage.kind == "ppo" else 0
+    critic = (trained if lora else CRITIC_RANK * width) if spec.stage.kind == "ppo" else 0
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
-    policy = _frozen(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
-    weights = policy + 4.0 * (critic + reference) + plain * _judge(spec)
+    policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
+    weights = policy + 4.0 * (critic + reference) + plain * _reward_model_parameters(spec)
     exchanged = (
         4.0 if spec.hardware.num_processes > 1 else 0.0
     )  # gradients, once more, on their way to the others
-    learning = (trained + critic) * (4.0 + exchanged + _moments(spec.training.optim))
-    activations = _activations(spec, model, width, half)
+    learning = (trained + critic) * (4.0 + exchanged + _optimizer_state_bytes(spec.training.optim))
+    activations = _activation_bytes(spec, model, width, half)
     held = weights + learning + activations
-    return Needed(weights, learning, activations, (LIBRARIES if cpu else CONTEXT) + (BLOCKS - 1) * held)
+    return MemoryNeed(
+        weights,
+        learning,
+        activations,
+        (CPU_LIBRARY_BYTES if cpu else CUDA_CONTEXT_BYTES) + (ALLOCATOR_FACTOR - 1) * held,
+    )
 
 
-def _judge(spec: RunSpec) -> int:
+def _reward_model_parameters(spec: RunSpec) -> int:
     """Parameters of the reward model, which is loaded as a whole."""
     folder = getattr(spec.stage, "reward_model", "")
     if not folder:
         return 0
-    base = inspect(folder)
-    return (inspect(base.adapter_of) if base.adapter_of else base).parameters or 0
+    base = inspect_model(folder)
+    return (inspect_model(base.adapter_of) if base.adapter_of else base).parameters or 0
 
 
-def _frozen(spec: RunSpec, model: Model, plain: float) -> float:
+def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
     """Bytes of the base under an adapter: embeddings and head are not quantized."""
     kind = spec.model.quantization.kind
     if kind == "none":
         return plain * model.parameters
     words = (model.vocab_size or 0) * model.hidden_size * (1 if model.tied else 2)
-    return QUANTIZED[kind] * (model.parameters - words) + plain * words
+    return QUANTIZED_WEIGHT_BYTES[kind] * (model.parameters - words) + plain * words
 
 
-def _moments(optimizer: str) -> float:
-    return next((size for part, size in MOMENTS.items() if part in optimizer), 8.0)
+def _optimizer_state_bytes(optimizer: str) -> float:
+    return next((size for part, size in OPTIMIZER_STATE_BYTES.items() if part in optimizer), 8.0)
 
 
-def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
+def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) -> float:
     """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a layer keeps its input alone, and one layer at
     a time all the rest."""
     training, batch = spec.training, spec.training.per_device_train_batch_size
@@ -112,7 +117,7 @@ def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
         if spec.method.kind == "freeze"
         else model.layers
     )
-    kept = tokens * width / model.layers * KEPT * (1 if half else 2)
+    kept = tokens * width / model.layers * ACTIVATION_BYTES * (1 if half else 2)
     # Embeddings that are trained are in fp32, and so is what they put out.
     stream = 2 if half and spec.method.kind == "lora" else 4
     # PPO recomputes in the kind that the products of 8 bits escape: see engine.worker.training.trainers.
@@ -121,49 +126,49 @@ def _activations(spec: RunSpec, model: Model, width: int, half: bool) -> float:
         layers = tokens * depth * model.hidden_size * stream + kept
     else:
         layers = depth * kept
-    return layers + (LOSS + ANSWERED * batch * answer) * (model.vocab_size or 0)
+    return layers + (LOSS_BYTES + ANSWER_TOKEN_BYTES * batch * answer) * (model.vocab_size or 0)
 
 
 @dataclass(frozen=True)
-class Room:
+class AvailableMemory:
     """What there is: bytes of the smallest card that the run would use, or of the machine's memory."""
 
     bytes: int
     card: str  # its name; "" for the machine's memory
 
 
-def room(spec: RunSpec) -> Room | None:
+def available_memory(spec: RunSpec) -> AvailableMemory | None:
     """What each process of the run may take; None where a card does not tell."""
     gpus, processes = hardware.gpus(), spec.hardware.num_processes
     if on_cpu(spec, len(gpus)) or not gpus:
-        return Room(hardware.memory()[1] // processes, "")
+        return AvailableMemory(hardware.memory()[1] // processes, "")
     indices = spec.hardware.devices or range(processes)
     chosen = [gpus[index] for index in indices if index < len(gpus)] or [gpus[0]]
     smallest = min(chosen, key=lambda gpu: gpu.memory)
-    return Room(smallest.memory, smallest.name) if smallest.memory else None
+    return AvailableMemory(smallest.memory, smallest.name) if smallest.memory else None
 
 
-def remedies(
-    spec: RunSpec, model: Model, gpu_count: int, available: float, without: Collection[str] = ()
+def fit_to_memory(
+    spec: RunSpec, model: ModelFacts, gpu_count: int, available: float, without: Collection[str] = ()
 ) -> RunSpec | None:
     """The spec with the fewest changes found by which it fits into `available` bytes, those that cost little before the
     others; itself if it fits as it is, None if nothing helps. `without`: what of bitsandbytes ("4bit", "optimizer") does
     not work here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
-        need = needed(_changed(spec, changes), model, gpu_count)
+        need = memory_needed(_changed(spec, changes), model, gpu_count)
         return need.total if need else 0.0
 
-    codes = {problem.code for problem in problems(spec)}
+    codes = {problem.code for problem in spec_problems(spec)}
     changes_made: list[tuple[str, Any]] = []
-    for change in _ways(spec, without):
+    for change in _memory_savers(spec, without):
         if total(changes_made) <= available:
             break
         with contextlib.suppress(
             Refusal
         ):  # a number beyond its limit, or two settings that exclude each other
             allowed = codes.issuperset(
-                problem.code for problem in problems(_changed(spec, [*changes_made, change]))
+                problem.code for problem in spec_problems(_changed(spec, [*changes_made, change]))
             )
             if allowed and total([*changes_made, change]) < total(changes_made):
                 changes_made.append(change)
@@ -186,7 +191,7 @@ def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
     )
 
 
-def _ways(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _memory_savers(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:
     """Changes that may save memory, as path and value."""
     yield "training.gradient_checkpointing", True
     batch = spec.training.per_device_train_batch_size

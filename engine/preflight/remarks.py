@@ -12,12 +12,12 @@ from pathlib import Path
 from engine.core.problems import Problem, problem
 from engine.data.dataset_info import read_dataset_info
 from engine.data.validation import ValidationReport
-from engine.preflight.checks import looked_at
+from engine.preflight.checks import check_first_rows
 from engine.spec.run_spec import RunSpec
 
 # Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
 # repeated row, is told where data is checked.
-CODES = (
+REMARK_CODES = (
     "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
     "row-answer-first", "row-same-speaker", "row-open-question", "row-answers-joined", "row-scores-disagree", "scores-unread",
     "labels-unread", "columns-unread", "entry-keys-unread", "guess-uneven",
@@ -34,8 +34,8 @@ def remarks(spec: RunSpec) -> list[Problem]:
     known = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
     for name in dict.fromkeys([*spec.data.datasets, *spec.data.eval_datasets]):
         if name in known and not known[name].problem and known[name].files:
-            report = looked_at(folder, known[name], spec.stage.kind)
-            remarks += _of_set(report)
+            report = check_first_rows(folder, known[name], spec.stage.kind)
+            remarks += _dataset_remarks(report)
             if (
                 spec.stage.kind == "sft"
                 and report.counts.get("row-weighted")
@@ -50,9 +50,9 @@ def remarks(spec: RunSpec) -> list[Problem]:
     return remarks
 
 
-def _of_set(report: ValidationReport) -> list[Problem]:
+def _dataset_remarks(report: ValidationReport) -> list[Problem]:
     rows, remarks = report.good + report.bad, []
-    for code in CODES:
+    for code in REMARK_CODES:
         first = next((warning for warning in report.warnings if warning.code == code), None)
         if first is not None:
             values = dict(first.values)

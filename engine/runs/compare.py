@@ -18,13 +18,13 @@ import numpy as np
 from engine.core import rundir
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT, distinct, read_json
+from engine.core.rundir import RESULT_FILE, distinct_titles, read_json
 from engine.core.stages import STAGES
 from engine.models.discovery import identity
 from engine.runs import progress, runs
 from engine.runs.progress import Series
 from engine.runs.runs import Run
-from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 
 MAX_RUNS_COMPARED = 50  # runs beside each other
 READER_THREADS = 2  # curves read at once
@@ -69,7 +69,7 @@ def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
 def display_names(chosen: Sequence[Run]) -> list[str]:
     """What each run is called: by its name, with its folder where two have the same."""
     titles = {run.id: spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen}
-    called = distinct(titles)
+    called = distinct_titles(titles)
     return [called[run.id] for run in chosen]
 
 
@@ -134,7 +134,7 @@ def _value(plain: Mapping[str, Any], path: str) -> Any:
         if step not in value:
             return ABSENT
         value = value[step]
-    return value["kind"] if path in UNIONS else value
+    return value["kind"] if path in SPEC_CHOICES else value
 
 
 def _comparable(value: Any) -> Any:
@@ -249,7 +249,7 @@ def _rate(logged: Mapping[str, Series]) -> float:
 
 def _device_memory(run: Run) -> float:
     folder = run.dir.result()
-    return ((read_json(folder / RESULT) if folder else None) or {}).get("peak_device_memory") or np.nan
+    return ((read_json(folder / RESULT_FILE) if folder else None) or {}).get("peak_device_memory") or np.nan
 
 
 RUN_MEASURES = {

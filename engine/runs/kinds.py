@@ -17,7 +17,7 @@ from engine.launch.command import Step, training_steps, worker_step
 from engine.launch.workspace import Workplace
 from engine.preflight import checks, limits
 from engine.preflight.remarks import remarks
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec, Spec
 from engine.spec.yaml_text import read_yaml
 
@@ -37,8 +37,8 @@ class Kind:
 
 def training_problems(spec: RunSpec, workplace: Workplace) -> list[Problem]:
     """Everything that keeps a training from running here: in the spec, on this machine, and of its numbers."""
-    obstacles = problems(spec) + checks.obstacles(spec, workplace)
-    return obstacles + limits.exceeded(spec, workplace, obstacles)
+    obstacles = spec_problems(spec) + checks.preflight_problems(spec, workplace)
+    return obstacles + limits.limit_problems(spec, workplace, obstacles)
 
 
 def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
@@ -46,7 +46,7 @@ def training_doubts(spec: RunSpec, obstacles: list[Problem]) -> list[Problem]:
     outside = any(
         obstacle.field == "data.dataset_dir" for obstacle in obstacles
     )  # a folder that may not be looked into
-    return limits.doubts(spec, obstacles) + ([] if outside else remarks(spec))
+    return limits.limit_warnings(spec, obstacles) + ([] if outside else remarks(spec))
 
 
 KINDS = {

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import Any
 
-from engine.core.rundir import RESULT, RunDir, end_of, read_json
+from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_json
 
 
 def requested_stop(run: RunDir) -> str | None:
@@ -22,7 +22,7 @@ def requested_stop(run: RunDir) -> str | None:
 def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     """What the end of the children means: the content of exit.json."""
     folder = run.left()
-    result = read_json(folder / RESULT) if folder else None
+    result = read_json(folder / RESULT_FILE) if folder else None
     written = bool(result) and result["attempt"] == run.attempt()
     reported = (
         run.error.exists()

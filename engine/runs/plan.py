@@ -12,12 +12,17 @@ from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
 from engine.launch import command
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.preflight import doctor, limits, memory
-from engine.preflight.checks import countable, obstacles, trainable, unusable
+from engine.preflight.checks import (
+    bitsandbytes_problems,
+    model_is_readable,
+    preflight_problems,
+    trained_parameters,
+)
 from engine.preflight.remarks import remarks
 from engine.runs import recent
-from engine.spec.contradictions import problems
+from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
 
@@ -41,8 +46,8 @@ class Summary:
     shell: str  # the command, quoted for a shell
     yaml: str
     problems: list[Problem]
-    needed: memory.Needed | None = None  # of each GPU, or of the machine
-    room: memory.Room | None = None
+    needed: memory.MemoryNeed | None = None  # of each GPU, or of the machine
+    room: memory.AvailableMemory | None = None
     fits: RunSpec | None = (
         None  # the spec, changed where it needs more than there is; None if no change helps
     )
@@ -101,33 +106,39 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     gpu_count = len(hardware.gpus())
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)
-    all_problems = obstacles(spec, workplace, wait=False)
-    broken = unusable(doctor.device_of(spec), wait=False)
+    all_problems = preflight_problems(spec, workplace, wait=False)
+    broken = bitsandbytes_problems(doctor.device_of(spec), wait=False)
     wrong = {obstacle.field for obstacle in all_problems}
     # A folder that is not this installation's is not looked into, not even to count.
-    counted = None if "data.dataset_dir" in wrong else limits.rows_of(spec)
+    counted = None if "data.dataset_dir" in wrong else limits.row_counts(spec)
     rows = counted.total if counted else None
-    model = inspect(spec.model.model_name_or_path) if countable(wrong) else None
-    need = memory.needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
-    room, data = memory.room(spec), spec.data
-    all_problems = problems(spec) + all_problems
-    all_problems += limits.exceeded(spec, workplace, all_problems)
+    model = inspect_model(spec.model.model_name_or_path) if model_is_readable(wrong) else None
+    need = (
+        memory.memory_needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
+    )
+    room, data = memory.available_memory(spec), spec.data
+    all_problems = spec_problems(spec) + all_problems
+    all_problems += limits.limit_problems(spec, workplace, all_problems)
     return Summary(
         rows=rows,
         steps=optimizer_steps(spec, rows) if rows else None,
         exact=not (spec.stage.kind == "pt" or data.packing or data.skip_bad_rows or data.too_long == "drop"),
-        trainable=trainable(spec) if model else None,
+        trainable=trained_parameters(spec) if model else None,
         parameters=model.parameters if model else None,
         command=training,
-        shell=command.shell(training, command.environment(spec, folder, gpu_count, hardware.threads())),
+        shell=command.shell_command(
+            training, command.environment(spec, folder, gpu_count, hardware.threads())
+        ),
         yaml=spec.to_yaml(brief=True),
         problems=all_problems,
         doubts=[
-            doubt for doubt in limits.doubts(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES
+            doubt
+            for doubt in limits.limit_warnings(spec, all_problems)
+            if doubt.code not in MEMORY_WARNING_CODES
         ],
         needed=need,
         room=room,
-        fits=memory.remedies(spec, model, gpu_count, room.bytes, without=broken or ())
+        fits=memory.fit_to_memory(spec, model, gpu_count, room.bytes, without=broken or ())
         if need and room
         else None,
         unusable=broken,

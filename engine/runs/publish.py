@@ -35,7 +35,7 @@ def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = 
     request = json.dumps({"repo": repo, "private": private, "token": token})
     done = subprocess.run(
         [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)], input=request, capture_output=True, text=True, check=False,
-        cwd=PROJECT, env=command.inherited() | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
+        cwd=PROJECT, env=command.inherited_environment() | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
     )  # fmt: skip
     try:
         reply = json.loads(done.stdout.splitlines()[-1])

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.core.rundir import RunDir, busy, folders, read_json, wait_for, write_json
+from engine.core.rundir import RunDir, any_run_alive, read_json, run_folders, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 
@@ -28,7 +28,7 @@ def saves_of(folder: Path) -> Path:
 @contextlib.contextmanager
 def locked(saves: Path) -> Iterator[None]:
     """Nobody else starts, resumes or deletes a run meanwhile."""
-    lock = wait_for(saves / ".queue.lock")
+    lock = wait_for_lock(saves / ".queue.lock")
     try:
         yield
     finally:
@@ -38,7 +38,7 @@ def locked(saves: Path) -> Iterator[None]:
 def waiting(saves: Path) -> list[Path]:
     """Runs that have not started, in the order in which they will."""
     queued = []
-    for folder in folders(saves):
+    for folder in run_folders(saves):
         run = RunDir(folder)
         if not run.exit.exists() and not run.keeper.exists() and not run.alive():
             request = read_json(run.request)
@@ -52,7 +52,7 @@ def advance(saves: Path) -> None:
     with locked(saves):
         # The longest-waiting run that cannot even get a supervisor is put aside, and the next one has its turn.
         for folder in waiting(saves):
-            if busy(saves):
+            if any_run_alive(saves):
                 return
             if _start(folder):
                 return
@@ -60,7 +60,7 @@ def advance(saves: Path) -> None:
 
 def _start(folder: Path) -> bool:
     arguments = [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
-    environment = command.inherited() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
+    environment = command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
         arguments, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
     )

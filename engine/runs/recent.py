@@ -7,37 +7,37 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from engine.core.problems import Refusal
-from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, inside
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, is_inside
 from engine.models.discovery import find_models, identity
-from engine.models.facts import Model
+from engine.models.facts import ModelFacts
 from engine.runs import runs
 from engine.runs.results import Result, results
 
 BUNDLED = (PROJECT / "data",)  # models that come with Athanor or are made by it, not the operator's
 
 
-def models(workplace: Workplace) -> list[Model]:
+def models(workplace: Workplace) -> list[ModelFacts]:
     """Whole models of the model folders: the one used last, the operator's by name, the bundled ones, the demo model."""
     there = [model for model in find_models(workplace.models) if not model.adapter_of]
     last = model_used_last(workplace, there)
     demo = os.path.realpath(DEMO_MODEL)
 
-    def place(model: Model) -> int:
+    def place(model: ModelFacts) -> int:
         if os.path.realpath(model.path) == demo:
             return 3
-        return 0 if model == last else 1 + inside(model.path, BUNDLED)
+        return 0 if model == last else 1 + is_inside(model.path, BUNDLED)
 
     return sorted(there, key=place)
 
 
-def first_model(workplace: Workplace) -> Model | None:
+def first_model(workplace: Workplace) -> ModelFacts | None:
     """The model to begin with: the one used last, else the first of the operator's, else the demo model."""
     there = models(workplace)
-    own = [model for model in there if not inside(model.path, BUNDLED)]
+    own = [model for model in there if not is_inside(model.path, BUNDLED)]
     return model_used_last(workplace, there) or next(iter(own or there[::-1]), None)
 
 
-def model_used_last(workplace: Workplace, among: Iterable[Model]) -> Model | None:
+def model_used_last(workplace: Workplace, among: Iterable[ModelFacts]) -> ModelFacts | None:
     """The model of the newest run that is of one of `among`; None if none is."""
     known = {identity(str(model.path)): model for model in among}
     for run in runs.find(workplace.saves):
@@ -74,6 +74,6 @@ def matching_folder(folder: str, bases: Iterable[str]) -> str:
     return next((base for base in bases if identity(base) == identity(folder)), folder)
 
 
-def is_demo(model: Model | None) -> bool:
+def is_demo(model: ModelFacts | None) -> bool:
     """Whether the model is the one that comes with Athanor, for which the demo presets are."""
     return model is None or os.path.realpath(model.path) == os.path.realpath(Path(DEMO_MODEL))

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RESULT, distinct, read_json
+from engine.core.rundir import RESULT_FILE, distinct_titles, read_json
 from engine.core.stages import STAGES, next_stages
 from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
 from engine.models.adapters import ADAPTER_FILES
-from engine.preflight.checks import CONTINUED
+from engine.preflight.checks import ADAPTER_SETTINGS
 from engine.runs import runs
 from engine.runs.runs import Run
 from engine.spec.model_settings import NoQuantization, NoRopeScaling
@@ -46,13 +46,13 @@ def results(saves: Path) -> list[Result]:
 
 def titles(left: Iterable[Result]) -> dict[str, str]:
     """What their runs are called, by id; no two alike."""
-    return distinct({result.run.id: result.run.title for result in left})
+    return distinct_titles({result.run.id: result.run.title for result in left})
 
 
 def result_of(run: Run) -> Result | None:
     """What the run has left; None while it is going on, and where it left nothing."""
     folder = run.dir.result() if run.final else None
-    written = read_json(folder / RESULT) if folder else None
+    written = read_json(folder / RESULT_FILE) if folder else None
     if not written:
         return None
     return Result(run, folder, written["stage"], folder == run.dir.adapter)
@@ -138,7 +138,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         plain["model"]["adapter_path"] = str(start.folder)
         # A PiSSA adapter was left as an ordinary one, of twice the rank.
         config = read_json(start.folder / ADAPTER_FILES[0]) or {}
-        plain["method"] |= {name: config[name] for name in CONTINUED if name in config}
+        plain["method"] |= {name: config[name] for name in ADAPTER_SETTINGS if name in config}
         plain["method"]["init_lora_weights"] = "default"
     elif start:
         # Its own configuration has been stretched already.

@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import KEPT, RunDir, folders, held, read_json, write_json, write_text
+from engine.core.rundir import (
+    SUPERVISED_BYTE,
+    RunDir,
+    is_locked,
+    read_json,
+    run_folders,
+    write_json,
+    write_text,
+)
 from engine.export import gguf
 from engine.launch import command
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome
@@ -133,7 +141,7 @@ def read(folder: Path, saves: Path) -> Run:
 
 def find(saves: Path, *kinds: str) -> list[Run]:
     """All runs, or those of some kinds, newest first."""
-    all_runs = [read(folder, saves) for folder in folders(saves)]
+    all_runs = [read(folder, saves) for folder in run_folders(saves)]
     selected = (run for run in all_runs if run.request and (not kinds or run.kind in kinds))
     return sorted(selected, key=lambda run: run.submitted, reverse=True)
 
@@ -237,10 +245,10 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
             write_json(run.dir.exit, determine_outcome(run.dir, -15))
-    if how == "kill" and not held(run.dir.lock, KEPT):
+    if how == "kill" and not is_locked(run.dir.lock, SUPERVISED_BYTE):
         # The supervisor is gone but a process of the run lives: another process has to end it.
         subprocess.Popen(
-            [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)], cwd=PROJECT, env=command.inherited(),
+            [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)], cwd=PROJECT, env=command.inherited_environment(),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
@@ -253,7 +261,7 @@ def resume(run: Run, by: str = "") -> None:
         run = read(run.path, saves)
         if "resume" not in run.can:
             raise Refusal(problem("run-cannot", what="resume", state=run.state))
-        if left := processes(run.path):
+        if left := find_processes(run.path):
             raise Refusal(problem("run-still-there", pids=", ".join(str(process.pid) for process in left)))
         number = run.request["attempt"]
         past = run.dir.attempts / str(number)

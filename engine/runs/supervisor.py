@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from engine.core import hardware
-from engine.core.rundir import ALIVE, KEPT, RunDir, take, write_json
+from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
 from engine.launch import command
 from engine.launch.command import Step
 from engine.launch.processes import end_processes
@@ -47,7 +47,9 @@ def supervise(run: RunDir) -> None:
     spec = kinds.read(run.spec.read_text(encoding="utf-8"))
     gpu_count, port = len(hardware.gpus()), free_port()
     steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, gpu_count)
-    environment = command.inherited() | command.environment(spec, run.path, gpu_count, hardware.threads())
+    environment = command.inherited_environment() | command.environment(
+        spec, run.path, gpu_count, hardware.threads()
+    )
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
@@ -68,8 +70,8 @@ def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.P
     """Start a child of the run; one that waits has a pipe as its standard input, which ends if the supervisor does."""
     print(f"$ {' '.join(step.arguments)}", flush=True)
     # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
-    lock = take(run.lock, ALIVE, shared=True)
-    child_environment = environment | step.environment | ({command.WAITS: "1"} if step.waits else {})
+    lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
+    child_environment = environment | step.environment | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
     child = subprocess.Popen(
         step.arguments, env=child_environment, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
         pass_fds=(lock,),
@@ -107,10 +109,10 @@ def become_supervisor(folder: Path) -> int:
     os.close(read_end)
     os.setsid()
     run = RunDir(folder)
-    supervisor_lock = take(run.lock, KEPT, shared=False)
+    supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:
         os._exit(1)
-    alive_lock = take(run.lock, ALIVE, shared=True)
+    alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -142,9 +144,9 @@ def main() -> int:
 def end_orphans(folder: Path) -> int:
     """End what lives of a run without a supervisor, and supervise it for that long. Returns 1 if it has one."""
     run = RunDir(folder)
-    if take(run.lock, KEPT, shared=False) is None:
+    if try_lock(run.lock, SUPERVISED_BYTE, shared=False) is None:
         return 1
-    take(run.lock, ALIVE, shared=True)
+    try_lock(run.lock, ALIVE_BYTE, shared=True)
     end_processes(folder)
     if not run.exit.exists():
         write_json(run.exit, determine_outcome(run, -signal.SIGKILL))

@@ -28,10 +28,10 @@ from typing import Any, Literal
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem, sentences
-from engine.core.rundir import ALIVE, held, read_json, take, wait_for, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.processes import end_processes
-from engine.launch.workspace import PROJECT, Workplace, inside
+from engine.launch.workspace import PROJECT, Workplace, is_inside
 from engine.models.discovery import identity, is_hub_id
 from engine.models.facts import may_be_quantized
 from engine.runs.results import Result, base_of, results
@@ -73,7 +73,7 @@ class Server:
     @property
     def state(self) -> Literal["loading", "ready", "ended", "failed"]:
         """Also failed is one that ended without a record: killed, or out of memory."""
-        if held(self.path / "lock", ALIVE):
+        if is_locked(self.path / "lock", ALIVE_BYTE):
             return "ready" if (self.path / "address.json").exists() else "loading"
         return "ended" if (self.path / "ended.json").exists() else "failed"
 
@@ -133,7 +133,7 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
     if not base:
         raise Refusal(problem("chat-nothing-chosen"))
     folder = _folder(base, adapters)
-    if not _cached(folder) and not inside(folder, workplace.model_roots):
+    if not _cached(folder) and not is_inside(folder, workplace.model_roots):
         raise Refusal(problem("path-outside", path=folder, roots=", ".join(map(str, workplace.model_roots))))
     if not (folder / "config.json").is_file():
         raise Refusal(problem("chat-no-model", folder=folder))
@@ -211,7 +211,7 @@ def hold_studio_lock(saves: Path) -> int | None:
     """
     with contextlib.suppress(OSError):
         (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
-        return take(_studios(saves), ALIVE, shared=True)
+        return try_lock(_studios(saves), ALIVE_BYTE, shared=True)
     return None
 
 
@@ -236,7 +236,7 @@ def start(workplace: Workplace, choice: Choice, by: str = "") -> Server:
     """
     saves = workplace.saves
     (saves / SERVERS_FOLDER).mkdir(exist_ok=True)
-    closed = wait_for(saves / SERVERS_FOLDER / ".lock")
+    closed = wait_for_lock(saves / SERVERS_FOLDER / ".lock")
     try:
         server = Server(saves / SERVERS_FOLDER / _id(choice))
         if server.alive:
@@ -297,7 +297,7 @@ def begin(
     with it; else into its log, and it outlives the process that started it."""
     server.path.mkdir(parents=True)
     # The lock is handed down: the server is alive before it has imported anything.
-    lock = take(server.path / "lock", ALIVE, shared=True)
+    lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
     if key:
         (server.path / "key").touch(0o600)
         (server.path / "key").write_text(key, encoding="utf-8")
@@ -319,9 +319,9 @@ def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
     spec = RunSpec.read({"model": settings["model"]})
     gpus = hardware.gpus()
     variables = (
-        command.inherited()
+        command.inherited_environment()
         | command.environment(spec, folder, len(gpus), hardware.threads())
-        | command.OFFLINE
+        | command.OFFLINE_VARIABLES
     )
     if settings["card"] is not None:
         variables["CUDA_VISIBLE_DEVICES"] = str(settings["card"])

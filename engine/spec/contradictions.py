@@ -12,12 +12,12 @@ from engine.spec.explanations import shortened
 from engine.spec.extra_argument_limits import limit_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_problems
-from engine.spec.stage_settings import REWARD_NEEDS, SMOOTHED, Reward
+from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, SETTING_BY_REWARD, Reward
 from engine.spec.steps import examples_per_step
 from engine.spec.trainer_arguments import extra_problems
 
 
-def problems(spec: RunSpec) -> list[Problem]:
+def spec_problems(spec: RunSpec) -> list[Problem]:
     """What is wrong with the spec in itself, whatever the machine: settings that contradict each other."""
     problems: list[Problem] = []
     if not spec.model.model_name_or_path.strip():
@@ -53,11 +53,11 @@ def problems(spec: RunSpec) -> list[Problem]:
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         problems.append(problem("fp16-on-cpu", "training.precision"))
-    problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, measured(spec))]
+    problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, has_validation(spec))]
     return problems
 
 
-def measured(spec: RunSpec) -> bool:
+def has_validation(spec: RunSpec) -> bool:
     """Whether there are rows to measure on."""
     return spec.data.validation_share > 0 or bool(spec.data.validation_rows or spec.data.eval_datasets)
 
@@ -71,7 +71,7 @@ def _validation_problems(spec: RunSpec) -> list[Problem]:
     if shared := sorted(set(data.eval_datasets) & set(data.datasets)):
         problems.append(problem("validation-is-training", "data.eval_datasets", names=", ".join(shared)))
     for path in ("load_best_model_at_end", "early_stopping_patience"):
-        if getattr(logging, path) and not measured(spec):
+        if getattr(logging, path) and not has_validation(spec):
             problems.append(problem("needs-validation", f"logging.{path}"))
     if logging.load_best_model_at_end:
         if logging.save_strategy != logging.eval_strategy:
@@ -80,7 +80,7 @@ def _validation_problems(spec: RunSpec) -> list[Problem]:
         elif logging.save_strategy == "steps" and logging.save_steps % logging.eval_steps:
             values = {"save": logging.save_steps, "eval": logging.eval_steps}
             problems.append(problem("best-needs-multiple", "logging.save_steps", **values))
-    if spec.training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not measured(spec):
+    if spec.training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not has_validation(spec):
         problems.append(problem("needs-validation", "training.lr_scheduler_type"))
     return problems
 
@@ -90,10 +90,10 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
     if spec.data.packing and stages.STAGES[stage.kind].form not in ("text", "chat"):
         problems.append(problem("packing-not-here", "data.packing", stage=stage.kind))
     if stage.kind == "dpo":
-        smoothed = stage.loss_type in SMOOTHED
+        smoothed = stage.loss_type in LABEL_SMOOTHING_LOSSES
         if stage.label_smoothing and not smoothed:
             problems.append(
-                problem("smoothing-not-here", "stage.label_smoothing", loss=stage.loss_type, known=", ".join(SMOOTHED))
+                problem("smoothing-not-here", "stage.label_smoothing", loss=stage.loss_type, known=", ".join(LABEL_SMOOTHING_LOSSES))
             )  # fmt: skip
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
             problems.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
@@ -121,7 +121,7 @@ def _grpo_problems(spec: RunSpec) -> list[Problem]:
     if not any(stage.rewards.values()):
         problems.append(problem("rewards-not-chosen", "stage.rewards", known=", ".join(get_args(Reward))))
     for reward in stage.rewards:
-        needed = REWARD_NEEDS.get(reward)
+        needed = SETTING_BY_REWARD.get(reward)
         if needed and not getattr(stage, needed):
             problems.append(problem("reward-needs", f"stage.{needed}", reward=reward, needed=needed))
     if "format" in stage.rewards and stage.reward_pattern:

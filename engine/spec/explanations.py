@@ -12,11 +12,11 @@ from engine.core.problems import Problem, problem
 from engine.spec.fields import choices_of, fields_of
 
 NO_VALUE = "(nothing)"  # told as engine/core/reasons.yaml has it
-MANY_CHOICES, NEAREST = 12, 5  # of a longer list only so many are told
-WEIGHTED = ("data.datasets", "stage.rewards")  # mappings for which a list is short
+MAX_CHOICES_LISTED, MAX_NEAREST_LISTED = 12, 5  # of a longer list only so many are told
+WEIGHTED_FIELDS = ("data.datasets", "stage.rewards")  # mappings for which a list is short
 
 
-def explain(error: Any, whole: type[BaseModel]) -> Problem:
+def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
     """One of pydantic's errors with a `whole` as one of ours."""
     # A union's location names the chosen kind ("method.lora.r"); the reader's path does not ("method.r").
     location = [str(step) for step in error["loc"]]
@@ -46,11 +46,11 @@ def explain(error: Any, whole: type[BaseModel]) -> Problem:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = context.get("expected_tags") or ", ".join(map(repr, unions[steps[-1]]))
         tag = context.get("tag", error.get("input"))
-        return _no_choice(path, shortened(None if tag == "None" else tag), tags)
+        return _choice_problem(path, shortened(None if tag == "None" else tag), tags)
     if kind == "literal_error":
-        return _no_choice(path, value, context["expected"].replace(" or ", ", "))
+        return _choice_problem(path, value, context["expected"].replace(" or ", ", "))
     if error.get("input") is None and path in choices_of(whole):
-        return _no_choice(path, value, ", ".join(choices_of(whole)[path]))
+        return _choice_problem(path, value, ", ".join(choices_of(whole)[path]))
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
             kind
@@ -62,7 +62,7 @@ def explain(error: Any, whole: type[BaseModel]) -> Problem:
     type_names = ("int", "float", "finite", "bool", "string", "list", "dict")
     kind = "dict" if kind.startswith("model") else kind  # a part of the spec
     expected = next((word for word in type_names if kind.startswith(word)), "value")
-    if path in WEIGHTED and expected == "dict":
+    if path in WEIGHTED_FIELDS and expected == "dict":
         expected = "names"
     return problem(f"spec-type-{expected}", path, given=value)
 
@@ -74,15 +74,15 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _no_choice(path: str, value: str, choices: str) -> Problem:
+def _choice_problem(path: str, value: str, choices: str) -> Problem:
     """What may stand there: all choices, or of a long list those that are near to what was given."""
     options = [choice.strip().strip("'") for choice in choices.split(",")]
     value = "(empty)" if value == NO_VALUE else value
-    if len(options) <= MANY_CHOICES:
+    if len(options) <= MAX_CHOICES_LISTED:
         return problem("spec-choice", path, given=value, choices=", ".join(options))
     if nearest := _nearest(value, options):
         return problem("spec-choice-near", path, given=value, choices=", ".join(nearest))
-    return problem("spec-choice-many", path, given=value, choices=", ".join(options[:NEAREST]))
+    return problem("spec-choice-many", path, given=value, choices=", ".join(options[:MAX_NEAREST_LISTED]))
 
 
 def _nearest(value: str, options: list[str]) -> list[str]:
@@ -91,7 +91,9 @@ def _nearest(value: str, options: list[str]) -> list[str]:
         return []
     begin = [choice for choice in options if choice.startswith(text)]
     inside = [choice for choice in options if text in choice]
-    return (begin or inside)[:NEAREST] or difflib.get_close_matches(text, options, NEAREST, 0.6)
+    return (begin or inside)[:MAX_NEAREST_LISTED] or difflib.get_close_matches(
+        text, options, MAX_NEAREST_LISTED, 0.6
+    )
 
 
 def _did_you_mean(path: str, whole: type[BaseModel]) -> str:

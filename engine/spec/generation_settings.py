@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.spec.parts import Part, setting
 
 
-class Manner(Part):
+class GenerationSettings(Part):
     """How answers are written: None is as the model's own settings have it."""
 
     temperature: float | None = setting(

@@ -118,4 +118,4 @@ class Model(Part):
 
 
 QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
-ROPES = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}
+ROPE_SCALINGS = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}

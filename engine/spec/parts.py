@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.explanations import explain, shortened
+from engine.spec.explanations import problem_from_error, shortened
 from engine.spec.fields import fields_of
 
 # Half of a character, cut off by some program, and NUL.
@@ -28,16 +28,16 @@ class Part(BaseModel):
         """The settings from plain data. Raises Refusal with every problem, each at its field."""
         if not isinstance(plain, dict):
             raise Refusal(problem("spec-not-a-mapping"))
-        if broken := list(_unwritable(plain, "", set())):
+        if broken := list(_unwritable_texts(plain, "", set())):
             raise Refusal(broken)
-        problems = list(_true_as_number(plain, cls))
+        problems = list(_booleans_as_numbers(plain, cls))
         try:
             part = cls.model_validate(plain)
         except ValidationError as error:
             known = {problem.field for problem in problems}
             problems += [
                 problem
-                for problem in (explain(details, cls) for details in error.errors())
+                for problem in (problem_from_error(details, cls) for details in error.errors())
                 if problem.field not in known
             ]
         if problems:
@@ -45,7 +45,7 @@ class Part(BaseModel):
         return part
 
 
-def _true_as_number(plain: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
+def _booleans_as_numbers(plain: dict[str, Any], whole: type[Part]) -> Iterator[Problem]:
     """Every number that is given as true or false, which Python, and so pydantic, takes for 1 or 0."""
     for path, info in fields_of(whole).items():
         value: Any = plain
@@ -66,7 +66,7 @@ def _plain_types(annotation: Any) -> set[type]:
     return {annotation} if isinstance(annotation, type) else set()
 
 
-def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
+def _unwritable_texts(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
     """Every text in plain data, a key or a value, that no file can hold or that ends a file's name in its middle. What is in
     several places is looked at once."""
     if isinstance(value, str):
@@ -75,9 +75,9 @@ def _unwritable(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
     elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
         seen.add(id(value))
         for key, inner in value.items() if isinstance(value, dict) else (("", element) for element in value):
-            yield from _unwritable(key, path, seen)
+            yield from _unwritable_texts(key, path, seen)
             named = isinstance(key, str) and key and not UNWRITABLE.search(key)
-            yield from _unwritable(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
+            yield from _unwritable_texts(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
 
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
@@ -90,14 +90,14 @@ def setting(default: Any, label: str, help: str, *, essential: bool = False, **l
     return Field(default, title=label, description=help, json_schema_extra={"essential": essential}, **limits)
 
 
-def _kind_alone(value: Any) -> Any:
+def _expand_kind(value: Any) -> Any:
     """`method: lora` in a file is short for `method: {kind: lora}`."""
     return {"kind": value} if isinstance(value, str) else value
 
 
 def one_of(*parts: type[Part]) -> Any:
     """A choice between parts by their `kind`."""
-    return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_kind_alone)]
+    return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_expand_kind)]
 
 
 def named_weights(value: Any) -> Any:

@@ -21,7 +21,7 @@ from engine.spec.parts import Part, named_weights, one_of, setting
 from engine.spec.stage_settings import STAGES, Sft
 from engine.spec.yaml_text import read_yaml, write_yaml
 
-LONGEST_NAME = 80  # characters of what a run is called
+MAX_NAME_LENGTH = 80  # characters of what a run is called
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
@@ -275,7 +275,7 @@ class Spec(Part):
 
     def named(self, name: str) -> Self:
         """The spec itself if it has a name; else a copy that is called `name`, as much of it as a name may have."""
-        return self if self.name.strip() else self.change("name", name[:LONGEST_NAME])
+        return self if self.name.strip() else self.change("name", name[:MAX_NAME_LENGTH])
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
@@ -302,7 +302,7 @@ class RunSpec(Spec):
 
     kind: ClassVar[str] = "training"
     name: str = setting(
-        "", "Run name", "A few words to help you find the run later. Optional.", max_length=LONGEST_NAME
+        "", "Run name", "A few words to help you find the run later. Optional.", max_length=MAX_NAME_LENGTH
     )
     stage: one_of(*STAGES.values()) = setting(
         Sft(), "Stage", "What kind of training this is.", essential=True
@@ -337,7 +337,7 @@ class RunSpec(Spec):
         return write_yaml(plain)
 
 
-UNIONS = choices_of(RunSpec)
+SPEC_CHOICES = choices_of(RunSpec)
 
 
 def fields(whole: type[Part] = RunSpec) -> dict[str, Any]:

@@ -16,34 +16,34 @@ from engine.core.problems import Problem, problem
 if TYPE_CHECKING:
     from engine.spec.run_spec import RunSpec
 
-ARGUMENTS = Path(__file__).parent / "schedule_arguments.json"
-FIELD, KEYWORDS = "training.lr_scheduler_type", "extra.lr_scheduler_kwargs"
+SCHEDULE_ARGUMENTS_FILE = Path(__file__).parent / "schedule_arguments.json"
+SCHEDULE_FIELD, KEYWORDS_FIELD = "training.lr_scheduler_type", "extra.lr_scheduler_kwargs"
 # What a schedule cannot do without: exactly one of these.
-NEEDED = {
+REQUIRED_KEYWORDS = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate"), "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
 }  # fmt: skip
-MEASURING = ("reduce_lr_on_plateau", "greedy")  # move by what validation shows
-WITHOUT_WARMUP = ("constant", *MEASURING)
-SHAPES = ("linear", "cosine", "1-sqrt")
-CHOICES = {
-    "warmup_type": SHAPES, "decay_type": SHAPES, "mode": ("min", "max"), "threshold_mode": ("rel", "abs"),
+VALIDATION_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # move by what validation shows
+SCHEDULES_WITHOUT_WARMUP = ("constant", *VALIDATION_SCHEDULES)
+DECAY_SHAPES = ("linear", "cosine", "1-sqrt")
+KEYWORD_CHOICES = {
+    "warmup_type": DECAY_SHAPES, "decay_type": DECAY_SHAPES, "mode": ("min", "max"), "threshold_mode": ("rel", "abs"),
 }  # fmt: skip
 # Smallest and largest value of what has the same meaning in every schedule; (low, high, whether low itself is allowed).
 # The highest learning rate is the spec's own.
-LIMITS = {
+KEYWORD_LIMITS = {
     "min_lr_rate": (0, 1, True), "min_lr_ratio": (0, 1, True), "warmup_lr_rate": (0, 1, True), "factor": (0, 1, False),
     "num_cycles": (0, 1e9, False), "power": (0, 1e3, False), "timescale": (0, 1e9, False),
     "num_decay_steps": (0, 1e9, True), "num_stable_steps": (0, 1e9, True), "patience": (0, 1e9, True),
     "cooldown": (0, 1e9, True), "eps": (0, 1, True), "threshold": (0, 1e9, True),
 }  # fmt: skip
-RATES = ("min_lr", "lr_end")  # learning rates at which a schedule ends
+LEARNING_RATE_KEYWORDS = ("min_lr", "lr_end")  # learning rates at which a schedule ends
 
 
 @cache
-def arguments() -> Mapping[str, Mapping[str, str]]:
+def schedule_arguments() -> Mapping[str, Mapping[str, str]]:
     """Schedule → name → types ("float|null") of the keywords that it takes."""
-    return json.loads(ARGUMENTS.read_text(encoding="utf-8"))
+    return json.loads(SCHEDULE_ARGUMENTS_FILE.read_text(encoding="utf-8"))
 
 
 def schedule_problems(spec: RunSpec) -> list[Problem]:
@@ -54,16 +54,18 @@ def schedule_problems(spec: RunSpec) -> list[Problem]:
         problems += warmup_problems(spec, training.max_steps)
     keywords = spec.extra.get("lr_scheduler_kwargs")
     keywords = keywords if isinstance(keywords, dict) else {}
-    needed = NEEDED.get(schedule, ())
+    needed = REQUIRED_KEYWORDS.get(schedule, ())
     if needed and sum(keywords.get(name) is not None for name in needed) != 1:
         problems.append(
-            problem("schedule-needs", FIELD, schedule=schedule, name=needed[0], needed=" / ".join(needed))
+            problem(
+                "schedule-needs", SCHEDULE_FIELD, schedule=schedule, name=needed[0], needed=" / ".join(needed)
+            )
         )
-    known = arguments()[schedule]
+    known = schedule_arguments()[schedule]
     for name, value in keywords.items():
         if name not in known:
             values = {"schedule": schedule, "name": name, "known": ", ".join(known) or "—"}
-            problems.append(problem("schedule-argument-unknown", KEYWORDS, **values))
+            problems.append(problem("schedule-argument-unknown", KEYWORDS_FIELD, **values))
         elif wrong := _value_problem(str(name), value, known[name], training.learning_rate):
             problems.append(wrong)
     return problems
@@ -74,31 +76,37 @@ def _value_problem(name: str, value: Any, types: str, rate: float) -> Problem | 
     allowed = types.split("|")
     if "any" not in allowed and kind not in allowed and not (kind == "int" and "float" in allowed):
         return problem(
-            "extra-type", KEYWORDS, name=name, types=types.replace("|", ", "), given=str(value)[:60]
+            "extra-type", KEYWORDS_FIELD, name=name, types=types.replace("|", ", "), given=str(value)[:60]
         )
-    if name in CHOICES and value not in CHOICES[name]:
-        return problem("spec-choice", KEYWORDS, given=f"{name}: {value}", choices=", ".join(CHOICES[name]))
+    if name in KEYWORD_CHOICES and value not in KEYWORD_CHOICES[name]:
+        return problem(
+            "spec-choice", KEYWORDS_FIELD, given=f"{name}: {value}", choices=", ".join(KEYWORD_CHOICES[name])
+        )
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    low, high, included = (0, rate, True) if name in RATES else LIMITS.get(name, (-1e9, 1e9, True))
+    low, high, included = (
+        (0, rate, True) if name in LEARNING_RATE_KEYWORDS else KEYWORD_LIMITS.get(name, (-1e9, 1e9, True))
+    )
     # A rate that the schedule ends at lies below the one that it begins with: polynomial refuses even an equal one.
     below = value < high if name in ("lr_end", "factor") else value <= high
     if (value >= low if included else value > low) and below:
         return None
-    return problem("schedule-limit", KEYWORDS, name=name, given=value, low=low, high=high)
+    return problem("schedule-limit", KEYWORDS_FIELD, name=name, given=value, low=low, high=high)
 
 
 def warmup_problems(spec: RunSpec, steps: int) -> list[Problem]:
     """Warm-up, and a decay that is set, that do not fit into as many steps."""
     training, schedule = spec.training, spec.training.lr_scheduler_type
     warm = training.warmup_steps if training.warmup_steps >= 1 else training.warmup_steps * steps
-    if schedule not in WITHOUT_WARMUP and training.warmup_steps >= 1 and warm >= steps:
+    if schedule not in SCHEDULES_WITHOUT_WARMUP and training.warmup_steps >= 1 and warm >= steps:
         return [problem("warmup-too-long", "training.warmup_steps", given=int(warm), steps=steps)]
     keywords = spec.extra.get("lr_scheduler_kwargs")
     decay = keywords.get("num_decay_steps") if isinstance(keywords, dict) else None
     if schedule == "warmup_stable_decay" and isinstance(decay, int) and warm + decay > steps:
         largest = max(int(steps - warm), 0)
         return [
-            problem("decay-too-long", KEYWORDS, given=decay, warm=int(warm), steps=steps, largest=largest)
+            problem(
+                "decay-too-long", KEYWORDS_FIELD, given=decay, warm=int(warm), steps=steps, largest=largest
+            )
         ]
     return []

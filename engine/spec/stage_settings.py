@@ -39,7 +39,12 @@ DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sigmoid_norm",
 ]  # fmt: skip
-SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses whose formula has label smoothing in it
+LABEL_SMOOTHING_LOSSES = (
+    "robust",
+    "exo_pair",
+    "aot",
+    "aot_unpaired",
+)  # losses whose formula has label smoothing in it
 
 
 class Preference(Part):
@@ -238,7 +243,7 @@ class Ppo(Answering):
 GrpoLoss = Literal["dapo", "grpo", "dr_grpo", "bnpo", "luspo", "cispo", "sapo", "vespo"]
 Reward = Literal["format", "exact", "numeric", "length", "reward_model", "file"]
 # What a reward cannot do without.
-REWARD_NEEDS = {
+SETTING_BY_REWARD = {
     "format": "reward_pattern", "length": "reward_length", "reward_model": "reward_model", "file": "reward_file",
 }  # fmt: skip
 

@@ -13,22 +13,22 @@ from engine.core.problems import Problem, problem
 from engine.spec.explanations import shortened
 from engine.spec.run_spec import RunSpec, fields
 
-TRAINER_ARGUMENTS = Path(__file__).parent / "trainer_arguments.json"
+TRAINER_ARGUMENTS_FILE = Path(__file__).parent / "trainer_arguments.json"
 
 
 @cache
 def trainer_arguments() -> dict[str, Any]:
     """Stage → name → types of the arguments of its configuration class ("int|null"), as
     `python -m engine.worker.training.trainer_arguments` wrote them."""
-    return json.loads(TRAINER_ARGUMENTS.read_text(encoding="utf-8"))
+    return json.loads(TRAINER_ARGUMENTS_FILE.read_text(encoding="utf-8"))
 
 
 # Settings of a stage that its configuration class has under another name.
-RENAMED: dict[str, dict[str, str]] = {
+RENAMED_ARGUMENTS: dict[str, dict[str, str]] = {
     "grpo": {"grpo_beta": "beta", "grpo_loss": "loss_type", "max_new_tokens": "max_completion_length"},
 }
 # Arguments of the configuration class that the spec has elsewhere, or that the run folder decides.
-DECIDED = {
+RESERVED_ARGUMENTS = {
     "output_dir": "", "resume_from_checkpoint": "", "overwrite_output_dir": "", "do_train": "", "do_eval": "",
     "do_predict": "", "local_rank": "", "disable_tqdm": "", "remove_unused_columns": "", "dataset_kwargs": "",
     "model_init_kwargs": "model", "chat_template_path": "model.chat_template", "bf16": "training.precision",
@@ -60,17 +60,17 @@ def extra_problems(spec: RunSpec) -> list[Problem]:
     known = trainer_arguments()[spec.stage.kind]
     paths = [path for path in fields() if path.split(".")[0] in ("training", "logging")]
     paths += [f"stage.{name}" for name in type(spec.stage).model_fields]
-    renamed = RENAMED.get(spec.stage.kind, {})
+    renamed = RENAMED_ARGUMENTS.get(spec.stage.kind, {})
     path_by_argument = {renamed.get(path.rsplit(".", 1)[-1], path.rsplit(".", 1)[-1]): path for path in paths}
     problems = []
     for name, value in spec.extra.items():
-        if name in path_by_argument or name in DECIDED:
+        if name in path_by_argument or name in RESERVED_ARGUMENTS:
             problems.append(
                 problem(
                     "extra-has-a-field",
                     "extra",
                     name=name,
-                    place=path_by_argument.get(name) or DECIDED[name] or "—",
+                    place=path_by_argument.get(name) or RESERVED_ARGUMENTS[name] or "—",
                 )
             )
         elif name not in known:
@@ -84,7 +84,7 @@ def extra_problems(spec: RunSpec) -> list[Problem]:
                     hint=near[0] if near else "—",
                 )
             )
-        elif not _is_of(value, known[name]):
+        elif not _has_type(value, known[name]):
             types = known[name].replace("|", ", ")
             problems.append(problem("extra-type", "extra", name=name, types=types, given=shortened(value)))
         elif isinstance(value, float) and not math.isfinite(value):
@@ -92,7 +92,7 @@ def extra_problems(spec: RunSpec) -> list[Problem]:
     return problems
 
 
-def _is_of(value: Any, types: str) -> bool:
+def _has_type(value: Any, types: str) -> bool:
     kind = {"NoneType": "null"}.get(type(value).__name__, type(value).__name__)
     allowed = types.split("|")
     return "any" in allowed or kind in allowed or (kind == "int" and "float" in allowed)

@@ -22,7 +22,7 @@ for _one in (_Loader, _Dumper):
     _one.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
-DEEPEST = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
+MAX_YAML_DEPTH = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
 
 
 def read_yaml(text: str, field: str = "") -> Any:
@@ -34,8 +34,8 @@ def read_yaml(text: str, field: str = "") -> Any:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                code = "yaml-too-deep" if depth > DEEPEST else "yaml-alias"
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
+                code = "yaml-too-deep" if depth > MAX_YAML_DEPTH else "yaml-alias"
                 raise Refusal(problem(code, field, line=event.start_mark.line + 1))
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say

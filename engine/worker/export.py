@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT, RunDir, read_json, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_json, write_json
 from engine.export import gguf
 from engine.export.export_spec import ExportSpec, memory_problems
 from engine.runs import kinds
@@ -26,8 +26,8 @@ def export(run: RunDir) -> None:
     """Write the result of the export in its folder, unless that is there already; then its GGUF file."""
     spec, report = kinds.read(run.spec.read_text(encoding="utf-8")), ProgressReport(run)
     if gguf.can_be_tried_again(run):
-        result = read_json(run.model / RESULT)
-        write_json(run.model / RESULT, result | {"attempt": run.attempt()})
+        result = read_json(run.model / RESULT_FILE)
+        write_json(run.model / RESULT_FILE, result | {"attempt": run.attempt()})
     else:
         write_result(run, spec, report)
     if spec.gguf != "none":
@@ -76,7 +76,7 @@ def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
     report("saving")
     model_card.write(spec, sources, partial, folder, comparison)
     write_json(
-        partial / RESULT,
+        partial / RESULT_FILE,
         {
             "attempt": run.attempt(),
             "complete": True,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from engine.core.rundir import RunDir
-from engine.launch.command import WAITS
+from engine.launch.command import WAIT_VARIABLE
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
 from engine.worker.runtime.process_lifecycle import silence_warnings
@@ -33,7 +33,7 @@ def main() -> None:
         import_libraries(spec)
     from accelerate.commands import launch
 
-    if os.environ.pop(WAITS, "") and not sys.stdin.readline():
+    if os.environ.pop(WAIT_VARIABLE, "") and not sys.stdin.readline():
         return  # the supervisor is gone, or the rows could not be prepared
     arguments = launch.launch_command_parser().parse_args()
     if not alone:

@@ -25,10 +25,10 @@ from engine.core.stages import STAGES
 from engine.data import template_losses
 from engine.data.datasets import Dataset, files_of, read_dataset_info
 from engine.data.mixing import held_out, repeats
-from engine.models.adapters import adapter_rows
-from engine.models.facts import inspect
+from engine.models.adapters import adapter_embedding_rows
+from engine.models.facts import inspect_model
 from engine.models.vocabulary import embedding_rows
-from engine.spec.contradictions import measured
+from engine.spec.contradictions import has_validation
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
 from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
@@ -136,8 +136,8 @@ def build(
 
 def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
     """That the tokenizer as it was loaded writes ids up to `highest`, for which the model has no embeddings and gets none."""
-    rows = embedding_rows(inspect(model_path))
-    brings = adapter_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
+    rows = embedding_rows(inspect_model(model_path))
+    brings = adapter_embedding_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
     if not rows or spec.model.resize_embeddings or highest < max(rows, brings):
         return None
     return problem(
@@ -150,7 +150,7 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
     """The rows of all data sets (`engine.worker.data.tables.DatasetTables`), each where it belongs; returns the counts."""
     from engine.worker.data.splits import SplitWriter, read_tables, repetitions, validation_rows
 
-    names = ["train", "validation"] if measured(spec) else ["train"]
+    names = ["train", "validation"] if has_validation(spec) else ["train"]
     form, seed = STAGES[spec.stage.kind].form, spec.training.seed
     weighted = any(part.weighted for source in sources for part in source.parts)
     splits = {

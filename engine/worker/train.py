@@ -6,7 +6,7 @@ import shutil
 import sys
 from typing import Any
 
-from engine.core.rundir import COMPLETE, RunDir, read_json
+from engine.core.rundir import COMPLETE_FILE, RunDir, read_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank, run_lifecycle
@@ -59,11 +59,11 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
     """Train to the end: from the newest whole checkpoint, or from the beginning where there is none."""
     if rank() == 0:
         for folder in run.path.glob("checkpoint-*"):
-            if not (folder / COMPLETE).exists():
+            if not (folder / COMPLETE_FILE).exists():
                 shutil.rmtree(folder)  # cut off while it was being written
     trainer.accelerator.wait_for_everyone()
     newest = next(reversed(run.checkpoints()), None)
-    if newest and read_json(newest / COMPLETE)["done"]:
+    if newest and read_json(newest / COMPLETE_FILE)["done"]:
         # Only the result was missing. The trainer would take one step more before it looks at the count.
         trainer.state = trainer.state.load_from_json(str(newest / "trainer_state.json"))
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from engine.core import users
 from engine.data.datasets import count_rows, find
-from engine.launch.processes import processes
+from engine.launch.processes import find_processes
 from engine.launch.workspace import Workplace
 from engine.serving import conversation_tree, servers
 from tests.browser.conftest import Outside, click_until_told, insist
@@ -118,7 +118,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         assert rows[1]["messages"][1]["content"] == tuned
 
         [server] = servers.servers(trained.saves)
-        [process] = processes(server.path)
+        [process] = find_processes(server.path)
         os.kill(process.pid, signal.SIGKILL)
         expect(page.locator("#held")).to_contain_text("was killed")
         expect(page.locator("#chat-load")).to_have_text("Restart")
@@ -152,7 +152,7 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#chat-adapters")).to_contain_text("one")  # who answered in it goes on
         page.locator("#chat-unload").click()
         expect(page.locator("#held")).to_contain_text("Not loaded")
-        wait_until(lambda: not processes(server.path), 20)
+        wait_until(lambda: not find_processes(server.path), 20)
         page.locator("#chat-clear").click()
         expect(page.locator("#talk .empty")).to_be_visible()
     finally:

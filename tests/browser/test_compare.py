@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.core.rundir import ALIVE, append_lines, take
+from engine.core.rundir import ALIVE_BYTE, append_lines, try_lock
 from engine.launch.workspace import Workplace
 from engine.runs.runs import Run
 from tests.browser.conftest import Outside
@@ -125,7 +125,7 @@ def test_from_a_run_to_its_siblings_and_what_is_logged_meanwhile_is_drawn(
     pair: tuple[Run, Run], studio: str, open_page: OpenPage
 ) -> None:
     going = pair[1]
-    lock = take(going.dir.lock, ALIVE, shared=True)  # as a training holds it
+    lock = try_lock(going.dir.lock, ALIVE_BYTE, shared=True)  # as a training holds it
     try:
         page = open_page(f"{studio}/?run={going.id}")
         page.locator("#compare").click()

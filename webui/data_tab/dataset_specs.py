@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.stages import FITS, STAGES
+from engine.core.stages import KINDS_BY_FORM, STAGES
 from engine.data.datasets import Dataset
 from engine.launch.workspace import Workplace
 from engine.models.checks import model_problems
@@ -16,7 +16,7 @@ from webui.words import Words
 
 def stages_for(dataset: Dataset) -> list[str]:
     """The stages that train on rows of this kind."""
-    return [name for name, stage in STAGES.items() if dataset.kind in FITS[stage.form]]
+    return [name for name, stage in STAGES.items() if dataset.kind in KINDS_BY_FORM[stage.form]]
 
 
 def training_spec(spec: RunSpec, dataset: Dataset) -> RunSpec:

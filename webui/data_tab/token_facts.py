@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.data.mixing import held_out
 from engine.launch.workspace import Workplace
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.runs import speed
 from engine.runs.speed import TimeEstimate
 from engine.spec.run_spec import RunSpec
@@ -38,7 +38,7 @@ def training_estimate(statistics: Mapping[str, Any], spec: RunSpec, workplace: W
     )  # fmt: skip
     epochs = min(steps * examples_per_step / trained_on, 1e6)
     tokens = statistics["tokens"] * scale * epochs
-    parameters = inspect(spec.model.model_name_or_path).parameters
+    parameters = inspect_model(spec.model.model_name_or_path).parameters
     return TrainingEstimate(steps, speed.training_time(spec, tokens, parameters, workplace))
 
 

@@ -17,7 +17,7 @@ import yaml
 from engine.core.problems import fill
 from engine.export.export_spec import ExportSpec
 from engine.runs.compare import ABSENT, format_value
-from engine.spec.run_spec import UNIONS, RunSpec, fields
+from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 
 FOLDER = Path(__file__).parent
 LANGUAGES = ("en", "zh")
@@ -95,4 +95,4 @@ class Words:
         """One sentence about a kind of the union at `path`."""
         if self.language == "zh":
             return _read("zh")["kinds"][path][kind]
-        return " ".join(UNIONS[path][kind].__doc__.split())
+        return " ".join(SPEC_CHOICES[path][kind].__doc__.split())

@@ -20,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.core.rundir import ALIVE, held, read_json, take, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
 from engine.launch.workspace import template_file
-from engine.models.chat_templates import TEMPLATES
+from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.spec.run_spec import RunSpec
 
 # Of the code that prepares: one more whenever it makes something else of the same rows (ids, labels, weights, what is cut).
@@ -50,7 +50,7 @@ def cache_key(spec: RunSpec, datasets: Sequence[Dataset], model_path: str, cache
     drawn = data["validation_share"] or data["validation_rows"] or data["mix_strategy"] != "concat"
     chance = drawn or any(weight % 1 for weight in spec.data.datasets.values())
     template = spec.model.chat_template and Path(
-        template_file(spec) or TEMPLATES / f"{spec.model.chat_template}.jinja"
+        template_file(spec) or TEMPLATE_FOLDER / f"{spec.model.chat_template}.jinja"
     )
     model = Path(model_path)
     files = sorted({file for pattern in TOKENIZER_FILES for file in model.glob(pattern) if file.is_file()})
@@ -118,7 +118,7 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     """A folder to prepare in, which is found under `key` from the end of the block on; gone if the block fails."""
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
-    lock = take(partial / "lock", ALIVE, shared=False)
+    lock = try_lock(partial / "lock", ALIVE_BYTE, shared=False)
     try:
         yield partial
         (partial / "lock").unlink()
@@ -137,7 +137,7 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
     """Remove what was not used for longest, until the rest has `most` bytes; and what a kill has left behind."""
     for folder in cache.glob(".partial-*"):
         with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > 60 and not held(folder / "lock", ALIVE):
+            if time.time() - folder.stat().st_mtime > 60 and not is_locked(folder / "lock", ALIVE_BYTE):
                 shutil.rmtree(folder)
     used = []
     for folder in cache.glob("[!.]*/"):

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.core.csvtext import as_csv
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RESULT, RunDir, distinct, write_json, write_text
+from engine.core.rundir import RESULT_FILE, RunDir, distinct_titles, write_json, write_text
 from engine.evaluation.evaluation_spec import EvaluationSpec, TrainedResult
 from engine.runs.lineage import learned
 from engine.worker.evaluation import metrics
@@ -35,7 +35,7 @@ def write_findings(
 ) -> None:  # fmt: skip
     """Everything that is in the report. Raises Refusal if there is nothing to report of."""
     entries = [_model_entry(spec, model) for model in models]
-    titles = distinct({entry["id"]: entry["title"] for entry in entries})
+    titles = distinct_titles({entry["id"]: entry["title"] for entry in entries})
     entries = [entry | {"title": titles[entry["id"]]} for entry in entries]
     names = [entry["id"] for entry in entries]
     comparable = [
@@ -57,7 +57,7 @@ def write_findings(
     write_text(run.report / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text(run.report / "rows.csv", as_csv(csv_rows(rows, entries)))
     write_json(run.report / "summary.json", summary)
-    write_json(run.report / RESULT, {
+    write_json(run.report / RESULT_FILE, {
         "attempt": run.attempt(), "complete": True, "saved": time.time(), "base": spec.model.model_name_or_path,
     })  # fmt: skip
 

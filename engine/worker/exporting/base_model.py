@@ -8,11 +8,11 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from engine.core.rundir import RESULT, read_json
+from engine.core.rundir import RESULT_FILE, read_json
 from engine.export.export_spec import ExportSpec
 from engine.models.adapters import adapter_config
-from engine.models.facts import inspect
-from engine.models.reward_models import EVALUATION, PAIRS
+from engine.models.facts import inspect_model
+from engine.models.reward_models import EVALUATION_FILE, PAIRS_FILE
 from engine.runs.lineage import Training, trainings
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.tokenizer import load_tokenizer
@@ -34,10 +34,10 @@ class Sources:
         base = Path(spec.model.model_name_or_path)
         adapters = {Path(folder): weight for folder, weight in spec.adapters.items()}
         results = list(adapters) or [base]
-        result = next((content for folder in results if (content := read_json(folder / RESULT))), {})
+        result = next((content for folder in results if (content := read_json(folder / RESULT_FILE))), {})
         is_reward_model = any(
             adapter_config(folder).get("task_type") == "SEQ_CLS" for folder in adapters
-        ) or (not adapters and "ForSequenceClassification" in inspect(base).architecture)
+        ) or (not adapters and "ForSequenceClassification" in inspect_model(base).architecture)
         stage = "rm" if is_reward_model else result.get("stage", "sft")
         return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
 
@@ -61,6 +61,9 @@ class Sources:
         self.tokenizer().save_pretrained(folder)
         if (self.settings / "generation_config.json").exists():
             GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
-        for name in (EVALUATION, PAIRS):  # from which a training with the reward model recognizes it
+        for name in (
+            EVALUATION_FILE,
+            PAIRS_FILE,
+        ):  # from which a training with the reward model recognizes it
             if self.stage == "rm" and (self.settings / name).exists():
                 shutil.copyfile(self.settings / name, folder / name)

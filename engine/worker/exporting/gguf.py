@@ -21,7 +21,7 @@ from engine.export import gguf, ollama
 from engine.export.export_spec import ExportSpec, no_converter, weights
 from engine.export.gguf import READ_BACK_BYTES_PER_WEIGHT, Converter
 from engine.launch.workspace import PROJECT
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.worker.exporting.model_card import write_checksums
 from engine.worker.runtime.process_lifecycle import ProgressReport
 
@@ -120,7 +120,7 @@ def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) 
         return {"status": "unread"} | _problems_json([problem("export-gguf-no-memory", "gguf", **sizes)])
     answer = file.with_name("check.json")
     question = {
-        "run": str(run.path), "model": str(run.model), "file": str(file), "answer": str(answer), "precision": inspect(run.model).dtype,
+        "run": str(run.path), "model": str(run.model), "file": str(file), "answer": str(answer), "precision": inspect_model(run.model).dtype,
     }  # fmt: skip
     command = [converter.python, "-m", "engine.worker.exporting.gguf_check"]
     code, last = _run_child(command, file.with_name("check.log"), json.dumps(question))

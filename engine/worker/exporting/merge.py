@@ -25,7 +25,7 @@ from transformers import (
 
 from engine.core.problems import Refusal, problem
 from engine.export.export_spec import PRUNING_COMBINATIONS, ExportSpec, needs_combination
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
@@ -49,7 +49,7 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
 
 def loading_dtype(spec: ExportSpec, base: Path) -> torch.dtype:
     """The type the base is loaded in. Files of another type than these three are read as the target type."""
-    target, stored = DTYPES[spec.precision], getattr(torch, inspect(base).dtype or "", None)
+    target, stored = DTYPES[spec.precision], getattr(torch, inspect_model(base).dtype or "", None)
     return target if target == torch.float32 or stored not in DTYPES.values() else stored
 
 

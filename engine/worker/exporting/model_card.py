@@ -19,7 +19,7 @@ from engine.export import ollama, vllm_command
 from engine.export.export_spec import ExportSpec, model_title, needs_combination
 from engine.models.adapters import adapter_config
 from engine.models.discovery import identity, is_hub_id
-from engine.models.facts import inspect
+from engine.models.facts import inspect_model
 from engine.spec.run_spec import RunSpec
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.tokenizer import end_ids
@@ -101,7 +101,7 @@ def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
         adapter="." if spec.form == "adapter" else "",
         template=template,
         stops=[stop for stop in stops if stop],
-        context=inspect(sources.base).context_length,
+        context=inspect_model(sources.base).context_length,
         sampling=sampling if settings.get("do_sample") else {"temperature": 0},
         notes=notes,
     )

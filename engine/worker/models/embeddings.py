@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.models.adapters import adapter_rows
+from engine.models.adapters import adapter_embedding_rows
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.tokenizer import load_tokenizer
 
@@ -37,7 +37,7 @@ def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> No
     Without its adapter the model stays what it was: its own head answers with as many logits as before, so that it neither
     writes a token it never learned, nor shares its probability with one.
     """
-    rows = max((adapter_rows(folder) for folder in adapters), default=0)
+    rows = max((adapter_embedding_rows(folder) for folder in adapters), default=0)
     had = model.get_input_embeddings().num_embeddings
     if not rows or rows == had:
         return

@@ -17,9 +17,9 @@ from engine.core.hardware import free_disk
 from engine.core.problems import Refusal, problem
 from engine.models.checks import model_problems
 from engine.models.discovery import hub_cache, is_hub_id
-from engine.models.facts import inspect
-from engine.models.safetensors_headers import PICKLES
-from engine.preflight.checks import model_obstacles
+from engine.models.facts import inspect_model
+from engine.models.safetensors_headers import PICKLE_SUFFIXES
+from engine.preflight.checks import model_setting_problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import ProgressReport
 
@@ -41,7 +41,7 @@ def fetch_model(spec: RunSpec, report: ProgressReport) -> str:
     problems = model_problems(
         folder, [folder], allow_remote_code=spec.model.trust_remote_code, scorer=spec.stage.kind == "rm"
     )
-    if problems := problems or model_obstacles(spec, inspect(folder, name)):
+    if problems := problems or model_setting_problems(spec, inspect_model(folder, name)):
         raise Refusal(problems)
     return str(folder)
 
@@ -186,7 +186,7 @@ def _check_file_names(files: Iterable[str]) -> None:
     names = list(files)
     if any(name.endswith(".safetensors") for name in names):
         return
-    for code, endings in (("model-gguf", (".gguf",)), ("model-pickled", PICKLES)):
+    for code, endings in (("model-gguf", (".gguf",)), ("model-pickled", PICKLE_SUFFIXES)):
         if matches := [name for name in names if name.endswith(endings)]:
             raise Refusal(problem(code, MODEL_FIELD, file=matches[0]))
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from engine.core.problems import Refusal, problem
-from engine.models.trainable_modules import is_or_below, kept_layers
+from engine.models.trainable_modules import is_or_below, trained_layers
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
 
@@ -213,7 +213,7 @@ def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
     layers = model.config.get_text_config().num_hidden_layers
     stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
     name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)
-    return tuple(f"{name}.{index}" for index in kept_layers(len(stack), count))
+    return tuple(f"{name}.{index}" for index in trained_layers(len(stack), count))
 
 
 def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.core.problems import Refusal
 from engine.launch.workspace import template_file
-from engine.models.chat_templates import TEMPLATES
+from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.spec.run_spec import RunSpec
 from engine.worker.templates.conversations import end_of_turn_ids
 
@@ -18,7 +18,7 @@ def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
     """The tokenizer in `path`. Its chat template is the spec's, if the spec names one."""
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     if spec.model.chat_template:
-        file = template_file(spec) or TEMPLATES / f"{spec.model.chat_template}.jinja"
+        file = template_file(spec) or TEMPLATE_FOLDER / f"{spec.model.chat_template}.jinja"
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
     if tokenizer.pad_token is None:
         # Only fills up batches: labels and attention never come from it.

@@ -25,7 +25,7 @@ MAX_RELATIVE_ERROR = 0.25  # relative error of a correct product; 4 bits have so
 
 
 def main(module: str, device: str, file: Path) -> None:
-    """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.Finding` has them, to `file`."""
+    """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.TrialResult` has them, to `file`."""
     silence_warnings()
     seen: dict[str, Any] = {"failed": {}, "facts": {}}
     checks = (

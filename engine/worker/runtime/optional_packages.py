@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from engine.models.facts import may_be_quantized
-from engine.preflight.checks import packages
+from engine.preflight.checks import required_packages
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 
@@ -28,7 +28,7 @@ def is_quantization_hidden() -> bool:
 
 def trains_quantized(spec: RunSpec) -> bool:
     """Whether a training may meet quantized weights, those of a reward model included."""
-    modules = {module for _, module, _ in packages(spec)}
+    modules = {module for _, module, _ in required_packages(spec)}
     return (
         QUANTIZATION_PACKAGE in modules
         or bool(getattr(spec.stage, "reward_model", ""))

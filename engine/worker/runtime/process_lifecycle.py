@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.core.problems import Refusal
-from engine.core.rundir import ALIVE, RunDir, take, write_json
+from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json
 
 MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and characters of each
 
@@ -39,7 +39,7 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
     """
     silence_warnings()
     run = RunDir(Path(folder))
-    take(run.lock, ALIVE, shared=True)  # held until this process ends, whatever ends it
+    try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, whatever ends it
     try:
         yield run
     except Exception as error:

@@ -32,7 +32,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import ALIVE, held, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, write_json
 from engine.data.row_files import half_character
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Piece
@@ -324,7 +324,7 @@ async def _end_when_idle(state: ServerState, server: uvicorn.Server) -> None:
     while not server.should_exit:
         await asyncio.sleep(1)
         patience = state.settings["idle_s"] or float("inf")
-        if studios and not held(Path(studios), ALIVE):
+        if studios and not is_locked(Path(studios), ALIVE_BYTE):
             patience = min(patience, IDLE_SECONDS_WITHOUT_STUDIO)
         idle = not state.busy() and time.monotonic() - state.last_activity > patience
         if idle or state.generator.fault():

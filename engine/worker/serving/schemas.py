@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from engine.spec.generation_settings import Manner
+from engine.spec.generation_settings import GenerationSettings
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -66,7 +66,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(Manner):
+class ChatCompletionRequest(GenerationSettings):
     """The body of POST /v1/chat/completions. Of OpenAI's other settings those that would change the answer are refused, and
     the rest is ignored; null means that a setting is absent."""
 

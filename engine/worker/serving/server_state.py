@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir
-from engine.launch.workspace import inside
+from engine.launch.workspace import is_inside
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.generator import Answer, Generator
 from engine.worker.generation.served_models import ServedModel, load_served_model
@@ -82,7 +82,7 @@ class ServerState:
         ).tolist()
 
     def _check_allowed(self, folder: str) -> None:
-        if not inside(Path(folder), tuple(map(Path, self.settings["roots"]))):
+        if not is_inside(Path(folder), tuple(map(Path, self.settings["roots"]))):
             raise Refusal(problem("path-outside", path=folder, roots=", ".join(self.settings["roots"])))
 
     def busy(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import COMPLETE, RunDir, append_lines, read_json, read_lines, write_json
+from engine.core.rundir import COMPLETE_FILE, RunDir, append_lines, read_json, read_lines, write_json
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 
 NOT_PLOTTED = re.compile(
@@ -133,7 +133,7 @@ class RunCallback(TrainerCallback):
         if state.is_world_process_zero and folder.is_dir():
             # "done": there is nothing left to train, whether by steps or by early stopping.
             done = control.should_training_stop and not self.stopping
-            write_json(folder / COMPLETE, {"step": state.global_step, "done": done})
+            write_json(folder / COMPLETE_FILE, {"step": state.global_step, "done": done})
             self._prune(best=Path(state.best_model_checkpoint or ""))
 
     def _prune(self, best: Path) -> None:
@@ -141,7 +141,7 @@ class RunCallback(TrainerCallback):
         for folder in old:
             if folder.name != best.name:
                 # Its marker goes first, so that a half-removed one is never taken for whole.
-                (folder / COMPLETE).unlink()
+                (folder / COMPLETE_FILE).unlink()
                 shutil.rmtree(folder)
 
     def _stop_is_requested(self, args: TrainingArguments) -> bool:

@@ -28,7 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_json, write_json
-from engine.preflight.checks import one_kind_alone
+from engine.preflight.checks import single_label_problem
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Orpo, Simpo
 from engine.worker.training.trainers import (
@@ -153,7 +153,7 @@ def kto_trainer(
     """KTO (Ethayarajh et al. 2024, arXiv:2402.01306), from rows of prompt_ids, completion_ids, label."""
     labels = data["train"]["label"]
     if (good := sum(labels)) in (0, len(labels)):
-        raise Refusal(one_kind_alone(bool(good), len(labels)))
+        raise Refusal(single_label_problem(bool(good), len(labels)))
     # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
     # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
     arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})

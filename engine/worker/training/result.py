@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Trainer
 
-from engine.core.rundir import RESULT, RunDir, read_lines, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
 from engine.worker.templates.conversations import end_of_turn_ids
@@ -34,7 +34,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
         write_evaluation(trainer, partial)
     else:
         generation_config(spec, model, tokenizer).save_pretrained(partial)
-    write_json(partial / RESULT, {
+    write_json(partial / RESULT_FILE, {
         "attempt": run.attempt(), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
         "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
         "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,

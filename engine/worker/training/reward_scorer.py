@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.models.reward_models import Pair, pairs_of, reward_model_problems
+from engine.models.reward_models import ScoredPair, pairs_of, reward_model_problems
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 
 # Of its pairs, how many may come out the other way round, since another machine rounds differently.
@@ -62,7 +62,7 @@ def _tokenized_probe(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return [tokenizer.encode(TOKENIZER_PROBE, add_special_tokens=False), rendered]
 
 
-def check_ranking(model: Any, pairs: list[Pair]) -> tuple[float, list[Problem]]:
+def check_ranking(model: Any, pairs: list[ScoredPair]) -> tuple[float, list[Problem]]:
     """The share of its own evaluation pairs that the loaded model ranks rightly, and whether its run promised more."""
     prompts = [pair.prompt_ids for pair in pairs]
     better = score_conversations(model, _with_prompts(prompts, [pair.chosen_ids for pair in pairs]))

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR, SchedulerType
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
-from engine.spec.schedules import ARGUMENTS as SCHEDULE_ARGUMENTS
-from engine.spec.trainer_arguments import TRAINER_ARGUMENTS
+from engine.spec.schedules import SCHEDULE_ARGUMENTS_FILE as SCHEDULE_ARGUMENTS
+from engine.spec.trainer_arguments import TRAINER_ARGUMENTS_FILE
 
 CONFIGS = {
     "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
@@ -82,5 +82,5 @@ def _type_name(hint: Any) -> str:
 
 
 if __name__ == "__main__":
-    TRAINER_ARGUMENTS.write_text(json.dumps(arguments(), indent=1) + "\n", encoding="utf-8")
+    TRAINER_ARGUMENTS_FILE.write_text(json.dumps(arguments(), indent=1) + "\n", encoding="utf-8")
     SCHEDULE_ARGUMENTS.write_text(json.dumps(schedules(), indent=1) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from engine.core.rundir import RunDir
 from engine.core.stages import STAGES
 from engine.spec.run_spec import RunSpec
-from engine.spec.trainer_arguments import RENAMED
+from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
 from engine.worker.models.loading import moves_base, precision
 
 # Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
@@ -105,7 +105,7 @@ def _kto_arguments(stage: Any) -> dict[str, Any]:
 
 
 def _grpo_arguments(stage: Any) -> dict[str, Any]:
-    renamed = RENAMED["grpo"]
+    renamed = RENAMED_ARGUMENTS["grpo"]
     elsewhere = (
         "kind",
         "rewards",
