@@ -228,7 +228,7 @@ def test_the_encoding_and_the_sheet_of_a_file_are_chosen_where_they_are_open(
     page.locator("#set-encoding input").click()
     page.get_by_role("option", name="Big5", exact=True).click()
     expect(page.locator("#mapped .speech.assistant")).to_contain_text("我很好")
-    expect(page.locator("#read-as")).to_contain_text("Big5, chosen by hand")
+    expect(page.locator("#read-as")).to_contain_text("Big5, chosen manually")
     expect(page.locator("#set-head .problems")).to_have_count(0)
     page.locator("#save-set").click()
     expect(page.locator("#set-head h1")).to_have_text("tw")

@@ -127,7 +127,7 @@ def exports(page: Page, workplace: Workplace) -> None:
     expect(page.locator("#export-card")).to_contain_text("Ready to start")
     page.locator("#export-start").click()
     made = page.locator("#exports details.export")
-    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are equal", timeout=120_000)
+    expect(made.locator(".state.right")).to_contain_text("8 of 8 answers are identical", timeout=120_000)
     made.locator("[data-use]").click()
     expect(page.locator("#summary .state.right")).to_be_visible()
     page.get_by_role("button", name="Settings as YAML").click()
