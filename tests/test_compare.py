@@ -270,7 +270,7 @@ def test_whatever_is_chosen_there_is_an_answer(past: Make, draw: Any) -> None:
     assert "None of these runs" in draw(silent.id)["chart"]
     assert "<svg" not in draw(odd.id)["chart"]
     assert "Nothing to plot for: one" in draw(one.id, preferring.id, metric="rewards/margins")["note"]
-    assert "could not be read: broken" in draw(one.id, broken.id)["note"]
+    assert "Settings cannot be read: broken" in draw(one.id, broken.id)["note"]
     everything = [run.id for run in (one, silent, odd, preferring, broken, gone)]
     for x in charts.AXES:
         for log in (False, True):

@@ -335,7 +335,7 @@ def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     hold = (
         "import sys, time, pathlib; from engine.core.rundir import *;"
-        "take(pathlib.Path(sys.argv[1]), ALIVE, shared=True); print('held', flush=True); time.sleep(600)"
+        "try_lock(pathlib.Path(sys.argv[1]), ALIVE_BYTE, shared=True); print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", hold, str(run.lock)], stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"

@@ -112,7 +112,7 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     template = page.get_by_label("Chat template").last
     template.fill("nowhere")
     template.press("Enter")
-    expect(page.locator("#seen")).to_contain_text("'nowhere' is no file")
+    expect(page.locator("#seen")).to_contain_text("is neither a file nor one of")
 
     part(page, 0)
     page.locator("#search-rows input").fill("AFTER 33")

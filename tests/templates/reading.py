@@ -162,13 +162,13 @@ class Reading:
         """How many messages fewer these are than the conversation's: a system message that stands in the question."""
         return len(self.conversation.messages) - len(self.messages)
 
-    def render(self, count: int, generate: bool = False) -> str | None:
+    def render(self, count: int, add_generation_prompt: bool = False) -> str | None:
         """The first `count` messages."""
-        if (count, generate) not in self._renderings:
+        if (count, add_generation_prompt) not in self._renderings:
             messages, conversation = self.messages[:count], self.conversation
-            text = self.facts.render(messages, conversation.tools, generate, conversation.forged)
-            self._renderings[count, generate] = text
-        return self._renderings[count, generate]
+            text = self.facts.render(messages, conversation.tools, add_generation_prompt, conversation.forged)
+            self._renderings[count, add_generation_prompt] = text
+        return self._renderings[count, add_generation_prompt]
 
     def words_of(self, message: int, text: str | None = None) -> list[tuple[int, int]]:
         """The places of an answer's words."""
