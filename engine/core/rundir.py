@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Two bytes of the lock file, each locked on its own. ALIVE is shared by the supervisor and every worker rank: held
-# by anyone means that the run lives. KEPT is held by the one supervisor, so that no run ever gets two.
+# Two bytes of the lock file, each locked on its own. ALIVE_BYTE is shared by the supervisor and every worker rank: held
+# by anyone means that the run lives. SUPERVISED_BYTE is held by the one supervisor, so that no run ever gets two.
 ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
 
 
