@@ -164,7 +164,7 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Stop a run after saving a checkpoint; with --kill, end its processes at once."""
+    """Stop a run after saving a checkpoint; with --kill, end its processes without saving, by force after ten seconds."""
     runs.stop(_run(arguments, workplace), "kill" if arguments.kill else "save", by=_me())
     return 0
 

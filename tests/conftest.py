@@ -113,7 +113,7 @@ def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     yield Workplace(models=(tiny.parent,), data=data, saves=saves)
     for folder in run_folders(saves):
         (folder / "request.json").unlink()  # nothing more is started
-        end_processes(folder, grace_s=0)
+        end_processes(folder, kill_timeout_s=0)
 
 
 @pytest.fixture

@@ -187,13 +187,13 @@ def test_a_foreign_process_with_the_recorded_pid_is_neither_adopted_nor_signalle
     run = run_program("import time; time.sleep(600)")
     wait_for_program(run)
     psutil.Process(keeper_pid(run)).kill()
-    end_processes(run.path, grace_s=0)
+    end_processes(run.path, kill_timeout_s=0)
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         wait_until(lambda: fresh(run).state == "interrupted", 10)
         write_json(run.dir.keeper, {"pid": stranger.pid, "started": 0})
         assert fresh(run).state == "interrupted"
-        end_processes(run.path, grace_s=0)
+        end_processes(run.path, kill_timeout_s=0)
         assert stranger.poll() is None
     finally:
         stranger.kill()

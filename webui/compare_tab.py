@@ -27,7 +27,7 @@ from webui.events import QUIET
 from webui.numbers import duration, human, size
 from webui.words import Words
 
-CURVES_POLL_SECONDS = 4  # between two looks at runs that go on
+CURVES_POLL_SECONDS = 4  # between two refreshes of runs that are still going
 NO_VALUE = "—"
 # Also names the parameters of the address in which page.js keeps them.
 REMEMBER_JS = "(...held) => athanorCompare(held)"

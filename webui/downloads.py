@@ -1,4 +1,4 @@
-"""Files of a run, what an errand has found, and curves of several runs, over HTTP. Whether a name is such a file is
+"""Files of a run, what a data job has found, and curves of several runs, over HTTP. Whether a name is such a file is
 engine's to say; no file is copied to serve it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from engine.runs import compare, runs
 
 
 def routes(workplace: Workplace) -> list[Route]:
-    """`/download/<model>/<method>/<run>/<file>` and `/data/<errand>/bad-rows.jsonl`; 404 for whatever is no such file.
+    """`/download/<model>/<method>/<run>/<file>` and `/data/<job>/bad-rows.jsonl`; 404 for whatever is no such file.
     `/compare/curves.csv?runs=…&runs=…&curve=loss`."""
 
     def download(request: Request) -> FileResponse:
@@ -28,7 +28,7 @@ def routes(workplace: Workplace) -> list[Route]:
         return FileResponse(path, filename=path.name, headers={"X-Content-Type-Options": "nosniff"})
 
     def bad_rows(request: Request) -> FileResponse:
-        job = data_jobs.get(workplace.saves, request.path_params["errand"])
+        job = data_jobs.get(workplace.saves, request.path_params["job"])
         path = job.path / data_jobs.BAD_ROWS_FILE if job else None
         if path is None or not path.is_file():
             raise HTTPException(404)
@@ -48,5 +48,5 @@ def routes(workplace: Workplace) -> list[Route]:
     return [
         Route("/compare/curves.csv", curves),
         Route("/download/{model}/{method}/{run}/{file:path}", download),
-        Route(f"/data/{{errand}}/{data_jobs.BAD_ROWS_FILE}", bad_rows),
+        Route(f"/data/{{job}}/{data_jobs.BAD_ROWS_FILE}", bad_rows),
     ]

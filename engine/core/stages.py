@@ -1,6 +1,6 @@
 """Facts of each stage: what data it learns from, what its curves are called, what may follow it.
 
-What a stage's settings are is in `engine.spec.run_spec`; how it trains, in `engine.worker`.
+What settings a stage has is in `engine.spec.stage_settings`; how it trains, in `engine.worker`.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def wait(job: DataJob, seconds: float = 3600) -> Any:
 
 def stop(job: DataJob) -> None:
     """End it, if it goes on."""
-    end_processes(job.path, grace_s=1)
+    end_processes(job.path, kill_timeout_s=1)
 
 
 def _start_process(job: DataJob, module: str, lock: int) -> None:

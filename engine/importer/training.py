@@ -13,7 +13,7 @@ from engine.importer.launch import SECRET_NAME, parse_value
 from engine.importer.model_converters import CONTEXT_LENGTH_KEY
 from engine.importer.table import Entry, entries
 from engine.spec.run_spec import RunSpec
-from engine.spec.stage_settings import STAGES
+from engine.spec.stage_settings import STAGE_SETTINGS
 from engine.spec.trainer_arguments import trainer_arguments
 
 # What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).
@@ -75,7 +75,7 @@ def stage_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
     loss = next((name for name in LOSS_KEYS if rest.get(name) in ("orpo", "simpo")), None)
     if kind == "dpo" and loss:
         kind = rest.pop(loss)
-    return (kind, rest, None) if kind in STAGES else ("sft", rest, stage)
+    return (kind, rest, None) if kind in STAGE_SETTINGS else ("sft", rest, stage)
 
 
 def apply_key(

@@ -11,7 +11,7 @@ import psutil
 
 from engine.launch import command
 
-GRACE_S = 10.0  # between SIGTERM and SIGKILL
+KILL_TIMEOUT_SECONDS = 10.0  # between SIGTERM and SIGKILL
 
 
 def find_processes(folder: Path) -> list[psutil.Process]:
@@ -31,9 +31,9 @@ def find_processes(folder: Path) -> list[psutil.Process]:
     return processes
 
 
-def end_processes(folder: Path, grace_s: float = GRACE_S) -> None:
+def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) -> None:
     """SIGTERM every process of the run, and after a grace period SIGKILL, until none is left."""
-    deadline = time.monotonic() + grace_s
+    deadline = time.monotonic() + kill_timeout_s
     terminated: set[psutil.Process] = set()
     # One that ends loses its environment first, and what it holds of a card only some moments later.
     while alive := {*find_processes(folder), *filter(_is_alive, terminated)}:

@@ -28,11 +28,11 @@ from engine.runs.runs import Run
 MAX_POINTS = 2048  # kept of a curve; halved when twice as many have come
 CHUNK_BYTES = 1 << 21  # bytes of a metrics file parsed at a time
 CACHE_FILE = ".curves.npz"  # beside a metrics file
-CACHE_AFTER_BYTES = 4 << 20  # new ones since the cache was written
-MIN_ROWS_FOR_PYARROW = 500  # lines below which pyarrow is not worth its memory
-AXES = ("step", "epoch", "time")  # what every line says besides its numbers
+CACHE_AFTER_BYTES = 4 << 20  # the cache is rewritten after so many new bytes
+MIN_ROWS_FOR_PYARROW = 500  # with fewer lines, importing pyarrow is not worth the memory
+AXES = ("step", "epoch", "time")  # keys of every line, besides the metrics
 NUMBER_BYTES = b"0123456789.+-eE"
-NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # and of no number
+NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # bytes that appear in names and never in numbers, which may have an e
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def progress(run: Run) -> Progress:
         fraction,
         eta,
         _rate(curve.get("num_tokens")),
-        _last(curve),
+        _last_value(curve),
     )
 
 
@@ -94,7 +94,7 @@ def _rate(tokens: Series | None) -> float | None:
     return float((tokens.high[-1] - tokens.high[first]) / seconds) if seconds > 0 else None
 
 
-def _last(curve: Mapping[str, Series], name: str = "loss") -> float | None:
+def _last_value(curve: Mapping[str, Series], name: str = "loss") -> float | None:
     values = curve[name].value if name in curve else ()
     known = [value for value in values[-3:] if not np.isnan(value)]
     return float(known[-1]) if known else None
@@ -137,7 +137,7 @@ def _headline(path: Path, _changed: int, size: int, name: str) -> tuple[float | 
     values = curve[name].value
     values = values[~np.isnan(values)]
     parts = np.array_split(values, min(32, len(values))) if len(values) else []
-    return _last(curve, name), tuple(float(part.mean()) for part in parts)
+    return _last_value(curve, name), tuple(float(part.mean()) for part in parts)
 
 
 def curves(run: Run) -> dict[str, Series]:
@@ -295,11 +295,11 @@ def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, di
     try:
         objects = from_json(b"[" + alike.replace(b"\n", b",") + b"]", allow_inf_nan=True)
     except ValueError:  # one of them is spoiled
-        objects = map(_object, alike.split(b"\n"))
+        objects = map(_parse_line, alike.split(b"\n"))
     # Names may differ in a digit, which is one of a name and not of a number.
     by_names: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
     for number, record in zip(numbers, objects, strict=False):  # of nothing but an empty line there are none
-        if _is_line(record):
+        if _has_axes(record):
             by_names.setdefault(tuple(record), []).append((number, record))
     for names, numbered in by_names.items():
         line_numbers, records = zip(*numbered, strict=True)
@@ -314,7 +314,7 @@ def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
     is left of a name, which is what a kind does not tell of it, and a number.
     """
     line = alike[: alike.find(b"\n")]
-    first = _object(line) if count >= MIN_ROWS_FOR_PYARROW else None
+    first = _parse_line(line) if count >= MIN_ROWS_FOR_PYARROW else None
     if not first or any(type(value) not in (int, float) for value in first.values()):
         return None
     if not line.count(b",") + 1 == line.count(b":") == len(first):
@@ -342,15 +342,15 @@ def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
     return {name: table[column].to_numpy() for name, column in zip(first, number_columns, strict=True)}
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
     try:
         value = from_json(line, allow_inf_nan=True)
     except ValueError:
         return None
-    return value if _is_line(value) else None
+    return value if _has_axes(value) else None
 
 
-def _is_line(value: Any) -> bool:
+def _has_axes(value: Any) -> bool:
     return isinstance(value, dict) and set(AXES) <= set(value)
 
 

@@ -22,7 +22,7 @@ from engine.runs import runs
 from engine.runs.runs import Run
 from engine.spec.model_settings import NoQuantization, NoRopeScaling
 from engine.spec.run_spec import RunSpec
-from engine.spec.stage_settings import STAGES as PARTS
+from engine.spec.stage_settings import STAGE_SETTINGS as PARTS
 from engine.spec.steps import examples_per_step
 
 MAX_NEXT_STAGE_EPOCHS = 3

@@ -330,7 +330,7 @@ def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 def end(server: Server) -> None:
     """End the process of a server, and wait until nothing of it is left; then its folder goes, too."""
-    end_processes(server.path, grace_s=3)
+    end_processes(server.path, kill_timeout_s=3)
     shutil.rmtree(server.path, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ from engine.spec.fields import choices_of, fields_of
 from engine.spec.method_settings import METHODS, Lora
 from engine.spec.model_settings import Model
 from engine.spec.parts import Part, named_weights, one_of, setting
-from engine.spec.stage_settings import STAGES, Sft
+from engine.spec.stage_settings import STAGE_SETTINGS, Sft
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 MAX_NAME_LENGTH = 80  # characters of what a run is called
@@ -304,7 +304,7 @@ class RunSpec(Spec):
     name: str = setting(
         "", "Run name", "A few words to help you find the run later. Optional.", max_length=MAX_NAME_LENGTH
     )
-    stage: one_of(*STAGES.values()) = setting(
+    stage: one_of(*STAGE_SETTINGS.values()) = setting(
         Sft(), "Stage", "What kind of training this is.", essential=True
     )
     model: Model = Field(default_factory=Model)

@@ -326,7 +326,7 @@ class Grpo(Answering):
     )
 
 
-STAGES = {
+STAGE_SETTINGS = {
     "pt": Pretraining, "sft": Sft, "rm": RewardModel, "dpo": Dpo, "kto": Kto, "orpo": Orpo, "simpo": Simpo,
     "ppo": Ppo, "grpo": Grpo,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Every word that the page shows, in one language.
 
-English labels and help of the settings are in `engine/spec/run_spec.py`; `zh.yaml` has their Chinese, `en.yaml` English
+English labels and help of the settings are in `engine/spec/` (`run_spec.py` and `*_settings.py`); `zh.yaml` has their Chinese, `en.yaml` English
 for choices whose bare value is no label, and `page.yaml` the page's own words side by side.
 """
 

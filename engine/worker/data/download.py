@@ -1,4 +1,5 @@
-"""A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, an errand (engine.data.data_jobs).
+"""A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, a data job
+(engine.data.data_jobs).
 
 Its data files are fetched, never code; the datasets library, with no network, picks subset and split from them as it
 would anywhere; what comes out is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own

@@ -38,7 +38,7 @@ from engine.worker.generation.generator import Answer, TokenLogprob
 from engine.worker.models.loading import precision
 
 PR_SET_PDEATHSIG = 1
-GRACE_SECONDS = 10.0  # between asking it to end and ending it
+VLLM_KILL_TIMEOUT_SECONDS = 10.0  # between asking it to end and ending it
 
 
 class VllmGenerator:
@@ -109,7 +109,7 @@ class VllmGenerator:
         """End it and whatever it has started, which may outlive it; come back when it is gone."""
         try:
             self.process.terminate()
-            self.process.wait(GRACE_SECONDS)
+            self.process.wait(VLLM_KILL_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             pass
         finally:

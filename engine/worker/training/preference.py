@@ -136,7 +136,7 @@ def dpo_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    arguments = DPOConfig(**_arguments(spec, run, data))
+    arguments = DPOConfig(**_training_arguments(spec, run, data))
     collator = DataCollatorForPreference(tokenizer.pad_token_id)
     kind = _Bco if spec.stage.loss_type == "bco_pair" else _Dpo
     return _reference_trainer(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
@@ -154,9 +154,9 @@ def kto_trainer(
     labels = data["train"]["label"]
     if (good := sum(labels)) in (0, len(labels)):
         raise Refusal(single_label_problem(bool(good), len(labels)))
-    # TRL wants the rows one after the other, since it exchanges the answers of a batch beforehand; ours exchanges
-    # those that meet. So rows may be shuffled, and a data set with all good answers first is learned from as well.
-    arguments = KTOConfig(**_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
+    # TRL wants the rows one after the other, since it pairs up the answers of a batch before the training; our collator
+    # does it when the batch is formed. So rows may be shuffled, and a data set with all good answers first is learned from as well.
+    arguments = KTOConfig(**_training_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
     collator = _KlCollator(tokenizer.pad_token_id, spares=list(islice(data["train"], 16)))
     trainer = _reference_trainer(_Kto, spec, arguments, model, tokenizer, data, collator, callbacks)
     trainer.args.train_sampling_strategy = spec.extra.get("train_sampling_strategy", "random")
@@ -184,7 +184,7 @@ class _KlCollator(DataCollatorForUnpairedPreference):
         ])  # fmt: skip
 
 
-def _arguments(spec: RunSpec, run: RunDir, data: dict[str, Any]) -> dict[str, Any]:
+def _training_arguments(spec: RunSpec, run: RunDir, data: dict[str, Any]) -> dict[str, Any]:
     return common_arguments(spec, run, measured="validation" in data) | stage_arguments(spec)
 
 
@@ -262,14 +262,14 @@ class PreferenceLoss:
 def orpo_loss(stage: Orpo, chosen: Tensor, rejected: Tensor) -> PreferenceLoss:
     """ORPO (Hong et al. 2024, arXiv:2403.07691), equations 4 to 7, from the mean log-probability per token of each
     answer, shape (B,): its ordinary loss, and λ times how far the odds of the better one lead."""
-    log_odds = (chosen - rejected) - (_log_of_rest(chosen) - _log_of_rest(rejected))
+    log_odds = (chosen - rejected) - (_log1m_exp(chosen) - _log1m_exp(rejected))
     ratio = -logsigmoid(log_odds)
     weight = stage.orpo_lambda
     metrics = {"nll_loss": -chosen, "odds_ratio_loss": ratio, "log_odds_ratio": log_odds}
     return PreferenceLoss(-chosen + weight * ratio, weight * chosen, weight * rejected, metrics)
 
 
-def _log_of_rest(log_p: Tensor) -> Tensor:
+def _log1m_exp(log_p: Tensor) -> Tensor:
     """log(1 - p) from log p, with the digits that 1 - p would lose; a certain answer is taken for nearly certain."""
     return torch.log(-torch.expm1(log_p.clamp(max=-torch.finfo(log_p.dtype).eps)))
 
@@ -351,7 +351,7 @@ def reference_free_trainer(
     callbacks: list[TrainerCallback],
 ) -> Trainer:
     """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    arguments = TrainingArguments(**_arguments(spec, run, data) | {"remove_unused_columns": False})
+    arguments = TrainingArguments(**_training_arguments(spec, run, data) | {"remove_unused_columns": False})
     return adjust_trainer(_ReferenceFreeTrainer(
         spec,
         model=model,
