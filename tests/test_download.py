@@ -12,6 +12,7 @@ import pytest
 from engine.core.problems import Refusal
 from engine.data import data_jobs
 from engine.data.datasets import examples, find, rows
+from engine.worker.data.download import load_rows
 from tests.hub import Hub
 
 pytestmark = pytest.mark.slow
@@ -106,7 +107,7 @@ def test_an_entry_that_names_a_hub_gets_its_file_and_keeps_all_else(tmp_path, da
         ("org/program", {}, "no file that can be read here"),
         ("org/nothing", {}, "could not be downloaded"),
         ("../../etc/passwd", {}, "is not a data set ID"),
-        ("", {}, "is not a data set ID"),
+        ("", {}, "looks like org/name"),
     ],
 )
 def test_what_cannot_be_fetched_is_a_sentence_and_leaves_nothing(tmp_path, data, hub, id, given, said):
@@ -123,21 +124,34 @@ def test_without_a_network_it_is_a_sentence(tmp_path, data, monkeypatch):
         fetch(tmp_path, data, "org/two")
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `load_rows` sets is put back."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
-    "files", ["{secret}", "../../../secret.csv", "[{secret}, train.csv]", "file://{secret}", "/**/secret.csv"]
+    "files", ["{secret}", "../secret.csv", "[{secret}, train.csv]", "file://{secret}", "/**/secret.csv"]
 )
-def test_a_set_reads_its_own_files_and_no_others(tmp_path, data, hub, files):
+def test_a_set_reads_its_own_files_and_no_others(tmp_path, files):
     """A set whose README leads to a file of the server."""
-    secret = tmp_path / "secret.csv"
-    secret.write_text("question,answer\nroot,$6$hash\n")
-    folder = tmp_path / "repositories" / "two"
+    (secret := tmp_path / "secret.csv").write_text("question,answer\nroot,$6$hash\n")
+    (folder := tmp_path / "set").mkdir()
     (folder / "train.csv").write_text("question,answer\nWho?,Me.\n")
     config = f"configs:\n- config_name: default\n  data_files: {files.format(secret=secret)}"
     (folder / "README.md").write_text(f"---\n{config}\n---\n")
-    before = sorted(data.iterdir())
-    with pytest.raises(Refusal):
-        fetch(tmp_path, data, "org/two")
-    assert sorted(data.iterdir()) == before
-    assert not any(
-        "$6$hash" in file.read_text(errors="replace") for file in (tmp_path / "saves").rglob("*.json")
-    )
+    with pytest.raises(Refusal, match=r"secret\.csv"):
+        load_rows(folder, tmp_path / "cache", "", "train", "")
+    (folder / "README.md").unlink()
+    assert load_rows(folder, tmp_path / "cache", "", "train", "")["question"] == ["Who?"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_link_out_of_a_set_is_not_followed(tmp_path):
+    (secret := tmp_path / "secret.csv").write_text("question,answer\nroot,$6$hash\n")
+    (folder := tmp_path / "set").mkdir()
+    (folder / "train.csv").symlink_to(secret)
+    with pytest.raises(Refusal, match=r"train\.csv"):
+        load_rows(folder, tmp_path / "cache", "", "train", "")

@@ -174,7 +174,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     assert "at most 2048" in refused.value.message
     *_, [answer] = chat_client.ask(server, {BASE: said("long " * 3000)}, {})
     assert "最多 2048" in answer.problem.text("zh")
-    with pytest.raises(openai.NotFoundError, match="There are: demo_model, demo_model/lora/one"):
+    with pytest.raises(openai.NotFoundError, match="Available: demo_model, demo_model/lora/one"):
         ask(client, "gpt-4", "hello")
     json_wanted = {"response_format": {"type": "json_object"}}
     for wrong in (
@@ -190,7 +190,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
         ask(client, BASE, "hello", tools=[{"type": "function", "function": {"name": "f"}}])
     half = f'{{"model": "{BASE}", "messages": [{{"role": "user", "content": "\\ud83d"}}]}}'
     for body, why in (
-        (half, "half a character"),
+        (half, "half of a character"),
         ("[" * 100_000, "cannot be read"),
         ("{", "cannot be read"),
     ):

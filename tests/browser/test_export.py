@@ -29,7 +29,11 @@ def test_a_run_is_exported_compared_and_picked_in_the_form(
         expect(page.locator("#export-card")).to_contain_text("MB")
         expect(page.locator("#export-weights")).not_to_be_visible()
         page.locator("#export-more button").first.click()
-        page.locator("#export-license input, #export-license textarea").fill("apache-2.0")
+        license = page.locator("#export-license input, #export-license textarea")
+        license.click()  # the fold has opened
+        license.fill("apache-2.0")
+        license.blur()
+        expect(license).to_have_value("apache-2.0")
         page.locator("#export-start").click()
         made = page.locator("#exports details.export")
         expect(made).to_have_count(1)

@@ -42,7 +42,7 @@ def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, An
         folder = Path(scratch, "hub")
         try:
             FETCHERS[request["hub"]](name, folder, report)
-            rows = _load_rows(
+            rows = load_rows(
                 folder, Path(scratch, "cache"), request["subset"], request["split"], request.get("folder", "")
             )
         except Refusal:
@@ -81,7 +81,7 @@ def _without_location(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
+def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -> Any:
     """The rows of a subset and split; `inside` is the folder of the repository that they are in, "" for all of it.
     Messages of uneven keys come as JSON each, for a table would fill them up with nulls."""
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
