@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import is_loopback, listen
@@ -55,6 +56,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--root-path", default=environment("ATHANOR_ROOT_PATH", ""),
         help="sub-path under which a reverse proxy serves the studio, such as /athanor [ATHANOR_ROOT_PATH]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allowed-host", metavar="NAME", nargs="+", action="extend",
+        default=environment("ATHANOR_ALLOWED_HOSTS", "").replace(",", " ").split(),
+        help="names by which browsers reach the studio, besides addresses and this machine's own name; needed without --auth, and "
+        "behind a proxy that passes no Host on [ATHANOR_ALLOWED_HOSTS]",
     )  # fmt: skip
     add_arguments(parser)
     return parser.parse_args()
@@ -106,7 +113,8 @@ def serve(options: argparse.Namespace) -> None:
         LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),
         root_path=options.root_path,
     )  # fmt: skip
-    page = application(workplace, auth=login, root_path=options.root_path)
+    hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
+    page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
     start_queue_thread(workplace)
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -6,7 +6,7 @@ language. Both come from the same function, so that a handler has the same numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from html import escape
@@ -43,6 +43,7 @@ from webui import (
     train_tab,
 )
 from webui.events import QUIET
+from webui.same_origin import SameOrigin
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -323,9 +324,14 @@ def _or_gradio_error(act: Callable[[], Any]) -> Any:
 
 
 def application(
-    workplace: Workplace, *, auth: Callable[[ASGIApp], ASGIApp] | None = None, root_path: str = ""
+    workplace: Workplace,
+    *,
+    auth: Callable[[ASGIApp], ASGIApp] | None = None,
+    root_path: str = "",
+    hosts: Collection[str] | None = None,
 ) -> ASGIApp:
-    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for the outside."""
+    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for the outside; `hosts` are names
+    that it goes by, as `SameOrigin` means them; None: any name."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -340,7 +346,8 @@ def application(
     routes = [healthy, *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
-    return auth(whole) if auth else whole
+    guarded = auth(whole) if auth else whole
+    return SameOrigin(guarded, hosts or (), any_host=hosts is None or auth is not None)
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
