@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import regex
@@ -10,6 +11,7 @@ from engine.core import stages
 from engine.core.problems import Problem, problem
 from engine.spec.explanations import shortened
 from engine.spec.extra_argument_limits import limit_problems
+from engine.spec.patterns import MAX_STATES, pattern_states
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_problems
 from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, SETTING_BY_REWARD, Reward
@@ -125,26 +127,18 @@ def _grpo_problems(spec: RunSpec) -> list[Problem]:
         if needed and not getattr(stage, needed):
             problems.append(problem("reward-needs", f"stage.{needed}", reward=reward, needed=needed))
     if "format" in stage.rewards and stage.reward_pattern:
-        try:
-            regex.compile(stage.reward_pattern)
-        except (regex.error, ValueError, OverflowError, RecursionError) as error:
-            problems.append(
-                problem("pattern-broken", "stage.reward_pattern", pattern=shortened(stage.reward_pattern), why=error)
-            )  # fmt: skip
+        problems += _pattern_problems(stage.reward_pattern)
     if "length" in stage.rewards and (stage.reward_length or 0) > stage.max_new_tokens:
         problems.append(
             problem("length-unreachable", "stage.reward_length", given=stage.reward_length, longest=stage.max_new_tokens)
         )  # fmt: skip
     answers, group = examples_per_step(spec), stage.num_generations
     if answers % group:
-        others = [size for size in range(2, answers + 1) if answers % size == 0]
-        more = spec.training.gradient_accumulation_steps
-        while more * answers // spec.training.gradient_accumulation_steps % group:
-            more += 1
-        nearest = min(others, key=lambda size: abs(size - group), default=None)
+        accumulation = spec.training.gradient_accumulation_steps
+        step = group // math.gcd(group, answers // accumulation)  # every multiple of it fits
         problems.append(
             problem("group-does-not-divide", "stage.num_generations", group=group, answers=answers,
-                    nearest=nearest or "—", accumulation=more)
+                    nearest=_nearest_divisor(answers, group) or "—", accumulation=-(-accumulation // step) * step)
         )  # fmt: skip
     if stage.grpo_loss == "cispo" and (stage.epsilon_high or 0) < 1:
         problems.append(
@@ -153,6 +147,26 @@ def _grpo_problems(spec: RunSpec) -> list[Problem]:
     if stage.grpo_loss == "luspo" and stage.importance_sampling_level != "sequence":
         problems.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
     return problems
+
+
+def _pattern_problems(pattern: str) -> list[Problem]:
+    field, shown = "stage.reward_pattern", shortened(pattern)
+    if (states := pattern_states(pattern)) > MAX_STATES:
+        return [problem("pattern-too-large", field, pattern=shown, states=states, limit=MAX_STATES)]
+    try:
+        regex.compile(pattern)
+    except (regex.error, ValueError, OverflowError, RecursionError) as error:
+        return [problem("pattern-broken", field, pattern=shown, why=error)]
+    return []
+
+
+def _nearest_divisor(number: int, size_sought: int) -> int | None:
+    """The divisor of `number` from 2 on that is nearest to a size; None if none is within ten thousand of it."""
+    for distance in range(10_000):
+        for size in (size_sought - distance, size_sought + distance):
+            if 2 <= size <= number and number % size == 0:
+                return size
+    return None
 
 
 def _target_problems(targets: list[str]) -> list[Problem]:
