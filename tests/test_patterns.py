@@ -1,4 +1,4 @@
-"""What a person types into the GRPO form is judged in bounded time and memory."""
+"""What a person types, or a program sends, is judged in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -82,3 +82,15 @@ def test_sizes_of_billions_are_judged_at_once() -> None:
     except Refusal:
         pass  # limits of the numbers themselves
     assert time.monotonic() - begun < 1
+
+
+def test_ten_thousand_unknown_keys_are_answered_at_once() -> None:
+    begun = time.monotonic()
+    with pytest.raises(Refusal) as refused:
+        RunSpec.read({f"learning_rat{number}": 1 for number in range(10_000)})
+    spec = grpo().change("extra", {f"adam_bet{number}": 1 for number in range(10_000)})
+    extra = [problem for problem in spec_problems(spec) if problem.field.startswith("extra")]
+    assert time.monotonic() - begun < 3
+    for problems in (list(refused.value.problems), extra):
+        assert len(problems) == 51
+        assert (problems[-1].code, problems[-1].values["count"]) == ("spec-more-problems", 9_950)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from engine.core.problems import Problem, problem
 from engine.spec.fields import choices_of, fields_of
 
+MAX_PROBLEMS_SAID = 50  # of one spec; nobody reads more, and each looks for what was meant
 NO_VALUE = "(nothing)"  # told as engine/core/reasons.yaml has it
 MAX_CHOICES_LISTED, MAX_NEAREST_LISTED = 12, 5  # of a longer list only so many are told
 WEIGHTED_FIELDS = ("data.datasets", "stage.rewards")  # mappings for which a list is short

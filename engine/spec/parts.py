@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.spec.explanations import problem_from_error, shortened
+from engine.spec.explanations import MAX_PROBLEMS_SAID, problem_from_error, shortened
 from engine.spec.fields import fields_of
 
 # Half of a character, cut off by some program, and NUL.
@@ -34,12 +34,12 @@ class Part(BaseModel):
         try:
             part = cls.model_validate(plain)
         except ValidationError as error:
-            known = {problem.field for problem in problems}
-            problems += [
-                problem
-                for problem in (problem_from_error(details, cls) for details in error.errors())
-                if problem.field not in known
-            ]
+            known = {wrong.field for wrong in problems}
+            errors = error.errors()
+            explained = (problem_from_error(details, cls) for details in errors[:MAX_PROBLEMS_SAID])
+            problems += [wrong for wrong in explained if wrong.field not in known]
+            if more := len(errors[MAX_PROBLEMS_SAID:]):
+                problems.append(problem("spec-more-problems", count=more))
         if problems:
             raise Refusal(problems)
         return part

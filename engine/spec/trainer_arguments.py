@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem, problem
-from engine.spec.explanations import shortened
+from engine.spec.explanations import MAX_PROBLEMS_SAID, shortened
 from engine.spec.run_spec import RunSpec, fields
 
 TRAINER_ARGUMENTS_FILE = Path(__file__).parent / "trainer_arguments.json"
@@ -62,8 +62,10 @@ def extra_problems(spec: RunSpec) -> list[Problem]:
     paths += [f"stage.{name}" for name in type(spec.stage).model_fields]
     renamed = RENAMED_ARGUMENTS.get(spec.stage.kind, {})
     path_by_argument = {renamed.get(path.rsplit(".", 1)[-1], path.rsplit(".", 1)[-1]): path for path in paths}
-    problems = []
-    for name, value in spec.extra.items():
+    problems: list[Problem] = []
+    for number, (name, value) in enumerate(spec.extra.items()):
+        if len(problems) >= MAX_PROBLEMS_SAID:
+            return [*problems, problem("spec-more-problems", "extra", count=len(spec.extra) - number)]
         if name in path_by_argument or name in RESERVED_ARGUMENTS:
             problems.append(
                 problem(
