@@ -319,6 +319,18 @@ def test_a_resumed_run_keeps_its_rows_though_its_model_was_moved_and_its_data_ed
     assert table(run) == rows
 
 
+def test_rows_that_are_missing_from_a_runs_folder_are_prepared_again(
+    make_run: Callable[..., RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(data__max_samples=10)
+    prepare(run)
+    before = table(run)
+    (run.prepared / "train.arrow").unlink()
+    prepare(run)
+    assert "prepared again" in capsys.readouterr().out
+    assert table(run) == before
+
+
 def test_of_two_that_prepare_the_same_at_once_both_have_it_whole(tmp_path: Path) -> None:
     with cache.new_cache_entry(tmp_path, "key") as one, cache.new_cache_entry(tmp_path, "key") as other:
         for folder in (one, other):

@@ -43,7 +43,7 @@ def prepare(run: RunDir) -> None:
     A resumed run keeps the rows it has, even if its model has to be fetched again: its checkpoint remembers a place in
     just these rows.
     """
-    prepared = read_json(run.prepared / cache.SUMMARY_FILE)
+    prepared = _prepared_before(run)
     if prepared and Path(prepared["model_path"]).is_dir():
         return
     report = ProgressReport(run)
@@ -66,6 +66,17 @@ def prepare(run: RunDir) -> None:
     write_json(run.prepared / cache.SUMMARY_FILE, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
     report("preparing", 1, 1)
+
+
+def _prepared_before(run: RunDir) -> dict[str, Any] | None:
+    """The summary of what was prepared for the run, if all of it is still there."""
+    summary = read_json(run.prepared / cache.SUMMARY_FILE)
+    if not summary:
+        return None
+    if all((run.prepared / f"{split}.arrow").is_file() for split in summary["splits"]):
+        return summary
+    print("Prepared rows are missing from this run's folder, so they are prepared again.", flush=True)
+    return None
 
 
 def _model_path(spec: RunSpec, report: ProgressReport) -> str:
