@@ -112,7 +112,7 @@ def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     saves.mkdir()
     yield Workplace(models=(tiny.parent,), data=data, saves=saves)
     for folder in run_folders(saves):
-        (folder / "request.json").unlink()  # nothing more is started
+        (folder / "request.json").rename(folder / "withdrawn.json")  # nothing more is started
         end_processes(folder, kill_timeout_s=0)
 
 

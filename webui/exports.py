@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from engine.core.problems import Problem, Refusal
-from engine.core.rundir import read_json
+from engine.core.rundir import read_object
 from engine.export import gguf, ollama, vllm_command
 from engine.models.adapters import adapter_config
 from engine.runs import progress, publish, runs
@@ -88,10 +88,10 @@ def _finished(run: Run, result_folder: Path, number: int, root: str, words: Word
         folder += f'<p class="quiet">{escape(words("upload-last", when=moment(sent["at"])))} {link}</p>'
     parts = [
         folder,
-        comparison_html(read_json(result_folder / "comparison.json") or {}, words),
+        comparison_html(read_object(result_folder / "comparison.json"), words),
         f'<p class="buttons-row">{buttons}</p>',
     ]
-    is_reward_model = (read_json(result_folder / "result.json") or {}).get("stage") == "rm"
+    is_reward_model = read_object(result_folder / "result.json").get("stage") == "rm"
     if not is_reward_model:
         base = str(spec.model.model_name_or_path)
         wrong = vllm_command.adapter_problems(adapter) if adapter else []

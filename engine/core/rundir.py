@@ -123,11 +123,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; None if there is no such file or it is not JSON."""
+    """The JSON in `path`; None if there is none that can be read: no file, a folder, not ours to read, not JSON."""
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; {} if there is none that can be read."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def stamp(paths: Iterable[Path]) -> str:
@@ -145,10 +151,10 @@ def stamp(paths: Iterable[Path]) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
     objects = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             objects.append(value)

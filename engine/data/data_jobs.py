@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, read_object, try_lock, write_json
 from engine.data import derive, uploads, validation
 from engine.data.datasets import find
 from engine.data.row_files import truncation_problem, version
@@ -67,11 +67,11 @@ class DataJob:
     @property
     def arguments(self) -> Mapping[str, Any]:
         """What the job was started with: the name of the data set, and more."""
-        return (read_json(self.path / "request.json") or {}).get("given", {})
+        return read_object(self.path / "request.json").get("given", {})
 
     @property
     def progress(self) -> Mapping[str, Any]:
-        return read_json(self.path / "progress.json") or {}
+        return read_object(self.path / "progress.json")
 
     @property
     def result(self) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from engine.core.problems import Problem, problem
-from engine.core.rundir import RESULT_FILE, read_json, read_lines
+from engine.core.rundir import RESULT_FILE, read_lines, read_object
 
 EVALUATION_FILE, PAIRS_FILE = "evaluation.json", "evaluation_pairs.jsonl"
 
@@ -37,7 +37,7 @@ def pairs_of(folder: Path) -> list[ScoredPair]:
 
 def accuracy_of(folder: Path) -> tuple[float, int] | None:
     """The share of held-out pairs that the run ranked rightly, and how many they were; None if it does not say."""
-    evaluation = read_json(folder / EVALUATION_FILE) or {}
+    evaluation = read_object(folder / EVALUATION_FILE)
     return (evaluation["accuracy"], evaluation["pairs"]) if evaluation.get("pairs") else None
 
 
@@ -45,7 +45,7 @@ def reward_model_problems(folder: Path, field: str = "stage.reward_model") -> li
     """Why the result in `folder` cannot be a reward, as far as files tell. Empty: it may be loaded."""
     if not folder.is_dir():
         return [problem("reward-missing", field, given=folder)]
-    stage = (read_json(folder / RESULT_FILE) or {}).get("stage")
+    stage = read_object(folder / RESULT_FILE).get("stage")
     if stage != "rm":
         return [problem("reward-is-none", field, given=folder, stage=stage or "—")]
     measurement = accuracy_of(folder)

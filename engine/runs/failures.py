@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Problem, say, sentences
-from engine.core.rundir import end_of, read_json
+from engine.core.rundir import end_of, read_object
 from engine.runs.runs import Run
 
 PATTERNS = {
@@ -75,7 +75,7 @@ def explain(run: Run) -> Explanation | None:
     """Why the run failed or was interrupted; None if it did neither."""
     if run.state not in ("failed", "interrupted"):
         return None
-    error = read_json(run.dir.error) or {}
+    error = read_object(run.dir.error)
     log = end_of(run.dir.log, LOG_END_BYTES, run.dir.log_from()).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(entry for entry in error.get("problems", ()) if entry["code"] in sentences())

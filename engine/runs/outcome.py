@@ -11,12 +11,12 @@ import signal
 import time
 from typing import Any
 
-from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_json
+from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_json, read_object
 
 
 def requested_stop(run: RunDir) -> str | None:
     """ "save", "kill", or None: what has been requested of the run."""
-    return ((read_json(run.request) or {}).get("stop") or {}).get("how")
+    return (read_object(run.request).get("stop") or {}).get("how")
 
 
 def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:

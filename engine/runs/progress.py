@@ -21,7 +21,7 @@ import numpy as np
 from pydantic_core import from_json
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RunDir, end_of, read_json
+from engine.core.rundir import RunDir, end_of, read_object
 from engine.core.stages import STAGES
 from engine.runs.runs import Run
 
@@ -65,7 +65,7 @@ class Series:
 
 def progress(run: Run) -> Progress:
     """The phase a run is in and how far, as it last reported."""
-    reported = read_json(run.dir.progress) or {}
+    reported = read_object(run.dir.progress)
     phase = {"queued": "waiting", "finished": "done"}.get(run.state) or reported.get("phase", "preparing")
     done, total = reported.get("done", 0), reported.get("total")
     fraction = 1.0 if run.state == "finished" else done / total if total else None
@@ -216,7 +216,7 @@ class _CurveReader:
                         self._take(lines)
                     if self.offset - self.kept > CACHE_AFTER_BYTES:
                         self._keep(file)
-            except FileNotFoundError:
+            except OSError:  # not there yet, or not a file that can be read
                 self._begin(0)
             return _with_token_counts({name: growing.table() for name, growing in self.growing.items()})
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.core.rundir import RunDir, any_run_alive, read_json, run_folders, wait_for_lock, write_json
+from engine.core.rundir import RunDir, any_run_alive, read_object, run_folders, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 
@@ -41,9 +41,10 @@ def waiting(saves: Path) -> list[Path]:
     for folder in run_folders(saves):
         run = RunDir(folder)
         if not run.exit.exists() and not run.keeper.exists() and not run.alive():
-            request = read_json(run.request)
-            if isinstance(request, dict):  # it may have been deleted meanwhile
-                queued.append((request.get("queued", 0), folder))
+            request = read_object(run.request)  # {} if it has been deleted meanwhile, or is damaged
+            since = request.get("queued", 0)
+            if isinstance(request.get("submitted"), (int, float)) and isinstance(since, (int, float)):
+                queued.append((since, folder))
     return [folder for _, folder in sorted(queued)]
 
 

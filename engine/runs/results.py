@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RESULT_FILE, distinct_titles, read_json
+from engine.core.rundir import RESULT_FILE, distinct_titles, read_json, read_object
 from engine.core.stages import STAGES, next_stages
 from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
@@ -61,7 +61,7 @@ def result_of(run: Run) -> Result | None:
 def base_of(result: Result) -> Path:
     """The folder of the model that an adapter is of, as far as it is known: a hub's is where the run found it."""
     base = result.run.spec.model.model_name_or_path
-    summary = read_json(result.run.dir.prepared / "summary.json") or {}
+    summary = read_object(result.run.dir.prepared / "summary.json")
     return Path(base if os.path.isdir(base) else summary.get("model_path") or base)
 
 
@@ -137,7 +137,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     if start and start.adapter:
         plain["model"]["adapter_path"] = str(start.folder)
         # A PiSSA adapter was left as an ordinary one, of twice the rank.
-        config = read_json(start.folder / ADAPTER_FILES[0]) or {}
+        config = read_object(start.folder / ADAPTER_FILES[0])
         plain["method"] |= {name: config[name] for name in ADAPTER_SETTINGS if name in config}
         plain["method"]["init_lora_weights"] = "default"
     elif start:

@@ -21,7 +21,9 @@ from engine.core.rundir import (
     RunDir,
     is_locked,
     read_json,
+    read_object,
     run_folders,
+    stamp,
     write_json,
     write_text,
 )
@@ -35,6 +37,16 @@ from engine.spec.run_spec import Spec
 
 ALIVE_STATES = ("preparing", "running", "stopping")
 FINAL_STATES = ("finished", "stopped", "failed", "interrupted")
+# What is taken for a file that cannot be read: the run is shown as failed, and the others are not touched by it.
+DAMAGED_REQUEST = {
+    "kind": "training",
+    "by": "",
+    "submitted": 0.0,
+    "attempt": 1,
+    "stop": None,
+    "damaged": True,
+}
+DAMAGED_EXIT = {"outcome": "failed", "reason": "damaged", "code": None, "signal": None, "attempt": 0}
 
 
 @dataclass(frozen=True)
@@ -59,11 +71,11 @@ class Run:
     @cached_property
     def spec(self) -> Any:
         """A RunSpec, or the spec of the run's kind."""
-        return _spec(self.dir.spec, self.dir.spec.stat().st_mtime_ns)
+        return _spec(self.dir.spec, stamp([self.dir.spec]))
 
     @property
     def title(self) -> str:
-        return self.spec.name or self.path.name
+        return _name(self) or self.path.name
 
     @property
     def by(self) -> str:
@@ -75,7 +87,7 @@ class Run:
 
     @property
     def started(self) -> float | None:
-        return (read_json(self.dir.keeper) or {}).get("started")
+        return read_object(self.dir.keeper).get("started")
 
     @property
     def ended(self) -> float | None:
@@ -106,21 +118,47 @@ class Run:
 
 
 @lru_cache(maxsize=1024)
-def _spec(path: Path, _changed: int) -> Spec:
-    return kinds.read(path.read_text(encoding="utf-8"))
+def _spec(path: Path, _stamp: str) -> Spec:
+    try:
+        return kinds.read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        raise Refusal(problem("run-file-damaged", file=path.name, run=path.parent.name)) from None
+
+
+def _request_of(run: RunDir) -> dict[str, Any]:
+    """request.json; of a damaged one what can be known without it, and {} if there is none."""
+    request = read_object(run.request)
+    if isinstance(request.get("submitted"), (int, float)) and request.get("kind", "training") in kinds.KINDS:
+        return {"by": "", "attempt": 1, **request}
+    return DAMAGED_REQUEST | {"submitted": _changed(run.path)} if os.path.lexists(run.request) else {}
+
+
+def _exit_of(run: RunDir) -> dict[str, Any] | None:
+    """exit.json, None while there is none; of a run with a damaged one, or a damaged request that never ran: failed."""
+    exit = read_object(run.exit)
+    if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
+        return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
+    damaged = os.path.lexists(run.exit) or (not run.alive() and _request_of(run).get("damaged"))
+    return DAMAGED_EXIT | {"ended": _changed(run.path)} if damaged else None
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # deleted meanwhile
+        return 0.0
 
 
 def state(run: RunDir) -> str:
     """What the folder says: see docs/architecture.md."""
     alive = run.alive()
     # Read after the lock: the supervisor writes exit.json first and lets go of the lock then.
-    exit = read_json(run.exit)
-    if exit:
+    if exit := _exit_of(run):
         return exit["outcome"]
     if alive:
-        if (read_json(run.request) or {}).get("stop"):
+        if read_object(run.request).get("stop"):
             return "stopping"
-        phase = (read_json(run.progress) or {}).get("phase")
+        phase = read_object(run.progress).get("phase")
         return (
             "running"
             if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting")
@@ -135,7 +173,7 @@ def read(folder: Path, saves: Path) -> Run:
     now = state(run)
     return Run(
         id=folder.relative_to(saves).as_posix(), path=folder, state=now,
-        request=read_json(run.request) or {}, exit=read_json(run.exit),
+        request=_request_of(run), exit=_exit_of(run),
     )  # fmt: skip
 
 

@@ -28,7 +28,15 @@ from typing import Any, Literal
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem, sentences
-from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, wait_for_lock, write_json
+from engine.core.rundir import (
+    ALIVE_BYTE,
+    is_locked,
+    read_json,
+    read_object,
+    try_lock,
+    wait_for_lock,
+    write_json,
+)
 from engine.launch import command
 from engine.launch.processes import end_processes
 from engine.launch.workspace import PROJECT, Workplace, is_inside
@@ -58,7 +66,7 @@ class Server:
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """The content of serve.json: what it was started with."""
-        return read_json(self.path / "serve.json") or {}
+        return read_object(self.path / "serve.json")
 
     @property
     def name(self) -> str:

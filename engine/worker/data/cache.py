@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, try_lock, write_json
+from engine.core.rundir import ALIVE_BYTE, is_locked, read_object, try_lock, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
 from engine.launch.workspace import template_file
@@ -88,7 +88,7 @@ class Fingerprints:
 
     def __init__(self, cache: Path):
         self.path = cache / "fingerprints.json"
-        self.known: dict[str, list[Any]] = read_json(self.path) or {}
+        self.known: dict[str, list[Any]] = read_object(self.path)
         self.new = False
 
     def of(self, file: Path) -> str:

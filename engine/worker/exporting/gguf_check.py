@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.core.rundir import RunDir, read_json, write_json
+from engine.core.rundir import RunDir, read_object, write_json
 from engine.worker.runtime.process_lifecycle import ProgressReport, silence_warnings
 
 
@@ -86,7 +86,7 @@ def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str,
         prompt_ids,
     )
 
-    rows = [row for row in (read_json(model / "comparison.json") or {}).get("rows", ()) if row.get("answer")]
+    rows = [row for row in read_object(model / "comparison.json").get("rows", ()) if row.get("answer")]
     prompts = [Prompt(row["source"], row["messages"]) for row in rows]
     merged = [
         ModelOutput(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows

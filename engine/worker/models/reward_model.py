@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RESULT_FILE, RunDir, read_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_object
 from engine.runs import kinds
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model
@@ -41,7 +41,7 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
 
     Raises Refusal if the folder is no result of a reward model's run, or is quantized where nothing was to be.
     """
-    run, result = RunDir(folder.parent), read_json(folder / RESULT_FILE) or {}
+    run, result = RunDir(folder.parent), read_object(folder / RESULT_FILE)
     if result.get("stage") != "rm":
         raise Refusal(problem("not-a-reward-model", folder=folder, stage=result.get("stage") or "—"))
     spec = kinds.read(run.spec.read_text(encoding="utf-8"))
@@ -50,9 +50,7 @@ def load_reward_model(folder: Path) -> tuple[Any, Any]:
         spec = RunSpec.read({"stage": "rm", "method": method, "model": spec.model.model_dump()})
     if spec.method.kind == "lora":
         spec = spec.change("model.adapter_path", str(folder))
-        path = (read_json(run.prepared / "summary.json") or {}).get(
-            "model_path", spec.model.model_name_or_path
-        )
+        path = read_object(run.prepared / "summary.json").get("model_path", spec.model.model_name_or_path)
     else:
         # The configuration in the folder has been stretched already.
         spec, path = spec.change("model.rope_scaling", {"kind": "none"}), str(folder)

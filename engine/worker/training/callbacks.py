@@ -14,7 +14,14 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.core.problems import Problem, Refusal, problem
-from engine.core.rundir import COMPLETE_FILE, RunDir, append_lines, read_json, read_lines, write_json
+from engine.core.rundir import (
+    COMPLETE_FILE,
+    RunDir,
+    append_lines,
+    read_lines,
+    read_object,
+    write_json,
+)
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
 
 NOT_PLOTTED = re.compile(
@@ -158,7 +165,7 @@ class RunCallback(TrainerCallback):
         changed = self.run.request.stat().st_mtime_ns
         if changed != self.request_mtime:
             self.request_mtime = changed
-            self.stop_requested = bool((read_json(self.run.request) or {}).get("stop"))
+            self.stop_requested = bool(read_object(self.run.request).get("stop"))
         return self.stop_requested
 
 

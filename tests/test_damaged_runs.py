@@ -1,0 +1,87 @@
+"""One damaged file of one run is one row that says so: the table, the queue and the pages of the others are not touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
+from engine.runs import failures, progress, queue, results, runs
+from engine.spec.run_spec import RunSpec
+from tests.past_runs import past_run
+from webui import runs_tab
+from webui.words import Words
+
+LINES = [{"step": 1, "epoch": 1, "time": 1.0, "loss": 2.0}]
+FILES = (
+    "request.json", "exit.json", "spec.yaml", "metrics.jsonl", "keeper.json", "progress.json", "lock", "error.json", "probe.json",
+    "samples.jsonl", "prepared/summary.json", "log.txt",
+)  # fmt: skip
+CONTENTS: dict[str, bytes | None] = {
+    "empty": b"", "no text": b"\xff\xfe\x00", "a list": b"[]", "half": b'{"a": ', "null": b"null", "a number": b"3", "a text": b'"x"',
+    "endless nesting": b"[" * 100_000, "other keys": b'{"a": 1}', "a folder": None,
+}  # fmt: skip
+SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
+    "row": lambda run, words: runs_tab.table_html([run], words),
+    "head": runs_tab.head_html, "status": runs_tab.status_htmls, "findings": runs_tab.findings_html, "failure": runs_tab.failure_html,
+    "settings": runs_tab.settings_html, "files": lambda run, words: runs_tab.files_html(run, "", words),
+    "progress": lambda run, _: progress.progress(run), "curves": lambda run, _: progress.curves(run),
+    "explanation": lambda run, _: failures.explain(run), "what it can": lambda run, _: run.can,
+}  # fmt: skip
+
+
+def damage(path: Path, content: bytes | None) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.mkdir() if content is None else path.write_bytes(content)
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> tuple[Path, RunDir, RunDir]:
+    saves = tmp_path / "saves"
+    good, bad = (
+        past_run(saves, make_spec(name=name), LINES, at=at) for name, at in (("good", 1e9), ("bad", 2e9))
+    )
+    return saves, RunDir(good.path), RunDir(bad.path)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_file_harms_no_other_run_and_is_shown(two_runs: Any, file: str, content: str) -> None:
+    saves, good, bad = two_runs
+    damage(bad.path / file, CONTENTS[content])
+    shown = {run.path: run for run in runs.find(saves)}
+    assert set(shown) == {good.path, bad.path}
+    assert shown[good.path].state == "finished"
+    queue.advance(saves)
+    results.results(saves)
+    for run in shown.values():
+        for show in SHOWN.values():
+            show(run, Words("en"))
+    if file == "exit.json":
+        assert shown[bad.path].state == "failed"
+        assert "damaged" in runs_tab.failure_html(shown[bad.path], Words("en"))
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_run_whose_request_is_damaged_before_it_ran_is_never_started(two_runs: Any, content: str) -> None:
+    saves, _, bad = two_runs
+    for file in (bad.exit, bad.keeper):
+        file.unlink(missing_ok=True)
+    damage(bad.request, CONTENTS[content])
+    queue.advance(saves)
+    assert runs.read(bad.path, saves).state in ("failed", "interrupted")
+    assert not bad.alive()
+
+
+def test_a_spec_that_cannot_be_read_is_a_sentence(two_runs: Any) -> None:
+    saves, _, bad = two_runs
+    damage(bad.spec, b"\xff")
+    run = runs.read(bad.path, saves)
+    assert run.title == bad.path.name
+    with pytest.raises(Refusal, match=r"spec\.yaml of the run"):
+        _ = run.spec
