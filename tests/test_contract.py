@@ -32,20 +32,20 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
 
 def test_each_state_follows_from_the_files(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    run.request.write_text('{"queued": 1}')
+    run.request.write_text('{"submitted": 1, "queued": 1}')
     assert runs.state(run) == "queued"
     lock = rundir.try_lock(run.lock, rundir.ALIVE_BYTE, shared=True)
     assert runs.state(run) == "preparing"
     run.progress.write_text('{"phase": "training"}')
     assert runs.state(run) == "running"
-    run.request.write_text('{"queued": 1, "stop": {"how": "save"}}')
+    run.request.write_text('{"submitted": 1, "queued": 1, "stop": {"how": "save"}}')
     assert runs.state(run) == "stopping"
     rundir.os.close(lock)
     assert runs.state(run) == "queued"  # never had a keeper
     run.keeper.write_text("{}")
     assert runs.state(run) == "interrupted"
     for outcome in ("finished", "stopped", "failed"):
-        run.exit.write_text(json.dumps({"outcome": outcome}))
+        run.exit.write_text(json.dumps({"outcome": outcome, "ended": 2}))
         assert runs.state(run) == outcome
 
 

@@ -46,7 +46,7 @@ DAMAGED_REQUEST = {
     "stop": None,
     "damaged": True,
 }
-DAMAGED_EXIT = {"outcome": "failed", "reason": "damaged", "code": None, "signal": None, "attempt": 0}
+DAMAGED_EXIT = {"outcome": "failed", "reason": "run-damaged", "code": None, "signal": None, "attempt": 0}
 
 
 @dataclass(frozen=True)
