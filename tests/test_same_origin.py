@@ -93,6 +93,11 @@ def test_behind_a_proxy_the_name_that_the_browser_used_counts() -> None:
     )
 
 
+def test_a_refusal_is_in_the_readers_language() -> None:
+    for language, word in (("zh-CN", "本系统"), ("en", "This studio")):
+        assert word in client().get("/", headers={"Host": "evil.example", "Accept-Language": language}).text
+
+
 def test_nobody_frames_the_page() -> None:
     assert client().get("/").headers["content-security-policy"] == "frame-ancestors 'self'"
 

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core import users
 from engine.core.problems import say
+from webui.reader_language import language_of
 
 FREE_TRIES = 5  # failed logins of one address before it has to wait
 MAX_WAIT_SECONDS = 60  # bounded, because a whole office may come from one address
@@ -105,7 +106,7 @@ class LoginRequired:
         form = await _form(request)
         target, now = _target(form.get("next", "")), time.monotonic()
         if wait := self.attempts.wait(address, now):
-            words = say("login-wait", _language(request), seconds=wait)
+            words = say("login-wait", language_of(request), seconds=wait)
             headers = {"Retry-After": str(wait)}
             return _page(request, self.root, words, HTTPStatus.TOO_MANY_REQUESTS, headers, target=target)
         # Counted as failed until it succeeds: a thousand attempts sent at once must not all pass that line.
@@ -114,7 +115,7 @@ class LoginRequired:
         async with self.hashing:
             right = await asyncio.to_thread(users.check_password, self.users_file, name, password)
         if not right:
-            words = say("login-wrong", _language(request))
+            words = say("login-wrong", language_of(request))
             return _page(request, self.root, words, HTTPStatus.UNAUTHORIZED, name=name, target=target)
         self.attempts.forget(address)
         answer = RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER)
@@ -148,7 +149,7 @@ class LoginRequired:
             login = "/login" if target == "/" else f"/login?{urlencode({'next': target})}"
             answer: Response = RedirectResponse(self.root + login, HTTPStatus.SEE_OTHER)
         else:
-            answer = PlainTextResponse(say("login-needed", _language(request)), HTTPStatus.UNAUTHORIZED)
+            answer = PlainTextResponse(say("login-needed", language_of(request)), HTTPStatus.UNAUTHORIZED)
         answer.headers["Cache-Control"] = "no-store"
         return await answer(scope, receive, send)
 
@@ -206,7 +207,7 @@ def _foreign_origin_page(request: Request, root: str) -> Response | None:
         _hostname(f"//{host.split(',')[0].strip()}") for host in hosts
     ]:
         return None
-    words = say("login-foreign", _language(request), origin=origin[:200], host=hosts[0][:200])
+    words = say("login-foreign", language_of(request), origin=origin[:200], host=hosts[0][:200])
     return _page(request, root, words, HTTPStatus.FORBIDDEN)
 
 
@@ -222,12 +223,6 @@ def _is_https(request: Request) -> bool:
     return (forwarded or request.url.scheme) == "https"
 
 
-def _language(request: Request) -> str:
-    """The first language of Accept-Language that the page speaks; browsers list them by preference."""
-    languages = [part.strip()[:2].lower() for part in request.headers.get("accept-language", "").split(",")]
-    return next((language for language in languages if language in ("en", "zh")), "en")
-
-
 def _page(
     request: Request,
     root: str,
@@ -237,7 +232,7 @@ def _page(
     name: str = "",
     target: str = "/",
 ) -> HTMLResponse:
-    language = _language(request)
+    language = language_of(request)
     words = {word: say(f"login-{word}", language) for word in ("title", "tagline", "enter")}
     html = PAGE.substitute(
         {word: escape(text) for word, text in words.items()},

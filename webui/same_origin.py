@@ -14,15 +14,15 @@ from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.core.problems import problem
+from engine.core.problems import Problem, problem
+from webui.reader_language import language_of
 
-FOREIGN_SITES = (
-    "cross-site",
-    "same-site",
-)  # same-site: another port of this host, another name of this domain
+# Another port of this host and another name of this domain are "same-site".
+FOREIGN_SITES = ("cross-site", "same-site")
 FRAMES = "frame-ancestors 'self'"
 
 
@@ -40,8 +40,9 @@ class SameOrigin:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        if refusal := self._unknown_host(headers) or self._foreign_origin(scope, headers):
-            return await self._refuse(refusal, scope, receive, send)
+        if refused := self._unknown_host(headers) or self._foreign_origin(scope, headers):
+            sentence = refused.text(language_of(HTTPConnection(scope)))
+            return await self._refuse(sentence, scope, receive, send)
 
         async def send_without_frames(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,23 +53,21 @@ class SameOrigin:
 
         return await self.app(scope, receive, send_without_frames)
 
-    def _unknown_host(self, headers: Headers) -> str | None:
-        """A sentence if Host is a name that this studio does not go by."""
+    def _unknown_host(self, headers: Headers) -> Problem | None:
+        """A problem if Host is a name that this studio does not go by."""
         name = _split(f"//{headers.get('host', '')}").hostname or ""
         if self.names is None or name in self.names or _is_address(name):
             return None
-        return problem("host-not-ours", host=name[:200] or "—").text("en")
+        return problem("host-not-ours", host=name[:200] or "—")
 
-    def _foreign_origin(self, scope: Scope, headers: Headers) -> str | None:
-        """A sentence if the request was made by a page of another site. Following a link is no such request."""
+    def _foreign_origin(self, scope: Scope, headers: Headers) -> Problem | None:
+        """A problem if the request was made by a page of another site. Following a link is no such request."""
         origin = headers.get("origin")
         if origin is not None and not self._is_own(_split(origin), headers):
-            return problem("origin-foreign", origin=origin[:200], host=headers.get("host", "")[:200]).text(
-                "en"
-            )
+            return problem("origin-foreign", origin=origin[:200], host=headers.get("host", "")[:200])
         link = scope.get("method") in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
         if origin is None and headers.get("sec-fetch-site") in FOREIGN_SITES and not link:
-            return problem("origin-foreign", origin="—", host=headers.get("host", "")[:200]).text("en")
+            return problem("origin-foreign", origin="—", host=headers.get("host", "")[:200])
         return None
 
     def _is_own(self, origin: SplitResult, headers: Headers) -> bool:

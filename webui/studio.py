@@ -43,6 +43,7 @@ from webui import (
     train_tab,
 )
 from webui.events import QUIET
+from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.words import LANGUAGES, Words
 
@@ -381,13 +382,3 @@ class _WithoutPrefix:
         if self.prefix and scope["type"] != "lifespan" and scope["path"].startswith(f"{self.prefix}/"):
             scope = {**scope, "path": scope["path"].removeprefix(self.prefix)}
         await self.app(scope, receive, send)
-
-
-def language_of(connection: HTTPConnection) -> str:
-    """What the reader has chosen, else what the browser asks for first of the languages there are, else English."""
-    chosen = connection.cookies.get("language")
-    if chosen in LANGUAGES:
-        return chosen
-    preferences = connection.headers.get("accept-language", "").lower().split(",")
-    codes = (preference.split(";")[0].strip()[:2] for preference in preferences)
-    return next((code for code in codes if code in LANGUAGES), "en")

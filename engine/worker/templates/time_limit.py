@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-RENDER_SECONDS = 5.0  # for one conversation; real templates take less than a thousandth
+RENDER_SECONDS = 5.0  # of processor time, for one conversation; real templates take less than a thousandth
 MAX_TIMEOUTS = 2  # of one template; from then on it is not tried again
 
 _timeouts: Counter[str] = Counter()
@@ -27,7 +27,8 @@ class RenderTimeout(TemplateError):
 @contextmanager
 def time_limit(template: str) -> Iterator[None]:
     """Raises RenderTimeout where the block, which renders `template`, takes longer; at once where the template has done so
-    before. In a thread that is not the main one, which gets no signals, there is no limit."""
+    before. In a thread that is not the main one, which gets no signals, there is no limit. What counts is the time of the processor:
+    a busy machine, or a process that was suspended, must not make a sound template look endless."""
     if _timeouts[template] >= MAX_TIMEOUTS:
         raise RenderTimeout
     if threading.current_thread() is not threading.main_thread():
@@ -38,10 +39,10 @@ def time_limit(template: str) -> Iterator[None]:
         _timeouts[template] += 1
         raise RenderTimeout
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    previous = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, RENDER_SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, previous)

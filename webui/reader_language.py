@@ -1,0 +1,17 @@
+"""The language of whoever sends a request: English or Chinese."""
+
+from __future__ import annotations
+
+from starlette.requests import HTTPConnection
+
+from engine.core.problems import LANGUAGES
+
+
+def language_of(connection: HTTPConnection) -> str:
+    """What the reader has chosen, else what the browser asks for first of the languages there are, else English."""
+    chosen = connection.cookies.get("language")
+    if chosen in LANGUAGES:
+        return chosen
+    preferences = connection.headers.get("accept-language", "").lower().split(",")
+    codes = (preference.split(";")[0].strip()[:2] for preference in preferences)
+    return next((code for code in codes if code in LANGUAGES), "en")
