@@ -463,8 +463,8 @@ def test_in_any_order_of_speakers_exactly_the_answers_are_trained(name: str, row
     assert rendered.cache.of(row["messages"]).proven  # the short way was taken, and had proved itself
     weights = [2.0, 0.5, 3.0][: len(long.answers)]
     (plain,), (weighted,) = encode(tok, row), encode(tok, row | {"weights": weights})
-    said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
-    assert [re.sub(r"<\|\w+\|>$", "", run) for run in trained(tok, plain)] == said
+    texts = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+    assert [re.sub(r"<\|\w+\|>$", "", run) for run in trained(tok, plain)] == texts
     assert trained(tok, weighted) == trained(tok, plain)
     assert [weighted.weights[begin] for begin, _ in long.answers] == weights
 

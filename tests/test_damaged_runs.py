@@ -64,6 +64,7 @@ def test_a_damaged_file_harms_no_other_run_and_is_shown(two_runs: Any, file: str
             show(run, Words("en"))
     if file == "exit.json":
         assert shown[bad.path].state == "failed"
+        assert shown[bad.path].ended is None  # a duration would be made up
         assert "damaged" in runs_tab.failure_html(shown[bad.path], Words("en"))
 
 

@@ -489,14 +489,14 @@ def test_folder_and_subset_are_those_of_a_hubs_repository_and_mean_nothing_of_a_
 
 def test_places_in_a_row_are_counted_from_1_wherever_they_are_told(tmp_path):
     hi, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-    told = {
+    texts = {
         "messages #2.content": [hi, {"role": "assistant", "content": 5}],
         "messages #1.role": [{"role": "narrator", "content": "Once."}],
         "message 2": [hi, {"role": "tool", "content": "x"}, answer],
         "there is nothing to learn": [],
     }
     entry = {"formatting": "openai"}
-    for sentence, messages in told.items():
+    for sentence, messages in texts.items():
         text, _ = refused(tmp_path, *[{"messages": messages}] * 2, entry=entry)
         assert sentence in text
     text, _ = refused(tmp_path, *[{"messages": []}] * 2, form="prompts", entry=entry)

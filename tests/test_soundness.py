@@ -54,12 +54,12 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_set_that_cannot_be_read_is_known_by_its_ends(data: Path, name: str) -> None:
-    found = flaw(find(data, name))
-    assert found is not None
-    assert found.code == BROKEN[name][1]
+    problems = flaw(find(data, name))
+    assert problems is not None
+    assert problems.code == BROKEN[name][1]
     listed = set_html.listed([find(data, name)], {}, [], [], "", Words("zh"))
     assert 'class="wrong"' in listed
-    assert found.text("zh")[:12] in set_html.head(find(data, name), None, Words("zh"))
+    assert problems.text("zh")[:12] in set_html.head(find(data, name), None, Words("zh"))
 
 
 @pytest.mark.parametrize("name", SOUND)
@@ -76,7 +76,9 @@ def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_ch
     labels = [label for label, _ in train_tab.dataset_choices(here, Words("en"))]
     assert labels[len(SOUND) :] == [f"{name} · cannot be read" for name in BROKEN]
     spec = RunSpec.read({"data": {"datasets": ["lines"], "dataset_dir": str(data)}})
-    (unknown,) = [one for one in preflight_problems(spec, here, wait=False) if one.code == "data-unknown"]
+    (unknown,) = [
+        dataset for dataset in preflight_problems(spec, here, wait=False) if dataset.code == "data-unknown"
+    ]
     assert unknown.values["known"] == ", ".join(SOUND)
 
 

@@ -88,9 +88,9 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
 def test_what_cannot_be_is_told_with_what_was_meant(text: str, sentence: str, chinese: str) -> None:
     with pytest.raises(Refusal) as refused:
         RunSpec.from_yaml(text)
-    (found,) = refused.value.problems
-    assert sentence in str(found)
-    assert chinese in found.text("zh")
+    (problems,) = refused.value.problems
+    assert sentence in str(problems)
+    assert chinese in problems.text("zh")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 10**9, "", None, "much", [], {}])

@@ -60,9 +60,9 @@ def test_every_bad_row_is_told_though_only_the_first_are_kept(make):
 
 def test_what_a_row_asks_is_what_comes_before_its_last_answer_whatever_follows(make):
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Потому что так надо."}]
-    asked = make("asked", [{"messages": turns}])
-    one = make("x", [{"messages": [*turns, {"role": "user", "content": "And then?"}]}])
-    report = check(one, "chat", against=[asked])
+    questions = make("asked", [{"messages": turns}])
+    wrong = make("x", [{"messages": [*turns, {"role": "user", "content": "And then?"}]}])
+    report = check(wrong, "chat", against=[questions])
     assert report.counts == {"row-open-question": 1, "row-leaked": 1}
     assert report.scripts == {"cyrillic": 1}
 
@@ -175,8 +175,8 @@ CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "conten
     ],
 )  # fmt: skip
 def test_columns_that_nothing_is_made_of_are_named_once(make, row, entry, columns):
-    one = make("x", [row | {"n": None}] * 3, **entry)
-    report = check(one, one.kind)
+    wrong = make("x", [row | {"n": None}] * 3, **entry)
+    report = check(wrong, wrong.kind)
     assert report.good == 3
     assert [warning.values["columns"] for warning in report.warnings if warning.code == "columns-unread"] == (
         [columns] if columns else []

@@ -46,7 +46,14 @@ DAMAGED_REQUEST = {
     "stop": None,
     "damaged": True,
 }
-DAMAGED_EXIT = {"outcome": "failed", "reason": "run-damaged", "code": None, "signal": None, "attempt": 0}
+DAMAGED_EXIT = {
+    "outcome": "failed",
+    "reason": "run-damaged",
+    "code": None,
+    "signal": None,
+    "attempt": 0,
+    "ended": None,
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def _exit_of(run: RunDir) -> dict[str, Any] | None:
     if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
         return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
     damaged = os.path.lexists(run.exit) or (not run.alive() and _request_of(run).get("damaged"))
-    return DAMAGED_EXIT | {"ended": _changed(run.path)} if damaged else None
+    return DAMAGED_EXIT if damaged else None  # nobody knows when it ended
 
 
 def _changed(path: Path) -> float:
