@@ -25,7 +25,7 @@ from engine.export import gguf
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data
 from engine.models.facts import inspect_model
 from engine.runs import failures, kinds, queue, results, runs
-from engine.runs.progress import headline_curve, headline_value, progress
+from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
 from engine.spec.run_spec import RunSpec, Spec
@@ -70,7 +70,8 @@ def _follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
         now = runs.get(workplace.saves, run.id)
         if now.state != last_state and not quiet:
             last_state = now.state
-            print(f"[{last_state}{f' #{now.queue_position}' if now.queue_position else ''}]", flush=True)
+            place = queue.position(now)
+            print(f"[{last_state}{f' #{place}' if place else ''}]", flush=True)
         shown = shown if quiet else _print_new(now.dir.log, shown)
         if now.final:
             return _print_end(now)
@@ -144,7 +145,7 @@ def _text(file: str) -> str:
 def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Print a line for each run, newest first."""
     for run in runs.find(workplace.saves):
-        value = headline_value(run)
+        value = run.facts.headline
         shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
         print(f"{run.state:<12} {shown:>16}  {run.id}")
     return 0

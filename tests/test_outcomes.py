@@ -230,8 +230,8 @@ def test_runs_wait_their_turn_and_go_on_in_order(
     )
     first = run_program(wait_for_go)
     second, third = (runs.submit(make_spec(name=name), workplace) for name in ("b", "c"))
-    assert (second.state, second.queue_position) == ("queued", 2)
-    assert (third.state, third.queue_position) == ("queued", 3)
+    assert (second.state, queue.position(second)) == ("queued", 2)
+    assert (third.state, queue.position(third)) == ("queued", 3)
     Path(workplace.saves, "go").touch()
     ends = [
         ended(run).ended for run in (first, second, third)

@@ -112,5 +112,5 @@ def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(
     lines = falling(40, reward=lambda step: step / 10, accuracy=lambda step: step / 80)
     run = past_run(tmp_path, spec, lines)
     assert progress.headline_curve(run) == curve
-    assert progress.headline_value(run) == pytest.approx(lines[-2][curve])  # the last line is of a validation
+    assert run.facts.headline == pytest.approx(lines[-2][curve])  # the last line is of a validation
     assert progress.sparkline(run)[-1] == pytest.approx(lines[-2][curve], rel=0.1)

@@ -181,4 +181,4 @@ class ChatModels:
 
 
 def _base_path(result: Result) -> str:
-    return result.run.spec.model.model_name_or_path
+    return result.run.facts.base

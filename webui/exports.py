@@ -13,7 +13,7 @@ from engine.core.problems import Problem, Refusal
 from engine.core.rundir import read_object
 from engine.export import gguf, ollama, vllm_command
 from engine.models.adapters import adapter_config
-from engine.runs import progress, publish, runs
+from engine.runs import progress, publish, queue, runs
 from engine.runs.failures import explain
 from engine.runs.runs import Run
 from webui import notices
@@ -67,7 +67,7 @@ def _unfinished(run: Run, words: Words) -> str:
         return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
     now = progress.progress(run)
     phase = (
-        words("queue-position", position=run.queue_position)
+        words("queue-position", position=queue.position(run))
         if run.state == "queued"
         else words(f"phase-{now.phase}")
     )

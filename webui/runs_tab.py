@@ -22,7 +22,7 @@ from engine.core.smoothing import SMOOTHING
 from engine.core.stages import STAGES
 from engine.evaluation import probe, report
 from engine.launch.workspace import Workplace
-from engine.runs import progress, runs, samples
+from engine.runs import progress, queue, runs, samples
 from engine.runs.failures import explain
 from engine.runs.results import possible_next_stages, result_of
 from engine.runs.runs import Run
@@ -322,7 +322,7 @@ def stamp_of(run: Run) -> str:
     files = (
         here.progress, here.metrics, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
     )  # fmt: skip
-    return f"{run.state} {run.queue_position} {rundir.stamp(files)}"
+    return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"
 
 
 # ------------------------------------------------------------------------------------------ the table
@@ -330,17 +330,10 @@ def stamp_of(run: Run) -> str:
 
 def run_facts(run: Run) -> dict[str, str]:
     """Words about the run for the table and the search; a spec that cannot be read leaves them empty."""
-    facts = {"title": run.path.name, "model": run.id.split("/")[0], "stage": "", "method": "", "data": ""}
-    try:
-        spec = run.spec
-    except (Refusal, OSError):
-        return facts
-    facts |= {"title": run.title, "model": Path(spec.model.model_name_or_path).name}
-    if run.kind == "training":
-        facts |= {"stage": spec.stage.kind, "method": spec.method.kind, "data": ", ".join(spec.data.datasets)}
-    if run.kind == "evaluation":
-        facts |= {"data": ", ".join([*spec.data.datasets, *spec.harness.tasks])}
-    return facts
+    model = Path(run.facts.base).name or run.id.split("/")[0]
+    return {
+        "title": run.title, "model": model, "stage": run.facts.stage, "method": run.facts.method, "data": ", ".join(run.facts.data),
+    }  # fmt: skip
 
 
 def kind_of(run: Run, facts: Mapping[str, str], words: Words) -> str:
@@ -375,7 +368,7 @@ def table_html(table_runs: Sequence[Run], words: Words, text: str = "") -> str:
 
 
 def _row(run: Run, columns: Sequence[str], words: Words) -> str:
-    facts, value = run_facts(run), progress.headline_value(run)
+    facts, value = run_facts(run), run.facts.headline
     cells = {
         "state": state_html(run, words),
         "run": f'<a href="?run={quote(run.id)}">{escape(facts["title"])}</a><small>{escape(facts["model"])}</small>',
@@ -421,7 +414,7 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
     """Phase, bar and speed while it goes on; how long it took when it is over."""
     parts = []
     if run.state == "queued":
-        parts.append(words("queue-position", position=run.queue_position))
+        parts.append(words("queue-position", position=queue.position(run)))
     elif not run.final:
         parts.append(words(f"phase-{now.phase}"))
     if now.total:
@@ -430,7 +423,7 @@ def _progress_html(run: Run, now: Any, words: Words) -> str:
         parts.append(words(unit, done=write(now.done), total=write(now.total)))
     if now.fraction is not None and not run.final:
         parts.append(f"{now.fraction:.0%}")
-    if (value := progress.headline_value(run)) is not None:
+    if (value := run.facts.headline) is not None:
         parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
     if now.tokens_per_s and not run.final:
         parts.append(words("speed", count=human(now.tokens_per_s)))

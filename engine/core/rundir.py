@@ -6,6 +6,7 @@ knows nothing of processes and nothing of training.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
@@ -13,7 +14,7 @@ import os
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,35 @@ def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
     return titles
 
 
+def scan_runs(saves: Path) -> Iterator[tuple[str, str, int]]:
+    """Every folder below `saves` that may be a run, saves/<model>/<method>/<run id>: its id, its path, and when it last
+    changed (ns). One that cannot be looked into is left out."""
+    for model in _folders(saves):
+        if not model.name.startswith("."):
+            for method in _folders(model.path):
+                for run in _folders(method.path):
+                    with contextlib.suppress(OSError):  # deleted meanwhile
+                        yield f"{model.name}/{method.name}/{run.name}", run.path, run.stat().st_mtime_ns
+
+
+def _folders(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if _is_folder(entry)]
+    except OSError:  # deleted meanwhile, or not ours to read
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def run_folders(saves: Path) -> list[Path]:
-    """Every run below `saves`: saves/<model>/<method>/<run id>, submitted in whole."""
-    return [path.parent for path in saves.glob("[!.]*/*/*/request.json")]
+    """Every run below `saves`, submitted in whole."""
+    return [Path(path) for _, path, _ in scan_runs(saves) if os.path.lexists(f"{path}/request.json")]
 
 
 def any_run_alive(saves: Path) -> bool:
@@ -136,12 +163,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def stamp(paths: Iterable[Path]) -> str:
+def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
     """Changes when one of the files does, comes or goes."""
     stamps = []
     for path in paths:
         try:
-            status = path.stat()
+            status = os.stat(path)
             stamps.append(f"{status.st_mtime_ns}:{status.st_size}")
         except FileNotFoundError:
             stamps.append("-")

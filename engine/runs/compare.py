@@ -53,23 +53,19 @@ def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
 
 def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
     """The run, then the newest others of the same base and stage."""
-    spec = spec_of(run)
     alike = [
-        other
-        for other in known
-        if spec
-        and other.id != run.id
-        and (theirs := spec_of(other))
-        and theirs.stage.kind == spec.stage.kind
-        and identity(theirs.model.model_name_or_path) == identity(spec.model.model_name_or_path)
-    ]
+        other for other in known if run.facts.stage and other.id != run.id and _base_and_stage(other) == _base_and_stage(run)
+    ]  # fmt: skip
     return [run, *alike][:most]
+
+
+def _base_and_stage(run: Run) -> tuple[str, str]:
+    return identity(run.facts.base), run.facts.stage
 
 
 def display_names(chosen: Sequence[Run]) -> list[str]:
     """What each run is called: by its name, with its folder where two have the same."""
-    titles = {run.id: spec.name if (spec := spec_of(run)) and spec.name else run.path.name for run in chosen}
-    called = distinct_titles(titles)
+    called = distinct_titles({run.id: run.title for run in chosen})
     return [called[run.id] for run in chosen]
 
 

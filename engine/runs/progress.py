@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, end_of, read_object
-from engine.core.stages import STAGES
-from engine.runs.runs import Run
+from engine.runs import facts
+from engine.runs.facts import AXES
+from engine.runs.run import Run
 
 MAX_POINTS = 2048  # kept of a curve; halved when twice as many have come
 CHUNK_BYTES = 1 << 21  # bytes of a metrics file parsed at a time
 CACHE_FILE = ".curves.npz"  # beside a metrics file
 CACHE_AFTER_BYTES = 4 << 20  # the cache is rewritten after so many new bytes
 MIN_ROWS_FOR_PYARROW = 500  # with fewer lines, importing pyarrow is not worth the memory
-AXES = ("step", "epoch", "time")  # keys of every line, besides the metrics
 NUMBER_BYTES = b"0123456789.+-eE"
 NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # bytes that appear in names and never in numbers, which may have an e
 
@@ -102,20 +101,12 @@ def _last_value(curve: Mapping[str, Series], name: str = "loss") -> float | None
 
 def headline_curve(run: Run) -> str:
     """The name of the curve that shows how a run goes, which depends on its stage."""
-    try:
-        return STAGES[run.spec.stage.kind].tells if run.kind == "training" else "loss"
-    except (Refusal, OSError):
-        return "loss"
-
-
-def headline_value(run: Run) -> float | None:
-    """The newest value of that curve, if there is one."""
-    return _headline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run))[0]
+    return facts.headline_curve(run.kind, run.facts.stage)
 
 
 def sparkline(run: Run) -> list[float]:
     """That curve in at most 32 points."""
-    return list(_headline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run))[1])
+    return list(_sparkline(run.dir.metrics, *_stamp(run.dir.metrics), headline_curve(run)))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -127,17 +118,15 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _headline(path: Path, _changed: int, size: int, name: str) -> tuple[float | None, tuple[float, ...]]:
-    """Last value and spark line of a curve, kept as long as the file does not change."""
-    if not size:
-        return None, ()
-    curve = _reader(path).read()
+def _sparkline(path: Path, _changed: int, size: int, name: str) -> tuple[float, ...]:
+    """Kept as long as the file does not change."""
+    curve = _reader(path).read() if size else {}
     if name not in curve:
-        return None, ()
+        return ()
     values = curve[name].value
     values = values[~np.isnan(values)]
     parts = np.array_split(values, min(32, len(values))) if len(values) else []
-    return _last_value(curve, name), tuple(float(part.mean()) for part in parts)
+    return tuple(float(part.mean()) for part in parts)
 
 
 def curves(run: Run) -> dict[str, Series]:

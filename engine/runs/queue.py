@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from engine.core.rundir import RunDir, any_run_alive, read_object, run_folders, wait_for_lock, write_json
+from engine.core.rundir import RunDir, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
+from engine.runs import index
+from engine.runs.run import Run
 
 
 def saves_of(folder: Path) -> Path:
@@ -37,23 +39,33 @@ def locked(saves: Path) -> Iterator[None]:
 
 def waiting(saves: Path) -> list[Path]:
     """Runs that have not started, in the order in which they will."""
+    return _waiting(index.open_runs(saves))
+
+
+def _waiting(open_runs: Iterable[Run]) -> list[Path]:
     queued = []
-    for folder in run_folders(saves):
-        run = RunDir(folder)
-        if not run.exit.exists() and not run.keeper.exists() and not run.alive():
-            request = read_object(run.request)  # {} if it has been deleted meanwhile, or is damaged
-            since = request.get("queued", 0)
-            if isinstance(request.get("submitted"), (int, float)) and isinstance(since, (int, float)):
-                queued.append((since, folder))
+    for run in open_runs:
+        since = run.request.get("queued", 0)
+        if run.state == "queued" and not run.request.get("damaged") and isinstance(since, (int, float)):
+            queued.append((since, run.path))
     return [folder for _, folder in sorted(queued)]
+
+
+def position(run: Run) -> int | None:
+    """1 for the run that is alive, 2 for the first that waits behind it; None if it does not wait."""
+    if run.state != "queued":
+        return None
+    order = waiting(saves_of(run.path))
+    return order.index(run.path) + 2 if run.path in order else None  # it may have started meanwhile
 
 
 def advance(saves: Path) -> None:
     """Start the first waiting run if the lane is free."""
     with locked(saves):
+        open_runs = index.open_runs(saves)
         # The longest-waiting run that cannot even get a supervisor is put aside, and the next one has its turn.
-        for folder in waiting(saves):
-            if any_run_alive(saves):
+        for folder in _waiting(open_runs):
+            if any(run.dir.alive() for run in open_runs):
                 return
             if _start(folder):
                 return

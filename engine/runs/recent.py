@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from engine.core.problems import Refusal
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, is_inside
 from engine.models.discovery import find_models, identity
 from engine.models.facts import ModelFacts
@@ -41,11 +40,7 @@ def model_used_last(workplace: Workplace, among: Iterable[ModelFacts]) -> ModelF
     """The model of the newest run that is of one of `among`; None if none is."""
     known = {identity(str(model.path)): model for model in among}
     for run in runs.find(workplace.saves):
-        try:
-            base = run.spec.model.model_name_or_path
-        except (Refusal, OSError, UnicodeDecodeError):
-            continue
-        if model := known.get(identity(base)):
+        if run.facts.base and (model := known.get(identity(run.facts.base))):
             return model
     return None
 
@@ -66,7 +61,7 @@ def newest_result(
 
 def base_named(result: Result) -> str:
     """The base of a result as its run's spec names it: a folder, or a hub id."""
-    return result.run.spec.model.model_name_or_path
+    return result.run.facts.base
 
 
 def matching_folder(folder: str, bases: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RESULT_FILE, distinct_titles, read_json, read_object
+from engine.core.rundir import distinct_titles, read_object
 from engine.core.stages import STAGES, next_stages
 from engine.data.datasets import read_dataset_info
 from engine.data.validation import recommended
@@ -51,11 +51,10 @@ def titles(left: Iterable[Result]) -> dict[str, str]:
 
 def result_of(run: Run) -> Result | None:
     """What the run has left; None while it is going on, and where it left nothing."""
-    folder = run.dir.result() if run.final else None
-    written = read_json(folder / RESULT_FILE) if folder else None
-    if not written:
+    if not run.final or not run.facts.result_stage:
         return None
-    return Result(run, folder, written["stage"], folder == run.dir.adapter)
+    folder = run.facts.result_folder
+    return Result(run, run.path / folder, run.facts.result_stage, folder == run.dir.adapter.name)
 
 
 def base_of(result: Result) -> Path:
@@ -171,7 +170,7 @@ def _newest(spec: RunSpec, workplace: Workplace, stage: str, adapter: bool | Non
             result
             for result in results(workplace.saves)
             if result.stage == stage and result.run.kind == "training" and adapter in (None, result.adapter)
-            if result.run.spec.model.model_name_or_path == base and result.run.state == "finished"
+            if result.run.facts.base == base and result.run.state == "finished"
         ),
         None,
     )

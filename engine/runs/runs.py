@@ -10,193 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import (
-    SUPERVISED_BYTE,
-    RunDir,
-    is_locked,
-    read_json,
-    read_object,
-    run_folders,
-    stamp,
-    write_json,
-    write_text,
-)
-from engine.export import gguf
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, write_json, write_text
 from engine.launch import command
 from engine.launch.processes import find_processes
 from engine.launch.workspace import PROJECT, Workplace
-from engine.runs import kinds, queue
+from engine.runs import index, kinds, queue
 from engine.runs.outcome import determine_outcome
+from engine.runs.run import Run, read, state
 from engine.spec.run_spec import Spec
-
-ALIVE_STATES = ("preparing", "running", "stopping")
-FINAL_STATES = ("finished", "stopped", "failed", "interrupted")
-# What is taken for a file that cannot be read: the run is shown as failed, and the others are not touched by it.
-DAMAGED_REQUEST = {
-    "kind": "training",
-    "by": "",
-    "submitted": 0.0,
-    "attempt": 1,
-    "stop": None,
-    "damaged": True,
-}
-DAMAGED_EXIT = {
-    "outcome": "failed",
-    "reason": "run-damaged",
-    "code": None,
-    "signal": None,
-    "attempt": 0,
-    "ended": None,
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run as its folder showed it at one moment."""
-
-    id: str  # model/method/run id, as below the saves folder
-    path: Path
-    state: str
-    request: dict[str, Any]
-    exit: dict[str, Any] | None
-
-    @property
-    def dir(self) -> RunDir:
-        return RunDir(self.path)
-
-    @property
-    def kind(self) -> str:
-        """A key of `engine.runs.kinds.KINDS`."""
-        return self.request.get("kind", "training")
-
-    @cached_property
-    def spec(self) -> Any:
-        """A RunSpec, or the spec of the run's kind."""
-        return _spec(self.dir.spec, stamp([self.dir.spec]))
-
-    @property
-    def title(self) -> str:
-        return _name(self) or self.path.name
-
-    @property
-    def by(self) -> str:
-        return self.request["by"]
-
-    @property
-    def submitted(self) -> float:
-        return self.request["submitted"]
-
-    @property
-    def started(self) -> float | None:
-        return read_object(self.dir.keeper).get("started")
-
-    @property
-    def ended(self) -> float | None:
-        return self.exit["ended"] if self.exit else None
-
-    @property
-    def final(self) -> bool:
-        return self.state in FINAL_STATES
-
-    @property
-    def queue_position(self) -> int | None:
-        """1 for the run that is alive, 2 for the first that waits behind it; None if it does not wait."""
-        if self.state != "queued":
-            return None
-        order = queue.waiting(queue.saves_of(self.path))
-        return order.index(self.path) + 2 if self.path in order else None  # it may have started meanwhile
-
-    @property
-    def can(self) -> set[str]:
-        """What may be asked of the run in this state."""
-        if self.state in ALIVE_STATES:
-            return {"stop", "kill", "clone"}
-        if self.state == "queued":
-            return {"kill", "clone", "delete"}
-        # A finished export may lack its GGUF file: then that step is what is left to do.
-        left = self.state != "finished" or (self.kind == "export" and gguf.can_be_tried_again(self.dir))
-        return {"clone", "delete"} | ({"resume"} if left else set())
-
-
-@lru_cache(maxsize=1024)
-def _spec(path: Path, _stamp: str) -> Spec:
-    try:
-        return kinds.read(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        raise Refusal(problem("run-file-damaged", file=path.name, run=path.parent.name)) from None
-
-
-def _request_of(run: RunDir) -> dict[str, Any]:
-    """request.json; of a damaged one what can be known without it, and {} if there is none."""
-    request = read_object(run.request)
-    if isinstance(request.get("submitted"), (int, float)) and request.get("kind", "training") in kinds.KINDS:
-        return {"by": "", "attempt": 1, **request}
-    return DAMAGED_REQUEST | {"submitted": _changed(run.path)} if os.path.lexists(run.request) else {}
-
-
-def _exit_of(run: RunDir) -> dict[str, Any] | None:
-    """exit.json, None while there is none; of a run with a damaged one, or a damaged request that never ran: failed."""
-    exit = read_object(run.exit)
-    if exit.get("outcome") in FINAL_STATES and isinstance(exit.get("ended"), (int, float)):
-        return {"reason": exit["outcome"], "code": None, "signal": None, **exit}
-    damaged = os.path.lexists(run.exit) or (not run.alive() and _request_of(run).get("damaged"))
-    return DAMAGED_EXIT if damaged else None  # nobody knows when it ended
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # deleted meanwhile
-        return 0.0
-
-
-def state(run: RunDir) -> str:
-    """What the folder says: see docs/architecture.md."""
-    alive = run.alive()
-    # Read after the lock: the supervisor writes exit.json first and lets go of the lock then.
-    if exit := _exit_of(run):
-        return exit["outcome"]
-    if alive:
-        if read_object(run.request).get("stop"):
-            return "stopping"
-        phase = read_object(run.progress).get("phase")
-        return (
-            "running"
-            if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting")
-            else "preparing"
-        )
-    return "interrupted" if run.keeper.exists() else "queued"
-
-
-def read(folder: Path, saves: Path) -> Run:
-    """The run in `folder` as it is now."""
-    run = RunDir(folder)
-    now = state(run)
-    return Run(
-        id=folder.relative_to(saves).as_posix(), path=folder, state=now,
-        request=_request_of(run), exit=_exit_of(run),
-    )  # fmt: skip
 
 
 def find(saves: Path, *kinds: str) -> list[Run]:
     """All runs, or those of some kinds, newest first."""
-    all_runs = [read(folder, saves) for folder in run_folders(saves)]
-    selected = (run for run in all_runs if run.request and (not kinds or run.kind in kinds))
+    selected = (run for run in index.runs(saves) if not kinds or run.kind in kinds)
     return sorted(selected, key=lambda run: run.submitted, reverse=True)
-
-
-def _name(run: Run) -> str:
-    """The name that its spec gives it; "" if it gives none, or cannot be read."""
-    try:
-        return run.spec.name
-    except (Refusal, OSError, UnicodeDecodeError):
-        return ""
 
 
 def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> Run:
@@ -218,7 +48,7 @@ def get(saves: Path, id: str, fits: Callable[[Run], bool] = lambda _: True) -> R
 def _named(among: list[Run], name: str, fits: Callable[[Run], bool]) -> list[Run]:
     """Those whose folder is called so, else those whose name it is; runs that do not fit only where none does."""
     by_folder = [run for run in among if run.path.name == name]
-    by_name = [run for run in among if _name(run) == name]
+    by_name = [run for run in among if run.facts.name == name]
     fitting = ([run for run in runs if fits(run)] for runs in (by_folder, by_name))
     return next((runs for runs in (*fitting, by_folder, by_name) if runs), [])
 

@@ -137,7 +137,7 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
     chosen = [_result(by_id, id) for id in ids]
     wholes, adapters = [[result for result in chosen if result.adapter is kind] for kind in (False, True)]
     base = base or next((str(result.folder) for result in wholes), "")
-    base = base or next((str(result.run.spec.model.model_name_or_path) for result in adapters), "")
+    base = base or next((str(result.run.facts.base) for result in adapters), "")
     if not base:
         raise Refusal(problem("chat-nothing-chosen"))
     folder = _folder(base, adapters)
@@ -146,7 +146,7 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
     if not (folder / "config.json").is_file():
         raise Refusal(problem("chat-no-model", folder=folder))
     for result in chosen:
-        theirs = result.run.spec.model.model_name_or_path if result.adapter else str(result.folder)
+        theirs = result.run.facts.base if result.adapter else str(result.folder)
         if identity(theirs) != identity(str(folder)):
             raise Refusal(problem("chat-other-base", name=result.run.title, theirs=theirs, base=folder))
     whole = next(
@@ -164,7 +164,7 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
         raise Refusal(problems)
     fitting = [
         result.folder for result in by_id.values()
-        if result.adapter and identity(result.run.spec.model.model_name_or_path) == identity(str(folder))
+        if result.adapter and identity(result.run.facts.base) == identity(str(folder))
     ]  # fmt: skip
     return replace(choice, rank=vllm.rank(fitting))
 

@@ -1,0 +1,136 @@
+"""Which runs there are, answered in milliseconds for ten thousand of them.
+
+A run that has ended changes only by resume or deletion, so what was read of it is kept: in memory, and in a file of the saves
+folder for the next process. The folders stay the truth. Each look asks the file system whether a run's folder has changed, and
+once in a while whether a file in it has; the index can be deleted at any time, and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine.core.rundir import read_object, scan_runs, stamp
+from engine.runs.facts import RunFacts
+from engine.runs.run import Run, has_ended, read
+
+FILE = ".runs.json"  # below the saves folder
+VERSION = 1  # of the file; rises with RunFacts
+RECHECK_SECONDS = (
+    30.0  # after which the files of a run are asked for, too: only a person changes them in place
+)
+SETTLED_SECONDS = (
+    2.0  # a folder that changed since may change again within the same tick of the file system's clock
+)
+WRITE_AFTER_RUNS = 200  # read anew, before the file is worth writing again
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A run that has ended: when its folder was changed (ns), the stamp of its files, and when that was last compared."""
+
+    changed: int
+    stamp: str
+    checked: float
+    run: Run
+
+
+class RunIndex:
+    """The runs of one saves folder. Safe to share among threads: whoever asks while it is read waits for that answer."""
+
+    def __init__(self, saves: Path):
+        self.saves, self.busy = saves, threading.Lock()
+        self.entries: dict[str, _Entry] | None = None  # None before the file has been read
+        self.unwritten = 0
+
+    def look(self) -> tuple[list[Run], list[Run]]:
+        """Every run as it is now, in no order: those that were known to have ended, and all others."""
+        with self.busy:
+            before = self.entries if self.entries is not None else self._load()
+            self.entries, ended, others = {}, [], []
+            for id, folder, changed in scan_runs(self.saves):
+                if entry := _still_true(before.get(id), folder, changed):
+                    self.entries[id] = entry
+                    ended.append(entry.run)
+                elif (run := read(Path(folder), self.saves)).request:
+                    others.append(run)
+                    self._keep(run, changed)
+            if self.unwritten >= WRITE_AFTER_RUNS:
+                self._write()
+            return ended, others
+
+    def _keep(self, run: Run, changed: int) -> None:
+        settled = time.time_ns() - changed > SETTLED_SECONDS * 1e9
+        if settled and has_ended(run):
+            before = _stamp(str(run.path))
+            run.facts  # noqa: B018  # read now, between two looks at the stamp
+            if _stamp(str(run.path)) == before:
+                self.entries[run.id] = _Entry(changed, before, time.monotonic(), run)
+                self.unwritten += 1
+
+    def _load(self) -> dict[str, _Entry]:
+        written = read_object(self.saves / FILE)
+        if written.get("version") != VERSION:
+            return {}
+        try:
+            return dict(self._entries(written["runs"]))
+        except (TypeError, ValueError, KeyError, AttributeError):  # damaged: it is made again
+            return {}
+
+    def _entries(self, written: dict[str, Any]) -> Iterator[tuple[str, _Entry]]:
+        for id, (changed, files, state, request, exit, facts) in written.items():
+            known = RunFacts(**facts | {"data": tuple(facts["data"])})
+            run = Run(id, self.saves / id, state, request, exit, known)
+            yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is believed
+
+    def _write(self) -> None:
+        """Write the file in one step, by a name of this process's own: two studios may share one saves folder."""
+        written = {
+            id: (entry.changed, entry.stamp, entry.run.state, entry.run.request, entry.run.exit, asdict(entry.run.facts))
+            for id, entry in self.entries.items()
+        }  # fmt: skip
+        partial = self.saves / f"{FILE}.{os.getpid()}"
+        try:
+            partial.write_text(json.dumps({"version": VERSION, "runs": written}), encoding="utf-8")
+            partial.replace(self.saves / FILE)
+        except OSError:  # then each process reads the folders again
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        self.unwritten = 0
+
+
+def _stamp(folder: str) -> str:
+    return stamp(f"{folder}/{name}" for name in ("request.json", "exit.json", "spec.yaml", "metrics.jsonl"))
+
+
+def _still_true(entry: _Entry | None, folder: str, changed: int) -> _Entry | None:
+    if entry is None or entry.changed != changed:
+        return None
+    now = time.monotonic()
+    if now - entry.checked < RECHECK_SECONDS:
+        return entry
+    return _Entry(changed, entry.stamp, now, entry.run) if _stamp(folder) == entry.stamp else None
+
+
+@lru_cache(maxsize=16)
+def _index(saves: Path) -> RunIndex:
+    return RunIndex(saves)
+
+
+def runs(saves: Path) -> list[Run]:
+    """Every run below `saves`, in no order."""
+    ended, others = _index(saves).look()
+    return ended + others
+
+
+def open_runs(saves: Path) -> list[Run]:
+    """The runs that wait or live, and perhaps some that have just ended."""
+    return _index(saves).look()[1]
