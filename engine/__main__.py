@@ -166,7 +166,9 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
     """Stop a run after saving a checkpoint; with --kill, end its processes without saving, by force after ten seconds."""
-    runs.stop(_run(arguments, workplace), "kill" if arguments.kill else "save", by=_me())
+    run = _run(arguments, workplace)
+    # A run that waits has nothing to save.
+    runs.stop(run, "kill" if arguments.kill or run.state == "queued" else "save", by=_me())
     return 0
 
 
@@ -401,7 +403,13 @@ def main() -> int:
         stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
     arguments = parser().parse_args()
     try:
-        return arguments.function(arguments, _workplace(arguments))
+        workplace = _workplace(arguments)
+        status = arguments.function(arguments, workplace)
+        if arguments.function not in VERBS_WITHOUT_SAVES:
+            # A supervisor that was killed has started nobody after it, and there may be no studio that does.
+            with contextlib.suppress(OSError):  # somebody who may only read here
+                queue.advance(workplace.saves)
+        return status
     except Refusal as refusal:
         issues = refusal.problems
     except BrokenPipeError:  # whoever read it has read enough

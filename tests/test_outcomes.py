@@ -177,6 +177,26 @@ def test_kill_works_when_the_keeper_is_gone(run_program: Callable[[str], runs.Ru
     assert find_processes(run.path) == []
 
 
+def test_kill_reaches_a_suspended_supervisor(run_program: Callable[[str], runs.Run]) -> None:
+    run = run_program("import time; time.sleep(600)")
+    wait_for_program(run)
+    psutil.Process(keeper_pid(run)).suspend()
+    runs.stop(fresh(run), "kill")
+    run = ended(run)
+    assert run.state == "stopped"
+    assert find_processes(run.path) == []
+
+
+def test_stopping_a_run_that_waits_starts_no_process(
+    run_program: Callable[[str], runs.Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    run = run_program("finish()")
+    monkeypatch.setattr(runs.subprocess, "Popen", None)
+    runs.stop(run, "kill")
+    assert fresh(run).state == "stopped"
+
+
 def keeper_pid(run: runs.Run) -> int:
     return json.loads(run.dir.keeper.read_text())["pid"]
 
@@ -238,6 +258,28 @@ def test_runs_wait_their_turn_and_go_on_in_order(
     ]  # each keeper starts the next: no studio is there
     assert ends == sorted(ends)
     assert all(fresh(run).state == "finished" for run in (first, second, third))
+
+
+@pytest.mark.parametrize("move_on", ["list", "show", "stop", "delete", "end of orphans"])
+def test_the_queue_moves_on_after_a_killed_supervisor_without_a_studio(
+    run_program: Callable[[str], runs.Run],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    move_on: str,
+) -> None:
+    first = run_program("import time; time.sleep(600)")
+    wait_for_program(first)
+    second, third = (runs.submit(make_spec(name=name), workplace) for name in ("second", "third"))
+    psutil.Process(keeper_pid(first)).kill()
+    wait_until(lambda: not psutil.pid_exists(keeper_pid(first)), 20)
+    if move_on == "end of orphans":
+        runs.stop(fresh(first), "kill")
+    else:
+        end_processes(first.path, kill_timeout_s=0)
+        operand = {"list": [], "show": [second.id], "stop": [third.id], "delete": [first.id]}[move_on]
+        command = [sys.executable, "-m", "engine", move_on, *operand, "--saves", str(workplace.saves)]
+        subprocess.run(command, check=True, capture_output=True)
+    wait_until(lambda: fresh(second).state not in ("queued",), 30)
 
 
 def test_many_studios_at_once_start_a_waiting_run_once(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from engine.core.rundir import RunDir, read_object
 from engine.launch import command
 
 KILL_TIMEOUT_SECONDS = 10.0  # between SIGTERM and SIGKILL
@@ -29,6 +30,20 @@ def find_processes(folder: Path) -> list[psutil.Process]:
             if marker in Path(entry.path, "environ").read_bytes().split(b"\0"):
                 processes.append(process)
     return processes
+
+
+def wake_supervisor(run: RunDir) -> None:
+    """Let a supervisor go on that was suspended (SIGSTOP, or a debugger): it could obey no request.
+
+    The pid in keeper.json is believed only where the process began when the file says.
+    """
+    written = read_object(run.keeper)
+    with contextlib.suppress(psutil.Error, TypeError, ValueError):
+        supervisor = psutil.Process(written.get("pid"))
+        if supervisor.status() == psutil.STATUS_STOPPED and supervisor.create_time() == written.get(
+            "process_started"
+        ):
+            supervisor.resume()
 
 
 def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) -> None:

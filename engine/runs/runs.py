@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, read_json, write_json, write_text
 from engine.launch import command
-from engine.launch.processes import find_processes
+from engine.launch.processes import find_processes, wake_supervisor
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import index, kinds, queue
 from engine.runs.outcome import determine_outcome
@@ -120,7 +120,10 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
         write_json(run.dir.request, request | {"stop": {"how": how, "by": by, "at": time.time()}})
         if state(run.dir) == "queued":
             write_json(run.dir.exit, determine_outcome(run.dir, -15))
-    if how == "kill" and not is_locked(run.dir.lock, SUPERVISED_BYTE):
+            return
+    if is_locked(run.dir.lock, SUPERVISED_BYTE):
+        wake_supervisor(run.dir)
+    elif how == "kill":
         # The supervisor is gone but a process of the run lives: another process has to end it.
         subprocess.Popen(
             [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)], cwd=PROJECT, env=command.inherited_environment(),

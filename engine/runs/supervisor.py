@@ -142,14 +142,18 @@ def main() -> int:
 
 
 def end_orphans(folder: Path) -> int:
-    """End what lives of a run without a supervisor, and supervise it for that long. Returns 1 if it has one."""
+    """End what lives of a run without a supervisor, supervise it for that long, and start who waits. Returns 1 if it has one."""
     run = RunDir(folder)
-    if try_lock(run.lock, SUPERVISED_BYTE, shared=False) is None:
+    supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
+    if supervisor_lock is None:
         return 1
-    try_lock(run.lock, ALIVE_BYTE, shared=True)
+    alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     end_processes(folder)
     if not run.exit.exists():
         write_json(run.exit, determine_outcome(run, -signal.SIGKILL))
+    for lock in filter(None, (alive_lock, supervisor_lock)):
+        os.close(lock)
+    queue.advance(queue.saves_of(folder))
     return 0
 
 
