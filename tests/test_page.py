@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.launch.workspace import Workplace
+from engine.launch.workspace import PROJECT, Workplace
 from webui.studio import page
 
 MANY = 2  # components that an event may tell of its progress
@@ -33,3 +35,22 @@ def test_the_form_is_built_with_what_it_begins_with(config: dict[str, Any]) -> N
     assert values["f-training-learning_rate"] == "0.002"
     assert values["f-data-datasets"] == ["alpaca_translate_zh"]
     assert values["f-stage"] == "sft"
+
+
+COUNT_STUBS = """
+import sys
+stubs = []
+sys.addaudithook(lambda event, args: stubs.append(args[0]) if event == "open" and str(args[0]).endswith(".pyi") else None)
+import {module}
+print(len(stubs))
+"""
+
+
+@pytest.mark.parametrize(("module", "opens_stubs"), [("webui", False), ("gradio", True)])
+def test_gradio_writes_no_stubs_when_the_page_imports_it(module: str, opens_stubs: bool) -> None:
+    """Were there none without the page either, `webui.gradio_import` would have nothing left to do."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_STUBS.format(module=module)],
+        cwd=PROJECT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert bool(int(done.stdout)) is opens_stubs

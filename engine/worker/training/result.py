@@ -13,7 +13,6 @@ from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
 from engine.worker.templates.conversations import end_of_turn_ids
-from engine.worker.training.loss_plot import plot_loss
 
 
 def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *, complete: bool) -> None:
@@ -44,6 +43,10 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():
+        from engine.worker.training.loss_plot import (
+            plot_loss,
+        )  # matplotlib: a quarter of a second that the first step need not wait for
+
         plot_loss(read_lines(run.metrics), run.plot)
 
 
