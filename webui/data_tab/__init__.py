@@ -30,12 +30,13 @@ from webui.data_tab.derive_panel import DerivePanel
 from webui.data_tab.head_panel import HeadPanel
 from webui.data_tab.hub_panel import HubPanel
 from webui.data_tab.job_panel import JobPanel
-from webui.data_tab.panel import Context, Updates, hidden_value
+from webui.data_tab.panel import Context
 from webui.data_tab.rows_panel import RowsPanel
 from webui.data_tab.set_list import SetList
 from webui.data_tab.set_view import SetView
 from webui.data_tab.tokens_panel import TokensPanel
 from webui.data_tab.upload_panel import UploadPanel
+from webui.panels import Updates, hidden_value
 from webui.words import Words
 
 

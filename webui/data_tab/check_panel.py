@@ -17,8 +17,9 @@ from webui import notices
 from webui.data_tab import findings_html
 from webui.data_tab.data_folder import Selection, bytes_of, unsaved
 from webui.data_tab.job_panel import JobPanel
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 MAX_BYTES_UNASKED = 100_000_000  # of a set that is checked as soon as the tab is looked at
 

@@ -20,7 +20,7 @@ from webui import notices
 from webui.data_tab import rows_html, set_html, sources
 from webui.data_tab.data_folder import Selection, is_set, set_id
 from webui.data_tab.head_panel import HeadPanel
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_entry import (
     ALL_ROLES,
     Description,
@@ -32,6 +32,7 @@ from webui.data_tab.set_entry import (
 )
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 ROWS_SHOWN = 3
 

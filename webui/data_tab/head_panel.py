@@ -11,9 +11,10 @@ from engine.data import dataset_info_edits
 from webui import notices
 from webui.data_tab import set_html
 from webui.data_tab.data_folder import Selection, row_count
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 
 class HeadPanel(Panel):

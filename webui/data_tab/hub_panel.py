@@ -6,9 +6,10 @@ import gradio as gr
 
 from engine.data import dataset_info_edits
 from webui.data_tab.job_panel import JobPanel
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 
 class HubPanel(Panel):

@@ -13,8 +13,9 @@ from engine.data.data_jobs import DataJob
 from webui import notices
 from webui.data_tab import findings_html
 from webui.data_tab.data_folder import name_of
-from webui.data_tab.panel import Context, Panel, Updates, hidden_value
+from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
+from webui.panels import Updates, hidden_value
 
 POLL_SECONDS = 0.7
 

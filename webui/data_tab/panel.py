@@ -1,27 +1,20 @@
 """What the panels of the Data tab have in common.
 
-A panel has three parts: `layout` builds its components where it is called, handlers answer with the new values of
-components, by component, and `wire` binds the handlers to events. Which set is open stands in the page: handlers keep
-nothing, and each look reads the files.
+Which set is open stands in the page: handlers keep nothing, and each look reads the files.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.core.problems import Refusal
 from engine.launch.workspace import Workplace
-from webui import notices
+from webui import panels
 from webui.data_tab.data_folder import DataFolder, Selection
+from webui.panels import Updates
 from webui.words import Words
-
-Updates = dict[Block, Any]  # new values, or `gr.update(…)`; components that are not in it stay as they are
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Context:
     chosen: gr.Textbox  # id of the open set or file; "" = none
 
 
-class Panel:
+class Panel(panels.Panel):
     def __init__(self, context: Context):
         self.context = context
         self.words, self.workplace = context.words, context.workplace
@@ -54,24 +47,6 @@ class Panel:
     def closed(self) -> Updates:
         """The panel when nothing is open."""
         return {}
-
-
-def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates]:
-    """A method of a panel whose Refusal is shown as a message, with nothing else changed."""
-
-    @functools.wraps(handler)
-    def answer(self: Panel, *values: Any) -> Updates:
-        try:
-            return handler(self, *values)
-        except Refusal as refusal:
-            return {self.message: notices.refused(refusal.problems, self.words)}
-
-    return answer
-
-
-def hidden_value() -> gr.Textbox:
-    """Something that the page remembers for a handler. To be built outside of tabs that may never be looked at."""
-    return gr.Textbox(elem_classes="unseen", container=False)
 
 
 def row_number(text: str) -> int:

@@ -11,8 +11,9 @@ from engine.data import browse
 from engine.data.datasets import Dataset
 from webui.data_tab import rows_html
 from webui.data_tab.data_folder import Selection
-from webui.data_tab.panel import Context, Panel, Updates, hidden_value, refusal_as_message, row_number
+from webui.data_tab.panel import Context, Panel, row_number
 from webui.events import QUIET
+from webui.panels import Updates, hidden_value, refusal_as_message
 
 ROWS_PER_PAGE = 10
 SEARCHED = "0"  # where a search goes on that has come to the end of the set

@@ -10,8 +10,9 @@ from engine.data.soundness import flaw
 from webui import clicks, notices
 from webui.data_tab import set_html
 from webui.data_tab.data_folder import Selection, row_count, set_id
-from webui.data_tab.panel import Panel, Updates
+from webui.data_tab.panel import Panel
 from webui.events import QUIET
+from webui.panels import Updates
 
 
 class SetList(Panel):

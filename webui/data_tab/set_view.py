@@ -11,8 +11,9 @@ from engine.core.problems import Refusal
 from engine.data import uploads
 from webui import notices
 from webui.data_tab.data_folder import Selection
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 
 class SetView(Panel):

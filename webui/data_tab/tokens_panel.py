@@ -16,9 +16,10 @@ from webui import notices
 from webui.data_tab import tokens_html
 from webui.data_tab.data_folder import Selection
 from webui.data_tab.dataset_specs import preview_spec, stages_for
-from webui.data_tab.panel import Context, Panel, Updates, hidden_value, row_number
+from webui.data_tab.panel import Context, Panel, row_number
 from webui.data_tab.token_facts import token_facts
 from webui.events import QUIET
+from webui.panels import Updates, hidden_value
 
 ROWS_PER_PAGE = 5
 

@@ -13,9 +13,10 @@ from engine.core.problems import Problem
 from engine.data import data_jobs
 from webui import notices
 from webui.data_tab.data_folder import file_id
-from webui.data_tab.panel import Context, Panel, Updates, refusal_as_message
+from webui.data_tab.panel import Context, Panel
 from webui.data_tab.set_list import SetList
 from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
 
 
 class UploadPanel(Panel):

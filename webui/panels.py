@@ -1,0 +1,46 @@
+"""What the panels of all tabs have in common.
+
+A panel is one part of a tab, in three parts itself: `layout` builds its components where it is called, handlers answer with
+the new values of components, by component, and `wire` binds the handlers to events. Handlers keep nothing between calls: what
+is chosen stands in the page, and everything else in the folders that they read.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from webui import notices
+from webui.words import Words
+
+Updates = dict[Block, Any]  # new values, or `gr.update(…)`; components that are not in it stay as they are
+
+
+class Panel:
+    """The base of every panel."""
+
+    words: Words
+    message: gr.HTML  # shows that something was done, or why it was not
+
+
+def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates]:
+    """A method of a panel whose Refusal is shown as a message, with nothing else changed."""
+
+    @functools.wraps(handler)
+    def answer(self: Panel, *values: Any) -> Updates:
+        try:
+            return handler(self, *values)
+        except Refusal as refusal:
+            return {self.message: notices.refused(refusal.problems, self.words)}
+
+    return answer
+
+
+def hidden_value() -> gr.Textbox:
+    """Something that the page remembers for a handler. To be built outside of tabs that may never be looked at."""
+    return gr.Textbox(elem_classes="unseen", container=False)
