@@ -1,4 +1,4 @@
-"""The options of the verbs of the shell that have many; the verbs themselves are in `engine.__main__`."""
+"""The options of the verbs of the shell that have many; the verbs themselves are in `engine.verbs`."""
 
 from __future__ import annotations
 

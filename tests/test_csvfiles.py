@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.__main__ import check
 from engine.core.problems import Problem
 from engine.data import csv_files, row_files
 from engine.data.datasets import read_dataset_info
 from engine.data.row_files import entries
 from engine.launch.workspace import Workplace
 from engine.spec.run_spec import RunSpec
+from engine.verbs import check
 
 HI = {"instruction": "Hi", "output": "Hello."}
 HO = {"instruction": "Ho", "output": "Hey."}

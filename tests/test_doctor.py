@@ -16,7 +16,7 @@ from engine.core import hardware
 from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
-from engine.preflight import checks, doctor, memory
+from engine.preflight import checks, doctor, memory, package_checks
 from engine.preflight.doctor import Device, TrialResult
 from engine.runs import failures, runs
 from engine.runs.plan import summary
@@ -103,8 +103,8 @@ def test_a_trial_without_an_answer_keeps_nobody_from_starting_and_is_not_written
     tries = tried(
         monkeypatch, TrialResult("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False)
     )
-    assert checks.bitsandbytes_problems(CARD, wait=True) == {}
-    assert checks.bitsandbytes_problems(CARD, wait=False) == {}  # and not repeated at every key press
+    assert package_checks.bitsandbytes_problems(CARD, wait=True) == {}
+    assert package_checks.bitsandbytes_problems(CARD, wait=False) == {}  # and not repeated at every key press
     assert len(tries) == 1
     assert not list(doctor._folder().glob("*.json"))
 
@@ -127,7 +127,7 @@ def test_a_trial_has_its_time_and_a_process_that_dies_is_an_answer(
 
 def test_the_sentence_names_the_cuda_the_libraries_and_each_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     tried(monkeypatch, BROKEN)
-    broken = checks.bitsandbytes_problems(CARD, wait=True)
+    broken = package_checks.bitsandbytes_problems(CARD, wait=True)
     assert set(broken) == {"4bit", "8bit", "optimizer"}
     for language in ("en", "zh"):
         text = broken["4bit"].text(language)

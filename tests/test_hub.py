@@ -23,7 +23,7 @@ from engine.runs.progress import progress
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until
 from tests.hub import Hub, files
-from webui import runs_tab
+from webui.runs_tab import head_html
 from webui.words import Words
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_model_is_fetched_with_its_bytes_in_view_then_trained_and_the_next_run
     run = runs.submit(make_spec(model__model_name_or_path=ID, training__max_steps=2), workplace)
     now = wait_until(half_way)
     assert now.unit == "B"
-    shown = runs_tab._progress_html(fresh(), now, Words("en"))
+    shown = head_html.progress_bar(fresh(), now, Words("en"))
     assert f"{rest / 1000:.3g} KB of {whole / 1000:.3g} KB" in shown
     hub.held["model.safetensors"].set()
     wait_until(lambda: fresh().final)
@@ -227,6 +227,6 @@ def test_a_disk_too_small_for_the_model_is_told_before_it_is_fetched(
 def test_a_studio_without_the_other_hubs_client_says_how_to_get_it(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.preflight.checks.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("engine.preflight.package_checks.importlib.util.find_spec", lambda _: None)
     (found,) = preflight_problems(make_spec(model__model_name_or_path=ID, model__hub="modelscope"), workplace)
     assert "pip install modelscope-hub" in found.text("zh")

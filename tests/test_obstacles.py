@@ -19,7 +19,7 @@ from engine.launch.workspace import Workplace
 from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem
 from engine.models.checks import model_problems
 from engine.models.discovery import hub_cache
-from engine.preflight import checks
+from engine.preflight import checks, model_checks, package_checks
 from engine.runs.plan import refitted, start_from, summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
@@ -125,7 +125,7 @@ def test_a_path_that_is_none_of_ours_is_a_problem_and_never_an_error(
     plan = summary(make_spec(place).change(field, given), place)
     assert {one.field for one in plan.problems} == {field}
     assert (plan.rows is None) == (field == "data.dataset_dir")
-    assert (plan.parameters is None) == (field in checks.MODEL_FIELDS)
+    assert (plan.parameters is None) == (field in model_checks.MODEL_FIELDS)
 
 
 def test_a_name_too_long_for_a_file_is_no_error_inside_the_roots_either(place: Workplace) -> None:
@@ -442,7 +442,7 @@ def test_fp16_needs_a_card(place: Workplace) -> None:
 def test_an_optimizer_names_the_packages_that_it_imports(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, optimizer: str, packages: set[str]
 ) -> None:
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(package_checks.importlib.util, "find_spec", lambda _: None)
     found = [one for one in told(place, training__optim=optimizer) if one.code == "package-missing"]
     assert {one.values["package"] for one in found} == packages
 

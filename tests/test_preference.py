@@ -21,7 +21,7 @@ from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.models.safetensors_headers import read_header
-from engine.preflight.checks import trained_parameters
+from engine.preflight.model_checks import trained_parameters
 from engine.runs import supervisor
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec

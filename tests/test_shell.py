@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from engine.__main__ import _evaluation, main, parser
+from engine.__main__ import main, parser
 from engine.core.problems import Refusal, reasons
 from engine.core.rundir import RESULT_FILE, RunDir, write_json, write_text
 from engine.evaluation import report
@@ -21,6 +21,7 @@ from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace, make_saves
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
+from engine.verbs import _evaluation
 from tests.conftest import engine, flags_of
 
 
@@ -105,7 +106,7 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
 
     began: list[Any] = []
     monkeypatch.setattr(runs, "submit", lambda spec, *_, **__: began.append(spec) or runs.get(saves, "one"))
-    monkeypatch.setattr("engine.__main__._follow", lambda *_, **__: 0)
+    monkeypatch.setattr("engine.verbs.following.follow", lambda *_, **__: 0)
     monkeypatch.setattr(runs, "resume", lambda run, **_: began.append(run.id))
     shell("export", "tale")
     assert began.pop().adapters == {str(one / "adapter"): 1.0}

@@ -21,7 +21,7 @@ from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.models.vocabulary import missing_rows, special_token_problems, vocabulary
 from engine.preflight import checks
-from engine.preflight.checks import trained_parameters
+from engine.preflight.model_checks import trained_parameters
 from engine.runs import runs
 from engine.spec.run_spec import RunSpec
 from tests.conftest import wait_until

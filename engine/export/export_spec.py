@@ -25,8 +25,8 @@ from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_has_sc
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
 from engine.models.safetensors_headers import Tensor, read_header
-from engine.preflight.checks import bitsandbytes_problems
 from engine.preflight.doctor import device_of
+from engine.preflight.package_checks import bitsandbytes_problems
 from engine.spec.model_settings import Model
 from engine.spec.parts import named_weights, setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, Spec

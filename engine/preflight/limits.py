@@ -20,7 +20,8 @@ from engine.launch.workspace import Workplace
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.vocabulary import vocabulary
 from engine.preflight import memory
-from engine.preflight.checks import disk_needed, model_is_readable, trained_parameters
+from engine.preflight.checks import disk_needed
+from engine.preflight.model_checks import model_is_readable, trained_parameters
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import SCHEDULES_WITHOUT_WARMUP, VALIDATION_SCHEDULES, warmup_problems
 from engine.spec.steps import examples_per_step, optimizer_steps

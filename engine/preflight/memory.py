@@ -18,7 +18,7 @@ from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
 from engine.models.trainable_modules import trainable_parameters
-from engine.preflight.checks import trained_parameters
+from engine.preflight.model_checks import trained_parameters
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step

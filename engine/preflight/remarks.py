@@ -12,7 +12,7 @@ from pathlib import Path
 from engine.core.problems import Problem, problem
 from engine.data.dataset_info import read_dataset_info
 from engine.data.validation import ValidationReport
-from engine.preflight.checks import check_first_rows
+from engine.preflight.data_checks import check_first_rows
 from engine.spec.run_spec import RunSpec
 
 # Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a

@@ -14,12 +14,9 @@ from engine.launch import command
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.preflight import doctor, limits, memory
-from engine.preflight.checks import (
-    bitsandbytes_problems,
-    model_is_readable,
-    preflight_problems,
-    trained_parameters,
-)
+from engine.preflight.checks import preflight_problems
+from engine.preflight.model_checks import model_is_readable, trained_parameters
+from engine.preflight.package_checks import bitsandbytes_problems
 from engine.preflight.remarks import remarks
 from engine.runs import recent
 from engine.spec.contradictions import spec_problems

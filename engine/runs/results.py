@@ -17,7 +17,7 @@ from engine.data.validation import recommended
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
 from engine.models.adapters import ADAPTER_FILES
-from engine.preflight.checks import ADAPTER_SETTINGS
+from engine.preflight.model_checks import ADAPTER_SETTINGS
 from engine.runs import runs
 from engine.runs.runs import Run
 from engine.spec.model_settings import NoQuantization, NoRopeScaling

@@ -9,7 +9,7 @@ from engine.core.stages import KINDS_BY_FORM, STAGES
 from engine.data.datasets import Dataset
 from engine.launch.workspace import Workplace
 from engine.models.checks import model_problems
-from engine.preflight.checks import chosen_template_problems
+from engine.preflight.model_checks import chosen_template_problems
 from engine.spec.run_spec import RunSpec
 from webui.words import Words
 

@@ -19,7 +19,7 @@ from engine.models.checks import model_problems
 from engine.models.discovery import hub_cache, is_hub_id
 from engine.models.facts import inspect_model
 from engine.models.safetensors_headers import PICKLE_SUFFIXES
-from engine.preflight.checks import model_setting_problems
+from engine.preflight.model_checks import model_setting_problems
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import ProgressReport
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from engine.models.facts import may_be_quantized
-from engine.preflight.checks import required_packages
+from engine.preflight.package_checks import required_packages
 from engine.spec.model_settings import Model
 from engine.spec.run_spec import RunSpec
 

@@ -28,7 +28,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir, read_json, write_json
-from engine.preflight.checks import single_label_problem
+from engine.preflight.data_checks import single_label_problem
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Orpo, Simpo
 from engine.worker.training.trainers import (

@@ -1,0 +1,89 @@
+"""A run from a shell: it is submitted, and followed to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from engine.core.problems import Problem, Refusal, problem, say, shell_language
+from engine.evaluation import report
+from engine.launch.workspace import Workplace, make_data
+from engine.runs import failures, kinds, queue, runs
+from engine.spec.run_spec import Spec
+
+
+def submit(spec: Spec, workplace: Workplace) -> runs.Run:
+    """Submit a spec; say so if that has made the data folder, or the saves folder, which may be a mistyped path."""
+    if made := make_data(workplace):
+        print(made.text(shell_language()), file=sys.stderr)
+    fresh = not workplace.saves.is_dir()
+    run = runs.submit(spec, workplace, by=user_name())
+    if fresh:
+        print(problem("saves-made", folder=workplace.saves).text(shell_language()), file=sys.stderr)
+    kind = kinds.KINDS[spec.kind]
+    print_doubts(kind.doubts(kind.frozen(spec, workplace), []))
+    return run
+
+
+def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
+    """Print what the run prints until it ends; `quiet`: only where its result is."""
+    presses: list[int] = []
+    # Only noted here: a handler that took the queue's lock could meet itself holding it.
+    signal.signal(signal.SIGINT, lambda *_: presses.append(1))
+    shown, last_state, obeyed = 0, "", 0
+    while True:
+        now = runs.get(workplace.saves, run.id)
+        if now.state != last_state and not quiet:
+            last_state = now.state
+            place = queue.position(now)
+            print(f"[{last_state}{f' #{place}' if place else ''}]", flush=True)
+        shown = shown if quiet else _print_new(now.dir.log, shown)
+        if now.final:
+            return _print_end(now)
+        if len(presses) > obeyed:
+            obeyed = len(presses)
+            how = "kill" if obeyed > 1 or now.state == "queued" else "save"
+            print(f"[asked to stop: {how}]", flush=True)
+            with contextlib.suppress(Refusal):  # it ended in the same moment
+                runs.stop(now, how, by=user_name())
+        queue.advance(workplace.saves)
+        time.sleep(0.5)
+
+
+def _print_new(log: Path, shown: int) -> int:
+    if log.exists():
+        with log.open("rb") as file:
+            file.seek(shown)
+            new = file.read()
+        sys.stdout.buffer.write(new)
+        sys.stdout.flush()
+        return shown + len(new)
+    return shown
+
+
+def _print_end(run: runs.Run) -> int:
+    if summary := report.summary(run.dir):
+        print(report.as_text(summary))
+    if why := failures.explain(run):
+        print(why.what(shell_language()), why.advice(shell_language()), sep="\n", file=sys.stderr)
+    print(run.dir.left() or run.path)
+    return 0 if run.state in ("finished", "stopped") else 1
+
+
+def print_doubts(doubts: list[Problem]) -> None:
+    """What keeps nobody from starting goes to standard error: a script reads the answer alone."""
+    for doubt in doubts:
+        print(say("doubt", shell_language(), what=sentence(doubt)), file=sys.stderr)
+
+
+def sentence(issue: Problem) -> str:
+    return issue.with_field(shell_language())
+
+
+def user_name() -> str:
+    """Who uses the shell."""
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or ""

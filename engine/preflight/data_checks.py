@@ -1,0 +1,128 @@
+"""What is wrong with the data sets of a spec, as far as their first rows tell."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.core.stages import KINDS_BY_FORM, STAGES
+from engine.data.datasets import INFO_FILE, Dataset, examples, read_dataset_info
+from engine.data.row_files import version
+from engine.data.soundness import sound_names
+from engine.data.validation import ValidationReport, check
+from engine.spec.run_spec import RunSpec
+
+ROWS_CHECKED = 20_000  # rows of a data set that are checked before start; preparation checks all
+MAX_BAD_ROWS_LISTED = 5  # bad rows told in full
+Stamps = tuple[tuple[Path, int, int], ...]
+
+
+def dataset_problems(spec: RunSpec) -> list[Problem]:
+    """Unknown, broken or unsuitable data sets, and bad rows among their first ones."""
+    folder = Path(spec.data.dataset_dir)
+    if not os.path.isdir(folder):
+        return [problem("data-folder-missing", "data.dataset_dir", folder=folder)]
+    catalogue, broken = read_dataset_info(folder)
+    if broken:
+        return [replace(problem, field="data.datasets") for problem in broken]
+    known = {dataset.name: dataset for dataset in catalogue}
+    problems = []
+    chosen = {"data.datasets": spec.data.datasets, "data.eval_datasets": spec.data.eval_datasets}
+    for field, names in chosen.items():
+        for name in names:
+            if name in known:
+                problems += _rows_problems(spec, known[name], folder, field)
+            else:
+                names_known = ", ".join(sound_names(catalogue)) or "—"
+                problems.append(problem("data-unknown", field, name=name, folder=folder, known=names_known))
+    return problems or _label_problems(spec, known, folder)
+
+
+def _rows_problems(spec: RunSpec, dataset: Dataset, folder: Path, field: str) -> list[Problem]:
+    """What is wrong with the first rows of one data set."""
+    report, skipped = check_first_rows(folder, dataset, spec.stage.kind), spec.data.skip_bad_rows
+    problems = [problem for problem in report.warnings if problem.code == "encoding-unsure"]
+    if not report.usable or not skipped:
+        problems += report.problems[:MAX_BAD_ROWS_LISTED]
+    problems = [replace(problem, field=field) for problem in problems]
+    if report.bad and report.usable and not skipped:
+        problems.insert(0, problem("bad-rows", field, name=dataset.name, bad=report.bad))
+    return problems
+
+
+def _label_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -> list[Problem]:
+    """What KTO misses in data sets whose answers are all good, or all bad."""
+    if spec.stage.kind != "kto":
+        return []
+    counts = (
+        _label_counts(folder, name, _dataset_stamps(folder, known[name])) for name in spec.data.datasets
+    )
+    marks = sum(counts, Counter())
+    # Of more rows than these, all are looked at when the run begins.
+    if len(marks) == 1 and marks.total() < ROWS_CHECKED:
+        return [single_label_problem(True in marks, marks.total())]
+    return []
+
+
+@lru_cache(maxsize=256)
+def _label_counts(folder: Path, name: str, _of: Stamps) -> Counter[bool]:
+    """How many answers of a data set are marked good and bad, counted until there is one of each."""
+    dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
+    marks: Counter[bool] = Counter()
+    for row in islice(examples(dataset, lambda _: None, "thumbs"), ROWS_CHECKED):
+        marks[row["label"]] += 1
+        if len(marks) == 2:
+            break
+    return marks
+
+
+def single_label_problem(good: bool, rows: int) -> Problem:
+    """KTO has nothing to tell apart."""
+    return problem("thumbs-all-good" if good else "thumbs-all-bad", "data.datasets", rows=rows)
+
+
+def check_first_rows(folder: Path, dataset: Dataset, stage: str) -> ValidationReport:
+    """What `check` says of the first rows of a data set for a stage; remembered until one of the files changes."""
+    return _check_first_rows(folder, dataset.name, stage, _dataset_stamps(folder, dataset))
+
+
+@lru_cache(maxsize=256)
+def _check_first_rows(folder: Path, name: str, stage: str, _of: Stamps) -> ValidationReport:
+    """`check`, remembered until one of the files changes: the page asks at every key press."""
+    catalogue, _ = read_dataset_info(folder)
+    dataset = next(dataset for dataset in catalogue if dataset.name == name)
+    if dataset.problem:
+        return ValidationReport(0, 0, (dataset.problem,))
+    return check(dataset, STAGES[stage].form, limit=ROWS_CHECKED, datasets=catalogue)
+
+
+def any_dataset_has_answers(spec: RunSpec) -> bool:
+    """Whether any of the data sets has an answer; True, too, where that cannot be told, which others say."""
+    folder = Path(spec.data.dataset_dir)
+    catalogue = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
+    chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
+    usable = [
+        dataset for dataset in chosen if dataset.problem is None and dataset.kind in KINDS_BY_FORM["prompts"]
+    ]
+    return not usable or any(
+        _has_answers(folder, dataset.name, _dataset_stamps(folder, dataset)) for dataset in usable
+    )
+
+
+@lru_cache(maxsize=256)
+def _has_answers(folder: Path, name: str, _of: Stamps) -> bool:
+    """Whether one of the first rows has an answer, remembered as `_looked_at` is."""
+    dataset = next(dataset for dataset in read_dataset_info(folder)[0] if dataset.name == name)
+    rows = examples(dataset, lambda _bad: None, "prompts")
+    return any(row["answer"] is not None for row in islice(rows, ROWS_CHECKED))
+
+
+def _dataset_stamps(folder: Path, dataset: Dataset) -> Stamps:
+    """Changes when one of its files does, or the catalogue, which says how they are read."""
+    return tuple((file, *version(file)) for file in (folder / INFO_FILE, *dataset.files))

@@ -1,0 +1,146 @@
+"""What of a spec does not go with the model on this machine, and how much of the model it trains."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from engine.core.problems import Problem, problem
+from engine.launch.workspace import Workplace, template_file
+from engine.models.adapters import adapter_has_score_head, adapter_parameters, adapter_problems
+from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem, template_problem
+from engine.models.checks import model_problems
+from engine.models.discovery import is_hub_id
+from engine.models.facts import ModelFacts, chat_template, has_reward_model, inspect_model
+from engine.models.trainable_modules import (
+    freeze_problems,
+    lora_problems,
+    targeted_shapes,
+    trainable_parameters,
+)
+from engine.models.vocabulary import (
+    embedding_rows,
+    missing_rows,
+    special_token_problems,
+    vocabulary_modules,
+    vocabulary_problems,
+)
+from engine.spec.run_spec import RunSpec
+
+MODEL_FIELDS = ("model.model_name_or_path", "model.adapter_path")
+# Settings that a continued adapter has already.
+ADAPTER_SETTINGS = ("r", "lora_alpha", "use_dora", "use_rslora")
+
+
+def model_is_readable(wrong: set[str]) -> bool:
+    """Whether the model and the adapter may be looked into, if these fields have problems."""
+    return wrong.isdisjoint(MODEL_FIELDS)
+
+
+def chosen_model_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> list[Problem]:
+    """What keeps the chosen model and adapter from being used; the fields `outside` are not looked at."""
+    chosen = spec.model.model_name_or_path
+    if not chosen.strip():
+        return []  # engine.spec.contradictions.spec_problems has said so
+    allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
+    is_reward_model = spec.stage.kind == "rm"
+    if problems := model_problems(
+        chosen, workplace.model_roots, allow_remote_code=allowed, scorer=is_reward_model
+    ):
+        return problems
+    problems = []
+    if spec.model.trust_remote_code and not allowed:
+        problems.append(problem("remote-code-not-allowed", "model.trust_remote_code", model=chosen))
+    if "model.chat_template" not in outside:
+        problems += chosen_template_problems(spec)
+    if spec.method.kind == "lora" and spec.model.adapter_path and "model.adapter_path" not in outside:
+        settings = {name: getattr(spec.method, name) for name in ADAPTER_SETTINGS}
+        problems += adapter_problems(spec.model.adapter_path, chosen, settings, scorer=is_reward_model)
+    if is_hub_id(chosen) and not os.path.isdir(chosen):
+        return problems  # its files are not here yet; once they are, the worker asks the same
+    return problems + model_setting_problems(spec, inspect_model(chosen))
+
+
+def chosen_template_problems(spec: RunSpec) -> list[Problem]:
+    """What keeps the chat template that was chosen from being used; [] also where the model's own is."""
+    template, file = spec.model.chat_template, template_file(spec)
+    if template and not os.path.isfile(file or TEMPLATE_FOLDER / f"{template}.jinja"):
+        known = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
+        return [problem("template-missing", "model.chat_template", given=template, known=known)]
+    broken = template_file_problem(Path(file)) if file else None
+    return [replace(broken, field="model.chat_template")] if broken else []
+
+
+def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """What of the settings does not go with a model that is sound in itself."""
+    problems, template = [], spec.model.chat_template
+    known = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
+    if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
+        problems.append(problem("no-score-head", "stage", model_type=model.model_type))
+    if spec.stage.kind != "pt" and not template:
+        own = chat_template(model.path)
+        if not model.has_chat_template:
+            problems.append(problem("no-template", "model.chat_template", model=model.name, known=known))
+        elif own and (broken := template_problem(*own)):
+            problems.append(replace(broken, field="model.chat_template"))
+    if model.rope and spec.model.rope_scaling.kind != "none":
+        context = model.context_length or "?"
+        problems.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
+    if spec.method.kind == "lora":
+        problems += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+        problems += [] if problems else rank_problems(spec, model)
+    if spec.method.kind == "freeze":
+        problems += freeze_problems(model, spec.method.trainable_modules)
+    resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
+    problems += vocabulary_problems(model, resized=resized, adapter=adapter)
+    problems += special_token_problems(model, spec.stage.kind)
+    return problems + _context_problems(spec, model)
+
+
+def rank_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """A rank beyond the number of singular vectors that an initialization begins with."""
+    init, rank = spec.method.init_lora_weights, spec.method.r
+    shapes = targeted_shapes(model, spec.method.target_modules, spec.method.modules_to_save)
+    largest = min((min(shape) for shape in shapes), default=rank)
+    if init not in ("pissa", "olora") or rank <= largest or spec.model.adapter_path:
+        return []
+    return [problem("rank-beyond-matrix", "method.r", init=init, given=rank, largest=largest)]
+
+
+def _context_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    context = int((model.context_length or 0) * getattr(spec.model.rope_scaling, "factor", 1))
+    if context and spec.data.max_length > context:
+        return [problem("context-too-short", "data.max_length", given=spec.data.max_length, context=context)]
+    answer = getattr(spec.stage, "max_new_tokens", 0)
+    if context and spec.data.max_length + answer > context:
+        values = {
+            "given": spec.data.max_length,
+            "answer": answer,
+            "context": context,
+            "room": max(context - answer, 1),
+        }
+        return [problem("context-without-answer", "data.max_length", **values)]
+    return []
+
+
+def trained_parameters(spec: RunSpec) -> int | None:
+    """How many parameters the run trains; None while the model is not here to be counted."""
+    model, is_reward_model = inspect_model(spec.model.model_name_or_path), spec.stage.kind == "rm"
+    if spec.method.kind == "lora" and (adapter := spec.model.adapter_path):
+        head = (model.hidden_size or 0) if is_reward_model and not adapter_has_score_head(adapter) else 0
+        return adapter_parameters(adapter) + head or None
+    chosen = spec.method.model_dump()
+    names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
+    chosen = {name: chosen[name] for name in names if name in chosen}
+    grown = 0
+    if spec.model.resize_embeddings and (missing := missing_rows(model)):
+        whole = vocabulary_modules(model, scorer=is_reward_model)
+        if "modules_to_save" in chosen:
+            chosen["modules_to_save"] = list(dict.fromkeys([*chosen["modules_to_save"], *whole]))
+        # A tied head is the embedding, except under LoRA, which trains a copy of each.
+        copies = len(whole) if spec.method.kind == "lora" or not model.tied else 1
+        rows = missing + (embedding_rows(model) or 0) * (spec.method.kind == "freeze")
+        grown = rows * (model.hidden_size or 0) * copies
+    counted = trainable_parameters(model, spec.method.kind, scorer=is_reward_model, **chosen)
+    return counted + grown if counted else None

@@ -1,0 +1,90 @@
+"""The packages that a spec needs and not every installation has: whether they are there, and work on the device of the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import replace
+
+from engine.core.problems import Problem, problem
+from engine.preflight import doctor
+from engine.spec.run_spec import RunSpec
+
+# What an optimizer's name holds → the modules it imports. The first that fits is the one.
+OPTIMIZER_MODULES = {
+    "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
+    "adamw_torch_npu_fused": ("torch_npu",), "adamw_anyprecision": ("torchdistx",),
+    "galore_adamw_8bit": ("galore_torch", "bitsandbytes"), "galore": ("galore_torch",), "apollo": ("apollo_torch",),
+    "lomo": ("lomo_optim",), "grokadamw": ("grokadamw",), "schedule_free": ("schedulefree",),
+    "stable_adamw": ("optimi",), "8bit": ("bitsandbytes",), "paged": ("bitsandbytes",), "lion": ("bitsandbytes",),
+    "bnb": ("bitsandbytes",), "ademamix": ("bitsandbytes",),
+}  # fmt: skip
+PACKAGE_NAMES = {
+    "optimi": "torch-optimi",
+    "flash_attn": "flash-attn",
+    "modelscope_hub": "modelscope-hub",
+    "liger_kernel": "liger-kernel",
+}  # what to install, if it has another name
+QUANTIZER = "bitsandbytes"
+
+
+def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
+    """What the spec needs that not every installation has: (what needs it, module, field)."""
+    requirements = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
+    optimizer = spec.training.optim
+    requirements += [(optimizer, module, "training.optim") for module in optimizer_modules(optimizer)]
+    if spec.model.attn_implementation == "flash_attention_2":
+        requirements.append(("flash_attention_2", "flash_attn", "model.attn_implementation"))
+    if spec.model.quantization.kind != "none":
+        requirements.append((spec.model.quantization.kind, QUANTIZER, "model.quantization"))
+    if spec.extra.get("use_liger_kernel") is True:
+        requirements.append(("use_liger_kernel", "liger_kernel", "extra"))
+    if spec.model.hub == "modelscope" and not os.path.isdir(spec.model.model_name_or_path):
+        requirements.append(("modelscope", "modelscope_hub", "model.hub"))
+    return requirements
+
+
+def optimizer_modules(optimizer: str) -> tuple[str, ...]:
+    """The modules that an optimizer imports."""
+    return next((modules for part, modules in OPTIMIZER_MODULES.items() if part in optimizer), ())
+
+
+def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
+    """Packages that are not installed, and those that are and do not work on the device of the run."""
+    device, problems = doctor.device_of(spec), []
+    for what, module, field in required_packages(spec):
+        if importlib.util.find_spec(module) is None:
+            problems.append(
+                problem("package-missing", field, what=what, package=PACKAGE_NAMES.get(module, module))
+            )
+        elif module == QUANTIZER:
+            check = "optimizer" if field == "training.optim" else what
+            broken = (bitsandbytes_problems(device, wait=wait) or {}).get(check)
+            problems += (
+                [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
+            )
+        elif (
+            (finding := doctor.trial_result(module, device, wait=wait)) and finding.certain and finding.failed
+        ):
+            problems.append(doctor.import_problem(finding, field, what, PACKAGE_NAMES.get(module, module)))
+    return problems
+
+
+def bitsandbytes_problems(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
+    """What of bitsandbytes ("4bit", "8bit", "optimizer") cannot be used on the device, and why; None while that is tried
+    and nobody wants to `wait`."""
+    checks = {"4bit": "model.quantization", "8bit": "model.quantization", "optimizer": "training.optim"}
+    if importlib.util.find_spec(QUANTIZER) is None:
+        return {
+            check: problem("package-missing", field, what=check, package=QUANTIZER)
+            for check, field in checks.items()
+        }
+    finding = doctor.trial_result(QUANTIZER, device, wait=wait)
+    if finding is None or not finding.certain:
+        return None if finding is None else {}
+    whole = next((finding.failed[name] for name in ("import", "library") if name in finding.failed), "")
+    failed = dict.fromkeys(checks, whole) if whole else finding.failed
+    return {
+        check: doctor.bitsandbytes_problem(finding, why, device, checks[check], check)
+        for check, why in failed.items()
+    }

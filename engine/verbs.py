@@ -1,0 +1,269 @@
+"""The verbs of the shell. Each does one thing, prints what came of it, and returns the exit status; a Refusal is raised."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine import flags, following, importer
+from engine.core import users
+from engine.core.problems import Refusal, problem, shell_language
+from engine.core.sockets import is_loopback
+from engine.data import preview_client
+from engine.evaluation import report
+from engine.evaluation.evaluation_spec import EvaluationSpec
+from engine.export import gguf
+from engine.following import print_doubts, sentence, user_name
+from engine.launch.workspace import Workplace
+from engine.models.facts import inspect_model
+from engine.runs import failures, kinds, results, runs
+from engine.runs.progress import headline_curve, progress
+from engine.runs.results import new_export_spec, next_spec
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec
+
+
+def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Submit a spec and follow its log to the end. Ctrl-C: stop and save; twice: kill."""
+    return following.follow(_submitted(arguments, workplace), workplace)
+
+
+def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the findings and the folder
+    of the report. WHAT is the file of an evaluation spec, or runs; options override the spec."""
+    return following.follow(following.submit(_evaluation(arguments, workplace), workplace), workplace)
+
+
+def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> EvaluationSpec:
+    what = arguments.what
+    if len(what) == 1 and (
+        what[0] == "-" or what[0].endswith((".yaml", ".yml", ".json")) or os.path.isfile(what[0])
+    ):
+        spec = kinds.read(_text(what[0]), default=EvaluationSpec.kind)
+        if not isinstance(spec, EvaluationSpec):
+            raise Refusal(problem("evaluate-other-kind", file=what[0], kind=spec.kind))
+    else:
+        if what and not workplace.saves.is_dir():
+            raise Refusal(problem("saves-missing", folder=workplace.saves))
+        ids = [runs.get(workplace.saves, name, _has_result).id for name in what]
+        spec = EvaluationSpec.read({"results": ids})
+    for path, value in flags.changes(arguments).items():
+        spec = spec.change(path, value)
+    return spec
+
+
+def submit(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Put a spec into the queue and print the run's ID."""
+    print(_submitted(arguments, workplace).id)
+    return 0
+
+
+def _submitted(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
+    return following.submit(kinds.read(_text(arguments.spec)), workplace)
+
+
+def list_(_arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print a line for each run, newest first."""
+    for run in runs.find(workplace.saves):
+        value = run.facts.headline
+        shown = "" if value is None else f"{headline_curve(run)} {value:.4f}"
+        print(f"{run.state:<12} {shown:>16}  {run.id}")
+    return 0
+
+
+def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print a run's state, its progress, the findings of an evaluation, and its spec."""
+    run = _run(arguments, workplace)
+    now = progress(run)
+    print(f"{run.id}: {run.state}, {now.phase} {now.done}/{now.total or '?'} {now.unit}")
+    if why := failures.explain(run):
+        print(why.what(shell_language()), why.advice(shell_language()), sep="\n")
+    if summary := report.summary(run.dir):
+        print(report.as_text(summary), end="\n\n")
+    print(run.spec.to_yaml(brief=True))
+    return 0
+
+
+def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Stop a run after saving a checkpoint; with --kill, end its processes without saving, by force after ten seconds."""
+    run = _run(arguments, workplace)
+    # A run that waits has nothing to save.
+    runs.stop(run, "kill" if arguments.kill or run.state == "queued" else "save", by=user_name())
+    return 0
+
+
+def resume(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Queue a stopped, failed or interrupted run again, from its latest complete checkpoint."""
+    runs.resume(_run(arguments, workplace), by=user_name())
+    return 0
+
+
+def clone(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Submit a new run with the spec of an existing one."""
+    spec = _run(arguments, workplace).spec
+    print(runs.submit(spec, workplace, by=user_name()).id)
+    return 0
+
+
+def follow(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Print a spec for another stage that starts from a run's result."""
+    run = _run(arguments, workplace)
+    print(next_spec(run, arguments.stage, workplace).to_yaml(brief=True), end="")
+    return 0
+
+
+def delete(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Remove a run and everything in its folder."""
+    runs.delete(_run(arguments, workplace))
+    return 0
+
+
+def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """List everything that is wrong with a spec, without starting it."""
+    spec = kinds.read(_text(arguments.spec))
+    kind = kinds.KINDS[spec.kind]
+    spec = kind.frozen(spec, workplace)
+    obstacles, notes = kind.problems(spec, workplace), []
+    if not obstacles and isinstance(spec, RunSpec):
+        obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
+    print_doubts([*kind.doubts(spec, obstacles), *notes])
+    print("\n".join(map(sentence, obstacles)) or "ready to start")
+    return 1 if obstacles else 0
+
+
+def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Convert a LLaMA-Factory command, YAML file or saved form, or an axolotl YAML, to a spec; report on standard error what
+    has no equivalent or a different meaning."""
+    folder = Path.cwd() if arguments.file == "-" else Path(arguments.file).parent
+
+    def reader(name: str) -> str | None:
+        """A file that a command names: as seen from the command's own folder, or from here."""
+        file = next(
+            (path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None
+        )
+        return importer.decoded(file.read_bytes(), name) if file else None
+
+    imported = importer.read(_bytes_as_text(arguments.file), reader, context_of=_context)
+    print(imported.spec.to_yaml(brief=True), end="")
+    for note in (*imported.lost, *(note for note in imported.left_out if note not in imported.lost)):
+        print(sentence(note), file=sys.stderr)
+    return 0
+
+
+def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Print the JSON schema of a run spec."""
+    print(json.dumps(RunSpec.model_json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Export the results of runs as one model or one adapter, and print its folder. RUN=0.5 sets a weight."""
+    weights = {}
+    for argument in arguments.runs:
+        run, equals, weight = argument.partition("=")
+        try:
+            weights[runs.get(workplace.saves, run, _has_result).id] = float(weight) if equals else 1.0
+        except ValueError:
+            raise Refusal(problem("spec-type-float", "adapters", given=weight)) from None
+    names = ("form", "precision", "quantize", "shard_gb", "combination", "gguf", "license", "name")
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings["hardware"] = {"device": arguments.device}
+    spec = new_export_spec(workplace, weights, **settings)
+    run = runs.submit(spec, workplace, by=user_name())
+    code = following.follow(run, workplace, quiet=True)
+    return code or _without_gguf(run)
+
+
+def _without_gguf(run: runs.Run) -> int:
+    """1 for a finished export whose GGUF file was asked for and is not there; says why, and how to try again."""
+    if not gguf.can_be_tried_again(run.dir):
+        return 0
+    for entry in gguf.outcome(run.dir)["problems"]:
+        print(sentence(problem(entry["code"], **entry["values"])), file=sys.stderr)
+    print(sentence(problem("export-gguf-later", folder=run.dir.model)), file=sys.stderr)
+    return 1
+
+
+def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Serve the results of runs through an OpenAI-compatible API, until Ctrl-C."""
+    key = os.environ.get("ATHANOR_API_KEY", "")
+    if arguments.api_key_file:
+        key = _text(arguments.api_key_file).strip()
+    if not is_loopback(arguments.host) and not key:
+        raise Refusal(problem("chat-open-without-key", host=arguments.host))
+    ids = [runs.get(workplace.saves, name, _has_result).id for name in arguments.runs]
+    settings = servers.serve_settings(
+        workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), user_name()
+    )
+    settings |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
+    server = servers.Server(
+        workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}"
+    )
+    child = servers.begin(server, settings, key, foreground=True)
+    # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    code = child.wait()
+    why = server.problems if code > 0 else []
+    print("".join(f"{sentence(cause)}\n" for cause in why), end="", file=sys.stderr)
+    servers.end(server)
+    return 1 if why else 0
+
+
+def user(arguments: argparse.Namespace, _workplace: Workplace) -> int:
+    """Add or remove a user of the login page."""
+    file = arguments.auth or Path(os.environ.get("ATHANOR_AUTH") or "users.txt")
+    if arguments.what == "remove":
+        users.remove_user(file, arguments.name)
+        return 0
+    # From a pipe where there is no terminal, so that a script can add users; never as an argument, which ps shows.
+    password = getpass.getpass() if sys.stdin.isatty() else sys.stdin.readline().rstrip("\n")
+    users.add_user(file, arguments.name, password)
+    print(f"{arguments.name} can log in; the file is {file}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace, workplace: Workplace) -> runs.Run:
+    """The run that a verb is given; of several that are called so, the one that the verb can take."""
+    return runs.get(workplace.saves, arguments.run, TAKES_RUN.get(arguments.function, lambda _: True))
+
+
+def _text(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
+    except UnicodeDecodeError as error:
+        raise Refusal(problem("file-not-text", file=file)) from error
+
+
+def _bytes_as_text(file: str) -> str:
+    """The text of a file in whatever encoding the other program's user has it. Raises Refusal."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise Refusal(problem("file-unreadable", file=file, why=error.strerror)) from error
+    return importer.decoded(content, file)
+
+
+def _context(model: str) -> int | None:
+    return inspect_model(Path(model)).context_length if Path(model).is_dir() else None
+
+
+def _has_result(run: runs.Run) -> bool:
+    """Whether it is a training that has left weights."""
+    return run.kind == "training" and results.result_of(run) is not None
+
+
+# Which runs a verb can take, where several are called alike: any, if the verb is not here.
+TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
+    stop: lambda run: "kill" in run.can, resume: lambda run: "resume" in run.can,
+    follow: lambda run: bool(results.possible_next_stages(run)), delete: lambda run: "delete" in run.can,
+}  # fmt: skip
