@@ -69,7 +69,7 @@ def measure(saves: Path) -> list[Figure]:
     import psutil
 
     from engine.runs import compare, queue, results, runs
-    from webui import runs_tab
+    from webui.runs_tab import run_facts, table_html
     from webui.words import Words
 
     words, process = Words("en"), psutil.Process()
@@ -81,9 +81,9 @@ def measure(saves: Path) -> list[Figure]:
         Figure("list, index there: whole process", warm, "s", 1.0),
         Figure("of these: starting Python and importing", start, "s"),
         Figure("one look at all runs", timed(lambda: runs.find(saves)), "ms", 50.0),
-        Figure("a tick of the table", timed(lambda: runs_tab.table_html(runs.find(saves)[:100], words)), "ms", 50.0),
+        Figure("a tick of the table", timed(lambda: table_html.table(runs.find(saves)[:100], words)), "ms", 50.0),
         Figure("a tick of the queue", timed(lambda: queue.advance(saves)), "ms", 50.0),
-        Figure("a search", timed(lambda: [run for run in runs.find(saves) if runs_tab.matches(run, "run 77")]), "ms"),
+        Figure("a search", timed(lambda: [run for run in runs.find(saves) if run_facts.matches(run, "run 77")]), "ms"),
         Figure("all results, for pickers", timed(lambda: results.results(saves)), "ms"),
         Figure("all trainings by name, for Compare", timed(lambda: compare.display_names(compare.training_runs(saves))), "ms"),
         Figure("memory that the index holds", held, "MiB"),

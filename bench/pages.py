@@ -30,7 +30,7 @@ def measure(
     folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES
 ) -> dict[str, float]:
     """Memory before and after, and the milliseconds from asking to the answer while all pages ask at once."""
-    from webui.runs_tab import RUN_POLL_SECONDS  # imports gradio, which the other parts do without
+    from webui.runs_tab.run_view import POLL_SECONDS  # imports gradio, which the other parts do without
 
     saves = folder / "saves"
     run = BigRun(saves, lines, log_bytes)
@@ -44,7 +44,7 @@ def measure(
             for _ in range(PAGES)
         ]
         for page in pages:
-            page.add_init_script(FAST_TIMER_JS.replace("RINGS_MS", str(1000 * RUN_POLL_SECONDS)))
+            page.add_init_script(FAST_TIMER_JS.replace("RINGS_MS", str(1000 * POLL_SECONDS)))
             page.set_default_timeout(60_000)
             page.goto(f"{server.address}/?run={run.id}")
             page.locator("#curves svg").first.wait_for(state="visible")

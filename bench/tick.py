@@ -27,26 +27,27 @@ TICKS = 200
 VIEW = ("step", SMOOTHING, False)  # the axis, smoothing and scale that the page begins with
 
 
-def handler(saves: Path, name: str) -> Callable[..., list[Any]]:
-    """One of the page's handlers, as Gradio has it."""
+def handler(saves: Path, name: str) -> Callable[..., dict[Any, Any]]:
+    """One of the page's handlers, as Gradio has it: a method, by its qualified name."""
     from webui.studio import page
 
     blocks = page(Workplace(saves=saves), "en")
-    return next(event.fn for event in blocks.fns.values() if getattr(event.fn, "__name__", "") == name)
+    return next(event.fn for event in blocks.fns.values() if getattr(event.fn, "__qualname__", "") == name)
 
 
 def measure(saves: Path) -> dict[str, float]:
     """Seconds of the first tick, milliseconds of the later ones, growth of the memory; each tick finds a new line."""
     run = BigRun(saves)
-    tick, here = handler(saves, "tick"), psutil.Process()
+    tick, here = handler(saves, "RunView.tick"), psutil.Process()
+    stamp_box = tick.__self__.stamp
     wait_until_quiet()
     began = time.perf_counter()
-    stamp = tick(run.id, "", *VIEW)[0]
+    stamp = tick(run.id, "", *VIEW)[stamp_box]
     first, took, computed, before = time.perf_counter() - began, [], [], here.memory_info().rss
     for _ in range(TICKS):
         run.add()
         began, worked = time.perf_counter(), time.thread_time()
-        changed = tick(run.id, stamp, *VIEW)[0]
+        changed = tick(run.id, stamp, *VIEW).get(stamp_box)
         took.append(time.perf_counter() - began)
         computed.append(time.thread_time() - worked)
         assert isinstance(changed, str), "the tick has not seen the new line"

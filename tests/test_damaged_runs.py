@@ -13,7 +13,7 @@ from engine.core.rundir import RunDir
 from engine.runs import failures, progress, queue, results, runs
 from engine.spec.run_spec import RunSpec
 from tests.past_runs import past_run
-from webui import runs_tab
+from webui.runs_tab import head_html, output_html, table_html
 from webui.words import Words
 
 LINES = [{"step": 1, "epoch": 1, "time": 1.0, "loss": 2.0}]
@@ -26,9 +26,9 @@ CONTENTS: dict[str, bytes | None] = {
     "endless nesting": b"[" * 100_000, "other keys": b'{"a": 1}', "a folder": None,
 }  # fmt: skip
 SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
-    "row": lambda run, words: runs_tab.table_html([run], words),
-    "head": runs_tab.head_html, "status": runs_tab.status_htmls, "findings": runs_tab.findings_html, "failure": runs_tab.failure_html,
-    "settings": runs_tab.settings_html, "files": lambda run, words: runs_tab.files_html(run, "", words),
+    "row": lambda run, words: table_html.table([run], words),
+    "head": head_html.head, "status": head_html.status, "findings": head_html.findings, "failure": head_html.failure,
+    "settings": output_html.settings, "files": lambda run, words: output_html.files(run, "", words),
     "progress": lambda run, _: progress.progress(run), "curves": lambda run, _: progress.curves(run),
     "explanation": lambda run, _: failures.explain(run), "what it can": lambda run, _: run.can,
 }  # fmt: skip
@@ -65,7 +65,7 @@ def test_a_damaged_file_harms_no_other_run_and_is_shown(two_runs: Any, file: str
     if file == "exit.json":
         assert shown[bad.path].state == "failed"
         assert shown[bad.path].ended is None  # a duration would be made up
-        assert "damaged" in runs_tab.failure_html(shown[bad.path], Words("en"))
+        assert "damaged" in head_html.failure(shown[bad.path], Words("en"))
 
 
 @pytest.mark.parametrize("content", CONTENTS)

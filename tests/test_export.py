@@ -34,7 +34,7 @@ from engine.runs.results import new_export_spec, results
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, wait_until
-from webui.train_tab import models_and_results
+from webui.train_tab.choices import models_and_results
 from webui.words import Words
 
 CPU = {"device": "cpu"}

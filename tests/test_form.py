@@ -10,7 +10,10 @@ from engine.models.trainable_modules import fully_trainable_modules, linear_modu
 from engine.runs.plan import Summary
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
 from tests.test_models import make_model
-from webui import form, notices, train_tab
+from webui import notices, train_tab
+from webui.form import controls, reading, settings, writing
+from webui.train_tab import plan_html
+from webui.train_tab.choices import local_model
 from webui.words import Words
 
 FULL = {
@@ -41,38 +44,35 @@ SPECS = {
 
 
 def shown(given: dict | None = None) -> dict:
-    return form.defaults() | form.chosen_values(RunSpec.read(given or {}))
+    return writing.defaults() | writing.chosen_values(RunSpec.read(given or {}))
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_what_the_form_shows_of_a_spec_reads_back_as_that_spec(name):
     spec = RunSpec.read(SPECS[name])
-    assert form.read(form.defaults() | form.chosen_values(spec)) == (spec, [])
+    assert reading.read(writing.defaults() | writing.chosen_values(spec)) == (spec, [])
 
 
 def test_every_setting_has_a_control_and_every_control_is_filled():
-    assert set(form.paths()) == set(fields()) | set(form.WEIGHTS)
-    assert set(shown()) == set(form.paths())
-    assert all(form.control_kind(path) in form.CONTROLS for path in form.paths())
+    assert set(settings.paths()) == set(fields()) | set(settings.WEIGHTS)
+    assert set(shown()) == set(settings.paths())
+    assert all(settings.control_kind(path) in controls.CONTROLS for path in settings.paths())
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_control_is_built_for_every_setting_and_holds_what_the_page_begins_with(language):
     begun = RunSpec().change("training.learning_rate", 3e-4)
     with gr.Blocks(analytics_enabled=False):
-        placed = form.Form(Words(language), begun)
-        for path in form.paths():
+        placed = controls.Form(Words(language), begun)
+        for path in settings.paths():
             placed.place(path)
-    assert [control.value for control in placed.inputs] == placed.updates(begun)
-    assert len(placed.first(begun)) == len(placed.inputs)
-    assert all(one == gr.skip() for one in placed.first(begun))
-    sent = dict(zip(placed.controls, placed.first(RunSpec()), strict=True))
-    assert {path: one for path, one in sent.items() if one != gr.skip()} == {
-        "training.learning_rate": form.chosen_values(RunSpec())["training.learning_rate"]
-    }
+    assert {control: control.value for control in placed.inputs} == placed.updates(begun)
+    assert placed.first(begun) == {}
+    changed = placed.controls["training.learning_rate"]
+    assert placed.first(RunSpec()) == {changed: writing.chosen_values(RunSpec())["training.learning_rate"]}
 
 
-NUMBERS = [path for path in fields() if form.control_kind(path) == "number"]
+NUMBERS = [path for path in fields() if settings.control_kind(path) == "number"]
 
 
 @pytest.mark.parametrize("path", NUMBERS)
@@ -80,11 +80,11 @@ NUMBERS = [path for path in fields() if form.control_kind(path) == "number"]
     "typed", ["abc", "<script>alert(1)</script>", "../../etc/passwd", "nan", "1e999", "-1e9", "1" * 5000]
 )
 def test_a_bad_number_is_a_problem_at_its_field_and_nothing_is_clamped(path, typed):
-    kind = form.kinds_of(path)
-    values = shown({form.union_of(path): kind[0]} if kind and "." not in form.union_of(path) else {})
+    kind = settings.kinds_of(path)
+    values = shown({settings.union_of(path): kind[0]} if kind and "." not in settings.union_of(path) else {})
     if kind:
-        values[form.union_of(path)] = kind[0]
-    spec, problems = form.read(values | {path: typed})
+        values[settings.union_of(path)] = kind[0]
+    spec, problems = reading.read(values | {path: typed})
     assert [one.field for one in problems] == [path]
     assert isinstance(spec, RunSpec)
 
@@ -92,11 +92,11 @@ def test_a_bad_number_is_a_problem_at_its_field_and_nothing_is_clamped(path, typ
 @pytest.mark.parametrize("path", NUMBERS)
 def test_an_empty_number_is_none_where_that_means_something_and_a_problem_elsewhere(path):
     values = shown()
-    if kinds := form.kinds_of(path):
-        values[form.union_of(path)] = kinds[0]
+    if kinds := settings.kinds_of(path):
+        values[settings.union_of(path)] = kinds[0]
     for empty in ("", "  ", None):
-        problems = form.read(values | {path: empty})[1]
-        assert bool(problems) != form.optional(path)
+        problems = reading.read(values | {path: empty})[1]
+        assert bool(problems) != settings.optional(path)
 
 
 def test_all_bad_values_are_told_at_once():
@@ -107,19 +107,19 @@ def test_all_bad_values_are_told_at_once():
         "extra": "a: [1",
         "method.r": "0",
     }
-    problems = form.read(shown() | bad)[1]
+    problems = reading.read(shown() | bad)[1]
     assert {one.field for one in problems} == set(bad)
 
 
 def test_digits_of_a_chinese_keyboard_are_digits():
-    spec, problems = form.read(shown() | {"training.seed": "１２３", "hardware.devices": "０，１、2"})
+    spec, problems = reading.read(shown() | {"training.seed": "１２３", "hardware.devices": "０，１、2"})
     assert not problems
     assert spec.training.seed == 123
     assert spec.hardware.devices == [0, 1, 2]
 
 
 def test_targets_are_picked_and_a_pasted_list_of_them_is_taken_apart():
-    spec, problems = form.read(shown() | {"method.target_modules": ["q_proj", "k_proj,v_proj，o_proj"]})
+    spec, problems = reading.read(shown() | {"method.target_modules": ["q_proj", "k_proj,v_proj，o_proj"]})
     assert not problems
     assert spec.method.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -127,19 +127,19 @@ def test_targets_are_picked_and_a_pasted_list_of_them_is_taken_apart():
 def test_the_targets_to_pick_are_the_modules_of_the_chosen_model(tmp_path):
     make_model(tmp_path / "models" / "qwen")
     place = Workplace(models=(tmp_path / "models",), data=tmp_path, saves=tmp_path)
-    model = train_tab.local_model("qwen", place)
+    model = local_model("qwen", place)
     assert linear_modules(model)[0] == "q_proj"
     assert set(fully_trainable_modules(model)) == {"embed_tokens", "lm_head"}
     for nothing in ("", None, "qwem", "x" * 300, "a\0b", "/etc"):
-        assert train_tab.local_model(nothing, place) is None
+        assert local_model(nothing, place) is None
 
 
 def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
     with gr.Blocks(analytics_enabled=False) as page:
-        tab = train_tab.build(Words("en"), Workplace(data=tmp_path), gr.HTML(), lambda _: "")
-        model = next(one for one in tab.inputs if one.elem_id == form.element_id(form.MODEL))
+        tab = train_tab.build(Words("en"), Workplace(data=tmp_path), gr.HTML(), lambda _: "", gr.Textbox())
+        model = next(one for one in tab.inputs if one.elem_id == settings.element_id(settings.MODEL))
     first, _look = [one for one in page.fns.values() if (model._id, "change") in one.targets]
-    named = [form.element_id(path) for path in (form.TARGET_MODULES, form.SAVED_MODULES)]
+    named = [settings.element_id(path) for path in (settings.TARGET_MODULES, settings.SAVED_MODULES)]
     assert [one.elem_id for one in first.outputs] == named
 
 
@@ -147,18 +147,18 @@ def test_a_new_model_renews_its_modules_before_the_form_is_looked_at(tmp_path):
 def test_an_estimate_is_shown_as_one(packing, told):
     spec = RunSpec.read({"data": {"packing": packing}})
     plan = Summary(4, 4, not packing, None, None, [], "", "", [])
-    assert train_tab.plan_html(spec, plan, [], Words("en"), known=True).count(told) == 2
+    assert plan_html.plan(spec, plan, [], Words("en"), known=True).count(told) == 2
 
 
 def test_settings_of_a_kind_that_is_not_chosen_are_not_read():
-    spec, problems = form.read(shown() | {"method": "full", "method.r": "nonsense"})
+    spec, problems = reading.read(shown() | {"method": "full", "method.r": "nonsense"})
     assert not problems
     assert spec.method.kind == "full"
 
 
 @pytest.mark.parametrize("union", SPEC_CHOICES)
 def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
-    problems = form.read(shown() | {union: "<b>"})[1]
+    problems = reading.read(shown() | {union: "<b>"})[1]
     assert union in {one.field for one in problems}
 
 
@@ -167,12 +167,12 @@ def test_a_kind_that_does_not_exist_is_a_problem_at_the_choice(union):
     ["identity: lots", "identity: -1", "[1, 2]", "identity: [", "2026-99-99", "just words", "identity: *a"],
 )
 def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
-    problems = form.read(shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": typed})[1]
-    assert {form.setting_of(one.field) for one in problems} == {"data.datasets"}
+    problems = reading.read(shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": typed})[1]
+    assert {settings.setting_of(one.field) for one in problems} == {"data.datasets"}
 
 
 def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
-    problems = form.read(
+    problems = reading.read(
         shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": "identiy: 2"}
     )[1]
     assert [one.code for one in problems] == ["weight-without-set"]
@@ -180,10 +180,10 @@ def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
 
 def test_weights_of_rewards_are_read_where_there_are_rewards_and_not_looked_at_elsewhere():
     typed = {"stage.rewards:weights": "exact: 2, lenght: 3"}
-    spec, problems = form.read(shown(SPECS["rewards"]) | typed)
+    spec, problems = reading.read(shown(SPECS["rewards"]) | typed)
     assert spec.stage.rewards == {"exact": 2, "length": 1}
     assert [(one.code, one.field) for one in problems] == [("weight-without-set", "stage.rewards")]
-    assert form.read(shown() | typed)[1] == []
+    assert reading.read(shown() | typed)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -199,25 +199,25 @@ def test_weights_of_rewards_are_read_where_there_are_rewards_and_not_looked_at_e
     ],
 )
 def test_further_arguments_that_are_no_mapping_are_a_problem(typed):
-    assert [one.field for one in form.read(shown() | {"extra": typed})[1]] == ["extra"]
+    assert [one.field for one in reading.read(shown() | {"extra": typed})[1]] == ["extra"]
 
 
 def test_hostile_values_of_the_wrong_type_are_problems_too():
-    for path in form.paths():
+    for path in settings.paths():
         for value in ({"a": 1}, [["x"]], 10**400, True, b"\xff"):
-            spec, _ = form.read(shown() | {path: value} if path not in SPEC_CHOICES else shown())
+            spec, _ = reading.read(shown() | {path: value} if path not in SPEC_CHOICES else shown())
             assert isinstance(spec, RunSpec)
 
 
 def test_a_problem_speaks_of_its_field_by_its_label():
-    problem = form.read(shown() | {"training.seed": "x"})[1][0]
+    problem = reading.read(shown() | {"training.seed": "x"})[1][0]
     assert "Seed" in notices.sentence(problem, Words("en"))
     assert "随机种子" in notices.sentence(problem, Words("zh"))
 
 
 def test_marks_cannot_break_out_of_their_style_sheet():
     hostile = '</style><script>alert(1)</script>";}*{display:none'
-    problems = form.read(shown() | {"training.seed": hostile})[1]
+    problems = reading.read(shown() | {"training.seed": hostile})[1]
     sheet = notices.marks(problems, Words("en"))
     assert sheet.count("<") == 2  # <style> and </style>
     assert "display:none" not in sheet
@@ -225,6 +225,6 @@ def test_marks_cannot_break_out_of_their_style_sheet():
 
 
 def test_numbers_are_written_as_people_write_them():
-    assert [form.number_text(value) for value in (3.0, 1e-5, 0.0001, 0.05, 1e20, None, 42)] == [
+    assert [writing.number_text(value) for value in (3.0, 1e-5, 0.0001, 0.05, 1e20, None, 42)] == [
         "3", "1e-5", "0.0001", "0.05", "1e20", "", "42",
     ]  # fmt: skip

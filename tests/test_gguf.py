@@ -25,7 +25,7 @@ from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import runs
 from tests.conftest import engine, wait_until
-from webui.exports import list_html
+from webui.export_tab import exports_html
 from webui.words import Words
 
 WRITES = "import pathlib, sys; to = pathlib.Path(sys.argv[sys.argv.index('--outfile') + 1])\n"
@@ -149,7 +149,7 @@ def test_an_export_without_its_gguf_file_is_finished_and_resume_makes_that_file_
     run = ended()
     assert run.state == "finished", run.dir.log.read_text()
     assert "resume" in run.can
-    page = list_html([run], "", Words("en"))
+    page = exports_html.listed([run], "", Words("en"))
     assert "BPE pre-tokenizer was not recognized" in page
     assert f'data-retry="{id}"' in page
     weights = run.dir.model / "model.safetensors"
@@ -163,7 +163,7 @@ def test_an_export_without_its_gguf_file_is_finished_and_resume_makes_that_file_
     now = weights.stat()
     assert (now.st_ino, now.st_mtime_ns) == (as_it_was.st_ino, as_it_was.st_mtime_ns)  # not written again
     assert "resume" not in run.can
-    page = list_html([run], "", Words("zh"))
+    page = exports_html.listed([run], "", Words("zh"))
     assert "data-retry" not in page
     assert "没有读回" in page
 

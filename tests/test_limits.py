@@ -22,7 +22,7 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
 from engine.worker.data.splits import repetitions, validation_rows
 from tests.conftest import engine
-from webui import form
+from webui.form import reading, writing
 
 Checked = tuple[list[Problem], list[Problem]]
 
@@ -210,8 +210,8 @@ def test_half_a_character_or_nul_is_refused_at_its_field_in_words_that_can_be_wr
 
 
 def test_the_form_says_so_too(tiny: Any) -> None:
-    values = form.control_values(RunSpec()) | {"name": "a\ud800b"}
-    _, found = form.read(values)
+    values = writing.control_values(RunSpec()) | {"name": "a\ud800b"}
+    _, found = reading.read(values)
     assert [(one.field, one.code) for one in found] == [("name", "spec-unwritable")]
 
 

@@ -20,7 +20,7 @@ from engine.runs.plan import Summary, summary
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
-from webui.train_tab import memory_html
+from webui.train_tab import plan_html
 from webui.words import Words
 
 GIB = 2**30
@@ -123,10 +123,10 @@ def test_more_than_the_card_has_is_said_with_what_helps(
         8, 8, True, 1, 1, [], "", "", [],
         needed=memory.memory_needed(asked, model, 1), room=room, fits=memory.fit_to_memory(asked, model, 1, room.bytes),
     )  # fmt: skip
-    said = memory_html(plan, asked, Words("en"))
+    said = plan_html.memory(plan, asked, Words("en"))
     assert "NVIDIA L4" in said
     assert "Activation checkpointing: on" in said
-    assert "NVIDIA L4" in memory_html(plan, asked, Words("zh"))
+    assert "NVIDIA L4" in plan_html.memory(plan, asked, Words("zh"))
 
 
 @pytest.mark.parametrize(

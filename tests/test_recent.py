@@ -112,18 +112,23 @@ class Page:
         [one, *_] = [
             one for one in self.config["dependencies"] if [source, event] in map(list, one["targets"])
         ]
-        answers = self.blocks.fns[one["id"]].fn(*given)
+        return self._answered(one, self.blocks.fns[one["id"]].fn(*given))
+
+    def _answered(self, event: dict[str, Any], answers: Any) -> dict[str, Any]:
+        """What a handler answered, by component or in the order of its outputs, by the elem_id of each output."""
         elements = {id: element for element, id in self.ids.items() if element}
-        return {
-            elements[id]: value for id, value in zip(one["outputs"], answers, strict=True) if id in elements
-        }
+        if isinstance(answers, dict):
+            answers = {component._id: value for component, value in answers.items()}
+            assert answers.keys() <= set(event["outputs"])
+        else:
+            answers = dict(zip(event["outputs"], answers, strict=True))
+        return {elements[id]: value for id, value in answers.items() if id in elements}
 
     def opens(self) -> dict[str, Any]:
         """The whole page; `changed` are the controls that do not stay as the page was built."""
         [one] = [one for one in self.config["dependencies"] if "athanorArrive" in str(one["js"])]
         values = self.blocks.fns[one["id"]].fn(self._request(), "", "", "", "", "")
-        by_id = {id: element for element, id in self.ids.items() if element}
-        shown = {by_id[id]: value for id, value in zip(one["outputs"], values, strict=True) if id in by_id}
+        shown = self._answered(one, values)
         self.changed = {name for name, value in shown.items() if value != gr.skip()}
         return shown
 

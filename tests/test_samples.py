@@ -10,7 +10,7 @@ import pytest
 from engine.core.rundir import RunDir
 from engine.runs import samples
 from engine.worker.training.samples import Sample, samples_are_due, write_samples
-from webui import runs_tab
+from webui.runs_tab import samples_html
 from webui.words import Words
 
 
@@ -75,7 +75,7 @@ def test_what_a_model_writes_cannot_be_markup(language: str) -> None:
         "step": 7, "prompt": [{"role": "<i>", "content": "<script>1</script>"}, {"role": "user", "content": None}],
         "completion": "<img src=x onerror=alert(1)>\nnext", "reward": -0.25, "rewards": {"<b>": 1},
     }  # fmt: skip
-    html = runs_tab.samples_html(
+    html = samples_html.samples(
         [hostile, hostile | {"completion": "", "prompt": "<u>", "reward": None}], Words(language)
     )
     assert not [tag for tag in ("<script", "<img", "<b>", "<u>", "<i>:") if tag in html]

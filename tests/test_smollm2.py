@@ -16,7 +16,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.checks import model_problems
 from engine.models.discovery import find_models
 from engine.models.facts import inspect_model
-from webui import train_tab
+from webui.train_tab import model_html
 from webui.words import Words
 
 RECIPE = PROJECT / "data" / "smollm2_recipe.py"
@@ -78,14 +78,14 @@ def test_a_copy_that_was_damaged_is_made_again(tmp_path: Path) -> None:
 def test_whoever_has_the_demo_model_alone_is_told_how_to_get_a_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tab, "SMOLLM2", tmp_path / NAME)
+    monkeypatch.setattr(model_html, "SMOLLM2", tmp_path / NAME)
     place = Workplace(models=(tmp_path / "my models", DEMO_MODEL))
     for language in ("en", "zh"):
-        facts = train_tab.model_facts(str(DEMO_MODEL), place, Words(language))
+        facts = model_html.model_facts(str(DEMO_MODEL), place, Words(language))
         assert "make smollm2" in facts
         assert str(tmp_path / "my models") in facts
     (tmp_path / NAME).mkdir()
-    assert "make smollm2" not in train_tab.model_facts(str(DEMO_MODEL), place, Words("en"))
+    assert "make smollm2" not in model_html.model_facts(str(DEMO_MODEL), place, Words("en"))
 
 
 def test_the_preset_names_the_place_of_the_model_and_how_to_fill_it(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from engine.data.validation import recommended
 from engine.launch.workspace import Workplace
 from engine.preflight.checks import preflight_problems
 from engine.spec.run_spec import RunSpec
-from webui import train_tab
 from webui.data_tab import set_html
+from webui.train_tab.choices import dataset_choices
 from webui.words import Words
 
 ROWS = [{"instruction": f"Name metal {n}.", "output": "Iron."} for n in range(300)]
@@ -73,7 +73,7 @@ def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_ch
 ) -> None:
     here = Workplace(data=data, saves=data / "saves")
     assert recommended(read_dataset_info(data)[0], "chat") == list(SOUND)
-    labels = [label for label, _ in train_tab.dataset_choices(here, Words("en"))]
+    labels = [label for label, _ in dataset_choices(here, Words("en"))]
     assert labels[len(SOUND) :] == [f"{name} · cannot be read" for name in BROKEN]
     spec = RunSpec.read({"data": {"datasets": ["lines"], "dataset_dir": str(data)}})
     (unknown,) = [

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import webui
 from engine.core.problems import sentences
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec, fields
-from webui import form
+from webui.form import settings
 from webui.words import FOLDER, LANGUAGES, Words
 
 
@@ -59,12 +60,12 @@ def test_a_setting_has_a_chinese_label_and_help(path):
     assert told.get("help"), f"webui/words/zh.yaml has no help for {path}"
 
 
-@pytest.mark.parametrize("path", [path for path in fields() if form.choices(path)])
+@pytest.mark.parametrize("path", [path for path in fields() if settings.choices(path)])
 def test_a_choice_has_a_chinese_name_or_is_listed_as_a_name_of_its_own(path):
     if path in ZH["names_of"]:
         return
     known = set(ZH["choices"].get(path, {})) | set(ZH["names"])
-    assert set(form.choices(path)) <= known, f"webui/words/zh.yaml, choices.{path}"
+    assert set(settings.choices(path)) <= known, f"webui/words/zh.yaml, choices.{path}"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_no_word_is_left_over_from_a_setting_that_is_gone():
     assert set(ZH["settings"]) <= set(known)
     for language in ("en", "zh"):
         for path, values in words_file(language)["choices"].items():
-            assert set(values) <= set(form.choices(path)), f"{language}.yaml, choices.{path}"
+            assert set(values) <= set(settings.choices(path)), f"{language}.yaml, choices.{path}"
 
 
 @pytest.mark.parametrize(("code", "texts"), words_file("page").items())
@@ -108,7 +109,7 @@ def test_both_languages_of_a_sentence_fill_in_the_same_values():
 def test_every_word_that_the_code_asks_for_exists():
     import re
 
-    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(form.__file__).parent.rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(webui.__file__).parent.rglob("*.py"))
     asked = set(re.findall(r'\bwords\("([a-z-]+)"', code))
     assert asked
     assert asked <= set(words_file("page"))

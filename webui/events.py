@@ -7,7 +7,11 @@ from typing import Any
 # The page has its own ways to say how far something is. Gradio's is told to every output of an event, at its beginning
 # and at its end, and each time the browser looks the component up among five hundred: half of what opening the page
 # took, and most of what each look at a run did. Without a component to show it on, nothing is told.
-SILENT: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+# The page calls its handlers by number. Each is named all the same, and by its function unless told otherwise: so one
+# called `start` would take the name of the endpoint that other programs call.
+SILENT: dict[str, Any] = {
+    "show_progress": "hidden", "show_progress_on": [], "api_visibility": "private", "api_name": "page",
+}  # fmt: skip
 
 QUIET = SILENT | {"queue": False}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from engine.core.problems import Problem
-from webui.form import element_id, essential, part_id, setting_of
+from webui.form.settings import element_id, essential, part_id, setting_of
 from webui.words import Words
 
 _parity = itertools.count()

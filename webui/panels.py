@@ -41,6 +41,6 @@ def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates
     return answer
 
 
-def hidden_value() -> gr.Textbox:
+def hidden_value(value: str | None = None) -> gr.Textbox:
     """Something that the page remembers for a handler. To be built outside of tabs that may never be looked at."""
-    return gr.Textbox(elem_classes="unseen", container=False)
+    return gr.Textbox(value, elem_classes="unseen", container=False)

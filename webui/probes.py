@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from engine.evaluation.probe import MAX_ANSWER_TOKENS
+from webui.text_html import lines
 from webui.words import Words
 
 ANSWER_WORDS = {
@@ -81,7 +82,7 @@ def _prompt_row(row: Mapping[str, Any], shared: tuple[int, int], words: Words) -
     )
     begin, end = shared if row["kind"] == "training" else (0, 0)
     text = row["prompt"][begin : len(row["prompt"]) - end].strip()
-    prompt = escape(f"… {text}" if begin else text).replace("\n", "<br>")
+    prompt = lines(f"… {text}" if begin else text)
     name, value = ("right", row["right"]) if row["kind"] == "training" else ("same", row["same"])
     answer = "unknown" if value is None else name if value else f"not-{name}"
     return (

@@ -43,8 +43,11 @@ from webui import (
     train_tab,
 )
 from webui.events import QUIET
+from webui.panels import Updates
 from webui.reader_language import language_of
+from webui.runs_tab import head_html
 from webui.same_origin import SameOrigin
+from webui.train_tab.choices import model_choices, models_and_results
 from webui.words import LANGUAGES, Words
 
 # The open run is in the page's address, so that a reload or a link shows the same.
@@ -74,7 +77,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         message_html = gr.HTML(elem_id="told")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(words("tab-train"), id="train") as train_item:
-                train = train_tab.build(words, workplace, message_html, user)
+                train = train_tab.build(words, workplace, message_html, user, selected)
             with gr.Tab(words("tab-runs"), id="runs", render_children=True) as runs_item:
                 runs_page = runs_tab.build(words, workplace, root, selected, message_html, user)
             with gr.Tab(words("tab-data"), id="data") as data_item:
@@ -85,7 +88,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     message_html,
                     train.inputs,
                     train.read,
-                    lambda: train_tab.model_choices(workplace),
+                    lambda: model_choices(workplace),
                 )
             with gr.Tab(words("tab-chat"), id="chat") as chat_item:
                 chat = chat_tab.build(
@@ -93,12 +96,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                     workplace,
                     message_html,
                     user,
-                    lambda: train_tab.models_and_results(workplace, words),
+                    lambda: models_and_results(workplace, words),
                 )
             with gr.Tab(words("tab-evaluate"), id="evaluate") as evaluate_item:
                 evaluate = evaluate_tab.build(
-                    words, workplace, root, message_html, user, lambda: train_tab.models_and_results(workplace, words),
-                    lambda run: runs_tab.status_htmls(run, words),
+                    words, workplace, root, message_html, user, lambda: models_and_results(workplace, words),
+                    lambda run: head_html.status(run, words),
                 )  # fmt: skip
             with gr.Tab(words("tab-compare"), id="compare", render_children=True) as compare_item:
                 compare = compare_tab.build(words, workplace, root)
@@ -109,47 +112,50 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
 
         def arrive(
             request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str
-        ) -> list[Any]:
+        ) -> Updates:
             """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
             tab = "runs" if run_id else tab
-            return [
-                header(words, user(request), root), run_id, chosen, report, *train.first(), *compare.from_address(query),
-                gr.Tabs(selected=tab) if tab in ("runs", "compare", "chat", "data", "export", "evaluate") else gr.skip(),
-            ]  # fmt: skip
+            updates: Updates = {
+                head: header(words, user(request), root), selected: run_id, data.chosen: chosen,
+                evaluate.opened: report,
+            }  # fmt: skip
+            updates |= train.begin() | dict(zip(compare.chosen, compare.from_address(query), strict=True))
+            known = tab in ("runs", "compare", "chat", "data", "export", "evaluate")
+            return updates | ({tabs: gr.Tabs(selected=tab)} if known else {})
 
-        def open_run(run_id: str, *view: Any) -> list[Any]:
-            return [gr.Tabs(selected="runs") if run_id else gr.skip(), *runs_page.open(run_id, *view)]
+        def open_run(run_id: str, *view: Any) -> Updates:
+            return ({tabs: gr.Tabs(selected="runs")} if run_id else {}) | runs_page.open(run_id, *view)
 
-        def into_form(make: Callable[[Run], RunSpec], run_id: str, message_key: str) -> list[Any]:
+        def into_form(make: Callable[[Run], RunSpec], run_id: str, message_key: str) -> Updates:
             """The Train tab with a spec made from a run."""
             try:
                 run = runs.get(workplace.saves, run_id)
                 spec = make(run)
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (len(train.filled) + 1)]
-            return [
-                notices.toast(words(message_key, run=run.title)), gr.Tabs(selected="train"), *train.fill(spec),
-            ]  # fmt: skip
+                return {message_html: notices.refused(refusal.problems, words)}
+            return in_form(spec, words(message_key, run=run.title))
 
-        def clone(run_id: str) -> list[Any]:
+        def in_form(spec: RunSpec, message: str) -> Updates:
+            return {message_html: notices.toast(message), tabs: gr.Tabs(selected="train")} | train.fill(spec)
+
+        def clone(run_id: str) -> Updates:
             return into_form(lambda run: run.spec, run_id, "cloned")
 
-        def follow(run_id: str, stage: str) -> list[Any]:
+        def follow(run_id: str, stage: str) -> Updates:
             if not stage:
-                return [gr.skip()] * (len(train.filled) + 2)
+                return gr.skip()
             return into_form(lambda run: next_spec(run, stage, workplace), run_id, "followed")
 
         def open_data(chosen: str) -> list[Any]:
             preview_client.start_child()  # whoever comes here will want to see tokens
             return data.arrive(chosen)
 
-        def train_on_set(chosen: str, *held: Any) -> list[Any]:
+        def train_on_set(chosen: str, *held: Any) -> Updates:
             try:
                 spec = data.use_in(chosen, train.read(held))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
-            message = notices.toast(words("set-used", name=next(iter(spec.data.datasets))))
-            return [message, gr.Tabs(selected="train"), *train.fill(spec)]
+                return {message_html: notices.refused(refusal.problems, words)}
+            return in_form(spec, words("set-used", name=next(iter(spec.data.datasets))))
 
         def chat_with(
             request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, writer: str
@@ -173,21 +179,20 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(compare.chosen))]
             return [gr.skip(), gr.Tabs(selected="compare"), *chosen]
 
-        def export_it(run_id: str, _chosen: Any, *held: Any) -> list[Any]:
+        def export_it(run_id: str, _chosen: Any, *held: Any) -> Updates:
             """The Export tab with the run chosen."""
-            return [gr.Tabs(selected="export"), *export.arrive([run_id], *held)]
+            return {tabs: gr.Tabs(selected="export")} | export.arrive([run_id], *held)
 
-        def use_export(event: gr.EventData, *held: Any) -> list[Any]:
+        def use_export(event: gr.EventData, *held: Any) -> Updates:
             """The Train tab with an export in place of its model."""
             id = event._data.get("run")
             if not id:  # a click that asks for something else
-                return [gr.skip()] * (2 + len(train.filled))
+                return gr.skip()
             try:
                 spec = export.use(str(id), train.read(held))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), gr.skip(), *[gr.skip()] * len(train.filled)]
-            message = notices.toast(words("export-used", name=runs.get(workplace.saves, str(id)).title))
-            return [message, gr.Tabs(selected="train"), *train.fill(spec)]
+                return {message_html: notices.refused(refusal.problems, words)}
+            return in_form(spec, words("export-used", name=runs.get(workplace.saves, str(id)).title))
 
         def evaluate_it(run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> list[Any]:
             """The Evaluate tab with the run and its base chosen."""
@@ -197,34 +202,33 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(evaluate.outputs))]
             return [gr.skip(), gr.Tabs(selected="evaluate"), *evaluate.arrive(id, base, chosen, *rest)]
 
-        def open_pasted(text: str) -> list[Any]:
+        def open_pasted(text: str) -> Updates:
             """An evaluation or an export that was pasted into the Train tab, in the form of its own tab."""
-            skipped = [[gr.skip()] * len(parts) for parts in (evaluate.form, export.filled)]
             spec = kinds.read(text) if text else None
             if isinstance(spec, EvaluationSpec):
-                return [gr.Tabs(selected="evaluate"), *evaluate.fill(spec), *skipped[1]]
+                filled = dict(zip(evaluate.form, evaluate.fill(spec), strict=True))
+                return {tabs: gr.Tabs(selected="evaluate")} | filled
             if isinstance(spec, ExportSpec) and (filled := export.fill(spec)):
-                return [gr.Tabs(selected="export"), *skipped[0], *filled]
-            return [gr.skip(), *skipped[0], *skipped[1]]
+                return {tabs: gr.Tabs(selected="export")} | filled
+            return gr.skip()
 
         def pause_timers(count: int) -> list[Any]:
             return [gr.Timer(active=False)] * count
 
-        blocks.load(train.choices, None, train.lists, **QUIET).then(
+        blocks.load(train.list_choices, None, train.lists, **QUIET).then(
             arrive,
             [selected, address_tab, data.chosen, address_query, evaluate.opened],
             [head, selected, data.chosen, evaluate.opened, *train.begins, *compare.chosen, tabs],
             js=ARRIVE_JS,
             **QUIET,
         )
-        train.start.click(train.submit, train.inputs, [message_html, selected, *train.outputs], **QUIET)
         selected.change(
             open_run, [selected, *runs_page.view], [tabs, *runs_page.outputs], js=RUNS_JS,
             **QUIET,
         )  # fmt: skip
         train.other.change(open_pasted, train.other, [tabs, *evaluate.form, *export.filled], **QUIET)
         runs_page.clone.click(clone, selected, [message_html, tabs, *train.filled], **QUIET)
-        runs_page.follow.input(train.choices, None, train.lists, **QUIET).then(
+        runs_page.follow.input(train.list_choices, None, train.lists, **QUIET).then(
             follow, [selected, runs_page.follow], [message_html, tabs, *train.filled], **QUIET
         )
         runs_page.chat.click(
@@ -242,12 +246,12 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
         chat_item.select(chat.arrive, chat.inputs, chat.outputs, js=CHAT_JS, **QUIET)
         runs_item.select(runs_page.open, [selected, *runs_page.view], runs_page.outputs, js=RUNS_JS, **QUIET)
         data_item.select(open_data, data.chosen, data.listed, js=DATA_JS, **QUIET)
-        data.use.click(train.choices, None, train.lists, **QUIET).then(
+        data.use.click(train.list_choices, None, train.lists, **QUIET).then(
             train_on_set, [data.chosen, *train.inputs], [message_html, tabs, *train.filled], **QUIET
         )
         train_item.select(
             partial(pause_timers, len(runs_page.timers)), None, runs_page.timers, js=TRAIN_JS, **QUIET
-        ).then(train.choices, None, train.lists, **QUIET)
+        ).then(train.list_choices, None, train.lists, **QUIET)
         timers = {
             chat_item: chat.timer, compare_item: compare.timer, export_item: export.timer, evaluate_item: evaluate.timer,
         }  # fmt: skip

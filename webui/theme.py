@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from webui.form import kinds_css
+from webui.form.controls import kinds_css
 
 FOLDER = Path(__file__).parent
 ACCENT = "#c2410c"  # the colour of a furnace

@@ -1,0 +1,222 @@
+"""The handlers of the Runs tab, called without a browser: what they answer into which component."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from engine.core.rundir import write_json
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.runs import Run
+from engine.spec.run_spec import RunSpec
+from tests.past_runs import falling, past_run
+from webui.panels import Updates
+from webui.runs_tab.buttons_panel import ButtonsPanel
+from webui.runs_tab.curves_panel import CurvesPanel
+from webui.runs_tab.head_panel import HeadPanel
+from webui.runs_tab.output_panel import OutputPanel
+from webui.runs_tab.panel import Context, CurveView
+from webui.runs_tab.run_actions import RunActions
+from webui.runs_tab.run_view import RunView
+from webui.runs_tab.table_panel import TABLE_ROWS, TablePanel, row_limit
+from webui.words import Words
+
+ENGLISH = Words("en")
+CURVES = ("step", 0.0, False)
+VIEW = (*CURVES, "", str(TABLE_ROWS))  # with an empty search
+ADA: Any = SimpleNamespace(name="ada")  # a request of hers
+
+
+class Tab:
+    """The panels, laid out and wired as on the page."""
+
+    def __init__(self, workplace: Workplace):
+        with gr.Blocks():
+            context = Context(
+                ENGLISH, workplace, "/root", gr.HTML(), lambda request: request.name, gr.Textbox()
+            )
+            self.context = context
+            self.table, self.head, self.buttons = (
+                TablePanel(context),
+                HeadPanel(context),
+                ButtonsPanel(context),
+            )
+            self.curves, self.output = CurvesPanel(context), OutputPanel(context)
+            self.panels = [self.head, self.buttons, self.curves, self.output]
+            self.view = RunView(context, self.table, self.buttons, self.curves, self.panels)
+            self.actions = RunActions(context, self.buttons, self.view)
+            for panel in (self.table, self.view, *self.panels):
+                panel.layout()
+            self.head.layout_of_findings()
+            for panel in (self.table, self.view, self.head, self.buttons, self.curves, self.actions):
+                panel.wire()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(data=tmp_path / "data", saves=tmp_path / "saves")
+
+
+@pytest.fixture
+def tab(place: Workplace) -> Tab:
+    return Tab(place)
+
+
+@pytest.fixture
+def past(place: Workplace) -> Callable[..., Run]:
+    """A run as training leaves it; `outcome` None: it was interrupted."""
+
+    def make(name: str, outcome: str | None = "finished", at: float = 1e9, stage: str = "sft") -> Run:
+        return past_run(place.saves, spec_of(name, stage), falling(20), outcome, at)
+
+    return make
+
+
+def spec_of(name: str, stage: str = "sft") -> RunSpec:
+    model = {"model_name_or_path": "/models/tiny"}
+    return RunSpec.read(
+        {"name": name, "model": model, "stage": {"kind": stage}, "data": {"datasets": ["chat"]}}
+    )
+
+
+def visible(updates: Updates, component: Any) -> bool:
+    return updates[component]["visible"]
+
+
+def test_every_panel_answers_only_into_what_it_has_named(tab: Tab, past: Callable[..., Run]) -> None:
+    for run in (past("done"), past("broken off", outcome=None), past("killed", "stopped")):
+        for panel in tab.panels:
+            assert panel.now(run, CurveView(*CURVES)).keys() == set(panel.moving)
+            assert panel.opened(run).keys() == set(panel.still)
+        assert tab.view.open(run.id, *VIEW).keys() <= set(tab.view.outputs)
+    for id in ("", "no/such/run"):
+        assert tab.view.open(id, *VIEW).keys() <= set(tab.view.outputs)
+
+
+def test_a_finished_run_opens_with_all_that_it_has_left(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("first")
+    updates = tab.view.open(run.id, *VIEW)
+    assert (visible(updates, tab.view.column), visible(updates, tab.table.column)) == (True, False)
+    assert (updates[tab.view.timer].active, updates[tab.table.timer].active) == (False, False)
+    assert "<h1>first</h1>" in updates[tab.head.head]
+    assert updates[tab.curves.html].count("<figure") == 2  # loss with its validation, tokens
+    assert "name: first" in updates[tab.output.settings]
+    assert f'href="/root/download/{run.id}/log.txt"' in updates[tab.output.log_link]
+    assert "adapter/result.json" in updates[tab.output.files]
+    buttons = tab.buttons
+    shown = {name for name in ("stop", "kill", "resume", "clone", "delete", "chat", "export", "evaluate")
+             if visible(updates, getattr(buttons, name))}  # fmt: skip
+    assert shown == {"clone", "delete", "chat", "export", "evaluate"}
+    assert [stage for _, stage in updates[buttons.follow]["choices"]][:3] == ["", "rm", "dpo"]
+
+
+def test_a_reward_model_is_not_talked_to_and_an_interrupted_run_is_resumed(
+    tab: Tab, past: Callable[..., Run]
+) -> None:
+    judge = tab.view.open(past("judge", stage="rm").id, *VIEW)
+    assert (visible(judge, tab.buttons.chat), visible(judge, tab.buttons.export)) == (False, True)
+    broken_off = tab.view.open(past("half", outcome=None).id, *VIEW)
+    assert (visible(broken_off, tab.buttons.resume), visible(broken_off, tab.buttons.export)) == (True, False)
+    assert broken_off[tab.head.failure] != ""
+
+
+def test_a_run_that_is_not_there_leads_to_the_table_and_says_so(tab: Tab, past: Callable[..., Run]) -> None:
+    past("other")
+    updates = tab.view.open("no/such/run", *VIEW)
+    assert updates[tab.context.selected] == ""
+    assert "toast bad" in updates[tab.context.message]
+    assert visible(updates, tab.table.column) is True
+    assert "other" in updates[tab.table.table]
+
+
+def test_a_look_at_a_run_answers_only_what_has_changed(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("going", outcome=None)
+    stamp = tab.view.open(run.id, *VIEW)[tab.view.stamp]
+    assert tab.view.tick(run.id, stamp, *CURVES) == gr.skip()
+    with run.dir.metrics.open("a") as file:
+        file.write(json.dumps({"step": 21, "epoch": 1.05, "time": 10.5, "loss": 0.125}) + "\n")
+    updates = tab.view.tick(run.id, stamp, *CURVES)
+    assert updates.keys() <= set(tab.view.moving)
+    assert updates[tab.view.stamp] != stamp
+    assert "0.125" in updates[tab.curves.html]
+    assert tab.view.tick("no/such/run", stamp, *CURVES)[tab.view.timer].active is False
+
+
+def test_curves_are_drawn_anew_as_they_are_looked_at(tab: Tab, past: Callable[..., Run]) -> None:
+    run = past("curved")
+    by_step, by_time = (tab.curves.redraw(run.id, x, 0.0, False)[tab.curves.html] for x in ("step", "time"))
+    assert "Step 20" in by_step
+    assert "Step 20" not in by_time
+    assert tab.curves.redraw("no/such/run", *CURVES) == gr.skip()
+
+
+def test_the_table_is_searched_and_grows_by_the_button(
+    tab: Tab, past: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webui.runs_tab.table_panel.TABLE_ROWS", 2)
+    for at, name in enumerate(("alpha", "beta", "gamma")):
+        past(name, at=1e9 + at)
+    first = tab.table.list_runs(None, "2")
+    assert ["gamma" in first[tab.table.table], "alpha" in first[tab.table.table]] == [True, False]
+    assert first[tab.table.more] == gr.update(visible=True, value=ENGLISH("runs-more", count=1))
+    more = tab.table.list_more("", "2")
+    assert more[tab.table.limit] == "4"
+    assert "alpha" in more[tab.table.table]
+    assert visible(more, tab.table.more) is False
+    searched = tab.table.list_runs("  BETA tiny ", "2")[tab.table.table]
+    assert ("beta" in searched, "gamma" in searched) == (True, False)
+    assert "&lt;nothing&gt;" in tab.table.list_runs("<nothing>", "2")[tab.table.table]
+    assert tab.table.refresh(first[tab.table.stamp], "", "2") == gr.skip()
+    past("delta", at=2e9)
+    assert "delta" in tab.table.refresh(first[tab.table.stamp], "", "2")[tab.table.table]
+
+
+def test_rows_are_as_many_as_the_page_says() -> None:
+    assert [row_limit(text) for text in ("250", "", "-1", "x", "9" * 8, "9" * 9)] == [
+        250,
+        100,
+        100,
+        100,
+        100_000,
+        100,
+    ]
+
+
+def test_what_an_action_did_is_said_and_what_it_was_refused_for(tab: Tab, past: Callable[..., Run]) -> None:
+    run, message = past("done"), tab.context.message
+    for refused in (tab.actions.stop, tab.actions.kill):
+        updates = refused(ADA, run.id, *VIEW)
+        assert "toast bad" in updates[message]
+        assert "<h1>done</h1>" in updates[tab.head.head]
+    gone = tab.actions.resume(ADA, "no/such/run", *VIEW)
+    assert ("toast bad" in gone[message], gone[tab.context.selected]) == (True, "")
+
+
+def test_a_waiting_run_is_killed_by_whoever_asks_and_then_deleted(
+    tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: None)  # there is no process to be ended
+    run = past_run(place.saves, spec_of("waiting"), outcome=None)
+    run.dir.keeper.unlink()
+    write_json(run.dir.request, {"by": "bob", "submitted": 1.0, "queued": 1, "attempt": 1, "stop": None})
+    assert runs.get(place.saves, run.id).state == "queued"
+    updates = tab.actions.kill(ADA, run.id, *VIEW)
+    assert "toast good" in updates[tab.context.message]
+    killed = runs.get(place.saves, run.id)
+    assert (killed.final, killed.request["stop"]["how"], killed.request["stop"]["by"]) == (
+        True,
+        "kill",
+        "ada",
+    )
+    assert visible(updates, tab.buttons.sure_kill) is False
+    deleted = tab.actions.delete(run.id, *VIEW)
+    assert ("toast good" in deleted[tab.context.message], deleted[tab.context.selected]) == (True, "")
+    assert visible(deleted, tab.table.column) is True
+    assert not run.path.exists()

@@ -1,0 +1,213 @@
+"""The handlers of the Train tab, called without a browser: what they answer into which component."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.runs.plan import start_from
+from engine.spec.run_spec import RunSpec
+from tests.past_runs import past_run
+from webui.form.settings import ADAPTER, DATASETS, MODEL, SAVED_MODULES, TARGET_MODULES
+from webui.panels import Updates
+from webui.train_tab.load_panel import MAX_YAML_CHARACTERS, LoadPanel
+from webui.train_tab.panel import Context
+from webui.train_tab.preset_panel import PresetPanel
+from webui.train_tab.settings_panel import SettingsPanel
+from webui.train_tab.summary_panel import SummaryPanel
+from webui.words import Words
+
+ENGLISH = Words("en")
+ADA: Any = SimpleNamespace(name="ada")  # a request of hers
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    """The demo model, a data set of conversations and one of texts."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [{"instruction": f"What comes after {n}?", "output": f"{n + 1}."} for n in range(25)]
+    (data / "numbers.json").write_text(json.dumps(rows))
+    (data / "texts.json").write_text(json.dumps([{"text": "After one comes two. " * 9}] * 25))
+    entries = {
+        "numbers": {"file_name": "numbers.json"},
+        "texts": {"file_name": "texts.json", "columns": {"prompt": "text"}},
+    }
+    (data / "dataset_info.json").write_text(json.dumps(entries))
+    return Workplace(models=(DEMO_MODEL,), data=data, saves=tmp_path / "saves")
+
+
+class Tab:
+    """The panels, laid out and wired as on the page."""
+
+    def __init__(self, workplace: Workplace):
+        with gr.Blocks():
+            context = Context(ENGLISH, workplace, gr.HTML(), lambda request: request.name, gr.Textbox())
+            self.context = context
+            self.built_with = start_from(workplace, "demo")[0]
+            self.settings = SettingsPanel(context, self.built_with)
+            self.summary = SummaryPanel(context, self.settings)
+            self.presets = PresetPanel(context, "demo", self.settings, self.summary)
+            self.load = LoadPanel(context, self.summary)
+            for panel in (self.presets, self.settings, self.summary, self.load):
+                panel.layout()
+            self.settings.layout_of_name()
+            self.summary.layout_of_marks()
+            for panel in (self.settings, self.summary, self.presets, self.load):
+                panel.wire()
+
+    def control(self, path: str) -> Any:
+        return self.settings.form.controls[path]
+
+    def held(self, spec: RunSpec, **typed: Any) -> list[Any]:
+        """What the controls hold for a spec; `typed` is what else somebody has typed, by path with `__` for the dot."""
+        values = self.settings.form.updates(spec)
+        values |= {self.control(path.replace("__", ".")): value for path, value in typed.items()}
+        return [values[control] for control in self.settings.inputs]
+
+    def shown(self, updates: Updates) -> RunSpec:
+        """The spec that the form holds once it has been filled."""
+        spec, problems = self.settings.read([updates[control] for control in self.settings.inputs])
+        assert problems == []
+        return spec
+
+
+@pytest.fixture
+def tab(place: Workplace) -> Tab:
+    return Tab(place)
+
+
+def test_the_form_shows_a_spec_and_reads_back_as_that_spec(tab: Tab) -> None:
+    spec = RunSpec.read({"name": "mine", "stage": "pt", "data": {"datasets": {"texts": 2}}, "method": "full"})
+    updates = tab.summary.fill(spec)
+    assert updates.keys() == set(tab.summary.filled)
+    assert tab.shown(updates) == spec
+    assert updates[tab.control("data.datasets:weights")] == "texts: 2"
+
+
+def test_a_look_tells_what_the_spec_would_do(tab: Tab) -> None:
+    spec = tab.built_with.change("data.datasets", ["numbers"]).change("training.max_steps", 7)
+    updates = tab.summary.look(*tab.held(spec))
+    assert updates.keys() == set(tab.summary.outputs)
+    plan = updates[tab.summary.plan]
+    assert f"<dt>{ENGLISH('stat-rows')}</dt><dd>25<small>" in plan
+    assert f"<dt>{ENGLISH('stat-steps')}</dt><dd>7<small>" in plan
+    assert "<span>Qwen2ForCausalLM</span>" in updates[tab.settings.model_facts]
+    assert "max_steps: 7" in updates[tab.summary.yaml]
+    assert "--module engine.worker.train" in updates[tab.summary.command]
+
+
+def test_what_cannot_be_read_is_marked_at_its_field_and_leaves_the_numbers_open(tab: Tab) -> None:
+    updates = tab.summary.look(*tab.held(tab.built_with, training__learning_rate="fast"))
+    assert updates[tab.summary.plan].count("<dd>—<") >= 4
+    assert "#f-training-learning_rate{--wrong:1px" in updates[tab.summary.marks]
+    assert ENGLISH("to-fix", count=1) in updates[tab.summary.plan]
+
+
+def test_a_spec_that_cannot_run_is_not_started_and_the_card_says_why(
+    tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webui.train_tab.summary_panel.rows_refused_by_template", lambda *_: [])
+    spec = tab.built_with.change("data.datasets", ["gone"])
+    updates = tab.summary.submit(ADA, *tab.held(spec))
+    assert "toast bad" in updates[tab.context.message]
+    assert tab.context.selected not in updates
+    assert "gone" in updates[tab.summary.plan]
+    assert not place.saves.exists()
+
+
+def test_a_run_that_is_started_is_shown(tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = []
+
+    def submit(spec: RunSpec, workplace: Workplace, by: str) -> Any:
+        submitted.append((spec.name, workplace, by))
+        return SimpleNamespace(id="demo_model/lora/mine")
+
+    monkeypatch.setattr("webui.train_tab.summary_panel.runs.submit", submit)
+    monkeypatch.setattr("webui.train_tab.summary_panel.rows_refused_by_template", lambda *_: [])
+    updates = tab.summary.submit(ADA, *tab.held(tab.built_with.change("name", "mine")))
+    assert submitted == [("mine", place, "ada")]
+    assert updates.keys() == {tab.context.message, tab.context.selected}
+    assert updates[tab.context.selected] == "demo_model/lora/mine"
+
+
+def test_the_page_begins_with_what_it_was_built_with_and_sends_only_what_differs(tab: Tab) -> None:
+    updates = tab.presets.begin()
+    assert updates[tab.presets.preset] == "demo"
+    assert updates.keys() <= set(tab.presets.begins)
+    assert not set(tab.settings.inputs) & updates.keys()
+
+
+def test_a_preset_fills_the_form_and_an_unknown_one_does_nothing(tab: Tab, place: Workplace) -> None:
+    updates = tab.presets.choose_preset("demo")
+    assert tab.shown(updates) == start_from(place, "demo")[0]
+    assert tab.presets.choose_preset("no such preset") == gr.skip()
+
+
+def test_a_stage_brings_data_sets_that_it_takes(tab: Tab) -> None:
+    spec = tab.built_with.change("data.datasets", ["numbers"])
+    assert tab.presets.refit_datasets(*tab.held(spec)) == gr.skip()
+    updates = tab.presets.refit_datasets(*tab.held(spec, stage="pt"))
+    assert updates[tab.control(DATASETS)] == ["texts"]
+    assert updates.keys() == {tab.context.message, tab.control(DATASETS), tab.control(f"{DATASETS}:weights")}
+
+
+def test_lists_name_what_is_on_disk(tab: Tab, place: Workplace) -> None:
+    spec = RunSpec.read({"name": "past", "model": {"model_name_or_path": str(DEMO_MODEL)}})
+    adapter = past_run(place.saves, spec).dir.adapter
+    whole = past_run(place.saves, spec.change("name", "whole").change("method", {"kind": "full"})).dir.model
+    judge = past_run(place.saves, spec.change("name", "judge").change("stage", {"kind": "rm"})).dir.adapter
+    updates = tab.settings.list_choices()
+    assert updates.keys() == set(tab.settings.lists)
+    values = {path: [value for _, value in updates[tab.control(path)]["choices"]]
+              for path in (MODEL, DATASETS, ADAPTER, "stage.reward_model")}  # fmt: skip
+    assert values[DATASETS] == ["numbers", "texts"]
+    assert set(values[ADAPTER]) == {str(adapter), str(judge)}
+    assert set(values[MODEL]) == {str(DEMO_MODEL), str(whole)}
+    assert values["stage.reward_model"] == [str(judge)]
+
+
+def test_a_model_brings_the_names_of_its_modules(tab: Tab) -> None:
+    updates = tab.settings.list_modules(str(DEMO_MODEL))
+    assert {"all-linear", "q_proj", "down_proj"} <= set(updates[tab.control(TARGET_MODULES)]["choices"])
+    assert "embed_tokens" in updates[tab.control(SAVED_MODULES)]["choices"]
+    nothing = tab.settings.list_modules("somebody/away")
+    assert nothing[tab.control(TARGET_MODULES)]["choices"] == ["all-linear"]
+    assert nothing[tab.control(SAVED_MODULES)]["choices"] == []
+
+
+def test_a_spec_is_loaded_and_one_of_another_program_with_what_it_lost(tab: Tab) -> None:
+    updates = tab.load.load_text("name: mine\ntraining: {learning_rate: 0.5}")
+    assert tab.shown(updates).training.learning_rate == 0.5
+    assert (updates[tab.load.imported], updates[tab.load.other]) == ("", "")
+    command = (
+        "llamafactory-cli train --stage sft --learning_rate 0.25 --neftune_noise_alpha 5 --no_such_option 1"
+    )
+    updates = tab.load.load_file(command.encode("utf-16"))
+    assert tab.shown(updates).training.learning_rate == 0.25
+    assert "no_such_option" in updates[tab.load.imported]
+
+
+def test_what_cannot_be_loaded_leaves_the_form_as_it_is(tab: Tab) -> None:
+    answers = {tab.context.message, tab.load.imported, tab.load.other}
+    for text in ("", "[", "x" * (MAX_YAML_CHARACTERS + 1)):
+        updates = tab.load.load_text(text)
+        assert updates.keys() == answers
+        assert "toast bad" in updates[tab.context.message]
+    assert tab.load.load_file(b"\x00\xff\x00" * 9).keys() == answers
+
+
+def test_an_export_that_is_loaded_here_is_handed_on(tab: Tab) -> None:
+    spec = ExportSpec.read({"name": "merged", "model": {"model_name_or_path": str(DEMO_MODEL)}})
+    updates = tab.load.load_text(spec.to_yaml())
+    assert updates.keys() == {tab.context.message, tab.load.imported, tab.load.other}
+    first, _, yaml = updates[tab.load.other].partition("\n")
+    assert first.startswith("# ")
+    assert yaml == spec.to_yaml()

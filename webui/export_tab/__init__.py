@@ -1,0 +1,65 @@
+"""The Export tab: what finished runs have learned as a model, or an adapter, that other programs run.
+
+    form_panel      what is exported and how, and what that would do
+    export_list     the exports, and how far they are
+    upload_panel    one of them is uploaded to a hub
+
+`export_specs`, `controls` and the modules that write HTML hold no components: they are functions of what they get. What is
+shown of an export is what `engine.worker.export` has left in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.export.export_spec import ExportSpec
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.spec.run_spec import RunSpec
+from webui.export_tab.export_list import ExportList
+from webui.export_tab.export_specs import with_export
+from webui.export_tab.form_panel import FormPanel
+from webui.export_tab.panel import Context
+from webui.export_tab.upload_panel import UploadPanel
+from webui.panels import Updates
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class ExportTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    timer: gr.Timer
+    arrive: Callable[..., Updates]  # what is chosen, and the exports, answered into `outputs`
+    inputs: list[Block]  # what `arrive` is given: the chosen runs, and the other controls
+    outputs: list[Block]
+    exports: gr.HTML  # its `select` names an export that is wanted in the form
+    filled: list[Block]  # what `fill` answers into
+    fill: Callable[[ExportSpec], Updates | None]  # None: of the adapters, none is the result of a run here
+    use: Callable[[str, RunSpec], RunSpec]  # the id of an export and what the form holds → what it is to hold
+
+
+def build(
+    words: Words, workplace: Workplace, root: str, message: gr.HTML, user: Callable[[gr.Request], str]
+) -> ExportTab:
+    """The tab in the current context. `message` shows messages; `user` says who asks."""
+    context = Context(words, workplace, root, message, user)
+    uploads = UploadPanel(context)
+    exports = ExportList(context, uploads)
+    form = FormPanel(context, exports)
+
+    with gr.Row(elem_classes="split", equal_height=False):
+        form.layout()
+    exports.layout()
+    uploads.layout()
+
+    for panel in (form, exports, uploads):
+        panel.wire()
+    return ExportTab(
+        exports.timer, form.arrive, form.inputs, form.outputs, exports.html, form.filled, form.fill,
+        lambda id, spec: with_export(runs.get(workplace.saves, id), spec),
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""The exports that there are: how far they are, and what has come of them."""
+
+from __future__ import annotations
+
+import hashlib
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from engine.export.export_spec import ExportSpec
+from engine.runs import runs
+from webui import clicks, notices
+from webui.events import QUIET
+from webui.export_tab import exports_html
+from webui.export_tab.panel import Context, Panel
+from webui.export_tab.upload_panel import UploadPanel
+from webui.panels import Updates, hidden_value
+
+POLL_SECONDS = 2  # between two looks at exports that are being made
+MAX_EXPORTS_LISTED = 12
+
+USE_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-use], [data-retry]');
+  if (button) trigger('select', button.dataset.use ? { run: button.dataset.use } : { retry: button.dataset.retry });
+});
+"""
+
+
+class ExportList(Panel):
+    """A `select` of `html` names an export that is wanted in the form of the Train tab, or one whose last step is to be
+    tried again."""
+
+    def __init__(self, context: Context, uploads: UploadPanel):
+        super().__init__(context)
+        self.uploads = uploads
+        self.timer = gr.Timer(POLL_SECONDS, active=False)
+        self.stamp = hidden_value()  # of the list that is shown
+
+    def layout(self) -> None:
+        self.html = gr.HTML(js_on_load=USE_JS + clicks.keep_folds_js("export"), elem_id="exports")
+
+    def wire(self) -> None:
+        self.html.select(self.retry, None, [self.message, *self.outputs], **QUIET)
+        self.timer.tick(self.tick, self.stamp, self.outputs, **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.stamp, self.html, self.timer, *self.uploads.outputs]
+
+    def listed(self) -> Updates:
+        """The exports as they are now, and whether there is something to wait for."""
+        export_runs = runs.find(self.saves, ExportSpec.kind)[:MAX_EXPORTS_LISTED]
+        html = exports_html.listed(export_runs, self.context.root, self.words)
+        return {
+            self.stamp: hashlib.sha1(html.encode()).hexdigest(),
+            self.html: html,
+            self.timer: gr.Timer(active=any(not run.final for run in export_runs)),
+        } | self.uploads.offering(export_runs)
+
+    def tick(self, known: str) -> Updates:
+        """The list if it differs from the one with the stamp `known`."""
+        try:
+            updates = self.listed()
+        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+            return gr.skip()
+        return gr.skip() if updates[self.stamp] == known else updates
+
+    def retry(self, request: gr.Request, event: gr.EventData) -> Updates:
+        """Try once more the one step of an export that failed. A click on another button is not for this one."""
+        id = event._data.get("retry")
+        if not id:
+            return gr.skip()
+        try:
+            runs.resume(runs.get(self.saves, str(id)), by=self.user(request))
+            message = notices.toast(self.words("started"))
+        except Refusal as refusal:
+            message = notices.refused(refusal.problems, self.words)
+        return {self.message: message} | self.listed()

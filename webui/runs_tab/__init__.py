@@ -1,0 +1,77 @@
+"""The Runs tab: what has been started, and one run in full.
+
+    table_panel     all runs, and a search             curves_panel    its curves
+    head_panel      the open run, and how far it is    output_panel    its log, answers, settings and files
+    buttons_panel   what can be done with it           run_view        opening a run, in all of these
+    run_actions     stop, kill, resume, delete
+
+`run_facts` and the modules that write HTML hold no components: they are functions of what they get. A short poll asks
+every two seconds and answers nothing where nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.launch.workspace import Workplace
+from webui.panels import Updates
+from webui.runs_tab.buttons_panel import ButtonsPanel
+from webui.runs_tab.curves_panel import CurvesPanel
+from webui.runs_tab.head_panel import HeadPanel
+from webui.runs_tab.output_panel import OutputPanel
+from webui.runs_tab.panel import Context
+from webui.runs_tab.run_actions import RunActions
+from webui.runs_tab.run_view import RunView
+from webui.runs_tab.table_panel import TablePanel
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class RunsTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    open: Callable[..., Updates]  # the run with an id, or the table, answered into `outputs`
+    view: list[Block]  # what `open` is given besides the id
+    outputs: list[Block]
+    timers: list[gr.Timer]
+    clone: gr.Button
+    compare: gr.Button
+    chat: gr.Button
+    export: gr.Button
+    evaluate: gr.Button
+    follow: gr.Dropdown  # the stage that is to go on from the open run
+
+
+def build(
+    words: Words,
+    workplace: Workplace,
+    root: str,
+    selected: gr.Textbox,
+    message: gr.HTML,
+    user: Callable[[gr.Request], str],
+) -> RunsTab:
+    """The tab in the current context. `selected` holds the id of the open run ("" = the table)."""
+    context = Context(words, workplace, root, message, user, selected)
+    table, head, buttons = TablePanel(context), HeadPanel(context), ButtonsPanel(context)
+    curves, output = CurvesPanel(context), OutputPanel(context)
+    run_view = RunView(context, table, buttons, curves, [head, buttons, curves, output])
+    actions = RunActions(context, buttons, run_view)
+
+    table.layout()
+    with run_view.layout():
+        head.layout()
+        buttons.layout()
+        head.layout_of_findings()
+        curves.layout()
+        output.layout()
+
+    for panel in (run_view, table, curves, head, buttons, actions):
+        panel.wire()
+    return RunsTab(
+        run_view.open, run_view.view, run_view.outputs, [run_view.timer, table.timer], buttons.clone, buttons.compare,
+        buttons.chat, buttons.export, buttons.evaluate, buttons.follow,
+    )  # fmt: skip

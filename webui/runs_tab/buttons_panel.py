@@ -1,0 +1,99 @@
+"""What can be done with the open run: the buttons, and the questions whether it is really meant."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.runs.results import possible_next_stages, result_of
+from engine.runs.runs import Run
+from webui.events import QUIET
+from webui.panels import Updates
+from webui.runs_tab.panel import CurveView, Panel
+
+
+class ButtonsPanel(Panel):
+    """What the buttons do is `RunActions`' for those that change the run; the others lead to another tab."""
+
+    def layout(self) -> None:
+        with gr.Row(elem_classes="buttons actions"):
+            self._layout_of_buttons()
+        self.sure_kill, self.yes_kill, self.no_kill = self._question("sure-kill", "yes-kill")
+        self.sure_delete, self.yes_delete, self.no_delete = self._question("sure-delete", "yes-delete")
+
+    def _layout_of_buttons(self) -> None:
+        words, small = self.words, {"size": "sm"}
+        first, away, hurts = {"variant": "primary"}, {"visible": False}, {"elem_classes": "hurts"}
+        self.stop = gr.Button(words("stop-save"), elem_id="stop", **small)
+        self.kill = gr.Button(words("kill"), elem_id="kill", **small, **hurts)
+        self.resume = gr.Button(words("resume"), elem_id="resume", **small, **first)
+        self.chat = gr.Button(words("chat-with"), elem_id="chat-with", **small, **first, **away)
+        self.export = gr.Button(words("export-it"), elem_id="export-it", **small, **away)
+        self.evaluate = gr.Button(words("evaluate-it"), elem_id="evaluate-it", **small, **away)
+        self.follow = gr.Dropdown(
+            [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
+            min_width=190, interactive=True, label=words("follow"),
+        )  # fmt: skip
+        self.clone = gr.Button(words("clone"), elem_id="clone", **small)
+        self.compare = gr.Button(words("compare"), elem_id="compare", **small)
+        self.delete = gr.Button(words("delete"), elem_id="delete", **small, **hurts)
+
+    def _question(self, question: str, confirm: str) -> tuple[gr.Row, gr.Button, gr.Button]:
+        """Whether something is really meant: the row, and its buttons for yes and no; by the codes of their words."""
+        words = self.words
+        with gr.Row(visible=False, elem_classes="sure") as row:
+            gr.HTML(f"<p>{escape(words(question))}</p>")
+            yes = gr.Button(words(confirm), variant="stop", size="sm", elem_id=confirm, scale=0)
+            no = gr.Button(words("cancel"), size="sm", scale=0)
+        return row, yes, no
+
+    def wire(self) -> None:
+        for button, row in ((self.kill, self.sure_kill), (self.delete, self.sure_delete)):
+            button.click(lambda: gr.update(visible=True), None, row, **QUIET)
+        for button, row in ((self.no_kill, self.sure_kill), (self.no_delete, self.sure_delete)):
+            button.click(lambda: gr.update(visible=False), None, row, **QUIET)
+
+    @property
+    def moving(self) -> list[Block]:
+        return [
+            self.stop, self.kill, self.resume, self.clone, self.delete, self.chat, self.export, self.evaluate,
+            self.follow,
+        ]  # fmt: skip
+
+    @property
+    def still(self) -> list[Block]:
+        return [self.sure_kill, self.sure_delete]
+
+    def now(self, run: Run, view: CurveView) -> Updates:
+        can, left = run.can, gr.update(visible=result_of(run) is not None)
+        return {
+            self.stop: gr.update(visible="stop" in can),
+            self.kill: gr.update(visible="kill" in can),
+            self.resume: gr.update(visible="resume" in can),
+            self.clone: gr.update(visible="clone" in can and run.kind == "training"),
+            self.delete: gr.update(visible="delete" in can),
+            self.chat: gr.update(visible=can_chat(run)),
+            self.export: left,
+            self.evaluate: left,
+            self.follow: self._next_stages(run),
+        }
+
+    def opened(self, run: Run) -> Updates:
+        return self.without_questions()
+
+    def without_questions(self) -> Updates:
+        return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))
+
+    def _next_stages(self, run: Run) -> dict:
+        """The stages that can go on from the run, if it has left something."""
+        words, stages = self.words, possible_next_stages(run)
+        named = [(words("follow-with", stage=words.choice("stage", stage)), stage) for stage in stages]
+        return gr.update(choices=[(words("follow"), ""), *named], value="", visible=bool(stages))
+
+
+def can_chat(run: Run) -> bool:
+    """Whether the run has left something that writes answers."""
+    result = result_of(run)
+    return result is not None and result.stage != "rm"

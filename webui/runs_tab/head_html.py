@@ -1,0 +1,96 @@
+"""The head of the open run as HTML: what it is, how far it is, why it failed and what it has shown."""
+
+from __future__ import annotations
+
+from html import escape
+
+from engine.evaluation import probe, report
+from engine.runs import progress, queue
+from engine.runs.failures import explain
+from engine.runs.progress import Progress
+from engine.runs.runs import Run
+from webui import charts, probes, reports
+from webui.numbers import duration, human, moment, size
+from webui.runs_tab.run_facts import kind_of, run_facts, state_html
+from webui.text_html import lines
+from webui.words import Words
+
+
+def status(run: Run, words: Words) -> tuple[str, str, str]:
+    """How far the run is, its state, and why it failed, for a page of another tab."""
+    return progress_bar(run, progress.progress(run), words), state_html(run, words), failure(run, words)
+
+
+def head(run: Run, words: Words) -> str:
+    facts, now = run_facts(run), progress.progress(run)
+    fields = {
+        "fact-model": facts["model"], "fact-method": kind_of(run, facts, words), "fact-data": facts["data"], "fact-owner": run.by,
+        "fact-submitted": moment(run.submitted),
+    }  # fmt: skip
+    rows = "".join(
+        f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>"
+        for code, value in fields.items()
+        if value
+    )
+    return (
+        f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
+        f'<div class="run-title"><h1>{escape(facts["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
+        f"{progress_bar(run, now, words)}"
+        f'<dl class="facts-row">{rows}</dl>'
+    )
+
+
+def progress_bar(run: Run, now: Progress, words: Words) -> str:
+    """Phase, bar and speed while it goes on; how long it took when it is over."""
+    wide = 100 * min(max(now.fraction or 0.0, 0.0), 1.0)
+    unknown = " unknown" if now.fraction is None and not run.final and run.state != "queued" else ""
+    bar = f'<div class="bar {escape(run.state)}{unknown}"><i style="width:{wide:.1f}%"></i></div>'
+    parts = " · ".join(f"<span>{escape(part)}</span>" for part in _progress_parts(run, now, words))
+    return f'{bar}<p class="told">{parts}</p>'
+
+
+def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
+    parts = []
+    if run.state == "queued":
+        parts.append(words("queue-position", position=queue.position(run)))
+    elif not run.final:
+        parts.append(words(f"phase-{now.phase}"))
+    if now.total:
+        unit = f"unit-{now.unit}" if words.knows(f"unit-{now.unit}") else "unit-other"
+        write = size if now.unit == "B" else "{:,}".format
+        parts.append(words(unit, done=write(now.done), total=write(now.total)))
+    if now.fraction is not None and not run.final:
+        parts.append(f"{now.fraction:.0%}")
+    if (value := run.facts.headline) is not None:
+        parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
+    if now.tokens_per_s and not run.final:
+        parts.append(words("speed", count=human(now.tokens_per_s)))
+    if now.eta_s is not None and now.eta_s > 0:
+        parts.append(words("eta", time=duration(now.eta_s, words)))
+    if run.started and run.ended:
+        parts.append(words("took", time=duration(run.ended - run.started, words)))
+    return parts
+
+
+def failure(run: Run, words: Words) -> str:
+    """What happened, what to do, and the first traceback for those who want it."""
+    why = explain(run)
+    if not why:
+        return ""
+    advice, traceback = why.advice(words.language), ""
+    if advice:
+        advice = f"<p><b>{escape(words('what-to-do'))}</b> {lines(advice)}</p>"
+    if why.traceback:
+        traceback = f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
+    return f'<div class="failure" role="alert"><p class="what">{lines(why.what(words.language))}</p>{advice}{traceback}</div>'
+
+
+def findings(run: Run, words: Words) -> str:
+    """What an evaluation has found, and the way to all of it; of a training what its probe says."""
+    if probe_result := probe.read(run.dir):
+        return probes.probe_html(probe_result, words)
+    summary = report.summary(run.dir) if run.kind == "evaluation" else None
+    if not summary:
+        return ""
+    link = f'<p><a class="load" href="{escape(reports.link(run.id))}">{escape(words("report-whole"))}</a></p>'
+    return reports.summary(summary, words) + link

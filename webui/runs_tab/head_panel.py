@@ -1,0 +1,39 @@
+"""What the open run is, how far it is, and what is to be known of it before anything else."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.runs.runs import Run
+from webui import clicks
+from webui.events import QUIET
+from webui.panels import Updates
+from webui.runs_tab import head_html
+from webui.runs_tab.panel import CurveView, Panel
+from webui.runs_tab.table_panel import clicked_run
+
+
+class HeadPanel(Panel):
+    """`layout` is the head itself, `layout_of_findings` stands below the buttons."""
+
+    def layout(self) -> None:
+        self.head = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="run-head")
+
+    def layout_of_findings(self) -> None:
+        self.failure = gr.HTML(elem_id="failure")
+        self.findings = gr.HTML(elem_id="found-out")
+
+    def wire(self) -> None:
+        self.head.select(clicked_run, None, self.selected, **QUIET)
+
+    @property
+    def moving(self) -> list[Block]:
+        return [self.head, self.failure, self.findings]
+
+    def now(self, run: Run, view: CurveView) -> Updates:
+        return {
+            self.head: head_html.head(run, self.words),
+            self.failure: head_html.failure(run, self.words),
+            self.findings: head_html.findings(run, self.words),
+        }

@@ -1,0 +1,58 @@
+"""What a run has written as HTML: its log, its settings and its files."""
+
+from __future__ import annotations
+
+from html import escape
+from urllib.parse import quote
+
+from engine.core.problems import Problem, Refusal
+from engine.runs import runs
+from engine.runs.runs import Run
+from webui import notices
+from webui.numbers import size
+from webui.words import Words
+
+MAX_FILES_LISTED = 200
+
+
+def log(text: str, words: Words) -> str:
+    if not text:
+        return f'<p class="quiet">{escape(words("log-none"))}</p>'
+    return f'<div class="log-box" tabindex="0"><pre class="log">{escape(text)}</pre></div>'
+
+
+def log_link(run: Run, root: str, words: Words) -> str:
+    """The way to the whole log."""
+    return f'<a class="quiet" download href="{escape(address(run, "log.txt", root))}">{escape(words("log-whole"))}</a>'
+
+
+def settings(run: Run, words: Words) -> str:
+    """The run's spec as YAML, or why it cannot be read."""
+    try:
+        return notices.code("run-yaml", run.spec.to_yaml(brief=True), words, save=True)
+    except (Refusal, OSError) as error:
+        problems: list[Problem] = getattr(error, "problems", [])
+        return notices.listed(problems, words)
+
+
+def files(run: Run, root: str, words: Words) -> str:
+    """The run's files; each link leads to a route that asks engine whether it is one."""
+    of_run = runs.files(run)
+    if not of_run:
+        return f'<p class="quiet">{escape(words("files-none"))}</p>'
+    rows = "".join(
+        f'<tr><td><a download href="{escape(address(run, name, root))}">{escape(name)}</a></td><td>{size(count)}</td></tr>'
+        for name, count in of_run[:MAX_FILES_LISTED]
+    )
+    rest = (
+        f'<p class="quiet">{escape(words("files-more", count=len(of_run) - MAX_FILES_LISTED))}</p>'
+        if len(of_run) > MAX_FILES_LISTED
+        else ""
+    )
+    heads = f"<th>{escape(words('file-name'))}</th><th>{escape(words('file-size'))}</th>"
+    return f'<table class="files"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{rest}'
+
+
+def address(run: Run, name: str, root: str) -> str:
+    """Where a file of the run is downloaded from."""
+    return f"{root}/download/{quote(run.id)}/{quote(name)}"

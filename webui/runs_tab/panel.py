@@ -1,0 +1,65 @@
+"""What the panels of the Runs tab have in common. Which run is open stands in the page: handlers keep nothing, and each
+look reads the run's folder, so a reload, another browser and another user see the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.launch.workspace import Workplace
+from engine.runs.runs import Run
+from webui import panels
+from webui.panels import Updates
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every panel is given."""
+
+    words: Words
+    workplace: Workplace
+    root: str  # before the path of each address
+    message: gr.HTML  # shows that something was done, or why it was not
+    user: Callable[[gr.Request], str]  # who asks
+    selected: gr.Textbox  # id of the open run; "" = the table
+
+
+class CurveView(NamedTuple):
+    """How the curves are drawn: over which axis, how smooth, and whether logarithmically."""
+
+    x: str
+    smoothing: float
+    log: bool
+
+
+class Panel(panels.Panel):
+    """A part of the open run."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.words, self.saves = context.words, context.workplace.saves
+        self.message, self.selected = context.message, context.selected
+
+    @property
+    def moving(self) -> list[Block]:
+        """What changes while a run goes on."""
+        return []
+
+    @property
+    def still(self) -> list[Block]:
+        """What else changes when a run is opened."""
+        return []
+
+    def now(self, run: Run, view: CurveView) -> Updates:
+        """What moves, as it is now."""
+        return {}
+
+    def opened(self, run: Run) -> Updates:
+        """What stays as it is as long as the run is open."""
+        return {}

@@ -1,0 +1,65 @@
+"""The open run is stopped, killed, resumed or deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from engine.core.problems import Refusal
+from engine.runs import runs
+from engine.runs.runs import Run
+from webui import notices
+from webui.events import QUIET
+from webui.panels import Updates
+from webui.runs_tab.buttons_panel import ButtonsPanel
+from webui.runs_tab.panel import Context, Panel
+from webui.runs_tab.run_view import RunView
+
+
+class RunActions(Panel):
+    """Each asks engine for one thing, says how it went and shows the run as it is then."""
+
+    def __init__(self, context: Context, buttons: ButtonsPanel, run_view: RunView):
+        super().__init__(context)
+        self.buttons, self.run_view = buttons, run_view
+
+    def wire(self) -> None:
+        buttons, inputs = self.buttons, [self.selected, *self.run_view.view]
+        actions = {
+            buttons.stop: self.stop, buttons.yes_kill: self.kill, buttons.resume: self.resume,
+            buttons.yes_delete: self.delete,
+        }  # fmt: skip
+        for button, action in actions.items():
+            button.click(action, inputs, self.run_view.outputs, **QUIET)
+
+    def stop(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
+        by = self.context.user(request)
+        return self._act(lambda run: runs.stop(run, "save", by), "told-stop", run_id, view)
+
+    def kill(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
+        by = self.context.user(request)
+        return self._act(lambda run: runs.stop(run, "kill", by), "told-kill", run_id, view)
+
+    def resume(self, request: gr.Request, run_id: str, *view: Any) -> Updates:
+        by = self.context.user(request)
+        return self._act(lambda run: runs.resume(run, by), "told-resume", run_id, view)
+
+    def delete(self, run_id: str, *view: Any) -> Updates:
+        try:
+            runs.delete(runs.get(self.saves, run_id))
+        except Refusal as refusal:
+            return self.run_view.open(run_id, *view) | self._refused(refusal)
+        done = {self.message: notices.toast(self.words("told-delete")), self.selected: ""}
+        return self.run_view.open("", *view) | done
+
+    def _act(self, action: Callable[[Run], object], done: str, run_id: str, view: tuple[Any, ...]) -> Updates:
+        try:
+            action(runs.get(self.saves, run_id))
+        except Refusal as refusal:
+            return self.run_view.open(run_id, *view) | self._refused(refusal)
+        return self.run_view.open(run_id, *view) | {self.message: notices.toast(self.words(done))}
+
+    def _refused(self, refusal: Refusal) -> Updates:
+        return {self.message: notices.refused(refusal.problems, self.words)}

@@ -1,0 +1,103 @@
+"""One run is opened, and looked at again while it goes on: every panel that shows something of it answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core import rundir
+from engine.core.problems import Refusal
+from engine.runs import queue, runs
+from engine.runs.runs import Run
+from webui import notices
+from webui.events import QUIET
+from webui.panels import Updates, hidden_value
+from webui.runs_tab.buttons_panel import ButtonsPanel
+from webui.runs_tab.curves_panel import CurvesPanel
+from webui.runs_tab.panel import Context, CurveView, Panel
+from webui.runs_tab.table_panel import TablePanel
+
+POLL_SECONDS = 2  # between two looks at the open run
+
+
+class RunView(Panel):
+    """The open run in place of the table, or the table; `panels` show the run, `buttons` and `curves` among them."""
+
+    def __init__(
+        self, context: Context, table: TablePanel, buttons: ButtonsPanel, curves: CurvesPanel,
+        panels: Sequence[Panel],
+    ):  # fmt: skip
+        super().__init__(context)
+        self.table, self.buttons, self.curves, self.panels = table, buttons, curves, panels
+        self.stamp = hidden_value()  # of what is shown of the run
+        self.timer = gr.Timer(POLL_SECONDS, active=False)
+
+    def layout(self) -> gr.Column:
+        """The column that the panels are laid out in."""
+        self.column = gr.Column(visible=False, elem_classes="one-run")
+        return self.column
+
+    def wire(self) -> None:
+        inputs = [self.selected, self.stamp, *self.curves.view]
+        self.timer.tick(self.tick, inputs, self.moving, **QUIET)
+
+    @property
+    def view(self) -> list[Block]:
+        """What `open` is given besides the id of the run."""
+        return [*self.curves.view, self.table.search, self.table.limit]
+
+    @property
+    def moving(self) -> list[Block]:
+        return [self.stamp, self.timer, *(output for panel in self.panels for output in panel.moving)]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What `open` answers into."""
+        still = [self.column, *(output for panel in self.panels for output in panel.still)]
+        return [self.message, self.selected, *self.moving, *still, *self.table.outputs]
+
+    def open(self, run_id: str, x: str, smoothing: float, log: bool, text: str | None, limit: str) -> Updates:
+        """The run with that id in full; the table if there is none."""
+        if not run_id:
+            return self.closed(text, limit)
+        try:
+            run = runs.get(self.saves, run_id)
+        except Refusal as refusal:
+            message = {self.message: notices.refused(refusal.problems, self.words), self.selected: ""}
+            return message | self.closed(text, limit)
+        updates = {self.column: gr.update(visible=True)} | self.table.hidden()
+        for panel in self.panels:
+            updates |= panel.opened(run)
+        return updates | self.now(run, CurveView(x, smoothing, log))
+
+    def closed(self, text: str | None, limit: str) -> Updates:
+        """The table in place of a run."""
+        away = {self.column: gr.update(visible=False), self.timer: gr.Timer(active=False)}
+        return away | self.buttons.without_questions() | self.table.shown(text, limit)
+
+    def now(self, run: Run, view: CurveView) -> Updates:
+        updates: Updates = {self.stamp: stamp_of(run), self.timer: gr.Timer(active=not run.final)}
+        for panel in self.panels:
+            updates |= panel.now(run, view)
+        return updates
+
+    def tick(self, run_id: str, known: str, x: str, smoothing: float, log: bool) -> Updates:
+        """What has changed since the stamp was `known`; nothing if nothing has."""
+        try:
+            run = runs.get(self.saves, run_id)
+            return gr.skip() if stamp_of(run) == known else self.now(run, CurveView(x, smoothing, log))
+        except Refusal:
+            return {self.timer: gr.Timer(active=False)}
+        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+            return gr.skip()
+
+
+def stamp_of(run: Run) -> str:
+    """Changes when anything that the page shows of the run changes."""
+    here = run.dir
+    files = (
+        here.progress, here.metrics, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
+    )  # fmt: skip
+    return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"

@@ -1,0 +1,55 @@
+"""The newest answers of a run's model as HTML, each with its question and what it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from webui import charts
+from webui.text_html import lines
+from webui.words import Words
+
+
+def samples(latest_samples: Sequence[Mapping[str, Any]], words: Words) -> str:
+    """A table of them; `latest_samples` as `engine.runs.samples.latest` reads them."""
+    if not latest_samples:
+        return f'<p class="quiet">{escape(words("samples-none"))}</p>'
+    heads = "".join(
+        f"<th>{escape(words(f'samples-{column}'))}</th>" for column in ("step", "prompt", "answer", "reward")
+    )
+    body = "".join(
+        f"<tr><td>{sample['step']:,}</td><td>{lines(_prompt_text(sample['prompt']))}</td>"
+        f"<td>{lines(str(sample['completion'])) or _empty(words)}</td><td>{_reward(sample, words)}</td></tr>"
+        for sample in latest_samples
+    )
+    return f'<table class="samples"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _empty(words: Words) -> str:
+    return f'<i class="quiet">{escape(words("samples-empty"))}</i>'
+
+
+def _prompt_text(prompt: Any) -> str:
+    """The messages of a prompt; the roles are named where there is more than one."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = (
+        [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
+    )
+    if len(messages) == 1:
+        return str(messages[0].get("content", ""))
+    return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)
+
+
+def _reward(sample: Mapping[str, Any], words: Words) -> str:
+    """The reward, and under it what it is made of."""
+    parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
+    parts_text = " · ".join(
+        f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items()
+    )
+    return f"{_number(sample['reward'])}<small>{escape(parts_text)}</small>"
+
+
+def _number(value: Any) -> str:
+    return charts.short(value) if isinstance(value, (int, float)) else "—"

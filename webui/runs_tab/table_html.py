@@ -1,0 +1,54 @@
+"""The table of runs as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from urllib.parse import quote
+
+from engine.runs import progress
+from engine.runs.runs import Run
+from webui import charts
+from webui.numbers import ago, moment
+from webui.runs_tab.run_facts import kind_of, run_facts, state_html
+from webui.words import Words
+
+
+def table(runs: Sequence[Run], words: Words, text: str = "") -> str:
+    """The runs, one a row; where there are none, why: `text` is what was searched for."""
+    if not runs:
+        if text.strip():
+            return f'<p class="empty">{escape(words("runs-no-match", text=text.strip()))}</p>'
+        return f'<div class="empty"><b>{escape(words("runs-none"))}</b><p>{escape(words("runs-none-help"))}</p></div>'
+    owners = any(run.by for run in runs)
+    columns = ["state", "run", "stage", "data", *(["owner"] if owners else []), "when", "last", "curve"]
+    head = "".join(f'<th class="c-{column}">{escape(words(f"column-{column}"))}</th>' for column in columns)
+    body = "".join(_row(run, columns, words) for run in runs)
+    return f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def _row(run: Run, columns: Sequence[str], words: Words) -> str:
+    facts = run_facts(run)
+    cells = {
+        "state": state_html(run, words),
+        "run": f'<a href="?run={quote(run.id)}">{escape(facts["title"])}</a><small>{escape(facts["model"])}</small>',
+        "stage": escape(kind_of(run, facts, words)),
+        "data": escape(facts["data"]),
+        "owner": escape(run.by),
+        "when": f'<time title="{moment(run.submitted)}">{escape(ago(run.submitted, words))}</time>',
+        "last": _last_value(run, words),
+        "curve": charts.sparkline(progress.sparkline(run)),
+    }
+    return (
+        f'<tr data-run="{escape(run.id)}">'
+        + "".join(f'<td class="c-{column}">{cells[column]}</td>' for column in columns)
+        + "</tr>"
+    )
+
+
+def _last_value(run: Run, words: Words) -> str:
+    """The newest value of the curve that shows how the run goes, and what it is called."""
+    value = run.facts.headline
+    if value is None:
+        return ""
+    return f"{charts.short(value)}<small>{escape(words(f'brief-{progress.headline_curve(run)}'))}</small>"

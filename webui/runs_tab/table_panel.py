@@ -1,0 +1,98 @@
+"""All runs in a table, the newest first, and a search in it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.runs import runs
+from webui import clicks
+from webui.events import QUIET
+from webui.panels import Updates, hidden_value
+from webui.runs_tab import table_html
+from webui.runs_tab.panel import Context, Panel
+from webui.runs_tab.run_facts import matches
+
+TABLE_ROWS = 100  # runs in the table before "show more"
+POLL_SECONDS = 4  # between two looks at the table
+
+
+class TablePanel(Panel):
+    def __init__(self, context: Context):
+        super().__init__(context)
+        self.stamp = hidden_value()  # of the table that is shown
+        self.timer = gr.Timer(POLL_SECONDS, active=False)
+
+    def layout(self) -> None:
+        words = self.words
+        with gr.Column(elem_classes="list") as self.column:
+            with gr.Row(elem_classes="bar-row"):
+                self.search = gr.Textbox(
+                    placeholder=words("runs-search"), show_label=False, container=False, elem_id="search",
+                    max_lines=1, scale=1,
+                )  # fmt: skip
+            self.table = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="runs")
+            self.limit = hidden_value(str(TABLE_ROWS))  # number of rows
+            self.more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")
+
+    def wire(self) -> None:
+        view = [self.search, self.limit]
+        self.timer.tick(self.refresh, [self.stamp, *view], self.listed, **QUIET)
+        self.search.change(self.list_runs, view, self.listed, trigger_mode="always_last", **QUIET)
+        self.more.click(self.list_more, view, [self.limit, *self.listed], **QUIET)
+        self.table.select(clicked_run, None, self.selected, **QUIET)
+
+    @property
+    def listed(self) -> list[Block]:
+        """What changes when the runs are listed anew."""
+        return [self.stamp, self.table, self.more]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What changes when the table is shown or gives way to a run."""
+        return [self.column, self.timer, *self.listed]
+
+    def shown(self, text: str, limit: str) -> Updates:
+        """The table in place of a run."""
+        here = {self.column: gr.update(visible=True), self.timer: gr.Timer(active=True)}
+        return here | self.list_runs(text, limit)
+
+    def hidden(self) -> Updates:
+        return {self.column: gr.update(visible=False), self.timer: gr.Timer(active=False)}
+
+    def list_runs(self, text: str | None, limit: str) -> Updates:
+        """The runs that match, and whether there are more of them."""
+        text = text or ""  # an untouched box holds nothing at all
+        matching = [run for run in runs.find(self.saves) if matches(run, text)]
+        count = row_limit(limit)
+        html = table_html.table(matching[:count], self.words, text)
+        older = max(len(matching) - count, 0)
+        return {
+            self.stamp: hashlib.sha1(html.encode()).hexdigest(),
+            self.table: html,
+            self.more: gr.update(visible=older > 0, value=self.words("runs-more", count=older)),
+        }
+
+    def refresh(self, known: str, text: str | None, limit: str) -> Updates:
+        """The table if it differs from the one with the stamp `known`."""
+        try:
+            updates = self.list_runs(text, limit)
+        except FileNotFoundError:  # a run was deleted while it was looked at
+            return gr.skip()
+        return gr.skip() if updates[self.stamp] == known else updates
+
+    def list_more(self, text: str | None, limit: str) -> Updates:
+        limit = str(row_limit(limit) + TABLE_ROWS)
+        return {self.limit: limit} | self.list_runs(text, limit)
+
+
+def row_limit(limit: str) -> int:
+    """How many rows are shown; the page's own number again if somebody else has written something else."""
+    return min(int(limit), 100_000) if limit.isdecimal() and len(limit) < 9 else TABLE_ROWS
+
+
+def clicked_run(event: gr.EventData) -> str:
+    """The id of the row that was clicked."""
+    return str(event._data.get("run", ""))

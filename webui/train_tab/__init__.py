@@ -1,0 +1,75 @@
+"""The Train tab: a form that is a RunSpec, and beside it what that spec would do, with the button that does it.
+
+    preset_panel     presets, which fill the form      summary_panel    what it would do, and its start
+    settings_panel   a control for every setting       load_panel       settings from elsewhere
+
+`choices` and the modules that write HTML hold no components: they are functions of what they get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.launch.workspace import Workplace
+from engine.runs.plan import first_preset, start_from
+from engine.spec.run_spec import RunSpec
+from webui.panels import Updates
+from webui.train_tab.load_panel import LoadPanel
+from webui.train_tab.panel import Context
+from webui.train_tab.preset_panel import PresetPanel
+from webui.train_tab.settings_panel import SettingsPanel
+from webui.train_tab.summary_panel import SummaryPanel
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class TrainTab:
+    """The parts of the tab that the rest of the page is wired to."""
+
+    inputs: list[Block]  # every control of the form
+    read: Callable[[Sequence[Any]], RunSpec]  # what they hold as a spec; a default where one cannot be read
+    filled: list[Block]  # what `fill` answers into: the form and its summary
+    fill: Callable[[RunSpec], Updates]
+    begins: list[Block]  # what `begin` answers into: the message, the preset and `filled`
+    begin: Callable[[], Updates]  # what a page that is opened begins with
+    lists: list[Block]  # what `list_choices` answers into: the controls that list models and data sets
+    list_choices: Callable[[], Updates]
+    other: gr.Textbox  # YAML of an evaluation or export that was loaded here; "" = none
+
+
+def build(
+    words: Words,
+    workplace: Workplace,
+    message: gr.HTML,
+    user: Callable[[gr.Request], str],
+    selected: gr.Textbox,
+) -> TrainTab:
+    """The tab in the current context. `message` shows messages; `user` says who asks; `selected` is to hold the id of a run
+    that was started."""
+    context = Context(words, workplace, message, user, selected)
+    preset = first_preset(workplace)
+    settings = SettingsPanel(context, start_from(workplace, preset)[0])
+    summary = SummaryPanel(context, settings)
+    presets, load = PresetPanel(context, preset, settings, summary), LoadPanel(context, summary)
+
+    with gr.Row(elem_classes="split", equal_height=False):
+        with gr.Column(scale=7, min_width=420, elem_classes="sheet"):
+            presets.layout()
+            settings.layout()
+        with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
+            settings.layout_of_name()
+            summary.layout()
+            load.layout()
+            summary.layout_of_marks()
+
+    for panel in (settings, summary, presets, load):
+        panel.wire()
+    return TrainTab(
+        settings.inputs, lambda held: settings.read(held)[0], summary.filled, summary.fill, presets.begins,
+        presets.begin, settings.lists, settings.list_choices, load.other,
+    )  # fmt: skip

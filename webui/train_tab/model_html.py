@@ -1,0 +1,79 @@
+"""What is known of the chosen model, and of the packages that settings need, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from html import escape
+
+from engine.core.problems import Problem
+from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.models.discovery import SMOLLM2
+from engine.models.facts import ModelFacts
+from engine.preflight.package_checks import QUANTIZER, optimizer_modules
+from webui import notices
+from webui.form.settings import choices, element_id
+from webui.numbers import human, size
+from webui.train_tab.choices import local_model
+from webui.words import Words
+
+QUANTIZATION, OPTIMIZER = "model.quantization", "training.optim"
+
+
+def model_facts(name_or_path: str, workplace: Workplace, words: Words) -> str:
+    """One line about the chosen model. A folder outside the model roots is not looked into."""
+    if not name_or_path:
+        return f'<p class="quiet">{escape(words("fact-none"))}</p>'
+    model = local_model(name_or_path, workplace)
+    if not model:
+        return f'<p class="quiet">{escape(words("fact-hub"))}</p>'
+    facts = [
+        model.architecture or model.model_type,
+        model.parameters and words("fact-parameters", count=human(model.parameters)),
+        model.bytes and size(model.bytes),
+        model.dtype,
+        model.quantized,
+        model.context_length and words("fact-context", tokens=f"{model.context_length:,}"),
+        words("fact-template" if model.has_chat_template else "fact-no-template"),
+    ]
+    chips = "".join(f"<span>{escape(str(fact))}</span>" for fact in facts if fact)
+    return f'<p class="chips">{chips}</p>{_how_to_get_more_models(model, workplace, words)}'
+
+
+def _how_to_get_more_models(model: ModelFacts, workplace: Workplace, words: Words) -> str:
+    """Below the demo model's facts: how to get a real one, as long as the small real one is not there."""
+    if model.path != DEMO_MODEL or SMOLLM2.exists():
+        return ""
+    roots = next((str(root) for root in workplace.models if root not in (DEMO_MODEL, SMOLLM2)), "")
+    return f'<p class="quiet">{escape(words("fact-demo", roots=roots))}</p>'
+
+
+def unusable_packages(unusable: Mapping[str, Problem] | None, words: Words) -> str:
+    """Why quantization, or an optimizer of bitsandbytes, cannot be chosen here; that it is being tried; or nothing."""
+    if unusable is None:
+        return f'<p class="quiet" role="status">{escape(words("bitsandbytes-tried"))}</p>'
+    named: dict[str, list[str]] = {}  # one sentence for all that fail alike
+    for check, error in unusable.items():
+        sentence = notices.sentence(replace(error, values={**error.values, "what": "{what}"}), words)
+        label = (
+            words.choice(QUANTIZATION, check) if check in choices(QUANTIZATION) else words("optimizers-8bit")
+        )
+        named.setdefault(sentence, []).append(label)
+    texts = (sentence.replace("{what}", " / ".join(names)) for sentence, names in named.items())
+    return "".join(f'<p class="doubtful">{escape(text)}</p>' for text in texts)
+
+
+def disabled_choices_css(unusable: Mapping[str, Problem], words: Words) -> str:
+    """A style sheet that greys out the choices that cannot work here; whoever chooses one all the same is refused."""
+    greyed = [
+        f'#{element_id(QUANTIZATION)} label:has(input[value="{check}"])'
+        for check in unusable
+        if check in choices(QUANTIZATION)
+    ]
+    if "optimizer" in unusable:
+        greyed += [
+            f'#{element_id(OPTIMIZER)} li[aria-label="{words.choice(OPTIMIZER, name)}"]'
+            for name in choices(OPTIMIZER)
+            if QUANTIZER in optimizer_modules(name)
+        ]
+    return f"<style>{','.join(greyed)}{{opacity:.4;pointer-events:none}}</style>" if greyed else ""

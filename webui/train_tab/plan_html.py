@@ -1,0 +1,103 @@
+"""What the spec of the form would do, and what stands in its way, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+from engine.core.problems import Problem
+from engine.core.stages import STAGES
+from engine.runs.compare import ABSENT, differences
+from engine.runs.plan import Summary
+from engine.spec.run_spec import RunSpec
+from engine.spec.steps import examples_per_step
+from webui import notices
+from webui.numbers import human, size
+from webui.words import Words
+
+
+class Statistic(NamedTuple):
+    label: str  # its code in the words of the page
+    value: str | None  # as it is written; None: nobody knows it
+    note: str = ""
+
+
+def plan(spec: RunSpec, summary: Summary, problems: Sequence[Problem], words: Words, known: bool) -> str:
+    """The numbers of the plan, and what stands in its way; without numbers unless the spec is `known` to be what the form
+    says."""
+    cells = "".join(_cell(statistic, words, known) for statistic in _statistics(spec, summary, words))
+    if problems:
+        state = f'<p class="state wrong">{escape(notices.counted(problems, words))}</p>{notices.listed(problems, words)}'
+    else:
+        state = f'<p class="state right">{escape(words("ready"))}</p>{_doubts(summary, words)}{memory(summary, spec, words)}'
+    return (
+        f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}{_remarks(summary, words)}'
+    )
+
+
+def _statistics(spec: RunSpec, summary: Summary, words: Words) -> list[Statistic]:
+    share = ""
+    if summary.trainable and summary.parameters:
+        share = words("stat-share", percent=f"{summary.trainable / summary.parameters:.2%}")
+    batch = "stat-answers" if STAGES[spec.stage.kind].answers else "stat-batch"
+    trainable = None if summary.trainable is None else human(summary.trainable)
+    statistics = [
+        Statistic("stat-rows", _count(summary.rows, summary.exact)),
+        Statistic(batch, _count(examples_per_step(spec), exact=True)),
+        Statistic("stat-steps", _count(summary.steps, summary.exact or bool(spec.training.max_steps))),
+        Statistic("stat-trainable", trainable, share),
+    ]
+    if summary.needed:
+        label = "stat-memory" if summary.room and not summary.room.card else "stat-device-memory"
+        of = words("stat-memory-of", there=size(summary.room.bytes)) if summary.room else ""
+        statistics.append(Statistic(label, f"≈ {size(summary.needed.total)}", of))
+    return statistics
+
+
+def _count(count: int | None, exact: bool) -> str | None:
+    return None if count is None else f"{'' if exact else '≈ '}{count:,}"
+
+
+def _cell(statistic: Statistic, words: Words, known: bool) -> str:
+    value = statistic.value if known and statistic.value is not None else "—"
+    note = statistic.note if known else ""
+    label = escape(words(statistic.label))
+    return f"<div><dt>{label}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+
+
+def _remarks(summary: Summary, words: Words) -> str:
+    """What of the data is worth knowing before the start, though it keeps nobody from starting."""
+    if not summary.remarks:
+        return ""
+    items = "".join(f"<li>{escape(notices.sentence(remark, words))}</li>" for remark in summary.remarks)
+    heading = escape(words("remarks", count=len(summary.remarks)))
+    return f'<details class="remarks" open><summary>{heading}</summary><ul>{items}</ul></details>'
+
+
+def _doubts(summary: Summary, words: Words) -> str:
+    """What runs, and may not do what is expected of it."""
+    return "".join(
+        f'<p class="doubtful">{escape(notices.sentence(doubt, words))}</p>' for doubt in summary.doubts
+    )
+
+
+def memory(summary: Summary, spec: RunSpec, words: Words) -> str:
+    """What to change if the run may need more memory than there is. It is a guess, so it keeps nobody from starting."""
+    if not summary.needed or not summary.room or summary.needed.total <= summary.room.bytes:
+        return ""
+    values = {"there": size(summary.room.bytes), "card": summary.room.card or words("memory-here")}
+    if summary.fits is None:
+        sentence = words("memory-too-large", **values)
+    else:
+        changes = [
+            words(
+                "memory-change",
+                name=words.label(difference.path),
+                value=words.value(difference.path, difference.values[1]),
+            )
+            for difference in differences([spec, summary.fits])
+            if ABSENT not in difference.values
+        ]
+        sentence = words("memory-short", changes=words("memory-and").join(changes), **values)
+    return f'<p class="doubtful">{escape(sentence)}</p>'

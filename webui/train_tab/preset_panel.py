@@ -1,0 +1,75 @@
+"""The form is filled by a preset, and its data sets by a stage that does not take those that were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.runs.plan import first_preset, refitted, start_from
+from engine.spec.run_spec import RunSpec
+from webui import notices
+from webui.events import QUIET
+from webui.form.settings import DATASETS
+from webui.panels import Updates
+from webui.train_tab.panel import Context, Panel
+from webui.train_tab.settings_panel import SettingsPanel
+from webui.train_tab.summary_panel import SummaryPanel
+
+DATASET_CONTROLS = (DATASETS, f"{DATASETS}:weights")  # of the chosen data sets
+
+
+class PresetPanel(Panel):
+    """`name` is the preset that the page is built with."""
+
+    def __init__(self, context: Context, name: str, settings: SettingsPanel, summary: SummaryPanel):
+        super().__init__(context)
+        self.name, self.settings, self.summary = name, settings, summary
+
+    def layout(self) -> None:
+        words = self.words
+        titles = {
+            settings["title"][words.language]: name for name, settings in self.workplace.presets().items()
+        }
+        self.preset = gr.Dropdown(
+            list(titles.items()), label=words("preset"), info=words("preset-help"), value=self.name,
+            elem_id="preset", elem_classes="field", interactive=True,
+        )  # fmt: skip
+
+    def wire(self) -> None:
+        controls = self.settings.form.controls
+        datasets = [controls[path] for path in DATASET_CONTROLS]
+        controls["stage"].input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
+        self.preset.input(self.choose_preset, self.preset, [self.message, *self.summary.filled], **QUIET)
+
+    @property
+    def begins(self) -> list[Block]:
+        """What `begin` answers into."""
+        return [self.message, self.preset, *self.summary.filled]
+
+    def begin(self) -> Updates:
+        """The form as a page that is opened begins with it."""
+        name = first_preset(self.workplace)
+        return {self.preset: name} | self._fill(name, self.settings.form.first)
+
+    def choose_preset(self, name: str) -> Updates:
+        known = name in self.workplace.presets()
+        return self._fill(name, self.settings.form.updates) if known else gr.skip()
+
+    def refit_datasets(self, *held: Any) -> Updates:
+        """The data sets of a stage that has just been chosen."""
+        spec, note = refitted(self.settings.read(held)[0], self.workplace)
+        if not note:
+            return gr.skip()
+        updates = self.settings.form.updates(spec)
+        controls = (self.settings.form.controls[path] for path in DATASET_CONTROLS)
+        message = notices.toast(notices.sentence(note, self.words))
+        return {self.message: message} | {control: updates[control] for control in controls}
+
+    def _fill(self, name: str, values: Callable[[RunSpec], Updates]) -> Updates:
+        """The form as a preset fills it, after a word on what it could not take from the preset."""
+        spec, note = start_from(self.workplace, name)
+        message = {self.message: notices.toast(notices.sentence(note, self.words))} if note else {}
+        return message | values(spec) | self.summary.of_spec(spec)

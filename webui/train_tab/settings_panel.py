@@ -1,0 +1,124 @@
+"""The form: a control for every setting, and what there is to choose from in those that list models, data sets and results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Problem
+from engine.models.trainable_modules import ALL_LINEAR, fully_trainable_modules, linear_modules
+from engine.runs.results import results
+from engine.spec.run_spec import RunSpec, fields
+from webui.events import QUIET
+from webui.form import reading
+from webui.form.controls import Form
+from webui.form.settings import (
+    DATASET_NAMES,
+    MODEL,
+    RESULT_SETTINGS,
+    SAVED_MODULES,
+    TARGET_MODULES,
+    essential,
+    part_id,
+    part_of,
+    paths,
+)
+from webui.panels import Updates
+from webui.train_tab.choices import dataset_choices, local_model, models_and_results, result_choices
+from webui.train_tab.model_html import QUANTIZATION
+from webui.train_tab.panel import Context, Panel
+
+RUN_NAME = "name"  # stands beside the form, not in it
+SETTINGS_WITH_LISTS = (MODEL, *DATASET_NAMES, *RESULT_SETTINGS)  # choices: what is on disk
+
+
+class SettingsPanel(Panel):
+    """`spec` is what the page is built with."""
+
+    def __init__(self, context: Context, spec: RunSpec):
+        super().__init__(context)
+        self.form = Form(context.words, spec)
+
+    def layout(self) -> None:
+        self._layout_of_essentials()
+        self._layout_of_others()
+
+    def layout_of_name(self) -> None:
+        self.form.place(RUN_NAME)
+
+    def _layout_of_essentials(self) -> None:
+        """The settings in plain view, one section for each part; what is known of the model under its field, and what is
+        wrong with the package that quantizes under that."""
+        in_view = [path for path in fields() if essential(path)]
+        lines: dict[str, gr.HTML] = {}
+        for part in parts_of(in_view):
+            with gr.Column(elem_classes="section"):
+                gr.HTML(f"<h2>{escape(self.words.part(part))}</h2>")
+                with gr.Column(elem_classes="grid grid-4"):
+                    for path in (path for path in in_view if part_of(path) == part):
+                        self.form.place(path)
+                        if path in (MODEL, QUANTIZATION):
+                            lines[path] = gr.HTML(elem_classes="facts")
+        self.model_facts, self.packages = lines[MODEL], lines[QUANTIZATION]
+
+    def _layout_of_others(self) -> None:
+        """Everything else, one collapsed group for each part."""
+        others = [path for path in paths() if path not in self.form.controls and path != RUN_NAME]
+        gr.HTML(f"<h2>{escape(self.words('section-other'))}</h2>", elem_classes="section-title")
+        with gr.Column(elem_classes="folds"):
+            for part in parts_of(others):
+                with (
+                    gr.Accordion(
+                        self.words.part(part), open=False, elem_id=part_id(part), elem_classes="fold"
+                    ),
+                    gr.Column(elem_classes="grid grid-3"),
+                ):
+                    for path in (path for path in others if part_of(path) == part):
+                        self.form.place(path)
+
+    def wire(self) -> None:
+        """Before `SummaryPanel`, which looks at the form at the same event: the page makes the calls of an event one after
+        the other, and an overtaken call of that look never ends."""
+        model = self.form.controls[MODEL]
+        named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
+        model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)
+
+    @property
+    def inputs(self) -> list[Block]:
+        return self.form.inputs
+
+    @property
+    def lists(self) -> list[Block]:
+        """The controls that list models, data sets and results."""
+        return [self.form.controls[path] for path in SETTINGS_WITH_LISTS]
+
+    def read(self, held: Sequence[Any]) -> tuple[RunSpec, list[Problem]]:
+        """What the controls hold as a spec, and what of it could not be read: a default stands there instead."""
+        return reading.read(self.form.values(held))
+
+    def list_choices(self) -> Updates:
+        """The models, data sets and results that there are now."""
+        finished = results(self.workplace.saves)
+        choices = {path: result_choices(finished, path, self.words) for path in RESULT_SETTINGS}
+        choices |= dict.fromkeys(DATASET_NAMES, dataset_choices(self.workplace, self.words))
+        choices[MODEL] = models_and_results(self.workplace, self.words)
+        return {self.form.controls[path]: gr.update(choices=choices[path]) for path in SETTINGS_WITH_LISTS}
+
+    def list_modules(self, name_or_path: str) -> Updates:
+        """The modules of the chosen model: those that LoRA can target, and those that can be trained in full."""
+        model = local_model(name_or_path, self.workplace)
+        targets = [ALL_LINEAR, *(linear_modules(model) if model else ())]
+        saved = fully_trainable_modules(model) if model else []
+        return {
+            self.form.controls[TARGET_MODULES]: gr.update(choices=targets),
+            self.form.controls[SAVED_MODULES]: gr.update(choices=saved),
+        }
+
+
+def parts_of(settings: Sequence[str]) -> list[str]:
+    """The parts of the spec that these settings belong to, in their order."""
+    return [part for part in RunSpec.model_fields if any(part_of(path) == part for path in settings)]

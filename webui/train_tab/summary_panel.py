@@ -1,0 +1,122 @@
+"""What the form would do, and what stands in its way, with the button that starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Problem, Refusal
+from engine.data import preview_client
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.runs.plan import summary
+from engine.spec.run_spec import RunSpec
+from webui import notices
+from webui.events import QUIET
+from webui.form.settings import setting_of
+from webui.panels import Updates
+from webui.train_tab import model_html, plan_html
+from webui.train_tab.panel import Context, Panel
+from webui.train_tab.settings_panel import SettingsPanel
+
+PACKAGE_POLL_SECONDS = 2  # between two looks at a package that is being tried
+
+
+class SummaryPanel(Panel):
+    def __init__(self, context: Context, settings: SettingsPanel):
+        super().__init__(context)
+        self.settings = settings
+        self.trial_timer = gr.Timer(PACKAGE_POLL_SECONDS, active=False)
+
+    def layout(self) -> None:
+        words = self.words
+        self.plan = gr.HTML(elem_id="summary")
+        self.start = gr.Button(words("start"), variant="primary", size="lg", elem_id="start")
+        with gr.Accordion(words("command"), open=False, elem_classes="fold"):
+            self.command = gr.HTML()
+        with gr.Accordion(words("settings-yaml"), open=False, elem_classes="fold"):
+            self.yaml = gr.HTML()
+
+    def layout_of_marks(self) -> None:
+        """A style sheet that marks fields."""
+        self.marks = gr.HTML(elem_classes="marks")
+
+    def wire(self) -> None:
+        inputs = self.settings.inputs
+        # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
+        # script lets only the last of many changes through, so that a filled form is looked at once.
+        gr.on(
+            [control.change for control in inputs], self.look, inputs, self.outputs, trigger_mode="always_last",
+            js="(...held) => athanorSettled(held)", **QUIET,
+        )  # fmt: skip
+        # A package that is being tried says what it is worth when the trial ends, whether or not anybody types meanwhile.
+        self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
+        outputs = [self.message, self.context.selected, *self.outputs]
+        self.start.click(self.submit, inputs, outputs, **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What changes with what the form holds."""
+        facts = [self.settings.model_facts, self.settings.packages]
+        return [*facts, self.plan, self.marks, self.command, self.yaml, self.trial_timer]
+
+    @property
+    def filled(self) -> list[Block]:
+        """What `fill` answers into."""
+        return [*self.settings.inputs, *self.outputs]
+
+    def look(self, *held: Any) -> Updates:
+        return self.of_spec(*self.settings.read(held))
+
+    def fill(self, spec: RunSpec) -> Updates:
+        """The form as the spec has it, and what it would do."""
+        return self.settings.form.updates(spec) | self.of_spec(spec)
+
+    def of_spec(self, spec: RunSpec, unreadable: Sequence[Problem] = ()) -> Updates:
+        """What the spec would do; where something in the form is `unreadable`, the spec has a default instead."""
+        words, plan = self.words, summary(spec, self.workplace)
+        hidden = {setting_of(problem.field) for problem in unreadable}
+        problems = [*unreadable] + [
+            problem
+            for problem in plan.problems
+            if setting_of(problem.field) not in hidden or not problem.field
+        ]
+        disabled = model_html.disabled_choices_css(plan.unusable or {}, words)
+        return {
+            self.settings.model_facts: model_html.model_facts(
+                spec.model.model_name_or_path, self.workplace, words
+            ),
+            self.settings.packages: model_html.unusable_packages(plan.unusable, words),
+            self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable),
+            self.marks: notices.marks(problems, words) + disabled,
+            self.command: notices.code("command-text", plan.shell, words),
+            self.yaml: notices.code("yaml-text", plan.yaml, words, save=True),
+            self.trial_timer: gr.Timer(active=plan.unusable is None),
+        }
+
+    def submit(self, request: gr.Request, *held: Any) -> Updates:
+        spec, problems = self.settings.read(held)
+        try:
+            problems = problems or rows_refused_by_template(spec, self.workplace)
+            if problems:
+                raise Refusal(problems)
+            run = runs.submit(spec, self.workplace, by=self.context.user(request))
+        except Refusal as refusal:
+            # The card lists them; the message only says that there are some.
+            message = notices.toast(notices.counted(refusal.problems, self.words), "bad")
+            return {self.message: message} | self.of_spec(spec, problems)
+        return {self.message: notices.toast(self.words("started")), self.context.selected: run.id}
+
+
+def rows_refused_by_template(spec: RunSpec, workplace: Workplace) -> list[Problem]:
+    """Rows that the chat template would refuse once the run has been started. Where no look at them is possible, what is
+    wrong with the spec says why, or the run does."""
+    try:
+        spec = workplace.frozen(spec)
+        return preview_client.first_rows(spec, Path(spec.data.dataset_dir))[0]
+    except Refusal:
+        return []
