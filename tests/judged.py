@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.core.rundir import RunDir
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model
+from engine.worker.training.context import TrainingContext
 from engine.worker.training.trainers import assert_effective, trainer_of
 
 
@@ -39,7 +40,8 @@ def judge(path: str, stage: dict[str, Any], rows: list[dict[str, Any]], folder: 
     })  # fmt: skip
     run = RunDir(Path(folder))
     model, tokenizer = load_model(spec, path), AutoTokenizer.from_pretrained(path)
-    trainer = trainer_of(spec.stage.kind)(spec, run, model, tokenizer, {"train": Dataset.from_list(rows)}, [])
+    context = TrainingContext(spec, run, model, tokenizer, {"train": Dataset.from_list(rows)})
+    trainer = trainer_of(spec.stage.kind)(context)
     assert_effective(spec, run, trainer)
     torch.manual_seed(1)
     for parameter in model.parameters():

@@ -30,8 +30,8 @@ from engine.spec.stage_settings import Ppo
 from engine.worker.runtime.process_lifecycle import ProgressReport
 from engine.worker.training.actor_critic import ActorCritic
 from engine.worker.training.callbacks import RunCallback
+from engine.worker.training.context import adjust_trainer
 from engine.worker.training.ppo import CHECKPOINT_FILE, PpoTrainer
-from engine.worker.training.trainers import adjust_trainer
 
 
 def share_of_wanted(_prompts: list[list[int]], answers: list[list[int]]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.core.rundir import RunDir, write_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import load_model
+from engine.worker.training.context import TrainingContext
 from engine.worker.training.trainers import trainer_of
 from tests.judged import log_probability
 
@@ -27,7 +28,7 @@ def main(folder: Path) -> None:
     path = spec.model.model_name_or_path
     model, tokenizer = load_model(spec, path), AutoTokenizer.from_pretrained(path)
     data = {"train": Dataset.from_list(batches[0])}
-    trainer = trainer_of("dpo")(spec, RunDir(folder), model, tokenizer, data, [])
+    trainer = trainer_of("dpo")(TrainingContext(spec, RunDir(folder), model, tokenizer, data))
     torch.manual_seed(1)
     for parameter in model.parameters():
         parameter += 0.1 * torch.randn_like(parameter)

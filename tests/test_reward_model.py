@@ -36,6 +36,7 @@ from engine.worker.exporting import model_card
 from engine.worker.models.loading import load_model
 from engine.worker.models.reward_model import load_reward_model, score_conversations
 from engine.worker.models.tokenizer import load_tokenizer, padding_beside_ends
+from engine.worker.training.context import TrainingContext
 from engine.worker.training.reward import reward_trainer
 from tests import tiny_reward_model
 
@@ -126,7 +127,8 @@ def test_a_batch_is_trained_at_the_end_of_each_answer(padded_with_its_end: Path,
         }
         for n in range(4)
     ]
-    trainer = reward_trainer(spec, RunDir(tmp_path), model, tokenizer, {"train": Dataset.from_list(rows)}, [])
+    data = {"train": Dataset.from_list(rows)}
+    trainer = reward_trainer(TrainingContext(spec, RunDir(tmp_path), model, tokenizer, data))
     model.eval()
     loss = trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows))).item()
     body = AutoModel.from_pretrained(

@@ -9,83 +9,57 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
-from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
 from engine.worker.runtime.process_lifecycle import rank
+from engine.worker.training.context import TrainingContext, reference_adapter
 from engine.worker.training.result import generation_config
 from engine.worker.training.rewards import Answer, ScoreFunction, check_references, score_function
 from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
-from engine.worker.training.trainers import (
-    adjust_trainer,
-    common_arguments,
-    early_stopping,
-    exact_adapter,
-    loraplus_optimizer,
-    reference_adapter,
-    stage_arguments,
-)
 
 MAX_EMPTY_ROUNDS = 5  # of nothing but empty answers end a run
 ALIKE_ROUNDS_BEFORE_WARNING = 20  # in which all answers of each group score the same are told
 
 
-def grpo_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def grpo_trainer(context: TrainingContext) -> Trainer:
     """The rows are `prompt_ids` (ending with the generation prompt), `prompt` (messages as JSON) and `answer`.
 
     Raises Refusal if there are too few of them for one step, or nothing in them that a reward can compare with.
     """
-    stage, measured = spec.stage, "validation" in data
+    spec, model, tokenizer = context.spec, context.model, context.tokenizer
+    stage, rows = spec.stage, len(context.data["train"])
     questions = examples_per_step(spec) // stage.num_generations
-    if len(data["train"]) < questions:
+    if rows < questions:
         raise Refusal(
-            problem("too-few-prompts", "training.gradient_accumulation_steps", rows=len(data["train"]), needed=questions)
-        )  # fmt: skip
-    for rows in data.values():
-        check_references(list(stage.rewards), rows["answer"])
-    arguments = GRPOConfig(
-        **common_arguments(spec, run, measured=measured)
-        | stage_arguments(spec)
-        | {
-            "num_generations_eval": 1,  # measured is the mean reward, for which one answer to each question is enough
-        }
-        | ({} if spec.method.kind == "lora" or not stage.grpo_beta else _reference_arguments(model))
+            problem("too-few-prompts", "training.gradient_accumulation_steps", rows=rows, needed=questions)
+        )
+    for split in context.data.values():
+        check_references(list(stage.rewards), split["answer"])
+    rewards = [_trl_reward_function(name, score_function(name, stage, tokenizer)) for name in stage.rewards]
+    compared = stage.grpo_beta and spec.method.kind != "lora"
+    arguments = context.arguments(
+        GRPOConfig,
+        num_generations_eval=1,  # measured is the mean reward, for which one answer to each question is enough
+        **(_reference_arguments(model) if compared else {}),
     )
     # An answer ends with the token that the template ends a turn with.
     model.generation_config.eos_token_id = generation_config(spec, model, tokenizer).eos_token_id
-    with exact_adapter(model), reference_adapter(spec, model):
-        trainer = GroupTrainer(
-            run,
-            stage.sample_steps,
-            model=model,
-            reward_funcs=[
-                _trl_reward_function(name, score_function(name, stage, tokenizer)) for name in stage.rewards
-            ],
-            args=arguments,
-            # What TRL calls the prompt are our ids.
-            train_dataset=_with_trl_columns(data["train"]),
-            eval_dataset=_with_trl_columns(data["validation"]) if measured else None,
-            processing_class=tokenizer,
-            callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus_optimizer(spec, arguments, model), None),
+    # What TRL calls the prompt are our ids.
+    renamed = replace(context, data={name: _with_trl_columns(split) for name, split in context.data.items()})
+    with reference_adapter(spec, model):
+        return renamed.trainer(
+            GroupTrainer, arguments, run=context.run, sample_steps=stage.sample_steps, reward_funcs=rewards
         )
-    return adjust_trainer(trainer)
 
 
 def _reference_arguments(model: Any) -> dict[str, Any]:

@@ -12,31 +12,25 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
-from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Ppo
 from engine.worker.training import ppo_math
 from engine.worker.training.actor_critic import ActorCritic
+from engine.worker.training.context import TrainingContext
 from engine.worker.training.ppo_monitor import PpoMonitor
 from engine.worker.training.result import generation_config
 from engine.worker.training.reward_scorer import RewardFunction, load_reward_function
 from engine.worker.training.samples import SAMPLES_PER_STEP, Sample, samples_are_due, write_samples
-from engine.worker.training.trainers import (
-    adjust_trainer,
-    common_arguments,
-    early_stopping,
-    loraplus_optimizer,
-)
 
 CHECKPOINT_FILE = "ppo.safetensors"  # of a checkpoint: whatever is trained, and the KL's weight
 
@@ -302,23 +296,12 @@ def _padded_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple
     return torch.tensor(ids, device=device), torch.tensor(seen, device=device)
 
 
-def ppo_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def ppo_trainer(context: TrainingContext) -> Trainer:
     """PPO on prompts, with a finished reward model. Raises Refusal if that cannot score this model's answers."""
-    arguments = TrainingArguments(
-        **common_arguments(spec, run, measured="validation" in data) | {"remove_unused_columns": False}
+    stage = context.spec.stage
+    arguments = context.arguments(TrainingArguments, remove_unused_columns=False)
+    reward = load_reward_function(Path(stage.reward_model), context.tokenizer)
+    generation = generation_config(context.spec, context.model, context.tokenizer)
+    return replace(context, model=ActorCritic(context.model)).trainer(
+        PpoTrainer, arguments, settings=stage, reward=reward, generation=generation, run=context.run
     )
-    reward = load_reward_function(Path(spec.stage.reward_model), tokenizer)
-    generation = generation_config(spec, model, tokenizer)
-    actor_critic = ActorCritic(model)
-    return adjust_trainer(PpoTrainer(
-        actor_critic, spec.stage, reward, generation, run, args=arguments, train_dataset=data["train"],
-        eval_dataset=data.get("validation"), processing_class=tokenizer,
-        callbacks=[*callbacks, *early_stopping(spec)], optimizers=(loraplus_optimizer(spec, arguments, actor_critic), None),
-    ))  # fmt: skip

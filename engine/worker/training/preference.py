@@ -20,26 +20,17 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RunDir, read_json, write_json
+from engine.core.rundir import read_json, write_json
 from engine.preflight.data_checks import single_label_problem
-from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import Orpo, Simpo
-from engine.worker.training.trainers import (
-    adjust_trainer,
-    common_arguments,
-    early_stopping,
-    exact_adapter,
-    loraplus_optimizer,
-    reference_adapter,
-    stage_arguments,
-)
+from engine.worker.training.context import TrainingContext, reference_adapter
 
 
 class _PreparedRows:
@@ -127,39 +118,24 @@ def bco_loss(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
     return -logsigmoid(chosen - shift) - logsigmoid(shift - rejected)
 
 
-def dpo_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def dpo_trainer(context: TrainingContext) -> Trainer:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    arguments = DPOConfig(**_training_arguments(spec, run, data))
-    collator = DataCollatorForPreference(tokenizer.pad_token_id)
-    kind = _Bco if spec.stage.loss_type == "bco_pair" else _Dpo
-    return _reference_trainer(kind, spec, arguments, model, tokenizer, data, collator, callbacks)
+    kind = _Bco if context.spec.stage.loss_type == "bco_pair" else _Dpo
+    collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
+    return _reference_trainer(context, kind, context.arguments(DPOConfig), collator)
 
 
-def kto_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def kto_trainer(context: TrainingContext) -> Trainer:
     """KTO (Ethayarajh et al. 2024, arXiv:2402.01306), from rows of prompt_ids, completion_ids, label."""
-    labels = data["train"]["label"]
-    if (good := sum(labels)) in (0, len(labels)):
-        raise Refusal(single_label_problem(bool(good), len(labels)))
+    rows = context.data["train"]
+    if (good := sum(rows["label"])) in (0, len(rows)):
+        raise Refusal(single_label_problem(bool(good), len(rows)))
     # TRL wants the rows one after the other, since it pairs up the answers of a batch before the training; our collator
     # does it when the batch is formed. So rows may be shuffled, and a data set with all good answers first is learned from as well.
-    arguments = KTOConfig(**_training_arguments(spec, run, data) | {"train_sampling_strategy": "sequential"})
-    collator = _KlCollator(tokenizer.pad_token_id, spares=list(islice(data["train"], 16)))
-    trainer = _reference_trainer(_Kto, spec, arguments, model, tokenizer, data, collator, callbacks)
-    trainer.args.train_sampling_strategy = spec.extra.get("train_sampling_strategy", "random")
+    arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential")
+    collator = _KlCollator(context.tokenizer.pad_token_id, spares=list(islice(rows, 16)))
+    trainer = _reference_trainer(context, _Kto, arguments, collator)
+    trainer.args.train_sampling_strategy = context.spec.extra.get("train_sampling_strategy", "random")
     return trainer
 
 
@@ -184,45 +160,28 @@ class _KlCollator(DataCollatorForUnpairedPreference):
         ])  # fmt: skip
 
 
-def _training_arguments(spec: RunSpec, run: RunDir, data: dict[str, Any]) -> dict[str, Any]:
-    return common_arguments(spec, run, measured="validation" in data) | stage_arguments(spec)
-
-
 # --------------------------------------------------------------------------------------- the reference
 
 
 def _reference_trainer(
+    context: TrainingContext,
     kind: type[DPOTrainer] | type[KTOTrainer],
-    spec: RunSpec,
     arguments: TrainingArguments,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
     collator: Any,
-    callbacks: list[TrainerCallback],
 ) -> Trainer:
     """One of TRL's trainers that compare the model with what it was when the run began.
 
     What it was is, for a new adapter, the model without it; for one that is continued, or begins with a part of the
     base (PiSSA), the copy that TRL makes of it; and for trained weights a copy of these alone, the frozen ones shared.
     """
-    lora = spec.method.kind == "lora"
-    with exact_adapter(model), reference_adapter(spec, model):
-        trainer = kind(
-            model=model,
-            ref_model=None if lora else frozen_copy(model),
-            args=arguments,
-            train_dataset=data["train"],
-            eval_dataset=data.get("validation"),
-            processing_class=tokenizer,
-            data_collator=collator,
-            callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus_optimizer(spec, arguments, model), None),
-        )
-    for module in (model, trainer.ref_model):
+    lora = context.spec.method.kind == "lora"
+    with reference_adapter(context.spec, context.model):
+        reference = None if lora else frozen_copy(context.model)
+        trainer = context.trainer(kind, arguments, ref_model=reference, data_collator=collator)
+    for module in (context.model, trainer.ref_model):
         if module is not None:
             _disable_base_dropout(module)
-    return adjust_trainer(trainer)
+    return trainer
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -292,9 +251,9 @@ class _ReferenceFreeTrainer(Trainer):
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, spec: RunSpec, **arguments: Any):
+    def __init__(self, stage: Orpo | Simpo, **arguments: Any):
         super().__init__(**arguments)
-        self.stage, self.loss_function = spec.stage, PREFERENCE_LOSSES[spec.stage.kind]
+        self.stage, self.loss_function = stage, PREFERENCE_LOSSES[stage.kind]
         # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
         if isinstance(self.model, PeftModel) and self.args.gradient_checkpointing:
@@ -342,24 +301,8 @@ class _ReferenceFreeTrainer(Trainer):
         super().log(logs, start_time)
 
 
-def reference_free_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def reference_free_trainer(context: TrainingContext) -> Trainer:
     """ORPO or SimPO, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    arguments = TrainingArguments(**_training_arguments(spec, run, data) | {"remove_unused_columns": False})
-    return adjust_trainer(_ReferenceFreeTrainer(
-        spec,
-        model=model,
-        args=arguments,
-        train_dataset=data["train"],
-        eval_dataset=data.get("validation"),
-        processing_class=tokenizer,
-        data_collator=DataCollatorForPreference(tokenizer.pad_token_id),
-        callbacks=[*callbacks, *early_stopping(spec)],
-        optimizers=(loraplus_optimizer(spec, arguments, model), None),
-    ))  # fmt: skip
+    arguments = context.arguments(TrainingArguments, remove_unused_columns=False)
+    collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
+    return context.trainer(_ReferenceFreeTrainer, arguments, stage=context.spec.stage, data_collator=collator)

@@ -12,21 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from engine.core.rundir import RunDir, write_json, write_text
-from engine.spec.run_spec import RunSpec
+from engine.core.rundir import write_json, write_text
 from engine.worker.models.reward_model import score_conversations
-from engine.worker.training.trainers import (
-    adjust_trainer,
-    common_arguments,
-    early_stopping,
-    exact_adapter,
-    loraplus_optimizer,
-    stage_arguments,
-)
+from engine.worker.training.context import TrainingContext
 
 MAX_PAIRS_SCORED = 1024  # held-out pairs that are scored at the end, at most
 MAX_PAIRS_SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
@@ -48,33 +40,12 @@ class _ConversationCollator(DataCollatorForPreference):
         )
 
 
-def reward_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def reward_trainer(context: TrainingContext) -> Trainer:
     """A Bradley–Terry model (Ouyang et al. 2022, arXiv:2203.02155, equation 1) from rows of prompt_ids, chosen_ids,
     rejected_ids: -log σ(score of the better conversation - score of the worse one)."""
-    arguments = RewardConfig(
-        **common_arguments(spec, run, measured="validation" in data)
-        | stage_arguments(spec)
-        | {"remove_unused_columns": False}
-    )
-    with exact_adapter(model):
-        trainer = _PreparedRewardTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data["train"],
-            eval_dataset=data.get("validation"),
-            processing_class=tokenizer,
-            data_collator=_ConversationCollator(tokenizer.pad_token_id),
-            callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus_optimizer(spec, arguments, model), None),
-        )
-    return adjust_trainer(trainer)
+    arguments = context.arguments(RewardConfig, remove_unused_columns=False)
+    collator = _ConversationCollator(context.tokenizer.pad_token_id)
+    return context.trainer(_PreparedRewardTrainer, arguments, data_collator=collator)
 
 
 def write_evaluation(trainer: Trainer, folder: Path) -> None:

@@ -5,20 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from trl.trainer.utils import pad
 
-from engine.core.rundir import RunDir
-from engine.spec.run_spec import RunSpec
-from engine.worker.training.trainers import (
-    adjust_trainer,
-    common_arguments,
-    early_stopping,
-    exact_adapter,
-    loraplus_optimizer,
-)
+from engine.worker.training.context import TrainingContext
 
 
 class _WeightedBatches(DataCollatorForLanguageModeling):
@@ -60,33 +52,18 @@ class _WeightedSFT(SFTTrainer):
         return super().compute_loss(weighing, inputs, return_outputs, num_items_in_batch)
 
 
-def sft_trainer(
-    spec: RunSpec,
-    run: RunDir,
-    model: Any,
-    tokenizer: Any,
-    data: dict[str, Any],
-    callbacks: list[TrainerCallback],
-) -> Trainer:
+def sft_trainer(context: TrainingContext) -> Trainer:
     """The examples are token ids already. Packed ones come without padding: the collator restarts the positions at
     each example, and attention takes them for separate sequences.
     """
-    arguments = SFTConfig(
-        **{"max_length": spec.data.max_length}
-        | common_arguments(spec, run, measured="validation" in data)
-        | {"dataset_kwargs": {"skip_prepare_dataset": True}}
+    settings = context.spec.data
+    arguments = context.arguments(
+        SFTConfig, max_length=settings.max_length, dataset_kwargs={"skip_prepare_dataset": True}
     )
-    weighted = "weights" in data["train"].column_names
+    weighted = "weights" in context.data["train"].column_names
     collator = _WeightedBatches if weighted else DataCollatorForLanguageModeling
-    with exact_adapter(model):
-        trainer = (_WeightedSFT if weighted else SFTTrainer)(
-            model=model,
-            args=arguments,
-            train_dataset=data["train"],
-            eval_dataset=data.get("validation"),
-            processing_class=tokenizer,
-            data_collator=collator(pad_token_id=tokenizer.pad_token_id, padding_free=spec.data.packing),
-            callbacks=[*callbacks, *early_stopping(spec)],
-            optimizers=(loraplus_optimizer(spec, arguments, model), None),
-        )
-    return adjust_trainer(trainer)
+    return context.trainer(
+        _WeightedSFT if weighted else SFTTrainer,
+        arguments,
+        data_collator=collator(pad_token_id=context.tokenizer.pad_token_id, padding_free=settings.packing),
+    )

@@ -1,26 +1,23 @@
-"""What the trainers of all stages have in common, and which function makes that of each stage."""
+"""Which function makes the trainer of each stage, and the arguments that its configuration class gets."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.optimizers import create_loraplus_optimizer
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 
 from engine.core.rundir import RunDir
 from engine.core.stages import STAGES
 from engine.spec.run_spec import RunSpec
 from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
-from engine.worker.models.loading import moves_base, precision
+from engine.worker.models.loading import precision
 
-# Stage → where its function is: (spec, run, model, tokenizer, data, callbacks) → a transformers Trainer that has not
-# begun. Named and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
+# Stage → where its function is: TrainingContext → a transformers Trainer that has not begun. Named and not imported: the
+# trainers of TRL take a second or more each, and a run needs one of them.
 TRAINERS = {
     "pt": "engine.worker.training.sft:sft_trainer",
     "sft": "engine.worker.training.sft:sft_trainer",
@@ -130,70 +127,6 @@ STAGE_ARGUMENTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "kto": _kto_arguments,
     "grpo": _grpo_arguments,
 }
-
-
-def loraplus_optimizer(
-    spec: RunSpec, arguments: TrainingArguments, model: Any
-) -> torch.optim.Optimizer | None:
-    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
-    ratio = getattr(spec.method, "loraplus_lr_ratio", None)
-    if not ratio:
-        return None
-    optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    keywords.pop("lr")
-    return create_loraplus_optimizer(
-        model, optimizer, lr=arguments.learning_rate, loraplus_lr_ratio=ratio,
-        loraplus_weight_decay=arguments.weight_decay, **keywords,
-    )  # fmt: skip
-
-
-def early_stopping(spec: RunSpec) -> list[TrainerCallback]:
-    """The callback that ends a run whose validation does not improve, if the spec wants it."""
-    patience = spec.logging.early_stopping_patience
-    return [EarlyStoppingCallback(patience)] if patience else []
-
-
-@contextlib.contextmanager
-def exact_adapter(model: Any) -> Iterator[None]:
-    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
-    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
-    kept = (
-        {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
-        if quantized
-        else {}
-    )
-    yield
-    for parameter, value in kept.items():
-        parameter.data = value
-
-
-@contextlib.contextmanager
-def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
-    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
-
-    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
-    changes nothing yet: what the model was is the model without it.
-    """
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
-    if config is None:
-        yield
-        return
-    kept, config.init_lora_weights = config.init_lora_weights, True
-    yield
-    config.init_lora_weights = kept
-    if "ref" in model.peft_config and not spec.model.adapter_path and not moves_base(spec):
-        model.delete_adapter("ref")
-
-
-def adjust_trainer(trainer: Trainer) -> Trainer:
-    """The trainer as Athanor needs it, whatever its constructor did."""
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
-            parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)  # the run's callback prints
-    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
-    return trainer
 
 
 def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:

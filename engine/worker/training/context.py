@@ -1,0 +1,110 @@
+"""What the trainer of any stage is made of, and how it is made; a stage's own module adds what is its own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from engine.core.rundir import RunDir
+from engine.spec.run_spec import RunSpec
+from engine.worker.models.loading import moves_base
+from engine.worker.training.trainers import common_arguments, stage_arguments
+
+
+@dataclass(frozen=True)
+class TrainingContext:
+    """A run with all that is loaded for it. `data`: "train", and "validation" where there is one, → a `datasets.Dataset`."""
+
+    spec: RunSpec
+    run: RunDir
+    model: Any
+    tokenizer: Any
+    data: Mapping[str, Any]
+    callbacks: Sequence[TrainerCallback] = ()
+
+    def arguments(self, config: type[TrainingArguments], **changes: Any) -> TrainingArguments:
+        """The configuration that the spec says, with `changes` of the stage's own."""
+        common = common_arguments(self.spec, self.run, measured="validation" in self.data)
+        return config(**common | stage_arguments(self.spec) | changes)
+
+    def trainer(self, kind: Callable[..., Trainer], arguments: TrainingArguments, **own: Any) -> Trainer:
+        """A trainer of this kind that has not begun. `own`: arguments of its constructor besides those that all have."""
+        patience = self.spec.logging.early_stopping_patience
+        stopping = [EarlyStoppingCallback(patience)] if patience else []
+        with exact_adapter(self.model):
+            trainer = kind(
+                model=self.model,
+                args=arguments,
+                train_dataset=self.data["train"],
+                eval_dataset=self.data.get("validation"),
+                processing_class=self.tokenizer,
+                callbacks=[*self.callbacks, *stopping],
+                optimizers=(loraplus_optimizer(self.spec, arguments, self.model), None),
+                **own,
+            )
+        return adjust_trainer(trainer)
+
+
+def loraplus_optimizer(
+    spec: RunSpec, arguments: TrainingArguments, model: Any
+) -> torch.optim.Optimizer | None:
+    """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
+    ratio = getattr(spec.method, "loraplus_lr_ratio", None)
+    if not ratio:
+        return None
+    optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    keywords.pop("lr")
+    return create_loraplus_optimizer(
+        model, optimizer, lr=arguments.learning_rate, loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=arguments.weight_decay, **keywords,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def exact_adapter(model: Any) -> Iterator[None]:
+    """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
+    quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+    kept = (
+        {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
+        if quantized
+        else {}
+    )
+    yield
+    for parameter, value in kept.items():
+        parameter.data = value
+
+
+@contextlib.contextmanager
+def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
+    """Let TRL make its copy of the adapter ("ref") to compare with, and keep that only where it is needed.
+
+    The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
+    changes nothing yet: what the model was is the model without it.
+    """
+    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    if config is None:
+        yield
+        return
+    kept, config.init_lora_weights = config.init_lora_weights, True
+    yield
+    config.init_lora_weights = kept
+    if "ref" in model.peft_config and not spec.model.adapter_path and not moves_base(spec):
+        model.delete_adapter("ref")
+
+
+def adjust_trainer(trainer: Trainer) -> Trainer:
+    """The trainer as Athanor needs it, whatever its constructor did."""
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
+            parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)  # the run's callback prints
+    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
+    return trainer
