@@ -21,9 +21,10 @@ from engine.data import columns, row_files
 from engine.data.encodings import encoding_key
 from engine.data.row_files import SUFFIXES, type_of
 from engine.data.row_formats import COLUMN_ROLES, COLUMNS, MEDIA, ROLE_OF_TAG, SPEAKERS, TAGS
+from engine.data.unpacking import PACKED_SUFFIXES
+from engine.data.workbooks import WORKBOOK_SUFFIXES
 
 INFO_FILE = "dataset_info.json"
-PACKED_SUFFIXES = (".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx")  # what an upload is unpacked from
 SPLIT_NAMES = {  # what the names of files call them
     "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -250,7 +251,7 @@ def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) 
         raise Refusal(problem("file-outside", name=name, file=file_name, folder=str(data_dir)))
     if not path.exists():
         raise Refusal(problem("file-missing", name=name, file=str(path)))
-    if path.suffix.lower() in PACKED_SUFFIXES:
+    if path.suffix.lower() in (*PACKED_SUFFIXES, *WORKBOOK_SUFFIXES):
         raise Refusal(problem("file-packed", name=name, file=str(path), known=_comma_separated(SUFFIXES)))
     inside = sorted(path.iterdir()) if path.is_dir() else [path]
     files = tuple(file for file in inside if file.is_file() and file.suffix.lower() in SUFFIXES)

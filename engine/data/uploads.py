@@ -17,11 +17,13 @@ from pathlib import Path
 
 from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
-from engine.data import unpacking, xlsx
+from engine.data import unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
 from engine.data.row_files import SUFFIXES
+from engine.data.unpacking import PACKED_SUFFIXES
+from engine.data.workbooks import WORKBOOK_SUFFIXES
 
-ACCEPTED_SUFFIXES = (*SUFFIXES, ".xlsx", *unpacking.PACKED_SUFFIXES)
+ACCEPTED_SUFFIXES = (*SUFFIXES, *WORKBOOK_SUFFIXES, *PACKED_SUFFIXES)
 MAX_UPLOAD_BYTES = 8 << 30  # bytes of one upload
 MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, packed
 MAX_FILES_LISTED = 1000  # files of a data folder that are offered
@@ -39,7 +41,8 @@ def receive(
     suffix = Path(name).suffix.lower()
     if suffix not in ACCEPTED_SUFFIXES:
         raise Refusal(problem("upload-format", file=name, known=", ".join(ACCEPTED_SUFFIXES)))
-    size, limit = source.stat().st_size, MAX_WORKBOOK_BYTES if suffix == ".xlsx" else MAX_UPLOAD_BYTES
+    size = source.stat().st_size
+    limit = MAX_WORKBOOK_BYTES if suffix in WORKBOOK_SUFFIXES else MAX_UPLOAD_BYTES
     if size > limit:
         raise Refusal(problem("upload-too-large", file=name, size=_megabytes(size), limit=_megabytes(limit)))
     if not size:
@@ -48,12 +51,12 @@ def receive(
         raise Refusal(problem("data-not-writable", folder=data_dir, why=os.strerror(errno.ENOSPC)))
     try:
         with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
-            if suffix in unpacking.PACKED_SUFFIXES:
+            if suffix in PACKED_SUFFIXES:
                 source = unpacking.unpack(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
                 return receive(source, source.name, data_dir, on_note)
-            if suffix == ".xlsx":
+            if suffix in WORKBOOK_SUFFIXES:
                 return _receive_workbook(source, name, Path(folder), data_dir, on_note)
             arrived = Path(folder) / name
             shutil.copyfile(source, arrived)
@@ -68,19 +71,20 @@ def _receive_workbook(
     arrived = folder / f"{Path(name).stem}.jsonl"
     called = folder / name  # by which it is told
     called.symlink_to(source.resolve())
-    table = xlsx.to_jsonl(called, arrived)
+    table = workbooks.to_jsonl(called, arrived)
     for note in table.notes:
         on_note(note)
     placed = place(arrived, data_dir)
     if table.others:
-        shutil.copyfile(source, workbook_of(placed))
+        shutil.copyfile(source, placed.with_name(f".{placed.name}{called.suffix}"))
         _sheet_file(placed).write_text(table.sheet, encoding="utf-8")
     return placed
 
 
-def workbook_of(file: Path) -> Path:
-    """Where the workbook is kept that a data file was made of, if it had several sheets."""
-    return file.with_name(f".{file.name}.xlsx")
+def workbook_of(file: Path) -> Path | None:
+    """The workbook that a data file was made of, which is kept if it had several sheets."""
+    kept = (file.with_name(f".{file.name}{suffix}") for suffix in WORKBOOK_SUFFIXES)
+    return next(filter(Path.is_file, kept), None)
 
 
 def _sheet_file(file: Path) -> Path:
@@ -91,9 +95,9 @@ def _sheet_file(file: Path) -> Path:
 def sheets_of(file: Path) -> tuple[list[str], str]:
     """The sheets that a data file could be made of, and the one it is made of; none if there is nothing to choose."""
     workbook, chosen = workbook_of(file), _sheet_file(file)
-    if not workbook.is_file() or not chosen.is_file():
+    if workbook is None or not chosen.is_file():
         return [], ""
-    return xlsx.tables(workbook), chosen.read_text(encoding="utf-8")
+    return workbooks.tables(workbook), chosen.read_text(encoding="utf-8")
 
 
 def choose_sheet(file: Path, sheet: str) -> list[Problem]:
@@ -102,14 +106,14 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
     Raises Refusal if there is no such sheet.
     """
     workbook = workbook_of(file)
-    if not workbook.is_file():
+    if workbook is None:
         raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
     try:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".arriving-") as folder:
             arrived = Path(folder) / file.name
-            called = Path(folder) / f"{file.stem}.xlsx"
+            called = Path(folder) / f"{file.stem}{workbook.suffix}"
             called.symlink_to(workbook.resolve())
-            table = xlsx.to_jsonl(called, arrived, sheet)
+            table = workbooks.to_jsonl(called, arrived, sheet)
             os.chmod(arrived, 0o644)
             os.replace(arrived, file)
             _sheet_file(file).write_text(table.sheet, encoding="utf-8")
@@ -122,7 +126,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
 
 def forget_workbook(file: Path) -> None:
     """The sheet is chosen: forget the workbook."""
-    for hidden in (workbook_of(file), _sheet_file(file)):
+    for hidden in filter(None, (workbook_of(file), _sheet_file(file))):
         hidden.unlink(missing_ok=True)
 
 

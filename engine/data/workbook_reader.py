@@ -1,0 +1,228 @@
+"""The process that reads a workbook: its question and its answer are JSON, on standard input and output.
+
+The sheet is the one that is named, or the first with a table; its header is its first row, or the one below a title.
+Cells merged downwards stand in each of their rows. What a packed workbook unpacks to is counted before calamine opens it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import resource
+import sys
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date, datetime, time, timedelta
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
+
+from engine.core.problems import Problem, Refusal, problem
+
+MAX_UNPACKED_BYTES = (
+    4 << 30
+)  # bytes of all parts of a workbook; a sheet of a million rows has some 500 MB of XML
+MAX_COMPRESSION_RATIO = 400  # unpacked ÷ packed; real sheets reach some 100
+RATIO_FREE_BYTES = 16 << 20  # bytes of a part that may be packed however well
+BLOCK_BYTES = 1 << 20
+MAX_TITLE_ROWS = 5  # above a header, at the most
+MAX_TITLE_CHARACTERS = 80  # characters
+# What a damaged, cut off or locked file makes the readers raise.
+READ_ERRORS = (
+    CalamineError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError,
+)  # fmt: skip
+CELL_LIMIT = "Cell limit exceeded"  # how calamine begins to say that a sheet has more than 100 million cells
+Row = dict[int, str]  # column, from 0 → what stands there
+OnNote = Callable[[Problem], None]
+
+
+def main() -> None:
+    question = json.load(sys.stdin)
+    _limit(**question["limits"])
+    workbook = Path(question["workbook"])
+    try:
+        answer = _answer(workbook, question.get("target", ""), question.get("sheet", ""))
+    except Refusal as refusal:
+        answer = {"problems": [asdict(issue) for issue in refusal.problems]}
+    except READ_ERRORS as error:
+        reason = str(error).strip("'\"")
+        code = "workbook-too-large" if reason.startswith(CELL_LIMIT) else "sheet-broken"
+        answer = {"problems": [asdict(problem(code, file=workbook.name, reason=reason))]}
+    except (MemoryError, OSError) as error:
+        if getattr(error, "errno", errno.EFBIG) == errno.EFBIG:
+            answer = {"problems": [asdict(problem("workbook-too-large", file=workbook.name))]}
+        else:
+            answer = {"errno": error.errno}
+    json.dump(answer, sys.stdout)
+
+
+def _limit(memory: int, seconds: int, file: int) -> None:
+    """Limit this process. Whoever goes beyond is ended by the system, or told so by an exception."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file, file))
+
+
+def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
+    """The sheets with a table; with a `target` the rows of one are written there, and it is told how they were read."""
+    if workbook.suffix.lower() != ".xls":
+        _refuse_bomb(workbook)
+    with CalamineWorkbook.from_path(workbook) as book:
+        names = _visible_sheets(book, workbook.name)
+        tables = _tables(book, names)
+        if not target:
+            return {"tables": tables}
+        if sheet and sheet not in names:
+            raise Refusal(problem("sheet-unknown", file=workbook.name, sheet=sheet, known=", ".join(names)))
+        if not tables:
+            raise Refusal(problem("sheet-empty", file=workbook.name))
+        chosen, notes, count = sheet or tables[0], [], 0
+        with open(target, "w", encoding="utf-8") as lines:
+            for row in _rows(book.get_sheet_by_name(chosen), workbook.name, notes.append):
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+    others = [name for name in tables if name != chosen]
+    if others:
+        notes.insert(0, problem("sheet-others", file=workbook.name, sheet=chosen, others=", ".join(others)))
+    return {"sheet": chosen, "rows": count, "others": others, "notes": [asdict(note) for note in notes]}
+
+
+def _refuse_bomb(workbook: Path) -> None:
+    """Raises Refusal if a packed workbook is larger than it may be: by what it says, and by what is there."""
+    with zipfile.ZipFile(workbook) as packed:
+        total = 0
+        if sum(member.file_size for member in packed.infolist()) > MAX_UNPACKED_BYTES:
+            raise Refusal(problem("workbook-too-large", file=workbook.name))
+        for member in packed.infolist():
+            size, allowed = 0, max(RATIO_FREE_BYTES, MAX_COMPRESSION_RATIO * member.compress_size)
+            member.file_size, member.CRC = sys.maxsize, None  # so that all of it is read, whatever it says
+            with packed.open(member) as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    size, total = size + len(block), total + len(block)
+                    if size > allowed or total > MAX_UNPACKED_BYTES:
+                        raise Refusal(problem("workbook-too-large", file=workbook.name))
+
+
+def _visible_sheets(book: CalamineWorkbook, name: str) -> list[str]:
+    sheets = [
+        sheet.name
+        for sheet in book.sheets_metadata
+        if sheet.visible == SheetVisibleEnum.Visible and sheet.typ == SheetTypeEnum.WorkSheet
+    ]
+    if not sheets:
+        raise Refusal(problem("sheet-broken", file=name, reason="no sheet"))
+    return sheets
+
+
+def _tables(book: CalamineWorkbook, sheets: Sequence[str]) -> list[str]:
+    """The sheets with several columns and rows; where there is none, those with several rows."""
+    first = {
+        sheet: list(islice(_filled(book.get_sheet_by_name(sheet)), MAX_TITLE_ROWS + 3)) for sheet in sheets
+    }
+    wide = [sheet for sheet, rows in first.items() if sum(len(_cell_texts(row)) > 1 for _, row in rows) > 1]
+    return wide or [sheet for sheet, rows in first.items() if len(rows) > 1]
+
+
+def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[dict[str, str]]:
+    """The rows below the header, by the names in it; what a column without a name holds goes by its letters."""
+    above, below = _split_title(_unmerged(sheet, name, on_note))
+    if above:
+        title = _cell_texts(above[0])[0]
+        on_note(problem("sheet-title", file=name, rows=len(above), title=title[:MAX_TITLE_CHARACTERS]))
+    header = {column: text.strip() for column, text in next(below, {}).items() if text.strip()}
+    twice = [label for label, count in Counter(header.values()).items() if count > 1]
+    if twice:
+        raise Refusal(problem("file-columns-twice", file=name, names=", ".join(twice)))
+    for cells in below:
+        row = {label: cells.get(column, "") for column, label in header.items()}
+        yield row | {
+            f"column {_letters(column)}": text
+            for column, text in cells.items()
+            if column not in header and text
+        }
+
+
+def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]:
+    """Every row with something in it; a cell that is merged downwards stands in each of its rows."""
+    merged = {
+        (first, column): last for (first, column), (last, _) in sheet.merged_cell_ranges or () if last > first
+    }
+    columns = {column for _, column in merged}
+    repeated = 0
+    held: dict[int, tuple[int, str]] = {}  # column → last row that is merged, and what stands in it
+    for number, row in _filled(sheet):
+        for column in columns:
+            if last := merged.get((number, column)):
+                held[column] = last, row.get(column, "")
+            elif not row.get(column) and number <= held.get(column, (-1, ""))[0]:
+                row[column] = held[column][1]
+                repeated += 1
+        yield row
+    if repeated:
+        on_note(problem("sheet-merged", file=name, cells=repeated))
+
+
+def _filled(sheet: CalamineSheet) -> Iterator[tuple[int, Row]]:
+    """Every row with something in it, by its number from 0. calamine gives empty rows above, but no empty columns before."""
+    left = sheet.start[1] if sheet.start else 0
+    for number, cells in enumerate(sheet.iter_rows()):
+        row = {column: _text(value) for column, value in enumerate(cells, left) if value != ""}
+        if _cell_texts(row):
+            yield number, row
+
+
+def _cell_texts(row: Mapping[int, str]) -> list[str]:
+    return [text.strip() for text in row.values() if text.strip()]
+
+
+def _split_title(rows: Iterator[Row]) -> tuple[list[Row], Iterator[Row]]:
+    """The title rows above a table, and its rows from the header on.
+
+    A title is a row of one cell above a header of several, with a row of several below that; in a sheet of one column
+    nothing is a title.
+    """
+    head: list[Row] = []
+    for row in rows:
+        head.append(row)
+        wide = [len(_cell_texts(head_row)) > 1 for head_row in head]
+        if len(wide) > 1 and wide[-1] and wide[-2]:
+            if not any(wide[:-2]):
+                return head[:-2], chain(head[-2:], rows)
+            break
+        if len(wide) > MAX_TITLE_ROWS + 2 or wide[0]:
+            break
+    return [], chain(head, rows)
+
+
+def _text(value: Any) -> str:
+    """What a cell shows, near enough: a number as it was typed, a date in ISO form, a duration in hours."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, timedelta):
+        minutes, seconds = divmod(round(value.total_seconds()), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    if isinstance(value, (datetime, time)):
+        return value.isoformat(*" " * isinstance(value, datetime), timespec="seconds")
+    return value.isoformat() if isinstance(value, date) else str(value)
+
+
+def _letters(column: int) -> str:
+    """0 → A, 26 → AA."""
+    letters = ""
+    column += 1
+    while column:
+        column, rest = divmod(column - 1, 26)
+        letters = chr(65 + rest) + letters
+    return letters
+
+
+if __name__ == "__main__":
+    main()
