@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.core import regular_files
 from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.evaluation import report
 from engine.launch.workspace import Workplace, make_data
@@ -55,14 +56,15 @@ def follow(run: runs.Run, workplace: Workplace, quiet: bool = False) -> int:
 
 
 def _print_new(log: Path, shown: int) -> int:
-    if log.exists():
-        with log.open("rb") as file:
+    try:
+        with regular_files.open_regular(log) as file:
             file.seek(shown)
             new = file.read()
-        sys.stdout.buffer.write(new)
-        sys.stdout.flush()
-        return shown + len(new)
-    return shown
+    except OSError:  # not there yet
+        return shown
+    sys.stdout.buffer.write(new)
+    sys.stdout.flush()
+    return shown + len(new)
 
 
 def _print_end(run: runs.Run) -> int:

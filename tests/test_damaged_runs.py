@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ FILES = (
     "request.json", "exit.json", "spec.yaml", "metrics.jsonl", "keeper.json", "progress.json", "lock", "error.json", "probe.json",
     "samples.jsonl", "prepared/summary.json", "log.txt",
 )  # fmt: skip
-CONTENTS: dict[str, bytes | None] = {
+CONTENTS: dict[str, bytes | Callable[[Path], object]] = {
     "empty": b"", "no text": b"\xff\xfe\x00", "a list": b"[]", "half": b'{"a": ', "null": b"null", "a number": b"3", "a text": b'"x"',
-    "endless nesting": b"[" * 100_000, "other keys": b'{"a": 1}', "a folder": None,
+    "endless nesting": b"[" * 100_000, "other keys": b'{"a": 1}', "a folder": Path.mkdir,
+    "a pipe": os.mkfifo, "a device": lambda path: path.symlink_to("/dev/zero"), "a link to itself": lambda path: path.symlink_to(path),
+    "a hole": lambda path: path.open("wb").truncate(1 << 40),
 }  # fmt: skip
 SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
     "row": lambda run, words: table_html.table([run], words),
@@ -34,10 +37,10 @@ SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
 }  # fmt: skip
 
 
-def damage(path: Path, content: bytes | None) -> None:
+def damage(path: Path, content: bytes | Callable[[Path], object]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
-    path.mkdir() if content is None else path.write_bytes(content)
+    path.write_bytes(content) if isinstance(content, bytes) else content(path)
 
 
 @pytest.fixture

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core.regular_files import list_folders, open_regular, read_bytes
+
+MAX_LINES_BYTES = 1 << 30  # of a file of lines that is read in whole
 # Two bytes of the lock file, each locked on its own. ALIVE_BYTE is shared by the supervisor and every worker rank: held
 # by anyone means that the run lives. SUPERVISED_BYTE is held by the one supervisor, so that no run ever gets two.
 ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
@@ -92,27 +95,12 @@ def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
 def scan_runs(saves: Path) -> Iterator[tuple[str, str, int]]:
     """Every folder below `saves` that may be a run, saves/<model>/<method>/<run id>: its id, its path, and when it last
     changed (ns). One that cannot be looked into is left out."""
-    for model in _folders(saves):
+    for model in list_folders(saves):
         if not model.name.startswith("."):
-            for method in _folders(model.path):
-                for run in _folders(method.path):
+            for method in list_folders(model.path):
+                for run in list_folders(method.path):
                     with contextlib.suppress(OSError):  # deleted meanwhile
                         yield f"{model.name}/{method.name}/{run.name}", run.path, run.stat().st_mtime_ns
-
-
-def _folders(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry for entry in entries if _is_folder(entry)]
-    except OSError:  # deleted meanwhile, or not ours to read
-        return []
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
 
 
 def run_folders(saves: Path) -> list[Path]:
@@ -152,7 +140,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON in `path`; None if there is none that can be read: no file, a folder, not ours to read, not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -170,7 +158,7 @@ def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
         try:
             status = os.stat(path)
             stamps.append(f"{status.st_mtime_ns}:{status.st_size}")
-        except FileNotFoundError:
+        except OSError:
             stamps.append("-")
     return "|".join(stamps)
 
@@ -178,7 +166,11 @@ def stamp(paths: Iterable[str | os.PathLike[str]]) -> str:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole JSON objects of a file of lines; a line that a kill or a power loss spoiled is left out."""
     objects = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    try:
+        lines = read_bytes(path, MAX_LINES_BYTES).splitlines()
+    except OSError:  # not there, or no file
+        lines = []
+    for line in lines:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -205,10 +197,10 @@ def _plain(value: Any) -> Any:
 def end_of(path: Path, size: int, after: int = 0) -> bytes:
     """The last `size` bytes of a file, none of them before `after`; nothing if it is not there."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(max(file.seek(0, os.SEEK_END) - size, after))
             return file.read()
-    except FileNotFoundError:
+    except OSError:
         return b""
 
 
@@ -248,8 +240,8 @@ def wait_for_lock(path: Path, byte: int = 0) -> int:
 def is_locked(path: Path, byte: int) -> bool:
     """Whether any process holds that byte of `path`, shared or alone."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # nobody can hold what is not there; of what may not be opened nothing is known
         return False
     try:
         answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _record(fcntl.F_WRLCK, byte))

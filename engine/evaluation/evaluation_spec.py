@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from engine.core import regular_files
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RESULT_FILE, RunDir, read_json
 from engine.data import dataset_info_edits
@@ -192,7 +193,7 @@ def trained_result(folder: str | Path) -> TrainedResult | None:
     if not result or folder.name not in ("adapter", "model"):
         return None
     try:
-        return TrainedResult(folder, RunSpec.from_yaml(run.spec.read_text(encoding="utf-8")), result["stage"])
+        return TrainedResult(folder, RunSpec.from_yaml(regular_files.read_text(run.spec)), result["stage"])
     except (OSError, Refusal, KeyError):
         return None
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from engine.core import hardware
+from engine.core import hardware, regular_files
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RESULT_FILE, RunDir, any_run_alive
 from engine.export import gguf
@@ -271,7 +271,7 @@ def model_title(folder: str | Path) -> str:
     if not (folder / RESULT_FILE).exists():
         return folder.name
     try:
-        return read_yaml(run.spec.read_text(encoding="utf-8"))["name"] or run.path.name
+        return read_yaml(regular_files.read_text(run.spec))["name"] or run.path.name
     except (OSError, ValueError, TypeError, KeyError, Refusal):  # a spec that somebody has edited
         return run.path.name
 

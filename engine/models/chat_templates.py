@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
+from engine.core import regular_files
 from engine.core.problems import Problem, problem
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"  # those that come with Athanor, by name
@@ -19,7 +20,7 @@ def template_file_problem(path: Path) -> Problem | None:
     try:
         if path.stat().st_size > MAX_TEMPLATE_BYTES:
             return problem("template-too-large", file=path.name)
-        return template_problem(path.name, path.read_text(encoding="utf-8"))
+        return template_problem(path.name, regular_files.read_text(path))
     except OSError as error:
         return problem("file-unreadable", file=path, why=error.strerror)
     except UnicodeDecodeError:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from engine.core import regular_files
+from engine.core.regular_files import list_folders
 from engine.models.facts import ModelFacts, inspect_model, is_language_model
 
 MAX_FOLDER_DEPTH = 4  # how far below a root a model folder may be: root/team/org/name/model
@@ -84,13 +86,8 @@ def _model_folders(
         name = os.path.relpath(folder, root)
         yield Path(folder), os.path.basename(root) if name == "." else Path(name).as_posix()
     elif depth:
-        try:
-            inside = sorted(
-                entry.path for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
-            )
-        except OSError:  # a folder this user may not list holds no model this user can train
-            return
-        for child in inside:
+        # A folder that this user may not list holds no model that this user can train.
+        for child in sorted(entry.path for entry in list_folders(folder) if entry.name[0] != "."):
             yield from _model_folders(child, root, allowed, depth - 1, seen)
 
 
@@ -98,7 +95,7 @@ def _snapshot(repository: str) -> Path | None:
     """The revision that `main` points to in the hub's cache, else the newest one."""
     snapshots = Path(repository, "snapshots")
     try:
-        main = Path(repository, "refs", "main").read_text(encoding="ascii").strip()
+        main = regular_files.read_text(Path(repository, "refs", "main"), "ascii").strip()
         if re.fullmatch(r"\w+", main) and (snapshots / main).is_dir():
             return snapshots / main
     except (OSError, ValueError):

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Problem
 from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
 from engine.models.safetensors_headers import Tensor, tensors_of
@@ -180,7 +181,7 @@ def chat_template(folder: Path) -> tuple[str, str] | None:
     file = folder / TEMPLATE_FILES[0]
     try:
         if os.path.isfile(file) and file.stat().st_size <= MAX_JSON_BYTES:
-            return file.name, file.read_text(encoding="utf-8", errors="replace")
+            return file.name, regular_files.read_bytes(file).decode("utf-8", "replace")
     except OSError:
         return None
     config = read_json_object(folder / "tokenizer_config.json")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Problem, problem
 
 MAX_JSON_BYTES = 16 << 20  # bytes; the largest real headers, indexes and tokenizer configs are a few MiB
@@ -15,8 +15,8 @@ MAX_JSON_BYTES = 16 << 20  # bytes; the largest real headers, indexes and tokeni
 def files_in(folder: Path) -> list[tuple[str, int]]:
     """(name, bytes) of the files directly in `folder`, links followed."""
     try:
-        return sorted((entry.name, entry.stat().st_size) for entry in os.scandir(folder) if entry.is_file())
-    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return sorted((entry.name, entry.stat().st_size) for entry in regular_files.list_files(folder))
+    except (OSError, ValueError):  # deleted meanwhile; a NUL in the name
         return []
 
 
@@ -25,7 +25,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any] 
     try:
         if path.stat().st_size > limit:
             return problem("model-json-too-large", file=path.name, limit=limit >> 20)
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(regular_files.read_text(path, "utf-8-sig"))
     except json.JSONDecodeError as error:
         return problem(
             "model-json-broken", file=path.name, line=error.lineno, column=error.colno, what=error.msg

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.core import regular_files
 from engine.core.problems import Problem, problem
 from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_object
 
@@ -112,7 +113,7 @@ def read_header(path: Path) -> Mapping[str, Tensor] | Problem:
 
 @lru_cache(maxsize=4096)
 def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] | Problem:
-    with path.open("rb") as file:
+    with regular_files.open_regular(path) as file:
         start = file.read(8)
         if start == b"version ":  # what git leaves where `git lfs pull` was never run
             return problem("model-lfs-pointer", file=path.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from engine.core import regular_files
 from engine.core.problems import Refusal
 from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
 from engine.core.stages import STAGES
@@ -95,7 +96,7 @@ def _values_backwards(text: bytes, name: str) -> Iterator[float]:
 def _listed_parts(path: Path) -> dict[str, Any]:
     """The parts of a spec that lists show, unchecked; {} if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_files.read_text(path)
     except (OSError, UnicodeDecodeError):
         return {}
     listed = "".join(line for part in _LISTED_PARTS.findall(text) for line in _listed_lines(part))

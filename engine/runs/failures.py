@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Problem, say, sentences
 from engine.core.rundir import end_of, read_object
 from engine.runs.runs import Run
@@ -115,9 +116,12 @@ def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
 def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
     """Of a log longer than twice SEARCHED the middle is not read. Without an error.json a process died in the middle of what
     it printed, and every pattern counts in the first traceback."""
-    with log.open("rb") as file:
-        file.seek(begins)
-        text = file.read(LOG_SEARCH_BYTES)
+    try:
+        with regular_files.open_regular(log) as file:
+            file.seek(begins)
+            text = file.read(LOG_SEARCH_BYTES)
+    except OSError:
+        return None
     if begins + LOG_SEARCH_BYTES < size:
         text += end_of(log, LOG_SEARCH_BYTES, begins + LOG_SEARCH_BYTES)
     text = text.decode("utf-8", errors="replace")

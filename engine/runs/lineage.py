@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.core import regular_files
 from engine.core.problems import Refusal
 from engine.core.rundir import RunDir
 from engine.export.export_spec import ExportSpec
@@ -54,7 +55,7 @@ def learned(folders: Iterable[str | Path]) -> set[tuple[str, str]]:
 
 def _spec(run: RunDir) -> Spec | None:
     try:
-        return kinds.read(run.spec.read_text(encoding="utf-8"))
+        return kinds.read(regular_files.read_text(run.spec))
     except (OSError, ValueError, Refusal):
         return None
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from engine.core import regular_files
 from engine.core.rundir import RunDir, end_of, read_object
 from engine.runs import facts
 from engine.runs.facts import AXES
@@ -112,7 +113,7 @@ def sparkline(run: Run) -> list[float]:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except OSError:
         return 0, 0
     return status.st_mtime_ns, status.st_size
 
@@ -195,7 +196,7 @@ class _CurveReader:
     def read(self) -> dict[str, Series]:
         with self.busy:
             try:
-                with self.path.open("rb") as file:
+                with regular_files.open_regular(self.path) as file:
                     status = os.fstat(file.fileno())
                     if status.st_ino != self.inode or status.st_size < self.offset:
                         self._begin(status.st_ino)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from engine.core import regular_files
 from engine.core.rundir import RunDir, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
@@ -79,7 +80,7 @@ def _start(folder: Path) -> bool:
     )
     if done.returncode:
         run = RunDir(folder)
-        with run.log.open("ab") as log:
+        with contextlib.suppress(OSError), regular_files.append_to_regular(run.log) as log:
             log.write(done.stderr)
         give_up(run, done.returncode)
     return done.returncode == 0

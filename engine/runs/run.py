@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir, read_object, stamp
 from engine.export import gguf
@@ -105,7 +106,7 @@ class Run:
 @lru_cache(maxsize=1024)
 def _spec(path: Path, _stamp: str) -> Spec:
     try:
-        return kinds.read(path.read_text(encoding="utf-8"))
+        return kinds.read(regular_files.read_text(path))
     except (OSError, UnicodeDecodeError):
         raise Refusal(problem("run-file-damaged", file=path.name, run=path.parent.name)) from None
 

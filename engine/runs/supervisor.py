@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.core import hardware
+from engine.core import hardware, regular_files
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
 from engine.launch import command
 from engine.launch.command import Step
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 def supervise(run: RunDir) -> None:
     """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
-    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    spec = kinds.read(regular_files.read_text(run.spec))
     gpu_count, port = len(hardware.gpus()), free_port()
     steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, gpu_count)
     environment = command.inherited_environment() | command.environment(
@@ -113,7 +113,7 @@ def become_supervisor(folder: Path) -> int:
     if supervisor_lock is None:
         os._exit(1)
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-    log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = regular_files.open_descriptor(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

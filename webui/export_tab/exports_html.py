@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from engine.core import regular_files
 from engine.core.problems import Refusal
 from engine.core.rundir import read_object
 from engine.export import ollama, vllm_command
@@ -99,7 +100,7 @@ def _programs(run: Run, result_folder: Path, number: int, root: str, words: Word
         f"vllm-{number}", vllm_command.serve_command(result_folder, name, base, adapter or None), words
     )
     file = result_folder / "Modelfile"
-    text = file.read_text(encoding="utf-8")[:MAX_MODELFILE_CHARACTERS] if file.exists() else ""
+    text = regular_files.read_text(file)[:MAX_MODELFILE_CHARACTERS] if file.exists() else ""
     create = f"cd {shlex.quote(str(result_folder))} && ollama create {name} -f Modelfile"
     modelfile = folded("Modelfile", notices.code(f"modelfile-{number}", text, words))
     blocks = {
