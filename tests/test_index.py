@@ -55,8 +55,8 @@ COUNT_OPENS = """
 import sys
 from pathlib import Path
 from engine.runs import runs
-saves, opened = Path(sys.argv[1]), []
-sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+saves, opened = Path(sys.argv[1]), set()
+sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == "open" else None)
 for _ in range(2):
     opened.clear()
     count = len(runs.find(saves))
