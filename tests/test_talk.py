@@ -13,7 +13,7 @@ from engine.data.datasets import count_rows, examples, find, read_dataset_info
 from engine.data.validation import check
 from engine.serving import conversation_tree
 from engine.serving.conversation_tree import Conversation, Reply, Turn
-from webui import answers
+from webui.chat_tab import answer_html
 
 BOTH = (
     Conversation()
@@ -233,4 +233,4 @@ def test_a_rated_call_is_a_row_with_its_tools(data: Path) -> None:
     ],
 )
 def test_a_thought_is_told_from_the_answer(text: str, told: tuple[str, str, bool]) -> None:
-    assert answers.reasoning(text) == told
+    assert answer_html.reasoning(text) == told

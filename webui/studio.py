@@ -158,18 +158,15 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             return in_form(spec, words("set-used", name=next(iter(spec.data.datasets))))
 
         def chat_with(
-            request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, writer: str
-        ) -> list[Any]:
+            request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, engine: str
+        ) -> Updates:
             """The Chat tab with the run and its base chosen."""
             try:
                 base, adapters = chat.pick(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(chat.outputs))]
-            return [
-                gr.skip(),
-                gr.Tabs(selected="chat"),
-                *chat.arrive(request, kept, earlier, base, adapters, writer),
-            ]
+                return {message_html: notices.refused(refusal.problems, words)}
+            arrived = chat.arrive(request, kept, earlier, base, adapters, engine)
+            return {tabs: gr.Tabs(selected="chat")} | arrived
 
         def compare_with(run_id: str) -> list[Any]:
             """The Compare tab with the run and those like it chosen."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
@@ -34,132 +35,172 @@ def ask(page: Page, text: str, turns: int) -> None:
     expect(page.locator("#talk .turn")).to_have_count(turns)
 
 
+@contextlib.contextmanager
+def studio_with_servers(workplace: Workplace, *flags: str, **environment: str) -> Iterator[str]:
+    """The address of a studio; whatever it has loaded is ended with it."""
+    studio, address = start_studio(workplace, *flags, **environment)
+    try:
+        yield address
+    finally:
+        studio.kill()
+        studio.wait()
+        for server in servers.servers(workplace.saves):
+            servers.end(server)
+
+
+def numbers_out_of_bounds_are_refused(page: Page) -> None:
+    page.locator("#prompt textarea").fill("What is wrong?")
+    page.locator("#chat-greedy input").uncheck()
+    for box, called, value in (
+        ("longest", "Max tokens", "0"), ("longest", "Max tokens", "<b>many</b>"), ("temperature", "Temperature", "11"),
+        ("top-p", "Top-p", "1.01"), ("top-k", "Top-k", "2.5"), ("seed", "Seed", "1e99"), ("penalty", "Repetition penalty", "nan"),
+    ):  # fmt: skip
+        field = page.locator(f"#chat-{box} input")
+        held = field.input_value()
+        field.fill(value)
+        click_until_told(page.locator("#send"), page.locator("#told .toast.bad"), f"{called} must be")
+        expect(page.locator("#prompt textarea")).to_have_value("What is wrong?")
+        field.fill(held)
+    page.locator("#chat-greedy input").check()
+    expect(page.locator("#held")).to_contain_text("Not loaded")  # nothing is loaded for what cannot be asked
+
+
+def base_and_run_answer(page: Page) -> tuple[str, str]:
+    """What each of them says."""
+    page.locator("#chat-longest input").fill("40")
+    ask(page, "Translate BSIC Group", 1)
+    said = page.locator("#talk .said")
+    expect(said).to_have_count(2)
+    base, tuned = said.all_inner_texts()
+    assert base
+    assert tuned
+    assert base != tuned
+    expect(page.locator("#talk .answer header").first).to_contain_text("/s")  # tokens a second
+    expect(page.locator("#held")).to_contain_text("Loaded")
+    return base, tuned
+
+
+def answers_are_rated(page: Page, data: Path, base: str, tuned: str) -> None:
+    page.locator("#talk [data-do=down]").first.click()
+    expect(page.locator("#told")).to_contain_text(conversation_tree.RATINGS_DATASET)
+    page.locator("#talk [data-do=better]").nth(1).click()
+    expect(page.locator("#told")).to_contain_text(conversation_tree.PREFERENCES_DATASET)
+    expect(page.locator("#talk .answer.best")).to_have_count(1)
+    assert count_rows(find(data, conversation_tree.RATINGS_DATASET)) == 1
+    pair = json.loads((data / f"{conversation_tree.PREFERENCES_DATASET}.jsonl").read_text(encoding="utf-8"))
+    assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
+
+
+def long_answers_are_stopped(page: Page) -> None:
+    page.locator("#chat-longest input").fill("1900")
+    page.locator("#chat-greedy input").uncheck()
+    # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
+    page.locator("#chat-temperature input").fill("10")
+    page.locator("#chat-seed input, #chat-seed textarea").fill("4")
+    send(page, "Go on")
+    expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+    expect(page.locator("#talk .tools").first).to_be_hidden()  # the end of the answer would undo it
+    page.locator("#chat-stop").click()
+    expect(page.locator("#talk .turn")).to_have_count(2)
+    assert page.locator("#talk .said").nth(3).inner_text()
+    expect(page.locator("#talk .tools").first).to_be_visible()
+
+
+def a_question_survives_a_reload_in_the_middle_of_its_answer(page: Page) -> None:
+    send(page, "And on")
+    expect(page.locator("#live .said").nth(1)).not_to_be_empty()
+    page.reload()
+    expect(page.locator("#talk .turn")).to_have_count(3)
+    expect(page.locator("#talk .question").last).to_have_text("And on")
+    page.locator("#talk [data-do=edit]").nth(2).click()
+    expect(page.locator("#talk .turn")).to_have_count(2)
+    page.locator("#prompt textarea").fill("")
+
+
+def the_conversation_is_kept_and_exported(page: Page, tuned: str) -> None:
+    page.reload()
+    expect(page.locator("#talk .turn")).to_have_count(2)
+    expect(page.locator("#talk .answer.best")).to_have_count(1)
+    expect(page.locator("#chat-adapters")).to_contain_text("one")
+    with page.expect_download() as download:
+        page.locator("#chat-export button").click()
+    rows = [json.loads(line) for line in Path(download.value.path()).read_text("utf-8").splitlines()]
+    assert [row["model"] for row in rows] == ["demo_model", RUN]
+    assert [message["role"] for message in rows[1]["messages"]] == ["user", "assistant"] * 2
+    assert rows[1]["messages"][1]["content"] == tuned
+
+
+def a_killed_server_is_restarted(page: Page, saves: Path) -> None:
+    [server] = servers.servers(saves)
+    [process] = find_processes(server.path)
+    os.kill(process.pid, signal.SIGKILL)
+    expect(page.locator("#held")).to_contain_text("was killed")
+    expect(page.locator("#chat-load")).to_have_text("Restart")
+    page.locator("#chat-load").click()
+    expect(page.locator("#held")).to_contain_text("Loaded", timeout=90_000)
+
+
+def a_question_is_edited_and_begins_another_branch(page: Page) -> None:
+    page.locator("#talk [data-do=edit]").nth(1).click()
+    expect(page.locator("#prompt textarea")).to_have_value("Go on")
+    expect(page.locator("#prompt textarea")).to_be_focused()
+    expect(page.locator("#talk .turn")).to_have_count(1)
+    page.locator("#talk .onward button").click()  # who changed his mind has lost nothing
+    expect(page.locator("#talk .turn")).to_have_count(3)
+    page.locator("#talk [data-do=edit]").nth(1).click()
+    expect(page.locator("#talk .turn")).to_have_count(1)
+    expect(page.locator("#prompt textarea")).to_have_value("Go on")
+    page.locator("#chat-greedy input").check()
+    page.locator("#chat-longest input").fill("10")
+    ask(page, "Another way", 2)
+    branch, question = page.locator("#talk .asked").nth(1), page.locator("#talk .question").nth(1)
+    expect(branch).to_contain_text("2 / 2")
+    branch.locator("[data-do=go]").first.click()
+    expect(question).to_have_text("Go on")
+
+
+def the_conversation_is_put_away_and_taken_up_again(page: Page) -> None:
+    page.locator("#chat-new").click()
+    expect(page.locator("#talk .empty")).to_be_visible()
+    page.reload()
+    page.locator("#chat-earlier button").first.click()
+    page.locator("#chat-shelf [data-do=open]").click()
+    expect(page.locator("#talk .question").nth(1)).to_have_text("Go on")
+    expect(page.locator("#talk .asked").nth(1)).to_contain_text("1 / 2")
+    expect(page.locator("#chat-earlier")).to_be_hidden()
+    expect(page.locator("#chat-adapters")).to_contain_text("one")  # who answered in it goes on
+
+
+def all_is_unloaded_and_cleared(page: Page, saves: Path) -> None:
+    [server] = servers.servers(saves)
+    page.locator("#chat-unload").click()
+    expect(page.locator("#held")).to_contain_text("Not loaded")
+    wait_until(lambda: not find_processes(server.path), 20)
+    page.locator("#chat-clear").click()
+    expect(page.locator("#talk .empty")).to_be_visible()
+
+
 def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
     trained: Workplace, open_page: Callable[..., Page], outside: Outside
 ) -> None:
-    studio, address = start_studio(trained)
-    try:
+    """One story, since each of its parts would have to load the model anew."""
+    with studio_with_servers(trained) as address:
         page = open_page(f"{address}/?run={RUN}")
         page.locator("#chat-with").click()
         expect(page.locator("#chat-adapters")).to_contain_text("one")
         expect(page.locator("#held")).to_contain_text("Not loaded")
-        expect(page.locator("#chat-engine")).to_have_count(
-            0
-        )  # where vLLM is not installed there is no choice
-        page.locator("#prompt textarea").fill("What is wrong?")
-        page.locator("#chat-greedy input").uncheck()
-        for box, called, value in (
-            ("longest", "Max tokens", "0"), ("longest", "Max tokens", "<b>many</b>"), ("temperature", "Temperature", "11"),
-            ("top-p", "Top-p", "1.01"), ("top-k", "Top-k", "2.5"), ("seed", "Seed", "1e99"), ("penalty", "Repetition penalty", "nan"),
-        ):  # fmt: skip
-            field = page.locator(f"#chat-{box} input")
-            held = field.input_value()
-            field.fill(value)
-            click_until_told(page.locator("#send"), page.locator("#told .toast.bad"), f"{called} must be")
-            expect(page.locator("#prompt textarea")).to_have_value("What is wrong?")
-            field.fill(held)
-        page.locator("#chat-greedy input").check()
-        expect(page.locator("#held")).to_contain_text(
-            "Not loaded"
-        )  # nothing is loaded for what cannot be asked
-        page.locator("#chat-longest input").fill("40")
-        ask(page, "Translate BSIC Group", 1)
-        said = page.locator("#talk .said")
-        expect(said).to_have_count(2)
-        base, tuned = said.all_inner_texts()
-        assert base
-        assert tuned
-        assert base != tuned
-        expect(page.locator("#talk .answer header").first).to_contain_text("/s")  # tokens a second
-        expect(page.locator("#held")).to_contain_text("Loaded")
-
-        page.locator("#talk [data-do=down]").first.click()
-        expect(page.locator("#told")).to_contain_text(conversation_tree.RATINGS_DATASET)
-        page.locator("#talk [data-do=better]").nth(1).click()
-        expect(page.locator("#told")).to_contain_text(conversation_tree.PREFERENCES_DATASET)
-        expect(page.locator("#talk .answer.best")).to_have_count(1)
-        assert count_rows(find(trained.data, conversation_tree.RATINGS_DATASET)) == 1
-        pair = json.loads(
-            (trained.data / f"{conversation_tree.PREFERENCES_DATASET}.jsonl").read_text(encoding="utf-8")
-        )
-        assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
-
-        page.locator("#chat-longest input").fill("1900")
-        page.locator("#chat-greedy input").uncheck()
-        # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
-        page.locator("#chat-temperature input").fill("10")
-        page.locator("#chat-seed input, #chat-seed textarea").fill("4")
-        send(page, "Go on")
-        expect(page.locator("#live .said").nth(1)).not_to_be_empty()
-        expect(page.locator("#talk .tools").first).to_be_hidden()  # the end of the answer would undo it
-        page.locator("#chat-stop").click()
-        expect(page.locator("#talk .turn")).to_have_count(2)
-        assert said.nth(3).inner_text()
-        expect(page.locator("#talk .tools").first).to_be_visible()
-
-        send(page, "And on")
-        expect(page.locator("#live .said").nth(1)).not_to_be_empty()
-        page.reload()  # in the middle of an answer
-        expect(page.locator("#talk .turn")).to_have_count(3)
-        expect(page.locator("#talk .question").last).to_have_text("And on")
-        page.locator("#talk [data-do=edit]").nth(2).click()
-        expect(page.locator("#talk .turn")).to_have_count(2)
-        page.locator("#prompt textarea").fill("")
-
-        page.reload()
-        expect(page.locator("#talk .turn")).to_have_count(2)
-        expect(page.locator("#talk .answer.best")).to_have_count(1)
-        expect(page.locator("#chat-adapters")).to_contain_text("one")
-        with page.expect_download() as download:
-            page.locator("#chat-export button").click()
-        rows = [json.loads(line) for line in Path(download.value.path()).read_text("utf-8").splitlines()]
-        assert [row["model"] for row in rows] == ["demo_model", RUN]
-        assert [one["role"] for one in rows[1]["messages"]] == ["user", "assistant"] * 2
-        assert rows[1]["messages"][1]["content"] == tuned
-
-        [server] = servers.servers(trained.saves)
-        [process] = find_processes(server.path)
-        os.kill(process.pid, signal.SIGKILL)
-        expect(page.locator("#held")).to_contain_text("was killed")
-        expect(page.locator("#chat-load")).to_have_text("Restart")
-        page.locator("#chat-load").click()
-        expect(page.locator("#held")).to_contain_text("Loaded", timeout=90_000)
-
-        page.locator("#talk [data-do=edit]").nth(1).click()
-        expect(page.locator("#prompt textarea")).to_have_value("Go on")
-        expect(page.locator("#prompt textarea")).to_be_focused()
-        expect(page.locator("#talk .turn")).to_have_count(1)
-        page.locator("#talk .onward button").click()  # who changed his mind has lost nothing
-        expect(page.locator("#talk .turn")).to_have_count(3)
-        page.locator("#talk [data-do=edit]").nth(1).click()
-        expect(page.locator("#talk .turn")).to_have_count(1)
-        expect(page.locator("#prompt textarea")).to_have_value("Go on")
-        page.locator("#chat-greedy input").check()
-        page.locator("#chat-longest input").fill("10")
-        ask(page, "Another way", 2)
-        branch, question = page.locator("#talk .asked").nth(1), page.locator("#talk .question").nth(1)
-        expect(branch).to_contain_text("2 / 2")
-        branch.locator("[data-do=go]").first.click()
-        expect(question).to_have_text("Go on")
-        page.locator("#chat-new").click()
-        expect(page.locator("#talk .empty")).to_be_visible()
-        page.reload()
-        page.locator("#chat-earlier button").first.click()
-        page.locator("#chat-shelf [data-do=open]").click()
-        expect(question).to_have_text("Go on")
-        expect(branch).to_contain_text("1 / 2")
-        expect(page.locator("#chat-earlier")).to_be_hidden()
-        expect(page.locator("#chat-adapters")).to_contain_text("one")  # who answered in it goes on
-        page.locator("#chat-unload").click()
-        expect(page.locator("#held")).to_contain_text("Not loaded")
-        wait_until(lambda: not find_processes(server.path), 20)
-        page.locator("#chat-clear").click()
-        expect(page.locator("#talk .empty")).to_be_visible()
-    finally:
-        studio.kill()
-        studio.wait()
-        for server in servers.servers(trained.saves):
-            servers.end(server)
+        # Where vLLM is not installed there is no choice.
+        expect(page.locator("#chat-engine")).to_have_count(0)
+        numbers_out_of_bounds_are_refused(page)
+        base, tuned = base_and_run_answer(page)
+        answers_are_rated(page, trained.data, base, tuned)
+        long_answers_are_stopped(page)
+        a_question_survives_a_reload_in_the_middle_of_its_answer(page)
+        the_conversation_is_kept_and_exported(page, tuned)
+        a_killed_server_is_restarted(page, trained.saves)
+        a_question_is_edited_and_begins_another_branch(page)
+        the_conversation_is_put_away_and_taken_up_again(page)
+        all_is_unloaded_and_cleared(page, trained.saves)
     assert outside == []
 
 
@@ -167,8 +208,7 @@ def test_vllm_is_a_choice_where_it_is_installed(
     trained: Workplace, open_page: Callable[..., Page], outside: Outside, vllm_path: str
 ) -> None:
     """Its program is a stand-in, as this machine has no card for vLLM."""
-    studio, address = start_studio(trained, PATH=vllm_path)
-    try:
+    with studio_with_servers(trained, PATH=vllm_path) as address:
         page = open_page(f"{address}/?run={RUN}")
         page.locator("#chat-with").click()
         page.locator("#chat-engine").get_by_text("vllm", exact=True).click()
@@ -180,12 +220,19 @@ def test_vllm_is_a_choice_where_it_is_installed(
         page.locator("#chat-unload").click()
         expect(page.locator("#chat-load")).to_be_visible()
         assert servers.servers(trained.saves) == []
-    finally:
-        for server in servers.servers(trained.saves):
-            servers.end(server)
-        studio.kill()
-        studio.wait()
     assert outside == []
+
+
+def enter(page: Page, address: str, name: str) -> None:
+    """Log in under that name, in place of whoever was there before."""
+    page.context.clear_cookies()
+    page.goto(f"{address}/?tab=chat")
+    page.locator("input[name=name]").fill(name)
+    page.locator("input[name=password]").fill("correct horse")
+    page.keyboard.press("Enter")
+    expect(page.locator("#head")).to_contain_text(name)
+    page.get_by_role("tab", name="Chat").click()
+    expect(page.locator("#held")).not_to_be_empty()
 
 
 def test_people_who_share_a_browser_find_each_their_own_conversations(
@@ -194,36 +241,19 @@ def test_people_who_share_a_browser_find_each_their_own_conversations(
     file = tmp_path / "users.txt"
     for name in ("ada", "bob"):
         users.add_user(file, name, "correct horse")
-    studio, address = start_studio(trained, "--auth", str(file))
-
-    def enter(name: str) -> None:
-        page.context.clear_cookies()
-        page.goto(f"{address}/?tab=chat")
-        page.locator("input[name=name]").fill(name)
-        page.locator("input[name=password]").fill("correct horse")
-        page.keyboard.press("Enter")
-        expect(page.locator("#head")).to_contain_text(name)
-        page.get_by_role("tab", name="Chat").click()
-        expect(page.locator("#held")).not_to_be_empty()
-
-    try:
+    with studio_with_servers(trained, "--auth", str(file)) as address:
         page = open_page(address)
-        enter("ada")
+        enter(page, address, "ada")
         page.locator("#chat-longest input").fill("5")
         ask(page, "What Ada asks", 1)
         page.locator("#chat-new").click()
         expect(page.locator("#talk .empty")).to_be_visible()
         ask(page, "And again", 1)
-        enter("bob")
+        enter(page, address, "bob")
         expect(page.locator("#talk .empty")).to_be_visible()
         expect(page.locator("#chat-earlier")).to_be_hidden()
         ask(page, "What Bob asks", 1)
-        enter("ada")
+        enter(page, address, "ada")
         expect(page.locator("#talk .question")).to_have_text("And again")
         page.locator("#chat-earlier button").first.click()
         expect(page.locator("#chat-shelf")).to_contain_text("What Ada asks")
-    finally:
-        studio.kill()
-        studio.wait()
-        for server in servers.servers(trained.saves):
-            servers.end(server)

@@ -1,0 +1,421 @@
+"""The handlers of the Chat tab, called without a browser: what they answer into which component."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from engine.core.problems import Refusal
+from engine.data.datasets import count_rows, find
+from engine.launch.workspace import Workplace
+from engine.runs import runs
+from engine.serving import conversation_tree, servers
+from engine.serving.conversation_tree import Conversation, Reply, Turn
+from engine.spec.run_spec import RunSpec
+from tests.past_runs import past_run
+from tests.stand_in_server import StandInServer
+from webui.chat_tab.answers_panel import AnswersPanel
+from webui.chat_tab.api_panel import ApiPanel
+from webui.chat_tab.browser_store import ConversationStore, EarlierStore
+from webui.chat_tab.chat_models import ChatModels, ModelSelection
+from webui.chat_tab.chat_settings import ChatSettings
+from webui.chat_tab.conversation_panel import ConversationPanel
+from webui.chat_tab.history_panel import HistoryPanel
+from webui.chat_tab.model_panel import ModelPanel
+from webui.chat_tab.panel import Context
+from webui.chat_tab.question_panel import QuestionPanel
+from webui.chat_tab.questions import models_to_ask, repeated_question, typed_question
+from webui.chat_tab.settings_panel import SettingsPanel
+from webui.chat_tab.tab_view import TabView
+from webui.panels import Updates
+from webui.words import Words
+
+ENGLISH = Words("en")
+ONE, TWO, FAR, JUDGE = "plain/lora/one", "plain/lora/two", "knowing/lora/far", "plain/lora/judge"
+CALL = {"name": "add", "arguments": {"a": 1, "b": 1}}
+ADA, BOB = (SimpleNamespace(username=name, session_hash=f"session of {name}") for name in ("ada", "bob"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, data: Path) -> Workplace:
+    """Two bases, the second with a template that knows tools and thinking; two runs of the first, the newer is "two", one of
+    the second, and a reward model."""
+    models, saves = tmp_path / "models", tmp_path / "saves"
+    for name, template in (("plain", "{{ messages }}"), ("knowing", "{{ tools }}{{ enable_thinking }}")):
+        (models / name).mkdir(parents=True)
+        (models / name / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+        (models / name / "chat_template.jinja").write_text(template)
+    for number, (id, stage) in enumerate({JUDGE: "rm", FAR: "sft", ONE: "sft", TWO: "dpo"}.items()):
+        base, _, name = id.split("/")
+        spec = RunSpec.read({"model": {"model_name_or_path": str(models / base)}, "stage": {"kind": stage}})
+        past_run(saves, spec.change("name", name), at=1e9 + number)
+    return Workplace(models=(models,), data=data, saves=saves)
+
+
+class Tab:
+    """The panels, put together as the page does it, and what the controls hold when one arrives."""
+
+    def __init__(self, workplace: Workplace):
+        self.bases = [(folder.name, str(folder)) for folder in sorted(workplace.models[0].iterdir())[::-1]]
+        self.plain, self.knowing = (folder for _, folder in self.bases)
+        user = lambda request: request.username  # noqa: E731
+        with gr.Blocks():
+            self.current, self.earlier = ConversationStore("talk", user), EarlierStore("talks", user)
+            self.models = ChatModels(ENGLISH, workplace, lambda: self.bases)
+            self.context = context = Context(
+                ENGLISH, workplace, gr.HTML(), user, self.models, self.current, self.earlier
+            )
+            self.question, self.settings = QuestionPanel(context), SettingsPanel(context)
+            self.api = ApiPanel(context)
+            self.model = ModelPanel(context, self.settings, self.api)
+            self.conversation = ConversationPanel(context, self.question)
+            self.history = HistoryPanel(context, self.model, self.conversation)
+            self.answers = AnswersPanel(context, self.question, self.conversation, self.model, self.settings)
+            for panel in (
+                self.conversation, self.answers, self.question, self.model, self.settings, self.history, self.api,
+            ):  # fmt: skip
+                panel.layout()
+            self.view = TabView(context, gr.Timer(active=False), self.model, self.conversation, self.history)
+
+    def values(self, selection: ModelSelection, question: str = "", **changes: Any) -> dict[Any, Any]:
+        """What the controls hold that `ask` is given; `changes` are by the names of the settings' components."""
+        held = {component: component.value for component in self.settings.inputs}
+        held |= dict(zip(self.model.inputs, selection, strict=True))
+        held |= {
+            self.question.prompt: question,
+            self.question.is_tool_result: True,
+            self.current.component: {},
+        }
+        for name, value in changes.items():
+            held[self.settings.numbers.get(name) or getattr(self.settings, name)] = value
+        return held
+
+    def read(self, updates: Updates, request: Any = ADA) -> Conversation:
+        """The conversation that an answer has the browser keep."""
+        return self.current.read(updates[self.current.component], request)
+
+
+@pytest.fixture
+def tab(place: Workplace) -> Tab:
+    return Tab(place)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInServer]:
+    stand_in = StandInServer()
+    monkeypatch.setattr(servers, "begin", stand_in.begin)
+    yield stand_in
+    stand_in.die()
+
+
+def stored(conversation: Conversation, user: str = "ada") -> dict[str, Any]:
+    return {user: conversation_tree.as_plain(conversation)}
+
+
+def click(**data: Any) -> gr.EventData:
+    return gr.EventData(None, data)
+
+
+def answered(*questions: str) -> Conversation:
+    conversation = Conversation()
+    for question in questions:
+        replies = {"plain": Reply("No."), ONE: Reply(f"{question} Yes.")}
+        conversation = conversation.add(Turn(question, said=replies))
+    return conversation
+
+
+# ------------------------------------------------------------------------------------------ which models
+
+
+def test_one_arrives_at_the_newest_run_that_can_be_talked_to(tab: Tab) -> None:
+    updates = tab.view.arrive(ADA, {}, {}, None, [], "transformers")
+    assert updates.keys() == set(tab.view.outputs)
+    assert updates[tab.view.timer].active is True
+    assert updates[tab.model.base] == gr.update(choices=tab.bases, value=tab.plain)
+    assert updates[tab.model.adapters]["value"] == [TWO]
+    assert [id for _, id in updates[tab.model.adapters]["choices"]] == [TWO, ONE, FAR]
+    assert updates[tab.model.adapters]["choices"][2][0].endswith("· knowing")
+    assert "Not loaded" in updates[tab.model.status]
+    assert updates[tab.settings.reward_model]["choices"] == [("None", ""), ("judge", JUDGE)]
+    assert updates[tab.settings.thinking]["visible"] is False
+    assert f"serve {TWO}" in updates[tab.api.command]
+    assert updates[tab.history.fold]["visible"] is False
+
+
+def test_one_comes_back_to_who_answered_last_in_one_s_own_conversation(tab: Tab) -> None:
+    kept = stored(answered("Really?"))
+    mine = tab.view.arrive(ADA, kept, {}, None, [], "transformers")
+    assert mine[tab.model.adapters]["value"] == [ONE]
+    assert "Really? Yes." in mine[tab.conversation.turns]
+    theirs = tab.view.arrive(BOB, kept, {}, None, [], "transformers")
+    assert theirs[tab.model.adapters]["value"] == [TWO]
+    assert "Really?" not in theirs[tab.conversation.turns]
+    for nonsense in (None, "text", [1], {"ada": 3}):
+        updates = tab.view.arrive(ADA, nonsense, nonsense, tab.plain, [TWO], "transformers")
+        assert "Ask" in updates[tab.conversation.turns]
+
+
+def test_a_run_of_another_base_brings_its_base_and_what_that_knows(tab: Tab) -> None:
+    updates = tab.model.choose_adapters(tab.plain, [ONE, FAR], "transformers")
+    assert updates.keys() == set(tab.model.outputs)
+    assert updates[tab.model.base]["value"] == tab.knowing
+    assert updates[tab.model.adapters]["value"] == [FAR]
+    assert updates[tab.settings.thinking]["visible"] is True
+    assert updates[tab.settings.tools_fold]["visible"] is True
+    Path(tab.knowing, "chat_template.jinja").write_text("{{ tools }}")
+    updates = tab.model.show(tab.knowing, [FAR], "transformers")
+    assert updates[tab.settings.thinking]["visible"] is False
+    assert updates[tab.settings.tools_fold]["visible"] is True
+    assert tab.model.show(tab.plain, [ONE, FAR], "transformers")[tab.model.adapters]["value"] == [ONE]
+
+
+def test_models_are_loaded_found_restarted_and_unloaded(tab: Tab, server: StandInServer) -> None:
+    selected = (tab.plain, [ONE], "transformers")
+    loaded = tab.model.load_model(ADA, *selected)
+    assert loaded.keys() == set(tab.model.memory_outputs)
+    assert "Loaded" in loaded[tab.model.status]
+    assert (loaded[tab.model.load]["visible"], loaded[tab.model.unload]["visible"]) == (False, True)
+    beside = tab.model.show_memory(tab.knowing, [], "transformers")
+    assert "Not loaded" in beside[tab.model.status]
+    assert "<b>plain</b> ada" in beside[tab.model.status]
+    server.die()
+    assert tab.model.show_memory(*selected)[tab.model.load] == gr.update(visible=True, value="Restart")
+    tab.model.load_model(ADA, *selected)
+    unloaded = tab.model.unload_model(*selected)
+    assert "toast good" in unloaded[tab.context.message]
+    assert "Not loaded" in unloaded[tab.model.status]
+
+
+def test_what_cannot_be_loaded_is_said(tab: Tab, server: StandInServer) -> None:
+    updates = tab.model.load_model(ADA, "/etc", [], "transformers")
+    assert updates.keys() == {tab.context.message}
+    assert "toast bad" in updates[tab.context.message]
+    assert "/etc" in tab.model.show_memory("/etc", [], "transformers")[tab.model.status]
+    assert tab.model.show_memory(None, None, "transformers")[tab.model.status] == ""
+
+
+# ------------------------------------------------------------------------------------------ a question
+
+
+def test_a_question_is_answered_by_the_base_and_the_run(tab: Tab, server: StandInServer) -> None:
+    values = tab.values(
+        ModelSelection(tab.plain, [ONE]), " Who? ", system="Be brief.", seed="5", greedy=False
+    )
+    begun, *live, ended = tab.answers.ask(values, ADA)
+    assert begun[tab.question.prompt] == ""
+    assert "Who?" in begun[tab.answers.live]
+    assert begun[tab.question.stop]["visible"] is True
+    assert tab.read(begun).turns == (Turn("Who?", "Be brief."),)
+    assert all(updates.keys() == {tab.answers.live} for updates in live)
+    assert "plain heard 2." in live[-1][tab.answers.live]
+    assert "plain/lora/one heard 2." in live[-1][tab.answers.live]
+    assert "<b>plain (base)</b>" in live[-1][tab.answers.live]
+    assert ended[tab.answers.live] == ""
+    assert ended[tab.question.send]["visible"] is True
+    assert "Loaded" in ended[tab.model.status]
+    assert tab.context.message not in ended
+    assert tab.question.prompt not in ended  # something may have been typed meanwhile
+    [turn] = tab.read(ended).turns
+    assert {model: reply.text for model, reply in turn.said.items()} == {
+        "plain": "plain heard 2.", ONE: f"{ONE} heard 2.",
+    }  # fmt: skip
+    assert turn.said[ONE].tokens_per_s == 28
+    request = server.posted("/v1/chat/completions")[0]
+    assert (request["temperature"], request["seed"], request["max_tokens"]) == (0.7, 5, 512)
+    assert (request["request_id"], request["thinking"]) == ("session of ada", True)
+    for updates in (begun, ended):
+        assert updates.keys() <= set(tab.answers.outputs)
+
+
+def test_the_next_question_is_asked_with_what_came_before_it_if_it_is_remembered(
+    tab: Tab, server: StandInServer
+) -> None:
+    selection = ModelSelection(tab.plain, [])
+    for remember, count in ((True, 3), (False, 1)):
+        values = tab.values(selection, "And?", remember=remember)
+        values[tab.current.component] = stored(answered("Really?"))
+        *_, ended = tab.answers.ask(values, ADA)
+        assert tab.read(ended).turns[-1].said["plain"].text == f"plain heard {count}."
+
+
+def test_the_last_question_is_asked_again_in_a_branch_of_its_own(tab: Tab, server: StandInServer) -> None:
+    values = tab.values(ModelSelection(tab.plain, [ONE]), "typed meanwhile")
+    values[tab.current.component] = stored(answered("First?", "Really?"))
+    *_, ended = tab.answers.ask_again(values, ADA)
+    conversation = tab.read(ended)
+    assert [turn.question for turn in conversation.turns] == ["First?", "Really?", "Really?"]
+    assert conversation.children(0) == (1, 2)
+    assert "2 / 2" in ended[tab.conversation.turns]
+
+
+def test_nothing_is_asked_where_nothing_is_typed(tab: Tab) -> None:
+    values = tab.values(ModelSelection(tab.plain, [ONE]), "  ")
+    assert list(tab.answers.ask(values, ADA)) == [gr.skip()]
+    assert list(tab.answers.ask_again(values, ADA)) == [gr.skip()]
+
+
+def test_a_refused_question_is_back_in_its_box_and_nothing_is_kept(tab: Tab, place: Workplace) -> None:
+    selection = ModelSelection(tab.plain, [ONE])
+    for values, reason in (
+        (tab.values(selection, "Who?", max_tokens="many"), "Max tokens must be"),
+        (tab.values(selection, "Who?", top_k="2.5", greedy=False), "Top-k must be"),
+        (tab.values(ModelSelection("/etc", []), "Who?"), "/etc"),
+    ):
+        [updates] = tab.answers.ask(values, ADA)
+        assert reason in updates[tab.context.message]
+        assert updates[tab.question.prompt] == "Who?"
+        assert tab.read(updates) == Conversation()
+        assert updates[tab.question.send]["visible"] is True
+    assert servers.servers(place.saves) == []
+
+
+def test_a_server_that_dies_takes_no_question_with_it(tab: Tab, server: StandInServer) -> None:
+    values = tab.values(ModelSelection(tab.plain, []), "Who?")
+    answers = tab.answers.ask(values, ADA)
+    next(answers)
+    server.die()
+    *_, ended = answers
+    assert "toast bad" in ended[tab.context.message]
+    assert ended[tab.question.prompt] == "Who?"
+    assert ended[tab.model.load] == gr.update(visible=True, value="Restart")
+
+
+def test_answers_are_scored_by_a_reward_model_and_stay_without_it(tab: Tab, server: StandInServer) -> None:
+    selection = ModelSelection(tab.plain, [])
+    *_, ended = tab.answers.ask(tab.values(selection, "Who?", reward_model=JUDGE), ADA)
+    assert tab.read(ended).turns[0].said["plain"].score == 0.5
+    assert "0.50" in ended[tab.conversation.turns]
+    *_, ended = tab.answers.ask(tab.values(selection, "Who?", reward_model="plain/lora/gone"), ADA)
+    assert "plain/lora/gone" in ended[tab.context.message]
+    assert tab.read(ended).turns[0].said["plain"].score is None
+
+
+def test_tools_are_sent_where_a_template_knows_them_and_their_results_to_who_called(
+    tab: Tab, server: StandInServer
+) -> None:
+    definition = '{"name": "add", "parameters": {"type": "object"}}'
+    knowing = ModelSelection(tab.knowing, [FAR])
+    [updates] = tab.answers.ask(tab.values(knowing, "1 + 1?", tools="{"), ADA)
+    assert updates.keys() == {tab.context.message}
+    server.calls = [{"name": "add", "arguments": json.dumps(CALL["arguments"])}]
+    *_, ended = tab.answers.ask(tab.values(knowing, "1 + 1?", tools=definition), ADA)
+    assert server.posted("/v1/chat/completions")[-1]["tools"][0]["function"]["name"] == "add"
+    assert ended[tab.question.is_tool_result]["visible"] is True
+    called = tab.read(ended)
+    assert called.turns[0].said[FAR].calls == (CALL,)
+    server.calls = []
+    values = tab.values(knowing, "2", tools=definition)
+    values[tab.current.component] = stored(called)
+    *_, ended = tab.answers.ask(values, ADA)
+    assert tab.read(ended).turns[-1].role == "tool"
+    assert ended[tab.question.is_tool_result]["visible"] is False
+    list(tab.answers.ask(tab.values(ModelSelection(tab.plain, []), "1 + 1?", tools="{"), ADA))
+    assert "tools" not in server.posted("/v1/chat/completions")[-1]
+
+
+def test_stop_ends_the_answers_of_this_reader(tab: Tab, server: StandInServer) -> None:
+    tab.model.load_model(ADA, tab.plain, [], "transformers")
+    tab.answers.stop(BOB)
+    assert server.posted("/v1/cancel") == [{"request_id": "session of bob"}]
+
+
+def test_who_is_asked_and_what() -> None:
+    called = Conversation().add(Turn("1 + 1?", said={"a": Reply("", calls=(CALL,)), "b": Reply("2")}))
+    result = typed_question(called, " 2 ", True)
+    assert (result.text, result.is_tool_result) == ("2", True)
+    assert not typed_question(answered("Really?"), "2", True).is_tool_result
+    assert models_to_ask(["a", "b"], Turn("2", role="tool"), called) == ["a"]
+    assert models_to_ask(["a", "b"], Turn("2"), called) == ["a", "b"]
+    with pytest.raises(Refusal):
+        models_to_ask(["b"], Turn("2", role="tool"), called)
+    assert repeated_question(called).before.tip == -1
+
+
+def test_greedy_answers_leave_the_hidden_settings_out() -> None:
+    numbers = {"temperature": "hot", "top_p": "", "top_k": "3", "seed": "７", "max_tokens": " 20 "}
+    settings = ChatSettings(
+        numbers, greedy=True, thinking=False, remember=True, system="", tools="", reward_model=""
+    )
+    assert settings.generation() == {"temperature": 0, "max_tokens": 20, "thinking": False}
+    drawn = ChatSettings(
+        numbers | {"temperature": "0.5"}, False, thinking=True, remember=True, system="", tools="", reward_model=""
+    )  # fmt: skip
+    assert drawn.generation() == {
+        "temperature": 0.5, "top_k": 3, "seed": 7, "max_tokens": 20, "thinking": True,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ the conversation
+
+
+def test_answers_are_rated_into_the_data_folder_and_marked(tab: Tab, data: Path) -> None:
+    kept, selected = stored(answered("Really?")), (tab.plain, [ONE], "transformers")
+    rated = tab.conversation.click(click(do="up", turn="0", voice=ONE), ADA, kept, *selected)
+    assert conversation_tree.RATINGS_DATASET in rated[tab.context.message]
+    assert tab.read(rated).turns[0].said[ONE].rating == "up"
+    assert count_rows(find(data, conversation_tree.RATINGS_DATASET)) == 1
+    better = tab.conversation.click(click(do="better", turn="0", voice=ONE), ADA, kept, *selected)
+    assert conversation_tree.PREFERENCES_DATASET in better[tab.context.message]
+    assert 'class="answer best"' in better[tab.conversation.turns]
+
+
+def test_a_question_goes_back_into_its_box_and_other_branches_are_found(tab: Tab) -> None:
+    kept, selected = stored(answered("First?", "Really?")), (tab.plain, [ONE], "transformers")
+    edited = tab.conversation.click(click(do="edit", turn="1"), ADA, kept, *selected)
+    assert edited[tab.question.prompt] == "Really?"
+    assert tab.read(edited).tip == 0
+    back = tab.conversation.click(click(do="go", turn="1"), ADA, edited[tab.current.component], *selected)
+    assert tab.read(back).tip == 1
+    assert tab.question.prompt not in back
+    for wrong in ({"do": "edit", "turn": "9"}, {"do": "go"}, {"do": "up", "turn": "0", "voice": "nobody"}):
+        updates = tab.conversation.click(click(**wrong), ADA, kept, *selected)
+        assert updates.keys() == {tab.context.message}
+    nothing = tab.conversation.click(click(do="dance", turn="0"), ADA, kept, *selected)
+    assert tab.read(nothing) == answered("First?", "Really?")
+
+
+def test_a_conversation_is_put_away_taken_up_again_and_dropped(tab: Tab) -> None:
+    kept, selected = stored(answered("Really?")) | {"bob": 1}, (tab.plain, [TWO], "transformers")
+    new = tab.history.start_new(ADA, kept, {}, *selected)
+    assert tab.read(new) == Conversation()
+    assert new[tab.current.component]["bob"] == 1
+    assert "Really?" in new[tab.history.list]
+    assert new[tab.history.fold]["visible"] is True
+    earlier = new[tab.earlier.component]
+    assert tab.earlier.read(earlier, BOB) == []
+    other = stored(answered("Other?"))
+    opened = tab.history.click(click(do="open", turn="0"), ADA, other, earlier, *selected)
+    assert tab.read(opened) == answered("Really?")
+    assert opened[tab.model.adapters]["value"] == [ONE]  # who answered in it goes on
+    assert "Other?" in opened[tab.history.list]
+    dropped = tab.history.click(click(do="drop", turn="0"), ADA, other, earlier, *selected)
+    assert tab.read(dropped) == answered("Other?")
+    assert dropped[tab.history.list] == ""
+    for wrong in (click(do="open", turn="7"), click(do="open"), click(do="up", turn="0")):
+        unchanged = tab.history.click(wrong, ADA, other, earlier, *selected)
+        assert tab.read(unchanged) == answered("Other?")
+        assert "Really?" in unchanged[tab.history.list]
+
+
+def test_a_cleared_conversation_is_gone_for_its_owner_alone(tab: Tab) -> None:
+    kept = stored(answered("Really?")) | stored(answered("Other?"), "bob")
+    updates = tab.conversation.clear(ADA, kept, tab.plain, [ONE], "transformers")
+    assert tab.read(updates) == Conversation()
+    assert tab.read(updates, BOB) == answered("Other?")
+    assert updates[tab.question.export] == ""
+    assert (
+        "chat.jsonl"
+        in tab.conversation.show(answered("Really?"), ModelSelection(tab.plain))[tab.question.export]
+    )
+
+
+def test_a_run_is_talked_to_with_its_base(tab: Tab, place: Workplace) -> None:
+    assert tab.models.of_run(runs.get(place.saves, FAR)) == (tab.knowing, [FAR])
+    with pytest.raises(Refusal):
+        tab.models.of_run(runs.get(place.saves, JUDGE))

@@ -1,0 +1,174 @@
+"""A question is asked, and its answers are shown while they are written.
+
+The handler goes on until all answers have ended; Stop asks the server to end them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Problem, Refusal
+from engine.serving import chat_client, conversation_tree, servers
+from engine.serving.chat_client import Answer
+from engine.serving.conversation_tree import Conversation
+from engine.serving.servers import Server
+from webui import boxes, notices
+from webui.chat_tab import turns_html
+from webui.chat_tab.chat_models import TOOLS_VARIABLE
+from webui.chat_tab.chat_settings import SETTING_LABELS
+from webui.chat_tab.conversation_panel import ConversationPanel
+from webui.chat_tab.exchange import Exchange
+from webui.chat_tab.model_panel import ModelPanel
+from webui.chat_tab.panel import Context, Panel
+from webui.chat_tab.question_panel import QuestionPanel
+from webui.chat_tab.questions import (
+    Question,
+    models_to_ask,
+    repeated_question,
+    typed_question,
+    with_model_title,
+)
+from webui.chat_tab.settings_panel import SettingsPanel
+from webui.events import QUIET, concurrent
+from webui.panels import Updates
+
+MAX_CONCURRENT_ANSWERS = 12  # of this page, for all its readers: each holds a thread
+# Who reads at the end of the page stays there while it grows.
+FOLLOW_END_JS = """
+watch('value', () => {
+  const page = document.scrollingElement;
+  if (page.scrollHeight - innerHeight - page.scrollTop < 300) page.scrollTo({ top: page.scrollHeight });
+});
+"""
+
+
+class AnswersPanel(Panel):
+    def __init__(
+        self, context: Context, question: QuestionPanel, conversation: ConversationPanel, model: ModelPanel,
+        settings: SettingsPanel,
+    ):  # fmt: skip
+        super().__init__(context)
+        self.question, self.conversation = question, conversation
+        self.model, self.settings = model, settings
+
+    def layout(self) -> None:
+        self.live = gr.HTML(js_on_load=FOLLOW_END_JS, elem_id="live")
+
+    def wire(self) -> None:
+        question, answers = self.question, concurrent("answers", MAX_CONCURRENT_ANSWERS)
+        inputs = {
+            self.current.component, question.prompt, question.is_tool_result, *self.model.inputs, *self.settings.inputs,
+        }  # fmt: skip
+        gr.on([question.send.click, question.prompt.submit], self.ask, inputs, self.outputs, **answers)
+        question.again.click(self.ask_again, inputs, self.outputs, **answers)
+        question.stop.click(self.stop, None, None, **QUIET)
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [
+            self.message, self.current.component, self.live, self.question.prompt, self.question.send, self.question.stop,
+            *self.conversation.outputs, *self.model.memory_outputs,
+        ]  # fmt: skip
+
+    # ---- what is asked
+
+    def ask(self, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
+        """Ask what is typed."""
+        conversation = self.current.read(values[self.current.component], request)
+        is_tool_result = bool(values[self.question.is_tool_result])
+        question = typed_question(conversation, values[self.question.prompt] or "", is_tool_result)
+        yield from self._ask(question, values, request)
+
+    def ask_again(self, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
+        """Ask what was asked last, of those who are chosen now and as the settings are now."""
+        conversation = self.current.read(values[self.current.component], request)
+        yield from self._ask(repeated_question(conversation), values, request)
+
+    def _ask(self, question: Question, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
+        if not question.text:
+            yield gr.skip()
+            return
+        selection, settings = self.model.selection(values), self.settings.read(values)
+        try:
+            # What the page does not show, where no template knows tools, is not sent.
+            knows_tools = self.models.template_has(TOOLS_VARIABLE, selection)
+            tools = conversation_tree.parse_tools(settings.tools) if knows_tools else ()
+        except Refusal as refusal:
+            yield {self.message: notices.refused(refusal.problems, self.words)}
+            return
+        stored, turn = values[self.current.component], question.turn(settings, tools)
+        yield from self._answers(Exchange(request, stored, question.before, turn, selection, settings))
+
+    def stop(self, request: gr.Request) -> None:
+        for server in servers.servers(self.workplace.saves):
+            if server.state == "ready":
+                chat_client.cancel(server, request.session_hash)
+
+    # ---- what is answered
+
+    def _answers(self, exchange: Exchange) -> Iterator[Updates]:
+        """The answers as they come; at last the conversation with them in it."""
+        titles = self.models.titles(exchange.selection)
+        replies: list[Answer] = []
+        try:
+            options, choice = exchange.options(), self.models.choice(exchange.selection)
+            models = models_to_ask([choice.name, *choice.adapters], exchange.turn, exchange.before)
+            server = servers.start(self.workplace, choice, by=self.context.user(exchange.request))
+            yield self._begun(exchange, server)
+            servers.wait(server)
+            chat_client.add(server, choice.adapters)
+            prompts = exchange.prompts(models)
+            for replies in chat_client.ask(server, prompts, options):
+                replies = [with_model_title(reply, titles) for reply in replies]
+                yield {self.live: turns_html.live_turn(exchange.turn, replies, titles, self.words)}
+        except Refusal as refusal:
+            problems = boxes.with_labels(refusal.problems, SETTING_LABELS, self.words)
+            yield self._unanswered(exchange, problems, self.models.server(exchange.selection))
+            return
+        scores, problems = exchange.scores(server, self.workplace.saves, prompts, replies)
+        problems = [reply.problem for reply in replies if reply.problem] + problems
+        turn = conversation_tree.answered_turn(exchange.turn, replies, scores)
+        if turn:
+            yield self._ended(exchange, exchange.before.add(turn), problems[:1], server)
+        else:
+            yield self._unanswered(exchange, problems[:1], server)
+
+    # ---- what the page shows of it
+
+    def _begun(self, exchange: Exchange, server: Server) -> Updates:
+        # Whoever leaves the page now finds the question when he comes back.
+        asked_so_far = exchange.before.add(exchange.turn)
+        waiting = self.words("chat-loading-first")
+        return {
+            self.message: "",
+            self.question.prompt: "",
+            self.live: turns_html.waiting_turn(exchange.turn, waiting, self.words),
+            **self.current.saved(exchange.stored, exchange.request, asked_so_far),
+            **self.conversation.show(exchange.before, exchange.selection, answering=True),
+            **self.question.buttons(answering=True),
+            **self.model.memory(server),
+        }
+
+    def _ended(
+        self, exchange: Exchange, conversation: Conversation, problems: Sequence[Problem], server: Server | None
+    ) -> Updates:  # fmt: skip
+        refused = {self.message: notices.refused(problems, self.words)} if problems else {}
+        memory = self.model.memory(server) if server else self.model.memory_buttons(None)
+        return {
+            self.live: "",
+            **refused,
+            **self.current.saved(exchange.stored, exchange.request, conversation),
+            **self.conversation.show(conversation, exchange.selection),
+            **self.question.buttons(answering=False),
+            **memory,
+        }
+
+    def _unanswered(self, exchange: Exchange, problems: Sequence[Problem], server: Server | None) -> Updates:
+        """The conversation as it was, and the question back in its box."""
+        conversation = self.current.read(exchange.stored, exchange.request)
+        ended = self._ended(exchange, conversation, problems, server)
+        return {**ended, self.question.prompt: exchange.turn.question}

@@ -1,0 +1,162 @@
+"""What there is to talk to: bases, adapters of them, and the servers that hold them.
+
+Nothing is held here: every answer is read from the folders of the runs and of the servers.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.core.problems import Refusal
+from engine.launch.workspace import Workplace
+from engine.models.discovery import identity
+from engine.models.facts import chat_template
+from engine.runs import recent, results
+from engine.runs.results import Result
+from engine.runs.runs import Run
+from engine.serving import servers
+from engine.serving.servers import Choice, Server
+from engine.serving.vllm import ENGINES
+from webui.words import Words
+
+MAX_ADAPTERS_ASKED = 15  # asked at once, beside the base
+THINKING_VARIABLE = "enable_thinking"  # what templates of reasoning models call the switch
+TOOLS_VARIABLE = "tools"  # what templates call the tools that they are given
+
+
+class ModelSelection(NamedTuple):
+    """What a person has chosen: the folder of a base, ids of runs beside it, and what writes the answers."""
+
+    base: str | None
+    run_ids: Sequence[str] | None = None
+    engine: str = ENGINES[0]
+
+
+@dataclass(frozen=True)
+class ChatModels:
+    """`bases` lists what can be a base, as (label, folder)."""
+
+    words: Words
+    workplace: Workplace
+    bases: Callable[[], list[tuple[str, str]]]
+
+    def choice(self, selection: ModelSelection) -> Choice:
+        """Raises Refusal if it cannot be talked to."""
+        ids = list(selection.run_ids or ())[:MAX_ADAPTERS_ASKED]
+        return servers.choose(self.workplace, selection.base or "", ids, selection.engine or ENGINES[0])
+
+    def server(self, selection: ModelSelection) -> Server | None:
+        """The server of what is chosen, whatever engine is chosen now and whether that would take it."""
+        try:
+            return servers.find(self.workplace.saves, self.choice(selection._replace(engine=ENGINES[0])))
+        except Refusal:
+            return None
+
+    def titles(self, selection: ModelSelection | None = None) -> dict[str, str]:
+        """What each served model is called: a run by its name, the base that is chosen as such."""
+        titles = results.titles(results.results(self.workplace.saves))
+        try:
+            base = self.choice(selection).name if selection else None
+        except Refusal:
+            base = None
+        return titles | ({base: self.words("chat-base-named", name=titles.get(base, base))} if base else {})
+
+    # ---- adapters and reward models
+
+    def every_adapter(self) -> list[Result]:
+        """What finished runs have left that can be talked to, on whatever base."""
+        known = results.results(self.workplace.saves)
+        return [result for result in known if result.adapter and result.stage != "rm"]
+
+    def adapters_of(self, base: str | None) -> list[Result]:
+        return [
+            result for result in self.every_adapter() if identity(_base_path(result)) == identity(base or "")
+        ]
+
+    def selected_adapters(self, selection: ModelSelection) -> list[Result]:
+        """The adapters that are chosen and belong to the base."""
+        ids = selection.run_ids or ()
+        return [result for result in self.adapters_of(selection.base) if result.run.id in ids]
+
+    def adapter_choices(self, base: str | None) -> list[tuple[str, str]]:
+        """Every adapter as (label, id of its run), those of the base first, the others with theirs."""
+        titles, fitting = self.titles(), self.adapters_of(base)
+        fitting_ids = {result.run.id for result in fitting}
+
+        def label(result: Result) -> str:
+            return f"{titles[result.run.id]} · {self.words.choice('stage', result.stage)}"
+
+        others = [result for result in self.every_adapter() if result.run.id not in fitting_ids]
+        return [(label(result), result.run.id) for result in fitting] + [
+            (f"{label(result)} · {Path(_base_path(result)).name}", result.run.id) for result in others
+        ]
+
+    def reward_model_choices(self) -> list[tuple[str, str]]:
+        """The reward models as (label, id of its run)."""
+        titles = self.titles()
+        return [
+            (titles[result.run.id], result.run.id) for result in servers.reward_models(self.workplace.saves)
+        ]
+
+    # ---- selections
+
+    def first(self, engine: str) -> ModelSelection:
+        """The newest finished run that can be talked to, with its base; else the model to begin with alone."""
+        folders = [folder for _, folder in self.bases()]
+        newest = recent.newest_result(self.workplace, folders, lambda result: result.stage != "rm")
+        if newest:
+            base, result = newest
+            return ModelSelection(base, [result.run.id] if result.adapter else [], engine)
+        model = recent.first_model(self.workplace)
+        return ModelSelection(str(model.path) if model else next(iter(folders), None), [], engine)
+
+    def with_base_of_last(self, selection: ModelSelection) -> ModelSelection:
+        """The selection once a run has been chosen: the last one brings its base with it."""
+        last_ids = list(selection.run_ids or ())[-1:]
+        last = [result for result in self.every_adapter() if result.run.id in last_ids]
+        if not last:
+            return selection
+        folders = [folder for _, folder in self.bases()]
+        return selection._replace(base=recent.matching_folder(_base_path(last[0]), folders))
+
+    def of_models(self, ids: Sequence[str], selection: ModelSelection) -> ModelSelection:
+        """What was chosen when the served models with these `ids` answered; `selection` where that cannot be told."""
+        answered = [result for result in results.results(self.workplace.saves) if result.run.id in ids]
+        bases = [str(result.folder) for result in answered if not result.adapter]
+        bases += [_base_path(result) for result in answered if result.adapter]
+        bases += [folder for _, folder in self.bases() if Path(folder).name in ids]
+        if not bases:
+            return selection
+        run_ids = [result.run.id for result in answered if result.adapter]
+        return ModelSelection(bases[0], run_ids, selection.engine)
+
+    def of_run(self, run: Run) -> tuple[str, list[str]]:
+        """The base and the adapters with which one talks to a run. Raises Refusal if there is nothing to talk to."""
+        choice = servers.choose(self.workplace, "", [run.id])
+        return str(choice.base), list(choice.adapters)
+
+    # ---- what is known of a selection
+
+    def template_has(self, variable: str, selection: ModelSelection) -> bool:
+        """Whether a chat template of what is chosen has the word `variable`."""
+        folders = [
+            Path(selection.base or ""),
+            *(result.folder for result in self.selected_adapters(selection)),
+        ]
+        return any(variable in (chat_template(folder) or ("", ""))[1] for folder in folders)
+
+    def command(self, selection: ModelSelection) -> str:
+        """The command that serves the same to other programs."""
+        command = ["python", "-m", "engine", "serve"]
+        command += selection.run_ids or ["--base", selection.base or "MODEL"]
+        command += ["--engine", selection.engine] if selection.engine != ENGINES[0] else []
+        saves = self.workplace.saves
+        return shlex.join(command + (["--saves", str(saves)] if saves != Workplace().saves else []))
+
+
+def _base_path(result: Result) -> str:
+    return result.run.facts.base

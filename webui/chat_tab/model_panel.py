@@ -1,0 +1,139 @@
+"""Which models answer: a base, adapters of it, what writes the answers, and whether they are in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from engine.serving import servers
+from engine.serving.servers import Server
+from engine.serving.vllm import ENGINES, program
+from webui import notices
+from webui.chat_tab import server_html
+from webui.chat_tab.api_panel import ApiPanel
+from webui.chat_tab.chat_models import MAX_ADAPTERS_ASKED, ModelSelection
+from webui.chat_tab.panel import Context, Panel
+from webui.chat_tab.settings_panel import SettingsPanel
+from webui.events import QUIET
+from webui.panels import Updates, refusal_as_message
+
+
+class ModelPanel(Panel):
+    """`settings` and `api` depend on the models that are chosen."""
+
+    def __init__(self, context: Context, settings: SettingsPanel, api: ApiPanel):
+        super().__init__(context)
+        self.settings, self.api = settings, api
+
+    def layout(self) -> None:
+        words = self.words
+        self.base = gr.Dropdown(
+            [], value=None, label=words("chat-base"), elem_classes="field", elem_id="chat-base",
+            allow_custom_value=True, interactive=True,
+        )  # fmt: skip
+        self.adapters = gr.Dropdown(
+            [], value=[], label=words("chat-adapters"), info=words("chat-adapters-help"), multiselect=True,
+            max_choices=MAX_ADAPTERS_ASKED, elem_classes="field", elem_id="chat-adapters", interactive=True,
+        )  # fmt: skip
+        self.engine = gr.Radio(
+            list(ENGINES), value=ENGINES[0], label=words("chat-engine"), info=words("chat-engine-help"),
+            visible=program() is not None, elem_classes="field", elem_id="chat-engine", interactive=True,
+        )  # fmt: skip
+        with gr.Row(elem_classes="held-row"):
+            self.status = gr.HTML(elem_id="held")
+            self.load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0)
+            self.unload = gr.Button(
+                words("chat-unload"), size="sm", visible=False, elem_id="chat-unload", scale=0
+            )
+
+    def wire(self, timer: gr.Timer) -> None:
+        """`timer` ticks while the tab is looked at."""
+        acted = [self.message, *self.memory_outputs]
+        gr.on(
+            [self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **QUIET
+        ).then(self.show_memory, self.inputs, self.memory_outputs, **QUIET)  # fmt: skip
+        self.adapters.input(self.choose_adapters, self.inputs, self.outputs, **QUIET).then(
+            self.show_memory, self.inputs, self.memory_outputs, **QUIET
+        )
+        timer.tick(self.show_memory, self.inputs, self.memory_outputs, **QUIET)
+        self.load.click(self.load_model, self.inputs, acted, **QUIET)
+        self.unload.click(self.unload_model, self.inputs, acted, **QUIET)
+
+    @property
+    def inputs(self) -> list[Block]:
+        """What a ModelSelection is made of, in its order."""
+        return [self.base, self.adapters, self.engine]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What changes when other models are chosen, or there are others."""
+        return [self.base, self.adapters, *self.settings.outputs, *self.api.outputs]
+
+    @property
+    def memory_outputs(self) -> list[Block]:
+        return [self.status, self.load, self.unload]
+
+    def selection(self, values: Mapping[Block, Any]) -> ModelSelection:
+        return ModelSelection(*(values[component] for component in self.inputs))
+
+    # ---- which models
+
+    def show(self, *selected: Any) -> Updates:
+        """The bases and runs there are now, and what the other panels show of the chosen ones."""
+        selection = ModelSelection(*selected)
+        run_ids = [result.run.id for result in self.models.selected_adapters(selection)]
+        runs = self.models.adapter_choices(selection.base)
+        return {
+            self.base: gr.update(choices=self.models.bases(), value=selection.base),
+            self.adapters: gr.update(choices=runs, value=run_ids),
+            **self.settings.for_models(selection),
+            **self.api.for_models(selection._replace(run_ids=run_ids)),
+        }
+
+    def choose_adapters(self, *selected: Any) -> Updates:
+        """A run of another base brings its base with it."""
+        return self.show(*self.models.with_base_of_last(ModelSelection(*selected)))
+
+    # ---- in memory
+
+    def show_memory(self, *selected: Any) -> Updates:
+        """Whether the chosen models are in memory, or why they cannot be, and the buttons that load and unload them."""
+        selection = ModelSelection(*selected)
+        try:
+            return self.memory(servers.find(self.workplace.saves, self.models.choice(selection)))
+        except Refusal as refusal:
+            chosen = selection.base or selection.run_ids
+            status = notices.listed(refusal.problems, self.words) if chosen else ""
+            return {self.status: status, **self.memory_buttons(self.models.server(selection))}
+
+    def memory(self, server: Server | None) -> Updates:
+        """What is known of a server, and of the others beside it."""
+        others = [
+            other
+            for other in servers.servers(self.workplace.saves)
+            if not server or other.path != server.path
+        ]
+        since = time.time() - server.settings["started"] if server else 0
+        status = server_html.status(server, others, self.models.titles(), since, self.words)
+        return {self.status: status, **self.memory_buttons(server)}
+
+    def memory_buttons(self, server: Server | None) -> Updates:
+        """Load, or Restart, and Unload."""
+        alive, failed = server is not None and server.alive, server is not None and server.state == "failed"
+        label = self.words("chat-restart" if failed else "chat-load")
+        return {self.load: gr.update(visible=not alive, value=label), self.unload: gr.update(visible=alive)}
+
+    @refusal_as_message
+    def load_model(self, request: gr.Request, *selected: Any) -> Updates:
+        choice = self.models.choice(ModelSelection(*selected))
+        return self.memory(servers.start(self.workplace, choice, by=self.context.user(request)))
+
+    def unload_model(self, *selected: Any) -> Updates:
+        if server := self.models.server(ModelSelection(*selected)):
+            servers.end(server)
+        return {self.message: notices.toast(self.words("chat-unloaded")), **self.show_memory(*selected)}

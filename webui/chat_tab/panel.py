@@ -1,0 +1,35 @@
+"""What the panels of the Chat tab have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gradio as gr
+
+from engine.launch.workspace import Workplace
+from webui import panels
+from webui.chat_tab.browser_store import ConversationStore, EarlierStore
+from webui.chat_tab.chat_models import ChatModels
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every panel is given."""
+
+    words: Words
+    workplace: Workplace
+    message: gr.HTML  # shows that something was done, or why it was not
+    user: Callable[[gr.Request], str]  # who asks; "" where there is no login
+    models: ChatModels
+    current: ConversationStore  # the conversation that is shown
+    earlier: EarlierStore
+
+
+class Panel(panels.Panel):
+    def __init__(self, context: Context):
+        self.context = context
+        self.words, self.workplace = context.words, context.workplace
+        self.message, self.models = context.message, context.models
+        self.current, self.earlier = context.current, context.earlier

@@ -1,0 +1,51 @@
+"""Where a question is typed and sent."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.serving.conversation_tree import Conversation
+from webui.chat_tab import turns_html
+from webui.chat_tab.panel import Panel
+from webui.chat_tab.questions import called_tool_last
+from webui.panels import Updates
+
+
+class QuestionPanel(Panel):
+    """Its buttons are wired by the panels that do what they say."""
+
+    def layout(self) -> None:
+        words = self.words
+        with gr.Column(elem_classes="ask"):
+            self.prompt = gr.Textbox(
+                placeholder=words("chat-prompt"), show_label=False, container=False, lines=1, max_lines=10,
+                elem_id="prompt", label=words("chat-prompt"),
+            )  # fmt: skip
+            self.is_tool_result = gr.Checkbox(
+                True, label=words("chat-result"), visible=False, elem_id="chat-result"
+            )
+            with gr.Row(elem_classes="buttons"):
+                self.send = gr.Button(words("chat-send"), variant="primary", size="sm", elem_id="send")
+                self.stop = gr.Button(words("chat-stop"), size="sm", visible=False, elem_id="chat-stop")
+                self.again = gr.Button(words("chat-again"), size="sm", elem_id="chat-again")
+                self.new = gr.Button(words("chat-new"), size="sm", elem_id="chat-new")
+                self.clear = gr.Button(words("chat-clear"), size="sm", elem_id="chat-clear")
+                self.export = gr.HTML(elem_id="chat-export")
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What depends on the conversation."""
+        return [self.export, self.is_tool_result]
+
+    def for_conversation(self, conversation: Conversation, answering: bool) -> Updates:
+        """The conversation as a file, and whether a tool's result may follow."""
+        called = not answering and called_tool_last(conversation)
+        return {
+            self.export: turns_html.export_html(conversation, self.words),
+            self.is_tool_result: gr.update(visible=called, value=True),
+        }
+
+    def buttons(self, answering: bool) -> Updates:
+        """Send, or Stop while a question is answered."""
+        return {self.send: gr.update(visible=not answering), self.stop: gr.update(visible=answering)}

@@ -1,0 +1,69 @@
+"""What is asked next, and of whom: functions of a conversation and of what is typed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engine.core.problems import Refusal, problem
+from engine.serving.chat_client import Answer
+from engine.serving.conversation_tree import Conversation, Tools, Turn
+from webui.chat_tab.chat_settings import ChatSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, "" for none, that follows the tip of the conversation `before` it."""
+
+    before: Conversation
+    text: str
+    is_tool_result: bool  # whether it is what a tool has answered
+
+    def turn(self, settings: ChatSettings, tools: Tools) -> Turn:
+        """The question as a turn without answers."""
+        return Turn(
+            self.text,
+            settings.system,
+            alone=not settings.remember and not self.is_tool_result,
+            role="tool" if self.is_tool_result else "user",
+            tools=tools,
+        )
+
+
+def typed_question(conversation: Conversation, text: str, is_tool_result: bool) -> Question:
+    """What is typed; it can be a tool's result only if a tool was called."""
+    return Question(conversation, text.strip(), is_tool_result and called_tool_last(conversation))
+
+
+def repeated_question(conversation: Conversation) -> Question:
+    """What was asked last, to be asked once more in its place."""
+    if conversation.tip < 0:
+        return Question(conversation, "", False)
+    last = conversation.turns[conversation.tip]
+    return Question(conversation.without_tip(), last.question, last.role == "tool")
+
+
+def called_tool_last(conversation: Conversation) -> bool:
+    """Whether the last answers call a tool."""
+    return any(reply.calls for turn in conversation.turns_on_path()[-1:] for reply in turn.said.values())
+
+
+def models_to_ask(models: Sequence[str], turn: Turn, before: Conversation) -> list[str]:
+    """Who of the served models is asked: all, but the result of a tool is for those that called one last. Raises Refusal if none of
+    them is here."""
+    if turn.role == "user":
+        return list(models)
+    replies = {model: reply for last in before.turns_on_path()[-1:] for model, reply in last.said.items()}
+    called = [model for model in models if model in replies and replies[model].calls]
+    if not called:
+        raise Refusal(problem("chat-nobody-called"))
+    return called
+
+
+def with_model_title(answer: Answer, titles: Mapping[str, str]) -> Answer:
+    """The answer, with the model that its problem speaks of called as on the page."""
+    model = answer.problem.values.get("voice") if answer.problem else None
+    if not model:
+        return answer
+    values = {**answer.problem.values, "voice": titles.get(model, model)}
+    return replace(answer, problem=replace(answer.problem, values=values))

@@ -1,0 +1,36 @@
+"""The servers that hold models as HTML: the one that is chosen, and what else takes memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.serving.servers import Server
+from webui import notices
+from webui.chat_tab.answer_html import Titles
+from webui.numbers import duration
+from webui.words import Words
+
+
+def status(
+    server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words
+) -> str:
+    """Whether the chosen model is in memory, why not, and what else is."""
+    state = server.state if server else "ended"
+    dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
+    state_text = words(f"chat-{state}", time=duration(seconds, words))
+    wrong = notices.listed(server.problems, words) if server and state == "failed" else ""
+    rows = "".join(
+        f"<li><b>{escape(titles.get(other.name, other.name))}</b> {escape(_holder(other, words))}</li>"
+        for other in others
+        if other.alive
+    )
+    beside = (
+        f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
+    )
+    return f'<p class="held"><span class="dot {dot}"></span>{escape(state_text)}</p>{wrong}{beside}'
+
+
+def _holder(server: Server, words: Words) -> str:
+    """Who has loaded it; one that was started from a shell is nobody's to unload here."""
+    return words("chat-from-shell") if server.settings.get("shell") else server.settings.get("by") or ""

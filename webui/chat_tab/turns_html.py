@@ -1,0 +1,103 @@
+"""A conversation as HTML: its turns with the answers side by side, and the list of earlier conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from engine.serving import conversation_tree
+from engine.serving.chat_client import Answer
+from engine.serving.conversation_tree import Conversation, Turn
+from webui.chat_tab import answer_html
+from webui.chat_tab.answer_html import Titles
+from webui.words import Words
+
+
+def past_turns(conversation: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
+    """All turns that are read and over, each with what can be done with it; or only read, while one is `answering`."""
+    turns = "".join(_turn(conversation, place, titles, words) for place in conversation.path())
+    later = conversation.children(conversation.tip)
+    if not later or answering:
+        return turns
+    onward = f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">{escape(words("chat-onward"))}</button>'
+    return f'{turns}<p class="onward">{onward}</p>'
+
+
+def live_turn(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
+    """The turn that is being answered."""
+    cells = "".join(answer_html.live(answer, titles, words) for answer in answers)
+    return f'<section class="turn">{_question(question, words)}<div class="answers">{cells}</div></section>'
+
+
+def waiting_turn(question: Turn, message: str, words: Words) -> str:
+    """A question before there are answers to it."""
+    return f'<section class="turn">{_question(question, words)}<p class="quiet loading">{escape(message)}</p></section>'
+
+
+def empty_html(words: Words) -> str:
+    """The page before the first question."""
+    return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
+
+
+def export_html(conversation: Conversation, words: Words) -> str:
+    """The conversation as JSON lines, to save."""
+    if conversation.tip < 0:
+        return ""
+    return (
+        f'<pre id="talk-jsonl" hidden>{escape(conversation_tree.jsonl(conversation))}</pre><button type="button" class="plain" '
+        f'data-save="#talk-jsonl" data-name="chat.jsonl">{escape(words("chat-export"))}</button>'
+    )
+
+
+def conversation_list(conversations: Sequence[Conversation], words: Words) -> str:
+    """Earlier conversations by their first questions, each to be opened or removed."""
+    return "".join(
+        f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
+        f"{escape(_first_question(conversation))}</button>{_small_button('drop', number, '×', words('chat-drop'))}</div>"
+        for number, conversation in enumerate(conversations)
+    )
+
+
+def _first_question(conversation: Conversation) -> str:
+    turns = conversation.turns_on_path() or conversation.turns
+    return turns[0].question[:120] if turns else ""
+
+
+def _turn(conversation: Conversation, place: int, titles: Titles, words: Words) -> str:
+    turn = conversation.turns[place]
+    cells = "".join(answer_html.finished(turn, place, model, titles, words) for model in turn.said)
+    tools = _branch_buttons(conversation, place, words)
+    tools += _small_button("edit", place, words("chat-edit"), words("chat-edit-title"))
+    return (
+        f'<section class="turn">{_question(turn, words, tools)}<div class="answers">{cells}</div></section>'
+    )
+
+
+def _branch_buttons(conversation: Conversation, place: int, words: Words) -> str:
+    """To the questions that were asked in place of this one, if there are any."""
+    branches = conversation.children(conversation.turns[place].after)
+    if len(branches) < 2:
+        return ""
+    number = branches.index(place)
+    back, on = branches[max(number - 1, 0)], branches[min(number + 1, len(branches) - 1)]
+    return (
+        _small_button("go", back, "‹", words("branch-back"), off=back == place)
+        + f"<span>{number + 1} / {len(branches)}</span>"
+        + _small_button("go", on, "›", words("branch-on"), off=on == place)
+    )
+
+
+def _question(turn: Turn, words: Words, tools: str = "") -> str:
+    """What was asked, or what a tool answered; `tools` is what can be done with it."""
+    kind = f"<small>{escape(words('chat-tool-said'))}</small>" if turn.role == "tool" else ""
+    return (
+        f'<div class="asked"><div class="question {turn.role}">{kind}{escape(turn.question)}</div>'
+        f'{f"""<div class="tools">{tools}</div>""" if tools else ""}</div>'
+    )
+
+
+def _small_button(action: str, place: int, label: str, title: str, off: bool = False) -> str:
+    return (
+        f'<button type="button" data-do="{action}" data-turn="{place}" title="{escape(title)}" aria-label="{escape(title)}"'
+        f"{' disabled' if off else ''}>{escape(label)}</button>"
+    )
