@@ -33,6 +33,17 @@ HARMLESS_TESTS = {
     "false", "eq", "equalto", "==", "ne", "!=",
 }  # fmt: skip
 
+# What may be asked of a content, what may be done to it where that does nothing, and splits where there is nothing to split.
+QUESTIONS = ("__contains__", "startswith", "endswith", "__eq__", "__ne__")
+CHANGES = ("strip", "lstrip", "rstrip", "replace")
+SPLITS = ("split", "rsplit", "partition", "rpartition")
+# What Python itself does with any object, and joining.
+HARMLESS_OPERATIONS = {
+    "__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__", "__subclasshook__", "__getattribute__",
+    "__setattr__", "__delattr__", "__dir__", "__add__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__",
+    "__getstate__",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -117,7 +128,7 @@ class _TraceRecorder:
 
 
 def _recording_types(recorder: _TraceRecorder) -> tuple[type, type]:
-    """The types of texts with contents in them, and of contents, whose questions `asked` writes down."""
+    """The types of texts with contents in them, and of contents, whose questions `recorder` writes down."""
 
     class Spliced(str):
         """A text with a content in it. It may be joined and written, nothing else."""
@@ -143,61 +154,56 @@ def _recording_types(recorder: _TraceRecorder) -> tuple[type, type]:
             made.number = number
             return made
 
-    def question(name: str) -> Callable[..., bool]:
-        """A yes or no, which another content has to answer in the same way."""
-        ask = getattr(str, name)
+        def __bool__(self) -> bool:
+            recorder.note(self.number, (), bool)
+            return True
 
-        def answer(self: Content, *arguments: Any) -> bool:
-            if any(isinstance(argument, Spliced) for argument in arguments):
-                recorder.refuse()
-            result = ask(self, *arguments)
-            if result is not NotImplemented:
-                recorder.note(self.number, (name, arguments), lambda text: ask(text, *arguments) == result)
-            return result
-
-        return answer
-
-    def unchanged(name: str) -> Callable[..., Content]:
-        """A change that is none: another content has to stay as it is under it, too."""
-        change = getattr(str, name)
-
-        def answer(self: Content, *arguments: Any) -> Content:
-            if change(self, *arguments) != str.__str__(self):
-                recorder.refuse()
-            recorder.note(self.number, (name, arguments), lambda text: change(text, *arguments) == text)
-            return self
-
-        return answer
-
-    def unsplit(name: str) -> Callable[..., Any]:
-        """A split at what does not occur, nor does in another content."""
-
-        def answer(self: Content, mark: str | None = None, *_: Any) -> Any:
-            if type(mark) is not str or not mark or str.__contains__(self, mark):
-                recorder.refuse()
-            recorder.note(self.number, (name, mark), lambda text: mark not in text)
-            return {"partition": (self, "", ""), "rpartition": ("", "", self)}.get(name, [self])
-
-        return answer
-
-    def truth(self: Content) -> bool:
-        recorder.note(self.number, (), bool)
-        return True
-
-    kept = {"__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__"}
-    kept |= {"__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__", "__add__"}
-    kept |= {"__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__"}
-    for name in set(dir(str)) - kept:
+    for name in {*dir(str), "__rmod__", "__bool__", "__int__"} - HARMLESS_OPERATIONS:
         setattr(Spliced, name, lambda *_, **__: recorder.refuse())
-    Spliced.__rmod__ = Spliced.__bool__ = Spliced.__int__ = lambda *_: recorder.refuse()
-    for name in ("__contains__", "startswith", "endswith", "__eq__", "__ne__"):
-        setattr(Content, name, question(name))
-    for name in ("strip", "lstrip", "rstrip", "replace"):
-        setattr(Content, name, unchanged(name))
-    for name in ("split", "rsplit", "partition", "rpartition"):
-        setattr(Content, name, unsplit(name))
-    Content.__bool__ = truth
+    for names, answering in ((QUESTIONS, _question), (CHANGES, _unchanged), (SPLITS, _unsplit)):
+        for name in names:
+            setattr(Content, name, answering(name, recorder))
     return Spliced, Content
+
+
+def _question(name: str, recorder: _TraceRecorder) -> Callable[..., bool]:
+    """A yes or no, which another content has to answer in the same way."""
+    ask = getattr(str, name)
+
+    def answer(self: Any, *arguments: Any) -> bool:
+        if any(isinstance(argument, recorder.spliced) for argument in arguments):
+            recorder.refuse()
+        result = ask(self, *arguments)
+        if result is not NotImplemented:
+            recorder.note(self.number, (name, arguments), lambda text: ask(text, *arguments) == result)
+        return result
+
+    return answer
+
+
+def _unchanged(name: str, recorder: _TraceRecorder) -> Callable[..., str]:
+    """A change that is none: another content has to stay as it is under it, too."""
+    change = getattr(str, name)
+
+    def answer(self: Any, *arguments: Any) -> str:
+        if change(self, *arguments) != str.__str__(self):
+            recorder.refuse()
+        recorder.note(self.number, (name, arguments), lambda text: change(text, *arguments) == text)
+        return self
+
+    return answer
+
+
+def _unsplit(name: str, recorder: _TraceRecorder) -> Callable[..., Any]:
+    """A split at what does not occur, nor does in another content."""
+
+    def answer(self: Any, mark: str | None = None, *_: Any) -> Any:
+        if type(mark) is not str or not mark or str.__contains__(self, mark):
+            recorder.refuse()
+        recorder.note(self.number, (name, mark), lambda text: mark not in text)
+        return {"partition": (self, "", ""), "rpartition": ("", "", self)}.get(name, [self])
+
+    return answer
 
 
 class _ExposeOperators(NodeTransformer):
