@@ -15,6 +15,8 @@ import pytest
 from engine.core.smoothing import exponential_moving_average
 from engine.core.stages import STAGES
 from webui import charts
+from webui.chart_scale import ticks
+from webui.numbers import short
 from webui.words import Words
 
 EN = Words("en")
@@ -109,7 +111,7 @@ def test_the_pointer_finds_the_values_that_are_drawn():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-5, 5), (0.001, 0.002), (0, 12345), (1e-9, 2e-9)])
 def test_ticks_are_few_round_and_inside(low, high):
-    found = charts.ticks(low, high)
+    found = ticks(low, high)
     assert 2 <= len(found) <= 11
     assert all(low - 1e-12 <= tick <= high + abs(high) * 1e-9 for tick in found)
 
@@ -131,7 +133,7 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_flat_line_flat():
     ],
 )
 def test_numbers_are_short(value, text):
-    assert charts.short(value) == text
+    assert short(value) == text
 
 
 def test_a_spark_line_needs_two_points():

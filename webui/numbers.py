@@ -15,6 +15,27 @@ def human(count: float) -> str:
     return f"{count:.3g}"
 
 
+def short(value: float) -> str:
+    """A number in few characters: 1.234, 0.00012 → 1.2e-4, 12345 → 12.3k."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size >= 1e15 or size < 1e-3:
+        mantissa, _, power = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(power)}"
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if size >= unit:
+            return f"{value / (1e3 if name == 'k' else unit):.3g}{name}"
+    return f"{value:.4g}"
+
+
+def clock(seconds: float) -> str:
+    """45 → 0:45, 4000 → 1:06:40."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def size(count: float) -> str:
     """Bytes as people read them: 1536 → 1.54 KB."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):

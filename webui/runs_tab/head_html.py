@@ -9,8 +9,8 @@ from engine.runs import progress, queue
 from engine.runs.failures import explain
 from engine.runs.progress import Progress
 from engine.runs.runs import Run
-from webui import charts, probes, reports
-from webui.numbers import duration, human, moment, size
+from webui import probes, reports
+from webui.numbers import duration, human, moment, short, size
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.text_html import lines
 from webui.words import Words
@@ -62,7 +62,7 @@ def _progress_parts(run: Run, now: Progress, words: Words) -> list[str]:
     if now.fraction is not None and not run.final:
         parts.append(f"{now.fraction:.0%}")
     if (value := run.facts.headline) is not None:
-        parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {charts.short(value)}")
+        parts.append(f"{words(f'brief-{progress.headline_curve(run)}')} {short(value)}")
     if now.tokens_per_s and not run.final:
         parts.append(words("speed", count=human(now.tokens_per_s)))
     if now.eta_s is not None and now.eta_s > 0:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from webui import charts
+from webui.numbers import short
 from webui.text_html import lines
 from webui.words import Words
 
@@ -52,4 +52,4 @@ def _reward(sample: Mapping[str, Any], words: Words) -> str:
 
 
 def _number(value: Any) -> str:
-    return charts.short(value) if isinstance(value, (int, float)) else "—"
+    return short(value) if isinstance(value, (int, float)) else "—"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from engine.runs import progress
 from engine.runs.runs import Run
 from webui import charts
-from webui.numbers import ago, moment
+from webui.numbers import ago, moment, short
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.words import Words
 
@@ -51,4 +51,4 @@ def _last_value(run: Run, words: Words) -> str:
     value = run.facts.headline
     if value is None:
         return ""
-    return f"{charts.short(value)}<small>{escape(words(f'brief-{progress.headline_curve(run)}'))}</small>"
+    return f"{short(value)}<small>{escape(words(f'brief-{progress.headline_curve(run)}'))}</small>"
