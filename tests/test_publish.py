@@ -32,68 +32,71 @@ class Hub:
     address: str = ""
 
 
+class HubHandler(BaseHTTPRequestHandler):
+    """The few endpoints that huggingface_hub calls; whoever brings another token is refused."""
+
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def do_POST(self) -> None:
+        body, hub = self._body(), self.hub
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        hub.asked.append(("POST", self.path, token))
+        if token != TOKEN:
+            return self._answer(401, {"error": "Invalid credentials"})
+        if self.path == "/api/repos/create":
+            hub.made = json.loads(body)
+            return self._answer(200, {"url": f"{hub.address}/team/named", "name": "team/named"})
+        if "/preupload/" in self.path:
+            names = [one["path"] for one in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            return self._answer(200, {"files": modes})
+        if "/commit/" in self.path:
+            return self._answer(200, self._commit(body))
+        return self._answer(200, {})
+
+    def _commit(self, body: bytes) -> dict:
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                self.hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        oid = "1" * 40
+        return {"commitOid": oid, "commitUrl": f"{self.hub.address}/team/named/commit/{oid}"}
+
+    def do_GET(self) -> None:
+        self.hub.asked.append(("GET", self.path, self.headers.get("Authorization", "")))
+        self._answer(404, {"error": "not here"})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _answer(self, status: int, value: dict) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """The few endpoints that huggingface_hub calls; whoever brings another token is refused."""
     hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self._body()
-            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-            hub.asked.append(("POST", self.path, token))
-            if token != TOKEN:
-                return self._answer(401, {"error": "Invalid credentials"})
-            if self.path == "/api/repos/create":
-                hub.made = json.loads(body)
-                return self._answer(200, {"url": f"{hub.address}/team/named", "name": "team/named"})
-            if "/preupload/" in self.path:
-                names = [one["path"] for one in json.loads(body)["files"]]
-                modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
-                return self._answer(200, {"files": modes})
-            if "/commit/" in self.path:
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                oid = "1" * 40
-                return self._answer(
-                    200, {"commitOid": oid, "commitUrl": f"{hub.address}/team/named/commit/{oid}"}
-                )
-            return self._answer(200, {})
-
-        def do_GET(self) -> None:
-            hub.asked.append(("GET", self.path, self.headers.get("Authorization", "")))
-            self._answer(404, {"error": "not here"})
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") == "chunked":
-                parts = []
-                while size := int(self.rfile.readline(), 16):
-                    parts.append(self.rfile.read(size))
-                    self.rfile.readline()
-                self.rfile.readline()
-                return b"".join(parts)
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-        def _answer(self, status: int, value: dict) -> None:
-            content = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    handler = type("Handler", (HubHandler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub.address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
-    monkeypatch.setenv(
-        "HF_HUB_OFFLINE", "1"
-    )  # as a studio without internet has it: somebody asks for the network now
+    # As a studio without internet has it: somebody asks for the network now.
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield hub
     server.shutdown()
     server.server_close()

@@ -73,7 +73,24 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     expect(page.locator("#sets a.on b")).to_have_text("alpaca_translate_zh")
     expect(page.locator("#sets .wrong")).to_contain_text("there is no")
     expect(page.locator("#rows article")).to_have_count(10)
+    drop_and_save(page, place)
+    see_what_the_check_finds(page)
+    see_tokens(page)
 
+    part(page, 0)
+    page.locator("#search-rows input").fill("AFTER 33")
+    page.keyboard.press("Enter")
+    expect(page.locator("#rows article")).to_have_count(2)  # the other one answers with 33
+    expect(page.locator("#rows mark").first).to_have_text("after")
+    page.locator("#use-set").click()
+    expect(page.locator("#f-data-datasets")).to_contain_text(HOSTILE)
+    expect(page.locator("#summary")).to_contain_text("1 row of")
+    assert alerts == []
+    assert outside == []
+
+
+def drop_and_save(page: Page, place: Workplace) -> None:
+    """A file is dropped, its columns are guessed, and it becomes a set with a hostile name."""
     drop(page, "../../my questions 问题.jsonl", "\n".join(json.dumps(row) for row in ROWS))
     expect(page.locator("#set-head h1")).to_have_text(re.compile(r"my questions 问题\.jsonl"))
     expect(page.locator("#role-prompt input")).to_have_value("question")
@@ -88,6 +105,9 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     assert info[HOSTILE]["columns"] == {"prompt": "question", "response": "answer"}
     assert list(info)[:3] == ["alpaca_translate_zh", "c4_demo", "identity"]
 
+
+def see_what_the_check_finds(page: Page) -> None:
+    """Rows that cannot be used, to download, and rows that look odd."""
     part(page, 1)
     expect(page.locator("#found .finding.bad")).to_contain_text(
         "'answer' must be of type string, but is: number"
@@ -99,6 +119,9 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     (bad,) = map(json.loads, Path(download.value.path()).read_text(encoding="utf-8").splitlines())
     assert (bad["line"], bad["content"]["question"]) == (62, "broken")
 
+
+def see_tokens(page: Page) -> None:
+    """Rows as a model would see them, those that are cut or refused among them, and a template that does not exist."""
     part(page, 2)
     expect(page.locator("#seen .tok.on").first).to_be_visible()
     expect(page.locator("#seen article").first).to_contain_text("<|im_end|>")
@@ -108,22 +131,10 @@ def test_a_file_is_dropped_understood_checked_seen_as_tokens_and_used_in_trainin
     page.keyboard.press("Enter")
     expect(page.locator("#seen article.bad")).to_contain_text("must be of type string")
     expect(page.locator("#seen article em.cut")).to_contain_text("truncated")
-
     template = page.get_by_label("Chat template").last
     template.fill("nowhere")
     template.press("Enter")
     expect(page.locator("#seen")).to_contain_text("is neither a file nor one of")
-
-    part(page, 0)
-    page.locator("#search-rows input").fill("AFTER 33")
-    page.keyboard.press("Enter")
-    expect(page.locator("#rows article")).to_have_count(2)  # the other one answers with 33
-    expect(page.locator("#rows mark").first).to_have_text("after")
-    page.locator("#use-set").click()
-    expect(page.locator("#f-data-datasets")).to_contain_text(HOSTILE)
-    expect(page.locator("#summary")).to_contain_text("1 row of")
-    assert alerts == []
-    assert outside == []
 
 
 def test_sets_are_made_of_a_set_and_a_set_can_be_removed_in_chinese(
