@@ -10,16 +10,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.core.problems import Refusal, problem, shell_language
 from engine.core.sockets import is_loopback, listen
+from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
 from engine.runs import queue
 from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
+CLEANING_SECONDS = 3600.0
 LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
 
 
@@ -29,7 +32,7 @@ def settle_environment(workplace: Workplace) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOOPBACK_HOSTS)))
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
-    os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / ".tmp")
+    os.environ["GRADIO_TEMP_DIR"] = str(workplace.saves / UPLOADS_FOLDER)
 
 
 def arguments() -> argparse.Namespace:
@@ -76,18 +79,18 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
     return listen(options.host, options.port)
 
 
-def start_queue_thread(workplace: Workplace) -> None:
-    """Start waiting runs every few seconds, as long as the studio lives. Supervisors do the same when they end."""
+def repeat(act: Callable[[], object], seconds: float) -> None:
+    """Do this now and every so many seconds, in a thread, as long as the studio lives."""
 
-    def tick() -> None:
+    def go_on() -> None:
         while True:
             try:
-                queue.advance(workplace.saves)
-            except Exception:  # a full or vanished disk, say; the next tick may find it well again
+                act()
+            except Exception:  # a full or vanished disk, say; the next time may find it well again
                 traceback.print_exc()
-            time.sleep(QUEUE_POLL_SECONDS)
+            time.sleep(seconds)
 
-    threading.Thread(target=tick, daemon=True, name="queue").start()
+    threading.Thread(target=go_on, daemon=True).start()
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -115,7 +118,10 @@ def serve(options: argparse.Namespace) -> None:
     )  # fmt: skip
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
-    start_queue_thread(workplace)
+    repeat(
+        lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS
+    )  # supervisors do the same when they end
+    repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)

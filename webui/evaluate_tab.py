@@ -251,6 +251,7 @@ def build(
         """A file of questions as a data set, chosen at once."""
         try:
             file = uploads.receive(Path(path), Path(path).name, data)
+            Path(path).unlink(missing_ok=True)
             made, broken = add_questions(data, file), truncation_problem(file)
         except Refusal as refusal:
             return [notices.refused(refusal.problems, words), gr.skip()]

@@ -72,7 +72,7 @@ def _write_parts(
 ) -> DerivedDatasets:
     """One pass over the set; each part says of every row whether it takes it. A row that is none is left out."""
     entry = dataset_info_edits.entry_of(data_dir, dataset.name)
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=uploads.ARRIVING) as folder:
         files = {name: Path(folder) / f"{uploads.safe_name(name)}.jsonl" for name in parts}
         streams = {name: file.open("w", encoding="utf-8") for name, file in files.items()}
         counts = dict.fromkeys([*parts, "left out"], 0)

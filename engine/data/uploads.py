@@ -24,6 +24,7 @@ from engine.data.unpacking import PACKED_SUFFIXES
 from engine.data.workbooks import WORKBOOK_SUFFIXES
 
 ACCEPTED_SUFFIXES = (*SUFFIXES, *WORKBOOK_SUFFIXES, *PACKED_SUFFIXES)
+ARRIVING = ".arriving-"  # how folders in the data folder begin in which something is being made
 MAX_UPLOAD_BYTES = 8 << 30  # bytes of one upload
 MAX_WORKBOOK_BYTES = 512 << 20  # bytes of a workbook, packed
 MAX_FILES_LISTED = 1000  # files of a data folder that are offered
@@ -50,7 +51,7 @@ def receive(
     if size > hardware.free_disk(data_dir):
         raise Refusal(problem("data-not-writable", folder=data_dir, why=os.strerror(errno.ENOSPC)))
     try:
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=".arriving-") as folder:
+        with tempfile.TemporaryDirectory(dir=data_dir, prefix=ARRIVING) as folder:
             if suffix in PACKED_SUFFIXES:
                 source = unpacking.unpack(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
@@ -109,7 +110,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
     if workbook is None:
         raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
     try:
-        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".arriving-") as folder:
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=ARRIVING) as folder:
             arrived = Path(folder) / file.name
             called = Path(folder) / f"{file.stem}{workbook.suffix}"
             called.symlink_to(workbook.resolve())

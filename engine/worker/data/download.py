@@ -38,7 +38,7 @@ def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, An
     data, name = Path(request["data"]), request["id"]
     if not name or name.startswith((".", "/")) or name.count("/") > 1:
         raise Refusal(problem("hub-set-name", name=name or "—"))
-    with tempfile.TemporaryDirectory(dir=data, prefix=".arriving-") as scratch:
+    with tempfile.TemporaryDirectory(dir=data, prefix=uploads.ARRIVING) as scratch:
         folder = Path(scratch, "hub")
         try:
             FETCHERS[request["hub"]](name, folder, report)

@@ -1,0 +1,54 @@
+"""What browsers send lies in saves/.tmp until it is a day old, and what an interrupted upload leaves in the data folder, too."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from engine.data.data_jobs import JOBS_FOLDER, DataJob
+from engine.data.dataset_info import read_dataset_info
+from engine.data.uploads import ARRIVING
+
+UPLOADS_FOLDER = ".tmp"
+KEEP_SECONDS = 24 * 3600
+
+
+def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
+    """Remove the files that nothing has changed for a day, but none that a data set names, a job reads or a process has
+    open. Returns what was removed."""
+    uploads_folder, before = saves / UPLOADS_FOLDER, time.time() - KEEP_SECONDS
+    folders = [uploads_folder, *data_dir.glob(f"{ARRIVING}*")]
+    old = [file for folder in folders for file in _files(folder) if file.lstat().st_mtime < before]
+    used = set(map(os.path.realpath, _used(saves, data_dir))) if old else set()
+    unused = [file for file in old if os.path.realpath(file) not in used]
+    for file in unused:
+        file.unlink(missing_ok=True)
+    for folder in folders:
+        for inner, _, _ in os.walk(folder, topdown=False):
+            # One that is not old may be about to get its file.
+            if Path(inner) != uploads_folder and os.stat(inner).st_mtime < before:
+                with contextlib.suppress(OSError):
+                    os.rmdir(inner)
+    return unused
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for inner, _, names in os.walk(folder):
+        yield from (Path(inner, name) for name in names)
+
+
+def _used(saves: Path, data_dir: Path) -> Iterator[Path | str]:
+    """Files that somebody needs: of data sets, of jobs that go on, and open ones."""
+    for dataset in read_dataset_info(data_dir)[0]:
+        yield from dataset.files
+    for folder in (saves / JOBS_FOLDER).glob("*"):
+        job = DataJob(folder)
+        if job.state == "working" and (source := job.arguments.get("source")):
+            yield source
+    for process in psutil.process_iter(["open_files"]):
+        yield from (file.path for file in process.info["open_files"] or ())
