@@ -42,6 +42,7 @@ from webui import (
     theme,
     train_tab,
 )
+from webui.body_limit import BodyLimit
 from webui.events import QUIET
 from webui.panels import Updates
 from webui.reader_language import language_of
@@ -349,7 +350,7 @@ def application(
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     guarded = auth(whole) if auth else whole
-    return SameOrigin(guarded, hosts or (), any_host=hosts is None or auth is not None)
+    return SameOrigin(BodyLimit(guarded), hosts or (), any_host=hosts is None or auth is not None)
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:

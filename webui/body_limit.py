@@ -1,0 +1,65 @@
+"""Refuses requests with larger bodies than the page ever sends, before they are held in memory: an ASGI middleware."""
+
+from __future__ import annotations
+
+import contextlib
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.core.problems import problem
+from engine.data.uploads import MAX_UPLOAD_BYTES
+from webui.reader_language import language_of
+
+MAX_BODY_BYTES = 16 << 20  # of a form, with the longest spec and the longest conversation in it
+UPLOAD_PATH = "/gradio_api/upload"  # a file goes to the disk as it comes
+MULTIPART_BYTES = 1 << 20  # around the files of an upload
+
+
+class _TooLarge(Exception):
+    """More has come than the limit allows."""
+
+
+class BodyLimit:
+    """Answers 413 and a sentence, by what Content-Length says or, where it does not, by what has come."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = MAX_UPLOAD_BYTES + MULTIPART_BYTES if scope["path"].endswith(UPLOAD_PATH) else MAX_BODY_BYTES
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            await _refuse(limit, scope, receive, send)
+            return
+        size, answered, refused = 0, False, False
+
+        async def receive_limited() -> Message:
+            nonlocal size, refused
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                if not answered:  # at once: what is inside makes a 500 of any exception
+                    refused = True
+                    await _refuse(limit, scope, receive, send)
+                raise _TooLarge
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            if not refused:
+                await send(message)
+
+        with contextlib.suppress(_TooLarge):
+            await self.app(scope, receive_limited, send_unless_refused)
+
+
+async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+    sentence = problem("request-too-large", limit=limit >> 20).text(language_of(HTTPConnection(scope)))
+    await PlainTextResponse(sentence, 413, {"Connection": "close"})(scope, receive, send)
