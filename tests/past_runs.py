@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,21 @@ def past_run(
         write_json(left / "result.json", {"attempt": 1, "stage": spec.stage.kind, "complete": True})
     write_json(folder.request, {"by": "", "submitted": at, "attempt": 1})
     return runs.read(folder.path, saves)
+
+
+def run_maker(saves: Path) -> Callable[..., Run]:
+    """Makes runs of one base below `saves`, each a second later than the last: by name, lines, and outcome as of `past_run`;
+    further keywords are settings with `__` for the dot."""
+    spec = RunSpec.read({"model": {"model_name_or_path": "org/base"}, "data": {"datasets": ["names"]}})
+    number = itertools.count()
+
+    def make(name: str, lines: Iterable[Line] = (), outcome: str | None = "finished", **changes: Any) -> Run:
+        own = spec.change("name", name)
+        for path, value in changes.items():
+            own = own.change(path.replace("__", "."), value)
+        return past_run(saves, own, lines, outcome, at=1e9 + next(number))
+
+    return make
 
 
 def falling(

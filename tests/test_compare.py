@@ -6,25 +6,18 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable
-from html import unescape
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from engine.core.rundir import append_lines, write_text
-from engine.launch.workspace import Workplace
+from engine.core.rundir import write_text
 from engine.runs import compare
 from engine.runs.compare import ABSENT
 from engine.runs.progress import curves
-from engine.runs.runs import Run, delete
-from engine.spec.run_spec import RunSpec
-from tests.past_runs import falling, past_run
-from webui import charts
-from webui.studio import page
+from engine.runs.runs import Run
+from tests.past_runs import falling, run_maker
 from webui.words import Words
 
 EN = Words("en")
@@ -32,37 +25,8 @@ Make = Callable[..., Run]
 
 
 @pytest.fixture
-def spec() -> RunSpec:
-    return RunSpec.read({"model": {"model_name_or_path": "org/base"}, "data": {"datasets": ["names"]}})
-
-
-@pytest.fixture
-def past(tmp_path: Path, spec: RunSpec) -> Make:
-    """Make a finished run; keywords are settings with `__` for the dot."""
-    number = iter(range(1000))
-
-    def make(name: str, lines: Any = (), outcome: str | None = "finished", **changes: Any) -> Run:
-        own = spec.change("name", name)
-        for path, value in changes.items():
-            own = own.change(path.replace("__", "."), value)
-        return past_run(tmp_path, own, lines, outcome, at=1e9 + next(number))
-
-    return make
-
-
-@pytest.fixture
-def draw(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """What the tab shows of runs with these ids, through the very handler that the page calls."""
-    handlers = page(Workplace(saves=tmp_path), "en").fns.values()
-    handler = next(one.fn for one in handlers if getattr(one.fn, "__name__", "") == "draw")
-
-    def drawn(
-        *ids: str, metric: str = "", x: str = "step", log: bool = False, by: str = ""
-    ) -> dict[str, Any]:
-        names = ("stamp", "timer", "note", "tools", "metric", "by", "chart", "tables")
-        return dict(zip(names, handler(list(ids), metric, x, 0.6, log, by), strict=True))
-
-    return drawn
+def past(tmp_path: Path) -> Make:
+    return run_maker(tmp_path)
 
 
 def differing(*runs: Run) -> dict[str, tuple[Any, ...]]:
@@ -222,80 +186,6 @@ def test_a_spreadsheet_gets_numbers_as_they_are_and_no_formula_of_a_name(past: M
     assert told[0][:2] == ["run", "step"]
     assert told[1] == ["'=1+1", "1.0", "0.1", "2.0", "", repr(1 / 3), repr(1 / 3), repr(1 / 3)]
     assert told[2][5] == ""
-
-
-# ------------------------------------------------------------------------------------------ the page
-
-
-def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Make, draw: Any) -> None:
-    runs = [past(f"run {number} <b>", falling(200, end=number)) for number in range(10)]
-    told = draw(*(run.id for run in runs), metric="eval_loss", x="tokens")["chart"]
-    svg = ElementTree.fromstring(re.search(r"<svg.*?</svg>", told, re.DOTALL)[0])
-    drawn = [one.get("class") for one in svg.findall("g")[1:]]
-    assert len(set(drawn)) == 10
-    points = json.loads(unescape(re.search(r'data-points="([^"]+)"', told)[1]))
-    assert [one["name"] for one in points] == [run.spec.name for run in runs]
-    assert points[0]["at"][-1] == "Tokens 102k"
-    assert "<b>" not in re.sub(r"</?figcaption>|<b>Loss \(validation\)</b>", "", told)
-
-
-def test_no_two_of_fifty_runs_look_alike() -> None:
-    assert (
-        len({charts.run_classes(place) for place in range(compare.MAX_RUNS_COMPARED)})
-        == compare.MAX_RUNS_COMPARED
-    )
-
-
-def test_grouped_runs_have_the_colour_of_their_group(past: Make, draw: Any) -> None:
-    runs = [
-        past(f"r{rank}-{seed}", falling(50, end=seed), method__r=rank) for rank in (4, 64) for seed in (1, 2)
-    ]
-    told = draw(*(run.id for run in runs), by="method.r")
-    keys = re.findall(r'<span class="key run (c\d)[^>]*>([^<]+)<', told["chart"])
-    assert keys == [("c0", "4"), ("c1", "64")]
-    assert "±" in told["tables"]
-
-
-def test_whatever_is_chosen_there_is_an_answer(past: Make, draw: Any) -> None:
-    one, silent = past("one", falling(30)), past("silent", outcome=None)
-    odd = past("odd", [at(1, loss=math.nan), at(2, loss=None), at(3, loss=math.inf)])
-    preferring = past("pairs", falling(30, **{"rewards/margins": float}), stage="dpo")
-    broken = past("broken", falling(30))
-    write_text(broken.dir.spec, "{")
-    gone = past("gone", falling(30))
-    delete(gone)
-    assert "Choose runs" in draw()["note"]
-    assert f"No longer available: {gone.id}" in draw(gone.id)["note"]
-    assert "second run" in draw(one.id)["tables"]
-    assert "None of these runs" in draw(silent.id)["chart"]
-    assert "<svg" not in draw(odd.id)["chart"]
-    assert "Nothing to plot for: one" in draw(one.id, preferring.id, metric="rewards/margins")["note"]
-    assert "Settings cannot be read: broken" in draw(one.id, broken.id)["note"]
-    everything = [run.id for run in (one, silent, odd, preferring, broken, gone)]
-    for x in charts.AXES:
-        for log in (False, True):
-            for by in ("", compare.BY_NAME, "stage", "no.such.setting"):
-                told = draw(*everything, "../../etc", "", metric="no such curve", x=x, log=log, by=by)
-                assert not re.search(r"[ML ](nan|inf)", told["chart"])
-
-
-def test_fifty_runs_are_drawn_and_not_one_more(past: Make, draw: Any) -> None:
-    runs = [past(f"run-{number}", falling(300, end=number)) for number in range(55)]
-    told = draw(*(run.id for run in runs))
-    assert told["chart"].count('<g class="run') == 50
-    assert len(told["chart"]) < 1_000_000
-
-
-def test_a_poll_of_runs_that_stand_still_answers_nothing(past: Make, tmp_path: Path) -> None:
-    run = past("a", falling(30), outcome=None)
-    handlers = page(Workplace(saves=tmp_path), "en").fns.values()
-    ticks = [one.fn for one in handlers if getattr(one.fn, "__name__", "") == "tick"]
-    tick = next(one for one in ticks if one.__module__ == "webui.compare_tab")
-    view = ([run.id], "loss", "step", 0.6, False, "")
-    stamp = tick("", *view)[0]
-    assert all("__type__" in one and len(one) == 1 for one in tick(stamp, *view))
-    append_lines(run.dir.metrics, [at(31, loss=0.5)])
-    assert "<svg" in tick(stamp, *view)[6]
 
 
 def test_many_lines_are_read_as_few_are(past: Make) -> None:

@@ -120,7 +120,7 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
                 head: header(words, user(request), root), selected: run_id, data.chosen: chosen,
                 evaluate.opened: report,
             }  # fmt: skip
-            updates |= train.begin() | dict(zip(compare.chosen, compare.from_address(query), strict=True))
+            updates |= train.begin() | compare.from_address(query)
             known = tab in ("runs", "compare", "chat", "data", "export", "evaluate")
             return updates | ({tabs: gr.Tabs(selected=tab)} if known else {})
 
@@ -169,13 +169,13 @@ def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
             arrived = chat.arrive(request, kept, earlier, base, adapters, engine)
             return {tabs: gr.Tabs(selected="chat")} | arrived
 
-        def compare_with(run_id: str) -> list[Any]:
+        def compare_with(run_id: str) -> Updates:
             """The Compare tab with the run and those like it chosen."""
             try:
                 chosen = compare.siblings(runs.get(workplace.saves, run_id))
             except Refusal as refusal:
-                return [notices.refused(refusal.problems, words), *[gr.skip()] * (1 + len(compare.chosen))]
-            return [gr.skip(), gr.Tabs(selected="compare"), *chosen]
+                return {message_html: notices.refused(refusal.problems, words)}
+            return {tabs: gr.Tabs(selected="compare")} | chosen
 
         def export_it(run_id: str, _chosen: Any, *held: Any) -> Updates:
             """The Export tab with the run chosen."""

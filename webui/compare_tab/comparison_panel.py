@@ -1,0 +1,115 @@
+"""The chosen runs beside each other: their curves in one picture, and their tables; refreshed while any of them is running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.launch.workspace import Workplace
+from engine.runs import compare
+from engine.runs.runs import Run
+from webui.compare_tab import figure_html, tables_html
+from webui.compare_tab.comparison import compared
+from webui.compare_tab.runs_panel import RunsPanel
+from webui.compare_tab.view import View
+from webui.compare_tab.view_panel import ViewPanel
+from webui.events import QUIET
+from webui.panels import Panel, Updates, hidden_value
+from webui.words import Words
+
+# Also names the parameters of the address in which page.js keeps them.
+REMEMBER_JS = "(...held) => athanorCompare(held)"
+
+
+class ComparisonPanel(Panel):
+    """`timer` ticks while the tab is looked at and a run is going on; `root` goes before the path of each address."""
+
+    def __init__(
+        self, words: Words, workplace: Workplace, root: str, timer: gr.Timer, runs: RunsPanel, view: ViewPanel
+    ):
+        self.words, self.saves, self.root = words, workplace.saves, root
+        self.timer, self.runs, self.view = timer, runs, view
+        self.stamp = hidden_value()  # of the runs as they are drawn
+
+    def layout(self) -> None:
+        self.chart = gr.HTML(elem_id="compare-chart")
+        self.tables = gr.HTML(elem_id="compare-tables")
+
+    def wire(self) -> None:
+        runs, view = self.runs.runs, self.view
+        changes = [
+            runs.input, view.metric.input, view.x.input, view.log.input, view.by.input, view.smoothing.input,
+        ]  # fmt: skip
+        gr.on(
+            changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET
+        )
+        self.timer.tick(self.tick, [self.stamp, *self.inputs], self.outputs, **QUIET)
+
+    @property
+    def inputs(self) -> list[Block]:
+        """The chosen runs, and how one looks at them."""
+        return [self.runs.runs, *self.view.inputs]
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [self.stamp, self.timer, self.runs.note, *self.view.outputs, self.chart, self.tables]
+
+    def draw(self, ids: Sequence[str] | None, *controls: Any) -> Updates:
+        """Everything about the chosen runs as it is now."""
+        runs, gone = compare.select_runs(self.saves, ids or ())
+        if not runs:
+            return self._nothing(gone)
+        comparison = compared(runs, View.of_controls(*controls))
+        notes = {
+            "compare-gone": gone,
+            "compare-unread": comparison.titles_without_spec,
+            "compare-without": comparison.titles_without_curve,
+        }
+        return {
+            self.stamp: compare.stamp(runs),
+            self.timer: gr.Timer(active=any(not run.final for run in runs)),
+            self.runs.note: figure_html.notes(notes, self.words),
+            self.chart: figure_html.figure(comparison, self.root, self.words),
+            self.tables: tables_html.tables(comparison, self.words),
+            **self.view.for_comparison(comparison),
+        }
+
+    def _nothing(self, gone: Sequence[str]) -> Updates:
+        note = figure_html.notes({"compare-gone": gone}, self.words) + figure_html.empty(self.words)
+        return {
+            self.stamp: "",
+            self.timer: gr.Timer(active=False),
+            self.runs.note: note,
+            self.view.row: gr.update(visible=False),
+            self.chart: "",
+            self.tables: "",
+        }
+
+    def tick(self, stamp: str, ids: Sequence[str] | None, *controls: Any) -> Updates:
+        """What has changed since the runs were drawn with this `stamp`."""
+        try:
+            runs, _ = compare.select_runs(self.saves, ids or ())
+            return gr.skip() if compare.stamp(runs) == stamp else self.draw(ids, *controls)
+        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+            return gr.skip()
+
+    # ---- from elsewhere
+
+    def arrive(self, ids: Sequence[str] | None, *controls: Any) -> Updates:
+        """The list of runs as it is now, and the chosen ones beside each other."""
+        return {**self.runs.refresh(ids), **self.draw(ids, *controls)}
+
+    def from_address(self, query: str) -> Updates:
+        """The runs and the view that an address names; nothing where it names no runs."""
+        parameters = parse_qs(query)
+        ids = parameters.get("runs", [])[: compare.MAX_RUNS_COMPARED]
+        return {**self.runs.choose(ids), **self.view.choose(View.of_address(parameters))} if ids else {}
+
+    def with_siblings(self, run: Run) -> Updates:
+        """A run and the newest others of the same base and stage."""
+        siblings = compare.siblings(run, compare.training_runs(self.saves))
+        return {**self.runs.choose([sibling.id for sibling in siblings]), **self.view.choose(View())}

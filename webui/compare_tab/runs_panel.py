@@ -1,0 +1,46 @@
+"""Which runs are compared, and which of them cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gradio as gr
+
+from engine.launch.workspace import Workplace
+from engine.runs import compare
+from webui.panels import Panel, Updates
+from webui.words import Words
+
+
+class RunsPanel(Panel):
+    def __init__(self, words: Words, workplace: Workplace):
+        self.words, self.workplace = words, workplace
+
+    def layout(self) -> None:
+        words, most = self.words, compare.MAX_RUNS_COMPARED
+        self.runs = gr.Dropdown(
+            [], value=[], label=words("compare-runs"), info=words("compare-runs-help", most=most),
+            multiselect=True, max_choices=most, interactive=True, elem_id="compare-runs", elem_classes="field",
+        )  # fmt: skip
+        self.note = gr.HTML(elem_id="compare-note")
+
+    def choices(self) -> list[tuple[str, str]]:
+        """Every training run as (label, id)."""
+        runs = compare.training_runs(self.workplace.saves)
+        return [
+            (f"{name} · {run.id.split('/')[0]}", run.id)
+            for run, name in zip(runs, compare.display_names(runs), strict=True)
+        ]
+
+    def refresh(self, ids: Sequence[str] | None) -> Updates:
+        """The runs that there are now; of the chosen ones those that are still there."""
+        choices = self.choices()
+        there = {id for _, id in choices}
+        return {self.runs: gr.update(choices=choices, value=[id for id in ids or () if id in there])}
+
+    def choose(self, ids: Sequence[str]) -> Updates:
+        """These runs chosen. One that is gone stays among the choices, so that the tab can say that it is gone."""
+        choices = self.choices()
+        there = {id for _, id in choices}
+        choices += [(id, id) for id in ids if id not in there]
+        return {self.runs: gr.update(choices=choices, value=list(ids))}

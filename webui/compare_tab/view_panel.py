@@ -1,0 +1,76 @@
+"""How one looks at the compared runs: the controls of a View."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.smoothing import SMOOTHING
+from engine.runs import compare
+from webui import charts
+from webui.compare_tab.comparison import Comparison
+from webui.compare_tab.view import MAX_SMOOTHING, View
+from webui.panels import Panel, Updates
+from webui.words import Words
+
+
+class ViewPanel(Panel):
+    def __init__(self, words: Words):
+        self.words = words
+
+    def layout(self) -> None:
+        words = self.words
+        with gr.Row(elem_classes="chart-tools", visible=False) as self.row:
+            self.metric = gr.Dropdown(
+                [], value=None, label=words("compare-metric"), elem_id="compare-metric", interactive=True,
+                min_width=220,
+            )  # fmt: skip
+            self.by = gr.Dropdown(
+                [], value=None, label=words("compare-group"), elem_id="compare-by", interactive=True,
+                min_width=180,
+            )  # fmt: skip
+            self.x = gr.Radio(
+                [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
+                elem_classes="field-union", elem_id="compare-x", scale=0, min_width=300,
+            )  # fmt: skip
+            self.smoothing = gr.Slider(
+                0, MAX_SMOOTHING, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=220
+            )
+            self.log = gr.Checkbox(
+                False, label=words("log-scale"), scale=0, min_width=120, elem_id="compare-log"
+            )
+
+    @property
+    def inputs(self) -> list[Block]:
+        """What View.of_controls takes, in its order, which is that of the address in page.js."""
+        return [self.metric, self.x, self.smoothing, self.log, self.by]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What depends on the chosen runs."""
+        return [self.row, self.metric, self.by]
+
+    def for_comparison(self, comparison: Comparison) -> Updates:
+        """The curves that can be drawn, and the settings that the runs can be grouped by."""
+        metrics, view = comparison.metrics, comparison.view
+        curves = [(charts.title(name, self.words), name) for name in metrics]
+        groups = [
+            (self.words("compare-group-none"), ""),
+            (self.words("compare-group-name"), compare.BY_NAME),
+            *((self.words.label(difference.path), difference.path) for difference in comparison.differences),
+        ]
+        return {
+            self.row: gr.update(visible=bool(metrics)),
+            self.metric: gr.update(choices=curves, value=view.metric or None),
+            self.by: gr.update(choices=groups, value=view.by),
+        }
+
+    def choose(self, view: View) -> Updates:
+        """The controls as a view has them, before it is known what the runs have."""
+        alone = {self.metric: view.metric, self.by: view.by}
+        chosen = {
+            control: gr.update(choices=[(value, value)], value=value)
+            for control, value in alone.items()
+            if value
+        }
+        return {self.x: view.x, self.smoothing: view.smoothing, self.log: view.log, **chosen}
