@@ -157,7 +157,20 @@ LAUGHS = "a: &a [ha, ha]\n" + "\n".join(
 
 @pytest.mark.parametrize(
     ("text", "code"),
-    [(LAUGHS, "yaml-alias"), ("[" * 200_000, "yaml-too-deep"), ("a: &b 1\nc: *b", "yaml-alias")],
+    [
+        (LAUGHS, "yaml-alias"),
+        ("[" * 200_000, "yaml-too-deep"),
+        ("a: &b 1\nc: *b", "yaml-alias"),
+        ("#" * 300_000, "yaml-too-large"),
+        ("a: " + "9" * 5000, "spec-not-yaml"),
+        ("a: 0x" + "f" * 5000, "spec-not-yaml"),
+        ("a: 1" + ":59" * 5000, "spec-not-yaml"),
+        ("data:\n  datasets: [" + ", ".join(f"d{number}" for number in range(1001)) + "]", "spec-too-many"),
+        (
+            "data:\n  eval_datasets: [" + ", ".join(f"d{number}" for number in range(1001)) + "]",
+            "spec-too-many",
+        ),
+    ],
 )
 def test_yaml_that_grows_or_sinks_without_end_is_refused_at_once(text: str, code: str) -> None:
     with pytest.raises(Refusal) as caught:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine.core import regular_files
 from engine.core.problems import Problem, Refusal, problem
 from engine.launch.workspace import is_inside
 from engine.spec.yaml_text import read_yaml
@@ -125,7 +126,7 @@ class _TaskFile:
             raise Refusal(problem("harness-circle", TASKS_FIELD, file=name))
         _within(self.folder, file)
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = regular_files.read_text(file, "utf-8-sig")
         except OSError as error:
             raise Refusal(problem("file-unreadable", TASKS_FIELD, file=file, why=error.strerror)) from error
         except UnicodeDecodeError as error:

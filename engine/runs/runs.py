@@ -21,6 +21,7 @@ from engine.runs import index, kinds, queue
 from engine.runs.outcome import determine_outcome
 from engine.runs.run import Run, read, state
 from engine.spec.run_spec import Spec
+from engine.spec.yaml_text import MAX_YAML_CHARACTERS
 
 
 def find(saves: Path, *kinds: str) -> list[Run]:
@@ -57,12 +58,15 @@ def submit(spec: Spec, workplace: Workplace, by: str = "") -> Run:
     """Freeze the spec into a new folder and put it in the queue. Raises Refusal with every problem."""
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
+    text = spec.to_yaml()
+    if len(text) > MAX_YAML_CHARACTERS:  # it could not be read again
+        raise Refusal(problem("yaml-too-large", size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
     if obstacles := kind.problems(spec, workplace):
         raise Refusal(obstacles)
     with _refusing_write_errors(workplace.saves):
         folder = _new_folder(spec, workplace.saves)
         try:
-            write_text(RunDir(folder).spec, spec.to_yaml())
+            write_text(RunDir(folder).spec, text)
             # Last: a folder without a request is no run yet.
             write_json(
                 RunDir(folder).request,

@@ -60,6 +60,8 @@ def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
         return problem("spec-limit", path, given=value, limit=f"{sign} {limit:.12g}")
     if kind == "string_too_long":
         return problem("spec-too-long", path, limit=context["max_length"])
+    if kind == "too_long":
+        return problem("spec-too-many", path, limit=context["max_length"])
     type_names = ("int", "float", "finite", "bool", "string", "list", "dict")
     kind = "dict" if kind.startswith("model") else kind  # a part of the spec
     expected = next((word for word in type_names if kind.startswith(word)), "value")

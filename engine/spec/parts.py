@@ -80,9 +80,14 @@ def _unwritable_texts(value: Any, path: str, seen: set[int]) -> Iterator[Problem
             yield from _unwritable_texts(inner, f"{path}.{key}".lstrip(".") if named else path, seen)
 
 
+MAX_ENTRIES = 1000  # data sets, modules, rewards: each is looked up before the start
+
+
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
-    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups."""
+    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups. A list or a mapping
+    has at most `MAX_ENTRIES` unless its limits say otherwise."""
     if isinstance(default, (list, dict)):
+        limits = {"max_length": MAX_ENTRIES} | limits
         return Field(
             default_factory=lambda: default.copy(), title=label, description=help,
             json_schema_extra={"essential": essential}, **limits,

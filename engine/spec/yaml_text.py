@@ -1,4 +1,4 @@
-"""YAML as specs are written in it: 1e-5 is a number, aliases and endless nesting are refused."""
+"""YAML as specs are written in it: 1e-5 is a number; aliases, endless nesting and endless length are refused."""
 
 from __future__ import annotations
 
@@ -18,18 +18,35 @@ class _Dumper(yaml.SafeDumper):
     """Puts a text that looks like 1e-5 in quotes."""
 
 
-for _one in (_Loader, _Dumper):
-    _one.add_implicit_resolver(
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
+MAX_YAML_CHARACTERS = 1 << 18  # a thousand data sets with long names; ten times that would take seconds
+MAX_INTEGER_CHARACTERS = 100  # Python refuses to print one of some thousand digits
 MAX_YAML_DEPTH = 40  # mappings and lists inside each other; libyaml ends the process at some ten thousand
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    if len(node.value) > MAX_INTEGER_CHARACTERS:
+        what = f"a number of {len(node.value):,} characters"
+        raise yaml.constructor.ConstructorError(problem=what, problem_mark=node.start_mark)
+    return loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def read_yaml(text: str, field: str = "") -> Any:
     """Plain data from YAML, with aliases refused: a few lines of them stand for more than a machine holds.
 
-    Raises Refusal at `field`, with line and column where the text is not YAML at all.
+    Raises Refusal at `field`: with line and column where the text is not YAML at all, and where it has more than
+    `MAX_YAML_CHARACTERS`.
     """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise Refusal(
+            problem("yaml-too-large", field, size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}")
+        )
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
