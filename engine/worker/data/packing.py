@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from engine.worker.data.examples import IDS_TYPE, IGNORE_INDEX
 from engine.worker.data.turn_weights import WEIGHTS_TYPE
-from engine.worker.templates.template_cache import gather_ranges
+from engine.worker.templates.template_shapes import gather_ranges
 
 PACKED_SCHEMA = pa.schema([("input_ids", IDS_TYPE), ("labels", IDS_TYPE), ("seq_lengths", IDS_TYPE)])
 

@@ -15,12 +15,9 @@ them raises `engine.worker.data.cache.PREPARATION_VERSION`.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from engine.core.problems import Refusal, problem
@@ -33,10 +30,10 @@ from engine.worker.templates.chat_template import (
     Span,
     any_of,
     common_prefix_length,
-    texts_in,
 )
 from engine.worker.templates.mask_fallbacks import proposed_spans, verified_answers
 from engine.worker.templates.provenance import Piece, Provenance, losses_in, trace_provenance
+from engine.worker.templates.rendering import Rendering
 
 MAX_CLOSING_CHARACTERS = 64  # letters and digits that may close an answer before the token that ends it
 MAX_GAPS_REMEMBERED = 4096  # texts between a question and its answer that are remembered
@@ -53,75 +50,6 @@ class Answers(NamedTuple):
     spans: list[Span]
     is_ended: bool = True
     lost: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Rendering:
-    """A rendered conversation, where its text comes from, and what its template itself marks as generated."""
-
-    row: Row
-    text: str
-    traced: Provenance
-    marks: list[Span]
-    separators: re.Pattern[str]
-
-    def copies(self, number: int) -> list[Piece]:
-        """The pieces of what a message says; the name of its author stands in its header."""
-        return [piece for piece in self.traced.pieces if piece.message == number and piece.field != "name"]
-
-    def own(self, number: int) -> list[Piece]:
-        """The pieces of a message, each part once: a template may repeat the name of a call where its result is."""
-        return list({piece.part: piece for piece in reversed(self.copies(number))}.values())[::-1]
-
-    @cached_property
-    def contexts(self) -> list[frozenset[str]]:
-        """What stands before each message, as far as a generation prompt may depend on it: who has spoken, with what,
-        whether more than once, and what the template looks for."""
-        traits = []
-        for message in self.row["messages"]:
-            keys = [key for key, value in message.items() if value]
-            traits.append(
-                {message["role"], *keys, *self.separators.findall(texts_in(message.get("content")))}
-            )
-        again = accumulate(
-            traits, lambda before, own: before | own | {f"{trait}, again" for trait in before & own}
-        )
-        return [frozenset(), *map(frozenset, again)]
-
-    def check_written(self, number: int, own: list[Piece]) -> None:
-        """Raises Refusal if the template leaves out a call of this message, or all that it says."""
-        missing = self.traced.missing
-        fields = {piece.field for piece in own}
-        # A template that writes no names at all shows a call by its arguments.
-        nameless = "call" not in fields and "arguments" in fields
-        lacks_call = (number, "call") in missing and not nameless
-        if lacks_call or (number, "arguments") in missing:
-            raise Refusal(problem("template-without-tool-calls", message=number + 1))
-        if not own and any(owner == number for owner, _ in missing):
-            raise Refusal(problem("answer-left-out", message=number + 1))
-
-    def check_span(self, number: int, span: Span) -> None:
-        """Raises Refusal if a call is not whole in the span, or what the answer says stands outside of it, too."""
-        answer, (start, end) = self.text[slice(*span)], span
-        own = self.copies(number)
-        fields = {piece.field for piece in own}
-        calls = self.row["messages"][number].get("tool_calls") or ()
-        # A template that writes no names at all shows a call by its arguments, which are traced.
-        nameless = "call" not in fields and "arguments" in fields
-        for function in (call["function"] for call in calls if not nameless):
-            words = _argument_words(function.get("arguments"), texts="arguments" not in fields)
-            if not all(
-                any(form in answer for form in _written_forms(word)) for word in (function["name"], *words)
-            ):
-                raise Refusal(problem("template-without-tool-calls", message=number + 1))
-        for piece in own:
-            outside = piece.end > end or piece.start < start
-            if outside and piece.start < piece.end and piece.field in ("content", "reasoning"):
-                raise Refusal(problem("answer-written-twice", message=number + 1))
-
-    def marked_start(self, least: int, first: int) -> int | None:
-        """Where the template's own mark around this answer begins, if that is not too early."""
-        return next((begin for begin, end in self.marks if least <= begin <= first < end), None)
 
 
 class AnswerSpans:
@@ -199,7 +127,7 @@ class AnswerSpans:
     def _from_provenance(self, row: Row, text: str, traced: Provenance) -> Answers:
         """The answers in a text of which it is known where everything comes from."""
         marks = self.template.generation_marks(row["messages"], row.get("tools"))
-        rendering = _Rendering(row, text, traced, marks, self.template.separators)
+        rendering = Rendering(row, text, traced, marks, self.template.separators)
         spans: list[Span] = []
         is_ended = True
         for number, message in enumerate(row["messages"]):
@@ -237,7 +165,7 @@ class AnswerSpans:
             if not (traced := trace_provenance(self.template, row, text)):
                 return ""
             marks = self.template.generation_marks(row["messages"])
-            start = self._span(_Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
+            start = self._span(Rendering(row, text, traced, marks, self.template.separators), 1, 0)[0][0]
         except Exception:  # a template may refuse even this, and then writes no answer
             return ""
         return EMPTY_THOUGHT.sub("", text[start:].partition(PROBE)[0]).strip()
@@ -252,7 +180,7 @@ class AnswerSpans:
             for span in spans
         ]
 
-    def _span(self, rendering: _Rendering, number: int, after: int) -> tuple[Span, bool]:
+    def _span(self, rendering: Rendering, number: int, after: int) -> tuple[Span, bool]:
         """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
         text, own = rendering.text, rendering.own(number)
         rendering.check_written(number, own)
@@ -285,7 +213,7 @@ class AnswerSpans:
         rendering.check_span(number, (start, end))
         return (start, end), stop is not None
 
-    def _writes_blank(self, rendering: _Rendering, number: int) -> bool:
+    def _writes_blank(self, rendering: Rendering, number: int) -> bool:
         """Whether the template writes anything for a message in which nothing is said."""
         row = rendering.row
         without = [*row["messages"][:number], *row["messages"][number + 1 :]]
@@ -304,7 +232,7 @@ class AnswerSpans:
             shared = shared[: opened.start() if opened else None].rstrip()
         return len(shared)
 
-    def _start(self, rendering: _Rendering, number: int, gap: str, blank: bool) -> int | None:
+    def _start(self, rendering: Rendering, number: int, gap: str, blank: bool) -> int | None:
         """Where in `gap`, the text between what is before an answer and its first word, the answer starts. Of a `blank`
         one, which has no first word, only the generation prompt can tell."""
         row = rendering.row
@@ -316,7 +244,7 @@ class AnswerSpans:
             self.starts[key] = self._learn_start(row, number, gap, blank)
         return self.starts[key]
 
-    def _start_behind(self, rendering: _Rendering, number: int, low: int, first: int) -> int | None:
+    def _start_behind(self, rendering: Rendering, number: int, low: int, first: int) -> int | None:
         """The same where nothing shows where the message before the answer is, as of a blank one: `low` is then earlier,
         and the prompt is compared from there."""
         row, gap = rendering.row, rendering.text[low:first]
@@ -417,22 +345,6 @@ def _bounds_of_answer(number: int, own: list[Piece], others: list[Piece], length
         return low, min([piece.start for piece in others if piece.start >= last], default=length)
     low = max([piece.end for piece in others if piece.message < number], default=0)
     return low, min([p.start for p in others if p.message > number and p.start >= low], default=length)
-
-
-def _argument_words(value: Any, texts: bool) -> Iterator[str]:
-    """What has to be found of the arguments of a call: their names, whole numbers and, if asked for, texts."""
-    if isinstance(value, Mapping):
-        yield from value
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        yield from _argument_words(item, texts)
-    if (isinstance(value, str) and texts) or type(value) is int:
-        yield str(value)
-
-
-def _written_forms(word: str) -> tuple[str, ...]:
-    """A word as it is, and as JSON and Python write it."""
-    word = word.strip()
-    return word, json.dumps(word, ensure_ascii=False)[1:-1], json.dumps(word)[1:-1], repr(word)[1:-1]
 
 
 def _skip_blanks(text: str, at: int) -> int:

@@ -26,7 +26,8 @@ from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
 from engine.worker.templates.chat_template import ChatTemplate, Row, Span, with_short_ids
 from engine.worker.templates.provenance import losses_in, trace_provenance
-from engine.worker.templates.template_cache import TemplateCache, TokenizedGroup
+from engine.worker.templates.template_cache import TemplateCache
+from engine.worker.templates.template_shapes import TokenizedGroup
 from engine.worker.templates.token_escaping import TokenEscaping
 
 CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with what the template gives

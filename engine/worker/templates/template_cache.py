@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -27,7 +26,14 @@ from transformers import PreTrainedTokenizerFast
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
 from engine.worker.templates.chat_template import ChatTemplate, Row, Span
 from engine.worker.templates.provenance import Piece, Provenance, losses_in
-from engine.worker.templates.template_tracing import Check, Outline, TemplateTracer, sentinel
+from engine.worker.templates.template_shapes import (
+    EdgeCheck,
+    TemplateShape,
+    TokenizedGroup,
+    TokenPlan,
+    assembled,
+)
+from engine.worker.templates.template_tracing import Outline, TemplateTracer, sentinel
 from engine.worker.templates.word_cache import WordCache
 
 MAX_TURNS, MAX_SHAPES = 64, 512
@@ -37,73 +43,6 @@ MAX_TOKENIZER_THREADS = 16
 TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
 TEXTS_BEFORE = ("", "a", " ", "\n", ".")
 LOOKBEHIND = re.compile(r"\(\?<[=!]|\\[AbBGZ]|(?<![\[\\])\^|\$")
-
-
-@dataclass(eq=False)
-class TemplateShape:
-    """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
-
-    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last has a token that
-    ends it. `lost`: what the template leaves out of such conversations. `plan` is there if the contents can be tokenized
-    apart from the frame.
-    """
-
-    parts: tuple[str | int, ...]
-    checks: tuple[Check, ...]
-    answers: tuple[Span, ...]
-    is_ended: bool = True
-    lost: tuple[str, ...] = ()
-    plan: TokenPlan | None = None
-    proven: bool = False
-
-    def text(self, contents: Sequence[str]) -> tuple[str, Answers] | None:
-        """The rendered conversation and its answers; None if the template has to be asked."""
-        if not all([check(contents[number]) for number, check in self.checks]):
-            return None
-        written = [contents[part] if isinstance(part, int) else part for part in self.parts]
-        at = [0, *accumulate(map(len, written))]
-        spans = [(at[begin], at[end]) for begin, end in self.answers]
-        return "".join(written), Answers(spans, self.is_ended, self.lost)
-
-
-@dataclass(eq=False)
-class TokenPlan:
-    """How the ids of a shape are put together, part by part."""
-
-    frame: np.ndarray  # the ids of the template's own texts, one after the other
-    parts: tuple[Span | int, ...]  # where in `frame`; of a content, the number of its slot
-    slots: tuple[int, ...]  # which content goes where
-    edges: tuple[
-        tuple[int, EdgeCheck, EdgeCheck], ...
-    ]  # of each slot: its content, how that may begin, how it may end
-
-    def takes(self, contents: Sequence[str]) -> bool:
-        for number, first, last in self.edges:
-            content = contents[number]
-            if not content or not first[content[0]] or not last[content[-1]]:
-                return False
-        return True
-
-
-class EdgeCheck(dict[str, bool]):
-    """Character → whether a content that begins (or ends) with it is tokenized as if it were alone. Asked once."""
-
-    def __init__(self, ask: Callable[[str], bool]):
-        self.ask = ask
-
-    def __missing__(self, character: str) -> bool:
-        self[character] = known = self.ask(character)
-        return known
-
-
-class TokenizedGroup(NamedTuple):
-    """Conversations of one shape: their numbers, the ids of all, where each begins and ends, and its answers."""
-
-    shape: TemplateShape
-    rows: list[int]
-    ids: np.ndarray
-    bounds: list[int]
-    answers: list[tuple[Span, ...]]
 
 
 class TemplateCache:
@@ -180,7 +119,7 @@ class TemplateCache:
             )
             contents = [row[slot] for row in block for slot in slots]
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
-                yield _assembled(shape, rows, *ids_and_lengths)
+                yield assembled(shape, rows, *ids_and_lengths)
                 continue
             # There is a control token in the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
@@ -360,39 +299,6 @@ def _text_runs_and_contents(parts: Sequence[str | int]) -> tuple[list[list[str]]
         else:
             runs[-1].append(part)
     return runs, numbers
-
-
-def _assembled(shape: TemplateShape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> TokenizedGroup:
-    """Contents into their frames."""
-    plan, count = shape.plan, len(rows)
-    begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
-    lengths = lengths.reshape(count, -1)
-    begin, length = (np.empty((count, len(plan.parts)), dtype=np.int64) for _ in range(2))
-    for at, part in enumerate(plan.parts):
-        if isinstance(part, int):
-            begin[:, at], length[:, at] = begins[:, part], lengths[:, part]
-        else:
-            begin[:, at], length[:, at] = part[0], part[1] - part[0]
-    ends = length.cumsum(axis=1)
-    bounds = np.concatenate([[0], ends[:, -1].cumsum()])
-    answers = [
-        zip((ends[:, first] - length[:, first]).tolist(), ends[:, last - 1].tolist(), strict=True)
-        for first, last in shape.answers
-    ]
-    spans = list(zip(*answers, strict=True)) if answers else [()] * count
-    return TokenizedGroup(
-        shape,
-        rows,
-        gather_ranges(np.concatenate([plan.frame, ids]), begin.ravel(), length.ravel()),
-        bounds.tolist(),
-        spans,
-    )
-
-
-def gather_ranges(source: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Stretches of `source`, one after the other."""
-    before = lengths.cumsum() - lengths
-    return source[np.arange(lengths.sum()) + np.repeat(begins - before, lengths)]
 
 
 def _splits_at_line_breaks(tokenizer: PreTrainedTokenizerFast) -> bool:
