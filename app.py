@@ -110,7 +110,7 @@ def serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from webui.login import LoginRequired
-    from webui.studio import application
+    from webui.studio.application import application
 
     login = options.auth and functools.partial(
         LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),

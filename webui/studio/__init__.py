@@ -1,0 +1,33 @@
+"""The studio: the tabs put together into one page, the page built in each language, and both behind one address.
+
+    tabs          the tabs, and what stands around them    header        the head of the page
+    navigation    coming to the page or to a tab           endpoints     what other programs may call
+    transfers     from one tab into another                application   both pages behind one address
+
+Two pages and not one that translates itself, because every word, the server's included, must be in the reader's
+language. Both come from the same function, so that a handler has the same number in both.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from engine.launch.workspace import Workplace
+from webui.studio.endpoints import add_endpoints
+from webui.studio.navigation import Navigation
+from webui.studio.tabs import lay_out_frame, lay_out_tabs
+from webui.studio.transfers import FromLoaded, FromRun, IntoForm
+from webui.words import Words
+
+
+def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
+    """The whole page in one language."""
+    words = Words(language)
+    with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
+        frame = lay_out_frame(words, workplace, root)
+        tabs = lay_out_tabs(frame)
+        Navigation(frame, tabs).wire(blocks)
+        for transfer in (IntoForm, FromRun, FromLoaded):
+            transfer(frame, tabs).wire()
+        add_endpoints(workplace)
+    return blocks

@@ -1,0 +1,85 @@
+"""The page in each language, and what else the studio answers, behind one address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.data import uploads
+from engine.launch.workspace import Workplace
+from webui import downloads, theme
+from webui.body_limit import BodyLimit
+from webui.reader_language import language_of
+from webui.same_origin import SameOrigin
+from webui.studio import page
+from webui.words import LANGUAGES
+
+
+def application(
+    workplace: Workplace,
+    *,
+    auth: Callable[[ASGIApp], ASGIApp] | None = None,
+    root_path: str = "",
+    hosts: Collection[str] | None = None,
+) -> ASGIApp:
+    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for the outside; `hosts` are names
+    that it goes by, as `SameOrigin` means them; None: any name."""
+    root = root_path.rstrip("/")
+    pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> Any:
+        async with AsyncExitStack() as stack:
+            for page_app in pages.values():
+                await stack.enter_async_context(page_app.router.lifespan_context(page_app))
+            yield
+
+    healthy = Route("/healthz", lambda _: PlainTextResponse("ok"))
+    routes = [healthy, *downloads.routes(workplace), Mount("/", _ByLanguage(pages))]
+    inner = Starlette(routes=routes, lifespan=lifespan)
+    whole = _WithoutPrefix(inner, urlsplit(root).path)
+    guarded = auth(whole) if auth else whole
+    return SameOrigin(BodyLimit(guarded), hosts or (), any_host=hosts is None or auth is not None)
+
+
+def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
+    # Only of a page that was launched does gradio look whether a file that a request names was uploaded; of a mounted
+    # one it would hand any file of this machine to a handler.
+    blocks.has_launched = True
+    return gr.mount_gradio_app(
+        FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
+        head=theme.head(), footer_links=[], max_file_size=uploads.MAX_UPLOAD_BYTES, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
+        app_kwargs={"openapi_url": None}, ssr_mode=False,
+    )  # fmt: skip
+
+
+class _ByLanguage:
+    """Hands each request to the page in the reader's language."""
+
+    def __init__(self, pages: dict[str, ASGIApp]):
+        self.pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.pages[language_of(HTTPConnection(scope))](scope, receive, send)
+
+
+class _WithoutPrefix:
+    """Cuts off the outer path where a proxy has left it on."""
+
+    def __init__(self, app: ASGIApp, prefix: str):
+        self.app, self.prefix = app, prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.prefix and scope["type"] != "lifespan" and scope["path"].startswith(f"{self.prefix}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self.prefix)}
+        await self.app(scope, receive, send)

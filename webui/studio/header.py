@@ -1,0 +1,37 @@
+"""The head of the page: the name of the studio, its language, light or dark, and who is logged in."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from webui import theme
+from webui.words import Words
+
+MARK = (theme.FOLDER / "favicon.svg").read_text(encoding="utf-8").strip()
+
+
+def header(words: Words, name: str, root: str) -> str:
+    """The head as HTML; `name` is who is logged in, "" where there is no login."""
+    languages = "".join(
+        f'<a href="#" data-language="{code}" lang="{code}"{" class=on" if code == words.language else ""}>{label}</a>'
+        for code, label in (("en", "EN"), ("zh", "中文"))
+    )
+    out = ""
+    if name:
+        out = (
+            f'<span class="who">{escape(name)}</span><form method="post" action="{escape(root)}/logout">'
+            f"<button>{escape(words('sign-out'))}</button></form>"
+        )
+    return (
+        f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b><span>{escape(words("subtitle"))}</span></div>'
+        f'<nav>{out}<span class="switch">{languages}</span>'
+        f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" aria-label="{escape(words("theme"))}">◐</button>'
+        "</nav></header>"
+    )
+
+
+def user(request: gr.Request) -> str:
+    """Who asks: the name that the login put into the request; "" where there is no login."""
+    return getattr(request.state, "user", "") or ""

@@ -1,0 +1,101 @@
+"""What is shown when somebody comes to the page or to one of its tabs: the address says, and follows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from engine.data import preview_client
+from webui.events import QUIET
+from webui.panels import Updates
+from webui.studio.header import header, user
+from webui.studio.tabs import Frame, Tabs
+
+# The open run is in the page's address, so that a reload or a link shows the same.
+ARRIVE_JS = "() => athanorArrive()"
+RUNS_JS = "(run, ...rest) => { athanorAddress(run, 'runs'); return [run, ...rest]; }"
+TRAIN_JS = "() => { athanorAddress('', 'train'); return []; }"
+CHAT_JS = "(...held) => { athanorAddress('', 'chat'); return held; }"
+COMPARE_JS = "(...held) => { athanorAddress('', 'compare'); return athanorCompare(held); }"
+EXPORT_JS = "(...held) => { athanorAddress('', 'export'); return held; }"
+EVALUATE_JS = "(...held) => { athanorAddress('', 'evaluate'); athanorReport(held[0]); return held; }"
+DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
+
+
+class Navigation:
+    def __init__(self, frame: Frame, tabs: Tabs):
+        self.frame, self.tabs = frame, tabs
+
+    def wire(self, blocks: gr.Blocks) -> None:
+        self._wire_arrival(blocks)
+        self._wire_tabs()
+        self._wire_timers()
+
+    def _wire_arrival(self, blocks: gr.Blocks) -> None:
+        frame, tabs = self.frame, self.tabs
+        train, evaluate = tabs.train, tabs.evaluate
+        inputs = [
+            frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened,
+        ]  # fmt: skip
+        outputs = [
+            frame.head, frame.selected, tabs.data.chosen, evaluate.opened, *train.begins, *tabs.compare.chosen,
+            tabs.tabs,
+        ]  # fmt: skip
+        blocks.load(train.list_choices, None, train.lists, **QUIET).then(
+            self.arrive, inputs, outputs, js=ARRIVE_JS, **QUIET
+        )
+
+    def _wire_tabs(self) -> None:
+        frame, tabs, items = self.frame, self.tabs, self.tabs.items
+        run = [frame.selected, *tabs.runs.view]
+        frame.selected.change(self.open_run, run, [tabs.tabs, *tabs.runs.outputs], js=RUNS_JS, **QUIET)
+        items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
+        items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
+        items["compare"].select(
+            tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET
+        )
+        for id, tab, js in (
+            ("chat", tabs.chat, CHAT_JS), ("evaluate", tabs.evaluate, EVALUATE_JS), ("export", tabs.export, EXPORT_JS),
+        ):  # fmt: skip
+            items[id].select(tab.arrive, tab.inputs, tab.outputs, js=js, **QUIET)
+
+    def _wire_timers(self) -> None:
+        """Only what is looked at is asked about."""
+        tabs, items = self.tabs, self.tabs.items
+        items["train"].select(
+            partial(paused, tabs.runs.timers), None, tabs.runs.timers, js=TRAIN_JS, **QUIET
+        ).then(tabs.train.list_choices, None, tabs.train.lists, **QUIET)
+        timers = {id: getattr(tabs, id).timer for id in ("chat", "compare", "export", "evaluate")}
+        for id, item in items.items():
+            others = [timer for other, timer in timers.items() if other != id]
+            item.select(partial(paused, others), None, others, **QUIET)
+
+    def arrive(
+        self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str
+    ) -> Updates:
+        """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
+        frame, tabs = self.frame, self.tabs
+        tab = "runs" if run_id else tab
+        updates: Updates = {
+            frame.head: header(frame.words, user(request), frame.root),
+            frame.selected: run_id,
+            tabs.data.chosen: chosen,
+            tabs.evaluate.opened: report,
+        }
+        updates |= tabs.train.begin() | tabs.compare.from_address(query)
+        known = tab in tabs.items and tab != "train"
+        return updates | ({tabs.tabs: gr.Tabs(selected=tab)} if known else {})
+
+    def open_run(self, run_id: str, *view: Any) -> Updates:
+        shown = {self.tabs.tabs: gr.Tabs(selected="runs")} if run_id else {}
+        return shown | self.tabs.runs.open(run_id, *view)
+
+    def open_data(self, chosen: str) -> Updates:
+        preview_client.start_child()  # whoever comes here will want to see tokens
+        return self.tabs.data.arrive(chosen)
+
+
+def paused(timers: list[gr.Timer]) -> Updates:
+    return dict.fromkeys(timers, gr.Timer(active=False))
