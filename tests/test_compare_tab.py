@@ -211,7 +211,10 @@ def test_a_run_is_compared_with_those_like_it(past: Make, tab: Tab) -> None:
     updates = tab.comparison.with_siblings(run)
     assert updates[tab.runs.runs]["value"] == [run.id, older.id]
     assert (updates[tab.view.x], updates[tab.view.log]) == ("step", False)
-    assert not updates.keys() & {tab.view.metric, tab.view.by}  # what they are is told once the runs are drawn
+    assert not updates.keys() & {
+        tab.view.metric,
+        tab.view.by,
+    }  # what they are is told once the runs are drawn
 
 
 def test_curves_come_in_the_order_of_what_their_stages_are_about(past: Make) -> None:

@@ -447,12 +447,6 @@ def test_an_optimizer_names_the_packages_that_it_imports(
     assert {one.values["package"] for one in found} == packages
 
 
-def test_a_card_that_does_not_tell_its_memory_is_a_card() -> None:
-    gpu = hardware._parse_gpu("0, GPU-1, NVIDIA GB10, [N/A], [N/A], 12.1")
-    assert (gpu.index, gpu.memory, gpu.capability) == (0, 0, 12.1)
-    assert hardware._parse_gpu("0, GPU-1, old, 100, 90, [N/A]").capability == 0
-
-
 @pytest.mark.parametrize(("said", "threads"), [("4,2", 4), ("3", 3), ("", None), ("all", None), ("0", None)])
 def test_threads_are_the_first_number_that_is_said_or_the_cores(
     monkeypatch: pytest.MonkeyPatch, said: str, threads: int | None

@@ -207,7 +207,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
         str(tmp_path / "two"),
         '{"processes": 2}',
     ]
-    environment = os.environ | command.environment(spec, tmp_path, gpu_count=0, threads=2)
+    environment = os.environ | command.environment(spec, tmp_path, gpu_indices=(), threads=2)
     subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, timeout=300, check=True)
     shared = read_lines(tmp_path / "two" / "metrics.jsonl")[-1]
     names = set(together) - {"time"}

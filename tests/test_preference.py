@@ -188,7 +188,7 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     words = command.train_command(spec, tmp_path, supervisor.free_port(), gpu_count=0)
     words[words.index("engine.worker.launch")] = "accelerate.commands.launch"  # it is no run that is trained
     words[words.index("engine.worker.train")] = "tests.shifted"
-    environment = os.environ | command.environment(spec, tmp_path, gpu_count=0, threads=2)
+    environment = os.environ | command.environment(spec, tmp_path, gpu_indices=(), threads=2)
     done = subprocess.run(words, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [read_json(tmp_path / f"rank-{rank}.json") for rank in range(processes)]

@@ -1,25 +1,33 @@
-"""What this machine has: cards, cores, memory, disk. Asks nvidia-smi, so that no process but a worker opens a CUDA context."""
+"""What this machine has: cards, cores, memory, disk. No process but a worker opens a CUDA context."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import psutil
 
+from engine.core.problems import Problem, problem
+
 CGROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
-NVIDIA_SMI_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap")
+# One of these is there wherever a driver is installed, or was handed into a container or WSL.
+DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+QUERY_LIMIT_SECONDS = 10.0  # for the driver to answer
+QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One card. Memory in bytes. A number that the driver does not tell is 0."""
+    """One card. Memory in bytes. `index` is nvidia-smi's; memory is 0 where the driver does not tell it."""
 
     index: int
     uuid: str
@@ -30,37 +38,78 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The cards of this machine, as of at most five seconds ago; none where there is no NVIDIA driver."""
-    return _query_gpus(int(time.monotonic() // 5))
+    """The cards that may be used here, as of a few seconds ago: those of CUDA_VISIBLE_DEVICES, where somebody has set it,
+    in its order; else all. None where there are none, and where the driver fails (see `gpu_failure`)."""
+    return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-@lru_cache(maxsize=1)
-def _query_gpus(_five_seconds: int) -> tuple[Gpu, ...]:
-    command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+def gpu_failure() -> Problem | None:
+    """Why the cards of this machine cannot be asked for; None where they can, and where there are none."""
+    return _cached_query()[1] if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else None
+
+
+def chosen_gpus(indices: Sequence[int], count: int) -> tuple[Gpu, ...]:
+    """The cards with these indices, as far as they are there; where none is named, the first `count`."""
+    there = gpus()
+    if not indices:
+        return there[:count]
+    by_index = {gpu.index: gpu for gpu in there}
+    return tuple(by_index[index] for index in indices if index in by_index)
+
+
+def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
+    """As CUDA reads its variable: indices or the beginnings of UUIDs, up to the first that is no card."""
+    if visible is None:
+        return all_gpus
+    chosen: list[Gpu] = []
+    for entry in visible.split(","):
+        name = entry.strip()
+        fits = [
+            gpu
+            for gpu in all_gpus
+            if name == str(gpu.index) or (name[:4] == "GPU-" and gpu.uuid.startswith(name))
+        ]
+        if len(fits) != 1 or fits[0] in chosen:
+            break
+        chosen += fits
+    return tuple(chosen)
+
+
+_turn = threading.Lock()
+_last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = (
+    None  # until when it holds, and the answer
+)
+
+
+def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
+    global _last_query
+    with _turn:
+        if _last_query is None or time.monotonic() > _last_query[0]:
+            answer = _query_gpus()
+            holds = FAILURE_HOLDS_SECONDS if answer[1] else QUERY_HOLDS_SECONDS
+            _last_query = (time.monotonic() + holds, answer)
+        return _last_query[1]
+
+
+def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
+    """The cards of this machine, or why they cannot be asked. A machine without a trace of a driver has none."""
+    if not any(os.path.exists(trace) for trace in DRIVER_TRACES):
+        return (), None
+    program = Path(__file__).with_name("gpu_query.py")
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(
-        _parse_gpu(line) for line in answer.splitlines() if line.count(",") == len(NVIDIA_SMI_FIELDS) - 1
-    )
-
-
-def _parse_gpu(line: str) -> Gpu:
-    index, uuid, name, total, free, capability = (cell.strip() for cell in line.split(","))
-    mebibyte = 2**20
-    return Gpu(
-        int(_number(index)), uuid, name, int(_number(total)) * mebibyte, int(_number(free)) * mebibyte,
-        _number(capability),
-    )  # fmt: skip
-
-
-def _number(cell: str) -> float:
-    """0 for [N/A], which a card says that shares the memory of the machine, or is divided."""
-    try:
-        return float(cell)
-    except ValueError:
-        return 0
+        done = subprocess.run(
+            [sys.executable, program], capture_output=True, text=True, timeout=QUERY_LIMIT_SECONDS
+        )
+        answer = json.loads(done.stdout or "null") or {
+            "error": done.stderr.strip().rpartition("\n")[2] or "—"
+        }
+    except subprocess.TimeoutExpired:
+        return (), problem("gpu-driver-silent", "hardware.device", seconds=int(QUERY_LIMIT_SECONDS))
+    except (OSError, ValueError) as error:
+        answer = {"error": str(error)}
+    if "error" in answer:
+        return (), problem("gpu-driver-failed", "hardware.device", what=answer["error"])
+    return tuple(Gpu(**gpu) for gpu in answer["gpus"]), None
 
 
 def threads() -> int:

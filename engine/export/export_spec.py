@@ -25,6 +25,7 @@ from engine.models.adapters import ADAPTER_FILES, adapter_config, adapter_has_sc
 from engine.models.checks import model_problems
 from engine.models.facts import inspect_model
 from engine.models.safetensors_headers import Tensor, read_header
+from engine.preflight import checks
 from engine.preflight.doctor import device_of
 from engine.preflight.package_checks import bitsandbytes_problems
 from engine.spec.model_settings import Model
@@ -219,13 +220,9 @@ def no_converter() -> Problem:
 
 
 def _device_problems(spec: ExportSpec) -> list[Problem]:
-    gpus = hardware.gpus()
-    if spec.hardware.device == "cuda" and not gpus:
-        return [problem("no-cards", "hardware.device")]
-    unknown = [index for index in spec.hardware.devices if index >= len(gpus)]
-    if unknown and spec.hardware.device != "cpu":
-        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(gpus) - 1)]
-    return []
+    if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
+        return [failure]
+    return [] if on_cpu(spec, len(hardware.gpus())) else checks.missing_gpus(spec.hardware)
 
 
 def _combination_problems(spec: ExportSpec) -> list[Problem]:
@@ -305,11 +302,12 @@ def disk_needed(spec: ExportSpec) -> int:
 def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
     """Whether the model fits into the memory of the device: into what is free now, or, for an export that waits, into
     all of it."""
-    gpus = hardware.gpus()
-    if on_cpu(spec, len(gpus)):
+    if on_cpu(spec, len(hardware.gpus())):
         (free, whole), code = hardware.memory(), "export-no-memory"
     else:
-        gpu = gpus[(spec.hardware.devices or [0])[0]]
+        gpu = next(iter(hardware.chosen_gpus(spec.hardware.devices, 1)), None)
+        if gpu is None:  # told by `_device_problems`
+            return []
         free, whole, code = gpu.free, gpu.memory, "export-no-card-memory"
     needed, has = memory_needed(spec), whole if waits else free
     if needed <= has or not whole:  # a GPU that shares the machine's memory reports none

@@ -21,8 +21,9 @@ ACCELERATE_CONFIG = Path(__file__).parent / "accelerate.yaml"
 
 
 def on_cpu(spec: Spec, gpu_count: int) -> bool:
-    """Whether the run computes on the CPU of a machine that has this many cards."""
-    return spec.hardware.device == "cpu" or (spec.hardware.device == "auto" and gpu_count == 0)
+    """Whether the run computes on the CPU of a machine that has this many cards. One that names cards does not."""
+    chosen = spec.hardware
+    return chosen.device == "cpu" or (chosen.device == "auto" and gpu_count == 0 and not chosen.devices)
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
     ]  # fmt: skip
 
 
-def environment(spec: Spec, folder: Path | str, gpu_count: int, threads: int) -> dict[str, str]:
+def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], threads: int) -> dict[str, str]:
     """What the run's processes find in their environment besides what the studio's own has.
 
-    `threads`: of the CPU, for all processes of the run together.
+    `gpu_indices`: of the cards that may be used, as nvidia-smi numbers them; `threads`: of the CPU, for all processes of
+    the run together.
     """
     variables = {
         RUN_VARIABLE: str(folder),
@@ -87,14 +89,14 @@ def environment(spec: Spec, folder: Path | str, gpu_count: int, threads: int) ->
         "WANDB_DIR": str(folder),
         "TENSORBOARD_LOGGING_DIR": str(Path(folder) / "tensorboard"),
     }
-    if on_cpu(spec, gpu_count):
+    if on_cpu(spec, len(gpu_indices)):
         variables |= {
             "ACCELERATE_USE_CPU": "true",
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": str(max(threads // spec.hardware.num_processes, 1)),
         }
     else:
-        chosen = spec.hardware.devices or range(spec.hardware.num_processes)
+        chosen = spec.hardware.devices or gpu_indices[: spec.hardware.num_processes]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
     if is_hub_id(spec.model.model_name_or_path):
         variables["ATHANOR_HUB"] = spec.model.hub

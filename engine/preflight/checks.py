@@ -18,7 +18,7 @@ from engine.preflight import doctor
 from engine.preflight.data_checks import any_dataset_has_answers, dataset_problems
 from engine.preflight.model_checks import chosen_model_problems, model_is_readable, trained_parameters
 from engine.preflight.package_checks import package_problems
-from engine.spec.run_spec import RunSpec
+from engine.spec.run_spec import Hardware, RunSpec
 
 NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
@@ -56,6 +56,8 @@ def _reward_problems(spec: RunSpec, workplace: Workplace, outside: set[str]) -> 
 def _gpu_problems(spec: RunSpec) -> list[Problem]:
     chosen, gpus = spec.hardware, hardware.gpus()
     attention, cpu = spec.model.attn_implementation, command.on_cpu(spec, len(gpus))
+    if chosen.device != "cpu" and (failure := hardware.gpu_failure()):
+        return [failure]
     if cpu and attention == "flash_attention_2":
         return [problem("attention-needs-card", "model.attn_implementation", name=attention)]
     if cpu and attention == "flex_attention":
@@ -64,24 +66,33 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
         return [problem("attention-needs-half", "model.attn_implementation")]
     if spec.extra.get("tf32") is True and cpu:
         return [problem("tf32-needs-card", "extra")]
-    if chosen.device == "auto" and not gpus and spec.training.precision == "fp16":
+    if chosen.device == "auto" and cpu and spec.training.precision == "fp16":
         return [problem("fp16-on-cpu", "training.precision")]
-    if chosen.device == "cpu" or (chosen.device == "auto" and not gpus):
+    if cpu:
         return []
-    if not gpus:
-        return [problem("no-cards", "hardware.device")]
-    unknown = [index for index in chosen.devices if index >= len(gpus)]
-    if unknown:
-        return [problem("card-unknown", "hardware.devices", given=unknown[0], last=len(gpus) - 1)]
+    if missing := missing_gpus(chosen):
+        return missing
     if chosen.num_processes > len(gpus):
         return [
             problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))
         ]
-    first = gpus[chosen.devices[0] if chosen.devices else 0]
+    first = hardware.chosen_gpus(chosen.devices, 1)[0]
     if doctor.torch_cuda() == "":
         return [problem("torch-without-cuda", "hardware.device", name=first.name)]
     if spec.training.precision == "bf16" and 0 < first.capability < 8:
         return [problem("bf16-not-there", "training.precision", name=first.name, capability=first.capability)]
+    return []
+
+
+def missing_gpus(chosen: Hardware) -> list[Problem]:
+    """That there is no card where one is to be used, or not that one."""
+    there = [gpu.index for gpu in hardware.gpus()]
+    if not there:
+        return [problem("no-cards", "hardware.devices" if chosen.devices else "hardware.device")]
+    unknown = [index for index in chosen.devices if index not in there]
+    if unknown:
+        named = ", ".join(map(str, there))
+        return [problem("card-unknown", "hardware.devices", given=unknown[0], there=named)]
     return []
 
 

@@ -69,8 +69,7 @@ def device_of(spec: Spec) -> Device:
     gpus = hardware.gpus()
     if not gpus or command.on_cpu(spec, len(gpus)):
         return Device()
-    index = next(iter(spec.hardware.devices), 0)
-    gpu = gpus[index if index < len(gpus) else 0]
+    gpu = (hardware.chosen_gpus(spec.hardware.devices, 1) or gpus)[0]
     return Device(gpu.index, gpu.name, gpu.uuid)
 
 

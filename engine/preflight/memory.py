@@ -142,8 +142,7 @@ def available_memory(spec: RunSpec) -> AvailableMemory | None:
     gpus, processes = hardware.gpus(), spec.hardware.num_processes
     if on_cpu(spec, len(gpus)) or not gpus:
         return AvailableMemory(hardware.memory()[1] // processes, "")
-    indices = spec.hardware.devices or range(processes)
-    chosen = [gpus[index] for index in indices if index < len(gpus)] or [gpus[0]]
+    chosen = hardware.chosen_gpus(spec.hardware.devices, processes) or gpus[:1]
     smallest = min(chosen, key=lambda gpu: gpu.memory)
     return AvailableMemory(smallest.memory, smallest.name) if smallest.memory else None
 

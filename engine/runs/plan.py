@@ -100,7 +100,8 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     """Everything the page shows beside the Start button. Waits for nothing: what is still being tried on this machine is
     shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
-    gpu_count = len(hardware.gpus())
+    gpu_indices = [gpu.index for gpu in hardware.gpus()]
+    gpu_count = len(gpu_indices)
     folder = "saves/…"
     training = command.train_command(spec, folder, 0, gpu_count)
     all_problems = preflight_problems(spec, workplace, wait=False)
@@ -124,7 +125,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         parameters=model.parameters if model else None,
         command=training,
         shell=command.shell_command(
-            training, command.environment(spec, folder, gpu_count, hardware.threads())
+            training, command.environment(spec, folder, gpu_indices, hardware.threads())
         ),
         yaml=spec.to_yaml(brief=True),
         problems=all_problems,

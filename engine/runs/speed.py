@@ -57,7 +57,7 @@ def training_time(
 def _speed(spec: RunSpec) -> float:
     """Operations per second of all devices of the run."""
     gpus = hardware.gpus()
-    if on_cpu(spec, len(gpus)):
+    if on_cpu(spec, len(gpus)) or not gpus:
         return _cpu_speed()
     best = next(
         speed for capability, speed in GPU_OPERATIONS_PER_S.items() if gpus[0].capability >= capability

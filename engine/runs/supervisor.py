@@ -23,6 +23,8 @@ from pathlib import Path
 import psutil
 
 from engine.core import hardware, regular_files
+from engine.core.problems import Refusal
+from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
 from engine.launch import command
 from engine.launch.command import Step
@@ -45,10 +47,12 @@ def free_port() -> int:
 def supervise(run: RunDir) -> None:
     """The whole life of one attempt, from the lock to exit.json. The caller holds the lock already."""
     spec = kinds.read(regular_files.read_text(run.spec))
-    gpu_count, port = len(hardware.gpus()), free_port()
-    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, gpu_count)
+    gpu_indices, port = [gpu.index for gpu in hardware.gpus()], free_port()
+    if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
+        raise Refusal(failure)  # it worked when the run was submitted; "auto" is no CPU now
+    steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpu_indices))
     environment = command.inherited_environment() | command.environment(
-        spec, run.path, gpu_count, hardware.threads()
+        spec, run.path, gpu_indices, hardware.threads()
     )
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
@@ -123,6 +127,10 @@ def become_supervisor(folder: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: (end_processes(folder), os._exit(143)))
     try:
         supervise(run)
+    except Refusal as refusal:
+        with contextlib.suppress(FileExistsError):
+            write_error(run, refusal)
+        write_json(run.exit, determine_outcome(run, 1))
     except BaseException:
         traceback.print_exc()
         with contextlib.suppress(OSError):

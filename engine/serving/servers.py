@@ -285,8 +285,10 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
 def _free_gpu(saves: Path, engine: str) -> int | None:
     """The index of the GPU with the most free memory; None where there is none. vLLM takes nine tenths of one, so it has it alone.
 
-    Raises Refusal with the servers on them if every GPU is taken.
+    Raises Refusal with the servers on them if every GPU is taken, or if the driver does not tell which there are.
     """
+    if failure := hardware.gpu_failure():
+        raise Refusal(failure)
     gpus, alive = hardware.gpus(), [server for server in servers(saves) if server.alive]
     occupants = {server.settings.get("card"): server for server in alive if "vllm" in (engine, server.engine)}
     left = [gpu for gpu in gpus if gpu.index not in occupants]
@@ -325,10 +327,9 @@ def begin(
 def _environment(settings: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """That of a run on one device: its GPU, or the CPU where there is none."""
     spec = RunSpec.read({"model": settings["model"]})
-    gpus = hardware.gpus()
     variables = (
         command.inherited_environment()
-        | command.environment(spec, folder, len(gpus), hardware.threads())
+        | command.environment(spec, folder, [gpu.index for gpu in hardware.gpus()], hardware.threads())
         | command.OFFLINE_VARIABLES
     )
     if settings["card"] is not None:

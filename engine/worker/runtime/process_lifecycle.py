@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -13,10 +12,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.core.problems import Refusal
+from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json
-
-MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and characters of each
 
 
 def rank() -> int:
@@ -45,36 +42,8 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
     except Exception as error:
         traceback.print_exc()
         with contextlib.suppress(FileExistsError):
-            _write_error(run, error)
+            write_error(run, error, rank())
         sys.exit(1)
-
-
-def _write_error(run: RunDir, error: Exception) -> None:
-    record = {
-        "type": type(error).__name__, "message": str(error), "rank": rank(), "at": time.time(),
-        "traceback": traceback.format_exc(), "causes": causes(error),
-    }  # fmt: skip
-    if isinstance(error, Refusal):
-        # As codes and values, so that the page can say it in the reader's language.
-        record["problems"] = [
-            {
-                "code": reason.code,
-                "field": reason.field,
-                "values": {k: str(v) for k, v in reason.values.items()},
-            }
-            for reason in error.problems
-        ]
-    with run.error.open("x", encoding="utf-8") as file:
-        json.dump(record, file, ensure_ascii=False, indent=1)
-
-
-def causes(error: BaseException) -> list[str]:
-    """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
-    something else, and leave it out of the traceback (`raise … from None`)."""
-    chain: list[BaseException] = []
-    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < MAX_CAUSES:
-        chain.append(error)
-    return [f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_CHARS] for cause in chain]
 
 
 class ProgressReport:

@@ -1,0 +1,41 @@
+"""error.json: what ended a process of a run, as codes where it was a refusal, so that it can be told in any language."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+
+from engine.core.problems import Refusal
+from engine.core.rundir import RunDir
+
+MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and characters of each
+
+
+def write_error(run: RunDir, error: Exception, rank: int = 0) -> None:
+    """Write an error that is being handled to error.json. Raises FileExistsError if another rank has written its own."""
+    record = {
+        "type": type(error).__name__, "message": str(error), "rank": rank, "at": time.time(),
+        "traceback": traceback.format_exc(), "causes": _causes(error),
+    }  # fmt: skip
+    if isinstance(error, Refusal):
+        # As codes and values, so that the page can say it in the reader's language.
+        record["problems"] = [
+            {
+                "code": reason.code,
+                "field": reason.field,
+                "values": {k: str(v) for k, v in reason.values.items()},
+            }
+            for reason in error.problems
+        ]
+    with run.error.open("x", encoding="utf-8") as file:
+        json.dump(record, file, ensure_ascii=False, indent=1)
+
+
+def _causes(error: BaseException) -> list[str]:
+    """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
+    something else, and leave it out of the traceback (`raise … from None`)."""
+    chain: list[BaseException] = []
+    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < MAX_CAUSES:
+        chain.append(error)
+    return [f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_CHARS] for cause in chain]

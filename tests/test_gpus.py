@@ -1,0 +1,174 @@
+"""Which cards there are, which may be used, and that a driver in trouble is never taken for a machine without cards.
+
+The machine of the tests has no card: a stand-in for NVIDIA's library (pynvml) says what its file tells it to. All else is real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.core import hardware
+from engine.core.problems import Refusal
+from engine.core.rundir import read_object
+from engine.launch import command
+from engine.launch.workspace import Workplace
+from engine.preflight import checks
+from engine.runs import failures, runs
+from engine.serving import servers
+from engine.spec.run_spec import RunSpec
+from tests.conftest import wait_until
+
+LIBRARY = """
+import json, pathlib, time, types
+class NVMLError(Exception): pass
+class NVMLError_NotSupported(NVMLError): pass
+SAID = json.loads((pathlib.Path(__file__).parent / "said.json").read_text())
+def nvmlInit():
+    time.sleep(SAID.get("seconds", 0))
+    if "error" in SAID: raise NVMLError(SAID["error"])
+def nvmlDeviceGetCount(): return len(SAID["gpus"])
+def nvmlDeviceGetHandleByIndex(index): return SAID["gpus"][index]
+def nvmlDeviceGetMemoryInfo(gpu):
+    if "memory" not in gpu: raise NVMLError_NotSupported("not supported")
+    return types.SimpleNamespace(total=gpu["memory"], free=gpu["free"])
+def nvmlDeviceGetCudaComputeCapability(gpu): return 9, 0
+def nvmlDeviceGetUUID(gpu): return gpu["uuid"]
+def nvmlDeviceGetName(gpu): return "NVIDIA H100"
+"""
+FOUR = [
+    {"uuid": f"GPU-{number}{number}aa", "memory": 80 << 30, "free": (70 + number) << 30}
+    for number in range(4)
+]
+Say = Callable[..., None]
+
+
+@pytest.fixture
+def say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Sets what the driver says from now on."""
+    folder = tmp_path / "library"
+    folder.mkdir()
+    (folder / "pynvml.py").write_text(LIBRARY)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def said(trace: bool = True, **answer: Any) -> None:
+        (folder / "said.json").write_text(json.dumps(answer))
+        monkeypatch.setattr(hardware, "DRIVER_TRACES", (str(folder if trace else folder / "nothing"),))
+        monkeypatch.setattr(hardware, "_last_query", None)
+
+    return said
+
+
+def codes(spec: RunSpec) -> list[str]:
+    return [problem.code for problem in checks._gpu_problems(spec)]
+
+
+def test_the_cards_are_as_the_driver_says(say: Say) -> None:
+    say(gpus=FOUR)
+    assert [gpu.index for gpu in hardware.gpus()] == [0, 1, 2, 3]
+    assert hardware.gpus()[1] == hardware.Gpu(1, "GPU-11aa", "NVIDIA H100", 80 << 30, 71 << 30, 9.0)
+    say(gpus=[{"uuid": "GPU-shared"}])
+    assert hardware.gpus() == (hardware.Gpu(0, "GPU-shared", "NVIDIA H100", 0, 0, 9.0),)
+    assert hardware.gpu_failure() is None
+
+
+VISIBLE = [
+    (None, [0, 1, 2, 3]), ("", []), ("2,3", [2, 3]), ("3, 1", [3, 1]), ("GPU-22aa", [2]), ("GPU-2,0", [2, 0]), ("-1", []), ("1,-1,2", [1]),
+    ("0,7,1", [0]), ("1,1", [1]), ("NoDevFiles", []), ("GPU-", []), ("all", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variable", "indices"), VISIBLE)
+def test_the_operators_own_choice_of_cards_is_kept(
+    say: Say, monkeypatch: pytest.MonkeyPatch, variable: str | None, indices: list[int]
+) -> None:
+    say(gpus=FOUR)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert [gpu.index for gpu in hardware.gpus()] == indices
+
+
+def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
+    say: Say, monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec]
+) -> None:
+    say(gpus=FOUR)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    auto = make_spec(hardware__device="auto")
+
+    def cards(spec: RunSpec) -> str:
+        indices = [gpu.index for gpu in hardware.gpus()]
+        return command.environment(spec, "run", indices, 4)["CUDA_VISIBLE_DEVICES"]
+
+    assert cards(auto) == "2"
+    assert cards(auto.change("hardware.num_processes", 2)) == "2,3"
+    assert cards(auto.change("hardware.devices", [3])) == "3"
+    assert cards(auto.change("hardware.device", "cpu")) == ""
+    [wrong] = checks._gpu_problems(auto.change("hardware.devices", [0]))
+    assert wrong.text() == "There is no GPU 0 here. GPUs that can be used: 2, 3."
+    assert codes(auto.change("hardware.num_processes", 3)) == ["too-few-cards"]
+
+
+FAILING = [
+    ({"error": "Driver/library version mismatch"}, "gpu-driver-failed"),
+    ({"seconds": 30, "gpus": FOUR}, "gpu-driver-silent"),
+    ({}, "gpu-driver-failed"),  # the program itself breaks
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), FAILING)
+def test_a_driver_in_trouble_is_told_and_nothing_goes_to_the_cpu_unasked(
+    say: Say, monkeypatch: pytest.MonkeyPatch, workplace: Workplace, tiny: Path, make_spec: Callable[..., RunSpec],
+    answer: dict[str, Any], code: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(hardware, "QUERY_LIMIT_SECONDS", 1.0)
+    say(**answer)
+    assert hardware.gpus() == ()
+    for device in ("auto", "cuda"):
+        assert codes(make_spec(hardware__device=device)) == [code]
+    assert codes(make_spec(hardware__device="cpu")) == []
+    with pytest.raises(Refusal) as caught:
+        servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "")
+    assert caught.value.problems[0].code == code
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert codes(make_spec(hardware__device="auto")) == []
+
+
+def test_a_machine_without_a_driver_trains_on_its_cpu_unless_cards_are_named(
+    say: Say, make_spec: Callable[..., RunSpec]
+) -> None:
+    say(trace=False)
+    auto = make_spec(hardware__device="auto")
+    assert codes(auto) == []
+    assert command.on_cpu(auto, 0)
+    named = auto.change("hardware.devices", [0, 1, 2, 3]).change("hardware.num_processes", 4)
+    assert not command.on_cpu(named, 0)
+    assert codes(named) == ["no-cards"]
+    assert codes(auto.change("hardware.device", "cuda")) == ["no-cards"]
+    assert codes(named.change("hardware.device", "cpu")) == []
+
+
+@pytest.mark.slow
+def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
+    say: Say, workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(trace=False)
+    monkeypatch.setattr(runs.queue, "advance", lambda saves: None)
+    run = runs.submit(make_spec(hardware__device="auto"), workplace)
+    say(error="GPU is lost")
+    # The supervisor is a process of its own: there, too, the stand-in has to leave a trace.
+    start = (
+        "import sys; from pathlib import Path; from engine.core import hardware; from engine.runs import supervisor;"
+        f"hardware.DRIVER_TRACES = {hardware.DRIVER_TRACES!r}; sys.exit(supervisor.become_supervisor(Path(sys.argv[1])))"
+    )
+    runs.subprocess.run([runs.sys.executable, "-c", start, str(run.path)], check=True, env=os.environ)
+    run = wait_until(lambda: (now := runs.read(run.path, workplace.saves)).final and now, 30)
+    assert run.state == "failed"
+    assert read_object(run.dir.error)["problems"][0]["code"] == "gpu-driver-failed"
+    assert "GPU is lost" in failures.explain(run).what("en")
+    assert not run.dir.prepared.exists()
