@@ -66,6 +66,12 @@ def arguments() -> argparse.Namespace:
         help="names by which browsers reach the studio, besides addresses and this machine's own name; needed without --auth, and "
         "behind a proxy that passes no Host on [ATHANOR_ALLOWED_HOSTS]",
     )  # fmt: skip
+    parser.add_argument(
+        "--trusted-proxy", metavar="ADDRESS", nargs="+", action="extend",
+        default=environment("ATHANOR_TRUSTED_PROXIES", environment("FORWARDED_ALLOW_IPS", "")).replace(",", " ").split(),
+        help="addresses or networks of reverse proxies, which are believed from where a request comes (X-Forwarded-For); nobody else is "
+        "[ATHANOR_TRUSTED_PROXIES]",
+    )  # fmt: skip
     add_arguments(parser)
     return parser.parse_args()
 
@@ -114,7 +120,7 @@ def serve(options: argparse.Namespace) -> None:
 
     login = options.auth and functools.partial(
         LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),
-        root_path=options.root_path,
+        ended_file=workplace.saves / ".ended-sessions.jsonl", root_path=options.root_path,
     )  # fmt: skip
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
@@ -125,9 +131,10 @@ def serve(options: argparse.Namespace) -> None:
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
-    uvicorn.Server(uvicorn.Config(page, root_path=options.root_path, log_level="warning")).run(
-        sockets=[listener]
+    config = uvicorn.Config(
+        page, root_path=options.root_path, log_level="warning", forwarded_allow_ips=options.trusted_proxy
     )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def main() -> int:

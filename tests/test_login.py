@@ -39,7 +39,7 @@ def studio(tmp_path, monkeypatch):
     ])  # fmt: skip
 
     def client(root_path="", base_url="http://studio.lan:7860"):
-        app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", root_path)
+        app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", tmp_path / "ended", root_path)
         return TestClient(app, base_url=base_url, follow_redirects=False)
 
     return client
@@ -185,7 +185,7 @@ def test_a_sub_path_works_whether_or_not_the_proxy_cuts_it_off(studio, cut):
 
 
 def test_two_studios_on_one_host_have_cookies_of_their_own(tmp_path):
-    doors = [LoginRequired(None, tmp_path / "users", tmp_path / name) for name in "ab"]
+    doors = [LoginRequired(None, tmp_path / "users", tmp_path / name, tmp_path / "ended") for name in "ab"]
     assert doors[0].cookie != doors[1].cookie
 
 

@@ -1,13 +1,14 @@
 """The door of the studio: an ASGI middleware that lets only logged-in users through to the app behind it.
 
 Everything behind it is closed, websockets and API endpoints included; only /login, /logout and /healthz answer
-by themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users, hashes
-and tokens are `engine.core.users`; this module knows cookies, pages and slowing down those who guess.
+by themselves. The app finds the user's name in `request.state.user`, which nobody outside can set. Users and hashes
+are `engine.core.users`, sessions `webui.sessions`; this module knows cookies, pages and slowing down those who guess.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import re
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from engine.core import users
 from engine.core.problems import say
 from webui.reader_language import language_of
+from webui.sessions import SESSION_SECONDS, Sessions
 
 FREE_TRIES = 5  # failed logins of one address before it has to wait
 MAX_WAIT_SECONDS = 60  # bounded, because a whole office may come from one address
@@ -47,15 +49,19 @@ PAGE_HEADERS = {
 
 class LoginRequired:
     """Wraps an ASGI app. `root_path` is the path the studio has for the outside, "" or "/studio"; whether a proxy
-    cuts it off before passing a request on does not matter. Raises Refusal for a secret file without a key."""
+    cuts it off before passing a request on does not matter. `ended_file` remembers who has signed out. Raises Refusal
+    for a secret file without a key."""
 
-    def __init__(self, app: ASGIApp, users_file: Path, secret_file: Path, root_path: str = "") -> None:
+    def __init__(
+        self, app: ASGIApp, users_file: Path, secret_file: Path, ended_file: Path, root_path: str = ""
+    ) -> None:
         self.app = app
         self.users_file = users_file
-        self.key = users.signing_key(secret_file)
+        key = users.signing_key(secret_file)
+        self.sessions = Sessions(users_file, key, ended_file)
         self.root = "/" + root if (root := urlsplit(root_path).path.strip("/")) else ""
         # Browsers keep cookies by host, not by port: two studios on one machine must not log each other out.
-        self.cookie = "athanor_" + hashlib.sha256(self.key).hexdigest()[:8]
+        self.cookie = "athanor_" + hashlib.sha256(key).hexdigest()[:8]
         self.attempts = Attempts()
         self.hashing = asyncio.Semaphore(MAX_CONCURRENT_HASHES)
 
@@ -73,9 +79,7 @@ class LoginRequired:
 
     def _user(self, connection: HTTPConnection) -> str | None:
         # Reads the users file each time: it is a few lines, and a user taken out is out at once.
-        return users.verify_session(
-            self.users_file, connection.cookies.get(self.cookie, ""), self.key, time.time()
-        )
+        return self.sessions.user(connection.cookies.get(self.cookie, ""))
 
     async def _own_page(self, request: Request, name: str | None) -> Response | None:
         """The answer of /login, /logout and /healthz; None for every other path."""
@@ -90,7 +94,7 @@ class LoginRequired:
         if path == "/login" and request.method == "POST":
             return await self._log_in(request)
         if path == "/logout" and request.method == "POST":
-            return _foreign_origin_page(request, self.root) or self._log_out()
+            return _foreign_origin_page(request, self.root) or self._log_out(request)
         if path in ("/login", "/logout"):
             return PlainTextResponse("", 405, {"Allow": "GET, HEAD, POST" if path == "/login" else "POST"})
         return None
@@ -121,8 +125,8 @@ class LoginRequired:
         answer = RedirectResponse(self.root + target, HTTPStatus.SEE_OTHER)
         answer.set_cookie(
             self.cookie,
-            users.sign_session(self.users_file, name, self.key, time.time()),
-            max_age=users.SESSION_SECONDS,
+            self.sessions.begin(name),
+            max_age=SESSION_SECONDS,
             path=self.root or "/",
             secure=_is_https(
                 request
@@ -132,7 +136,9 @@ class LoginRequired:
         )
         return answer
 
-    def _log_out(self) -> Response:
+    def _log_out(self, request: Request) -> Response:
+        with contextlib.suppress(OSError):  # on a full disk at least the browser forgets it
+            self.sessions.end(request.cookies.get(self.cookie, ""))
         answer = RedirectResponse(f"{self.root}/login", HTTPStatus.SEE_OTHER)
         answer.delete_cookie(self.cookie, path=self.root or "/", httponly=True, samesite="lax")
         return answer

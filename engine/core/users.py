@@ -1,7 +1,7 @@
-"""Who may use the studio: a file of names and password hashes, and the signed tokens of their sessions.
+"""Who may use the studio: a file of names and password hashes, and the key that signs their sessions.
 
-One line per user, `name:scrypt:n:r:p:salt:hash`, so that an operator can read and trim it. Cookies, pages and
-slowing down those who guess are `webui.login`'s job.
+One line per user, `name:scrypt:n:r:p:salt:hash`, so that an operator can read and trim it. Sessions are
+`webui.sessions`' job; cookies, pages and slowing down those who guess, `webui.login`'s.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 
 from engine.core.problems import NOTHING, Refusal, problem
 
-SESSION_SECONDS = 30 * 24 * 3600  # seconds
 USER_NAME = re.compile(r"\w[\w.@-]{0,63}")  # letters of any script; no colon, the separator of the file
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 256  # characters of a password
 SCRYPT_COST = (1 << 14, 8, 5)  # scrypt's n, r, p: 16 MiB and some 0.2 s, one of OWASP's equal choices
@@ -116,9 +115,6 @@ def _write_private(path: Path, text: str) -> str:
     return partial
 
 
-# --------------------------------------------------------------------------------------------------- sessions
-
-
 def signing_key(path: Path) -> bytes:
     """The key that signs sessions, made at first use. Deleting the file logs everybody out. Raises Refusal if the
     file holds no key."""
@@ -135,36 +131,3 @@ def signing_key(path: Path) -> bytes:
     if len(key) < 32:
         raise Refusal(problem("secret-broken", file=path))
     return key
-
-
-def sign_session(path: Path, name: str, key: bytes, now: float) -> str:
-    """A session token of user `name` of the users file `path`, good for 30 days from `now` (seconds since 1970)
-    and as long as the password stays the same. Raises KeyError for an unknown user."""
-    claim = f"{_base64_text(name)}.{int(now) + SESSION_SECONDS}"
-    return f"{claim}.{_signature(claim, read_users(path)[name], key)}"
-
-
-def verify_session(path: Path, token: str, key: bytes, now: float) -> str | None:
-    """The name a token was signed for; None if it is forged, expired, or the user is gone or has a new password."""
-    parts = token.split(".") if token.isascii() else []
-    if len(parts) != 3 or not re.fullmatch(r"\d{1,12}", parts[1]) or int(parts[1]) < now:
-        return None
-    try:
-        name = base64.urlsafe_b64decode(parts[0] + "==").decode("utf-8")
-    except ValueError:
-        return None
-    stored = read_users(path).get(name)
-    if stored and hmac.compare_digest(_signature(f"{parts[0]}.{parts[1]}", stored, key), parts[2]):
-        return name
-    return None
-
-
-def _base64_text(text: str) -> str:
-    return (
-        base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-    )  # "=" would have to be quoted in a cookie
-
-
-def _signature(claim: str, stored: str, key: bytes) -> str:
-    """Over the password's hash too: that is what ends old sessions when the password changes."""
-    return hmac.new(key, f"{claim}.{stored}".encode(), hashlib.sha256).hexdigest()

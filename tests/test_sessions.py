@@ -1,0 +1,165 @@
+"""Sessions end when they should, and hold until then: whoever restarts the studio, and whatever a request says of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from engine.core import users
+from engine.launch.workspace import Workplace
+from tests.conftest import start_studio
+from webui.login import FREE_TRIES
+from webui.sessions import Sessions
+
+KEY = b"k" * 32
+DAY = 24 * 3600  # seconds
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A users file with two users in it, hashed cheaply."""
+    monkeypatch.setattr(users, "SCRYPT_COST", (16, 8, 1))
+    for name in ("李雷", "han"):
+        users.add_user(tmp_path / "users", name, "correct horse")
+    return tmp_path / "users"
+
+
+@pytest.fixture
+def sessions(file: Path) -> Sessions:
+    return Sessions(file, KEY, file.with_name("ended"))
+
+
+@pytest.mark.parametrize(("age", "name"), [(30 * DAY - 2, "李雷"), (30 * DAY + 2, None)])
+def test_a_session_lasts_thirty_days(sessions, monkeypatch, age, name):
+    token, now = sessions.begin("李雷"), time.time()
+    monkeypatch.setattr("itsdangerous.timed.time.time", lambda: now + age)
+    assert sessions.user(token) == name
+
+
+def test_a_new_password_ends_the_sessions_of_the_old_one(sessions, file):
+    token, other = sessions.begin("李雷"), sessions.begin("han")
+    users.add_user(file, "李雷", "another horse")
+    assert sessions.user(token) is None
+    assert sessions.user(other) == "han"
+
+
+def test_a_removed_users_session_ends(sessions, file):
+    token = sessions.begin("李雷")
+    users.remove_user(file, "李雷")
+    assert sessions.user(token) is None
+    with pytest.raises(KeyError):
+        sessions.begin("李雷")
+
+
+def test_signing_out_ends_one_session_everywhere(sessions, file):
+    here, there = sessions.begin("李雷"), sessions.begin("李雷")
+    sessions.end(here)
+    sessions.end(here)
+    sessions.end("forged")
+    later = Sessions(file, KEY, file.with_name("ended"))  # a studio that was started again
+    for studio in (sessions, later):
+        assert studio.user(here) is None
+        assert studio.user(there) == "李雷"
+    assert len(file.with_name("ended").read_text().splitlines()) == 1
+    later.end(there)
+    assert sessions.user(there) is None
+
+
+def test_a_token_cannot_be_forged_or_changed(sessions, file):
+    token, other = sessions.begin("李雷"), sessions.begin("han")
+    payload, stamp, signature = token.split(".")
+    changed = [
+        f"{payload[:at]}{'A' if payload[at] != 'A' else 'B'}{payload[at + 1 :]}.{stamp}.{signature}"
+        for at in (0, 5, 20)
+    ]
+    exchanged = [
+        f"{other.split('.')[0]}.{stamp}.{signature}",
+        f"{payload}.{other.split('.')[1]}x.{signature}",
+    ]
+    old = "5p2O6Zu3.1800000000.5f2c"  # as they were before
+    for bad in [
+        *changed,
+        *exchanged,
+        old,
+        payload,
+        f"{payload}.{stamp}.",
+        token + "0",
+        "",
+        "..",
+        "é.1.x",
+        "%%.9.x",
+    ]:
+        assert sessions.user(bad) is None, bad
+    assert Sessions(file, b"K" * 32, file.with_name("ended")).user(token) is None
+    assert sessions.user(token) == "李雷"
+
+
+# --------------------------------------------------------------------------------------- by real requests
+
+Start = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def start(tmp_path: Path, file: Path) -> Iterator[Start]:
+    """Starts the studio with these users, ending the one before; returns a client of it."""
+    running = []
+
+    def stop() -> None:
+        while running:
+            process = running.pop()
+            process.terminate()
+            process.wait()
+
+    def begin(*flags: str) -> httpx.Client:
+        stop()
+        place = Workplace(models=(tmp_path / "models",), data=tmp_path / "data", saves=tmp_path / "saves")
+        process, address = start_studio(place, "--auth", str(file), *flags)
+        running.append(process)
+        return httpx.Client(base_url=address, trust_env=False)
+
+    yield begin
+    stop()
+
+
+def log_in(client: httpx.Client, password: str, address: str = "") -> int:
+    headers = {"X-Forwarded-For": address} if address else {}
+    return client.post("/login", data={"name": "han", "password": password}, headers=headers).status_code
+
+
+def session_of(client: httpx.Client) -> dict[str, str]:
+    """The header that carries a new session."""
+    assert log_in(client, "correct horse") == 303
+    header = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+    client.cookies.clear()
+    return header
+
+
+@pytest.mark.slow
+def test_who_signed_out_stays_out_and_who_did_not_stays_in_when_the_studio_restarts(start: Start) -> None:
+    client = start()
+    left, stayed = session_of(client), session_of(client)
+
+    def status(session: dict[str, str]) -> int:
+        return client.get("/api/nothing", headers=session).status_code
+
+    assert (status(left), status(stayed), status({})) == (404, 404, 401)
+    assert client.post("/logout", headers=left).status_code == 303
+    assert (status(left), status(stayed)) == (401, 404)
+    client = start()
+    assert (status(left), status(stayed)) == (401, 404)
+
+
+@pytest.mark.slow
+def test_nobody_guesses_faster_by_saying_to_be_somebody_else(start: Start) -> None:
+    client = start()
+    tries = [log_in(client, "wrong", f"10.0.0.{number}") for number in range(FREE_TRIES + 1)]
+    assert tries == [401] * FREE_TRIES + [429]
+    client = start("--trusted-proxy", "127.0.0.1")
+    tries = [log_in(client, "wrong", f"10.0.0.{number}") for number in range(FREE_TRIES + 1)]
+    assert tries == [401] * (FREE_TRIES + 1)
+    tries = [log_in(client, "wrong", f"10.9.9.{number}, 10.0.1.1") for number in range(FREE_TRIES + 1)]
+    assert tries == [401] * FREE_TRIES + [429]  # what the proxy has added counts

@@ -1,0 +1,68 @@
+"""Sessions of logged-in users: signed tokens, good for 30 days, until the password changes, or until somebody signs out.
+
+itsdangerous signs and dates them. Which were ended before their time is kept in a file, since a token cannot know; so a
+studio that is started again knows it, and so does another one with the same users.
+"""
+
+from __future__ import annotations
+
+import secrets
+from functools import lru_cache
+from pathlib import Path
+
+from itsdangerous import BadData, Signer, URLSafeTimedSerializer
+
+from engine.core.rundir import append_lines, read_lines
+from engine.core.users import read_users
+
+SESSION_SECONDS = 30 * 24 * 3600
+
+
+class Sessions:
+    """Tokens of the users in `users_file`, signed with `key`. `ended_file` gets a line for each session that is ended; it is
+    never shortened, as a line is 30 bytes and stands for a login."""
+
+    def __init__(self, users_file: Path, key: bytes, ended_file: Path) -> None:
+        self.users_file, self.key, self.ended_file = users_file, key, ended_file
+        self.serializer = URLSafeTimedSerializer(key, salt="session")
+
+    def begin(self, name: str) -> str:
+        """A token for this user. Raises KeyError for an unknown one."""
+        stored = read_users(self.users_file)[name]
+        return self.serializer.dumps([name, self._password_mark(stored), secrets.token_hex(8)])
+
+    def user(self, token: str) -> str | None:
+        """Whose session it is; None if the token is forged, expired or ended, or the user is gone or has a new password."""
+        session = self._read(token)
+        return session[0] if session else None
+
+    def end(self, token: str) -> None:
+        """End the session, wherever its token may have been copied to."""
+        if session := self._read(token):
+            append_lines(self.ended_file, [{"session": session[1]}])
+
+    def _read(self, token: str) -> tuple[str, str] | None:
+        """The user and the id of a session that goes on."""
+        try:
+            name, mark, id = self.serializer.loads(token, max_age=SESSION_SECONDS)
+        except BadData:
+            return None
+        stored = read_users(self.users_file).get(name)
+        valid = stored and mark == self._password_mark(stored) and id not in self._ended()
+        return (name, id) if valid else None
+
+    def _password_mark(self, stored: str) -> str:
+        """Changes with the password, and tells nothing of it."""
+        return Signer(self.key, salt="password").get_signature(stored).decode()
+
+    def _ended(self) -> frozenset[str]:
+        try:
+            status = self.ended_file.stat()
+        except FileNotFoundError:
+            return frozenset()
+        return _ids_in(self.ended_file, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _ids_in(file: Path, mtime_ns: int, size: int) -> frozenset[str]:
+    return frozenset(line["session"] for line in read_lines(file))
