@@ -1,11 +1,8 @@
-"""What a version before left in its saves folder still works: `old_saves.tar.xz`, made on 2026-11-29 by the version whose
-modules all lay flat in `engine/`. In it are a finished training, the same one cut off after its second checkpoint, an
-evaluation and an export (without its weights)."""
+"""What a version before left in its saves folder, `old_saves.py`, still works."""
 
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +11,17 @@ from safetensors.numpy import load_file
 
 from engine.core.rundir import RunDir
 from engine.evaluation import report
-from engine.launch.workspace import PROJECT, Workplace
+from engine.launch.workspace import Workplace
 from engine.runs import results, runs
 from engine.runs.progress import curves
 from tests.conftest import engine, wait_until
-
-TRAINED, CUT_OFF = "before-the-move", "cut-off"
-PLACES = {"@PROJECT@": str(PROJECT)}
+from tests.old_saves import CUT_OFF, TRAINED, extract, run_called
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
-    """The old saves folder, with the paths that its files name put right."""
-    saves = tmp_path / "saves"
-    with tarfile.open(Path(__file__).parent / "old_saves.tar.xz") as archive:
-        archive.extractall(saves, filter="data")
-    for file in saves.rglob("*"):
-        if file.suffix in (".yaml", ".json", ".txt", ".md"):
-            text = file.read_text(encoding="utf-8")
-            for mark, place in {**PLACES, "@SAVES@": str(saves)}.items():
-                text = text.replace(mark, place)
-            file.write_text(text, encoding="utf-8")
-    return Workplace(saves=saves)
-
-
-def run_called(workplace: Workplace, kind: str, name: str) -> runs.Run:
-    return next(run for run in runs.find(workplace.saves, kind) if run.path.name.endswith(name))
+    extract(tmp_path / "saves")
+    return Workplace(saves=tmp_path / "saves")
 
 
 def test_every_run_is_listed_in_the_state_that_it_had(workplace: Workplace) -> None:
@@ -51,19 +33,19 @@ def test_every_run_is_listed_in_the_state_that_it_had(workplace: Workplace) -> N
 
 
 def test_specs_curves_and_reports_are_read(workplace: Workplace) -> None:
-    run = run_called(workplace, "training", TRAINED)
+    run = run_called(workplace.saves, "training", TRAINED)
     assert (run.spec.name, run.spec.method.r, run.spec.training.max_steps) == ("before the move", 1, 6)
     lines = [json.loads(line) for line in run.dir.metrics.read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 6
     assert list(curves(run)["loss"].value) == pytest.approx(losses)
-    measured = run_called(workplace, "evaluation", TRAINED)
+    measured = run_called(workplace.saves, "evaluation", TRAINED)
     assert len(report.rows(measured.dir)) == 3
-    assert run_called(workplace, "export", TRAINED).spec.kind == "export"
+    assert run_called(workplace.saves, "export", TRAINED).spec.kind == "export"
 
 
 def test_a_result_is_offered_to_go_on_from(workplace: Workplace) -> None:
-    run = run_called(workplace, "training", TRAINED)
+    run = run_called(workplace.saves, "training", TRAINED)
     assert [result.run.id for result in results.results(workplace.saves) if result.stage == "sft"][
         -1
     ] == run.id
@@ -74,17 +56,21 @@ def test_the_shell_knows_them(workplace: Workplace) -> None:
     assert listed.returncode == 0
     assert TRAINED in listed.stdout
     assert CUT_OFF in listed.stdout
-    assert engine(workplace, "show", run_called(workplace, "training", CUT_OFF).path.name).returncode == 0
+    assert (
+        engine(workplace, "show", run_called(workplace.saves, "training", CUT_OFF).path.name).returncode == 0
+    )
 
 
 @pytest.mark.slow
 def test_a_run_that_was_cut_off_is_resumed_to_the_weights_of_the_finished_one(workplace: Workplace) -> None:
-    run = run_called(workplace, "training", CUT_OFF)
+    run = run_called(workplace.saves, "training", CUT_OFF)
     runs.resume(run)
     wait_until(lambda: runs.read(run.path, workplace.saves).final, 120)
     assert runs.read(run.path, workplace.saves).state == "finished"
     there = load_file(RunDir(run.path).adapter / "adapter_model.safetensors")
-    before = load_file(run_called(workplace, "training", TRAINED).dir.adapter / "adapter_model.safetensors")
+    before = load_file(
+        run_called(workplace.saves, "training", TRAINED).dir.adapter / "adapter_model.safetensors"
+    )
     assert there.keys() == before.keys()
     for name, weights in before.items():
         assert np.abs(there[name] - weights).max() < 1e-4, name  # another processor may round differently

@@ -48,7 +48,7 @@ def studio_with_servers(workplace: Workplace, *flags: str, **environment: str) -
             servers.end(server)
 
 
-def numbers_out_of_bounds_are_refused(page: Page) -> None:
+def type_numbers_out_of_bounds(page: Page) -> None:
     page.locator("#prompt textarea").fill("What is wrong?")
     page.locator("#chat-greedy input").uncheck()
     for box, called, value in (
@@ -65,7 +65,7 @@ def numbers_out_of_bounds_are_refused(page: Page) -> None:
     expect(page.locator("#held")).to_contain_text("Not loaded")  # nothing is loaded for what cannot be asked
 
 
-def base_and_run_answer(page: Page) -> tuple[str, str]:
+def ask_base_and_run(page: Page) -> tuple[str, str]:
     """What each of them says."""
     page.locator("#chat-longest input").fill("40")
     ask(page, "Translate BSIC Group", 1)
@@ -80,7 +80,7 @@ def base_and_run_answer(page: Page) -> tuple[str, str]:
     return base, tuned
 
 
-def answers_are_rated(page: Page, data: Path, base: str, tuned: str) -> None:
+def rate_answers(page: Page, data: Path, base: str, tuned: str) -> None:
     page.locator("#talk [data-do=down]").first.click()
     expect(page.locator("#told")).to_contain_text(conversation_tree.RATINGS_DATASET)
     page.locator("#talk [data-do=better]").nth(1).click()
@@ -91,7 +91,7 @@ def answers_are_rated(page: Page, data: Path, base: str, tuned: str) -> None:
     assert (pair["rejected"]["content"], pair["chosen"]["content"]) == (base, tuned)
 
 
-def long_answers_are_stopped(page: Page) -> None:
+def stop_long_answers(page: Page) -> None:
     page.locator("#chat-longest input").fill("1900")
     page.locator("#chat-greedy input").uncheck()
     # Any token is as good as another now, and with this seed none ends the answers for a thousand tokens.
@@ -106,7 +106,7 @@ def long_answers_are_stopped(page: Page) -> None:
     expect(page.locator("#talk .tools").first).to_be_visible()
 
 
-def a_question_survives_a_reload_in_the_middle_of_its_answer(page: Page) -> None:
+def reload_in_the_middle_of_an_answer(page: Page) -> None:
     send(page, "And on")
     expect(page.locator("#live .said").nth(1)).not_to_be_empty()
     page.reload()
@@ -117,7 +117,7 @@ def a_question_survives_a_reload_in_the_middle_of_its_answer(page: Page) -> None
     page.locator("#prompt textarea").fill("")
 
 
-def the_conversation_is_kept_and_exported(page: Page, tuned: str) -> None:
+def reload_and_export(page: Page, tuned: str) -> None:
     page.reload()
     expect(page.locator("#talk .turn")).to_have_count(2)
     expect(page.locator("#talk .answer.best")).to_have_count(1)
@@ -130,7 +130,7 @@ def the_conversation_is_kept_and_exported(page: Page, tuned: str) -> None:
     assert rows[1]["messages"][1]["content"] == tuned
 
 
-def a_killed_server_is_restarted(page: Page, saves: Path) -> None:
+def kill_and_restart_the_server(page: Page, saves: Path) -> None:
     [server] = servers.servers(saves)
     [process] = find_processes(server.path)
     os.kill(process.pid, signal.SIGKILL)
@@ -140,7 +140,7 @@ def a_killed_server_is_restarted(page: Page, saves: Path) -> None:
     expect(page.locator("#held")).to_contain_text("Loaded", timeout=90_000)
 
 
-def a_question_is_edited_and_begins_another_branch(page: Page) -> None:
+def edit_a_question_into_another_branch(page: Page) -> None:
     page.locator("#talk [data-do=edit]").nth(1).click()
     expect(page.locator("#prompt textarea")).to_have_value("Go on")
     expect(page.locator("#prompt textarea")).to_be_focused()
@@ -159,7 +159,7 @@ def a_question_is_edited_and_begins_another_branch(page: Page) -> None:
     expect(question).to_have_text("Go on")
 
 
-def the_conversation_is_put_away_and_taken_up_again(page: Page) -> None:
+def put_away_and_take_up_again(page: Page) -> None:
     page.locator("#chat-new").click()
     expect(page.locator("#talk .empty")).to_be_visible()
     page.reload()
@@ -171,7 +171,7 @@ def the_conversation_is_put_away_and_taken_up_again(page: Page) -> None:
     expect(page.locator("#chat-adapters")).to_contain_text("one")  # who answered in it goes on
 
 
-def all_is_unloaded_and_cleared(page: Page, saves: Path) -> None:
+def unload_and_clear(page: Page, saves: Path) -> None:
     [server] = servers.servers(saves)
     page.locator("#chat-unload").click()
     expect(page.locator("#held")).to_contain_text("Not loaded")
@@ -191,16 +191,16 @@ def test_a_run_is_talked_to_beside_its_base_rated_killed_and_unloaded(
         expect(page.locator("#held")).to_contain_text("Not loaded")
         # Where vLLM is not installed there is no choice.
         expect(page.locator("#chat-engine")).to_have_count(0)
-        numbers_out_of_bounds_are_refused(page)
-        base, tuned = base_and_run_answer(page)
-        answers_are_rated(page, trained.data, base, tuned)
-        long_answers_are_stopped(page)
-        a_question_survives_a_reload_in_the_middle_of_its_answer(page)
-        the_conversation_is_kept_and_exported(page, tuned)
-        a_killed_server_is_restarted(page, trained.saves)
-        a_question_is_edited_and_begins_another_branch(page)
-        the_conversation_is_put_away_and_taken_up_again(page)
-        all_is_unloaded_and_cleared(page, trained.saves)
+        type_numbers_out_of_bounds(page)
+        base, tuned = ask_base_and_run(page)
+        rate_answers(page, trained.data, base, tuned)
+        stop_long_answers(page)
+        reload_in_the_middle_of_an_answer(page)
+        reload_and_export(page, tuned)
+        kill_and_restart_the_server(page, trained.saves)
+        edit_a_question_into_another_branch(page)
+        put_away_and_take_up_again(page)
+        unload_and_clear(page, trained.saves)
     assert outside == []
 
 

@@ -21,9 +21,72 @@ def choose(page: Page, field: str, name: str) -> None:
     page.keyboard.press("Escape")
 
 
+def look_at_unusable_tasks(page: Page) -> None:
+    start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
+    page.locator("#tasks-fold button").first.click()
+    expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
+    page.locator("#evaluate-limit input").fill("none")
+    click_until_told(start, wrong, "Questions must be")
+    page.locator("#evaluate-limit input").fill("")
+
+
+def upload_questions(page: Page, file: Path) -> None:
+    """Without references: that is said first, and gone on with if it is wanted."""
+    file.write_text("".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(25)), "utf-8")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#evaluate-upload").click()
+    chooser.value.set_files(file)
+    expect(page.locator("#evaluate-data")).to_contain_text("mine")
+    click_until_told(page.locator("#evaluate-start"), page.locator("#evaluate-wrong"), "no reference answers")
+
+
+def type_numbers_out_of_bounds(page: Page) -> None:
+    start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
+    for box, called in (("rows", "Rows"), ("longest", "Max answer length")):
+        for value in ("-5", "1e99", "<b>many</b>"):
+            held = page.locator(f"#evaluate-{box} input").input_value()
+            page.locator(f"#evaluate-{box} input").fill(value)
+            click_until_told(start, wrong, f"{called} must be")
+            page.locator(f"#evaluate-{box} input").fill(held)
+
+
+def evaluate_to_a_verdict(page: Page) -> None:
+    choose(page, "#evaluate-data", "chat")
+    page.locator("#evaluate-alone input").check()
+    page.locator("#evaluate-longest input").fill("16")
+    click_until_told(page.locator("#evaluate-start"), page.locator("#report-head"), "mine")
+    expect(page.locator("#report table.report")).to_be_visible(timeout=120_000)
+    expect(page.locator("#report")).to_contain_text("65 rows")
+    expect(page.locator("#report .verdict")).to_contain_text("than the base in")
+    expect(page.locator("#report-rows article")).to_have_count(20)
+
+
+def read_rows_and_take_them_away(page: Page) -> None:
+    choose(page, "#report-order", "Most changed first")
+    expect(page.locator("#report-rows article").first).to_contain_text("changed")
+    page.locator("#report-on").click()
+    expect(page.locator("#report-where input, #report-where textarea")).to_have_value("2")
+    page.locator("#report-search input, #report-search textarea").fill("after 23?")
+    expect(page.locator("#report-rows article")).to_have_count(1)
+    expect(page.locator("#report-rows article")).to_contain_text("What comes after 23?")
+    with page.expect_download() as download:
+        page.locator("#report a.load").first.click()
+    table = Path(download.value.path()).read_bytes()
+    assert table.startswith(b"\xef\xbb\xbfrow,set,place,prompt,reference")
+
+
+def find_the_report_again(page: Page) -> None:
+    page.reload()  # the report is in the address
+    expect(page.locator("#report table.report")).to_be_visible()
+    page.locator("#report-head a").click()
+    expect(page.locator("#run-head")).to_contain_text("Evaluation")
+    expect(page.locator("#found-out table.report")).to_be_visible()
+
+
 def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
     trained: Workplace, open_page: Callable[..., Page], outside: Outside, tmp_path: Path
 ) -> None:
+    """One story, since each of its parts would have to measure anew."""
     tasks = trained.data / "harness"
     tasks.mkdir()
     (tasks / "far.yaml").write_text("task: far\ndataset_path: cais/mmlu\n", encoding="utf-8")
@@ -34,56 +97,12 @@ def test_a_run_is_measured_beside_its_base_and_its_rows_are_read(
         expect(page.locator("#evaluate-results")).to_contain_text("one")
         start, wrong = page.locator("#evaluate-start"), page.locator("#evaluate-wrong")
         click_until_told(start, wrong, "No data set or task is chosen")
-        # A task that cannot be run is not hidden, but told of.
-        page.locator("#tasks-fold button").first.click()
-        expect(page.locator("#evaluate-unfit")).to_contain_text("takes its data from a hub (cais/mmlu)")
-        page.locator("#evaluate-limit input").fill("none")
-        click_until_told(start, wrong, "Questions must be")
-        page.locator("#evaluate-limit input").fill("")
-
-        # Questions of one's own, without references: said first, and gone on with if that is wanted.
-        file = tmp_path / "mine.jsonl"
-        file.write_text("".join(json.dumps({"question": f"What is {n}?"}) + "\n" for n in range(25)), "utf-8")
-        with page.expect_file_chooser() as chooser:
-            page.locator("#evaluate-upload").click()
-        chooser.value.set_files(file)
-        expect(page.locator("#evaluate-data")).to_contain_text("mine")
-        click_until_told(start, wrong, "no reference answers")
-
-        for box, called in (("rows", "Rows"), ("longest", "Max answer length")):
-            for value in ("-5", "1e99", "<b>many</b>"):
-                held = page.locator(f"#evaluate-{box} input").input_value()
-                page.locator(f"#evaluate-{box} input").fill(value)
-                click_until_told(start, wrong, f"{called} must be")
-                page.locator(f"#evaluate-{box} input").fill(held)
-
-        choose(page, "#evaluate-data", "chat")
-        page.locator("#evaluate-alone input").check()
-        page.locator("#evaluate-longest input").fill("16")
-        click_until_told(start, page.locator("#report-head"), "mine")
-        expect(page.locator("#report table.report")).to_be_visible(timeout=120_000)
-        expect(page.locator("#report")).to_contain_text("65 rows")
-        expect(page.locator("#report .verdict")).to_contain_text("than the base in")
-        expect(page.locator("#report-rows article")).to_have_count(20)
-
-        choose(page, "#report-order", "Most changed first")
-        expect(page.locator("#report-rows article").first).to_contain_text("changed")
-        page.locator("#report-on").click()
-        expect(page.locator("#report-where input, #report-where textarea")).to_have_value("2")
-        page.locator("#report-search input, #report-search textarea").fill("after 23?")
-        expect(page.locator("#report-rows article")).to_have_count(1)
-        expect(page.locator("#report-rows article")).to_contain_text("What comes after 23?")
-        with page.expect_download() as download:
-            page.locator("#report a.load").first.click()
-        assert (
-            Path(download.value.path()).read_bytes().startswith(b"\xef\xbb\xbfrow,set,place,prompt,reference")
-        )
-
-        page.reload()  # the report is in the address
-        expect(page.locator("#report table.report")).to_be_visible()
-        page.locator("#report-head a").click()
-        expect(page.locator("#run-head")).to_contain_text("Evaluation")
-        expect(page.locator("#found-out table.report")).to_be_visible()
+        look_at_unusable_tasks(page)
+        upload_questions(page, tmp_path / "mine.jsonl")
+        type_numbers_out_of_bounds(page)
+        evaluate_to_a_verdict(page)
+        read_rows_and_take_them_away(page)
+        find_the_report_again(page)
     finally:
         studio.kill()
         studio.wait()

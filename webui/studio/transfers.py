@@ -121,9 +121,7 @@ class FromRun(Transfer):
     def evaluate(self, run_id: str, id: str, _base: Any, _results: Any, *rest: Any) -> Updates:
         """The Evaluate tab with the run and its base chosen."""
         base, results = self.tabs.evaluate.pick(self.run(run_id))
-        evaluate = self.tabs.evaluate
-        arrived = zip(evaluate.outputs, evaluate.arrive(id, base, results, *rest), strict=True)
-        return self.showing("evaluate") | dict(arrived)
+        return self.showing("evaluate") | self.tabs.evaluate.arrive(id, base, results, *rest)
 
 
 class FromLoaded(Transfer):
@@ -137,8 +135,7 @@ class FromLoaded(Transfer):
     def open(self, text: str) -> Updates:
         spec = kinds.read(text) if text else None
         if isinstance(spec, EvaluationSpec):
-            filled = zip(self.tabs.evaluate.form, self.tabs.evaluate.fill(spec), strict=True)
-            return self.showing("evaluate") | dict(filled)
+            return self.showing("evaluate") | self.tabs.evaluate.fill(spec)
         if isinstance(spec, ExportSpec) and (filled := self.tabs.export.fill(spec)):
             return self.showing("export") | filled
         return gr.skip()

@@ -1,0 +1,87 @@
+"""What can be evaluated: bases, and the results of finished trainings. Read from the folders each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.core.problems import Refusal, problem
+from engine.launch.workspace import Workplace, is_inside
+from engine.models.discovery import identity
+from engine.runs import recent, results
+from engine.runs.results import Result
+from engine.runs.runs import Run
+from webui.words import Words
+
+
+@dataclass(frozen=True)
+class EvaluationModels:
+    """`bases` lists what can be a base, as (label, folder). A result is chosen by its folder."""
+
+    words: Words
+    workplace: Workplace
+    bases: Callable[[], list[tuple[str, str]]]
+
+    def trained_results(self, base: str | None) -> list[Result]:
+        """What trainings have left, newest first, and before them those of the base."""
+        known = [result for result in results.results(self.workplace.saves) if result.run.kind == "training"]
+        return sorted(known, key=lambda result: not belongs(result, base))
+
+    def result_choices(self, base: str | None) -> list[tuple[str, str]]:
+        """The results as (label, folder); those of another base are labelled with it."""
+        known = self.trained_results(base)
+        titles = results.titles(known)
+
+        def label(result: Result) -> str:
+            other = [] if belongs(result, base) else [Path(recent.base_named(result)).name]
+            return " · ".join([titles[result.run.id], self.words.choice("stage", result.stage), *other])
+
+        return [(label(result), str(result.folder)) for result in known]
+
+    def selected_results(self, base: str | None, folders: Sequence[str] | None) -> list[Result]:
+        """Those of the results in these `folders` that belong to the base."""
+        return [
+            result
+            for result in self.trained_results(base)
+            if belongs(result, base) and str(result.folder) in (folders or ())
+        ]
+
+    def only_reward_models(self, base: str | None, folders: Sequence[str] | None) -> bool:
+        """Whether some of those are chosen and all of them score answers instead of writing them."""
+        selected = self.selected_results(base, folders)
+        return bool(selected) and all(result.stage == "rm" for result in selected)
+
+    def base_of_last(self, base: str | None, folders: Sequence[str] | None) -> str | None:
+        """The base of the result that was chosen last; `base` itself where it fits."""
+        last_folder = list(folders or ())[-1:]
+        known = results.results(self.workplace.saves)
+        last = next((result for result in known if str(result.folder) in last_folder), None)
+        if last is None or belongs(last, base):
+            return base
+        return recent.matching_folder(recent.base_named(last), [folder for _, folder in self.bases()])
+
+    def first(self, folders: Sequence[str] | None) -> tuple[str | None, Sequence[str] | None]:
+        """The base and the results to begin with where none is chosen: those of the newest finished run, else the model
+        used last alone. Results that are chosen already, as `folders`, stay."""
+        bases = [folder for _, folder in self.bases()]
+        untrained = [folder for folder in bases if not is_inside(Path(folder), (self.workplace.saves,))]
+        if newest := recent.newest_result(self.workplace, untrained, lambda _: True):
+            base, result = newest
+            return base, folders or [str(result.folder)]
+        model = recent.first_model(self.workplace)
+        return (str(model.path) if model else next(iter(bases), None)), folders
+
+    def of_run(self, run: Run) -> tuple[str, list[str]]:
+        """The base and the results with which a run is evaluated. Raises Refusal if it has left nothing to evaluate."""
+        result = results.result_of(run)
+        if result is None:
+            raise Refusal(problem("chat-no-result", id=run.id))
+        if run.kind != "training":  # a whole model that was made of others
+            return str(result.folder), []
+        return run.spec.model.model_name_or_path, [str(result.folder)]
+
+
+def belongs(result: Result, base: str | None) -> bool:
+    """Whether a result was trained from that base: as an adapter of it, or as a whole model."""
+    return result.run.kind == "training" and identity(recent.base_named(result)) == identity(base or "")

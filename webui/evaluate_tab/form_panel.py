@@ -1,0 +1,89 @@
+"""The form as a spec, and the button that starts it."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from engine.evaluation.evaluation_spec import EvaluationSpec, frozen
+from engine.runs import runs
+from webui import boxes, notices
+from webui.evaluate_tab.models_panel import ModelsPanel
+from webui.evaluate_tab.panel import Context, Panel, Values
+from webui.evaluate_tab.questions_panel import QuestionsPanel
+from webui.evaluate_tab.report_panel import ReportPanel
+from webui.evaluate_tab.sampling_panel import SamplingPanel
+from webui.evaluate_tab.tasks_panel import TasksPanel
+from webui.events import QUIET
+from webui.panels import Updates
+
+# What a setting is called on this page. Its bounds are those of EvaluationSpec.
+SETTING_LABELS = {
+    "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
+    "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
+    "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",
+    "harness.num_fewshot": "evaluate-shots", "harness.limit": "evaluate-limit",
+}  # fmt: skip
+
+
+class FormPanel(Panel):
+    """The panels `measured`, `questions`, `tasks` and `sampling` hold its controls."""
+
+    def __init__(
+        self, context: Context, measured: ModelsPanel, questions: QuestionsPanel, tasks: TasksPanel, sampling: SamplingPanel,
+        report: ReportPanel,
+    ):  # fmt: skip
+        super().__init__(context)
+        self.measured, self.questions, self.tasks = measured, questions, tasks
+        self.sampling, self.report = sampling, report
+
+    def layout(self) -> None:
+        label = self.words("evaluate-start")
+        self.start_button = gr.Button(label, variant="primary", elem_id="evaluate-start")
+        self.problems = gr.HTML(elem_id="evaluate-wrong")
+
+    def wire(self) -> None:
+        report = self.report
+        inputs = {*self.inputs, report.rows.order, report.rows.text}
+        outputs = [self.message, self.opened, self.problems, report.listing.html, *report.outputs]
+        self.start_button.click(self.start, inputs, outputs, **QUIET)
+
+    @property
+    def inputs(self) -> list[Block]:
+        """Every control of the form."""
+        parts = (self.measured, self.questions, self.tasks, self.sampling)
+        return [control for part in parts for control in part.inputs]
+
+    def read(self, values: Values) -> EvaluationSpec:
+        """What the controls say. Raises Refusal."""
+        return EvaluationSpec.read({
+            "name": self.sampling.read_name(values),
+            **self.measured.read(values),
+            "data": self.questions.read_data(values) | self.sampling.read_data(values),
+            "generation": self.questions.read_generation(values) | self.sampling.read_generation(values),
+            "harness": self.tasks.read(values),
+        })  # fmt: skip
+
+    def fill(self, spec: EvaluationSpec) -> Updates:
+        """The form as a spec has it."""
+        spec = frozen(spec, self.workplace)
+        updates: Updates = {}
+        for part in (self.measured, self.questions, self.tasks, self.sampling):
+            updates |= part.fill(spec)
+        return updates
+
+    def start(self, values: Values, request: gr.Request) -> Updates:
+        try:
+            run = runs.submit(self.read(values), self.workplace, by=self.context.user(request))
+        except Refusal as refusal:
+            problems = boxes.with_labels(refusal.problems, SETTING_LABELS, self.words)
+            return {self.problems: notices.listed(problems, self.words)}
+        rows, message = self.report.rows, notices.toast(self.words("started"))
+        return {
+            self.message: message,
+            self.opened: run.id,
+            self.problems: "",
+            **self.report.listing.show(run.id),
+            **self.report.open(run.id, values[rows.order], values[rows.text], "1"),
+        }

@@ -1,0 +1,93 @@
+"""Which models are measured: a base, and results of trainings that began with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.evaluation.evaluation_spec import EvaluationSpec, model_part_of_base, trained_result
+from webui.evaluate_tab.panel import Context, Panel, Values
+from webui.evaluate_tab.questions_panel import QuestionsPanel
+from webui.events import QUIET
+from webui.panels import Updates
+
+MAX_RESULTS_MEASURED = 6  # together, at most
+
+
+class ModelsPanel(Panel):
+    """`questions` depend on the models: a reward model is measured on other data than one that answers."""
+
+    def __init__(self, context: Context, questions: QuestionsPanel):
+        super().__init__(context)
+        self.questions = questions
+
+    def layout(self) -> None:
+        words = self.words
+        about = {"elem_classes": "field", "interactive": True}
+        self.base = gr.Dropdown(
+            [], value=None, label=words("chat-base"), allow_custom_value=True, elem_id="evaluate-base", **about
+        )  # fmt: skip
+        self.results = gr.Dropdown(
+            [], value=[], label=words("evaluate-results"), info=words("evaluate-results-help"), multiselect=True,
+            max_choices=MAX_RESULTS_MEASURED, elem_id="evaluate-results", **about,
+        )  # fmt: skip
+        self.with_base = gr.Checkbox(True, label=words("evaluate-with-base"), elem_id="evaluate-with-base")
+
+    def wire(self) -> None:
+        chosen = [self.base, self.results, self.questions.datasets]
+        dependent = [self.results, self.with_base, self.questions.datasets]
+        self.base.input(self.show_results, chosen, dependent, **QUIET)
+        self.results.input(self.choose_results, chosen, [self.base, *dependent], **QUIET)
+
+    @property
+    def inputs(self) -> list[Block]:
+        return [self.base, self.results, self.with_base]
+
+    # ---- what can be chosen
+
+    def show(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
+        """Everything that can be chosen now: the bases too."""
+        bases = gr.update(choices=self.models.bases(), value=base)
+        return {self.base: bases} | self.show_results(base, folders, names)
+
+    def show_results(
+        self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
+    ) -> Updates:
+        """The results, those of the base first, and the data sets that the chosen ones can be measured on. Of what is
+        chosen, by `folders` and `names`, stays what fits."""
+        chosen = [str(result.folder) for result in self.models.selected_results(base, folders)]
+        reward_models = self.models.only_reward_models(base, folders)
+        return {
+            self.results: gr.update(choices=self.models.result_choices(base), value=chosen),
+            self.with_base: gr.update(visible=not reward_models),
+            **self.questions.fitting(base, folders, names),
+        }
+
+    def choose_results(
+        self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
+    ) -> Updates:
+        """A result that is chosen brings its base with it."""
+        base = self.models.base_of_last(base, folders)
+        return {self.base: base} | self.show_results(base, folders, names)
+
+    # ---- as a part of the spec
+
+    def read(self, values: Values) -> dict[str, Any]:
+        """The base is loaded as the run of the first result had it."""
+        folders = list(values[self.results] or ())
+        result = trained_result(folders[0]) if folders else None
+        model = model_part_of_base(result).model_dump() if result else {}
+        return {
+            "model": model | {"model_name_or_path": values[self.base] or ""},
+            "with_base": bool(values[self.with_base]),
+            "results": folders,
+        }
+
+    def fill(self, spec: EvaluationSpec) -> Updates:
+        """The controls as a spec has them. Results that are not here are left out; without any, the base is measured."""
+        shown = self.show(spec.model.model_name_or_path, spec.results, spec.data.datasets)
+        with_base = spec.with_base or not shown[self.results]["value"]
+        return shown | {self.with_base: gr.update(value=with_base)}

@@ -1,0 +1,119 @@
+"""The open evaluation: how far it is, or what it has found; a short poll looks while it is going on."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core import rundir
+from engine.core.problems import Refusal
+from engine.evaluation import report
+from engine.runs import runs
+from engine.runs.runs import Run
+from webui import reports
+from webui.evaluate_tab.list_panel import ListPanel
+from webui.evaluate_tab.panel import Context, Panel
+from webui.evaluate_tab.rows_panel import RowsPanel
+from webui.events import QUIET
+from webui.panels import Updates, hidden_value
+
+EVALUATION_POLL_SECONDS = 2  # between two looks at the open evaluation
+
+
+class ReportPanel(Panel):
+    def __init__(self, context: Context, listing: ListPanel, rows: RowsPanel):
+        super().__init__(context)
+        self.listing, self.rows = listing, rows
+        self.stamp = hidden_value()  # of the open evaluation as it is shown
+        self.timer = gr.Timer(EVALUATION_POLL_SECONDS, active=False)
+
+    def layout(self) -> None:
+        title, help = self.words("report-none"), self.words("report-none-help")
+        self.nothing = gr.HTML(f'<div class="empty"><b>{escape(title)}</b><p>{escape(help)}</p></div>')
+        self.head = gr.HTML(elem_id="report-head")
+        self.failure = gr.HTML()
+        self.summary = gr.HTML(elem_id="report")
+
+    def wire(self) -> None:
+        listed = [self.listing.html, *self.outputs]
+        self.listing.html.select(
+            self.open_clicked, self.rows.view, [self.opened, *listed], **QUIET
+        )  # fmt: skip
+        self.timer.tick(self.tick, [self.opened, self.stamp, *self.rows.view], listed, **QUIET)
+        self.opened.change(
+            lambda id: None, self.opened, None, js="(id) => { athanorReport(id); return [id]; }", **QUIET
+        )
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [
+            self.stamp, self.timer, self.nothing, self.head, self.failure, self.summary, *self.rows.outputs,
+        ]  # fmt: skip
+
+    def open(self, id: str, order: str, text: str, number: str) -> Updates:
+        """One evaluation, and a page of its rows; nothing where there is none."""
+        try:
+            run = runs.get(self.saves, id) if id else None
+        except Refusal:
+            run = None
+        return self._opened(run, order, text, number) if run and run.kind == "evaluation" else self._closed()
+
+    def _opened(self, run: Run, order: str, text: str, number: str) -> Updates:
+        progress, state, failure = self.context.progress_of(run)
+        summary = report.summary(run.dir)
+        summary_html = reports.summary(summary, self.words) + self._downloads(run) if summary else ""
+        return {
+            self.stamp: stamp_of(run),
+            self.timer: gr.Timer(active=not run.final),
+            self.nothing: gr.update(visible=False),
+            self.head: reports.head(run, progress, state, self.words),
+            self.failure: failure,
+            self.summary: summary_html,
+            self.rows.part: gr.update(visible=bool(summary and summary["measures"])),
+            **self.rows.show(run.id, order, text, number),
+        }
+
+    def _closed(self) -> Updates:
+        return {
+            self.stamp: "",
+            self.timer: gr.Timer(active=False),
+            self.nothing: gr.update(visible=True),
+            self.head: "",
+            self.failure: "",
+            self.summary: "",
+            **self.rows.closed(),
+        }
+
+    def _downloads(self, run: Run) -> str:
+        address = f"{self.context.root}/download/{quote(run.id)}/report"
+        links = "".join(
+            f'<a class="load" download href="{escape(f"{address}/{file}")}">'
+            f"{escape(self.words('report-download', kind=file.rpartition('.')[2].upper()))}</a> "
+            for file in report.files(run.dir)
+        )
+        return f'<p class="loads">{links}</p>'
+
+    def tick(self, id: str, stamp: str, *view: Any) -> Updates:
+        """What has changed since the evaluation had this `stamp`."""
+        try:
+            if stamp_of(runs.get(self.saves, id)) == stamp:
+                return gr.skip()
+            return self.listing.show(id) | self.open(id, *view)
+        except Refusal:
+            return self._closed()
+        except FileNotFoundError:  # it went away while it was looked at
+            return gr.skip()
+
+    def open_clicked(self, event: gr.EventData, order: str, text: str, _number: str) -> Updates:
+        """The evaluation that was clicked, from its first page on."""
+        id = str(event._data.get("run", ""))
+        return {self.opened: id} | self.listing.show(id) | self.open(id, order, text, "1")
+
+
+def stamp_of(run: Run) -> str:
+    """Changes when anything that is shown of an evaluation changes."""
+    return "|".join([run.id, run.state, rundir.stamp((run.dir.progress, run.dir.exit, run.dir.report))])

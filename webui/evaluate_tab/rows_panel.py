@@ -1,0 +1,95 @@
+"""The rows of a report, page by page: sorted, searched, with the answers of all models."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+from gradio.blocks import Block
+
+from engine.core.problems import Refusal
+from engine.evaluation import report
+from engine.runs import runs
+from webui import reports
+from webui.evaluate_tab.panel import Panel
+from webui.events import QUIET
+from webui.panels import Updates
+
+
+class RowsPanel(Panel):
+    def layout(self) -> None:
+        words = self.words
+        with gr.Column(visible=False, elem_classes="report-rows-part") as self.part:
+            with gr.Row(elem_classes="bar-row"):
+                orders = [(words(f"order-{order}"), order) for order in report.ORDERS]
+                self.order = gr.Dropdown(
+                    orders, value="asked", show_label=False, container=False, elem_id="report-order",
+                    interactive=True, scale=0, min_width=170, label=words("report-order"),
+                )  # fmt: skip
+                self.text = gr.Textbox(
+                    placeholder=words("report-search"), show_label=False, container=False, max_lines=1,
+                    elem_id="report-search", scale=1, label=words("report-search"),
+                )  # fmt: skip
+                self.back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="report-back")
+                self.number = gr.Textbox(
+                    "1", show_label=False, container=False, max_lines=1, scale=0, min_width=70,
+                    elem_id="report-where", label=words("report-page"),
+                )  # fmt: skip
+                self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="report-on")
+                self.count = gr.HTML(elem_classes="report-count")
+            self.html = gr.HTML(elem_id="report-rows")
+
+    def wire(self) -> None:
+        page, at = [self.number, self.count, self.html], [self.opened, *self.view]
+        gr.on(
+            [self.order.change, self.text.change], self.show, [self.opened, self.order, self.text], page,
+            trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
+        self.number.submit(self.show, at, page, **QUIET)
+        self.back.click(self.previous_page, at, page, **QUIET)
+        self.on.click(self.next_page, at, page, **QUIET)
+
+    @property
+    def view(self) -> list[Block]:
+        """How one looks at the rows, as `show` takes it besides the id."""
+        return [self.order, self.text, self.number]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """What changes when an evaluation is opened."""
+        return [self.part, self.number, self.count, self.html]
+
+    def show(self, id: str, order: str, text: str, number: str = "1") -> Updates:
+        """A page of the rows that hold a text; the first where another order or text is chosen."""
+        try:
+            run = runs.get(self.saves, id)
+        except Refusal:
+            return self._empty()
+        summary = report.summary(run.dir)
+        if not summary:
+            return self._empty()
+        page = report.page(run.dir, order, text or "", page_number(number))
+        count = self.words("report-pages", pages=page.pages, total=f"{page.total:,}")
+        return {
+            self.number: str(page.number),
+            self.count: f'<p class="quiet">{escape(count)}</p>',
+            self.html: reports.rows(page, summary["voices"], self.words),
+        }
+
+    def next_page(self, id: str, order: str, text: str, number: str) -> Updates:
+        return self.show(id, order, text, str(page_number(number) + 1))
+
+    def previous_page(self, id: str, order: str, text: str, number: str) -> Updates:
+        return self.show(id, order, text, str(page_number(number) - 1))
+
+    def closed(self) -> Updates:
+        return {self.part: gr.update(visible=False)} | self._empty()
+
+    def _empty(self) -> Updates:
+        return {self.number: "1", self.count: "", self.html: ""}
+
+
+def page_number(text: str) -> int:
+    """A page's number as somebody typed it; 1 if it is none."""
+    text = str(text or "").strip()
+    return int(text) if text.isdecimal() and len(text) < 9 else 1

@@ -1,0 +1,47 @@
+"""The tab as one comes to it: what can be chosen now, and the open evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradio.blocks import Block
+
+from webui.evaluate_tab.models_panel import ModelsPanel
+from webui.evaluate_tab.panel import Context, Panel
+from webui.evaluate_tab.report_panel import ReportPanel
+from webui.evaluate_tab.tasks_panel import TasksPanel
+from webui.panels import Updates
+
+
+class TabView(Panel):
+    def __init__(self, context: Context, measured: ModelsPanel, tasks: TasksPanel, report: ReportPanel):
+        super().__init__(context)
+        self.measured, self.tasks, self.report = measured, tasks, report
+
+    @property
+    def inputs(self) -> list[Block]:
+        return [
+            self.opened, self.measured.base, self.measured.results, self.measured.questions.datasets, self.tasks.tasks,
+            *self.report.rows.view,
+        ]  # fmt: skip
+
+    @property
+    def outputs(self) -> list[Block]:
+        return [
+            *self.measured.inputs, self.measured.questions.datasets, self.tasks.tasks, self.tasks.unusable,
+            self.report.listing.html, *self.report.outputs,
+        ]  # fmt: skip
+
+    def arrive(
+        self, id: str, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None,
+        tasks: Sequence[str] | None, order: str, text: str, number: str,
+    ) -> Updates:  # fmt: skip
+        """`folders` are those of the chosen results, `names` the chosen data sets."""
+        if not base:
+            base, folders = self.models.first(folders)
+        return {
+            **self.measured.show(base, folders, names),
+            **self.tasks.show(tasks),
+            **self.report.listing.show(id),
+            **self.report.open(id, order, text, number),
+        }
