@@ -43,7 +43,7 @@ def imported(file: Path) -> frozenset[Path]:
     )
     names = {name for line in helpers for name in re.findall(r"\w+", line)}
     paths = {file_of(module) for module in arrows(file)} | {file_of(f"tests.{name}") for name in names}
-    return frozenset(path for path in paths if path and path.name != "__init__.py") - {file}
+    return frozenset(path for path in paths if path) - {file}
 
 
 @cache
@@ -52,13 +52,9 @@ def started(file: Path) -> frozenset[Path]:
     text = file.read_text(encoding="utf-8")
     names = {name.rsplit(".", cut)[0] for name in NAMED.findall(text) for cut in (0, 1)}
     names |= {"engine.__main__"} if re.search(r"\bengine\(", text) else set()
-    names |= (
-        {"app"}
-        if "start_studio" in text or "studio" in file.parts or file.parent.name == "browser"
-        else set()
-    )
+    names |= {"app"} if "start_studio" in text or file.parent.name == "browser" else set()
     paths = {PROJECT / "app.py" if name == "app" else file_of(name) for name in names}
-    return frozenset(path for path in paths if path and path.name != "__init__.py") - {file}
+    return frozenset(path for path in paths if path) - {file}
 
 
 def all_needs(test: Path) -> set[Path]:
