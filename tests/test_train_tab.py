@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from engine.core.problems import problem
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.runs.plan import start_from
@@ -121,6 +122,25 @@ def test_a_spec_that_cannot_run_is_not_started_and_the_card_says_why(
     assert tab.context.selected not in updates
     assert "gone" in updates[tab.summary.plan]
     assert not place.saves.exists()
+
+
+@pytest.mark.parametrize("refused_by", ["form", "template"])
+def test_what_cannot_be_read_or_rendered_is_not_even_submitted(
+    tab: Tab, monkeypatch: pytest.MonkeyPatch, refused_by: str
+) -> None:
+    monkeypatch.setattr(
+        "webui.train_tab.summary_panel.runs.submit", lambda *_, **__: pytest.fail("submitted")
+    )
+    refused = [problem("template-fails", "data.datasets", reason="roles must alternate")]
+    monkeypatch.setattr(
+        "webui.train_tab.summary_panel.rows_refused_by_template",
+        lambda *_: refused if refused_by == "template" else [],
+    )
+    typed = {"training__learning_rate": "fast"} if refused_by == "form" else {}
+    updates = tab.summary.submit(ADA, *tab.held(tab.built_with, **typed))
+    assert "toast bad" in updates[tab.context.message]
+    reason = {"form": "fast", "template": "roles must alternate"}[refused_by]
+    assert reason in updates[tab.summary.plan]
 
 
 def test_a_run_that_is_started_is_shown(tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
