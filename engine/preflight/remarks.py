@@ -26,7 +26,7 @@ REMARK_CODES = (
 
 
 def remarks(spec: RunSpec) -> list[Problem]:
-    """All of them; [] also where the data cannot be read, which `engine.preflight.checks` says."""
+    """All of them; [] also where the data cannot be read, which `engine.preflight.data_checks` says."""
     folder = Path(spec.data.dataset_dir)
     if not folder.is_dir():
         return []
