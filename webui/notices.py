@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from engine.core.problems import Problem
+from engine.runs.compare import ABSENT, differences
+from engine.spec.run_spec import RunSpec
 from webui.form.settings import element_id, essential, part_id, setting_of
 from webui.words import Words
 
@@ -93,3 +95,13 @@ def code(id: str, text: str, words: Words, save: bool = False) -> str:
     if save:
         buttons += f'<button type="button" data-save="#{id}">{escape(words("download"))}</button>'
     return f'<div class="code"><div class="tools">{buttons}</div><pre id="{id}" tabindex="0">{escape(text)}</pre></div>'
+
+
+def changes(before: RunSpec, after: RunSpec, words: Words) -> str:
+    """The settings that the second spec has otherwise, each with its new value, as a part of a sentence."""
+    named = [
+        words("memory-change", name=words.label(difference.path), value=words.value(difference.path, difference.values[1]))
+        for difference in differences([before, after])
+        if ABSENT not in difference.values
+    ]  # fmt: skip
+    return words("memory-and").join(named)

@@ -1,13 +1,14 @@
 """Known ways to fail → what happened and what to do about it, in the reader's language.
 
-The patterns are looked for in the first failing rank's error with its causes, and where that says nothing particular, in
-the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about something else. Order
-matters: the particular before the general.
+The signatures are looked for in the first failing rank's error with its causes, and where that says nothing particular, in
+the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about something else. Where an
+error only says that another rank has gone, and that one was killed, the kill is the cause.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,36 +18,11 @@ from typing import Any
 from engine.core import regular_files
 from engine.core.problems import Problem, say, sentences
 from engine.core.rundir import end_of, read_object
+from engine.runs.failure_signatures import ECHO_PATTERN, FATAL_PATTERNS, GENERIC_CODES, PATTERNS
 from engine.runs.runs import Run
 
-PATTERNS = {
-    "device-memory": r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-    "disk-full": r"No space left on device|Disk quota exceeded|Errno 28",
-    "not-writable": r"Permission denied: '(?P<what>[^']+)'|Read-only file system",
-    "port": r"EADDRINUSE|[Aa]ddress already in use",
-    "kernels": r"no kernel image is available",
-    "driver": r"NVIDIA driver on your system is too old|CUDA driver version is insufficient",
-    "bitsandbytes": r"libbitsandbytes|CUDA Setup failed|bitsandbytes.*not.*(?:found|available)"
-    r"|Native code method attempted to call|not available in CPU-only version of bitsandbytes",
-    "network": r"OfflineModeIsEnabled|LocalEntryNotFoundError|ConnectionError|MaxRetryError|Network is unreachable",
-    "package": r"(?:ModuleNotFoundError: No module named|requires the) '?(?P<what>[\w.-]+)'?",
-    "configuration": r"AssertionError: (?P<what>.*the spec says.*)",
-    "nccl": r"NCCL error|ncclSystemError|Watchdog caught collective operation timeout",
-    "architecture": r"does not recognize this architecture",
-    "damaged": r"ignore_mismatched_sizes|JSONDecodeError|ClassValidationError|SafetensorError",
-    "shapes": r"size mismatch for (?P<what>[\w.]+)",
-}
-
-# Signatures of errors that may have been raised in place of another one: tried last, when nothing else is known.
-GENERIC_CODES = ("damaged", "shapes", "configuration")
-# What no process prints and goes on: a line in the log is enough, whatever the error itself says. A warning that a
-# tracker was not reached, for instance, explains nothing.
-FATAL_PATTERNS = {
-    **{code: PATTERNS[code] for code in ("device-memory", "disk-full", "kernels", "driver")},
-    "bitsandbytes": r"libbitsandbytes_\w+\.so(?:: cannot open| not found)|bitsandbytes library load error|CUDA Setup failed"
-    r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
-    r"|not available in CPU-only version of bitsandbytes",
-}
+# Of a rank in the summary that torch's launcher prints when some have failed.
+RANK_END = re.compile(r"^\s*rank\s*:\s*(\d+).*\n\s*exitcode\s*:\s*(-?\d+)", re.MULTILINE)
 LOG_END_BYTES = 64 << 10  # bytes at the end of a log that hold its last lines
 LOG_SEARCH_BYTES = 16 << 20  # bytes at the beginning and at the end of an attempt's log that are searched
 
@@ -86,6 +62,8 @@ def explain(run: Run) -> Explanation | None:
         return Explanation("", {}, traceback, known)
     lines = [f"{error.get('type', '')}: {error.get('message', '')}", *error.get("causes", ()), traceback]
     text = "\n".join(lines + ([] if run.exit else [log]))
+    if (killed := _killed_rank(log, error.get("rank"))) and re.search(ECHO_PATTERN, text):
+        return Explanation("rank-killed", values | killed, traceback)
     particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERIC_CODES}
     code, what = (
         _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
@@ -95,6 +73,16 @@ def explain(run: Run) -> Explanation | None:
     if code and known_end:
         return Explanation(code, values | {"what": what}, traceback)
     return Explanation(exit["reason"], values, traceback)
+
+
+def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
+    """The first rank, other than the one that reported the error, that a signal ended: its number and the signal. SIGTERM is
+    what the launcher sends to those that are left."""
+    for rank, code in RANK_END.findall(log):
+        number = -int(code)
+        if int(rank) != but and number in set(signal.Signals) and number != signal.SIGTERM:
+            return {"rank": rank, "signal": signal.Signals(number).name}
+    return None
 
 
 def _match(patterns: Mapping[str, str], text: str) -> tuple[str, str] | None:

@@ -7,8 +7,10 @@ from html import escape
 import gradio as gr
 from gradio.blocks import Block
 
+from engine.runs.remedies import remedy
 from engine.runs.results import possible_next_stages, result_of
 from engine.runs.runs import Run
+from webui import notices
 from webui.events import QUIET
 from webui.panels import Updates
 from webui.runs_tab.panel import CurveView, Panel
@@ -36,6 +38,7 @@ class ButtonsPanel(Panel):
             [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
             min_width=190, interactive=True, label=words("follow"),
         )  # fmt: skip
+        self.clone_changed = gr.Button("", elem_id="clone-changed", **small, **first, **away)
         self.clone = gr.Button(words("clone"), elem_id="clone", **small)
         self.compare = gr.Button(words("compare"), elem_id="compare", **small)
         self.delete = gr.Button(words("delete"), elem_id="delete", **small, **hurts)
@@ -58,8 +61,8 @@ class ButtonsPanel(Panel):
     @property
     def moving(self) -> list[Block]:
         return [
-            self.stop, self.kill, self.resume, self.clone, self.delete, self.chat, self.export, self.evaluate,
-            self.follow,
+            self.stop, self.kill, self.resume, self.clone_changed, self.clone, self.delete, self.chat, self.export,
+            self.evaluate, self.follow,
         ]  # fmt: skip
 
     @property
@@ -72,6 +75,7 @@ class ButtonsPanel(Panel):
             self.stop: gr.update(visible="stop" in can),
             self.kill: gr.update(visible="kill" in can),
             self.resume: gr.update(visible="resume" in can),
+            self.clone_changed: self._changed_clone(run),
             self.clone: gr.update(visible="clone" in can and run.kind == "training"),
             self.delete: gr.update(visible="delete" in can),
             self.chat: gr.update(visible=can_chat(run)),
@@ -85,6 +89,14 @@ class ButtonsPanel(Panel):
 
     def without_questions(self) -> Updates:
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))
+
+    def _changed_clone(self, run: Run) -> dict:
+        """What to change so that a failed run would probably have gone on."""
+        changed = remedy(run)
+        if changed is None:
+            return gr.update(visible=False)
+        changes = notices.changes(run.spec, changed, self.words)
+        return gr.update(value=self.words("clone-changed", changes=changes), visible=True)
 
     def _next_stages(self, run: Run) -> dict:
         """The stages that can go on from the run, if it has left something."""

@@ -10,6 +10,7 @@ from gradio.blocks import Block
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.runs import kinds, runs
+from engine.runs.remedies import remedy
 from engine.runs.results import next_spec
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
@@ -43,6 +44,7 @@ class IntoForm(Transfer):
         tabs, selected = self.tabs, self.frame.selected
         train, outputs = tabs.train, self.into(tabs.train.filled)
         tabs.runs.clone.click(self.clone, selected, outputs, **QUIET)
+        tabs.runs.clone_changed.click(self.clone_changed, selected, outputs, **QUIET)
         # A spec may name what was made since the lists were last filled.
         tabs.runs.follow.input(train.list_choices, None, train.lists, **QUIET).then(
             self.follow, [selected, tabs.runs.follow], outputs, **QUIET
@@ -56,6 +58,16 @@ class IntoForm(Transfer):
     def clone(self, run_id: str) -> Updates:
         run = self.run(run_id)
         return self._filled(run.spec, self.words("cloned", run=run.title))
+
+    @refusal_as_message
+    def clone_changed(self, run_id: str) -> Updates:
+        """A failed run with the change that would probably have helped."""
+        run = self.run(run_id)
+        changed = remedy(run)
+        if changed is None:  # resumed meanwhile, say
+            return self.clone(run_id)
+        changes = notices.changes(run.spec, changed, self.words)
+        return self._filled(changed, self.words("cloned-changed", run=run.title, changes=changes))
 
     @refusal_as_message
     def follow(self, run_id: str, stage: str) -> Updates:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from engine.core.problems import Problem
 from engine.core.stages import STAGES
-from engine.runs.compare import ABSENT, differences
 from engine.runs.plan import Summary
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import examples_per_step
@@ -90,14 +89,5 @@ def memory(summary: Summary, spec: RunSpec, words: Words) -> str:
     if summary.fits is None:
         sentence = words("memory-too-large", **values)
     else:
-        changes = [
-            words(
-                "memory-change",
-                name=words.label(difference.path),
-                value=words.value(difference.path, difference.values[1]),
-            )
-            for difference in differences([spec, summary.fits])
-            if ABSENT not in difference.values
-        ]
-        sentence = words("memory-short", changes=words("memory-and").join(changes), **values)
+        sentence = words("memory-short", changes=notices.changes(spec, summary.fits, words), **values)
     return f'<p class="doubtful">{escape(sentence)}</p>'
