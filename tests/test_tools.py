@@ -10,10 +10,12 @@ from typing import Any
 import openai
 import pytest
 
+from engine.core.rundir import read_json, write_json
 from engine.launch.workspace import DEMO_MODEL, Workplace
 from engine.serving import chat_client, conversation_tree, servers
 from tests.conftest import engine
 from tests.served import client_of, serving
+from tests.test_response_template import QWEN
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +57,8 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
-    """A server of a model that has learned to call."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Path]:
+    """A model that has learned to call."""
     folder = tmp_path_factory.mktemp("tools")
     workplace = Workplace(models=(DEMO_MODEL.parent, folder), data=folder, saves=folder / "saves")
     workplace.saves.mkdir()
@@ -66,7 +68,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]
     model = {"model_name_or_path": str(DEMO_MODEL), "chat_template": str(folder / "calling.jinja")}
     done = engine(workplace, "train", "-", input=json.dumps({**SPEC, "model": model}))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    result = Path(done.stdout.strip().splitlines()[-1])
+    return workplace, Path(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module", params=["form of the chat template", "response template"])
+def server(trained: tuple[Workplace, Path], request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """A server of it, which reads calls as they are learned from the chat template or as the tokenizer says."""
+    workplace, result = trained
+    for config in result.rglob("tokenizer_config.json") if request.param == "response template" else ():
+        write_json(config, read_json(config) | {"response_template": QWEN})
     with serving(workplace, servers.choose(workplace, str(result), [])) as started:
         yield started
 

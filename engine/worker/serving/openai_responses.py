@@ -10,13 +10,15 @@ from typing import Any
 from engine.worker.generation.generator import Answer, Piece, TokenLogprob
 from engine.worker.generation.served_models import ServedModel
 from engine.worker.serving.schemas import ChatCompletionRequest
+from engine.worker.templates.response_template import ResponseReader
 from engine.worker.templates.tool_calls import ToolCall
 
 
 class ChatCompletion:
     """One answer in OpenAI's format, put together from its pieces.
 
-    Where tools were given, calls of them are no part of its text once it has ended.
+    Where tools were given, calls of them are no part of its text once it has ended: they are read as the tokenizer says
+    (`ResponseReader`), or in the form that the chat template writes them in.
     """
 
     def __init__(
@@ -24,7 +26,11 @@ class ChatCompletion:
     ):
         self.model, self.request, self.stamp, self.began = model, request, stamp, began
         self.call_form = model.calls if request.usable_tools else None
-        self.text = model.begun(request.call).read  # what it has not written itself
+        self.plain = model.begun(
+            request.call
+        ).read  # all of it, as it is; first what it has not written itself
+        self.reader: ResponseReader | None = None
+        self.text = self.plain  # without what may be a call
         self.tokens, self.count, self.prompt = [], 0, 0
         self.streamed = 0  # characters of the text
         self.calls: list[dict[str, Any]] = []  # once the answer has ended
@@ -35,19 +41,40 @@ class ChatCompletion:
     def add(self, answer: Answer, piece: Piece) -> None:
         self.last = time.monotonic()
         self.first = self.first or self.last
-        self.text += piece.text
+        self._read(answer, piece)
         self.tokens += piece.tokens
         self.count, self.prompt = piece.count, len(answer.prompt)
         self.finish, self.problem = piece.finish, piece.problem
-        if self.call_form and self.finish:
-            self.text, calls = self.call_form.parse_tool_calls(self.text, self.request.usable_tools)
+        if self.finish:
+            self.text, calls = self._parse()
             self.calls = [_tool_call(call) for call in calls]
+
+    def _read(self, answer: Answer, piece: Piece) -> None:
+        """Take in the text of a piece."""
+        tools = self.request.usable_tools
+        if not self.count and tools and not self.request.stop:  # a stop sequence ends the text alone
+            self.reader = ResponseReader.of(self.model.tokenizer, answer.prompt, tools)
+            self.text = "" if self.reader else self.text
+        self.plain += piece.text
+        self.text += self.reader.add(answer.written[self.count : piece.count]) if self.reader else piece.text
+
+    def _parse(self) -> tuple[str, list[ToolCall]]:
+        """The text of the whole answer, and the calls in it."""
+        text = self.text + (self.reader.finish() if self.reader else "")
+        read = self.reader and not self.reader.failed
+        if read and self.reader.calls:
+            return text.rstrip(), self.reader.calls
+        form = self.call_form
+        plain, calls = (
+            form.parse_tool_calls(self.plain, self.request.usable_tools) if form else (self.plain, [])
+        )
+        return (text, []) if read and not calls else (plain, calls)
 
     def streamable_text(self) -> str:
         """What more of the answer can be streamed: what may be a call waits until the answer has ended."""
         upto = (
             self.call_form.length_before_calls(self.text, self.streamed)
-            if self.call_form and not self.finish
+            if self.call_form and not self.reader and not self.finish
             else len(self.text)
         )
         text, self.streamed = self.text[self.streamed : upto], max(self.streamed, upto)
