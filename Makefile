@@ -86,4 +86,4 @@ $(VENV)-gguf/installed: requirements-gguf.txt $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf $(VENV)-docs build site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-harness $(VENV)-gguf $(VENV)-docs build site .pytest_cache .ruff_cache .mypy_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -73,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> int:
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is no text, as file systems allow
     arguments = parser().parse_args()
     try:
         workplace = _workplace(arguments)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine import flags, following, importer
 from engine.core import users
-from engine.core.problems import Refusal, problem, shell_language
+from engine.core.problems import Problem, Refusal, problem, shell_language
 from engine.core.sockets import is_loopback
 from engine.data import preview_client
 from engine.evaluation import report
@@ -130,7 +130,8 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
     spec = kinds.read(_text(arguments.spec))
     kind = kinds.KINDS[spec.kind]
     spec = kind.frozen(spec, workplace)
-    obstacles, notes = kind.problems(spec, workplace), []
+    obstacles = kind.problems(spec, workplace)
+    notes: list[Problem] = []
     if not obstacles and isinstance(spec, RunSpec):
         obstacles, notes = preview_client.first_rows(spec, Path(spec.data.dataset_dir))
     print_doubts([*kind.doubts(spec, obstacles), *notes])
@@ -183,9 +184,10 @@ def export(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 def _without_gguf(run: runs.Run) -> int:
     """1 for a finished export whose GGUF file was asked for and is not there; says why, and how to try again."""
-    if not gguf.can_be_tried_again(run.dir):
+    outcome = gguf.outcome(run.dir)
+    if not outcome or not gguf.can_be_tried_again(run.dir):
         return 0
-    for entry in gguf.outcome(run.dir)["problems"]:
+    for entry in outcome["problems"]:
         print(sentence(problem(entry["code"], **entry["values"])), file=sys.stderr)
     print(sentence(problem("export-gguf-later", folder=run.dir.model)), file=sys.stderr)
     return 1

@@ -36,7 +36,7 @@ def _gpu(index: int) -> dict[str, Any]:
 
 def main() -> None:
     try:
-        answer = {"gpus": gpus()}
+        answer: dict[str, Any] = {"gpus": gpus()}
     except pynvml.NVMLError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer))

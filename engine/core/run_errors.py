@@ -36,6 +36,8 @@ def _causes(error: BaseException) -> list[str]:
     """What an error was raised from, or while handling, the nearest first: a library may wrap the reason in words about
     something else, and leave it out of the traceback (`raise … from None`)."""
     chain: list[BaseException] = []
-    while (error := error.__cause__ or error.__context__) and error not in chain and len(chain) < MAX_CAUSES:
-        chain.append(error)
+    cause = error.__cause__ or error.__context__
+    while cause and cause not in chain and len(chain) < MAX_CAUSES:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return [f"{type(cause).__name__}: {cause}"[:MAX_CAUSE_CHARS] for cause in chain]

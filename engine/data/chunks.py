@@ -23,7 +23,7 @@ from engine.data import json_layout
 from engine.data.encodings import encoding_of
 from engine.data.json_layout import parse_line
 from engine.data.row_files import entries, valid_rows
-from engine.data.text_lines import MAX_ROW_BYTES, Entry, OnBad, Place, Row
+from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row
 
 BLOCK_BYTES = 1 << 19  # bytes of a block, or about so many
 MAX_BLOCK_ROWS = (
@@ -55,14 +55,14 @@ class ByteRange:
             stream.seek(self.begin)
             return stream.read(self.end - self.begin)
 
-    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Located, Row]]:
         """Each row and its place, which is good until the next; what is no row goes to `on_bad`.
 
         Raises InvalidByteRange before the first of them.
         """
         return valid_rows(self._array() if self.before else self._lines(), on_bad)
 
-    def _array(self) -> Iterator[Entry]:
+    def _array(self) -> Iterator[tuple[Located, Any]]:
         try:
             values = from_json(self.before + self.data + self.after)
         except ValueError as error:
@@ -71,7 +71,7 @@ class ByteRange:
         for place.row, value in enumerate(values):
             yield place, value
 
-    def _lines(self) -> Iterator[Entry]:
+    def _lines(self) -> Iterator[tuple[Located, Any]]:
         place = _LazyPlace(self.file)
         for place.line, line in enumerate(self.data.split(b"\n"), start=self.line):
             if line and not line.isspace():
@@ -88,8 +88,9 @@ class ByteRange:
             before = stream.read(min(self.begin, MAX_ROW_BYTES)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
-        decoder, at, positions, line, line_at = json.JSONDecoder(), len(lead), [], self.line, 0
-        while (start := ELEMENT_SEPARATOR.match(text, at).end()) < len(text) and text[start] != "]":
+        positions: list[tuple[int, int | None]] = []
+        decoder, at, line, line_at = json.JSONDecoder(), len(lead), self.line, 0
+        while (start := _after_separator(text, at)) < len(text) and text[start] != "]":
             line, line_at = (
                 line + text.count("\n", line_at, start),
                 max(line_at, text.rfind("\n", line_at, start) + 1),
@@ -97,6 +98,12 @@ class ByteRange:
             positions.append((line, start - line_at + 1 if text[line_at:start].strip() else None))
             _, at = decoder.raw_decode(text, start)
         return positions
+
+
+def _after_separator(text: str, at: int) -> int:
+    separator = ELEMENT_SEPARATOR.match(text, at)
+    assert separator is not None  # it matches nothing, too
+    return separator.end()
 
 
 @dataclass
@@ -119,7 +126,7 @@ class ParsedRows:
 
     entries: tuple[Entry, ...]
 
-    def rows(self, on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+    def rows(self, on_bad: OnBad) -> Iterator[tuple[Located, Row]]:
         return valid_rows(self.entries, on_bad)
 
 

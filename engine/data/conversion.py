@@ -47,7 +47,7 @@ def _text(row: Row) -> Example:
     column = "text" if row.place.file.suffix == ".txt" else row.column("prompt")
     if column not in row.values:
         raise row.bad("row-without-column", column=column, columns=comma_separated(row.values))
-    example = {"text": _nonempty_text(row, row.values[column], column)}
+    example: Example = {"text": _nonempty_text(row, row.values[column], column)}
     if not loss_marks.ROW_MARK_COLUMNS.isdisjoint(row.values) and (weight := loss_marks.row_weight(row)) != 1:
         example["weights"] = [weight]
     return example
@@ -153,8 +153,8 @@ def _prompt_messages(row: Row) -> list[Message]:
     system = row.get("system")
     messages = [{"role": "system", "content": text_of(row, system, row.column("system"))}] if system else []
     if row.dataset.formatting != "alpaca":
-        spoken = conversation(row, row.need("messages"), row.column("messages"))
-        return spoken if spoken and spoken[0]["role"] == "system" else messages + spoken
+        whole = conversation(row, row.need("messages"), row.column("messages"))
+        return whole if whole and whole[0]["role"] == "system" else messages + whole
     if history := row.get("history"):
         messages += _history_messages(row, history)
     prompt, query, column = row.need("prompt"), row.get("query") or "", row.column("prompt")
@@ -282,9 +282,9 @@ def _join_prompt(prompt: list[Message], shared: list[Message]) -> list[Message]:
 def _note_score_conflict(row: Row) -> None:
     """Say so where the rejected answer has the higher score."""
     for better, worse in SCORE_COLUMN_PAIRS:
-        scores = row.values.get(better), row.values.get(worse)
-        if all(isinstance(score, (int, float)) for score in scores) and scores[0] < scores[1]:
-            row.note("row-scores-disagree", chosen=scores[0], rejected=scores[1])
+        chosen, rejected = row.values.get(better), row.values.get(worse)
+        if isinstance(chosen, (int, float)) and isinstance(rejected, (int, float)) and chosen < rejected:
+            row.note("row-scores-disagree", chosen=chosen, rejected=rejected)
 
 
 def _note_unused_weights(row: Row, weights: list[float] | None) -> None:

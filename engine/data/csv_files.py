@@ -52,7 +52,8 @@ def dialect(file: Path, encoding: str = "") -> Dialect:
 
 @lru_cache(maxsize=1024)
 def _dialect(file: Path, encoding: str, mtime_ns: int, size: int) -> Dialect:
-    first_lines, held = [], 0
+    first_lines: list[str] = []
+    held = 0
     for _, _, _, text in lines(file, 1, 0, encoding, stop_at_cr=True):
         if text is None or held > BYTES_SAMPLED or len(first_lines) > 4 * ROWS_SAMPLED:
             break

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, is_locked, read_json, read_object, try_lock, write_json
@@ -44,7 +44,12 @@ BAD_ROWS_FILE = "bad-rows.jsonl"
 CACHEABLE_JOBS = frozenset(
     {"check"}
 )  # jobs that only read; the others make something, which may be deleted before the next request
-ReportProgress = Callable[[int, int | None, str], None]  # done, of how many, of what
+
+
+class ReportProgress(Protocol):
+    """Called with how much is done, of how many if that is known, and of what."""
+
+    def __call__(self, done: int, total: int | None = None, unit: str = "rows") -> None: ...
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,7 @@ def _receive(folder: Path, arguments: Mapping[str, Any], report: ReportProgress)
 
 
 def _deduplicate(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -> dict[str, Any]:
-    made = derive.deduplicate(Path(arguments["data"]), arguments["name"], lambda done: report(done))
+    made = derive.deduplicate(Path(arguments["data"]), arguments["name"], report)
     return {"made": made.names, "counts": made.counts}
 
 
@@ -261,7 +266,7 @@ def _split(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -
         arguments["name"],
         arguments["share"],
         arguments["seed"],
-        lambda done: report(done),
+        report,
     )
     return {"made": made.names, "counts": made.counts}
 

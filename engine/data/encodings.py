@@ -318,8 +318,8 @@ def _count_damage_in(blocks: Iterator[bytes] | list[bytes], codec: str) -> tuple
         text = decoder.decode(block, final=not block)
         if not text.isascii():
             missing = len(UNDECODABLE_MARK.findall(text))
-            if missing and not first:
-                first = line + text.count("\n", 0, UNDECODABLE_MARK.search(text).start())
+            if missing and not first and (mark := UNDECODABLE_MARK.search(text)):
+                first = line + text.count("\n", 0, mark.start())
             bad += missing
             good += len(text) - missing - sum(map(len, ASCII_RUN.findall(text)))
         line += text.count("\n")

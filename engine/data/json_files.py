@@ -17,9 +17,9 @@ from engine.core.problems import Problem, problem
 from engine.data import json_shapes, text_lines
 from engine.data.encodings import encoding_of, open_utf8
 from engine.data.json_layout import (
-    SPACE,
     Layout,
     advance_position,
+    after_space,
     decode_next,
     layout,
     next_value,
@@ -58,7 +58,7 @@ def _read_object(file: Path, start: Place, encoding: str, file_layout: Layout) -
     """Rows of an object that is read whole."""
     with open_utf8(file, 0, encoding) as stream:
         text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
-    begin = SPACE.match(text).end()
+    begin = after_space(text)
     value, _ = decode_next(text, begin)
     halves, damaged = "\\ud" in text.lower(), holds_undecodable(text)
     line = 1 + text.count("\n", 0, begin) if file_layout.shape == "row" else None
@@ -180,7 +180,7 @@ class _ListReader:
         ):
             self.text += block
         rest = self.text[self.at + 1 :]
-        start = SPACE.match(rest).end()
+        start = after_space(rest)
         fine = start == len(rest)
         if self.layout.shape == "wrapped":
             fine = json_shapes.is_closing(rest, self.layout.inside)
@@ -198,13 +198,13 @@ def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, in
 
     Raises JSONDecodeError.
     """
-    at = SPACE.match(text, at).end()
+    at = after_space(text, at)
     if text.startswith("]", at):
         return None, None, at
     if not first:
         if not text.startswith(",", at):
             raise json.JSONDecodeError("',' or ']' expected", text, at)
-        at = SPACE.match(text, at + 1).end()
+        at = after_space(text, at + 1)
     value, end = decode_next(text, at)
     return at, value, end
 

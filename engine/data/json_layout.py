@@ -27,6 +27,13 @@ LINES_SAMPLED = 20  # lines by which lines are told from something else
 decode_next = json.JSONDecoder().raw_decode
 
 
+def after_space(text: str, at: int = 0) -> int:
+    """Where the white space at `at` ends: at `at` if there is none."""
+    space = SPACE.match(text, at)
+    assert space is not None  # it matches nothing, too
+    return space.end()
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a file is laid out: a key of LAYOUT_READERS.
@@ -125,14 +132,14 @@ def _layout_of_object(file: Path, encoding: str, lines_follow: bool) -> Layout:
     with open_utf8(file, 0, encoding) as stream:
         offset = stream.tell() if stream.seekable() else 0
         text = stream.read(text_lines.MAX_ROW_BYTES + 1).decode(errors="surrogateescape")
-    begin = SPACE.match(text).end()
+    begin = after_space(text)
     try:
         value, end = decode_next(text, begin)
     except (ValueError, RecursionError) as error:
         if lines_follow:
             return Layout("lines")
         return _layout_of_broken_object(file, text, begin, offset, error)
-    if SPACE.match(text, end).end() < len(text):
+    if after_space(text, end) < len(text):
         return Layout("values")
     shape = json_shapes.shape_of(value)
     if shape.code:
@@ -178,22 +185,22 @@ def parse_error_reason(error: Exception) -> str:
 
 def object_members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
     """Key, beginning and value of each member of the object at `at`; the value is None, and the last, where it is broken."""
-    at = SPACE.match(text, at + 1).end()
+    at = after_space(text, at + 1)
     while text.startswith('"', at):
         try:
             key, at = decode_next(text, at)
         except ValueError:
             return
-        at = SPACE.match(text, at).end()
-        start = SPACE.match(text, at + 1).end()
+        at = after_space(text, at)
+        start = after_space(text, at + 1)
         try:
             value, at = decode_next(text, start)
         except (ValueError, RecursionError):
             yield key, start, None
             return
         yield key, start, value
-        at = SPACE.match(text, at).end()
-        at = SPACE.match(text, at + 1).end() if text.startswith(",", at) else len(text)
+        at = after_space(text, at)
+        at = after_space(text, at + 1) if text.startswith(",", at) else len(text)
 
 
 def _layout_of_member(text: str, begin: int, offset: int, shape: json_shapes.Shape) -> Layout:
@@ -240,9 +247,9 @@ def advance_position(passed: str, line: int, column: int, at: int) -> tuple[int,
 def next_value(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
     """Where the next value begins, the value and where it ends, of values one after the other, with or without a comma in
     between; None for the beginning at the end. Raises ValueError or RecursionError."""
-    at = SPACE.match(text, at).end()
+    at = after_space(text, at)
     if not first and text.startswith(",", at):
-        at = SPACE.match(text, at + 1).end()
+        at = after_space(text, at + 1)
     if at == len(text):
         return None, None, at
     value, end = decode_next(text, at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 SPEAKER_KEYS = ("role", "from", "speaker")  # what the turns of a conversation have
 # Keys by which an object is known as a row, beside which a list of objects is part of that row.
@@ -98,7 +98,7 @@ def _is_number(key: str) -> bool:
     return key.isdecimal()
 
 
-def _is_string_list(value: Any) -> bool:
+def _is_string_list(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(element, str) for element in value)
 
 

@@ -10,6 +10,7 @@ GOOD_WORDS = ("true", "yes", "y", "1", "+1", "good", "up", "thumbs_up", "like", 
 BAD_WORDS = ("false", "no", "n", "0", "-1", "bad", "down", "thumbs_down", "dislike", "disliked", "negative", "neg", "undesirable",
        "rejected", "reject", "dispreferred", "lose", "loss", "否", "坏", "踩", "错")  # fmt: skip
 LABEL_OF_WORD = dict.fromkeys(GOOD_WORDS, True) | dict.fromkeys(BAD_WORDS, False)
+LABEL_OF_NUMBER: dict[float, bool] = {1: True, 0: False, -1: False}
 
 
 def label_of(value: Any) -> bool | None:
@@ -17,7 +18,7 @@ def label_of(value: Any) -> bool | None:
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)):
-        return {1: True, 0: False, -1: False}.get(value)
+        return LABEL_OF_NUMBER.get(value)
     if isinstance(value, str):
         return LABEL_OF_WORD.get(value.strip().casefold().replace(" ", "_").removesuffix(".0"))
     return None

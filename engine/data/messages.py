@@ -271,8 +271,10 @@ def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
 def tools(row: Row) -> list[dict[str, Any]] | None:
     """The tools of a row, each as OpenAI writes them; the older `functions` where there are no tools."""
     column = row.dataset.columns.get("tools")
-    value = row.values.get(column) if column else None
-    if not value and column:
+    if not column:
+        return None
+    value = row.values.get(column)
+    if not value:
         column, value = "functions", row.values.get("functions")
     if not value:
         return None

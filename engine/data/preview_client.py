@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.stages import STAGES
@@ -83,10 +83,11 @@ def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]
 def _ask_child(question: bytes) -> dict[str, Any] | None:
     """None: the child has ended. Raises TimeoutError where it did not answer in time, and was ended."""
     child = _running_child()
+    to_child, from_child = _pipes(child)
     try:
-        child.stdin.write(question)
-        child.stdin.flush()
-        return json.loads(_read_line(child.stdout.fileno()))
+        to_child.write(question)
+        to_child.flush()
+        return json.loads(_read_line(from_child.fileno()))
     except TimeoutError:
         _end_child()
         raise
@@ -120,12 +121,20 @@ def _running_child() -> subprocess.Popen[bytes]:
     return _child
 
 
+def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """The child's standard input and its standard output."""
+    assert child.stdin
+    assert child.stdout
+    return child.stdin, child.stdout
+
+
 def _end_child() -> None:
     global _child
     if _child is not None:
+        to_child, from_child = _pipes(_child)
         with contextlib.suppress(OSError):
-            _child.stdin.close()
-        _child.stdout.close()
+            to_child.close()
+        from_child.close()
         _child.kill()
         _child.wait()
         _child = None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
@@ -21,6 +21,7 @@ from engine.data import csv_files, json_files, json_layout, text_lines
 from engine.data.encodings import Encoding, encoding_of, open_utf8, read_text, version
 from engine.data.text_lines import (
     Entry,
+    Located,
     OnBad,
     Place,
     Row,
@@ -75,7 +76,10 @@ def entries(file: Path, start: Place | None = None, encoding: str = "") -> Itera
         yield start, problem("data-file-unreadable", file=file.name, why=error.strerror or error)
 
 
-def valid_rows(values: Iterable[Entry], on_bad: OnBad) -> Iterator[tuple[Place, Row]]:
+AnyPlace = TypeVar("AnyPlace", bound=Located)
+
+
+def valid_rows(values: Iterable[tuple[AnyPlace, Any]], on_bad: OnBad) -> Iterator[tuple[AnyPlace, Row]]:
     """Those that are rows; the others go to `on_bad`."""
     for place, row in values:
         if isinstance(row, dict):
@@ -145,7 +149,9 @@ def truncation_problem(file: Path) -> Problem | None:
     """Says so where a JSON file ends in the middle of a row, and how many rows before it can be read. Reads all of it."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return None
-    rows, before, last, value = 0, None, None, None
+    before: Place | None = None
+    last: Place | None = None
+    rows, value = 0, None
     for place, value in entries(file):
         before, last, rows = last, place, rows + isinstance(value, dict)
     codes = ("row-not-json", "file-broken-json", "row-bytes")
@@ -154,6 +160,8 @@ def truncation_problem(file: Path) -> Problem | None:
     # What is broken is only known from where a row begins: in a list, that is the one before.
     in_list = json_layout.layout(file).shape in ("array", "wrapped")
     opening, start = (b"[", before) if in_list else (b"", last)
+    assert start is not None  # a whole row stood before what is broken
+    assert last is not None
     with open_utf8(file, start.at) as stream:
         rest = (opening + stream.read(2 * text_lines.MAX_ROW_BYTES)).decode(errors="replace")
     try:
@@ -231,7 +239,7 @@ def _read_paragraphs(file: Path, start: Place, encoding: str) -> Iterator[Entry]
             if not size:
                 place = Place(file, place.row, line, at=at)
             size += text_lines.MAX_ROW_BYTES + 1 if text is None else len(text)
-            if size <= text_lines.MAX_ROW_BYTES:
+            if text is not None and size <= text_lines.MAX_ROW_BYTES:
                 document.append(text.rstrip(b"\r\n").decode(errors="surrogateescape"))
         elif size:
             yield place, _text_row(place, document, size, encoding)

@@ -10,7 +10,8 @@ from typing import Any
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import row_files
 from engine.data.dataset_info import Dataset
-from engine.data.row_files import Place, type_of
+from engine.data.row_files import type_of
+from engine.data.text_lines import Located
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class Row:
     """
 
     dataset: Dataset
-    place: Place
+    place: Located
     values: Mapping[str, Any]
     notes: list[Problem] | None = None
     marked: bool = False

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from engine.core.problems import Problem, problem
 from engine.data.encodings import UNDECODABLE_MARK, open_utf8, version
@@ -39,6 +39,17 @@ class Place:
         if self.column:
             return f"{self.file.name}:{self.line}:{self.column} (#{self.row})"
         return f"{self.file.name}:{self.line}" if self.line else f"{self.file.name}#{self.row}"
+
+
+class Located(Protocol):
+    """What a row is told to be at: a Place, or something like it."""
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def row(self) -> int: ...
+    @property
+    def line(self) -> int | None: ...
 
 
 Row = dict[str, Any]
@@ -120,8 +131,11 @@ def holds_undecodable(text: str) -> bool:
 def half_character(value: Any, written: str | bytes) -> str | None:
     """The first half of a character in a value, as JSON has it: "\\ud83d" alone, which nothing can be trained on.
     `written` is the JSON that the value was."""
-    lower, upper = (b"\\ud", b"\\uD") if isinstance(written, bytes) else ("\\ud", "\\uD")
-    if lower in written or upper in written:
+    if isinstance(written, bytes):
+        escaped = b"\\ud" in written or b"\\uD" in written
+    else:
+        escaped = "\\ud" in written or "\\uD" in written
+    if escaped:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -131,7 +145,7 @@ def half_character(value: Any, written: str | bytes) -> str | None:
     return None
 
 
-def not_a_row(place: Place, value: Any) -> Problem:
+def not_a_row(place: Located, value: Any) -> Problem:
     """What to say of something that is no object."""
     return problem("row-type", place=str(place), expected="object", found=type_of(value))
 

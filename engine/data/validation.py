@@ -371,8 +371,9 @@ def script_of(text: str) -> str:
         return "latin" if text.strip(" 0123456789.,-+*/=()\n") else ""
     seen: dict[str, int] = {}
     for run in SCRIPT_RUN.finditer(text):
-        weight = 1 if run.lastgroup in ("latin", "cyrillic", "greek") else 3
-        seen[run.lastgroup] = seen.get(run.lastgroup, 0) + weight * (run.end() - run.start())
+        script = run.lastgroup or ""  # each alternative of the pattern has a name
+        weight = 1 if script in ("latin", "cyrillic", "greek") else 3
+        seen[script] = seen.get(script, 0) + weight * (run.end() - run.start())
     if "kana" in seen:  # Japanese is written in both
         return "kana"
     return max(seen, key=seen.__getitem__) if seen else ""

@@ -54,10 +54,10 @@ def main() -> None:
         code = "workbook-too-large" if reason.startswith(CELL_LIMIT) else "sheet-broken"
         answer = {"problems": [asdict(problem(code, file=workbook.name, reason=reason))]}
     except (MemoryError, OSError) as error:
-        if getattr(error, "errno", errno.EFBIG) == errno.EFBIG:
-            answer = {"problems": [asdict(problem("workbook-too-large", file=workbook.name))]}
-        else:
+        if isinstance(error, OSError) and error.errno != errno.EFBIG:
             answer = {"errno": error.errno}
+        else:
+            answer = {"problems": [asdict(problem("workbook-too-large", file=workbook.name))]}
     json.dump(answer, sys.stdout)
 
 
@@ -82,7 +82,8 @@ def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
             raise Refusal(problem("sheet-unknown", file=workbook.name, sheet=sheet, known=", ".join(names)))
         if not tables:
             raise Refusal(problem("sheet-empty", file=workbook.name))
-        chosen, notes, count = sheet or tables[0], [], 0
+        notes: list[Problem] = []
+        chosen, count = sheet or tables[0], 0
         with open(target, "w", encoding="utf-8") as lines:
             for row in _rows(book.get_sheet_by_name(chosen), workbook.name, notes.append):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -101,7 +102,8 @@ def _refuse_bomb(workbook: Path) -> None:
             raise Refusal(problem("workbook-too-large", file=workbook.name))
         for member in packed.infolist():
             size, allowed = 0, max(RATIO_FREE_BYTES, MAX_COMPRESSION_RATIO * member.compress_size)
-            member.file_size, member.CRC = sys.maxsize, None  # so that all of it is read, whatever it says
+            member.file_size = sys.maxsize
+            del member.CRC  # so that all of it is read, whatever it says
             with packed.open(member) as stream:
                 while block := stream.read(BLOCK_BYTES):
                     size, total = size + len(block), total + len(block)
@@ -209,8 +211,10 @@ def _text(value: Any) -> str:
     if isinstance(value, timedelta):
         minutes, seconds = divmod(round(value.total_seconds()), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-    if isinstance(value, (datetime, time)):
-        return value.isoformat(*" " * isinstance(value, datetime), timespec="seconds")
+    if isinstance(value, datetime):
+        return value.isoformat(" ", timespec="seconds")
+    if isinstance(value, time):
+        return value.isoformat(timespec="seconds")
     return value.isoformat() if isinstance(value, date) else str(value)
 
 

@@ -311,13 +311,13 @@ def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> lis
         return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
     sets, broken = read_dataset_info(folder)
     known = {dataset.name: dataset for dataset in sets}
-    problems = tasks + [replace(fault, field=DATASETS) for fault in broken]
+    problems = tasks + [replace(issue, field=DATASETS) for issue in broken]
     for name in spec.data.datasets if not broken else ():
         if name not in known:
             values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
             problems.append(problem("data-unknown", DATASETS, **values))
-        elif known[name].problem:
-            problems.append(replace(known[name].problem, field=DATASETS))
+        elif fault := known[name].problem:
+            problems.append(replace(fault, field=DATASETS))
         elif not known[name].files:
             problems.append(problem("dataset-on-hub", DATASETS, name=name, hub=known[name].hub))
         elif known[name].kind not in DATASET_KINDS[form]:

@@ -181,7 +181,7 @@ def with_verdicts(prompt: Mapping[str, Any]) -> dict[str, Any]:
     usual = "cancelled" if prompt.get("cut") else "length"
     finish = {when: prompt.get(f"finish_{when}") or usual for when in ("before", "after")}
     cut = {when: how == "cancelled" for when, how in finish.items()}
-    right = {"right": None, "right_before": None}
+    right: dict[str, bool | None] = {"right": None, "right_before": None}
     if prompt["kind"] == "training":
         for name, when in (("right", "after"), ("right_before", "before")):
             reference, full = prompt["reference"] or "", finish[when] == "length"

@@ -160,7 +160,8 @@ def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
         return [problem("export-no-base", BASE, base=base)]
     if how := inspect_model(base).quantized:
         return [problem("export-base-quantized", BASE, base=base, how=how)]
-    return [_unfinished(Path(base), BASE)] if _unfinished(Path(base), BASE) else []
+    unfinished = _unfinished(Path(base), BASE)
+    return [unfinished] if unfinished else []
 
 
 def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 from engine.importer import model_converters, training_converters
 from engine.importer.converters import CONVERTERS as SHARED_CONVERTERS
@@ -230,7 +230,7 @@ def trl(draft: Draft, name: str, value: Any) -> None:
 
 
 def lr_scheduler(draft: Draft, name: str, value: Any) -> None:
-    if value in Scheduler.__args__:
+    if value in get_args(Scheduler):
         draft.put("training.lr_scheduler_type", value, name)
     else:
         draft.missing(name, value, "schedule")

@@ -58,10 +58,10 @@ def board_settings(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, A
     if settings.get("val_size") and not evaluates:  # as the page does
         settings |= {"eval_strategy": "steps", "eval_steps": settings.get("save_steps", 100)}
         settings["per_device_eval_batch_size"] = settings.get("per_device_train_batch_size", 2)
-    name = controls.get("model_name")
-    if name and "model_name_or_path" not in settings:
-        settings["model_name_or_path"] = name
-        notes.append(problem("import-board-model", name=name))
+    model = controls.get("model_name")
+    if model and "model_name_or_path" not in settings:
+        settings["model_name_or_path"] = model
+        notes.append(problem("import-board-model", name=model))
     settings |= _extra_arguments(extra, notes)
     return settings
 

@@ -111,7 +111,7 @@ class Draft:
             try:
                 spec = self.spec_type.read(self.values)
                 # What contradicts another setting stands: the form says so, and lets the user choose.
-                contradictions = spec_problems(spec) if self.spec_type is RunSpec else []
+                contradictions = spec_problems(spec) if isinstance(spec, RunSpec) else []
                 wrong = [
                     issue
                     for issue in contradictions

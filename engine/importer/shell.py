@@ -138,7 +138,8 @@ class _Lexer:
 
     def _word(self) -> list[str]:
         """A word, which a variable without quotes may turn into several, or none."""
-        parts, made, quoted = [""], [], False
+        made: list[str] = []
+        parts, quoted = [""], False
         while self.at < len(self.text):
             sign = self.text[self.at]
             if sign in " \t\n;|&<>" or CONTINUED.match(self.text, self.at):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from engine.importer.draft import Draft, as_list, converters_by_name
 from engine.importer.table import EMPTY_VALUES, reasons
@@ -203,7 +203,8 @@ def save_strategy(draft: Draft, name: str, value: Any) -> None:
 
 
 def trackers(draft: Draft, name: str, value: Any) -> None:
-    known = Logging.model_fields["report_to"].annotation.__args__[0].__args__
+    (tracker_type,) = get_args(Logging.model_fields["report_to"].annotation)
+    known = get_args(tracker_type)
     names = [str(tracker) for tracker in as_list(value) if str(tracker) != "none"]
     for tracker in names:
         if tracker not in known:

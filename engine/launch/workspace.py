@@ -125,7 +125,7 @@ def is_inside(path: Path, roots: tuple[Path, ...]) -> bool:
 def absolute_path(text: str, roots: Sequence[Path], holds: str = "") -> str:
     """The full path of what `text` names here or below one of `roots`, if that is there and has the file `holds`
     in it; else `text` as it is."""
-    candidates = (Path(root, text) for root in ("", *roots))
+    candidates = (Path(root, text) for root in (Path(), *roots))
     # os.path.exists answers False for what cannot be a path at all, where Path.exists raises.
     return next((os.path.abspath(path) for path in candidates if os.path.exists(path / holds)), text)
 

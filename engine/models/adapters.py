@@ -44,8 +44,9 @@ def adapter_problems(
         if not os.path.isfile(folder / name):
             return [problem("adapter-file-missing", field, file=name, folder=folder)]
     config, weights = read_json_object(folder / ADAPTER_FILES[0]), read_header(folder / ADAPTER_FILES[1])
-    if broken := [problem for problem in (config, weights) if isinstance(problem, Problem)]:
-        return [replace(problem, field=field) for problem in broken]
+    broken = [replace(part, field=field) for part in (config, weights) if isinstance(part, Problem)]
+    if isinstance(config, Problem) or broken:
+        return broken
     problems = []
     trained_on = as_text(config.get("base_model_name_or_path"))
     if not _same_base(trained_on, base):

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from engine.core import regular_files
 from engine.core.problems import Problem, problem
@@ -60,7 +60,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     ]
 
 
-def _is_weight_map(places: Any) -> bool:
+def _is_weight_map(places: Any) -> TypeGuard[dict[str, str]]:
     """A shard is a plain file name: an index must not make us open ../../something."""
     return isinstance(places, dict) and all(
         isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard) for shard in places.values()

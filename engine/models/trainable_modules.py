@@ -176,7 +176,7 @@ def _parameter_counts(model: ModelFacts) -> dict[str, int]:
 
 def weight_matrices(model: ModelFacts) -> dict[str, tuple[int, ...]]:
     """Modules that peft can put an adapter on, with the shape of their weight: linear layers and embeddings."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, tensor in _tensors(model).items():
         module, _, kind = name.rpartition(".")
         router = module.rpartition(".")[2] in ROUTER_MODULES

@@ -7,7 +7,7 @@ All from the files, without loading a tokenizer. What preparation then loads is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,7 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
     words = model.get("vocab") if isinstance(model, dict) else None
     words = words or contents["vocab.json"]
     added = _added(whole, config, contents["added_tokens.json"])
+    known: Collection[str]
     if isinstance(words, list):
         rows, known = len(words), {word[0] for word in words if isinstance(word, list) and word}
     else:
@@ -133,7 +134,7 @@ def vocabulary_problems(model: ModelFacts, *, resized: bool, adapter: str | None
     """Token ids for which there is no embedding, where none will be made (`resized`) and the adapter brings none."""
     missing, words, rows = missing_rows(model), vocabulary(model.path), embedding_rows(model)
     brings = adapter_embedding_rows(adapter) if adapter else 0
-    if not missing or brings >= words.rows:
+    if not missing or rows is None or brings >= words.rows:
         return []
     names = [f"{token} ({number})" for number, token in words.added if number >= rows]
     values = {

@@ -50,7 +50,7 @@ class RowCounts:
 def row_counts(spec: RunSpec) -> RowCounts | None:
     """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be counted."""
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
-    there = {}
+    there: dict[str, int] = {}
     for name in (*spec.data.datasets, *spec.data.eval_datasets):
         if name not in catalogue or catalogue[name].problem:
             return None
@@ -63,9 +63,8 @@ def row_counts(spec: RunSpec) -> RowCounts | None:
     trained = {
         name: count * int(often[name]) + round(count * (often[name] % 1)) for name, count in left.items()
     }
-    measured = sum(min(aside[name], rows[name]) for name in rows) + sum(
-        map(there.get, spec.data.eval_datasets)
-    )
+    measured = sum(min(aside[name], rows[name]) for name in rows)
+    measured += sum(there[name] for name in spec.data.eval_datasets)
     return RowCounts(there, trained, measured)
 
 
@@ -282,12 +281,14 @@ def _batch_size_problems(
         else batch_size
     )
     room = memory.available_memory(spec)
+    if room is None or largest == 1:
+        return []
 
     def fits(batch: int) -> bool:
         need = memory.memory_needed(counted.change(path, batch), model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
-    if room is None or largest == 1 or fits(largest) or not fits(1):
+    if fits(largest) or not fits(1):
         return []
     values = {"given": batch_size, "length": counted.data.max_length, "whole": _size(room.bytes)}
     return [problem(code, path, **values, largest=_largest_that_fits(fits, largest))]
@@ -295,13 +296,15 @@ def _batch_size_problems(
 
 def _length_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     room = memory.available_memory(spec)
+    if room is None:
+        return []
 
     def fits(length: int) -> bool:
         changed = spec.change("data.max_length", length).change("training.per_device_train_batch_size", 1)
         need = memory.memory_needed(changed, model, len(hardware.gpus()))
         return need is None or need.total <= room.bytes
 
-    if room is None or fits(spec.data.max_length):
+    if fits(spec.data.max_length):
         return []
     values = {"given": spec.data.max_length, "whole": _size(room.bytes)}
     if not fits(8):

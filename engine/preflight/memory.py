@@ -93,6 +93,8 @@ def _reward_model_parameters(spec: RunSpec) -> int:
 
 def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
     """Bytes of the base under an adapter: embeddings and head are not quantized."""
+    assert model.parameters  # as `memory_needed` has made sure
+    assert model.hidden_size
     kind = spec.model.quantization.kind
     if kind == "none":
         return plain * model.parameters
@@ -110,6 +112,8 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
     training, batch = spec.training, spec.training.per_device_train_batch_size
     answer = getattr(spec.stage, "max_new_tokens", 0)
     tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
+    assert model.layers  # as `memory_needed` has made sure
+    assert model.hidden_size
     # No gradient goes below the lowest layer that is trained.
     top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
     depth = (

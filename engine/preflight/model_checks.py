@@ -26,6 +26,7 @@ from engine.models.vocabulary import (
     vocabulary_modules,
     vocabulary_problems,
 )
+from engine.spec.method_settings import Lora
 from engine.spec.run_spec import RunSpec
 
 MODEL_FIELDS = ("model.model_name_or_path", "model.adapter_path")
@@ -89,7 +90,7 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
         problems.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
         problems += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
-        problems += [] if problems else rank_problems(spec, model)
+        problems += [] if problems else rank_problems(spec.method, model, spec.model.adapter_path)
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
     resized, adapter = spec.model.resize_embeddings, spec.model.adapter_path
@@ -98,12 +99,13 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     return problems + _context_problems(spec, model)
 
 
-def rank_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
-    """A rank beyond the number of singular vectors that an initialization begins with."""
-    init, rank = spec.method.init_lora_weights, spec.method.r
-    shapes = targeted_shapes(model, spec.method.target_modules, spec.method.modules_to_save)
+def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[Problem]:
+    """A rank beyond the number of singular vectors that an initialization begins with; none where an `adapter` is
+    continued."""
+    init, rank = method.init_lora_weights, method.r
+    shapes = targeted_shapes(model, method.target_modules, method.modules_to_save)
     largest = min((min(shape) for shape in shapes), default=rank)
-    if init not in ("pissa", "olora") or rank <= largest or spec.model.adapter_path:
+    if init not in ("pissa", "olora") or rank <= largest or adapter:
         return []
     return [problem("rank-beyond-matrix", "method.r", init=init, given=rank, largest=largest)]
 

@@ -30,7 +30,9 @@ QUANTIZER = "bitsandbytes"
 
 def required_packages(spec: RunSpec) -> list[tuple[str, str, str]]:
     """What the spec needs that not every installation has: (what needs it, module, field)."""
-    requirements = [(tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to]
+    requirements: list[tuple[str, str, str]] = [
+        (tracker, tracker, "logging.report_to") for tracker in spec.logging.report_to
+    ]
     optimizer = spec.training.optim
     requirements += [(optimizer, module, "training.optim") for module in optimizer_modules(optimizer)]
     if spec.model.attn_implementation == "flash_attention_2":

@@ -273,6 +273,7 @@ class Group:
 def group_runs(chosen: Sequence[Run], by: str) -> list[Group]:
     """The runs by their value of the setting at `by`, or with BY_NAME by their names without the number at the end
     ("rank-8-1" and "rank-8-2" → "rank-8"); in the order of numbers where all values are numbers."""
+    values: list[Any]
     if by == BY_NAME:
         values = [re.sub(r"[\W_]*\d+$", "", name) or name for name in display_names(chosen)]
     else:

@@ -107,12 +107,12 @@ def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bo
     try:
         with regular_files.open_regular(log) as file:
             file.seek(begins)
-            text = file.read(LOG_SEARCH_BYTES)
+            printed = file.read(LOG_SEARCH_BYTES)
     except OSError:
         return None
     if begins + LOG_SEARCH_BYTES < size:
-        text += end_of(log, LOG_SEARCH_BYTES, begins + LOG_SEARCH_BYTES)
-    text = text.decode("utf-8", errors="replace")
+        printed += end_of(log, LOG_SEARCH_BYTES, begins + LOG_SEARCH_BYTES)
+    text = printed.decode("utf-8", errors="replace")
     return (None if has_error else _match(PATTERNS, _first_traceback(text))) or _match(FATAL_PATTERNS, text)
 
 

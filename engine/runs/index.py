@@ -55,25 +55,27 @@ class RunIndex:
         """Every run as it is now, in no order: those that were known to have ended, and all others."""
         with self.busy:
             before = self.entries if self.entries is not None else self._load()
-            self.entries, ended, others = {}, [], []
+            ended: list[Run] = []
+            others: list[Run] = []
+            self.entries = entries = {}
             for id, folder, changed in scan_runs(self.saves):
                 if entry := _still_true(before.get(id), folder, changed):
-                    self.entries[id] = entry
+                    entries[id] = entry
                     ended.append(entry.run)
                 elif (run := read(Path(folder), self.saves)).request:
                     others.append(run)
-                    self._keep(run, changed)
+                    self._keep(run, changed, entries)
             if self.unwritten >= WRITE_AFTER_RUNS:
-                self._write()
+                self._write(entries)
             return ended, others
 
-    def _keep(self, run: Run, changed: int) -> None:
+    def _keep(self, run: Run, changed: int, entries: dict[str, _Entry]) -> None:
         settled = time.time_ns() - changed > SETTLED_SECONDS * 1e9
         if settled and has_ended(run):
             before = _stamp(str(run.path))
             run.facts  # noqa: B018  # read now, between two looks at the stamp
             if _stamp(str(run.path)) == before:
-                self.entries[run.id] = _Entry(changed, before, time.monotonic(), run)
+                entries[run.id] = _Entry(changed, before, time.monotonic(), run)
                 self.unwritten += 1
 
     def _load(self) -> dict[str, _Entry]:
@@ -91,11 +93,11 @@ class RunIndex:
             run = Run(id, self.saves / id, state, request, exit, known)
             yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is believed
 
-    def _write(self) -> None:
+    def _write(self, entries: dict[str, _Entry]) -> None:
         """Write the file in one step, by a name of this process's own: two studios may share one saves folder."""
         written = {
             id: (entry.changed, entry.stamp, entry.run.state, entry.run.request, entry.run.exit, asdict(entry.run.facts))
-            for id, entry in self.entries.items()
+            for id, entry in entries.items()
         }  # fmt: skip
         partial = self.saves / f"{FILE}.{os.getpid()}"
         try:

@@ -11,7 +11,7 @@ import signal
 import time
 from typing import Any
 
-from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_json, read_object
+from engine.core.rundir import RESULT_FILE, RunDir, end_of, read_object
 
 
 def requested_stop(run: RunDir) -> str | None:
@@ -22,13 +22,13 @@ def requested_stop(run: RunDir) -> str | None:
 def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     """What the end of the children means: the content of exit.json."""
     folder = run.left()
-    result = read_json(folder / RESULT_FILE) if folder else None
+    result = read_object(folder / RESULT_FILE) if folder else {}
     written = bool(result) and result["attempt"] == run.attempt()
     reported = (
         run.error.exists()
     )  # a program that reports an error was not killed, whatever happened to its siblings
     killed_by = None if reported else _signal(code, run)
-    stopped = {"kill": True, "save": not reported}.get(requested_stop(run), False)
+    stopped = {"kill": True, "save": not reported}.get(requested_stop(run) or "", False)
     if code == 0 and written and result["complete"]:
         outcome, reason = "finished", "finished"
     elif stopped and (code != 0 or written or not result):

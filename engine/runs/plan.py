@@ -68,7 +68,8 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
     """A preset as it can be used in this workplace: data sets that are not there give way to the first that fits, or
     to none; the second value says so. A preset for any model has the one to begin with, unless that is the demo."""
     spec = workplace.preset(preset)
-    if not spec.model.model_name_or_path and not recent.is_demo(model := recent.first_model(workplace)):
+    model = None if spec.model.model_name_or_path else recent.first_model(workplace)
+    if model and not recent.is_demo(model):
         spec = spec.change("model.model_name_or_path", str(model.path))
     catalogue = read_dataset_info(workplace.data)[0]
     there = {dataset.name for dataset in catalogue}
@@ -137,7 +138,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         needed=need,
         room=room,
         fits=memory.fit_to_memory(spec, model, gpu_count, room.bytes, without=broken or ())
-        if need and room
+        if model and need and room
         else None,
         unusable=broken,
         remarks=[] if "data.dataset_dir" in wrong else remarks(spec),

@@ -231,12 +231,16 @@ def _with_token_counts(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
     counts = counts[np.isfinite(counts[:, 5])]
     steps, counted = (np.append(0.0, counts[:, column]) for column in (0, 5))
     return {
-        name: Series(
-            *(table[:, column] for column in range(6)),
-            tokens=np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan),
+        name: _series(
+            table, np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan)
         )
         for name, table in tables.items()
     }
+
+
+def _series(table: np.ndarray, tokens: np.ndarray) -> Series:
+    step, epoch, time, value, low, high = (table[:, column] for column in range(6))
+    return Series(step, epoch, time, value, low, high, tokens)
 
 
 def _points(text: bytes) -> dict[str, np.ndarray]:

@@ -117,6 +117,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
     if stage not in possible_next_stages(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
     before, result = run.spec, result_of(run)
+    assert result is not None  # else no stage is possible
     plain: dict[str, Any] = before.model_dump()
     again = stage == before.stage.kind  # what it learns by is what it has learned by
     plain |= {"name": "", "stage": plain["stage"] if again else {"kind": stage}, "extra": {}}
@@ -128,7 +129,7 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
         plain["stage"]["reward_model"] = str(reward_model.folder)
         if "rewards" in PARTS[stage].model_fields:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
-    start = result
+    start: Result | None = result
     if result.stage == "rm":
         # It scores answers of a model that is trained: the one it began from itself, or the newest one that has learned to answer.
         fresh = before.method.kind == "lora" and not before.model.adapter_path

@@ -11,6 +11,7 @@ last. What it saw is judged by `engine.runs.outcome`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -19,6 +20,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
 
@@ -75,7 +77,10 @@ def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.P
     print(f"$ {' '.join(step.arguments)}", flush=True)
     # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
-    child_environment = environment | step.environment | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
+    assert lock is not None  # nobody locks this byte for itself alone
+    child_environment = (
+        environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
+    )
     child = subprocess.Popen(
         step.arguments, env=child_environment, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
         pass_fds=(lock,),
@@ -102,6 +107,11 @@ def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> 
                 end_processes(run.path)
 
 
+def _end_at_shutdown(folder: Path, *_: Any) -> NoReturn:
+    end_processes(folder)
+    os._exit(143)
+
+
 def become_supervisor(folder: Path) -> int:
     """Detach, take the lock, supervise the run. Returns in the caller's process once the lock is held: 0, or 1 if
     another supervisor has the run."""
@@ -117,6 +127,7 @@ def become_supervisor(folder: Path) -> int:
     if supervisor_lock is None:
         os._exit(1)
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
+    assert alive_lock is not None  # nobody locks this byte for itself alone
     log = regular_files.open_descriptor(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -124,7 +135,7 @@ def become_supervisor(folder: Path) -> int:
     os.write(write_end, b"held")
     os.close(write_end)
     # A machine that shuts down leaves the run interrupted, not judged: no exit.json, and resume is offered.
-    signal.signal(signal.SIGTERM, lambda *_: (end_processes(folder), os._exit(143)))
+    signal.signal(signal.SIGTERM, functools.partial(_end_at_shutdown, folder))
     try:
         supervise(run)
     except Refusal as refusal:

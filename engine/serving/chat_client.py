@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
+
 from engine.core.problems import Problem, Refusal, problem, sentences
 from engine.core.rundir import read_json
 from engine.serving.servers import Server, reward_models
@@ -22,14 +24,21 @@ SNAPSHOT_SECONDS = 0.1  # between two snapshots of answers that are being writte
 CHARACTERS_DRAWN_PER_S = 20_000
 
 
+class ToolCall(TypedDict):
+    """A call of a tool."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Answer:
     """The answer of one served model, as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on. `calls`
-    are the calls of tools in it, {"name", "arguments"}."""
+    are the calls of tools in it."""
 
     model: str
     text: str = ""
-    calls: tuple[dict[str, Any], ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     tokens: int = 0
     first_s: float | None = None
     tokens_per_s: float | None = None
@@ -146,7 +155,7 @@ def _read(server: Server, connection: http.client.HTTPConnection, body: dict[str
         tell(replace(answer, finish="error", problem=gone[0]))
 
 
-def _parsed_call(function: Mapping[str, str]) -> dict[str, Any]:
+def _parsed_call(function: Mapping[str, str]) -> ToolCall:
     return {"name": function["name"], "arguments": json.loads(function["arguments"])}
 
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic takes the standard one from Python 3.12 on
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import append_lines
 from engine.data import dataset_info_edits
 from engine.data.datasets import read_dataset_info
-from engine.serving.chat_client import Answer
+from engine.serving.chat_client import Answer, ToolCall
 
 RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data sets that ratings go into
 MAX_HISTORY = 40  # earlier conversations that are kept, and
@@ -31,13 +30,6 @@ TOOL_EXAMPLE = (
 Message = dict[str, Any]
 Tools = tuple[dict[str, Any], ...]
 Rating = Literal["", "up", "down"]
-
-
-class ToolCall(TypedDict):
-    """A call of a tool."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)

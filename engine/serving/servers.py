@@ -308,6 +308,7 @@ def begin(
     server.path.mkdir(parents=True)
     # The lock is handed down: the server is alive before it has imported anything.
     lock = try_lock(server.path / "lock", ALIVE_BYTE, shared=True)
+    assert lock is not None  # nobody locks this byte for itself alone
     if key:
         (server.path / "key").touch(0o600)
         (server.path / "key").write_text(key, encoding="utf-8")

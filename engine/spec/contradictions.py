@@ -14,7 +14,7 @@ from engine.spec.extra_argument_limits import limit_problems
 from engine.spec.patterns import MAX_STATES, pattern_states
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_problems
-from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, SETTING_BY_REWARD, Reward
+from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, SETTING_BY_REWARD, Grpo, Reward
 from engine.spec.steps import examples_per_step
 from engine.spec.trainer_arguments import extra_problems
 
@@ -77,18 +77,19 @@ def _validation_problems(spec: RunSpec) -> list[Problem]:
             problems.append(problem("needs-validation", f"logging.{path}"))
     if logging.load_best_model_at_end:
         if logging.save_strategy != logging.eval_strategy:
-            values = {"save": logging.save_strategy, "eval": logging.eval_strategy}
-            problems.append(problem("best-needs-same", "logging.save_strategy", **values))
+            strategies = {"save": logging.save_strategy, "eval": logging.eval_strategy}
+            problems.append(problem("best-needs-same", "logging.save_strategy", **strategies))
         elif logging.save_strategy == "steps" and logging.save_steps % logging.eval_steps:
-            values = {"save": logging.save_steps, "eval": logging.eval_steps}
-            problems.append(problem("best-needs-multiple", "logging.save_steps", **values))
+            steps = {"save": logging.save_steps, "eval": logging.eval_steps}
+            problems.append(problem("best-needs-multiple", "logging.save_steps", **steps))
     if spec.training.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and not has_validation(spec):
         problems.append(problem("needs-validation", "training.lr_scheduler_type"))
     return problems
 
 
 def _stage_problems(spec: RunSpec) -> list[Problem]:
-    stage, problems = spec.stage, []
+    problems: list[Problem] = []
+    stage = spec.stage
     if spec.data.packing and stages.STAGES[stage.kind].form not in ("text", "chat"):
         problems.append(problem("packing-not-here", "data.packing", stage=stage.kind))
     if stage.kind == "dpo":
@@ -114,12 +115,12 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
     if stage.kind == "kto" and spec.training.per_device_train_batch_size < 2:
         problems.append(problem("kto-batch", "training.per_device_train_batch_size"))
     if stage.kind == "grpo":
-        problems += _grpo_problems(spec)
+        problems += _grpo_problems(spec, stage)
     return problems
 
 
-def _grpo_problems(spec: RunSpec) -> list[Problem]:
-    stage, problems = spec.stage, []
+def _grpo_problems(spec: RunSpec, stage: Grpo) -> list[Problem]:
+    problems: list[Problem] = []
     if not any(stage.rewards.values()):
         problems.append(problem("rewards-not-chosen", "stage.rewards", known=", ".join(get_args(Reward))))
     for reward in stage.rewards:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 
 def choices(annotation: Any) -> dict[str, type[BaseModel]]:
-    """The parts of a choice that `one_of` made, by their `kind`; empty for any other type."""
+    """The parts of a choice of a union (`OneOf[Lora | Full]`), by their `kind`; empty for any other type."""
     parts = get_args(annotation)
     if parts and all(isinstance(part, type) and issubclass(part, BaseModel) for part in parts):
         return {part.model_fields["kind"].default: part for part in parts}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from engine.spec.fields import choices
 from engine.spec.parts import Part, setting
 
 
@@ -78,4 +79,5 @@ class Lora(Part):
     )  # fmt: skip
 
 
-METHODS = {"lora": Lora, "freeze": Freeze, "full": Full}
+AnyMethod = Lora | Freeze | Full
+METHODS = choices(AnyMethod)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from engine.spec.parts import Part, one_of, setting
+from engine.spec.parts import OneOf, Part, setting
 
 
 class NoQuantization(Part):
@@ -93,7 +93,7 @@ class Model(Part):
         ".jinja file.",
         max_length=1024,
     )  # fmt: skip
-    quantization: one_of(NoQuantization, EightBit, FourBit) = setting(
+    quantization: OneOf[NoQuantization | EightBit | FourBit] = setting(
         NoQuantization(), "Quantization", "Loads the frozen weights in fewer bits. LoRA on 4-bit weights is QLoRA.",
         essential=True,
     )  # fmt: skip
@@ -102,7 +102,7 @@ class Model(Part):
         "Attention",
         "Auto uses PyTorch's scaled dot-product attention. flash_attention_2 needs a separate package.",
     )
-    rope_scaling: one_of(NoRopeScaling, LinearRope, DynamicRope, YarnRope) = setting(
+    rope_scaling: OneOf[NoRopeScaling | LinearRope | DynamicRope | YarnRope] = setting(
         NoRopeScaling(), "RoPE scaling", "For texts longer than the model's context length."
     )
     resize_embeddings: bool = setting(
@@ -115,7 +115,3 @@ class Model(Part):
         "Runs Python code that comes with the model. Only for models that the operator has allowed with "
         "--allow-remote-code.",
     )  # fmt: skip
-
-
-QUANTIZATIONS = {"none": NoQuantization, "8bit": EightBit, "4bit": FourBit}
-ROPE_SCALINGS = {"none": NoRopeScaling, "linear": LinearRope, "dynamic": DynamicRope, "yarn": YarnRope}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -100,9 +98,9 @@ def _expand_kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-def one_of(*parts: type[Part]) -> Any:
-    """A choice between parts by their `kind`."""
-    return Annotated[reduce(or_, parts), Field(discriminator="kind"), BeforeValidator(_expand_kind)]
+Parts = TypeVar("Parts")
+# A choice between parts by their `kind`: `OneOf[Lora | Full]`.
+OneOf = Annotated[Parts, Field(discriminator="kind"), BeforeValidator(_expand_kind)]
 
 
 def named_weights(value: Any) -> Any:

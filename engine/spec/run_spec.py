@@ -10,15 +10,15 @@ What a spec means on a particular machine is left to `engine.preflight.checks`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
 from engine.spec.fields import choices_of, fields_of
-from engine.spec.method_settings import METHODS, Lora
+from engine.spec.method_settings import AnyMethod, Lora
 from engine.spec.model_settings import Model
-from engine.spec.parts import Part, named_weights, one_of, setting
-from engine.spec.stage_settings import STAGE_SETTINGS, Sft
+from engine.spec.parts import OneOf, Part, named_weights, setting
+from engine.spec.stage_settings import AnyStage, Sft
 from engine.spec.yaml_text import read_yaml, write_yaml
 
 MAX_NAME_LENGTH = 80  # characters of what a run is called
@@ -269,6 +269,12 @@ class Spec(Part):
     """A whole: everything needed to repeat a run of one kind. Each has a name, a model and hardware; its `shelf` is
     the folder below the model's in which such runs lie."""
 
+    if TYPE_CHECKING:  # each kind of run declares them itself, at their places among its settings
+        kind: ClassVar[str]
+        name: str
+        model: Model
+        hardware: Hardware
+
     @property
     def shelf(self) -> str:
         return self.kind
@@ -304,13 +310,9 @@ class RunSpec(Spec):
     name: str = setting(
         "", "Run name", "A few words to help you find the run later. Optional.", max_length=MAX_NAME_LENGTH
     )
-    stage: one_of(*STAGE_SETTINGS.values()) = setting(
-        Sft(), "Stage", "What kind of training this is.", essential=True
-    )
+    stage: OneOf[AnyStage] = setting(Sft(), "Stage", "What kind of training this is.", essential=True)
     model: Model = Field(default_factory=Model)
-    method: one_of(*METHODS.values()) = setting(
-        Lora(), "Method", "Which weights are trained.", essential=True
-    )
+    method: OneOf[AnyMethod] = setting(Lora(), "Method", "Which weights are trained.", essential=True)
     data: Data = Field(default_factory=Data)
     training: Training = Field(default_factory=Training)
     logging: Logging = Field(default_factory=Logging)
@@ -326,9 +328,13 @@ class RunSpec(Spec):
         return self.method.kind
 
     def to_yaml(self, *, brief: bool = False) -> str:
-        plain = self.model_dump(mode="json", exclude_defaults=brief)
+        plain: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=brief)
         if brief:
-            plain = {"stage": {"kind": self.stage.kind}, "method": {"kind": self.method.kind}} | plain
+            kinds: dict[str, Any] = {
+                "stage": {"kind": self.stage.kind},
+                "method": {"kind": self.method.kind},
+            }
+            plain = kinds | plain
             for union in ("stage", "method"):
                 plain[union] = {"kind": getattr(self, union).kind} | plain[union]
             for union in ("quantization", "rope_scaling"):

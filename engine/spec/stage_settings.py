@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from engine.spec.fields import choices
 from engine.spec.parts import Part, named_weights, setting
 
 
@@ -326,7 +327,5 @@ class Grpo(Answering):
     )
 
 
-STAGE_SETTINGS = {
-    "pt": Pretraining, "sft": Sft, "rm": RewardModel, "dpo": Dpo, "kto": Kto, "orpo": Orpo, "simpo": Simpo,
-    "ppo": Ppo, "grpo": Grpo,
-}  # fmt: skip
+AnyStage = Pretraining | Sft | RewardModel | Dpo | Kto | Orpo | Simpo | Ppo | Grpo
+STAGE_SETTINGS = choices(AnyStage)

@@ -52,6 +52,7 @@ def read_yaml(text: str, field: str = "") -> Any:
         for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > MAX_YAML_DEPTH:
+                assert event.start_mark is not None  # the parser knows where each event is
                 code = "yaml-too-deep" if depth > MAX_YAML_DEPTH else "yaml-alias"
                 raise Refusal(problem(code, field, line=event.start_mark.line + 1))
         return yaml.load(text, Loader=_Loader)
