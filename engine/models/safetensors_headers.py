@@ -1,6 +1,10 @@
 """The tensors of a model by name, type and shape, from the headers of its safetensors files.
 
 Weights are never read. Nothing in a header is trusted: the size it claims is checked against the file before a byte is allocated.
+
+Why not `safetensors.safe_open`, which needs numpy alone: the engine gets by without the training stack's packages; it says
+"header too large" of what git leaves where `git lfs pull` was never run, and "file not fully covered" of a file cut off,
+where a person has to be told which of both it is and how many bytes are missing; and it knows no type newer than itself.
 """
 
 from __future__ import annotations
