@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,32 +112,38 @@ def workplace(tmp_path: Path, data: Path, tiny: Path) -> Iterator[Workplace]:
     saves = tmp_path / "saves"
     saves.mkdir()
     yield Workplace(models=(tiny.parent,), data=data, saves=saves)
+    end_runs(saves)
+
+
+def end_runs(saves: Path) -> None:
+    """End whatever still lives of the runs below `saves`, and let nothing more start."""
     for folder in run_folders(saves):
-        (folder / "request.json").rename(folder / "withdrawn.json")  # nothing more is started
+        (folder / "request.json").rename(folder / "withdrawn.json")
         end_processes(folder, kill_timeout_s=0)
 
 
 @pytest.fixture
 def make_spec(workplace: Workplace, tiny: Path) -> Callable[..., RunSpec]:
-    """A spec that trains the tiny model in seconds; keywords are paths with `__` for the dot."""
+    """As `short_training`, of the tiny model with the data of the workplace."""
+    return partial(short_training, tiny, workplace.data)
 
-    def make(**changes: Any) -> RunSpec:
-        spec = RunSpec.read({
-            "model": {"model_name_or_path": str(tiny)},
-            "data": {"datasets": ["chat"], "dataset_dir": str(workplace.data), "max_length": 64},
-            "training": {
-                "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-            },
-            # The probe has tests of its own; here it would be a second for each of many runs.
-            "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
-            "hardware": {"device": "cpu"},
-        })  # fmt: skip
-        for path, value in changes.items():
-            spec = spec.change(path.replace("__", "."), value)
-        return spec
 
-    return make
+def short_training(model: Path, data: Path, **changes: Any) -> RunSpec:
+    """A spec that trains a small model in seconds; `changes` are paths with `__` for the dot."""
+    spec = RunSpec.read({
+        "model": {"model_name_or_path": str(model)},
+        "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+        "training": {
+            "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
+            "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
+        },
+        # The probe has tests of its own; here it would be a second for each of many runs.
+        "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
+        "hardware": {"device": "cpu"},
+    })  # fmt: skip
+    for path, value in changes.items():
+        spec = spec.change(path.replace("__", "."), value)
+    return spec
 
 
 def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
+import io
 import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from engine.runs import failures, runs
 from engine.runs.progress import curves
 from engine.runs.results import result_of
 from engine.spec.run_spec import RunSpec
-from tests.conftest import engine, wait_until
+from tests.conftest import end_runs, engine, short_training, wait_until
 
 
 def asking(**changes: Any) -> EvaluationSpec:
@@ -57,68 +58,99 @@ def finished_run(workplace: Workplace, spec: RunSpec, name: str, stage: str = "s
     return runs.get(workplace.saves, f"tiny/lora/{name}")
 
 
-@pytest.mark.slow
-def test_what_was_learned_is_found_and_a_killed_evaluation_asks_nothing_twice(
-    workplace: Workplace, make_spec: Callable[..., RunSpec]
-) -> None:
+@dataclass(frozen=True)
+class Learned:
+    """A short training of the demo model, which has learned enough before to learn this fast, and its evaluation."""
+
+    workplace: Workplace
+    training: runs.Run
+    spec: EvaluationSpec
+    evaluation: runs.Run
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
+    folder = tmp_path_factory.mktemp("learned")
+    workplace = Workplace(models=(DEMO_MODEL,), data=folder / "data", saves=folder / "saves")
+    for place in (workplace.data, workplace.saves):
+        place.mkdir()
     rows = [{"instruction": f"Is {n} a number?", "output": "Yes, it is."} for n in range(40)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
-    workplace = dataclasses.replace(
-        workplace, models=(DEMO_MODEL,)
-    )  # which has learned enough to learn this fast
-    learning = make_spec(
-        name="learned", model__model_name_or_path=str(DEMO_MODEL), training__max_steps=30,
+    write_json(workplace.data / "dataset_info.json", {"chat": {"file_name": "chat.json"}})
+    learning = short_training(
+        DEMO_MODEL, workplace.data, name="learned", training__max_steps=30,
         training__per_device_train_batch_size=8,
     )  # fmt: skip
-    trained = ended(workplace, runs.submit(learning, workplace))
-    assert trained.state == "finished", failures.explain(trained)
-    spec = asking(results=[trained.id], data__max_samples=30)
+    try:
+        training = ended(workplace, runs.submit(learning, workplace))
+        assert training.state == "finished", failures.explain(training)
+        spec = asking(results=[training.id], data__max_samples=30)
+        evaluation = ended(workplace, runs.submit(spec, workplace))
+        assert evaluation.state == "finished", failures.explain(evaluation)
+        yield Learned(workplace, training, spec, evaluation)
+    finally:
+        end_runs(workplace.saves)
 
-    run = ended(workplace, runs.submit(spec, workplace))
-    assert run.state == "finished", failures.explain(run)
+
+@pytest.mark.slow
+def test_what_was_learned_is_found(learned: Learned) -> None:
+    training, run = learned.training, learned.evaluation
     assert run.id.startswith("demo_model/evaluation/")
-    found = report.summary(run.dir)
-    assert (found["rows"], found["left_out"], found["references"]) == (30, 0, 30)
-    assert [one["title"] for one in found["voices"]] == ["demo_model", "learned"]
-    assert [one["trained_on"] for one in found["voices"]] == [[], ["chat"]]
-    verdicts = {name: one["verdict"] for name, one in found["differences"][trained.id].items()}
-    assert {verdicts[name] for name in ("exact", "chrf", "rougeL", "loss", "perplexity")} == {"better"}
-    assert found["measures"]["exact"]["values"][trained.id]["value"] == 100
+    summary = report.summary(run.dir)
+    assert (summary["rows"], summary["left_out"], summary["references"]) == (30, 0, 30)
+    assert [model["title"] for model in summary["voices"]] == ["demo_model", "learned"]
+    assert [model["trained_on"] for model in summary["voices"]] == [[], ["chat"]]
+    differences = summary["differences"][training.id]
+    for name in ("exact", "chrf", "rougeL", "loss", "perplexity"):
+        assert differences[name]["verdict"] == "better", name
+    assert summary["measures"]["exact"]["values"][training.id]["value"] == 100
     # What the training called its loss, of rows like those it has learned by heart.
-    last = curves(trained)["loss"].value[-1]
-    assert found["measures"]["loss"]["values"][trained.id]["value"] == pytest.approx(last, abs=0.1)
+    last = curves(training)["loss"].value[-1]
+    assert summary["measures"]["loss"]["values"][training.id]["value"] == pytest.approx(last, abs=0.1)
 
+
+@pytest.mark.slow
+def test_what_was_found_is_read_row_by_row_as_a_table_and_in_the_shell(learned: Learned) -> None:
+    run = learned.evaluation
     [best, *_] = report.page(run.dir, "best", "number").rows
-    assert best["answers"][trained.id]["text"] == best["reference"] == "Yes, it is."
-    with (run.dir.report / "rows.csv").open(encoding="utf-8-sig", newline="") as file:
-        table = list(csv.DictReader(file))
+    assert best["answers"][learned.training.id]["text"] == best["reference"] == "Yes, it is."
+    file = run.dir.report / "rows.csv"
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+    table = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline="")))
     assert len(table) == 30
     assert table[0]["learned: answer"] == "Yes, it is."
-    assert (run.dir.report / "rows.csv").read_bytes().startswith(b"\xef\xbb\xbf")
-    shown = engine(workplace, "show", run.id).stdout
+    shown = engine(learned.workplace, "show", run.id).stdout
     assert "exact" in shown
     assert "better" in shown
     assert "learned was trained on chat" in shown
 
-    again = runs.submit(spec, workplace)
-    answers = again.dir.report / "answers.jsonl"
+
+@pytest.mark.slow
+def test_a_killed_evaluation_asks_nothing_twice_and_finds_the_same(learned: Learned) -> None:
+    run = runs.submit(learned.spec, learned.workplace)
+    answers = run.dir.report / "answers.jsonl"
     wait_until(lambda: answers.exists() and b'"answer"' in answers.read_bytes(), every=0.01)
-    for process in find_processes(again.path):
+    for process in find_processes(run.path):
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    again = ended(workplace, again)
-    assert (again.state, again.exit["signal"]) == ("failed", "SIGKILL")
-    before = Counter((one["voice"], one["row"]) for one in read_lines(answers) if "answer" in one)
-    assert 0 < len(before) < 60
-    runs.resume(again)
-    again = ended(workplace, again)
-    assert again.state == "finished", failures.explain(again)
-    after = Counter((one["voice"], one["row"]) for one in read_lines(answers) if "answer" in one)
-    assert len(after) == 60
-    assert set(after.values()) == {1}
+    run = ended(learned.workplace, run)
+    assert (run.state, run.exit["signal"]) == ("failed", "SIGKILL")
+    assert 0 < answer_counts(answers).total() < 60
+    runs.resume(run)
+    run = ended(learned.workplace, run)
+    assert run.state == "finished", failures.explain(run)
+    counts = answer_counts(answers)
+    assert len(counts) == 60
+    assert set(counts.values()) == {1}
     # Greedy, and the same rows: the report is the same, however often it was interrupted.
     for name in ("summary.json", "rows.csv"):
-        assert (again.dir.report / name).read_bytes() == (run.dir.report / name).read_bytes(), name
+        theirs = learned.evaluation.dir.report / name
+        assert (run.dir.report / name).read_bytes() == theirs.read_bytes(), name
+
+
+def answer_counts(answers: Path) -> Counter[tuple[str, int]]:
+    """How often each model has answered each row."""
+    return Counter((line["voice"], line["row"]) for line in read_lines(answers) if "answer" in line)
 
 
 @pytest.mark.slow
