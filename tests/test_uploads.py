@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from engine.core.problems import Problem, Refusal
-from engine.data import uploads
+from engine.data import limited_process, uploads
 from engine.data.datasets import read_dataset_info
 from engine.data.uploads import receive, safe_name
 from engine.launch.workspace import PROJECT
@@ -205,9 +205,9 @@ READ = """
 import json, resource, sys
 from pathlib import Path
 from engine.core.problems import Refusal
-from engine.data import workbooks
-workbooks.MAX_READER_MEMORY = int(sys.argv[2])
-workbooks.MAX_ROWS_BYTES = int(sys.argv[3])
+from engine.data import limited_process, workbooks
+limited_process.MAX_MEMORY = int(sys.argv[2])
+limited_process.MAX_WRITTEN_BYTES = int(sys.argv[3])
 try:
     rows = workbooks.to_jsonl(Path(sys.argv[1]), Path(sys.argv[1] + ".jsonl")).rows
 except Refusal as refusal:
@@ -229,13 +229,13 @@ def test_a_small_workbook_of_gigabytes_is_refused_in_bounded_memory(tmp_path):
     file = shared_text(tmp_path / "x.xlsx", 500_000)
     assert file.stat().st_size < 50_000
     refused, memory = read_within(file, 512 << 20)
-    assert refused == ["workbook-too-large"]
+    assert refused == ["file-takes-too-much"]
     assert memory < 512 << 20
     rows, memory = read_within(shared_text(tmp_path / "y.xlsx", 10_000), 2 << 30)
     assert rows == 10_000
     assert memory > 300 << 20  # without a limit it is all taken
     refused, _ = read_within(tmp_path / "y.xlsx", 2 << 30, written=100 << 20)
-    assert refused == ["workbook-too-large"]
+    assert refused == ["file-takes-too-much"]
     assert (tmp_path / "y.xlsx.jsonl").stat().st_size <= 100 << 20
 
 
@@ -250,7 +250,7 @@ def test_a_cell_far_away_takes_no_memory_for_those_between(tmp_path, suffix):
             f'<table:table-row table:number-rows-repeated="1048576">{cells}</table:table-row>',
         )
     refused, memory = read_within(file, 512 << 20)
-    assert refused == ["workbook-too-large"]
+    assert refused == ["file-takes-too-much"]
     assert memory < 512 << 20
 
 
@@ -490,6 +490,24 @@ def test_a_packed_file_is_unpacked(tmp_path, data, suffix, monkeypatch):
     with pytest.raises(Refusal, match="unpacks to more than"):
         receive(file, file.name, data)
     assert list(data.iterdir()) == [arrived]
+
+
+def test_a_small_parquet_file_of_gigabytes_is_refused_before_the_studio_reads_it(tmp_path, data, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    def table(length: int) -> pyarrow.Table:
+        shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000, "int32"), ["x" * length])
+        return pyarrow.table({"text": shared})
+
+    parquet.write_table(table(20_000_000), tmp_path / "bomb.parquet", compression="zstd")
+    parquet.write_table(table(2_000), tmp_path / "good.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 5_000
+    monkeypatch.setattr(limited_process, "MAX_MEMORY", 3 << 30)
+    with pytest.raises(Refusal, match="needs more memory"):
+        receive(tmp_path / "bomb.parquet", "bomb.parquet", data)
+    assert list(data.iterdir()) == []
+    assert receive(tmp_path / "good.parquet", "good.parquet", data).name == "good.parquet"
 
 
 def test_a_zip_of_several_files_or_of_what_is_no_data_is_refused(tmp_path, data):

@@ -19,6 +19,7 @@ from engine.core import hardware
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
+from engine.data.parquet_probe import prove_bounded
 from engine.data.row_files import SUFFIXES
 from engine.data.unpacking import PACKED_SUFFIXES
 from engine.data.workbooks import WORKBOOK_SUFFIXES
@@ -61,6 +62,8 @@ def receive(
                 return _receive_workbook(source, name, Path(folder), data_dir, on_note)
             arrived = Path(folder) / name
             shutil.copyfile(source, arrived)
+            if suffix == ".parquet":
+                prove_bounded(arrived)
             return place(arrived, data_dir)
     except OSError as error:
         raise Refusal(problem("data-not-writable", folder=data_dir, why=error.strerror or error)) from error

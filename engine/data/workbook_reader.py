@@ -1,4 +1,4 @@
-"""The process that reads a workbook: its question and its answer are JSON, on standard input and output.
+"""The process that reads a workbook.
 
 The sheet is the one that is named, or the first with a table; its header is its first row, or the one below a title.
 Cells merged downwards stand in each of their rows. What a packed workbook unpacks to is counted before calamine opens it.
@@ -6,9 +6,7 @@ Cells merged downwards stand in each of their rows. What a packed workbook unpac
 
 from __future__ import annotations
 
-import errno
 import json
-import resource
 import sys
 import zipfile
 import zlib
@@ -23,6 +21,7 @@ from typing import Any
 from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.data import limited_process
 
 MAX_UNPACKED_BYTES = (
     4 << 30
@@ -41,32 +40,13 @@ Row = dict[int, str]  # column, from 0 → what stands there
 OnNote = Callable[[Problem], None]
 
 
-def main() -> None:
-    question = json.load(sys.stdin)
-    _limit(**question["limits"])
-    workbook = Path(question["workbook"])
+def _read(workbook: Path, target: str = "", sheet: str = "") -> dict[str, Any]:
     try:
-        answer = _answer(workbook, question.get("target", ""), question.get("sheet", ""))
-    except Refusal as refusal:
-        answer = {"problems": [asdict(issue) for issue in refusal.problems]}
+        return _answer(workbook, target, sheet)
     except READ_ERRORS as error:
         reason = str(error).strip("'\"")
-        code = "workbook-too-large" if reason.startswith(CELL_LIMIT) else "sheet-broken"
-        answer = {"problems": [asdict(problem(code, file=workbook.name, reason=reason))]}
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EFBIG:
-            answer = {"errno": error.errno}
-        else:
-            answer = {"problems": [asdict(problem("workbook-too-large", file=workbook.name))]}
-    json.dump(answer, sys.stdout)
-
-
-def _limit(memory: int, seconds: int, file: int) -> None:
-    """Limit this process. Whoever goes beyond is ended by the system, or told so by an exception."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file, file))
+        code = "file-takes-too-much" if reason.startswith(CELL_LIMIT) else "sheet-broken"
+        raise Refusal(problem(code, file=workbook.name, reason=reason)) from error
 
 
 def _answer(workbook: Path, target: str, sheet: str) -> dict[str, Any]:
@@ -99,7 +79,7 @@ def _refuse_bomb(workbook: Path) -> None:
     with zipfile.ZipFile(workbook) as packed:
         total = 0
         if sum(member.file_size for member in packed.infolist()) > MAX_UNPACKED_BYTES:
-            raise Refusal(problem("workbook-too-large", file=workbook.name))
+            raise Refusal(problem("file-takes-too-much", file=workbook.name))
         for member in packed.infolist():
             size, allowed = 0, max(RATIO_FREE_BYTES, MAX_COMPRESSION_RATIO * member.compress_size)
             member.file_size = sys.maxsize
@@ -108,7 +88,7 @@ def _refuse_bomb(workbook: Path) -> None:
                 while block := stream.read(BLOCK_BYTES):
                     size, total = size + len(block), total + len(block)
                     if size > allowed or total > MAX_UNPACKED_BYTES:
-                        raise Refusal(problem("workbook-too-large", file=workbook.name))
+                        raise Refusal(problem("file-takes-too-much", file=workbook.name))
 
 
 def _visible_sheets(book: CalamineWorkbook, name: str) -> list[str]:
@@ -229,4 +209,4 @@ def _letters(column: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    limited_process.reply(_read)

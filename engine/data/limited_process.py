@@ -1,0 +1,81 @@
+"""A file from outside is read by a process of its own, that may take only so much memory, time and disk.
+
+Its question and its answer are JSON, on standard input and output. What is wrong with the file comes back as a Refusal, and so
+does an end of the process: libraries that are not Python's abort where their memory ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from engine.core import hardware
+from engine.core.problems import Problem, Refusal, problem
+from engine.launch.workspace import PROJECT
+
+MAX_MEMORY = 8 << 30  # bytes of address space, and no more than half of what is free
+MAX_SECONDS = 300  # of processor time
+MAX_WRITTEN_BYTES = 8 << 30  # bytes of a file that it writes
+
+
+def ask(module: str, file: Path, **question: Any) -> Mapping[str, Any]:
+    """What the module answers, run as a process. Raises Refusal if it refuses, takes too much or ends before it has an
+    answer; OSError where it cannot write."""
+    free_memory, _ = hardware.memory()
+    limits = {
+        "memory": min(MAX_MEMORY, free_memory // 2),
+        "seconds": MAX_SECONDS,
+        "written": MAX_WRITTEN_BYTES,
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", module], cwd=PROJECT, capture_output=True, text=True, check=False,
+        input=json.dumps({"file": str(file.absolute()), "limits": limits, "question": question}),
+        env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+    if child.returncode < 0:
+        raise Refusal(problem("file-takes-too-much", file=file.name))
+    if child.returncode:
+        reason = child.stderr.strip().rpartition("\n")[2]
+        raise Refusal(problem("data-file-unreadable", file=file.name, why=reason))
+    answer = json.loads(child.stdout)
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+    if "problems" in answer:
+        raise Refusal(Problem(**record) for record in answer["problems"])
+    return answer
+
+
+# -------------------------------------------------------------------------------------- in the process
+
+
+def reply(act: Callable[..., dict[str, Any]]) -> None:
+    """Answer the question on standard input with what `act` makes of the file and the question."""
+    request = json.load(sys.stdin)
+    _limit(**request["limits"])
+    file = Path(request["file"])
+    try:
+        answer = act(file, **request["question"])
+    except Refusal as refusal:
+        answer = {"problems": [asdict(issue) for issue in refusal.problems]}
+    except (MemoryError, OSError) as error:
+        if getattr(error, "errno", None) in (None, errno.EFBIG, errno.ENOMEM):
+            answer = {"problems": [asdict(problem("file-takes-too-much", file=file.name))]}
+        else:
+            answer = {"errno": error.errno}
+    json.dump(answer, sys.stdout)
+
+
+def _limit(memory: int, seconds: int, written: int) -> None:
+    """Limit this process. Whoever goes beyond is ended by the system, or told so by an exception."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))

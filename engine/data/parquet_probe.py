@@ -1,0 +1,31 @@
+"""A Parquet file is read once where it may take only so much: a kilobyte of it may stand for gigabytes of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyarrow import ArrowException, ArrowMemoryError, parquet
+
+from engine.data import limited_process
+from engine.data.row_files import PLACE_INTERVAL_ROWS
+
+
+def prove_bounded(file: Path) -> None:
+    """Raises Refusal if reading the file takes more memory or time than it may. Any other damage is its reader's to tell."""
+    limited_process.ask(__name__, file)
+
+
+def _read(file: Path) -> dict[str, int]:
+    rows = 0
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=PLACE_INTERVAL_ROWS):
+            rows += len(batch.to_pylist())  # which is how its rows are read
+    except ArrowMemoryError as error:  # an ArrowException, too
+        raise MemoryError from error
+    except (ArrowException, OSError):
+        pass
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    limited_process.reply(_read)
