@@ -12,8 +12,8 @@ from engine.core.problems import Problem
 from engine.evaluation.harness import PACKAGE, Task
 from engine.evaluation.report import Page, tasks_of
 from engine.runs.runs import Run
-from webui import charts, notices
-from webui.numbers import ago, moment
+from webui import notices
+from webui.numbers import ago, moment, short
 from webui.words import Words
 
 CHARACTERS_BEFORE_FOLD = 400  # characters of a text that are shown before it is folded
@@ -144,11 +144,11 @@ def _task_row(line: Mapping[str, Any], models: Sequence[Mapping[str, Any]], word
 
 def _task_cell(line: Mapping[str, Any], id: str, words: Words) -> str:
     result, difference = line["values"][id], line["differences"].get(id)
-    error = "" if result["stderr"] is None else f"<small>± {charts.short(result['stderr'])}</small>"
-    value = "—" if result["value"] is None else charts.short(result["value"])
+    error = "" if result["stderr"] is None else f"<small>± {short(result['stderr'])}</small>"
+    value = "—" if result["value"] is None else short(result["value"])
     difference_html = ""
     if difference:
-        within = "" if difference["stderr"] is None else f" ± {charts.short(difference['stderr'])}"
+        within = "" if difference["stderr"] is None else f" ± {short(difference['stderr'])}"
         verdict = difference["verdict"]
         difference_html = (
             f'<em class="{escape(verdict)}">{_signed(difference["value"])}{escape(within)} '
@@ -229,7 +229,7 @@ def _cell(
 
 
 def _signed(value: float) -> str:
-    return ("-" if value < 0 else "+") + charts.short(abs(value))
+    return ("-" if value < 0 else "+") + short(abs(value))
 
 
 def score(name: str, value: float | None) -> str:
@@ -239,9 +239,7 @@ def score(name: str, value: float | None) -> str:
     if name in PERCENT_MEASURES:
         return f"{value:.1f} %"
     return (
-        f"{value:.1f}"
-        if name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "tokens")
-        else charts.short(value)
+        f"{value:.1f}" if name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "tokens") else short(value)
     )
 
 

@@ -15,7 +15,7 @@ from engine.runs.compare import ABSENT, Difference, Figure
 from engine.runs.runs import Run
 from webui import charts
 from webui.compare_tab.comparison import Comparison
-from webui.numbers import duration, human, size
+from webui.numbers import duration, human, short, size
 from webui.words import Words
 
 NO_VALUE = "—"
@@ -99,7 +99,7 @@ def _number(figure: Figure, value: float, words: Words) -> str:
         "steps": "{:,.0f}".format, "epochs": "{:.2f}".format, "tokens": human, "tokens_per_s": human,
         "duration": lambda seconds: duration(seconds, words), "peak_memory": size, "peak_device_memory": size,
     }  # fmt: skip
-    return write.get(figure.name, charts.short)(value)
+    return write.get(figure.name, short)(value)
 
 
 # ---- groups
