@@ -18,7 +18,7 @@ from engine.runs import queue
 
 # Those that may create the saves folder, when their spec is sound, and those that do not read it.
 VERBS_THAT_MAKE_SAVES = (verbs.train, verbs.submit, verbs.evaluate)
-VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user)
+VERBS_WITHOUT_SAVES = (verbs.check, verbs.import_, verbs.schema, verbs.user, verbs.doctor)
 
 
 def _workplace(arguments: argparse.Namespace) -> Workplace:
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.train: "spec", verbs.submit: "spec", verbs.evaluate: "", verbs.check: "spec", verbs.list_: "",
         verbs.show: "run", verbs.stop: "run", verbs.resume: "run", verbs.clone: "run", verbs.follow: "run",
         verbs.delete: "run", verbs.import_: "file", verbs.export: "", verbs.serve: "", verbs.schema: "", verbs.user: "",
+        verbs.doctor: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = subparsers.add_parser(
@@ -63,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
             flags.add_export_options(verb)
         if function is verbs.serve:
             flags.add_serve_options(verb)
+        if function is verbs.doctor:
+            verb.add_argument("--hub", action="store_true", help="try to reach the model hubs, too")
         if function is verbs.user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")

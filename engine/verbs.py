@@ -23,6 +23,7 @@ from engine.export import gguf
 from engine.following import print_doubts, sentence, user_name
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
+from engine.preflight import machine
 from engine.runs import failures, kinds, results, runs
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
@@ -156,6 +157,15 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     for note in (*imported.lost, *(note for note in imported.left_out if note not in imported.lost)):
         print(sentence(note), file=sys.stderr)
     return 0
+
+
+def doctor(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """Say what works on this machine and what does not, with the fix. Exit code 1 if something is broken."""
+    language, broken = shell_language(), False
+    for finding in machine.findings(workplace, hub=arguments.hub):
+        broken |= finding.level == "broken"
+        print(machine.as_text([finding], language), flush=True)
+    return int(broken)
 
 
 def schema(_arguments: argparse.Namespace, _workplace: Workplace) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from engine.launch.workspace import Workplace
-from webui import chat_tab, compare_tab, data_tab, evaluate_tab, export_tab, runs_tab, train_tab
+from webui import chat_tab, compare_tab, data_tab, evaluate_tab, export_tab, runs_tab, system_tab, train_tab
 from webui.chat_tab import ChatTab
 from webui.compare_tab import CompareTab
 from webui.data_tab import DataTab
@@ -89,4 +89,6 @@ def lay_out_tabs(frame: Frame) -> Tabs:
             compare = compare_tab.build(words, workplace, root)
         with item("export"):
             export = export_tab.build(words, workplace, root, message, user)
+        with item("system"):
+            system_tab.build(words, workplace)
     return Tabs(tabs, items, train, runs, data, chat, evaluate, compare, export)

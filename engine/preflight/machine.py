@@ -1,0 +1,259 @@
+"""What works on this machine and what does not: each finding with its level and, where it is not good, the exact fix.
+
+`python -m engine doctor` and the System tab show the same findings, as they come. What needs PyTorch is tried in a child
+(`engine.worker.runtime.machine`), so that this process opens no device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.core import hardware
+from engine.core.problems import Problem, say, sentences
+from engine.launch import command
+from engine.launch.workspace import PROJECT, Workplace
+from engine.preflight import doctor
+from engine.preflight.package_checks import bitsandbytes_problems
+
+Level = Literal["good", "doubtful", "broken"]
+TESTED_PYTHON = ((3, 11), (3, 13))
+LOW_MEMORY_BYTES = 8 << 30
+LOW_SHARED_MEMORY_BYTES = 1 << 30
+LOW_DISK_BYTES, NO_DISK_BYTES = 20 << 30, 1 << 30
+FEW_OPEN_FILES = 4096
+CHILD_LIMIT_SECONDS = 240.0  # the imports alone take a minute where they come over a network
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `fix` is what to do where something is not good; it is said in the language that is asked for."""
+
+    level: Level
+    code: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    problem: Problem | None = None  # says it in place of the code
+
+    def text(self, language: str = "en") -> str:
+        return self.problem.text(language) if self.problem else say(self.code, language, **self.values)
+
+    def fix(self, language: str = "en") -> str:
+        code = f"{self.code}-fix"
+        return say(code, language, **self.values) if code in sentences() and self.level != "good" else ""
+
+
+def findings(workplace: Workplace, *, hub: bool = False) -> Iterator[Finding]:
+    """Everything that can be known of this machine, the quick things first. `hub`: try to reach the hubs, too."""
+    yield _python()
+    yield _packages()
+    yield _memory()
+    yield Finding("good", "machine-cores", {"count": hardware.threads()})
+    yield from _shared_memory()
+    yield _open_files()
+    yield _saves(workplace.saves)
+    yield _data(workplace.data)
+    yield from _gpus()
+    yield from _in_child(hub)
+    yield from _bitsandbytes()
+
+
+def as_text(report: list[Finding], language: str = "en") -> str:
+    """The report as lines to paste into a message."""
+    signs = {"good": "ok ", "doubtful": "?  ", "broken": "!! "}
+    lines = []
+    for finding in report:
+        lines.append(signs[finding.level] + finding.text(language))
+        lines += [f"    → {line}" for line in finding.fix(language).splitlines()]
+    return "\n".join(lines)
+
+
+def _python() -> Finding:
+    first, last = TESTED_PYTHON
+    tested = first <= sys.version_info[:2] <= last
+    version = {"version": platform.python_version()}
+    return (
+        Finding("good", "machine-python", version)
+        if tested
+        else Finding("doubtful", "machine-python-untested", version)
+    )
+
+
+def _packages() -> Finding:
+    """Versions against what was tested together."""
+    pins = dict(PIN.findall(_requirements()))
+    missing, other = [], []
+    for name, tested in pins.items():
+        try:
+            installed = importlib.metadata.version(name).partition("+")[0]  # +cu130 is the same release
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        if installed != tested:
+            other.append(f"{name} {installed} ({tested})")
+    if missing:
+        return Finding("broken", "machine-packages-missing", {"names": ", ".join(missing)})
+    if other:
+        return Finding("doubtful", "machine-packages-differ", {"names": ", ".join(other)})
+    return Finding("good", "machine-packages", {"count": len(pins)})
+
+
+def _requirements() -> str:
+    """As in the checkout; where pip installed Athanor, as its package says."""
+    file = PROJECT / "requirements.txt"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        return "\n".join(importlib.metadata.requires("athanor") or ())
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _memory() -> Finding:
+    free, whole = hardware.memory()
+    values = {"free": _size(free), "whole": _size(whole)}
+    if whole < LOW_MEMORY_BYTES:
+        return Finding("doubtful", "machine-memory-small", values)
+    return Finding("good", "machine-memory", values)
+
+
+def _shared_memory() -> Iterator[Finding]:
+    if os.path.isdir("/dev/shm"):
+        whole = shutil.disk_usage("/dev/shm").total
+        small = whole < LOW_SHARED_MEMORY_BYTES
+        values = {"size": _size(whole)}
+        yield (
+            Finding("doubtful", "machine-shm-small", values)
+            if small
+            else Finding("good", "machine-shm", values)
+        )
+
+
+def _open_files() -> Finding:
+    count = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= count < FEW_OPEN_FILES:
+        return Finding("doubtful", "machine-files-few", {"count": count})
+    return Finding("good", "machine-files", {"count": count if count >= 0 else "∞"})
+
+
+def _saves(folder: Path) -> Finding:
+    if why := _why_not_writable(folder):
+        return Finding("broken", "machine-saves-closed", {"folder": folder, "why": why})
+    free = hardware.free_disk(folder)
+    values = {"free": _size(free), "folder": folder}
+    if free < LOW_DISK_BYTES:
+        return Finding("broken" if free < NO_DISK_BYTES else "doubtful", "machine-disk-low", values)
+    return Finding("good", "machine-disk", values)
+
+
+def _data(folder: Path) -> Finding:
+    if not folder.is_dir():
+        return Finding("broken", "machine-data-missing", {"folder": folder})
+    if _why_not_writable(folder):
+        return Finding("doubtful", "machine-data-closed", {"folder": folder})
+    return Finding("good", "machine-data", {"folder": folder})
+
+
+def _why_not_writable(folder: Path) -> str:
+    """By writing: permissions alone do not tell of a mount that is read-only. "" where it works."""
+    while not folder.exists():  # it will be made
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tried")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _gpus() -> Iterator[Finding]:
+    if failure := hardware.gpu_failure():
+        yield Finding("broken", failure.code, problem=failure)
+        return
+    for gpu in hardware.gpus():
+        yield Finding("good", "machine-gpu", {
+            "index": gpu.index, "name": gpu.name, "free": _size(gpu.free), "memory": _size(gpu.memory), "capability": gpu.capability,
+        })  # fmt: skip
+    if not hardware.gpus():
+        yield Finding("doubtful", "machine-no-gpus")
+
+
+def _in_child(hub: bool) -> Iterator[Finding]:
+    """What a child sees that imports PyTorch, as it sees it."""
+    indices = [gpu.index for gpu in hardware.gpus()]
+    variables = {
+        "PYTHONPATH": command.python_path(), "PYTHONUTF8": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)),
+    }  # fmt: skip
+    words = [sys.executable, "-m", "engine.worker.runtime.machine", json.dumps({"gpus": indices, "hub": hub})]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        child = subprocess.Popen(
+            words, cwd=PROJECT, env=command.inherited_environment() | variables, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
+        )  # fmt: skip
+        limit = threading.Timer(CHILD_LIMIT_SECONDS, _end_session, [child])
+        limit.start()
+        try:
+            yield from _lines(child)
+            code = child.wait()
+        finally:  # also where nobody reads on
+            limit.cancel()
+            _end_session(child)
+        if code:
+            log.seek(0)
+            last = next(
+                (line for line in reversed(log.read().splitlines()) if line.strip()), f"exit code {code}"
+            )
+            yield Finding("broken", "machine-child-silent", {"why": last[:300]})
+
+
+def _end_session(child: subprocess.Popen[str]) -> None:
+    """End the child and what it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _lines(child: subprocess.Popen[str]) -> Iterator[Finding]:
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("{"):  # libraries print, too
+            seen = json.loads(line)
+            yield Finding(seen["level"], seen["code"], seen["values"])
+
+
+def _bitsandbytes() -> Iterator[Finding]:
+    for device in [doctor.Device(gpu.index, gpu.name, gpu.uuid) for gpu in hardware.gpus()] or [
+        doctor.Device()
+    ]:
+        problems = bitsandbytes_problems(device, wait=True) or {}
+        if not problems:
+            yield Finding("good", "machine-bitsandbytes", {"device": device.name})
+        reasons: dict[str, list[Problem]] = {}
+        for problem in problems.values():
+            reasons.setdefault(
+                replace(problem, field="", values={**problem.values, "what": ""}).text(), []
+            ).append(problem)
+        for alike in reasons.values():
+            names = ", ".join(str(problem.values.get("what", "")) for problem in alike)
+            first = replace(alike[0], values={**alike[0].values, "what": names})
+            yield Finding("broken", first.code, problem=first)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB"

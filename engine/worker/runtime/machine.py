@@ -1,0 +1,217 @@
+"""What PyTorch can do on this machine, tried for real: `python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
+
+A child of `engine.preflight.machine`. Prints a line of JSON for each finding: its level, the code of its sentence, and values.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.request
+from datetime import timedelta
+from typing import Any
+
+from engine.worker.runtime.doctor import reason
+from engine.worker.runtime.process_lifecycle import silence_warnings
+
+MATRIX_SIZE = 256
+MAX_RELATIVE_ERROR = {"fp32": 1e-3, "bf16": 2e-2}  # of a correct product: TF32 and bf16 keep 10 and 7 bits
+RANKS_LIMIT_SECONDS = 60.0
+HUB_LIMIT_SECONDS = 8.0
+MAX_RANKS = 8
+
+
+def main(gpus: list[int], hub: bool) -> None:
+    """Print what is found, the first things first; without PyTorch there is nothing else to try."""
+    silence_warnings()
+    try:
+        import torch
+    except Exception as error:
+        say("broken", "machine-torch-broken", why=reason(error))
+        return
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"ROCm {torch.version.hip}"
+        if torch.version.hip
+        else "CPU"
+    )
+    about = {"version": torch.__version__, "build": build}
+    say("good", "machine-torch", **about)
+    if gpus and not torch.cuda.is_available():
+        say("broken", "machine-torch-no-gpu", **about, why=_why_no_cuda())
+        gpus = []
+    try_cpu()
+    for place, index in enumerate(gpus):
+        try_gpu(place, index)
+    try_attention()
+    try_ranks(len(gpus))
+    if hub:
+        try_hubs()
+
+
+def say(level: str, code: str, **values: Any) -> None:
+    print(json.dumps({"level": level, "code": code, "values": values}), flush=True)
+
+
+def _why_no_cuda() -> str:
+    import torch
+
+    try:
+        torch.cuda.init()
+    except Exception as error:
+        return reason(error)
+    return "torch.cuda.is_available() is False"
+
+
+def product_error(device: str, precision: str) -> float:
+    """The relative error of a matrix product on a device, against one in double precision on the CPU."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(MATRIX_SIZE, MATRIX_SIZE, generator=generator) for _ in range(2))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    product = (left.to(device, dtype) @ right.to(device, dtype)).to("cpu", torch.float64)
+    exact = left.to(dtype).double() @ right.to(dtype).double()
+    return float((product - exact).norm() / exact.norm())
+
+
+def _try_products(device: str, precisions: list[str]) -> None:
+    """Raises an error where a product fails or is wrong."""
+    for precision in precisions:
+        error = product_error(device, precision)
+        if not error < MAX_RELATIVE_ERROR[precision]:
+            raise ArithmeticError(f"a product in {precision} is off by {error:.1%}")
+
+
+def try_cpu() -> None:
+    precisions = ["fp32", "bf16"]
+    try:
+        _try_products("cpu", precisions)
+    except Exception as error:
+        return say("broken", "machine-cpu-fails", why=reason(error))
+    return say("good", "machine-cpu-works", precisions=" + ".join(precisions))
+
+
+def try_gpu(place: int, index: int) -> None:
+    """`place` is PyTorch's number of the card, `index` nvidia-smi's."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(place)
+    built = torch.cuda.get_arch_list()
+    if not _is_built_for(major, minor, built):
+        return say(
+            "broken",
+            "machine-gpu-unbuilt",
+            index=index,
+            capability=f"{major}.{minor}",
+            built=", ".join(built),
+        )
+    precisions = ["fp32", "bf16"] if major >= 8 else ["fp32"]
+    try:
+        _try_products(f"cuda:{place}", precisions)
+    except Exception as error:
+        return say("broken", "machine-gpu-fails", index=index, why=reason(error))
+    say("good", "machine-gpu-works", index=index, precisions=" + ".join(precisions))
+    if major < 8:
+        say("doubtful", "machine-gpu-no-bf16", index=index)
+    return None
+
+
+def _is_built_for(major: int, minor: int, built: list[str]) -> bool:
+    """Code for a capability runs on later ones of the same major number (sm_), or is compiled for any later (compute_)."""
+    for name in built:
+        kind, _, number = name.partition("_")
+        digits = "".join(filter(str.isdigit, number))
+        if len(digits) < 2:
+            return True  # another maker's names
+        has = int(digits[:-1]), int(digits[-1])
+        if (kind == "sm" and has[0] == major and has[1] <= minor) or (
+            kind == "compute" and has <= (major, minor)
+        ):
+            return True
+    return not built
+
+
+def try_attention() -> None:
+    """Which kernels a model may be told to use."""
+    names = ["eager", "sdpa"]
+    if importlib.util.find_spec("flash_attn"):
+        try:
+            importlib.import_module("flash_attn")
+            names.append("flash_attention_2")
+        except Exception as error:
+            say("broken", "machine-attention-broken", why=reason(error))
+    say("good", "machine-attention", names=", ".join(names))
+
+
+def try_ranks(gpu_count: int) -> None:
+    """All chosen cards add up a number each; without cards two processes of the CPU do."""
+    count, backend = (min(gpu_count, MAX_RANKS), "nccl") if gpu_count > 1 else (2, "gloo")
+    port, outcome = _free_port(), []
+    trial = threading.Thread(target=_spawn, args=(count, backend, port, outcome), daemon=True)
+    began = time.monotonic()
+    trial.start()
+    trial.join(2 * RANKS_LIMIT_SECONDS)
+    seconds = f"{time.monotonic() - began:.1f}"
+    failure = outcome[0] if outcome else f"no answer within {2 * RANKS_LIMIT_SECONDS:.0f} s"
+    if failure:
+        return say("broken", "machine-ranks-failed", count=count, backend=backend, why=failure)
+    return say("good", "machine-ranks", count=count, backend=backend, seconds=seconds)
+
+
+def _spawn(count: int, backend: str, port: int, outcome: list[str]) -> None:
+    import torch
+
+    try:
+        torch.multiprocessing.spawn(all_reduce, (count, backend, port), nprocs=count)
+        outcome.append("")
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        outcome.append(lines[-1][:300] if lines else type(error).__name__)
+
+
+def all_reduce(rank: int, count: int, backend: str, port: int) -> None:
+    """One rank's part. Raises an error where the sum is not that of all ranks."""
+    import torch
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed, device = torch.distributed, f"cuda:{rank}" if backend == "nccl" else "cpu"
+    distributed.init_process_group(
+        backend, rank=rank, world_size=count, timeout=timedelta(seconds=RANKS_LIMIT_SECONDS)
+    )
+    number = torch.full((1024,), float(rank + 1), device=device)
+    distributed.all_reduce(number)
+    distributed.destroy_process_group()
+    if not bool((number.cpu() == count * (count + 1) / 2).all()):
+        raise ArithmeticError("the sum over all processes is wrong")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def try_hubs() -> None:
+    from huggingface_hub.constants import ENDPOINT
+
+    for address in (ENDPOINT, "https://modelscope.cn"):
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(address, method="HEAD"), timeout=HUB_LIMIT_SECONDS
+            ):
+                say("good", "machine-hub", address=address)
+        except urllib.error.HTTPError:  # it answers, if not what was asked
+            say("good", "machine-hub", address=address)
+        except Exception as error:
+            say("doubtful", "machine-hub-silent", address=address, why=reason(error))
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""The System tab: what works on this machine and what does not, with the fix. The same report as `python -m engine doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+import gradio as gr
+
+from engine.launch.workspace import Workplace
+from engine.preflight import machine
+from engine.preflight.machine import Finding
+from webui import notices
+from webui.events import concurrent
+from webui.panels import Panel, Updates
+from webui.words import Words
+
+DOTS = {"good": "finished", "doubtful": "interrupted", "broken": "failed"}  # levels → dots as runs have them
+MAX_REPORTS_AT_ONCE = 2  # each holds a thread and a child with PyTorch
+
+
+class SystemTab(Panel):
+    def __init__(self, words: Words, workplace: Workplace):
+        self.words, self.workplace = words, workplace
+
+    def layout(self) -> None:
+        words = self.words
+        gr.HTML(f'<p class="lead">{escape(words("system-help"))}</p>')
+        with gr.Row(elem_classes="buttons"):
+            self.look = gr.Button(
+                words("system-check"), variant="primary", size="sm", elem_id="system-check", scale=0
+            )
+            self.hub = gr.Checkbox(False, label=words("system-hub"), scale=0, min_width=280)
+        self.report = gr.HTML(elem_id="system-report")
+
+    def wire(self) -> None:
+        self.look.click(
+            self.check, self.hub, [self.report, self.look], **concurrent("system", MAX_REPORTS_AT_ONCE)
+        )
+
+    def check(self, hub: bool) -> Iterator[Updates]:
+        """The report, growing; at its end as text to copy, too."""
+        seen: list[Finding] = []
+        for finding in machine.findings(self.workplace, hub=bool(hub)):
+            seen.append(finding)
+            yield {self.report: report_html(seen, self.words), self.look: gr.update(interactive=False)}
+        yield {self.report: report_html(seen, self.words, done=True), self.look: gr.update(interactive=True)}
+
+
+def report_html(seen: list[Finding], words: Words, done: bool = False) -> str:
+    """A line for each finding, with a dot for its level and the fix below it; at the end the counts, and the text to copy."""
+    lines = "".join(_line(finding, words.language) for finding in seen)
+    if not done:
+        return f'<ul class="findings">{lines}</ul><p class="empty">{escape(words("system-looking"))}</p>'
+    counts = {level: sum(finding.level == level for finding in seen) for level in DOTS}
+    summary = f'<p class="lead"><b>{escape(words("system-counts", **counts))}</b></p>'
+    text = notices.code("system-text", machine.as_text(seen, words.language), words, save=True)
+    folded = f"<details><summary>{escape(words('system-text'))}</summary>{text}</details>"
+    return f'{summary}<ul class="findings">{lines}</ul>{folded}'
+
+
+def _line(finding: Finding, language: str) -> str:
+    fix = finding.fix(language)
+    below = f"<small>{escape(fix)}</small>" if fix else ""
+    return f'<li data-level="{finding.level}"><span class="dot {DOTS[finding.level]}"></span><div>{escape(finding.text(language))}{below}</div></li>'
+
+
+def build(words: Words, workplace: Workplace) -> SystemTab:
+    """The tab in the current context."""
+    tab = SystemTab(words, workplace)
+    tab.layout()
+    tab.wire()
+    return tab
