@@ -41,7 +41,7 @@ def training_runs(saves: Path) -> list[Run]:
 
 
 def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The first `MOST` of the runs with these ids, each once, and the ids that are no runs (any more)."""
+    """The first MAX_RUNS_COMPARED of the runs with these ids, each once, and the ids of no existing run."""
     selected, missing = [], []
     for id in dict.fromkeys(ids):
         try:

@@ -1,10 +1,10 @@
-"""The Compare tab: the curves of several runs in one picture, their final figures, and the settings that differ.
+"""The Compare tab: curves of several runs in one chart, their final figures, and the settings in which they differ.
 
-    runs_panel        which runs            view           how one looks at them, as a value
-    view_panel        how one looks at them comparison     what their folders say of them
-    comparison_panel  what there is to see  figure_html, tables_html
+    runs_panel        the runs to compare           view         how they are shown, as a value
+    view_panel        how they are shown            comparison   what there is to know about them
+    comparison_panel  curves and tables             figure_html, tables_html
 
-Nothing is kept here: which runs, and how one looks at them, is in the controls and in the page's address.
+The server keeps no state: the chosen runs and the view are in the controls and in the page's address.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from webui.compare_tab.view_panel import ViewPanel
 from webui.panels import Updates
 from webui.words import Words
 
-CURVES_POLL_SECONDS = 4  # between two refreshes of runs that are still going
+CURVES_POLL_SECONDS = 4  # how often curves are refreshed while a run is in progress
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,16 @@ class CompareTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     timer: gr.Timer
-    chosen: list[
-        Block
-    ]  # runs, curve, axis, smoothing, log scale, group: in the order of the address in page.js
-    arrive: Callable[..., Updates]  # given `chosen`, answers into `outputs`
+    # The controls for runs, curve, axis, smoothing, log scale and group, in the order of the parameters in page.js.
+    chosen: list[Block]
+    arrive: Callable[..., Updates]  # takes the values of `chosen`, updates `outputs`
     outputs: list[Block]
-    from_address: Callable[[str], Updates]  # what an address says, into `chosen`
-    siblings: Callable[[Run], Updates]  # a run and those like it, into `chosen`
+    from_address: Callable[[str], Updates]  # sets `chosen` to what an address says
+    siblings: Callable[[Run], Updates]  # sets `chosen` to a run and similar ones
 
 
 def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
-    """The tab in the current context. `root` goes before the path of each address."""
+    """The tab in the current context. `root` is the path prefix of the studio."""
     timer = gr.Timer(CURVES_POLL_SECONDS, active=False)
     runs, view = RunsPanel(words, workplace), ViewPanel(words)
     comparison = ComparisonPanel(words, workplace, root, timer, runs, view)

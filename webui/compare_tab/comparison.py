@@ -1,4 +1,4 @@
-"""The compared runs as their folders are now: names, curves, settings that differ, groups, final figures."""
+"""What is known about the compared runs: names, curves, differing settings, groups, final figures."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from webui.compare_tab.view import View
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is per run is in the order of `runs`."""
+    """Sequences with one entry per run are in the order of `runs`."""
 
     runs: Sequence[Run]
     titles: Sequence[str]
-    specs: Sequence[RunSpec | None]  # None where it cannot be read
+    specs: Sequence[RunSpec | None]  # None if it cannot be read
     curves: Sequence[Mapping[str, Series]]  # by name
     metrics: Sequence[str]  # the names of all curves, the most important first
     differences: Sequence[Difference]
     view: View
-    groups: Sequence[Group]  # none where the view has no grouping
+    groups: Sequence[Group]  # empty if the view has no grouping
     figures: Sequence[Figure]
 
     @property
     def classes(self) -> list[str]:
-        """The CSS classes of each run: a look of its own, or that of its group."""
+        """The CSS classes of each run; runs in one group share theirs."""
         if not self.groups:
             return [charts.run_classes(place) for place in range(len(self.runs))]
         group_of = {place: number for number, group in enumerate(self.groups) for place in group.places}
@@ -39,7 +39,7 @@ class Comparison:
 
     @property
     def titles_without_curve(self) -> list[str]:
-        """The runs that have not logged the curve that is shown; none where there are no curves at all."""
+        """Titles of the runs that have not logged the selected curve; empty if no run has logged any."""
         if not self.metrics:
             return []
         return [
@@ -54,7 +54,7 @@ class Comparison:
 
 
 def compared(runs: Sequence[Run], view: View) -> Comparison:
-    """The runs beside each other, in the view that comes closest to `view`."""
+    """Compare runs, with `view` adjusted to what these runs have."""
     curves, specs = compare.curves(runs), [compare.spec_of(run) for run in runs]
     differences, metrics = compare.differences(specs), metrics_of(specs, curves)
     view = view.fitted(metrics, group_paths(differences))
@@ -66,7 +66,8 @@ def compared(runs: Sequence[Run], view: View) -> Comparison:
 
 
 def metrics_of(specs: Sequence[RunSpec | None], curves: Sequence[Mapping[str, Series]]) -> list[str]:
-    """The curves that can be drawn: first those that the stages are about, each with its validation, then the rest by name."""
+    """The names of all curves: first those that matter most in these stages, each followed by its validation curve, then the
+    rest in alphabetical order."""
     known = {name for logged in curves for name in logged}
     stages = dict.fromkeys(spec.stage.kind for spec in specs if spec)
     of_stages = [name for stage in stages if stage in STAGES for name in STAGES[stage].curves]
@@ -75,5 +76,5 @@ def metrics_of(specs: Sequence[RunSpec | None], curves: Sequence[Mapping[str, Se
 
 
 def group_paths(differences: Sequence[Difference]) -> list[str]:
-    """What runs can be grouped by: how their names begin, or any setting that differs."""
+    """What the runs can be grouped by: the prefix of their names, or any setting that differs."""
     return [compare.BY_NAME, *(difference.path for difference in differences)]

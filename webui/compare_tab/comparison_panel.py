@@ -1,4 +1,4 @@
-"""The chosen runs beside each other: their curves in one picture, and their tables; refreshed while any of them is running."""
+"""The curves of the chosen runs in one chart, and their tables; refreshed while any of the runs is in progress."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from webui.events import QUIET
 from webui.panels import Panel, Updates, hidden_value
 from webui.words import Words
 
-# Also names the parameters of the address in which page.js keeps them.
+# page.js also writes the values into the address.
 REMEMBER_JS = "(...held) => athanorCompare(held)"
 
 
 class ComparisonPanel(Panel):
-    """`timer` ticks while the tab is looked at and a run is going on; `root` goes before the path of each address."""
+    """`timer` ticks while the tab is open and a run is in progress; `root` is the path prefix of the studio."""
 
     def __init__(
         self, words: Words, workplace: Workplace, root: str, timer: gr.Timer, runs: RunsPanel, view: ViewPanel
     ):
         self.words, self.saves, self.root = words, workplace.saves, root
         self.timer, self.runs, self.view = timer, runs, view
-        self.stamp = hidden_value()  # of the runs as they are drawn
+        self.stamp = hidden_value()  # identifies the state of the runs that is shown
 
     def layout(self) -> None:
         self.chart = gr.HTML(elem_id="compare-chart")
@@ -51,7 +51,7 @@ class ComparisonPanel(Panel):
 
     @property
     def inputs(self) -> list[Block]:
-        """The chosen runs, and how one looks at them."""
+        """The controls for the runs and the view."""
         return [self.runs.runs, *self.view.inputs]
 
     @property
@@ -59,7 +59,7 @@ class ComparisonPanel(Panel):
         return [self.stamp, self.timer, self.runs.note, *self.view.outputs, self.chart, self.tables]
 
     def draw(self, ids: Sequence[str] | None, *controls: Any) -> Updates:
-        """Everything about the chosen runs as it is now."""
+        """Show the chosen runs in their current state."""
         runs, gone = compare.select_runs(self.saves, ids or ())
         if not runs:
             return self._nothing(gone)
@@ -90,26 +90,26 @@ class ComparisonPanel(Panel):
         }
 
     def tick(self, stamp: str, ids: Sequence[str] | None, *controls: Any) -> Updates:
-        """What has changed since the runs were drawn with this `stamp`."""
+        """Show the runs again if they have changed since `stamp`."""
         try:
             runs, _ = compare.select_runs(self.saves, ids or ())
             return gr.skip() if compare.stamp(runs) == stamp else self.draw(ids, *controls)
-        except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
+        except FileNotFoundError:  # a file was deleted meanwhile; the next tick will see what is left
             return gr.skip()
 
-    # ---- from elsewhere
+    # ---- entry points for the rest of the page
 
     def arrive(self, ids: Sequence[str] | None, *controls: Any) -> Updates:
-        """The list of runs as it is now, and the chosen ones beside each other."""
+        """Update the list of runs, and show the chosen ones."""
         return {**self.runs.refresh(ids), **self.draw(ids, *controls)}
 
     def from_address(self, query: str) -> Updates:
-        """The runs and the view that an address names; nothing where it names no runs."""
+        """Set the controls to the runs and the view in an address; no updates if it names no runs."""
         parameters = parse_qs(query)
         ids = parameters.get("runs", [])[: compare.MAX_RUNS_COMPARED]
         return {**self.runs.choose(ids), **self.view.choose(View.of_address(parameters))} if ids else {}
 
     def with_siblings(self, run: Run) -> Updates:
-        """A run and the newest others of the same base and stage."""
+        """Choose a run and the newest other runs of the same base and stage."""
         siblings = compare.siblings(run, compare.training_runs(self.saves))
         return {**self.runs.choose([sibling.id for sibling in siblings]), **self.view.choose(View())}

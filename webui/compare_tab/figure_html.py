@@ -1,4 +1,4 @@
-"""The curves of the compared runs in one picture, what cannot be shown, and what can be saved, as HTML."""
+"""HTML of the chart, of notes on what cannot be shown, and of the download buttons."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from webui.words import Words
 
 
 def empty(words: Words) -> str:
-    """The page before any run is chosen."""
+    """Shown before any run is chosen."""
     return f'<div class="empty"><b>{escape(words("compare-none"))}</b><p>{escape(words("compare-none-help"))}</p></div>'
 
 
 def notes(names_by_code: Mapping[str, Sequence[str]], words: Words) -> str:
-    """What cannot be shown, and of which runs: a sentence for each word's code that has names."""
+    """What cannot be shown, and for which runs: a sentence for each code in page.yaml that has run names."""
     return "".join(
         f'<p class="quiet">{escape(words(code, names=", ".join(names)))}</p>'
         for code, names in names_by_code.items()
@@ -26,7 +26,7 @@ def notes(names_by_code: Mapping[str, Sequence[str]], words: Words) -> str:
 
 
 def figure(comparison: Comparison, root: str, words: Words) -> str:
-    """The curves, or why there are none, and buttons that save them; `root` goes before the path of an address."""
+    """The chart, or the reason why there is none, and the download buttons; `root` is the path prefix of the studio."""
     curves = _curves(comparison, words)
     link = _csv_address(comparison, root) if comparison.metrics else ""
     return curves + _save_row(link, words, picture=curves.startswith("<figure"))
@@ -52,7 +52,7 @@ def _curves(comparison: Comparison, words: Words) -> str:
 
 
 def _csv_address(comparison: Comparison, root: str) -> str:
-    """The address from which the curve of these runs is downloaded."""
+    """The address of the CSV file with the selected curve of these runs."""
     query = {"runs": [run.id for run in comparison.runs], "curve": comparison.view.metric}
     return f"{root}/compare/curves.csv?{urlencode(query, doseq=True, quote_via=quote)}"
 

@@ -1,4 +1,4 @@
-"""Which runs are compared, and which of them cannot be."""
+"""The choice of runs to compare, with a note on those that cannot be shown."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class RunsPanel(Panel):
         ]
 
     def refresh(self, ids: Sequence[str] | None) -> Updates:
-        """The runs that there are now; of the chosen ones those that are still there."""
+        """Update the choices; runs that no longer exist are deselected."""
         choices = self.choices()
         there = {id for _, id in choices}
         return {self.runs: gr.update(choices=choices, value=[id for id in ids or () if id in there])}
 
     def choose(self, ids: Sequence[str]) -> Updates:
-        """These runs chosen. One that is gone stays among the choices, so that the tab can say that it is gone."""
+        """Choose these runs. A run that no longer exists is kept, so that the note can name it."""
         choices = self.choices()
         there = {id for _, id in choices}
         choices += [(id, id) for id in ids if id not in there]

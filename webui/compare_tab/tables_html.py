@@ -1,4 +1,4 @@
-"""The compared runs as tables: their groups, final figures and settings that differ; as HTML, and as CSV."""
+"""Tables of groups, final figures and differing settings, as HTML and as CSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = tuple[str, Sequence[tuple[str, str]]]  # label, and (HTML, CSS class) of e
 
 
 def tables(comparison: Comparison, words: Words) -> str:
-    """All tables; those of figures and settings also as CSV, which a button of the page saves."""
+    """All tables, followed by a hidden element with figures and settings as CSV for the download button."""
     heads = [
         f'<a class="key {classes}" href="?run={quote(run.id)}">{escape(title)}</a>'
         for run, classes, title in zip(comparison.runs, comparison.classes, comparison.titles, strict=True)
@@ -44,7 +44,7 @@ def _section(code: str, body: str, words: Words, help: bool = False) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Row]) -> str:
-    """A row for each label, a column for each head (HTML)."""
+    """A table with one row per label and one column per head; heads and cells are HTML."""
     head = "".join(f"<th>{heading}</th>" for heading in heads)
     body = "".join(
         f"<tr><th>{escape(label)}</th>"
@@ -92,7 +92,7 @@ def _figure_title(figure: Figure, words: Words) -> str:
 
 
 def _number(figure: Figure, value: float, words: Words) -> str:
-    """A figure as people read it."""
+    """A figure with its unit, for people to read."""
     if not np.isfinite(value):
         return NO_VALUE
     write: Mapping[str, Callable[[float], str]] = {
@@ -106,7 +106,7 @@ def _number(figure: Figure, value: float, words: Words) -> str:
 
 
 def _groups_section(comparison: Comparison, words: Words) -> str:
-    """How many runs each group has, and mean ± standard deviation of each figure in it."""
+    """The number of runs in each group, and the mean ± standard deviation of each figure; "" without groups."""
     groups, by = comparison.groups, comparison.view.by
     if not groups:
         return ""
@@ -127,7 +127,7 @@ def _groups_section(comparison: Comparison, words: Words) -> str:
     return _section("compare-groups", _table(heads, rows), words, help=True)
 
 
-# ---- settings that differ
+# ---- differing settings
 
 
 def _settings(comparison: Comparison, heads: Sequence[str], words: Words) -> str:
@@ -139,7 +139,7 @@ def _settings(comparison: Comparison, heads: Sequence[str], words: Words) -> str
 
 
 def _setting_row(difference: Difference, words: Words) -> Row:
-    """A setting and its values; folders by their last name where that tells them apart."""
+    """A setting and its values; paths are shortened to their last part if that keeps them distinct."""
     whole = [words.value(difference.path, value, brief=False) for value in difference.values]
     brief = [words.value(difference.path, value) for value in difference.values]
     shown = brief if len(set(brief)) == len(set(whole)) else whole
@@ -154,7 +154,7 @@ def _setting_row(difference: Difference, words: Words) -> Row:
 
 
 def _csv_text(comparison: Comparison, words: Words) -> str:
-    """A line for each figure, its numbers unrounded, and one for each setting that differs."""
+    """One line per figure, with unrounded numbers, and one per setting that differs."""
     runs = comparison.runs
     rows: list[Sequence[Any]] = [
         ("", *comparison.titles),

@@ -1,4 +1,4 @@
-"""How one looks at the compared runs: which curve, over which axis, how smooth, and in which groups."""
+"""How the compared runs are shown: which curve, over which axis, how much smoothing, grouped by what."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SMOOTHING = 0.99
 
 @dataclass(frozen=True)
 class View:
-    """`metric` is the name of the curve, `by` the path of the setting that runs are grouped by; "" = none."""
+    """`metric` is the name of a curve, `by` the path of a setting or BY_NAME; "" means none."""
 
     metric: str = ""
     x: str = "step"
@@ -30,7 +30,7 @@ class View:
 
     @classmethod
     def of_address(cls, parameters: Mapping[str, Sequence[str]]) -> View:
-        """The view that the parameters of an address describe, as page.js writes them."""
+        """Read the parameters that page.js writes into the address."""
         last = {name: values[-1] for name, values in parameters.items()}
         smoothing = smoothing_of(last.get("smooth", ""))
         return cls(
@@ -38,8 +38,7 @@ class View:
         )
 
     def fitted(self, metrics: Sequence[str], group_paths: Collection[str]) -> View:
-        """The view that the runs can be shown in: a curve that none of them has is replaced by the first of `metrics`, and a
-        grouping that is not among `group_paths` by none."""
+        """Replace a curve that is not in `metrics` by the first that is, and a grouping that is not in `group_paths` by none."""
         metric = self.metric if self.metric in metrics else next(iter(metrics), "")
         return replace(self, metric=metric, by=self.by if self.by in group_paths else "")
 
@@ -49,7 +48,7 @@ def known_axis(x: Any) -> str:
 
 
 def smoothing_of(text: str) -> float:
-    """The smoothing that an address or a control holds; the default where it is not a number."""
+    """The smoothing as a number within its limits; the default if `text` is not a number."""
     try:
         value = float(text)
     except ValueError:

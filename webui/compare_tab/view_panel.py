@@ -1,4 +1,4 @@
-"""How one looks at the compared runs: the controls of a View."""
+"""The controls for how the compared runs are shown: a View."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ class ViewPanel(Panel):
 
     @property
     def inputs(self) -> list[Block]:
-        """What View.of_controls takes, in its order, which is that of the address in page.js."""
+        """In the order of the parameters of View.of_controls, and of the address in page.js."""
         return [self.metric, self.x, self.smoothing, self.log, self.by]
 
     @property
     def outputs(self) -> list[Block]:
-        """What depends on the chosen runs."""
+        """The components that depend on the chosen runs."""
         return [self.row, self.metric, self.by]
 
     def for_comparison(self, comparison: Comparison) -> Updates:
-        """The curves that can be drawn, and the settings that the runs can be grouped by."""
+        """Offer the curves that the runs have and the settings that they can be grouped by."""
         metrics, view = comparison.metrics, comparison.view
         curves = [(charts.title(name, self.words), name) for name in metrics]
         groups = [
@@ -66,7 +66,7 @@ class ViewPanel(Panel):
         }
 
     def choose(self, view: View) -> Updates:
-        """The controls as a view has them, before it is known what the runs have."""
+        """Set the controls to a view, before the runs have been read."""
         alone = {self.metric: view.metric, self.by: view.by}
         chosen = {
             control: gr.update(choices=[(value, value)], value=value)
