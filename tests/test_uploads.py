@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import subprocess
 import sys
 import zipfile
@@ -456,10 +459,6 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
 
 
 def packed(folder: Path, suffix: str, content: bytes) -> Path:
-    import bz2
-    import gzip
-    import lzma
-
     import pyarrow
 
     file = folder / f"rows.json{suffix}"
@@ -508,6 +507,17 @@ def test_a_small_parquet_file_of_gigabytes_is_refused_before_the_studio_reads_it
         receive(tmp_path / "bomb.parquet", "bomb.parquet", data)
     assert list(data.iterdir()) == []
     assert receive(tmp_path / "good.parquet", "good.parquet", data).name == "good.parquet"
+
+
+def test_a_packed_file_takes_no_more_memory_than_it_may(tmp_path, data, monkeypatch):
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 << 20}]
+    (tmp_path / "x.csv.xz").write_bytes(lzma.compress(b"a\n" * 1000, filters=filters))
+    monkeypatch.setattr(limited_process, "MAX_MEMORY", 256 << 20)
+    with pytest.raises(Refusal, match="needs more memory"):
+        receive(tmp_path / "x.csv.xz", "x.csv.xz", data)
+    assert list(data.iterdir()) == []
+    monkeypatch.setattr(limited_process, "MAX_MEMORY", 2 << 30)
+    assert receive(tmp_path / "x.csv.xz", "x.csv.xz", data).read_bytes() == b"a\n" * 1000
 
 
 def test_a_zip_of_several_files_or_of_what_is_no_data_is_refused(tmp_path, data):

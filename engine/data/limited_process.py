@@ -26,13 +26,13 @@ MAX_SECONDS = 300  # of processor time
 MAX_WRITTEN_BYTES = 8 << 30  # bytes of a file that it writes
 
 
-def ask(module: str, file: Path, **question: Any) -> Mapping[str, Any]:
+def ask(module: str, file: Path, *, seconds: int = MAX_SECONDS, **question: Any) -> Mapping[str, Any]:
     """What the module answers, run as a process. Raises Refusal if it refuses, takes too much or ends before it has an
     answer; OSError where it cannot write."""
     free_memory, _ = hardware.memory()
     limits = {
         "memory": min(MAX_MEMORY, free_memory // 2),
-        "seconds": MAX_SECONDS,
+        "seconds": seconds,
         "written": MAX_WRITTEN_BYTES,
     }
     child = subprocess.run(
@@ -70,7 +70,7 @@ def reply(act: Callable[..., dict[str, Any]]) -> None:
             answer = {"problems": [asdict(problem("file-takes-too-much", file=file.name))]}
         else:
             answer = {"errno": error.errno}
-    json.dump(answer, sys.stdout)
+    json.dump(answer, sys.stdout, default=str)  # what was raised may be a value of a problem
 
 
 def _limit(memory: int, seconds: int, written: int) -> None:

@@ -12,8 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from engine.core.problems import Refusal, problem
+from engine.data import limited_process
 
 BLOCK_BYTES = 1 << 20
+MAX_SECONDS = 1800  # of processor time: bz2 takes 5 minutes for 8 GiB
 # What a damaged or locked file makes the readers raise; pyarrow raises OSError.
 READ_ERRORS = (
     zipfile.BadZipFile,
@@ -44,8 +46,19 @@ PACKED_SUFFIXES = (*OPENERS, ".zip")
 def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     """Unpack `source`, which is called `name`, into `folder`; returns the file, which has the name it was packed under.
 
-    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged, or is not one file.
+    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged, is not one file, or takes too much memory:
+    a dictionary of xz may have 4 GiB.
     """
+    question = {"name": name, "folder": str(folder.absolute()), "limit": limit}
+    answer = limited_process.ask(__name__, source, seconds=MAX_SECONDS, **question)
+    return folder / answer["name"]
+
+
+def _answer(source: Path, name: str, folder: str, limit: int) -> dict[str, str]:
+    return {"name": _unpack(source, name, Path(folder), limit).name}
+
+
+def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     suffix = Path(name).suffix.lower()
     if suffix != ".zip":
         target = folder / Path(name).stem
@@ -82,3 +95,7 @@ def _copy(opened: Callable[[], Any], target: Path, name: str, limit: int) -> Non
                 into.write(block)
     except READ_ERRORS as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error
+
+
+if __name__ == "__main__":
+    limited_process.reply(_answer)
