@@ -25,6 +25,8 @@ DATA_JS = "(set) => { athanorAddress('', 'data'); return [set]; }"
 
 
 class Navigation:
+    """Each tab is filled when it is looked at, and the timers of the others rest."""
+
     def __init__(self, frame: Frame, tabs: Tabs):
         self.frame, self.tabs = frame, tabs
 

@@ -21,6 +21,8 @@ from webui.studio.tabs import Frame, Tabs
 
 
 class Transfer(panels.Panel):
+    """The base of all that lead from one tab into another: handlers answer into the components of the other."""
+
     def __init__(self, frame: Frame, tabs: Tabs):
         self.frame, self.tabs = frame, tabs
         self.words, self.message = frame.words, frame.message
