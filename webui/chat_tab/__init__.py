@@ -1,12 +1,13 @@
-"""The Chat tab: one question, and the answers of a base model and of adapters of it side by side.
+"""The Chat tab: the answers of a base model and of its adapters to the same question, side by side.
 
-    conversation_panel  the turns so far, rated, edited    model_panel     which models answer, and whether in memory
-    answers_panel       a question is asked and answered   settings_panel  how they are to answer
-    question_panel      where it is typed                  history_panel   earlier conversations
-    tab_view            all of it, as one comes to it      api_panel       the same models for other programs
+    conversation_panel  past turns, ratings, branches       model_panel     the models to ask, loading and unloading
+    answers_panel       asking, and answers as they come    settings_panel  sampling, system prompt, tools
+    question_panel      the box for the question            history_panel   earlier conversations
+    tab_view            opening the tab                     api_panel       how other programs use the same models
 
-Handlers hold nothing: the conversation is kept by the browser, and the models by a server that `engine.serving.servers`
-finds again. `chat_models`, `chat_settings`, `questions`, `exchange` and the modules that write HTML hold no components.
+The web process keeps no state: the browser stores the conversations, and the models are in the process of a server that
+`engine.serving.servers` finds again. `chat_models`, `chat_settings`, `questions`, `exchange` and the modules that write HTML
+have no components.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from webui.chat_tab.tab_view import TabView
 from webui.panels import Updates
 from webui.words import Words
 
-SERVER_POLL_SECONDS = 2  # between two looks at the chosen model
+SERVER_POLL_SECONDS = 2  # how often the state of the server is refreshed
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,11 @@ class ChatTab:
     """The parts of the tab that the rest of the page is wired to."""
 
     timer: gr.Timer
-    arrive: Callable[..., Updates]  # the tab as it is now, answered into `outputs`
-    inputs: list[Block]  # what `arrive` is given: two that the browser keeps, then base, adapters and engine
+    arrive: Callable[..., Updates]  # refreshes the tab: takes the values of `inputs`, updates `outputs`
+    inputs: list[Block]  # two values stored by the browser, then base, adapters and engine
     outputs: list[Block]
-    pick: Callable[
-        [Run], tuple[str, list[str]]
-    ]  # the base and the adapters to talk with a run; raises Refusal
+    # The base and the adapters with which to chat with a run. Raises Refusal.
+    pick: Callable[[Run], tuple[str, list[str]]]
 
 
 def build(

@@ -1,4 +1,4 @@
-"""One answer as HTML: its text, its reasoning folded, the tools it calls, how fast it came, and what can be done with it."""
+"""HTML of one answer: text, folded reasoning, tool calls, speed, and buttons to rate and copy it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.serving.conversation_tree import Reply, Turn
 from webui import notices
 from webui.words import Words
 
-Titles = Mapping[str, str]  # what each served model is called on the page, by its id
+Titles = Mapping[str, str]  # the title of each served model by its id
 # A thumb, drawn here: not every system has a font with one.
 THUMB_SVG = (
     '<svg viewBox="0 0 20 20" width="15" height="15" aria-hidden="true"><path d="M3 9h3v8H3zM6 16.2 8 17h5.6a2 2 0 0 0 '
@@ -21,7 +21,7 @@ THUMB_SVG = (
 
 
 def live(answer: Answer, titles: Titles, words: Words) -> str:
-    """An answer as far as it is written."""
+    """An answer that is being generated."""
     started = ""
     if not answer.finish and answer.first_s is not None:
         started = f"<small>{escape(words('answer-first', seconds=f'{answer.first_s:.2f}'))}</small>"
@@ -33,7 +33,7 @@ def live(answer: Answer, titles: Titles, words: Words) -> str:
 
 
 def finished(turn: Turn, place: int, model: str, titles: Titles, words: Words) -> str:
-    """The whole answer of a model to the turn in `place`, with buttons to rate and copy it."""
+    """The complete answer of a model to the turn in `place`, with its buttons."""
     reply, id = turn.said[model], f"said-{place}-{list(turn.said).index(model)}"
     copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
     cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if reply.finish == "length" else ""
@@ -58,7 +58,7 @@ def _rating_buttons(turn: Turn, place: int, model: str, words: Words) -> str:
             f'title="{title}" aria-label="{title}">{label}</button>'
         )
 
-    # From an empty one nothing can be learned.
+    # An empty answer cannot be rated: nothing could be learned from it.
     rated = reply.empty or bool(reply.rating)
     buttons = button("up", THUMB_SVG, reply.rating == "up", rated)
     buttons += button("down", THUMB_SVG, reply.rating == "down", rated)
@@ -69,7 +69,7 @@ def _rating_buttons(turn: Turn, place: int, model: str, words: Words) -> str:
 
 
 def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: bool = False) -> str:
-    """The answer as it is, its reasoning folded once it is over, and the tools it calls."""
+    """The text of an answer and its tool calls; the reasoning is folded once it is complete."""
     thought, answer, thinking = reasoning(text)
     folded = ""
     if thought.strip():
@@ -85,8 +85,8 @@ def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: 
 
 
 def reasoning(text: str) -> tuple[str, str, bool]:
-    """What a model thought, what it answered, and whether it is still thinking. A template may have opened the
-    thought already, so only its end need be there."""
+    """The reasoning, the answer, and whether the model is still reasoning. The template may have written the opening tag, so
+    that only the closing one is in the text."""
     opened = text.lstrip().startswith("<think>")
     rest = text.partition("<think>")[2] if opened else text
     if "</think>" in rest:
@@ -96,7 +96,7 @@ def reasoning(text: str) -> tuple[str, str, bool]:
 
 
 def _call_text(call: Mapping[str, Any]) -> str:
-    """A call of a tool as one writes it in a program."""
+    """A tool call as it would be written in Python."""
     arguments = call["arguments"] if isinstance(call["arguments"], dict) else {}
     arguments_text = ", ".join(
         f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items()
@@ -105,7 +105,7 @@ def _call_text(call: Mapping[str, Any]) -> str:
 
 
 def _speed(reply: Reply, words: Words) -> str:
-    """Tokens, tokens a second, and seconds to the first of them; the score of a reward model, if there is one."""
+    """Tokens, tokens per second, seconds to the first token, and the score of the reward model if there is one."""
     parts = [words("answer-tokens", count=reply.tokens)]
     if reply.tokens_per_s:
         parts.append(words("answer-speed", count=f"{reply.tokens_per_s:.3g}"))

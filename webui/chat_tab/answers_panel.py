@@ -1,6 +1,6 @@
-"""A question is asked, and its answers are shown while they are written.
+"""Asking a question, and showing the answers while they are generated.
 
-The handler goes on until all answers have ended; Stop asks the server to end them.
+The handler runs until all answers are complete; Stop asks the server to end them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from webui.chat_tab.settings_panel import SettingsPanel
 from webui.events import QUIET, concurrent
 from webui.panels import Updates
 
-MAX_CONCURRENT_ANSWERS = 12  # of this page, for all its readers: each holds a thread
-# Who reads at the end of the page stays there while it grows.
+MAX_CONCURRENT_ANSWERS = 12  # of all users together; each occupies a thread
+# Keeps the end of the page in view while it grows, if the reader is there.
 FOLLOW_END_JS = """
 watch('value', () => {
   const page = document.scrollingElement;
@@ -74,17 +74,17 @@ class AnswersPanel(Panel):
             *self.conversation.outputs, *self.model.memory_outputs,
         ]  # fmt: skip
 
-    # ---- what is asked
+    # ---- asking
 
     def ask(self, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
-        """Ask what is typed."""
+        """Ask the question in the box."""
         conversation = self.current.read(values[self.current.component], request)
         is_tool_result = bool(values[self.question.is_tool_result])
         question = typed_question(conversation, values[self.question.prompt] or "", is_tool_result)
         yield from self._ask(question, values, request)
 
     def ask_again(self, values: Mapping[Block, Any], request: gr.Request) -> Iterator[Updates]:
-        """Ask what was asked last, of those who are chosen now and as the settings are now."""
+        """Ask the last question again, with the models and settings that are selected now."""
         conversation = self.current.read(values[self.current.component], request)
         yield from self._ask(repeated_question(conversation), values, request)
 
@@ -94,7 +94,7 @@ class AnswersPanel(Panel):
             return
         selection, settings = self.model.selection(values), self.settings.read(values)
         try:
-            # What the page does not show, where no template knows tools, is not sent.
+            # Tools are hidden, and not sent, unless the template of one of the models supports them.
             knows_tools = self.models.template_has(TOOLS_VARIABLE, selection)
             tools = conversation_tree.parse_tools(settings.tools) if knows_tools else ()
         except Refusal as refusal:
@@ -108,10 +108,10 @@ class AnswersPanel(Panel):
             if server.state == "ready":
                 chat_client.cancel(server, request.session_hash)
 
-    # ---- what is answered
+    # ---- answering
 
     def _answers(self, exchange: Exchange) -> Iterator[Updates]:
-        """The answers as they come; at last the conversation with them in it."""
+        """Show the answers while they are generated, then the conversation with the complete answers."""
         titles = self.models.titles(exchange.selection)
         replies: list[Answer] = []
         try:
@@ -137,10 +137,10 @@ class AnswersPanel(Panel):
         else:
             yield self._unanswered(exchange, problems[:1], server)
 
-    # ---- what the page shows of it
+    # ---- updates
 
     def _begun(self, exchange: Exchange, server: Server) -> Updates:
-        # Whoever leaves the page now finds the question when he comes back.
+        # The question is stored at once, so that a reload does not lose it.
         asked_so_far = exchange.before.add(exchange.turn)
         waiting = self.words("chat-loading-first")
         return {
@@ -168,7 +168,7 @@ class AnswersPanel(Panel):
         }
 
     def _unanswered(self, exchange: Exchange, problems: Sequence[Problem], server: Server | None) -> Updates:
-        """The conversation as it was, and the question back in its box."""
+        """Restore the conversation, and put the question back into the box."""
         conversation = self.current.read(exchange.stored, exchange.request)
         ended = self._ended(exchange, conversation, problems, server)
         return {**ended, self.question.prompt: exchange.turn.question}

@@ -1,4 +1,4 @@
-"""How other programs get at the chosen models."""
+"""The command that serves the selected models to other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the browser keeps of the conversations: each user's own, by name, since several may share a browser."""
+"""Conversations stored by the browser, separately for each user, since several users may share a browser."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from webui.panels import Updates
 
 
 class BrowserStore:
-    """A value of each user's own. `stored` is what the browser has kept for all of them, as handlers get it: it may be
+    """One value per user. `stored` is the value of the component for all users; it comes from the browser, so it may be
     anything."""
 
     def __init__(self, storage_key: str, user: Callable[[gr.Request], str]):
@@ -29,7 +29,7 @@ class BrowserStore:
 
 
 class ConversationStore(BrowserStore):
-    """The conversation that is shown."""
+    """The current conversation."""
 
     def read(self, stored: Any, request: gr.Request) -> Conversation:
         return conversation_tree.read(self._own(stored, request))

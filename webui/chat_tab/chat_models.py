@@ -1,6 +1,6 @@
-"""What there is to talk to: bases, adapters of them, and the servers that hold them.
+"""The models that one can chat with: bases, their adapters, and the servers that have loaded them.
 
-Nothing is held here: every answer is read from the folders of the runs and of the servers.
+Nothing is cached: everything is read from the folders of the runs and of the servers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from engine.serving.servers import Choice, Server
 from engine.serving.vllm import ENGINES
 from webui.words import Words
 
-MAX_ADAPTERS_ASKED = 15  # asked at once, beside the base
-THINKING_VARIABLE = "enable_thinking"  # what templates of reasoning models call the switch
-TOOLS_VARIABLE = "tools"  # what templates call the tools that they are given
+MAX_ADAPTERS_ASKED = 15  # answer at once, besides the base
+THINKING_VARIABLE = "enable_thinking"  # the name of the switch in templates of reasoning models
+TOOLS_VARIABLE = "tools"  # the name of the tools in templates
 
 
 class ModelSelection(NamedTuple):
-    """What a person has chosen: the folder of a base, ids of runs beside it, and what writes the answers."""
+    """The models that a user has selected: the folder of a base, ids of runs, and the inference engine."""
 
     base: str | None
     run_ids: Sequence[str] | None = None
@@ -38,26 +38,26 @@ class ModelSelection(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatModels:
-    """`bases` lists what can be a base, as (label, folder)."""
+    """`bases` lists the possible bases as (label, folder)."""
 
     words: Words
     workplace: Workplace
     bases: Callable[[], list[tuple[str, str]]]
 
     def choice(self, selection: ModelSelection) -> Choice:
-        """Raises Refusal if it cannot be talked to."""
+        """The selection as `engine.serving.servers` takes it. Raises Refusal if these models cannot be served."""
         ids = list(selection.run_ids or ())[:MAX_ADAPTERS_ASKED]
         return servers.choose(self.workplace, selection.base or "", ids, selection.engine or ENGINES[0])
 
     def server(self, selection: ModelSelection) -> Server | None:
-        """The server of what is chosen, whatever engine is chosen now and whether that would take it."""
+        """The server of the selected base, whichever engine it was started with; None if there is none."""
         try:
             return servers.find(self.workplace.saves, self.choice(selection._replace(engine=ENGINES[0])))
         except Refusal:
             return None
 
     def titles(self, selection: ModelSelection | None = None) -> dict[str, str]:
-        """What each served model is called: a run by its name, the base that is chosen as such."""
+        """The title of each served model by its id: the name of a run; the selected base is marked as the base."""
         titles = results.titles(results.results(self.workplace.saves))
         try:
             base = self.choice(selection).name if selection else None
@@ -68,7 +68,7 @@ class ChatModels:
     # ---- adapters and reward models
 
     def every_adapter(self) -> list[Result]:
-        """What finished runs have left that can be talked to, on whatever base."""
+        """The adapters of finished runs on any base, reward models excepted."""
         known = results.results(self.workplace.saves)
         return [result for result in known if result.adapter and result.stage != "rm"]
 
@@ -78,12 +78,12 @@ class ChatModels:
         ]
 
     def selected_adapters(self, selection: ModelSelection) -> list[Result]:
-        """The adapters that are chosen and belong to the base."""
+        """The selected adapters that belong to the selected base."""
         ids = selection.run_ids or ()
         return [result for result in self.adapters_of(selection.base) if result.run.id in ids]
 
     def adapter_choices(self, base: str | None) -> list[tuple[str, str]]:
-        """Every adapter as (label, id of its run), those of the base first, the others with theirs."""
+        """Every adapter as (label, id of its run): those of `base` first; the labels of the others name their base."""
         titles, fitting = self.titles(), self.adapters_of(base)
         fitting_ids = {result.run.id for result in fitting}
 
@@ -105,7 +105,7 @@ class ChatModels:
     # ---- selections
 
     def first(self, engine: str) -> ModelSelection:
-        """The newest finished run that can be talked to, with its base; else the model to begin with alone."""
+        """The default: the newest finished run with its base, or the default model if there is none."""
         folders = [folder for _, folder in self.bases()]
         newest = recent.newest_result(self.workplace, folders, lambda result: result.stage != "rm")
         if newest:
@@ -115,7 +115,7 @@ class ChatModels:
         return ModelSelection(str(model.path) if model else next(iter(folders), None), [], engine)
 
     def with_base_of_last(self, selection: ModelSelection) -> ModelSelection:
-        """The selection once a run has been chosen: the last one brings its base with it."""
+        """The selection with the base changed to that of the run which was selected last."""
         last_ids = list(selection.run_ids or ())[-1:]
         last = [result for result in self.every_adapter() if result.run.id in last_ids]
         if not last:
@@ -124,7 +124,7 @@ class ChatModels:
         return selection._replace(base=recent.matching_folder(_base_path(last[0]), folders))
 
     def of_models(self, ids: Sequence[str], selection: ModelSelection) -> ModelSelection:
-        """What was chosen when the served models with these `ids` answered; `selection` where that cannot be told."""
+        """The selection in which the served models with these `ids` answered; `selection` if their base is unknown."""
         answered = [result for result in results.results(self.workplace.saves) if result.run.id in ids]
         bases = [str(result.folder) for result in answered if not result.adapter]
         bases += [_base_path(result) for result in answered if result.adapter]
@@ -135,14 +135,14 @@ class ChatModels:
         return ModelSelection(bases[0], run_ids, selection.engine)
 
     def of_run(self, run: Run) -> tuple[str, list[str]]:
-        """The base and the adapters with which one talks to a run. Raises Refusal if there is nothing to talk to."""
+        """The base and the adapters with which to chat with a run. Raises Refusal if it has no result."""
         choice = servers.choose(self.workplace, "", [run.id])
         return str(choice.base), list(choice.adapters)
 
-    # ---- what is known of a selection
+    # ---- facts about a selection
 
     def template_has(self, variable: str, selection: ModelSelection) -> bool:
-        """Whether a chat template of what is chosen has the word `variable`."""
+        """Whether the chat template of a selected model mentions `variable`."""
         folders = [
             Path(selection.base or ""),
             *(result.folder for result in self.selected_adapters(selection)),
@@ -150,7 +150,7 @@ class ChatModels:
         return any(variable in (chat_template(folder) or ("", ""))[1] for folder in folders)
 
     def command(self, selection: ModelSelection) -> str:
-        """The command that serves the same to other programs."""
+        """The shell command that serves the same models to other programs."""
         command = ["python", "-m", "engine", "serve"]
         command += selection.run_ids or ["--base", selection.base or "MODEL"]
         command += ["--engine", selection.engine] if selection.engine != ENGINES[0] else []

@@ -1,4 +1,4 @@
-"""How answers are asked for: the settings beside the conversation as values."""
+"""The settings of the answers as values."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from engine.spec.generation_settings import GenerationSettings
 from webui import boxes
 
-# The label of each of GenerationSettings here, which is the id of its box, too.
+# The label of each of GenerationSettings in page.yaml, which is also the id of its box.
 SETTING_LABELS = {
     "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
     "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
 }  # fmt: skip
-SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "seed")  # of no meaning for greedy answers
+SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "seed")  # not used for greedy answers
 
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What the controls hold. `numbers` are as they were typed, by the names of SETTING_LABELS."""
+    """The values of the controls. `numbers` are the texts in the boxes, by the names in SETTING_LABELS."""
 
     numbers: Mapping[str, Any]
     greedy: bool
     thinking: bool
-    remember: bool  # whether a question is asked with what came before it
+    remember: bool  # whether the models are sent the earlier turns
     system: str
     tools: str  # as JSON
     reward_model: str  # the id of the run; "" = none
 
     def generation(self) -> dict[str, Any]:
-        """The settings as the server takes them. An empty box is left to the model's own settings. Raises Refusal."""
+        """The settings that the server takes. For an empty box the model's own setting applies. Raises Refusal."""
         numbers = dict(self.numbers)
-        if self.greedy:  # what greedy hides is not looked at
+        if self.greedy:  # the boxes that are hidden then are ignored
             numbers = {name: value for name, value in numbers.items() if name not in SAMPLING_SETTINGS}
             numbers["temperature"] = 0
         settings = GenerationSettings.read(boxes.typed_values(numbers))

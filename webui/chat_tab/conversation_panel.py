@@ -1,4 +1,4 @@
-"""The conversation so far, and what is clicked in it: ratings, questions to be edited, branches."""
+"""The conversation so far, with buttons to rate answers, edit questions and switch branches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ element.addEventListener('click', (event) => {
 
 @dataclass(frozen=True)
 class Click:
-    """A click on a button of CLICK_JS: what it does, at which turn (-1: none), and at whose answer."""
+    """A click on a button: its action, the place of the turn (-1 for none), and the model whose answer it belongs to."""
 
     action: str
     place: int
@@ -64,7 +64,7 @@ class ConversationPanel(Panel):
         return [self.turns, *self.question.outputs]
 
     def show(self, conversation: Conversation, selection: ModelSelection, answering: bool = False) -> Updates:
-        """The conversation on the page; only to be read while its last question is answered."""
+        """Show a conversation; `answering` means that a question which follows it is being answered."""
         turns = turns_html.past_turns(conversation, self.models.titles(selection), self.words, answering)
         empty = "" if answering else turns_html.empty_html(self.words)
         return {self.turns: turns or empty, **self.question.for_conversation(conversation, answering)}
@@ -75,14 +75,13 @@ class ConversationPanel(Panel):
 
     @refusal_as_message
     def click(self, event: gr.EventData, request: gr.Request, stored: Any, *selected: Any) -> Updates:
-        """What was clicked at a turn: a mark at an answer, and a row of it in the data folder; the question back in the
-        box; another branch."""
+        """Rate an answer, which also adds a row to a data set; put a question back into the box; or switch branches."""
         conversation, updates = self._clicked(self.current.read(stored, request), Click.of(event))
         shown = self.show(conversation, ModelSelection(*selected))
         return {**updates, **self.current.saved(stored, request, conversation), **shown}
 
     def _clicked(self, conversation: Conversation, click: Click) -> tuple[Conversation, Updates]:
-        """The conversation after a click, and what else changes. Raises Refusal."""
+        """The conversation after a click, and further updates. Raises Refusal."""
         data, place = self.workplace.data, click.place
         if click.action in ("edit", "go") and not 0 <= place < len(conversation.turns):
             raise Refusal(problem("rating-unknown"))

@@ -1,4 +1,4 @@
-"""A question on its way: who asks, after which conversation, and whom, how; as the server takes it."""
+"""A question that is being answered: who asked it, after which conversation, which models, with which settings."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from webui.chat_tab.chat_settings import ChatSettings
 
 @dataclass(frozen=True)
 class Exchange:
-    """A turn that is being answered."""
+    """Everything that asking a question needs."""
 
     request: gr.Request
-    stored: Any  # the conversations of the browser when it was asked
+    stored: Any  # the conversations of all users in the browser when the question was asked
     before: Conversation
     turn: Turn
     selection: ModelSelection
     settings: ChatSettings
 
     def options(self) -> dict[str, Any]:
-        """As `chat_client.ask` takes them. Raises Refusal."""
+        """The settings that `chat_client.ask` takes. Raises Refusal."""
         options = self.settings.generation() | {"request_id": self.request.session_hash}
         return options | ({"tools": self.turn.tools} if self.turn.tools else {})
 
     def prompts(self, models: Sequence[str]) -> dict[str, list[Message]]:
-        """What each served model is sent."""
+        """The messages for each served model."""
         before = self.before.turns_on_path()
         return {model: conversation_tree.messages_before_answer(before, model, self.turn) for model in models}
 
     def scores(
         self, server: Server, saves: Path, prompts: Mapping[str, list[Message]], replies: Sequence[Answer]
     ) -> tuple[dict[str, float], list[Problem]]:
-        """The score of each answer by the chosen reward model, if there is one; and what kept it from scoring."""
+        """The scores of the answers by the selected reward model, if any, and the problems if it could not score them."""
         conversations = {
             reply.model: [*prompts[reply.model], Reply(reply.text, calls=reply.calls).message]
             for reply in replies

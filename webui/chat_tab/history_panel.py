@@ -1,4 +1,4 @@
-"""Earlier conversations: the one that is shown is put away for a new one, and others are taken up again."""
+"""Earlier conversations: archiving the current one, opening and deleting archived ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HistoryPanel(Panel):
             self.list = gr.HTML(js_on_load=CLICK_JS, elem_id="chat-shelf")
 
     def wire(self, new: gr.Button) -> None:
-        """`new` begins a new conversation."""
+        """`new` is the button for a new conversation."""
         kept = [self.current.component, self.earlier.component, *self.model.inputs]
         changed = [
             self.current.component, *self.conversation.outputs, self.earlier.component, *self.outputs,
@@ -51,7 +51,7 @@ class HistoryPanel(Panel):
         }
 
     def start_new(self, request: gr.Request, stored: Any, earlier: Any, *selected: Any) -> Updates:
-        """A new conversation; the one that was is among the earlier ones."""
+        """Archive the current conversation, and start a new one."""
         conversations = conversation_tree.with_archived(
             self.earlier.read(earlier, request), self.current.read(stored, request)
         )
@@ -64,7 +64,7 @@ class HistoryPanel(Panel):
     def click(
         self, event: gr.EventData, request: gr.Request, stored: Any, earlier: Any, *selected: Any
     ) -> Updates:
-        """An earlier conversation goes on, with those who answered in it; or goes for good."""
+        """Open an earlier conversation with the models that answered in it, or delete it."""
         conversations, click = self.earlier.read(earlier, request), Click.of(event)
         conversation, selection = self.current.read(stored, request), ModelSelection(*selected)
         if 0 <= click.place < len(conversations) and click.action in ("open", "drop"):

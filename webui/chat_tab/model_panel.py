@@ -1,4 +1,4 @@
-"""Which models answer: a base, adapters of it, what writes the answers, and whether they are in memory."""
+"""The models that answer: a base, its adapters, the inference engine, and whether they are loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from webui.panels import Updates, refusal_as_message
 
 
 class ModelPanel(Panel):
-    """`settings` and `api` depend on the models that are chosen."""
+    """The panels `settings` and `api` depend on the selected models."""
 
     def __init__(self, context: Context, settings: SettingsPanel, api: ApiPanel):
         super().__init__(context)
@@ -52,7 +52,7 @@ class ModelPanel(Panel):
             )
 
     def wire(self, timer: gr.Timer) -> None:
-        """`timer` ticks while the tab is looked at."""
+        """`timer` ticks while the tab is open."""
         acted = [self.message, *self.memory_outputs]
         gr.on(
             [self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **QUIET
@@ -66,12 +66,12 @@ class ModelPanel(Panel):
 
     @property
     def inputs(self) -> list[Block]:
-        """What a ModelSelection is made of, in its order."""
+        """The controls in the order of the fields of ModelSelection."""
         return [self.base, self.adapters, self.engine]
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes when other models are chosen, or there are others."""
+        """The components that depend on the selection or on the list of models."""
         return [self.base, self.adapters, *self.settings.outputs, *self.api.outputs]
 
     @property
@@ -81,10 +81,10 @@ class ModelPanel(Panel):
     def selection(self, values: Mapping[Block, Any]) -> ModelSelection:
         return ModelSelection(*(values[component] for component in self.inputs))
 
-    # ---- which models
+    # ---- selection
 
     def show(self, *selected: Any) -> Updates:
-        """The bases and runs there are now, and what the other panels show of the chosen ones."""
+        """Update the lists of bases and runs, and the panels that depend on the selection."""
         selection = ModelSelection(*selected)
         run_ids = [result.run.id for result in self.models.selected_adapters(selection)]
         runs = self.models.adapter_choices(selection.base)
@@ -96,13 +96,13 @@ class ModelPanel(Panel):
         }
 
     def choose_adapters(self, *selected: Any) -> Updates:
-        """A run of another base brings its base with it."""
+        """Switch to the base of the run that was selected last."""
         return self.show(*self.models.with_base_of_last(ModelSelection(*selected)))
 
-    # ---- in memory
+    # ---- memory
 
     def show_memory(self, *selected: Any) -> Updates:
-        """Whether the chosen models are in memory, or why they cannot be, and the buttons that load and unload them."""
+        """Show whether the selected models are loaded, or why they cannot be."""
         selection = ModelSelection(*selected)
         try:
             return self.memory(servers.find(self.workplace.saves, self.models.choice(selection)))
@@ -112,7 +112,7 @@ class ModelPanel(Panel):
             return {self.status: status, **self.memory_buttons(self.models.server(selection))}
 
     def memory(self, server: Server | None) -> Updates:
-        """What is known of a server, and of the others beside it."""
+        """Show the state of a server, and what other servers are running."""
         others = [
             other
             for other in servers.servers(self.workplace.saves)
@@ -123,7 +123,7 @@ class ModelPanel(Panel):
         return {self.status: status, **self.memory_buttons(server)}
 
     def memory_buttons(self, server: Server | None) -> Updates:
-        """Load, or Restart, and Unload."""
+        """Show Load or Restart if the server is not running, else Unload."""
         alive, failed = server is not None and server.alive, server is not None and server.state == "failed"
         label = self.words("chat-restart" if failed else "chat-load")
         return {self.load: gr.update(visible=not alive, value=label), self.unload: gr.update(visible=alive)}

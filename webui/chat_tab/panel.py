@@ -20,10 +20,10 @@ class Context:
 
     words: Words
     workplace: Workplace
-    message: gr.HTML  # shows that something was done, or why it was not
-    user: Callable[[gr.Request], str]  # who asks; "" where there is no login
+    message: gr.HTML  # shows what was done, or why it was refused
+    user: Callable[[gr.Request], str]  # the name of the user; "" without login
     models: ChatModels
-    current: ConversationStore  # the conversation that is shown
+    current: ConversationStore  # the current conversation
     earlier: EarlierStore
 
 

@@ -1,4 +1,4 @@
-"""Where a question is typed and sent."""
+"""The box for the question, and the buttons below it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from webui.panels import Updates
 
 
 class QuestionPanel(Panel):
-    """Its buttons are wired by the panels that do what they say."""
+    """The buttons are wired by other panels."""
 
     def layout(self) -> None:
         words = self.words
@@ -35,11 +35,11 @@ class QuestionPanel(Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        """What depends on the conversation."""
+        """The components that depend on the conversation."""
         return [self.export, self.is_tool_result]
 
     def for_conversation(self, conversation: Conversation, answering: bool) -> Updates:
-        """The conversation as a file, and whether a tool's result may follow."""
+        """Offer the conversation for download, and to enter the result of a tool if one was called last."""
         called = not answering and called_tool_last(conversation)
         return {
             self.export: turns_html.export_html(conversation, self.words),
@@ -47,5 +47,5 @@ class QuestionPanel(Panel):
         }
 
     def buttons(self, answering: bool) -> Updates:
-        """Send, or Stop while a question is answered."""
+        """Show Stop while a question is being answered, else Send."""
         return {self.send: gr.update(visible=not answering), self.stop: gr.update(visible=answering)}

@@ -1,4 +1,4 @@
-"""What is asked next, and of whom: functions of a conversation and of what is typed."""
+"""The next question in a conversation, and the models that it is for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from webui.chat_tab.chat_settings import ChatSettings
 
 @dataclass(frozen=True)
 class Question:
-    """A question, "" for none, that follows the tip of the conversation `before` it."""
+    """A question that follows the tip of the conversation `before`. The text "" means none."""
 
     before: Conversation
     text: str
-    is_tool_result: bool  # whether it is what a tool has answered
+    is_tool_result: bool  # the text is the result of a tool
 
     def turn(self, settings: ChatSettings, tools: Tools) -> Turn:
         """The question as a turn without answers."""
@@ -31,12 +31,12 @@ class Question:
 
 
 def typed_question(conversation: Conversation, text: str, is_tool_result: bool) -> Question:
-    """What is typed; it can be a tool's result only if a tool was called."""
+    """The question in the box. It can be the result of a tool only if one was called last."""
     return Question(conversation, text.strip(), is_tool_result and called_tool_last(conversation))
 
 
 def repeated_question(conversation: Conversation) -> Question:
-    """What was asked last, to be asked once more in its place."""
+    """The last question, to be asked again as another branch."""
     if conversation.tip < 0:
         return Question(conversation, "", False)
     last = conversation.turns[conversation.tip]
@@ -44,13 +44,13 @@ def repeated_question(conversation: Conversation) -> Question:
 
 
 def called_tool_last(conversation: Conversation) -> bool:
-    """Whether the last answers call a tool."""
+    """Whether any of the last answers calls a tool."""
     return any(reply.calls for turn in conversation.turns_on_path()[-1:] for reply in turn.said.values())
 
 
 def models_to_ask(models: Sequence[str], turn: Turn, before: Conversation) -> list[str]:
-    """Who of the served models is asked: all, but the result of a tool is for those that called one last. Raises Refusal if none of
-    them is here."""
+    """All of the served `models`; for the result of a tool, those that called one in the last turn. Raises Refusal if there
+    are none."""
     if turn.role == "user":
         return list(models)
     replies = {model: reply for last in before.turns_on_path()[-1:] for model, reply in last.said.items()}
@@ -61,7 +61,7 @@ def models_to_ask(models: Sequence[str], turn: Turn, before: Conversation) -> li
 
 
 def with_model_title(answer: Answer, titles: Mapping[str, str]) -> Answer:
-    """The answer, with the model that its problem speaks of called as on the page."""
+    """The answer, with the model id in its problem replaced by the title."""
     model = answer.problem.values.get("voice") if answer.problem else None
     if not model:
         return answer

@@ -1,4 +1,4 @@
-"""The servers that hold models as HTML: the one that is chosen, and what else takes memory."""
+"""HTML of the state of a server, and of other servers that take up memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from webui.words import Words
 def status(
     server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words
 ) -> str:
-    """Whether the chosen model is in memory, why not, and what else is."""
+    """Whether the models are loaded, the reason if that failed, and what else is loaded."""
     state = server.state if server else "ended"
     dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
     state_text = words(f"chat-{state}", time=duration(seconds, words))
@@ -32,5 +32,5 @@ def status(
 
 
 def _holder(server: Server, words: Words) -> str:
-    """Who has loaded it; one that was started from a shell is nobody's to unload here."""
+    """Who started the server; one that was started from a shell cannot be stopped on the page."""
     return words("chat-from-shell") if server.settings.get("shell") else server.settings.get("by") or ""

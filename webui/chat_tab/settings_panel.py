@@ -1,4 +1,4 @@
-"""How the models are to answer: system prompt, sampling, thinking, tools, and who scores the answers."""
+"""Settings of the answers: system prompt, sampling, thinking, tools, and the reward model."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class SettingsPanel(Panel):
 
     @property
     def inputs(self) -> list[Block]:
-        """What `read` is given the values of."""
+        """The controls whose values `read` takes."""
         return [
             self.system, self.greedy, *self.numbers.values(), self.remember, self.thinking, self.reward_model, self.tools,
         ]  # fmt: skip
 
     @property
     def outputs(self) -> list[Block]:
-        """What depends on the chosen models."""
+        """The components that depend on the selected models."""
         return [self.thinking, self.tools_fold, self.reward_model]
 
     def read(self, values: Mapping[Block, Any]) -> ChatSettings:
@@ -85,7 +85,7 @@ class SettingsPanel(Panel):
         )
 
     def for_models(self, selection: ModelSelection) -> Updates:
-        """What the templates of the chosen models know is offered, and the reward models there are."""
+        """Offer the reward models, and what the templates of the selected models support."""
         reward_models = self.models.reward_model_choices()
         choices = [(self.words("chat-judge-none"), ""), *reward_models]
         return {

@@ -1,4 +1,4 @@
-"""The tab as one comes to it: every panel shows what is so now."""
+"""Opening the tab: every panel is refreshed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from webui.panels import Updates
 
 
 class TabView(Panel):
-    """`timer` ticks while the tab is looked at."""
+    """`timer` ticks while the tab is open."""
 
     def __init__(
         self, context: Context, timer: gr.Timer, model: ModelPanel, conversation: ConversationPanel, history: HistoryPanel
@@ -37,7 +37,7 @@ class TabView(Panel):
         ]  # fmt: skip
 
     def arrive(self, request: gr.Request, stored: Any, earlier: Any, *selected: Any) -> Updates:
-        """The lists as they are now, and the conversations that the browser has kept."""
+        """Refresh the lists, and show the conversations stored by the browser."""
         conversation = self.current.read(stored, request)
         selection = self._selection(conversation, ModelSelection(*selected))
         return {
@@ -49,8 +49,8 @@ class TabView(Panel):
         }
 
     def _selection(self, conversation: Conversation, selection: ModelSelection) -> ModelSelection:
-        """Where no run is chosen, those that answered last in the conversation; where no base is chosen either, theirs,
-        or what one begins with."""
+        """If no run is selected, the runs that answered last in the conversation; if no base is selected either, their
+        base or the default."""
         if selection.run_ids:
             return selection
         first = selection if selection.base else self.models.first(selection.engine)

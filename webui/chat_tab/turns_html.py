@@ -14,7 +14,7 @@ from webui.words import Words
 
 
 def past_turns(conversation: Conversation, titles: Titles, words: Words, answering: bool = False) -> str:
-    """All turns that are read and over, each with what can be done with it; or only read, while one is `answering`."""
+    """All finished turns on the path; without the button to later turns while a question is being answered."""
     turns = "".join(_turn(conversation, place, titles, words) for place in conversation.path())
     later = conversation.children(conversation.tip)
     if not later or answering:
@@ -24,23 +24,23 @@ def past_turns(conversation: Conversation, titles: Titles, words: Words, answeri
 
 
 def live_turn(question: Turn, answers: Sequence[Answer], titles: Titles, words: Words) -> str:
-    """The turn that is being answered."""
+    """A turn that is being answered."""
     cells = "".join(answer_html.live(answer, titles, words) for answer in answers)
     return f'<section class="turn">{_question(question, words)}<div class="answers">{cells}</div></section>'
 
 
 def waiting_turn(question: Turn, message: str, words: Words) -> str:
-    """A question before there are answers to it."""
+    """A question that has no answers yet."""
     return f'<section class="turn">{_question(question, words)}<p class="quiet loading">{escape(message)}</p></section>'
 
 
 def empty_html(words: Words) -> str:
-    """The page before the first question."""
+    """Shown before the first question."""
     return f'<div class="empty"><b>{escape(words("chat-empty"))}</b><p>{escape(words("chat-empty-help"))}</p></div>'
 
 
 def export_html(conversation: Conversation, words: Words) -> str:
-    """The conversation as JSON lines, to save."""
+    """The conversation as JSON lines, and a button to download it."""
     if conversation.tip < 0:
         return ""
     return (
@@ -50,7 +50,7 @@ def export_html(conversation: Conversation, words: Words) -> str:
 
 
 def conversation_list(conversations: Sequence[Conversation], words: Words) -> str:
-    """Earlier conversations by their first questions, each to be opened or removed."""
+    """The first questions of earlier conversations, with buttons to open and delete them."""
     return "".join(
         f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
         f"{escape(_first_question(conversation))}</button>{_small_button('drop', number, '×', words('chat-drop'))}</div>"
@@ -74,7 +74,7 @@ def _turn(conversation: Conversation, place: int, titles: Titles, words: Words) 
 
 
 def _branch_buttons(conversation: Conversation, place: int, words: Words) -> str:
-    """To the questions that were asked in place of this one, if there are any."""
+    """Buttons to the other questions that were asked at this point; "" if there are none."""
     branches = conversation.children(conversation.turns[place].after)
     if len(branches) < 2:
         return ""
@@ -88,7 +88,7 @@ def _branch_buttons(conversation: Conversation, place: int, words: Words) -> str
 
 
 def _question(turn: Turn, words: Words, tools: str = "") -> str:
-    """What was asked, or what a tool answered; `tools` is what can be done with it."""
+    """A question, or the result of a tool; `tools` is HTML with its buttons."""
     kind = f"<small>{escape(words('chat-tool-said'))}</small>" if turn.role == "tool" else ""
     return (
         f'<div class="asked"><div class="question {turn.role}">{kind}{escape(turn.question)}</div>'

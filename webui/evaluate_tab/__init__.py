@@ -1,12 +1,13 @@
-"""The Evaluate tab: what is measured on which rows, and what has been found.
+"""The Evaluate tab: starting evaluations, and reading their reports.
 
-    models_panel     which models are measured         list_panel    all evaluations
-    questions_panel  on which data sets                report_panel  the open one, and what it has found
-    tasks_panel      tasks of lm-evaluation-harness    rows_panel    its rows, with all answers
-    sampling_panel   how answers are drawn             form_panel    the form as a spec, and its start
+    models_panel     the models to evaluate             list_panel    all evaluations
+    questions_panel  data sets and rows                 report_panel  progress and findings of the open evaluation
+    tasks_panel      tasks of lm-evaluation-harness     rows_panel    the rows with all answers
+    sampling_panel   name and sampling                  tab_view      opening the tab
+    form_panel       the form as a spec; starting it
 
-An evaluation is a run like others, with a state in its folder; so nothing is kept here but which one is open.
-`evaluation_models` holds no components: it says what can be measured.
+An evaluation is a run like any other, so the state is in its folder; the page keeps only the id of the open one.
+`evaluation_models` has no components: it lists the models that can be evaluated.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ class EvaluateTab:
 
     opened: gr.Textbox  # the id of the open evaluation; "" = none
     timer: gr.Timer
-    arrive: Callable[..., Updates]  # the tab as it is now, answered into `outputs`
-    inputs: list[Block]  # what `arrive` is given: `opened`, the base and the results come first
+    arrive: Callable[..., Updates]  # refreshes the tab: takes the values of `inputs`, updates `outputs`
+    inputs: list[Block]  # `opened`, the base, the results, and further controls
     outputs: list[Block]
-    pick: Callable[[Run], tuple[str, list[str]]]  # the base and the results to evaluate a run; raises Refusal
+    pick: Callable[[Run], tuple[str, list[str]]]  # base and results for a run; raises Refusal
     form: list[Block]  # every control of the form
-    fill: Callable[[EvaluationSpec], Updates]  # answers a spec into `form`
+    fill: Callable[[EvaluationSpec], Updates]  # sets `form` to a spec
 
 
 def build(
@@ -58,7 +59,7 @@ def build(
     bases: Callable[[], list[tuple[str, str]]],
     progress_of: Callable[[Run], tuple[str, str, str]],
 ) -> EvaluateTab:
-    """The tab in the current context. `bases` lists what can be a base, as (label, folder); `progress_of` tells the
+    """The tab in the current context. `bases` lists the possible bases as (label, folder); `progress_of` returns the
     progress, the state and the failure of a run as HTML."""
     models = EvaluationModels(words, workplace, bases)
     context = Context(words, workplace, root, message, user, progress_of, models, opened=hidden_value())

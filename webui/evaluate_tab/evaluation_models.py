@@ -1,4 +1,4 @@
-"""What can be evaluated: bases, and the results of finished trainings. Read from the folders each time."""
+"""The models that can be evaluated: bases and the results of training runs. Read from the folders each time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from webui.words import Words
 
 @dataclass(frozen=True)
 class EvaluationModels:
-    """`bases` lists what can be a base, as (label, folder). A result is chosen by its folder."""
+    """`bases` lists the possible bases as (label, folder). A result is identified by its folder."""
 
     words: Words
     workplace: Workplace
     bases: Callable[[], list[tuple[str, str]]]
 
     def trained_results(self, base: str | None) -> list[Result]:
-        """What trainings have left, newest first, and before them those of the base."""
+        """The results of training runs: those of `base` first, each group from newest to oldest."""
         known = [result for result in results.results(self.workplace.saves) if result.run.kind == "training"]
         return sorted(known, key=lambda result: not belongs(result, base))
 
     def result_choices(self, base: str | None) -> list[tuple[str, str]]:
-        """The results as (label, folder); those of another base are labelled with it."""
+        """The results as (label, folder); the label names the base if it is another one."""
         known = self.trained_results(base)
         titles = results.titles(known)
 
@@ -40,7 +40,7 @@ class EvaluationModels:
         return [(label(result), str(result.folder)) for result in known]
 
     def selected_results(self, base: str | None, folders: Sequence[str] | None) -> list[Result]:
-        """Those of the results in these `folders` that belong to the base."""
+        """The results in `folders` that belong to `base`."""
         return [
             result
             for result in self.trained_results(base)
@@ -48,12 +48,12 @@ class EvaluationModels:
         ]
 
     def only_reward_models(self, base: str | None, folders: Sequence[str] | None) -> bool:
-        """Whether some of those are chosen and all of them score answers instead of writing them."""
+        """Whether all selected results are reward models; False if none is selected."""
         selected = self.selected_results(base, folders)
         return bool(selected) and all(result.stage == "rm" for result in selected)
 
     def base_of_last(self, base: str | None, folders: Sequence[str] | None) -> str | None:
-        """The base of the result that was chosen last; `base` itself where it fits."""
+        """The base of the result that was selected last; `base` itself if it is the same model."""
         last_folder = list(folders or ())[-1:]
         known = results.results(self.workplace.saves)
         last = next((result for result in known if str(result.folder) in last_folder), None)
@@ -62,8 +62,8 @@ class EvaluationModels:
         return recent.matching_folder(recent.base_named(last), [folder for _, folder in self.bases()])
 
     def first(self, folders: Sequence[str] | None) -> tuple[str | None, Sequence[str] | None]:
-        """The base and the results to begin with where none is chosen: those of the newest finished run, else the model
-        used last alone. Results that are chosen already, as `folders`, stay."""
+        """The default base and results: those of the newest finished run, else the model used last. Results that are
+        selected already, `folders`, are kept."""
         bases = [folder for _, folder in self.bases()]
         untrained = [folder for folder in bases if not is_inside(Path(folder), (self.workplace.saves,))]
         if newest := recent.newest_result(self.workplace, untrained, lambda _: True):
@@ -73,15 +73,15 @@ class EvaluationModels:
         return (str(model.path) if model else next(iter(bases), None)), folders
 
     def of_run(self, run: Run) -> tuple[str, list[str]]:
-        """The base and the results with which a run is evaluated. Raises Refusal if it has left nothing to evaluate."""
+        """The base and the results with which to evaluate a run. Raises Refusal if it has no result."""
         result = results.result_of(run)
         if result is None:
             raise Refusal(problem("chat-no-result", id=run.id))
-        if run.kind != "training":  # a whole model that was made of others
+        if run.kind != "training":  # a whole model that an export has made
             return str(result.folder), []
         return run.spec.model.model_name_or_path, [str(result.folder)]
 
 
 def belongs(result: Result, base: str | None) -> bool:
-    """Whether a result was trained from that base: as an adapter of it, or as a whole model."""
+    """Whether a result was trained from `base`, as an adapter or as a whole model."""
     return result.run.kind == "training" and identity(recent.base_named(result)) == identity(base or "")

@@ -1,4 +1,4 @@
-"""The form as a spec, and the button that starts it."""
+"""The form as an EvaluationSpec, and the button that starts the evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from webui.evaluate_tab.tasks_panel import TasksPanel
 from webui.events import QUIET
 from webui.panels import Updates
 
-# What a setting is called on this page. Its bounds are those of EvaluationSpec.
+# The label of each setting in page.yaml, for problems. Limits are declared in EvaluationSpec.
 SETTING_LABELS = {
     "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
     "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
@@ -28,7 +28,7 @@ SETTING_LABELS = {
 
 
 class FormPanel(Panel):
-    """The panels `measured`, `questions`, `tasks` and `sampling` hold its controls."""
+    """The controls are in the panels `measured`, `questions`, `tasks` and `sampling`."""
 
     def __init__(
         self, context: Context, measured: ModelsPanel, questions: QuestionsPanel, tasks: TasksPanel, sampling: SamplingPanel,
@@ -56,7 +56,7 @@ class FormPanel(Panel):
         return [control for part in parts for control in part.inputs]
 
     def read(self, values: Values) -> EvaluationSpec:
-        """What the controls say. Raises Refusal."""
+        """The spec that the controls describe. Raises Refusal."""
         return EvaluationSpec.read({
             "name": self.sampling.read_name(values),
             **self.measured.read(values),
@@ -66,7 +66,7 @@ class FormPanel(Panel):
         })  # fmt: skip
 
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """The form as a spec has it."""
+        """Set the form to a spec."""
         spec = frozen(spec, self.workplace)
         updates: Updates = {}
         for part in (self.measured, self.questions, self.tasks, self.sampling):

@@ -1,4 +1,4 @@
-"""The evaluations that there are; a click opens one."""
+"""The list of evaluations; a click opens one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class ListPanel(Panel):
             self.html = gr.HTML(elem_id="reports", js_on_load=clicks.kept_rows_of("run"))
 
     def show(self, opened: str) -> Updates:
-        """The newest ones, with the open one marked."""
+        """List the newest evaluations, with the open one marked."""
         evaluations = runs.find(self.saves, "evaluation")[:MAX_EVALUATIONS_LISTED]
         return {self.html: reports.listed(evaluations, opened or "", self.words)}

@@ -1,4 +1,4 @@
-"""Which models are measured: a base, and results of trainings that began with it."""
+"""The models to evaluate: a base, and results that were trained from it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from webui.evaluate_tab.questions_panel import QuestionsPanel
 from webui.events import QUIET
 from webui.panels import Updates
 
-MAX_RESULTS_MEASURED = 6  # together, at most
+MAX_RESULTS_MEASURED = 6  # together
 
 
 class ModelsPanel(Panel):
-    """`questions` depend on the models: a reward model is measured on other data than one that answers."""
+    """The panel `questions` depends on the models: reward models need other data sets."""
 
     def __init__(self, context: Context, questions: QuestionsPanel):
         super().__init__(context)
@@ -46,18 +46,18 @@ class ModelsPanel(Panel):
     def inputs(self) -> list[Block]:
         return [self.base, self.results, self.with_base]
 
-    # ---- what can be chosen
+    # ---- choices
 
     def show(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
-        """Everything that can be chosen now: the bases too."""
+        """Update all lists."""
         bases = gr.update(choices=self.models.bases(), value=base)
         return {self.base: bases} | self.show_results(base, folders, names)
 
     def show_results(
         self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
     ) -> Updates:
-        """The results, those of the base first, and the data sets that the chosen ones can be measured on. Of what is
-        chosen, by `folders` and `names`, stays what fits."""
+        """Update the lists of results and of data sets; of the selected ones, `folders` and `names`, those that still fit
+        are kept."""
         chosen = [str(result.folder) for result in self.models.selected_results(base, folders)]
         reward_models = self.models.only_reward_models(base, folders)
         return {
@@ -69,14 +69,14 @@ class ModelsPanel(Panel):
     def choose_results(
         self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
     ) -> Updates:
-        """A result that is chosen brings its base with it."""
+        """Switch to the base of the result that was selected last."""
         base = self.models.base_of_last(base, folders)
         return {self.base: base} | self.show_results(base, folders, names)
 
-    # ---- as a part of the spec
+    # ---- part of the spec
 
     def read(self, values: Values) -> dict[str, Any]:
-        """The base is loaded as the run of the first result had it."""
+        """The models as parts of the spec. The base is loaded with the settings of the run that made the first result."""
         folders = list(values[self.results] or ())
         result = trained_result(folders[0]) if folders else None
         model = model_part_of_base(result).model_dump() if result else {}
@@ -87,7 +87,7 @@ class ModelsPanel(Panel):
         }
 
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """The controls as a spec has them. Results that are not here are left out; without any, the base is measured."""
+        """Set the controls to a spec. Results that do not exist here are left out; if none is left, the base is evaluated."""
         shown = self.show(spec.model.model_name_or_path, spec.results, spec.data.datasets)
         with_base = spec.with_base or not shown[self.results]["value"]
         return shown | {self.with_base: gr.update(value=with_base)}

@@ -1,6 +1,4 @@
-"""What the panels of the Evaluate tab have in common. An evaluation is a run like any other, so handlers keep nothing: the
-form becomes an EvaluationSpec, and which evaluation is open stands in the page.
-"""
+"""What the panels of the Evaluate tab have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from webui import boxes, panels
 from webui.evaluate_tab.evaluation_models import EvaluationModels
 from webui.words import Words
 
-Values = Mapping[Block, Any]  # what the controls hold
+Values = Mapping[Block, Any]  # of controls, by component
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Context:
 
     words: Words
     workplace: Workplace
-    root: str  # before the path of each address
-    message: gr.HTML  # shows that something was done, or why it was not
-    user: Callable[[gr.Request], str]  # who asks
+    root: str  # path prefix of the studio
+    message: gr.HTML  # shows what was done, or why it was refused
+    user: Callable[[gr.Request], str]  # the name of the user; "" without login
     progress_of: Callable[[Run], tuple[str, str, str]]  # progress, state and failure of a run as HTML
     models: EvaluationModels
     opened: gr.Textbox  # id of the open evaluation; "" = none
@@ -42,6 +40,6 @@ class Panel(panels.Panel):
         self.models, self.opened = context.models, context.opened
 
     def number(self, name: str, value: str, **about: Any) -> gr.Textbox:
-        """The box of a number of the form, which is called `name`."""
+        """A box for a number of the form; `name` is the end of its code in page.yaml."""
         code = f"evaluate-{name}"
         return boxes.number(value, label=self.words(code), elem_id=code, **about)

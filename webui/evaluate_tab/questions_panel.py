@@ -1,4 +1,4 @@
-"""What is asked: the rows of data sets, and how long answers may be."""
+"""The questions: data sets, number of rows, and maximum length of answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class QuestionsPanel(Panel):
         )
 
     def wire(self, base: gr.Dropdown, results: gr.Dropdown) -> None:
-        """`base` and `results` are the models that are chosen."""
+        """`base` and `results` are the controls for the models."""
         inputs = [self.upload, self.datasets, base, results]
         self.upload.upload(self.receive, inputs, [self.message, self.datasets], **QUIET)
 
@@ -48,7 +48,7 @@ class QuestionsPanel(Panel):
     def fitting(
         self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
     ) -> Updates:
-        """The data sets that the chosen models can be measured on; of the chosen ones, `names`, those among them."""
+        """Offer the data sets that suit the selected models; of the selected ones, `names`, those that suit are kept."""
         form = "pairs" if self.models.only_reward_models(base, folders) else "answers"
         known = fitting_datasets(read_dataset_info(self.data)[0], form)
         return {
@@ -59,7 +59,7 @@ class QuestionsPanel(Panel):
     def receive(
         self, path: str, names: Sequence[str] | None, base: str | None, folders: Sequence[str] | None
     ) -> Updates:
-        """A file of questions as a data set, chosen at once."""
+        """Make a data set of an uploaded file of questions, and select it."""
         file = uploads.receive(Path(path), Path(path).name, self.data)
         Path(path).unlink(missing_ok=True)
         name, truncated = add_questions(self.data, file), truncation_problem(file)
@@ -68,7 +68,7 @@ class QuestionsPanel(Panel):
             message = notices.refused([truncated], self.words)
         return {self.message: message} | self.fitting(base, folders, [*(names or ()), name])
 
-    # ---- as a part of the spec
+    # ---- part of the spec
 
     def read_data(self, values: Values) -> dict[str, Any]:
         rows = boxes.typed_values({"max_samples": values[self.rows]})
@@ -82,7 +82,7 @@ class QuestionsPanel(Panel):
         return boxes.typed_values({"max_new_tokens": values[self.max_tokens]})
 
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """All but the data sets, which depend on the models."""
+        """Set the controls to a spec, except the data sets, which depend on the models."""
         return {
             self.rows: f"{spec.data.max_samples or 0:g}",
             self.max_tokens: f"{spec.generation.max_new_tokens:g}",

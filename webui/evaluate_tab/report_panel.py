@@ -1,4 +1,4 @@
-"""The open evaluation: how far it is, or what it has found; a short poll looks while it is going on."""
+"""The open evaluation: its progress, refreshed while it is running, and then its findings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from webui.evaluate_tab.rows_panel import RowsPanel
 from webui.events import QUIET
 from webui.panels import Updates, hidden_value
 
-EVALUATION_POLL_SECONDS = 2  # between two looks at the open evaluation
+EVALUATION_POLL_SECONDS = 2  # how often a running evaluation is refreshed
 
 
 class ReportPanel(Panel):
     def __init__(self, context: Context, listing: ListPanel, rows: RowsPanel):
         super().__init__(context)
         self.listing, self.rows = listing, rows
-        self.stamp = hidden_value()  # of the open evaluation as it is shown
+        self.stamp = hidden_value()  # identifies the state of the evaluation that is shown
         self.timer = gr.Timer(EVALUATION_POLL_SECONDS, active=False)
 
     def layout(self) -> None:
@@ -55,7 +55,7 @@ class ReportPanel(Panel):
         ]  # fmt: skip
 
     def open(self, id: str, order: str, text: str, number: str) -> Updates:
-        """One evaluation, and a page of its rows; nothing where there is none."""
+        """Show an evaluation and a page of its rows; nothing if there is none with the id."""
         try:
             run = runs.get(self.saves, id) if id else None
         except Refusal:
@@ -98,22 +98,22 @@ class ReportPanel(Panel):
         return f'<p class="loads">{links}</p>'
 
     def tick(self, id: str, stamp: str, *view: Any) -> Updates:
-        """What has changed since the evaluation had this `stamp`."""
+        """Show the evaluation again if it has changed since `stamp`."""
         try:
             if stamp_of(runs.get(self.saves, id)) == stamp:
                 return gr.skip()
             return self.listing.show(id) | self.open(id, *view)
         except Refusal:
             return self._closed()
-        except FileNotFoundError:  # it went away while it was looked at
+        except FileNotFoundError:  # it was deleted meanwhile
             return gr.skip()
 
     def open_clicked(self, event: gr.EventData, order: str, text: str, _number: str) -> Updates:
-        """The evaluation that was clicked, from its first page on."""
+        """Open the evaluation that was clicked, at its first page."""
         id = str(event._data.get("run", ""))
         return {self.opened: id} | self.listing.show(id) | self.open(id, order, text, "1")
 
 
 def stamp_of(run: Run) -> str:
-    """Changes when anything that is shown of an evaluation changes."""
+    """A text that changes whenever what is shown of an evaluation does."""
     return "|".join([run.id, run.state, rundir.stamp((run.dir.progress, run.dir.exit, run.dir.report))])

@@ -1,4 +1,4 @@
-"""The rows of a report, page by page: sorted, searched, with the answers of all models."""
+"""The rows of a report with the answers of all models: sorting, searching and paging."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class RowsPanel(Panel):
 
     @property
     def view(self) -> list[Block]:
-        """How one looks at the rows, as `show` takes it besides the id."""
+        """The controls whose values `show` takes after the id."""
         return [self.order, self.text, self.number]
 
     @property
     def outputs(self) -> list[Block]:
-        """What changes when an evaluation is opened."""
+        """The components that change when an evaluation is opened."""
         return [self.part, self.number, self.count, self.html]
 
     def show(self, id: str, order: str, text: str, number: str = "1") -> Updates:
-        """A page of the rows that hold a text; the first where another order or text is chosen."""
+        """Show a page of the rows that contain `text`."""
         try:
             run = runs.get(self.saves, id)
         except Refusal:
@@ -90,6 +90,6 @@ class RowsPanel(Panel):
 
 
 def page_number(text: str) -> int:
-    """A page's number as somebody typed it; 1 if it is none."""
+    """The page number that was typed; 1 if it is not a number."""
     text = str(text or "").strip()
     return int(text) if text.isdecimal() and len(text) < 9 else 1

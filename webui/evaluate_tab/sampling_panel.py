@@ -1,4 +1,4 @@
-"""What is seldom changed: the name of the evaluation, and how answers are drawn."""
+"""Settings that are seldom changed: the name of the evaluation, and how answers are sampled."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class SamplingPanel(Panel):
     def inputs(self) -> list[Block]:
         return [self.name, self.temperature, self.top_p, self.seed, self.batch_size]
 
-    # ---- as a part of the spec
+    # ---- part of the spec
 
     def read_name(self, values: Values) -> str:
         return (values[self.name] or "").strip()
 
     def read_data(self, values: Values) -> dict[str, Any]:
-        """The rows are drawn with the same seed as the answers."""
+        """The seed also selects the rows."""
         return boxes.typed_values({"seed": values[self.seed]})
 
     def read_generation(self, values: Values) -> dict[str, Any]:

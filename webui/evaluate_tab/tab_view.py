@@ -1,4 +1,4 @@
-"""The tab as one comes to it: what can be chosen now, and the open evaluation."""
+"""Opening the tab: all lists and the open evaluation are refreshed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TabView(Panel):
         self, id: str, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None,
         tasks: Sequence[str] | None, order: str, text: str, number: str,
     ) -> Updates:  # fmt: skip
-        """`folders` are those of the chosen results, `names` the chosen data sets."""
+        """`folders` are those of the selected results, `names` the selected data sets."""
         if not base:
             base, folders = self.models.first(folders)
         return {

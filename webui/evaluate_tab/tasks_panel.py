@@ -1,4 +1,4 @@
-"""Which tasks of lm-evaluation-harness are run, and how."""
+"""The tasks of lm-evaluation-harness, and their settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TasksPanel(Panel):
         return [self.tasks, self.shots, self.limit, self.chat_template]
 
     def show(self, names: Sequence[str] | None) -> Updates:
-        """The tasks that can be run, and why the others cannot; of the chosen ones, `names`, those that can."""
+        """Offer the tasks that can be run, and say why others cannot; of the selected ones, `names`, those that can are kept."""
         known = harness.tasks(self.data)
         usable = [task.name for task in known if not task.problem]
         chosen = [name for name in names or () if name in usable]
@@ -47,7 +47,7 @@ class TasksPanel(Panel):
             self.unusable: reports.task_notes(known, folder, harness.installed(), self.words),
         }
 
-    # ---- as a part of the spec
+    # ---- part of the spec
 
     def read(self, values: Values) -> dict[str, Any]:
         numbers = {"num_fewshot": values[self.shots], "limit": values[self.limit]}
