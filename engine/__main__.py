@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         verbs.train: "spec", verbs.submit: "spec", verbs.evaluate: "", verbs.check: "spec", verbs.list_: "",
         verbs.show: "run", verbs.stop: "run", verbs.resume: "run", verbs.clone: "run", verbs.follow: "run",
         verbs.delete: "run", verbs.import_: "file", verbs.export: "", verbs.serve: "", verbs.schema: "", verbs.user: "",
-        verbs.doctor: "",
+        verbs.doctor: "", verbs.prune_: "",
     }  # fmt: skip
     for function, operand in takes.items():
         verb = subparsers.add_parser(
@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
             flags.add_export_options(verb)
         if function is verbs.serve:
             flags.add_serve_options(verb)
+        if function is verbs.prune_:
+            flags.add_prune_options(verb)
         if function is verbs.doctor:
             verb.add_argument("--hub", action="store_true", help="try to reach the model hubs, too")
         if function is verbs.user:

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
+from engine.runs import prune
 from engine.serving.vllm import ENGINES
 from engine.spec.run_spec import fields
 
@@ -107,3 +108,25 @@ def add_serve_options(verb: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="exit after this long without a request; 0: never",
     )
+
+
+def add_prune_options(verb: argparse.ArgumentParser) -> None:
+    """What may go, and whether it goes."""
+    verb.add_argument(
+        "--what",
+        nargs="+",
+        choices=prune.KINDS,
+        default=list(prune.KINDS),
+        help="kinds of things; all by default",
+    )
+    verb.add_argument(
+        "--older-than",
+        type=float,
+        default=7.0,
+        metavar="DAYS",
+        help="unchanged for so many days (default: 7)",
+    )
+    verb.add_argument(
+        "--larger-than", type=float, default=0.0, metavar="MB", help="of at least so many megabytes"
+    )
+    verb.add_argument("--yes", action="store_true", help="remove it")

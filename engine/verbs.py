@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine import flags, following, importer
 from engine.core import users
-from engine.core.problems import Problem, Refusal, problem, shell_language
+from engine.core.problems import Problem, Refusal, problem, say, shell_language
 from engine.core.sockets import is_loopback
 from engine.data import preview_client
 from engine.evaluation import report
@@ -24,7 +24,7 @@ from engine.following import print_doubts, sentence, user_name
 from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.preflight import machine
-from engine.runs import failures, kinds, results, runs
+from engine.runs import failures, kinds, prune, results, runs
 from engine.runs.progress import headline_curve, progress
 from engine.runs.results import new_export_spec, next_spec
 from engine.serving import servers
@@ -156,6 +156,22 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
     print(imported.spec.to_yaml(brief=True), end="")
     for note in (*imported.lost, *(note for note in imported.left_out if note not in imported.lost)):
         print(sentence(note), file=sys.stderr)
+    return 0
+
+
+def prune_(arguments: argparse.Namespace, workplace: Workplace) -> int:
+    """List what can be removed without losing a result: checkpoints and prepared rows of finished runs, cached rows, remains of
+    deleted runs. With --yes, remove it."""
+    items = prune.removable(
+        workplace.saves, arguments.what, arguments.older_than, int(arguments.larger_than * 1e6)
+    )
+    if arguments.yes:
+        items = prune.remove(workplace.saves, items)
+    for item in items:
+        print(f"{item.bytes / 1e6:>12,.1f} MB  {item.kind:<12} {item.path.relative_to(workplace.saves)}")
+    code = "pruned" if arguments.yes else "prune-listed"
+    total = f"{sum(item.bytes for item in items) / 1e6:,.1f} MB"
+    print(say(code, shell_language(), count=len(items), total=total))
     return 0
 
 

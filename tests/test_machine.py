@@ -16,7 +16,7 @@ from engine.core.problems import problem, sentences
 from engine.launch.workspace import PROJECT, Workplace
 from engine.preflight import machine
 from engine.preflight.machine import Finding
-from webui.system_tab import SystemTab, report_html
+from webui.system_tab import ReportPanel, report_html
 from webui.words import Words
 
 
@@ -111,7 +111,7 @@ def test_folders_that_are_closed_or_missing_are_seen(workplace: Workplace, tmp_p
 
 @pytest.mark.usefixtures("quick")
 def test_the_page_shows_the_report_as_it_grows_and_then_as_text(workplace: Workplace) -> None:
-    tab = SystemTab(Words("en"), workplace)
+    tab = ReportPanel(Words("en"), workplace)
     tab.report, tab.look = "report", "look"
     answers = list(tab.check(False))
     assert len(answers) == len(codes(workplace)) + 1

@@ -90,5 +90,5 @@ def lay_out_tabs(frame: Frame) -> Tabs:
         with item("export"):
             export = export_tab.build(words, workplace, root, message, user)
         with item("system"):
-            system_tab.build(words, workplace)
+            system_tab.build(words, workplace, message)
     return Tabs(tabs, items, train, runs, data, chat, evaluate, compare, export)

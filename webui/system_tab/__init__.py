@@ -1,4 +1,5 @@
-"""The System tab: what works on this machine and what does not, with the fix. The same report as `python -m engine doctor`."""
+"""The System tab: what works on this machine and what does not, with the fix, as `python -m engine doctor` says it; and disk space
+to get back (`storage_panel`), as `python -m engine prune` does it."""
 
 from __future__ import annotations
 
@@ -13,13 +14,16 @@ from engine.preflight.machine import Finding
 from webui import notices
 from webui.events import concurrent
 from webui.panels import Panel, Updates
+from webui.system_tab.storage_panel import StoragePanel
 from webui.words import Words
 
 DOTS = {"good": "finished", "doubtful": "interrupted", "broken": "failed"}  # levels → dots as runs have them
 MAX_REPORTS_AT_ONCE = 2  # each holds a thread and a child with PyTorch
 
 
-class SystemTab(Panel):
+class ReportPanel(Panel):
+    """The report, made when somebody asks for it."""
+
     def __init__(self, words: Words, workplace: Workplace):
         self.words, self.workplace = words, workplace
 
@@ -65,9 +69,8 @@ def _line(finding: Finding, language: str) -> str:
     return f'<li data-level="{finding.level}"><span class="dot {DOTS[finding.level]}"></span><div>{escape(finding.text(language))}{below}</div></li>'
 
 
-def build(words: Words, workplace: Workplace) -> SystemTab:
+def build(words: Words, workplace: Workplace, message: gr.HTML) -> None:
     """The tab in the current context."""
-    tab = SystemTab(words, workplace)
-    tab.layout()
-    tab.wire()
-    return tab
+    for panel in (ReportPanel(words, workplace), StoragePanel(words, workplace, message)):
+        panel.layout()
+        panel.wire()

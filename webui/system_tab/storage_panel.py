@@ -1,0 +1,96 @@
+"""Disk space to get back: what can be removed without losing a result, listed first and removed when somebody says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+
+from engine.launch.workspace import Workplace
+from engine.runs import prune
+from engine.runs.prune import Removable
+from webui import notices
+from webui.events import QUIET, SILENT
+from webui.numbers import size
+from webui.panels import Panel, Updates
+from webui.words import Words
+
+USUAL_DAYS = 7
+MAX_ITEMS_LISTED = 200
+
+
+class StoragePanel(Panel):
+    def __init__(self, words: Words, workplace: Workplace, message: gr.HTML):
+        self.words, self.saves, self.message = words, workplace.saves, message
+
+    def layout(self) -> None:
+        words = self.words
+        gr.HTML(f'<h3>{escape(words("storage"))}</h3><p class="lead">{escape(words("storage-help"))}</p>')
+        with gr.Row(elem_classes="buttons"):
+            named = [(words(f"storage-{kind}"), kind) for kind in prune.KINDS]
+            self.kinds = gr.CheckboxGroup(
+                named, value=list(prune.KINDS), show_label=False, container=False, elem_id="storage-kinds"
+            )
+        with gr.Row(elem_classes="buttons"):
+            self.days = gr.Number(
+                USUAL_DAYS, label=words("storage-days"), minimum=0, maximum=100_000, scale=0, min_width=220
+            )
+            self.look = gr.Button(words("storage-list"), size="sm", elem_id="storage-list", scale=0)
+            self.remove = gr.Button(
+                words("storage-remove"),
+                size="sm",
+                elem_id="storage-remove",
+                elem_classes="hurts",
+                scale=0,
+                visible=False,
+            )
+        with gr.Row(visible=False, elem_classes="sure") as self.sure:
+            gr.HTML(f"<p>{escape(words('storage-sure'))}</p>")
+            self.yes = gr.Button(
+                words("storage-yes"), variant="stop", size="sm", elem_id="storage-yes", scale=0
+            )
+            self.no = gr.Button(words("cancel"), size="sm", scale=0)
+        self.items = gr.HTML(elem_id="storage-items")
+
+    def wire(self) -> None:
+        chosen, shown = [self.kinds, self.days], [self.items, self.remove, self.sure]
+        self.look.click(self.list_items, chosen, shown, **SILENT)
+        self.remove.click(lambda: gr.update(visible=True), None, self.sure, **QUIET)
+        self.no.click(lambda: gr.update(visible=False), None, self.sure, **QUIET)
+        self.yes.click(self.remove_items, chosen, [self.message, *shown], **SILENT)
+
+    def list_items(self, kinds: list[str] | None, days: float | None) -> Updates:
+        items = self._chosen(kinds, days)
+        return {
+            self.items: items_html(items, self.words),
+            self.remove: gr.update(visible=bool(items)),
+            self.sure: gr.update(visible=False),
+        }
+
+    def remove_items(self, kinds: list[str] | None, days: float | None) -> Updates:
+        gone = prune.remove(self.saves, self._chosen(kinds, days))
+        freed = size(sum(item.bytes for item in gone))
+        toast = notices.toast(self.words("storage-removed", count=len(gone), size=freed))
+        return {self.message: toast} | self.list_items(kinds, days)
+
+    def _chosen(self, kinds: list[str] | None, days: float | None) -> list[Removable]:
+        return prune.removable(
+            self.saves, [kind for kind in kinds or () if kind in prune.KINDS], max(days or 0, 0)
+        )
+
+
+def items_html(items: Sequence[Removable], words: Words) -> str:
+    """The largest first; of very many the first, and how many more."""
+    if not items:
+        return f'<p class="empty">{escape(words("storage-none"))}</p>'
+    total = size(sum(item.bytes for item in items))
+    rows = "".join(
+        f"<tr><td>{escape(words(f'storage-{item.kind}'))}</td><td>{escape(item.run or '—')}</td>"
+        f"<td>{escape(item.path.name)}</td><td>{size(item.bytes)}</td></tr>"
+        for item in items[:MAX_ITEMS_LISTED]
+    )
+    left = len(items) - MAX_ITEMS_LISTED
+    more = f'<p class="empty">{escape(words("storage-more", count=left))}</p>' if left > 0 else ""
+    summary = f'<p class="lead"><b>{escape(words("storage-total", count=len(items), size=total))}</b></p>'
+    return f'{summary}<table class="runs">{rows}</table>{more}'
