@@ -2,7 +2,8 @@
 
 Changed is what differs from COMMIT (the last commit if none is given) or is not committed. A test depends on a module that it imports or names
 ("engine.worker.train"), or that a module it depends on imports or names. A changed file that is no module counts for every module
-of its folder, and one that is neither in engine/ nor webui/ for the tests that name it. Where nothing can be told, every test is run.
+of its folder, and one that is neither in engine/ nor webui/ for the tests that name it, or whose helpers do. Where nothing can be told,
+every test is run.
 """
 
 from __future__ import annotations
@@ -86,10 +87,16 @@ def concerned(changes: list[Path]) -> list[Path]:
             modules |= {file for file in other.parents[0].rglob("*.py")} | set(other.parents[1].glob("*.py"))
     return [
         test for test in tests
-        if all_needs(test) & modules
-        or any(other.name in test.read_text(encoding="utf-8") for other in others)
+        if (needs := all_needs(test)) & modules
+        or any(other.name in text_with_helpers(test, needs) for other in others)
         or (test.stem == "test_docs" and any(other.suffix == ".md" for other in others))
     ]  # fmt: skip
+
+
+def text_with_helpers(test: Path, needs: set[Path]) -> str:
+    """The text of a test file and of the test helpers that it imports."""
+    helpers = {file for file in needs if PROJECT / "tests" in file.parents and file.name != "conftest.py"}
+    return "\n".join(file.read_text(encoding="utf-8") for file in {test, *helpers})
 
 
 def main() -> int:
