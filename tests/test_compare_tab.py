@@ -145,8 +145,9 @@ def test_one_arrives_at_the_runs_there_are(past: Make, tab: Tab) -> None:
     first, second = past("first", falling(30)), past("second", falling(30))
     updates = tab.comparison.arrive([first.id, "base/lora/gone"], None, None, 0.6, False, None)
     assert updates[tab.runs.runs] == gr.update(
-        choices=[("second · base", second.id), ("first · base", first.id)], value=[first.id]
-    )
+        choices=[("second · base", second.id), ("first · base", first.id)], value=[first.id],
+        info="Up to 50. Type to search.",
+    )  # fmt: skip
     assert "No longer available: base/lora/gone" in updates[tab.runs.note]
     assert "<svg" in updates[tab.comparison.chart]
     assert updates.keys() == {tab.runs.runs, *tab.comparison.outputs}

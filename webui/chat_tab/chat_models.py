@@ -5,6 +5,7 @@ Nothing is cached: everything is read from the folders of the runs and of the se
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,8 +74,11 @@ class ChatModels:
         return [result for result in known if result.adapter and result.stage != "rm"]
 
     def adapters_of(self, base: str | None) -> list[Result]:
+        identity_of = functools.cache(identity)  # thousands of runs have a few bases
         return [
-            result for result in self.every_adapter() if identity(_base_path(result)) == identity(base or "")
+            result
+            for result in self.every_adapter()
+            if identity_of(_base_path(result)) == identity_of(base or "")
         ]
 
     def selected_adapters(self, selection: ModelSelection) -> list[Result]:

@@ -21,6 +21,7 @@ from webui.chat_tab.panel import Context, Panel
 from webui.chat_tab.settings_panel import SettingsPanel
 from webui.events import QUIET
 from webui.panels import Updates, refusal_as_message
+from webui.pickers import picker
 
 
 class ModelPanel(Panel):
@@ -90,7 +91,7 @@ class ModelPanel(Panel):
         runs = self.models.adapter_choices(selection.base)
         return {
             self.base: gr.update(choices=self.models.bases(), value=selection.base),
-            self.adapters: gr.update(choices=runs, value=run_ids),
+            self.adapters: picker(runs, run_ids, self.words("chat-adapters-help"), self.words),
             **self.settings.for_models(selection),
             **self.api.for_models(selection._replace(run_ids=run_ids)),
         }

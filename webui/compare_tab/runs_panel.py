@@ -9,6 +9,7 @@ import gradio as gr
 from engine.launch.workspace import Workplace
 from engine.runs import compare
 from webui.panels import Panel, Updates
+from webui.pickers import picker
 from webui.words import Words
 
 
@@ -36,11 +37,15 @@ class RunsPanel(Panel):
         """Update the choices; runs that no longer exist are deselected."""
         choices = self.choices()
         there = {id for _, id in choices}
-        return {self.runs: gr.update(choices=choices, value=[id for id in ids or () if id in there])}
+        return self._offer(choices, [id for id in ids or () if id in there])
 
     def choose(self, ids: Sequence[str]) -> Updates:
         """Choose these runs. A run that no longer exists is kept, so that the note can name it."""
         choices = self.choices()
         there = {id for _, id in choices}
         choices += [(id, id) for id in ids if id not in there]
-        return {self.runs: gr.update(choices=choices, value=list(ids))}
+        return self._offer(choices, ids)
+
+    def _offer(self, choices: list[tuple[str, str]], ids: Sequence[str]) -> Updates:
+        info = self.words("compare-runs-help", most=compare.MAX_RUNS_COMPARED)
+        return {self.runs: picker(choices, ids, info, self.words)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,10 @@ class EvaluationModels:
     def trained_results(self, base: str | None) -> list[Result]:
         """The results of training runs: those of `base` first, each group from newest to oldest."""
         known = [result for result in results.results(self.workplace.saves) if result.run.kind == "training"]
-        return sorted(known, key=lambda result: not belongs(result, base))
+        belong = functools.cache(
+            lambda name: identity(name) == identity(base or "")
+        )  # thousands of runs have a few bases
+        return sorted(known, key=lambda result: not belong(recent.base_named(result)))
 
     def result_choices(self, base: str | None) -> list[tuple[str, str]]:
         """The results as (label, folder); the label names the base if it is another one."""

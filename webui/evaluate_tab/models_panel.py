@@ -13,6 +13,7 @@ from webui.evaluate_tab.panel import Context, Panel, Values
 from webui.evaluate_tab.questions_panel import QuestionsPanel
 from webui.events import QUIET
 from webui.panels import Updates
+from webui.pickers import picker
 
 MAX_RESULTS_MEASURED = 6  # together
 
@@ -61,7 +62,9 @@ class ModelsPanel(Panel):
         chosen = [str(result.folder) for result in self.models.selected_results(base, folders)]
         reward_models = self.models.only_reward_models(base, folders)
         return {
-            self.results: gr.update(choices=self.models.result_choices(base), value=chosen),
+            self.results: picker(
+                self.models.result_choices(base), chosen, self.words("evaluate-results-help"), self.words
+            ),
             self.with_base: gr.update(visible=not reward_models),
             **self.questions.fitting(base, folders, names),
         }

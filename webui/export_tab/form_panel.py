@@ -20,6 +20,7 @@ from webui.export_tab.export_list import ExportList
 from webui.export_tab.export_specs import export_spec_of
 from webui.export_tab.panel import Context, Panel
 from webui.panels import Updates
+from webui.pickers import picker
 from webui.words import Words
 
 COMBINATION_SETTINGS = ("weights", "combination", "density", "svd_rank")  # only where adapters are combined
@@ -154,7 +155,7 @@ class FormPanel(Panel):
 
     def _choosing(self, labels: Mapping[str, str], ids: Sequence[str]) -> Updates:
         choices = [(label, id) for id, label in labels.items()]
-        return {self.controls["runs"]: gr.update(choices=choices, value=ids)}
+        return {self.controls["runs"]: picker(choices, ids, self.words("export-runs-help"), self.words)}
 
     def _plan(self, values: Mapping[str, Any]) -> str:
         if not values["runs"]:

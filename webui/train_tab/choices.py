@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.models.facts import ModelFacts, inspect_model
 from engine.runs import recent
 from engine.runs.results import Result, results, titles
 from webui.form.settings import ADAPTER, MODEL
+from webui.pickers import MAX_OFFERED
 from webui.words import Words
 
 
@@ -28,7 +30,8 @@ def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, st
 
 
 def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
-    """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models."""
+    """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models; of very many the
+    newest. Any other can be typed."""
     fits: dict[str, Callable[[Result], bool]] = {
         ADAPTER: lambda result: result.adapter,
         MODEL: lambda result: not result.adapter and result.stage != "rm",
@@ -39,8 +42,9 @@ def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[
             f"{named[result.run.id]} · {words.choice('stage', result.stage)} · {result.run.id.split('/')[0]}",
             str(result.folder),
         )
-        for result in finished
-        if fits.get(path, lambda result: result.stage == "rm")(result)
+        for result in itertools.islice(
+            filter(fits.get(path, lambda result: result.stage == "rm"), finished), MAX_OFFERED
+        )
     ]
 
 
