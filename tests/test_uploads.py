@@ -458,6 +458,25 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
     assert [file.name for file in data.iterdir()] == ["book.jsonl"]
 
 
+def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothing(
+    tmp_path, data, monkeypatch
+):
+    received(several_sheets(tmp_path / "book.xlsx"), data)
+    arrived, read = data / "book.jsonl", uploads.workbooks.to_jsonl
+    before = arrived.read_text()
+
+    def read_slowly(*about):
+        table = read(*about)
+        uploads.forget_workbook(arrived)  # by a click that comes meanwhile
+        return table
+
+    monkeypatch.setattr(uploads.workbooks, "to_jsonl", read_slowly)
+    with pytest.raises(Refusal):
+        uploads.choose_sheet(arrived, "three & co")
+    assert arrived.read_text() == before
+    assert [file.name for file in data.iterdir()] == ["book.jsonl"]
+
+
 def packed(folder: Path, suffix: str, content: bytes) -> Path:
     import pyarrow
 

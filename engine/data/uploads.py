@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,6 +86,9 @@ def _receive_workbook(
     return placed
 
 
+_choosing = threading.Lock()  # between a sheet that is chosen and the workbook that is forgotten
+
+
 def workbook_of(file: Path) -> Path | None:
     """The workbook that a data file was made of, which is kept if it had several sheets."""
     kept = (file.with_name(f".{file.name}{suffix}") for suffix in WORKBOOK_SUFFIXES)
@@ -119,8 +123,11 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
             called.symlink_to(workbook.resolve())
             table = workbooks.to_jsonl(called, arrived, sheet)
             os.chmod(arrived, 0o644)
-            os.replace(arrived, file)
-            _sheet_file(file).write_text(table.sheet, encoding="utf-8")
+            with _choosing:
+                if workbook_of(file) is None:  # forgotten while it was read: the sheet before was the choice
+                    raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
+                os.replace(arrived, file)
+                _sheet_file(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:
         raise Refusal(
@@ -130,8 +137,9 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
 
 def forget_workbook(file: Path) -> None:
     """The sheet is chosen: forget the workbook."""
-    for hidden in filter(None, (workbook_of(file), _sheet_file(file))):
-        hidden.unlink(missing_ok=True)
+    with _choosing:
+        for hidden in filter(None, (workbook_of(file), _sheet_file(file))):
+            hidden.unlink(missing_ok=True)
 
 
 def place(file: Path, data_dir: Path) -> Path:
