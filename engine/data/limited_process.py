@@ -66,10 +66,9 @@ def reply(act: Callable[..., dict[str, Any]]) -> None:
     except Refusal as refusal:
         answer = {"problems": [asdict(issue) for issue in refusal.problems]}
     except (MemoryError, OSError) as error:
-        if getattr(error, "errno", None) in (None, errno.EFBIG, errno.ENOMEM):
-            answer = {"problems": [asdict(problem("file-takes-too-much", file=file.name))]}
-        else:
-            answer = {"errno": error.errno}
+        number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EIO
+        too_much = {"problems": [asdict(problem("file-takes-too-much", file=file.name))]}
+        answer = too_much if number in (errno.ENOMEM, errno.EFBIG) else {"errno": number}
     json.dump(answer, sys.stdout, default=str)  # what was raised may be a value of a problem
 
 
