@@ -7,6 +7,7 @@ import math
 import re
 from html import unescape
 from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -147,3 +148,36 @@ def test_a_length_limit_far_beyond_all_rows_is_told_though_its_line_is_out_of_th
     assert near.count("<line") == far.count("<line") + 1
     assert "max length 15<" in near
     assert "max length 128 →" in far
+
+
+# ------------------------------------------------------------------------------------------ a part of the axis
+
+PARTS = [
+    ("step:10:20", "step", (10.0, 20.0)), ("time:1.5:3e2", "time", (1.5, 300.0)), ("step:10:20", "epoch", None), ("", "step", None),
+    (None, "step", None), ("step:20:10", "step", None), ("step:a:b", "step", None), ("step:1", "step", None), ("step:1:2:3", "step", None),
+    ("step:nan:2", "step", None), ("step:0:inf", "step", None), ("step:1:1", "step", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("zoom", "x", "part"), PARTS)
+def test_a_part_of_an_axis_is_read_or_is_all_of_it(zoom: str | None, x: str, part: Any) -> None:
+    assert charts.part_of(zoom, x) == part
+
+
+def test_a_part_shows_its_points_alone_smoothed_as_in_the_whole() -> None:
+    x = [float(step) for step in range(100)]
+    value = [math.sin(step) for step in x]
+    curve = charts.Line("loss", "train", x, value, value, value)
+    smooth = exponential_moving_average(value, 0.9)
+    part, inside = charts._within(curve, smooth, (40.0, 49.0))
+    assert part.x == x[40:50]
+    assert (part.value, inside) == (value[40:50], list(smooth[40:50]))
+    html = charts.chart("Loss", [curve], EN, "step", 0.9, part=(40.0, 49.0))
+    assert 'data-across="40.0 49.0 52 586"' in html
+    assert "<path" not in charts.chart("Loss", [curve], EN, "step", part=(200.0, 300.0))
+
+
+def test_all_of_it_can_be_shown_again() -> None:
+    curves = {"loss": series(range(10))}
+    assert "zoom-out" not in charts.charts(curves, EN)
+    assert "zoom-out" in charts.charts(curves, EN, part=(2.0, 5.0))

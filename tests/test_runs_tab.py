@@ -29,7 +29,7 @@ from webui.runs_tab.table_panel import TABLE_ROWS, TablePanel, row_limit
 from webui.words import Words
 
 ENGLISH = Words("en")
-CURVES = ("step", 0.0, False)
+CURVES = ("step", 0.0, False, "")
 VIEW = (*CURVES, "", str(TABLE_ROWS))  # with an empty search
 ADA: Any = SimpleNamespace(name="ada")  # a request of hers
 

@@ -24,6 +24,7 @@ MARK_LABEL_HEIGHT = 16  # of a histogram, the room above its bars in which its m
 MAX_COLUMNS_PER_CURVE = 300  # a curve is drawn through columns, each with its lowest and highest value
 MAX_COLUMNS_PER_FIGURE = 4000  # of all its curves together, so that the text of fifty runs stays short, too
 AXES = ("step", "epoch", "tokens", "time")
+Part = tuple[float, float] | None  # of an axis, in its unit; None: all of it
 # Of overlaid runs, as page.css has them: no two of sixty are alike, and of the first twelve four are solid, four have
 # dashes, four dots, for those who cannot tell all colours.
 COLOUR_COUNT, DASH_COUNT, RUNS_PER_DASH = 12, 5, 4
@@ -39,16 +40,18 @@ def charts(
     smoothing: float = SMOOTHING,
     log: bool = False,
     first: Sequence[str] = (),
+    part: Part = None,
 ) -> str:
     """Every curve of a run as a grid of figures, those named in `first` before the others; training and validation
-    of the same quantity share one."""
+    of the same quantity share one. `part`: only between these two places of the axis."""
     bases = {name.removeprefix("eval_") for name in series}
     ahead = dict.fromkeys((*first, *COMMON_CURVES))
     order = [name for name in ahead if name in bases] + sorted(bases - set(ahead))
-    figures = [_figure(base, series, words, x, smoothing, log) for base in order]
+    figures = [_figure(base, series, words, x, smoothing, log, part) for base in order]
     if not any(figures):
         return f'<p class="quiet">{escape(words(no_curves_word(series.values(), x)))}</p>'
-    return f'<div class="charts">{"".join(figures)}</div>'
+    back = f'<button type="button" class="zoom-out">{escape(words("zoom-out"))}</button>' if part else ""
+    return f'<div class="charts" data-zoom="curves-zoom" data-axis="{x}">{back}{"".join(figures)}</div>'
 
 
 def no_curves_word(series: Iterable[Any], x: str) -> str:
@@ -57,7 +60,19 @@ def no_curves_word(series: Iterable[Any], x: str) -> str:
     return "curves-no-tokens" if x == "tokens" and uncounted else "curves-none"
 
 
-def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool) -> str:
+def part_of(zoom: str | None, x: str) -> Part:
+    """The part of the axis `x` that "axis:low:high" names; None, which is all of it, where it is of another axis or no such text."""
+    axis, _, numbers = (zoom or "").partition(":")
+    try:
+        low, high = map(float, numbers.split(":"))
+    except ValueError:
+        return None
+    return (low, high) if axis == x and low < high and math.isfinite(high - low) else None
+
+
+def _figure(
+    base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool, part: Part
+) -> str:
     roles = {base: ("train", words("legend-train")), f"eval_{base}": ("eval", words("legend-eval"))}
     lines = [
         line(series[name], x, role, called, log, dots=role == "eval")
@@ -70,7 +85,15 @@ def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothin
     last = short(lines[0].value[-1])
     legend = [(curve.name, curve.role) for curve in lines] if len(lines) > 1 else []
     return chart(
-        title(base, words), lines, words, x, 0.0 if base in UNSMOOTHED else smoothing, log, legend, last=last
+        title(base, words),
+        lines,
+        words,
+        x,
+        0.0 if base in UNSMOOTHED else smoothing,
+        log,
+        legend,
+        last=last,
+        part=part,
     )
 
 
@@ -137,16 +160,21 @@ def chart(
     columns: int = MAX_COLUMNS_PER_CURVE,
     raw: bool = True,
     last: str = "",
+    part: Part = None,
 ) -> str:
     """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
-    draws what was logged under a smoothed curve; `last` is written at the end of the title's line."""
-    across = Scale.over((v for curve in lines for v in curve.x), MARGIN_LEFT, frame.right)
-    up = Scale.over(
-        (v for curve in lines for v in (*curve.low, *curve.high)), frame.bottom, MARGIN_TOP, log, room=0.04
-    )
+    draws what was logged under a smoothed curve; `last` is written at the end of the title's line; `part` is the part of the
+    axis that is shown."""
+    smoothed = [
+        (curve, curve.value if curve.dots else exponential_moving_average(curve.value, smoothing))
+        for curve in lines
+    ]
+    shown = [pair for pair in (_within(*pair, part) for pair in smoothed) if pair[0].x]
+    across = Scale.over(part or (v for curve, _ in shown for v in curve.x), MARGIN_LEFT, frame.right)
+    heights = [v for curve, _ in shown for v in (*curve.low, *curve.high)] or [1.0]
+    up = Scale.over(heights, frame.bottom, MARGIN_TOP, log, room=0.04)
     body, points = [], []
-    for curve in lines:
-        smooth = curve.value if curve.dots else exponential_moving_average(curve.value, smoothing)
+    for curve, smooth in shown:
         body.append(curve_svg(curve, smooth, across, up, columns, raw))
         points.append(pointer_points(curve, smooth, across, up, x, columns, words))
     text = words("chart-text", title=title, count=len(lines[0].x), last=short(lines[0].value[-1]))
@@ -155,9 +183,19 @@ def chart(
         f'<figure class="chart" data-points="{escape(json.dumps(points, ensure_ascii=False))}">'
         f"<figcaption><b>{escape(title)}</b>{keys}"
         f"{f'<output>{escape(last)}</output>' if last else ''}</figcaption>"
-        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(text)}">'
+        f'<svg viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(text)}" '
+        f'data-across="{across.low!r} {across.high!r} {across.start} {across.end}">'
         f"{axes_svg(across, up, x, frame, words)}{''.join(body)}</svg></figure>"
     )
+
+
+def _within(curve: Line, smooth: Sequence[float], part: Part) -> tuple[Line, list[float]]:
+    """What of a curve lies in a part of the axis. It was smoothed before: a part begins where the whole has come to."""
+    if part is None:
+        return curve, list(smooth)
+    inside = [i for i, x in enumerate(curve.x) if part[0] <= x <= part[1]]
+    columns = ([column[i] for i in inside] for column in (curve.x, curve.value, curve.low, curve.high))
+    return Line(curve.name, curve.role, *columns, dots=curve.dots), [smooth[i] for i in inside]
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words: Words) -> str:

@@ -217,6 +217,48 @@ document.addEventListener('input', (event) => {
   document.addEventListener('scroll', hide, { passive: true, capture: true });
 })();
 
+// ---- a part of a chart that is dragged over is shown alone; a double click, or the button, shows all of it again
+(() => {
+  const band = document.createElement('div'); band.className = 'chart-band'; band.hidden = true;
+  const place = (svg, clientX) => {
+    const box = svg.getBoundingClientRect(), [low, high, start, end] = svg.dataset.across.split(' ').map(Number);
+    const pixel = Math.min(Math.max((clientX - box.left) * svg.viewBox.baseVal.width / box.width, start), end);
+    return low + (pixel - start) / (end - start) * (high - low);
+  };
+  const write = (charts, text) => {
+    const field = document.querySelector(`#${charts.dataset.zoom} textarea, #${charts.dataset.zoom} input`);
+    if (!field || field.value === text) return;
+    field.value = text; field.dispatchEvent(new Event('input', { bubbles: true }));
+  };
+  let begun = null;
+  document.addEventListener('pointerdown', (event) => {
+    const svg = event.target.closest?.('[data-zoom] svg[data-across]');
+    if (svg && event.button === 0) begun = { svg, x: event.clientX };
+  });
+  document.addEventListener('pointermove', (event) => {
+    if (!begun || Math.abs(event.clientX - begun.x) < 6) return;
+    const box = begun.svg.getBoundingClientRect(), left = Math.max(Math.min(event.clientX, begun.x), box.left);
+    const right = Math.min(Math.max(event.clientX, begun.x), box.right);
+    if (!band.isConnected) document.body.append(band);
+    band.hidden = false;
+    band.style.cssText = `left:${left}px;top:${box.top}px;width:${right - left}px;height:${box.height * 0.86}px`;
+  }, { passive: true });
+  document.addEventListener('pointerup', (event) => {
+    const from = begun; begun = null; band.hidden = true;
+    if (!from || Math.abs(event.clientX - from.x) < 6) return;
+    const charts = from.svg.closest('[data-zoom]'), ends = [place(from.svg, from.x), place(from.svg, event.clientX)];
+    if (charts) write(charts, `${charts.dataset.axis}:${Math.min(...ends)}:${Math.max(...ends)}`);
+  });
+  document.addEventListener('dblclick', (event) => {
+    const charts = event.target.closest?.('[data-zoom] svg')?.closest('[data-zoom]');
+    if (charts) write(charts, '');
+  });
+  document.addEventListener('click', (event) => {
+    const charts = event.target.closest?.('.zoom-out')?.closest('[data-zoom]');
+    if (charts) write(charts, '');
+  });
+})();
+
 // ---- a file that is dropped on the upload button is what a click on it would have chosen
 (() => {
   const zone = (event) => event.dataTransfer?.types.includes('Files') && document.querySelector('#upload');

@@ -65,6 +65,7 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
         assert loss[0] > 1
         assert loss[-3:].mean() < 0.1
         assert run.dir.plot.exists()
+        zooms(page)
         expect(page.locator(".probe")).to_contain_text("now answered as in the data")
         page.get_by_role("tab", name="Files").click()
         with page.expect_download() as download:
@@ -87,6 +88,25 @@ def test_a_stranger_trains_talks_measures_exports_and_serves(
     assert before["exact"] < 0.1
     assert after["exact"] >= 0.9
     assert served(fresh, run) == ANSWER
+
+
+def zooms(page: Page) -> None:
+    """A part of a chart that is dragged over is shown alone, in all charts, until a double click."""
+    chart = page.locator("#curves svg").first
+    whole = chart.get_attribute("data-across")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + 60, steps=4)
+    page.mouse.up()
+    expect(page.locator(".zoom-out")).to_be_visible()
+    low, high = map(float, chart.get_attribute("data-across").split()[:2])
+    first, last = map(float, whole.split()[:2])
+    assert first + (last - first) * 0.2 < low < high < first + (last - first) * 0.7
+    chart.dblclick()
+    expect(page.locator(".zoom-out")).to_have_count(0)
+    expect(chart).to_have_attribute("data-across", whole)
 
 
 def talks(page: Page, workplace: Workplace) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 from gradio.blocks import Block
 
@@ -30,11 +32,13 @@ class CurvesPanel(Panel):
             )
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         self.html = gr.HTML(elem_id="curves")
+        # page.js writes the part of the axis into it that somebody drags over.
+        self.zoom = gr.Textbox("", elem_classes="unseen", container=False, elem_id="curves-zoom")
 
     @property
     def view(self) -> list[Block]:
         """The controls that hold a `CurveView`."""
-        return [self.x, self.smoothing, self.log]
+        return [self.x, self.smoothing, self.log, self.zoom]
 
     def wire(self) -> None:
         gr.on(
@@ -49,16 +53,24 @@ class CurvesPanel(Panel):
     def now(self, run: Run, view: CurveView) -> Updates:
         return {self.tools: gr.update(visible=run.kind == "training"), self.html: self._draw(run, view)}
 
-    def redraw(self, run_id: str, x: str, smoothing: float, log: bool) -> Updates:
+    def redraw(self, run_id: str, *view: Any) -> Updates:
         try:
             run = runs.get(self.saves, run_id)
         except Refusal:
             return gr.skip()
-        return {self.html: self._draw(run, CurveView(x, smoothing, log))}
+        return {self.html: self._draw(run, CurveView(*view))}
 
     def _draw(self, run: Run, view: CurveView) -> str:
         if run.kind != "training":
             return ""
         stage = STAGES.get(run_facts(run)["stage"])
         first = stage.curves if stage else ()
-        return charts.charts(progress.curves(run), self.words, view.x, view.smoothing, view.log, first)
+        return charts.charts(
+            progress.curves(run),
+            self.words,
+            view.x,
+            view.smoothing,
+            view.log,
+            first,
+            charts.part_of(view.zoom, view.x),
+        )

@@ -31,11 +31,12 @@ class Context:
 
 
 class CurveView(NamedTuple):
-    """How the curves are drawn: over which axis, how smooth, and whether logarithmically."""
+    """How the curves are drawn: over which axis, how smooth, whether logarithmically, and which part (see `charts.part_of`)."""
 
     x: str
     smoothing: float
     log: bool
+    zoom: str = ""
 
 
 class Panel(panels.Panel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -58,7 +59,9 @@ class RunView(Panel):
         still = [self.column, *(output for panel in self.panels for output in panel.still)]
         return [self.message, self.selected, *self.moving, *still, *self.table.outputs]
 
-    def open(self, run_id: str, x: str, smoothing: float, log: bool, text: str | None, limit: str) -> Updates:
+    def open(
+        self, run_id: str, x: str, smoothing: float, log: bool, zoom: str, text: str | None, limit: str
+    ) -> Updates:
         """The run with that id in full; the table if there is none."""
         if not run_id:
             return self.closed(text, limit)
@@ -70,7 +73,7 @@ class RunView(Panel):
         updates = {self.column: gr.update(visible=True)} | self.table.hidden()
         for panel in self.panels:
             updates |= panel.opened(run)
-        return updates | self.now(run, CurveView(x, smoothing, log))
+        return updates | self.now(run, CurveView(x, smoothing, log, zoom))
 
     def closed(self, text: str | None, limit: str) -> Updates:
         """The table in place of a run."""
@@ -83,11 +86,11 @@ class RunView(Panel):
             updates |= panel.now(run, view)
         return updates
 
-    def tick(self, run_id: str, known: str, x: str, smoothing: float, log: bool) -> Updates:
+    def tick(self, run_id: str, known: str, *view: Any) -> Updates:
         """What has changed since the stamp was `known`; nothing if nothing has."""
         try:
             run = runs.get(self.saves, run_id)
-            return gr.skip() if stamp_of(run) == known else self.now(run, CurveView(x, smoothing, log))
+            return gr.skip() if stamp_of(run) == known else self.now(run, CurveView(*view))
         except Refusal:
             return {self.timer: gr.Timer(active=False)}
         except FileNotFoundError:  # a file went away while it was looked at; the next look sees what is left
