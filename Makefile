@@ -11,6 +11,7 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.browser.find_chromium
+	-$(BIN)/python -m tests.find_nginx
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 # Only the tests that depend on what differs from the last commit, or from SINCE=COMMIT.

@@ -23,6 +23,10 @@ from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
+# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so that none sends a request into one that closes.
+KEEP_ALIVE_SECONDS = 75
+# How long an end waits for transfers that are under way; a slow one takes hours.
+SHUTDOWN_SECONDS = 5
 LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
 
 
@@ -132,8 +136,9 @@ def serve(options: argparse.Namespace) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
     config = uvicorn.Config(
-        page, root_path=options.root_path, log_level="warning", forwarded_allow_ips=options.trusted_proxy
-    )
+        page, root_path=options.root_path, log_level="warning", forwarded_allow_ips=options.trusted_proxy,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 
 

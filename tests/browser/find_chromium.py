@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+from tests.debian import apt_get
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PACKAGES = ("chromium", "fonts-noto-cjk")
 ARGUMENTS = (
@@ -22,12 +24,9 @@ def chromium() -> str | None:
 
 
 def install() -> None:
-    """Debian and its kin, as root or through sudo. Raises CalledProcessError where that does not work."""
-    prefix = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run([*prefix, "apt-get", "update", "-qq"], check=True, env=environment)
-    command = [*prefix, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES]
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    """Debian's. Raises OSError or CalledProcessError where that does not work."""
+    apt_get("update", "-qq")
+    apt_get("install", "-y", "-qq", "--no-install-recommends", *PACKAGES)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from engine.data import uploads
 from engine.launch.workspace import Workplace
 from webui import downloads, theme
 from webui.body_limit import BodyLimit
+from webui.event_streams import UnbufferedEventStreams
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page
@@ -49,7 +50,9 @@ def application(
     inner = Starlette(routes=routes, lifespan=lifespan)
     whole = _WithoutPrefix(inner, urlsplit(root).path)
     guarded = auth(whole) if auth else whole
-    return SameOrigin(BodyLimit(guarded), hosts or (), any_host=hosts is None or auth is not None)
+    return SameOrigin(
+        BodyLimit(UnbufferedEventStreams(guarded)), hosts or (), any_host=hosts is None or auth is not None
+    )
 
 
 def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
