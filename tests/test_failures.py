@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,15 @@ def failed(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Failed:
 def error_of(text: str) -> dict[str, str]:
     kind, _, message = text.partition(": ")
     return {"type": kind, "message": message}
+
+
+def error_with(code: str) -> dict[str, Any]:
+    """The error of a library, or the run's own refusal where the code is one of a problem."""
+    if code in PRINTED:
+        return error_of(PRINTED[code][0])
+    values = {"step": "8", "loss": "9.1", "best": "1.2"}
+    problems = [{"code": code, "field": "training.learning_rate", "values": values}]
+    return {"type": "Refusal", "message": code, "problems": problems}
 
 
 def test_every_signature_is_tried() -> None:
@@ -245,6 +255,8 @@ HELP: list[tuple[str, dict[str, object], dict[str, object]]] = [  # code, settin
     ("precision", {"training__precision": "fp16"}, {"training.precision": "auto"}),
     ("not-finite", {"training__precision": "fp16"}, {"training.precision": "bf16"}),
     ("not-finite", {"training__precision": "bf16", "training__learning_rate": 1e-3}, {"training.learning_rate": 1e-4}),
+    ("loss-not-finite", {"training__precision": "fp16"}, {"training.precision": "bf16"}),
+    ("loss-diverged", {"training__learning_rate": 1e-3}, {"training.learning_rate": 1e-4}),
     ("compiler", {"extra": {"torch_compile": True, "adam_beta2": 0.9}}, {"extra": {"adam_beta2": 0.9}}),
     ("determinism", {"extra": {"full_determinism": True}}, {"extra": {}}),
     ("tracker", {"logging__report_to": ["wandb"]}, {"logging.report_to": []}),
@@ -260,7 +272,7 @@ def test_a_change_that_would_have_helped_is_offered(
     failed: Failed, make_spec: Callable[..., RunSpec], tmp_path: Path, code: str, before: dict, after: dict
 ) -> None:
     spec = make_spec(name="failed", **before)
-    failed(error=error_of(PRINTED[code][0]), spec=spec)
+    failed(error=error_with(code), spec=spec)
     changed = remedy(runs.find(tmp_path / "saves")[0])
     assert changed is not None
     # A kind of quantization has settings of its own, which the other lacks.

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.core.run_warnings import read_warnings
 from engine.core.rundir import RunDir, read_json, read_lines, write_json
 from engine.launch.workspace import PROJECT
 from engine.runs import runs
@@ -100,6 +101,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "too_short": {"data.max_length": 8},
     "few_steps": {"training.max_steps": 3, "logging.logging_steps": 5},
 }
+VARIANTS["watched"] = {
+    "method": {"kind": "full"},
+    "training.learning_rate": 1.0,
+    "training.lr_scheduler_type": "constant",
+    "training.max_steps": 16,
+}
+VARIANTS["watched_and_stopped"] = VARIANTS["watched"] | {"logging.watch": "stop"}
 VARIANTS["stopped_early"] = VARIANTS["keep_best"] | {"logging.logging_steps": 100}
 VARIANTS["diverging_unseen"] = VARIANTS["diverging"] | {"logging.logging_steps": 100, "logging.save_steps": 10, "logging.save_total_limit": 1}  # fmt: skip
 
@@ -150,7 +158,7 @@ def tensors(file: Path) -> dict[str, list[int]]:
     return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
 
 
-FAILING = ("diverging", "diverging_unseen", "too_short")
+FAILING = ("diverging", "diverging_unseen", "too_short", "watched_and_stopped")
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in FAILING])
@@ -347,6 +355,25 @@ def test_no_checkpoint_is_kept_of_weights_that_are_no_numbers_before_the_loss_is
     for folder in run.checkpoints():
         weights = load_file(folder / "model.safetensors").values()
         assert all(weight.isfinite().all() for weight in weights)
+
+
+def test_a_training_that_diverges_goes_on_with_a_warning(trained: dict[str, RunDir]) -> None:
+    run = trained["watched"]
+    (warning,) = read_warnings(run)
+    assert warning.problem.code == "loss-diverged"
+    assert losses(run)[warning.step - 1] > 3 * min(losses(run)[: warning.step])
+    assert read_json(run.result() / "result.json")["step"] == 16
+
+
+def test_a_training_that_diverges_stops_with_a_whole_checkpoint_where_it_is_told_to(
+    trained: dict[str, RunDir],
+) -> None:
+    run = trained["watched_and_stopped"]
+    (problem,) = read_json(run.error)["problems"]
+    assert problem["code"] == "loss-diverged"
+    assert [folder.name for folder in run.checkpoints()] == [f"checkpoint-{problem['values']['step']}"]
+    assert read_lines(run.metrics)[-1]["step"] == int(problem["values"]["step"]) < 16
+    assert run.result() is None
 
 
 def test_rows_that_are_all_too_long_are_refused_with_the_count(trained: dict[str, RunDir]) -> None:

@@ -40,6 +40,7 @@ class RunDir:
     log = property(lambda self: self.path / "log.txt")
     progress = property(lambda self: self.path / "progress.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    warnings = property(lambda self: self.path / "warnings.jsonl")
     samples = property(lambda self: self.path / "samples.jsonl")
     prepared = property(lambda self: self.path / "prepared")
     initial = property(lambda self: self.path / "initial_adapter")

@@ -20,14 +20,17 @@ def remedy(run: Run) -> RunSpec | None:
     """The spec of a failed training with the first change that helps against its failure and that is allowed in it; None
     where no change of the spec would help, or none is known."""
     why = explain(run)
-    if why is None or run.kind != "training" or why.code not in REMEDIES:
+    if why is None or run.kind != "training":
+        return None
+    codes = [code for code in (why.code, *(entry["code"] for entry in why.problems)) if code in REMEDIES]
+    if not codes:
         return None
     try:
         spec = run.spec
     except Refusal:
         return None
     before = {problem.code for problem in spec_problems(spec)}
-    for change in REMEDIES[why.code](spec):
+    for change in REMEDIES[codes[0]](spec):
         changed = _changed(spec, change)
         if (
             changed
@@ -117,6 +120,8 @@ REMEDIES: dict[str, Callable[[RunSpec], Iterator[Change]]] = {
     "bitsandbytes": _without_bitsandbytes,
     "precision": lambda spec: iter([{"training.precision": "auto"}, {"training.precision": "fp32"}]),
     "not-finite": _smaller_steps,
+    "loss-not-finite": _smaller_steps,
+    "loss-diverged": _smaller_steps,
     "compiler": _without_extra("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     "determinism": _without_extra("full_determinism"),
     "tracker": lambda spec: iter([{"logging.report_to": []}]),

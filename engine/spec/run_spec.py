@@ -235,6 +235,12 @@ class Logging(Part):
     ] = setting(
         [], "Report to", "Experiment trackers besides Athanor's own curves. Each needs its own package."
     )
+    watch: Literal["warn", "stop", "off"] = setting(
+        "warn", "If the loss goes wrong",
+        "If the loss is exactly 0 for several points, or rises far above its best: show a warning on the run's "
+        "page, or save a checkpoint and stop the run. Not for PPO and GRPO, whose loss says little. A loss that "
+        "is no number always stops the run.",
+    )  # fmt: skip
     plot_loss: bool = setting(True, "Plot the loss", "Saves training_loss.png next to the result.")
     probe: bool = setting(
         True,

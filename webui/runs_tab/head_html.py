@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
+from engine.core.run_warnings import read_warnings
+from engine.core.rundir import read_object
 from engine.evaluation import probe, report
 from engine.runs import progress, queue
 from engine.runs.failures import explain
 from engine.runs.progress import Progress
 from engine.runs.runs import Run
-from webui import probes, reports
+from webui import notices, probes, reports
 from webui.numbers import duration, human, moment, short, size
 from webui.runs_tab.run_facts import kind_of, run_facts, state_html
 from webui.text_html import lines
@@ -83,6 +85,16 @@ def failure(run: Run, words: Words) -> str:
     if why.traceback:
         traceback = f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
     return f'<div class="failure" role="alert"><p class="what">{lines(why.what(words.language))}</p>{advice}{traceback}</div>'
+
+
+def cautions(run: Run, words: Words) -> str:
+    """What went wrong while the run went on, and what to do about it; what it failed of is said already."""
+    ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
+    return "".join(
+        f'<div class="failure caution" role="status"><p>{lines(notices.sentence(warning.problem, words))}</p></div>'
+        for warning in read_warnings(run.dir)
+        if warning.problem.code not in ended_by
+    )
 
 
 def findings(run: Run, words: Words) -> str:

@@ -22,6 +22,7 @@ class HeadPanel(Panel):
 
     def layout_of_findings(self) -> None:
         self.failure = gr.HTML(elem_id="failure")
+        self.cautions = gr.HTML(elem_id="cautions")
         self.findings = gr.HTML(elem_id="found-out")
 
     def wire(self) -> None:
@@ -29,11 +30,12 @@ class HeadPanel(Panel):
 
     @property
     def moving(self) -> list[Block]:
-        return [self.head, self.failure, self.findings]
+        return [self.head, self.failure, self.cautions, self.findings]
 
     def now(self, run: Run, view: CurveView) -> Updates:
         return {
             self.head: head_html.head(run, self.words),
             self.failure: head_html.failure(run, self.words),
+            self.cautions: head_html.cautions(run, self.words),
             self.findings: head_html.findings(run, self.words),
         }

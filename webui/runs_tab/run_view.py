@@ -101,6 +101,6 @@ def stamp_of(run: Run) -> str:
     """Changes when anything that the page shows of the run changes."""
     here = run.dir
     files = (
-        here.progress, here.metrics, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
+        here.progress, here.metrics, here.warnings, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
     )  # fmt: skip
     return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.run_warnings import write_warning
 from engine.core.rundir import (
     COMPLETE_FILE,
     RunDir,
@@ -22,7 +23,10 @@ from engine.core.rundir import (
     read_object,
     write_json,
 )
+from engine.core.stages import STAGES
+from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
+from engine.worker.training.loss_watch import LossWatch
 
 NOT_PLOTTED = re.compile(
     r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
@@ -167,6 +171,56 @@ class RunCallback(TrainerCallback):
             self.request_mtime = changed
             self.stop_requested = bool(read_object(self.run.request).get("stop"))
         return self.stop_requested
+
+
+class LossWatchCallback(TrainerCallback):
+    """Notes in warnings.jsonl that the loss has gone wrong; where that is to stop the run, a checkpoint is saved first.
+
+    Comes after `RunCallback`, which marks that checkpoint as whole.
+    """
+
+    def __init__(self, run: RunDir, stops: bool):
+        self.run, self.stops = run, stops
+        self.reason: Problem | None = None  # for which the run is to stop
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A resumed run remembers what its loss was; what was noted then is not noted again."""
+        self.watch = LossWatch(args.get_warmup_steps(state.max_steps))
+        for line in read_lines(self.run.metrics):
+            if line["step"] <= state.global_step and line.get("loss") is not None:
+                self.watch.add(line["step"], line["loss"])
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        """The loss is the mean of all ranks, so all of them decide alike."""
+        loss = logs.get("loss")
+        problem = self.watch.add(state.global_step, loss) if loss is not None else None
+        if problem and state.is_world_process_zero:
+            write_warning(self.run, problem, state.global_step)
+            print(problem.text(), flush=True)
+        if problem and self.stops:
+            self.reason, control.should_save = problem, True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Raises Refusal where the run is to stop."""
+        if self.reason:
+            raise Refusal(self.reason)
+
+
+def loss_watch(spec: RunSpec, run: RunDir) -> list[LossWatchCallback]:
+    """The watch of a run's loss, if it is to have one; the loss of a stage that learns from its own answers says nothing."""
+    watched = spec.logging.watch != "off" and not STAGES[spec.stage.kind].answers
+    return [LossWatchCallback(run, stops=spec.logging.watch == "stop")] if watched else []
 
 
 def _formatted(value: float) -> str:
