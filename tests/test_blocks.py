@@ -22,7 +22,7 @@ MIXED = [*ROWS[:50], 5, *ROWS[50:120], "text", None, *ROWS[120:150], [1]]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(chunks, "MAX_BLOCK_ROWS", 30)
     monkeypatch.setattr(chunks, "MAX_ROW_BYTES", 20_000)
 
@@ -151,7 +151,7 @@ def test_a_block_of_long_rows_holds_few_of_them(tmp_path: Path, monkeypatch: pyt
     import pyarrow as pa
     from pyarrow import parquet
 
-    monkeypatch.setattr(chunks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1000)
     said = [[{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y" * 300}]] * 20
     parquet.write_table(pa.table({"messages": said}), tmp_path / "long.parquet")
     assert [len(block.entries) for block in chunks.blocks(tmp_path / "long.parquet")] == [2] * 10

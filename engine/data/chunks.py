@@ -25,7 +25,7 @@ from engine.data.json_layout import parse_line
 from engine.data.row_files import entries, valid_rows
 from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row
 
-BLOCK_BYTES = 1 << 19  # bytes of a block, or about so many
+CHUNK_BYTES = 1 << 19  # bytes of a block, or about so many
 MAX_BLOCK_ROWS = (
     2000  # of a file that is read row by row; of long rows, as many as have BLOCK_BYTES characters
 )
@@ -163,7 +163,7 @@ def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[Parsed
     for entry in islice(entries(file, encoding=encoding), skip, None):
         some.append(entry)
         size += _approximate_size(entry[1])
-        if len(some) == MAX_BLOCK_ROWS or size >= BLOCK_BYTES:
+        if len(some) == MAX_BLOCK_ROWS or size >= CHUNK_BYTES:
             yield ParsedRows(tuple(some))
             some, size = [], 0
     if some:
@@ -187,7 +187,7 @@ def _byte_ranges(file: Path, begin: int, line: int, row: bytes = b"") -> Iterato
     with file.open("rb") as stream:
         stream.seek(begin)
         rest = b""
-        while more := stream.read(max(BLOCK_BYTES, len(rest))):
+        while more := stream.read(max(CHUNK_BYTES, len(rest))):
             rest += more
             end = _last_comma(rest, row) if row else rest.rfind(b"\n")
             if end >= 0:

@@ -20,7 +20,7 @@ from engine.data import row_files
 from engine.data.labels import label_of
 from engine.data.row_formats import COLUMNS, CONTENT_TAGS, ROLE_TAGS, SPEAKERS, TAGS
 
-ROWS_SAMPLED = 200  # first rows of a file that tell its columns
+COLUMN_ROWS_SAMPLED = 200  # first rows of a file that tell its columns
 MIN_LABEL_SHARE = 0.75  # share of the values of a column of labels that are labels
 # The parts that columns can play in rows of each kind; a set of them that is enough to say what a row is.
 ROLES: dict[Kind, tuple[str, ...]] = {
@@ -68,7 +68,7 @@ class ColumnMapping:
 def first_rows(file: Path, encoding: str = "") -> list[dict[str, Any]]:
     """The first rows of a file that are rows."""
     rows = (row for _, row in row_files.entries(file, encoding=encoding) if isinstance(row, dict))
-    return list(islice(rows, ROWS_SAMPLED))
+    return list(islice(rows, COLUMN_ROWS_SAMPLED))
 
 
 def columns_of(rows: list[dict[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from engine.data.encodings import encoding_of, has_zeros, version
 from engine.data.text_lines import Entry, Place, lines, too_long_problem, undecodable_problem
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-ROWS_SAMPLED = 100  # rows by which the separator is proved
+SEPARATOR_ROWS_SAMPLED = 100  # rows by which the separator is proved
 BYTES_SAMPLED = 1 << 20
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?;*\s*', re.IGNORECASE)
 NUMBER = re.compile(r"[-+]?[\d.,]+%?")
@@ -55,7 +55,7 @@ def _dialect(file: Path, encoding: str, mtime_ns: int, size: int) -> Dialect:
     first_lines: list[str] = []
     held = 0
     for _, _, _, text in lines(file, 1, 0, encoding, stop_at_cr=True):
-        if text is None or held > BYTES_SAMPLED or len(first_lines) > 4 * ROWS_SAMPLED:
+        if text is None or held > BYTES_SAMPLED or len(first_lines) > 4 * SEPARATOR_ROWS_SAMPLED:
             break
         first_lines.append(_decode_lossless(text))
         held += len(text)
@@ -86,7 +86,7 @@ def _rows(first_lines: list[str], separator: str) -> Iterator[list[str]]:
     csv.field_size_limit(text_lines.MAX_ROW_BYTES)
     reader = csv.reader(first_lines, delimiter=separator)
     try:
-        yield from islice((row for row in reader if row), ROWS_SAMPLED)
+        yield from islice((row for row in reader if row), SEPARATOR_ROWS_SAMPLED)
     except csv.Error:
         return
 

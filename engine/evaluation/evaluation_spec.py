@@ -29,8 +29,8 @@ from engine.spec.model_settings import Model, NoRopeScaling
 from engine.spec.parts import Part, setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, RunSpec, Spec
 
-BASE, RESULTS, DATASETS = "model.model_name_or_path", "results", "data.datasets"
-ROWS_SAMPLED = 2000  # of a set, from its beginning, to see whether it has references
+BASE_FIELD, RESULTS_FIELD, DATASETS_FIELD = "model.model_name_or_path", "results", "data.datasets"
+REFERENCE_ROWS_SAMPLED = 2000  # of a set, from its beginning, to see whether it has references
 NEEDED_ROWS_CODES = {
     "answers": "evaluate-needs-answers",
     "pairs": "evaluate-needs-pairs",
@@ -216,12 +216,12 @@ def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     """The spec with every path absolute; a run's id is its result's folder. Without a base it is the first result's,
     without a name it is named after what it measures."""
     folders = [_folder(text, workplace) for text in spec.results]
-    spec = spec.change(RESULTS, list(dict.fromkeys(folders)))
+    spec = spec.change(RESULTS_FIELD, list(dict.fromkeys(folders)))
     results = [result for folder in folders if (result := trained_result(folder))]
     if not spec.model.model_name_or_path.strip() and results:
         spec = spec.change("model", model_part_of_base(results[0]).model_dump())
     spec = spec.change(
-        BASE, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
+        BASE_FIELD, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
     )
     if spec.with_base and results and all(result.is_reward_model for result in results):
         spec = spec.change("with_base", False)  # its head would be random
@@ -245,11 +245,11 @@ def problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     scores = [result.is_reward_model for folder in spec.results if (result := trained_result(folder))]
     form = "pairs" if scores and all(scores) else "answers"
     if any(scores) and not all(scores):
-        all_problems.append(problem("evaluate-mixed", RESULTS))
+        all_problems.append(problem("evaluate-mixed", RESULTS_FIELD))
     if not spec.with_base and not spec.results:
-        all_problems.append(problem("evaluate-nobody", RESULTS))
+        all_problems.append(problem("evaluate-nobody", RESULTS_FIELD))
     if not spec.model.model_name_or_path.strip():
-        return [*all_problems, problem("model-not-chosen", BASE)]
+        return [*all_problems, problem("model-not-chosen", BASE_FIELD)]
     return (
         all_problems
         + _machine_problems(spec, workplace)
@@ -269,14 +269,14 @@ def _result_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem
     roots = ", ".join(map(str, workplace.model_roots))
     for folder in spec.results:
         if not is_inside(Path(folder), workplace.model_roots):
-            problems.append(problem("path-outside", RESULTS, path=folder, roots=roots))
+            problems.append(problem("path-outside", RESULTS_FIELD, path=folder, roots=roots))
         elif (result := trained_result(folder)) is None:
-            problems.append(problem("evaluate-no-result", RESULTS, given=folder))
+            problems.append(problem("evaluate-no-result", RESULTS_FIELD, given=folder))
         elif result.run.alive():
-            problems.append(problem("evaluate-alive", RESULTS, name=result.title))
+            problems.append(problem("evaluate-alive", RESULTS_FIELD, name=result.title))
         elif spec.model.model_name_or_path.strip() and result.adapter and not _same_base(result.base, spec):
             values = {"name": result.title, "theirs": result.base, "base": spec.model.model_name_or_path}
-            problems.append(problem("chat-other-base", RESULTS, **values))
+            problems.append(problem("chat-other-base", RESULTS_FIELD, **values))
     return problems
 
 
@@ -289,7 +289,7 @@ def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Proble
     obstacles = checks.preflight_problems(as_training(spec), workplace)
     # A base without a template takes that of its adapters; where there are none, loading it says so. And an adapter may bring the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
-    relevant = [obstacle for obstacle in obstacles if obstacle.field in (BASE, "model.trust_remote_code", "model.quantization", "")
+    relevant = [obstacle for obstacle in obstacles if obstacle.field in (BASE_FIELD, "model.trust_remote_code", "model.quantization", "")
              or obstacle.field.startswith(("hardware.", "model."))]  # fmt: skip
     return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT_CODE)]
 
@@ -308,20 +308,20 @@ def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> lis
         return [problem("path-outside", "data.dataset_dir", path=folder, roots=workplace.data)]
     tasks = _task_problems(spec, form)
     if not spec.data.datasets:
-        return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS)]
+        return tasks if spec.harness.tasks else [problem("evaluate-no-data", DATASETS_FIELD)]
     sets, broken = read_dataset_info(folder)
     known = {dataset.name: dataset for dataset in sets}
-    problems = tasks + [replace(issue, field=DATASETS) for issue in broken]
+    problems = tasks + [replace(issue, field=DATASETS_FIELD) for issue in broken]
     for name in spec.data.datasets if not broken else ():
         if name not in known:
             values = {"name": name, "folder": folder, "known": ", ".join(sound_names(sets)) or "—"}
-            problems.append(problem("data-unknown", DATASETS, **values))
+            problems.append(problem("data-unknown", DATASETS_FIELD, **values))
         elif fault := known[name].problem:
-            problems.append(replace(fault, field=DATASETS))
+            problems.append(replace(fault, field=DATASETS_FIELD))
         elif not known[name].files:
-            problems.append(problem("dataset-on-hub", DATASETS, name=name, hub=known[name].hub))
+            problems.append(problem("dataset-on-hub", DATASETS_FIELD, name=name, hub=known[name].hub))
         elif known[name].kind not in DATASET_KINDS[form]:
-            problems.append(problem(NEEDED_ROWS_CODES[form], DATASETS, name=name))
+            problems.append(problem(NEEDED_ROWS_CODES[form], DATASETS_FIELD, name=name))
         elif form == "answers":
             problems += _reference_problems(spec, known[name])
     return problems
@@ -330,15 +330,15 @@ def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> lis
 def _reference_problems(spec: EvaluationSpec, dataset: Dataset) -> list[Problem]:
     questions, answered = references(dataset)
     if not questions:
-        return [problem("evaluate-no-questions", DATASETS, name=dataset.name)]
+        return [problem("evaluate-no-questions", DATASETS_FIELD, name=dataset.name)]
     if not answered and not spec.data.without_references:
-        return [problem("evaluate-no-references", DATASETS, name=dataset.name)]
+        return [problem("evaluate-no-references", DATASETS_FIELD, name=dataset.name)]
     return []
 
 
 def references(dataset: Dataset) -> tuple[int, int]:
     """How many of the first rows of a set are questions, and how many of these have a reference answer."""
-    rows = list(islice(examples(dataset, lambda _: None, "prompts"), ROWS_SAMPLED))
+    rows = list(islice(examples(dataset, lambda _: None, "prompts"), REFERENCE_ROWS_SAMPLED))
     return len(rows), sum(row["answer"] is not None for row in rows)
 
 
@@ -367,7 +367,7 @@ def add_questions(data_dir: Path, file: Path) -> str:
     question = usual or (columns[0] if len(columns) == 1 else None)
     if question is None or file.suffix == ".txt":
         listed = ", ".join(columns) or "—"
-        raise Refusal(problem("evaluate-questions-column", DATASETS, file=file.name, columns=listed))
+        raise Refusal(problem("evaluate-questions-column", DATASETS_FIELD, file=file.name, columns=listed))
     # A column for answers that no row has: so the rows are questions to whoever reads them, and no running text.
     return dataset_info_edits.add(
         data_dir, file.stem, {"file_name": name, "columns": {"prompt": question, "response": "answer"}}

@@ -33,7 +33,7 @@ from engine.spec.parts import named_weights, setting
 from engine.spec.run_spec import MAX_NAME_LENGTH, Hardware, Spec
 from engine.spec.yaml_text import read_yaml
 
-BASE, ADAPTERS = "model.model_name_or_path", "adapters"
+BASE_FIELD, ADAPTERS_FIELD = "model.model_name_or_path", "adapters"
 BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "fp16": 2}
 # What remains of a full-precision model of two bytes a weight: the embeddings stay as they are.
 QUANTIZED_SHARE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
@@ -115,7 +115,7 @@ def frozen(spec: ExportSpec, workplace: Workplace) -> ExportSpec:
         absolute_path(folder, workplace.model_roots, ADAPTER_FILES[0]): weight
         for folder, weight in spec.adapters.items()
     }
-    spec = spec.change(BASE, base).change(ADAPTERS, adapters)
+    spec = spec.change(BASE_FIELD, base).change(ADAPTERS_FIELD, adapters)
     spec = spec.named(" + ".join(map(model_title, adapters or [base])))
     return spec.change("precision", precision(spec)).change("model.quantization", {"kind": "none"})
 
@@ -151,16 +151,16 @@ def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> li
 def _base_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     base = spec.model.model_name_or_path
     if not base.strip():
-        return [problem("model-not-chosen", BASE)]
+        return [problem("model-not-chosen", BASE_FIELD)]
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(base)
     problems = model_problems(base, workplace.model_roots, allow_remote_code=allowed, scorer=True)
     if problems:
         return problems
     if not os.path.isdir(base):
-        return [problem("export-no-base", BASE, base=base)]
+        return [problem("export-no-base", BASE_FIELD, base=base)]
     if how := inspect_model(base).quantized:
-        return [problem("export-base-quantized", BASE, base=base, how=how)]
-    unfinished = _unfinished(Path(base), BASE)
+        return [problem("export-base-quantized", BASE_FIELD, base=base, how=how)]
+    unfinished = _unfinished(Path(base), BASE_FIELD)
     return [unfinished] if unfinished else []
 
 
@@ -169,12 +169,12 @@ def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
     for folder in spec.adapters:
         if not is_inside(Path(folder), workplace.model_roots):
             roots = ", ".join(map(str, workplace.model_roots))
-            problems.append(problem("path-outside", ADAPTERS, path=folder, roots=roots))
-        elif unfinished := _unfinished(Path(folder), ADAPTERS):
+            problems.append(problem("path-outside", ADAPTERS_FIELD, path=folder, roots=roots))
+        elif unfinished := _unfinished(Path(folder), ADAPTERS_FIELD):
             problems.append(unfinished)
         else:
             base = spec.model.model_name_or_path
-            wrong = adapter_problems(folder, base, {}, ADAPTERS, scorer=True)
+            wrong = adapter_problems(folder, base, {}, ADAPTERS_FIELD, scorer=True)
             problems += [
                 _named_problem(fault, folder, base) if fault.code == "adapter-other-base" else fault
                 for fault in wrong
@@ -185,7 +185,7 @@ def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
 def _named_problem(other: Problem, folder: str, base: str) -> Problem:
     """That an adapter is of another base, with the name of its run: there may be several adapters."""
     return problem(
-        "chat-other-base", ADAPTERS, name=model_title(folder), theirs=other.values["base"], base=base
+        "chat-other-base", ADAPTERS_FIELD, name=model_title(folder), theirs=other.values["base"], base=base
     )
 
 
@@ -238,7 +238,7 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
         listed = ", ".join(f"{name}: {number}" for name, number in ranks.items())
         problems.append(problem("export-ranks-differ", "combination", how=spec.combination, ranks=listed))
     if dora := [names[folder] for folder, config in configs.items() if config.get("use_dora")]:
-        problems.append(problem("export-dora-combined", ADAPTERS, names=", ".join(dora)))
+        problems.append(problem("export-dora-combined", ADAPTERS_FIELD, names=", ".join(dora)))
     # The head of a reward model is one, too.
     whole = [
         names[folder]
@@ -246,9 +246,9 @@ def _combination_problems(spec: ExportSpec) -> list[Problem]:
         if config.get("modules_to_save") or adapter_has_score_head(folder)
     ]
     if whole:
-        problems.append(problem("export-whole-modules", ADAPTERS, names=", ".join(whole)))
+        problems.append(problem("export-whole-modules", ADAPTERS_FIELD, names=", ".join(whole)))
     if not any(spec.adapters.values()):
-        problems.append(problem("export-weights-zero", ADAPTERS))
+        problems.append(problem("export-weights-zero", ADAPTERS_FIELD))
     return problems
 
 

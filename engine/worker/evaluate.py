@@ -28,7 +28,7 @@ from engine.spec.model_settings import Model
 from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
 from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
 
-BASE = "base"  # the name of the base itself
+BASE_NAME = "base"  # the name of the base itself
 SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of progress
 
 
@@ -49,7 +49,7 @@ def evaluate(run: RunDir) -> None:
     run.report.mkdir(exist_ok=True)
     questions = load_questions(spec, run.report / "questions.jsonl", form)
     log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
-    models = [*([BASE] if spec.with_base else []), *results]
+    models = [*([BASE_NAME] if spec.with_base else []), *results]
     tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])
     MEASURE[form](spec, results, questions, log, tasks)
     report("saving")
@@ -98,7 +98,7 @@ def model_groups(spec: EvaluationSpec, results: list[TrainedResult]) -> Iterator
     """The base with all its adapters, then the whole models one by one."""
     adapters = {result.id: str(result.folder) for result in results if result.adapter}
     if spec.with_base or adapters:
-        yield ModelGroup(spec.model, adapters, BASE if spec.with_base else None)
+        yield ModelGroup(spec.model, adapters, BASE_NAME if spec.with_base else None)
     for result in results:
         if not result.adapter:
             yield ModelGroup(model_part_of_whole(result), {}, result.id)

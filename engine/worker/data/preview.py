@@ -33,8 +33,8 @@ from engine.launch.workspace import template_file
 from engine.spec.run_spec import RunSpec
 
 IDLE_S = 600
-ROWS_SAMPLED = 20_000  # rows that statistics look at
-ROWS_PER_BATCH = 1000  # rows tokenized at a time
+STATISTICS_ROWS = 20_000  # rows that statistics look at
+TOKENIZED_ROWS_PER_BATCH = 1000  # rows tokenized at a time
 MAX_TOKENS_SHOWN = 4_000  # of one row that are shown
 HISTOGRAM_BINS = 40
 MAX_REFUSALS_SHOWN = 3  # of rows that the template refuses
@@ -195,13 +195,13 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
     dataset = find(Path(question["data"]), question["name"])
     form = STAGES[spec.stage.kind].form
     whole_rows, cut_rows = encoders(spec)
-    entries, total = browse.sample_entries(dataset, ROWS_SAMPLED)
+    entries, total = browse.sample_entries(dataset, STATISTICS_ROWS)
     status_counts: Counter[str] = Counter()
     lost: Counter[str] = Counter()
     refused: list[Problem] = []
     lengths: list[int] = []
     examples = tokens = trained = seen = 0
-    while batch := list(islice(entries, ROWS_PER_BATCH)):
+    while batch := list(islice(entries, TOKENIZED_ROWS_PER_BATCH)):
         seen += len(batch)
         placed = list(_canonical_rows(dataset, batch, form, status_counts))
         good = [row for _, row in placed]

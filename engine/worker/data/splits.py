@@ -23,7 +23,7 @@ from engine.worker.data.turn_weights import WEIGHTS_TYPE, weights_column
 
 TOKENS_PACKED_AT_ONCE = 1 << 22  # tokens that are packed at a time: many packs, and not much memory
 MIN_PACKS_AT_ONCE = 500  # at a time, at the least
-ROWS_PER_BATCH = 1000  # rows written at a time, so that a reader needs not much memory either
+WRITTEN_ROWS_PER_BATCH = 1000  # rows written at a time, so that a reader needs not much memory either
 
 
 def validation_rows(rows: int, count: int, seed: int) -> np.ndarray:
@@ -142,8 +142,8 @@ class SplitWriter:
 
     def _write(self, batch: pa.RecordBatch) -> None:
         self.counted["examples"] += batch.num_rows
-        for start in range(0, batch.num_rows, ROWS_PER_BATCH):
-            self.stream.write_batch(batch.slice(start, ROWS_PER_BATCH).cast(self.schema))
+        for start in range(0, batch.num_rows, WRITTEN_ROWS_PER_BATCH):
+            self.stream.write_batch(batch.slice(start, WRITTEN_ROWS_PER_BATCH).cast(self.schema))
 
 
 def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:

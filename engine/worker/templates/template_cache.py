@@ -37,7 +37,7 @@ from engine.worker.templates.template_tracing import Outline, TemplateTracer, se
 from engine.worker.templates.word_cache import WordCache
 
 MAX_TURNS, MAX_SHAPES = 64, 512
-ROWS_PER_BATCH = 1024  # conversations that are put together at a time
+CONVERSATIONS_PER_BATCH = 1024  # conversations that are put together at a time
 MAX_TOKENIZER_THREADS = 16
 # What may follow a character: a pre-tokenizer's regular expression looks at the next character at most.
 TEXTS_AFTER = ("", "a", " a", "\n", "1", ".", "'s")
@@ -112,10 +112,10 @@ class TemplateCache:
         self, shape: TemplateShape, indices: list[int], row_contents: list[list[str]]
     ) -> Iterator[TokenizedGroup]:
         slots = shape.plan.slots
-        for start in range(0, len(row_contents), ROWS_PER_BATCH):
+        for start in range(0, len(row_contents), CONVERSATIONS_PER_BATCH):
             block, rows = (
-                row_contents[start : start + ROWS_PER_BATCH],
-                indices[start : start + ROWS_PER_BATCH],
+                row_contents[start : start + CONVERSATIONS_PER_BATCH],
+                indices[start : start + CONVERSATIONS_PER_BATCH],
             )
             contents = [row[slot] for row in block for slot in slots]
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
