@@ -25,7 +25,7 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
         "progress": "progress.json", "metrics": "metrics.jsonl", "prepared": "prepared", "adapter": "adapter",
         "model": "model", "plot": "training_loss.png", "error": "error.json", "exit": "exit.json",
         "attempts": "attempts", "initial": "initial_adapter", "samples": "samples.jsonl", "report": "report", "probe": "probe.json",
-        "gguf": "gguf.json", "warnings": "warnings.jsonl",
+        "gguf": "gguf.json", "warnings": "warnings.jsonl", "stalled": "stalled.txt",
     }  # fmt: skip
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 

@@ -41,6 +41,7 @@ class RunDir:
     progress = property(lambda self: self.path / "progress.json")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     warnings = property(lambda self: self.path / "warnings.jsonl")
+    stalled = property(lambda self: self.path / "stalled.txt")
     samples = property(lambda self: self.path / "samples.jsonl")
     prepared = property(lambda self: self.path / "prepared")
     initial = property(lambda self: self.path / "initial_adapter")

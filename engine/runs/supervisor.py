@@ -1,7 +1,7 @@
 """The small detached parent of one run.
 
 It is a session of its own, so it outlives the studio. It holds the run's lock; starts what the run's kind says (for a
-training, `prepare` and the launcher); obeys stop requests; ends every process of the run that is left; and writes exit.json
+training, `prepare` and the launcher); obeys stop requests; notes where it stalls; ends every process of the run that is left; and writes exit.json
 last. What it saw is judged by `engine.runs.outcome`.
 
     python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
@@ -35,6 +35,7 @@ from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome, requested_stop
 from engine.runs.progress import read_long_curves
+from engine.runs.stall import StallWatch
 
 POLL_S = 0.3
 
@@ -61,13 +62,14 @@ def supervise(run: RunDir) -> None:
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
         "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
     })  # fmt: skip
+    watch = StallWatch(run, spec.logging.stall_minutes if spec.kind == "training" else 0)
     code, early = (
         0,
         {number: _start(step, environment, run) for number, step in enumerate(steps) if step.waits},
     )
     for number, step in enumerate(steps):
         if code == 0 and not requested_stop(run):
-            code = _wait_for_child(step, early.get(number) or _start(step, environment, run), run)
+            code = _wait_for_child(step, early.get(number) or _start(step, environment, run), run, watch)
     end_processes(run.path)
     write_json(run.exit, determine_outcome(run, code))
 
@@ -89,7 +91,7 @@ def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.P
     return child
 
 
-def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> int:
+def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir, watch: StallWatch) -> int:
     """Let a child begin, if it waits, and return its exit code when it ends (minus the signal that ended it).
 
     Where there is nothing to save yet, stop-and-save ends it like kill.
@@ -105,6 +107,8 @@ def _wait_for_child(step: Step, child: subprocess.Popen[bytes], run: RunDir) -> 
             stop_request = requested_stop(run)
             if stop_request == "kill" or (stop_request == "save" and not step.saves):
                 end_processes(run.path)
+            if step.saves:  # it takes steps; preparation has none
+                watch.look()
 
 
 def _end_at_shutdown(folder: Path, *_: Any) -> NoReturn:

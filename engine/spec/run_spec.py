@@ -241,6 +241,13 @@ class Logging(Part):
         "page, or save a checkpoint and stop the run. Not for PPO and GRPO, whose loss says little. A loss that "
         "is no number always stops the run.",
     )  # fmt: skip
+    stall_minutes: float = setting(
+        30.0, "Stall warning after",
+        "Minutes without a new step after which the run's page shows a warning, and stalled.txt in the run's "
+        "folder what each process is doing. The run is not stopped. Loading and the first step may take three "
+        "times as long. 0 turns it off.",
+        ge=0, le=100_000,
+    )  # fmt: skip
     plot_loss: bool = setting(True, "Plot the loss", "Saves training_loss.png next to the result.")
     probe: bool = setting(
         True,

@@ -91,7 +91,7 @@ def cautions(run: Run, words: Words) -> str:
     """What went wrong while the run went on, and what to do about it; what it failed of is said already."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
     return "".join(
-        f'<div class="failure caution" role="status"><p>{lines(notices.sentence(warning.problem, words))}</p></div>'
+        f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> {lines(notices.sentence(warning.problem, words))}</p></div>'
         for warning in read_warnings(run.dir)
         if warning.problem.code not in ended_by
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, RunDir, try_lock, write_json
+from engine.launch.stacks import offer_stacks
 
 
 def rank() -> int:
@@ -37,6 +38,7 @@ def run_lifecycle(folder: str) -> Iterator[RunDir]:
     silence_warnings()
     run = RunDir(Path(folder))
     try_lock(run.lock, ALIVE_BYTE, shared=True)  # held until this process ends, whatever ends it
+    offer_stacks()
     try:
         yield run
     except Exception as error:
