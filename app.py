@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.core.problems import Refusal, problem, shell_language
-from engine.core.sockets import is_loopback, listen
+from engine.core.sockets import KEEP_ALIVE_SECONDS, is_loopback, listen
 from engine.data.upload_folder import UPLOADS_FOLDER, remove_old_uploads
 from engine.launch.workspace import Workplace, add_arguments, from_arguments, make_data, make_saves
 from engine.runs import queue
@@ -23,8 +23,6 @@ from engine.serving import servers
 
 QUEUE_POLL_SECONDS = 2.0
 CLEANING_SECONDS = 3600.0
-# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so that none sends a request into one that closes.
-KEEP_ALIVE_SECONDS = 75
 # How long an end waits for transfers that are under way; a slow one takes hours.
 SHUTDOWN_SECONDS = 5
 LOOPBACK_HOSTS = "localhost,127.0.0.1,::1"
@@ -80,6 +78,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def keep_from_other_users() -> None:
+    """Where only users may log in, what the studio and its runs write is not for everybody with an account on this machine. What
+    the group may do stays as the umask says."""
+    os.umask(os.umask(0o077) | 0o007)
+
+
 def open_socket(options: argparse.Namespace) -> socket.socket:
     """The socket to serve on. Raises Refusal if it would let strangers in, or if another process listens there."""
     if not is_loopback(options.host) and not options.auth and not options.no_auth:
@@ -90,14 +94,21 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
 
 
 def repeat(act: Callable[[], object], seconds: float) -> None:
-    """Do this now and every so many seconds, in a thread, as long as the studio lives."""
+    """Do this now and every so many seconds, in a thread, as long as the studio lives. An error that comes again and again is
+    printed once, so that a full or vanished disk does not fill another one with the log."""
 
     def go_on() -> None:
+        before: list[str] = []
         while True:
+            place: list[str] = []
             try:
                 act()
-            except Exception:  # a full or vanished disk, say; the next time may find it well again
-                traceback.print_exc()
+            except Exception as error:  # the next time may find it well again
+                # Not what it says, which may name a temporary file.
+                place = [type(error).__name__, *traceback.format_tb(error.__traceback__)]
+                if place != before:
+                    traceback.print_exc()
+            before = place
             time.sleep(seconds)
 
     threading.Thread(target=go_on, daemon=True).start()
@@ -107,6 +118,8 @@ def serve(options: argparse.Namespace) -> None:
     """Build the studio and serve it until it is ended. Raises Refusal for what keeps it from starting."""
     workplace = from_arguments(options)
     listener = open_socket(options)
+    if options.auth:
+        keep_from_other_users()
     for made in (make_saves(workplace), make_data(workplace)):
         if made:
             print(made.text(shell_language()), file=sys.stderr)

@@ -19,7 +19,9 @@ from engine.spec.run_spec import Spec
 
 def submit(spec: Spec, workplace: Workplace) -> runs.Run:
     """Submit a spec; say so if that has made the data folder, or the saves folder, which may be a mistyped path."""
-    if made := make_data(workplace):
+    # An installation by pip begins without one. One that was named is not made: its sets are wanted, not the samples.
+    made = make_data(workplace) if workplace.data == Workplace.data else None
+    if made:
         print(made.text(shell_language()), file=sys.stderr)
     fresh = not workplace.saves.is_dir()
     run = runs.submit(spec, workplace, by=user_name())

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 
 from engine.core import users
 from engine.launch.workspace import PROJECT
@@ -99,6 +100,29 @@ def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(
     finally:
         studio.kill()
         studio.wait()
+
+
+def test_compose_says_what_the_image_and_the_documentation_say() -> None:
+    compose = yaml.safe_load((PROJECT / "compose.yaml").read_text(encoding="utf-8"))
+    (service,) = compose["services"].values()
+    (port,), (check,) = instructions("EXPOSE"), instructions("HEALTHCHECK")
+    flags, test = check.split("CMD", 1)
+    assert service["ports"] == [f"{port}:{port}"]
+    assert service["healthcheck"]["test"] == ["CMD", *json.loads(test)]
+    for name, value in re.findall(r"--(\S+)=(\S+)", flags):
+        assert service["healthcheck"][name.replace("-", "_")] == value
+    documented = (PROJECT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"docker run -d (.*?)athanor\n\n", documented, re.DOTALL)
+    assert re.findall(r"-v (\S+)", command) == service["volumes"]
+    assert [volume.split(":")[1] for volume in service["volumes"]] == json.loads(instructions("VOLUME")[0])
+    assert re.search(r"--shm-size (\S+)", command)[1] == service["shm_size"].removesuffix("b")
+    assert re.search(r"--restart (\S+)", command)[1] == service["restart"]
+    limits = dict(re.findall(r"--log-opt (\S+?)=(\S+)", command))
+    assert service["logging"] == {"driver": "json-file", "options": limits}
+    (cards,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert cards == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    named = {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith("/")}
+    assert {volume["name"] for volume in compose["volumes"].values()} == named == set(compose["volumes"])
 
 
 def test_whoever_ends_orphans_is_a_package_and_an_entry_of_the_image() -> None:

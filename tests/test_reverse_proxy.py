@@ -20,8 +20,8 @@ import psutil
 import pytest
 from gradio_client import Client
 
-import app
 from engine.core import users
+from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.data.uploads import MAX_UPLOAD_BYTES
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs.supervisor import free_port
@@ -55,7 +55,7 @@ def test_nginx_takes_what_the_studio_takes() -> None:
 
 def test_nginx_hangs_up_before_the_studio() -> None:
     (seconds,) = configured("keepalive_timeout")
-    assert int(seconds.removesuffix("s")) < app.KEEP_ALIVE_SECONDS
+    assert int(seconds.removesuffix("s")) < KEEP_ALIVE_SECONDS
 
 
 @dataclass

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.core.permissions import apply_umask
 from engine.core.regular_files import list_folders, open_regular, read_bytes
 
 MAX_LINES_BYTES = 1 << 30  # of a file of lines that is read in whole
@@ -127,7 +128,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
+        apply_umask(partial)
         os.replace(partial, path)
     except BaseException:
         os.unlink(partial)

@@ -8,6 +8,9 @@ import socket
 
 from engine.core.problems import Refusal, problem
 
+# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so that none sends a request into one that closes.
+KEEP_ALIVE_SECONDS = 75
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that strangers may knock at from now on: who comes before there is an answer waits a moment.

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from engine.core import hardware
+from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import unpacking, workbooks
 from engine.data.datasets import INFO_FILE, Dataset
@@ -122,7 +123,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
             called = Path(folder) / f"{file.stem}{workbook.suffix}"
             called.symlink_to(workbook.resolve())
             table = workbooks.to_jsonl(called, arrived, sheet)
-            os.chmod(arrived, 0o644)
+            apply_umask(arrived)
             with _choosing:
                 if workbook_of(file) is None:  # forgotten while it was read: the sheet before was the choice
                     raise Refusal(problem("sheet-unknown", file=file.name, sheet=sheet, known="—"))
@@ -151,7 +152,7 @@ def place(file: Path, data_dir: Path) -> Path:
         except FileExistsError:
             continue
         os.replace(file, target)
-        os.chmod(target, 0o644)
+        apply_umask(target)
         return target
     raise AssertionError("names do not end")
 

@@ -193,9 +193,9 @@ def make_saves(workplace: Workplace) -> Problem | None:
 
 
 def make_data(workplace: Workplace) -> Problem | None:
-    """Make the data folder with the sample data sets where an installation by pip begins without one, and say so. Raises
+    """Make the data folder with the sample data sets if it is not there, and say so: it may be a slip of the pen. Raises
     Refusal."""
-    if workplace.data.is_dir() or workplace.data != HOME / "data":
+    if workplace.data.is_dir():
         return None
     try:
         workplace.data.mkdir(parents=True)

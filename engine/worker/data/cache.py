@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.core.permissions import apply_umask
 from engine.core.rundir import ALIVE_BYTE, is_locked, read_object, try_lock, write_json
 from engine.core.stages import STAGES
 from engine.data.datasets import Dataset
@@ -122,7 +123,7 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     try:
         yield partial
         (partial / "lock").unlink()
-        partial.chmod(0o755)
+        apply_umask(partial)
         if (cache / key).exists() and not (cache / key / SUMMARY_FILE).exists():
             shutil.rmtree(cache / key)  # somebody has taken pieces out of it
         with contextlib.suppress(OSError):  # somebody else was quicker, with the same

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import RunDir, read_lines
 from engine.export import ollama, vllm_command
@@ -50,11 +51,11 @@ def result_record(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]
 
 
 def write_checksums(folder: Path) -> None:
-    """SHA256SUMS of every file, as `sha256sum -c` reads it; and all of them for everybody to read."""
+    """SHA256SUMS of every file, as `sha256sum -c` reads it; and the mode of a new one for all of them."""
     lines = []
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.name != CHECKSUMS_FILE:
-            file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
+            apply_umask(file)  # safetensors writes for the owner alone
             with file.open("rb") as content:
                 lines.append(
                     f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder)}\n"

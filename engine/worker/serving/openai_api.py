@@ -33,6 +33,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.rundir import ALIVE_BYTE, is_locked, write_json
+from engine.core.sockets import KEEP_ALIVE_SECONDS
 from engine.data.row_files import half_character
 from engine.worker.generation.detokenizer import Detokenizer
 from engine.worker.generation.generator import Answer, Piece
@@ -333,7 +334,12 @@ async def _end_when_idle(state: ServerState, server: uvicorn.Server) -> None:
 
 async def serve(state: ServerState, sock: Any, key: str) -> None:
     """Answer requests at the listening socket `sock` until there is a reason to end."""
-    config = uvicorn.Config(application(state, key), log_level="warning", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        application(state, key),
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
     server = uvicorn.Server(config)
     idle = asyncio.create_task(_end_when_idle(state, server))
     host, port = sock.getsockname()[:2]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, Trainer
 
+from engine.core.permissions import apply_umask
 from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
@@ -39,7 +40,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
         "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     })  # fmt: skip
     for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone; a team reads this
+        apply_umask(file)  # safetensors writes for the owner alone
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     if spec.logging.plot_loss and run.metrics.exists():

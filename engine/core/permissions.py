@@ -1,0 +1,20 @@
+"""The mode of files that were made for their owner alone, as temporary files and those of some libraries are."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+DEFAULT_UMASK = 0o022
+
+
+def apply_umask(path: str | os.PathLike[str]) -> None:
+    """Give a file or folder the mode that one made without more ado would have: a team reads it, if the umask allows."""
+    os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_umask())
+
+
+def _umask() -> int:
+    """That of this process. Only /proc tells it without changing it for other threads."""
+    umask = re.search(r"^Umask:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
+    return int(umask[1], 8) if umask else DEFAULT_UMASK
