@@ -137,7 +137,7 @@ def serve(options: argparse.Namespace) -> None:
 
     login = options.auth and functools.partial(
         LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),
-        ended_file=workplace.saves / ".ended-sessions.jsonl", root_path=options.root_path,
+        ended_file=Path(options.auth).with_suffix(".ended.jsonl"), root_path=options.root_path,
     )  # fmt: skip
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)

@@ -170,6 +170,39 @@ def test_a_line_that_nobody_survives_explains_another_error(failed: Failed, code
     assert failed(log=log, error={"type": "RuntimeError", "message": "something went wrong"}).code == code
 
 
+OTHERWISE = [
+    "ValueError: GRPO requires the reward to be a number", "ValueError: this requires the model to be loaded in 4 bits",
+    "RuntimeError: the port of call is closed", "ValueError: no optimizer is that good",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", OTHERWISE)
+def test_what_only_sounds_like_a_known_failure_is_told_as_it_is(failed: Failed, text: str) -> None:
+    assert failed(error=error_of(text)).code == "exit"
+
+
+@pytest.mark.parametrize(
+    ("text", "package"),
+    [
+        ("ModuleNotFoundError: No module named 'liger_kernel.transformers'", "liger_kernel"),
+        ("ImportError: This modeling file requires the following packages that were not found in your environment: einops. Run `pip install einops`", "einops"),
+        ("ImportError: GGUFConfig requires the gguf library but it was not found in your environment.", "gguf"),
+    ],
+)  # fmt: skip
+def test_the_package_that_is_missing_is_named(failed: Failed, text: str, package: str) -> None:
+    why = failed(error=error_of(text))
+    assert f"'{package}'" in why.what("en")
+    assert f"pip install {package} " in why.advice("en")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"rank": 0}, {"problems": None}, {"problems": [1, {"code": []}]}, {"causes": 3, "traceback": []}],
+)
+def test_a_damaged_error_is_no_error_of_the_page(failed: Failed, error: dict) -> None:
+    assert failed(error={"type": "ValueError", "message": "x"} | error).what("zh")
+
+
 def test_an_error_that_nobody_knows_is_told_as_it_is(failed: Failed) -> None:
     why = failed(error={"type": "ValueError", "message": "the furnace is cold"})
     assert why.code == "exit"

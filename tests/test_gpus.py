@@ -28,13 +28,16 @@ LIBRARY = """
 import json, pathlib, time, types
 class NVMLError(Exception): pass
 class NVMLError_NotSupported(NVMLError): pass
+class NVMLError_LibraryNotFound(NVMLError): pass
 SAID = json.loads((pathlib.Path(__file__).parent / "said.json").read_text())
 def nvmlInit():
     time.sleep(SAID.get("seconds", 0))
     if "error" in SAID: raise NVMLError(SAID["error"])
+    if "missing" in SAID: raise NVMLError_LibraryNotFound("not found")
 def nvmlDeviceGetCount(): return len(SAID["gpus"])
 def nvmlDeviceGetHandleByIndex(index): return SAID["gpus"][index]
 def nvmlDeviceGetMemoryInfo(gpu):
+    if "lost" in gpu: raise NVMLError("GPU is lost")
     if "memory" not in gpu: raise NVMLError_NotSupported("not supported")
     return types.SimpleNamespace(total=gpu["memory"], free=gpu["free"])
 def nvmlDeviceGetCudaComputeCapability(gpu): return 9, 0
@@ -115,6 +118,7 @@ def test_a_run_is_given_cards_out_of_the_operators_and_no_other(
 
 
 FAILING = [
+    ({"gpus": [{"lost": True}]}, "gpu-driver-failed"),
     ({"error": "Driver/library version mismatch"}, "gpu-driver-failed"),
     ({"seconds": 30, "gpus": FOUR}, "gpu-driver-silent"),
     ({}, "gpu-driver-failed"),  # the program itself breaks
@@ -138,6 +142,33 @@ def test_a_driver_in_trouble_is_told_and_nothing_goes_to_the_cpu_unasked(
     assert caught.value.problems[0].code == code
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert codes(make_spec(hardware__device="auto")) == []
+
+
+def test_a_lost_card_leaves_the_others(say: Say) -> None:
+    say(gpus=[FOUR[0], {"lost": True}, FOUR[2]])
+    assert [gpu.index for gpu in hardware.gpus()] == [0, 2]
+    assert hardware.gpu_failure() is None
+
+
+@pytest.mark.parametrize("variable", ["MIG-1234", "7", "GPU-99"])
+def test_a_variable_that_names_no_card_sends_nothing_to_the_cpu(
+    say: Say, monkeypatch: pytest.MonkeyPatch, make_spec: Callable[..., RunSpec], variable: str
+) -> None:
+    say(gpus=FOUR)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert codes(make_spec(hardware__device="auto")) == ["gpu-none-visible"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert codes(make_spec(hardware__device="auto")) == []
+
+
+def test_another_makers_card_under_wsl_is_no_driver_in_trouble(
+    say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    say(trace=False, missing=True)
+    monkeypatch.setattr(hardware, "WSL_TRACE", str(tmp_path))
+    assert (hardware.gpus(), hardware.gpu_failure()) == ((), None)
+    say(trace=True, missing=True)
+    assert hardware.gpu_failure().code == "gpu-driver-failed"
 
 
 def test_a_machine_without_a_driver_trains_on_its_cpu_unless_cards_are_named(

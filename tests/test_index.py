@@ -155,7 +155,7 @@ def test_a_folder_that_has_just_changed_is_not_relied_on(saves: Path) -> None:
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 0, "runs": {}}', b'{"version": 1, "runs": {"a/b/c": 3}}',
-                b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", {}, {}, {"x": 1}]}}', b"\xff" * 100, b"[" * 100_000],
+                b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", {}, {}, {"x": 1}]}}', b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", [], [], {}]}}', b"\xff" * 100, b"[" * 100_000],
 )  # fmt: skip
 def test_a_damaged_index_is_made_again(saves: Path, content: bytes) -> None:
     (saves / index.FILE).write_bytes(content)
@@ -253,3 +253,31 @@ def test_an_infinite_value_is_no_newest_value(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps(LINE | {"loss": value}) + "\n" for value in (1.5, math.inf)))
     assert newest_value(file, "loss") == 1.5
+
+
+ODD_FILES = {
+    "kind": ("request.json", '{"kind": [], "submitted": 1}'), "kind object": ("request.json", '{"kind": {}, "submitted": 1}'),
+    "empty tag": ("spec.yaml", "name: !!int ''"), "sexagesimal": ("spec.yaml", "name: " + "1:" * 400 + "1.0"),
+    "digits": ("metrics.jsonl", json.dumps(LINE)[:-1] + ', "loss": ' + "9" * 400 + "}"), "stage": ("spec.yaml", "stage: [1]\nmodel: {a: 1}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD_FILES)
+def test_whatever_stands_in_a_file_the_others_are_listed(saves: Path, case: str) -> None:
+    name, text = ODD_FILES[case]
+    run = runs.find(saves)[2]
+    (run.path / name).unlink(missing_ok=True)
+    (run.path / name).write_text(text + "\n")
+    assert len(runs.find(saves)) == 5
+    queue.advance(saves)
+    assert [other.title for other in runs.find(saves) if other.id != run.id]
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nmethod:\n  kind: full\nb", "x\n  kind: lora", "  model:\n    model_name_or_path: evil"]
+)
+def test_a_text_of_several_lines_is_not_taken_for_settings(tmp_path: Path, text: str) -> None:
+    spec = RunSpec.read({"model": {"model_name_or_path": text}, "data": {"datasets": {text: 1.0}}})
+    (tmp_path / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
+    facts = read_facts(RunDir(tmp_path), "training")
+    assert (facts.base, facts.data, facts.method, facts.stage) == (text, (text,), "lora", "sft")

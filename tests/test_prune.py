@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.rundir import RunDir, write_json
+from engine.core.rundir import RunDir, try_lock, write_json
 from engine.launch.workspace import PROJECT, Workplace
 from engine.runs import prune, runs
 from engine.spec.run_spec import RunSpec
@@ -61,13 +61,16 @@ def test_what_can_go_is_listed_with_what_it_frees(saves: Path) -> None:
     assert prune.removable(saves, older_than_days=31) == []
 
 
-def test_rows_that_a_run_and_the_cache_share_free_nothing_until_the_last_is_gone(saves: Path) -> None:
+def test_rows_that_a_run_and_the_cache_share_are_counted_once(saves: Path) -> None:
     rows = saves / "tiny" / "lora" / "done" / "prepared" / "train.arrow"
     rows.unlink()
     os.link(saves / ".prepared" / "abc" / "train.arrow", rows)
-    assert [item.bytes for item in prune.removable(saves, ["rows", "cache"])] == [0, 0]
-    prune.remove(saves, prune.removable(saves, ["cache"]))
-    assert [item.bytes for item in prune.removable(saves, ["rows"])] == [700]
+    assert [(item.kind, item.bytes) for item in prune.removable(saves, ["rows", "cache"])] == [
+        ("rows", 700),
+        ("cache", 0),
+    ]
+    prune.remove(saves, prune.removable(saves, ["rows"]))
+    assert [item.bytes for item in prune.removable(saves, ["cache"])] == [700]
 
 
 def test_what_is_removed_is_what_was_listed_and_the_result_stays(saves: Path) -> None:
@@ -115,13 +118,58 @@ def test_the_shell_lists_first_and_removes_when_told(saves: Path) -> None:
 
 def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
     panel = StoragePanel(Words("en"), Workplace(saves=saves), "message")
-    panel.items, panel.remove, panel.sure = "items", "remove", "sure"
+    panel.items, panel.remove, panel.sure, panel.listed = "items", "remove", "sure", "listed"
     listed = panel.list_items(["checkpoints", "rows", "nonsense"], 7)
     assert listed["remove"]["visible"] is True
     assert "2 to remove, 1.51 KB in all" in listed["items"]
     assert panel.list_items(None, None)["remove"]["visible"] is False
     assert panel.list_items(["cache"], -5)["remove"]["visible"] is True
-    done = panel.remove_items(["checkpoints"], 7)
+    listed = panel.list_items(["checkpoints"], 7)["listed"]
+    done = panel.remove_items(listed, ["checkpoints", "cache"], None)  # ticked since: that was not listed
     assert "1 removed" in done["message"]
-    assert "Nothing to remove" in done["items"]
+    assert "1 to remove" in done["items"]
     assert len(prune.removable(saves)) == 3
+
+
+def test_a_checkpoint_that_another_run_stands_on_stays(
+    saves: Path, make_spec: Callable[..., RunSpec]
+) -> None:
+    base = str(saves / "tiny" / "lora" / "done" / "checkpoint-4")
+    items = prune.removable(saves, ["checkpoints"])
+    past_run(saves, make_spec(name="later", model__model_name_or_path=base))
+    assert prune.removable(saves, ["checkpoints"]) == []
+    assert prune.remove(saves, items) == []  # listed before the other run was there
+    assert Path(base, "model.safetensors").exists()
+
+
+def test_what_could_not_be_removed_in_whole_is_listed_again(
+    saves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune.shutil, "rmtree", lambda *_, **__: None)  # as a kill in between leaves it
+    prune.remove(saves, prune.removable(saves, ["checkpoints"]))
+    monkeypatch.undo()
+    [old, left] = sorted(prune.removable(saves, ["deleted"]), key=lambda item: item.bytes)
+    assert (old.bytes, left.bytes) == (300, 1010)
+    assert len(prune.remove(saves, [left])) == 1
+    assert not left.path.exists()
+
+
+def test_a_link_is_never_followed(saves: Path, tmp_path: Path) -> None:
+    write(tmp_path / "home" / "thesis.tex", 100)
+    link = saves / "tiny" / "lora" / "done" / "checkpoint-9"
+    link.symlink_to(tmp_path / "home")
+    assert link not in [item.path for item in prune.removable(saves)]
+    assert (tmp_path / "home" / "thesis.tex").exists()
+
+
+def test_nobody_waits_for_a_long_deletion(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = []
+
+    def while_removing(*_: object, **__: object) -> None:
+        lock = try_lock(saves / ".queue.lock", 0, shared=False)
+        free.append(lock is not None)
+        os.close(lock)
+
+    monkeypatch.setattr(prune.shutil, "rmtree", while_removing)
+    prune.remove(saves, prune.removable(saves, ["checkpoints"]))
+    assert free == [True]

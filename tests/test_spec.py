@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from engine.spec.run_spec import Optimizer, RunSpec, Scheduler, fields
 from engine.spec.schedules import schedule_arguments as schedule_arguments
 from engine.spec.steps import optimizer_steps
 from engine.spec.trainer_arguments import trainer_arguments
-from engine.spec.yaml_text import read_yaml
+from engine.spec.yaml_text import read_yaml, write_yaml
 
 
 def refused(given: Any, whole: type[Part] = RunSpec) -> dict[str, str]:
@@ -165,6 +166,12 @@ LAUGHS = "a: &a [ha, ha]\n" + "\n".join(
         ("a: " + "9" * 5000, "spec-not-yaml"),
         ("a: 0x" + "f" * 5000, "spec-not-yaml"),
         ("a: 1" + ":59" * 5000, "spec-not-yaml"),
+        ("a: !!int ''", "spec-not-yaml"),
+        ("a: !!float ''", "spec-not-yaml"),
+        ("a: !!bool x", "spec-not-yaml"),
+        ("a: !!timestamp x", "spec-not-yaml"),
+        ("a: " + "1:" * 400 + "1.0", "spec-not-yaml"),
+        ("2001-13-45", "spec-not-yaml"),
         ("data:\n  datasets: [" + ", ".join(f"d{number}" for number in range(1001)) + "]", "spec-too-many"),
         (
             "data:\n  eval_datasets: [" + ", ".join(f"d{number}" for number in range(1001)) + "]",
@@ -176,6 +183,15 @@ def test_yaml_that_grows_or_sinks_without_end_is_refused_at_once(text: str, code
     with pytest.raises(Refusal) as caught:
         RunSpec.from_yaml(text)
     assert caught.value.problems[0].code == code
+
+
+def test_a_number_that_is_none_is_read_in_time_in_proportion_to_its_length() -> None:
+    """Not quadratic: a regular expression that tries each digit as an end took minutes, and held up everybody."""
+    text = "1" * 200_000 + "x"
+    began = time.process_time()
+    assert read_yaml(f"a: {text}") == {"a": text}
+    assert write_yaml({"a": text}).startswith("a: 1")
+    assert time.process_time() - began < 5  # it was some ten minutes
 
 
 def test_numbers_are_read_as_people_write_them_and_texts_stay_texts() -> None:

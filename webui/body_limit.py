@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
+from gradio.route_utils import GradioMultiPartParser
 from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartException
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +17,22 @@ from webui.reader_language import language_of
 
 MAX_BODY_BYTES = 16 << 20  # of a form, with the longest spec and the longest conversation in it
 UPLOAD_PATH = "/gradio_api/upload"  # a file goes to the disk as it comes
+MAX_FIELD_BYTES = 1 << 16  # of a part of an upload that is no file
 MULTIPART_BYTES = 1 << 20  # around the files of an upload
+
+
+_on_part_data = GradioMultiPartParser.on_part_data
+
+
+def _on_bounded_part_data(parser: GradioMultiPartParser, data: bytes, start: int, end: int) -> None:
+    """A part of a form that is a file goes to the disk; any other is held, so it is bounded."""
+    part = parser._current_part
+    if part.file is None and len(part.data) + end - start > MAX_FIELD_BYTES:
+        raise MultiPartException(f"A field has more than {MAX_FIELD_BYTES:,} bytes.")
+    _on_part_data(parser, data, start, end)
+
+
+GradioMultiPartParser.on_part_data = _on_bounded_part_data
 
 
 class _TooLarge(Exception):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 
+from engine.core.regular_files import read_bytes
 from engine.core.rundir import append_lines, read_lines
 from engine.core.users import read_users
 
@@ -65,4 +66,5 @@ class Sessions:
 
 @lru_cache(maxsize=4)
 def _ids_in(file: Path, mtime_ns: int, size: int) -> frozenset[str]:
-    return frozenset(line["session"] for line in read_lines(file))
+    read_bytes(file)  # where it cannot be read nobody is let in by what it would have said: raises OSError
+    return frozenset(id for line in read_lines(file) if isinstance(id := line.get("session"), str))

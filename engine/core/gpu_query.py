@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of the cards, as JSON on standard output: {"gpus": [...]} or {"error": "..."}.
+"""What NVIDIA's management library says of the cards, as JSON on standard output: {"gpus": [...], "lost": {...}} or {"error": "..."}.
 
     python engine/core/gpu_query.py
 
@@ -13,10 +13,17 @@ from typing import Any
 import pynvml
 
 
-def gpus() -> list[dict[str, Any]]:
-    """The cards in the order of the PCI bus, as nvidia-smi numbers them. Memory in bytes. Raises NVMLError."""
+def answer() -> dict[str, Any]:
+    """`gpus` in the order of the PCI bus, as nvidia-smi numbers them, memory in bytes; and `lost`, those that do not answer, by
+    index with the reason. Raises NVMLError."""
     pynvml.nvmlInit()
-    return [_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    gpus, lost = [], {}
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            gpus.append(_gpu(index))
+        except pynvml.NVMLError as error:  # fallen off the bus, say: the others work
+            lost[str(index)] = str(error)
+    return {"gpus": gpus, "lost": lost}
 
 
 def _gpu(index: int) -> dict[str, Any]:
@@ -36,10 +43,13 @@ def _gpu(index: int) -> dict[str, Any]:
 
 def main() -> None:
     try:
-        answer: dict[str, Any] = {"gpus": gpus()}
+        print(json.dumps(answer()))
     except pynvml.NVMLError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer))
+        print(
+            json.dumps(
+                {"error": str(error), "library": not isinstance(error, pynvml.NVMLError_LibraryNotFound)}
+            )
+        )
 
 
 if __name__ == "__main__":

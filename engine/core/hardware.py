@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,7 +21,9 @@ from engine.core.problems import Problem, problem
 
 CGROUP = Path("/sys/fs/cgroup")  # of the kernel's second kind, as a container sees its own
 # One of these is there wherever a driver is installed, or was handed into a container or WSL.
-DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg")
+DRIVER_TRACES = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/nvidia0")
+WSL_TRACE = "/dev/dxg"  # of any maker's card: without NVIDIA's library there is none of NVIDIA's
+NO_CARDS = ("-1", "NoDevFiles", "none", "void")  # what people write into CUDA_VISIBLE_DEVICES to have none
 QUERY_LIMIT_SECONDS = 10.0  # for the driver to answer
 QUERY_HOLDS_SECONDS, FAILURE_HOLDS_SECONDS = 5.0, 60.0
 
@@ -44,8 +47,16 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def gpu_failure() -> Problem | None:
-    """Why the cards of this machine cannot be asked for; None where they can, and where there are none."""
-    return _cached_query()[1] if os.environ.get("CUDA_VISIBLE_DEVICES") != "" else None
+    """Why the cards of this machine cannot be asked for, or none of those that CUDA_VISIBLE_DEVICES names is there; None where
+    they can, and where there are none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", *NO_CARDS):
+        return None
+    all_gpus, failure = _cached_query()
+    if failure or visible is None or not all_gpus or _visible(all_gpus, visible):
+        return failure
+    there = ", ".join(str(gpu.index) for gpu in all_gpus)
+    return problem("gpu-none-visible", "hardware.device", visible=visible, there=there)
 
 
 def chosen_gpus(indices: Sequence[int], count: int) -> tuple[Gpu, ...]:
@@ -93,23 +104,46 @@ def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
 
 def _query_gpus() -> tuple[tuple[Gpu, ...], Problem | None]:
     """The cards of this machine, or why they cannot be asked. A machine without a trace of a driver has none."""
-    if not any(os.path.exists(trace) for trace in DRIVER_TRACES):
+    driver = any(os.path.exists(trace) for trace in DRIVER_TRACES)
+    if not driver and not os.path.exists(WSL_TRACE):
         return (), None
-    program = Path(__file__).with_name("gpu_query.py")
     try:
-        done = subprocess.run(
-            [sys.executable, program], capture_output=True, text=True, timeout=QUERY_LIMIT_SECONDS
-        )
-        answer = json.loads(done.stdout or "null") or {
-            "error": done.stderr.strip().rpartition("\n")[2] or "—"
-        }
+        answer = _ask_driver()
     except subprocess.TimeoutExpired:
         return (), problem("gpu-driver-silent", "hardware.device", seconds=int(QUERY_LIMIT_SECONDS))
     except (OSError, ValueError) as error:
         answer = {"error": str(error)}
     if "error" in answer:
+        if not driver and not answer.get("library", True):
+            return (), None
         return (), problem("gpu-driver-failed", "hardware.device", what=answer["error"])
+    if answer["lost"] and not answer["gpus"]:
+        return (), problem("gpu-driver-failed", "hardware.device", what=next(iter(answer["lost"].values())))
     return tuple(Gpu(**gpu) for gpu in answer["gpus"]), None
+
+
+def _ask_driver() -> dict[str, Any]:
+    """What the program says that asks the driver. Raises TimeoutExpired, OSError, ValueError.
+
+    One that waits inside the driver cannot be killed, so after SIGKILL nobody waits for its end.
+    """
+    program = Path(__file__).with_name("gpu_query.py")
+    child = subprocess.Popen(
+        [sys.executable, program],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        output, errors = child.communicate(timeout=QUERY_LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        threading.Thread(
+            target=child.wait, daemon=True, name="gpu query"
+        ).start()  # leaves no zombie, if it ever ends
+        raise
+    return json.loads(output or "null") or {"error": errors.strip().rpartition("\n")[2] or "—"}
 
 
 def threads() -> int:

@@ -83,7 +83,8 @@ class RunDir:
 
 
 def _folder_with_result(*folders: Path) -> Path | None:
-    return next((folder for folder in folders if (folder / RESULT_FILE).exists()), None)
+    # os.path, which takes a folder that may not be looked into for one without a result.
+    return next((folder for folder in folders if os.path.exists(folder / RESULT_FILE)), None)
 
 
 def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import gzip
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,13 +86,20 @@ def _hidden(name: str) -> bool:
 
 def _copy(opened: Callable[[], Any], target: Path, name: str, limit: int) -> None:
     size = 0
+    with target.open("wb") as into:
+        for block in _blocks(opened, name):
+            size += len(block)
+            if size > limit:
+                raise Refusal(problem("upload-bomb", file=name, limit=f"{limit >> 20:,} MB"))
+            into.write(block)  # outside: a disk that is full is no damaged file
+
+
+def _blocks(opened: Callable[[], Any], name: str) -> Iterator[bytes]:
+    """What is unpacked, block by block. Raises Refusal where the file is damaged."""
     try:
-        with opened() as stream, target.open("wb") as into:
+        with opened() as stream:
             while block := stream.read(BLOCK_BYTES):
-                size += len(block)
-                if size > limit:
-                    raise Refusal(problem("upload-bomb", file=name, limit=f"{limit >> 20:,} MB"))
-                into.write(block)
+                yield block
     except READ_ERRORS as error:
         raise Refusal(problem("upload-broken", file=name, reason=error)) from error
 

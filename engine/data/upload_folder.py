@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,8 +23,9 @@ def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
     """Remove the files that nothing has changed for a day, but none that a data set names, a job reads or a process has
     open. Returns what was removed."""
     uploads_folder, before = saves / UPLOADS_FOLDER, time.time() - KEEP_SECONDS
-    folders = [uploads_folder, *data_dir.glob(f"{ARRIVING}*")]
-    old = [file for folder in folders for file in _files(folder) if file.lstat().st_mtime < before]
+    arriving = (folder for folder in data_dir.glob(f"{ARRIVING}*") if not folder.is_symlink())
+    folders = [uploads_folder, *arriving]
+    old = [file for folder in folders for file in _files(folder) if _changed(file) < before]
     used = set(map(os.path.realpath, _used(saves, data_dir))) if old else set()
     unused = [file for file in old if os.path.realpath(file) not in used]
     for file in unused:
@@ -31,10 +33,18 @@ def remove_old_uploads(saves: Path, data_dir: Path) -> list[Path]:
     for folder in folders:
         for inner, _, _ in os.walk(folder, topdown=False):
             # One that is not old may be about to get its file.
-            if Path(inner) != uploads_folder and os.stat(inner).st_mtime < before:
+            if Path(inner) != uploads_folder and _changed(Path(inner)) < before:
                 with contextlib.suppress(OSError):
                     os.rmdir(inner)
     return unused
+
+
+def _changed(path: Path) -> float:
+    """When, in seconds since the epoch; never for one that is gone meanwhile."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return math.inf
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -36,7 +36,7 @@ MAX_FILES_LISTED = 1000  # files of a data folder that are offered
 def receive(
     source: Path, original_name: str, data_dir: Path, on_note: Callable[[Problem], None] = lambda note: None
 ) -> Path:
-    """Take the file `source`, which its owner calls `given`, into the data folder; `source` stays where it is.
+    """Take the file `source`, which its owner calls `original_name`, into the data folder; `source` stays where it is.
 
     Returns where it is now; `on_note` gets what a person should know of how it was read. A workbook may take a minute.
     Raises Refusal if it is of no use, or cannot be kept.
@@ -59,6 +59,8 @@ def receive(
                 source = unpacking.unpack(
                     source, name, Path(folder), min(MAX_UPLOAD_BYTES, hardware.free_disk(data_dir))
                 )
+                if source.suffix.lower() in PACKED_SUFFIXES:
+                    raise Refusal(problem("upload-packed-twice", file=name, inner=source.name))
                 return receive(source, source.name, data_dir, on_note)
             if suffix in WORKBOOK_SUFFIXES:
                 return _receive_workbook(source, name, Path(folder), data_dir, on_note)

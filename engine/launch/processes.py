@@ -38,12 +38,22 @@ def wake_supervisor(run: RunDir) -> None:
     The pid in keeper.json is believed only where the process began when the file says.
     """
     written = read_object(run.keeper)
-    with contextlib.suppress(psutil.Error, TypeError, ValueError):
+    with contextlib.suppress(psutil.Error, OSError, TypeError, ValueError):
         supervisor = psutil.Process(written.get("pid"))
-        if supervisor.status() == psutil.STATUS_STOPPED and supervisor.create_time() == written.get(
-            "process_started"
+        if supervisor.status() == psutil.STATUS_STOPPED and start_ticks(supervisor.pid) == written.get(
+            "start_ticks"
         ):
             supervisor.resume()
+
+
+def start_ticks(pid: int) -> int:
+    """When a process began, in clock ticks since the machine did: unlike a time of day, no correction of the clock moves it.
+    Raises OSError if there is none."""
+    # Its name, in parentheses, may hold anything; behind it the fields are numbers, of which this is the 22nd.
+    fields = (
+        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    )
+    return int(fields[19])
 
 
 def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) -> None:

@@ -232,7 +232,7 @@ def _end_session(child: subprocess.Popen[str]) -> None:
 def _lines(child: subprocess.Popen[str]) -> Iterator[Finding]:
     assert child.stdout is not None
     for line in child.stdout:
-        if line.startswith("{"):  # libraries print, too
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # libraries print, too
             seen = json.loads(line)
             yield Finding(seen["level"], seen["code"], seen["values"])
 
@@ -242,7 +242,10 @@ def _bitsandbytes() -> Iterator[Finding]:
         doctor.Device()
     ]:
         problems = bitsandbytes_problems(device, wait=True) or {}
-        if not problems:
+        trial = doctor.trial_result("bitsandbytes", device, wait=True)
+        if trial and not trial.certain:
+            yield Finding("doubtful", "machine-bitsandbytes-unknown", {"device": device.name})
+        elif not problems:
             yield Finding("good", "machine-bitsandbytes", {"device": device.name})
         reasons: dict[str, list[Problem]] = {}
         for problem in problems.values():

@@ -45,6 +45,13 @@ class RunFacts:
 
 def read_facts(run: RunDir, kind: str) -> RunFacts:
     """The facts of a run of this kind as its files say now. Never raises: what is damaged is left empty."""
+    try:
+        return _read_facts(run, kind)
+    except Exception:  # whatever is in a file: a list of runs needs an answer for each
+        return RunFacts()
+
+
+def _read_facts(run: RunDir, kind: str) -> RunFacts:
     spec = _listed_parts(run.spec)
     stage = _kind_of(spec.get("stage")) if kind == "training" else ""
     result = run.result()
@@ -90,7 +97,14 @@ def _values_backwards(text: bytes, name: str) -> Iterator[float]:
                 continue
             if isinstance(logged, dict) and name in logged and set(AXES) <= set(logged):
                 value = logged[name]
-                yield float(value) if isinstance(value, (int, float)) else math.nan
+                yield _number(value)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
 
 
 def _listed_parts(path: Path) -> dict[str, Any]:
@@ -99,7 +113,13 @@ def _listed_parts(path: Path) -> dict[str, Any]:
         text = regular_files.read_text(path)
     except (OSError, UnicodeDecodeError):
         return {}
-    listed = "".join(line for part in _LISTED_PARTS.findall(text) for line in _listed_lines(part))
+    # A text with line breaks in it is written with empty lines, a key that is long with a question mark: then all of it is read.
+    plain_layout = "\n\n" not in text and "  ? " not in text
+    listed = (
+        ""
+        if not plain_layout
+        else "".join(line for part in _LISTED_PARTS.findall(text) for line in _listed_lines(part))
+    )
     for yaml in (listed, text):
         try:
             plain = read_yaml(yaml)

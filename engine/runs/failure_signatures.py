@@ -55,7 +55,7 @@ PATTERNS = {
     "repository": r"RepositoryNotFoundError|RevisionNotFoundError|EntryNotFoundError|404 Client Error",
     "network": r"OfflineModeIsEnabled|LocalEntryNotFoundError|ConnectionError|MaxRetryError|Network is unreachable|Temporary failure in name resolution"
     r"|ReadTimeout|ConnectTimeout",
-    "package": r"(?:ModuleNotFoundError: No module named|requires the) '?(?P<what>[\w.-]+)'?",
+    "package": r"(?:No module named '?|requires the following packages[^:]*: |requires the (?=[\w-]+ (?:library|package)\b))(?P<what>\w[\w-]*)",
     # ------------------------------------------------------------------------ the spec and the model
     "configuration": r"AssertionError: (?P<what>.*the spec says.*)",
     "nothing-trained": r"element 0 of tensors does not require grad|optimizer got an empty parameter list|No parameter.*requires.? gradient",

@@ -52,7 +52,7 @@ def explain(run: Run) -> Explanation | None:
     """Why the run failed or was interrupted; None if it did neither."""
     if run.state not in ("failed", "interrupted"):
         return None
-    error = read_object(run.dir.error)
+    error = _read_error(run)
     log = end_of(run.dir.log, LOG_END_BYTES, run.dir.log_from()).decode("utf-8", errors="replace")
     traceback = error.get("traceback") or _first_traceback(log)
     known = tuple(entry for entry in error.get("problems", ()) if entry["code"] in sentences())
@@ -73,6 +73,22 @@ def explain(run: Run) -> Explanation | None:
     if code and known_end:
         return Explanation(code, values | {"what": what}, traceback)
     return Explanation(exit["reason"], values, traceback)
+
+
+def _read_error(run: Run) -> dict[str, Any]:
+    """error.json with texts and lists where they belong; {} where there is none, or none that says anything."""
+    error = read_object(run.dir.error)
+    if not error:
+        return {}
+    texts = {name: str(error.get(name) or "") for name in ("type", "message", "traceback")}
+    problems, causes = (
+        [*value] if isinstance(value := error.get(name), list) else [] for name in ("problems", "causes")
+    )
+    whole = [
+        entry for entry in problems
+        if isinstance(entry, dict) and isinstance(entry.get("code"), str) and isinstance(entry.get("values"), dict) and isinstance(entry.get("field"), str)
+    ]  # fmt: skip
+    return {"rank": error.get("rank"), **texts, "problems": whole, "causes": [str(cause) for cause in causes]}
 
 
 def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
@@ -102,7 +118,7 @@ def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=64)
 def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
-    """Of a log longer than twice SEARCHED the middle is not read. Without an error.json a process died in the middle of what
+    """Of a log longer than twice LOG_SEARCH_BYTES the middle is not read. Without an error.json a process died in the middle of what
     it printed, and every pattern counts in the first traceback."""
     try:
         with regular_files.open_regular(log) as file:

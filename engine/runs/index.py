@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from engine.core.rundir import read_object, scan_runs, stamp
+from engine.core.rundir import read_object, scan_runs, stamp, write_text
 from engine.runs.facts import RunFacts
 from engine.runs.run import Run, has_ended, read
 
@@ -84,28 +83,25 @@ class RunIndex:
             return {}
         try:
             return dict(self._entries(written["runs"]))
-        except (TypeError, ValueError, KeyError, AttributeError):  # damaged: it is made again
+        except (TypeError, ValueError, LookupError, AttributeError):  # damaged: it is made again
             return {}
 
     def _entries(self, written: dict[str, Any]) -> Iterator[tuple[str, _Entry]]:
         for id, (changed, files, state, request, exit, facts) in written.items():
+            if not isinstance(request["submitted"], (int, float)) or not isinstance(exit["outcome"], str):
+                raise TypeError("no entry of an index")
             known = RunFacts(**facts | {"data": tuple(facts["data"])})
             run = Run(id, self.saves / id, state, request, exit, known)
             yield id, _Entry(changed, files, -RECHECK_SECONDS, run)  # compared before it is believed
 
     def _write(self, entries: dict[str, _Entry]) -> None:
-        """Write the file in one step, by a name of this process's own: two studios may share one saves folder."""
+        """Write the file, whole or not at all."""
         written = {
             id: (entry.changed, entry.stamp, entry.run.state, entry.run.request, entry.run.exit, asdict(entry.run.facts))
-            for id, entry in entries.items()
+            for id, entry in self.entries.items()
         }  # fmt: skip
-        partial = self.saves / f"{FILE}.{os.getpid()}"
-        try:
-            partial.write_text(json.dumps({"version": VERSION, "runs": written}), encoding="utf-8")
-            partial.replace(self.saves / FILE)
-        except OSError:  # then each process reads the folders again
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        with contextlib.suppress(OSError):  # then each process reads the folders again
+            write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}))
         self.unwritten = 0
 
 

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.core.problems import Refusal
 from engine.core.rundir import ALIVE_BYTE, is_locked
 from engine.runs import queue, runs
 from engine.runs.run import Run, read
@@ -25,8 +26,8 @@ DAY_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go: of which kind, and what its run is called ("" if it is of none). `bytes` are those that the
-    disk gets back: a file with another hard link gives none."""
+    """A file or folder that can go: of which kind, and what its run is called ("" if it is of none). `bytes` are those of its
+    files; rows that a run and the cache share are counted with the run, and with the cache where no run has them."""
 
     kind: str
     path: Path
@@ -40,33 +41,65 @@ def removable(
 ) -> list[Removable]:
     """What can go, the largest first: of these kinds, unchanged for so many days, of at least so many bytes."""
     before = time.time() - older_than_days * DAY_SECONDS
-    every = (item for kind in kinds for item in _LISTED[kind](saves))
-    fitting = [item for item in every if item.changed <= before and item.bytes >= at_least_bytes]
+    every = [item for kind in kinds for item in _LISTED[kind](saves)]
+    needed = _needed_folders(saves) if any(item.kind == "checkpoints" for item in every) else set()
+    fitting = [
+        item for item in every
+        if item.changed <= before and item.bytes >= at_least_bytes and not _stands_on(item.path, needed)
+    ]  # fmt: skip
     return sorted(fitting, key=lambda item: item.bytes, reverse=True)
 
 
 def remove(saves: Path, items: Iterable[Removable]) -> list[Removable]:
-    """Remove them, but nothing of a run that is not finished any more. Returns what is gone."""
+    """Remove them, but nothing of a run that is not finished any more, and nothing that another run stands on since. Returns what
+    is gone; what a kill interrupts is listed as remains of deletions the next time."""
     gone = []
+    needed = _needed_folders(saves)
     for item in items:
-        # Under the lock of the queue, so that nobody resumes the run meanwhile.
-        with contextlib.suppress(OSError), queue.locked(saves):
-            if item.run and read(saves / item.run, saves).state != "finished":
-                continue
-            if item.path.is_dir():
-                away = item.path.with_name(f".gone-{item.path.name}")
-                item.path.rename(away)  # in one step: nobody finds half of it
-                shutil.rmtree(away)
-            else:
-                item.path.unlink()
-            gone.append(item)
+        with contextlib.suppress(OSError):
+            if (away := _take_away(saves, item, needed)) is not None:
+                gone.append(item)
+                shutil.rmtree(away, ignore_errors=True) if away.is_dir() else away.unlink()
     return gone
+
+
+def _take_away(saves: Path, item: Removable, needed: Collection[str]) -> Path | None:
+    """Where it lies now, in one step: nobody finds half of it. Under the lock of the queue, so that nobody resumes the run in
+    between, and no longer than that: many gigabytes take minutes."""
+    if item.path.is_symlink() or _stands_on(item.path, needed):
+        return None
+    folder = saves / DELETED_FOLDER
+    folder.mkdir(exist_ok=True)
+    away = folder / f"{item.path.name}-{time.time_ns()}"
+    with queue.locked(saves):
+        if item.run and read(saves / item.run, saves).state != "finished":
+            return None
+        item.path.rename(away)
+    return away
+
+
+def _needed_folders(saves: Path) -> set[str]:
+    """The real folders of the bases and adapters that runs begin from."""
+    needed = set()
+    for run in runs.find(saves):
+        with contextlib.suppress(Refusal):
+            model = run.spec.model
+            needed |= {
+                os.path.realpath(path) for path in (model.model_name_or_path, model.adapter_path) if path
+            }
+    return needed
+
+
+def _stands_on(path: Path, needed: Collection[str]) -> bool:
+    real = os.path.realpath(path)
+    return any(folder == real or folder.startswith(real + os.sep) for folder in needed)
 
 
 def _checkpoints(saves: Path) -> Iterator[Removable]:
     for run in _finished(saves):
         for folder in run.path.glob("checkpoint-*"):
-            yield _item("checkpoints", folder, run.id)
+            if not folder.is_symlink():
+                yield _item("checkpoints", folder, run.id)
 
 
 def _rows(saves: Path) -> Iterator[Removable]:
@@ -79,7 +112,7 @@ def _rows(saves: Path) -> Iterator[Removable]:
 def _cache(saves: Path) -> Iterator[Removable]:
     for folder in (saves / PREPARED_FOLDER).glob("*/"):
         if not is_locked(folder / "lock", ALIVE_BYTE):
-            yield _item("cache", folder)
+            yield _item("cache", folder, links=1)
 
 
 def _deleted(saves: Path) -> Iterator[Removable]:
@@ -95,12 +128,13 @@ def _finished(saves: Path) -> list[Run]:
     return [run for run in runs.find(saves) if run.state == "finished" and run.facts.result_stage]
 
 
-def _item(kind: str, path: Path, run: str = "") -> Removable:
+def _item(kind: str, path: Path, run: str = "", links: int = 2) -> Removable:
+    """`links`: hard links that a file may have, this one among them, and be counted here."""
     size, changed = 0, 0.0
     for file in _files(path):
         with contextlib.suppress(OSError):
             status = file.lstat()
-            size += status.st_size if status.st_nlink == 1 else 0
+            size += status.st_size if status.st_nlink <= links else 0
             changed = max(changed, status.st_mtime)
     return Removable(kind, path, run, size, changed)
 

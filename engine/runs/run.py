@@ -114,7 +114,8 @@ def _spec(path: Path, _stamp: str) -> Spec:
 def _request_of(run: RunDir) -> dict[str, Any]:
     """request.json; of a damaged one what can be known without it, and {} if there is none."""
     request = read_object(run.request)
-    if isinstance(request.get("submitted"), (int, float)) and request.get("kind", "training") in kinds.KINDS:
+    kind = request.get("kind", "training")
+    if isinstance(request.get("submitted"), (int, float)) and isinstance(kind, str) and kind in kinds.KINDS:
         return {"by": "", "attempt": 1, **request}
     return DAMAGED_REQUEST | {"submitted": _changed(run.path)} if os.path.lexists(run.request) else {}
 

@@ -30,7 +30,7 @@ from engine.core.run_errors import write_error
 from engine.core.rundir import ALIVE_BYTE, SUPERVISED_BYTE, RunDir, try_lock, write_json
 from engine.launch import command
 from engine.launch.command import Step
-from engine.launch.processes import end_processes
+from engine.launch.processes import end_processes, start_ticks
 from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome, requested_stop
@@ -59,7 +59,7 @@ def supervise(run: RunDir) -> None:
     )
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
     write_json(run.keeper, {
-        "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(),
+        "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(), "start_ticks": start_ticks(os.getpid()),
         "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
     })  # fmt: skip
     watch = StallWatch(run, spec.logging.stall_minutes if spec.kind == "training" else 0)

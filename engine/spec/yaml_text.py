@@ -20,7 +20,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
 MAX_YAML_CHARACTERS = 1 << 18  # a thousand data sets with long names; ten times that would take seconds
 MAX_INTEGER_CHARACTERS = 100  # Python refuses to print one of some thousand digits
@@ -56,7 +56,8 @@ def read_yaml(text: str, field: str = "") -> Any:
                 code = "yaml-too-deep" if depth > MAX_YAML_DEPTH else "yaml-alias"
                 raise Refusal(problem(code, field, line=event.start_mark.line + 1))
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, say
+    # A date that does not exist, a tag that its text does not fit: PyYAML's constructors raise what they happen to meet.
+    except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)

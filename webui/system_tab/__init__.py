@@ -45,9 +45,12 @@ class ReportPanel(Panel):
     def check(self, hub: bool) -> Iterator[Updates]:
         """The report, growing; at its end as text to copy, too."""
         seen: list[Finding] = []
-        for finding in machine.findings(self.workplace, hub=bool(hub)):
-            seen.append(finding)
-            yield {self.report: report_html(seen, self.words), self.look: gr.update(interactive=False)}
+        try:
+            for finding in machine.findings(self.workplace, hub=bool(hub)):
+                seen.append(finding)
+                yield {self.report: report_html(seen, self.words), self.look: gr.update(interactive=False)}
+        except OSError as error:  # no child can be started, say
+            seen.append(Finding("broken", "machine-child-silent", {"why": error.strerror or error}))
         yield {self.report: report_html(seen, self.words, done=True), self.look: gr.update(interactive=True)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html import escape
 
@@ -13,7 +14,7 @@ from engine.runs.prune import Removable
 from webui import notices
 from webui.events import QUIET, SILENT
 from webui.numbers import size
-from webui.panels import Panel, Updates
+from webui.panels import Panel, Updates, hidden_value
 from webui.words import Words
 
 USUAL_DAYS = 7
@@ -52,24 +53,29 @@ class StoragePanel(Panel):
             )
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
         self.items = gr.HTML(elem_id="storage-items")
+        self.listed = hidden_value()  # paths of what was listed, as JSON: that, and nothing else, is removed
 
     def wire(self) -> None:
-        chosen, shown = [self.kinds, self.days], [self.items, self.remove, self.sure]
+        chosen, shown = [self.kinds, self.days], [self.items, self.listed, self.remove, self.sure]
         self.look.click(self.list_items, chosen, shown, **SILENT)
         self.remove.click(lambda: gr.update(visible=True), None, self.sure, **QUIET)
         self.no.click(lambda: gr.update(visible=False), None, self.sure, **QUIET)
-        self.yes.click(self.remove_items, chosen, [self.message, *shown], **SILENT)
+        self.yes.click(self.remove_items, [self.listed, *chosen], [self.message, *shown], **SILENT)
 
     def list_items(self, kinds: list[str] | None, days: float | None) -> Updates:
         items = self._chosen(kinds, days)
         return {
             self.items: items_html(items, self.words),
+            self.listed: json.dumps([str(item.path) for item in items]),
             self.remove: gr.update(visible=bool(items)),
             self.sure: gr.update(visible=False),
         }
 
-    def remove_items(self, kinds: list[str] | None, days: float | None) -> Updates:
-        gone = prune.remove(self.saves, self._chosen(kinds, days))
+    def remove_items(self, listed: str, kinds: list[str] | None, days: float | None) -> Updates:
+        """Remove what was listed and can still go, whatever is ticked by now."""
+        paths = set(json.loads(listed or "[]"))
+        items = [item for item in prune.removable(self.saves) if str(item.path) in paths]
+        gone = prune.remove(self.saves, items)
         freed = size(sum(item.bytes for item in gone))
         toast = notices.toast(self.words("storage-removed", count=len(gone), size=freed))
         return {self.message: toast} | self.list_items(kinds, days)
