@@ -111,6 +111,12 @@ def test_the_file_gets_messages_text_and_the_answer_in_the_data(tmp_path: Path) 
     assert score("file", answer("xy", "z"), answer(), reward_file=str(path)) == [18, 15]
 
 
+def test_a_file_of_any_name_is_read_as_python(tmp_path: Path) -> None:
+    path = file_with(tmp_path, "def reward(prompt, completion, answer):\n    return 1\n")
+    path = path.rename(tmp_path / "mine.txt")
+    assert score("file", answer(), reward_file=str(path)) == [1]
+
+
 @pytest.mark.parametrize(
     ("value", "number"), [("True", 1.0), ("2", 2.0), ("__import__('numpy').float32(0.5)", 0.5)]
 )

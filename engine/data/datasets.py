@@ -18,6 +18,7 @@ from engine.data.conversion import Example, convert
 from engine.data.dataset_info import INFO_FILE, Dataset, dataset_of, find, read_dataset_info
 from engine.data.row_files import Entry, OnBad, Place
 from engine.data.row_values import Row
+from engine.data.text_lines import Located
 
 __all__ = [
     "INFO_FILE", "Dataset", "Example", "Place", "convert_rows", "count_rows", "dataset_of", "entries", "example", "examples",
@@ -74,7 +75,7 @@ def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Itera
 
 def convert_rows(
     dataset: Dataset,
-    readable: Iterable[tuple[Place, Mapping[str, Any]]],
+    readable: Iterable[tuple[Located, Mapping[str, Any]]],
     on_bad: OnBad,
     form: Form | None = None,
 ) -> Iterator[Example]:

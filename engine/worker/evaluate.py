@@ -40,7 +40,7 @@ def evaluate(run: RunDir) -> None:
     from engine.worker.evaluation.harness import Tasks
     from engine.worker.evaluation.questions import load_questions
 
-    spec = read(run.spec.read_text(encoding="utf-8"))
+    spec = spec_of(run)
     results = [result for folder in spec.results if (result := trained_result(folder))]
     if len(results) < len(spec.results):
         gone = next(folder for folder in spec.results if not trained_result(folder))
@@ -49,11 +49,17 @@ def evaluate(run: RunDir) -> None:
     run.report.mkdir(exist_ok=True)
     questions = load_questions(spec, run.report / "questions.jsonl", form)
     log = AnswerLog(run, report, total=(spec.with_base + len(results)) * len(questions))
-    models = [*([BASE_NAME] if spec.with_base else []), *results]
+    models: list[TrainedResult | str] = [*([BASE_NAME] if spec.with_base else []), *results]
     tasks = Tasks(spec, run, report, [model if isinstance(model, str) else model.id for model in models])
     MEASURE[form](spec, results, questions, log, tasks)
     report("saving")
     write_findings(run, spec, form, models, questions, log.lines, tasks.lines)
+
+
+def spec_of(run: RunDir) -> EvaluationSpec:
+    spec = read(run.spec.read_text(encoding="utf-8"))
+    assert isinstance(spec, EvaluationSpec)
+    return spec
 
 
 class AnswerLog:
@@ -198,5 +204,5 @@ def _as_text(values: Any) -> dict[str, str]:
 
 if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as evaluation_run:
-        hide_unused_packages(may_use_quantized(read(evaluation_run.spec.read_text(encoding="utf-8"))))
+        hide_unused_packages(may_use_quantized(spec_of(evaluation_run)))
         evaluate(evaluation_run)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from engine.core.problems import Refusal
-from engine.core.rundir import RESULT_FILE, RunDir, read_json, write_json
+from engine.core.rundir import RESULT_FILE, RunDir, read_object, write_json
 from engine.export import gguf
 from engine.export.export_spec import ExportSpec, memory_problems
 from engine.runs import kinds
@@ -24,9 +24,9 @@ from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycl
 
 def export(run: RunDir) -> None:
     """Write the result of the export in its folder, unless that is there already; then its GGUF file."""
-    spec, report = kinds.read(run.spec.read_text(encoding="utf-8")), ProgressReport(run)
+    spec, report = spec_of(run), ProgressReport(run)
     if gguf.can_be_tried_again(run):
-        result = read_json(run.model / RESULT_FILE)
+        result = read_object(run.model / RESULT_FILE)
         write_json(run.model / RESULT_FILE, result | {"attempt": run.attempt()})
     else:
         write_result(run, spec, report)
@@ -34,6 +34,12 @@ def export(run: RunDir) -> None:
         from engine.worker.exporting.gguf import add_gguf_file
 
         add_gguf_file(run, spec, report)
+
+
+def spec_of(run: RunDir) -> ExportSpec:
+    spec = kinds.read(run.spec.read_text(encoding="utf-8"))
+    assert isinstance(spec, ExportSpec)
+    return spec
 
 
 def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
@@ -108,6 +114,6 @@ def install_result(partial: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as export_run:
-        spec = kinds.read(export_run.spec.read_text(encoding="utf-8"))
+        spec = spec_of(export_run)
         hide_unused_packages(spec.quantize != "none" or quantized(spec.model))
         export(export_run)

@@ -63,6 +63,7 @@ def prepare(run: RunDir) -> None:
         with cache.new_cache_entry(store, key) as folder:
             build(spec, model_path, datasets, folder, report)
             summary = cache.link_into_run(folder, run.prepared)
+        assert summary is not None  # written a moment ago, and still locked
     write_json(run.prepared / cache.SUMMARY_FILE, {"model_path": model_path, "key": key, **summary})
     _print_summary(summary)
     report("preparing", 1, 1)

@@ -120,6 +120,7 @@ def new_cache_entry(cache: Path, key: str) -> Iterator[Path]:
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
     lock = try_lock(partial / "lock", ALIVE_BYTE, shared=False)
+    assert lock is not None  # nobody else knows the folder
     try:
         yield partial
         (partial / "lock").unlink()

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -
 def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
     from huggingface_hub import snapshot_download
 
-    chosen = {"repo_type": "dataset", "allow_patterns": FILE_PATTERNS, "local_dir": folder}
-    coming = snapshot_download(name, dry_run=True, **chosen)
+    download = partial(
+        snapshot_download, name, repo_type="dataset", allow_patterns=FILE_PATTERNS, local_dir=folder
+    )
+    coming: Any = download(dry_run=True)
     total = sum(file.file_size for file in coming if file.will_download)
     if not total:
         raise Refusal(problem("hub-set-empty", name=name, known=", ".join(SUFFIXES)))
@@ -122,7 +125,7 @@ def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
             return shown
 
     report(0, total, "B")
-    snapshot_download(name, tqdm_class=Bar, **chosen)
+    download(tqdm_class=Bar)
 
 
 def _fetch_modelscope(name: str, folder: Path, report: ReportProgress) -> None:

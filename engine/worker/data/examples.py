@@ -87,12 +87,15 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
-    conversations: ConversationEncoder | None = field(default=None, init=False)
+    conversations: ConversationEncoder = field(
+        init=False, repr=False, compare=False
+    )  # of all forms but texts
+    escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # of texts
 
     @classmethod
     def of(cls, spec: RunSpec, tokenizer: PreTrainedTokenizerFast, max_length: int | None = None) -> Encoder:
         """What a run of `spec` has its rows made by; `max_length` instead of the spec's."""
-        train_on = getattr(spec.stage, "train_on", "answers")
+        train_on: TrainOn = getattr(spec.stage, "train_on", "answers")
         data, length = spec.data, max_length or spec.data.max_length
         form = STAGES[spec.stage.kind].form
         mask = MaskSettings(data.end_last_answer, data.train_empty_thoughts)
@@ -173,10 +176,10 @@ def _text_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
         except Refusal as refusal:
             examples.append(_refused("text", refusal.problems[0]))
             continue
-        ids = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
-        status = "kept" if len(ids) <= encoder.max_length else "cut"
-        trained, weights = weighted_spans([(0, len(ids))], row.get("weights"), len(ids), "answers")
-        usable = Example((ids,), status, trained=trained, weights=weights)
+        whole = np.array(ids if ids and ids[-1] == eos else [*ids, eos], dtype=np.int32)
+        status = "kept" if len(whole) <= encoder.max_length else "cut"
+        trained, weights = weighted_spans([(0, len(whole))], row.get("weights"), len(whole), "answers")
+        usable = Example((whole,), status, trained=trained, weights=weights)
         examples.append(usable if trained else _unusable("text", "untrained"))
     return examples
 
@@ -223,10 +226,11 @@ def _pair_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
     )
     examples = []
     for chosen, rejected in zip(sides[: len(rows)], sides[len(rows) :], strict=True):
-        if refused := next(
-            (side for side in (chosen, rejected) if not isinstance(side, TokenizedConversation)), None
-        ):
-            examples.append(_refused("pairs", refused))
+        if isinstance(chosen, Problem):
+            examples.append(_refused("pairs", chosen))
+            continue
+        if isinstance(rejected, Problem):
+            examples.append(_refused("pairs", rejected))
             continue
         at = _common_prompt_length(chosen, rejected)
         example = _prompt_and_answers(encoder, "pairs", at, chosen, rejected)

@@ -29,7 +29,8 @@ def pack(lengths: np.ndarray, max_length: int) -> list[list[int]]:
             raise ValueError(f"row {row} has {length} tokens, a pack holds {max_length}")
         at = bisect_left(rooms, length)
         if at == len(rooms):
-            room, chosen = max_length, []
+            room = max_length
+            chosen: list[int] = []
             packs.append(chosen)
         else:
             room = rooms[at]

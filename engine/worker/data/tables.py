@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from engine.core.problems import Problem
 from engine.data.chunks import Block, ByteRange, InvalidByteRange, blocks, row_by_row
-from engine.data.datasets import Dataset, Example, Place, convert_rows, files_of
+from engine.data.datasets import Dataset, Example, convert_rows, files_of
+from engine.data.text_lines import Located
 from engine.worker.data.examples import Encoder, examples_table
 from engine.worker.runtime.process_pool import ProcessPool
 
@@ -96,7 +97,7 @@ class _RowCounter:
     good: list[int] = field(default_factory=list)
     bad: list[tuple[int, Problem]] = field(default_factory=list)
 
-    def of(self, block: Block) -> Iterator[tuple[Place, Example]]:
+    def of(self, block: Block) -> Iterator[tuple[Located, Example]]:
         for place, row in block.rows(self.no_row):
             self.read += 1
             self.good.append(self.read)

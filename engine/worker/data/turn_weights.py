@@ -11,7 +11,7 @@ of the weights: if it were, a batch of one row would weigh the same whatever the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,10 +52,10 @@ def _with_gaps(pairs: Sequence[tuple[Span, float]], length: int) -> list[tuple[S
     return [((begin, end), weight) for (begin, end), weight in [*filled, ((at, length), 1.0)] if begin < end]
 
 
-def without_oldest(row: dict[str, Any], begin: int, end: int) -> dict[str, Any]:
+def without_oldest(row: Mapping[str, Any], begin: int, end: int) -> dict[str, Any]:
     """The row without its messages from number `begin` to `end`, and without the weights of the answers in them."""
     messages, weights = row["messages"], row.get("weights")
-    shorter = row | {"messages": messages[:begin] + messages[end:]}
+    shorter = {**row, "messages": messages[:begin] + messages[end:]}
     if weights is not None:
         before, inside = (
             sum(message["role"] == "assistant" for message in part)

@@ -165,7 +165,7 @@ def _metric_comparisons(
     names: Sequence[str], model_metrics: Mapping[str, Mapping[str, Metric]]
 ) -> dict[str, Any]:
     """Intervals of every measure, and each model's differences to the first, if that is the base."""
-    base = names[0] if names[0] == "base" else None
+    base = names[0] if names[0] == "base" else ""
     comparisons: dict[str, Any] = {
         "measures": {},
         "differences": {name: {} for name in names if base and name != base},

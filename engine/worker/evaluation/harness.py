@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Tasks:
             print(f"task {name}: {model}", flush=True)
             try:
                 with isolated_harness():
-                    result = loaded.with_model(model, lambda name=name: self._measure(name, loaded, model))
+                    result = loaded.with_model(model, partial(self._measure, name, loaded, model))
             except Exception as error:
                 raise Refusal(
                     problem("harness-failed", name=name, voice=model, why=_error_line(error))
@@ -152,7 +153,7 @@ def harness_model(loaded: LoadedModels, tokenizer: Any, max_new_tokens: int, bat
 
     model = loaded.generator.model
     # They are tied already; tying them once more would undo what adapters put in their place.
-    model.tie_weights = lambda *_, **__: None
+    model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]
     try:
         return InMemory(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     finally:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -31,7 +32,7 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.data.examples import IGNORE_INDEX, Example
 from engine.worker.evaluation.respond import losses
 from engine.worker.generation.detokenizer import Detokenizer
-from engine.worker.generation.generator import Answer, Batch
+from engine.worker.generation.generator import Answer, Batch, Piece
 from engine.worker.generation.sampling import Sampling
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.templates.conversations import end_of_turn_ids
@@ -247,8 +248,9 @@ def _answers(
     """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    ends = frozenset([*known, *end_of_turn_ids(run_probe.tokenizer)])
-    batch, begun = Batch(model, None), []
+    stops = frozenset([*known, *end_of_turn_ids(run_probe.tokenizer)])
+    batch = Batch(model, None)
+    begun: list[tuple[ProbePrompt, Answer, list[str]]] = []
     with torch.inference_mode():
         for prompt in _interleaved(run_probe.prompts):
             late = time.monotonic() > joining
@@ -256,8 +258,8 @@ def _answers(
                 continue
             texts: list[str] = []
             answer = Answer(
-                adapter=None, prompt=prompt.ids, max_tokens=MAX_ANSWER_TOKENS, stop_token_ids=ends, sampling=Sampling(),
-                detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer), on_piece=lambda piece, texts=texts: texts.append(piece.text),
+                adapter=None, prompt=prompt.ids, max_tokens=MAX_ANSWER_TOKENS, stop_token_ids=stops, sampling=Sampling(),
+                detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer), on_piece=partial(_keep_text, texts),
             )  # fmt: skip
             begun.append((prompt, answer, texts))
             batch.join(answer)
@@ -270,6 +272,10 @@ def _answers(
         (prompt, GreedyAnswer(answer.written, "".join(texts), answer.finish))
         for prompt, answer, texts in begun
     ]
+
+
+def _keep_text(texts: list[str], piece: Piece) -> None:
+    texts.append(piece.text)
 
 
 def _interleaved(prompts: Sequence[ProbePrompt]) -> Iterator[ProbePrompt]:

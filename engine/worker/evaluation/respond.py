@@ -6,14 +6,14 @@ import gc
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.evaluation.evaluation_spec import Generation
@@ -63,7 +63,7 @@ class LoadedModels:
         loaded = load_base(own, path, DTYPES[precision(own)]).requires_grad_(False).eval()
         models = cls(Generator(loaded, max_batch_size), own, path, adapters, base)
         for folder in adapters.values():
-            models.generator.call(lambda folder=folder: models.generator.load_adapter(folder)).result()
+            models.generator.call(partial(models.generator.load_adapter, folder)).result()
         return models
 
     @property
@@ -86,7 +86,7 @@ class LoadedModels:
             )
         return models
 
-    def tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+    def tokenizer(self, name: str) -> PreTrainedTokenizerFast:
         """The tokenizer of a model by name, read anew. As in `models`, a base without a template has the tokenizer of its first
         adapter."""
         if name in self.adapters:
@@ -109,7 +109,8 @@ class LoadedModels:
         """Free the memory."""
         self.generator.end()
         self.__dict__.pop("models", None)
-        self.generator.model = self.generator.adapted = None
+        self.generator.adapted = None
+        del self.generator.model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -146,13 +147,12 @@ class LoadedModels:
         model = self.models[name]
         # What is too long is left out, not cut: half an answer is another answer.
         encoder = Encoder(model.tokenizer, "chat", model.context or DEFAULT_CONTEXT, too_long="drop")
-        examples = list(
-            zip(questions, encoder.examples([question.chat for question in questions]), strict=True)
-        )
+        answered = [question.chat for question in questions if question.chat is not None]
+        examples = list(zip(questions, encoder.examples(answered), strict=True))
         examples.sort(key=lambda pair: len(pair[1].values[0]))
         for batch in _batches(examples, self.generator.model.config.get_text_config().vocab_size):
             rows = [example for _, example in batch]
-            batch_losses = self.with_model(name, lambda rows=rows: losses(self.generator.model, rows))
+            batch_losses = self.with_model(name, partial(losses, self.generator.model, rows))
             yield [(question, *loss) for (question, _), loss in zip(batch, batch_losses, strict=True)]
 
 

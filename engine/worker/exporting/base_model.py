@@ -6,9 +6,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from engine.core.rundir import RESULT_FILE, read_json
+from engine.core.rundir import RESULT_FILE, read_object
 from engine.export.export_spec import ExportSpec
 from engine.models.adapters import adapter_config
 from engine.models.facts import inspect_model
@@ -34,7 +34,8 @@ class Sources:
         base = Path(spec.model.model_name_or_path)
         adapters = {Path(folder): weight for folder, weight in spec.adapters.items()}
         results = list(adapters) or [base]
-        result = next((content for folder in results if (content := read_json(folder / RESULT_FILE))), {})
+        contents = (read_object(folder / RESULT_FILE) for folder in results)
+        result = next(filter(None, contents), {})
         is_reward_model = any(
             adapter_config(folder).get("task_type") == "SEQ_CLS" for folder in adapters
         ) or (not adapters and "ForSequenceClassification" in inspect_model(base).architecture)
@@ -51,7 +52,7 @@ class Sources:
         }
         return RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft", "model": plain})
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(
             RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings)
         )

@@ -38,7 +38,7 @@ def check(model: Path, file: Path, precision: str, report: ProgressReport) -> di
 
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         return {"unread": {"code": "export-gguf-architecture", "values": {"architecture": architecture}}}
-    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     weights = compare_weights(read.state_dict(), model)
     if not weights["compared"]:
         return {"unread": {"code": "export-gguf-other-names", "values": {"architecture": architecture}}}
@@ -92,12 +92,16 @@ def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str,
         ModelOutput(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows
     ]
     ids = prompt_ids(model, prompts, read).ids if prompts else []
+    equal_tokens = 0
+    for prompt, answer in zip(ids, merged, strict=True):
+        assert prompt is not None  # the merged model has answered it
+        equal_tokens += count_matching_tokens(read, prompt, answer.tokens)
     comparison = compare_outputs(
         ExportSpec(), prompts, merged, model_outputs(read, "sft", model, prompts, report)
     )
     return {
         "prompts": comparison["prompts"], "equal": comparison["equal"],
-        "same_tokens": sum(count_matching_tokens(read, prompt, answer.tokens) for prompt, answer in zip(ids, merged, strict=True)),
+        "same_tokens": equal_tokens,
         "tokens": sum(len(answer.tokens) for answer in merged),
         "rows": [{key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")} for row in comparison["rows"]],
     }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,20 @@ def load(spec: ExportSpec, sources: Sources) -> PreTrainedModel | PeftModel:
 
     In the precision of its files, or in fp32 where that is wanted: never in one that would round before the merge.
     """
-    model = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
+    base = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
     if sources.stage == "rm":
         # From it a program that loads the result finds the last token, whose score counts.
-        model.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
-    if sources.adapters:
-        model = _add_adapters(spec, sources, model)
+        base.config.get_text_config().pad_token_id = sources.tokenizer().pad_token_id
+    model = _add_adapters(spec, sources, base) if sources.adapters else base
     return model.requires_grad_(False).eval()
 
 
 def loading_dtype(spec: ExportSpec, base: Path) -> torch.dtype:
     """The type the base is loaded in. Files of another type than these three are read as the target type."""
     target, stored = DTYPES[spec.precision], getattr(torch, inspect_model(base).dtype or "", None)
-    return target if target == torch.float32 or stored not in DTYPES.values() else stored
+    if target == torch.float32 or stored is None or stored not in DTYPES.values():
+        return target
+    return stored
 
 
 def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) -> PeftModel:
@@ -62,10 +64,11 @@ def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) ->
         adapted.load_adapter(folder, adapter_name=name)
     if needs_combination(spec):
         # The combination gets the settings of the first, but its matrices are scaled already, and begin as zeros.
-        first = adapted.peft_config[names[0]]
+        first: Any = adapted.peft_config[names[0]]
         first.use_rslora, first.init_lora_weights = False, True
         pruning = {"density": spec.density} if spec.combination in PRUNING_COMBINATIONS else {}
-        adapted.base_model.add_weighted_adapter(
+        tuner: Any = adapted.base_model
+        tuner.add_weighted_adapter(
             names, list(sources.adapters.values()), ADAPTER_NAME, combination_type=spec.combination, svd_rank=spec.svd_rank,
             **pruning,
         )  # fmt: skip
@@ -90,7 +93,7 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
             model = model.merge_and_unload()
     for name, weight in model.named_parameters():
         weight.data = rounded(name, weight.data, dtype)
-    model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
+    model.save_pretrained(str(folder), max_shard_size=int(spec.shard_gb * 10**9))
 
 
 def _merge_layer(name: str, part: Any, dtype: torch.dtype) -> None:
@@ -119,11 +122,14 @@ def save_adapter(spec: ExportSpec, model: PeftModel, folder: Path) -> None:
     for name, weight in model.named_parameters():
         if f".{ADAPTER_NAME}." in name or name.endswith(f".{ADAPTER_NAME}"):
             weight.data = rounded(name, weight.data, dtype)
-    model.save_pretrained(folder, selected_adapters=[ADAPTER_NAME])
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER_NAME])
     (folder / "README.md").unlink(missing_ok=True)  # peft's own, of placeholders
 
 
-WRITE = {"merged": merge, "adapter": save_adapter}  # by form: (spec, model, folder)
+WRITE: dict[str, Callable[[ExportSpec, Any, Path], None]] = {
+    "merged": merge,
+    "adapter": save_adapter,
+}  # by form: (spec, model, folder)
 
 
 def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> None:
@@ -148,9 +154,9 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
 def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
     """What was written, loaded as anybody would: the whole model, or the base with the written adapter on it."""
     if spec.form == "adapter":
-        model = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
-        fit_vocabulary(model, [folder])
-        model = PeftModel.from_pretrained(model, folder)
+        base = load_base(sources.loading(spec), str(sources.base), loading_dtype(spec, sources.base))
+        fit_vocabulary(base, [folder])
+        model: Any = PeftModel.from_pretrained(base, folder)
     else:
         remote = {"trust_remote_code": spec.model.trust_remote_code}
         model = _auto_class(sources).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
@@ -159,7 +165,8 @@ def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
 
 
 def _disable_weight_packing(model: PreTrainedModel) -> None:
-    for part in model.modules():
+    parts: Iterable[Any] = model.modules()
+    for part in parts:
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False  # see engine.worker.models.loading.load_base
 

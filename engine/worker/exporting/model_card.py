@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from engine.core.permissions import apply_umask
 from engine.core.problems import Problem, Refusal, problem
@@ -95,7 +95,7 @@ def _modelfile(spec: ExportSpec, sources: Sources, folder: Path) -> str:
         *(end_of_turn_ids(tokenizer) if tokenizer.chat_template else []),
         *([ends] if isinstance(ends, int) else ends),
     ]
-    stops = [tokenizer.convert_ids_to_tokens(token_id) for token_id in dict.fromkeys(ids)]
+    stops = tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))
     sampling = {name: settings[name] for name in ("temperature", "top_p", "top_k") if settings.get(name)}
     return ollama.modelfile(
         source=str(sources.base) if spec.form == "adapter" else ".",
@@ -207,7 +207,7 @@ def _comparison_sentence(spec: ExportSpec, comparison: Mapping[str, Any]) -> str
     )
 
 
-def _scoring_code(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _scoring_code(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Python that scores a conversation up to the token that ends its last answer, as the reward model was trained."""
     ends = end_ids(tokenizer)
     pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]

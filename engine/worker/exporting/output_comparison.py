@@ -126,12 +126,11 @@ def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> En
 def _generate(
     model: Any, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
 ) -> list[ModelOutput | None]:
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     encoded = prompt_ids(folder, prompts, inner)
     ids, stop_token_ids, tokenizer = encoded.ids, encoded.stop_token_ids, encoded.tokenizer
     answers = [
-        prompt
-        and Answer(
+        Answer(
             None,
             prompt,
             MAX_ANSWER_TOKENS,
@@ -140,6 +139,8 @@ def _generate(
             Detokenizer(tokenizer),
             lambda _: None,
         )
+        if prompt
+        else None
         for prompt in ids
     ]
     batch, waiting = Batch(inner, None), [answer for answer in answers if answer]
@@ -156,10 +157,11 @@ def _generate(
                 "prompts",
             )
     return [
-        answer
-        and ModelOutput(
+        ModelOutput(
             tokenizer.decode(answer.written, skip_special_tokens=True), tuple(answer.written), answer.finish
         )
+        if answer
+        else None
         for answer in answers
     ]
 

@@ -14,10 +14,11 @@ import inspect
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -142,7 +143,8 @@ class Batch:
             return
         if self.rows:
             width = max(self.mask.shape[1], mask.shape[1])
-            for ours, theirs in zip(self.cache.layers, cache.layers, strict=True):
+            layers: Iterator[tuple[Any, Any]] = zip(self.cache.layers, cache.layers, strict=True)
+            for ours, theirs in layers:
                 ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
                 ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
             self.mask = torch.cat(
@@ -152,6 +154,10 @@ class Batch:
         else:
             self.cache, self.mask, self.last = cache, mask, token[None]
         self.rows.append(answer)
+
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
 
     def step(self) -> None:
         """One more token for each row; those that end leave."""
@@ -207,7 +213,8 @@ class Batch:
         self.last, mask = self.last[kept], self.mask[kept]
         empty = int((mask.sum(0) == 0).cumprod(0).sum())  # columns that only those who left had
         self.mask = mask[:, empty:]
-        for layer in self.cache.layers:
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[kept][:, :, empty:], layer.values[kept][:, :, empty:]
 
 
@@ -279,7 +286,8 @@ class Generator:
         if folder in self.names:
             return
         name = f"adapter{len(self.names)}"
-        fit_vocabulary(self.adapted.get_base_model() if self.adapted else self.model, [folder])
+        base: Any = self.adapted.get_base_model() if self.adapted else self.model
+        fit_vocabulary(base, [folder])
         if self.adapted is None:
             self.adapted = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()
         else:
@@ -298,9 +306,7 @@ class Generator:
             for batch in list(self.batches):
                 self.use(batch.adapter)
                 turn = TOKENS_PER_TURN if len(self.batches) > 1 else 1
-                self._catching_errors(
-                    batch, lambda batch=batch, turn=turn: [batch.step() for _ in range(turn)]
-                )
+                self._catching_errors(batch, partial(batch.steps, turn))
             self.batches = [batch for batch in self.batches if batch.rows]
 
     def _take_requests(self, pending: list[Answer]) -> list[Answer]:
@@ -318,7 +324,7 @@ class Generator:
                 answer.end("cancelled")
             elif batch := self._batch_with_room(answer.adapter):
                 self.use(answer.adapter)
-                self._catching_errors(batch, lambda batch=batch, answer=answer: batch.join(answer), answer)
+                self._catching_errors(batch, partial(batch.join, answer), answer)
             else:
                 waiting.append(answer)
         return waiting
@@ -336,10 +342,11 @@ class Generator:
         """Have the model be the base, or the base with the adapter in that folder. To be called by the thread."""
         if self.adapted is None or self.active == adapter:
             return
+        tuner: Any = self.adapted.base_model
         if adapter is None:
-            self.adapted.base_model.disable_adapter_layers()
+            tuner.disable_adapter_layers()
         else:
-            self.adapted.base_model.enable_adapter_layers()
+            tuner.enable_adapter_layers()
             self.adapted.set_adapter(self.names[adapter], inference_mode=True)
         self.active = adapter
 

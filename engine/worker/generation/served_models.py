@@ -18,6 +18,7 @@ from engine.core.problems import Problem, Refusal, problem
 from engine.spec.run_spec import RunSpec
 from engine.worker.generation.sampling import Sampling
 from engine.worker.models.tokenizer import load_tokenizer
+from engine.worker.templates.chat_template import ids_of_tokens
 from engine.worker.templates.conversations import ConversationEncoder
 from engine.worker.templates.tool_calls import CallPrefix, ToolCallFormat
 
@@ -120,7 +121,7 @@ def load_served_model(
         config = model.generation_config
     ends = config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
-    turns = tokenizer.convert_tokens_to_ids(conversations.end_tokens)
+    turns = ids_of_tokens(tokenizer, conversations.end_tokens)
     return ServedModel(
         name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
         calls=ToolCallFormat.of(tokenizer, template), config=config,

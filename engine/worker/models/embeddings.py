@@ -18,9 +18,15 @@ def resize(spec: RunSpec, model: PreTrainedModel, path: str) -> None:
     """Give the model a row for every id of the tokenizer in `path`, if it lacks any. The new rows are drawn around the mean
     of the others (Hewitt 2021), by the seed that the process has set."""
     ids = load_tokenizer(spec, path).get_vocab().values()
-    if max(ids) >= model.get_input_embeddings().num_embeddings:
+    if max(ids) >= _row_count(model):
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=True)
-        model.has_new_rows = True
+        resized: Any = model
+        resized.has_new_rows = True
+
+
+def _row_count(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return embedding.num_embeddings
 
 
 def vocabulary_modules(model: PreTrainedModel) -> list[str]:
@@ -38,7 +44,7 @@ def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> No
     writes a token it never learned, nor shares its probability with one.
     """
     rows = max((adapter_embedding_rows(folder) for folder in adapters), default=0)
-    had = model.get_input_embeddings().num_embeddings
+    had = _row_count(model)
     if not rows or rows == had:
         return
     model.resize_token_embeddings(rows, mean_resizing=False)

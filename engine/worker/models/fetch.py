@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,24 +97,26 @@ def _huggingface(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
 
     revision = spec.model.model_revision
     code = ["*.py"] if spec.model.trust_remote_code else []
-    chosen = {
-        "revision": revision,
-        "allow_patterns": ALLOWED_PATTERNS + code,
-        "ignore_patterns": IGNORED_PATTERNS,
-    }
+    download = partial(
+        snapshot_download,
+        name,
+        revision=revision,
+        allow_patterns=ALLOWED_PATTERNS + code,
+        ignore_patterns=IGNORED_PATTERNS,
+    )
     answered = False
     try:
         try:
-            coming = snapshot_download(name, dry_run=True, **chosen)
+            coming: Any = download(dry_run=True)
         except DryRunError as silent:  # or the hub refuses; what was fetched before may be all that is needed
             with contextlib.suppress(LocalEntryNotFoundError, IncompleteSnapshotError):
-                return snapshot_download(name, local_files_only=True, **chosen)
+                return download(local_files_only=True)
             raise silent.__cause__ or silent from None
         answered = True
         _check_file_names(HfApi().list_repo_files(name, revision=revision))
         progress.total = sum(file.file_size for file in coming if file.will_download)
         _check_disk_space(progress.total, hub_cache())
-        return snapshot_download(name, tqdm_class=Bar, **chosen)
+        return download(tqdm_class=Bar)
     except Refusal:
         raise
     except Exception as error:  # whatever a hub's client raises, the reader needs one sentence
@@ -149,15 +152,22 @@ def _modelscope(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
 
     api = HubApi()
     revision = spec.model.model_revision
-    chosen = {"revision": revision, "allow_patterns": ALLOWED_PATTERNS, "ignore_patterns": IGNORED_PATTERNS}
+    download = partial(
+        api.download_repo,
+        name,
+        "model",
+        revision=revision,
+        allow_patterns=ALLOWED_PATTERNS,
+        ignore_patterns=IGNORED_PATTERNS,
+    )
     try:
         try:
             files = {file.path: file.size for file in api.list_repo_files(name, "model", revision=revision)}
         except NetworkError:
-            return str(api.download_repo(name, "model", local_files_only=True, **chosen))
+            return str(download(local_files_only=True))
         _check_file_names(files)
         progress.total = sum(size for path, size in files.items() if _is_allowed(path))
-        return str(api.download_repo(name, "model", progress_callbacks=[File], **chosen))
+        return str(download(progress_callbacks=[File]))
     except Refusal:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformers import (
 
 from engine.core.problems import Refusal, problem
 from engine.models.trainable_modules import is_or_below, trained_layers
+from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
 
@@ -153,10 +155,11 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
 
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     method = spec.method
+    assert isinstance(method, Lora)
     # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32, which for a vocabulary of 152,000 words and
     # a hidden size of 4,096 is 2.3 GiB more than in bf16, and the activations between the layers twice as large.
     if spec.model.adapter_path:
-        return _continued(spec, model)
+        return _continued(spec, method, model, spec.model.adapter_path)
     targets = method.target_modules
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
     whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
@@ -168,23 +171,23 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     ))  # fmt: skip
     if vocabulary_modules(model):
         # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
-        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
     return adapted
 
 
-def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
-    """The adapter of the spec on the model. A reward model's own has its head with it; one that wrote texts is taken
+def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str) -> PeftModel:
+    """The adapter in `folder` on the model. A reward model's own has its head with it; one that wrote texts is taken
     over by a model that scores them, which begins with the head it has."""
-    folder = spec.model.adapter_path
     fit_vocabulary(model, [folder])
-    config = PeftConfig.from_pretrained(folder)
-    config.lora_dropout = spec.method.lora_dropout  # belongs to a training, not to the weights
+    config: Any = PeftConfig.from_pretrained(folder)
+    config.lora_dropout = method.lora_dropout  # belongs to a training, not to the weights
     if not is_reward_model(spec) or config.task_type == "SEQ_CLS":
         return PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
     config.task_type = "SEQ_CLS"  # by which peft trains and saves the head, too
     config.modules_to_save = [name for name in config.modules_to_save or () if name != "lm_head"]
     config.inference_mode = False
-    head = {f"base_model.model.{SCORE_HEAD}.weight": model.get_submodule(SCORE_HEAD).weight.detach().clone()}
+    scorer: Any = model.get_submodule(SCORE_HEAD)
+    head = {f"base_model.model.{SCORE_HEAD}.weight": scorer.weight.detach().clone()}
     adapted = get_peft_model(model, config)
     set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu") | head)
     return adapted
@@ -192,6 +195,7 @@ def _continued(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
 
 def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     method = spec.method
+    assert isinstance(method, Freeze)
     chosen = tuple(method.trainable_modules) or _last_layers(model, method.trainable_layers)
     chosen += (SCORE_HEAD,) if is_reward_model(spec) else ()
     chosen += tuple(vocabulary_modules(model))
@@ -220,13 +224,18 @@ def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-PREPARE_METHOD = {"lora": _lora, "freeze": _freeze, "full": _full}
+PREPARE_METHOD: dict[str, Callable[[RunSpec, PreTrainedModel], PreTrainedModel | PeftModel]] = {
+    "lora": _lora,
+    "freeze": _freeze,
+    "full": _full,
+}
 
 
 def moves_base(spec: RunSpec) -> bool:
     """Whether the adapter begins with a part of the base (PiSSA, OLoRA); one that is continued does not."""
-    new = spec.method.kind == "lora" and not spec.model.adapter_path
-    return new and spec.method.init_lora_weights in ("pissa", "olora")
+    if spec.method.kind != "lora" or spec.model.adapter_path:
+        return False
+    return spec.method.init_lora_weights in ("pissa", "olora")
 
 
 def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
@@ -244,7 +253,7 @@ def keep_initial(spec: RunSpec, model: Any, folder: Path) -> None:
 
 def save_weights(spec: RunSpec, model: Any, folder: Path, initial: Path) -> None:
     """Write the trained weights as safetensors. Raises Refusal if an adapter has learned nothing at all."""
-    options = {}
+    options: dict[str, Any] = {}
     if spec.method.kind == "lora":
         learned = [p for name, p in model.named_parameters() if "lora_B.default" in name]
         if learned and not any(p.detach().any() for p in learned):

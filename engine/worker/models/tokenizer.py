@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.core.problems import Refusal
 from engine.launch.workspace import template_file
@@ -14,9 +15,9 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.templates.conversations import end_of_turn_ids
 
 
-def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerFast:
     """The tokenizer in `path`. Its chat template is the spec's, if the spec names one."""
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
     if spec.model.chat_template:
         file = template_file(spec) or TEMPLATE_FOLDER / f"{spec.model.chat_template}.jinja"
         tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
@@ -28,7 +29,7 @@ def load_tokenizer(spec: RunSpec, path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def padding_beside_ends(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def padding_beside_ends(tokenizer: PreTrainedTokenizerFast) -> int | None:
     """The padding token's id for a reward model: another token than those that end a turn, if the tokenizer has one.
 
     Other programs read the score at the last token that is not padding, and would read over the end of the turn.
@@ -39,7 +40,7 @@ def padding_beside_ends(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((id for id in choices if id is not None and id not in ends), tokenizer.pad_token_id)
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """The tokens that may end a conversation: the end of a text, and of a turn if the chat template shows it."""
     ends = {tokenizer.eos_token_id} - {None}
     with contextlib.suppress(Refusal):  # which is raised again where the template is needed

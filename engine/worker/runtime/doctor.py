@@ -56,8 +56,8 @@ def _run_check(name: str, check: Callable[[str], Any], device: str, failed: dict
 
 def reason(error: BaseException) -> str:
     """The reason in one line: the first cause, since what is raised from it is about something else."""
-    while error.__cause__ or (error.__context__ and not error.__suppress_context__):
-        error = error.__cause__ or error.__context__
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
@@ -72,6 +72,8 @@ def facts() -> dict[str, Any]:
     import torch
 
     package = importlib.util.find_spec("bitsandbytes")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'bitsandbytes'")
     folder = Path(package.origin).parent
     return {
         "torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "",

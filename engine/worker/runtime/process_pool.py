@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -45,7 +45,7 @@ class ProcessPool:
                 ours.close()
                 _run_child(theirs, work)
 
-    def map(self, tasks: Iterable[Any]) -> Iterator[Any]:
+    def map(self, tasks: Iterable[Any]) -> Generator[Any]:
         """The results of the tasks. To be read to the end, or closed.
 
         After any other end the pool cannot be used again: a signal may have stopped the reading in the middle of an

@@ -17,7 +17,7 @@ import json
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,14 @@ def _answer(
 
 async def _pieces(
     state: ServerState, chat_request: ChatCompletionRequest
-) -> AsyncIterator[tuple[Answer, Piece]]:
+) -> AsyncGenerator[tuple[Answer, Piece]]:
     """An answer as it comes. When its reader stops, the generation is cancelled."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece]()
-    answer = await run_in_threadpool(
-        _answer, state, chat_request, lambda piece: loop.call_soon_threadsafe(arrived.put_nowait, piece)
-    )
+
+    def on_piece(piece: Piece) -> None:
+        loop.call_soon_threadsafe(arrived.put_nowait, piece)
+
+    answer = await run_in_threadpool(_answer, state, chat_request, on_piece)
     together = state.answering.setdefault(chat_request.request_id, [])
     together.append(answer)
     state.generator.submit(answer)
@@ -156,7 +158,7 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _events(
-    completion: ChatCompletion, first: tuple[Answer, Piece], pieces: AsyncIterator[Any]
+    completion: ChatCompletion, first: tuple[Answer, Piece], pieces: AsyncGenerator[tuple[Answer, Piece]]
 ) -> AsyncIterator[str]:
     """The answer as server-sent events. Closed when the client disconnects, which closes `pieces`."""
     try:

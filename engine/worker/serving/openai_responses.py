@@ -7,6 +7,7 @@ import time
 import uuid
 from typing import Any
 
+from engine.core.problems import Problem
 from engine.worker.generation.generator import Answer, Piece, TokenLogprob
 from engine.worker.generation.served_models import ServedModel
 from engine.worker.serving.schemas import ChatCompletionRequest
@@ -31,10 +32,12 @@ class ChatCompletion:
         ).read  # all of it, as it is; first what it has not written itself
         self.reader: ResponseReader | None = None
         self.text = self.plain  # without what may be a call
-        self.tokens, self.count, self.prompt = [], 0, 0
+        self.tokens: list[TokenLogprob] = []
+        self.count, self.prompt = 0, 0
         self.streamed = 0  # characters of the text
         self.calls: list[dict[str, Any]] = []  # once the answer has ended
-        self.finish, self.problem = "", None
+        self.finish = ""
+        self.problem: Problem | None = None
         self.first: float | None = None
         self.last = began
 
@@ -61,8 +64,8 @@ class ChatCompletion:
     def _parse(self) -> tuple[str, list[ToolCall]]:
         """The text of the whole answer, and the calls in it."""
         text = self.text + (self.reader.finish() if self.reader else "")
-        read = self.reader and not self.reader.failed
-        if read and self.reader.calls:
+        read = self.reader is not None and not self.reader.failed
+        if read and self.reader and self.reader.calls:
             return text.rstrip(), self.reader.calls
         form = self.call_form
         plain, calls = (
@@ -129,6 +132,7 @@ class ChatCompletion:
     def _logprobs(self, tokens: Any) -> dict[str, Any]:
         def entry(id: int, logprob: float) -> dict[str, Any]:
             text = self.model.tokenizer.decode([id])
+            assert isinstance(text, str)  # one of them, since one list of ids is given
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def _in_this_process(_run: RunDir, settings: dict[str, Any], spec: RunSpec, _clo
     return Generator(model)
 
 
-GENERATORS = {"transformers": _in_this_process, "vllm": VllmGenerator.start}
+StartGenerator = Callable[[RunDir, dict[str, Any], RunSpec, Any], Generator | VllmGenerator]
+GENERATORS: dict[str, StartGenerator] = {"transformers": _in_this_process, "vllm": VllmGenerator.start}
 
 
 def load(run: RunDir, settings: dict[str, Any], closing: contextlib.ExitStack) -> ServerState:

@@ -294,7 +294,9 @@ class AnswerSpans:
         opening = self.opening.strip()
         if not opening:
             return len(gap)
-        head = re.escape((self.atoms.match(opening) or re.match(r"\S+", opening))[0])
+        first = self.atoms.match(opening) or re.match(r"\S+", opening)
+        assert first is not None  # a text that does not begin with a space
+        head = re.escape(first[0])
         lengths = {
             match.start(): self._parting(gap[match.start() :], self.opening)[0]
             for match in re.finditer(head, gap)

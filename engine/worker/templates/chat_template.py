@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from jinja2 import nodes
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from engine.worker.templates.time_limit import time_limit
@@ -56,7 +56,7 @@ class ChatTemplate:
     `control`: text of each control token → whether it is special (see `control_tokens`).
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str):
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, source: str):
         self.tokenizer, self.source = tokenizer, source
         # A template may put a token together from parts, which only what it writes shows.
         turns = [{"role": role, "content": QUESTION} for role in ("user", "assistant", "user")]
@@ -294,7 +294,7 @@ def _constants(expressions: Iterable[nodes.Node]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- small things
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, bool]:
+def control_tokens(tokenizer: PreTrainedTokenizerFast, template: str) -> dict[str, bool]:
     """Text of each control token → whether it is special: all special tokens and the added ones the template writes.
 
     Other added tokens are ordinary vocabulary, such as Gemma's runs of spaces and HTML tags; so is a plain word, which
@@ -323,7 +323,7 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     template: str,
     messages: list[Message],
     tools: Any = None,
@@ -331,16 +331,26 @@ def render(
 ) -> tuple[str, list[Span]]:
     """The text of one conversation and the character spans its template itself marks with {% generation %}. Raises whatever the
     template raises, and RenderTimeout."""
+    special_tokens: dict[str, Any] = tokenizer.special_tokens_map
     with time_limit(template):
-        texts, marked = render_jinja_template(
+        # Annotated as a text; it gives the texts, and the spans of each.
+        rendered: Any = render_jinja_template(
             conversations=[messages],
             tools=tools or None,
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             return_assistant_tokens_mask=GENERATION_TAG.search(template) is not None,
-            **tokenizer.special_tokens_map,
+            **special_tokens,
         )
+    texts, marked = rendered
     return texts[0], marked[0] if marked else []
+
+
+def ids_of_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str]) -> list[int]:
+    """The id of each token."""
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    assert isinstance(ids, list)  # as always where a list is given
+    return ids
 
 
 def common_prefix_length(a: str, b: str, atoms: re.Pattern[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.core.problems import NOTHING, Problem, Refusal, problem
 from engine.worker.templates.answer_endings import DEFAULT_MASK, MaskSettings
 from engine.worker.templates.answer_spans import Answers, AnswerSpans
-from engine.worker.templates.chat_template import ChatTemplate, Row, Span, with_short_ids
+from engine.worker.templates.chat_template import ChatTemplate, Row, Span, ids_of_tokens, with_short_ids
 from engine.worker.templates.provenance import losses_in, trace_provenance
 from engine.worker.templates.template_cache import TemplateCache
 from engine.worker.templates.template_shapes import TokenizedGroup
@@ -43,7 +43,7 @@ class TokenizedConversation(NamedTuple):
     stops; and what of the row the template left out (see `engine.data.template_losses`)."""
 
     ids: np.ndarray
-    answers: list[Span]
+    answers: Sequence[Span]
     ended: bool
     lost: tuple[str, ...] = ()
 
@@ -98,7 +98,7 @@ class ConversationEncoder:
         encoded = self.with_tools.encode([rows[number] for number in numbers], add_generation_prompt)
         for number, result in zip(numbers, encoded, strict=True):
             results[number] = result
-        return results
+        return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
 
 class TemplateEncoder:
@@ -135,7 +135,7 @@ class TemplateEncoder:
         by_template = self._by_template([rows[number] for number in left], add_generation_prompt)
         for number, result in zip(left, by_template, strict=True):
             results[number] = result
-        return results
+        return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
     def _proven(self, group: TokenizedGroup, rows: Sequence[Row], add_generation_prompt: bool) -> bool:
         """Whether the cache gives what the template gives, compared once for the first conversations of each shape."""
@@ -163,10 +163,10 @@ class TemplateEncoder:
         results: list[TokenizedConversation | Problem | None] = [None] * len(rows)
         drafts: list[tuple[int, str, Answers, dict[str, str]]] = []
         for number, row in enumerate(rows):
-            row, hidden = self.escaping.row(row)
+            escaped, hidden = self.escaping.row(row)
             try:
-                known = None if template_only else self.cache.text(row, add_generation_prompt)
-                text, answers = known or self._rendered(row, add_generation_prompt)
+                known = None if template_only else self.cache.text(escaped, add_generation_prompt)
+                text, answers = known or self._rendered(escaped, add_generation_prompt)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
             except Exception as error:  # a template is a program: whatever it raises is about this row
@@ -181,7 +181,7 @@ class TemplateEncoder:
                 results[number] = self._tokens(text, answers, hidden, encoding)
             except Refusal as refusal:
                 results[number] = refusal.problems[0]
-        return results
+        return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
     def _tokens(
         self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any
@@ -229,16 +229,16 @@ def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 def end_of_turn_ids(tokenizer: PreTrainedTokenizerFast, chat_template: str | None = None) -> list[int]:
     """The tokens that end an answer according to the template: what generation has to stop at. Never empty."""
-    return tokenizer.convert_tokens_to_ids(ConversationEncoder(tokenizer, chat_template).end_tokens)
+    return ids_of_tokens(tokenizer, ConversationEncoder(tokenizer, chat_template).end_tokens)
 
 
 def _chat_templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | None) -> tuple[str, str]:
     """The template for conversations without tools and the one for those with tools, which may be the same."""
-    several = tokenizer.chat_template
+    several: Any = tokenizer.chat_template
     if chat_template or not isinstance(several, dict):
         source = tokenizer.get_chat_template(chat_template)
         return source, source
-    plain = several.get("default") or (next(iter(several.values())) if len(several) == 1 else None)
+    plain: str = several.get("default") or (next(iter(several.values())) if len(several) == 1 else "")
     if not plain:
         raise Refusal(
             problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING)

@@ -101,7 +101,8 @@ def training_template(source: str) -> str | None:
 @cache
 def _training_templates() -> dict[str, str]:
     trl = find_spec("trl")  # found, and not imported: that takes seconds
-    folders = [Path(folder) / "chat_templates" for folder in trl.submodule_search_locations] if trl else []
+    places = (trl.submodule_search_locations if trl else None) or []
+    folders = [Path(folder) / "chat_templates" for folder in places]
     templates = {}
     for folder in folders:
         for training in sorted(folder.glob(f"*{TRAINING_SUFFIX}")):

@@ -25,8 +25,8 @@ class ResponseReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools):
         """Raises ValueError if the template is none."""
-        prefix = tokenizer.decode(prompt)
-        self.parser = tokenizer.get_response_parser(prefix=prefix, tools=list(tools))
+        prefix: Any = tokenizer.decode(list(prompt))
+        self.parser = tokenizer.get_response_parser(prefix=prefix, tools=list(map(dict, tools)))
         self.backend, self.stream = tokenizer.backend_tokenizer, DecodeStream(skip_special_tokens=False)
         self.names = {tool["function"]["name"] for tool in tools}
         self.calls: list[ToolCall] = []

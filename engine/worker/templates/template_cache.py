@@ -89,16 +89,16 @@ class TemplateCache:
         """What the template writes for a row, and the answers in it; None if it has to be asked."""
         contents = _plain_contents(row)
         shape = self.of(row["messages"], add_generation_prompt) if contents else None
-        return shape.text(contents) if shape else None
+        return shape.text(contents) if shape and contents else None
 
-    def encode(
-        self, rows: Sequence[dict[str, Any]], add_generation_prompt: bool = False
-    ) -> Iterator[TokenizedGroup]:
+    def encode(self, rows: Sequence[Row], add_generation_prompt: bool = False) -> Iterator[TokenizedGroup]:
         """Those of the rows whose contents can be tokenized apart from the frame, in groups of one shape."""
         of_shape: dict[TemplateShape, tuple[list[int], list[list[str]]]] = {}
         for index, row in enumerate(rows):
             contents = _plain_contents(row)
-            shape = self.of(row["messages"], add_generation_prompt) if contents else None
+            if not contents:
+                continue
+            shape = self.of(row["messages"], add_generation_prompt)
             if shape is None or shape.plan is None or not shape.plan.takes(contents):
                 continue
             if all([check(contents[number]) for number, check in shape.checks]):
@@ -111,15 +111,16 @@ class TemplateCache:
     def _tokenized(
         self, shape: TemplateShape, indices: list[int], row_contents: list[list[str]]
     ) -> Iterator[TokenizedGroup]:
-        slots = shape.plan.slots
+        plan = shape.plan
+        assert plan is not None  # `encode` leaves out the others
         for start in range(0, len(row_contents), CONVERSATIONS_PER_BATCH):
             block, rows = (
                 row_contents[start : start + CONVERSATIONS_PER_BATCH],
                 indices[start : start + CONVERSATIONS_PER_BATCH],
             )
-            contents = [row[slot] for row in block for slot in slots]
+            contents = [row[slot] for row in block for slot in plan.slots]
             if ids_and_lengths := (self.words and self.words.ids(contents)) or self._fenced(contents):
-                yield assembled(shape, rows, *ids_and_lengths)
+                yield assembled(shape, plan, rows, *ids_and_lengths)
                 continue
             # There is a control token in the data. The others are put together all the same.
             honest = [at for at, row in enumerate(block) if not any(map(self.any_control.search, row))]
@@ -224,7 +225,9 @@ class TemplateCache:
 
     def _first(self, tail: str) -> EdgeCheck:
         """Of a content behind `tail`, which begins with a control token."""
-        head, text = self._ids(tail), tail != self.any_control.match(tail)[0]
+        control = self.any_control.match(tail)
+        assert control is not None
+        head, text = self._ids(tail), tail != control[0]
 
         def ask(character: str) -> bool:
             alone = [self._ids(self.fence + character + after)[1:] for after in TEXTS_AFTER]
@@ -257,7 +260,7 @@ def _provenance(parts: Sequence[str | int], contents: Sequence[str]) -> Provenan
     return Provenance(pieces, {(number, "content") for number in range(len(contents)) if number not in parts})
 
 
-def _plain_contents(row: dict[str, Any]) -> list[str] | None:
+def _plain_contents(row: Row) -> list[str] | None:
     """What is said in a row, if each message is a role and a content, and there are no tools."""
     messages = row["messages"]
     contents = [message["content"] for message in messages if len(message) == 2]

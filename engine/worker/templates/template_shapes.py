@@ -81,9 +81,11 @@ class TokenizedGroup(NamedTuple):
     answers: list[tuple[Span, ...]]
 
 
-def assembled(shape: TemplateShape, rows: list[int], ids: np.ndarray, lengths: np.ndarray) -> TokenizedGroup:
-    """Contents into their frames."""
-    plan, count = shape.plan, len(rows)
+def assembled(
+    shape: TemplateShape, plan: TokenPlan, rows: list[int], ids: np.ndarray, lengths: np.ndarray
+) -> TokenizedGroup:
+    """Contents into their frames, by the plan of their shape."""
+    count = len(rows)
     begins = (lengths.cumsum() - lengths + len(plan.frame)).reshape(count, -1)
     lengths = lengths.reshape(count, -1)
     begin, length = (np.empty((count, len(plan.parts)), dtype=np.int64) for _ in range(2))

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.runtime import Undefined
@@ -121,7 +121,7 @@ class _TraceRecorder:
     def note(self, number: int, question: tuple[Any, ...], check: Callable[[str], bool]) -> None:
         self.checks[number, *question] = number, check
 
-    def refuse(self) -> None:
+    def refuse(self) -> NoReturn:
         # Raised too, but a template may catch what is raised; the mark stays.
         self.too_much = True
         raise TypeError("only the content itself could answer this")

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from engine.core.problems import Refusal, problem
 from engine.worker.templates.answer_spans import AnswerSpans
-from engine.worker.templates.chat_template import ChatTemplate, Span, any_of, texts_in
+from engine.worker.templates.chat_template import ChatTemplate, Row, Span, any_of, ids_of_tokens, texts_in
 
 
 class TokenEscaping:
@@ -32,7 +32,7 @@ class TokenEscaping:
         own = [token for token in control if (control[token] or token in framing) and token not in meant]
         self.in_answers = any_of(own)
         self.elsewhere = any_of(control)
-        self.control = set(tokenizer.convert_tokens_to_ids(list(control)))
+        self.control = set(ids_of_tokens(tokenizer, control))
         backend = tokenizer.backend_tokenizer
         self.speller = Tokenizer(backend.model)  # the same vocabulary and merges, and no added tokens
         if backend.normalizer:
@@ -40,7 +40,7 @@ class TokenEscaping:
         if backend.pre_tokenizer:
             self.speller.pre_tokenizer = backend.pre_tokenizer
 
-    def row(self, row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    def row(self, row: Row) -> tuple[Row, dict[str, str]]:
         """A chat row without control tokens, and what stands for what. The same row if it holds none."""
         written = texts_in(row)
         if not self.elsewhere.search(written):

@@ -76,10 +76,10 @@ class WordCache:
             return None
         if len(self.known) > MAX_WORDS_REMEMBERED:
             self.known.clear()
-        if new := list(set(all_words) - self.known.keys()):
-            encodings = self.speller.encode_batch_fast(new, add_special_tokens=False)
+        if unknown := list(set(all_words) - self.known.keys()):
+            encodings = self.speller.encode_batch_fast(unknown, add_special_tokens=False)
             self.known.update(
-                (word, tuple(encoding.ids)) for word, encoding in zip(new, encodings, strict=True)
+                (word, tuple(encoding.ids)) for word, encoding in zip(unknown, encodings, strict=True)
             )
         known = list(map(self.known.__getitem__, all_words))
         each = np.fromiter(map(len, known), np.int64, len(known))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -30,6 +30,10 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: PreTrainedModel | PeftModel):
         super().__init__()
         self.policy = policy
+        self.copy: PeftModel | None
+        self.active_adapter: str | None
+        adapted: PeftModel
+        roles: dict[str, tuple[PreTrainedModel | PeftModel, str | None]]
         if isinstance(policy, PeftModel):
             self.copy = None
             adapted, config = policy, policy.peft_config["default"]
@@ -57,7 +61,8 @@ class ActorCritic(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+                attending: Any = module
+                attending.attention_dropout = 0.0
         adapted.set_requires_grad("reference", False)
         self.activate("critic")
 
@@ -68,14 +73,16 @@ class ActorCritic(nn.Module):
         if not isinstance(model, PeftModel):
             return model
         if self.active_adapter != adapter:
+            tuner: Any = model.base_model
             if adapter:
-                model.base_model.enable_adapter_layers()
+                tuner.enable_adapter_layers()
                 model.set_adapter(adapter, inference_mode=True)
             else:
-                model.base_model.disable_adapter_layers()
+                tuner.disable_adapter_layers()
             model.set_requires_grad(self.learning, True)  # peft takes what is not on for frozen
             self.active_adapter = adapter
-        return model.get_base_model()
+        base: Any = model.get_base_model()
+        return base
 
     def forward(
         self, texts: Tensor, attention: Tensor, length: int, temperature: float
@@ -97,7 +104,7 @@ class ActorCritic(nn.Module):
 
     def generate_answers(self, prompts: Tensor, attention: Tensor, config: GenerationConfig) -> Tensor:
         """Sampled answers (B, at most max_new_tokens) to prompts that are padded on the left."""
-        model = self.activate("policy")
+        model: Any = self.activate("policy")  # a GenerationMixin, too
         # What the model's own config says for chatting (a repetition penalty, top-k) is not what is learned from.
         own, model.generation_config = model.generation_config, GenerationConfig()
         try:
@@ -133,7 +140,7 @@ class _RunOnEnter(contextlib.AbstractContextManager):
         pass
 
 
-def _add_adapter_copy(model: PeftModel, name: str, config: LoraConfig, **changes: Any) -> None:
+def _add_adapter_copy(model: PeftModel, name: str, config: PeftConfig, **changes: Any) -> None:
     """Add an adapter that is what "default" is now."""
     twin = copy.deepcopy(config)
     for key, value in {"init_lora_weights": True, "lora_dropout": 0.0, **changes}.items():

@@ -74,14 +74,14 @@ class RunCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
+        logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         if not state.is_world_process_zero:
             return
         values = {
             name: value
-            for name, value in ((curve_name(theirs), value) for theirs, value in logs.items())
+            for name, value in ((curve_name(theirs), value) for theirs, value in (logs or {}).items())
             if isinstance(value, (int, float)) and not NOT_PLOTTED.fullmatch(name) and name != "epoch"
         }
         if "num_tokens" in values:
@@ -129,13 +129,14 @@ class RunCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None = None,
         **_: Any,
     ) -> None:
         """Mark the checkpoint as whole once every rank has written its part; only then remove older ones.
 
         Raises Refusal where a weight is no longer a number, which the loss may not have told yet.
         """
+        assert model is not None  # the Trainer's
         if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
             raise Refusal(_not_finite_problem(state.global_step, math.nan))
         if torch.distributed.is_initialized():

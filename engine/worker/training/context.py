@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,8 @@ from engine.core.rundir import RunDir
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import moves_base
 from engine.worker.training.trainers import common_arguments, stage_arguments
+
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class TrainingContext:
         common = common_arguments(self.spec, self.run, measured="validation" in self.data)
         return config(**common | stage_arguments(self.spec) | changes)
 
-    def trainer(self, kind: Callable[..., Trainer], arguments: TrainingArguments, **own: Any) -> Trainer:
+    def trainer(
+        self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any
+    ) -> AnyTrainer:
         """A trainer of this kind that has not begun. `own`: arguments of its constructor besides those that all have."""
         patience = self.spec.logging.early_stopping_patience
         stopping = [EarlyStoppingCallback(patience)] if patience else []
@@ -88,7 +92,7 @@ def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
     The copy is made without changing the base once more, as an initialization from it would (PiSSA). A new adapter
     changes nothing yet: what the model was is the model without it.
     """
-    config = model.peft_config["default"] if isinstance(model, PeftModel) else None
+    config: Any = model.peft_config["default"] if isinstance(model, PeftModel) else None
     if config is None:
         yield
         return
@@ -99,12 +103,14 @@ def reference_adapter(spec: RunSpec, model: Any) -> Iterator[None]:
         model.delete_adapter("ref")
 
 
-def adjust_trainer(trainer: Trainer) -> Trainer:
+def adjust_trainer(trainer: AnyTrainer) -> AnyTrainer:
     """The trainer as Athanor needs it, whatever its constructor did."""
+    assert trainer.model is not None
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
-    trainer.create_model_card = lambda *_, **__: None  # the run folder describes itself
+    # The run folder describes itself.
+    trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
     return trainer

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from engine.core.problems import Refusal, problem
 from engine.core.rundir import RunDir
+from engine.spec.stage_settings import Grpo
 from engine.spec.steps import examples_per_step
 from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.training.context import TrainingContext, reference_adapter
@@ -38,6 +40,7 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     """
     spec, model, tokenizer = context.spec, context.model, context.tokenizer
     stage, rows = spec.stage, len(context.data["train"])
+    assert isinstance(stage, Grpo)
     questions = examples_per_step(spec) // stage.num_generations
     if rows < questions:
         raise Refusal(
@@ -94,6 +97,9 @@ class GroupTrainer(GRPOTrainer):
     that is not over yet, the step in it, and the order of the prompts.
     """
 
+    model: nn.Module
+    args: GRPOConfig
+
     def __init__(self, run: RunDir, sample_steps: int, **arguments: Any):
         super().__init__(**arguments)
         self.run, self.sample_steps = run, sample_steps
@@ -102,6 +108,7 @@ class GroupTrainer(GRPOTrainer):
     @property
     def round_steps(self) -> int:
         """Forward passes that are learned from the answers of one round."""
+        assert self.args.steps_per_generation is not None  # TRL's configuration has filled it in
         return self.args.steps_per_generation * self.num_iterations
 
     def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -141,7 +148,8 @@ class GroupTrainer(GRPOTrainer):
 
     def _samples(self, inputs: list[dict[str, Any]], texts: list[str]) -> Iterator[Sample]:
         """Answers to as many different questions as there are."""
-        scores = {name: list(values) for name, values in self._logs["rewards"].items()}
+        logged: Any = self._logs["rewards"]
+        scores = {name: list(values) for name, values in logged.items()}
         weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
         for row in range(0, len(inputs), max(len(inputs) // SAMPLES_PER_STEP, 1)):
             rewards = {name: values[row] for name, values in scores.items()}
@@ -159,6 +167,7 @@ class GroupTrainer(GRPOTrainer):
         """In the middle of a round its answers belong to the checkpoint, too."""
         super()._save_checkpoint(model, trial)
         if self._step % self.round_steps:
+            assert self.args.output_dir is not None
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             torch.save(self._buffered_inputs, self._answers_in(folder))
 
@@ -179,7 +188,7 @@ class GroupTrainer(GRPOTrainer):
 class EpochSeededSampler(Sampler):
     """TRL's order of the prompts, but that of an epoch follows from its number and not from the epochs before."""
 
-    def __init__(self, repeated: Sampler, epoch: Callable[[], int]):
+    def __init__(self, repeated: Any, epoch: Callable[[], int]):
         self.repeated, self.epoch = repeated, epoch
 
     def __iter__(self) -> Iterator[int]:

@@ -55,6 +55,8 @@ class PpoTrainer(Trainer):
     the last are made here; the last one's gradient is left to the Trainer, which goes on with it as with any other.
     """
 
+    model: ActorCritic
+
     def __init__(
         self,
         model: ActorCritic,
@@ -150,8 +152,9 @@ class PpoTrainer(Trainer):
     def update(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
         """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and what to tell."""
         model.train()
-        if callable(getattr(self.optimizer, "train", None)):
-            self.optimizer.train()  # schedule-free ones have two faces
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()  # schedule-free ones have two faces
         settings, rows = self.settings, len(rollout.mask)
         shuffled = torch.Generator().manual_seed(self._seed(step))
         updates = [
@@ -165,7 +168,7 @@ class PpoTrainer(Trainer):
             if number < len(updates):
                 if self.args.max_grad_norm > 0:
                     self._clip_grad_norm(model)
-                self.optimizer.step()
+                optimizer.step()
                 model.zero_grad()
         policy, value, clipped = (self._total(totals) / len(updates)).tolist()
         loss = policy + settings.vf_coef * value
@@ -224,7 +227,8 @@ class PpoTrainer(Trainer):
     def _write_samples(
         self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor
     ) -> None:
-        words = self.processing_class.batch_decode
+        tokenizer: Any = self.processing_class
+        words = tokenizer.batch_decode
         few = slice(SAMPLES_PER_STEP)
         shown = zip(
             words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
@@ -242,7 +246,12 @@ class PpoTrainer(Trainer):
             self.curve_values.clear()
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
         """Answer the prompts set aside. The loss is the negated reward, so that the least of it is the best."""
         sums, count = dict.fromkeys(("eval_reward", "eval_kl", "eval_answer_length"), 0.0), 0
         for batch in self.get_eval_dataloader(eval_dataset):
@@ -262,6 +271,7 @@ class PpoTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
             return
+        assert output_dir is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         kept = {name: weight.detach().contiguous() for name, weight in self._learned()}
         save_file(
@@ -278,6 +288,7 @@ class PpoTrainer(Trainer):
         assert not kept, f"the checkpoint has weights of another model: {', '.join(kept)}"
 
     def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None  # else the Trainer does not ask
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def _learned(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -299,6 +310,7 @@ def _padded_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple
 def ppo_trainer(context: TrainingContext) -> Trainer:
     """PPO on prompts, with a finished reward model. Raises Refusal if that cannot score this model's answers."""
     stage = context.spec.stage
+    assert isinstance(stage, Ppo)
     arguments = context.arguments(TrainingArguments, remove_unused_columns=False)
     reward = load_reward_function(Path(stage.reward_model), context.tokenizer)
     generation = generation_config(context.spec, context.model, context.tokenizer)

@@ -11,7 +11,7 @@ import contextlib
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trl.trainer.utils import add_fused_lm_head
 from engine.core.problems import Refusal
 from engine.core.rundir import read_json, write_json
 from engine.preflight.data_checks import single_label_problem
-from engine.spec.stage_settings import Orpo, Simpo
+from engine.spec.stage_settings import Dpo, Orpo, Simpo
 from engine.worker.training.context import TrainingContext, reference_adapter
 
 
@@ -57,6 +57,8 @@ class _Bco(_Dpo):
     δ is the mean of the implied rewards r of all answers trained on so far, on all devices, those of this batch
     included. TRL's loss has none, so here the difference is added to it. While it is measured, δ stays as it is.
     """
+
+    model: nn.Module
 
     def __init__(self, *positional: Any, **keywords: Any):
         super().__init__(*positional, **keywords)
@@ -104,6 +106,7 @@ class _Bco(_Dpo):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.is_world_process_zero():
+            assert self.args.output_dir is not None
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             write_json(folder / SHIFT_FILE, {"shift": self.shift, "rewards_seen": self.rewards_seen})
 
@@ -120,7 +123,9 @@ def bco_loss(chosen: Tensor, rejected: Tensor, shift: float) -> Tensor:
 
 def dpo_trainer(context: TrainingContext) -> Trainer:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290) and its kin, from rows of prompt_ids, chosen_ids, rejected_ids."""
-    kind = _Bco if context.spec.stage.loss_type == "bco_pair" else _Dpo
+    stage = context.spec.stage
+    assert isinstance(stage, Dpo)
+    kind = _Bco if stage.loss_type == "bco_pair" else _Dpo
     collator = DataCollatorForPreference(context.tokenizer.pad_token_id)
     return _reference_trainer(context, kind, context.arguments(DPOConfig), collator)
 
@@ -144,7 +149,7 @@ class _KlCollator(DataCollatorForUnpairedPreference):
     """A batch of TRL's, in which the answers that measure the drift (KL_…) are the batch's own, each at its
     neighbour's prompt. A batch of one row borrows the answer of a spare one."""
 
-    spares: list[dict[str, Any]] | None = None
+    spares: list[dict[str, Any]] = field(default_factory=list)
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         before = [examples[-1], *examples[:-1]]
@@ -165,10 +170,10 @@ class _KlCollator(DataCollatorForUnpairedPreference):
 
 def _reference_trainer(
     context: TrainingContext,
-    kind: type[DPOTrainer] | type[KTOTrainer],
+    kind: Callable[..., DPOTrainer | KTOTrainer],
     arguments: TrainingArguments,
     collator: Any,
-) -> Trainer:
+) -> DPOTrainer | KTOTrainer:
     """One of TRL's trainers that compare the model with what it was when the run began.
 
     What it was is, for a new adapter, the model without it; for one that is continued, or begins with a part of the
@@ -249,13 +254,15 @@ PREFERENCE_LOSSES: dict[str, Callable[[Any, Tensor, Tensor], PreferenceLoss]] = 
 class _ReferenceFreeTrainer(Trainer):
     """Pairs scored by a formula of their mean log-probabilities. The loss of a batch is the mean over its pairs."""
 
+    model: nn.Module
     loss_is_scaled_for_ga = False
 
     def __init__(self, stage: Orpo | Simpo, **arguments: Any):
         super().__init__(**arguments)
         self.stage, self.loss_function = stage, PREFERENCE_LOSSES[stage.kind]
         # Answers are scored in tiles: the logits of a whole batch are the largest thing there is.
-        add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        base: Any = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        add_fused_lm_head(base)
         if isinstance(self.model, PeftModel) and self.args.gradient_checkpointing:
             self.model.enable_input_require_grads()
         self.can_return_loss, self.label_names = True, []  # by these a validation knows that there is a loss

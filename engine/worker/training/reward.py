@@ -54,9 +54,9 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     evaluation.json         {"split", "pairs": how many, "accuracy": share ranked rightly, "margin": mean lead}
     evaluation_pairs.jsonl  up to 64 of them: prompt_ids, chosen_ids, rejected_ids, chosen_score, rejected_score
     """
-    split, rows, most = "validation", trainer.eval_dataset, MAX_PAIRS_SCORED
-    if rows is None:
-        split, rows, most = "train", trainer.train_dataset, MAX_PAIRS_SHOWN
+    held_out = trainer.eval_dataset is not None
+    rows: Any = trainer.eval_dataset if held_out else trainer.train_dataset
+    split, most = ("validation", MAX_PAIRS_SCORED) if held_out else ("train", MAX_PAIRS_SHOWN)
     pairs = list(islice(rows, most))
     # Nothing is trained any more, so that it may score as whoever loads it will: without the training's autocast.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()

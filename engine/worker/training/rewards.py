@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -183,10 +184,12 @@ def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
 
 
 def _run_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reward_file", path)
+    loader = SourceFileLoader("reward_file", str(path))  # Python, whatever the end of its name
+    spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    assert spec is not None  # as the loader is given
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise Refusal(
             problem(
@@ -205,7 +208,7 @@ def _line_in(path: Path, error: BaseException) -> int | str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno or "—"
     frames = traceback.extract_tb(error.__traceback__)
-    return next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), "—")
+    return next((frame.lineno or "—" for frame in reversed(frames) if frame.filename == str(path)), "—")
 
 
 def _error_text(error: BaseException) -> str:

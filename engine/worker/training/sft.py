@@ -20,7 +20,7 @@ class _WeightedBatches(DataCollatorForLanguageModeling):
         batch = super().torch_call(examples)
         weights = [torch.tensor(example["weights"]) for example in examples]
         weights = [torch.cat(weights)] if self.padding_free else weights
-        batch["loss_weights"] = pad(weights, padding_value=0.0, padding_side="right")
+        batch["loss_weights"] = pad(weights, padding_value=0, padding_side="right")
         return batch
 
 
@@ -33,8 +33,9 @@ class _WeightedSFT(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "weights" not in self._signature_columns:
-            self._signature_columns.append("weights")
+        columns: Any = self._signature_columns
+        if "weights" not in columns:
+            columns.append("weights")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

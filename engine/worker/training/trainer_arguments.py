@@ -49,7 +49,8 @@ def schedules() -> dict[str, dict[str, str]]:
 
 
 def _keywords(function: Any) -> dict[str, str]:
-    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+    is_class = inspect.isclass(function)
+    hints = get_type_hints(function.__init__ if is_class else function)
     keywords = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in SET_BY_RUN:
