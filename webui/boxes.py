@@ -17,12 +17,15 @@ from engine.core.problems import Problem
 from webui.words import Words
 
 
-def number(value: str = "", **about: Any) -> gr.Textbox:
-    """A box for one number; `about` is what else a text box takes."""
+def number(
+    value: str = "", *, label: str, elem_id: str, elem_classes: str | list[str] = "field", info: str | None = None,
+    placeholder: str | None = None, interactive: bool = True,
+) -> gr.Textbox:  # fmt: skip
+    """A box for one number."""
     attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
     return gr.Textbox(
-        value, **{"elem_classes": "field", "interactive": True} | about, lines=1, max_lines=1, min_width=120,
-        html_attributes=attributes,
+        value, label=label, elem_id=elem_id, elem_classes=elem_classes, info=info, placeholder=placeholder,
+        interactive=interactive, lines=1, max_lines=1, min_width=120, html_attributes=attributes,
     )  # fmt: skip
 
 

@@ -145,7 +145,8 @@ def line(series: Any, x: str, role: str, name: str, log: bool = False, dots: boo
     kept = np.isfinite(table).all(0)
     if log:
         kept &= (table[1:] > 0).all(0)
-    return Line(name, role, *table[:, kept].tolist(), dots=dots)
+    at, value, low, high = table[:, kept].tolist()
+    return Line(name, role, at, value, low, high, dots)
 
 
 def chart(
@@ -204,7 +205,15 @@ def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words:
         return ""
     across = Scale(edges[0], max(edges[-1], 1), MARGIN_LEFT, SMALL.right)
     up = Scale(0, max(counts) * 1.06, SMALL.bottom, MARGIN_TOP + MARK_LABEL_HEIGHT)
-    bars, points = [], {"role": "train", "name": words("stat-rows"), "x": [], "y": [], "at": [], "value": []}
+    bars: list[str] = []
+    points: dict[str, Any] = {
+        "role": "train",
+        "name": words("stat-rows"),
+        "x": [],
+        "y": [],
+        "at": [],
+        "value": [],
+    }
     for begin, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
         left, right, top = across(begin) + 0.5, across(end) - 0.5, up(count)
         beyond = " beyond" if begin >= mark else ""

@@ -18,7 +18,7 @@ def _file_unless_of_gradio(owner: Any) -> str:
     return _getfile(owner)
 
 
-inspect.getfile = _file_unless_of_gradio
+inspect.getfile = _file_unless_of_gradio  # type: ignore[assignment]  # the parameter has another name
 try:
     import gradio  # noqa: F401
 finally:

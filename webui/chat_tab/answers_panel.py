@@ -106,7 +106,7 @@ class AnswersPanel(Panel):
     def stop(self, request: gr.Request) -> None:
         for server in servers.servers(self.workplace.saves):
             if server.state == "ready":
-                chat_client.cancel(server, request.session_hash)
+                chat_client.cancel(server, request.session_hash or "")
 
     # ---- answering
 
@@ -156,7 +156,7 @@ class AnswersPanel(Panel):
     def _ended(
         self, exchange: Exchange, conversation: Conversation, problems: Sequence[Problem], server: Server | None
     ) -> Updates:  # fmt: skip
-        refused = {self.message: notices.refused(problems, self.words)} if problems else {}
+        refused: Updates = {self.message: notices.refused(problems, self.words)} if problems else {}
         memory = self.model.memory(server) if server else self.model.memory_buttons(None)
         return {
             self.live: "",

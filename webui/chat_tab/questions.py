@@ -62,8 +62,7 @@ def models_to_ask(models: Sequence[str], turn: Turn, before: Conversation) -> li
 
 def with_model_title(answer: Answer, titles: Mapping[str, str]) -> Answer:
     """The answer, with the model id in its problem replaced by the title."""
-    model = answer.problem.values.get("voice") if answer.problem else None
-    if not model:
+    if answer.problem is None or not (model := answer.problem.values.get("voice")):
         return answer
     values = {**answer.problem.values, "voice": titles.get(model, model)}
     return replace(answer, problem=replace(answer.problem, values=values))

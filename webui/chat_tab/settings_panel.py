@@ -54,9 +54,9 @@ class SettingsPanel(Panel):
                 placeholder=TOOL_EXAMPLE, lines=4, max_lines=16, elem_classes="field mono", elem_id="chat-tools",
             )  # fmt: skip
 
-    def _number(self, name: str, value: str = "", **about: Any) -> gr.Textbox:
+    def _number(self, name: str, value: str = "", placeholder: str | None = None) -> gr.Textbox:
         code = SETTING_LABELS[name]
-        return boxes.number(value, label=self.words(code), elem_id=code, **about)
+        return boxes.number(value, label=self.words(code), elem_id=code, placeholder=placeholder)
 
     def wire(self) -> None:
         self.greedy.change(lambda on: gr.update(visible=not on), self.greedy, self.sampling, **QUIET)

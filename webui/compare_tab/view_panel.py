@@ -68,7 +68,7 @@ class ViewPanel(Panel):
     def choose(self, view: View) -> Updates:
         """Set the controls to a view, before the runs have been read."""
         alone = {self.metric: view.metric, self.by: view.by}
-        chosen = {
+        chosen: Updates = {
             control: gr.update(choices=[(value, value)], value=value)
             for control, value in alone.items()
             if value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -12,6 +13,7 @@ import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Refusal
+from engine.core.stages import Kind
 from engine.data import browse, dataset_info_edits, uploads
 from engine.data.dataset_info_edits import ROLES
 from engine.data.datasets import Dataset, dataset_of
@@ -55,22 +57,22 @@ class ColumnsPanel(Panel):
 
     def _layout_of_set(self) -> None:
         words = self.words
-        choice = {"elem_classes": "field field-choice", "interactive": True}
+        choice = partial(gr.Dropdown, elem_classes="field field-choice", interactive=True)
         with gr.Column(elem_classes="grid grid-4"):
             self.name = gr.Textbox(
                 label=words("set-name"), max_lines=1, elem_classes="field field-choice", elem_id="set-name"
             )
-            self.kind = gr.Dropdown(
+            self.kind = choice(
                 [(words(f"set-{kind}"), kind) for kind in ROLES], value="chat", label=words("set-kind"),
-                elem_id="set-kind", **choice,
+                elem_id="set-kind",
             )  # fmt: skip
-            self.encoding = gr.Dropdown(
+            self.encoding = choice(
                 [("", "")], value="", label=words("encoding"), info=words("encoding-help"), visible=False,
-                elem_id="set-encoding", **choice,
+                elem_id="set-encoding",
             )  # fmt: skip
-            self.sheet = gr.Dropdown(
+            self.sheet = choice(
                 [], value=None, label=words("sheet"), info=words("sheet-help"), visible=False,
-                elem_id="set-sheet", **choice,
+                elem_id="set-sheet",
             )  # fmt: skip
 
     def _role(self, role: str) -> gr.Dropdown:
@@ -125,7 +127,7 @@ class ColumnsPanel(Panel):
             self.encoding: gr.update(choices=choices, value=dataset.encoding, visible=open_question),
         } | self._columns(dataset.kind, existing, columns)
 
-    def _columns(self, kind: str, existing: list[str], columns: Mapping[str, str]) -> Updates:
+    def _columns(self, kind: Kind, existing: list[str], columns: Mapping[str, str]) -> Updates:
         """The controls of the roles that there are in rows of this kind, with the columns that play them."""
         choices = [("—", ""), *((column, column) for column in existing)]
         return {
@@ -135,7 +137,8 @@ class ColumnsPanel(Panel):
 
     def _sheets(self, selection: Selection) -> Any:
         """The sheets that a file could be made of, if it is in no set yet; hidden where there is nothing to choose."""
-        names, current = [], ""
+        names: list[str] = []
+        current = ""
         if not selection.is_set:
             with contextlib.suppress(Refusal):
                 names, current = uploads.sheets_of(self.folder.path / selection.name)

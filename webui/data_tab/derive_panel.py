@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -21,15 +22,15 @@ class DerivePanel(Panel):
 
     def layout(self) -> None:
         words = self.words
-        field = {"max_lines": 1, "elem_classes": "field", "scale": 0}
-        button = {"size": "sm", "scale": 0, "min_width": 150}
+        field = partial(gr.Textbox, max_lines=1, elem_classes="field", scale=0)
+        button = partial(gr.Button, size="sm", scale=0, min_width=150)
         with gr.Column(elem_classes="derive"):
             gr.HTML(f"<h2>{escape(words('derive'))}</h2><p class='quiet'>{escape(words('derive-help'))}</p>")
             with gr.Row(elem_classes="tools-row"):
-                self.deduplicate_button = gr.Button(words("deduplicate"), elem_id="deduplicate", **button)
-                self.share = gr.Textbox("0.1", label=words("split-share"), min_width=150, **field)
-                self.seed = gr.Textbox("42", label=words("split-seed"), min_width=110, **field)
-                self.split_button = gr.Button(words("split-off"), elem_id="split-off", **button)
+                self.deduplicate_button = button(words("deduplicate"), elem_id="deduplicate")
+                self.share = field("0.1", label=words("split-share"), min_width=150)
+                self.seed = field("42", label=words("split-seed"), min_width=110)
+                self.split_button = button(words("split-off"), elem_id="split-off")
 
     def wire(self) -> None:
         for what in ("deduplicate", "split"):

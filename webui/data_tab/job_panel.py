@@ -66,7 +66,7 @@ class JobPanel(Panel):
         job = data_jobs.get(self.workplace.saves, job_id)
         if job is not None and job.state == "working":
             return {self.progress: findings_html.working(job.progress, self.words)}
-        ended = {self.timer: gr.Timer(active=False), self.progress: ""}
+        ended: Updates = {self.timer: gr.Timer(active=False), self.progress: ""}
         if job is None:
             return ended
         if job.state == "failed":  # asked anew: it may have ended well since

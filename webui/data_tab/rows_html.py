@@ -31,6 +31,7 @@ def _row(row: BrowsedRow, words: Words, text: str) -> str:
         )
         wrong = f'<p class="wrong">{escape(notices.sentence(row.problem, words))}</p>'
         return f'<article class="bad">{place}{wrong}{f"<pre>{_marked(raw, text)}</pre>" if raw else ""}</article>'
+    assert row.example is not None  # as there is no problem
     notes = "".join(
         f'<p class="quiet">{escape(notices.sentence(note, words))}</p>'
         for note in row.example.get("notes", ())

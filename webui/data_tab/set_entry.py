@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.core.problems import Problem, Refusal, problem
+from engine.core.stages import Kind
 from engine.data import dataset_info_edits
 from engine.data.dataset_info_edits import ROLES, ColumnMapping
 from engine.data.datasets import Dataset
@@ -35,8 +36,8 @@ class Description:
         return ColumnMapping(known_kind(self.kind), {role: str(column) for role, column in columns if column})
 
 
-def known_kind(kind: str) -> str:
-    return kind if kind in ROLES else "chat"
+def known_kind(kind: str) -> Kind:
+    return next((known for known in ROLES if known == kind), "chat")
 
 
 def entry_from(
@@ -64,7 +65,7 @@ def _with_role_labels(refused: Problem, words: Words) -> Problem:
     if "parts" not in refused.values:
         return refused
     parts = re.sub(r"\w+", lambda role: words(f"role-{role[0]}"), refused.values["parts"])
-    return replace(refused, values=refused.values | {"parts": parts})
+    return replace(refused, values={**refused.values, "parts": parts})
 
 
 def columns_for(dataset: Dataset) -> tuple[list[str], dict[str, str]]:

@@ -17,7 +17,8 @@ COLUMN_LAYOUTS = ("columns", "indexed columns", "split")  # of JSON
 
 def described(dataset: Dataset, words: Words) -> str:
     """What was found out about the files of a set, and what of it is not certain."""
-    facts, doubts = "", []
+    facts = ""
+    doubts: list[Problem] = []
     for number, file in enumerate(dataset.files[:MAX_FILES_LOOKED_AT]):
         try:
             source = source_of(file, dataset.encoding)

@@ -41,22 +41,27 @@ class TokensPanel(Panel):
 
     def layout(self) -> None:
         words = self.words
-        about = {"interactive": True, "min_width": 120}
         with gr.Column(elem_classes="grid grid-4"):
             self.model = gr.Dropdown(
                 [], value="", allow_custom_value=True, label=words.label("model.model_name_or_path"),
-                elem_classes="field field-choice", elem_id="seen-model", **about,
+                elem_classes="field field-choice", elem_id="seen-model", interactive=True,
+                min_width=120,
             )  # fmt: skip
             self.stage = gr.Dropdown(
-                [], value=None, label=words.label("stage"), elem_classes="field field-choice", **about
+                [],
+                value=None,
+                label=words.label("stage"),
+                elem_classes="field field-choice",
+                interactive=True,
+                min_width=120,
             )
             self.max_length = gr.Textbox(
                 label=words.label("data.max_length"), max_lines=1, elem_classes="field field-number",
-                elem_id="seen-length", **about,
+                elem_id="seen-length", interactive=True, min_width=120,
             )  # fmt: skip
             self.template = gr.Textbox(
                 label=words.label("model.chat_template"), placeholder=words("template-own"), max_lines=1,
-                elem_classes="field field-choice", **about,
+                elem_classes="field field-choice", interactive=True, min_width=120,
             )  # fmt: skip
         self.numbers = gr.HTML(elem_id="seen-numbers")
         with gr.Row(elem_classes="bar-row"):

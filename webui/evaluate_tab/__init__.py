@@ -74,14 +74,14 @@ def build(
             gr.Column(scale=4, min_width=300, elem_classes="shelf"),
             gr.Column(elem_classes="card evaluate-card"),
         ):
-            for panel in (measured, questions, tasks, sampling, form):
-                panel.layout()
+            for part in (measured, questions, tasks, sampling, form):
+                part.layout()
         with gr.Column(scale=9, min_width=420, elem_classes="one-set"):
-            for panel in (listing, report, rows):
-                panel.layout()
+            for shown in (listing, report, rows):
+                shown.layout()
 
-    for panel in (measured, form, report, rows):
-        panel.wire()
+    for wired in (measured, form, report, rows):
+        wired.wire()
     questions.wire(measured.base, measured.results)
 
     view = TabView(context, measured, tasks, report)

@@ -27,13 +27,13 @@ class ModelsPanel(Panel):
 
     def layout(self) -> None:
         words = self.words
-        about = {"elem_classes": "field", "interactive": True}
         self.base = gr.Dropdown(
-            [], value=None, label=words("chat-base"), allow_custom_value=True, elem_id="evaluate-base", **about
+            [], value=None, label=words("chat-base"), allow_custom_value=True, elem_id="evaluate-base",
+            elem_classes="field", interactive=True,
         )  # fmt: skip
         self.results = gr.Dropdown(
             [], value=[], label=words("evaluate-results"), info=words("evaluate-results-help"), multiselect=True,
-            max_choices=MAX_RESULTS_MEASURED, elem_id="evaluate-results", **about,
+            max_choices=MAX_RESULTS_MEASURED, elem_id="evaluate-results", elem_classes="field", interactive=True,
         )  # fmt: skip
         self.with_base = gr.Checkbox(True, label=words("evaluate-with-base"), elem_id="evaluate-with-base")
 

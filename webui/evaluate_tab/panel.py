@@ -39,7 +39,7 @@ class Panel(panels.Panel):
         self.saves, self.data = context.workplace.saves, context.workplace.data
         self.models, self.opened = context.models, context.opened
 
-    def number(self, name: str, value: str, **about: Any) -> gr.Textbox:
+    def number(self, name: str, value: str, info: str | None = None) -> gr.Textbox:
         """A box for a number of the form; `name` is the end of its code in page.yaml."""
         code = f"evaluate-{name}"
-        return boxes.number(value, label=self.words(code), elem_id=code, **about)
+        return boxes.number(value, label=self.words(code), elem_id=code, info=info)

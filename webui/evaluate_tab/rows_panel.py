@@ -31,7 +31,7 @@ class RowsPanel(Panel):
                     elem_id="report-search", scale=1, label=words("report-search"),
                 )  # fmt: skip
                 self.back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="report-back")
-                self.number = gr.Textbox(
+                self.where = gr.Textbox(
                     "1", show_label=False, container=False, max_lines=1, scale=0, min_width=70,
                     elem_id="report-where", label=words("report-page"),
                 )  # fmt: skip
@@ -40,24 +40,24 @@ class RowsPanel(Panel):
             self.html = gr.HTML(elem_id="report-rows")
 
     def wire(self) -> None:
-        page, at = [self.number, self.count, self.html], [self.opened, *self.view]
+        page, at = [self.where, self.count, self.html], [self.opened, *self.view]
         gr.on(
             [self.order.change, self.text.change], self.show, [self.opened, self.order, self.text], page,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
-        self.number.submit(self.show, at, page, **QUIET)
+        self.where.submit(self.show, at, page, **QUIET)
         self.back.click(self.previous_page, at, page, **QUIET)
         self.on.click(self.next_page, at, page, **QUIET)
 
     @property
     def view(self) -> list[Block]:
         """The controls whose values `show` takes after the id."""
-        return [self.order, self.text, self.number]
+        return [self.order, self.text, self.where]
 
     @property
     def outputs(self) -> list[Block]:
         """The components that change when an evaluation is opened."""
-        return [self.part, self.number, self.count, self.html]
+        return [self.part, self.where, self.count, self.html]
 
     def show(self, id: str, order: str, text: str, number: str = "1") -> Updates:
         """Show a page of the rows that contain `text`."""
@@ -71,7 +71,7 @@ class RowsPanel(Panel):
         page = report.page(run.dir, order, text or "", page_number(number))
         count = self.words("report-pages", pages=page.pages, total=f"{page.total:,}")
         return {
-            self.number: str(page.number),
+            self.where: str(page.number),
             self.count: f'<p class="quiet">{escape(count)}</p>',
             self.html: reports.rows(page, summary["voices"], self.words),
         }
@@ -86,7 +86,7 @@ class RowsPanel(Panel):
         return {self.part: gr.update(visible=False)} | self._empty()
 
     def _empty(self) -> Updates:
-        return {self.number: "1", self.count: "", self.html: ""}
+        return {self.where: "1", self.count: "", self.html: ""}
 
 
 def page_number(text: str) -> int:

@@ -14,7 +14,7 @@ from engine.export.export_spec import ExportSpec
 from engine.runs import runs
 from engine.runs.results import Result, results, titles
 from webui import notices
-from webui.events import QUIET
+from webui.events import QUIET, changes
 from webui.export_tab import controls, plan_html
 from webui.export_tab.export_list import ExportList
 from webui.export_tab.export_specs import export_spec_of
@@ -70,7 +70,8 @@ class FormPanel(Panel):
                 controls.choices("form", words), value="merged", label=words.of_export("form", "label"),
                 info=words.of_export("form", "help"), elem_id="export-form", elem_classes="field field-union",
             ),
-        } | {name: controls.choice(name, words) for name in ("precision", "quantize", "gguf")}  # fmt: skip
+            **{name: controls.choice(name, words) for name in ("precision", "quantize", "gguf")},
+        }  # fmt: skip
 
     def _other_controls(self) -> dict[str, Block]:
         words = self.words
@@ -91,7 +92,7 @@ class FormPanel(Panel):
 
     def wire(self) -> None:
         gr.on(
-            [control.change for control in self.inputs], self.look, self.inputs, self.changing,
+            changes(self.inputs), self.look, self.inputs, self.changing,
             trigger_mode="always_last", js="(...held) => athanorSettled(held)", **QUIET,
         )  # fmt: skip
         outputs = [self.message, *self.changing, *self.exports.outputs]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypedDict
 
 import gradio as gr
+from gradio.blocks import Block
 from gradio.components import Component
 
 from engine.spec.run_spec import SPEC_CHOICES, RunSpec
@@ -42,7 +43,7 @@ class Form:
         gr.HTML("".join(sentences), elem_classes=["kinds"])
 
     @property
-    def inputs(self) -> list[Component]:
+    def inputs(self) -> list[Block]:
         return list(self.controls.values())
 
     def values(self, held: Sequence[Any]) -> dict[str, Any]:
@@ -74,10 +75,21 @@ def kinds_css() -> str:
     return "\n".join(rules)
 
 
-def _attributes(path: str, words: Words, value: Any) -> dict[str, Any]:
+class _Attributes(TypedDict):
+    """What every control is made with."""
+
+    label: str
+    info: str | None
+    elem_id: str
+    elem_classes: list[str]
+    interactive: bool
+    value: Any
+
+
+def _attributes(path: str, words: Words, value: Any) -> _Attributes:
     classes = ["field", f"field-{control_kind(path)}"]
-    if kinds := kinds_of(path):
-        union = element_id(union_of(path))
+    if (choice := union_of(path)) and (kinds := kinds_of(path)):
+        union = element_id(choice)
         classes += [f"of-{union}", *(f"of-{union}-{kind}" for kind in kinds)]
     return {
         "label": words("weights-of", what=words.label(WEIGHTS[path]))

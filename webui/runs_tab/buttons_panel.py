@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from html import escape
+from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
@@ -26,22 +28,21 @@ class ButtonsPanel(Panel):
         self.sure_delete, self.yes_delete, self.no_delete = self._question("sure-delete", "yes-delete")
 
     def _layout_of_buttons(self) -> None:
-        words, small = self.words, {"size": "sm"}
-        first, away, hurts = {"variant": "primary"}, {"visible": False}, {"elem_classes": "hurts"}
-        self.stop = gr.Button(words("stop-save"), elem_id="stop", **small)
-        self.kill = gr.Button(words("kill"), elem_id="kill", **small, **hurts)
-        self.resume = gr.Button(words("resume"), elem_id="resume", **small, **first)
-        self.chat = gr.Button(words("chat-with"), elem_id="chat-with", **small, **first, **away)
-        self.export = gr.Button(words("export-it"), elem_id="export-it", **small, **away)
-        self.evaluate = gr.Button(words("evaluate-it"), elem_id="evaluate-it", **small, **away)
+        words, button = self.words, partial(gr.Button, size="sm")
+        self.stop = button(words("stop-save"), elem_id="stop")
+        self.kill = button(words("kill"), elem_id="kill", elem_classes="hurts")
+        self.resume = button(words("resume"), elem_id="resume", variant="primary")
+        self.chat = button(words("chat-with"), elem_id="chat-with", variant="primary", visible=False)
+        self.export = button(words("export-it"), elem_id="export-it", visible=False)
+        self.evaluate = button(words("evaluate-it"), elem_id="evaluate-it", visible=False)
         self.follow = gr.Dropdown(
             [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
             min_width=190, interactive=True, label=words("follow"),
         )  # fmt: skip
-        self.clone_changed = gr.Button("", elem_id="clone-changed", **small, **first, **away)
-        self.clone = gr.Button(words("clone"), elem_id="clone", **small)
-        self.compare = gr.Button(words("compare"), elem_id="compare", **small)
-        self.delete = gr.Button(words("delete"), elem_id="delete", **small, **hurts)
+        self.clone_changed = button("", elem_id="clone-changed", variant="primary", visible=False)
+        self.clone = button(words("clone"), elem_id="clone")
+        self.compare = button(words("compare"), elem_id="compare")
+        self.delete = button(words("delete"), elem_id="delete", elem_classes="hurts")
 
     def _question(self, question: str, confirm: str) -> tuple[gr.Row, gr.Button, gr.Button]:
         """Whether something is really meant: the row, and its buttons for yes and no; by the codes of their words."""
@@ -90,7 +91,7 @@ class ButtonsPanel(Panel):
     def without_questions(self) -> Updates:
         return dict.fromkeys([self.sure_kill, self.sure_delete], gr.update(visible=False))
 
-    def _changed_clone(self, run: Run) -> dict:
+    def _changed_clone(self, run: Run) -> dict[str, Any]:
         """What to change so that a failed run would probably have gone on."""
         changed = remedy(run)
         if changed is None:
@@ -98,7 +99,7 @@ class ButtonsPanel(Panel):
         changes = notices.changes(run.spec, changed, self.words)
         return gr.update(value=self.words("clone-changed", changes=changes), visible=True)
 
-    def _next_stages(self, run: Run) -> dict:
+    def _next_stages(self, run: Run) -> dict[str, Any]:
         """The stages that can go on from the run, if it has left something."""
         words, stages = self.words, possible_next_stages(run)
         named = [(words("follow-with", stage=words.choice("stage", stage)), stage) for stage in stages]

@@ -13,7 +13,7 @@ from engine.core.stages import STAGES
 from engine.runs import progress, runs
 from engine.runs.runs import Run
 from webui import charts
-from webui.events import QUIET
+from webui.events import QUIET, changes
 from webui.panels import Updates
 from webui.runs_tab.panel import CurveView, Panel
 from webui.runs_tab.run_facts import run_facts
@@ -42,7 +42,7 @@ class CurvesPanel(Panel):
 
     def wire(self) -> None:
         gr.on(
-            [control.change for control in self.view], self.redraw, [self.selected, *self.view], self.html,
+            changes(self.view), self.redraw, [self.selected, *self.view], self.html,
             trigger_mode="always_last", **QUIET,
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ class TablePanel(Panel):
         """What changes when the table is shown or gives way to a run."""
         return [self.column, self.timer, *self.listed]
 
-    def shown(self, text: str, limit: str) -> Updates:
+    def shown(self, text: str | None, limit: str) -> Updates:
         """The table in place of a run."""
         here = {self.column: gr.update(visible=True), self.timer: gr.Timer(active=True)}
         return here | self.list_runs(text, limit)

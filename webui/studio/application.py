@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -69,7 +69,7 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
 class _ByLanguage:
     """Hands each request to the page in the reader's language."""
 
-    def __init__(self, pages: dict[str, ASGIApp]):
+    def __init__(self, pages: Mapping[str, ASGIApp]):
         self.pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -63,8 +63,8 @@ def lay_out_tabs(frame: Frame) -> Tabs:
     words, workplace, root, message = frame.words, frame.workplace, frame.root, frame.message
     items: dict[str, gr.Tab] = {}
 
-    def item(id: str, **about: bool) -> gr.Tab:
-        items[id] = gr.Tab(words(f"tab-{id}"), id=id, **about)
+    def item(id: str, render_children: bool = False) -> gr.Tab:
+        items[id] = gr.Tab(words(f"tab-{id}"), id=id, render_children=render_children)
         return items[id]
 
     with gr.Tabs(elem_id="tabs") as tabs:

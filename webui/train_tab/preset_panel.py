@@ -41,7 +41,8 @@ class PresetPanel(Panel):
     def wire(self) -> None:
         controls = self.settings.form.controls
         datasets = [controls[path] for path in DATASET_CONTROLS]
-        controls["stage"].input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
+        stage: Any = controls["stage"]
+        stage.input(self.refit_datasets, self.settings.inputs, [self.message, *datasets], **QUIET)
         self.preset.input(self.choose_preset, self.preset, [self.message, *self.summary.filled], **QUIET)
 
     @property

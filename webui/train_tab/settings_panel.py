@@ -83,7 +83,7 @@ class SettingsPanel(Panel):
     def wire(self) -> None:
         """Before `SummaryPanel`, which looks at the form at the same event: the page makes the calls of an event one after
         the other, and an overtaken call of that look never ends."""
-        model = self.form.controls[MODEL]
+        model: Any = self.form.controls[MODEL]
         named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
         model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)
 

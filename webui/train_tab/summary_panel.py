@@ -16,7 +16,7 @@ from engine.runs import runs
 from engine.runs.plan import summary
 from engine.spec.run_spec import RunSpec
 from webui import notices
-from webui.events import QUIET
+from webui.events import QUIET, changes
 from webui.form.settings import setting_of
 from webui.panels import Updates
 from webui.train_tab import model_html, plan_html
@@ -50,7 +50,7 @@ class SummaryPanel(Panel):
         # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
         # script lets only the last of many changes through, so that a filled form is looked at once.
         gr.on(
-            [control.change for control in inputs], self.look, inputs, self.outputs, trigger_mode="always_last",
+            changes(inputs), self.look, inputs, self.outputs, trigger_mode="always_last",
             js="(...held) => athanorSettled(held)", **QUIET,
         )  # fmt: skip
         # A package that is being tried says what it is worth when the trial ends, whether or not anybody types meanwhile.

@@ -60,7 +60,7 @@ class Words:
             return _read("zh")["parts"][name]
         if name in fields():
             return fields()[name].title
-        about = RunSpec.model_fields[name].annotation.__doc__
+        about = RunSpec.model_fields[name].annotation.__doc__ or ""
         return about.split(":", 1)[0]
 
     def choice(self, path: str, value: str) -> str:
@@ -85,7 +85,7 @@ class Words:
         """The "label" or the "help" of a setting of an export."""
         field = ExportSpec.model_fields[name]
         english = field.title if what == "label" else field.description
-        return english if self.language == "en" else _read("zh")["export"][name][what]
+        return english or "" if self.language == "en" else _read("zh")["export"][name][what]
 
     def export_choice(self, name: str, value: str) -> str:
         """What one choice of a setting of an export is called."""
@@ -95,4 +95,4 @@ class Words:
         """One sentence about a kind of the union at `path`."""
         if self.language == "zh":
             return _read("zh")["kinds"][path][kind]
-        return " ".join(SPEC_CHOICES[path][kind].__doc__.split())
+        return " ".join((SPEC_CHOICES[path][kind].__doc__ or "").split())

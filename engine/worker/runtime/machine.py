@@ -153,7 +153,8 @@ def try_attention() -> None:
 def try_ranks(gpu_count: int) -> None:
     """All chosen cards add up a number each; without cards two processes of the CPU do."""
     count, backend = (min(gpu_count, MAX_RANKS), "nccl") if gpu_count > 1 else (2, "gloo")
-    port, outcome = _free_port(), []
+    port = _free_port()
+    outcome: list[str] = []
     trial = threading.Thread(target=_spawn, args=(count, backend, port, outcome), daemon=True)
     began = time.monotonic()
     trial.start()
