@@ -26,6 +26,7 @@ test-harness: $(VENV)-harness/installed
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
 format: $(VENV)/installed-dev

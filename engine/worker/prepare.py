@@ -225,7 +225,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     # A tokenizer needs no torch, and without it transformers loads in half the time.
-    sys.modules["torch"] = None  # type: ignore[assignment]
+    sys.modules["torch"] = None  # type: ignore[assignment]  # as if it were not installed
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     # A stop comes as SIGTERM: what is half prepared goes away, with the processes that prepare it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

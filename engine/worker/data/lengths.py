@@ -69,5 +69,4 @@ def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
         return
     batch = arguments.per_device_train_batch_size * arguments.world_size
     sampler = LengthGroupedSampler(lengths_of(trainer.train_dataset), batch, spec.training.seed)
-    # The Trainer asks no argument of its own for the order of the rows.
-    trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]
+    trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # no argument sets it

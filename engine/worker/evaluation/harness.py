@@ -153,7 +153,7 @@ def harness_model(loaded: LoadedModels, tokenizer: Any, max_new_tokens: int, bat
 
     model = loaded.generator.model
     # They are tied already; tying them once more would undo what adapters put in their place.
-    model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]
+    model.tie_weights = lambda *_, **__: None  # type: ignore[method-assign]  # of this model alone
     try:
         return InMemory(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
     finally:

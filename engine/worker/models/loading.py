@@ -171,7 +171,7 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     ))  # fmt: skip
     if vocabulary_modules(model):
         # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
-        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]
+        adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
     return adapted
 
 

@@ -111,6 +111,5 @@ def adjust_trainer(trainer: AnyTrainer) -> AnyTrainer:
             # peft leaves modules_to_save in the type of the base, in which an optimizer's small steps are lost.
             parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)  # the run's callback prints
-    # The run folder describes itself.
-    trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]
+    trainer.create_model_card = lambda *_, **__: None  # type: ignore[method-assign]  # the run folder describes itself
     return trainer
