@@ -195,8 +195,10 @@ def _within(curve: Line, smooth: Sequence[float], part: Part) -> tuple[Line, lis
     if part is None:
         return curve, list(smooth)
     inside = [i for i, x in enumerate(curve.x) if part[0] <= x <= part[1]]
-    columns = ([column[i] for i in inside] for column in (curve.x, curve.value, curve.low, curve.high))
-    return Line(curve.name, curve.role, *columns, dots=curve.dots), [smooth[i] for i in inside]
+    x, value, low, high = (
+        [column[i] for i in inside] for column in (curve.x, curve.value, curve.low, curve.high)
+    )
+    return Line(curve.name, curve.role, x, value, low, high, curve.dots), [smooth[i] for i in inside]
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], mark: float, words: Words) -> str:

@@ -28,33 +28,43 @@ MAX_LINES_BYTES = 1 << 30  # of a file of lines that is read in whole
 ALIVE_BYTE, SUPERVISED_BYTE = 0, 1
 
 
+class _PathBelow:
+    """An attribute that is a path in the folder of a run."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, run: RunDir, _owner: type[RunDir]) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """Paths of one run."""
 
     path: Path
 
-    spec = property(lambda self: self.path / "spec.yaml")
-    request = property(lambda self: self.path / "request.json")
-    lock = property(lambda self: self.path / "lock")
-    keeper = property(lambda self: self.path / "keeper.json")
-    log = property(lambda self: self.path / "log.txt")
-    progress = property(lambda self: self.path / "progress.json")
-    metrics = property(lambda self: self.path / "metrics.jsonl")
-    warnings = property(lambda self: self.path / "warnings.jsonl")
-    stalled = property(lambda self: self.path / "stalled.txt")
-    samples = property(lambda self: self.path / "samples.jsonl")
-    prepared = property(lambda self: self.path / "prepared")
-    initial = property(lambda self: self.path / "initial_adapter")
-    adapter = property(lambda self: self.path / "adapter")
-    model = property(lambda self: self.path / "model")
-    report = property(lambda self: self.path / "report")
-    probe = property(lambda self: self.path / "probe.json")
-    gguf = property(lambda self: self.path / "gguf.json")
-    plot = property(lambda self: self.path / "training_loss.png")
-    error = property(lambda self: self.path / "error.json")
-    exit = property(lambda self: self.path / "exit.json")
-    attempts = property(lambda self: self.path / "attempts")
+    spec = _PathBelow("spec.yaml")
+    request = _PathBelow("request.json")
+    lock = _PathBelow("lock")
+    keeper = _PathBelow("keeper.json")
+    log = _PathBelow("log.txt")
+    progress = _PathBelow("progress.json")
+    metrics = _PathBelow("metrics.jsonl")
+    warnings = _PathBelow("warnings.jsonl")
+    stalled = _PathBelow("stalled.txt")
+    samples = _PathBelow("samples.jsonl")
+    prepared = _PathBelow("prepared")
+    initial = _PathBelow("initial_adapter")
+    adapter = _PathBelow("adapter")
+    model = _PathBelow("model")
+    report = _PathBelow("report")
+    probe = _PathBelow("probe.json")
+    gguf = _PathBelow("gguf.json")
+    plot = _PathBelow("training_loss.png")
+    error = _PathBelow("error.json")
+    exit = _PathBelow("exit.json")
+    attempts = _PathBelow("attempts")
 
     def alive(self) -> bool:
         """Whether any process of the run lives."""

@@ -198,11 +198,11 @@ class LossWatchCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any],
+        logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """The loss is the mean of all ranks, so all of them decide alike."""
-        loss = logs.get("loss")
+        loss = (logs or {}).get("loss")
         problem = self.watch.add(state.global_step, loss) if loss is not None else None
         if problem and state.is_world_process_zero:
             write_warning(self.run, problem, state.global_step)
