@@ -36,6 +36,7 @@ from engine.runs import kinds, queue
 from engine.runs.outcome import determine_outcome, requested_stop
 from engine.runs.progress import read_long_curves
 from engine.runs.stall import StallWatch
+from engine.spec.run_spec import RunSpec
 
 POLL_S = 0.3
 
@@ -62,7 +63,7 @@ def supervise(run: RunDir) -> None:
         "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(), "start_ticks": start_ticks(os.getpid()),
         "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
     })  # fmt: skip
-    watch = StallWatch(run, spec.logging.stall_minutes if spec.kind == "training" else 0)
+    watch = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
     code, early = (
         0,
         {number: _start(step, environment, run) for number, step in enumerate(steps) if step.waits},
