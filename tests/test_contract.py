@@ -17,9 +17,7 @@ from engine.spec.run_spec import RunSpec
 
 def test_the_names_of_a_runs_files_do_not_change() -> None:
     run = RunDir(Path("/x"))
-    names = {
-        name: getattr(run, name).name for name, value in vars(RunDir).items() if isinstance(value, property)
-    }
+    names = {name: path.name for name in vars(RunDir) if isinstance(path := getattr(run, name), Path)}
     assert names == {
         "spec": "spec.yaml", "request": "request.json", "lock": "lock", "keeper": "keeper.json", "log": "log.txt",
         "progress": "progress.json", "metrics": "metrics.jsonl", "prepared": "prepared", "adapter": "adapter",
