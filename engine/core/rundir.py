@@ -128,6 +128,9 @@ def any_run_alive(saves: Path) -> bool:
 
 
 COMPLETE_FILE = "complete.json"  # marks a checkpoint whose every file is on disk
+WAITING_FOR_SPACE = (
+    "waiting for space"  # the phase of a training whose next checkpoint does not fit on the disk
+)
 RESULT_FILE = "result.json"  # marks a result, and says which attempt wrote it
 
 

@@ -39,7 +39,7 @@ NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # byte
 class Progress:
     """What a run is doing. `fraction` is of the whole run once it trains, else of the phase; None if unknown."""
 
-    phase: str  # waiting, preparing, downloading, loading, training, evaluating, tasks, saving, done
+    phase: str  # waiting, preparing, downloading, loading, training, waiting for space, evaluating, tasks, saving, done
     done: int
     total: int | None
     unit: str

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.core import regular_files
 from engine.core.problems import Refusal, problem
-from engine.core.rundir import RunDir, read_object, stamp
+from engine.core.rundir import WAITING_FOR_SPACE, RunDir, read_object, stamp
 from engine.export import gguf
 from engine.runs import kinds
 from engine.runs.facts import RunFacts, read_facts
@@ -148,7 +148,8 @@ def state(run: RunDir) -> str:
         phase = read_object(run.progress).get("phase")
         return (
             "running"
-            if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting")
+            if phase
+            in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
             else "preparing"
         )
     return "interrupted" if run.keeper.exists() else "queued"

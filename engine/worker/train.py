@@ -26,7 +26,7 @@ def train(run: RunDir) -> None:
     from engine.worker.evaluation import probe
     from engine.worker.models.loading import keep_initial, load_model
     from engine.worker.models.tokenizer import load_tokenizer
-    from engine.worker.training.callbacks import RunCallback, loss_watch
+    from engine.worker.training.callbacks import RunCallback, loss_watch, save_where_there_is_space
     from engine.worker.training.context import TrainingContext
     from engine.worker.training.result import save_result
     from engine.worker.training.trainers import assert_effective, trainer_of
@@ -45,6 +45,7 @@ def train(run: RunDir) -> None:
     context = TrainingContext(spec, run, model, tokenizer, data, [callback, *loss_watch(spec, run)])
     trainer = trainer_of(spec.stage.kind)(context)
     group_by_length(spec, trainer)
+    save_where_there_is_space(spec, trainer, callback)
     assert_effective(spec, run, trainer)
     resume_or_begin(run, trainer)
     report("saving", trainer.state.global_step, trainer.state.max_steps, "step")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from engine.core.run_warnings import read_warnings
-from engine.core.rundir import read_object
+from engine.core.rundir import WAITING_FOR_SPACE, read_object
 from engine.evaluation import probe, report
 from engine.runs import progress, queue
 from engine.runs.failures import explain
@@ -87,10 +87,19 @@ def failure(run: Run, words: Words) -> str:
     return f'<div class="failure" role="alert"><p class="what">{lines(why.what(words.language))}</p>{advice}{traceback}</div>'
 
 
+def waiting_for_space(run: Run, words: Words) -> str:
+    """That the training waits, how much it needs, and what to do."""
+    reported = read_object(run.dir.progress)
+    if run.final or reported.get("phase") != WAITING_FOR_SPACE:
+        return ""
+    text = words("space-needed", needed=size(reported["needed"]), free=size(reported["free"]))
+    return f'<div class="failure caution" role="status"><p>{escape(text)}</p></div>'
+
+
 def cautions(run: Run, words: Words) -> str:
     """What went wrong while the run went on, and what to do about it; what it failed of is said already."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
-    return "".join(
+    return waiting_for_space(run, words) + "".join(
         f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> {lines(notices.sentence(warning.problem, words))}</p></div>'
         for warning in read_warnings(run.dir)
         if warning.problem.code not in ended_by

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from engine.core.problems import Problem, Refusal, problem
 from engine.core.run_warnings import write_warning
@@ -26,6 +26,7 @@ from engine.core.rundir import (
 from engine.core.stages import STAGES
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.process_lifecycle import ProgressReport, rank
+from engine.worker.training.disk_space import CheckpointSpace, checkpoint_bytes, remove_checkpoint
 from engine.worker.training.loss_watch import LossWatch
 
 NOT_PLOTTED = re.compile(
@@ -101,7 +102,7 @@ class RunCallback(TrainerCallback):
         self.report("training", state.global_step, state.max_steps, "steps")
         if args.load_best_model_at_end and control.should_evaluate:
             control.should_save = True  # what is best by measure must be there to be loaded
-        if self._stop_is_requested(args) and not control.should_training_stop:
+        if self.stop_is_requested(args) and not control.should_training_stop:
             self.stopping = True
             control.should_save = control.should_training_stop = True
         if control.should_training_stop:
@@ -152,19 +153,12 @@ class RunCallback(TrainerCallback):
         old = self.run.checkpoints()[: -self.keep] if self.keep else []
         for folder in old:
             if folder.name != best.name:
-                # Its marker goes first, so that a half-removed one is never taken for whole.
-                (folder / COMPLETE_FILE).unlink()
-                shutil.rmtree(folder)
+                remove_checkpoint(folder)
 
-    def _stop_is_requested(self, args: TrainingArguments) -> bool:
+    def stop_is_requested(self, args: TrainingArguments) -> bool:
         """Whether rank 0 has seen a stop request. The others are told, lest one of them wait for a step that
         never comes."""
-        requested = rank() == 0 and self._read_request()
-        if args.world_size == 1:
-            return requested
-        flag = torch.tensor([float(requested)], device=args.device)
-        torch.distributed.broadcast(flag, src=0)
-        return bool(flag.item())
+        return agreed(rank() == 0 and self._read_request(), args)
 
     def _read_request(self) -> bool:
         changed = self.run.request.stat().st_mtime_ns
@@ -222,6 +216,37 @@ def loss_watch(spec: RunSpec, run: RunDir) -> list[LossWatchCallback]:
     """The watch of a run's loss, if it is to have one; the loss of a stage that learns from its own answers says nothing."""
     watched = spec.logging.watch != "off" and not STAGES[spec.stage.kind].answers
     return [LossWatchCallback(run, stops=spec.logging.watch == "stop")] if watched else []
+
+
+def agreed(flag: bool, args: TrainingArguments) -> bool:
+    """What rank 0 has found, on every rank."""
+    if args.world_size == 1:
+        return flag
+    shared = torch.tensor([float(flag)], device=args.device)
+    torch.distributed.broadcast(shared, src=0)
+    return bool(shared.item())
+
+
+def save_where_there_is_space(spec: RunSpec, trainer: Trainer, callback: RunCallback) -> None:
+    """Let the trainer wait for disk space before each checkpoint; one that is to stop meanwhile stops without it."""
+    save, args = trainer._save_checkpoint, trainer.args
+    space = CheckpointSpace(
+        callback.run,
+        callback.report,
+        lambda flag: agreed(flag, args),
+        lambda: callback.stop_is_requested(args),
+    )
+
+    def save_checkpoint(model: torch.nn.Module, trial: Any) -> None:
+        state, best = trainer.state, Path(trainer.state.best_model_checkpoint or "").name
+        size = partial(checkpoint_bytes, trainer, adapter=spec.method.kind == "lora")
+        if space.wait(size, state.global_step, state.max_steps, best):
+            callback.report("training", state.global_step, state.max_steps, "steps")
+            save(model, trial)
+        else:
+            callback.stopping = trainer.control.should_training_stop = True
+
+    trainer._save_checkpoint = save_checkpoint
 
 
 def _formatted(value: float) -> str:
