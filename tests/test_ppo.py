@@ -258,6 +258,7 @@ def test_a_run_with_a_reward_model_leaves_a_policy_and_nothing_else(
     curves = progress.curves(run)
     assert curves["kl"].value[0] == 0.0
     assert {"reward", "value_loss", "clip_fraction", "eval_reward", "eval_loss"} <= set(curves)
+    assert curves["eval_reward"].step[0] == 2  # none before training: its answers would take too long
     assert "ranks 100.0% of its own evaluation pairs" in run.dir.log.read_text()
     samples = read_lines(run.dir.samples)
     assert sorted({line["step"] for line in samples}) == [1, 2, 3, 4]

@@ -301,8 +301,9 @@ def test_an_epoch_is_where_a_run_by_epochs_measures_and_saves(trained: dict[str,
     summary = read_json(run.prepared / "summary.json")
     assert (summary["train"]["rows"], summary["validation"]["rows"]) == (32, 8)
     assert [folder.name for folder in run.checkpoints()] == ["checkpoint-8", "checkpoint-16"]  # 32 rows by 4
-    measured = [line["step"] for line in read_lines(run.metrics) if "eval_loss" in line]
-    assert measured == [8, 16]
+    measured = {line["step"]: line["eval_loss"] for line in read_lines(run.metrics) if "eval_loss" in line}
+    assert list(measured) == [0, 8, 16]
+    assert measured[0] == pytest.approx(math.log(800), abs=0.4)  # as it was, with random weights
 
 
 def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[str, RunDir]) -> None:

@@ -203,7 +203,11 @@ class Logging(Part):
         "steps", "Validate by", "At a fixed interval of steps, or at the end of each epoch."
     )
     eval_steps: int = setting(
-        100, "Validate every", "Optimizer steps between two validations.", ge=1, le=10**9
+        100,
+        "Validate every",
+        "Optimizer steps between two validations. The first is done before training, except with PPO and GRPO.",
+        ge=1,
+        le=10**9,
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
         "steps", "Save by",

@@ -72,6 +72,7 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
         best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
         trainer._load_from_checkpoint(best or str(newest))
     else:
+        trainer.args.eval_on_start &= newest is None  # what has been trained is no start
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
 
 

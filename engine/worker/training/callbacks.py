@@ -89,7 +89,7 @@ class RunCallback(TrainerCallback):
             values["num_tokens"] += self.tokens_before
         if "train_loss" not in values:  # the summary at the end is no point of a curve
             now = round(self.time_before + time.monotonic() - self.began, 3)
-            line = {"step": state.global_step, "epoch": state.epoch, "time": now, **values}
+            line = {"step": state.global_step, "epoch": state.epoch or 0.0, "time": now, **values}
             with contextlib.suppress(OSError):
                 append_lines(self.run.metrics, [line])
             print(" · ".join(f"{name} {_formatted(value)}" for name, value in line.items()), flush=True)

@@ -63,6 +63,8 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
         "logging_nan_inf_filter": False,  # it would print the last good loss instead of NaN
         "eval_strategy": logging.eval_strategy if measured else "no",
         "eval_steps": logging.eval_steps if measured else None,
+        # The first point of a validation is the model as it was; where it writes answers for that, it takes too long.
+        "eval_on_start": measured and not STAGES[spec.stage.kind].answers,
         "save_strategy": logging.save_strategy,
         "save_steps": logging.save_steps,
         "save_total_limit": None,  # the run's callback prunes, once the newest is known to be whole
