@@ -32,7 +32,7 @@ def _on_bounded_part_data(parser: GradioMultiPartParser, data: bytes, start: int
     _on_part_data(parser, data, start, end)
 
 
-GradioMultiPartParser.on_part_data = _on_bounded_part_data
+GradioMultiPartParser.on_part_data = _on_bounded_part_data  # type: ignore[method-assign, assignment]  # gradio has no setting for it
 
 
 class _TooLarge(Exception):

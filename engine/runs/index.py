@@ -98,7 +98,7 @@ class RunIndex:
         """Write the file, whole or not at all."""
         written = {
             id: (entry.changed, entry.stamp, entry.run.state, entry.run.request, entry.run.exit, asdict(entry.run.facts))
-            for id, entry in self.entries.items()
+            for id, entry in entries.items()
         }  # fmt: skip
         with contextlib.suppress(OSError):  # then each process reads the folders again
             write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}))
