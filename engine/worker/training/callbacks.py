@@ -246,7 +246,7 @@ def save_where_there_is_space(spec: RunSpec, trainer: Trainer, callback: RunCall
         else:
             callback.stopping = trainer.control.should_training_stop = True
 
-    trainer._save_checkpoint = save_checkpoint
+    trainer._save_checkpoint = save_checkpoint  # type: ignore[method-assign]  # it is asked before it saves
 
 
 def _formatted(value: float) -> str:
