@@ -118,9 +118,9 @@ def test_what_still_does_not_fit_is_waited_for_and_then_goes_on(waiting: Waiting
     assert waiting()
     assert waiting.phases == ["waiting for space"] * 3
     assert waiting.checkpoints() == ["checkpoint-10"]
-    said = waiting.reported[0]
-    assert said["needed"] == pytest.approx(8.4 * MB + 4 * MB, rel=0.01)
-    assert said["free"] == pytest.approx((2 + 8) * MB, abs=0.2 * MB)
+    reported = waiting.reported[0]
+    assert reported["needed"] == pytest.approx(8.4 * MB + 4 * MB, rel=0.01)
+    assert reported["free"] == pytest.approx((2 + 8) * MB, abs=0.2 * MB)
 
 
 def test_a_first_checkpoint_is_as_large_as_its_weights_and_optimizer_say(waiting: Waiting) -> None:
@@ -156,13 +156,13 @@ def test_a_disk_with_no_byte_left_does_not_keep_a_run_from_saying_that_it_waits(
 def test_the_page_says_how_much_is_needed_while_it_waits(tmp_path: Path) -> None:
     run = run_maker(tmp_path)("a", outcome=None)
     alive = replace(run, state="running")
-    said = {"phase": "waiting for space", "done": 30, "total": 100, "unit": "steps", "began_with": 30,
+    reported = {"phase": "waiting for space", "done": 30, "total": 100, "unit": "steps", "began_with": 30,
             "needed": 3 * 10**9, "free": 10**9}  # fmt: skip
-    write_json(run.dir.progress, said)
+    write_json(run.dir.progress, reported)
     assert "needs 3 GB, and 1 GB is free" in head_html.cautions(alive, Words("en"))
     assert "需要 3 GB" in head_html.cautions(alive, Words("zh"))
     assert head_html.cautions(run, Words("en")) == ""  # it was interrupted
-    write_json(run.dir.progress, said | {"phase": "training"})
+    write_json(run.dir.progress, reported | {"phase": "training"})
     assert head_html.cautions(alive, Words("en")) == ""
 
 
