@@ -122,10 +122,17 @@ def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
     listed = panel.list_items(["checkpoints", "rows", "nonsense"], 7)
     assert listed["remove"]["visible"] is True
     assert "2 to remove, 1.51 KB in all" in listed["items"]
-    assert panel.list_items(None, None)["remove"]["visible"] is False
-    assert panel.list_items(["cache"], -5)["remove"]["visible"] is True
+    for days in (None, -5):
+        assert panel.list_items(["cache"], days)["remove"]["visible"] is False
+        assert "0 or more" in panel.list_items(["cache"], days)["items"]
+    assert panel.nothing() == {
+        "items": "",
+        "listed": "",
+        "remove": {"visible": False, "__type__": "update"},
+        "sure": {"visible": False, "__type__": "update"},
+    }
     listed = panel.list_items(["checkpoints"], 7)["listed"]
-    done = panel.remove_items(listed, ["checkpoints", "cache"], None)  # ticked since: that was not listed
+    done = panel.remove_items(listed, ["checkpoints", "cache"], 0)  # ticked since: that was not listed
     assert "1 removed" in done["message"]
     assert "1 to remove" in done["items"]
     assert len(prune.removable(saves)) == 3

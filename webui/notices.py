@@ -18,6 +18,7 @@ from webui.form.settings import element_id, essential, part_id, setting_of
 from webui.words import Words
 
 _parity = itertools.count()
+MAX_REASONS_IN_TOAST = 3  # more would cover the page
 
 
 def sentence(problem: Problem, words: Words) -> str:
@@ -84,8 +85,11 @@ def toast(text: str, kind: str = "good") -> str:
 
 
 def refused(problems: Sequence[Problem], words: Words) -> str:
-    """What an action was refused for."""
-    return toast(" ".join(sentence(problem, words) for problem in problems), "bad")
+    """What an action was refused for: of many reasons the first, and how many more there are."""
+    sentences = [sentence(problem, words) for problem in problems[:MAX_REASONS_IN_TOAST]]
+    if (left := len(problems) - len(sentences)) > 0:
+        sentences.append(words("refused-more", count=left))
+    return toast(" ".join(sentences), "bad")
 
 
 def code(id: str, text: str, words: Words, save: bool = False) -> str:

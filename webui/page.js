@@ -229,6 +229,7 @@ document.addEventListener('input', (event) => {
     const field = document.querySelector(`#${charts.dataset.zoom} textarea, #${charts.dataset.zoom} input`);
     if (!field || field.value === text) return;
     field.value = text; field.dispatchEvent(new Event('input', { bubbles: true }));
+    document.dispatchEvent(new Event('scroll'));  // the value under the pointer is another one now
   };
   let begun = null;
   document.addEventListener('pointerdown', (event) => {

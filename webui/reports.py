@@ -87,8 +87,13 @@ def summary(report: Mapping[str, Any], words: Words) -> str:
 def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
     models = report["voices"]
     titles = {model["id"]: model["title"] for model in models}
-    verdicts = "".join(
-        _verdict(titles[id], differences, words) for id, differences in report["differences"].items()
+    # Of too few rows nothing is concluded, nor marked as if it were.
+    verdicts = (
+        ""
+        if too_few(report)
+        else "".join(
+            _verdict(titles[id], differences, words) for id, differences in report["differences"].items()
+        )
     )
     heads = _heads(models, words)
     body = "".join(_measure_row(name, measure, report, words) for name, measure in report["measures"].items())
@@ -99,7 +104,7 @@ def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
     notes = [words("report-rows", count=f"{report['rows']:,}")]
     if report["left_out"]:
         notes.append(words("report-left-out", count=f"{report['left_out']:,}"))
-    few = report["rows"] < report["fewest"]
+    few = too_few(report)
     notes.append(
         words("report-few", count=report["fewest"])
         if few
@@ -114,6 +119,10 @@ def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
         f'{verdicts}<div class="wide"><table class="report"><thead><tr><th>{escape(words("report-measure"))}</th>{heads}</tr>'
         f'</thead><tbody>{body}</tbody></table></div>{graphs}<p class="quiet">{escape(" ".join(notes))}</p>'
     )
+
+
+def too_few(report: Mapping[str, Any]) -> bool:
+    return report["rows"] < report["fewest"]
 
 
 def _heads(models: Sequence[Mapping[str, Any]], words: Words) -> str:
@@ -192,7 +201,7 @@ def _verdict(title: str, differences: Mapping[str, Any], words: Words) -> str:
 def _measure_row(name: str, measure: Mapping[str, Any], report: Mapping[str, Any], words: Words) -> str:
     values = {id: result["value"] for id, result in measure["values"].items() if result["value"] is not None}
     best = None
-    if len(values) > 1 and measure["better"] != "neither":
+    if len(values) > 1 and measure["better"] != "neither" and not too_few(report):
         choose = max if measure["better"] == "higher" else min
         top = choose(values.values())
         winners = [id for id, value in values.items() if value == top]
@@ -220,10 +229,8 @@ def _cell(
             title = words(
                 "report-difference", low=_signed(difference["low"]), high=_signed(difference["high"])
             )
-        difference_html = (
-            f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(sign)} '
-            f"{escape(words(f'verdict-{verdict}'))}</em>"
-        )
+        verdict_word = "" if too_few(report) else words(f"verdict-{verdict}")
+        difference_html = f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(f"{sign} {verdict_word}".strip())}</em>'
     mark = f' class="best" title="{escape(words("report-best"))}"' if best else ""
     return f"<td{mark}><b>{score(name, result['value'])}</b>{between}{difference_html}</td>"
 

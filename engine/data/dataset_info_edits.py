@@ -141,7 +141,8 @@ def derived_entry(entry: dict[str, Any], dataset: Dataset, file_name: str) -> di
 def valid_name(text: str) -> str:
     """The name of a data set without the spaces around it. Raises Refusal if it cannot be one."""
     name = unicodedata.normalize("NFC", text).strip()
-    if not name or len(name) > MAX_NAME_LENGTH or "," in name or not name.isprintable():
+    looks_like_path = ".." in name or name.startswith((".", "/", "\\"))
+    if not name or len(name) > MAX_NAME_LENGTH or "," in name or not name.isprintable() or looks_like_path:
         raise Refusal(problem("set-name", name=name[:MAX_NAME_LENGTH] or "—", limit=MAX_NAME_LENGTH))
     return name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import gradio as gr
 
@@ -58,11 +59,16 @@ class StoragePanel(Panel):
     def wire(self) -> None:
         chosen, shown = [self.kinds, self.days], [self.items, self.listed, self.remove, self.sure]
         self.look.click(self.list_items, chosen, shown, **SILENT)
+        gr.on([control.change for control in chosen], self.nothing, chosen, shown, **QUIET)
         self.remove.click(lambda: gr.update(visible=True), None, self.sure, **QUIET)
         self.no.click(lambda: gr.update(visible=False), None, self.sure, **QUIET)
         self.yes.click(self.remove_items, [self.listed, *chosen], [self.message, *shown], **SILENT)
 
     def list_items(self, kinds: list[str] | None, days: float | None) -> Updates:
+        if days is None or days < 0:
+            return self.nothing() | {
+                self.items: f'<p class="empty">{escape(self.words("storage-days-bad"))}</p>'
+            }
         items = self._chosen(kinds, days)
         return {
             self.items: items_html(items, self.words),
@@ -70,6 +76,11 @@ class StoragePanel(Panel):
             self.remove: gr.update(visible=bool(items)),
             self.sure: gr.update(visible=False),
         }
+
+    def nothing(self, *_: Any) -> Updates:
+        """Nothing is listed: what is chosen has changed since."""
+        hidden = gr.update(visible=False)
+        return {self.items: "", self.listed: "", self.remove: hidden, self.sure: hidden}
 
     def remove_items(self, listed: str, kinds: list[str] | None, days: float | None) -> Updates:
         """Remove what was listed and can still go, whatever is ticked by now."""
