@@ -314,7 +314,7 @@ def test_a_click_opens_an_evaluation_at_its_first_page(tab: Tab, evaluation: Run
     click = gr.EventData(None, {"run": evaluation.id})
     updates = tab.report.open_clicked(click, "asked", "", "3")
     assert updates[tab.context.opened] == evaluation.id
-    assert updates[tab.rows.number] == "1"
+    assert updates[tab.rows.where] == "1"
     assert f'data-run="{evaluation.id}" class="on"' in updates[tab.listing.html]
 
 
@@ -327,13 +327,13 @@ def test_rows_are_turned_sorted_and_searched(tab: Tab, evaluation: Run) -> None:
 
     assert numbers(rows.show(id, "asked", "")) == list(range(1, 21))
     second = rows.next_page(id, "asked", "", "1")
-    assert (second[rows.number], numbers(second)[0]) == ("2", 21)
+    assert (second[rows.where], numbers(second)[0]) == ("2", 21)
     assert "3" in second[rows.count]
     assert "45" in second[rows.count]
-    assert rows.next_page(id, "asked", "", "3")[rows.number] == "3"
-    assert rows.previous_page(id, "asked", "", "1")[rows.number] == "1"
+    assert rows.next_page(id, "asked", "", "3")[rows.where] == "3"
+    assert rows.previous_page(id, "asked", "", "1")[rows.where] == "1"
     assert numbers(rows.show(id, "asked", "question 044", "9")) == [44]
-    assert rows.show("x/evaluation/gone", *ROWS) == {rows.number: "1", rows.count: "", rows.html: ""}
+    assert rows.show("x/evaluation/gone", *ROWS) == {rows.where: "1", rows.count: "", rows.html: ""}
     assert [page_number(text) for text in ("2", " 12 ", "", "-1", "x", "9" * 12)] == [2, 12, 1, 1, 1, 1]
 
 

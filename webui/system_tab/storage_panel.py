@@ -59,7 +59,7 @@ class StoragePanel(Panel):
     def wire(self) -> None:
         chosen, shown = [self.kinds, self.days], [self.items, self.listed, self.remove, self.sure]
         self.look.click(self.list_items, chosen, shown, **SILENT)
-        gr.on([control.change for control in chosen], self.nothing, chosen, shown, **QUIET)
+        gr.on([self.kinds.change, self.days.change], self.nothing, chosen, shown, **QUIET)
         self.remove.click(lambda: gr.update(visible=True), None, self.sure, **QUIET)
         self.no.click(lambda: gr.update(visible=False), None, self.sure, **QUIET)
         self.yes.click(self.remove_items, [self.listed, *chosen], [self.message, *shown], **SILENT)
