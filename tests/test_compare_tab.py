@@ -236,3 +236,14 @@ def test_the_tables_are_csv_too_with_numbers_as_they_are(past: Make, tab: Tab) -
     assert repr(1 / 3) in [cell for row in rows for cell in row]
     assert [ENGLISH.label("method.r"), "16", "64"] in rows
     assert 'href="/root/compare/curves.csv?runs=base%2Flora%2F' in tab.draw(runs[0].id)["chart"]
+
+
+def test_a_part_of_the_axis_is_shown_alone(past: Make, tab: Tab) -> None:
+    run = past("a", falling(30))
+    controls = ([run.id], "loss", "step", 0.0, False, "")
+    whole, part = (tab.comparison.draw(*controls, zoom)[tab.comparison.chart] for zoom in ("", "step:10:20"))
+    assert 'data-zoom="compare-zoom"' in whole
+    assert "zoom-out" not in whole
+    assert 'data-across="10.0 20.0' in part
+    assert "zoom-out" in part
+    assert tab.comparison.draw(*controls, "epoch:1:2")[tab.comparison.chart] == whole

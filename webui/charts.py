@@ -50,8 +50,13 @@ def charts(
     figures = [_figure(base, series, words, x, smoothing, log, part) for base in order]
     if not any(figures):
         return f'<p class="quiet">{escape(words(no_curves_word(series.values(), x)))}</p>'
+    return zoomable(f'<div class="charts">{"".join(figures)}</div>', "curves-zoom", x, part, words)
+
+
+def zoomable(figures: str, field: str, x: str, part: Part, words: Words) -> str:
+    """Figures of which a part can be dragged over: page.js writes it into the field with that id (see `part_of`)."""
     back = f'<button type="button" class="zoom-out">{escape(words("zoom-out"))}</button>' if part else ""
-    return f'<div class="charts" data-zoom="curves-zoom" data-axis="{x}">{back}{"".join(figures)}</div>'
+    return f'<div class="zoomable" data-zoom="{field}" data-axis="{x}">{back}{figures}</div>'
 
 
 def no_curves_word(series: Iterable[Any], x: str) -> str:
@@ -105,6 +110,7 @@ def overlay(
     smoothing: float = SMOOTHING,
     log: bool = False,
     legend: Sequence[tuple[str, str]] = (),
+    part: Part = None,
 ) -> str:
     """One curve of several runs in one figure: (name, CSS classes, series) of each. `legend`: (name, CSS classes) where
     the classes stand for something else than the runs. "" if there is nothing to draw."""
@@ -118,7 +124,17 @@ def overlay(
     columns = max(min(MAX_COLUMNS_PER_CURVE, MAX_COLUMNS_PER_FIGURE // len(lines)), 2)
     # What smoothing has taken away is told of a few; of many it would hide the curves.
     return chart(
-        title(metric, words), lines, words, x, smoothing, log, legend, WIDE, columns, raw=len(lines) <= 3
+        title(metric, words),
+        lines,
+        words,
+        x,
+        smoothing,
+        log,
+        legend,
+        WIDE,
+        columns,
+        raw=len(lines) <= 3,
+        part=part,
     )
 
 

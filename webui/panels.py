@@ -41,6 +41,6 @@ def refusal_as_message(handler: Callable[..., Updates]) -> Callable[..., Updates
     return answer
 
 
-def hidden_value(value: str | None = None) -> gr.Textbox:
+def hidden_value(value: str | None = None, elem_id: str | None = None) -> gr.Textbox:
     """Something that the page remembers for a handler. To be built outside of tabs that may never be looked at."""
-    return gr.Textbox(value, elem_classes="unseen", container=False)
+    return gr.Textbox(value, elem_classes="unseen", container=False, elem_id=elem_id)

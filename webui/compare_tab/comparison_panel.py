@@ -43,6 +43,7 @@ class ComparisonPanel(Panel):
         runs, view = self.runs.runs, self.view
         changes = [
             runs.input, view.metric.input, view.x.input, view.log.input, view.by.input, view.smoothing.input,
+            view.zoom.input,
         ]  # fmt: skip
         gr.on(
             changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET

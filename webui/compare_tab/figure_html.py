@@ -29,7 +29,7 @@ def figure(comparison: Comparison, root: str, words: Words) -> str:
     """The chart, or the reason why there is none, and the download buttons; `root` is the path prefix of the studio."""
     curves = _curves(comparison, words)
     link = _csv_address(comparison, root) if comparison.metrics else ""
-    return curves + _save_row(link, words, picture=curves.startswith("<figure"))
+    return curves + _save_row(link, words, picture="<figure" in curves)
 
 
 def _curves(comparison: Comparison, words: Words) -> str:
@@ -43,9 +43,10 @@ def _curves(comparison: Comparison, words: Words) -> str:
         (words.value(view.by, group.value), charts.run_classes(number))
         for number, group in enumerate(comparison.groups)
     ]
-    picture = charts.overlay(view.metric, drawn, words, view.x, view.smoothing, view.log, legend)
+    part = charts.part_of(view.zoom, view.x)
+    picture = charts.overlay(view.metric, drawn, words, view.x, view.smoothing, view.log, legend, part)
     if picture:
-        return picture
+        return charts.zoomable(picture, "compare-zoom", view.x, part, words)
     series = [series for *_, series in drawn]
     code = charts.no_curves_word(series, view.x) if series else "compare-no-curves"
     return f'<p class="quiet">{escape(words(code))}</p>'

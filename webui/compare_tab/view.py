@@ -23,10 +23,13 @@ class View:
     smoothing: float = SMOOTHING
     log: bool = False
     by: str = ""
+    zoom: str = ""  # see `charts.part_of`
 
     @classmethod
-    def of_controls(cls, metric: Any, x: Any, smoothing: Any, log: Any, by: Any) -> View:
-        return cls(metric or "", known_axis(x), smoothing_of(str(smoothing)), bool(log), by or "")
+    def of_controls(cls, metric: Any, x: Any, smoothing: Any, log: Any, by: Any, zoom: Any = "") -> View:
+        return cls(
+            metric or "", known_axis(x), smoothing_of(str(smoothing)), bool(log), by or "", str(zoom or "")
+        )
 
     @classmethod
     def of_address(cls, parameters: Mapping[str, Sequence[str]]) -> View:

@@ -10,7 +10,7 @@ from engine.runs import compare
 from webui import charts
 from webui.compare_tab.comparison import Comparison
 from webui.compare_tab.view import MAX_SMOOTHING, View
-from webui.panels import Panel, Updates
+from webui.panels import Panel, Updates, hidden_value
 from webui.words import Words
 
 
@@ -40,10 +40,13 @@ class ViewPanel(Panel):
                 False, label=words("log-scale"), scale=0, min_width=120, elem_id="compare-log"
             )
 
+        # page.js writes the part of the axis into it that somebody drags over.
+        self.zoom = hidden_value("", elem_id="compare-zoom")
+
     @property
     def inputs(self) -> list[Block]:
         """In the order of the parameters of View.of_controls, and of the address in page.js."""
-        return [self.metric, self.x, self.smoothing, self.log, self.by]
+        return [self.metric, self.x, self.smoothing, self.log, self.by, self.zoom]
 
     @property
     def outputs(self) -> list[Block]:
@@ -73,4 +76,6 @@ class ViewPanel(Panel):
             for control, value in alone.items()
             if value
         }
-        return {self.x: view.x, self.smoothing: view.smoothing, self.log: view.log, **chosen}
+        return {
+            self.x: view.x, self.smoothing: view.smoothing, self.log: view.log, self.zoom: view.zoom, **chosen,
+        }  # fmt: skip

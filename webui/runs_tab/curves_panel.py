@@ -14,7 +14,7 @@ from engine.runs import progress, runs
 from engine.runs.runs import Run
 from webui import charts
 from webui.events import QUIET, changes
-from webui.panels import Updates
+from webui.panels import Updates, hidden_value
 from webui.runs_tab.panel import CurveView, Panel
 from webui.runs_tab.run_facts import run_facts
 
@@ -33,7 +33,7 @@ class CurvesPanel(Panel):
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         self.html = gr.HTML(elem_id="curves")
         # page.js writes the part of the axis into it that somebody drags over.
-        self.zoom = gr.Textbox("", elem_classes="unseen", container=False, elem_id="curves-zoom")
+        self.zoom = hidden_value("", elem_id="curves-zoom")
 
     @property
     def view(self) -> list[Block]:
