@@ -128,7 +128,7 @@ def make_spec(workplace: Workplace, tiny: Path) -> Callable[..., RunSpec]:
     return partial(short_training, tiny, workplace.data)
 
 
-def short_training(model: Path, data: Path, **changes: Any) -> RunSpec:
+def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
     """A spec that trains a small model in seconds; `changes` are paths with `__` for the dot."""
     spec = RunSpec.read({
         "model": {"model_name_or_path": str(model)},
