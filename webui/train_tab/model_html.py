@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
@@ -45,7 +46,8 @@ def _how_to_get_more_models(model: ModelFacts, workplace: Workplace, words: Word
     if model.path != DEMO_MODEL or SMOLLM2.exists():
         return ""
     roots = next((str(root) for root in workplace.models if root not in (DEMO_MODEL, SMOLLM2)), "")
-    return f'<p class="quiet">{escape(words("fact-demo", roots=roots))}</p>'
+    sentence = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(words("fact-demo", roots=roots)))
+    return f'<p class="quiet">{sentence}</p>'
 
 
 def unusable_packages(unusable: Mapping[str, Problem] | None, words: Words) -> str:
