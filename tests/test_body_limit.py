@@ -38,11 +38,11 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     ("path", "size", "status"),
     [("/run", 0, 200), ("/run", 1000, 200), ("/run", 1001, 413), (UPLOAD_PATH, 3000, 200), (UPLOAD_PATH, 3001, 413)],
 )  # fmt: skip
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_length", [True, False])
 def test_the_limit_holds_whether_the_length_is_told_or_not(
-    client: TestClient, path: str, size: int, status: int, told: bool
+    client: TestClient, path: str, size: int, status: int, with_length: bool
 ) -> None:
-    body = b"x" * size if told else (b"x" for _ in range(size))
+    body = b"x" * size if with_length else (b"x" for _ in range(size))
     assert client.post(path, content=body).status_code == status
 
 

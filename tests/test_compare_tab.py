@@ -69,10 +69,10 @@ def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Mak
     runs = [past(f"run {number} <b>", falling(200, end=number)) for number in range(10)]
     shown = tab.draw(*(run.id for run in runs), metric="eval_loss", x="tokens")["chart"]
     svg = ElementTree.fromstring(re.search(r"<svg.*?</svg>", shown, re.DOTALL)[0])
-    drawn = [one.get("class") for one in svg.findall("g")[1:]]
+    drawn = [curve.get("class") for curve in svg.findall("g")[1:]]
     assert len(set(drawn)) == 10
     points = json.loads(unescape(re.search(r'data-points="([^"]+)"', shown)[1]))
-    assert [one["name"] for one in points] == [run.spec.name for run in runs]
+    assert [curve["name"] for curve in points] == [run.spec.name for run in runs]
     assert points[0]["at"][-1] == "Tokens 102k"
     assert "<b>" not in re.sub(r"</?figcaption>|<b>Loss \(validation\)</b>", "", shown)
 
@@ -97,7 +97,7 @@ def test_grouped_runs_have_the_colour_of_their_group(past: Make, tab: Tab) -> No
 
 
 def test_whatever_is_chosen_there_is_an_answer(past: Make, tab: Tab) -> None:
-    one, silent = past("one", falling(30)), past("silent", outcome=None)
+    lone, silent = past("one", falling(30)), past("silent", outcome=None)
     losses = (math.nan, None, math.inf)
     odd = past(
         "odd", [{"step": step, "epoch": 0.1, "time": 2.0, "loss": loss} for step, loss in enumerate(losses)]
@@ -109,12 +109,12 @@ def test_whatever_is_chosen_there_is_an_answer(past: Make, tab: Tab) -> None:
     delete(gone)
     assert "Choose runs" in tab.draw()["note"]
     assert f"No longer available: {gone.id}" in tab.draw(gone.id)["note"]
-    assert "second run" in tab.draw(one.id)["tables"]
+    assert "second run" in tab.draw(lone.id)["tables"]
     assert "None of these runs" in tab.draw(silent.id)["chart"]
     assert "<svg" not in tab.draw(odd.id)["chart"]
-    assert "Nothing to plot for: one" in tab.draw(one.id, preferring.id, metric="rewards/margins")["note"]
-    assert "Settings cannot be read: broken" in tab.draw(one.id, broken.id)["note"]
-    everything = [run.id for run in (one, silent, odd, preferring, broken, gone)]
+    assert "Nothing to plot for: one" in tab.draw(lone.id, preferring.id, metric="rewards/margins")["note"]
+    assert "Settings cannot be read: broken" in tab.draw(lone.id, broken.id)["note"]
+    everything = [run.id for run in (lone, silent, odd, preferring, broken, gone)]
     for x in charts.AXES:
         for log in (False, True):
             for by in ("", compare.BY_NAME, "stage", "no.such.setting"):

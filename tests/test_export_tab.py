@@ -114,8 +114,8 @@ def test_one_arrives_at_the_results_and_the_exports_that_there_are(
 def test_settings_of_a_combination_are_shown_where_there_is_one(
     tab: Tab, trained: Callable[..., Run]
 ) -> None:
-    one, two = trained("one"), trained("two")
-    for ids, combined in (((), False), ((one.id,), False), ((one.id, two.id), True)):
+    first, second = trained("one"), trained("two")
+    for ids, combined in (((), False), ((first.id,), False), ((first.id, second.id), True)):
         updates = tab.form.look(*tab.held(*ids))
         assert updates.keys() == set(tab.form.changing)
         for name in ("weights", "combination", "density", "svd_rank"):
@@ -124,10 +124,10 @@ def test_settings_of_a_combination_are_shown_where_there_is_one(
 
 
 def test_what_is_wrong_is_told_by_the_labels_of_this_page(tab: Tab, trained: Callable[..., Run]) -> None:
-    one, two = trained("one"), trained("two")
-    plan = tab.form.look(*tab.held(one.id, two.id, weights="1, two"))[tab.form.plan]
+    first, second = trained("one"), trained("two")
+    plan = tab.form.look(*tab.held(first.id, second.id, weights="1, two"))[tab.form.plan]
     assert ENGLISH("export-weights") in plan
-    plan = tab.form.look(*tab.held(one.id, shard_gb="much"))[tab.form.plan]
+    plan = tab.form.look(*tab.held(first.id, shard_gb="much"))[tab.form.plan]
     assert ENGLISH.of_export("shard_gb", "label") in plan
     assert ENGLISH("to-fix", count=1) in plan
 
@@ -135,17 +135,19 @@ def test_what_is_wrong_is_told_by_the_labels_of_this_page(tab: Tab, trained: Cal
 def test_the_form_becomes_the_spec_that_is_submitted(
     tab: Tab, place: Workplace, trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = trained("one"), trained("two")
+    first, second = trained("one"), trained("two")
     submitted = []
     monkeypatch.setattr(
         "webui.export_tab.form_panel.runs.submit", lambda spec, _place, by: submitted.append((spec, by))
     )
-    held = tab.held(one.id, two.id, weights="0.25", prompts="How?\n\nWhy?", license=" mit ", svd_rank="4")
+    held = tab.held(
+        first.id, second.id, weights="0.25", prompts="How?\n\nWhy?", license=" mit ", svd_rank="4"
+    )
     updates = tab.form.start(ADA, *held)
     assert "toast good" in updates[tab.message]
     [(spec, by)] = submitted
     assert by == "ada"
-    assert spec.adapters == {str(one.dir.adapter): 0.25, str(two.dir.adapter): 1.0}
+    assert spec.adapters == {str(first.dir.adapter): 0.25, str(second.dir.adapter): 1.0}
     assert (spec.prompts, spec.license, spec.svd_rank, spec.form) == (["How?", "Why?"], "mit", 4, "merged")
 
 

@@ -281,3 +281,29 @@ def test_a_text_of_several_lines_is_not_taken_for_settings(tmp_path: Path, text:
     (tmp_path / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
     facts = read_facts(RunDir(tmp_path), "training")
     assert (facts.base, facts.data, facts.method, facts.stage) == (text, (text,), "lora", "sft")
+
+
+LIST_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from engine.runs import queue, runs
+if os.getuid() == 0: os.setuid(65534)
+saves = Path(sys.argv[1])
+print(*sorted(run.title for run in runs.find(saves)))
+queue.waiting(saves)
+"""
+
+
+@pytest.mark.parametrize("inside", [".", "adapter", "spec.yaml", "exit.json"])
+def test_a_folder_of_another_user_hides_no_run(saves: Path, inside: str) -> None:
+    """Looked at by a process without rights: whoever runs the tests may be allowed everything."""
+    for parent in (saves, *saves.parents[:3]):
+        parent.chmod(0o755)
+    closed = saves / "tiny" / "lora" / "run-2" / inside
+    mode = closed.stat().st_mode
+    closed.chmod(0)
+    words = [sys.executable, "-c", LIST_AS_NOBODY, str(saves)]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
+    closed.chmod(mode)
+    assert done.returncode == 0, done.stderr
+    assert {"run-0", "run-1", "run-3", "run-4"} <= set(done.stdout.split())

@@ -57,5 +57,5 @@ def test_gradio_writes_no_stubs_when_the_page_imports_it(module: str, opens_stub
 
 
 def test_other_programs_find_the_endpoints_by_their_names(config: dict[str, Any]) -> None:
-    public = {one["api_name"] for one in config["dependencies"] if one["api_visibility"] == "public"}
+    public = {event["api_name"] for event in config["dependencies"] if event["api_visibility"] == "public"}
     assert public == {"start", "runs", "run", "stop"}

@@ -67,7 +67,7 @@ def written(tok: Any, message: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 def calling(*calls: tuple[str, dict[str, Any]], content: str = "") -> dict[str, Any]:
     functions = [
-        {"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls
+        {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
     ]
     return {"content": content, "tool_calls": functions}
 

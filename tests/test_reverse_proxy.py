@@ -88,7 +88,7 @@ class Site:
     def upstream(self) -> set[int]:
         """The studio's open connections, by the port at nginx's end."""
         sockets = psutil.Process(self.studio.pid).net_connections("tcp")
-        return {one.raddr.port for one in sockets if one.status == "ESTABLISHED"}
+        return {connection.raddr.port for connection in sockets if connection.status == "ESTABLISHED"}
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:

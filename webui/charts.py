@@ -56,7 +56,7 @@ def charts(
 def zoomable(figures: str, field: str, x: str, part: Part, words: Words) -> str:
     """Figures of which a part can be dragged over: page.js writes it into the field with that id (see `part_of`)."""
     back = f'<button type="button" class="zoom-out">{escape(words("zoom-out"))}</button>' if part else ""
-    return f'<div class="zoomable" data-zoom="{field}" data-axis="{x}">{back}{figures}</div>'
+    return f'<div class="zoomable" data-zoom="{field}" data-axis="{escape(x)}">{back}{figures}</div>'
 
 
 def no_curves_word(series: Iterable[Any], x: str) -> str:

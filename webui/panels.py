@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.blocks import Block
 
 from engine.core.problems import Refusal
+from engine.launch.workspace import Workplace
 from webui import notices
 from webui.words import Words
 
 Updates = dict[Block, Any]  # new values, or `gr.update(…)`; components that are not in it stay as they are
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the panels of a tab are given; a tab adds what its own need."""
+
+    words: Words
+    workplace: Workplace
+    root: str  # before the path of each address
+    message: gr.HTML  # shows that something was done, or why it was not
 
 
 class Panel:

@@ -61,12 +61,19 @@ class RunIndex:
                 if entry := _still_true(before.get(id), folder, changed):
                     entries[id] = entry
                     ended.append(entry.run)
-                elif (run := read(Path(folder), self.saves)).request:
+                elif (run := self._read(folder)) and run.request:
                     others.append(run)
                     self._keep(run, changed, entries)
             if self.unwritten >= WRITE_AFTER_RUNS:
                 self._write(entries)
             return ended, others
+
+    def _read(self, folder: str) -> Run | None:
+        """The run in a folder; None where it is gone, or may not be looked into: that hides no other run."""
+        try:
+            return read(Path(folder), self.saves)
+        except OSError:
+            return None
 
     def _keep(self, run: Run, changed: int, entries: dict[str, _Entry]) -> None:
         settled = time.time_ns() - changed > SETTLED_SECONDS * 1e9

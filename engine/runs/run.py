@@ -152,7 +152,7 @@ def state(run: RunDir) -> str:
             in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
             else "preparing"
         )
-    return "interrupted" if run.keeper.exists() else "queued"
+    return "interrupted" if os.path.lexists(run.keeper) else "queued"
 
 
 def read(folder: Path, saves: Path) -> Run:

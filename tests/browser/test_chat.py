@@ -69,9 +69,9 @@ def ask_base_and_run(page: Page) -> tuple[str, str]:
     """What each of them says."""
     page.locator("#chat-longest input").fill("40")
     ask(page, "Translate BSIC Group", 1)
-    said = page.locator("#talk .said")
-    expect(said).to_have_count(2)
-    base, tuned = said.all_inner_texts()
+    replies = page.locator("#talk .said")
+    expect(replies).to_have_count(2)
+    base, tuned = replies.all_inner_texts()
     assert base
     assert tuned
     assert base != tuned

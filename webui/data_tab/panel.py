@@ -10,21 +10,15 @@ from dataclasses import dataclass
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.launch.workspace import Workplace
 from webui import panels
 from webui.data_tab.data_folder import DataFolder, Selection
 from webui.panels import Updates
-from webui.words import Words
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(panels.Context):
     """What every panel is given."""
 
-    words: Words
-    workplace: Workplace
-    root: str  # before the path of each address
-    message: gr.HTML  # shows that something was done, or why it was not
     chosen: gr.Textbox  # id of the open set or file; "" = none
 
 

@@ -9,19 +9,13 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from engine.launch.workspace import Workplace
 from webui import panels
-from webui.words import Words
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(panels.Context):
     """What every panel is given."""
 
-    words: Words
-    workplace: Workplace
-    root: str  # before the path of each address
-    message: gr.HTML  # shows that something was done, or why it was not
     user: Callable[[gr.Request], str]  # who asks
 
 

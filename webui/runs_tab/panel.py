@@ -11,21 +11,15 @@ from typing import NamedTuple
 import gradio as gr
 from gradio.blocks import Block
 
-from engine.launch.workspace import Workplace
 from engine.runs.runs import Run
 from webui import panels
 from webui.panels import Updates
-from webui.words import Words
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(panels.Context):
     """What every panel is given."""
 
-    words: Words
-    workplace: Workplace
-    root: str  # before the path of each address
-    message: gr.HTML  # shows that something was done, or why it was not
     user: Callable[[gr.Request], str]  # who asks
     selected: gr.Textbox  # id of the open run; "" = the table
 
