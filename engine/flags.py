@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any, get_args
 
 from engine.evaluation.evaluation_spec import EvaluationSpec
@@ -110,6 +111,13 @@ def add_serve_options(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text}")
+    return value
+
+
 def add_prune_options(verb: argparse.ArgumentParser) -> None:
     """What may go, and whether it goes."""
     verb.add_argument(
@@ -121,12 +129,12 @@ def add_prune_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--older-than",
-        type=float,
+        type=_not_negative,
         default=7.0,
         metavar="DAYS",
         help="unchanged for so many days (default: 7)",
     )
     verb.add_argument(
-        "--larger-than", type=float, default=0.0, metavar="MB", help="of at least so many megabytes"
+        "--larger-than", type=_not_negative, default=0.0, metavar="MB", help="of at least so many megabytes"
     )
     verb.add_argument("--yes", action="store_true", help="remove it")

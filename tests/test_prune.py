@@ -180,3 +180,15 @@ def test_nobody_waits_for_a_long_deletion(saves: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(prune.shutil, "rmtree", while_removing)
     prune.remove(saves, prune.removable(saves, ["checkpoints"]))
     assert free == [True]
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "x"])
+@pytest.mark.parametrize("option", ["--older-than", "--larger-than"])
+def test_an_absurd_bound_removes_nothing_and_is_a_sentence(saves: Path, option: str, text: str) -> None:
+    before = everything(saves)
+    command = [sys.executable, "-m", "engine", "prune", "--saves", str(saves), "--yes", f"{option}={text}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert option in done.stderr
+    assert "Traceback" not in done.stderr
+    assert everything(saves) == before
