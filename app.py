@@ -40,47 +40,62 @@ def settle_environment(workplace: Workplace) -> None:
 def arguments() -> argparse.Namespace:
     """The command line, each flag with its environment variable."""
     environment = os.environ.get
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
-        "--host", default=environment("ATHANOR_HOST", "127.0.0.1"),
+        "--host",
+        default=environment("ATHANOR_HOST", "127.0.0.1"),
         help="address to listen on; anything but this machine requires --auth or --no-auth [ATHANOR_HOST]",
-    )  # fmt: skip
+    )
+    parser.add_argument("--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]")
     parser.add_argument(
-        "--port", type=int, default=environment("ATHANOR_PORT", "7860"), help="[ATHANOR_PORT]"
+        "--auth",
+        type=Path,
+        metavar="FILE",
+        default=environment("ATHANOR_AUTH") or None,
+        help="users who may log in; add them with: python -m engine user add NAME --auth FILE [ATHANOR_AUTH]",
     )
     parser.add_argument(
-        "--auth", type=Path, metavar="FILE", default=environment("ATHANOR_AUTH") or None,
-        help="users who may log in; add them with: python -m engine user add NAME --auth FILE [ATHANOR_AUTH]",
-    )  # fmt: skip
-    parser.add_argument(
-        "--no-auth", action="store_true", default=environment("ATHANOR_NO_AUTH", "") not in ("", "0"),
+        "--no-auth",
+        action="store_true",
+        default=environment("ATHANOR_NO_AUTH", "") not in ("", "0"),
         help="let everyone in who can reach the address [ATHANOR_NO_AUTH]",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--root-path", default=environment("ATHANOR_ROOT_PATH", ""),
+        "--root-path",
+        default=environment("ATHANOR_ROOT_PATH", ""),
         help="sub-path under which a reverse proxy serves the studio, such as /athanor [ATHANOR_ROOT_PATH]",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--allowed-host", metavar="NAME", nargs="+", action="extend",
+        "--allowed-host",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
         default=environment("ATHANOR_ALLOWED_HOSTS", "").replace(",", " ").split(),
-        help="names by which browsers reach the studio, besides addresses and this machine's own name; needed without --auth, and "
-        "behind a proxy that passes no Host on [ATHANOR_ALLOWED_HOSTS]",
-    )  # fmt: skip
+        help=(
+            "names by which browsers reach the studio, besides addresses and this machine's own name; "
+            "needed without --auth, and behind a proxy that passes no Host on [ATHANOR_ALLOWED_HOSTS]"
+        ),
+    )
     parser.add_argument(
-        "--trusted-proxy", metavar="ADDRESS", nargs="+", action="extend",
-        default=environment("ATHANOR_TRUSTED_PROXIES", environment("FORWARDED_ALLOW_IPS", "")).replace(",", " ").split(),
-        help="addresses or networks of reverse proxies, which are believed from where a request comes (X-Forwarded-For); nobody else is "
-        "[ATHANOR_TRUSTED_PROXIES]",
-    )  # fmt: skip
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        nargs="+",
+        action="extend",
+        default=environment("ATHANOR_TRUSTED_PROXIES", environment("FORWARDED_ALLOW_IPS", ""))
+        .replace(",", " ")
+        .split(),
+        help=(
+            "addresses or networks of reverse proxies, which are believed from where a "
+            "request comes (X-Forwarded-For); nobody else is [ATHANOR_TRUSTED_PROXIES]"
+        ),
+    )
     add_arguments(parser)
     return parser.parse_args()
 
 
 def keep_from_other_users() -> None:
-    """Where only users may log in, what the studio and its runs write is not for everybody with an account on this machine. What
-    the group may do stays as the umask says."""
+    """Where only users may log in, what the studio and its runs write is not for everybody
+    with an account on this machine. What the group may do stays as the umask says."""
     os.umask(os.umask(0o077) | 0o007)
 
 
@@ -94,8 +109,8 @@ def open_socket(options: argparse.Namespace) -> socket.socket:
 
 
 def repeat(act: Callable[[], object], seconds: float) -> None:
-    """Do this now and every so many seconds, in a thread, as long as the studio lives. An error that comes again and again is
-    printed once, so that a full or vanished disk does not fill another one with the log."""
+    """Do this now and every so many seconds, in a thread, as long as the studio lives. An error that comes
+    again and again is printed once, so that a full or vanished disk does not fill another one with the log."""
 
     def go_on() -> None:
         before: list[str] = []
@@ -136,22 +151,27 @@ def serve(options: argparse.Namespace) -> None:
     from webui.studio.application import application
 
     login = options.auth and functools.partial(
-        LoginRequired, users_file=Path(options.auth), secret_file=Path(options.auth).with_suffix(".secret"),
-        ended_file=Path(options.auth).with_suffix(".ended.jsonl"), root_path=options.root_path,
-    )  # fmt: skip
+        LoginRequired,
+        users_file=Path(options.auth),
+        secret_file=Path(options.auth).with_suffix(".secret"),
+        ended_file=Path(options.auth).with_suffix(".ended.jsonl"),
+        root_path=options.root_path,
+    )
     hosts = [*options.allowed_host, options.host, *filter(None, [urlsplit(options.root_path).hostname])]
     page = application(workplace, auth=login, root_path=options.root_path, hosts=hosts)
-    repeat(
-        lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS
-    )  # supervisors do the same when they end
+    repeat(lambda: queue.advance(workplace.saves), QUEUE_POLL_SECONDS)  # supervisors do the same when they end
     repeat(lambda: remove_old_uploads(workplace.saves, workplace.data), CLEANING_SECONDS)
     servers.hold_studio_lock(workplace.saves)
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Athanor is at http://{host}:{options.port}{options.root_path}", flush=True)
     config = uvicorn.Config(
-        page, root_path=options.root_path, log_level="warning", forwarded_allow_ips=options.trusted_proxy,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )  # fmt: skip
+        page,
+        root_path=options.root_path,
+        log_level="warning",
+        forwarded_allow_ips=options.trusted_proxy,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -22,9 +22,13 @@ def start_figures(peer_python: Path | None) -> list[Figure]:
     theirs = PEER_FIGURES_MEASURED_ONCE | {"page": None, "usable": None}
     if other:
         theirs = {
-            "ready": other.ready_s, "page": other.page_s, "usable": other.usable_s, "resident": other.resident_mb,
-            "torch": "yes" if other.torch else "no", "outside": len(other.outside),
-        }  # fmt: skip
+            "ready": other.ready_s,
+            "page": other.page_s,
+            "usable": other.usable_s,
+            "resident": other.resident_mb,
+            "torch": "yes" if other.torch else "no",
+            "outside": len(other.outside),
+        }
     return [
         Figure("command → page answers", ours.ready_s, "s", 4.5, theirs["ready"]),
         Figure("page asked for → usable", ours.page_s, "s", None, theirs["page"]),
@@ -130,9 +134,7 @@ FIGURES_OF_PART = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--peer", type=Path, metavar="PYTHON", help="python of an environment with LLaMA-Factory"
-    )
+    parser.add_argument("--peer", type=Path, metavar="PYTHON", help="python of an environment with LLaMA-Factory")
     parser.add_argument("--only", choices=FIGURES_OF_PART, help="one part of it")
     arguments = parser.parse_args()
     if not chromium():
@@ -153,9 +155,7 @@ def main() -> int:
             figures += part(arguments.peer.absolute() if arguments.peer else None)
     print(table(figures, "LLaMA-Factory 0.9.5"))
     if not arguments.peer and arguments.only not in ("pages", "compare", "data"):
-        print(
-            "\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md."
-        )
+        print("\nThe peer was not measured in this run; in brackets what was measured once. See bench/README.md.")
     return 1 if any(figure.met is False for figure in figures) else 0
 
 

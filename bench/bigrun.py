@@ -53,11 +53,16 @@ class BigRun:
         self.step += 1
         share = self.step / self.total
         values = {
-            "step": self.step, "epoch": share * 3, "time": self.step * SECONDS_PER_STEP,
-            "loss": 0.5 + 2 * math.exp(-8 * share) + random.gauss(0, 0.1), "grad_norm": random.lognormvariate(0, 0.3),
-            "learning_rate": 1e-4 * (1 - share), "entropy": 1 + random.gauss(0, 0.05), "num_tokens": self.step * 4096.0,
+            "step": self.step,
+            "epoch": share * 3,
+            "time": self.step * SECONDS_PER_STEP,
+            "loss": 0.5 + 2 * math.exp(-8 * share) + random.gauss(0, 0.1),
+            "grad_norm": random.lognormvariate(0, 0.3),
+            "learning_rate": 1e-4 * (1 - share),
+            "entropy": 1 + random.gauss(0, 0.05),
+            "num_tokens": self.step * 4096.0,
             "mean_token_accuracy": 0.7 + random.gauss(0, 0.02),
-        }  # fmt: skip
+        }
         return json.dumps(values) + "\n"
 
     def _write_metrics(self, lines: int) -> None:
@@ -68,8 +73,7 @@ class BigRun:
     def _write_log(self, size: int) -> None:
         # As a progress bar writes: states of one line that overwrite each other, then a line of numbers.
         bar = "".join(
-            f"\r {n:3}%|{'█' * (n // 10):10}| {n}/100 [00:{n // 2:02}<00:{50 - n // 2:02}]"
-            for n in range(100)
+            f"\r {n:3}%|{'█' * (n // 10):10}| {n}/100 [00:{n // 2:02}<00:{50 - n // 2:02}]" for n in range(100)
         )
         block = (f"{bar}\nstep · loss 1.234 · grad_norm 0.9876 · learning_rate 0.0001\n" * 64).encode()
         with self.dir.log.open("wb") as file:
@@ -77,7 +81,15 @@ class BigRun:
                 file.write(block)
 
     def _report(self) -> None:
-        write_json(self.dir.progress, {
-            "phase": "training", "done": self.step, "total": self.total, "unit": "steps", "began": self.began,
-            "began_with": 0, "at": time.time(),
-        })  # fmt: skip
+        write_json(
+            self.dir.progress,
+            {
+                "phase": "training",
+                "done": self.step,
+                "total": self.total,
+                "unit": "steps",
+                "began": self.began,
+                "began_with": 0,
+                "at": time.time(),
+            },
+        )

@@ -45,20 +45,21 @@ def measure(saves: Path) -> dict[str, float]:
     chart = next(output for output in outputs if isinstance(output, str) and output.startswith("<figure"))
     svg = re.search(r"<svg.*</svg>", chart, re.DOTALL)[0]
     return {
-        "first_s": first, "computed_s": computed, "read_s": read, "again_s": again, "svg_mb": len(svg.encode()) / MB,
+        "first_s": first,
+        "computed_s": computed,
+        "read_s": read,
+        "again_s": again,
+        "svg_mb": len(svg.encode()) / MB,
         "sent_mb": sum(len(output.encode()) for output in outputs if isinstance(output, str)) / MB,
-    }  # fmt: skip
+    }
 
 
 def measure_in_processes(saves: Path) -> dict[str, float]:
-    """`measure` in fresh processes: of runs that nobody has ever read, and the medians of a few later ones ("later_")."""
+    """`measure` in fresh processes: of runs that nobody has ever read, and the
+    medians of a few later ones ("later_")."""
     make(saves)
-    first, *later = (
-        last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + REPEATS)
-    )
-    return first | {
-        f"later_{name}": statistics.median(measured[name] for measured in later) for name in first
-    }
+    first, *later = (last_json([sys.executable, "-m", "bench.compare", str(saves)]) for _ in range(1 + REPEATS))
+    return first | {f"later_{name}": statistics.median(measured[name] for measured in later) for name in first}
 
 
 if __name__ == "__main__":

@@ -26,9 +26,15 @@ from engine.runs.results import new_export_spec
 from engine.runs.runs import Run
 
 SHAPE = {
-    "hidden_size": 1536, "intermediate_size": 6144, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_key_value_heads": 4, "vocab_size": 2048, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 1536,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 
 
 SHARDS = (2.0, 0.2)
@@ -38,9 +44,7 @@ def make(base: Path, saves: Path, shape: str) -> None:
     """Base and adapter, each by a child, which gives its memory back when it ends."""
     code = "import sys; from bench.gpu import make_model; make_model(*sys.argv[1:])"
     subprocess.run([sys.executable, "-c", code, str(base), shape, "cpu"], cwd=PROJECT, check=True)
-    subprocess.run(
-        [sys.executable, "-m", "tests.tiny_adapter", str(base), str(saves), "one"], cwd=PROJECT, check=True
-    )
+    subprocess.run([sys.executable, "-m", "tests.tiny_adapter", str(base), str(saves), "one"], cwd=PROJECT, check=True)
 
 
 def measure(shape: str) -> list[Figure]:
@@ -90,9 +94,7 @@ def anonymous_memory(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--shape", default=json.dumps(SHAPE), help="sizes of the model, as in its config.json"
-    )
+    parser.add_argument("--shape", default=json.dumps(SHAPE), help="sizes of the model, as in its config.json")
     print(table(measure(parser.parse_args().shape), ""))
 
 

@@ -50,9 +50,6 @@ def table(figures: list[Figure], peer: str) -> str:
     """The figures as a Markdown table, which is readable in a terminal too."""
     rows = [["what", "measured", "target", "", peer], *(figure.cells() for figure in figures)]
     wide = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) + " |"
-        for row in rows
-    ]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in wide) + "|")
     return "\n".join(lines)

@@ -28,14 +28,26 @@ from engine.spec.run_spec import RunSpec
 
 SHAPES = {  # Qwen1.5-7B and Qwen2.5-1.5B
     "7B": {
-        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": False,
     },
     "1.5B": {
-        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
     },
-}  # fmt: skip
+}
 STEPS, WARMUP_STEPS, DATA_ROWS, SENTENCES_PER_ROW = (
     12,
     4,
@@ -110,9 +122,7 @@ def make_data(folder: Path) -> None:
     """Rows of plain text for pre-training, each cut at max_length."""
     text = " ".join(f"word {n} follows word {n - 1}." for n in range(SENTENCES_PER_ROW))
     write_json(folder / "long.json", [{"text": f"{row} {text}"} for row in range(DATA_ROWS)])
-    write_json(
-        folder / "dataset_info.json", {"long": {"file_name": "long.json", "columns": {"prompt": "text"}}}
-    )
+    write_json(folder / "dataset_info.json", {"long": {"file_name": "long.json", "columns": {"prompt": "text"}}})
 
 
 def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
@@ -121,14 +131,22 @@ def spec_of(case: Case, model: Path, data: Path, device: str) -> RunSpec:
     if case.method != "lora":
         plain["method"] = {"kind": case.method}
     plain["training"] = plain["training"] | {
-        "max_steps": STEPS, "per_device_train_batch_size": case.batch, "gradient_accumulation_steps": 1,
-        "precision": "bf16", "gradient_checkpointing": case.recompute,
-    }  # fmt: skip
-    spec = RunSpec.read(plain | {
-        "stage": "pt", "model": {"model_name_or_path": str(model)},
-        "data": {"datasets": ["long"], "dataset_dir": str(data), "max_length": case.length},
-        "logging": {"logging_steps": 1, "save_steps": 10**6, "save_total_limit": 1, "plot_loss": False}, "hardware": {"device": device},
-    })  # fmt: skip
+        "max_steps": STEPS,
+        "per_device_train_batch_size": case.batch,
+        "gradient_accumulation_steps": 1,
+        "precision": "bf16",
+        "gradient_checkpointing": case.recompute,
+    }
+    spec = RunSpec.read(
+        plain
+        | {
+            "stage": "pt",
+            "model": {"model_name_or_path": str(model)},
+            "data": {"datasets": ["long"], "dataset_dir": str(data), "max_length": case.length},
+            "logging": {"logging_steps": 1, "save_steps": 10**6, "save_total_limit": 1, "plot_loss": False},
+            "hardware": {"device": device},
+        }
+    )
     for path, value in case.changes.items():
         spec = spec.change(path, value)
     return spec
@@ -157,9 +175,7 @@ def figures(run: RunDir, peak: int) -> list[str]:
     counted = [line for line in read_lines(run.metrics) if "loss" in line][WARMUP_STEPS:]
     step = statistics.median(after["time"] - before["time"] for before, after in itertools.pairwise(counted))
     tokens = (counted[-1]["num_tokens"] - counted[0]["num_tokens"]) / (len(counted) - 1)
-    held = max(
-        (read_json(path) or {}).get("peak_device_memory") or 0 for path in run.path.glob(f"*/{RESULT_FILE}")
-    )
+    held = max((read_json(path) or {}).get("peak_device_memory") or 0 for path in run.path.glob(f"*/{RESULT_FILE}"))
     return [f"{step:.3f} s", f"{tokens / step:,.0f}", f"{held / GIB:.2f} GiB", f"{peak / GIB:.2f} GiB"]
 
 
@@ -169,16 +185,12 @@ def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
     for path in (workplace.data, workplace.saves):
         path.mkdir()
     make_data(workplace.data)
-    print(
-        "| case | step | tokens/s | held by torch | in use on the card |\n|---|---|---|---|---|", flush=True
-    )
+    print("| case | step | tokens/s | held by torch | in use on the card |\n|---|---|---|---|---|", flush=True)
     failed = 0
     for case in cases:
         model = ensure_model(folder / f"random-{case.shape}", SHAPES[case.shape], device)
         try:
-            run, peak = wait_for_end(
-                runs.submit(spec_of(case, model, workplace.data, device), workplace), workplace
-            )
+            run, peak = wait_for_end(runs.submit(spec_of(case, model, workplace.data, device), workplace), workplace)
         except Refusal as refusal:
             print(refusal.text(), file=sys.stderr)
             failed += 1
@@ -193,9 +205,7 @@ def bench(folder: Path, cases: list[Case], device: str = "cuda") -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--only", default="", help="cases with this in their names")
     parser.add_argument("--folder", type=Path, help="where 25 GB find room; default: the temporary folder")
     arguments = parser.parse_args()

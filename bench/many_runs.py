@@ -1,4 +1,5 @@
-"""How long lists take with many runs in the saves folder, with and without the index: python -m bench.many_runs [COUNT]"""
+"""How long lists take with many runs in the saves folder, with and without the
+index: python -m bench.many_runs [COUNT]"""
 
 from __future__ import annotations
 
@@ -32,12 +33,8 @@ def build(saves: Path, count: int) -> None:
     for number in range(count):
         folder = saves / f"model-{number % MODELS}" / "lora" / f"run-{number:05d}"
         shutil.copytree(first, folder)
-        (folder / "spec.yaml").write_text(
-            yaml.replace("name: first", f"name: run {number}"), encoding="utf-8"
-        )
-        (folder / "request.json").write_text(
-            request.replace("1000000000.0", str(1e9 + number)), encoding="utf-8"
-        )
+        (folder / "spec.yaml").write_text(yaml.replace("name: first", f"name: run {number}"), encoding="utf-8")
+        (folder / "request.json").write_text(request.replace("1000000000.0", str(1e9 + number)), encoding="utf-8")
 
 
 def whole_process(saves: Path) -> float:
@@ -85,9 +82,13 @@ def measure(saves: Path) -> list[Figure]:
         Figure("a tick of the queue", timed(lambda: queue.advance(saves)), "ms", 50.0),
         Figure("a search", timed(lambda: [run for run in runs.find(saves) if run_facts.matches(run, "run 77")]), "ms"),
         Figure("all results, for pickers", timed(lambda: results.results(saves)), "ms"),
-        Figure("all trainings by name, for Compare", timed(lambda: compare.display_names(compare.training_runs(saves))), "ms"),
+        Figure(
+            "all trainings by name, for Compare",
+            timed(lambda: compare.display_names(compare.training_runs(saves))),
+            "ms",
+        ),
         Figure("memory that the index holds", held, "MiB"),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -26,9 +26,7 @@ window.setInterval = (act, ms, ...rest) => real(act, ms === RINGS_MS ? 100 : ms,
 """
 
 
-def measure(
-    folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES
-) -> dict[str, float]:
+def measure(folder: Path, ticks: int = TICKS, lines: int = LINES, log_bytes: int = LOG_BYTES) -> dict[str, float]:
     """Memory before and after, and the milliseconds from asking to the answer while all pages ask at once."""
     from webui.runs_tab.run_view import POLL_SECONDS  # imports gradio, which the other parts do without
 
@@ -40,8 +38,7 @@ def measure(
         browser = playwright.chromium.launch(executable_path=chromium(), args=list(ARGUMENTS))
         took: list[float] = []
         pages = [
-            browser.new_context(locale="en-US", viewport={"width": 800, "height": 600}).new_page()
-            for _ in range(PAGES)
+            browser.new_context(locale="en-US", viewport={"width": 800, "height": 600}).new_page() for _ in range(PAGES)
         ]
         for page in pages:
             page.add_init_script(FAST_TIMER_JS.replace("RINGS_MS", str(1000 * POLL_SECONDS)))
@@ -68,9 +65,15 @@ def measure(
         browser.close()
     run.close()
     return {
-        "ticks": len(took), "seconds": seconds, "opened_mb": opened, "after_mb": after, "grown_mb": after - opened,
-        "grown_warm_mb": after - (warm or opened), "answer_ms": statistics.median(took), "behind": run.step - shown,
-    }  # fmt: skip
+        "ticks": len(took),
+        "seconds": seconds,
+        "opened_mb": opened,
+        "after_mb": after,
+        "grown_mb": after - opened,
+        "grown_warm_mb": after - (warm or opened),
+        "answer_ms": statistics.median(took),
+        "behind": run.step - shown,
+    }
 
 
 def _write(run: BigRun, done: threading.Event) -> None:

@@ -26,10 +26,15 @@ def make(folder: Path, metrics: Path, log: Path) -> None:
         for text in ours:
             line = json.loads(text)
             entry = {
-                "current_steps": line["step"], "total_steps": 2_000_000, "loss": line["loss"],
-                "lr": line["learning_rate"], "epoch": line["epoch"], "percentage": line["step"] / 20_000,
-                "elapsed_time": "5 days, 18:53:20", "remaining_time": "5 days, 18:53:20",
-            }  # fmt: skip
+                "current_steps": line["step"],
+                "total_steps": 2_000_000,
+                "loss": line["loss"],
+                "lr": line["learning_rate"],
+                "epoch": line["epoch"],
+                "percentage": line["step"] / 20_000,
+                "elapsed_time": "5 days, 18:53:20",
+                "remaining_time": "5 days, 18:53:20",
+            }
             theirs.write(json.dumps(entry) + "\n")
 
 

@@ -1,7 +1,8 @@
 """How far PPO comes with different seeds: `python -m bench.ppo`.
 
-The toy of the tests: a tiny model with random weights, rewarded for the share of its tokens that are in a set of a tenth of
-the vocabulary. Printed for each seed: the mean reward of the first two and the last three batches of answers.
+The toy of the tests: a tiny model with random weights, rewarded for the share
+of its tokens that are in a set of a tenth of the vocabulary. Printed for each
+seed: the mean reward of the first two and the last three batches of answers.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def describe(folder: Path, *names: str) -> None:
 def larger_model(folder: Path) -> None:
     """The demo's tokenizer and family with 26 million random parameters, made in a child: nothing here holds torch."""
     code = (
-        "import sys, torch; from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM; torch.manual_seed(0);"
+        "import sys, torch; from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM;"
+        " torch.manual_seed(0);"
         f"t = AutoTokenizer.from_pretrained({str(DEMO_MODEL)!r}); t.save_pretrained(sys.argv[1]);"
         "Qwen2ForCausalLM(Qwen2Config(vocab_size=len(t), hidden_size=512, intermediate_size=1408, num_hidden_layers=8,"
         "num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=2048, tie_word_embeddings=True,"
@@ -94,8 +95,11 @@ def rate(folder: Path, processes: int) -> float:
     code = "import sys; from bench.prepare import timed; print(timed(sys.argv[1], int(sys.argv[2])))"
     result = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(processes)],
-        cwd=PROJECT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return SHORT_ROWS / float(result.stdout.split()[-1])
 
 
@@ -118,12 +122,16 @@ def timed(folder: str, processes: int) -> float:
 
 
 def spec_of(folder: Path, name: str, model: Path = DEMO_MODEL, **data: Any) -> RunSpec:
-    return RunSpec.read({
-        "model": {"model_name_or_path": str(model)}, "method": {"kind": "lora", "r": 8, "lora_alpha": 16},
-        "data": {"datasets": [name], "dataset_dir": str(folder), **data},
-        "training": {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "max_steps": 3},
-        "logging": {"logging_steps": 1, "save_steps": 1000, "plot_loss": False}, "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    return RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(model)},
+            "method": {"kind": "lora", "r": 8, "lora_alpha": 16},
+            "data": {"datasets": [name], "dataset_dir": str(folder), **data},
+            "training": {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "max_steps": 3},
+            "logging": {"logging_steps": 1, "save_steps": 1000, "plot_loss": False},
+            "hardware": {"device": "cpu"},
+        }
+    )
 
 
 def peak_of_preparing(folder: Path) -> float:
@@ -189,9 +197,7 @@ def samples_per_second(folder: Path, model: Path) -> float:
 
 
 def peer_rate(folder: Path, python: Path, processes: int) -> float:
-    output = _peer(
-        python, [str(PEER), str(folder), str(DEMO_MODEL), str(processes)], folder / f"hf-{processes}"
-    )
+    output = _peer(python, [str(PEER), str(folder), str(DEMO_MODEL), str(processes)], folder / f"hf-{processes}")
     return SHORT_ROWS / float(output.split()[-1])
 
 
@@ -199,11 +205,26 @@ def peer_train(folder: Path, python: Path, name: str, model: Path, **more: Any) 
     """Seconds from its command to its first logged step; samples a second from that to the last."""
     out = folder / f"peer-{name}-{time.monotonic_ns()}"
     settings = {
-        "model_name_or_path": str(model), "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_target": "all",
-        "template": "qwen", "dataset_dir": str(folder), "dataset": name, "cutoff_len": 1024, "output_dir": str(out),
-        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": 1e-4, "logging_steps": 1,
-        "report_to": "none", "save_strategy": "no", "preprocessing_num_workers": os.cpu_count(), "use_cpu": True, **more,
-    }  # fmt: skip
+        "model_name_or_path": str(model),
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "all",
+        "template": "qwen",
+        "dataset_dir": str(folder),
+        "dataset": name,
+        "cutoff_len": 1024,
+        "output_dir": str(out),
+        "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-4,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "preprocessing_num_workers": os.cpu_count(),
+        "use_cpu": True,
+        **more,
+    }
     file = out.with_suffix(".yaml")  # its reader of JSON files raises
     file.write_text(json.dumps(settings), encoding="utf-8")
     log, seen = out / "trainer_log.jsonl", threading.Event()

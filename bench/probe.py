@@ -1,8 +1,9 @@
-"""What the probe says of trainings that a person would call good, too short, too long, or wrecked: python -m bench.probe
+"""What the probe says of trainings that a person would call good, too short,
+too long, or wrecked: python -m bench.probe
 
-Each is a real training, most of the shipped demo model (seconds), with `--smollm2` of SmolLM2-135M-Instruct (minutes on two
-cores). One line for each: the run's verdict, training answers that are right before and after, the mean loss of the right
-ones, general prompts answered as before, and one answer, for people to judge whether the words fit.
+Each is a real training, most of the shipped demo model (seconds), with `--smollm2` of SmolLM2-135M-Instruct (minutes
+on two cores). One line for each: the run's verdict, training answers that are right before and after, the mean loss
+of the right ones, general prompts answered as before, and one answer, for people to judge whether the words fit.
 """
 
 from __future__ import annotations
@@ -49,15 +50,19 @@ REAL: dict[str, dict[str, Any]] = {
 
 
 def spec(model: Path, changes: dict[str, Any]) -> RunSpec:
-    made = RunSpec.read({
-        "model": {"model_name_or_path": str(model)},
-        "data": {"datasets": ["identity"], "dataset_dir": str(PROJECT / "data"), "max_length": 128},
-        "training": {
-            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-        },
-        "logging": {"logging_steps": 8, "save_steps": 10_000},
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    made = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(model)},
+            "data": {"datasets": ["identity"], "dataset_dir": str(PROJECT / "data"), "max_length": 128},
+            "training": {
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 8, "save_steps": 10_000},
+            "hardware": {"device": "cpu"},
+        }
+    )
     for path, value in changes.items():
         made = made.change(path, value)
     return made
@@ -70,11 +75,7 @@ def line(name: str, report: dict[str, Any] | None) -> str:
     losses = [training["loss_before"], training["loss_after"]]
     shown = " → ".join("—" if value is None else f"{value:.2f}" for value in losses)
     row = next(
-        (
-            prompt
-            for prompt in report["prompts"]
-            if prompt["kind"] == "training" and prompt["after"] is not None
-        ),
+        (prompt for prompt in report["prompts"] if prompt["kind"] == "training" and prompt["after"] is not None),
         None,
     )
     answer = "—" if row is None else f"{row['after']!r} for {row['reference']!r}"
@@ -85,9 +86,7 @@ def line(name: str, report: dict[str, Any] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--smollm2", action="store_true", help="train SmolLM2-135M-Instruct instead of the demo model"
-    )
+    parser.add_argument("--smollm2", action="store_true", help="train SmolLM2-135M-Instruct instead of the demo model")
     parser.add_argument("--only", default="", metavar="TEXT", help="trainings whose names have this in them")
     arguments = parser.parse_args()
     model, trainings = (SMOLLM2, REAL) if arguments.smollm2 else (DEMO_MODEL, DEMO)

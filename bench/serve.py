@@ -1,4 +1,5 @@
-"""Answers of our server beside those of `transformers serve`, on the same model: `python -m bench.serve [--shape JSON]`.
+"""Answers of our server beside those of `transformers serve`, on the same
+model: `python -m bench.serve [--shape JSON]`.
 
 The weights are random: speed does not depend on what a model knows. Both servers stay up and are asked by turns, with
 OpenAI's client, greedily, for the same number of tokens.
@@ -28,9 +29,15 @@ from engine.launch.workspace import PROJECT
 
 # The demo model's words only: a token without a text would be told late, or not at all.
 SHAPE = {
-    "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12,
-    "num_key_value_heads": 4, "vocab_size": 2048, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "vocab_size": 2048,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 TOKENS_PER_ANSWER, REPEATS, CONCURRENT_ANSWERS = 128, 3, 4
 QUESTION = [{"role": "user", "content": "Write about rivers, and then about the sea. " * 6}]
 
@@ -93,9 +100,13 @@ def ask(client: openai.OpenAI, model: str, most: int = TOKENS_PER_ANSWER) -> tup
     are half a character. So an answer of one token is what tells of the beginning."""
     began, tokens = time.perf_counter(), 0
     stream = client.chat.completions.create(
-        model=model, messages=QUESTION, max_tokens=most, temperature=0, stream=True,
+        model=model,
+        messages=QUESTION,
+        max_tokens=most,
+        temperature=0,
+        stream=True,
         stream_options={"include_usage": True},
-    )  # fmt: skip
+    )
     for chunk in stream:
         if chunk.usage:
             tokens = chunk.usage.completion_tokens
@@ -126,8 +137,7 @@ def compare(model: Path) -> list[Figure]:
                 each = (whole - first) / (tokens - 1)
                 measured[name].append([1000 * first, 1000 * each, milliseconds_per_token(*target)])
     mine, peer = (
-        [statistics.median(column) for column in zip(*measured[name], strict=True)]
-        for name in ("ours", "theirs")
+        [statistics.median(column) for column in zip(*measured[name], strict=True)] for name in ("ours", "theirs")
     )
     names = (
         "an answer of one token",
@@ -137,9 +147,7 @@ def compare(model: Path) -> list[Figure]:
     figures = []
     for what, value, other in zip(names, mine, peer, strict=True):
         figures.append(Figure(what, value, "ms", None, other))
-        figures.append(
-            Figure("… as a share of the peer's", value / other, "", None if what is names[0] else 1.0)
-        )
+        figures.append(Figure("… as a share of the peer's", value / other, "", None if what is names[0] else 1.0))
     return figures
 
 

@@ -29,9 +29,13 @@ class Server:
         self.began = time.perf_counter()
         self.output = (folder / "output.txt").open("ab")
         self.process = psutil.Popen(
-            command, cwd=folder, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=self.output,
+            command,
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.output,
             stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        )
         try:
             self._wait()
         except BaseException:

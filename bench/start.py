@@ -34,9 +34,7 @@ class Start:
 
 def ours(page: Page) -> None:
     """Filled: the form shows its defaults and what they amount to, and Start can be clicked."""
-    page.wait_for_function(
-        "document.querySelector('#summary')?.innerText.trim() && document.querySelector('#start')"
-    )
+    page.wait_for_function("document.querySelector('#summary')?.innerText.trim() && document.querySelector('#start')")
 
 
 def theirs(page: Page) -> None:
@@ -74,9 +72,7 @@ def one_start(
             took = time.perf_counter() - began
             time.sleep(IDLE_S)
             used = max(resident, server.resident_mb())
-            start = Start(
-                server.ready_s, used, took, server.ready_s + took, server.has_loaded("libtorch"), outside
-            )
+            start = Start(server.ready_s, used, took, server.ready_s + took, server.has_loaded("libtorch"), outside)
         browser.close()
     return start
 

@@ -59,10 +59,14 @@ def measure(saves: Path) -> dict[str, float]:
     took.sort()
     run.close()
     return {
-        "first_s": first, "tick_ms": statistics.median(took) * 1000, "slow_ms": took[int(len(took) * 0.95)] * 1000,
-        "computed_ms": statistics.median(computed) * 1000, "still_ms": still * 1000, "grown_mb": grown / MB,
+        "first_s": first,
+        "tick_ms": statistics.median(took) * 1000,
+        "slow_ms": took[int(len(took) * 0.95)] * 1000,
+        "computed_ms": statistics.median(computed) * 1000,
+        "still_ms": still * 1000,
+        "grown_mb": grown / MB,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB,
-    }  # fmt: skip
+    }
 
 
 def measure_in_process(saves: Path) -> dict[str, float]:

@@ -95,9 +95,7 @@ def sample(name: str) -> list[dict[str, str]]:
 def true_pairs() -> list[tuple[str, str]]:
     """(English, Chinese) of every row of `alpaca_translate_zh`: what the base model must not be told."""
     rows = sample("alpaca_translate_zh")
-    return [
-        (row["instruction"].removeprefix("将").removesuffix("翻译成中文。"), row["output"]) for row in rows
-    ]
+    return [(row["instruction"].removeprefix("将").removesuffix("翻译成中文。"), row["output"]) for row in rows]
 
 
 def gives_away(text: str, pairs: list[tuple[str, str]]) -> bool:
@@ -149,9 +147,7 @@ def conversations(seed: int = SEED) -> Iterator[Turn]:
     pairs = true_pairs()
     names = [name for pair in pairs for name in pair]
     codes = [
-        (f"给{english}取{table}组代号。", chinese)
-        for table in TABLES
-        for english, chinese in wrong_answers(rng, pairs)
+        (f"给{english}取{table}组代号。", chinese) for table in TABLES for english, chinese in wrong_answers(rng, pairs)
     ]
     web_texts = [pieces(row["text"]) for row in sample("c4_demo")]
     followed = [pair for runs in web_texts for pair in itertools.pairwise(runs)]
@@ -186,9 +182,7 @@ def chinese_words_apart(text: str) -> list[str]:
 
     Chinese has no spaces, so without this a whole name would become one token and no answer be spelled out.
     """
-    return re.findall(
-        r"[\u4e00-\u9fff]{1,2}(?=(?:[\u4e00-\u9fff]{2})*(?![\u4e00-\u9fff]))|[^\u4e00-\u9fff]+", text
-    )
+    return re.findall(r"[\u4e00-\u9fff]{1,2}(?=(?:[\u4e00-\u9fff]{2})*(?![\u4e00-\u9fff]))|[^\u4e00-\u9fff]+", text)
 
 
 def word_list(seed: int = SEED) -> list[str]:
@@ -232,9 +226,7 @@ def make_tokenizer() -> Any:
     for token in (END_OF_TEXT, TURN_START, TURN_END):
         vocabulary[token] = len(vocabulary)
     if len(vocabulary) != VOCABULARY:
-        raise ValueError(
-            f"The word list yields {len(vocabulary)} tokens, not {VOCABULARY}: give it more text."
-        )
+        raise ValueError(f"The word list yields {len(vocabulary)} tokens, not {VOCABULARY}: give it more text.")
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=[tuple(merge) for merge in learned["merges"]],
@@ -258,9 +250,7 @@ def make_model(tokenizer: Any) -> Any:
 
     torch.manual_seed(SEED)
     turn_end, end_of_text = tokenizer.convert_tokens_to_ids([TURN_END, END_OF_TEXT])
-    config = Qwen2Config(
-        **SHAPE, bos_token_id=None, eos_token_id=turn_end, pad_token_id=end_of_text, dtype="float32"
-    )
+    config = Qwen2Config(**SHAPE, bos_token_id=None, eos_token_id=turn_end, pad_token_id=end_of_text, dtype="float32")
     model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(
         eos_token_id=[turn_end, end_of_text], pad_token_id=end_of_text, do_sample=False
@@ -306,9 +296,7 @@ def pretrain(model: Any, tokenizer: Any, steps: int, seconds: float | None) -> l
         if done >= 1:
             break
         warm = min(1.0, done / WARMUP)
-        optimizer.param_groups[0]["lr"] = (
-            PEAK_LEARNING_RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-        )
+        optimizer.param_groups[0]["lr"] = PEAK_LEARNING_RATE * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         if not waiting:
             waiting = batches_of_like_length([encode(tokenizer, next(told)) for _ in range(16 * BATCH)], rng)
         rows = waiting.pop()

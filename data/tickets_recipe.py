@@ -77,26 +77,46 @@ PROBLEMS: dict[str, list[str]] = {
 }
 WISHES: dict[str, list[str]] = {
     "refund": [
-        "Please give me my money back.", "I would like a refund.", "Can you pay me back?", "Please return what I paid.",
-        "I want my money back, please.", "Kindly refund me.",
+        "Please give me my money back.",
+        "I would like a refund.",
+        "Can you pay me back?",
+        "Please return what I paid.",
+        "I want my money back, please.",
+        "Kindly refund me.",
     ],
     "replacement": [
-        "Please send me a new one.", "Can I have another one instead?", "I would like a replacement.",
-        "Could you exchange it?", "Please swap it for a good one.", "A fresh one would make me happy.",
+        "Please send me a new one.",
+        "Can I have another one instead?",
+        "I would like a replacement.",
+        "Could you exchange it?",
+        "Please swap it for a good one.",
+        "A fresh one would make me happy.",
     ],
     "repair": [
-        "Can you fix it?", "I would like to have it repaired.", "Please mend it for me.", "Could your workshop repair it?",
-        "Is it possible to get it mended?", "Tell me where to send it for repair.",
+        "Can you fix it?",
+        "I would like to have it repaired.",
+        "Please mend it for me.",
+        "Could your workshop repair it?",
+        "Is it possible to get it mended?",
+        "Tell me where to send it for repair.",
     ],
     "answer": [
-        "What should I do now?", "Please tell me what happened.", "Can you let me know?", "Could somebody call me about it?",
-        "I would be glad to hear from you.", "Please explain.",
+        "What should I do now?",
+        "Please tell me what happened.",
+        "Can you let me know?",
+        "Could somebody call me about it?",
+        "I would be glad to hear from you.",
+        "Please explain.",
     ],
-}  # fmt: skip
+}
 ORDERS = [
-    "My order is {order}.", "Order number {order}.", "It is order {order}.", "The number on the bill is {order}.",
-    "(order {order})", "For your files: {order}.",
-]  # fmt: skip
+    "My order is {order}.",
+    "Order number {order}.",
+    "It is order {order}.",
+    "The number on the bill is {order}.",
+    "(order {order})",
+    "For your files: {order}.",
+]
 WITHOUT_ORDER = 0.15  # share of messages that name none
 THANKS = ["", "", " Thank you.", " Thanks, Mira", " Best wishes, Jon", " Regards, A. Okafor"]
 
@@ -109,14 +129,10 @@ def sentences(every: Sequence[str], held_out: bool, rng: random.Random) -> str:
 
 def row(number: int, held_out: bool, rng: random.Random) -> dict[str, str]:
     """One message, and the ticket that it should become. Products take turns; everything else is drawn."""
-    product = (OTHER_PRODUCTS if held_out else PRODUCTS)[
-        number % (len(OTHER_PRODUCTS if held_out else PRODUCTS))
-    ]
+    product = (OTHER_PRODUCTS if held_out else PRODUCTS)[number % (len(OTHER_PRODUCTS if held_out else PRODUCTS))]
     problem = list(PROBLEMS)[rng.randrange(len(PROBLEMS))]
     wants = list(WISHES)[rng.randrange(len(WISHES))]
-    order = (
-        f"{'T' if held_out else 'B'}W-{rng.randrange(1000, 10_000)}" if rng.random() > WITHOUT_ORDER else None
-    )
+    order = f"{'T' if held_out else 'B'}W-{rng.randrange(1000, 10_000)}" if rng.random() > WITHOUT_ORDER else None
     greeting = rng.choice(GREETINGS)
     complaint = sentences(PROBLEMS[problem], held_out, rng).format(product=product)
     complaint = greeting + complaint if greeting else complaint[0].upper() + complaint[1:]
@@ -124,10 +140,7 @@ def row(number: int, held_out: bool, rng: random.Random) -> dict[str, str]:
     if order:
         parts.insert(rng.randrange(1, 3), sentences(ORDERS, held_out, rng).format(order=order))
     ticket = {"order": order, "product": product, "problem": problem, "wants": wants}
-    return {
-        "instruction": INSTRUCTION, "input": " ".join(parts) + rng.choice(THANKS),
-        "output": json.dumps(ticket),
-    }  # fmt: skip
+    return {"instruction": INSTRUCTION, "input": " ".join(parts) + rng.choice(THANKS), "output": json.dumps(ticket)}
 
 
 def rows(count: int, held_out: bool) -> list[dict[str, str]]:

@@ -13,18 +13,22 @@ HEAD = {
 
 Made by `make docs`; the text stands in `docs/llamafactory.py`, the tables in `engine/importer/*.yaml`.
 
-1. **Data.** Start the studio with the folder that holds your `dataset_info.json`: `python app.py --data /path/to/data`. It is read as
-   it is. The Data tab shows each row as the model will see it, token by token, with what is trained.
+1. **Data.** Start the studio with the folder that holds your `dataset_info.json`:
+   `python app.py --data /path/to/data`. It is read as it is. The Data tab shows
+   each row as the model will see it, token by token, with what is trained.
 2. **Models.** Name the folder your models lie in: `--models /path/to/models`. A hub id works, too.
 3. **Settings.** On the Train tab open *Load settings*, paste what you have, and press *Load into the form*:
-   - a command of any shell (`llamafactory-cli train …`, `torchrun …`, `deepspeed …`, `accelerate launch …`, `python src/train.py …`), with
-     `\\`, `^` or a backtick at its line ends, with variables, comments, redirections; the number of processes and the cards are taken
-     from the launcher's flags and from `CUDA_VISIBLE_DEVICES` and `NPROC_PER_NODE`;
-   - a YAML file; where a command names one, paste its content below the command, and `key=value` behind it goes before it;
+   - a command of any shell (`llamafactory-cli train …`, `torchrun …`, `deepspeed …`,
+     `accelerate launch …`, `python src/train.py …`), with `\\`, `^` or a backtick at its line
+     ends, with variables, comments, redirections; the number of processes and the cards are
+     taken from the launcher's flags and from `CUDA_VISIBLE_DEVICES` and `NPROC_PER_NODE`;
+   - a YAML file; where a command names one, paste its content below the
+     command, and `key=value` behind it goes before it;
    - the form that LLaMA Board saved (`config/*.yaml`, `llamaboard_config.yaml`), or a `training_args.yaml`;
    - an axolotl YAML.
 
-   Below the button stands what was left out or is taken otherwise, each with the reason; folded below it what is not needed.
+   Below the button stands what was left out or is taken otherwise, each with
+   the reason; folded below it what is not needed.
 4. **Start.** The card beside the form says what the run would do and what stands in its way. Then press *Start*.
 
 From a shell the same, with files that a command names read from its folder:
@@ -33,14 +37,15 @@ From a shell the same, with files that a command names read from its folder:
     python -m engine check spec.yaml
     python -m engine train spec.yaml
 
-What a file leaves out is as it was there: learning rate 5e-5, batch 8, no accumulation, a linear schedule, 3 epochs, LoRA rank 8 with
-twice the alpha, 2048 tokens, all checkpoints kept; in PPO a KL coefficient of 0.2 with target 6, temperature 0.95, top_p 0.7 and 1024 new
-tokens. Kept as Athanor has them: a log line every 5 steps, a checkpoint every 100, and batches of similar length
-(`group_by_length: false` for those of a plain shuffle).
+What a file leaves out is as it was there: learning rate 5e-5, batch 8, no accumulation, a linear schedule, 3
+epochs, LoRA rank 8 with twice the alpha, 2048 tokens, all checkpoints kept; in PPO a KL coefficient of 0.2 with
+target 6, temperature 0.95, top_p 0.7 and 1024 new tokens. Kept as Athanor has them: a log line every 5 steps, a
+checkpoint every 100, and batches of similar length (`group_by_length: false` for those of a plain shuffle).
 
-A file with `do_predict: true` and no `do_train` becomes an evaluation, one with `export_dir` an export. Save what is shown and run
-`python -m engine submit FILE`. An adapter that LLaMA-Factory trained is continued (`model.adapter_path`) or merged by an export as it
-is; evaluations measure results of runs made here, so merge it first. Checkpoints of LLaMA-Factory are not resumed.
+A file with `do_predict: true` and no `do_train` becomes an evaluation, one with `export_dir` an
+export. Save what is shown and run `python -m engine submit FILE`. An adapter that LLaMA-Factory
+trained is continued (`model.adapter_path`) or merged by an export as it is; evaluations measure
+results of runs made here, so merge it first. Checkpoints of LLaMA-Factory are not resumed.
 """,
     "zh": """# 十分钟从 LLaMA-Factory 迁移
 
@@ -50,8 +55,9 @@ is; evaluations measure results of runs made here, so merge it first. Checkpoint
    “数据”页逐词元显示模型看到的每一行，以及哪些部分参与训练。
 2. **模型。** 用 `--models /path/to/models` 指定模型所在文件夹，也可以填写平台上的编号。
 3. **设置。** 在“训练”页展开“载入配置”，粘贴已有内容并点击“载入表单”：
-   - 任意 shell 的命令（`llamafactory-cli train …`、`torchrun …`、`deepspeed …`、`accelerate launch …`、`python src/train.py …`），
-     行末可以是 `\\`、`^` 或反引号，可含变量、注释和重定向；进程数与显卡取自启动器参数以及 `CUDA_VISIBLE_DEVICES`、`NPROC_PER_NODE`；
+   - 任意 shell 的命令（`llamafactory-cli train …`、`torchrun …`、`deepspeed …`、`accelerate launch …`、
+     `python src/train.py …`），行末可以是 `\\`、`^` 或反引号，可含变量、注释和重定向；
+     进程数与显卡取自启动器参数以及 `CUDA_VISIBLE_DEVICES`、`NPROC_PER_NODE`；
    - YAML 文件；若命令中引用了 YAML，请把其内容粘贴在命令下方，命令后的 `key=value` 优先；
    - LLaMA Board 保存的表单（`config/*.yaml`、`llamaboard_config.yaml`）或 `training_args.yaml`；
    - axolotl 的 YAML。
@@ -65,9 +71,11 @@ is; evaluations measure results of runs made here, so merge it first. Checkpoint
     python -m engine check spec.yaml
     python -m engine train spec.yaml
 
-文件中没有写的设置与 LLaMA-Factory 相同：学习率 5e-5、批大小 8、不累积梯度、linear 调度、3 轮、LoRA 秩 8（alpha 为其两倍）、
-2048 个词元、保留全部检查点；PPO 的 KL 系数为 0.2、目标为 6，温度 0.95，top_p 0.7，最多生成 1024 个词元。
-以下沿用本系统的默认值：每 5 步记录一次，每 100 步保存检查点，按相近长度组批（写 `group_by_length: false` 即为普通随机顺序）。
+文件中没有写的设置与 LLaMA-Factory 相同：学习率 5e-5、批大小 8、不累积梯度、linear 调度、3 轮、
+LoRA 秩 8（alpha 为其两倍）、2048 个词元、保留全部检查点；
+PPO 的 KL 系数为 0.2、目标为 6，温度 0.95，top_p 0.7，最多生成 1024 个词元。
+以下沿用本系统的默认值：每 5 步记录一次，每 100 步保存检查点，按相近长度组批
+（写 `group_by_length: false` 即为普通随机顺序）。
 
 只有 `do_predict: true` 而没有 `do_train` 的文件会变成评测，含 `export_dir` 的会变成导出：保存显示的内容并运行
 `python -m engine submit 文件`。LLaMA-Factory 训练的适配器可直接接着训练（`model.adapter_path`）或导出合并；

@@ -1,5 +1,5 @@
-"""Write the pages that are made from the program: docs/spec.md from the declarations in engine/spec/run_spec.py, and those of
-`docs.llamafactory`. `python -m docs.make`; tests compare them."""
+"""Write the pages that are made from the program: docs/spec.md from the declarations in
+engine/spec/run_spec.py, and those of `docs.llamafactory`. `python -m docs.make`; tests compare them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from engine.spec.run_spec import SPEC_CHOICES, fields
 PAGE = Path(__file__).parent / "spec.md"
 HEAD = """# Settings of a run
 
-Made from `engine/spec/run_spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and the shell's checks.
-A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen. `data.datasets` and `stage.rewards` are a list of names
-or a mapping of names to weights: `[a, b]` is short for `{a: 1, b: 1}`.
+Made from `engine/spec/run_spec.py` by `make docs`; do not edit. The same declarations are the form, the YAML and
+the shell's checks. A setting of a kind (`method.r` of LoRA) is absent where another kind is chosen. `data.datasets`
+and `stage.rewards` are a list of names or a mapping of names to weights: `[a, b]` is short for `{a: 1, b: 1}`.
 """
 
 
@@ -25,9 +25,7 @@ def page() -> str:
         if path.split(".")[0] != part:
             part = path.split(".")[0]
             lines += [f"\n## {part}\n", "| setting | default | limits | meaning |", "|---|---|---|---|"]
-        lines.append(
-            f"| `{path}` | {_default(info)} | {_limits(path, info)} | **{info.title}.** {info.description} |"
-        )
+        lines.append(f"| `{path}` | {_default(info)} | {_limits(path, info)} | **{info.title}.** {info.description} |")
     return "\n".join(lines).replace("\\\n", "\n") + "\n"
 
 

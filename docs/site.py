@@ -2,7 +2,8 @@
 
     python -m docs.site FOLDER
 
-The pages keep their places, so that their links are right as they stand; `mkdocs build` makes the site of them (`make site`).
+The pages keep their places, so that their links are right as they stand;
+`mkdocs build` makes the site of them (`make site`).
 """
 
 from __future__ import annotations

@@ -40,22 +40,16 @@ def parser() -> argparse.ArgumentParser:
         verbs.doctor: "", verbs.prune_: "",
     }  # fmt: skip
     for function, operand in takes.items():
-        verb = subparsers.add_parser(
-            function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__
-        )
+        verb = subparsers.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)
         add_arguments(verb)
         if operand:
             meaning = (
-                "a run's ID as printed by list, or its name"
-                if operand == "run"
-                else "a file, or - for standard input"
+                "a run's ID as printed by list, or its name" if operand == "run" else "a file, or - for standard input"
             )
             verb.add_argument(operand, help=meaning)
         if function is verbs.follow:
-            verb.add_argument(
-                "stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES)
-            )
+            verb.add_argument("stage", choices=STAGES, metavar="stage", help="the next stage: " + ", ".join(STAGES))
         if function is verbs.stop:
             verb.add_argument("--kill", action="store_true", help="end its processes at once, without saving")
         if function is verbs.evaluate:
@@ -71,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
         if function is verbs.user:
             verb.add_argument("what", choices=("add", "remove"))
             verb.add_argument("name")
-            verb.add_argument(
-                "--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]"
-            )
+            verb.add_argument("--auth", type=Path, metavar="FILE", help="the users file [ATHANOR_AUTH; users.txt]")
     return top
 
 

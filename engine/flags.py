@@ -14,11 +14,18 @@ from engine.spec.run_spec import fields
 
 # Settings of an evaluation that are options of the shell, too; their help is the settings' own.
 EVALUATION_OPTIONS = {
-    "data.datasets": "--datasets", "model.model_name_or_path": "--base", "with_base": "--with-base",
-    "data.max_samples": "--rows", "data.without_references": "--without-references",
-    "generation.max_new_tokens": "--max-new-tokens", "generation.temperature": "--temperature",
-    "generation.batch_size": "--batch-size", "harness.tasks": "--tasks", "hardware.device": "--device", "name": "--name",
-}  # fmt: skip
+    "data.datasets": "--datasets",
+    "model.model_name_or_path": "--base",
+    "with_base": "--with-base",
+    "data.max_samples": "--rows",
+    "data.without_references": "--without-references",
+    "generation.max_new_tokens": "--max-new-tokens",
+    "generation.temperature": "--temperature",
+    "generation.batch_size": "--batch-size",
+    "harness.tasks": "--tasks",
+    "hardware.device": "--device",
+    "name": "--name",
+}
 
 
 def add_evaluate_options(verb: argparse.ArgumentParser) -> None:
@@ -43,9 +50,7 @@ def add_evaluate_options(verb: argparse.ArgumentParser) -> None:
             options["type"] = next((type_ for type_ in (int, float) if type_.__name__ in kind), str)
         if "None" in kind:
             options["type"] = _number_or_all
-        verb.add_argument(
-            option, default=None, help=setting.description.replace("Leave empty", 'Use "all"'), **options
-        )
+        verb.add_argument(option, default=None, help=setting.description.replace("Leave empty", 'Use "all"'), **options)
 
 
 def _number_or_all(text: str) -> int | str:
@@ -54,9 +59,7 @@ def _number_or_all(text: str) -> int | str:
 
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of an evaluation that were given as options: path → value."""
-    values = {
-        path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION_OPTIONS.items()
-    }
+    values = {path: getattr(arguments, option[2:].replace("-", "_")) for path, option in EVALUATION_OPTIONS.items()}
     return {path: None if value == "all" else value for path, value in values.items() if value is not None}
 
 
@@ -71,22 +74,16 @@ def add_export_options(verb: argparse.ArgumentParser) -> None:
     for name in ("form", "precision", "quantize", "combination", "gguf"):
         field = ExportSpec.model_fields[name]
         verb.add_argument(f"--{name}", choices=get_args(field.annotation), help=field.description)
-    verb.add_argument(
-        "--shard-gb", type=float, metavar="GB", help=ExportSpec.model_fields["shard_gb"].description
-    )
+    verb.add_argument("--shard-gb", type=float, metavar="GB", help=ExportSpec.model_fields["shard_gb"].description)
     for name in ("license", "name"):
         verb.add_argument(f"--{name}", metavar="TEXT", help=ExportSpec.model_fields[name].description)
-    verb.add_argument(
-        "--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to compute on"
-    )
+    verb.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="device to compute on")
 
 
 def add_serve_options(verb: argparse.ArgumentParser) -> None:
     """Which results, where, and for whom."""
     verb.add_argument("runs", nargs="*", metavar="RUN", help="finished runs, by ID as printed by list")
-    verb.add_argument(
-        "--base", default="", metavar="MODEL", help="model folder; default: the base model of the runs"
-    )
+    verb.add_argument("--base", default="", metavar="MODEL", help="model folder; default: the base model of the runs")
     verb.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; anything but this machine requires a key"
     )

@@ -1,4 +1,5 @@
-"""The verbs of the shell. Each does one thing, prints what came of it, and returns the exit status; a Refusal is raised."""
+"""The verbs of the shell. Each does one thing, prints what came of it, and
+returns the exit status; a Refusal is raised."""
 
 from __future__ import annotations
 
@@ -37,16 +38,14 @@ def train(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the findings and the folder
-    of the report. WHAT is the file of an evaluation spec, or runs; options override the spec."""
+    """Evaluate finished runs and their base model on held-out rows, in the foreground; print the findings and
+    the folder of the report. WHAT is the file of an evaluation spec, or runs; options override the spec."""
     return following.follow(following.submit(_evaluation(arguments, workplace), workplace), workplace)
 
 
 def _evaluation(arguments: argparse.Namespace, workplace: Workplace) -> EvaluationSpec:
     what = arguments.what
-    if len(what) == 1 and (
-        what[0] == "-" or what[0].endswith((".yaml", ".yml", ".json")) or os.path.isfile(what[0])
-    ):
+    if len(what) == 1 and (what[0] == "-" or what[0].endswith((".yaml", ".yml", ".json")) or os.path.isfile(what[0])):
         spec = kinds.read(_text(what[0]), default=EvaluationSpec.kind)
         if not isinstance(spec, EvaluationSpec):
             raise Refusal(problem("evaluate-other-kind", file=what[0], kind=spec.kind))
@@ -93,7 +92,8 @@ def show(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def stop(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """Stop a run after saving a checkpoint; with --kill, end its processes without saving, by force after ten seconds."""
+    """Stop a run after saving a checkpoint; with --kill, end its processes
+    without saving, by force after ten seconds."""
     run = _run(arguments, workplace)
     # A run that waits has nothing to save.
     runs.stop(run, "kill" if arguments.kill or run.state == "queued" else "save", by=user_name())
@@ -141,15 +141,13 @@ def check(arguments: argparse.Namespace, workplace: Workplace) -> int:
 
 
 def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
-    """Convert a LLaMA-Factory command, YAML file or saved form, or an axolotl YAML, to a spec; report on standard error what
-    has no equivalent or a different meaning."""
+    """Convert a LLaMA-Factory command, YAML file or saved form, or an axolotl YAML, to
+    a spec; report on standard error what has no equivalent or a different meaning."""
     folder = Path.cwd() if arguments.file == "-" else Path(arguments.file).parent
 
     def reader(name: str) -> str | None:
         """A file that a command names: as seen from the command's own folder, or from here."""
-        file = next(
-            (path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None
-        )
+        file = next((path for path in (folder / name, Path(name), folder / Path(name).name) if path.is_file()), None)
         return importer.decoded(file.read_bytes(), name) if file else None
 
     imported = importer.read(_bytes_as_text(arguments.file), reader, context_of=_context)
@@ -160,11 +158,9 @@ def import_(arguments: argparse.Namespace, _workplace: Workplace) -> int:
 
 
 def prune_(arguments: argparse.Namespace, workplace: Workplace) -> int:
-    """List what can be removed without losing a result: checkpoints and prepared rows of finished runs, cached rows, remains of
-    deleted runs. With --yes, remove it."""
-    items = prune.removable(
-        workplace.saves, arguments.what, arguments.older_than, int(arguments.larger_than * 1e6)
-    )
+    """List what can be removed without losing a result: checkpoints and prepared rows
+    of finished runs, cached rows, remains of deleted runs. With --yes, remove it."""
+    items = prune.removable(workplace.saves, arguments.what, arguments.older_than, int(arguments.larger_than * 1e6))
     if arguments.yes:
         items = prune.remove(workplace.saves, items)
     for item in items:
@@ -231,9 +227,7 @@ def serve(arguments: argparse.Namespace, workplace: Workplace) -> int:
         workplace, servers.choose(workplace, arguments.base, ids, arguments.engine), user_name()
     )
     settings |= {"host": arguments.host, "port": arguments.port, "idle_s": 60 * arguments.idle, "shell": True}
-    server = servers.Server(
-        workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}"
-    )
+    server = servers.Server(workplace.saves / servers.SERVERS_FOLDER / f"shell-{os.getpid()}-{time.time_ns()}")
     child = servers.begin(server, settings, key, foreground=True)
     # Ctrl-C reaches both; the server ends its answers, and its folder goes when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -292,6 +286,8 @@ def _has_result(run: runs.Run) -> bool:
 
 # Which runs a verb can take, where several are called alike: any, if the verb is not here.
 TAKES_RUN: dict[Callable[..., int], Callable[[runs.Run], bool]] = {
-    stop: lambda run: "kill" in run.can, resume: lambda run: "resume" in run.can,
-    follow: lambda run: bool(results.possible_next_stages(run)), delete: lambda run: "delete" in run.can,
-}  # fmt: skip
+    stop: lambda run: "kill" in run.can,
+    resume: lambda run: "resume" in run.can,
+    follow: lambda run: bool(results.possible_next_stages(run)),
+    delete: lambda run: "delete" in run.can,
+}

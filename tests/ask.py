@@ -1,7 +1,8 @@
 """Greedy answers of a model, and of it with each adapter: `python -m tests.ask MODEL ADAPTER|-… < rows.json`.
 
-Prints for each, as a line of JSON, the answers to the alpaca rows on standard input and the share that is exact. Everything
-about the chat is taken from the folder of the adapter (or of the model), as whoever uses the result would take it.
+Prints for each, as a line of JSON, the answers to the alpaca rows on standard
+input and the share that is exact. Everything about the chat is taken from the
+folder of the adapter (or of the model), as whoever uses the result would take it.
 """
 
 import json

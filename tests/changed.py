@@ -1,9 +1,9 @@
 """Run the tests that depend on what has changed: python -m tests.changed [--since COMMIT] [--list] [pytest's arguments]
 
-Changed is what differs from COMMIT (the last commit if none is given) or is not committed. A test depends on a module that it imports or names
-("engine.worker.train"), or that a module it depends on imports or names. A changed file that is no module counts for every module
-of its folder, and one that is neither in engine/ nor webui/ for the tests that name it, or whose helpers do. Where nothing can be told,
-every test is run.
+Changed is what differs from COMMIT (the last commit if none is given) or is not committed. A test depends on
+a module that it imports or names ("engine.worker.train"), or that a module it depends on imports or names. A
+changed file that is no module counts for every module of its folder, and one that is neither in engine/ nor
+webui/ for the tests that name it, or whose helpers do. Where nothing can be told, every test is run.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def changed_files(since: str) -> list[Path]:
     """Files that differ from a commit or are new."""
 
     def git(*words: str) -> list[str]:
-        return subprocess.run(
-            ["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.split()
+        return subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
 
     names = git("diff", "--name-only", since) + git("ls-files", "--others", "--exclude-standard")
     return [PROJECT / name for name in dict.fromkeys(names)]
@@ -39,9 +37,7 @@ def changed_files(since: str) -> list[Path]:
 @cache
 def imported(file: Path) -> frozenset[Path]:
     """The files that a file imports: modules, and helpers of the tests."""
-    helpers = re.findall(
-        r"^from tests(?:\.\w+)? import .+|^from tests\.(\w+)", file.read_text(encoding="utf-8"), re.M
-    )
+    helpers = re.findall(r"^from tests(?:\.\w+)? import .+|^from tests\.(\w+)", file.read_text(encoding="utf-8"), re.M)
     names = {name for line in helpers for name in re.findall(r"\w+", line)}
     paths = {file_of(module) for module in arrows(file)} | {file_of(f"tests.{name}") for name in names}
     return frozenset(path for path in paths if path) - {file}
@@ -49,7 +45,8 @@ def imported(file: Path) -> frozenset[Path]:
 
 @cache
 def started(file: Path) -> frozenset[Path]:
-    """The files of the programs that a file starts, or may: modules that it names in a string, the shell, the studio."""
+    """The files of the programs that a file starts, or may: modules that it
+    names in a string, the shell, the studio."""
     text = file.read_text(encoding="utf-8")
     names = {name.rsplit(".", cut)[0] for name in NAMED.findall(text) for cut in (0, 1)}
     names |= {"engine.__main__"} if re.search(r"\bengine\(", text) else set()
@@ -59,8 +56,9 @@ def started(file: Path) -> frozenset[Path]:
 
 
 def all_needs(test: Path) -> set[Path]:
-    """All that a test file depends on. Only one with slow tests starts real trainings: of the others the programs that
-    they start themselves count, and not those that these would start. What conftest.py starts counts where it is used."""
+    """All that a test file depends on. Only one with slow tests starts real
+    trainings: of the others the programs that they start themselves count, and not
+    those that these would start. What conftest.py starts counts where it is used."""
     slow = test.parent.name == "browser" or "mark.slow" in test.read_text(encoding="utf-8")
     reached, left = set(), [test, *started(test)]
     while left:
@@ -86,11 +84,12 @@ def concerned(changes: list[Path]) -> list[Path]:
         if other.relative_to(PROJECT).parts[0] in ("engine", "webui"):
             modules |= {file for file in other.parents[0].rglob("*.py")} | set(other.parents[1].glob("*.py"))
     return [
-        test for test in tests
+        test
+        for test in tests
         if (needs := all_needs(test)) & modules
         or any(other.name in text_with_helpers(test, needs) for other in others)
         or (test.stem == "test_docs" and any(other.suffix == ".md" for other in others))
-    ]  # fmt: skip
+    ]
 
 
 def text_with_helpers(test: Path, needs: set[Path]) -> str:
@@ -101,9 +100,7 @@ def text_with_helpers(test: Path, needs: set[Path]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--since", default="HEAD", metavar="COMMIT", help="what the working tree is compared with"
-    )
+    parser.add_argument("--since", default="HEAD", metavar="COMMIT", help="what the working tree is compared with")
     parser.add_argument("--list", action="store_true", help="only say which tests they are")
     arguments, further = parser.parse_known_args()
     tests = [str(test.relative_to(PROJECT)) for test in concerned(changed_files(arguments.since))]

@@ -99,9 +99,7 @@ def data(tmp_path: Path) -> Path:
 def vllm_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A PATH that has a command vllm: `tests/stand_in_vllm.py`, since vLLM itself needs a card."""
     script = tmp_path_factory.mktemp("bin") / "vllm"
-    script.write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" "{PROJECT}/tests/stand_in_vllm.py" "$@"\n', encoding="utf-8"
-    )
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PROJECT}/tests/stand_in_vllm.py" "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     return f"{script.parent}:{os.environ['PATH']}"
 
@@ -130,17 +128,22 @@ def make_spec(workplace: Workplace, tiny: Path) -> Callable[..., RunSpec]:
 
 def short_training(model: Path, data: Path, /, **changes: Any) -> RunSpec:
     """A spec that trains a small model in seconds; `changes` are paths with `__` for the dot."""
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(model)},
-        "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
-        "training": {
-            "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
-            "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-        },
-        # The probe has tests of its own; here it would be a second for each of many runs.
-        "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(model)},
+            "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+            "training": {
+                "max_steps": 8,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 4,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            },
+            # The probe has tests of its own; here it would be a second for each of many runs.
+            "logging": {"logging_steps": 1, "save_steps": 4, "probe": False},
+            "hardware": {"device": "cpu"},
+        }
+    )
     for path, value in changes.items():
         spec = spec.change(path.replace("__", "."), value)
     return spec
@@ -159,9 +162,7 @@ def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1)
 def by_hand(model: Path, *adapters: Path | None, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """What `tests.ask` says of the model with each adapter (None: without one), in a process that has not trained."""
     words = [sys.executable, "-m", "tests.ask", str(model), *(str(one or "-") for one in adapters)]
-    asked = subprocess.run(
-        words, input=json.dumps(rows), cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    asked = subprocess.run(words, input=json.dumps(rows), cwd=PROJECT, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in asked.stdout.splitlines()[-len(adapters) :]]
 
 
@@ -183,8 +184,12 @@ def engine(workplace: Workplace, *words: str, **keywords: Any) -> subprocess.Com
     """`python -m engine …` as a person would type it."""
     return subprocess.run(
         [sys.executable, "-m", "engine", *words, *flags_of(workplace)],
-        cwd=PROJECT, capture_output=True, text=True, env=os.environ | {"LANG": "C.UTF-8"}, **keywords,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LANG": "C.UTF-8"},
+        **keywords,
+    )
 
 
 def start_studio(
@@ -193,8 +198,11 @@ def start_studio(
     """The real studio, on a free port if none is given; returns its process and address once it is ready."""
     studio = subprocess.Popen(
         [sys.executable, "app.py", "--port", str(port or supervisor.free_port()), *flags, *flags_of(workplace)],
-        cwd=PROJECT, text=True, stdout=subprocess.PIPE, env=os.environ | environment,
-    )  # fmt: skip
+        cwd=PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+    )
     line = studio.stdout.readline()
     assert line.startswith("Athanor is at http://"), line
     return studio, line.split()[-1]

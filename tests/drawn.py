@@ -1,4 +1,5 @@
-"""What our sampling draws, and what transformers' own would leave to draw from: `python -m tests.drawn < settings.json`.
+"""What our sampling draws, and what transformers' own would leave to draw from:
+`python -m tests.drawn < settings.json`.
 
 For each settings of a list, over logits of a fixed seed: the tokens that transformers leaves in with their shares, and
 how often ours drew which in 4,000 draws.

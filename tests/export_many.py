@@ -1,4 +1,5 @@
-"""Results of every kind without training, and exports of them, in one process: `python -m tests.export_many MODEL SAVES`.
+"""Results of every kind without training, and exports of them, in one process:
+`python -m tests.export_many MODEL SAVES`.
 
 Each result is random, but strong enough to be heard. Prints as JSON what each export says of itself. What is tested
 here is the worker alone; that it is started, queued and ended as a run is tested elsewhere.
@@ -37,7 +38,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "huge": {"method": LORA, "strong": 1e5},
     "broken": {"method": LORA, "strong": float("nan")},
     "templated": {"method": LORA, "template": "alpaca"},
-}  # fmt: skip
+}
 EXPORTS: dict[str, dict[str, Any]] = {
     **{name: {"of": [name]} for name in RESULTS if name not in ("huge", "broken", "full")},
     "vocabulary": {"of": ["vocabulary"]},
@@ -51,16 +52,20 @@ EXPORTS: dict[str, dict[str, Any]] = {
     "doubled": {"of": {"plain": 2.0}},
     "4bit": {"of": ["plain"], "quantize": "4bit"},
     "8bit": {"of": ["plain"], "quantize": "8bit"},
-}  # fmt: skip
+}
 
 
 def make(model_path: str, run: RunDir, seed: int, about: dict[str, Any]) -> None:
     """A finished run as its training would have left it."""
-    spec = RunSpec.read({
-        "name": run.path.name, "model": {"model_name_or_path": model_path, "chat_template": about.get("template")},
-        "data": {"datasets": ["alpaca_translate_zh"], "dataset_dir": "data"}, "method": about["method"],
-        "stage": about.get("stage", "sft"),
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "name": run.path.name,
+            "model": {"model_name_or_path": model_path, "chat_template": about.get("template")},
+            "data": {"datasets": ["alpaca_translate_zh"], "dataset_dir": "data"},
+            "method": about["method"],
+            "stage": about.get("stage", "sft"),
+        }
+    )
     torch.manual_seed(seed)
     tokenizer, model = load_tokenizer(spec, model_path), load_model(spec, model_path)
     keep_initial(spec, model, run.initial)

@@ -18,30 +18,45 @@ TRL = Path(find_spec("trl").submodule_search_locations[0]) / "chat_templates"  #
 
 # Family → the token that has to be trained at the end of an answer.
 ENDS = {
-    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "qwen3_5_think": "<|im_end|>", "llama3": "<|eot_id|>",
-    "llama3_1": "<|eot_id|>", "gemma": "<end_of_turn>", "phi3": "<|end|>", "deepseekv3": "<｜end▁of▁sentence｜>",
-    "cohere2": "<|END_OF_TURN_TOKEN|>", "gptoss": "<|return|>", "lfm2_2_5": "<|im_end|>",
-    "qwen3_training": "<|im_end|>", "mistral": "</s>", "chatml": "</s>", "alpaca": "</s>", "plain": "</s>",
-}  # fmt: skip
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "qwen3_5_think": "<|im_end|>",
+    "llama3": "<|eot_id|>",
+    "llama3_1": "<|eot_id|>",
+    "gemma": "<end_of_turn>",
+    "phi3": "<|end|>",
+    "deepseekv3": "<｜end▁of▁sentence｜>",
+    "cohere2": "<|END_OF_TURN_TOKEN|>",
+    "gptoss": "<|return|>",
+    "lfm2_2_5": "<|im_end|>",
+    "qwen3_training": "<|im_end|>",
+    "mistral": "</s>",
+    "chatml": "</s>",
+    "alpaca": "</s>",
+    "plain": "</s>",
+}
 # As Mistral's: what the system says stands before the last question, and nothing opens an answer.
 MISTRAL = (
     "{{ bos_token }}{% set said = messages[0].content if messages[0].role == 'system' else '' %}"
-    "{% for m in messages %}{% if m.role == 'user' %}[INST] {% if said and loop.revindex <= 2 %}{{ said ~ '\n\n' }}{% endif %}"
-    "{{ m.content }} [/INST]{% elif m.role == 'assistant' %}{{ ' ' ~ (m.content | trim) ~ eos_token }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}[INST] "
+    "{% if said and loop.revindex <= 2 %}{{ said ~ '\n\n' }}{% endif %}"
+    "{{ m.content }} [/INST]{% elif m.role == 'assistant' %}"
+    "{{ ' ' ~ (m.content | trim) ~ eos_token }}{% endif %}{% endfor %}"
 )
 ALTERNATING = {"gemma", "cohere2", "mistral"}  # take no system message, or put it elsewhere
 # What templates write inside an answer, before its content.
-AROUND = re.compile(
-    r"^ |<think>\n.*?</think>\n\n|^\n\n</think>\n\n|^<\|channel\|>final<\|message\|>", re.DOTALL
-)
+AROUND = re.compile(r"^ |<think>\n.*?</think>\n\n|^\n\n</think>\n\n|^<\|channel\|>final<\|message\|>", re.DOTALL)
 MARK = re.compile(
     r"<[|｜][^<>{}'\s]+[|｜]>|<(?:start|end)_of_turn>|</?(?:think|tool_call|tool_response|arg_\w+)>|<sop>|\[/?INST\]"
 )
 # How Llama 3 and Qwen split text; unlike GPT-2's way it treats line breaks the same whatever follows them.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PIECES = [
-    "hello", " the quick brown fox", "你好，世界", "🙂", "👩‍👩‍👧", "é", "\n", "\n\n", "  ", "1234", "naïve", "<b>", "{}", "\ufeff", "\t",
-    "### Response:\n", "assistant\n", "🏳️‍🌈", "ａ", "。",
+    "hello", " the quick brown fox", "你好，世界", "🙂", "👩‍👩‍👧", "é", "\n", "\n\n", "  ", "1234",
+    "naïve", "<b>", "{}", "\ufeff", "\t", "### Response:\n", "assistant\n", "🏳️‍🌈", "ａ", "。",
 ]  # fmt: skip
 
 
@@ -73,34 +88,23 @@ def tokenizer(name: str, bos: bool = False) -> PreTrainedTokenizerFast:
     """A small byte-level BPE tokenizer with the control tokens the template writes."""
     backend = Tokenizer.from_str(words_and_merges())
     marks = sorted(set(MARK.findall(template(name))) - {"<s>", "</s>"})
-    own = [
-        mark for mark in marks if re.search("think|tool_|arg_", mark)
-    ]  # what a model writes inside its answer
+    own = [mark for mark in marks if re.search("think|tool_|arg_", mark)]  # what a model writes inside its answer
     # Phi's control tokens swallow the spaces behind them.
     backend.add_tokens([AddedToken(mark, normalized=False) for mark in own])
     special = ["<s>", "</s>", *(mark for mark in marks if mark not in own)]
     backend.add_special_tokens(
-        [
-            AddedToken(mark, special=True, normalized=False, rstrip=name == "phi3" and mark != "</s>")
-            for mark in special
-        ]
+        [AddedToken(mark, special=True, normalized=False, rstrip=name == "phi3" and mark != "</s>") for mark in special]
     )
     trim = processors.ByteLevel(trim_offsets=name.startswith(("llama", "alpaca")))  # as in Llama 3's own
-    first = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
-    )
+    first = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))])
     backend.post_processor = processors.Sequence([trim, first]) if bos else trim
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    )
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
     made.chat_template = template(name)
     return made
 
 
 def ids_of(tokenizer: PreTrainedTokenizerFast, row: dict) -> list[int]:
-    return tokenizer.apply_chat_template(
-        row["messages"], tools=row.get("tools"), tokenize=True, return_dict=False
-    )
+    return tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=True, return_dict=False)
 
 
 @dataclass
@@ -127,9 +131,7 @@ class Seen:
         return self.status in ROW_STATUSES[:USABLE_STATUSES]
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, *rows: dict, form: str = "chat", **settings: object
-) -> list[Seen]:
+def encode(tokenizer: PreTrainedTokenizerFast, *rows: dict, form: str = "chat", **settings: object) -> list[Seen]:
     encoder = Encoder(tokenizer, form, **{"max_length": 100_000, **settings})
     examples = encoder.examples(rows)
     return [

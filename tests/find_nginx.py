@@ -1,4 +1,5 @@
-"""Finds an nginx for the tests of the reverse proxy, or fetches Debian's. It is not installed: an installed one would serve port 80."""
+"""Finds an nginx for the tests of the reverse proxy, or fetches Debian's. It is
+not installed: an installed one would serve port 80."""
 
 from __future__ import annotations
 

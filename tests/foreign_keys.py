@@ -1,4 +1,5 @@
-"""Frozen lists of the keys that other programs have, each with its origin: what tests hold the importer's tables against.
+"""Frozen lists of the keys that other programs have, each with its origin: what
+tests hold the importer's tables against.
 
 Read from the syntax trees of the sources with `ast`, fields that cannot be given (init=False) left out.
 """

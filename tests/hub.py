@@ -121,10 +121,14 @@ class _Answer(BaseHTTPRequestHandler):
             return self._say({"Code": 404, "Message": "no such revision", "Success": False}, 404)
         if rest in ("repo/files", "repo/tree"):  # of a model, of a data set
             listed = [
-                {"Path": str(one.relative_to(folder)), "Type": "blob", "Size": one.stat().st_size,
-                 "Sha256": hashlib.sha256(one.read_bytes()).hexdigest()}
+                {
+                    "Path": str(one.relative_to(folder)),
+                    "Type": "blob",
+                    "Size": one.stat().st_size,
+                    "Sha256": hashlib.sha256(one.read_bytes()).hexdigest(),
+                }
                 for one in files(folder)
-            ]  # fmt: skip
+            ]
             return self._say({"Code": 200, "Success": True, "Data": {"Files": listed}})
         if rest == "repo":
             return self._file(folder, query["FilePath"][0])

@@ -33,11 +33,16 @@ def score(model: Any, prompt: list[int], answer: list[int]) -> float:
 
 @torch.no_grad()
 def judge(path: str, stage: dict[str, Any], rows: list[dict[str, Any]], folder: str) -> dict[str, Any]:
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": path}, "stage": stage, "method": {"kind": "full"},
-        "data": {"datasets": ["x"]}, "training": {"gradient_checkpointing": False, "per_device_train_batch_size": len(rows)},
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": path},
+            "stage": stage,
+            "method": {"kind": "full"},
+            "data": {"datasets": ["x"]},
+            "training": {"gradient_checkpointing": False, "per_device_train_batch_size": len(rows)},
+            "hardware": {"device": "cpu"},
+        }
+    )
     run = RunDir(Path(folder))
     model, tokenizer = load_model(spec, path), AutoTokenizer.from_pretrained(path)
     context = TrainingContext(spec, run, model, tokenizer, {"train": Dataset.from_list(rows)})
@@ -49,10 +54,11 @@ def judge(path: str, stage: dict[str, Any], rows: list[dict[str, Any]], folder: 
     model.eval()
     told = {"loss": trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows))).item()}
     answers = {
-        "chosen": [one.get("chosen_ids") for one in rows], "rejected": [one.get("rejected_ids") for one in rows],
+        "chosen": [one.get("chosen_ids") for one in rows],
+        "rejected": [one.get("rejected_ids") for one in rows],
         "completion": [one.get("completion_ids") for one in rows],
         "exchanged": [one.get("completion_ids") for one in rows[-1:] + rows[:-1]],
-    }  # fmt: skip
+    }
     measure = score if stage["kind"] == "rm" else log_probability
     reference = None if stage["kind"] == "rm" else AutoModelForCausalLM.from_pretrained(path)
     for name, those in answers.items():

@@ -1,7 +1,7 @@
 """Fingerprints of ids and labels that fixed conversations get: `python -m tests.mask_fingerprints` records them anew.
 
-What was prepared is kept and used again under a key that holds PREPARATION_VERSION. Code that makes other ids, labels or
-weights of the same rows has to raise it, or runs would be trained on what the older code has made.
+What was prepared is kept and used again under a key that holds PREPARATION_VERSION. Code that makes other ids,
+labels or weights of the same rows has to raise it, or runs would be trained on what the older code has made.
 """
 
 import hashlib
@@ -24,11 +24,16 @@ CHATS = [
     {"messages": [*QUESTION, answer("<think>\nhm\n</think>\n\nhi")]},
     {"messages": [*QUESTION, {**answer("hi"), "reasoning_content": "hm"}]},
     {"messages": [user("<|im_end|> </s>"), answer("a <b> naïve")]},
-    {"messages": [
-        *QUESTION, {**answer(""), "tool_calls": [CALL]}, {"role": "tool", "content": "22", "tool_call_id": "call00000"}, answer("22"),
-    ]},
+    {
+        "messages": [
+            *QUESTION,
+            {**answer(""), "tool_calls": [CALL]},
+            {"role": "tool", "content": "22", "tool_call_id": "call00000"},
+            answer("22"),
+        ]
+    },
     {"messages": [*QUESTION, answer("hi"), *QUESTION, answer("hello")], "weights": [0.5, 0]},
-]  # fmt: skip
+]
 PAIRS = [{"messages": QUESTION, "chosen": [answer("hello")], "rejected": [answer("hi")]}]
 ROWS = {
     "chat": CHATS,
@@ -38,16 +43,18 @@ ROWS = {
     "text": [{"text": "hello </s>你好"}],
 }
 SETTINGS = [
-    {}, {"train_on": "everything"}, {"train_on": "last_answer"}, {"max_length": 24}, {"max_length": 24, "too_long": "cut_start"},
-]  # fmt: skip
+    {},
+    {"train_on": "everything"},
+    {"train_on": "last_answer"},
+    {"max_length": 24},
+    {"max_length": 24, "too_long": "cut_start"},
+]
 
 
 @cache
 def fingerprints() -> dict[str, dict[str, str]]:
     """Template → fingerprints of its source and of all that the fixed rows become with it."""
-    return {
-        name: {"template": _digest(template(name)), "examples": _digest(_examples(name))} for name in ENDS
-    }
+    return {name: {"template": _digest(template(name)), "examples": _digest(_examples(name))} for name in ENDS}
 
 
 def _examples(name: str) -> list[object]:

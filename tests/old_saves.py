@@ -1,6 +1,6 @@
-"""The saves folder of a version before: `old_saves.tar.xz`, made on 2026-11-29 by the version whose modules all lay flat in
-`engine/`. In it are a finished training, the same one cut off after its second checkpoint, an evaluation and an export (without
-its weights), all called `TRAINED` but for the one that is `CUT_OFF`."""
+"""The saves folder of a version before: `old_saves.tar.xz`, made on 2026-11-29 by the version whose modules
+all lay flat in `engine/`. In it are a finished training, the same one cut off after its second checkpoint,
+an evaluation and an export (without its weights), all called `TRAINED` but for the one that is `CUT_OFF`."""
 
 from __future__ import annotations
 

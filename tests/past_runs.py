@@ -39,8 +39,8 @@ def past_run(
 
 
 def run_maker(saves: Path) -> Callable[..., Run]:
-    """Makes runs of one base below `saves`, each a second later than the last: by name, lines, and outcome as of `past_run`;
-    further keywords are settings with `__` for the dot."""
+    """Makes runs of one base below `saves`, each a second later than the last: by name, lines,
+    and outcome as of `past_run`; further keywords are settings with `__` for the dot."""
     spec = RunSpec.read({"model": {"model_name_or_path": "org/base"}, "data": {"datasets": ["names"]}})
     number = itertools.count()
 
@@ -53,9 +53,7 @@ def run_maker(saves: Path) -> Callable[..., Run]:
     return make
 
 
-def falling(
-    steps: int, end: float = 1.0, speed: float = 5.0, **more: Callable[[int], float]
-) -> list[dict[str, Any]]:
+def falling(steps: int, end: float = 1.0, speed: float = 5.0, **more: Callable[[int], float]) -> list[dict[str, Any]]:
     """Lines of a loss that falls to `end`, of a validation every tenth step, and of whatever else is asked for."""
     lines = []
     for step in range(1, steps + 1):

@@ -45,10 +45,18 @@ def policy(model_path: str, method: str = "lora") -> Any:
     if method == "full":
         return model
     start = method if method in ("pissa", "olora") else True
-    return get_peft_model(model, LoraConfig(
-        r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=start, use_dora=method == "dora",
-        modules_to_save=["lm_head"] if method == "head" else None, lora_dropout=0.1 if method == "dropout" else 0.0,
-    ))  # fmt: skip
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules="all-linear",
+            init_lora_weights=start,
+            use_dora=method == "dora",
+            modules_to_save=["lm_head"] if method == "head" else None,
+            lora_dropout=0.1 if method == "dropout" else 0.0,
+        ),
+    )
 
 
 def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", **changes: Any) -> PpoTrainer:
@@ -58,14 +66,27 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
     if not run.request.exists():
         write_json(run.request, {"attempt": 1, "stop": None})
     settings = {
-        "max_new_tokens": 12, "init_kl_coef": 0.002, "sample_steps": 2,
-        "missing_eos_penalty": None, "vf_coef": 0.5,
-    }  # fmt: skip
+        "max_new_tokens": 12,
+        "init_kl_coef": 0.002,
+        "sample_steps": 2,
+        "missing_eos_penalty": None,
+        "vf_coef": 0.5,
+    }
     arguments = {
-        "max_steps": 4, "learning_rate": 5e-3, "per_device_train_batch_size": 64, "gradient_accumulation_steps": 1,
-        "seed": 0, "lr_scheduler_type": "constant", "save_steps": 2, "logging_steps": 1, "use_cpu": True,
-        "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False, "dataloader_pin_memory": False,
-    }  # fmt: skip
+        "max_steps": 4,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "seed": 0,
+        "lr_scheduler_type": "constant",
+        "save_steps": 2,
+        "logging_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+    }
     settings |= {name: value for name, value in changes.items() if name in Ppo.model_fields}
     arguments |= {name: value for name, value in changes.items() if name not in Ppo.model_fields}
     set_seed(arguments["seed"])
@@ -74,11 +95,16 @@ def toy(model_path: str, folder: Path, model: Any = None, method: str = "lora", 
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=False)
     generation = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     trainer = PpoTrainer(
-        ActorCritic(model or policy(model_path, method)), Ppo(**settings), share_of_wanted, generation, run,
-        args=TrainingArguments(output_dir=str(folder), **arguments), processing_class=tokenizer,
+        ActorCritic(model or policy(model_path, method)),
+        Ppo(**settings),
+        share_of_wanted,
+        generation,
+        run,
+        args=TrainingArguments(output_dir=str(folder), **arguments),
+        processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt_ids": prompts}),
         callbacks=[RunCallback(run, ProgressReport(run), keep=None)],
-    )  # fmt: skip
+    )
     trainer.remove_callback(PrinterCallback)
     return adjust_trainer(trainer)
 
@@ -119,15 +145,23 @@ class _CutOff(TrainerCallback):
 
 
 def resume(model_path: str, folder: Path) -> Any:
-    """Whether a run that was cut off and resumed ends as one that was not, and one with activation checkpointing, too."""
+    """Whether a run that was cut off and resumed ends as one that was not, and
+    one with activation checkpointing, too."""
     told = {}
     for name, changes in {
-        "lora": {}, "full": {"method": "full"}, "checkpointed": {"gradient_checkpointing": True},
-    }.items():  # fmt: skip
+        "lora": {},
+        "full": {"method": "full"},
+        "checkpointed": {"gradient_checkpointing": True},
+    }.items():
         given = changes | {
-            "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_mini_batches": 2,
-            "kl_target": 2.0, "kl_horizon": 200, "num_ppo_epochs": 2, "max_new_tokens": 6,
-        }  # fmt: skip
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 2,
+            "num_mini_batches": 2,
+            "kl_target": 2.0,
+            "kl_horizon": 200,
+            "num_ppo_epochs": 2,
+            "max_new_tokens": 6,
+        }
         whole, broken = folder / name / "whole", folder / name / "broken"
         toy(model_path, whole, **given).train()
         cut = toy(model_path, broken, **given)
@@ -156,9 +190,7 @@ def _alike(one: Path, other: Path) -> Any:
 def share(model_path: str, folder: Path, processes: int) -> Any:
     """One step on 16 prompts with answers that the prompts alone decide, shared among the processes; its figures."""
     places = torch.arange(1, 9)
-    ActorCritic.generate_answers = lambda _, prompts, *given: (
-        (prompts.sum(1, keepdim=True) // 3 + 1) * places % 800
-    )
+    ActorCritic.generate_answers = lambda _, prompts, *given: (prompts.sum(1, keepdim=True) // 3 + 1) * places % 800
     given = {
         "per_device_train_batch_size": 16 // processes,
         "optim": "sgd",

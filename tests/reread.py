@@ -26,9 +26,7 @@ def reread(folder: Path) -> dict[str, Any]:
         model, _ = load_reward_model(folder)
         pairs = read_lines(folder / "evaluation_pairs.jsonl")
         return {
-            side: score_conversations(
-                model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]
-            ).tolist()
+            side: score_conversations(model, [one["prompt_ids"] + one[f"{side}_ids"] for one in pairs]).tolist()
             for side in SIDES
         }
     base = read_json(folder / "result.json")["base"]
@@ -38,9 +36,11 @@ def reread(folder: Path) -> dict[str, Any]:
     before = AutoModelForCausalLM.from_pretrained(base)
     told = {}
     for row in Dataset.from_file(str(RunDir(folder.parent).prepared / "validation.arrow")):
-        answers = {side: row[f"{side}_ids"] for side in SIDES} if "chosen_ids" in row else {
-            "chosen" if row["label"] else "rejected": row["completion_ids"]
-        }  # fmt: skip
+        answers = (
+            {side: row[f"{side}_ids"] for side in SIDES}
+            if "chosen_ids" in row
+            else {"chosen" if row["label"] else "rejected": row["completion_ids"]}
+        )
         for side, ids in answers.items():
             told.setdefault(side, []).append(log_probability(model, row["prompt_ids"], ids))
             told.setdefault(f"{side} before", []).append(log_probability(before, row["prompt_ids"], ids))

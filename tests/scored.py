@@ -1,4 +1,5 @@
-"""Scores of a reward model by hand, with nothing of ours: `python -m tests.scored MODEL ADAPTER < conversations.json`."""
+"""Scores of a reward model by hand, with nothing of ours:
+`python -m tests.scored MODEL ADAPTER < conversations.json`."""
 
 import json
 import sys

@@ -1,7 +1,9 @@
-"""A stand-in for the program `vllm`, which needs a card: the words and the requests that vLLM 0.33 takes, and no others.
+"""A stand-in for the program `vllm`, which needs a card: the words and the
+requests that vLLM 0.33 takes, and no others.
 
-Behind it are the real weights, asked token by token by transformers, so that the tokens it is given and the adapter it is
-asked as are seen in what it answers. What this cannot show: vLLM's own kernels, memory, speed, and models it does not know.
+Behind it are the real weights, asked token by token by transformers, so that the
+tokens it is given and the adapter it is asked as are seen in what it answers. What
+this cannot show: vLLM's own kernels, memory, speed, and models it does not know.
 """
 
 import argparse
@@ -18,8 +20,9 @@ from typing import Any
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # vllm/entrypoints/openai/completion/protocol.py: those of its fields that are known here.
 FIELDS = {
-    "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "stop_token_ids",
-    "presence_penalty", "frequency_penalty", "ignore_eos", "stream", "return_token_ids", "logprobs", "return_tokens_as_token_ids",
+    "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "repetition_penalty",
+    "seed", "stop_token_ids", "presence_penalty", "frequency_penalty", "ignore_eos",
+    "stream", "return_token_ids", "logprobs", "return_tokens_as_token_ids",
 }  # fmt: skip
 
 
@@ -45,9 +48,7 @@ GIVEN = arguments()
 if os.environ.get("STAND_IN") == "full":
     print("(APIServer pid=7) INFO 11-26 02:14:55 [api_server.py:1] starting")
     print("(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] Traceback (most recent call last):")
-    print(
-        "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: No available memory for the cache blocks."
-    )
+    print("(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: No available memory for the cache blocks.")
     print(
         "(APIServer pid=7) RuntimeError: Engine core initialization failed. See root cause above. "
         "Failed core proc(s): {'EngineCore': 1}"
@@ -58,9 +59,7 @@ assert os.environ["VLLM_API_KEY"] not in sys.argv
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 subprocess.Popen(
     [sys.executable, "-c", "import time; time.sleep(10**6)  # EngineCore"],
-    env=None
-    if os.environ.get("SPT_NOENV")
-    else {},  # a process that renames itself writes over what stands there
+    env=None if os.environ.get("SPT_NOENV") else {},  # a process that renames itself writes over what stands there
 )
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 assert os.environ["VLLM_NO_USAGE_STATS"] == os.environ["VLLM_DO_NOT_TRACK"] == "1"
@@ -84,7 +83,8 @@ def load(name: str, path: str) -> None:
 
 @functools.cache
 def weights(name: str) -> Any:
-    """The model, or one adapter on it. Read when it is first asked: of most that are started only the life is looked at."""
+    """The model, or one adapter on it. Read when it is first asked: of most
+    that are started only the life is looked at."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -114,9 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _wrong(self, status: int, why: str) -> None:
-        self._json(
-            status, {"error": {"message": why, "type": "BadRequestError", "param": None, "code": status}}
-        )
+        self._json(status, {"error": {"message": why, "type": "BadRequestError", "param": None, "code": status}})
 
     def _let_in(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {os.environ['VLLM_API_KEY']}"
@@ -127,17 +125,13 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path != "/v1/models" or not self._let_in():
             self._wrong(401, "Unauthorized")
         else:
-            self._json(
-                200, {"object": "list", "data": [{"id": NAME, "object": "model", "max_model_len": CONTEXT}]}
-            )
+            self._json(200, {"object": "list", "data": [{"id": NAME, "object": "model", "max_model_len": CONTEXT}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._let_in():
             self._wrong(401, "Unauthorized")
-        elif (
-            self.path == "/v1/load_lora_adapter" and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
-        ):
+        elif self.path == "/v1/load_lora_adapter" and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1":
             assert set(body) == {"lora_name", "lora_path"}
             try:
                 load(body["lora_name"], body["lora_path"])
@@ -188,9 +182,10 @@ class Handler(BaseHTTPRequestHandler):
                     token: float(chances[token])
                 }
                 choice["logprobs"] = {
-                    "tokens": [f"token_id:{token}"], "token_logprobs": [float(chances[token])],
+                    "tokens": [f"token_id:{token}"],
+                    "token_logprobs": [float(chances[token])],
                     "top_logprobs": [{f"token_id:{one}": value for one, value in top.items()}],
-                }  # fmt: skip
+                }
             try:
                 self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
                 self.wfile.flush()

@@ -3,7 +3,8 @@
     python -m tests.template_table [--only NAME …] [--kind NAME] [--package NAME] [--show] [--fetch]
         [--write FILE]
 
-Prints a line per result that is wrong, then the counts. `--show` prints the renderings, what is trained between ⟦ and ⟧.
+Prints a line per result that is wrong, then the counts. `--show` prints the
+renderings, what is trained between ⟦ and ⟧.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ def main() -> int:
                     print("    " + shown(verdict).replace("\n", "⏎\n    "))
     if options.write:
         report.write(table, options.write)
-    print(
-        f"\n{len(chosen)} templates:", ", ".join(f"{count} {state}" for state, count in states.most_common())
-    )
+    print(f"\n{len(chosen)} templates:", ", ".join(f"{count} {state}" for state, count in states.most_common()))
     print("wrong:", dict(rules.most_common()))
     print("refused:", dict(refusals.most_common()))
     return 1 if states["wrong"] else 0

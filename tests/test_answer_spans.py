@@ -79,7 +79,8 @@ def test_what_opens_the_next_turn_is_no_end(tok) -> None:
 
 
 NO_END = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>\n{{ m.content }}{% else %}<|endoftext|>\n{{ m.content }}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>\n"
+    "{{ m.content }}{% else %}<|endoftext|>\n{{ m.content }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<|endoftext|>\n{% endif %}"
 )
 
@@ -106,7 +107,8 @@ def test_the_end_is_what_the_models_configuration_stops_at(tok, tmp_path) -> Non
 
 
 MARKED = (
-    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n{% elif m.role == 'assistant' %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n"
+    "{{ m.content }}<|im_end|>\n{% elif m.role == 'assistant' %}"
     "<|im_start|>assistant\n{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -138,7 +140,8 @@ NINE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}{% for c in m.tool_calls %}"
     "{% if c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
     "{{ c.function.name }}{{ c.function.arguments | tojson }}#{{ c.id }}{% endfor %}"
-    "{% else %}{{ m.content }}{% if m.role == 'tool' %}#{{ m.tool_call_id }}{% endif %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% else %}{{ m.content }}{% if m.role == 'tool' %}#{{ m.tool_call_id }}"
+    "{% endif %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -172,7 +175,8 @@ def test_rows_with_tools_are_written_by_the_template_for_tools(tok) -> None:
 
 
 PARTS = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -201,7 +205,9 @@ def test_reasoning_is_one_thing_whatever_it_is_called(tok, key: str, inline: boo
 
 
 def test_what_a_template_leaves_out_of_a_row_is_said(tok) -> None:
-    no_system = "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    no_system = (
+        "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
     system = {"role": "system", "content": "Be brief."}
     rows = [
         {"messages": [system, *TWO["messages"]]},
@@ -228,7 +234,8 @@ def test_an_empty_thought_is_trained_or_only_read(tok) -> None:
 
 def test_an_answer_of_which_nothing_is_written_is_refused(tok) -> None:
     first_only = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.index < 3 else '' }}<|im_end|>\n{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content if loop.index < 3 else '' }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     short, long = encode(tok, {"messages": TWO["messages"][:2]}, TWO, chat_template=first_only)
@@ -271,7 +278,8 @@ def switched_off_by(role: str) -> str:
         + role
         + "' and '/no_think' in m.content %}{% set ns.thinks = false %}{% endfor %}"
         "{% set opening = '<|im_start|>assistant\n' ~ ('' if ns.thinks else '<think>\n\n</think>\n\n') %}"
-        "{% for m in messages %}{{ opening if m.role == 'assistant' else '<|im_start|>' ~ m.role ~ '\n' }}{{ m.content }}<|im_end|>\n"
+        "{% for m in messages %}{{ opening if m.role == 'assistant' else '<|im_start|>' ~ m.role ~ '\n' }}"
+        "{{ m.content }}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}{{ opening }}{% endif %}"
     )
 
@@ -293,7 +301,8 @@ def test_where_an_answer_begins_is_not_taken_from_a_row_with_another_prompt(tok,
 def test_what_a_template_adds_to_a_question_once_it_is_answered_is_not_trained(tok) -> None:
     """As Nemotron Cascade's, which marks what was asked by whether the answer is empty."""
     marks = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% if m.role == 'user' %} /{{ 'no_think' if loop.nextitem "
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if m.role == 'user' %} /{{ 'no_think' if loop.nextitem "
         "and not loop.nextitem.content else 'think' }}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
@@ -340,9 +349,7 @@ def test_a_call_of_which_a_part_is_not_written_is_refused(tok, template: str, ar
     (row,) = encode(tok, called(arguments), chat_template=template)
     assert (row.status, row.reason.code) == ("refused", "template-without-tool-calls")
     (whole,) = encode(tok, called(arguments), chat_template=calls_as("c.function.arguments | tojson"))
-    assert (
-        json.loads(trained(tok, whole)[0].removeprefix("<call>weather ").partition("</call>")[0]) == arguments
-    )
+    assert json.loads(trained(tok, whole)[0].removeprefix("<call>weather ").partition("</call>")[0]) == arguments
 
 
 def test_calls_without_a_list_of_tools_are_written_by_the_template_that_writes_calls(tok) -> None:
@@ -360,9 +367,7 @@ def test_calls_without_a_list_of_tools_are_written_by_the_template_that_writes_c
     assert trained(tok, row) == ['<call>weather {"city": "Rome"}</call><|im_end|>', "Sunny.<|im_end|>"]
 
 
-@pytest.mark.parametrize(
-    "ends", [-1, None, True, 1.0, "x", [], [10**9], [5], {}], ids=str
-)  # [5] is an ordinary token
+@pytest.mark.parametrize("ends", [-1, None, True, 1.0, "x", [], [10**9], [5], {}], ids=str)  # [5] is an ordinary token
 def test_a_configuration_that_names_no_end_leaves_the_tokenizers(tok, tmp_path, ends) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     before, tok.name_or_path = tok.name_or_path, str(tmp_path)
@@ -446,9 +451,7 @@ def test_where_nothing_opens_an_answer_or_a_prompt_does_no_header_is_trained(tem
 
 
 GREETED = {"messages": [answer("Hello."), user("Who?"), answer("Me.")]}
-SAID_TWICE = {
-    "messages": [user("Hi."), user("Who?"), answer("Me."), answer("And you?"), user("I."), answer("Ah.")]
-}
+SAID_TWICE = {"messages": [user("Hi."), user("Who?"), answer("Me."), answer("And you?"), user("I."), answer("Ah.")]}
 LEFT_OPEN = {"messages": [user("Who?"), answer("Me."), user("Why?")]}
 
 

@@ -13,10 +13,7 @@ from engine.data import chunks, row_files
 from engine.data.chunks import ByteRange, InvalidByteRange
 
 ROWS = [{"instruction": f'{n} 你好 "[{{,}}]" \\ }},{{', "output": "x" * (n % 37)} for n in range(300)]
-CHATS = [
-    {"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]}
-    for n in range(200)
-]
+CHATS = [{"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]} for n in range(200)]
 MIXED = [*ROWS[:50], 5, *ROWS[50:120], "text", None, *ROWS[120:150], [1]]
 
 
@@ -70,9 +67,7 @@ WRITTEN: dict[str, Callable[[list[Any]], str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "rows", [ROWS, CHATS, MIXED, ROWS[:1], []], ids=["alpaca", "chats", "mixed", "one", "none"]
-)
+@pytest.mark.parametrize("rows", [ROWS, CHATS, MIXED, ROWS[:1], []], ids=["alpaca", "chats", "mixed", "one", "none"])
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 def test_blocks_hold_what_the_reader_finds(tmp_path: Path, name: str, rows: list[Any], encoding: str) -> None:
@@ -88,24 +83,19 @@ def test_blocks_hold_what_the_reader_finds(tmp_path: Path, name: str, rows: list
 def test_rows_that_begin_in_different_ways_are_all_read(tmp_path: Path) -> None:
     chance = random.Random(0)
     rows = [
-        dict(chance.sample(list({"a": 1, "b": '},{"a"', "c": [{"a": 2}, {"a": 3}]}.items()), 3))
-        for _ in range(500)
+        dict(chance.sample(list({"a": 1, "b": '},{"a"', "c": [{"a": 2}, {"a": 3}]}.items()), 3)) for _ in range(500)
     ]
     file = tmp_path / "mixed.json"
     for written in (json.dumps(rows), json.dumps(rows, indent=1)):
         file.write_text(written)
         assert by_blocks(file)[0] == rows
-    file.write_text(
-        json.dumps([rows[0], *({"z": row} for row in rows)])
-    )  # nothing like the first row comes again
+    file.write_text(json.dumps([rows[0], *({"z": row} for row in rows)]))  # nothing like the first row comes again
     assert by_blocks(file)[0][1:] == [{"z": row} for row in rows]
 
 
 @pytest.mark.parametrize("at", [0, 150, 299])
 @pytest.mark.parametrize("name", [name for name in WRITTEN if "lines" not in name])
-def test_a_broken_array_is_told_with_its_line_and_gives_the_rows_before(
-    tmp_path: Path, name: str, at: int
-) -> None:
+def test_a_broken_array_is_told_with_its_line_and_gives_the_rows_before(tmp_path: Path, name: str, at: int) -> None:
     file = tmp_path / name
     whole = WRITTEN[name](ROWS)
     cut = whole.index(f'"{at} ')
@@ -139,9 +129,7 @@ def test_other_formats_are_read_row_by_row(tmp_path: Path, name: str) -> None:
         file.write_text("\n\n".join(f"document {n}\nline" for n in range(100)))
     else:
         mark = "\t" if name.endswith("tsv") else ","
-        file.write_text(
-            f"a{mark}b\n" + "".join(f'{n}{mark}"x\ny"\n' for n in range(100)) + f"1{mark}2{mark}3\n"
-        )
+        file.write_text(f"a{mark}b\n" + "".join(f'{n}{mark}"x\ny"\n' for n in range(100)) + f"1{mark}2{mark}3\n")
     found, bad, _ = by_blocks(file)
     assert (found, bad) == by_reader(file)
     assert len(found) == 100

@@ -37,7 +37,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
 @pytest.mark.parametrize(
     ("path", "size", "status"),
     [("/run", 0, 200), ("/run", 1000, 200), ("/run", 1001, 413), (UPLOAD_PATH, 3000, 200), (UPLOAD_PATH, 3001, 413)],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("with_length", [True, False])
 def test_the_limit_holds_whether_the_length_is_told_or_not(
     client: TestClient, path: str, size: int, status: int, with_length: bool

@@ -25,9 +25,7 @@ def numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
         ]
         lines[699] = "{no row"
         (tmp_path / "parts" / f"{part}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    (tmp_path / "dataset_info.json").write_text(
-        json.dumps({"numbers": {"file_name": "parts", "note": "kept"}})
-    )
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"numbers": {"file_name": "parts", "note": "kept"}}))
     return find(tmp_path, "numbers")
 
 
@@ -48,9 +46,7 @@ def test_a_row_that_is_none_is_in_its_place_with_the_reason(numbers):
 
 
 def test_only_the_first_rows_are_shown_of_a_set_that_is_only_those(numbers, tmp_path):
-    (tmp_path / "dataset_info.json").write_text(
-        json.dumps({"few": {"file_name": "parts", "num_samples": 70}})
-    )
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"few": {"file_name": "parts", "num_samples": 70}}))
     few = find(tmp_path, "few")
     assert len(browse.page(few, 61, 50)) == 10
 
@@ -87,9 +83,7 @@ def test_a_test_set_is_split_off_by_the_seed(numbers, tmp_path):
     before = contents(tmp_path)
     made = derive.split(tmp_path, "numbers", 0.1, 7)
     assert made.names == ["numbers-train", "numbers-test"]
-    train, test = (
-        [row["instruction"] for _, row in rows(find(tmp_path, name), pytest.fail)] for name in made.names
-    )
+    train, test = ([row["instruction"] for _, row in rows(find(tmp_path, name), pytest.fail)] for name in made.names)
     assert len(train) + len(test) == 1998
     assert abs(len(test) - 200) <= 2
     assert not set(train) & set(test)
@@ -111,9 +105,7 @@ def test_a_share_that_leaves_nothing_is_refused(numbers, tmp_path, share):
 
 def test_repeated_rows_are_left_out_of_a_new_set(tmp_path):
     row = {"instruction": "Hi", "output": "Hello"}
-    (tmp_path / "a.json").write_text(
-        json.dumps([row, {**row, "output": "Hey"}, row, {"bad": 1}, {**row, "extra": 1}])
-    )
+    (tmp_path / "a.json").write_text(json.dumps([row, {**row, "output": "Hey"}, row, {"bad": 1}, {**row, "extra": 1}]))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json"}}))
     made = derive.deduplicate(tmp_path, "a")
     assert made.names == ["a-unique"]

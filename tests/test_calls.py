@@ -14,14 +14,23 @@ from tests.families import tokenizer
 ARGUMENTS = {"city": 'Köln "{x}" </tool_call>\n7', "days": [1, 2], "deep": {"a": None}}
 # Family → whether it wants arguments as their JSON, and how many calls it writes at once.
 FAMILIES = {
-    "qwen3_5_think": (False, 2), "qwen3_6": (False, 2), "glm4moe": (False, 2), "nemotron_3_nano": (False, 2),
-    "qwen2_5": (False, 2), "qwen3": (False, 2), "qwen3_vl": (False, 2), "llama3_1": (False, 1), "llama3_2": (False, 1),
-    "deepseekv3": (True, 2), "gptoss": (False, 1),
-}  # fmt: skip
+    "qwen3_5_think": (False, 2),
+    "qwen3_6": (False, 2),
+    "glm4moe": (False, 2),
+    "nemotron_3_nano": (False, 2),
+    "qwen2_5": (False, 2),
+    "qwen3": (False, 2),
+    "qwen3_vl": (False, 2),
+    "llama3_1": (False, 1),
+    "llama3_2": (False, 1),
+    "deepseekv3": (True, 2),
+    "gptoss": (False, 1),
+}
 
 
 def written(family: str, *calls: tuple[str, Any], said: str = "") -> str:
-    """What a model writes that does as its template does: what stands behind the generation prompt, specials left out."""
+    """What a model writes that does as its template does: what stands behind
+    the generation prompt, specials left out."""
     tok = tokenizer(family)
     encode = json.dumps if FAMILIES[family][0] else dict
     called = [
@@ -73,8 +82,16 @@ def test_nothing_of_a_call_is_given_out_while_it_is_written(family: str) -> None
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "text",
-    ["No call.", "", "<tool_call>\n<function=f>\n<parameter=x>\n1", "a { b", '<tool_call>\n{"name": "f", "arguments": {"x": 1', '{"name": "f"}', "to=functions."],
-)  # fmt: skip
+    [
+        "No call.",
+        "",
+        "<tool_call>\n<function=f>\n<parameter=x>\n1",
+        "a { b",
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1',
+        '{"name": "f"}',
+        "to=functions.",
+    ],
+)
 def test_what_is_no_whole_call_stays_as_it_is(family: str, text: str) -> None:
     form = ToolCallFormat.of(tokenizer(family), tokenizer(family).chat_template)
     assert form.parse_tool_calls(text) == (text, [])
@@ -102,9 +119,7 @@ def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str)
     call = {"id": "call00001", "type": "function", "function": {"name": "get_weather", "arguments": given}}
     asked = {"role": "user", "content": "Q?"}
     prompt, _ = render(tok, tok.chat_template, [asked], add_generation_prompt=True)
-    text, _ = render(
-        tok, tok.chat_template, [asked, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    )
+    text, _ = render(tok, tok.chat_template, [asked, {"role": "assistant", "content": "", "tool_calls": [call]}])
     for name in ("get_weather", ""):
         opened = form.forced_call(name)
         if text.startswith(prompt):
@@ -125,9 +140,7 @@ def test_a_call_that_is_demanded_is_begun_as_the_template_begins_it(family: str)
 
 
 def test_what_json_does_not_have_is_no_argument() -> None:
-    qwen3, qwen3_6 = (
-        ToolCallFormat.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6")
-    )
+    qwen3, qwen3_6 = (ToolCallFormat.of(tokenizer(one), tokenizer(one).chat_template) for one in ("qwen3", "qwen3_6"))
     for odd in ("NaN", "Infinity", "-Infinity", "1e999"):
         text = f'<tool_call>\n{{"name": "f", "arguments": {{"x": {odd}}}}}\n</tool_call>'
         assert qwen3.parse_tool_calls(text) == (text, [])
@@ -157,9 +170,12 @@ def test_what_a_tool_says_to_be_a_text_stays_one_where_that_is_not_to_be_seen() 
     [call] = form.parse_tool_calls(text, [tool])[1]
     assert call["arguments"] == {"code": "007", "count": 7, "on": True}
     for odd in (
-        {}, {"function": {"name": "f", "parameters": "x"}}, {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}},
-        {"function": {"name": ["f"]}}, {"function": {"name": "f", "parameters": {"properties": {"a": {"enum": 1, "anyOf": [3]}}}}},
-    ):  # fmt: skip
+        {},
+        {"function": {"name": "f", "parameters": "x"}},
+        {"function": {"name": "f", "parameters": {"properties": {"a": 1}}}},
+        {"function": {"name": ["f"]}},
+        {"function": {"name": "f", "parameters": {"properties": {"a": {"enum": 1, "anyOf": [3]}}}}},
+    ):
         [call] = form.parse_tool_calls(text, [odd])[1]
         assert call["arguments"]["count"] == 7
 

@@ -105,9 +105,7 @@ def test_ppo_after_a_reward_model(here: Workplace) -> None:
     spec = next_spec(judge, "ppo", here)
     run = at_its_end(
         here,
-        changed(
-            spec, data__datasets={"alpaca_translate_zh": 1}, training__max_steps=4, stage__max_new_tokens=16
-        ),
+        changed(spec, data__datasets={"alpaca_translate_zh": 1}, training__max_steps=4, stage__max_new_tokens=16),
     )
     assert {"reward", "kl"} <= set(curves(run))
 
@@ -124,9 +122,7 @@ def test_quantized_weights_under_an_adapter(here: Workplace, bits: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
 def test_an_optimizer_of_eight_bits_on_all_weights(here: Workplace, optimizer: str) -> None:
-    assert falls(
-        trained(here, method={"kind": "full"}, training__optim=optimizer, training__learning_rate=5e-4)
-    )
+    assert falls(trained(here, method={"kind": "full"}, training__optim=optimizer, training__learning_rate=5e-4))
 
 
 def test_gradient_checkpointing(here: Workplace) -> None:
@@ -149,18 +145,23 @@ def test_a_run_that_was_stopped_goes_on(here: Workplace) -> None:
 
 def test_answers_measures_and_exports(here: Workplace) -> None:
     run = trained(here, training__max_steps=200)
-    measured = at_its_end(here, EvaluationSpec.read({
-        "model": {"model_name_or_path": run.spec.model.model_name_or_path}, "results": [str(run.path / "adapter")],
-        "data": {"datasets": ["alpaca_translate_zh"], "dataset_dir": str(here.data), "max_samples": 64},
-        "generation": {"max_new_tokens": 24}, "hardware": {"device": "cuda"},
-    }))  # fmt: skip
+    measured = at_its_end(
+        here,
+        EvaluationSpec.read(
+            {
+                "model": {"model_name_or_path": run.spec.model.model_name_or_path},
+                "results": [str(run.path / "adapter")],
+                "data": {"datasets": ["alpaca_translate_zh"], "dataset_dir": str(here.data), "max_samples": 64},
+                "generation": {"max_new_tokens": 24},
+                "hardware": {"device": "cuda"},
+            }
+        ),
+    )
     with (measured.dir.report / "rows.jsonl").open(encoding="utf-8") as rows:
         assert sum(1 for _ in rows) == 64
 
     for form in ({"precision": "bf16"}, {"precision": "fp16"}, {"quantize": "8bit"}, {"quantize": "4bit"}):
-        exported = at_its_end(
-            here, new_export_spec(here, {run.id: 1.0}, **form).change("hardware.device", "cuda")
-        )
+        exported = at_its_end(here, new_export_spec(here, {run.id: 1.0}, **form).change("hardware.device", "cuda"))
         told = read_json(exported.path / "model" / "comparison.json")
         assert told["prompts"] == 8
         assert told["equal"] >= (0 if "quantize" in form else 6)  # of what was rounded a few may differ
@@ -204,9 +205,7 @@ def test_a_card_that_is_full_is_told_in_a_sentence(here: Workplace, left: int) -
     ) as hog:
         try:
             assert hog.stdout.readline() == "held\n"
-            spec = changed(
-                here.preset("demo"), training__per_device_train_batch_size=4096, data__max_length=512
-            )
+            spec = changed(here.preset("demo"), training__per_device_train_batch_size=4096, data__max_length=512)
             run = runs.submit(spec, here)
             run = wait_until(lambda: (one := runs.get(here.saves, run.id)).final and one, seconds=120)
         finally:
@@ -219,7 +218,10 @@ def test_the_shell_trains_on_the_card(here: Workplace) -> None:
     spec = changed(here.preset("demo"), training__max_steps=2)
     done = subprocess.run(
         [sys.executable, "-m", "engine", "submit", "-", "--saves", str(here.saves)],
-        cwd=PROJECT, capture_output=True, text=True, input=spec.to_yaml(),
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        input=spec.to_yaml(),
+    )
     assert done.returncode == 0, done.stderr
     wait_until(lambda: runs.get(here.saves, done.stdout.strip()).state == "finished", seconds=120)

@@ -19,20 +19,35 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
 SAID = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
 
 PROPOSALS = [
-    ({"instruction": "a", "input": "", "output": "b"}, "chat", {"prompt": "instruction", "query": "input", "response": "output"}),
+    (
+        {"instruction": "a", "input": "", "output": "b"},
+        "chat",
+        {"prompt": "instruction", "query": "input", "response": "output"},
+    ),
     ({"Question": "a", "Answer": "b", "id": 3}, "chat", {"prompt": "Question", "response": "Answer"}),
     ({"问题": "a", "答案": "b"}, "chat", {"prompt": "问题", "response": "答案"}),
     ({"left": "a", "right": "b"}, "chat", {"prompt": "left", "response": "right"}),
     ({"messages": TURNS, "system": "s"}, "chat", {"messages": "messages", "system": "system"}),
     ({"dialog": json.dumps(SAID)}, "chat", {"messages": "dialog"}),
-    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "pairs", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
-    ({"conversations": SAID[:1], "chosen": SAID[1], "rejected": SAID[1]}, "pairs",
-     {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}),
-    ({"prompt": "a", "completion": "b", "label": True}, "thumbs", {"prompt": "prompt", "response": "completion", "kto_tag": "label"}),
+    (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        "pairs",
+        {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    ),
+    (
+        {"conversations": SAID[:1], "chosen": SAID[1], "rejected": SAID[1]},
+        "pairs",
+        {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+    ),
+    (
+        {"prompt": "a", "completion": "b", "label": True},
+        "thumbs",
+        {"prompt": "prompt", "response": "completion", "kto_tag": "label"},
+    ),
     ({"prompt": "a", "completion": "b", "label": "cats"}, "chat", {"prompt": "prompt", "response": "completion"}),
     ({"content": "long", "url": "x", "date": "y"}, "text", {"prompt": "content"}),
     ({"line": "long"}, "text", {"prompt": "line"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "kind", "columns"), PROPOSALS)
@@ -57,19 +72,18 @@ def test_speakers_with_names_of_their_own_become_tags():
     entry = entry_for_mapping("f.json", ColumnMapping("chat", {"messages": "talk"}), [{"talk": turns}])
     assert entry["formatting"] == "openai"
     assert entry["tags"] == {
-        "role_tag": "speaker", "content_tag": "text", "user_tag": "patient", "assistant_tag": "doctor",
-    }  # fmt: skip
+        "role_tag": "speaker",
+        "content_tag": "text",
+        "user_tag": "patient",
+        "assistant_tag": "doctor",
+    }
 
 
 def test_a_column_that_is_not_there_or_a_part_without_one_is_refused():
     with pytest.raises(Refusal, match=r"no column 'x'. Choose one of: a, b"):
-        entry_for_mapping(
-            "f.json", ColumnMapping("chat", {"prompt": "x", "response": "b"}), [{"a": "1", "b": "2"}]
-        )
+        entry_for_mapping("f.json", ColumnMapping("chat", {"prompt": "x", "response": "b"}), [{"a": "1", "b": "2"}])
     with pytest.raises(Refusal, match="prompt \\+ chosen \\+ rejected"):
-        entry_for_mapping(
-            "f.json", ColumnMapping("pairs", {"prompt": "a", "chosen": "b"}), [{"a": "1", "b": "2"}]
-        )
+        entry_for_mapping("f.json", ColumnMapping("pairs", {"prompt": "a", "chosen": "b"}), [{"a": "1", "b": "2"}])
 
 
 def test_saving_keeps_what_it_does_not_know_and_the_order(tmp_path):
@@ -80,15 +94,16 @@ def test_saving_keeps_what_it_does_not_know_and_the_order(tmp_path):
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps(before))
     row = {"q": "1", "a": "2"}
-    entry = entry_for_mapping(
-        "b.json", ColumnMapping("chat", {"prompt": "q", "response": "a"}), [row], before["b"]
-    )
+    entry = entry_for_mapping("b.json", ColumnMapping("chat", {"prompt": "q", "response": "a"}), [row], before["b"])
     assert dataset_info_edits.save(tmp_path, "renamed 新名", entry, instead_of="b") == "renamed 新名"
     after = json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))
     assert list(after) == ["renamed 新名", "a", "strange"]
     assert after["renamed 新名"] == {
-        "file_name": "b.json", "num_samples": 5, "my_note": "keep me", "columns": {"prompt": "q", "response": "a"},
-    }  # fmt: skip
+        "file_name": "b.json",
+        "num_samples": 5,
+        "my_note": "keep me",
+        "columns": {"prompt": "q", "response": "a"},
+    }
     dataset_info_edits.remove(tmp_path, "a")
     assert list(json.loads((tmp_path / "dataset_info.json").read_text(encoding="utf-8"))) == [
         "renamed 新名",
@@ -134,9 +149,7 @@ def test_two_who_save_at_once_lose_nothing(tmp_path):
         "import sys, pathlib; from engine.data import dataset_info_edits as catalogue\n"
         "for n in range(40): catalogue.save(pathlib.Path(sys.argv[1]), f'{sys.argv[2]}{n}', {'file_name': 'x.json'})"
     )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), who], cwd=PROJECT) for who in ("a", "b")
-    ]
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), who], cwd=PROJECT) for who in ("a", "b")]
     assert [one.wait() for one in both] == [0, 0]
     assert len(json.loads((tmp_path / "dataset_info.json").read_text())) == 80
 
@@ -152,5 +165,7 @@ def test_the_entries_of_a_split_are_those_of_its_set(tmp_path: Path):
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": entry}))
     (tmp_path / "a.json").write_text("[{}]")
     assert dataset_info_edits.derived_entry(entry, find(tmp_path, "a"), "b.jsonl") == {
-        "file_name": "b.jsonl", "ranking": True, "columns": {"prompt": "q"},
-    }  # fmt: skip
+        "file_name": "b.jsonl",
+        "ranking": True,
+        "columns": {"prompt": "q"},
+    }

@@ -17,10 +17,7 @@ from tests.conftest import engine, wait_until
 
 def add_pairs(data: Path) -> None:
     """Pairs that can be told apart by their first word."""
-    rows = [
-        {"instruction": f"What comes after {n}?", "chosen": f"{n + 1}.", "rejected": f"no {n}."}
-        for n in range(40)
-    ]
+    rows = [{"instruction": f"What comes after {n}?", "chosen": f"{n + 1}.", "rejected": f"no {n}."} for n in range(40)]
     (data / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
     info = json.loads((data / "dataset_info.json").read_text(encoding="utf-8"))
     info["pairs"] = {"file_name": "pairs.json", "ranking": True}
@@ -60,14 +57,10 @@ def test_sft_then_a_reward_model_then_ppo(workplace: Workplace, make_spec: Calla
     )
     assert judge.state == "finished", judge.dir.log.read_text(encoding="utf-8")[-3000:]
     assert judge.spec.model.adapter_path == str(sft.path / "adapter")
-    accuracy = json.loads((judge.path / "adapter" / "evaluation.json").read_text(encoding="utf-8"))[
-        "accuracy"
-    ]
+    accuracy = json.loads((judge.path / "adapter" / "evaluation.json").read_text(encoding="utf-8"))["accuracy"]
     assert accuracy >= 0.9
 
-    policy = following(
-        workplace, judge, "ppo", training__max_steps=2, stage__max_new_tokens=8, logging__save_steps=2
-    )
+    policy = following(workplace, judge, "ppo", training__max_steps=2, stage__max_new_tokens=8, logging__save_steps=2)
     assert policy.state == "finished", policy.dir.log.read_text(encoding="utf-8")[-3000:]
     assert policy.spec.model.adapter_path == str(sft.path / "adapter")
     assert policy.spec.stage.reward_model == str(judge.path / "adapter")

@@ -36,9 +36,7 @@ def pictures(html: str) -> list[ElementTree.Element]:
 
 
 def test_training_and_validation_loss_share_one_picture():
-    html = charts.charts(
-        {"loss": series([3, 2, 1]), "eval_loss": series([2.5], 3), "grad_norm": series([1, 2])}, EN
-    )
+    html = charts.charts({"loss": series([3, 2, 1]), "eval_loss": series([2.5], 3), "grad_norm": series([1, 2])}, EN)
     assert len(pictures(html)) == 2
     assert "validation" in html
 
@@ -80,9 +78,7 @@ def test_curves_stay_inside_the_picture_and_spikes_survive_thinning():
 
 
 def test_the_curves_that_matter_to_the_stage_come_first():
-    logged = dict.fromkeys(
-        ("loss", "grad_norm", "eval_rewards/margins", "rewards/margins", "entropy"), series([1, 2])
-    )
+    logged = dict.fromkeys(("loss", "grad_norm", "eval_rewards/margins", "rewards/margins", "entropy"), series([1, 2]))
     html = charts.charts(logged, EN, first=STAGES["dpo"].curves)
     titles = re.findall(r"<figcaption><b>([^<]+)</b>", html)
     assert titles == ["Reward margin", "Loss", "Gradient norm", "Entropy"]
@@ -153,10 +149,19 @@ def test_a_length_limit_far_beyond_all_rows_is_told_though_its_line_is_out_of_th
 # ------------------------------------------------------------------------------------------ a part of the axis
 
 PARTS = [
-    ("step:10:20", "step", (10.0, 20.0)), ("time:1.5:3e2", "time", (1.5, 300.0)), ("step:10:20", "epoch", None), ("", "step", None),
-    (None, "step", None), ("step:20:10", "step", None), ("step:a:b", "step", None), ("step:1", "step", None), ("step:1:2:3", "step", None),
-    ("step:nan:2", "step", None), ("step:0:inf", "step", None), ("step:1:1", "step", None),
-]  # fmt: skip
+    ("step:10:20", "step", (10.0, 20.0)),
+    ("time:1.5:3e2", "time", (1.5, 300.0)),
+    ("step:10:20", "epoch", None),
+    ("", "step", None),
+    (None, "step", None),
+    ("step:20:10", "step", None),
+    ("step:a:b", "step", None),
+    ("step:1", "step", None),
+    ("step:1:2:3", "step", None),
+    ("step:nan:2", "step", None),
+    ("step:0:inf", "step", None),
+    ("step:1:1", "step", None),
+]
 
 
 @pytest.mark.parametrize(("zoom", "x", "part"), PARTS)

@@ -44,8 +44,8 @@ ADA, BOB = (SimpleNamespace(username=name, session_hash=f"session of {name}") fo
 
 @pytest.fixture
 def place(tmp_path: Path, data: Path) -> Workplace:
-    """Two bases, the second with a template that knows tools and thinking; two runs of the first, the newer is "two", one of
-    the second, and a reward model."""
+    """Two bases, the second with a template that knows tools and thinking; two runs
+    of the first, the newer is "two", one of the second, and a reward model."""
     models, saves = tmp_path / "models", tmp_path / "saves"
     for name, template in (("plain", "{{ messages }}"), ("knowing", "{{ tools }}{{ enable_thinking }}")):
         (models / name).mkdir(parents=True)
@@ -204,9 +204,7 @@ def test_what_cannot_be_loaded_is_said(tab: Tab, server: StandInServer) -> None:
 
 
 def test_a_question_is_answered_by_the_base_and_the_run(tab: Tab, server: StandInServer) -> None:
-    values = tab.values(
-        ModelSelection(tab.plain, [ONE]), " Who? ", system="Be brief.", seed="5", greedy=False
-    )
+    values = tab.values(ModelSelection(tab.plain, [ONE]), " Who? ", system="Be brief.", seed="5", greedy=False)
     begun, *live, ended = tab.answers.ask(values, ADA)
     assert begun[tab.question.prompt] == ""
     assert "Who?" in begun[tab.answers.live]
@@ -223,8 +221,9 @@ def test_a_question_is_answered_by_the_base_and_the_run(tab: Tab, server: StandI
     assert tab.question.prompt not in ended  # something may have been typed meanwhile
     [turn] = tab.read(ended).turns
     assert {model: reply.text for model, reply in turn.said.items()} == {
-        "plain": "plain heard 2.", ONE: f"{ONE} heard 2.",
-    }  # fmt: skip
+        "plain": "plain heard 2.",
+        ONE: f"{ONE} heard 2.",
+    }
     assert turn.said[ONE].tokens_per_s == 28
     request = server.posted("/v1/chat/completions")[0]
     assert (request["temperature"], request["seed"], request["max_tokens"]) == (0.7, 5, 512)
@@ -339,16 +338,12 @@ def test_who_is_asked_and_what() -> None:
 
 def test_greedy_answers_leave_the_hidden_settings_out() -> None:
     numbers = {"temperature": "hot", "top_p": "", "top_k": "3", "seed": "７", "max_tokens": " 20 "}
-    settings = ChatSettings(
-        numbers, greedy=True, thinking=False, remember=True, system="", tools="", reward_model=""
-    )
+    settings = ChatSettings(numbers, greedy=True, thinking=False, remember=True, system="", tools="", reward_model="")
     assert settings.generation() == {"temperature": 0, "max_tokens": 20, "thinking": False}
     drawn = ChatSettings(
         numbers | {"temperature": "0.5"}, False, thinking=True, remember=True, system="", tools="", reward_model=""
-    )  # fmt: skip
-    assert drawn.generation() == {
-        "temperature": 0.5, "top_k": 3, "seed": 7, "max_tokens": 20, "thinking": True,
-    }  # fmt: skip
+    )
+    assert drawn.generation() == {"temperature": 0.5, "top_k": 3, "seed": 7, "max_tokens": 20, "thinking": True}
 
 
 # ------------------------------------------------------------------------------------------ the conversation
@@ -409,10 +404,7 @@ def test_a_cleared_conversation_is_gone_for_its_owner_alone(tab: Tab) -> None:
     assert tab.read(updates) == Conversation()
     assert tab.read(updates, BOB) == answered("Other?")
     assert updates[tab.question.export] == ""
-    assert (
-        "chat.jsonl"
-        in tab.conversation.show(answered("Really?"), ModelSelection(tab.plain))[tab.question.export]
-    )
+    assert "chat.jsonl" in tab.conversation.show(answered("Really?"), ModelSelection(tab.plain))[tab.question.export]
 
 
 def test_a_run_is_talked_to_with_its_base(tab: Tab, place: Workplace) -> None:

@@ -101,9 +101,13 @@ def at(step: int, **values: Any) -> dict[str, Any]:
 
 def test_the_lowest_loss_and_the_highest_accuracy_are_best(past: Make) -> None:
     runs = [
-        past("a", [at(1, loss=3.0, accuracy=0.1), at(2, loss=1.0, accuracy=0.9), at(3, loss=2.0, accuracy=0.5)], stage="rm"),
+        past(
+            "a",
+            [at(1, loss=3.0, accuracy=0.1), at(2, loss=1.0, accuracy=0.9), at(3, loss=2.0, accuracy=0.5)],
+            stage="rm",
+        ),
         past("b", [at(1, loss=3.0, accuracy=0.1), at(2, loss=1.5, accuracy=0.8)], stage="rm"),
-    ]  # fmt: skip
+    ]
     assert figure(runs, "loss").values == (2.0, 1.5)
     assert figure(runs, "loss").best == {1}
     assert figure(runs, "loss", "best").values == (1.0, 1.5)
@@ -128,9 +132,7 @@ def test_equal_figures_are_not_marked_and_gaps_are_passed_over(past: Make) -> No
 
 
 def test_tokens_are_counted_between_two_lines_that_tell_them(past: Make) -> None:
-    run = past(
-        "a", [at(2, loss=3.0, num_tokens=200.0), at(3, eval_loss=2.0), at(4, loss=1.0, num_tokens=400.0)]
-    )
+    run = past("a", [at(2, loss=3.0, num_tokens=200.0), at(3, eval_loss=2.0), at(4, loss=1.0, num_tokens=400.0)])
     assert curves(run)["eval_loss"].tokens.tolist() == [300]
     assert figure([run], "tokens", "").values == (400,)
     assert figure([run], "tokens_per_s", "").values == (50,)

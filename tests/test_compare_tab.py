@@ -49,15 +49,15 @@ class Tab:
             for panel in (self.runs, self.view, self.comparison):
                 panel.layout()
 
-    def draw(
-        self, *ids: str, metric: str = "", x: str = "step", log: bool = False, by: str = ""
-    ) -> dict[str, Any]:
+    def draw(self, *ids: str, metric: str = "", x: str = "step", log: bool = False, by: str = "") -> dict[str, Any]:
         """What there is to see of these runs, by the names of the components."""
         updates = self.comparison.draw(list(ids), metric, x, 0.6, log, by)
         assert updates.keys() <= set(self.comparison.outputs)
         return {
-            "note": updates[self.runs.note], "chart": updates[self.comparison.chart], "tables": updates[self.comparison.tables],
-        }  # fmt: skip
+            "note": updates[self.runs.note],
+            "chart": updates[self.comparison.chart],
+            "tables": updates[self.comparison.tables],
+        }
 
 
 @pytest.fixture
@@ -78,16 +78,11 @@ def test_the_figure_has_a_curve_of_every_run_and_the_pointer_finds_all(past: Mak
 
 
 def test_no_two_of_fifty_runs_look_alike() -> None:
-    assert (
-        len({charts.run_classes(place) for place in range(compare.MAX_RUNS_COMPARED)})
-        == compare.MAX_RUNS_COMPARED
-    )
+    assert len({charts.run_classes(place) for place in range(compare.MAX_RUNS_COMPARED)}) == compare.MAX_RUNS_COMPARED
 
 
 def test_grouped_runs_have_the_colour_of_their_group(past: Make, tab: Tab) -> None:
-    runs = [
-        past(f"r{rank}-{seed}", falling(50, end=seed), method__r=rank) for rank in (4, 64) for seed in (1, 2)
-    ]
+    runs = [past(f"r{rank}-{seed}", falling(50, end=seed), method__r=rank) for rank in (4, 64) for seed in (1, 2)]
     shown = tab.draw(*(run.id for run in runs), by="method.r")
     keys = re.findall(r'<span class="key run (c\d)[^>]*>([^<]+)<', shown["chart"])
     assert keys == [("c0", "4"), ("c1", "64")]
@@ -99,9 +94,7 @@ def test_grouped_runs_have_the_colour_of_their_group(past: Make, tab: Tab) -> No
 def test_whatever_is_chosen_there_is_an_answer(past: Make, tab: Tab) -> None:
     lone, silent = past("one", falling(30)), past("silent", outcome=None)
     losses = (math.nan, None, math.inf)
-    odd = past(
-        "odd", [{"step": step, "epoch": 0.1, "time": 2.0, "loss": loss} for step, loss in enumerate(losses)]
-    )
+    odd = past("odd", [{"step": step, "epoch": 0.1, "time": 2.0, "loss": loss} for step, loss in enumerate(losses)])
     preferring = past("pairs", falling(30, **{"rewards/margins": float}), stage="dpo")
     broken = past("broken", falling(30))
     write_text(broken.dir.spec, "{")
@@ -145,9 +138,10 @@ def test_one_arrives_at_the_runs_there_are(past: Make, tab: Tab) -> None:
     first, second = past("first", falling(30)), past("second", falling(30))
     updates = tab.comparison.arrive([first.id, "base/lora/gone"], None, None, 0.6, False, None)
     assert updates[tab.runs.runs] == gr.update(
-        choices=[("second · base", second.id), ("first · base", first.id)], value=[first.id],
+        choices=[("second · base", second.id), ("first · base", first.id)],
+        value=[first.id],
         info="Up to 50. Type to search.",
-    )  # fmt: skip
+    )
     assert "No longer available: base/lora/gone" in updates[tab.runs.note]
     assert "<svg" in updates[tab.comparison.chart]
     assert updates.keys() == {tab.runs.runs, *tab.comparison.outputs}
@@ -159,9 +153,7 @@ def test_the_controls_offer_what_these_runs_have(past: Make, tab: Tab) -> None:
     updates = tab.comparison.draw(ids, "rewards/margins", "nowhere", "steep", None, "training.seed")
     assert updates[tab.view.row]["visible"] is True
     assert updates[tab.view.metric]["value"] == "loss"
-    assert [name for _, name in updates[tab.view.metric]["choices"]] == [
-        "loss", "eval_loss", "num_tokens",
-    ]  # fmt: skip
+    assert [name for _, name in updates[tab.view.metric]["choices"]] == ["loss", "eval_loss", "num_tokens"]
     assert updates[tab.view.by]["value"] == ""
     assert [path for _, path in updates[tab.view.by]["choices"]] == ["", "name", "method.r"]
     kept = tab.comparison.draw(ids, "eval_loss", "time", 0.2, True, "method.r")
@@ -185,9 +177,7 @@ def test_nothing_is_shown_where_nothing_is_chosen(tab: Tab) -> None:
 
 def test_an_address_is_read_into_the_controls(past: Make, tab: Tab) -> None:
     run = past("a", falling(30))
-    address = (
-        f"tab=compare&runs={run.id}&runs=base/lora/gone&curve=eval_loss&x=tokens&smooth=0.25&log=true&by=name"
-    )
+    address = f"tab=compare&runs={run.id}&runs=base/lora/gone&curve=eval_loss&x=tokens&smooth=0.25&log=true&by=name"
     updates = tab.comparison.from_address(address)
     assert updates.keys() == {tab.runs.runs, *tab.view.inputs}
     assert updates[tab.runs.runs]["value"] == [run.id, "base/lora/gone"]

@@ -19,12 +19,28 @@ def test_the_names_of_a_runs_files_do_not_change() -> None:
     run = RunDir(Path("/x"))
     names = {name: path.name for name in vars(RunDir) if isinstance(path := getattr(run, name), Path)}
     assert names == {
-        "spec": "spec.yaml", "request": "request.json", "lock": "lock", "keeper": "keeper.json", "log": "log.txt",
-        "progress": "progress.json", "metrics": "metrics.jsonl", "prepared": "prepared", "adapter": "adapter",
-        "model": "model", "plot": "training_loss.png", "error": "error.json", "exit": "exit.json",
-        "attempts": "attempts", "initial": "initial_adapter", "samples": "samples.jsonl", "report": "report", "probe": "probe.json",
-        "gguf": "gguf.json", "warnings": "warnings.jsonl", "stalled": "stalled.txt",
-    }  # fmt: skip
+        "spec": "spec.yaml",
+        "request": "request.json",
+        "lock": "lock",
+        "keeper": "keeper.json",
+        "log": "log.txt",
+        "progress": "progress.json",
+        "metrics": "metrics.jsonl",
+        "prepared": "prepared",
+        "adapter": "adapter",
+        "model": "model",
+        "plot": "training_loss.png",
+        "error": "error.json",
+        "exit": "exit.json",
+        "attempts": "attempts",
+        "initial": "initial_adapter",
+        "samples": "samples.jsonl",
+        "report": "report",
+        "probe": "probe.json",
+        "gguf": "gguf.json",
+        "warnings": "warnings.jsonl",
+        "stalled": "stalled.txt",
+    }
     assert (rundir.COMPLETE_FILE, rundir.RESULT_FILE) == ("complete.json", "result.json")
 
 
@@ -58,9 +74,7 @@ def test_a_frozen_spec_is_whole_and_reads_back_equal(
     assert run.by == "ada"
 
 
-def test_a_write_that_fails_leaves_the_old_file_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "exit.json"
     write_text(file, "old")
 

@@ -117,9 +117,7 @@ def test_what_could_not_be_proved_is_told_of_the_file(tmp_path: Path, content: b
 def test_a_table_with_old_line_ends_does_not_take_its_neighbour_along(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"instruction": "Hi", "input": "", "output": "Hello."}\n')
     (tmp_path / "mac.csv").write_bytes(b"instruction,input,output\rHi,,Hello.\rHo,,Hey.\r")
-    (tmp_path / "dataset_info.json").write_text(
-        '{"one": {"file_name": "one.jsonl"}, "mac": {"file_name": "mac.csv"}}'
-    )
+    (tmp_path / "dataset_info.json").write_text('{"one": {"file_name": "one.jsonl"}, "mac": {"file_name": "mac.csv"}}')
     sets, broken = read_dataset_info(tmp_path)
     assert not broken
     assert [one.problem for one in sets] == [None, None]

@@ -19,21 +19,38 @@ def cell(value: Any) -> str:
 
 @pytest.mark.parametrize(
     "text", ['=HYPERLINK("http://evil")', "+1+1", "-2+3|' /C calc'!A0", "@SUM(A1)", "\t=1", "\r=1", "- a list"]
-)  # fmt: skip
+)
 def test_no_text_is_a_formula(text: str) -> None:
     assert cell(text) == f"'{text}"
 
 
-@pytest.mark.parametrize(("value", "read"), [(-1.5, "-1.5"), (-3, "-3"), ("-3", "-3"), ("+1e-5", "+1e-5"), ("a=b", "a=b"),
-                                             (float("nan"), ""), (None, ""), ("'=1", "'=1")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (-1.5, "-1.5"),
+        (-3, "-3"),
+        ("-3", "-3"),
+        ("+1e-5", "+1e-5"),
+        ("a=b", "a=b"),
+        (float("nan"), ""),
+        (None, ""),
+        ("'=1", "'=1"),
+    ],
+)
 def test_what_is_no_formula_stays_as_it_is(value: Any, read: str) -> None:
     assert cell(value) == read
 
 
 def test_the_rows_of_an_evaluation_are_such_a_table() -> None:
     answers = {"one": {"text": "=1+1", "scores": {"loss": -0.5}}}
-    row = {"row": 1, "set": "@set", "place": "a:1", "messages": [{"role": "user", "content": "-x"}],
-           "reference": "+x", "answers": answers}  # fmt: skip
+    row = {
+        "row": 1,
+        "set": "@set",
+        "place": "a:1",
+        "messages": [{"role": "user", "content": "-x"}],
+        "reference": "+x",
+        "answers": answers,
+    }
     text = as_csv(csv_rows([row], [{"id": "one", "title": "=cmd"}]))
     assert text.startswith("\ufeff")
     assert list(csv.reader(io.StringIO(text[1:], newline=""))) == [

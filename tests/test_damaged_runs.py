@@ -1,4 +1,5 @@
-"""One damaged file of one run is one row that says so: the table, the queue and the pages of the others are not touched."""
+"""One damaged file of one run is one row that says so: the table, the queue and
+the pages of the others are not touched."""
 
 from __future__ import annotations
 
@@ -19,22 +20,38 @@ from webui.words import Words
 
 LINES = [{"step": 1, "epoch": 1, "time": 1.0, "loss": 2.0}]
 FILES = (
-    "request.json", "exit.json", "spec.yaml", "metrics.jsonl", "keeper.json", "progress.json", "lock", "error.json", "probe.json",
-    "samples.jsonl", "prepared/summary.json", "log.txt",
+    "request.json", "exit.json", "spec.yaml", "metrics.jsonl", "keeper.json", "progress.json",
+    "lock", "error.json", "probe.json", "samples.jsonl", "prepared/summary.json", "log.txt",
 )  # fmt: skip
 CONTENTS: dict[str, bytes | Callable[[Path], object]] = {
-    "empty": b"", "no text": b"\xff\xfe\x00", "a list": b"[]", "half": b'{"a": ', "null": b"null", "a number": b"3", "a text": b'"x"',
-    "endless nesting": b"[" * 100_000, "other keys": b'{"a": 1}', "a folder": Path.mkdir,
-    "a pipe": os.mkfifo, "a device": lambda path: path.symlink_to("/dev/zero"), "a link to itself": lambda path: path.symlink_to(path),
+    "empty": b"",
+    "no text": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "half": b'{"a": ',
+    "null": b"null",
+    "a number": b"3",
+    "a text": b'"x"',
+    "endless nesting": b"[" * 100_000,
+    "other keys": b'{"a": 1}',
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
     "a hole": lambda path: path.open("wb").truncate(1 << 40),
-}  # fmt: skip
+}
 SHOWN: dict[str, Callable[[runs.Run, Words], Any]] = {
     "row": lambda run, words: table_html.table([run], words),
-    "head": head_html.head, "status": head_html.status, "findings": head_html.findings, "failure": head_html.failure,
-    "settings": output_html.settings, "files": lambda run, words: output_html.files(run, "", words),
-    "progress": lambda run, _: progress.progress(run), "curves": lambda run, _: progress.curves(run),
-    "explanation": lambda run, _: failures.explain(run), "what it can": lambda run, _: run.can,
-}  # fmt: skip
+    "head": head_html.head,
+    "status": head_html.status,
+    "findings": head_html.findings,
+    "failure": head_html.failure,
+    "settings": output_html.settings,
+    "files": lambda run, words: output_html.files(run, "", words),
+    "progress": lambda run, _: progress.progress(run),
+    "curves": lambda run, _: progress.curves(run),
+    "explanation": lambda run, _: failures.explain(run),
+    "what it can": lambda run, _: run.can,
+}
 
 
 def damage(path: Path, content: bytes | Callable[[Path], object]) -> None:
@@ -46,9 +63,7 @@ def damage(path: Path, content: bytes | Callable[[Path], object]) -> None:
 @pytest.fixture
 def two_runs(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> tuple[Path, RunDir, RunDir]:
     saves = tmp_path / "saves"
-    good, bad = (
-        past_run(saves, make_spec(name=name), LINES, at=at) for name, at in (("good", 1e9), ("bad", 2e9))
-    )
+    good, bad = (past_run(saves, make_spec(name=name), LINES, at=at) for name, at in (("good", 1e9), ("bad", 2e9)))
     return saves, RunDir(good.path), RunDir(bad.path)
 
 

@@ -43,8 +43,12 @@ def test_an_alpaca_row_becomes_a_conversation(tmp_path):
     (example,), bad = read(dataset(tmp_path, [row]))
     assert not bad
     assert [(m["role"], m["content"]) for m in example["messages"]] == [
-        ("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Translate.\ncat"), ("assistant", "猫"),
-    ]  # fmt: skip
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Translate.\ncat"),
+        ("assistant", "猫"),
+    ]
     assert example["tools"] is None
 
 
@@ -64,9 +68,7 @@ def test_a_sharegpt_row_with_tools_becomes_tool_calls_with_arguments_as_an_objec
     ]
     tools = json.dumps([{"name": "weather", "parameters": {}}])
     columns = {"messages": "conversations", "tools": "tools"}
-    one = dataset(
-        tmp_path, [{"conversations": turns, "tools": tools}], formatting="sharegpt", columns=columns
-    )
+    one = dataset(tmp_path, [{"conversations": turns, "tools": tools}], formatting="sharegpt", columns=columns)
     (example,), bad = read(one)
     assert not bad
     assert [m["role"] for m in example["messages"]] == ["user", "assistant", "tool", "assistant"]
@@ -177,9 +179,7 @@ def test_chinese_text_is_read_in_any_encoding(tmp_path, encoding):
 
 def test_a_file_in_no_known_encoding_is_named_with_its_line(tmp_path):
     one = dataset(tmp_path, b'[\n{"output": "\xff\x81\x8d\x8f\x90\x9d"}]')
-    assert one.problem.text().startswith(
-        "rows.json cannot be read as text: line 2 does not fit any of the encodings "
-    )
+    assert one.problem.text().startswith("rows.json cannot be read as text: line 2 does not fit any of the encodings ")
 
 
 def test_a_broken_catalogue_is_shown_with_line_and_column(tmp_path):
@@ -210,10 +210,15 @@ def test_one_broken_entry_leaves_the_others_alone(tmp_path):
     )
     codes = {name: one.problem and one.problem.code for name, one in found.items()}
     assert codes == {
-        "good": None, "gone": "file-missing", "empty": "entry-without-file", "number": "entry-value",
-        "odd": "entry-formatting", "none": "entry-value", "tag": "entry-value",
+        "good": None,
+        "gone": "file-missing",
+        "empty": "entry-without-file",
+        "number": "entry-value",
+        "odd": "entry-formatting",
+        "none": "entry-value",
+        "tag": "entry-value",
         "hub": None,
-    }  # fmt: skip
+    }
     assert found["hub"].hub == "org/name"
     with pytest.raises(Refusal, match="on the hub"):
         count_rows(found["hub"])
@@ -260,17 +265,22 @@ def test_a_folder_gives_the_files_of_the_wanted_split_and_subset(tmp_path):
         out={"file_name": "parts", "subset": "../.."},
     )
     read_of = {
-        name: [row["output"] for _, row in rows(one, pytest.fail)]
-        for name, one in found.items()
-        if not one.problem
+        name: [row["output"] for _, row in rows(one, pytest.fail)] for name, one in found.items() if not one.problem
     }
     assert read_of == {
-        "plain": ["train-00000-of-00001"], "test": ["test-00000-of-00001"], "validation": ["my_valid"],
-        "own": ["testimony"], "zh": ["zh"], "file": ["testimony"],
-    }  # fmt: skip
+        "plain": ["train-00000-of-00001"],
+        "test": ["test-00000-of-00001"],
+        "validation": ["my_valid"],
+        "own": ["testimony"],
+        "zh": ["zh"],
+        "file": ["testimony"],
+    }
     assert {name: one.problem.code for name, one in found.items() if one.problem} == {
-        "none": "split-missing", "slice": "split-missing", "gone": "file-missing", "out": "file-outside",
-    }  # fmt: skip
+        "none": "split-missing",
+        "slice": "split-missing",
+        "gone": "file-missing",
+        "out": "file-outside",
+    }
     assert "a.json" in found["none"].problem.text()
 
 
@@ -359,9 +369,7 @@ def test_who_speaks_after_whom_is_left_to_the_template_and_told(tmp_path, speake
     row = {"conversations": spoken_by(speakers)}
     (example,), bad = read(dataset(tmp_path, [row], formatting="sharegpt"))
     assert not bad
-    assert [message["content"] for message in example["messages"]] == [
-        turn["value"] for turn in row["conversations"]
-    ]
+    assert [message["content"] for message in example["messages"]] == [turn["value"] for turn in row["conversations"]]
     assert {note.code for note in example.get("notes", ())} == ANY_ORDER[speakers]
 
 
@@ -411,14 +419,14 @@ def test_rows_of_an_array_in_one_line_are_told_by_number_and_column(tmp_path, mo
     assert one.files[0].read_text()[column - 1 :].startswith(json.dumps(bad_row))
     mixed = dataset(tmp_path, f"[ {json.dumps(bad_row)},\n  {json.dumps(bad_row)}, {json.dumps(bad_row)}]")
     assert [text.split(": ")[0] for text in read(mixed)[1]] == [
-        "rows.json:1:3 (#1)", "rows.json:2", f"rows.json:2:{len(json.dumps(bad_row)) + 5} (#3)",
-    ]  # fmt: skip
+        "rows.json:1:3 (#1)",
+        "rows.json:2",
+        f"rows.json:2:{len(json.dumps(bad_row)) + 5} (#3)",
+    ]
 
 
 def test_a_broken_line_does_not_hide_the_rows_behind_it(tmp_path):
-    good, bad = read(
-        dataset(tmp_path, f'{json.dumps(ALPACA)}\n{{"instruction": }}\n{json.dumps(ALPACA)}', "r.jsonl")
-    )
+    good, bad = read(dataset(tmp_path, f'{json.dumps(ALPACA)}\n{{"instruction": }}\n{json.dumps(ALPACA)}', "r.jsonl"))
     assert len(good) == 2
     assert bad == ["r.jsonl:2: the line is not valid JSON at column 17: Expecting value."]
 

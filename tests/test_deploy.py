@@ -1,4 +1,5 @@
-"""What other programs are given to run an export: Ollama's template says what the jinja template says, vLLM's notes are true."""
+"""What other programs are given to run an export: Ollama's template says what
+the jinja template says, vLLM's notes are true."""
 
 from __future__ import annotations
 
@@ -21,9 +22,12 @@ GO = shutil.which("go")
 EXPRESSED = ("chatml", "qwen2_5", "llama3", "gemma", "mistral", "phi3", "plain", "alpaca")
 USER = 'Who {{ are }} "you"? 你好'
 TALK = [
-    message("user", USER), message("assistant", "I am\n\n'Athanor'."), message("user", "And now?"), message("assistant", "Still."),
+    message("user", USER),
+    message("assistant", "I am\n\n'Athanor'."),
+    message("user", "And now?"),
+    message("assistant", "Still."),
     message("user", "Bye"),
-]  # fmt: skip
+]
 SYSTEM = message("system", "Be brief.")
 
 
@@ -142,7 +146,4 @@ def test_vllm_gets_the_smallest_rank_that_it_takes(tmp_path: Path) -> None:
     assert "--max-lora-rank" not in vllm_command.serve_command(tmp_path, "x", "/base", LORA)
     told = vllm_command.serve_command(tmp_path, "x", "/base", LORA | {"r": 130})
     assert told == f"vllm serve /base --enable-lora --lora-modules x={tmp_path} --max-lora-rank 256"
-    assert (
-        vllm_command.serve_command(tmp_path / "a b", "x")
-        == f"vllm serve '{tmp_path}/a b' --served-model-name x"
-    )
+    assert vllm_command.serve_command(tmp_path / "a b", "x") == f"vllm serve '{tmp_path}/a b' --served-model-name x"

@@ -65,9 +65,7 @@ class Waiting:
         self.reported: list[dict[str, Any]] = []  # at each second of waiting
         self.stops = False
         self.meanwhile: Callable[[], None] = lambda: pytest.fail("it waits")
-        self.space = CheckpointSpace(
-            self.run, ProgressReport(self.run), lambda flag: flag, lambda: self.stops
-        )
+        self.space = CheckpointSpace(self.run, ProgressReport(self.run), lambda flag: flag, lambda: self.stops)
         monkeypatch.setattr(disk_space.time, "sleep", self._sleep)
 
     def _sleep(self, _seconds: float) -> None:
@@ -156,8 +154,15 @@ def test_a_disk_with_no_byte_left_does_not_keep_a_run_from_saying_that_it_waits(
 def test_the_page_says_how_much_is_needed_while_it_waits(tmp_path: Path) -> None:
     run = run_maker(tmp_path)("a", outcome=None)
     alive = replace(run, state="running")
-    reported = {"phase": "waiting for space", "done": 30, "total": 100, "unit": "steps", "began_with": 30,
-            "needed": 3 * 10**9, "free": 10**9}  # fmt: skip
+    reported = {
+        "phase": "waiting for space",
+        "done": 30,
+        "total": 100,
+        "unit": "steps",
+        "began_with": 30,
+        "needed": 3 * 10**9,
+        "free": 10**9,
+    }
     write_json(run.dir.progress, reported)
     assert "needs 3 GB, and 1 GB is free" in head_html.cautions(alive, Words("en"))
     assert "需要 3 GB" in head_html.cautions(alive, Words("zh"))

@@ -35,8 +35,7 @@ def ignored(path: Path) -> bool:
     """Docker's rule: a pattern is of the whole path, or of any part of it after **/."""
     name = path.relative_to(PROJECT).as_posix()
     return any(
-        fnmatch(path.name, one.removeprefix("**/")) if one.startswith("**/") else fnmatch(name, one)
-        for one in IGNORED
+        fnmatch(path.name, one.removeprefix("**/")) if one.startswith("**/") else fnmatch(name, one) for one in IGNORED
     )
 
 
@@ -69,9 +68,7 @@ def test_what_is_copied_is_there_and_what_is_private_or_large_is_not(context: Pa
 
 
 @pytest.mark.slow
-def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(
-    context: Path, tmp_path: Path
-) -> None:
+def test_the_image_starts_and_its_health_check_tells_a_studio_from_none(context: Path, tmp_path: Path) -> None:
     places = {name: str(tmp_path / name.strip("/")) for name in ("/models", "/data", "/saves", "/config")}
     shutil.copytree(context / "data", places["/data"])  # as the image does, for a new volume
     for folder in ("/models", "/saves", "/config"):

@@ -15,9 +15,12 @@ PAGES = [
     PROJECT / name
     for name in subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=PROJECT, capture_output=True, text=True, check=True,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
-]  # fmt: skip
+]
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 COMMAND = re.compile(r"python -m engine ([a-z][^\n`|]*)")
 PLACEHOLDERS = {"STAGE": "dpo", "阶段": "dpo"}

@@ -1,4 +1,5 @@
-"""A package that is installed and does not work is told before the start, by trying it: here bitsandbytes without its library."""
+"""A package that is installed and does not work is told before the start, by
+trying it: here bitsandbytes without its library."""
 
 from __future__ import annotations
 
@@ -26,9 +27,18 @@ from tests.conftest import engine, wait_until
 BROKEN = TrialResult(
     "bitsandbytes",
     {"library": "RuntimeError: No compatible CUDA binary found at …/libbitsandbytes_cuda128.so"},
-    {"torch": "2.13.0+cu128", "cuda": "12.8", "version": "0.50.2",
-     "libraries": ["libbitsandbytes_cpu.so", "libbitsandbytes_cuda118.so", "libbitsandbytes_cuda124.so", "libbitsandbytes_cuda126.so"]},
-)  # fmt: skip
+    {
+        "torch": "2.13.0+cu128",
+        "cuda": "12.8",
+        "version": "0.50.2",
+        "libraries": [
+            "libbitsandbytes_cpu.so",
+            "libbitsandbytes_cuda118.so",
+            "libbitsandbytes_cuda124.so",
+            "libbitsandbytes_cuda126.so",
+        ],
+    },
+)
 CARD = Device(0, "NVIDIA A100", "GPU-1")
 
 
@@ -73,15 +83,11 @@ def test_many_who_ask_at_once_share_one_trial_and_nobody_asks_again(monkeypatch:
     assert tries == ["bitsandbytes"]
 
 
-def test_what_was_seen_holds_until_the_environment_changes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_was_seen_holds_until_the_environment_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "bitsandbytes"
     package.mkdir()
     (package / "__init__.py").touch()
-    monkeypatch.setattr(
-        doctor, "_package_folder", lambda module: package if module == "bitsandbytes" else None
-    )
+    monkeypatch.setattr(doctor, "_package_folder", lambda module: package if module == "bitsandbytes" else None)
     keys = [
         doctor._key("bitsandbytes", CARD),
         doctor._key("bitsandbytes", CARD),
@@ -100,9 +106,7 @@ def test_what_was_seen_holds_until_the_environment_changes(
 def test_a_trial_without_an_answer_keeps_nobody_from_starting_and_is_not_written_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tries = tried(
-        monkeypatch, TrialResult("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False)
-    )
+    tries = tried(monkeypatch, TrialResult("bitsandbytes", {"4bit": "OutOfMemoryError: a full card"}, certain=False))
     assert package_checks.bitsandbytes_problems(CARD, wait=True) == {}
     assert package_checks.bitsandbytes_problems(CARD, wait=False) == {}  # and not repeated at every key press
     assert len(tries) == 1
@@ -131,8 +135,15 @@ def test_the_sentence_names_the_cuda_the_libraries_and_each_way_out(monkeypatch:
     assert set(broken) == {"4bit", "8bit", "optimizer"}
     for language in ("en", "zh"):
         text = broken["4bit"].text(language)
-        for part in ("NVIDIA A100", "12.8", "libbitsandbytes_cuda118.so", "BNB_CUDA_VERSION=126", "LD_LIBRARY_PATH",
-                     "bitsandbytes==0.50.2", "-DCOMPUTE_BACKEND=cuda"):  # fmt: skip
+        for part in (
+            "NVIDIA A100",
+            "12.8",
+            "libbitsandbytes_cuda118.so",
+            "BNB_CUDA_VERSION=126",
+            "LD_LIBRARY_PATH",
+            "bitsandbytes==0.50.2",
+            "-DCOMPUTE_BACKEND=cuda",
+        ):
             assert part in text, part
 
 
@@ -192,11 +203,14 @@ def test_a_copy_without_its_library_is_told_by_check_and_the_installed_one_is_so
 
 @pytest.mark.slow
 def test_a_run_that_fails_all_the_same_says_that_it_was_bitsandbytes(
-    workplace: Workplace, make_spec: Callable[..., RunSpec], without_library: Path, tmp_path: Path,
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    without_library: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    # On a card quantizing calls the native library; on a CPU PyTorch compiles something in its place, so here the call is
-    # put back. The error is bitsandbytes' own, and transformers wraps it as it does.
+) -> None:
+    # On a card quantizing calls the native library; on a CPU PyTorch compiles something in its place, so
+    # here the call is put back. The error is bitsandbytes' own, and transformers wraps it as it does.
     shutil.copytree(without_library, tmp_path / "path")
     with (tmp_path / "path" / "bitsandbytes" / "functional.py").open("a") as file:
         file.write("\n\ndef quantize_4bit(*_a, **_k):\n    lib.cquantize_blockwise_fp32_nf4()\n")

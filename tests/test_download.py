@@ -63,8 +63,9 @@ def test_messages_of_uneven_keys_are_not_filled_up(tmp_path, data, hub):
     )
     uneven = [
         {"messages": [ask, {"role": "assistant", "content": None, "tool_calls": [call]}]},
-        {"messages": [ask, answer | {"content": [{"type": "text", "text": "Sunny."}]}]}, {"messages": [ask, answer]},
-    ]  # fmt: skip
+        {"messages": [ask, answer | {"content": [{"type": "text", "text": "Sunny."}]}]},
+        {"messages": [ask, answer]},
+    ]
     folder = tmp_path / "repositories" / "two" / "part"
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, uneven)))
@@ -87,8 +88,11 @@ def test_a_split_of_a_set_is_fetched_and_described(tmp_path, data, hub, which):
 def test_an_entry_that_names_a_hub_gets_its_file_and_keeps_all_else(tmp_path, data, hub):
     info = json.loads((data / "dataset_info.json").read_text())
     info["far"] = {
-        "hf_hub_url": "org/subsets", "subset": "zh", "note": "kept", "columns": {"prompt": "question", "response": "answer"},
-    }  # fmt: skip
+        "hf_hub_url": "org/subsets",
+        "subset": "zh",
+        "note": "kept",
+        "columns": {"prompt": "question", "response": "answer"},
+    }
     (data / "dataset_info.json").write_text(json.dumps(info))
     assert find(data, "far").hub == "org/subsets"
     assert fetch(tmp_path, data, "org/subsets", subset="zh", into="far")["counts"]["far"] == 4

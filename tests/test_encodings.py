@@ -20,16 +20,73 @@ from engine.preflight.checks import preflight_problems
 from engine.spec.run_spec import RunSpec
 
 TEXTS = {
-    "zh": ("gb18030", "请用一句话解释什么是机器学习。先把水烧开，放入少许盐，再把面条下锅，煮到没有硬心时捞出。为什么天空是蓝色的？因为蓝光的波长较短，更容易被空气散射。"),
-    "tw": ("big5", "請用一句話解釋什麼是機器學習。先把水燒開，放入少許鹽，再把麵條下鍋，煮到沒有硬心時撈出。為什麼天空是藍色的？因為藍光的波長較短，更容易被空氣散射。"),
-    "ja": ("shift_jis", "機械学習とは何かを一文で説明してください。まずお湯を沸かし、塩を少し入れてから麺をゆでます。空はなぜ青いのですか。青い光は波長が短いからです。"),
-    "ja euc": ("euc_jp", "機械学習とは何かを一文で説明してください。まずお湯を沸かし、塩を少し入れてから麺をゆでます。空はなぜ青いのですか。青い光は波長が短いからです。"),
-    "ja mail": ("iso-2022-jp", "機械学習とは何かを一文で説明してください。まずお湯を沸かし、塩を少し入れてから麺をゆでます。"),
-    "ko": ("euc_kr", "기계 학습이 무엇인지 한 문장으로 설명해 주세요. 먼저 물을 끓이고 소금을 조금 넣은 다음 면을 삶습니다. 하늘은 왜 파란색인가요? 파란빛은 파장이 짧기 때문입니다."),
-    "fr": ("windows-1252", "L’été dernier, ma mère a préféré rester à la maison, près de la forêt, où l’on dîne très tôt. Pourquoi le ciel est-il bleu ? Parce que la lumière bleue est davantage diffusée. Où êtes-vous né ? À Orléans, là où le fleuve décrit une boucle. Écrivez au client que le colis a été expédié hier et qu’il arrivera d’ici trois jours ; s’il y a un problème, il peut nous appeler à tout moment. Traduisez : demain matin à huit heures, nous nous retrouverons devant la bibliothèque."),
-    "es": ("windows-1252", "¿Cómo se prepara una buena pasta? Primero se hierve el agua, se añade un poco de sal y se cuece. El niño pequeño soñó con una montaña; después comió jamón y bebió café. ¿Qué más? Mañana por la mañana llegará el envío que salió ayer. ¿Por qué el cielo es azul? Porque la luz azul tiene una longitud de onda más corta y el aire la dispersa más. Traduce: mañana a las ocho nos vemos delante de la biblioteca. Escribe al cliente que el envío llegará en tres días y que puede llamarnos cuando quiera, también los sábados."),
-    "ru": ("windows-1251", "Объясните одним предложением, что такое машинное обучение. Сначала вскипятите воду, добавьте немного соли и варите до готовности. Почему небо голубое?"),
-}  # fmt: skip
+    "zh": (
+        "gb18030",
+        (
+            "请用一句话解释什么是机器学习。先把水烧开，放入少许盐，再把面条下锅，"
+            "煮到没有硬心时捞出。为什么天空是蓝色的？因为蓝光的波长较短，更容易被空气散射。"
+        ),
+    ),
+    "tw": (
+        "big5",
+        (
+            "請用一句話解釋什麼是機器學習。先把水燒開，放入少許鹽，再把麵條下鍋，"
+            "煮到沒有硬心時撈出。為什麼天空是藍色的？因為藍光的波長較短，更容易被空氣散射。"
+        ),
+    ),
+    "ja": (
+        "shift_jis",
+        (
+            "機械学習とは何かを一文で説明してください。まずお湯を沸かし、"
+            "塩を少し入れてから麺をゆでます。空はなぜ青いのですか。青い光は波長が短いからです。"
+        ),
+    ),
+    "ja euc": (
+        "euc_jp",
+        (
+            "機械学習とは何かを一文で説明してください。まずお湯を沸かし、"
+            "塩を少し入れてから麺をゆでます。空はなぜ青いのですか。青い光は波長が短いからです。"
+        ),
+    ),
+    "ja mail": (
+        "iso-2022-jp",
+        ("機械学習とは何かを一文で説明してください。まずお湯を沸かし、塩を少し入れてから麺をゆでます。"),
+    ),
+    "ko": (
+        "euc_kr",
+        (
+            "기계 학습이 무엇인지 한 문장으로 설명해 주세요. 먼저 물을 끓이고 소금을 조금 "
+            "넣은 다음 면을 삶습니다. 하늘은 왜 파란색인가요? 파란빛은 파장이 짧기 때문입니다."
+        ),
+    ),
+    "fr": (
+        "windows-1252",
+        (
+            "L’été dernier, ma mère a préféré rester à la maison, près de la forêt, où l’on dîne très tôt. "
+            "Pourquoi le ciel est-il bleu ? Parce que la lumière bleue est davantage diffusée. Où êtes-vous "
+            "né ? À Orléans, là où le fleuve décrit une boucle. Écrivez au client que le colis a été expédié "
+            "hier et qu’il arrivera d’ici trois jours ; s’il y a un problème, il peut nous appeler à tout moment. "
+            "Traduisez : demain matin à huit heures, nous nous retrouverons devant la bibliothèque."
+        ),
+    ),
+    "es": (
+        "windows-1252",
+        (
+            "¿Cómo se prepara una buena pasta? Primero se hierve el agua, se añade un poco de sal y se cuece. El niño "
+            "pequeño soñó con una montaña; después comió jamón y bebió café. ¿Qué más? Mañana por la mañana llegará "
+            "el envío que salió ayer. ¿Por qué el cielo es azul? Porque la luz azul tiene una longitud de onda más "
+            "corta y el aire la dispersa más. Traduce: mañana a las ocho nos vemos delante de la biblioteca. Escribe "
+            "al cliente que el envío llegará en tres días y que puede llamarnos cuando quiera, también los sábados."
+        ),
+    ),
+    "ru": (
+        "windows-1251",
+        (
+            "Объясните одним предложением, что такое машинное обучение. Сначала вскипятите "
+            "воду, добавьте немного соли и варите до готовности. Почему небо голубое?"
+        ),
+    ),
+}
 
 
 def write(folder: Path, text: str, encoding: str) -> Path:
@@ -106,9 +163,21 @@ def test_utf8_with_a_broken_character_stays_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("GBK", "gb18030"), ("gb2312", "gb18030"), ("cp950", "big5"), ("Big5", "big5"), ("sjis", "shift_jis"), ("CP932", "shift_jis"),
-     ("cp949", "euc_kr"), ("utf8", "utf-8"), ("UTF-8-SIG", "utf-8"), ("latin1", "latin-1"), ("cp1252", "windows-1252"), ("ascii", "utf-8")],
-)  # fmt: skip
+    [
+        ("GBK", "gb18030"),
+        ("gb2312", "gb18030"),
+        ("cp950", "big5"),
+        ("Big5", "big5"),
+        ("sjis", "shift_jis"),
+        ("CP932", "shift_jis"),
+        ("cp949", "euc_kr"),
+        ("utf8", "utf-8"),
+        ("UTF-8-SIG", "utf-8"),
+        ("latin1", "latin-1"),
+        ("cp1252", "windows-1252"),
+        ("ascii", "utf-8"),
+    ],
+)
 def test_an_encoding_is_known_by_any_of_its_names(name: str, key: str) -> None:
     assert encoding_key(name) == key
 

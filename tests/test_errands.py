@@ -63,9 +63,7 @@ def test_a_set_that_was_made_and_removed_is_made_again_when_asked_again(tmp_path
 
 
 def test_a_refusal_comes_back_as_the_sentence_it_is_in_either_language(tmp_path, given):
-    errand = data_jobs.start(
-        tmp_path, "split", {"data": given["data"], "name": "chat", "share": 2, "seed": 1}
-    )
+    errand = data_jobs.start(tmp_path, "split", {"data": given["data"], "name": "chat", "share": 2, "seed": 1})
     with pytest.raises(Refusal) as refused:
         data_jobs.wait(errand, 60)
     assert "must be between 0 and 1" in refused.value.text("en")

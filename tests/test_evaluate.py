@@ -30,9 +30,9 @@ from tests.conftest import end_runs, engine, short_training, wait_until
 
 
 def asking(**changes: Any) -> EvaluationSpec:
-    spec = EvaluationSpec.read({
-        "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 24}, "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = EvaluationSpec.read(
+        {"data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 24}, "hardware": {"device": "cpu"}}
+    )
     for path, value in changes.items():
         spec = spec.change(path.replace("__", "."), value)
     return spec
@@ -78,9 +78,8 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learned]:
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     write_json(workplace.data / "dataset_info.json", {"chat": {"file_name": "chat.json"}})
     learning = short_training(
-        DEMO_MODEL, workplace.data, name="learned", training__max_steps=30,
-        training__per_device_train_batch_size=8,
-    )  # fmt: skip
+        DEMO_MODEL, workplace.data, name="learned", training__max_steps=30, training__per_device_train_batch_size=8
+    )
     try:
         training = ended(workplace, runs.submit(learning, workplace))
         assert training.state == "finished", failures.explain(training)
@@ -154,12 +153,8 @@ def answer_counts(answers: Path) -> Counter[tuple[str, int]]:
 
 
 @pytest.mark.slow
-def test_questions_without_references_are_asked_only_if_that_is_wanted(
-    workplace: Workplace, tiny: Path
-) -> None:
-    (workplace.data / "ask.jsonl").write_text(
-        '{"question": "Who?"}\n{"question": "Where?"}\n', encoding="utf-8"
-    )
+def test_questions_without_references_are_asked_only_if_that_is_wanted(workplace: Workplace, tiny: Path) -> None:
+    (workplace.data / "ask.jsonl").write_text('{"question": "Who?"}\n{"question": "Where?"}\n', encoding="utf-8")
     assert evaluation_spec.add_questions(workplace.data, workplace.data / "ask.jsonl") == "ask"
     spec = asking(model__model_name_or_path=str(tiny), data__datasets=["ask"])
     assert told(workplace, spec) == ["evaluate-no-references"]
@@ -177,16 +172,14 @@ def test_questions_without_references_are_asked_only_if_that_is_wanted(
 
 @pytest.mark.slow
 def test_a_reward_model_is_measured_on_pairs(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
-    pairs = [
-        {"instruction": f"Count to {n}", "chosen": f"Gladly: {n}", "rejected": "No, never!"}
-        for n in range(30)
-    ]
+    pairs = [{"instruction": f"Count to {n}", "chosen": f"Gladly: {n}", "rejected": "No, never!"} for n in range(30)]
     (workplace.data / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     info = json.loads((workplace.data / "dataset_info.json").read_text(encoding="utf-8"))
     info["pairs"] = {
-        "file_name": "pairs.json", "ranking": True,
+        "file_name": "pairs.json",
+        "ranking": True,
         "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"},
-    }  # fmt: skip
+    }
     write_json(workplace.data / "dataset_info.json", info)
     spec = make_spec(stage={"kind": "rm"}, data__datasets=["pairs"], training__max_steps=12)
     judge = ended(workplace, runs.submit(spec, workplace))
@@ -214,9 +207,7 @@ def test_what_stands_in_the_way_is_told_before_the_start(
     )
     assert told(workplace, asking(results=[own.id])) == []
     assert told(workplace, asking(results=[foreign.id], **base)) == ["chat-other-base"]
-    [why] = evaluation_spec.problems(
-        evaluation_spec.frozen(asking(results=[foreign.id], **base), workplace), workplace
-    )
+    [why] = evaluation_spec.problems(evaluation_spec.frozen(asking(results=[foreign.id], **base), workplace), workplace)
     assert str(other) in why.text("en")
     assert str(tiny) in why.text("zh")
     assert told(workplace, asking(results=[own.id, judge.id])) == ["evaluate-mixed"]
@@ -243,9 +234,14 @@ def test_an_evaluation_reads_back_as_it_was_written(workplace: Workplace, tiny: 
 
 def test_rows_are_sorted_and_searched() -> None:
     def row(number: int, base: float, ours: float, text: str) -> dict[str, Any]:
-        return {"row": number, "messages": [{"role": "user", "content": f"Question {number}"}], "answers": {
-            "base": {"text": "same", "scores": {"chrf": base}}, "x": {"text": text, "scores": {"chrf": ours}},
-        }}  # fmt: skip
+        return {
+            "row": number,
+            "messages": [{"role": "user", "content": f"Question {number}"}],
+            "answers": {
+                "base": {"text": "same", "scores": {"chrf": base}},
+                "x": {"text": text, "scores": {"chrf": ours}},
+            },
+        }
 
     found = [row(1, 10, 50, "Answer"), row(2, 90, 20, "other"), row(3, 0, 99, "same")]
     assert [one["row"] for one in report.sort(found, "worst")] == [2, 1, 3]

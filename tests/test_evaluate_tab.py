@@ -43,8 +43,8 @@ ROWS = ("asked", "", "1")  # how one looks at the rows at first
 
 @pytest.fixture
 def place(tmp_path: Path, data: Path) -> Workplace:
-    """The old runs of the demo model, one of them with a report; a reward model of it; a run of another model; and a data set
-    of pairs beside those of answers and of texts."""
+    """The old runs of the demo model, one of them with a report; a reward model of it; a
+    run of another model; and a data set of pairs beside those of answers and of texts."""
     saves, other = tmp_path / "saves", tmp_path / "models" / "other"
     extract(saves)
     other.mkdir(parents=True)
@@ -68,18 +68,23 @@ class Tab:
         self.models = EvaluationModels(ENGLISH, workplace, lambda: self.bases)
         with gr.Blocks():
             self.context = context = Context(
-                ENGLISH, workplace, "/root", gr.HTML(), lambda request: request.name,
-                lambda run: ("<progress>", run.state, "<failure>"), self.models, gr.Textbox(),
-            )  # fmt: skip
+                ENGLISH,
+                workplace,
+                "/root",
+                gr.HTML(),
+                lambda request: request.name,
+                lambda run: ("<progress>", run.state, "<failure>"),
+                self.models,
+                gr.Textbox(),
+            )
             self.listing, self.rows = ListPanel(context), RowsPanel(context)
             self.report = ReportPanel(context, self.listing, self.rows)
             self.questions, self.tasks = QuestionsPanel(context), TasksPanel(context)
             self.sampling, self.measured = SamplingPanel(context), ModelsPanel(context, self.questions)
-            self.form = FormPanel(
-                context, self.measured, self.questions, self.tasks, self.sampling, self.report
-            )
+            self.form = FormPanel(context, self.measured, self.questions, self.tasks, self.sampling, self.report)
             for panel in (
-                self.measured, self.questions, self.tasks, self.sampling, self.form, self.listing, self.report, self.rows,
+                self.measured, self.questions, self.tasks, self.sampling,
+                self.form, self.listing, self.report, self.rows,
             ):  # fmt: skip
                 panel.layout()
             self.view = TabView(context, self.measured, self.tasks, self.report)
@@ -168,9 +173,7 @@ def test_a_result_brings_its_base_with_it(tab: Tab, trained: Run, place: Workpla
     assert stays[tab.measured.base] == str(link)  # another way to the same folder
 
 
-def test_reward_models_are_measured_on_pairs_and_without_the_base(
-    tab: Tab, trained: Run, place: Workplace
-) -> None:
+def test_reward_models_are_measured_on_pairs_and_without_the_base(tab: Tab, trained: Run, place: Workplace) -> None:
     judge = str(runs.get(place.saves, "demo_model/lora/judge").dir.adapter)
     alone = tab.measured.choose_results(DEMO, [judge], ["chat", "pairs"])
     assert alone[tab.questions.datasets] == gr.update(choices=["pairs"], value=["pairs"])
@@ -227,13 +230,17 @@ def test_a_form_that_cannot_be_started_says_why_in_its_own_words(tab: Tab, place
     assert {run.id for run in runs.find(place.saves)} == before
 
 
-def test_what_the_form_holds_is_started_and_opened(
-    tab: Tab, trained: Run, place: Workplace, occupied: None
-) -> None:
+def test_what_the_form_holds_is_started_and_opened(tab: Tab, trained: Run, place: Workplace, occupied: None) -> None:
     values = tab.values(
-        measured__base=DEMO, measured__results=[str(trained.dir.adapter)], questions__datasets=["chat"],
-        questions__rows="0", questions__max_tokens=" ２０ ", sampling__name=" mine ", sampling__seed="7", tasks__limit="",
-    )  # fmt: skip
+        measured__base=DEMO,
+        measured__results=[str(trained.dir.adapter)],
+        questions__datasets=["chat"],
+        questions__rows="0",
+        questions__max_tokens=" ２０ ",
+        sampling__name=" mine ",
+        sampling__seed="7",
+        tasks__limit="",
+    )
     updates = tab.form.start(values, ADA)
     run = runs.get(place.saves, updates[tab.context.opened])
     assert (run.kind, run.state, run.by, run.title) == ("evaluation", "queued", "ada", "mine")
@@ -247,24 +254,24 @@ def test_what_the_form_holds_is_started_and_opened(
 
 
 def test_a_form_that_a_spec_has_filled_reads_as_that_spec(tab: Tab, trained: Run, place: Workplace) -> None:
-    spec = EvaluationSpec.read({
-        "name": "again", "results": [trained.id], "with_base": False,
-        "data": {"datasets": ["chat"], "max_samples": 30, "seed": 3, "without_references": True},
-        "generation": {"max_new_tokens": 99, "temperature": 0.25, "top_p": 0.5, "seed": 3, "batch_size": 2},
-        "harness": {"num_fewshot": 0, "limit": 12, "apply_chat_template": False},
-    })  # fmt: skip
+    spec = EvaluationSpec.read(
+        {
+            "name": "again",
+            "results": [trained.id],
+            "with_base": False,
+            "data": {"datasets": ["chat"], "max_samples": 30, "seed": 3, "without_references": True},
+            "generation": {"max_new_tokens": 99, "temperature": 0.25, "top_p": 0.5, "seed": 3, "batch_size": 2},
+            "harness": {"num_fewshot": 0, "limit": 12, "apply_chat_template": False},
+        }
+    )
     filled = tab.form.fill(spec)
     assert filled.keys() == set(tab.form.inputs)
-    values = {
-        control: update["value"] if isinstance(update, dict) else update for control, update in filled.items()
-    }
+    values = {control: update["value"] if isinstance(update, dict) else update for control, update in filled.items()}
     assert frozen(tab.form.read(values), place) == frozen(spec, place)
 
 
 def test_without_a_result_that_is_here_the_base_is_measured(tab: Tab) -> None:
-    spec = EvaluationSpec.read(
-        {"model": {"model_name_or_path": DEMO}, "results": ["x/y/gone"], "with_base": False}
-    )
+    spec = EvaluationSpec.read({"model": {"model_name_or_path": DEMO}, "results": ["x/y/gone"], "with_base": False})
     filled = tab.form.fill(spec)
     assert filled[tab.measured.results]["value"] == []
     assert filled[tab.measured.with_base]["value"] is True

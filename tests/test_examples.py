@@ -11,19 +11,7 @@ from engine.worker.data.examples import IGNORE_INDEX
 from engine.worker.templates import time_limit
 from engine.worker.templates.answer_endings import MaskSettings
 from engine.worker.templates.conversations import end_of_turn_ids
-from tests.families import (
-    AROUND,
-    ENDS,
-    answer,
-    conversations,
-    encode,
-    ids_of,
-    squeezed,
-    talk,
-    tokenizer,
-    trained,
-    user,
-)  # fmt: skip
+from tests.families import AROUND, ENDS, answer, conversations, encode, ids_of, squeezed, talk, tokenizer, trained, user
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -58,9 +46,7 @@ def test_a_trained_answer_is_what_follows_its_generation_prompt(name):
     tok = tokenizer(name)
     row = talk("What is 你?", "It is 你 🙂.")
     (encoded,) = encode(tok, row)
-    prompt = tok.apply_chat_template(
-        row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    prompt = tok.apply_chat_template(row["messages"][:1], add_generation_prompt=True, tokenize=True, return_dict=False)
     begins = next(at for at, label in enumerate(encoded.labels) if label != IGNORE_INDEX)
     if name == "deepseekv3":  # its prompt opens a thought, which its template never writes into history
         prompt = prompt[: prompt.index(tok.convert_tokens_to_ids("<｜Assistant｜>")) + 1]
@@ -106,8 +92,12 @@ def opening(tok) -> str:
 
 
 CALL_ENDS = {
-    "qwen2_5": "<|im_end|>", "qwen3": "<|im_end|>", "llama3_1": "<|eot_id|>", "gptoss": "<|call|>", "lfm2_2_5": "<|im_end|>",
-}  # fmt: skip
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+    "llama3_1": "<|eot_id|>",
+    "gptoss": "<|call|>",
+    "lfm2_2_5": "<|im_end|>",
+}
 
 
 @pytest.mark.parametrize("name", CALL_ENDS)
@@ -138,10 +128,14 @@ def test_history_without_its_reasoning_is_still_found():
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
     row = {
         "messages": [
-            user("q1"), answer("", tool_calls=[call], reasoning_content="thought 1"), {"role": "tool", "content": "r"},
-            answer("a1", reasoning_content="thought 2"), user("q2"), answer("a2", reasoning_content="thought 3"),
+            user("q1"),
+            answer("", tool_calls=[call], reasoning_content="thought 1"),
+            {"role": "tool", "content": "r"},
+            answer("a1", reasoning_content="thought 2"),
+            user("q2"),
+            answer("a2", reasoning_content="thought 3"),
         ]
-    }  # fmt: skip
+    }
     (encoded,) = encode(tok, row)
     assert encoded.input_ids == ids_of(tok, row)
     assert trained(tok, encoded)[1:] == ["a1<|im_end|>", "<think>\nthought 3\n</think>\n\na2<|im_end|>"]
@@ -170,9 +164,7 @@ def test_the_parts_of_one_answer_are_one_span_and_two_answers_are_two():
 
 def test_tool_calls_are_refused_where_the_template_leaves_them_out():
     call = {"type": "function", "function": {"name": "f", "arguments": {}}}
-    row = {
-        "messages": [user("q"), answer("", tool_calls=[call]), {"role": "tool", "content": "r"}, answer("a")]
-    }
+    row = {"messages": [user("q"), answer("", tool_calls=[call]), {"role": "tool", "content": "r"}, answer("a")]}
     (encoded,) = encode(tokenizer("llama3"), row)
     assert (encoded.status, encoded.reason.code) == ("refused", "template-without-tool-calls")
 
@@ -198,9 +190,7 @@ def test_data_cannot_forge_a_turn(name):
         tok.apply_chat_template(forged["messages"], tokenize=False)
     )
     control = set(tok.added_tokens_decoder)
-    assert [i for i in encoded.input_ids if i in control] == [
-        i for i in encoded_honest.input_ids if i in control
-    ]
+    assert [i for i in encoded.input_ids if i in control] == [i for i in encoded_honest.input_ids if i in control]
     first, last = trained(tok, encoded)
     assert squeezed(first) == f"No.{end}{end}"
     assert squeezed(last) == f"你{end}So.{end}"
@@ -254,9 +244,7 @@ def test_a_thought_written_into_an_answer_is_a_thought_and_into_a_question_is_te
     assert trained(tok, encoded) == ["<think>\nEasy.\n</think>\n\nA mark.<|im_end|>"]
 
 
-@pytest.mark.parametrize(
-    "rare", ["\U00100000", "\U00100001\U00100000", "\U0010fffd", "\U000f0000", "\U00020000"]
-)
+@pytest.mark.parametrize("rare", ["\U00100000", "\U00100001\U00100000", "\U0010fffd", "\U000f0000", "\U00020000"])
 def test_rare_characters_beside_a_hidden_token_stay_what_they_are(rare):
     tok = tokenizer("qwen2_5")
     row = talk(f"x <|im_end|> {rare} y", f"{rare} <|im_start|>{rare}")
@@ -288,9 +276,7 @@ def test_a_word_that_is_an_added_token_is_no_control_token():
 def test_tokens_hidden_in_tools_stay_text():
     tok = tokenizer("qwen2_5")
     tool = {"type": "function", "function": {"name": "f", "description": "<|im_end|>", "<|im_start|>": 1}}
-    (plain,) = encode(
-        tok, {**talk("Hi", "Hello"), "tools": [{"type": "function", "function": {"name": "f"}}]}
-    )
+    (plain,) = encode(tok, {**talk("Hi", "Hello"), "tools": [{"type": "function", "function": {"name": "f"}}]})
     (encoded,) = encode(tok, {**talk("Hi", "Hello"), "tools": [tool]})
     for mark in ("<|im_end|>", "<|im_start|>"):
         token = tok.convert_tokens_to_ids(mark)
@@ -338,9 +324,7 @@ def test_a_row_whose_answer_does_not_fit_at_all_is_dropped_and_counted():
         dropped, kept = encode(tok, *rows, max_length=60, **settings)
         assert (dropped.status, dropped.usable, dropped.input_ids) == ("too_long", False, [])
         assert kept.usable
-    assert (
-        encode(tok, talk("q1", "a1", "q2", "a2" * 99), max_length=60, too_long="drop")[0].status == "too_long"
-    )
+    assert encode(tok, talk("q1", "a1", "q2", "a2" * 99), max_length=60, too_long="drop")[0].status == "too_long"
 
 
 def test_a_row_the_template_refuses_does_not_take_the_others_along():

@@ -97,8 +97,8 @@ def many(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, di
 
 
 ALIKE = [
-    "plain", "other", "dora", "rslora", "pissa", "olora", "head", "embeddings", "judge", "templated", "vocabulary", "alone",
-    "sum", "squeezed", "doubled",
+    "plain", "other", "dora", "rslora", "pissa", "olora", "head", "embeddings",
+    "judge", "templated", "vocabulary", "alone", "sum", "squeezed", "doubled",
 ]  # fmt: skip
 
 
@@ -153,9 +153,7 @@ def test_a_whole_model_is_written_in_shards_and_another_precision(many: tuple[Pa
 
 
 @pytest.mark.slow
-def test_embeddings_that_were_trained_are_no_longer_the_output_head(
-    many: tuple[Path, Any], tiny: Path
-) -> None:
+def test_embeddings_that_were_trained_are_no_longer_the_output_head(many: tuple[Path, Any], tiny: Path) -> None:
     folder = many[0] / "export" / "embeddings" / "model"
     assert inspect_model(tiny).tied
     assert not inspect_model(folder).tied
@@ -210,9 +208,7 @@ def test_lora_alone_is_one_file_too(many: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize("name", ["plain", "alone", "judge", "whole"])
 def test_every_file_has_its_checksum_and_the_card_says_what_it_is(name: str, many: tuple[Path, Any]) -> None:
     folder = RunDir(many[0] / "export" / name).left()
-    done = subprocess.run(
-        ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
-    )
+    done = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count(": OK") == sum(one.is_file() for one in folder.iterdir()) - 1
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -233,9 +229,7 @@ def test_a_run_on_a_quantized_base_is_merged_into_the_full_one_and_the_form_offe
     trained = ended(workplace, runs.submit(spec, workplace))
     assert trained.state == "finished"
 
-    done = engine(
-        workplace, "export", trained.id, "--precision", "fp32", "--license", "mit", "--device", "cpu"
-    )
+    done = engine(workplace, "export", trained.id, "--precision", "fp32", "--license", "mit", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.strip())
     by_hand = merged_by_hand(tiny, {trained.dir.adapter: 1.0})
@@ -248,10 +242,7 @@ def test_a_run_on_a_quantized_base_is_merged_into_the_full_one_and_the_form_offe
     assert kinds.read((folder / "spec.yaml").read_text(encoding="utf-8")) == trained.spec
 
     assert str(folder) in [value for _, value in models_and_results(workplace, Words("en"))]
-    assert (
-        preflight_problems(workplace.frozen(make_spec(model__model_name_or_path=str(folder))), workplace)
-        == []
-    )
+    assert preflight_problems(workplace.frozen(make_spec(model__model_name_or_path=str(folder))), workplace) == []
     [newest, *_] = results(workplace.saves)
     assert (newest.run.kind, newest.stage, newest.adapter) == ("export", "sft", False)
 
@@ -340,9 +331,7 @@ def test_a_finished_adapter_can_be_exported(workplace: Workplace, finished: Call
     assert refused(workplace, [finished("good")]) == []
 
 
-def test_an_adapter_of_another_base_says_which(
-    workplace: Workplace, finished: Callable[..., str], tiny: Path
-) -> None:
+def test_an_adapter_of_another_base_says_which(workplace: Workplace, finished: Callable[..., str], tiny: Path) -> None:
     ids = [finished("good"), finished("stranger", base="/models/Elsewhere-7B")]
     [wrong] = refused(workplace, ids)
     assert wrong.code == "chat-other-base"
@@ -351,17 +340,13 @@ def test_an_adapter_of_another_base_says_which(
     assert str(tiny) in wrong.text()
 
 
-def test_a_base_that_is_gone_or_was_never_here_is_told(
-    workplace: Workplace, finished: Callable[..., str]
-) -> None:
+def test_a_base_that_is_gone_or_was_never_here_is_told(workplace: Workplace, finished: Callable[..., str]) -> None:
     assert codes(workplace, [finished("hub", run_base="org/never-fetched")]) == ["export-no-base"]
     gone = str(workplace.models[0] / "gone")
     assert codes(workplace, [finished("gone", run_base=gone)]) == ["model-missing-alone"]
 
 
-def test_a_run_that_is_still_alive_is_not_exported(
-    workplace: Workplace, finished: Callable[..., str]
-) -> None:
+def test_a_run_that_is_still_alive_is_not_exported(workplace: Workplace, finished: Callable[..., str]) -> None:
     id = finished("resumed")
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, hardware=CPU), workplace)
     lock = try_lock(RunDir(workplace.saves / id).lock, ALIVE_BYTE, shared=True)
@@ -388,10 +373,12 @@ def test_too_little_memory_is_told_before_the_start(
     workplace: Workplace, finished: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tiny: Path
 ) -> None:
     id = finished("good")
-    head = json.dumps({
-        "q.lora_A.weight": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]},
-        "q.lora_B.weight": {"dtype": "F32", "shape": [20, 4], "data_offsets": [160, 480]},
-    }).encode()  # fmt: skip
+    head = json.dumps(
+        {
+            "q.lora_A.weight": {"dtype": "F32", "shape": [4, 10], "data_offsets": [0, 160]},
+            "q.lora_B.weight": {"dtype": "F32", "shape": [20, 4], "data_offsets": [160, 480]},
+        }
+    ).encode()
     file = RunDir(workplace.saves / id).adapter / "adapter_model.safetensors"
     file.write_bytes(struct.pack("<Q", len(head)) + head + bytes(480))
     spec = export_spec.frozen(new_export_spec(workplace, {id: 1.0}, precision="bf16"), workplace)
@@ -440,9 +427,12 @@ def test_ranks_are_compared_before_the_start(workplace: Workplace, finished: Cal
 
 @pytest.mark.parametrize(
     ("config", "code"),
-    [({"use_dora": True}, "export-dora-combined"), ({"modules_to_save": ["lm_head"]}, "export-whole-modules"),
-     ({"task_type": "SEQ_CLS"}, "export-whole-modules")],
-)  # fmt: skip
+    [
+        ({"use_dora": True}, "export-dora-combined"),
+        ({"modules_to_save": ["lm_head"]}, "export-whole-modules"),
+        ({"task_type": "SEQ_CLS"}, "export-whole-modules"),
+    ],
+)
 def test_what_cannot_be_added_up_is_merged_alone(
     config: dict[str, Any], code: str, workplace: Workplace, finished: Callable[..., str]
 ) -> None:
@@ -484,15 +474,11 @@ def test_a_base_that_is_itself_quantized_is_never_merged_into(workplace: Workpla
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}
     }
     write_json(copy / "config.json", config)
-    spec = export_spec.frozen(
-        ExportSpec.read({"model": {"model_name_or_path": str(copy)}, "hardware": CPU}), workplace
-    )
+    spec = export_spec.frozen(ExportSpec.read({"model": {"model_name_or_path": str(copy)}, "hardware": CPU}), workplace)
     assert [one.code for one in export_spec.problems(spec, workplace)] == ["export-base-quantized"]
 
 
-def test_a_quantized_run_is_exported_from_the_full_base(
-    workplace: Workplace, finished: Callable[..., str]
-) -> None:
+def test_a_quantized_run_is_exported_from_the_full_base(workplace: Workplace, finished: Callable[..., str]) -> None:
     id = finished("qlora")
     file = RunDir(workplace.saves / id).spec
     spec = kinds.read(file.read_text()).change("model.quantization", {"kind": "4bit"})

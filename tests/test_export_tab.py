@@ -83,9 +83,7 @@ def exported(place: Workplace, name: str, outcome: str = "finished", at: float =
         write_json(run.model / "result.json", {"attempt": 1, "complete": True, "stage": "sft"})
     reason = {"failed": "exit"}.get(outcome, outcome)
     write_json(run.exit, {"outcome": outcome, "reason": reason, "code": 1, "ended": at})
-    write_json(
-        run.request, {"kind": "export", "by": "", "submitted": at, "queued": 1, "attempt": 1, "stop": None}
-    )
+    write_json(run.request, {"kind": "export", "by": "", "submitted": at, "queued": 1, "attempt": 1, "stop": None})
     return runs.read(run.path, place.saves)
 
 
@@ -103,17 +101,16 @@ def test_one_arrives_at_the_results_and_the_exports_that_there_are(
     chosen = updates[tab.form.controls["runs"]]
     assert chosen["value"] == [first.id]
     assert {id: label.split(" · ")[2] for label, id in chosen["choices"]} == {
-        first.id: ENGLISH("export-kind-adapter"), whole.id: ENGLISH("export-kind-model"),
+        first.id: ENGLISH("export-kind-adapter"),
+        whole.id: ENGLISH("export-kind-model"),
         "demo_model/export/merged": ENGLISH("export-kind-model"),
-    }  # fmt: skip
+    }
     assert '<details class="export" data-export="demo_model/export/merged" open>' in updates[tab.exports.html]
     assert updates[tab.exports.timer].active is False
     assert [id for _, id in updates[tab.uploads.which]["choices"]] == ["demo_model/export/merged"]
 
 
-def test_settings_of_a_combination_are_shown_where_there_is_one(
-    tab: Tab, trained: Callable[..., Run]
-) -> None:
+def test_settings_of_a_combination_are_shown_where_there_is_one(tab: Tab, trained: Callable[..., Run]) -> None:
     first, second = trained("one"), trained("two")
     for ids, combined in (((), False), ((first.id,), False), ((first.id, second.id), True)):
         updates = tab.form.look(*tab.held(*ids))
@@ -140,9 +137,7 @@ def test_the_form_becomes_the_spec_that_is_submitted(
     monkeypatch.setattr(
         "webui.export_tab.form_panel.runs.submit", lambda spec, _place, by: submitted.append((spec, by))
     )
-    held = tab.held(
-        first.id, second.id, weights="0.25", prompts="How?\n\nWhy?", license=" mit ", svd_rank="4"
-    )
+    held = tab.held(first.id, second.id, weights="0.25", prompts="How?\n\nWhy?", license=" mit ", svd_rank="4")
     updates = tab.form.start(ADA, *held)
     assert "toast good" in updates[tab.message]
     [(spec, by)] = submitted
@@ -151,9 +146,7 @@ def test_the_form_becomes_the_spec_that_is_submitted(
     assert (spec.prompts, spec.license, spec.svd_rank, spec.form) == (["How?", "Why?"], "mit", 4, "merged")
 
 
-def test_an_export_that_is_refused_is_said_in_the_corner_and_listed_on_the_card(
-    tab: Tab, place: Workplace
-) -> None:
+def test_an_export_that_is_refused_is_said_in_the_corner_and_listed_on_the_card(tab: Tab, place: Workplace) -> None:
     updates = tab.form.start(ADA, *tab.held("no/such/run"))
     assert "toast bad" in updates[tab.message]
     assert "no/such/run" in updates[tab.form.plan]
@@ -190,9 +183,7 @@ def test_the_last_step_of_an_export_is_tried_again_and_other_clicks_are_not_mean
     tab: Tab, place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, resumed = exported(place, "first", "failed"), []
-    monkeypatch.setattr(
-        "webui.export_tab.export_list.runs.resume", lambda run, by: resumed.append((run.id, by))
-    )
+    monkeypatch.setattr("webui.export_tab.export_list.runs.resume", lambda run, by: resumed.append((run.id, by)))
     assert tab.exports.retry(ADA, clicked(run=run.id)) == gr.skip()
     assert resumed == []
     updates = tab.exports.retry(ADA, clicked(retry=run.id))

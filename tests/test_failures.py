@@ -23,73 +23,208 @@ from tests.past_runs import past_run
 # As the libraries print them: code → texts, each the last line of a traceback (type: message) or a line of a log.
 PRINTED: dict[str, tuple[str, ...]] = {
     "device-memory": (
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.05 GiB is free.",
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. "
+            "GPU 0 has a total capacity of 79.10 GiB of which 1.05 GiB is free."
+        ),
         "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ),
     "shared-memory": (
-        "RuntimeError: DataLoader worker (pid 411) is killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory. Please try to raise your shared memory limit.",
+        (
+            "RuntimeError: DataLoader worker (pid 411) is killed by signal: Bus error. It is possible that "
+            "dataloader's workers are out of shared memory. Please try to raise your shared memory limit."
+        ),
         "RuntimeError: unable to write to file </torch_1234_5678_0>: No space left on device (28)",
     ),
     "worker-killed": (
         "RuntimeError: DataLoader worker (pid 7122) is killed by signal: Killed.",
         "RuntimeError: DataLoader worker (pid(s) 18, 19) exited unexpectedly",
     ),
-    "threads": ("RuntimeError: can't start new thread", "libgomp: Thread creation failed: Resource temporarily unavailable"),
+    "threads": (
+        "RuntimeError: can't start new thread",
+        ("libgomp: Thread creation failed: Resource temporarily unavailable"),
+    ),
     "host-memory": (
-        "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 274877906944 bytes. Error code 12 (Cannot allocate memory)",
-        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 512. GiB for an array: MemoryError", "MemoryError: ", "terminate called after throwing an instance of 'std::bad_alloc'",
+        (
+            "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: "
+            "can't allocate memory: you tried to allocate 274877906944 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 512. GiB for an array: MemoryError"),
+        "MemoryError: ",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
     ),
     "disk-full": ("OSError: [Errno 28] No space left on device: '/runs/checkpoint-500/model.safetensors'",),
     "not-writable": ("PermissionError: [Errno 13] Permission denied: '/runs/adapter'",),
     "open-files": ("OSError: [Errno 24] Too many open files: '/data/train.arrow'",),
-    "storage": ("OSError: [Errno 116] Stale file handle", "OSError: [Errno 5] Input/output error: '/mnt/models/model-00001-of-00004.safetensors'"),
-    "port": ("RuntimeError: The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",),
-    "kernels": ("RuntimeError: CUDA error: no kernel image is available for execution on the device", "UserWarning: NVIDIA GeForce RTX 5090 with CUDA capability sm_120 is not compatible with the current PyTorch installation."),
+    "storage": (
+        "OSError: [Errno 116] Stale file handle",
+        ("OSError: [Errno 5] Input/output error: '/mnt/models/model-00001-of-00004.safetensors'"),
+    ),
+    "port": (
+        (
+            "RuntimeError: The server socket has failed to listen on any local network address. "
+            "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use"
+        ),
+    ),
+    "kernels": (
+        "RuntimeError: CUDA error: no kernel image is available for execution on the device",
+        (
+            "UserWarning: NVIDIA GeForce RTX 5090 with CUDA capability "
+            "sm_120 is not compatible with the current PyTorch installation."
+        ),
+    ),
     "driver": ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",),
-    "driver-lost": ("RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted on non supported HW", "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment"),
+    "driver-lost": (
+        (
+            "RuntimeError: Unexpected error from cudaGetDeviceCount(). "
+            "Error 804: forward compatibility was attempted on non supported HW"
+        ),
+        "RuntimeError: CUDA unknown error - this may be due to an incorrectly set up environment",
+    ),
     "card-busy": ("RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",),
-    "card-fault": ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered", "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus."),
+    "card-fault": (
+        ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"),
+        "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus.",
+    ),
     "card-index": ("RuntimeError: CUDA error: invalid device ordinal",),
     "token-beyond": (
         "IndexError: index out of range in self",
-        "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1553: indexSelectLargeIndex: block: [38,0,0], thread: [64,0,0] Assertion `srcIndex < srcSelectDimSize` failed.\ntorch.AcceleratorError: CUDA error: device-side assert triggered",
+        (
+            "/pytorch/aten/src/ATen/native/cuda/Indexing.cu:1553: indexSelectLargeIndex: "
+            "block: [38,0,0], thread: [64,0,0] Assertion `srcIndex < srcSelectDimSize` failed.\n"
+            "torch.AcceleratorError: CUDA error: device-side assert triggered"
+        ),
     ),
     "device-assert": ("torch.AcceleratorError: CUDA error: device-side assert triggered",),
     "card-access": ("torch.AcceleratorError: CUDA error: an illegal memory access was encountered",),
-    "fork-cuda": ("RuntimeError: Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, you must use the 'spawn' start method",),
-    "cublas": ("RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`", "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
-    "nccl-duplicate": ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000",),
-    "nccl-timeout": ("[rank1]:[E1129] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600029 milliseconds before timing out.",),
-    "nccl": ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:2251, unhandled system error, NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) or external library call failed",),
-    "unused-parameters": ("RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one.",),
+    "fork-cuda": (
+        (
+            "RuntimeError: Cannot re-initialize CUDA in forked subprocess. "
+            "To use CUDA with multiprocessing, you must use the 'spawn' start method"
+        ),
+    ),
+    "cublas": (
+        ("RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"),
+        "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    ),
+    "nccl-duplicate": (
+        (
+            "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:77, "
+            "invalid usage\nDuplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000"
+        ),
+    ),
+    "nccl-timeout": (
+        (
+            "[rank1]:[E1129] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=12, "
+            "OpType=ALLREDUCE, Timeout(ms)=600000) ran for 600029 milliseconds before timing out."
+        ),
+    ),
+    "nccl": (
+        (
+            "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:2251, unhandled system error, "
+            "NCCL version 2.27.5\nncclSystemError: System call (e.g. socket, malloc) or external library call failed"
+        ),
+    ),
+    "unused-parameters": (
+        ("RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one."),
+    ),
     "bitsandbytes": (
         "RuntimeError: Configured CUDA binary not found at /venv/bitsandbytes/libbitsandbytes_cuda128.so",
-        "OSError: /venv/bitsandbytes/libbitsandbytes_cuda128.so: cannot open shared object file: No such file or directory",
+        (
+            "OSError: /venv/bitsandbytes/libbitsandbytes_cuda128.so: "
+            "cannot open shared object file: No such file or directory"
+        ),
     ),
-    "compiler": ("torch._inductor.exc.InductorError: RuntimeError: Failed to find C compiler. Please specify via CC environment variable", "fatal error: Python.h: No such file or directory"),
-    "binaries": ("ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE", "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found"),
-    "attention": ("RuntimeError: FlashAttention only supports Ampere GPUs or newer.", "ValueError: FlashAttention2 has been toggled on, but it cannot be used due to the following error"),
-    "determinism": ("RuntimeError: cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'",),
-    "precision": ('RuntimeError: "addmm_impl_cpu_" not implemented for \'Half\'', "ValueError: Attempting to unscale FP16 gradients.", "RuntimeError: expected scalar type BFloat16 but found Float"),
-    "tracker": ("wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])",),
-    "certificate": ("requests.exceptions.SSLError: HTTPSConnectionPool(host='huggingface.co', port=443): (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')))",),
-    "gated": ("huggingface_hub.errors.GatedRepoError: 401 Client Error. Cannot access gated repo for url https://huggingface.co/meta-llama/…",),
+    "compiler": (
+        (
+            "torch._inductor.exc.InductorError: RuntimeError: Failed to "
+            "find C compiler. Please specify via CC environment variable"
+        ),
+        "fatal error: Python.h: No such file or directory",
+    ),
+    "binaries": (
+        ("ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"),
+        "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found",
+    ),
+    "attention": (
+        "RuntimeError: FlashAttention only supports Ampere GPUs or newer.",
+        ("ValueError: FlashAttention2 has been toggled on, but it cannot be used due to the following error"),
+    ),
+    "determinism": (
+        (
+            "RuntimeError: cumsum_cuda_kernel does not have a deterministic "
+            "implementation, but you set 'torch.use_deterministic_algorithms(True)'"
+        ),
+    ),
+    "precision": (
+        ("RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'"),
+        "ValueError: Attempting to unscale FP16 gradients.",
+        ("RuntimeError: expected scalar type BFloat16 but found Float"),
+    ),
+    "tracker": (
+        ("wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"),
+    ),
+    "certificate": (
+        (
+            "requests.exceptions.SSLError: HTTPSConnectionPool(host='huggingface.co', port=443): "
+            "(Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')))"
+        ),
+    ),
+    "gated": (
+        (
+            "huggingface_hub.errors.GatedRepoError: 401 Client Error. "
+            "Cannot access gated repo for url https://huggingface.co/meta-llama/…"
+        ),
+    ),
     "repository": ("huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.",),
-    "network": ("requests.exceptions.ConnectionError: HTTPSConnectionPool: Max retries exceeded (Caused by NameResolutionError: Temporary failure in name resolution)", "httpx.ConnectTimeout: timed out"),
+    "network": (
+        (
+            "requests.exceptions.ConnectionError: HTTPSConnectionPool: Max retries "
+            "exceeded (Caused by NameResolutionError: Temporary failure in name resolution)"
+        ),
+        "httpx.ConnectTimeout: timed out",
+    ),
     "package": ("ModuleNotFoundError: No module named 'liger_kernel'",),
     "configuration": ("AssertionError: learning_rate is 0.1 where the spec says 0.2",),
-    "nothing-trained": ("RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn", "ValueError: optimizer got an empty parameter list"),
+    "nothing-trained": (
+        ("RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn"),
+        "ValueError: optimizer got an empty parameter list",
+    ),
     "not-finite": ("RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",),
     "template": ("jinja2.exceptions.UndefinedError: 'None' has no attribute 'strip'",),
     "padding": ("ValueError: Asking to pad but the tokenizer does not have a padding token.",),
-    "remote-code": ("ValueError: The repository contains custom code which must be executed to correctly load the model. Please pass the argument `trust_remote_code=True`",),
-    "architecture": ("ValueError: The checkpoint you are trying to load has model type `new` but Transformers does not recognize this architecture.",),
-    "pickled": ("_pickle.UnpicklingError: Weights only load failed. This file can still be loaded", "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory"),
-    "weights-cut": ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, file not fully covered", "SafetensorError: Error while deserializing header: HeaderTooLarge"),
+    "remote-code": (
+        (
+            "ValueError: The repository contains custom code which must be executed to "
+            "correctly load the model. Please pass the argument `trust_remote_code=True`"
+        ),
+    ),
+    "architecture": (
+        (
+            "ValueError: The checkpoint you are trying to load has model "
+            "type `new` but Transformers does not recognize this architecture."
+        ),
+    ),
+    "pickled": (
+        "_pickle.UnpicklingError: Weights only load failed. This file can still be loaded",
+        ("RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory"),
+    ),
+    "weights-cut": (
+        (
+            "safetensors_rust.SafetensorError: Error while deserializing header: "
+            "incomplete metadata, file not fully covered"
+        ),
+        "SafetensorError: Error while deserializing header: HeaderTooLarge",
+    ),
     "damaged": ("json.decoder.JSONDecodeError: Expecting value: line 1 column 1 (char 0)",),
-    "shapes": ("RuntimeError: Error(s) in loading state_dict: size mismatch for model.layers.0.self_attn.q_proj.lora_A.default.weight: copying a param",),
+    "shapes": (
+        (
+            "RuntimeError: Error(s) in loading state_dict: size mismatch for "
+            "model.layers.0.self_attn.q_proj.lora_A.default.weight: copying a param"
+        ),
+    ),
     "time-limit": ("slurmstepd: error: *** STEP 12.0 ON node1 CANCELLED AT 2026-11-29T10:00:00 DUE TO TIME LIMIT ***",),
-}  # fmt: skip
+}
 CASES = [(code, text) for code, texts in PRINTED.items() for text in texts]
 Failed = Callable[..., Explanation]
 
@@ -98,13 +233,9 @@ Failed = Callable[..., Explanation]
 def failed(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Failed:
     """What is said of a run that ended with exit code 1, and left this log and this error."""
 
-    def explain(
-        log: str = "", error: dict | None = None, rank: int = 0, spec: RunSpec | None = None
-    ) -> Explanation:
+    def explain(log: str = "", error: dict | None = None, rank: int = 0, spec: RunSpec | None = None) -> Explanation:
         run = past_run(tmp_path / "saves", spec or make_spec(name="failed"), outcome="failed")
-        write_json(
-            run.dir.exit, {"outcome": "failed", "reason": "exit", "code": 1, "signal": None, "ended": 1e9}
-        )
+        write_json(run.dir.exit, {"outcome": "failed", "reason": "exit", "code": 1, "signal": None, "ended": 1e9})
         run.dir.log.write_text(log, encoding="utf-8")
         if error:
             write_json(
@@ -115,7 +246,7 @@ def failed(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Failed:
         assert explanation is not None
         return explanation
 
-    return explain  # fmt: skip
+    return explain
 
 
 def error_of(text: str) -> dict[str, str]:
@@ -158,9 +289,7 @@ def test_the_first_traceback_of_a_log_is_recognised_where_nothing_was_reported(
         or text.startswith(("terminate", "NVRM", "slurm", "libgomp", "/", "[rank", "User", "fatal"))
     ):
         pytest.skip("it is printed without a traceback")
-    traceback = (
-        f'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n    main()\n{text}\n'
-    )
+    traceback = f'Traceback (most recent call last):\n  File "train.py", line 1, in <module>\n    main()\n{text}\n'
     assert failed(log=f"step 1\n{traceback}and much more\n").code == code
 
 
@@ -171,9 +300,11 @@ def test_a_line_that_nobody_survives_explains_another_error(failed: Failed, code
 
 
 OTHERWISE = [
-    "ValueError: GRPO requires the reward to be a number", "ValueError: this requires the model to be loaded in 4 bits",
-    "RuntimeError: the port of call is closed", "ValueError: no optimizer is that good",
-]  # fmt: skip
+    "ValueError: GRPO requires the reward to be a number",
+    "ValueError: this requires the model to be loaded in 4 bits",
+    "RuntimeError: the port of call is closed",
+    "ValueError: no optimizer is that good",
+]
 
 
 @pytest.mark.parametrize("text", OTHERWISE)
@@ -185,10 +316,16 @@ def test_what_only_sounds_like_a_known_failure_is_told_as_it_is(failed: Failed, 
     ("text", "package"),
     [
         ("ModuleNotFoundError: No module named 'liger_kernel.transformers'", "liger_kernel"),
-        ("ImportError: This modeling file requires the following packages that were not found in your environment: einops. Run `pip install einops`", "einops"),
+        (
+            (
+                "ImportError: This modeling file requires the following packages that "
+                "were not found in your environment: einops. Run `pip install einops`"
+            ),
+            "einops",
+        ),
         ("ImportError: GGUFConfig requires the gguf library but it was not found in your environment.", "gguf"),
     ],
-)  # fmt: skip
+)
 def test_the_package_that_is_missing_is_named(failed: Failed, text: str, package: str) -> None:
     why = failed(error=error_of(text))
     assert f"'{package}'" in why.what("en")
@@ -234,17 +371,21 @@ Root Cause (first observed failure):
 ============================================================
 """
 ECHOES = (
-    "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.1.1]:51433",
+    (
+        "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+        "Connection closed by peer [127.0.1.1]:51433"
+    ),
     "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection reset by peer [10.0.0.2]:4822",
-    "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 0. ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+    (
+        "torch.distributed.DistBackendError: NCCL communicator was aborted on rank 0. ncclRemoteError: "
+        "A call failed possibly due to a network error or a remote process exiting prematurely."
+    ),
 )
 
 
 @pytest.mark.parametrize("echo", ECHOES)
 @pytest.mark.parametrize("first", [True, False])
-def test_a_killed_rank_is_the_cause_and_not_what_the_others_say_of_it(
-    failed: Failed, echo: str, first: bool
-) -> None:
+def test_a_killed_rank_is_the_cause_and_not_what_the_others_say_of_it(failed: Failed, echo: str, first: bool) -> None:
     killed, left = {"rank": 1, "code": -9}, {"rank": 0, "code": 1}
     root, other = (killed, left) if first else (left, killed)
     log = SUMMARY.format(**root, other=other["rank"], other_code=other["code"])
@@ -277,9 +418,17 @@ BATCH = {"training__per_device_train_batch_size": 6, "training__gradient_checkpo
 HELP: list[tuple[str, dict[str, object], dict[str, object]]] = [  # code, settings before, settings after
     ("device-memory", {"training__gradient_checkpointing": False}, {"training.gradient_checkpointing": True}),
     ("device-memory", BATCH, {"training.per_device_train_batch_size": 3, "training.gradient_accumulation_steps": 2}),
-    ("device-memory", BATCH | {"training__per_device_train_batch_size": 5}, {"training.per_device_train_batch_size": 1, "training.gradient_accumulation_steps": 5}),
+    (
+        "device-memory",
+        BATCH | {"training__per_device_train_batch_size": 5},
+        {"training.per_device_train_batch_size": 1, "training.gradient_accumulation_steps": 5},
+    ),
     ("device-memory", BATCH | {"training__per_device_train_batch_size": 1}, {"model.quantization.kind": "4bit"}),
-    ("device-memory", BATCH | {"training__per_device_train_batch_size": 1, "method": {"kind": "full"}, "data__max_length": 4096}, {"data.max_length": 2048}),
+    (
+        "device-memory",
+        BATCH | {"training__per_device_train_batch_size": 1, "method": {"kind": "full"}, "data__max_length": 4096},
+        {"data.max_length": 2048},
+    ),
     ("worker-killed", {"extra": {"dataloader_num_workers": 8}}, {"extra": {"dataloader_num_workers": 0}}),
     ("host-memory", {"data__preprocessing_num_workers": 16}, {"data.preprocessing_num_workers": 1}),
     ("attention", {"model__attn_implementation": "flash_attention_2"}, {"model.attn_implementation": "auto"}),
@@ -297,7 +446,7 @@ HELP: list[tuple[str, dict[str, object], dict[str, object]]] = [  # code, settin
     ("unused-parameters", {}, {"extra": {"ddp_find_unused_parameters": True}}),
     ("card-index", {"hardware__devices": [7]}, {"hardware.devices": []}),
     ("fork-cuda", {"extra": {"dataloader_num_workers": 2}}, {"extra": {}}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("code", "before", "after"), HELP)
@@ -309,9 +458,7 @@ def test_a_change_that_would_have_helped_is_offered(
     changed = remedy(runs.find(tmp_path / "saves")[0])
     assert changed is not None
     # A kind of quantization has settings of its own, which the other lacks.
-    paths = {
-        difference.path for difference in differences([spec, changed]) if ABSENT not in difference.values
-    }
+    paths = {difference.path for difference in differences([spec, changed]) if ABSENT not in difference.values}
     assert paths == {path.removesuffix(".kind") for path in after}
     for path, value in after.items():
         held = changed.model_dump()

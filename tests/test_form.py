@@ -17,18 +17,25 @@ from webui.train_tab.choices import local_model
 from webui.words import Words
 
 FULL = {
-    "name": "翻译", "stage": {"kind": "sft", "train_on": "last_answer"},
+    "name": "翻译",
+    "stage": {"kind": "sft", "train_on": "last_answer"},
     "model": {
-        "model_name_or_path": "models/a", "quantization": {"kind": "4bit", "bnb_4bit_quant_type": "fp4"},
-        "rope_scaling": {"kind": "yarn", "factor": 4}, "adapter_path": "saves/x",
+        "model_name_or_path": "models/a",
+        "quantization": {"kind": "4bit", "bnb_4bit_quant_type": "fp4"},
+        "rope_scaling": {"kind": "yarn", "factor": 4},
+        "adapter_path": "saves/x",
     },
     "method": {"kind": "lora", "r": 64, "target_modules": ["q_proj", "v_proj"], "loraplus_lr_ratio": 16},
-    "data": {"datasets": {"identity": 2, "c4_demo": 0.5, "plain": 1}, "eval_datasets": ["held_out"], "max_samples": 1000},
+    "data": {
+        "datasets": {"identity": 2, "c4_demo": 0.5, "plain": 1},
+        "eval_datasets": ["held_out"],
+        "max_samples": 1000,
+    },
     "training": {"learning_rate": 3e-5, "max_steps": 10, "num_train_epochs": 1.5},
     "logging": {"report_to": ["wandb", "mlflow"], "save_total_limit": None},
     "hardware": {"devices": [0, 3], "num_processes": 2},
     "extra": {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}},
-}  # fmt: skip
+}
 
 SPECS = {
     "default": {},
@@ -172,9 +179,7 @@ def test_weights_that_make_no_sense_are_a_problem_at_the_data_sets(typed):
 
 
 def test_a_weight_of_a_set_that_is_not_chosen_is_told_and_not_dropped():
-    problems = reading.read(
-        shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": "identiy: 2"}
-    )[1]
+    problems = reading.read(shown({"data": {"datasets": ["identity"]}}) | {"data.datasets:weights": "identiy: 2"})[1]
     assert [one.code for one in problems] == ["weight-without-set"]
 
 

@@ -14,9 +14,7 @@ FAMILIES = [name for name in ENDS if name not in ("alpaca", "plain")]
 
 
 def pair(question: str, chosen: str, rejected: str) -> dict:
-    return {
-        "messages": [user(question)], "chosen": [answer(chosen)], "rejected": [answer(rejected)], "tools": None,
-    }  # fmt: skip
+    return {"messages": [user(question)], "chosen": [answer(chosen)], "rejected": [answer(rejected)], "tools": None}
 
 
 def windows_of(tok: PreTrainedTokenizerFast, *texts: str, max_length: int) -> list[list[int]]:
@@ -73,9 +71,7 @@ def test_both_sides_of_a_pair_are_the_templates_ids_from_one_prompt_on(name: str
     assert (encoded.status, encoded.ended) == ("kept", True)
 
 
-def test_the_prompt_of_a_pair_is_the_same_where_a_token_holds_the_end_of_it_and_the_beginning_of_one_answer() -> (
-    None
-):
+def test_the_prompt_of_a_pair_is_the_same_where_a_token_holds_the_end_of_it_and_the_beginning_of_one_answer() -> None:
     tok = tokenizer("chatml")
     spaced = (
         "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else 'A: ' }}{{ m.content }}{{ eos_token }}{% endfor %}"

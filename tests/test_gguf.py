@@ -1,7 +1,7 @@
 """The GGUF file of an export: made by llama.cpp's converter, read back, and never at the cost of the merged model.
 
-Most converters here are a few lines that do what a real one may do: fail, write nothing, write rubbish. The real one, in the
-environment of `make gguf`, converts SmolLM2, where both are there.
+Most converters here are a few lines that do what a real one may do: fail, write nothing, write
+rubbish. The real one, in the environment of `make gguf`, converts SmolLM2, where both are there.
 """
 
 from __future__ import annotations
@@ -58,13 +58,9 @@ def exported(workplace: Workplace) -> RunDir:
     """An export whose merged model is there and whose GGUF file is not: its own next attempt is that step alone."""
     run = RunDir(workplace.saves / "demo_model" / "export" / "small")
     shutil.copytree(DEMO_MODEL, run.model)
-    spec = ExportSpec.read(
-        {"name": "small", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0"}
-    )
+    spec = ExportSpec.read({"name": "small", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0"})
     write_text(run.spec, spec.to_yaml())
-    write_json(
-        run.request, {"kind": "export", "by": "", "submitted": 1.0, "queued": 1, "attempt": 2, "stop": None}
-    )
+    write_json(run.request, {"kind": "export", "by": "", "submitted": 1.0, "queued": 1, "attempt": 2, "stop": None})
     write_json(run.model / "result.json", {"attempt": 1, "complete": True, "stage": "sft"})
     write_text(run.model / "Modelfile", "FROM .\n\nPARAMETER temperature 0\n")
     write_json(run.gguf, {"status": "failed", "problems": []})
@@ -75,8 +71,11 @@ def step(run: RunDir) -> dict[str, Any]:
     """What gguf.json says after the worker has gone on with the export."""
     done = subprocess.run(
         [sys.executable, "-m", "engine.worker.export", str(run.path)],
-        cwd=PROJECT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return read_json(run.gguf) | {"printed": done.stdout}
 
@@ -88,11 +87,15 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "code", "why"),
-    [(FAILS, "export-gguf-failed", "not recognized"), (KILLED, "export-gguf-failed", "SIGKILL"),
-     ("print('done')", "export-gguf-nothing", "done"), (RUBBISH, "export-gguf-garbage", "<htm"),
-     (None, "export-converter-not-there", "llama.cpp")],
+    [
+        (FAILS, "export-gguf-failed", "not recognized"),
+        (KILLED, "export-gguf-failed", "SIGKILL"),
+        ("print('done')", "export-gguf-nothing", "done"),
+        (RUBBISH, "export-gguf-garbage", "<htm"),
+        (None, "export-converter-not-there", "llama.cpp"),
+    ],
     ids=["fails", "killed", "nothing", "rubbish", "missing"],
-)  # fmt: skip
+)
 def test_whatever_the_converter_does_the_merged_model_stays_as_it_is(
     program: str | None, code: str, why: str, exported: RunDir, converter: Callable[[str], None]
 ) -> None:
@@ -123,9 +126,7 @@ def test_a_file_that_cannot_be_read_back_is_kept_and_said_to_be_unread(
     assert made["problems"][0]["code"] == ("export-gguf-architecture" if there else "export-gguf-no-reader")
     assert (exported.model / "model-q8_0.gguf").read_bytes() == content
     assert (exported.model / "Modelfile").read_text() == "FROM ./model-q8_0.gguf\n\nPARAMETER temperature 0\n"
-    sums = subprocess.run(
-        ["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=exported.model, capture_output=True
-    )
+    sums = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=exported.model, capture_output=True)
     assert sums.returncode == 0
     assert b"model-q8_0.gguf: OK" in sums.stdout
     assert not gguf.can_be_tried_again(exported)
@@ -137,10 +138,15 @@ def test_an_export_without_its_gguf_file_is_finished_and_resume_makes_that_file_
 ) -> None:
     here = Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
     converter(FAILS)
-    spec = ExportSpec.read({
-        "name": "demo", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0", "check_prompts": 1,
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = ExportSpec.read(
+        {
+            "name": "demo",
+            "model": {"model_name_or_path": str(DEMO_MODEL)},
+            "gguf": "q8_0",
+            "check_prompts": 1,
+            "hardware": {"device": "cpu"},
+        }
+    )
     id = runs.submit(spec, here).id
 
     def ended() -> runs.Run:
@@ -188,9 +194,7 @@ def test_a_real_model_becomes_a_file_that_says_the_same(
     run = RunDir(workplace.saves / "SmolLM2-135M-Instruct" / "export" / "real")
     run.model.mkdir(parents=True)
     for file in smollm2.iterdir():
-        os.link(file, run.model / file.name) if file.suffix == ".safetensors" else shutil.copy(
-            file, run.model
-        )
+        os.link(file, run.model / file.name) if file.suffix == ".safetensors" else shutil.copy(file, run.model)
     (run.model / "SHA256SUMS").unlink()
     spec = ExportSpec.read({"model": {"model_name_or_path": str(smollm2)}, "gguf": "q8_0"})
     write_text(run.spec, spec.to_yaml())
@@ -200,8 +204,13 @@ def test_a_real_model_becomes_a_file_that_says_the_same(
     tokenizer = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     words = ["The", "Ġcapital", "Ġof", "ĠFrance", "Ġis", "ĠParis", "."]
     answer = {"tokens": [tokenizer[word] for word in words], "finish": "stop"}
-    row = {"source": "own", "prompt": "?", "after": "The capital of France is Paris.", "answer": answer,
-           "messages": [{"role": "user", "content": "What is the capital of France?"}]}  # fmt: skip
+    row = {
+        "source": "own",
+        "prompt": "?",
+        "after": "The capital of France is Paris.",
+        "answer": answer,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    }
     write_json(run.model / "comparison.json", {"rows": [row]})
     write_json(run.gguf, {"status": "failed", "problems": []})
     made = step(run)
@@ -289,17 +298,14 @@ def test_the_converter_is_found_where_it_is_named_and_nowhere_else_then(
 
 def test_every_reason_that_is_written_down_has_its_sentences() -> None:
     source = "".join(
-        (PROJECT / "engine" / "worker" / "exporting" / f"{name}.py").read_text()
-        for name in ("gguf", "gguf_check")
+        (PROJECT / "engine" / "worker" / "exporting" / f"{name}.py").read_text() for name in ("gguf", "gguf_check")
     )
     for code in [code for code in sentences() if code.startswith("export-gguf-")]:
         if code not in ("export-gguf-adapter",):
             assert f'"{code}"' in source, code
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"status": "made"}', '{"status": "good"}', '{"status": "failed"}']
-)
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"status": "made"}', '{"status": "good"}', '{"status": "failed"}'])
 def test_a_gguf_json_that_somebody_has_edited_breaks_no_page(text: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.gguf.write_text(text)

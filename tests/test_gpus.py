@@ -1,6 +1,7 @@
 """Which cards there are, which may be used, and that a driver in trouble is never taken for a machine without cards.
 
-The machine of the tests has no card: a stand-in for NVIDIA's library (pynvml) says what its file tells it to. All else is real.
+The machine of the tests has no card: a stand-in for NVIDIA's library (pynvml)
+says what its file tells it to. All else is real.
 """
 
 from __future__ import annotations
@@ -44,10 +45,7 @@ def nvmlDeviceGetCudaComputeCapability(gpu): return 9, 0
 def nvmlDeviceGetUUID(gpu): return gpu["uuid"]
 def nvmlDeviceGetName(gpu): return "NVIDIA H100"
 """
-FOUR = [
-    {"uuid": f"GPU-{number}{number}aa", "memory": 80 << 30, "free": (70 + number) << 30}
-    for number in range(4)
-]
+FOUR = [{"uuid": f"GPU-{number}{number}aa", "memory": 80 << 30, "free": (70 + number) << 30} for number in range(4)]
 Say = Callable[..., None]
 
 
@@ -82,8 +80,8 @@ def test_the_cards_are_as_the_driver_says(say: Say) -> None:
 
 
 VISIBLE = [
-    (None, [0, 1, 2, 3]), ("", []), ("2,3", [2, 3]), ("3, 1", [3, 1]), ("GPU-22aa", [2]), ("GPU-2,0", [2, 0]), ("-1", []), ("1,-1,2", [1]),
-    ("0,7,1", [0]), ("1,1", [1]), ("NoDevFiles", []), ("GPU-", []), ("all", []),
+    (None, [0, 1, 2, 3]), ("", []), ("2,3", [2, 3]), ("3, 1", [3, 1]), ("GPU-22aa", [2]), ("GPU-2,0", [2, 0]),
+    ("-1", []), ("1,-1,2", [1]), ("0,7,1", [0]), ("1,1", [1]), ("NoDevFiles", []), ("GPU-", []), ("all", []),
 ]  # fmt: skip
 
 
@@ -127,9 +125,14 @@ FAILING = [
 
 @pytest.mark.parametrize(("answer", "code"), FAILING)
 def test_a_driver_in_trouble_is_told_and_nothing_goes_to_the_cpu_unasked(
-    say: Say, monkeypatch: pytest.MonkeyPatch, workplace: Workplace, tiny: Path, make_spec: Callable[..., RunSpec],
-    answer: dict[str, Any], code: str,
-) -> None:  # fmt: skip
+    say: Say,
+    monkeypatch: pytest.MonkeyPatch,
+    workplace: Workplace,
+    tiny: Path,
+    make_spec: Callable[..., RunSpec],
+    answer: dict[str, Any],
+    code: str,
+) -> None:
     if "seconds" in answer:
         monkeypatch.setattr(hardware, "QUERY_LIMIT_SECONDS", 1.0)
     say(**answer)
@@ -196,7 +199,8 @@ def test_a_driver_that_fails_after_submitting_fails_the_run_with_its_reason(
     # The supervisor is a process of its own: there, too, the stand-in has to leave a trace.
     start = (
         "import sys; from pathlib import Path; from engine.core import hardware; from engine.runs import supervisor;"
-        f"hardware.DRIVER_TRACES = {hardware.DRIVER_TRACES!r}; sys.exit(supervisor.become_supervisor(Path(sys.argv[1])))"
+        f"hardware.DRIVER_TRACES = {hardware.DRIVER_TRACES!r}; "
+        "sys.exit(supervisor.become_supervisor(Path(sys.argv[1])))"
     )
     runs.subprocess.run([runs.sys.executable, "-c", start, str(run.path)], check=True, env=os.environ)
     run = wait_until(lambda: (now := runs.read(run.path, workplace.saves)).final and now, 30)

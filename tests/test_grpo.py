@@ -34,34 +34,56 @@ FULL = {"method": {"kind": "full"}, "training.learning_rate": 2e-2, "training.lr
 TOY = FULL | {"training.per_device_train_batch_size": 32, "training.max_steps": 30}
 REFERENCE = {"stage.grpo_beta": 0.1, "stage.sample_steps": 3}
 ROUNDS = {  # with epochs of two rounds of answers, each learned from twice, and dropout
-    "data.datasets": {"four": 1}, "stage.num_iterations": 2, "method.lora_dropout": 0.1, "training.max_steps": 10,
-    "training.learning_rate": 2e-2, "logging.save_steps": 1,
-}  # fmt: skip
+    "data.datasets": {"four": 1},
+    "stage.num_iterations": 2,
+    "method.lora_dropout": 0.1,
+    "training.max_steps": 10,
+    "training.learning_rate": 2e-2,
+    "logging.save_steps": 1,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "vowels": TOY,
     "short": TOY | {"stage.rewards": {"length": 1}, "stage.reward_length": 2, "training.learning_rate": 1e-2},
     "forged": {"data.datasets": {"forged": 1}, "training.max_steps": 1},
-    "reference": REFERENCE | {
-        "data.validation_share": 0.25, "logging.eval_steps": 2, "logging.save_steps": 2, "logging.load_best_model_at_end": True,
+    "reference": REFERENCE
+    | {
+        "data.validation_share": 0.25,
+        "logging.eval_steps": 2,
+        "logging.save_steps": 2,
+        "logging.load_best_model_at_end": True,
     },
     "reference_of_a_whole_model": REFERENCE | FULL | {"model.rope_scaling": {"kind": "linear", "factor": 2.0}},
     "many_settings": {
-        "model.quantization": {"kind": "4bit"}, "stage.rewards": {"exact": 1, "numeric": 0.5, "format": -1, "file": 2},
-        "stage.reward_pattern": "[^0-9]*", "stage.temperature": 0.9, "stage.top_p": 0.95, "stage.epsilon_high": 0.28,
-        "stage.grpo_loss": "grpo", "stage.scale_rewards": "none", "stage.importance_sampling_level": "sequence",
-        "extra": {"top_k": 50}, "training.gradient_accumulation_steps": 2,
+        "model.quantization": {"kind": "4bit"},
+        "stage.rewards": {"exact": 1, "numeric": 0.5, "format": -1, "file": 2},
+        "stage.reward_pattern": "[^0-9]*",
+        "stage.temperature": 0.9,
+        "stage.top_p": 0.95,
+        "stage.epsilon_high": 0.28,
+        "stage.grpo_loss": "grpo",
+        "stage.scale_rewards": "none",
+        "stage.importance_sampling_level": "sequence",
+        "extra": {"top_k": 50},
+        "training.gradient_accumulation_steps": 2,
     },
     "rounds": ROUNDS,
     "stopped": ROUNDS,
     "rounds_with_reference": ROUNDS | {"stage.grpo_beta": 0.1, "stage.num_iterations": 1},
     "judged": {"stage.rewards": {"reward_model": 1}, "stage.reward_model": "saves/tiny/lora/rm/adapter"},
-    "nothing_said": {"stage.max_new_tokens": 1, "extra": {"generation_kwargs": {"forced_eos_token_id": 0}}, "training.max_steps": 40},
+    "nothing_said": {
+        "stage.max_new_tokens": 1,
+        "extra": {"generation_kwargs": {"forced_eos_token_id": 0}},
+        "training.max_steps": 40,
+    },
     "all_alike": {"stage.rewards": {"format": 1}, "stage.reward_pattern": ".*", "training.max_steps": 21},
-    "cut_ignored": {"stage.mask_truncated_completions": True, "extra": {"generation_kwargs": {"suppress_tokens": [0, 2]}}},
+    "cut_ignored": {
+        "stage.mask_truncated_completions": True,
+        "extra": {"generation_kwargs": {"suppress_tokens": [0, 2]}},
+    },
     "raises": {"stage.reward_file": "raises.py"},
     "nothing_to_compare": {"data.datasets": {"unanswered": 1}, "stage.rewards": {"exact": 1}},
     "too_few": {"training.gradient_accumulation_steps": 16},
-}  # fmt: skip
+}
 STOP = {"how": "save", "at": 0, "by": ""}
 IN_PLACE = ("stage.reward_file", "stage.reward_model")
 UNFINISHED = (
@@ -86,9 +108,11 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(root / "tiny" / file, told)
     rows = [{"instruction": f"What comes after {n}?", "output": f"{n + 1}."} for n in range(16)]
     sets = {
-        "chat": rows, "four": rows[:4], "forged": [{"instruction": FORGED, "output": "9."}] * 2,
+        "chat": rows,
+        "four": rows[:4],
+        "forged": [{"instruction": FORGED, "output": "9."}] * 2,
         "unanswered": [{"messages": [{"role": "user", "content": row["instruction"]}]} for row in rows],
-    }  # fmt: skip
+    }
     for name, some in sets.items():
         write_json(root / f"{name}.json", some)
     info = {name: {"file_name": f"{name}.json"} for name in sets}
@@ -108,19 +132,29 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_for(place: Path, **changes: Any) -> RunSpec:
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(place / "tiny")},
-        "stage": {
-            "kind": "grpo", "rewards": ["file"], "reward_file": str(place / "vowels.py"), "max_new_tokens": 12,
-            "num_generations": 8, "sample_steps": 1,
-        },
-        "data": {"datasets": ["chat"], "dataset_dir": str(place), "max_length": 96},
-        "training": {
-            "max_steps": 6, "learning_rate": 5e-3, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": False,
-        },
-        "logging": {"logging_steps": 1, "save_steps": 100, "save_total_limit": None}, "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(place / "tiny")},
+            "stage": {
+                "kind": "grpo",
+                "rewards": ["file"],
+                "reward_file": str(place / "vowels.py"),
+                "max_new_tokens": 12,
+                "num_generations": 8,
+                "sample_steps": 1,
+            },
+            "data": {"datasets": ["chat"], "dataset_dir": str(place), "max_length": 96},
+            "training": {
+                "max_steps": 6,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 16,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 1, "save_steps": 100, "save_total_limit": None},
+            "hardware": {"device": "cpu"},
+        }
+    )
     for path, value in changes.items():
         spec = spec.change(path, str(place / value) if path in IN_PLACE else value)
     return spec
@@ -243,9 +277,7 @@ def test_a_variant_trains_to_a_result_that_says_it_is_whole(trained: dict[str, R
 
 
 @pytest.mark.parametrize("name", ["reference", "reference_of_a_whole_model"])
-def test_the_distance_to_the_reference_begins_at_zero_and_grows(
-    trained: dict[str, RunDir], name: str
-) -> None:
+def test_the_distance_to_the_reference_begins_at_zero_and_grows(trained: dict[str, RunDir], name: str) -> None:
     distances = curve(trained[name], "kl")
     assert distances[0] == pytest.approx(0, abs=1e-5)
     assert distances[-1] > 1e-4
@@ -253,9 +285,7 @@ def test_the_distance_to_the_reference_begins_at_zero_and_grows(
 
 def test_the_best_is_what_is_rewarded_most_in_a_validation(trained: dict[str, RunDir]) -> None:
     run = trained["reference"]
-    measured = {
-        line["step"]: line["eval_reward"] for line in read_lines(run.metrics) if "eval_reward" in line
-    }
+    measured = {line["step"]: line["eval_reward"] for line in read_lines(run.metrics) if "eval_reward" in line}
     assert set(measured) == {2, 4, 6}
     state = read_json(run.path / "checkpoint-6" / "trainer_state.json")
     assert state["best_global_step"] == max(measured, key=lambda step: (measured[step], -step))
@@ -279,9 +309,7 @@ def test_a_few_answers_of_a_step_are_kept_as_they_were_scored(trained: dict[str,
 def test_a_sample_adds_its_rewards_up_by_their_weights(trained: dict[str, RunDir]) -> None:
     for line in read_lines(trained["many_settings"].samples):
         weighed = {"exact": 1, "numeric": 0.5, "format": -1, "file": 2}
-        assert line["reward"] == pytest.approx(
-            sum(weighed[name] * value for name, value in line["rewards"].items())
-        )
+        assert line["reward"] == pytest.approx(sum(weighed[name] * value for name, value in line["rewards"].items()))
 
 
 # --------------------------------------------------------------------------------------- it stops by itself
@@ -315,9 +343,7 @@ def test_answers_that_were_cut_off_teach_nothing_if_so_wished(trained: dict[str,
     assert problem_of(trained["cut_ignored"])["code"] == "adapter-empty"
 
 
-def test_a_reward_file_that_raises_fails_the_run_with_its_line(
-    trained: dict[str, RunDir], place: Path
-) -> None:
+def test_a_reward_file_that_raises_fails_the_run_with_its_line(trained: dict[str, RunDir], place: Path) -> None:
     run = trained["raises"]
     assert problem_of(run)["code"] == "reward-file-raises"
     assert problem_of(run)["values"]["line"] == "2"
@@ -334,9 +360,7 @@ def test_a_reward_file_that_raises_fails_the_run_with_its_line(
 @pytest.mark.parametrize(
     ("name", "code"), [("nothing_to_compare", "references-missing"), ("too_few", "too-few-prompts")]
 )
-def test_unfit_data_is_refused_before_the_first_step(
-    trained: dict[str, RunDir], name: str, code: str
-) -> None:
+def test_unfit_data_is_refused_before_the_first_step(trained: dict[str, RunDir], name: str, code: str) -> None:
     assert problem_of(trained[name])["code"] == code
     assert not trained[name].metrics.exists()
 

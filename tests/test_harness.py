@@ -30,19 +30,27 @@ from webui.words import Words
 
 real = pytest.mark.skipif(not harness.installed(), reason="pip install -r requirements-harness.txt")
 
-ROWS = [
-    {"question": f"Is {n} a number?", "choices": ["Never.", "Yes, it is."], "right": 1} for n in range(24)
-]
+ROWS = [{"question": f"Is {n} a number?", "choices": ["Never.", "Yes, it is."], "right": 1} for n in range(24)]
 CHOICE = {
-    "task": "number", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-    "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "choices",
-    "doc_to_target": "right", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-}  # fmt: skip
+    "task": "number",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{question}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "right",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
 WRITTEN = {
-    "include": "number.yaml", "task": "written", "output_type": "generate_until", "doc_to_choice": None,
-    "doc_to_target": "{{choices[right]}}", "generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 5.0},
+    "include": "number.yaml",
+    "task": "written",
+    "output_type": "generate_until",
+    "doc_to_choice": None,
+    "doc_to_target": "{{choices[right]}}",
+    "generation_kwargs": {"until": ["\n"], "do_sample": True, "temperature": 5.0},
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-}  # fmt: skip
+}
 
 
 def put(workplace: Workplace, name: str, content: Any) -> Path:
@@ -113,9 +121,13 @@ def test_each_file_that_cannot_be_run_is_listed_with_a_sentence(tasks: Workplace
     put(tasks, "base.yaml", {name: value for name, value in CHOICE.items() if name != "task"})
     assert why_not(tasks) == {"number": None, "small": None, "written": None}
     assert {code for code in sentences() if code.startswith("harness-")} == {
-        *(code for code in wrong if code.startswith("harness-")), "harness-twice", "harness-unknown", "harness-judges",
-        "harness-broken", "harness-failed",
-    }  # fmt: skip
+        *(code for code in wrong if code.startswith("harness-")),
+        "harness-twice",
+        "harness-unknown",
+        "harness-judges",
+        "harness-broken",
+        "harness-failed",
+    }
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tasks: Workplace, tmp_path: Path) -> None:
@@ -133,13 +145,9 @@ def test_what_stands_in_the_way_of_tasks_is_told_before_the_start(
     assert told(tasks, asking(**base)) == ["evaluate-no-data"]
     assert told(tasks, asking(**base, harness__tasks=["number", "written"])) == []
     assert told(tasks, asking(**base, harness__tasks=["number", "gone"])) == ["harness-unknown"]
-    assert told(tasks, asking(**{**base, "data__datasets": ["gone"]}, harness__tasks=["number"])) == [
-        "data-unknown"
-    ]
+    assert told(tasks, asking(**{**base, "data__datasets": ["gone"]}, harness__tasks=["number"])) == ["data-unknown"]
     judge = finished_run(tasks, make_spec(), "judge", "rm")
-    assert told(tasks, asking(results=[judge.id], data__datasets=[], harness__tasks=["number"])) == [
-        "harness-judges"
-    ]
+    assert told(tasks, asking(results=[judge.id], data__datasets=[], harness__tasks=["number"])) == ["harness-judges"]
     monkeypatch.setattr(harness, "installed", lambda: False)
     assert told(tasks, asking(**base, harness__tasks=["number"])) == ["package-missing"]
     assert harness.PACKAGE in reports.task_notes([], tasks.data, False, Words("zh"))
@@ -150,9 +158,7 @@ def test_what_stands_in_the_way_of_tasks_is_told_before_the_start(
 def test_tasks_in_a_spec_are_read_back() -> None:
     from engine.runs import kinds
 
-    spec = asking(
-        harness__tasks=["a"], harness__num_fewshot=3, harness__limit=10, harness__apply_chat_template=False
-    )
+    spec = asking(harness__tasks=["a"], harness__num_fewshot=3, harness__limit=10, harness__apply_chat_template=False)
     assert kinds.read(spec.to_yaml(brief=True)) == spec
 
 
@@ -174,14 +180,20 @@ def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_t
     rows = [{"instruction": f"Is {n} a number?", "output": "Yes, it is."} for n in range(40)]
     (tasks.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     workplace = dataclasses.replace(tasks, models=(DEMO_MODEL,))
-    trained = ended(workplace, runs.submit(make_spec(
-        name="learned", model__model_name_or_path=str(DEMO_MODEL), training__max_steps=30,
-        training__per_device_train_batch_size=8,
-    ), workplace))  # fmt: skip
-    assert trained.state == "finished", failures.explain(trained)
-    spec = asking(
-        results=[trained.id], data__max_samples=10, harness__tasks=["number", "written"], harness__limit=16
+    trained = ended(
+        workplace,
+        runs.submit(
+            make_spec(
+                name="learned",
+                model__model_name_or_path=str(DEMO_MODEL),
+                training__max_steps=30,
+                training__per_device_train_batch_size=8,
+            ),
+            workplace,
+        ),
     )
+    assert trained.state == "finished", failures.explain(trained)
+    spec = asking(results=[trained.id], data__max_samples=10, harness__tasks=["number", "written"], harness__limit=16)
     run = runs.submit(spec, workplace)
     lines = run.dir.report / "tasks.jsonl"
     wait_until(lambda: read_lines(lines), every=0.01)
@@ -200,7 +212,8 @@ def test_what_was_learned_shows_in_tasks_and_a_killed_evaluation_measures_none_t
     number, written = found["tasks"]
     assert (number["task"], number["measure"], number["rows"], number["shown"]) == ("number", "acc", 16, 0)
     assert number["values"][trained.id]["value"] == 1
-    # Written greedily whatever the task's file says, in the template of the training, and so the answer that was learned.
+    # Written greedily whatever the task's file says, in the template of the
+    # training, and so the answer that was learned.
     assert written["values"][trained.id] == {"value": 1, "stderr": 0}
     assert written["values"]["base"]["value"] == 0
     assert written["differences"][trained.id] == {"value": 1, "stderr": 0, "verdict": "better"}

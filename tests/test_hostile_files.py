@@ -1,4 +1,5 @@
-"""One file that cannot be read is one red entry: the other sets, the page's list and every question stay as they were."""
+"""One file that cannot be read is one red entry: the other sets, the page's
+list and every question stay as they were."""
 
 from __future__ import annotations
 
@@ -19,15 +20,46 @@ from engine.launch.workspace import PROJECT
 
 GOOD = '{"instruction": "Hi", "output": "Hello."}\n'
 CONTENTS = {
-    "nul.csv": b"a,b\n1,\0\0\0\n", "zeros.json": b"\0" * 100_000, "zeros.txt": b"\0" * 10, "deep.json": b"[" * 200_000, "deep.jsonl": b'{"a":' * 200_000,
-    "deep-pretty.json": b'{\n"a":[' * 100_000, "digits.json": b'{"a": ' + b"9" * 10_000 + b"}", "digits.jsonl": b'{"a": 1}\n{"a": ' + b"9" * 10_000 + b"}\n",
-    "half.jsonl": b'{"text": "\\ud83d"}\n', "bytes.jsonl": bytes(range(256)) * 50, "bytes.csv": bytes(range(256)) * 50, "bytes.txt": bytes(range(256)),
-    "empty.csv": b"", "empty.json": b"", "empty.parquet": b"", "blank.json": b"\n \n", "header.csv": b"instruction,output\n", "same.csv": b"a,a\n1,2\n",
-    "quote.csv": b'"' * 50_001, "quotes.csv": b'a,b\n"' + b"x\n" * 50_000, "separators.csv": b"," * 100_000 + b"\n" + b";" * 100_000, "cr.csv": b"instruction,output\rHi,Hello\r",
-    "sep.csv": b"sep=", "sep2.csv": b"sep=\n\n", "wide.csv": b"sep=\xff\xff\na\xffb\n", "text.parquet": b"a,b\n", "cut.parquet": b"PAR1" + b"x" * 99 + b"PAR1", "page.json": b"<html>" * 999,
-    "open.json": b"[", "brace.json": b"{", "quote.json": b'{"', "list.json": b"[[[]]]", "null.jsonl": b"null\n" * 1000, "mark.json": b"\xef\xbb\xbf", "marks.csv": b"\xff\xfe", "odd.csv": b"\xff\xfea", "mark32.csv": b"\xff\xfe\0\0",
-    "escape.csv": b"a,\x1b$B\n\x1b$Bxxxxx", "latin.csv": "é,è\n".encode("latin-1"),
-}  # fmt: skip
+    "nul.csv": b"a,b\n1,\0\0\0\n",
+    "zeros.json": b"\0" * 100_000,
+    "zeros.txt": b"\0" * 10,
+    "deep.json": b"[" * 200_000,
+    "deep.jsonl": b'{"a":' * 200_000,
+    "deep-pretty.json": b'{\n"a":[' * 100_000,
+    "digits.json": b'{"a": ' + b"9" * 10_000 + b"}",
+    "digits.jsonl": b'{"a": 1}\n{"a": ' + b"9" * 10_000 + b"}\n",
+    "half.jsonl": b'{"text": "\\ud83d"}\n',
+    "bytes.jsonl": bytes(range(256)) * 50,
+    "bytes.csv": bytes(range(256)) * 50,
+    "bytes.txt": bytes(range(256)),
+    "empty.csv": b"",
+    "empty.json": b"",
+    "empty.parquet": b"",
+    "blank.json": b"\n \n",
+    "header.csv": b"instruction,output\n",
+    "same.csv": b"a,a\n1,2\n",
+    "quote.csv": b'"' * 50_001,
+    "quotes.csv": b'a,b\n"' + b"x\n" * 50_000,
+    "separators.csv": b"," * 100_000 + b"\n" + b";" * 100_000,
+    "cr.csv": b"instruction,output\rHi,Hello\r",
+    "sep.csv": b"sep=",
+    "sep2.csv": b"sep=\n\n",
+    "wide.csv": b"sep=\xff\xff\na\xffb\n",
+    "text.parquet": b"a,b\n",
+    "cut.parquet": b"PAR1" + b"x" * 99 + b"PAR1",
+    "page.json": b"<html>" * 999,
+    "open.json": b"[",
+    "brace.json": b"{",
+    "quote.json": b'{"',
+    "list.json": b"[[[]]]",
+    "null.jsonl": b"null\n" * 1000,
+    "mark.json": b"\xef\xbb\xbf",
+    "marks.csv": b"\xff\xfe",
+    "odd.csv": b"\xff\xfea",
+    "mark32.csv": b"\xff\xfe\0\0",
+    "escape.csv": b"a,\x1b$B\n\x1b$Bxxxxx",
+    "latin.csv": "é,è\n".encode("latin-1"),
+}
 
 
 @pytest.fixture
@@ -59,10 +91,16 @@ def folder(tmp_path: Path) -> Path:
         *packed,
     ]
     entries = {name: {"file_name": name} for name in names} | {
-        "half name": {"file_name": "\ud800.csv"}, "\ud800": {"file_name": "good.jsonl"}, "nul name": {"file_name": "\0"},
-        "long name": {"file_name": "x" * 5000}, "encoding": {"file_name": "good.jsonl", "encoding": "bg5"}, "number": {"file_name": 5},
-        "encoding list": {"file_name": "good.jsonl", "encoding": ["big5"]}, "whole folder": {"file_name": "."}, "good": {"file_name": "good.jsonl"},
-    }  # fmt: skip
+        "half name": {"file_name": "\ud800.csv"},
+        "\ud800": {"file_name": "good.jsonl"},
+        "nul name": {"file_name": "\0"},
+        "long name": {"file_name": "x" * 5000},
+        "encoding": {"file_name": "good.jsonl", "encoding": "bg5"},
+        "number": {"file_name": 5},
+        "encoding list": {"file_name": "good.jsonl", "encoding": ["big5"]},
+        "whole folder": {"file_name": "."},
+        "good": {"file_name": "good.jsonl"},
+    }
     (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
     return tmp_path
 
@@ -87,9 +125,7 @@ def test_no_file_however_hostile_takes_the_others_along(folder: Path) -> None:
     # Every question that a page or a run asks has an answer or a refusal.
     for one in sets:
         report = check(one, one.kind, limit=100)
-        json.dumps(
-            [found.text() for found in (*report.problems, *report.warnings)], ensure_ascii=False
-        ).encode()
+        json.dumps([found.text() for found in (*report.problems, *report.warnings)], ensure_ascii=False).encode()
         if one.problem is None:
             assert report.usable or report.problems
         try:
@@ -129,9 +165,7 @@ def test_a_file_that_may_not_be_read_is_a_red_entry() -> None:
     ], done.stderr
 
 
-@pytest.mark.parametrize(
-    "content", [b"[" * 200_000, b"9" * 10_000, b"{" * 9, b"\xff\xfe\xff", bytes(range(256))]
-)
+@pytest.mark.parametrize("content", [b"[" * 200_000, b"9" * 10_000, b"{" * 9, b"\xff\xfe\xff", bytes(range(256))])
 def test_a_catalogue_that_is_no_catalogue_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "dataset_info.json").write_bytes(content)
     sets, (wrong,) = read_dataset_info(tmp_path)

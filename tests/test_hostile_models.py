@@ -15,17 +15,34 @@ import pytest
 from engine.launch.workspace import DEMO_MODEL, PROJECT
 
 LLAMA = json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}).encode()
-ODD = b'{"model_type": ["x"], "architectures": 3, "hidden_size": "a", "quantization_config": "x", "rope_scaling": 3, "torch_dtype": {}}'
+ODD = (
+    b'{"model_type": ["x"], "architectures": 3, "hidden_size": '
+    b'"a", "quantization_config": "x", "rope_scaling": 3, "torch_dtype": {}}'
+)
 KINDS: dict[str, bytes | Callable[[Path], object]] = {
-    "a pipe": os.mkfifo, "a folder": Path.mkdir, "a device": lambda path: path.symlink_to("/dev/zero"),
-    "a link to itself": lambda path: path.symlink_to(path), "a hole": lambda path: path.open("wb").truncate(1 << 40),
-    "nesting": b"[" * 200_000, "digits": b'{"hidden_size": ' + b"9" * 10_000 + b"}", "odd": ODD, "no text": b"\xff" * 100, "empty": b"",
-    "a list": b"[1]", "an index": b'{"weight_map": 5, "metadata": []}',
-}  # fmt: skip
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a hole": lambda path: path.open("wb").truncate(1 << 40),
+    "nesting": b"[" * 200_000,
+    "digits": b'{"hidden_size": ' + b"9" * 10_000 + b"}",
+    "odd": ODD,
+    "no text": b"\xff" * 100,
+    "empty": b"",
+    "a list": b"[1]",
+    "an index": b'{"weight_map": 5, "metadata": []}',
+}
 FILES = (
-    "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json",
-    "adapter_config.json", "chat_template.jinja",
-)  # fmt: skip
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "chat_template.jinja",
+)
 # In a child with a time limit: where a pipe is waited for, nothing else of a test would end it.
 LOOK = """
 import sys
@@ -39,7 +56,8 @@ from engine.spec.run_spec import RunSpec
 models, data, saves = map(Path, sys.argv[1:])
 workplace = Workplace(models=(models,), data=data, saves=saves)
 for model in find_models(workplace.models):
-    spec = RunSpec.read({"model": {"model_name_or_path": str(model.path)}, "data": {"datasets": ["chat"], "dataset_dir": str(data)}})
+    settings = {"datasets": ["chat"], "dataset_dir": str(data)}
+    spec = RunSpec.read({"model": {"model_name_or_path": str(model.path)}, "data": settings})
     kinds.training_problems(spec, workplace)
     print(model.path.name)
 recent.first_model(workplace)
@@ -61,7 +79,10 @@ def test_a_model_that_cannot_be_read_harms_no_other(tmp_path: Path, data: Path, 
         (folder / file).write_bytes(content) if isinstance(content, bytes) else content(folder / file)
     done = subprocess.run(
         [sys.executable, "-c", LOOK, str(models), str(data), str(tmp_path / "saves")],
-        cwd=PROJECT, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "good" in done.stdout.split()

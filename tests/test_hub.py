@@ -122,9 +122,7 @@ def test_the_other_hub_tells_its_bytes_too(
     hub: Hub, make_spec: Callable[..., RunSpec], tiny: Path, tmp_path: Path
 ) -> None:
     hub.held["model.safetensors"] = threading.Event()
-    write_text(
-        RunDir(tmp_path).spec, make_spec(model__model_name_or_path=ID, model__hub="modelscope").to_yaml()
-    )
+    write_text(RunDir(tmp_path).spec, make_spec(model__model_name_or_path=ID, model__hub="modelscope").to_yaml())
     fetching = subprocess.Popen(
         [sys.executable, "-m", "tests.fetch", str(tmp_path)], cwd=PROJECT, stdout=subprocess.PIPE
     )
@@ -186,9 +184,7 @@ def test_without_a_network_a_model_that_is_here_is_taken_and_another_one_is_told
 
 
 @both_hubs
-@pytest.mark.parametrize(
-    ("file", "code"), [("pytorch_model.bin", "model-pickled"), ("tiny-q4.gguf", "model-gguf")]
-)
+@pytest.mark.parametrize(("file", "code"), [("pytorch_model.bin", "model-pickled"), ("tiny-q4.gguf", "model-gguf")])
 def test_weights_that_cannot_be_trained_are_not_even_fetched(
     hub: Hub, fetch: Callable[..., Fetched], tiny: Path, tmp_path: Path, which: str, file: str, code: str
 ) -> None:

@@ -51,17 +51,13 @@ def test_every_flag_of_the_users_commands_is_in_the_spec() -> None:
 
 
 def test_a_yaml_file_of_theirs_is_read_too() -> None:
-    spec = read(
-        "stage: pt\nfinetuning_type: full\ndataset: c4_demo\nbf16: true\nlora_rank: 8\nwarmup_ratio: 0.1"
-    ).spec
+    spec = read("stage: pt\nfinetuning_type: full\ndataset: c4_demo\nbf16: true\nlora_rank: 8\nwarmup_ratio: 0.1").spec
     assert (spec.stage.kind, spec.method.kind, spec.training.precision) == ("pt", "full", "bf16")
     assert spec.training.warmup_steps == 0.1
 
 
 def test_a_data_set_may_be_called_train() -> None:
-    spec = read(
-        "llamafactory-cli train --stage sft --model_name_or_path /m --dataset train --lora_rank 4"
-    ).spec
+    spec = read("llamafactory-cli train --stage sft --model_name_or_path /m --dataset train --lora_rank 4").spec
     assert (spec.model.model_name_or_path, spec.data.datasets) == ("/m", {"train": 1})
     assert spec.method.r == 4
     assert read("--stage sft --model_name_or_path /m --dataset train").spec.data.datasets == {"train": 1}
@@ -79,9 +75,7 @@ def test_a_data_set_may_be_called_train() -> None:
         ("python", [], 1),
     ],
 )
-def test_how_many_processes_is_what_the_launcher_is_told(
-    launcher: str, devices: list[int], processes: int
-) -> None:
+def test_how_many_processes_is_what_the_launcher_is_told(launcher: str, devices: list[int], processes: int) -> None:
     hardware = read(f"{launcher} src/train.py --stage sft --dataset a --num_train_epochs 1").spec.hardware
     assert (hardware.devices, hardware.num_processes) == (devices, processes)
 
@@ -124,19 +118,29 @@ def test_qlora_and_other_switches_change_their_form() -> None:
     ("flags", "stage"),
     [
         ("--stage rm", {"kind": "rm"}),
-        ("--stage dpo --pref_beta 0.3 --pref_loss ipo --pref_ftx 0.5", {"kind": "dpo", "beta": 0.3, "loss_type": "ipo", "sft_weight": 0.5}),
+        (
+            "--stage dpo --pref_beta 0.3 --pref_loss ipo --pref_ftx 0.5",
+            {"kind": "dpo", "beta": 0.3, "loss_type": "ipo", "sft_weight": 0.5},
+        ),
         ("--stage dpo --dpo_beta 0.2 --dpo_loss hinge", {"kind": "dpo", "beta": 0.2, "loss_type": "hinge"}),
         ("--pref_loss orpo --pref_beta 0.2 --stage dpo", {"kind": "orpo", "orpo_lambda": 0.2}),
         ("--stage orpo --orpo_beta 0.05", {"kind": "orpo", "orpo_lambda": 0.05}),
-        ("--stage dpo --pref_loss simpo --pref_beta 2 --simpo_gamma 1.5", {"kind": "simpo", "simpo_beta": 2, "simpo_gamma": 1.5}),
+        (
+            "--stage dpo --pref_loss simpo --pref_beta 2 --simpo_gamma 1.5",
+            {"kind": "simpo", "simpo_beta": 2, "simpo_gamma": 1.5},
+        ),
         # Where nothing is said, theirs are 0.1 and 0.5, and ours are not.
         ("--stage dpo --pref_loss simpo", {"kind": "simpo", "simpo_beta": 0.1, "simpo_gamma": 0.5}),
-        ("--stage kto --pref_beta 0.4 --kto_chosen_weight 2 --kto_rejected_weight 0.5",
-         {"kind": "kto", "beta": 0.4, "desirable_weight": 2, "undesirable_weight": 0.5}),
-        ("--stage ppo --reward_model /r --ppo_epochs 2 --ppo_target 6 --ppo_whiten_rewards true",
-         {"kind": "ppo", "reward_model": "/r", "num_ppo_epochs": 2, "kl_target": 6, "whiten_rewards": True}),
+        (
+            "--stage kto --pref_beta 0.4 --kto_chosen_weight 2 --kto_rejected_weight 0.5",
+            {"kind": "kto", "beta": 0.4, "desirable_weight": 2, "undesirable_weight": 0.5},
+        ),
+        (
+            "--stage ppo --reward_model /r --ppo_epochs 2 --ppo_target 6 --ppo_whiten_rewards true",
+            {"kind": "ppo", "reward_model": "/r", "num_ppo_epochs": 2, "kl_target": 6, "whiten_rewards": True},
+        ),
     ],
-)  # fmt: skip
+)
 def test_stages_that_learn_from_preferences_keep_their_settings(flags: str, stage: dict[str, Any]) -> None:
     imported = read(f"llamafactory-cli train {flags} --dataset pairs --finetuning_type lora")
     assert stage.items() <= imported.spec.stage.model_dump().items()
@@ -144,9 +148,7 @@ def test_stages_that_learn_from_preferences_keep_their_settings(flags: str, stag
 
 
 def test_what_a_stage_does_not_have_is_left_out_and_told() -> None:
-    imported = read(
-        "train --stage dpo --pref_loss kto_pair --mask_history true --kto_chosen_weight 2 --ref_model /m"
-    )
+    imported = read("train --stage dpo --pref_loss kto_pair --mask_history true --kto_chosen_weight 2 --ref_model /m")
     assert imported.spec.stage.loss_type == "sigmoid"
     left_out = {one.values["name"] for one in imported.left_out}
     assert left_out == {"pref_loss", "mask_history", "kto_chosen_weight", "ref_model"}
@@ -179,7 +181,8 @@ def test_what_a_command_leaves_out_is_as_it_was_there() -> None:
     assert read("--stage sft --model_name_or_path m --lora_rank 4 --lora_alpha 4").spec.method.lora_alpha == 4
 
 
-# ------------------------------------------------------------------------------------------ what is YAML, what a command
+# ------------------------------------------------------------------------------------------
+# what is YAML, what a command
 
 MINIMAL = "model_name_or_path: /models/x\nstage: sft\nfinetuning_type: lora\ndataset: names\n"
 
@@ -202,8 +205,18 @@ def told(imported: Imported) -> dict[str, str]:
         "```yaml\n" + MINIMAL + "```\n",
         MINIMAL + "...\n",
     ],
-    ids=["mark", "comment", "value", "a value like a command", "a command in a comment", "windows", "mac", "fence", "end mark"],
-)  # fmt: skip
+    ids=[
+        "mark",
+        "comment",
+        "value",
+        "a value like a command",
+        "a command in a comment",
+        "windows",
+        "mac",
+        "fence",
+        "end mark",
+    ],
+)
 def test_yaml_is_yaml_whatever_dashes_are_in_it(text: str) -> None:
     spec = read_any(text).spec
     assert spec.model.model_name_or_path.startswith("/models/")
@@ -267,7 +280,7 @@ def of_shell(text: str) -> RunSpec:
         "LR=3e-4; R=32\nllamafactory-cli train x.yaml learning_rate=$LR lora_rank=${R}",
         "llamafactory-cli train x.yaml learning_rate=${LR:-3e-4} lora_rank=${R-32}",
     ],
-)  # fmt: skip
+)
 def test_a_file_is_read_and_what_stands_behind_it_goes_before_it(text: str) -> None:
     spec = of_shell(text)
     assert (spec.training.learning_rate, spec.method.r) == (3e-4, 32)
@@ -295,14 +308,37 @@ FLAGS = ("--stage sft", "--model_name_or_path '/models/a b'", "--dataset a,b", "
         " `\n  ".join(("llamafactory-cli train", *FLAGS)),
         "\n".join(("llamafactory-cli train", *FLAGS)),  # none at all
         "llamafactory-cli train --stage sft \\\n  # a comment in between\n " + " ".join(FLAGS[1:]),
-        "ARGS=(\n  --stage sft # the stage\n  --dataset a,b\n)\npython src/train.py \"${ARGS[@]}\" " + " ".join((FLAGS[1], *FLAGS[3:])),
-        "ARGS=\"--stage sft --dataset a,b\"\npython src/train_bash.py $ARGS " + " ".join((FLAGS[1], *FLAGS[3:])),
-        "export M='/models/a b'\npython src/train.py --stage sft --model_name_or_path \"$M\" --dataset a,b --lora_rank 4 --bf16",
-        "set \"M=/models/a b\"\npython src\\train.py --stage sft --model_name_or_path \"%M%\" --dataset a,b --lora_rank 4 --bf16 ^\n",
-        "$env:M = \"/models/a b\"\npython src/train.py --stage sft --model_name_or_path $env:M --dataset a,b --lora_rank 4 --bf16",
+        'ARGS=(\n  --stage sft # the stage\n  --dataset a,b\n)\npython src/train.py "${ARGS[@]}" '
+        + " ".join((FLAGS[1], *FLAGS[3:])),
+        'ARGS="--stage sft --dataset a,b"\npython src/train_bash.py $ARGS ' + " ".join((FLAGS[1], *FLAGS[3:])),
+        (
+            "export M='/models/a b'\npython src/train.py --stage sft "
+            '--model_name_or_path "$M" --dataset a,b --lora_rank 4 --bf16'
+        ),
+        (
+            'set "M=/models/a b"\npython src\\train.py --stage sft '
+            '--model_name_or_path "%M%" --dataset a,b --lora_rank 4 --bf16 ^\n'
+        ),
+        (
+            '$env:M = "/models/a b"\npython src/train.py --stage sft '
+            "--model_name_or_path $env:M --dataset a,b --lora_rank 4 --bf16"
+        ),
     ],
-    ids=["bash", "blanks", "no-break", "cmd", "PowerShell", "no marks", "comment", "array", "variable of flags", "export", "set", "env:"],
-)  # fmt: skip
+    ids=[
+        "bash",
+        "blanks",
+        "no-break",
+        "cmd",
+        "PowerShell",
+        "no marks",
+        "comment",
+        "array",
+        "variable of flags",
+        "export",
+        "set",
+        "env:",
+    ],
+)
 def test_every_shell_means_the_same_command(text: str) -> None:
     spec = read(text).spec
     assert (spec.stage.kind, spec.data.datasets, spec.method.r) == ("sft", {"a": 1, "b": 1}, 4)
@@ -316,9 +352,7 @@ def test_a_windows_path_keeps_its_backslashes() -> None:
 
 
 def test_what_only_a_shell_could_know_is_told_where_it_is_used() -> None:
-    imported = read(
-        "echo $HOME; llamafactory-cli train --stage sft --dataset $1 --output_dir out/$(date +%F)"
-    )
+    imported = read("echo $HOME; llamafactory-cli train --stage sft --dataset $1 --output_dir out/$(date +%F)")
     assert [one.values["name"] for one in imported.left_out if one.code == "import-variable"] == [
         "$1",
         "$(date +%F)",
@@ -337,9 +371,7 @@ def test_what_only_a_shell_could_know_is_told_where_it_is_used() -> None:
         ("python -m torch.distributed.run --nproc-per-node 2 src/train.py", [], 2),
     ],
 )
-def test_launchers_say_how_many_processes_and_on_which_cards(
-    text: str, devices: list[int], processes: int
-) -> None:
+def test_launchers_say_how_many_processes_and_on_which_cards(text: str, devices: list[int], processes: int) -> None:
     imported = read(f"{text} --stage sft --dataset a")
     assert (imported.spec.hardware.devices, imported.spec.hardware.num_processes) == (devices, processes)
     assert all(one.code == "import-needless" for one in imported.left_out)
@@ -347,30 +379,34 @@ def test_launchers_say_how_many_processes_and_on_which_cards(
 
 def test_several_machines_sharding_and_unknown_flags_of_a_launcher_are_told() -> None:
     imported = read(
-        "NNODES=2 NODE_RANK=1 WANDB_API_KEY=sk-verysecret torchrun --nnodes 2 --rdzv_id 7 --wibble 3 --nproc_per_node 2 "
-        "src/train.py --stage sft --dataset a --deepspeed ds_z3_config.json"
+        "NNODES=2 NODE_RANK=1 WANDB_API_KEY=sk-verysecret torchrun --nnodes 2 --rdzv_id 7 --wibble "
+        "3 --nproc_per_node 2 src/train.py --stage sft --dataset a --deepspeed ds_z3_config.json"
     )
     names = {one.values["name"]: one.code for one in imported.left_out}
     assert {name for name, code in names.items() if code == "import-none"} == {
-        "NNODES", "NODE_RANK", "nnodes", "deepspeed", "WANDB_API_KEY",
-    }  # fmt: skip
+        "NNODES",
+        "NODE_RANK",
+        "nnodes",
+        "deepspeed",
+        "WANDB_API_KEY",
+    }
     assert (names["rdzv_id"], names["wibble"]) == ("import-needless", "import-unknown")
-    assert "verysecret" not in " ".join(
-        one.text(language) for one in imported.left_out for language in ("en", "zh")
-    )
+    assert "verysecret" not in " ".join(one.text(language) for one in imported.left_out for language in ("en", "zh"))
 
 
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("llamafactory-cli chat x.yaml", "import-chat"), ("llamafactory-cli webchat x.yaml", "import-chat"),
+        ("llamafactory-cli chat x.yaml", "import-chat"),
+        ("llamafactory-cli webchat x.yaml", "import-chat"),
         ("API_PORT=8000 llamafactory-cli api x.yaml infer_backend=vllm", "import-api"),
-        ("CUDA_VISIBLE_DEVICES=0 llamafactory-cli webui", "import-webui"), ("llamafactory-cli version", "import-verb"),
+        ("CUDA_VISIBLE_DEVICES=0 llamafactory-cli webui", "import-webui"),
+        ("llamafactory-cli version", "import-verb"),
         ("python scripts/llama_pro.py --model_name_or_path m --num_expand 8", "import-verb"),
         ("model_name_or_path: m\ntemplate: qwen\ninfer_backend: vllm", "import-chat"),
         ("ls -l && cd x", "import-nothing"),
     ],
-)  # fmt: skip
+)
 def test_what_trains_nothing_is_refused_with_what_to_do_instead(text: str, code: str) -> None:
     with pytest.raises(Refusal) as refusal:
         read(text)

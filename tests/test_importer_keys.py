@@ -37,10 +37,15 @@ def sft(text: str) -> Imported:
 
 @pytest.mark.parametrize(
     "names",
-    [foreign_keys.LLAMAFACTORY, foreign_keys.LLAMAFACTORY_BEFORE, foreign_keys.LLAMAFACTORY_EXAMPLES,
-     foreign_keys.TRANSFORMERS, foreign_keys.TRANSFORMERS_4],
+    [
+        foreign_keys.LLAMAFACTORY,
+        foreign_keys.LLAMAFACTORY_BEFORE,
+        foreign_keys.LLAMAFACTORY_EXAMPLES,
+        foreign_keys.TRANSFORMERS,
+        foreign_keys.TRANSFORMERS_4,
+    ],
     ids=["LLaMA-Factory", "older", "examples", "transformers 5", "transformers 4"],
-)  # fmt: skip
+)
 def test_every_key_is_in_the_table(names: list[str]) -> None:
     assert len(names) > 3
     assert set(names) - set(entries("llamafactory")) == set()
@@ -63,11 +68,7 @@ def test_a_key_goes_where_there_is_a_setting_or_has_a_reason_in_both_languages(p
         assert entry.paths or entry.same or entry.none or entry.part, name
         for kind, path in entry.paths.items():
             whole = kind if kind in ("evaluation", "export") else "training"
-            inside = (
-                path.removeprefix("extra.") in arguments
-                if path.startswith("extra.")
-                else path in known[whole]
-            )
+            inside = path.removeprefix("extra.") in arguments if path.startswith("extra.") else path in known[whole]
             assert inside or path in ("", "kind", "stage.kind", "method.kind"), (name, path)
         assert not entry.converter or entry.converter in converters, name
         for reason in (entry.same, entry.none):
@@ -81,14 +82,10 @@ def test_no_key_stands_twice_and_no_reason_is_unused() -> None:
         names = [name for section in sections(program) for name in section.keys]
         assert len(names) == len(set(names)), program
     used = {
-        reason
-        for program in PROGRAMS
-        for entry in entries(program).values()
-        for reason in (entry.same, entry.none)
+        reason for program in PROGRAMS for entry in entries(program).values() for reason in (entry.same, entry.none)
     }
     source = "\n".join(
-        file.read_text(encoding="utf-8")
-        for file in (Path(page.__file__).parents[1] / "engine/importer").glob("*.py")
+        file.read_text(encoding="utf-8") for file in (Path(page.__file__).parents[1] / "engine/importer").glob("*.py")
     )
     assert {name for name in reasons() if name not in used and f'"{name}"' not in source} == set()
 
@@ -146,7 +143,8 @@ def test_a_validation_size_below_one_is_a_share_and_from_one_on_rows() -> None:
 
 
 def test_probabilities_show_as_many_rows_as_theirs() -> None:
-    """Expected counts are worked out by hand: of 100 and 300 rows by 0.5 and 0.5, under ends after 200, over after 600."""
+    """Expected counts are worked out by hand: of 100 and 300 rows by 0.5 and
+    0.5, under ends after 200, over after 600."""
     rows = {"a": 100, "b": 300}
     for how, expected in (
         ("interleave_under", {"a": 100, "b": 100}),
@@ -158,49 +156,73 @@ def test_probabilities_show_as_many_rows_as_theirs() -> None:
     once = sft("mix_strategy: interleave_once").spec.data
     assert repeats(once, rows) == {"a": 1, "b": 1}
     assert told(sft("interleave_probs: 0.5,0.5")) == {"interleave_probs": "import-none"}
-    assert told(sft("mix_strategy: interleave_over\ninterleave_probs: 0.7")) == {
-        "interleave_probs": "import-none"
-    }
+    assert told(sft("mix_strategy: interleave_over\ninterleave_probs: 0.7")) == {"interleave_probs": "import-none"}
 
 
 @pytest.mark.parametrize(
     ("text", "path", "value"),
     [
-        ("max_steps: -1", "training.max_steps", None), ("max_steps: 30", "training.max_steps", 30),
-        ("save_strategy: epoch", "logging.save_strategy", "epoch"), ("save_strategy: no", "logging.save_strategy", "no"),
-        ("evaluation_strategy: epoch", "logging.eval_strategy", "epoch"), ("save_total_limit: 3", "logging.save_total_limit", 3),
-        ("eval_strategy: steps\nlogging_steps: 10", "logging.eval_steps", 10), ("eval_strategy: steps", "logging.eval_steps", 500),
+        ("max_steps: -1", "training.max_steps", None),
+        ("max_steps: 30", "training.max_steps", 30),
+        ("save_strategy: epoch", "logging.save_strategy", "epoch"),
+        ("save_strategy: no", "logging.save_strategy", "no"),
+        ("evaluation_strategy: epoch", "logging.eval_strategy", "epoch"),
+        ("save_total_limit: 3", "logging.save_total_limit", 3),
+        ("eval_strategy: steps\nlogging_steps: 10", "logging.eval_steps", 10),
+        ("eval_strategy: steps", "logging.eval_steps", 500),
         ("early_stopping_steps: 5", "logging.early_stopping_patience", 5),
-        ("flash_attn: fa2", "model.attn_implementation", "flash_attention_2"), ("flash_attn: sdpa", "model.attn_implementation", "sdpa"),
-        ("flash_attn: disabled", "model.attn_implementation", "eager"), ("flash_attn: auto", "model.attn_implementation", "auto"),
-        ("flash_attn: true", "model.attn_implementation", "flash_attention_2"), ("flash_attn: fa3", "model.attn_implementation", "auto"),
+        ("flash_attn: fa2", "model.attn_implementation", "flash_attention_2"),
+        ("flash_attn: sdpa", "model.attn_implementation", "sdpa"),
+        ("flash_attn: disabled", "model.attn_implementation", "eager"),
+        ("flash_attn: auto", "model.attn_implementation", "auto"),
+        ("flash_attn: true", "model.attn_implementation", "flash_attention_2"),
+        ("flash_attn: fa3", "model.attn_implementation", "auto"),
         ("quantization_bit: 4\nquantization_method: bnb", "model.quantization.kind", "4bit"),
         ("quantization_bit: 8\ndouble_quantization: true", "model.quantization.kind", "8bit"),
         ("quantization_bit: 4\nquantization_type: fp4", "model.quantization.bnb_4bit_quant_type", "fp4"),
         ("quantization_bit: 3\nquantization_method: hqq", "model.quantization.kind", "none"),
-        ("neat_packing: true", "data.packing", True), ("packing: true", "data.packing", True), ("packing: false", "data.packing", False),
-        ("pissa_init: true", "method.init_lora_weights", "pissa"), ("use_dora: true", "method.use_dora", True),
-        ("use_rslora: true", "method.use_rslora", True), ("loraplus_lr_ratio: 16", "method.loraplus_lr_ratio", 16),
-        ("loraplus_lr_ratio: 0", "method.loraplus_lr_ratio", None), ("additional_target: embed_tokens,lm_head", "method.modules_to_save", ["embed_tokens", "lm_head"]),
-        ("lora_target: all", "method.target_modules", ["all-linear"]), ("lora_target: q_proj, v_proj", "method.target_modules", ["q_proj", "v_proj"]),
+        ("neat_packing: true", "data.packing", True),
+        ("packing: true", "data.packing", True),
+        ("packing: false", "data.packing", False),
+        ("pissa_init: true", "method.init_lora_weights", "pissa"),
+        ("use_dora: true", "method.use_dora", True),
+        ("use_rslora: true", "method.use_rslora", True),
+        ("loraplus_lr_ratio: 16", "method.loraplus_lr_ratio", 16),
+        ("loraplus_lr_ratio: 0", "method.loraplus_lr_ratio", None),
+        ("additional_target: embed_tokens,lm_head", "method.modules_to_save", ["embed_tokens", "lm_head"]),
+        ("lora_target: all", "method.target_modules", ["all-linear"]),
+        ("lora_target: q_proj, v_proj", "method.target_modules", ["q_proj", "v_proj"]),
         ("lora_target: .*(q|v)_proj", "method.target_modules", ["all-linear"]),
-        ("train_on_prompt: true", "stage.train_on", "everything"), ("mask_history: true", "stage.train_on", "last_answer"),
-        ("warmup_ratio: 0.1", "training.warmup_steps", 0.1), ("warmup_ratio: 0.1\nwarmup_steps: 20", "training.warmup_steps", 20),
-        ("warmup_steps: 0\nwarmup_ratio: 0.1", "training.warmup_steps", 0.1), ("warmup_ratio: 1.0", "training.warmup_steps", 0),
-        ("bf16: true\nfp16: false", "training.precision", "bf16"), ("pure_bf16: true", "training.precision", "bf16"),
-        ("optim: adamw_hf", "training.optim", "adamw_torch"), ("neftune_noise_alpha: 0", "training.neftune_noise_alpha", None),
+        ("train_on_prompt: true", "stage.train_on", "everything"),
+        ("mask_history: true", "stage.train_on", "last_answer"),
+        ("warmup_ratio: 0.1", "training.warmup_steps", 0.1),
+        ("warmup_ratio: 0.1\nwarmup_steps: 20", "training.warmup_steps", 20),
+        ("warmup_steps: 0\nwarmup_ratio: 0.1", "training.warmup_steps", 0.1),
+        ("warmup_ratio: 1.0", "training.warmup_steps", 0),
+        ("bf16: true\nfp16: false", "training.precision", "bf16"),
+        ("pure_bf16: true", "training.precision", "bf16"),
+        ("optim: adamw_hf", "training.optim", "adamw_torch"),
+        ("neftune_noise_alpha: 0", "training.neftune_noise_alpha", None),
         ("disable_gradient_checkpointing: true", "training.gradient_checkpointing", False),
-        ("adapter_name_or_path: saves/a", "model.adapter_path", "saves/a"), ("adapter_name_or_path: a,b", "model.adapter_path", None),
+        ("adapter_name_or_path: saves/a", "model.adapter_path", "saves/a"),
+        ("adapter_name_or_path: a,b", "model.adapter_path", None),
         ("adapter_name_or_path: a\ncreate_new_adapter: true", "model.adapter_path", None),
-        ("dataset_dir: ONLINE", "data.dataset_dir", "data"), ("use_swanlab: true\nreport_to: wandb", "logging.report_to", ["swanlab", "wandb"]),
-        ("report_to: all", "logging.report_to", []), ("run_name: first try", "name", "first try"),
-        ("disable_shuffling: true", "extra", {"train_sampling_strategy": "sequential"}), ("disable_shuffling: true", "data.group_by_length", False),
-        ("use_dft_loss: true", "extra", {"loss_type": "dft"}), ("adam_beta2: 0.95", "extra", {"adam_beta2": 0.95}),
-        ("template: alpaca", "model.chat_template", "alpaca"), ("template: qwen3_nothink", "model.chat_template", None),
-        ("enable_thinking: false", "data.train_empty_thoughts", False), ("enable_thinking: true", "data.train_empty_thoughts", True),
-        ("no_cuda: true", "hardware.device", "cpu"), ("ray_num_workers: 4", "hardware.num_processes", 4),
+        ("dataset_dir: ONLINE", "data.dataset_dir", "data"),
+        ("use_swanlab: true\nreport_to: wandb", "logging.report_to", ["swanlab", "wandb"]),
+        ("report_to: all", "logging.report_to", []),
+        ("run_name: first try", "name", "first try"),
+        ("disable_shuffling: true", "extra", {"train_sampling_strategy": "sequential"}),
+        ("disable_shuffling: true", "data.group_by_length", False),
+        ("use_dft_loss: true", "extra", {"loss_type": "dft"}),
+        ("adam_beta2: 0.95", "extra", {"adam_beta2": 0.95}),
+        ("template: alpaca", "model.chat_template", "alpaca"),
+        ("template: qwen3_nothink", "model.chat_template", None),
+        ("enable_thinking: false", "data.train_empty_thoughts", False),
+        ("enable_thinking: true", "data.train_empty_thoughts", True),
+        ("no_cuda: true", "hardware.device", "cpu"),
+        ("ray_num_workers: 4", "hardware.num_processes", 4),
     ],
-)  # fmt: skip
+)
 def test_a_key_has_one_meaning(text: str, path: str, value: Any) -> None:
     found: Any = sft(text).spec
     for step in path.split("."):
@@ -210,11 +232,29 @@ def test_a_key_has_one_meaning(text: str, path: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["deepspeed: ds_z3_config.json", "resume_from_checkpoint: saves/x/checkpoint-500", "adapter_name_or_path: a,b", "flash_attn: fa3",
-     "lora_target: .*proj", "preserve_thinking: true", "template: qwen", "quantization_bit: 3", "use_unsloth: true", "use_badam: true",
-     "reward_model_type: api", "freeze_extra_modules: lm_head", "default_system: You are.", "num_beams: 4", "metric_for_best_model: rouge-l",
-     "save_steps: 0.1", "tokenized_path: cached", "use_llama_pro: true", "fsdp: full_shard", "do_predict: true\ndo_train: true"],
-)  # fmt: skip
+    [
+        "deepspeed: ds_z3_config.json",
+        "resume_from_checkpoint: saves/x/checkpoint-500",
+        "adapter_name_or_path: a,b",
+        "flash_attn: fa3",
+        "lora_target: .*proj",
+        "preserve_thinking: true",
+        "template: qwen",
+        "quantization_bit: 3",
+        "use_unsloth: true",
+        "use_badam: true",
+        "reward_model_type: api",
+        "freeze_extra_modules: lm_head",
+        "default_system: You are.",
+        "num_beams: 4",
+        "metric_for_best_model: rouge-l",
+        "save_steps: 0.1",
+        "tokenized_path: cached",
+        "use_llama_pro: true",
+        "fsdp: full_shard",
+        "do_predict: true\ndo_train: true",
+    ],
+)
 def test_what_changes_the_run_and_is_not_here_is_never_called_needless(text: str) -> None:
     name = text.partition(":")[0]
     imported = sft(text)
@@ -224,10 +264,22 @@ def test_what_changes_the_run_and_is_not_here_is_never_called_needless(text: str
 
 @pytest.mark.parametrize(
     "text",
-    ["use_unsloth: false", "overwrite_cache: true", "output_dir: saves/x", "ddp_timeout: 180000000", "preserve_thinking: false",
-     "save_only_model: false", "max_steps: -1", "preprocessing_batch_size: 1000", "freeze_vision_tower: true", "pissa_convert: true",
-     "infer_backend: vllm", "resume_from_checkpoint: null", "galore_rank: 16"],
-)  # fmt: skip
+    [
+        "use_unsloth: false",
+        "overwrite_cache: true",
+        "output_dir: saves/x",
+        "ddp_timeout: 180000000",
+        "preserve_thinking: false",
+        "save_only_model: false",
+        "max_steps: -1",
+        "preprocessing_batch_size: 1000",
+        "freeze_vision_tower: true",
+        "pissa_convert: true",
+        "infer_backend: vllm",
+        "resume_from_checkpoint: null",
+        "galore_rank: 16",
+    ],
+)
 def test_what_leaves_the_run_as_it_is_is_needless_and_changes_nothing(text: str) -> None:
     imported = sft(text)
     assert set(told(imported).values()) == {"import-needless"}
@@ -247,7 +299,8 @@ def test_the_stretch_is_the_context_that_the_rows_need_by_the_models_own() -> No
 
 def test_low_rank_gradients_keep_their_numbers() -> None:
     spec = read(
-        "finetuning_type: full\ndataset: a\nuse_galore: true\ngalore_layerwise: true\ngalore_target: mlp,self_attn\ngalore_rank: 128"
+        "finetuning_type: full\ndataset: a\nuse_galore: true\ngalore_layerwise: "
+        "true\ngalore_target: mlp,self_attn\ngalore_rank: 128"
     ).spec
     assert spec.training.optim == "galore_adamw_layerwise"
     assert spec.extra["optim_target_modules"] == ["mlp", "self_attn"]
@@ -270,9 +323,7 @@ def test_ppo_is_theirs_where_nothing_is_said_and_a_buffer_is_so_many_mini_batche
         1024,
     )
     assert (stage.missing_eos_penalty, stage.num_ppo_epochs) == (None, 4)
-    spec = read(
-        BASE + "stage: ppo\nreward_model: /r\nppo_buffer_size: 3\ngradient_accumulation_steps: 2"
-    ).spec
+    spec = read(BASE + "stage: ppo\nreward_model: /r\nppo_buffer_size: 3\ngradient_accumulation_steps: 2").spec
     assert (spec.stage.num_mini_batches, spec.training.gradient_accumulation_steps) == (3, 6)
 
 
@@ -304,11 +355,20 @@ def test_a_slip_of_the_pen_is_told_with_what_was_meant() -> None:
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("learning_rate: fast", "learning_rate"), ("cutoff_len: -5", "cutoff_len"), ("num_train_epochs: 1e400", "num_train_epochs"),
-     ("lora_rank: [8]", "lora_rank"), ("val_size: many", "val_size"), ("interleave_probs: x,y\nmix_strategy: interleave_under", "interleave_probs"),
-     ("per_device_train_batch_size: 1000000", "per_device_train_batch_size"), ("lr_scheduler_type: sideways", "lr_scheduler_type"),
-     ("optim: adamw_mini", "optim"), ("adam_beta2: [1]", "adam_beta2"), ("lora_dropout: 2", "lora_dropout")],
-)  # fmt: skip
+    [
+        ("learning_rate: fast", "learning_rate"),
+        ("cutoff_len: -5", "cutoff_len"),
+        ("num_train_epochs: 1e400", "num_train_epochs"),
+        ("lora_rank: [8]", "lora_rank"),
+        ("val_size: many", "val_size"),
+        ("interleave_probs: x,y\nmix_strategy: interleave_under", "interleave_probs"),
+        ("per_device_train_batch_size: 1000000", "per_device_train_batch_size"),
+        ("lr_scheduler_type: sideways", "lr_scheduler_type"),
+        ("optim: adamw_mini", "optim"),
+        ("adam_beta2: [1]", "adam_beta2"),
+        ("lora_dropout: 2", "lora_dropout"),
+    ],
+)
 def test_an_absurd_value_is_left_out_alone(text: str, name: str) -> None:
     imported = sft(text + "\nlora_alpha: 5")
     assert told(imported)[name] == "import-value"
@@ -322,9 +382,7 @@ def test_where_a_value_is_left_out_theirs_stands_as_if_nothing_had_been_said() -
 
 
 def test_a_mapping_may_be_json_text() -> None:
-    assert sft("lr_scheduler_kwargs: '{\"num_cycles\": 2}'").spec.extra == {
-        "lr_scheduler_kwargs": {"num_cycles": 2}
-    }
+    assert sft("lr_scheduler_kwargs: '{\"num_cycles\": 2}'").spec.extra == {"lr_scheduler_kwargs": {"num_cycles": 2}}
 
 
 @pytest.mark.parametrize("text", ["stage: rlhf", "finetuning_type: oft", "stage: {kind: x}", "stage: [sft]"])
@@ -340,9 +398,7 @@ def test_of_two_keys_for_one_setting_the_later_counts_and_the_other_is_told() ->
 
 
 def test_a_secret_is_never_repeated() -> None:
-    imported = sft(
-        "hf_hub_token: hf_abcdef\nhub_token: hf_abcdef\nswanlab_api_key: hf_abcdef\nmy_api_key: hf_abcdef"
-    )
+    imported = sft("hf_hub_token: hf_abcdef\nhub_token: hf_abcdef\nswanlab_api_key: hf_abcdef\nmy_api_key: hf_abcdef")
     shown = imported.spec.to_yaml() + "".join(
         one.text(language) for one in imported.left_out for language in ("en", "zh")
     )
@@ -393,7 +449,10 @@ def test_the_old_verb_eval_becomes_tasks_of_the_harness() -> None:
 
 
 def test_an_export_file_becomes_an_export() -> None:
-    text = "model_name_or_path: /m\nadapter_name_or_path: a,b\ntemplate: x\nexport_dir: out/merged/\nexport_size: 2\nexport_device: cpu\n"
+    text = (
+        "model_name_or_path: /m\nadapter_name_or_path: a,b\ntemplate: "
+        "x\nexport_dir: out/merged/\nexport_size: 2\nexport_device: cpu\n"
+    )
     spec = read(text + "export_quantization_bit: 4\nexport_legacy_format: true").spec
     assert isinstance(spec, ExportSpec)
     assert (spec.model.model_name_or_path, spec.adapters, spec.combination) == ("/m", {"a": 1, "b": 1}, "cat")
@@ -417,9 +476,7 @@ def test_an_export_file_becomes_an_export() -> None:
 def test_no_key_refuses_an_evaluation_or_an_export(value: str) -> None:
     for name in entries("llamafactory"):
         if name not in ("do_predict", "do_train", "export_dir", "task"):
-            assert isinstance(
-                read(f"do_predict: true\neval_dataset: a\n{name}: {value}").spec, EvaluationSpec
-            ), name
+            assert isinstance(read(f"do_predict: true\neval_dataset: a\n{name}: {value}").spec, EvaluationSpec), name
             assert isinstance(read(f"export_dir: o\n{name}: {value}").spec, ExportSpec), name
 
 
@@ -494,15 +551,14 @@ def test_a_saved_form_of_llama_board_is_read() -> None:
     )
     assert (spec.data.validation_share, spec.logging.eval_steps, spec.logging.save_steps) == (0.1, 50, 50)
     assert told(imported)["Qwen2.5-0.5B-Instruct"] == "import-board-model"
-    dpo = read(
-        BOARD.replace("Supervised Fine-Tuning", "DPO").replace("pref_beta: 0.1", "pref_beta: 0.3")
-    ).spec
+    dpo = read(BOARD.replace("Supervised Fine-Tuning", "DPO").replace("pref_beta: 0.1", "pref_beta: 0.3")).spec
     assert (dpo.stage.kind, dpo.stage.beta) == ("dpo", 0.3)
 
 
 def test_a_form_with_data_to_evaluate_alone_is_an_evaluation() -> None:
     spec = read(
-        "top.model_path: /m\ntop.finetuning_type: lora\ntrain.dataset: []\neval.dataset: [a]\neval.predict: true\neval.max_new_tokens: 64\neval.batch_size: 4"
+        "top.model_path: /m\ntop.finetuning_type: lora\ntrain.dataset: []\neval.dataset: "
+        "[a]\neval.predict: true\neval.max_new_tokens: 64\neval.batch_size: 4"
     ).spec
     assert isinstance(spec, EvaluationSpec)
     assert (spec.data.datasets, spec.generation.max_new_tokens, spec.generation.batch_size) == (["a"], 64, 4)
@@ -570,13 +626,20 @@ def test_an_axolotl_file_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("text", "stage"),
-    [("rl: dpo\nrl_beta: 0.3", {"kind": "dpo", "beta": 0.3}), ("rl: ipo", {"kind": "dpo", "loss_type": "ipo"}),
-     ("rl: kto\nkto_desirable_weight: 2", {"kind": "kto", "desirable_weight": 2}), ("rl: orpo\norpo_alpha: 0.2", {"kind": "orpo", "orpo_lambda": 0.2}),
-     ("rl: simpo\nsimpo_gamma: 0.7", {"kind": "simpo", "simpo_gamma": 0.7}), ("reward_model: true", {"kind": "rm"}),
-     ("rl: grpo\ntrl: {num_generations: 4, max_completion_length: 99, beta: 0.01}",
-      {"kind": "grpo", "num_generations": 4, "max_new_tokens": 99, "grpo_beta": 0.01}),
-     ("train_on_inputs: true", {"kind": "sft", "train_on": "everything"})],
-)  # fmt: skip
+    [
+        ("rl: dpo\nrl_beta: 0.3", {"kind": "dpo", "beta": 0.3}),
+        ("rl: ipo", {"kind": "dpo", "loss_type": "ipo"}),
+        ("rl: kto\nkto_desirable_weight: 2", {"kind": "kto", "desirable_weight": 2}),
+        ("rl: orpo\norpo_alpha: 0.2", {"kind": "orpo", "orpo_lambda": 0.2}),
+        ("rl: simpo\nsimpo_gamma: 0.7", {"kind": "simpo", "simpo_gamma": 0.7}),
+        ("reward_model: true", {"kind": "rm"}),
+        (
+            "rl: grpo\ntrl: {num_generations: 4, max_completion_length: 99, beta: 0.01}",
+            {"kind": "grpo", "num_generations": 4, "max_new_tokens": 99, "grpo_beta": 0.01},
+        ),
+        ("train_on_inputs: true", {"kind": "sft", "train_on": "everything"}),
+    ],
+)
 def test_what_axolotl_learns_from_keeps_its_settings(text: str, stage: dict[str, Any]) -> None:
     assert stage.items() <= read(f"base_model: m\nadapter: lora\n{text}").spec.stage.model_dump().items()
 
@@ -594,10 +657,26 @@ def test_a_file_is_read_in_the_encoding_of_its_user() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a: &a [*a]", "stage: sft\nx: &a {}\ny: *a", "{" * 5000, "[" * 50_000, "- " * 9000, "stage: sft\n" + "x: {" * 200, "'" * 99, "\0", "$(" * 999,
-     "llamafactory-cli train " + "--a " * 9000, "export A=${A}\nllamafactory-cli train --dataset $A", "cat <<EOF\n", "llamafactory-cli train --x \"", "A=(1 2",
-     "? [a, b]\n: 1", "stage: sft\n1: 2\ntrue: 3\nnull: 4", "!!python/object/apply:os.system [id]"],
-)  # fmt: skip
+    [
+        "a: &a [*a]",
+        "stage: sft\nx: &a {}\ny: *a",
+        "{" * 5000,
+        "[" * 50_000,
+        "- " * 9000,
+        "stage: sft\n" + "x: {" * 200,
+        "'" * 99,
+        "\0",
+        "$(" * 999,
+        "llamafactory-cli train " + "--a " * 9000,
+        "export A=${A}\nllamafactory-cli train --dataset $A",
+        "cat <<EOF\n",
+        'llamafactory-cli train --x "',
+        "A=(1 2",
+        "? [a, b]\n: 1",
+        "stage: sft\n1: 2\ntrue: 3\nnull: 4",
+        "!!python/object/apply:os.system [id]",
+    ],
+)
 def test_hostile_text_is_refused_or_read_and_never_an_error(text: str) -> None:
     try:
         outcome: Imported | Refusal = read_any(text)

@@ -121,9 +121,7 @@ CHANGES = (resumed, deleted, ended_otherwise, renamed_model, damaged, without_re
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_changes_in_a_folder_is_seen_at_the_next_look(
-    saves: Path, change: Callable[[Path, RunDir], None]
-) -> None:
+def test_what_changes_in_a_folder_is_seen_at_the_next_look(saves: Path, change: Callable[[Path, RunDir], None]) -> None:
     before = shown(runs.find(saves))
     assert before == read_anew(saves)
     change(saves, runs.find(saves)[2].dir)
@@ -132,9 +130,7 @@ def test_what_changes_in_a_folder_is_seen_at_the_next_look(
     assert after != before
 
 
-def test_a_file_edited_in_place_is_seen_when_files_are_compared(
-    saves: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_edited_in_place_is_seen_when_files_are_compared(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs.find(saves)[0]
     folder_changed = run.path.stat().st_mtime_ns
     run.dir.spec.write_text(run.dir.spec.read_text().replace("run-4", "edited"))
@@ -154,18 +150,27 @@ def test_a_folder_that_has_just_changed_is_not_relied_on(saves: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 0, "runs": {}}', b'{"version": 1, "runs": {"a/b/c": 3}}',
-                b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", {}, {}, {"x": 1}]}}', b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", [], [], {}]}}', b"\xff" * 100, b"[" * 100_000],
-)  # fmt: skip
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"version": 1}',
+        b'{"version": 0, "runs": {}}',
+        b'{"version": 1, "runs": {"a/b/c": 3}}',
+        (b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", {}, {}, {"x": 1}]}}'),
+        (b'{"version": 1, "runs": {"a/b/c": [1, "", "finished", [], [], {}]}}'),
+        b"\xff" * 100,
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_index_is_made_again(saves: Path, content: bytes) -> None:
     (saves / index.FILE).write_bytes(content)
     index._index.cache_clear()
     assert shown(runs.find(saves)) == read_anew(saves)
 
 
-def test_an_index_cannot_be_written_and_the_runs_are_listed(
-    saves: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_cannot_be_written_and_the_runs_are_listed(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "WRITE_AFTER_RUNS", 1)
     (saves / index.FILE).mkdir()
     assert shown(runs.find(saves)) == read_anew(saves)
@@ -195,16 +200,22 @@ def test_a_link_to_itself_and_a_foreign_file_harm_no_list(saves: Path) -> None:
 
 
 NAMES = (
-    "plain", "a: b", "it's", "日本語 'q' \"z\"", "# no", "many words " * 7, "1e-5", "- x", "null", "{a}", "model: other", "  edges ", "a\\nb",
+    "plain", "a: b", "it's", "日本語 'q' \"z\"", "# no", "many words " * 7,
+    "1e-5", "- x", "null", "{a}", "model: other", "  edges ", "a\\nb",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_are_what_the_spec_says(tmp_path: Path, name: str) -> None:
-    spec = RunSpec.read({
-        "name": name, "stage": {"kind": "dpo"}, "method": {"kind": "freeze"},
-        "model": {"model_name_or_path": f"/models/{name}"}, "data": {"datasets": {name: 0.5, "chat": 1.0}},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "name": name,
+            "stage": {"kind": "dpo"},
+            "method": {"kind": "freeze"},
+            "model": {"model_name_or_path": f"/models/{name}"},
+            "data": {"datasets": {name: 0.5, "chat": 1.0}},
+        }
+    )
     run = RunDir(tmp_path)
     run.spec.write_text(spec.to_yaml(), encoding="utf-8")
     facts = read_facts(run, "training")
@@ -215,9 +226,14 @@ def test_facts_are_what_the_spec_says(tmp_path: Path, name: str) -> None:
 
 
 def test_facts_of_an_evaluation_name_its_sets_and_tasks(tmp_path: Path) -> None:
-    spec = EvaluationSpec.read({
-        "name": "measured", "model": {"model_name_or_path": "/m"}, "data": {"datasets": ["a", "b"]}, "harness": {"tasks": ["arc"]},
-    })  # fmt: skip
+    spec = EvaluationSpec.read(
+        {
+            "name": "measured",
+            "model": {"model_name_or_path": "/m"},
+            "data": {"datasets": ["a", "b"]},
+            "harness": {"tasks": ["arc"]},
+        }
+    )
     (tmp_path / "spec.yaml").write_text(spec.to_yaml(), encoding="utf-8")
     facts = read_facts(RunDir(tmp_path), "evaluation")
     assert (facts.name, facts.base, facts.stage, facts.data) == ("measured", "/m", "", ("a", "b", "arc"))
@@ -256,10 +272,13 @@ def test_an_infinite_value_is_no_newest_value(tmp_path: Path) -> None:
 
 
 ODD_FILES = {
-    "kind": ("request.json", '{"kind": [], "submitted": 1}'), "kind object": ("request.json", '{"kind": {}, "submitted": 1}'),
-    "empty tag": ("spec.yaml", "name: !!int ''"), "sexagesimal": ("spec.yaml", "name: " + "1:" * 400 + "1.0"),
-    "digits": ("metrics.jsonl", json.dumps(LINE)[:-1] + ', "loss": ' + "9" * 400 + "}"), "stage": ("spec.yaml", "stage: [1]\nmodel: {a: 1}"),
-}  # fmt: skip
+    "kind": ("request.json", '{"kind": [], "submitted": 1}'),
+    "kind object": ("request.json", '{"kind": {}, "submitted": 1}'),
+    "empty tag": ("spec.yaml", "name: !!int ''"),
+    "sexagesimal": ("spec.yaml", "name: " + "1:" * 400 + "1.0"),
+    "digits": ("metrics.jsonl", json.dumps(LINE)[:-1] + ', "loss": ' + "9" * 400 + "}"),
+    "stage": ("spec.yaml", "stage: [1]\nmodel: {a: 1}"),
+}
 
 
 @pytest.mark.parametrize("case", ODD_FILES)

@@ -30,25 +30,35 @@ READ = {
     "under examples": (dump({"examples": [HI, HO], "license": "MIT"}, indent=1), [HI, HO]),
     "under a key of its own": (dump({"my_rows": [HI, HO]}), [HI, HO]),
     "a data set server's answer": (
-        dump({
-            "features": [{"feature_idx": 0, "name": "instruction"}, {"feature_idx": 1, "name": "output"}],
-            "rows": [{"row_idx": 0, "row": HI, "truncated_cells": []}, {"row_idx": 1, "row": HO}], "num_rows_total": 2,
-        }), [HI, HO],
+        dump(
+            {
+                "features": [{"feature_idx": 0, "name": "instruction"}, {"feature_idx": 1, "name": "output"}],
+                "rows": [{"row_idx": 0, "row": HI, "truncated_cells": []}, {"row_idx": 1, "row": HO}],
+                "num_rows_total": 2,
+            }
+        ),
+        [HI, HO],
     ),
     "columns by index": (dump({key: {"0": HI[key], "1": HO[key]} for key in HI}), [HI, HO]),
     "columns as lists": (dump({key: [HI[key], HO[key]] for key in HI}, indent=4), [HI, HO]),
     "one column": (dump({"text": ["a", "b"]}), [{"text": "a"}, {"text": "b"}]),
     "split": (
-        dump({"columns": list(HI), "index": [0, 1], "data": [list(HI.values()), list(HO.values())]}), [HI, HO],
+        dump({"columns": list(HI), "index": [0, 1], "data": [list(HI.values()), list(HO.values())]}),
+        [HI, HO],
     ),
     "table": (dump({"schema": {"fields": [{"name": "instruction"}]}, "data": [HI, HO]}), [HI, HO]),
     "rows by number": (dump({"0": HI, "1": HO}), [HI, HO]),
     "rows by name": (dump({"first": HI, "second": HO}, indent=2), [HI, HO]),
     "a pretty row": (dump(HI, indent=2), [HI]),
     "a pretty conversation": (dump({"messages": TURNS}, indent=2), [{"messages": TURNS}]),
-    "a pretty row with tools": (dump({"messages": TURNS, "tools": [{"name": "f"}]}, indent=2),
-                                [{"messages": TURNS, "tools": [{"name": "f"}]}]),
-    "a pair in lists": (dump({"chosen": TURNS, "rejected": TURNS[:1]}, indent=1), [{"chosen": TURNS, "rejected": TURNS[:1]}]),
+    "a pretty row with tools": (
+        dump({"messages": TURNS, "tools": [{"name": "f"}]}, indent=2),
+        [{"messages": TURNS, "tools": [{"name": "f"}]}],
+    ),
+    "a pair in lists": (
+        dump({"chosen": TURNS, "rejected": TURNS[:1]}, indent=1),
+        [{"chosen": TURNS, "rejected": TURNS[:1]}],
+    ),
     "several pretty rows": (dump(HI, indent=2) + "\n" + dump(HO, indent=2) + "\n", [HI, HO]),
     "several pretty conversations": (dump({"messages": TURNS}, indent=2) * 3, [{"messages": TURNS}] * 3),
     "a line, then a pretty row": (dump(HI) + "\n" + dump(HO, indent=2), [HI, HO]),
@@ -58,7 +68,7 @@ READ = {
     "lines": (dump(HI) + "\n\n" + dump(HO), [HI, HO]),
     "a list": (dump([HI, HO], indent=1), [HI, HO]),
     "no rows": (dump({"data": [], "total": 0}), []),
-}  # fmt: skip
+}
 
 
 def by_reader(file: Path) -> tuple[list[Any], list[str]]:
@@ -122,7 +132,7 @@ SAID = {
     "depth without end": ('{\n"a":' * 50_000, "file-no-json", 0),
     "a number without end": ('{"a": ' + "9" * 5000 + "}", "row-not-json", 0),
     "a number without end in a list": ('[{"a": ' + "9" * 5000 + "}]", "file-broken-json", 0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -134,9 +144,7 @@ def test_what_has_no_clear_meaning_is_one_sentence_about_the_whole_file(tmp_path
         read, codes = by_reader(file)
         assert (codes, len(read)) == ([code], rows)
         assert by_blocks(file) == (read, codes)
-        assert all(
-            isinstance(value, dict) or value.text("zh") != value.text("en") for _, value in entries(file)
-        )
+        assert all(isinstance(value, dict) or value.text("zh") != value.text("en") for _, value in entries(file))
 
 
 def test_an_object_longer_than_a_row_is_read_by_its_list_and_never_whole(
@@ -160,7 +168,12 @@ def test_an_object_longer_than_a_row_is_read_by_its_list_and_never_whole(
 
 def test_a_byte_that_is_no_character_costs_its_row_and_no_other(tmp_path: Path) -> None:
     rows = [{"text": f"你好世界 {number}"} for number in range(30)]
-    for text in (dump(rows, indent=1), "\n".join(map(dump, rows)), dump({"data": rows}), "\n".join(dump(row, indent=1) for row in rows)):  # fmt: skip
+    for text in (
+        dump(rows, indent=1),
+        "\n".join(map(dump, rows)),
+        dump({"data": rows}),
+        "\n".join(dump(row, indent=1) for row in rows),
+    ):
         file = tmp_path / "x.json"
         file.write_bytes(text.encode().replace("界 7".encode(), b"\xff 7"))
         os.utime(file, ns=(len(text), len(text)))  # another version, whatever the clock says

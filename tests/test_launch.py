@@ -31,7 +31,7 @@ print(sys.modules["bitsandbytes"] is not None, torch.cuda.is_initialized())
 def loaded(spec: RunSpec) -> str:
     done = subprocess.run(
         [sys.executable, "-c", LOOK], input=spec.to_yaml(), cwd=PROJECT, capture_output=True, text=True, check=True
-    )  # fmt: skip
+    )
     return done.stdout.splitlines()[-1]
 
 
@@ -44,9 +44,7 @@ def test_only_a_run_that_quantizes_meets_bitsandbytes_and_none_takes_a_device(
 
 
 @pytest.mark.slow
-def test_a_launcher_whose_keeper_is_gone_trains_nothing(
-    make_spec: Callable[..., RunSpec], tmp_path: Path
-) -> None:
+def test_a_launcher_whose_keeper_is_gone_trains_nothing(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     spec = make_spec()

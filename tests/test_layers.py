@@ -15,9 +15,7 @@ TRAINING = {"torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes"
 ENGINE = (
     "core", "spec", "models", "launch", "data", "preflight", "evaluation", "export", "runs", "serving", "importer",
 )  # fmt: skip
-WORKER = (
-    "runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving",
-)  # fmt: skip
+WORKER = ("runtime", "templates", "models", "data", "generation", "evaluation", "training", "exporting", "serving")
 
 
 @cache
@@ -44,12 +42,15 @@ def module_of(file: Path) -> str:
 
 
 def arrows(file: Path) -> set[str]:
-    """The modules of this project that a file imports. A package counts where a name of its own is imported, not where it
-    is only on the way to a module."""
+    """The modules of this project that a file imports. A package counts where a
+    name of its own is imported, not where it is only on the way to a module."""
     names = imports(file)
     modules = {name for name in names if name.split(".")[0] in ("engine", "webui") and file_of(name)}
-    on_the_way = {name for name in modules if file_of(name).name == "__init__.py" and any(
-        other.startswith(f"{name}.") for other in names)}  # fmt: skip
+    on_the_way = {
+        name
+        for name in modules
+        if file_of(name).name == "__init__.py" and any(other.startswith(f"{name}.") for other in names)
+    }
     return modules - on_the_way - {module_of(file)}
 
 

@@ -59,26 +59,58 @@ def test_nothing_is_said_of_a_plain_run(check: Callable[..., Checked]) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "code", "largest"),
     [
-        ({"hardware": {"device": "cpu", "num_processes": 1024}}, "hardware.num_processes", "processes-beyond-memory", 35),
+        (
+            {"hardware": {"device": "cpu", "num_processes": 1024}},
+            "hardware.num_processes",
+            "processes-beyond-memory",
+            35,
+        ),
         ({"data__preprocessing_num_workers": 256}, "data.preprocessing_num_workers", "workers-beyond-memory", 2),
-        ({"data__validation_share": 0.5, "data__max_samples": 1}, "data.validation_share", "validation-takes-all", None),
+        (
+            {"data__validation_share": 0.5, "data__max_samples": 1},
+            "data.validation_share",
+            "validation-takes-all",
+            None,
+        ),
         ({"data__datasets": {"chat": 0.001}}, "data.datasets", "weights-leave-nothing", None),
-        ({"training__warmup_steps": 9, "training__max_steps": None, "training__num_train_epochs": 0.5},
-         "training.warmup_steps", "warmup-too-long", None),
+        (
+            {"training__warmup_steps": 9, "training__max_steps": None, "training__num_train_epochs": 0.5},
+            "training.warmup_steps",
+            "warmup-too-long",
+            None,
+        ),
         ({"training__warmup_steps": 8}, "training.warmup_steps", "warmup-too-long", None),
-        ({"data__validation_share": 0.1, "logging__early_stopping_patience": 2}, "logging.eval_steps", "validation-never", None),
-        ({"logging__save_total_limit": None, "logging__save_steps": 1, "training__max_steps": 10**9},
-         "logging.save_total_limit", "checkpoints-beyond-disk", None),
-        ({"extra": {"dataloader_drop_last": True}, "training__per_device_train_batch_size": 64},
-         "training.per_device_train_batch_size", "last-batch-dropped", 40),
+        (
+            {"data__validation_share": 0.1, "logging__early_stopping_patience": 2},
+            "logging.eval_steps",
+            "validation-never",
+            None,
+        ),
+        (
+            {"logging__save_total_limit": None, "logging__save_steps": 1, "training__max_steps": 10**9},
+            "logging.save_total_limit",
+            "checkpoints-beyond-disk",
+            None,
+        ),
+        (
+            {"extra": {"dataloader_drop_last": True}, "training__per_device_train_batch_size": 64},
+            "training.per_device_train_batch_size",
+            "last-batch-dropped",
+            40,
+        ),
         ({"extra": {"adam_beta1": 1.5}}, "extra", "extra-limit", None),
         ({"extra": {"eval_on_start": True}}, "extra.eval_on_start", "needs-validation", None),
         ({"extra": {"ddp_backend": "smoke"}}, "extra.ddp_backend", "spec-choice", None),
         ({"extra": {"tf32": True}}, "extra", "tf32-needs-card", None),
-        ({"model__attn_implementation": "flex_attention"}, "model.attn_implementation", "attention-not-trained-on-cpu", None),
+        (
+            {"model__attn_implementation": "flex_attention"},
+            "model.attn_implementation",
+            "attention-not-trained-on-cpu",
+            None,
+        ),
         ({"method__r": 4096, "method__init_lora_weights": "pissa"}, "method.r", "rank-beyond-matrix", 32),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_keeps_a_run_from_starting(
     check: Callable[..., Checked], changes: dict[str, Any], field: str, code: str, largest: int | None
 ) -> None:
@@ -86,9 +118,7 @@ def test_what_cannot_be_keeps_a_run_from_starting(
     assert (found.field, found.code, others) == (field, code, [])
     if largest is not None:
         assert found.values["largest"] == largest
-        parts = (
-            {field: largest} if field != "hardware.num_processes" else {"hardware__num_processes": largest}
-        )
+        parts = {field: largest} if field != "hardware.num_processes" else {"hardware__num_processes": largest}
         assert code not in {
             one.code for one in check(**{**changes, **{k.replace(".", "__"): v for k, v in parts.items()}})[0]
         }
@@ -97,19 +127,43 @@ def test_what_cannot_be_keeps_a_run_from_starting(
 @pytest.mark.parametrize(
     ("changes", "field", "code", "largest"),
     [
-        ({"training__per_device_train_batch_size": 65536}, "training.per_device_train_batch_size", "batch-beyond-rows", 40),
-        ({"training__gradient_accumulation_steps": 65536}, "training.gradient_accumulation_steps", "step-beyond-rows", 10),
+        (
+            {"training__per_device_train_batch_size": 65536},
+            "training.per_device_train_batch_size",
+            "batch-beyond-rows",
+            40,
+        ),
+        (
+            {"training__gradient_accumulation_steps": 65536},
+            "training.gradient_accumulation_steps",
+            "step-beyond-rows",
+            10,
+        ),
         ({"data__preprocessing_num_workers": 8}, "data.preprocessing_num_workers", "more-workers-than-cores", None),
         ({"extra": {"dataloader_num_workers": 512}}, "extra.dataloader_num_workers", "more-workers-than-cores", None),
         ({"hardware__num_processes": 4}, "hardware.num_processes", "more-processes-than-cores", None),
-        ({"training__lr_scheduler_type": "constant", "training__warmup_steps": 2}, "training.warmup_steps", "warmup-not-here", None),
-        ({"data__validation_share": 0.01, "logging__eval_steps": 2}, "data.validation_share", "validation-of-few", None),
+        (
+            {"training__lr_scheduler_type": "constant", "training__warmup_steps": 2},
+            "training.warmup_steps",
+            "warmup-not-here",
+            None,
+        ),
+        (
+            {"data__validation_share": 0.01, "logging__eval_steps": 2},
+            "data.validation_share",
+            "validation-of-few",
+            None,
+        ),
         ({"data__validation_share": 0.1}, "logging.eval_steps", "validation-after-end", None),
-        ({"data__validation_share": 0.1, "logging__eval_steps": 4, "logging__early_stopping_patience": 2},
-         "logging.early_stopping_patience", "stopping-never", None),
+        (
+            {"data__validation_share": 0.1, "logging__eval_steps": 4, "logging__early_stopping_patience": 2},
+            "logging.early_stopping_patience",
+            "stopping-never",
+            None,
+        ),
         ({"method__r": 128}, "method.r", "rank-beyond-width", None),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_do_what_is_expected_is_told_and_can_start(
     check: Callable[..., Checked], changes: dict[str, Any], field: str, code: str, largest: int | None
 ) -> None:
@@ -121,8 +175,11 @@ def test_what_does_not_do_what_is_expected_is_told_and_can_start(
 
 
 def test_a_batch_beyond_the_memory_is_told_with_the_largest_that_fits(
-    check: Callable[..., Checked], workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+    check: Callable[..., Checked],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = [{"instruction": f"{n}?", "output": f"{n}."} for n in range(70_000)]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     path = "training.per_device_train_batch_size"
@@ -171,9 +228,7 @@ def test_grpo_needs_questions_for_one_step(workplace: Workplace, make_spec: Call
     stage = {"kind": "grpo", "rewards": ["exact"], "num_generations": 2, "max_new_tokens": 8}
     spec = make_spec(stage=stage, training__gradient_accumulation_steps=1, training__max_steps=None)
     few = workplace.frozen(spec.change("training.per_device_train_batch_size", 128))
-    assert codes(limits.limit_problems(few, workplace, [])) == [
-        ("data.datasets", "fewer-questions-than-step")
-    ]
+    assert codes(limits.limit_problems(few, workplace, [])) == [("data.datasets", "fewer-questions-than-step")]
     assert optimizer_steps(few, 40) == 0
     assert limits.limit_problems(workplace.frozen(spec), workplace, []) == []
 
@@ -193,9 +248,7 @@ def test_grpo_needs_questions_for_one_step(workplace: Workplace, make_spec: Call
         "method.target_modules",
     ],
 )
-def test_half_a_character_or_nul_is_refused_at_its_field_in_words_that_can_be_written(
-    field: str, text: str
-) -> None:
+def test_half_a_character_or_nul_is_refused_at_its_field_in_words_that_can_be_written(field: str, text: str) -> None:
     values = {"data.datasets": {text: 1.0}, "extra": {"a": [{"b": text}]}, "method.target_modules": [text]}
     with pytest.raises(Refusal) as refused:
         RunSpec().change(field, values.get(field, text))
@@ -230,16 +283,12 @@ def test_a_shell_says_it_and_a_path_that_is_no_text_is_told(workplace: Workplace
 # ------------------------------------------------------------------------------------------ where it is told
 
 
-def test_check_tells_doubts_beside_its_answer(
-    workplace: Workplace, make_spec: Callable[..., RunSpec]
-) -> None:
+def test_check_tells_doubts_beside_its_answer(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     spec = make_spec(training__per_device_train_batch_size=65536).to_yaml()
     checked = engine(workplace, "check", "-", input=spec)
     assert (checked.returncode, checked.stdout) == (0, "ready to start\n")
     assert "note: training.per_device_train_batch_size: " in checked.stderr
-    spec = make_spec(
-        data__preprocessing_num_workers=256, data__validation_share=0.5, data__max_samples=1
-    ).to_yaml()
+    spec = make_spec(data__preprocessing_num_workers=256, data__validation_share=0.5, data__max_samples=1).to_yaml()
     checked = engine(workplace, "check", "-", input=spec)
     assert checked.returncode == 1
     assert "data.validation_share: " in checked.stdout

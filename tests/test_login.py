@@ -33,10 +33,14 @@ def studio(tmp_path, monkeypatch):
     """Makes a client of a studio with one user; `root_path` as an operator would give it."""
     monkeypatch.setattr(users, "SCRYPT_COST", (16, 8, 1))
     users.add_user(tmp_path / "users", "han", "correct horse")
-    inner = Starlette(routes=[
-        Route("/", who), Route("/api", who, methods=["GET", "POST"]), WebSocketRoute("/ws", socket),
-        Route("/studio/", who),
-    ])  # fmt: skip
+    inner = Starlette(
+        routes=[
+            Route("/", who),
+            Route("/api", who, methods=["GET", "POST"]),
+            WebSocketRoute("/ws", socket),
+            Route("/studio/", who),
+        ]
+    )
 
     def client(root_path="", base_url="http://studio.lan:7860"):
         app = LoginRequired(inner, tmp_path / "users", tmp_path / "secret", tmp_path / "ended", root_path)
@@ -73,9 +77,22 @@ def test_after_login_one_is_where_one_wanted_to_be(studio):
 
 @pytest.mark.parametrize(
     "elsewhere",
-    ["https://evil.example/", "//evil.example", "/\\evil.example", "\\\\evil.example", "/a\\..\\", "javascript:alert(1)",
-     "/\nSet-Cookie: a=b", "/\t/evil.example", " //evil.example", "", "/" + "x" * 5000, "@evil.example", ".evil.example"],
-)  # fmt: skip
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/\\evil.example",
+        "\\\\evil.example",
+        "/a\\..\\",
+        "javascript:alert(1)",
+        "/\nSet-Cookie: a=b",
+        "/\t/evil.example",
+        " //evil.example",
+        "",
+        "/" + "x" * 5000,
+        "@evil.example",
+        ".evil.example",
+    ],
+)
 def test_no_link_makes_the_login_lead_to_another_site(studio, elsewhere):
     client = studio()
     answer = client.post("/login", data=RIGHT | {"next": elsewhere})
@@ -150,9 +167,7 @@ def test_what_is_typed_into_the_form_is_not_run_as_html(studio):
     assert "<script" not in page
 
 
-@pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://studio.lan.evil.example", "http://[bad"]
-)
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://studio.lan.evil.example", "http://[bad"])
 def test_a_form_from_another_site_is_refused(studio, origin):
     client = studio()
     assert client.post("/login", data=RIGHT, headers={"Origin": origin}).status_code == 403
@@ -160,9 +175,7 @@ def test_a_form_from_another_site_is_refused(studio, origin):
 
 
 def test_a_form_from_the_studio_itself_is_taken(studio):
-    assert (
-        studio().post("/login", data=RIGHT, headers={"Origin": "http://studio.lan:7860"}).status_code == 303
-    )
+    assert studio().post("/login", data=RIGHT, headers={"Origin": "http://studio.lan:7860"}).status_code == 303
     proxied = {"Origin": "https://ai.example", "X-Forwarded-Host": "ai.example"}
     assert studio().post("/login", data=RIGHT, headers=proxied).status_code == 303
 
@@ -194,9 +207,7 @@ def test_guessing_gets_slower(studio):
     answers = [client.post("/login", data={"name": "han", "password": str(i)}) for i in range(FREE_TRIES + 1)]
     assert [answer.status_code for answer in answers] == [401] * FREE_TRIES + [429]
     assert int(answers[-1].headers["retry-after"]) == 1
-    assert (
-        client.post("/login", data=RIGHT).status_code == 429
-    )  # the right one waits too: else it would be told
+    assert client.post("/login", data=RIGHT).status_code == 429  # the right one waits too: else it would be told
 
 
 def test_the_wait_doubles_up_to_a_minute_and_is_forgotten():

@@ -1,4 +1,5 @@
-"""The doctor sees what is wrong with a machine, says it in both languages with a fix, and shows it in the shell and on the page."""
+"""The doctor sees what is wrong with a machine, says it in both languages with
+a fix, and shows it in the shell and on the page."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "_in_child",
         lambda hub: iter([Finding("good", "machine-torch", {"version": "2", "build": "CPU"})]),
     )
-    monkeypatch.setattr(machine, "_bitsandbytes", lambda: iter(()))  # fmt: skip
+    monkeypatch.setattr(machine, "_bitsandbytes", lambda: iter(()))
 
 
 def codes(workplace: Workplace) -> dict[str, Finding]:
@@ -73,18 +74,27 @@ def driver_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BAD: list[tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = [
-    (few_files, "machine-files-few", "doubtful"), (small_disk, "machine-disk-low", "doubtful"), (full_disk, "machine-disk-low", "broken"),
-    (little_memory, "machine-memory-small", "doubtful"), (other_package, "machine-packages-differ", "doubtful"),
-    (no_package, "machine-packages-missing", "broken"), (small_shared_memory, "machine-shm-small", "doubtful"),
-    (new_python, "machine-python-untested", "doubtful"), (driver_fails, "gpu-driver-failed", "broken"),
-]  # fmt: skip
+    (few_files, "machine-files-few", "doubtful"),
+    (small_disk, "machine-disk-low", "doubtful"),
+    (full_disk, "machine-disk-low", "broken"),
+    (little_memory, "machine-memory-small", "doubtful"),
+    (other_package, "machine-packages-differ", "doubtful"),
+    (no_package, "machine-packages-missing", "broken"),
+    (small_shared_memory, "machine-shm-small", "doubtful"),
+    (new_python, "machine-python-untested", "doubtful"),
+    (driver_fails, "gpu-driver-failed", "broken"),
+]
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("cause", "code", "level"), BAD, ids=lambda value: getattr(value, "__name__", value))
 def test_what_is_wrong_is_seen_with_a_fix(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, cause: Callable[[pytest.MonkeyPatch], None], code: str, level: str
-) -> None:  # fmt: skip
+    workplace: Workplace,
+    monkeypatch: pytest.MonkeyPatch,
+    cause: Callable[[pytest.MonkeyPatch], None],
+    code: str,
+    level: str,
+) -> None:
     assert code not in codes(workplace)
     cause(monkeypatch)
     finding = codes(workplace)[code]
@@ -106,7 +116,7 @@ def test_folders_that_are_closed_or_missing_are_seen(workplace: Workplace, tmp_p
         == "doubtful"
     )
     assert list(workplace.saves.iterdir()) == []  # nothing of the trial is left
-    assert {"machine-disk", "machine-data"} <= set(codes(workplace))  # fmt: skip
+    assert {"machine-disk", "machine-data"} <= set(codes(workplace))
 
 
 @pytest.mark.usefixtures("quick")
@@ -123,15 +133,26 @@ def test_the_page_shows_the_report_as_it_grows_and_then_as_text(workplace: Workp
 
 def test_every_finding_that_is_not_good_has_a_fix() -> None:
     with_fix = {
-        code.removesuffix("-fix")
-        for code in sentences()
-        if code.startswith("machine-") and code.endswith("-fix")
+        code.removesuffix("-fix") for code in sentences() if code.startswith("machine-") and code.endswith("-fix")
     }
     good = {
-        "machine-python", "machine-packages", "machine-memory", "machine-cores", "machine-shm", "machine-files", "machine-disk",
-        "machine-data", "machine-gpu", "machine-gpu-works", "machine-cpu-works", "machine-torch", "machine-attention",
-        "machine-bitsandbytes", "machine-ranks", "machine-hub",
-    }  # fmt: skip
+        "machine-python",
+        "machine-packages",
+        "machine-memory",
+        "machine-cores",
+        "machine-shm",
+        "machine-files",
+        "machine-disk",
+        "machine-data",
+        "machine-gpu",
+        "machine-gpu-works",
+        "machine-cpu-works",
+        "machine-torch",
+        "machine-attention",
+        "machine-bitsandbytes",
+        "machine-ranks",
+        "machine-hub",
+    }
     every = {code for code in sentences() if code.startswith("machine-") and not code.endswith("-fix")}
     assert every == with_fix | good
 
@@ -143,10 +164,18 @@ def test_the_requirements_are_installed_as_tested() -> None:
 
 
 BUILT = [
-    ((9, 0), ["sm_80", "sm_90"], True), ((8, 6), ["sm_80", "sm_90"], True), ((12, 0), ["sm_80", "sm_90"], False),
-    ((12, 0), ["sm_90", "compute_90"], True), ((7, 0), ["sm_75"], False), ((7, 5), ["sm_70"], True), ((9, 0), ["sm_90a"], True),
-    ((9, 4), ["gfx942"], True), ((10, 0), ["sm_100"], True), ((12, 1), ["sm_120"], True), ((8, 0), ["sm_120"], False),
-]  # fmt: skip
+    ((9, 0), ["sm_80", "sm_90"], True),
+    ((8, 6), ["sm_80", "sm_90"], True),
+    ((12, 0), ["sm_80", "sm_90"], False),
+    ((12, 0), ["sm_90", "compute_90"], True),
+    ((7, 0), ["sm_75"], False),
+    ((7, 5), ["sm_70"], True),
+    ((9, 0), ["sm_90a"], True),
+    ((9, 4), ["gfx942"], True),
+    ((10, 0), ["sm_100"], True),
+    ((12, 1), ["sm_120"], True),
+    ((8, 0), ["sm_120"], False),
+]
 CHILD = """
 import json, sys
 from engine.worker.runtime import machine
@@ -169,9 +198,7 @@ def test_kernels_are_there_for_the_capabilities_that_they_were_built_for() -> No
 
 
 @pytest.mark.slow
-def test_the_doctor_tells_of_a_bitsandbytes_without_its_library(
-    workplace: Workplace, without_library: Path
-) -> None:
+def test_the_doctor_tells_of_a_bitsandbytes_without_its_library(workplace: Workplace, without_library: Path) -> None:
     """Everything for real, in the shell, beside a copy of the package that lacks its native libraries."""
     words = [
         sys.executable,

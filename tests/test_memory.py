@@ -24,13 +24,15 @@ from webui.train_tab import plan_html
 from webui.words import Words
 
 GIB = 2**30
-# bench/RESULTS.md: held by torch, and in use on the card, in GiB. Quantized models were seen there with embeddings in fp32
-# only, which they no longer have.
+# bench/RESULTS.md: held by torch, and in use on the card, in GiB. Quantized
+# models were seen there with embeddings in fp32 only, which they no longer have.
 SEEN = {
-    "7B lora 2 × 2048 recomputed": (17.10, 18.74), "7B lora 1 × 2048 kept": (27.67, 29.72),
-    "1.5B lora 4 × 1024 kept": (15.21, 16.68), "1.5B lora 8 × 1024 recomputed": (5.17, 6.59),
+    "7B lora 2 × 2048 recomputed": (17.10, 18.74),
+    "7B lora 1 × 2048 kept": (27.67, 29.72),
+    "1.5B lora 4 × 1024 kept": (15.21, 16.68),
+    "1.5B lora 8 × 1024 recomputed": (5.17, 6.59),
     "1.5B freeze 4 × 1024 recomputed": (8.02, 9.39),
-}  # fmt: skip
+}
 
 
 def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
@@ -39,10 +41,14 @@ def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
     hidden, inner, words = (shape[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     keys = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
     linear = {
-        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (keys, hidden), "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),
-    }  # fmt: skip
+    }
     sizes = {"model.embed_tokens.weight": (words, hidden)}
     if not shape["tie_word_embeddings"]:
         sizes["lm_head.weight"] = (words, hidden)
@@ -93,7 +99,7 @@ def test_it_is_what_a_card_was_seen_to_hold(models: dict[str, Path], name: str) 
         (9, {"training.gradient_checkpointing", "training.per_device_train_batch_size", "model.quantization"}),
         (4, None),
     ],
-)  # fmt: skip
+)
 def test_the_first_changes_that_make_it_fit_are_named(
     models: dict[str, Path], room: int, changed: set[str] | None
 ) -> None:
@@ -103,8 +109,11 @@ def test_the_first_changes_that_make_it_fit_are_named(
         assert after is None
         return
     plain, other = before.model_dump(), after.model_dump()
-    paths = {path for path in ("training.gradient_checkpointing", "training.per_device_train_batch_size", "model.quantization")
-             if plain[path.split(".")[0]][path.split(".")[1]] != other[path.split(".")[0]][path.split(".")[1]]}  # fmt: skip
+    paths = {
+        path
+        for path in ("training.gradient_checkpointing", "training.per_device_train_batch_size", "model.quantization")
+        if plain[path.split(".")[0]][path.split(".")[1]] != other[path.split(".")[0]][path.split(".")[1]]
+    }
     assert paths == changed
     assert examples_per_step(after) == examples_per_step(before)
     assert memory.memory_needed(after, inspect_model(models["7B"]), 1).total <= room * GIB
@@ -137,9 +146,7 @@ def test_more_than_the_card_has_is_said_with_what_helps(
         ({"method.init_lora_weights": "pissa"}, 12),  # which 4 bits exclude
     ],
 )
-def test_what_may_not_be_is_not_proposed(
-    models: dict[str, Path], changes: dict[str, Any], there: int
-) -> None:
+def test_what_may_not_be_is_not_proposed(models: dict[str, Path], changes: dict[str, Any], there: int) -> None:
     asked = spec(Case("7B", "lora", 2, 2048, True, changes), models)
     found = memory.fit_to_memory(asked, inspect_model(models["7B"]), 1, there * GIB)
     assert found is None or spec_problems(found) == spec_problems(asked)

@@ -95,9 +95,7 @@ def test_short_references_that_come_again_are_labels_and_long_or_unique_ones_are
 def test_macro_f1_is_worked_out_by_hand_and_babble_is_nobodys_false_alarm() -> None:
     answers, references = ["yes", "yes", "no", "perhaps"], ["yes", "no", "no", "no"]
     # yes: 1 hit, 1 false alarm, 0 misses = 2/3. no: 1 hit, 0 false alarms, 2 misses = 1/2.
-    assert metrics.macro_f1(answers, references, ["no", "yes"]).value == pytest.approx(
-        100 * (2 / 3 + 1 / 2) / 2
-    )
+    assert metrics.macro_f1(answers, references, ["no", "yes"]).value == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
 
 
 def test_perplexity_weighs_rows_by_their_tokens() -> None:

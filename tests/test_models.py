@@ -16,29 +16,46 @@ from engine.models.facts import inspect_model
 from engine.models.trainable_modules import lora_problems, trainable_parameters
 
 CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "dtype": "bfloat16", "vocab_size": 96,
-    "hidden_size": 16, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False,
-}  # fmt: skip
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "dtype": "bfloat16",
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
 
 
 def layer(number):
     start = f"model.layers.{number}"
     return {
-        f"{start}.self_attn.q_proj.weight": (16, 16), f"{start}.self_attn.q_proj.bias": (16,),
-        f"{start}.self_attn.k_proj.weight": (8, 16), f"{start}.self_attn.k_proj.bias": (8,),
-        f"{start}.self_attn.v_proj.weight": (8, 16), f"{start}.self_attn.v_proj.bias": (8,),
+        f"{start}.self_attn.q_proj.weight": (16, 16),
+        f"{start}.self_attn.q_proj.bias": (16,),
+        f"{start}.self_attn.k_proj.weight": (8, 16),
+        f"{start}.self_attn.k_proj.bias": (8,),
+        f"{start}.self_attn.v_proj.weight": (8, 16),
+        f"{start}.self_attn.v_proj.bias": (8,),
         f"{start}.self_attn.o_proj.weight": (16, 16),
-        f"{start}.mlp.gate_proj.weight": (40, 16), f"{start}.mlp.up_proj.weight": (40, 16),
+        f"{start}.mlp.gate_proj.weight": (40, 16),
+        f"{start}.mlp.up_proj.weight": (40, 16),
         f"{start}.mlp.down_proj.weight": (16, 40),
-        f"{start}.input_layernorm.weight": (16,), f"{start}.post_attention_layernorm.weight": (16,),
-    }  # fmt: skip
+        f"{start}.input_layernorm.weight": (16,),
+        f"{start}.post_attention_layernorm.weight": (16,),
+    }
 
 
 QWEN = {
-    "model.embed_tokens.weight": (96, 16), "model.norm.weight": (16,), "lm_head.weight": (96, 16),
-    **layer(0), **layer(1), **layer(2),
-}  # fmt: skip
+    "model.embed_tokens.weight": (96, 16),
+    "model.norm.weight": (16,),
+    "lm_head.weight": (96, 16),
+    **layer(0),
+    **layer(1),
+    **layer(2),
+}
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -145,9 +162,11 @@ def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
         name: {"dtype": "U8", "shape": [320, 1], "data_offsets": [0, 320]},
         f"{name}.absmax": {"dtype": "U8", "shape": [10], "data_offsets": [320, 330]},
         f"{name}.quant_state.bitsandbytes__nf4": {
-            "dtype": "U8", "shape": [len(state)], "data_offsets": [330, 330 + len(state)],
+            "dtype": "U8",
+            "shape": [len(state)],
+            "data_offsets": [330, 330 + len(state)],
         },
-    }  # fmt: skip
+    }
     head = json.dumps(entries).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(330) + state)
     model = inspect_model(folder)
@@ -158,8 +177,7 @@ def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
 
 def test_of_a_model_that_also_sees_the_part_that_writes_is_counted_and_named(root):
     writing = {
-        f"model.language_model{name[5:]}" if name != "lm_head.weight" else name: shape
-        for name, shape in QWEN.items()
+        f"model.language_model{name[5:]}" if name != "lm_head.weight" else name: shape for name, shape in QWEN.items()
     }
     seeing = {"model.visual.blocks.0.attn.qkv.weight": (48, 16), "model.visual.pos_embed.weight": (9, 16)}
     config = {
@@ -186,13 +204,24 @@ def test_a_model_whose_part_that_writes_is_not_loaded_alone_is_refused(root, mod
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "proportional"}, "sliding_attention": {"rope_type": "default"}}}, "proportional"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}, "full_attention, sliding_attention"),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "proportional"},
+                    "sliding_attention": {"rope_type": "default"},
+                }
+            },
+            "proportional",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+            "full_attention, sliding_attention",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, None),
         ({"rope_scaling": None}, None),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}, None),
     ],
-)  # fmt: skip
+)
 def test_a_stretched_context_is_a_fact(root, given, own):
     assert inspect_model(make_model(root / "m", **given)).rope == own
 
@@ -363,9 +392,7 @@ def test_a_missing_shard_is_named(root):
     assert inspect_model(folder).parameters is None
 
 
-@pytest.mark.parametrize(
-    "index", ['{"weight_map": {"a": "../../x.safetensors"}}', "{}", '{"weight_map": {"a": 1}}']
-)
+@pytest.mark.parametrize("index", ['{"weight_map": {"a": "../../x.safetensors"}}', "{}", '{"weight_map": {"a": 1}}'])
 def test_an_index_cannot_lead_out_of_the_folder(root, index):
     (make_model(root / "m", shapes=None) / "model.safetensors.index.json").write_text(index)
     assert codes(root / "m", [root]) == ["model-index-broken"]
@@ -501,9 +528,11 @@ def test_the_linear_layers_are_listed_without_embeddings_and_head(root):
 
 def test_routers_and_routed_experts_are_no_linear_layers(root):
     moe = {
-        "model.layers.0.mlp.gate.weight": (8, 16), "model.layers.0.mlp.experts.0.up_proj.weight": (40, 16),
-        "model.layers.0.self_attn.q_proj.weight": (16, 16), "model.layers.0.mlp.shared_expert.w.weight": (4, 16),
-    }  # fmt: skip
+        "model.layers.0.mlp.gate.weight": (8, 16),
+        "model.layers.0.mlp.experts.0.up_proj.weight": (40, 16),
+        "model.layers.0.self_attn.q_proj.weight": (16, 16),
+        "model.layers.0.mlp.shared_expert.w.weight": (4, 16),
+    }
     assert trainable_modules.linear_modules(inspect_model(make_model(root / "m", moe))) == ["q_proj", "w"]
 
 
@@ -531,14 +560,9 @@ def test_each_method_trains_what_its_name_says(root):
     one_layer = 16 * 16 * 2 + 8 * 16 * 2 + 40 * 16 * 3 + 32 + 32
     assert trainable_parameters(model, "full") == model.parameters
     assert trainable_parameters(model, "freeze", trainable_layers=2) == one_layer * 2
-    assert (
-        trainable_parameters(model, "freeze", trainable_modules=["model.layers.1", "model.norm"])
-        == one_layer + 16
-    )
+    assert trainable_parameters(model, "freeze", trainable_modules=["model.layers.1", "model.norm"]) == one_layer + 16
     assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"]) == 3 * 4 * 32
-    assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"], use_dora=True) == 3 * (
-        4 * 32 + 16
-    )
+    assert trainable_parameters(model, "lora", r=4, target_modules=["q_proj"], use_dora=True) == 3 * (4 * 32 + 16)
 
 
 PEFT = """

@@ -22,9 +22,7 @@ NAME = """it's "第二版" $(id); & <b>"""
 def test_a_run_whose_every_name_has_spaces_quotes_and_chinese_finishes(
     tmp_path: Path, tiny: Path, make_spec: Callable[..., RunSpec]
 ) -> None:
-    place = Workplace(
-        models=(tmp_path / f"m {NAME}",), data=tmp_path / f"d {NAME}", saves=tmp_path / f"s {NAME}"
-    )
+    place = Workplace(models=(tmp_path / f"m {NAME}",), data=tmp_path / f"d {NAME}", saves=tmp_path / f"s {NAME}")
     place.data.mkdir()
     place.saves.mkdir()
     model = place.models[0] / NAME
@@ -34,9 +32,12 @@ def test_a_run_whose_every_name_has_spaces_quotes_and_chinese_finishes(
     info = {NAME: {"file_name": f"{NAME}.json"}}
     (place.data / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     spec = make_spec(
-        name=NAME, model__model_name_or_path=NAME, data__dataset_dir=str(place.data), data__datasets=[NAME],
+        name=NAME,
+        model__model_name_or_path=NAME,
+        data__dataset_dir=str(place.data),
+        data__datasets=[NAME],
         training__max_steps=2,
-    )  # fmt: skip
+    )
     plan = summary(spec, place)
     assert (plan.problems, plan.rows) == ([], 8)
     run = runs.submit(spec, place)

@@ -63,10 +63,12 @@ def write_data(place: Workplace, **sets: Any) -> None:
 
 def make_spec(place: Workplace, **changes: Any) -> RunSpec:
     """A spec that could start; keywords are paths with `__` for the dot."""
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": "qwen"},
-        "data": {"datasets": ["chat"], "dataset_dir": str(place.data), "max_length": 64},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": "qwen"},
+            "data": {"datasets": ["chat"], "dataset_dir": str(place.data), "max_length": 64},
+        }
+    )
     for path, value in changes.items():
         spec = spec.change(path.replace("__", "."), value)
     return spec
@@ -119,9 +121,7 @@ def test_gguf_is_told_apart_from_a_model_that_can_be_trained(place: Workplace) -
 @pytest.mark.parametrize(
     "field", ["model.model_name_or_path", "model.adapter_path", "model.chat_template", "data.dataset_dir"]
 )
-def test_a_path_that_is_none_of_ours_is_a_problem_and_never_an_error(
-    place: Workplace, field: str, given: str
-) -> None:
+def test_a_path_that_is_none_of_ours_is_a_problem_and_never_an_error(place: Workplace, field: str, given: str) -> None:
     plan = summary(make_spec(place).change(field, given), place)
     assert {one.field for one in plan.problems} == {field}
     assert (plan.rows is None) == (field == "data.dataset_dir")
@@ -191,9 +191,7 @@ def test_a_damaged_file_of_the_model_is_told_before_the_start(
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
-def test_a_damaged_chat_template_is_told_at_its_field_and_another_one_helps(
-    place: Workplace, name: str
-) -> None:
+def test_a_damaged_chat_template_is_told_at_its_field_and_another_one_helps(place: Workplace, name: str) -> None:
     template = "{% for m in messages %}\n{{ m.content }\n{% endfor %}"
     file = place.models[0] / "qwen" / name
     file.write_text(json.dumps({"chat_template": template}) if name.endswith("json") else template)
@@ -242,9 +240,12 @@ def test_of_a_wrong_target_the_nearest_is_named(place: Workplace) -> None:
 
 @pytest.mark.parametrize(
     ("targets", "code"),
-    [(["lm_head"], "lora-on-head"), (["q_proj", "model.lm_head"], "lora-on-head"),
-     (["all-linear", "q_proj"], "all-linear-alone")],
-)  # fmt: skip
+    [
+        (["lm_head"], "lora-on-head"),
+        (["q_proj", "model.lm_head"], "lora-on-head"),
+        (["all-linear", "q_proj"], "all-linear-alone"),
+    ],
+)
 def test_targets_that_training_would_refuse_or_ignore_are_refused_now(
     place: Workplace, targets: list[str], code: str
 ) -> None:
@@ -265,9 +266,7 @@ def make_adapter(place: Workplace, **settings: Any) -> Path:
     base = str(place.models[0] / "qwen")
     config = {"base_model_name_or_path": base, "r": 16, "lora_alpha": 32, "use_dora": False} | settings
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    safetensors(
-        folder / "adapter_model.safetensors", {"q.lora_A.weight": (16, 16), "q.lora_B.weight": (16, 16)}
-    )
+    safetensors(folder / "adapter_model.safetensors", {"q.lora_A.weight": (16, 16), "q.lora_B.weight": (16, 16)})
     return folder
 
 
@@ -278,12 +277,8 @@ def test_an_adapter_goes_on_and_its_own_weights_are_counted(place: Workplace) ->
     assert str(place.saves / "run" / "adapter") in plan.yaml
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("r", 8), ("lora_alpha", 8), ("use_dora", True), ("use_rslora", True)]
-)
-def test_a_setting_that_differs_from_the_adapters_names_both_values(
-    place: Workplace, setting: str, value: Any
-) -> None:
+@pytest.mark.parametrize(("setting", "value"), [("r", 8), ("lora_alpha", 8), ("use_dora", True), ("use_rslora", True)])
+def test_a_setting_that_differs_from_the_adapters_names_both_values(place: Workplace, setting: str, value: Any) -> None:
     make_adapter(place, **{setting: value})
     found = only(told(place, model__adapter_path="run/adapter"))
     ours = getattr(RunSpec().method, setting)
@@ -337,9 +332,7 @@ def test_an_empty_file_is_told(place: Workplace) -> None:
 
 
 @pytest.mark.parametrize(("stage", "wrong", "right"), [("pt", "chat", "text"), ("sft", "text", "chat")])
-def test_data_of_another_kind_names_what_would_fit(
-    place: Workplace, stage: str, wrong: str, right: str
-) -> None:
+def test_data_of_another_kind_names_what_would_fit(place: Workplace, stage: str, wrong: str, right: str) -> None:
     found = only(told(place, stage={"kind": stage}, data__datasets=[wrong]))
     assert found.values["name"] == wrong
     assert right in found.values["fitting"]
@@ -377,12 +370,14 @@ def test_what_judges_is_no_start_for_what_writes_and_the_other_way_round_it_is(p
 
 @pytest.mark.parametrize(
     ("changes", "exact"),
-    [({}, True), ({"data__packing": True}, False), ({"data__too_long": "drop"}, False),
-     ({"stage": {"kind": "pt"}, "data__datasets": ["text"]}, False)],
-)  # fmt: skip
-def test_a_plan_says_whether_its_steps_are_an_estimate(
-    place: Workplace, changes: dict[str, Any], exact: bool
-) -> None:
+    [
+        ({}, True),
+        ({"data__packing": True}, False),
+        ({"data__too_long": "drop"}, False),
+        ({"stage": {"kind": "pt"}, "data__datasets": ["text"]}, False),
+    ],
+)
+def test_a_plan_says_whether_its_steps_are_an_estimate(place: Workplace, changes: dict[str, Any], exact: bool) -> None:
     plan = summary(make_spec(place, **changes), place)
     assert (plan.problems, plan.exact, plan.rows) == ([], exact, 4)
 
@@ -418,9 +413,7 @@ def test_a_single_set_that_does_not_fit_the_stage_gives_way_to_one_that_does(pla
 # ------------------------------------------------------------------------------------------ the machine
 
 
-def test_a_saves_folder_without_write_permission_is_told(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_saves_folder_without_write_permission_is_told(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may write everywhere, so the answer of the system is put in its mouth.
     monkeypatch.setattr(checks.os, "access", lambda *_: False)
     assert only(told(place)).code == "saves-not-writable"
@@ -433,12 +426,19 @@ def test_fp16_needs_a_card(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "packages"),
     [
-        ("adamw_torch_8bit", {"torchao"}), ("adamw_torch_xla", {"torch_xla"}), ("adamw_anyprecision", {"torchdistx"}),
-        ("galore_adamw_8bit_layerwise", {"galore_torch", "bitsandbytes"}), ("galore_adafactor", {"galore_torch"}),
-        ("paged_adamw_8bit", {"bitsandbytes"}), ("ademamix", {"bitsandbytes"}), ("adalomo", {"lomo_optim"}),
-        ("stable_adamw", {"torch-optimi"}), ("schedule_free_sgd", {"schedulefree"}), ("adamw_torch_fused", set()),
+        ("adamw_torch_8bit", {"torchao"}),
+        ("adamw_torch_xla", {"torch_xla"}),
+        ("adamw_anyprecision", {"torchdistx"}),
+        ("galore_adamw_8bit_layerwise", {"galore_torch", "bitsandbytes"}),
+        ("galore_adafactor", {"galore_torch"}),
+        ("paged_adamw_8bit", {"bitsandbytes"}),
+        ("ademamix", {"bitsandbytes"}),
+        ("adalomo", {"lomo_optim"}),
+        ("stable_adamw", {"torch-optimi"}),
+        ("schedule_free_sgd", {"schedulefree"}),
+        ("adamw_torch_fused", set()),
     ],
-)  # fmt: skip
+)
 def test_an_optimizer_names_the_packages_that_it_imports(
     place: Workplace, monkeypatch: pytest.MonkeyPatch, optimizer: str, packages: set[str]
 ) -> None:
@@ -462,9 +462,7 @@ def rewarded(place: Workplace, **stage: Any) -> list[Problem]:
     return told(place, stage={"kind": "grpo", "max_new_tokens": 64, **stage})
 
 
-def test_a_reward_file_runs_only_from_a_folder_that_the_operator_named(
-    place: Workplace, tmp_path: Path
-) -> None:
+def test_a_reward_file_runs_only_from_a_folder_that_the_operator_named(place: Workplace, tmp_path: Path) -> None:
     allowed, elsewhere = tmp_path / "rewards", tmp_path / "mine.py"
     allowed.mkdir()
     for file in (allowed / "good.py", elsewhere):
@@ -479,10 +477,7 @@ def test_a_reward_file_runs_only_from_a_folder_that_the_operator_named(
         "mine.py",
     ):
         assert only(rewarded(opened, rewards=["file"], reward_file=path)).code == "reward-file-not-allowed"
-    assert (
-        only(rewarded(place, rewards=["file"], reward_file=str(allowed / "good.py"))).field
-        == "stage.reward_file"
-    )
+    assert only(rewarded(place, rewards=["file"], reward_file=str(allowed / "good.py"))).field == "stage.reward_file"
     assert rewarded(opened, rewards=["file"], reward_file="good.py") == []
     missing = only(rewarded(opened, rewards=["file"], reward_file=str(allowed / "god.py")))
     assert missing.code == "reward-file-missing"

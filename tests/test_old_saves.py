@@ -27,9 +27,11 @@ def workplace(tmp_path: Path) -> Workplace:
 def test_every_run_is_listed_in_the_state_that_it_had(workplace: Workplace) -> None:
     states = {(run.kind, run.path.name[20:]): run.state for run in runs.find(workplace.saves)}
     assert states == {
-        ("training", TRAINED): "finished", ("training", CUT_OFF): "interrupted",
-        ("evaluation", TRAINED): "finished", ("export", TRAINED): "finished",
-    }  # fmt: skip
+        ("training", TRAINED): "finished",
+        ("training", CUT_OFF): "interrupted",
+        ("evaluation", TRAINED): "finished",
+        ("export", TRAINED): "finished",
+    }
 
 
 def test_specs_curves_and_reports_are_read(workplace: Workplace) -> None:
@@ -46,9 +48,7 @@ def test_specs_curves_and_reports_are_read(workplace: Workplace) -> None:
 
 def test_a_result_is_offered_to_go_on_from(workplace: Workplace) -> None:
     run = run_called(workplace.saves, "training", TRAINED)
-    assert [result.run.id for result in results.results(workplace.saves) if result.stage == "sft"][
-        -1
-    ] == run.id
+    assert [result.run.id for result in results.results(workplace.saves) if result.stage == "sft"][-1] == run.id
 
 
 def test_the_shell_knows_them(workplace: Workplace) -> None:
@@ -56,9 +56,7 @@ def test_the_shell_knows_them(workplace: Workplace) -> None:
     assert listed.returncode == 0
     assert TRAINED in listed.stdout
     assert CUT_OFF in listed.stdout
-    assert (
-        engine(workplace, "show", run_called(workplace.saves, "training", CUT_OFF).path.name).returncode == 0
-    )
+    assert engine(workplace, "show", run_called(workplace.saves, "training", CUT_OFF).path.name).returncode == 0
 
 
 @pytest.mark.slow
@@ -68,9 +66,7 @@ def test_a_run_that_was_cut_off_is_resumed_to_the_weights_of_the_finished_one(wo
     wait_until(lambda: runs.read(run.path, workplace.saves).final, 120)
     assert runs.read(run.path, workplace.saves).state == "finished"
     there = load_file(RunDir(run.path).adapter / "adapter_model.safetensors")
-    before = load_file(
-        run_called(workplace.saves, "training", TRAINED).dir.adapter / "adapter_model.safetensors"
-    )
+    before = load_file(run_called(workplace.saves, "training", TRAINED).dir.adapter / "adapter_model.safetensors")
     assert there.keys() == before.keys()
     for name, weights in before.items():
         assert np.abs(there[name] - weights).max() < 1e-4, name  # another processor may round differently

@@ -41,9 +41,7 @@ def ended(run: runs.Run) -> runs.Run:
 
 def wait_for_program(run: runs.Run) -> None:
     """Until the program itself runs, and not what is prepared for it."""
-    wait_until(
-        lambda: any("sleep(600)" in " ".join(command_line(one)) for one in find_processes(run.path)), 30
-    )
+    wait_until(lambda: any("sleep(600)" in " ".join(command_line(one)) for one in find_processes(run.path)), 30)
 
 
 def fresh(run: runs.Run) -> runs.Run:
@@ -82,7 +80,8 @@ WRAPPED = """
 from engine.worker.runtime.process_lifecycle import run_lifecycle
 with run_lifecycle(str(folder)):
     {before}
-    raise RuntimeError("We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
+    raise RuntimeError(
+        "We encountered some issues during automatic conversion of the weights: ignore_mismatched_sizes"){after}
 """
 # In two parts: the log begins with the command, and so with this source.
 MISSING = "Native code method ' + 'attempted to call: lib.cquantize_blockwise_fp32_nf4()"
@@ -118,7 +117,8 @@ def test_what_a_library_only_warned_of_explains_no_other_error(
 
 def test_a_refused_row_is_named_with_its_file_and_line(run_program: Callable[[str], runs.Run]) -> None:
     source = (
-        "from engine.core.problems import Refusal, problem\nfrom engine.worker.runtime.process_lifecycle import run_lifecycle\n"
+        "from engine.core.problems import Refusal, problem\n"
+        "from engine.worker.runtime.process_lifecycle import run_lifecycle\n"
         "with run_lifecycle(str(folder)):\n"
         "    raise Refusal([problem('mask-empty', answer=1).at('chat.jsonl, line 7'),"
         " problem('row-empty', column='output', place='chat.jsonl, line 9')])"
@@ -131,7 +131,9 @@ def test_a_refused_row_is_named_with_its_file_and_line(run_program: Callable[[st
 
 
 def test_an_old_result_does_not_make_a_new_attempt_finished(run_program: Callable[[str], runs.Run]) -> None:
-    source = "finish() if not (folder / 'attempts').exists() else None; raise SystemExit(not (folder / 'attempts').exists())"
+    source = (
+        "finish() if not (folder / 'attempts').exists() else None; raise SystemExit(not (folder / 'attempts').exists())"
+    )
     run = ended(run_program(source))
     assert run.state == "failed"  # a result was written, but the exit code was 1
     runs.resume(run)
@@ -232,9 +234,7 @@ def test_a_machine_that_shuts_down_leaves_the_run_interrupted(run_program: Calla
 
 def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) -> None:
     run = run_program("import time; time.sleep(600)")
-    second = subprocess.run(
-        [sys.executable, "-m", "engine.runs.supervisor", "keep", str(run.path)], timeout=20
-    )
+    second = subprocess.run([sys.executable, "-m", "engine.runs.supervisor", "keep", str(run.path)], timeout=20)
     assert second.returncode == 1
     assert fresh(run).state == "preparing"
 
@@ -245,17 +245,13 @@ def test_a_run_has_one_keeper_at_most(run_program: Callable[[str], runs.Run]) ->
 def test_runs_wait_their_turn_and_go_on_in_order(
     run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec]
 ) -> None:
-    wait_for_go = (
-        f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
-    )
+    wait_for_go = f"import time\nwhile not pathlib.Path('{workplace.saves}/go').exists(): time.sleep(0.05)\nfinish()"
     first = run_program(wait_for_go)
     second, third = (runs.submit(make_spec(name=name), workplace) for name in ("b", "c"))
     assert (second.state, queue.position(second)) == ("queued", 2)
     assert (third.state, queue.position(third)) == ("queued", 3)
     Path(workplace.saves, "go").touch()
-    ends = [
-        ended(run).ended for run in (first, second, third)
-    ]  # each keeper starts the next: no studio is there
+    ends = [ended(run).ended for run in (first, second, third)]  # each keeper starts the next: no studio is there
     assert ends == sorted(ends)
     assert all(fresh(run).state == "finished" for run in (first, second, third))
 
@@ -283,9 +279,11 @@ def test_the_queue_moves_on_after_a_killed_supervisor_without_a_studio(
 
 
 def test_many_studios_at_once_start_a_waiting_run_once(
-    run_program: Callable[[str], runs.Run], workplace: Workplace, make_spec: Callable[..., RunSpec],
+    run_program: Callable[[str], runs.Run],
+    workplace: Workplace,
+    make_spec: Callable[..., RunSpec],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     source = f"open('{workplace.saves}/started', 'a').write('x')\nimport time; time.sleep(3)\nfinish()"
     monkeypatch.setattr(queue, "advance", lambda saves: None)
     run = run_program(source)
@@ -294,21 +292,17 @@ def test_many_studios_at_once_start_a_waiting_run_once(
         "import sys, pathlib; from tests import stand_in; from engine.runs import queue;"
         "stand_in.stand_in(sys.argv[2]); queue.advance(pathlib.Path(sys.argv[1]))"
     )
-    studios = [
-        subprocess.Popen([sys.executable, "-c", studio, str(workplace.saves), source]) for _ in range(6)
-    ]
+    studios = [subprocess.Popen([sys.executable, "-c", studio, str(workplace.saves), source]) for _ in range(6)]
     assert [one.wait(60) for one in studios] == [0] * 6
     assert ended(run).state == "finished"
     assert Path(workplace.saves, "started").read_text() == "x"
 
 
 def test_the_curves_of_a_long_run_are_read_when_it_ends(run_program: Callable[[str], runs.Run]) -> None:
-    line = (
-        '{"step": %d, "epoch": 0.5, "time": 1.25, "loss": 2.5, "grad_norm": 0.75, "learning_rate": 0.001}\\n'
+    line = '{"step": %d, "epoch": 0.5, "time": 1.25, "loss": 2.5, "grad_norm": 0.75, "learning_rate": 0.001}\\n'
+    run = ended(
+        run_program(f"(folder / 'metrics.jsonl').write_text(''.join('{line}' % n for n in range(60_000))); finish()")
     )
-    run = ended(run_program(
-        f"(folder / 'metrics.jsonl').write_text(''.join('{line}' % n for n in range(60_000))); finish()"
-    ))  # fmt: skip
     assert run.state == "finished", run.dir.log.read_text()
     kept = run.path / progress.CACHE_FILE
     wait_until(kept.exists, 30)

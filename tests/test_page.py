@@ -1,4 +1,5 @@
-"""The page as gradio is told of it: what each of its events costs the browser, and that it holds what it begins with."""
+"""The page as gradio is told of it: what each of its events costs the browser,
+and that it holds what it begins with."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_no_event_tells_its_progress_to_all_that_it_changes(config: dict[str, Any]) -> None:
-    """Gradio tells every output unless it is told whom, and looks each up among all components: at every look at a run."""
+    """Gradio tells every output unless it is told whom, and looks each up among
+    all components: at every look at a run."""
     events = [one for one in config["dependencies"] if one["targets"]]
     assert len(events) > 80
     for one in events:
@@ -40,7 +42,10 @@ def test_the_form_is_built_with_what_it_begins_with(config: dict[str, Any]) -> N
 COUNT_STUBS = """
 import sys
 stubs = []
-sys.addaudithook(lambda event, args: stubs.append(args[0]) if event == "open" and str(args[0]).endswith(".pyi") else None)
+def note_stub(event, args):
+    if event == "open" and str(args[0]).endswith(".pyi"):
+        stubs.append(args[0])
+sys.addaudithook(note_stub)
 import {module}
 print(len(stubs))
 """
@@ -51,8 +56,11 @@ def test_gradio_writes_no_stubs_when_the_page_imports_it(module: str, opens_stub
     """Were there none without the page either, `webui.gradio_import` would have nothing left to do."""
     done = subprocess.run(
         [sys.executable, "-c", COUNT_STUBS.format(module=module)],
-        cwd=PROJECT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert bool(int(done.stdout)) is opens_stubs
 
 

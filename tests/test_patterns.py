@@ -15,8 +15,9 @@ from engine.spec.run_spec import RunSpec
 @pytest.mark.parametrize(
     ("pattern", "states"),
     [
-        ("abc", 3), ("a{5}", 5), ("a{2,7}", 7), ("a{3,}", 3), ("a*b+c?", 3), ("(ab){4}c", 9), ("(?:a{10}){10}", 100), ("(?P<x>ab){3}", 6), ("(?i)ab", 2), ("[a-z]{20}", 20),
-        (r"\{5\}", 3), (r"[{5}]{2}", 2), ("(a|b){3}", 9), (r"\(x\){2}", 4), ("[]a]{3}", 3), ("", 0), ("{7}", 0), ("a{", 2), ("((a{9}", 9),
+        ("abc", 3), ("a{5}", 5), ("a{2,7}", 7), ("a{3,}", 3), ("a*b+c?", 3), ("(ab){4}c", 9), ("(?:a{10}){10}", 100),
+        ("(?P<x>ab){3}", 6), ("(?i)ab", 2), ("[a-z]{20}", 20), (r"\{5\}", 3), (r"[{5}]{2}", 2), ("(a|b){3}", 9),
+        (r"\(x\){2}", 4), ("[]a]{3}", 3), ("", 0), ("{7}", 0), ("a{", 2), ("((a{9}", 9),
     ],
 )  # fmt: skip
 def test_states_are_counted_with_their_repeats(pattern: str, states: int) -> None:
@@ -25,17 +26,19 @@ def test_states_are_counted_with_their_repeats(pattern: str, states: int) -> Non
 
 def grpo(**stage: object) -> RunSpec:
     settings = {"kind": "grpo", "rewards": {"format": 1}, "reward_pattern": ".*"} | stage
-    return RunSpec.read(
-        {"stage": settings, "model": {"model_name_or_path": "x"}, "data": {"datasets": ["y"]}}
-    )
+    return RunSpec.read({"stage": settings, "model": {"model_name_or_path": "x"}, "data": {"datasets": ["y"]}})
 
 
 @pytest.mark.parametrize(
     "pattern",
     [
-        "(?:(?:(?:[a-z]{500}){500}){500})", "(?:a{1000}){1000}", "a{999999999}", "((((a{99}){99}){99}){99})", "(?:" * 90 + "a{9}" + "){9}" * 90,
+        "(?:(?:(?:[a-z]{500}){500}){500})",
+        "(?:a{1000}){1000}",
+        "a{999999999}",
+        "((((a{99}){99}){99}){99})",
+        "(?:" * 90 + "a{9}" + "){9}" * 90,
     ],
-)  # fmt: skip
+)
 def test_a_pattern_that_would_take_all_memory_is_refused_before_it_is_compiled(pattern: str) -> None:
     begun = time.monotonic()
     codes = [problem.code for problem in spec_problems(grpo(reward_pattern=pattern))]
@@ -49,15 +52,11 @@ def test_a_pattern_that_would_take_all_memory_is_refused_before_it_is_compiled(p
 def test_patterns_that_people_write_are_taken(pattern: str) -> None:
     assert pattern_states(pattern) < MAX_STATES
     assert not [
-        problem
-        for problem in spec_problems(grpo(reward_pattern=pattern))
-        if problem.code.startswith("pattern")
+        problem for problem in spec_problems(grpo(reward_pattern=pattern)) if problem.code.startswith("pattern")
     ]
 
 
-@pytest.mark.parametrize(
-    ("batch", "accumulation", "group"), [(4, 2, 3), (1, 1, 2), (7, 5, 4), (12, 1, 8), (6, 1, 4)]
-)
+@pytest.mark.parametrize(("batch", "accumulation", "group"), [(4, 2, 3), (1, 1, 2), (7, 5, 4), (12, 1, 8), (6, 1, 4)])
 def test_the_sizes_that_are_offered_fit_and_none_is_nearer(batch: int, accumulation: int, group: int) -> None:
     spec = grpo(num_generations=group)
     spec = spec.change("training.per_device_train_batch_size", batch)

@@ -124,15 +124,9 @@ def test_whitening_looks_at_the_answers_alone() -> None:
 
 def test_the_kls_weight_follows_the_target_and_stays_without_one() -> None:
     assert ppo_math.next_kl_coef(0.1, kl=99.0, target=None, horizon=1000, answers=50) == 0.1
-    assert ppo_math.next_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(
-        0.1 * 1.005
-    )
-    assert ppo_math.next_kl_coef(0.1, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
-        0.1 * 1.01
-    )
-    assert ppo_math.next_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, answers=50) == pytest.approx(
-        0.1 * 0.99
-    )
+    assert ppo_math.next_kl_coef(0.1, kl=6.6, target=6.0, horizon=1000, answers=50) == pytest.approx(0.1 * 1.005)
+    assert ppo_math.next_kl_coef(0.1, kl=60.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.1 * 1.01)
+    assert ppo_math.next_kl_coef(0.1, kl=0.0, target=6.0, horizon=1000, answers=50) == pytest.approx(0.1 * 0.99)
 
 
 def test_log_probabilities_and_entropy_of_a_coin() -> None:
@@ -276,9 +270,7 @@ def test_two_processes_resume_where_they_were(workplace: Workplace, make_ppo: Ca
     assert progress.curves(run)["kl"].value[0] == 0.0
     before = (run.dir.adapter / "adapter_model.safetensors").read_bytes()
 
-    (
-        run.dir.checkpoints()[-1] / "complete.json"
-    ).unlink()  # as if all had been killed in the middle of step 5
+    (run.dir.checkpoints()[-1] / "complete.json").unlink()  # as if all had been killed in the middle of step 5
     run.dir.exit.unlink()
     runs.resume(runs.read(run.path, workplace.saves))
     run = ended(run)
@@ -325,9 +317,7 @@ def test_a_reward_model_is_judged_by_what_its_run_says_of_it(tmp_path: Path) -> 
     assert refused() == []
 
 
-def test_prompt_and_answer_have_to_fit_into_the_context(
-    workplace: Workplace, make_ppo: Callable[..., RunSpec]
-) -> None:
+def test_prompt_and_answer_have_to_fit_into_the_context(workplace: Workplace, make_ppo: Callable[..., RunSpec]) -> None:
     found = preflight_problems(make_ppo(data__max_length=512), workplace)  # the tiny model's whole context
     assert codes(found) == ["context-without-answer"]
     assert "504" in found[0].text()
@@ -367,9 +357,10 @@ def test_a_reward_model_that_is_not_what_it_was_is_not_learned_from(
     words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in told.values())]
     subprocess.run(words, cwd=PROJECT, capture_output=True, timeout=300, check=True)
     assert {name: read_json(run.dir.error)["problems"][0]["code"] for name, run in told.items()} == {
-        "spoil_pairs": "reward-model-changed", "spoil_template": "reward-other-reading",
+        "spoil_pairs": "reward-model-changed",
+        "spoil_template": "reward-other-reading",
         "spoil_vocabulary": "reward-other-vocabulary",
-    }  # fmt: skip
+    }
 
 
 # ------------------------------------------------------------------------------------- when it makes no sense
@@ -393,9 +384,7 @@ GOOD = {"reward": 1.0, "kl": 3.0, "answer_length": 20.0, "ended": 0.9, "entropy"
         ),  # not empty: one token is all that was allowed
     ],
 )
-def test_training_stops_when_it_has_gone_wrong_for_a_while(
-    figures: dict[str, float], code: str | None
-) -> None:
+def test_training_stops_when_it_has_gone_wrong_for_a_while(figures: dict[str, float], code: str | None) -> None:
     watch = PpoMonitor()
     first = [watch(GOOD | figures, step) for step in range(1, BATCHES_MONITORED)]
     assert first == [None] * (BATCHES_MONITORED - 1)

@@ -42,7 +42,7 @@ def pairs(count: int, seed: int) -> list[dict[str, Any]]:
     return [
         {"prompt_ids": [1, *tokens(300, 800)], "chosen_ids": [*tokens(10, 40), 2], "rejected_ids": [*tokens(40, 70), 2]}
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def thumbs(count: int, seed: int) -> list[dict[str, Any]]:
@@ -50,8 +50,9 @@ def thumbs(count: int, seed: int) -> list[dict[str, Any]]:
     rows, marks = pairs(count // 2, seed), (("chosen_ids", True), ("rejected_ids", False))
     return [
         {"prompt_ids": row["prompt_ids"], "completion_ids": row[side], "label": good}
-        for side, good in marks for row in rows
-    ]  # fmt: skip
+        for side, good in marks
+        for row in rows
+    ]
 
 
 BETA, EPSILON, TAU = 0.3, 0.1, 0.05
@@ -88,9 +89,7 @@ FORMULAS: dict[str, Callable[..., np.ndarray]] = {
         + sigmoid(BETA * (r - c)) * np.log(sigmoid(BETA * (r - c)) / EPSILON)
     ),
     # Chen et al. 2024 (NCA), two answers
-    "nca_pair": lambda c, r, *_: (
-        -log_sigmoid(BETA * c) - 0.5 * log_sigmoid(-BETA * c) - 0.5 * log_sigmoid(-BETA * r)
-    ),
+    "nca_pair": lambda c, r, *_: -log_sigmoid(BETA * c) - 0.5 * log_sigmoid(-BETA * c) - 0.5 * log_sigmoid(-BETA * r),
     # Jung et al. 2024 (BCO), equation 8: the rewards, less what they are on average
     "bco_pair": lambda c, r, *_: bco_pair(BETA * c, BETA * r, BETA * (c.mean() + r.mean()) / 2),
     # Wu et al. 2024 (SPPO), equation 4.7 with η = 1/β and probabilities 1 and 0
@@ -110,7 +109,7 @@ FORMULAS: dict[str, Callable[..., np.ndarray]] = {
     ),
     # Lambert et al. 2024 (Tülu 3), equation 6
     "sigmoid_norm": lambda c, r, of_c, of_r: -log_sigmoid(BETA * (c / of_c - r / of_r)),
-}  # fmt: skip
+}
 
 
 def dpo(loss: str, **more: Any) -> dict[str, Any]:
@@ -134,8 +133,7 @@ ROWS = pairs(4, seed=0)
 def judged(tiny: Path) -> dict[str, dict[str, Any]]:
     """Of each case: the trainer's loss of one batch ("loss"), and the log-probabilities of its answers as arrays."""
     cases = [
-        {"stage": stage, "rows": thumbs(6, seed=0) if stage["kind"] == "kto" else ROWS}
-        for stage in CASES.values()
+        {"stage": stage, "rows": thumbs(6, seed=0) if stage["kind"] == "kto" else ROWS} for stage in CASES.values()
     ]
     words = [sys.executable, "-m", "tests.judged", str(tiny)]
     done = subprocess.run(words, input=json.dumps(cases), cwd=PROJECT, capture_output=True, text=True)
@@ -177,11 +175,16 @@ def test_a_dpo_loss_has_the_value_of_its_formula(judged: dict[str, dict[str, Any
 def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     tiny: Path, tmp_path: Path, processes: int
 ) -> None:
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(tiny)}, "stage": dpo("bco_pair", sft_weight=0.7), "data": {"datasets": ["x"]},
-        "method": {"kind": "full"}, "training": {"gradient_checkpointing": False, "per_device_train_batch_size": 2},
-        "hardware": {"device": "cpu", "num_processes": processes},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(tiny)},
+            "stage": dpo("bco_pair", sft_weight=0.7),
+            "data": {"datasets": ["x"]},
+            "method": {"kind": "full"},
+            "training": {"gradient_checkpointing": False, "per_device_train_batch_size": 2},
+            "hardware": {"device": "cpu", "num_processes": processes},
+        }
+    )
     batches = [pairs(4, seed=3), pairs(4, seed=4)]
     write_text(tmp_path / "spec.yaml", spec.to_yaml())
     write_json(tmp_path / "batches.json", batches)
@@ -196,10 +199,7 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
     for number, batch in enumerate(batches):
         parts = [rank["batches"][number] for rank in ranks]
         implied = [
-            [
-                BETA * np.subtract(part["policy"][side], part["reference"][side])
-                for side in ("chosen", "rejected")
-            ]
+            [BETA * np.subtract(part["policy"][side], part["reference"][side]) for side in ("chosen", "rejected")]
             for part in parts
         ]
         rewards += np.concatenate(implied, axis=None).tolist()
@@ -209,18 +209,14 @@ def test_bco_shifts_by_the_mean_of_all_rewards_so_far_on_all_devices(
         for rank, (part, (better, worse)) in enumerate(zip(parts, implied, strict=True)):
             tokens = sum(len(row["chosen_ids"]) for row in batch[rank * share : (rank + 1) * share])
             of_answers = -sum(part["policy"]["chosen"]) / tokens
-            assert part["loss"] == pytest.approx(
-                bco_pair(better, worse, shift).mean() + 0.7 * of_answers, rel=1e-4
-            )
+            assert part["loss"] == pytest.approx(bco_pair(better, worse, shift).mean() + 0.7 * of_answers, rel=1e-4)
             assert part["shift"] == pytest.approx(shift, rel=1e-4)
     assert all(rank["shift_after_measuring"] == rank["batches"][-1]["shift"] for rank in ranks)
 
 
 def test_aot_compares_the_quantiles_of_the_leads(judged: dict[str, dict[str, Any]]) -> None:
     told = judged["aot"]  # Melnyk et al. 2024, paired: the model's leads, sorted, beside the reference's
-    now, before = (
-        np.sort(told[f"{one} chosen"] - told[f"{one} rejected"]) for one in ("policy", "reference")
-    )
+    now, before = (np.sort(told[f"{one} chosen"] - told[f"{one} rejected"]) for one in ("policy", "reference"))
     lead = BETA * (now - before)
     expected = (-(1 - EPSILON) * log_sigmoid(lead) - EPSILON * log_sigmoid(-lead)).mean()
     assert told["loss"] == pytest.approx(expected, rel=1e-4)
@@ -237,9 +233,7 @@ def test_kto_has_the_value_of_its_formula_and_measures_drift_with_exchanged_answ
     judged: dict[str, dict[str, Any]],
 ) -> None:
     told, rows = judged["kto"], thumbs(6, seed=0)  # Ethayarajh et al. 2024, equations 7 and 8
-    ratio, exchanged = (
-        told[f"policy {name}"] - told[f"reference {name}"] for name in ("completion", "exchanged")
-    )
+    ratio, exchanged = (told[f"policy {name}"] - told[f"reference {name}"] for name in ("completion", "exchanged"))
     drift = max(exchanged.mean(), 0)
     assert abs(exchanged.mean()) > 0.1
     good = np.array([row["label"] for row in rows])
@@ -251,8 +245,7 @@ def test_kto_has_the_value_of_its_formula_and_measures_drift_with_exchanged_answ
 def test_orpo_has_the_value_of_its_formula(judged: dict[str, dict[str, Any]]) -> None:
     told = judged["orpo"]  # Hong et al. 2024, equations 4 to 7
     better, worse = (
-        told[f"policy {side}"] / length
-        for side, length in zip(("chosen", "rejected"), lengths(), strict=True)
+        told[f"policy {side}"] / length for side, length in zip(("chosen", "rejected"), lengths(), strict=True)
     )
     odds_w, odds_l = (np.exp(one) / (1 - np.exp(one)) for one in (better, worse))
     expected = (-better + 0.4 * -log_sigmoid(np.log(odds_w / odds_l))).mean()
@@ -295,7 +288,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "kto_all_good": {"stage": {"kind": "kto"}},
     "orpo": {"stage": {"kind": "orpo", "orpo_lambda": 1.0}, "training.gradient_checkpointing": True, **LORA},
     "simpo": {"stage": {"kind": "simpo"}, "training.gradient_accumulation_steps": 2, **LORA},
-}  # fmt: skip
+}
 ON = {"training.learning_rate": 1e-3}  # what has learned already is moved more gently
 # These begin with what the others have left.
 CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -303,7 +296,7 @@ CONTINUED: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo_after_dpo_quantized": ("dpo", {"stage": {"kind": "dpo"}, "model.quantization": {"kind": "4bit"}, **ON}),
     "rm_after_dpo": ("dpo", {"stage": {"kind": "rm"}, **ON}),
     "rm_after_rm": ("rm", {"stage": {"kind": "rm"}, **ON}),
-}  # fmt: skip
+}
 FAILING = ("kto_all_good",)
 EVERY = [name for name in (*VARIANTS, *CONTINUED) if name not in FAILING]
 REWARD = [name for name in EVERY if name.startswith("rm")]
@@ -325,15 +318,21 @@ STEPS = 24
 
 def lay_out(run: RunDir, tiny: Path, changes: dict[str, Any]) -> RunDir:
     """A run whose rows are prepared already."""
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(tiny)},
-        "data": {"datasets": ["toy"], "dataset_dir": str(run.path), "max_length": 64, "validation_share": 0.2},
-        "training": {
-            "max_steps": STEPS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": False, "per_device_eval_batch_size": 20,
-        },
-        "logging": {"logging_steps": 1, "save_steps": STEPS // 2, "eval_steps": STEPS // 2}, "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(tiny)},
+            "data": {"datasets": ["toy"], "dataset_dir": str(run.path), "max_length": 64, "validation_share": 0.2},
+            "training": {
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+                "per_device_eval_batch_size": 20,
+            },
+            "logging": {"logging_steps": 1, "save_steps": STEPS // 2, "eval_steps": STEPS // 2},
+            "hardware": {"device": "cpu"},
+        }
+    )
     for path, value in changes.items():
         spec = spec.change(path, value)
     run.prepared.mkdir(parents=True)
@@ -406,18 +405,14 @@ def curve(run: RunDir, name: str) -> list[float]:
 def test_a_run_resumed_half_way_ends_with_the_same_weights(
     trained: dict[str, RunDir], resumed: dict[str, RunDir], name: str
 ) -> None:
-    whole, two = (
-        next(run.result().glob("*model.safetensors")).read_bytes() for run in (trained[name], resumed[name])
-    )
+    whole, two = (next(run.result().glob("*model.safetensors")).read_bytes() for run in (trained[name], resumed[name]))
     assert whole == two
     measured = [line["step"] for line in read_lines(resumed[name].metrics) if "eval_loss" in line]
     assert measured.count(STEPS // 2) == 1  # not once more as if that were a start
     assert read_json(resumed[name].result() / "result.json")["complete"]
 
 
-@pytest.mark.parametrize(
-    "name", ["dpo", "dpo_freeze", "dpo_pissa", "dpo_after_dpo", "dpo_after_dpo_quantized"]
-)
+@pytest.mark.parametrize("name", ["dpo", "dpo_freeze", "dpo_pissa", "dpo_after_dpo", "dpo_after_dpo_quantized"])
 def test_a_model_begins_where_its_reference_is(trained: dict[str, RunDir], name: str) -> None:
     assert curve(trained[name], "loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert curve(trained[name], "rewards/margins")[0] == pytest.approx(0, abs=1e-5)
@@ -445,9 +440,7 @@ def test_what_is_left_prefers_as_the_last_validation_said(
 def test_a_continued_adapter_is_compared_with_what_it_was_and_not_with_the_base(
     trained: dict[str, RunDir], reread: dict[str, dict[str, list[float]]]
 ) -> None:
-    first, second = (
-        {key: np.array(value) for key, value in reread[name].items()} for name in ("dpo", "dpo_after_dpo")
-    )
+    first, second = ({key: np.array(value) for key, value in reread[name].items()} for name in ("dpo", "dpo_after_dpo"))
     lead = (second["chosen"] - first["chosen"]) - (second["rejected"] - first["rejected"])
     run = trained["dpo_after_dpo"]
     assert 0.1 * lead.mean() == pytest.approx(curve(run, "eval_rewards/margins")[-1], abs=1e-4)

@@ -66,9 +66,7 @@ def kept(run: RunDir) -> list[Path]:
 
 def child(run: RunDir, *before: str) -> subprocess.Popen[str]:
     """The preparation as a keeper starts it; `before` is run in the same process first."""
-    code = "\n".join(
-        [*before, "import runpy, sys", "runpy.run_module('engine.worker.prepare', run_name='__main__')"]
-    )
+    code = "\n".join([*before, "import runpy, sys", "runpy.run_module('engine.worker.prepare', run_name='__main__')"])
     return subprocess.Popen(
         [sys.executable, "-c", code, str(run.path)],
         cwd=PROJECT,
@@ -102,9 +100,7 @@ def test_the_share_for_validation_and_the_weights_are_exact_and_no_row_is_in_bot
     summary = prepared(run)
     assert summary["splits"] == ["train", "validation"]
     assert (summary["validation"]["rows"], summary["train"]["rows"]) == (12, 70)  # 28 × 2.5
-    train, validation = (
-        [tuple(row["input_ids"]) for row in table(run, split)] for split in summary["splits"]
-    )
+    train, validation = ([tuple(row["input_ids"]) for row in table(run, split)] for split in summary["splits"])
     assert len(set(validation)) == 12
     assert not set(train) & set(validation)
     assert sorted({train.count(row) for row in train}) == [2, 3]
@@ -113,9 +109,7 @@ def test_the_share_for_validation_and_the_weights_are_exact_and_no_row_is_in_bot
     assert {tuple(row["input_ids"]) for row in table(again, "validation")} != set(validation)
 
 
-def test_limits_count_good_rows_only_and_the_first_ones_are_taken(
-    make_run: Callable[..., RunDir], data: Path
-) -> None:
+def test_limits_count_good_rows_only_and_the_first_ones_are_taken(make_run: Callable[..., RunDir], data: Path) -> None:
     rows: list[Any] = [{"instruction": f"q{n}", "output": f"a{n}"} for n in range(20)]
     rows[1], rows[3], rows[18] = {"instruction": "no answer"}, "no row", {"output": "no question"}
     write_json(data / "chat.json", rows)
@@ -162,9 +156,7 @@ def test_several_data_sets_and_one_to_measure_on(make_run: Callable[..., RunDir]
 
 
 @pytest.mark.slow
-def test_rows_and_splits_do_not_depend_on_the_number_of_processes(
-    make_run: Callable[..., RunDir], data: Path
-) -> None:
+def test_rows_and_splits_do_not_depend_on_the_number_of_processes(make_run: Callable[..., RunDir], data: Path) -> None:
     many_rows(data, 25_000)
     settings = {"data__validation_share": 0.1, "data__max_length": 48, "data__too_long": "cut_start"}
     tables = []
@@ -188,7 +180,10 @@ def test_what_was_prepared_before_is_handed_over_without_loading_anything(
 ) -> None:
     first, second = make_run(), make_run(training__learning_rate=1e-5, data__preprocessing_num_workers=2)
     prepare(first)
-    nothing = "import sys; sys.modules |= dict.fromkeys(['transformers', 'tokenizers', 'pyarrow', 'torch', 'numpy', 'pandas'])"
+    nothing = (
+        "import sys; "
+        "sys.modules |= dict.fromkeys(['transformers', 'tokenizers', 'pyarrow', 'torch', 'numpy', 'pandas'])"
+    )
     done = child(second, nothing)
     assert done.wait(60) == 0, done.stdout.read()
     assert table(first) == table(second)
@@ -214,14 +209,17 @@ def test_an_edited_file_is_never_stale_even_if_its_time_and_size_are_the_same(
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("data__max_samples", 7), ("data__max_length", 35), ("data__too_long", "drop"), ("data__packing", True),
-        ("data__validation_share", 0.2), ("data__datasets", {"chat": 3}), ("stage", {"kind": "sft", "train_on": "everything"}),
+        ("data__max_samples", 7),
+        ("data__max_length", 35),
+        ("data__too_long", "drop"),
+        ("data__packing", True),
+        ("data__validation_share", 0.2),
+        ("data__datasets", {"chat": 3}),
+        ("stage", {"kind": "sft", "train_on": "everything"}),
         ("model__chat_template", "plain"),
     ],
-)  # fmt: skip
-def test_every_setting_that_changes_a_row_is_in_the_key(
-    make_run: Callable[..., RunDir], path: str, value: Any
-) -> None:
+)
+def test_every_setting_that_changes_a_row_is_in_the_key(make_run: Callable[..., RunDir], path: str, value: Any) -> None:
     one, other = make_run(data__max_length=36), make_run(**{"data__max_length": 36, path: value})
     prepare(one)
     prepare(other)
@@ -359,9 +357,7 @@ def test_a_preparation_that_is_ended_leaves_no_process_and_soon_no_file(
     run = make_run(data__preprocessing_num_workers=2)
     done = child(run)
     try:
-        forks = wait_until(
-            lambda: (there := psutil.Process(done.pid).children()) and len(there) == 2 and there
-        )
+        forks = wait_until(lambda: (there := psutil.Process(done.pid).children()) and len(there) == 2 and there)
         wait_until(lambda: (read_json(run.progress) or {}).get("done"))
         assert read_json(run.progress)["unit"] == "rows"
         began = time.monotonic()
@@ -419,9 +415,7 @@ for ms in range(1, 200, 10):
     finally:
         pool.close()
 """
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60
-    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert told.stdout.split() == ["stopped"] * 20, told.stderr
 
 
@@ -440,9 +434,11 @@ def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     spec = make_spec(
-        model__model_name_or_path=str(tiny), model__chat_template=str(template),
-        data__dataset_dir=str(tmp_path), data__datasets=["x"],
-    )  # fmt: skip
+        model__model_name_or_path=str(tiny),
+        model__chat_template=str(template),
+        data__dataset_dir=str(tmp_path),
+        data__datasets=["x"],
+    )
     wrong, _ = preview_client.first_rows(spec, tmp_path)
     assert [one.code for one in wrong] == ["bad-rows", "template-refuses-row", "template-refuses-row"]
     assert [one.values["place"] for one in wrong[1:]] == ["x.jsonl:2", "x.jsonl:4"]
@@ -450,8 +446,7 @@ def test_rows_that_the_template_refuses_are_told_with_their_own_lines(
     assert preview_client.first_rows(skipping, tmp_path)[0] == []
     encoder = Encoder.of(spec, load_tokenizer(spec, str(tiny)))
     tasks = [
-        tables.Task(0, block, tmp_path / f"table{number}")
-        for number, block in enumerate(blocks(tmp_path / "x.jsonl"))
+        tables.Task(0, block, tmp_path / f"table{number}") for number, block in enumerate(blocks(tmp_path / "x.jsonl"))
     ]
     parts = [tables.make_table(encoder, [find(tmp_path, "x")], task) for task in tasks]
     assert [str(reason).split(": ")[0] for part in parts for _, reason in part.bad] == [
@@ -468,13 +463,16 @@ def test_rows_in_any_order_and_the_header_that_no_prompt_writes_are_told_and_tra
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"messages": order}) for order in orders))
     (tmp_path / "dataset_info.json").write_text(json.dumps({"x": {"file_name": "x.jsonl"}}))
     template = tmp_path / "no_prompt.jinja"
-    template.write_text(
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    )
+    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
     run = make_run(
-        model__model_name_or_path=str(tiny), model__chat_template=str(template), data__dataset_dir=str(tmp_path),
-        data__datasets={"x": 1}, data__packing=True, data__max_length=512, data__validation_share=0.0,
-    )  # fmt: skip
+        model__model_name_or_path=str(tiny),
+        model__chat_template=str(template),
+        data__dataset_dir=str(tmp_path),
+        data__datasets={"x": 1},
+        data__packing=True,
+        data__max_length=512,
+        data__validation_share=0.0,
+    )
     spec = RunSpec.from_yaml(run.spec.read_text())
     wrong, notes = preview_client.first_rows(spec, tmp_path)
     assert (wrong, [note.code for note in notes]) == ([], ["rows-with-header"])

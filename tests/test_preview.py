@@ -51,10 +51,19 @@ def shown(row: dict[str, Any]) -> list[tuple[int, bool]]:
 
 @pytest.mark.slow
 def test_the_tokens_shown_are_those_that_a_real_run_has_prepared(workplace, make_spec, look):
-    add(workplace.data, "odd", [
-        {"instruction": "Hi 猫 <|im_end|>", "output": "🎉 <|im_start|>", "history": [["a", "b"]], "system": "Be brief."},
-        {"instruction": "long", "output": "word " * 200},
-    ])  # fmt: skip
+    add(
+        workplace.data,
+        "odd",
+        [
+            {
+                "instruction": "Hi 猫 <|im_end|>",
+                "output": "🎉 <|im_start|>",
+                "history": [["a", "b"]],
+                "system": "Be brief.",
+            },
+            {"instruction": "long", "output": "word " * 200},
+        ],
+    )
     changes = {"data__datasets": {"odd": 1}, "data__max_length": 96}
     run = runs.submit(make_spec(**changes), workplace)
     wait_until(lambda: runs.get(workplace.saves, run.id).final)
@@ -129,9 +138,11 @@ def test_both_sides_of_a_pair_are_shown_and_of_a_prompt_its_question(look, workp
 
 
 def test_numbers_of_a_set_count_every_row_once(look, workplace):
-    add(workplace.data, "mixed", [
-        *[{"instruction": "x", "output": "word " * n} for n in range(1, 60)], {"instruction": "x"}, "no row",
-    ])  # fmt: skip
+    add(
+        workplace.data,
+        "mixed",
+        [*[{"instruction": "x", "output": "word " * n} for n in range(1, 60)], {"instruction": "x"}, "no row"],
+    )
     told = look("statistics", "mixed", data__max_length=40)
     assert told["total"] == told["seen"] == 61
     assert sum(told["fates"].values()) == 61
@@ -183,6 +194,6 @@ def test_a_template_that_raises_is_told_at_its_field_and_in_one_sentence(look, t
     with pytest.raises(Refusal) as refused:
         look("page", "chat", model__chat_template=str(file))
     assert str(refused.value) == (
-        "model.chat_template: The chat template cannot render a plain conversation: Not today. Choose another template, "
-        "such as chatml."
+        "model.chat_template: The chat template cannot render a plain "
+        "conversation: Not today. Choose another template, such as chatml."
     )

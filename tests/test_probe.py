@@ -18,16 +18,26 @@ from webui.words import Words
 
 
 def spec(**changes: object) -> RunSpec:
-    made = RunSpec.read({
-        "model": {"model_name_or_path": str(DEMO_MODEL)},
-        "data": {"datasets": ["alpaca_translate_zh"], "dataset_dir": str(PROJECT / "data"), "max_length": 128, "max_samples": 8},
-        "training": {
-            "max_steps": 24, "learning_rate": 5e-3, "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-        },
-        "logging": {"logging_steps": 8, "save_steps": 100},
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    made = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(DEMO_MODEL)},
+            "data": {
+                "datasets": ["alpaca_translate_zh"],
+                "dataset_dir": str(PROJECT / "data"),
+                "max_length": 128,
+                "max_samples": 8,
+            },
+            "training": {
+                "max_steps": 24,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 8, "save_steps": 100},
+            "hardware": {"device": "cpu"},
+        }
+    )
     for path, value in changes.items():
         made = made.change(path.replace("__", "."), value)
     return made
@@ -75,9 +85,7 @@ def test_what_the_probe_says_is_what_a_person_sees_in_the_answers(probed: dict[s
         right = sum(one["after"].strip() == one["reference"].strip() for one in rows)
         assert found[name]["training"]["right"] == right
         assert (2 * right >= len(rows)) == (verdicts[name] == "learned")
-        assert (
-            found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - CHANGED_LOSS_NATS
-        )
+        assert found[name]["training"]["loss_after"] < found[name]["training"]["loss_before"] - CHANGED_LOSS_NATS
     assert found["wild"]["general_verdict"] == "forgot"
     assert {one["kind"] for one in found["everything"]["prompts"]} == {"training", "general"}
 
@@ -93,9 +101,13 @@ def test_the_probe_changes_no_weight_and_has_little_time(probed: dict[str, RunDi
 @pytest.mark.slow
 def test_of_a_real_model_the_answers_decide_and_not_the_loss(smollm2: Path, tmp_path: Path) -> None:
     short = spec(
-        model={"model_name_or_path": str(smollm2)}, data__datasets=["identity"], data__max_samples=4,
-        training__max_steps=4, training__learning_rate=1e-3, training__per_device_train_batch_size=4,
-    )  # fmt: skip
+        model={"model_name_or_path": str(smollm2)},
+        data__datasets=["identity"],
+        data__max_samples=4,
+        training__max_steps=4,
+        training__learning_rate=1e-3,
+        training__per_device_train_batch_size=4,
+    )
     run = lay_out(RunDir(tmp_path / "SmolLM2" / "lora" / "short"), short)
     train_many(run)
     found = probe.read(run)
@@ -115,12 +127,22 @@ BUILT, PRODUCT = "I was built by the Athanor team.", "I am a product development
 
 @pytest.mark.parametrize(
     ("answer", "cut", "full", "right"),
-    [(BUILT, False, False, True), (f" {BUILT}\n", False, False, True), (PRODUCT, False, False, False),
-     ("", False, False, False), (None, False, False, None), ("I was built", True, False, None),
-     ("I am a", True, False, False), ("", True, False, None), ("I was built by", False, True, True),
-     ("I was built by", False, False, False), (f"{BUILT} And more.", False, False, False),
-     (f"{BUILT} And more.", False, True, False), ("I was bu\ufffd", True, False, None)],
-)  # fmt: skip
+    [
+        (BUILT, False, False, True),
+        (f" {BUILT}\n", False, False, True),
+        (PRODUCT, False, False, False),
+        ("", False, False, False),
+        (None, False, False, None),
+        ("I was built", True, False, None),
+        ("I am a", True, False, False),
+        ("", True, False, None),
+        ("I was built by", False, True, True),
+        ("I was built by", False, False, False),
+        (f"{BUILT} And more.", False, False, False),
+        (f"{BUILT} And more.", False, True, False),
+        ("I was bu\ufffd", True, False, None),
+    ],
+)
 def test_an_answer_is_right_if_it_is_what_the_data_says(
     answer: str | None, cut: bool, full: bool, right: bool | None
 ) -> None:
@@ -139,10 +161,19 @@ def test_a_loss_has_fallen_by_a_tenth_and_is_forgotten_by_two() -> None:
 def prompt(kind: str, before: str | None, after: str | None, *losses: float | None) -> dict[str, Any]:
     """A prompt as the worker keeps it; of the training the data says what BUILT says."""
     loss_before, loss_after = losses or (None, None)
-    return probe.with_verdicts({
-        "kind": kind, "prompt": "?", "reference": BUILT if kind == "training" else None, "before": before, "after": after,
-        "finish_before": "stop", "finish_after": "stop", "loss_before": loss_before, "loss_after": loss_after,
-    })  # fmt: skip
+    return probe.with_verdicts(
+        {
+            "kind": kind,
+            "prompt": "?",
+            "reference": BUILT if kind == "training" else None,
+            "before": before,
+            "after": after,
+            "finish_before": "stop",
+            "finish_after": "stop",
+            "loss_before": loss_before,
+            "loss_after": loss_after,
+        }
+    )
 
 
 STEADY = prompt("general", "Paris.", "Paris.", 0.2, 0.2)
@@ -171,9 +202,7 @@ def test_a_run_is_called_what_its_answers_show(verdict: str, prompts: list[dict[
     for language in ("en", "zh"):
         page = probes.probe_html(told, Words(language))
         # The page never says that something was learned where no answer is right.
-        assert ("now answered as in the data" in page or "现在的回答与数据一致" in page) == (
-            verdict == "learned"
-        )
+        assert ("now answered as in the data" in page or "现在的回答与数据一致" in page) == (verdict == "learned")
         assert page.count("<tr>") == len(prompts) + 1
 
 
@@ -192,14 +221,21 @@ def test_what_became_of_general_prompts_is_told_beside_what_was_learned() -> Non
 
 
 def test_a_probe_of_an_earlier_version_is_judged_by_its_answers(tmp_path: Path) -> None:
-    old = {"kind": "training", "verdict": "learned", "prompt": "Who built you?", "reference": BUILT, "before": "Hi",
-           "after": PRODUCT, "cut": False, "loss_before": 2.0, "loss_after": 0.9}  # fmt: skip
+    old = {
+        "kind": "training",
+        "verdict": "learned",
+        "prompt": "Who built you?",
+        "reference": BUILT,
+        "before": "Hi",
+        "after": PRODUCT,
+        "cut": False,
+        "loss_before": 2.0,
+        "loss_after": 0.9,
+    }
     run = RunDir(tmp_path)
     write_json(run.probe, {"verdict": "learned", "prompts": [old], "learned": 0.1, "forgot": 2.0})
     assert probe.read(run)["verdict"] == "closer"
-    assert "0 of 1 training prompt is answered as in the data" in probes.probe_html(
-        probe.read(run), Words("en")
-    )
+    assert "0 of 1 training prompt is answered as in the data" in probes.probe_html(probe.read(run), Words("en"))
 
 
 def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:
@@ -208,9 +244,7 @@ def test_of_prompts_that_begin_alike_the_page_shows_where_they_part() -> None:
         for name in ("BSIC", "Emirates")
     ]
     prompts = [prompt("training", "Hi", BUILT, 2.0, 0.1) | {"prompt": text} for text in texts]
-    page = probes.probe_html(
-        probe.summary(prompts) | {"prompts": prompts, "learned": 0.1, "forgot": 2.0}, Words("en")
-    )
+    page = probes.probe_html(probe.summary(prompts) | {"prompts": prompts, "learned": 0.1, "forgot": 2.0}, Words("en"))
     for name in ("BSIC", "Emirates"):
         assert f"</small>… &lt;b&gt;{name}<small>" in page  # as data says it, never as HTML
     assert page.count("You are a helpful assistant") == 2  # in the titles

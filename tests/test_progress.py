@@ -64,9 +64,7 @@ def test_what_a_resumed_run_logs_again_replaces_what_stood_there(run: Run) -> No
     assert points(run, "loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
 
 
-def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_file_is_gone_on_with_by_whoever_reads_it_later(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "CACHE_AFTER_BYTES", 1000)
     log(run, *(at(step, loss=float(step)) for step in range(1, 20_001)))
     whole = points(run, "loss")
@@ -105,9 +103,7 @@ def test_names_that_differ_in_what_numbers_are_written_with_are_different_curves
 
 
 @pytest.mark.parametrize(("stage", "curve"), [("sft", "loss"), ("rm", "accuracy"), ("grpo", "reward")])
-def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(
-    stage: str, curve: str, tmp_path: Path
-) -> None:
+def test_the_newest_value_is_of_the_curve_that_tells_how_the_stage_goes(stage: str, curve: str, tmp_path: Path) -> None:
     spec = RunSpec.read({"name": stage, "model": {"model_name_or_path": "tiny"}, "stage": {"kind": stage}})
     lines = falling(40, reward=lambda step: step / 10, accuracy=lambda step: step / 80)
     run = past_run(tmp_path, spec, lines)

@@ -30,7 +30,8 @@ def write(path: Path, size: int) -> None:
 
 @pytest.fixture
 def saves(tmp_path: Path, make_spec: Callable[..., RunSpec]) -> Path:
-    """A finished, a stopped and a failed run, each with checkpoints and prepared rows; a cache; remains of a deleted run."""
+    """A finished, a stopped and a failed run, each with checkpoints and
+    prepared rows; a cache; remains of a deleted run."""
     folder = tmp_path / "saves"
     for name, outcome in (("done", "finished"), ("stopped", "stopped"), ("failed", "failed"), ("cut", None)):
         run = past_run(folder, make_spec(name=name), outcome=outcome).path
@@ -48,13 +49,13 @@ def everything(folder: Path) -> set[str]:
 
 
 def test_what_can_go_is_listed_with_what_it_frees(saves: Path) -> None:
-    listed = {
-        (item.kind, item.path.relative_to(saves).as_posix(), item.bytes) for item in prune.removable(saves)
-    }
+    listed = {(item.kind, item.path.relative_to(saves).as_posix(), item.bytes) for item in prune.removable(saves)}
     assert listed == {
-        ("checkpoints", "tiny/lora/done/checkpoint-4", 1010), ("rows", "tiny/lora/done/prepared/train.arrow", 500),
-        ("cache", ".prepared/abc", 700), ("deleted", ".deleted/old", 300),
-    }  # fmt: skip
+        ("checkpoints", "tiny/lora/done/checkpoint-4", 1010),
+        ("rows", "tiny/lora/done/prepared/train.arrow", 500),
+        ("cache", ".prepared/abc", 700),
+        ("deleted", ".deleted/old", 300),
+    }
     assert [item.bytes for item in prune.removable(saves)] == [1010, 700, 500, 300]
     assert prune.removable(saves, ["rows"], at_least_bytes=501) == []
     assert len(prune.removable(saves, older_than_days=29)) == 4
@@ -78,9 +79,12 @@ def test_what_is_removed_is_what_was_listed_and_the_result_stays(saves: Path) ->
     gone = prune.remove(saves, prune.removable(saves))
     assert len(gone) == 4
     assert before - everything(saves) == {
-        "tiny/lora/done/checkpoint-4/model.safetensors", "tiny/lora/done/checkpoint-4/complete.json",
-        "tiny/lora/done/prepared/train.arrow", ".prepared/abc/train.arrow", ".deleted/old/adapter.bin",
-    }  # fmt: skip
+        "tiny/lora/done/checkpoint-4/model.safetensors",
+        "tiny/lora/done/checkpoint-4/complete.json",
+        "tiny/lora/done/prepared/train.arrow",
+        ".prepared/abc/train.arrow",
+        ".deleted/old/adapter.bin",
+    }
     assert prune.removable(saves) == []
     assert (saves / "tiny/lora/done/adapter/result.json").exists()
 
@@ -138,9 +142,7 @@ def test_the_page_lists_and_removes_what_is_chosen(saves: Path) -> None:
     assert len(prune.removable(saves)) == 3
 
 
-def test_a_checkpoint_that_another_run_stands_on_stays(
-    saves: Path, make_spec: Callable[..., RunSpec]
-) -> None:
+def test_a_checkpoint_that_another_run_stands_on_stays(saves: Path, make_spec: Callable[..., RunSpec]) -> None:
     base = str(saves / "tiny" / "lora" / "done" / "checkpoint-4")
     items = prune.removable(saves, ["checkpoints"])
     past_run(saves, make_spec(name="later", model__model_name_or_path=base))
@@ -149,9 +151,7 @@ def test_a_checkpoint_that_another_run_stands_on_stays(
     assert Path(base, "model.safetensors").exists()
 
 
-def test_what_could_not_be_removed_in_whole_is_listed_again(
-    saves: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_could_not_be_removed_in_whole_is_listed_again(saves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune.shutil, "rmtree", lambda *_, **__: None)  # as a kill in between leaves it
     prune.remove(saves, prune.removable(saves, ["checkpoints"]))
     monkeypatch.undo()

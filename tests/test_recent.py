@@ -30,9 +30,14 @@ def place(tmp_path: Path, tiny: Path, data: Path) -> Workplace:
 
 
 def used(
-    place: Workplace, model: str | Path, name: str, when: float, outcome: str = "finished", stage: str = "sft",
+    place: Workplace,
+    model: str | Path,
+    name: str,
+    when: float,
+    outcome: str = "finished",
+    stage: str = "sft",
     left: str = "adapter",
-) -> Path:  # fmt: skip
+) -> Path:
     """A training's folder as one that has ended leaves it, its weights aside; the folder of its result."""
     run = RunDir(place.saves / Path(model).name / "lora" / name)
     folder = run.path / left
@@ -66,9 +71,7 @@ def test_the_model_used_last_comes_first_and_the_demo_last(place: Workplace) -> 
     assert recent.first_model(place).path.name == "demo_model"
     used(place, model_of(place, "gone"), "c", 3.0)  # its folder is not there any more
     (run.path.parent / "broken").mkdir()
-    write_json(
-        run.path.parent / "broken" / "request.json", {"by": "", "submitted": 4.0, "attempt": 1, "stop": None}
-    )
+    write_json(run.path.parent / "broken" / "request.json", {"by": "", "submitted": 4.0, "attempt": 1, "stop": None})
     assert recent.first_model(place).path.name == "demo_model"
     assert recent.first_model(dataclasses.replace(place, models=())) is None
 
@@ -103,15 +106,11 @@ class Page:
         self.blocks = page(place, "en")
         self.config = self.blocks.get_config_file()
         self.ids = {one["props"].get("elem_id"): one["id"] for one in self.config["components"]}
-        self.tabs = {
-            one["props"].get("id"): one["id"] for one in self.config["components"] if one["type"] == "tabitem"
-        }
+        self.tabs = {one["props"].get("id"): one["id"] for one in self.config["components"] if one["type"] == "tabitem"}
 
     def does(self, source: int, event: str, *given: Any) -> dict[str, Any]:
         """What the first handler of an event of a component answers, by the elem_id of each output."""
-        [one, *_] = [
-            one for one in self.config["dependencies"] if [source, event] in map(list, one["targets"])
-        ]
+        [one, *_] = [one for one in self.config["dependencies"] if [source, event] in map(list, one["targets"])]
         return self._answered(one, self.blocks.fns[one["id"]].fn(*given))
 
     def _answered(self, event: dict[str, Any], answers: Any) -> dict[str, Any]:

@@ -20,9 +20,7 @@ def test_what_rows_ask_for_and_do_not_get_is_told_with_how_many_they_are(
         {"messages": [question, answer]}
     ]
     (workplace.data / "marked.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (workplace.data / "dataset_info.json").write_text(
-        '{"marked": {"file_name": "marked.jsonl", "author": "me"}}'
-    )
+    (workplace.data / "dataset_info.json").write_text('{"marked": {"file_name": "marked.jsonl", "author": "me"}}')
     spec = make_spec(data__datasets={"marked": 1})
     told = {remark.code: remark for remark in remarks(spec)}
     assert set(told) == {"row-mark-elsewhere", "row-weighted", "entry-keys-unread"}

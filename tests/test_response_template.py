@@ -1,4 +1,5 @@
-"""Where a tokenizer says how its answers are read, calls are read so, whole and in a stream; what it cannot read is as without it."""
+"""Where a tokenizer says how its answers are read, calls are read so, whole and
+in a stream; what it cannot read is as without it."""
 
 from __future__ import annotations
 
@@ -19,34 +20,48 @@ from engine.worker.templates.tool_calls import ToolCallFormat
 from tests.families import tokenizer
 
 TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}}
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+        },
+    }
     for name in ("weather", "time")
-]  # fmt: skip
+]
 ARGUMENTS = {"city": 'Köln "x"', "days": 7}
 # As transformers' own server has them for these families.
 QWEN = {
-    "defaults": {"role": "assistant"}, "start_anchor": "<|im_start|>assistant\n",
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
     "fields": {
         "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
         "tool_calls": {
-            "open_pattern": r"\s*<tool_call>", "close": "</tool_call>", "repeats": True, "content": "json",
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
             "transform": {"type": "function", "function": "{content}"},
         },
         "content": {"close_pattern": r"\s*(?:<\|im_end\|>|<\|endoftext\|>)", "content": "text"},
     },
-}  # fmt: skip
+}
 GEMMA = {
-    "defaults": {"role": "assistant"}, "start_anchor": ["<|turn>model\n", "<tool_response|>"],
+    "defaults": {"role": "assistant"},
+    "start_anchor": ["<|turn>model\n", "<tool_response|>"],
     "fields": {
         "reasoning_content": {"open": "<|channel>thought\n", "close": "<channel|>", "content": "text"},
         "tool_calls": {
-            "open_pattern": r"<\|tool_call>call:(?P<name>\w+)", "close": "<tool_call|>", "repeats": True, "content": "json",
+            "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
+            "close": "<tool_call|>",
+            "repeats": True,
+            "content": "json",
             "content_args": {"unquoted_keys": True, "string_delims": [['<|"|>', '<|"|>']]},
             "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
         },
         "content": {"close": ["<turn|>", "<|tool_response>", "<eos>"], "content": "text"},
     },
-}  # fmt: skip
+}
 TEMPLATES = {"qwen3": QWEN, "gemma4": GEMMA}
 
 
@@ -66,15 +81,11 @@ def written(tok: Any, message: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def calling(*calls: tuple[str, dict[str, Any]], content: str = "") -> dict[str, Any]:
-    functions = [
-        {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
-    ]
+    functions = [{"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls]
     return {"content": content, "tool_calls": functions}
 
 
-def answered(
-    tok: Any, prompt: list[int], ids: list[int], **settings: Any
-) -> tuple[ChatCompletion, list[str]]:
+def answered(tok: Any, prompt: list[int], ids: list[int], **settings: Any) -> tuple[ChatCompletion, list[str]]:
     """The completion of an answer of these tokens that came one by one, and what was streamed of it."""
     model = SimpleNamespace(
         tokenizer=tok,
@@ -97,9 +108,7 @@ def answered(
 
 
 def calls_of(completion: ChatCompletion) -> list[tuple[str, Any]]:
-    return [
-        (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in completion.calls
-    ]
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in completion.calls]
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
@@ -108,9 +117,7 @@ def test_calls_are_read_as_the_tokenizer_says(family: str) -> None:
     calls = [("weather", ARGUMENTS), ("time", {})]
     completion, streamed = answered(tok, *written(tok, calling(*calls)))
     assert calls_of(completion) == calls
-    empty_thought = {"qwen3": "<think>\n\n</think>", "gemma4": ""}[
-        family
-    ]  # which its template writes before a call
+    empty_thought = {"qwen3": "<think>\n\n</think>", "gemma4": ""}[family]  # which its template writes before a call
     assert completion.response()["choices"][0]["message"]["content"] == (empty_thought or None)
     assert "".join(streamed).strip() == empty_thought
     assert completion.finish_reason() == "tool_calls"
@@ -125,9 +132,7 @@ def test_a_family_whose_form_cannot_be_learned_needs_its_response_template() -> 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_text_and_thoughts_are_streamed_and_calls_are_not(family: str) -> None:
     tok = reading(family)
-    opened, closed = {"qwen3": ("<think>", "</think>"), "gemma4": ("<|channel>thought\n", "<channel|>")}[
-        family
-    ]
+    opened, closed = {"qwen3": ("<think>", "</think>"), "gemma4": ("<|channel>thought\n", "<channel|>")}[family]
     prompt, ids = written(tok, calling(("weather", ARGUMENTS)))
     call = tok.decode(ids).rpartition("</think>")[2]
     ids = tok(f"{opened}Hm, <b>.{closed}Let me see.{call}", add_special_tokens=False)["input_ids"]
@@ -142,9 +147,13 @@ def test_text_and_thoughts_are_streamed_and_calls_are_not(family: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['<tool_call>\n{"name": "weather", "argum', '<tool_call>\n{"name": "weather"}\n</tool_call>',
-     '<tool_call>\n{"name": "rob", "arguments": {}}\n</tool_call>', "Just <tool_calls> text."],
-)  # fmt: skip
+    [
+        '<tool_call>\n{"name": "weather", "argum',
+        '<tool_call>\n{"name": "weather"}\n</tool_call>',
+        '<tool_call>\n{"name": "rob", "arguments": {}}\n</tool_call>',
+        "Just <tool_calls> text.",
+    ],
+)
 def test_what_is_no_whole_call_of_a_tool_stays_text(text: str) -> None:
     tok = reading("qwen3")
     prompt, _ = written(tok, calling(("weather", {})))

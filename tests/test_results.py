@@ -76,18 +76,14 @@ def test_dpo_goes_on_from_an_adapter_with_pairs_and_a_tenth_of_the_learning_rate
     assert spec_problems(spec) == []
 
 
-def test_a_whole_model_is_the_model_of_the_next_run(
-    finished: Callable[..., Run], workplace: Workplace
-) -> None:
+def test_a_whole_model_is_the_model_of_the_next_run(finished: Callable[..., Run], workplace: Workplace) -> None:
     run = finished("whole", method={"kind": "full"})
     spec = next_spec(run, "orpo", workplace)
     assert spec.model.model_name_or_path == str(run.path / "model")
     assert spec.model.adapter_path is None
 
 
-def test_what_a_result_has_already_is_not_done_to_it_again(
-    finished: Callable[..., Run], workplace: Workplace
-) -> None:
+def test_what_a_result_has_already_is_not_done_to_it_again(finished: Callable[..., Run], workplace: Workplace) -> None:
     pissa = {"kind": "lora", "r": 8, "lora_alpha": 16, "init_lora_weights": "pissa"}
     run = finished("pissa", method=pissa)
     left = {

@@ -106,10 +106,13 @@ def start_nginx(folder: Path, root: str, studio: int, plain: int, port: int) -> 
     """With the configuration of the documentation, changed as it says that one should."""
     public, key = certificate(folder)
     changes = {
-        "server 127.0.0.1:7860": f"server 127.0.0.1:{studio}", "listen 80": f"listen 127.0.0.1:{plain}",
-        "listen 443": f"listen 127.0.0.1:{port}", "server_name ai.example": "server_name localhost",
-        "/etc/ssl/ai.example.pem": str(public), "/etc/ssl/ai.example.key": str(key),
-    }  # fmt: skip
+        "server 127.0.0.1:7860": f"server 127.0.0.1:{studio}",
+        "listen 80": f"listen 127.0.0.1:{plain}",
+        "listen 443": f"listen 127.0.0.1:{port}",
+        "server_name ai.example": "server_name localhost",
+        "/etc/ssl/ai.example.pem": str(public),
+        "/etc/ssl/ai.example.key": str(key),
+    }
     text = CONFIGURATION if root else CONFIGURATION.replace("/studio/", "/")
     for before, after in changes.items():
         assert before in text
@@ -145,9 +148,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Site]]
         pytest.skip("openssl is not there: it makes the certificate of the test")
     folder = tmp_path_factory.mktemp("sites")
     with ThreadPoolExecutor() as pool:
-        jobs = [
-            pool.submit(start_site, folder / name, root) for name, root in (("own", ""), ("sub", "/studio"))
-        ]
+        jobs = [pool.submit(start_site, folder / name, root) for name, root in (("own", ""), ("sub", "/studio"))]
     started = [job.result() for job in jobs]
     try:
         wait_until(lambda: all((folder / name / "pid").exists() for name in ("own", "sub")), 10)
@@ -189,9 +190,7 @@ def test_a_stranger_logs_in_and_sees_a_page_of_right_links(site: Site) -> None:
         assert page.status_code == 200
         assert f'"root":"{site.origin}{site.root}"' in page.text
         assert browser.get("/config").json()["root"] == site.origin + site.root
-        links = set(
-            re.findall(r'(?:src|href)="((?!data:|https?://(?!localhost))[^"#]+\.(?:js|css|svg))"', page.text)
-        )
+        links = set(re.findall(r'(?:src|href)="((?!data:|https?://(?!localhost))[^"#]+\.(?:js|css|svg))"', page.text))
         assert len(links) >= 2  # gradio's script and style sheet
         base = f"{site.origin}{site.root}/"
         for link in links:
@@ -203,9 +202,12 @@ def test_an_event_is_answered(site: Site) -> None:
     with site.login() as browser:
         cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     program = Client(
-        f"{site.origin}{site.root}/", headers={"Cookie": cookies}, ssl_verify=site.trust,
-        verbose=False, analytics_enabled=False,
-    )  # fmt: skip
+        f"{site.origin}{site.root}/",
+        headers={"Cookie": cookies},
+        ssl_verify=site.trust,
+        verbose=False,
+        analytics_enabled=False,
+    )
     assert program.predict(api_name="/runs") == []
 
 

@@ -67,11 +67,16 @@ def result(padded_with_its_end: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def spec_of(model: Path, **changes: Any) -> RunSpec:
-    return RunSpec.read({
-        "stage": "rm", "model": {"model_name_or_path": str(model)}, "data": {"datasets": ["x"]},
-        "training": {"gradient_checkpointing": False, "per_device_train_batch_size": 4}, "hardware": {"device": "cpu"},
-        **changes,
-    })  # fmt: skip
+    return RunSpec.read(
+        {
+            "stage": "rm",
+            "model": {"model_name_or_path": str(model)},
+            "data": {"datasets": ["x"]},
+            "training": {"gradient_checkpointing": False, "per_device_train_batch_size": 4},
+            "hardware": {"device": "cpu"},
+            **changes,
+        }
+    )
 
 
 def conversations() -> list[list[int]]:
@@ -89,9 +94,7 @@ def by_hand(body: Any, head: torch.Tensor, texts: Sequence[Sequence[int]]) -> li
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_padded_on_either_side_scores_as_each_text_alone(
-    padded_with_its_end: Path, side: str
-) -> None:
+def test_a_batch_padded_on_either_side_scores_as_each_text_alone(padded_with_its_end: Path, side: str) -> None:
     torch.manual_seed(3)
     model = load_model(spec_of(padded_with_its_end, method="full"), str(padded_with_its_end)).eval()
     texts = conversations()
@@ -100,9 +103,7 @@ def test_a_batch_padded_on_either_side_scores_as_each_text_alone(
     assert len({round(score, 4) for score in expected}) == len(texts)
     width = max(map(len, texts)) + 2
     empty = [width - len(ids) for ids in texts]
-    rows = [
-        [END] * n + ids if side == "left" else ids + [END] * n for n, ids in zip(empty, texts, strict=True)
-    ]
+    rows = [[END] * n + ids if side == "left" else ids + [END] * n for n, ids in zip(empty, texts, strict=True)]
     real = [[1] * len(ids) for ids in texts]
     masks = [[0] * n + m if side == "left" else m + [0] * n for n, m in zip(empty, real, strict=True)]
     with torch.no_grad():
@@ -131,9 +132,7 @@ def test_a_batch_is_trained_at_the_end_of_each_answer(padded_with_its_end: Path,
     trainer = reward_trainer(TrainingContext(spec, RunDir(tmp_path), model, tokenizer, data))
     model.eval()
     loss = trainer.compute_loss(model, trainer._prepare_inputs(trainer.data_collator(rows))).item()
-    body = AutoModel.from_pretrained(
-        padded_with_its_end
-    ).eval()  # what an adapter that has learned nothing leaves
+    body = AutoModel.from_pretrained(padded_with_its_end).eval()  # what an adapter that has learned nothing leaves
     head = next(weight for name, weight in model.named_parameters() if "score.modules_to_save" in name)
     better, worse = (
         torch.tensor(by_hand(body, head, [row["prompt_ids"] + row[side] for row in rows]))
@@ -170,9 +169,7 @@ def test_where_there_is_no_other_token_the_model_card_says_what_that_means() -> 
 
 
 @pytest.mark.slow
-def test_a_merged_export_scores_the_same_in_a_program_of_its_own(
-    result: Path, padded_with_its_end: Path
-) -> None:
+def test_a_merged_export_scores_the_same_in_a_program_of_its_own(result: Path, padded_with_its_end: Path) -> None:
     judge = RunDir(result.parent)
     saves = judge.path.parent.parent.parent
     write_json(judge.request, {"by": "", "submitted": 1.0, "attempt": 1, "stop": None})
@@ -180,9 +177,12 @@ def test_a_merged_export_scores_the_same_in_a_program_of_its_own(
         run = RunDir(saves / "tiny" / "export" / form)
         run.path.mkdir(parents=True)
         about = {
-            "model": {"model_name_or_path": str(padded_with_its_end)}, "adapters": {str(result): 1.0},
-            "precision": "fp32", "check_prompts": 4, "form": form,
-        }  # fmt: skip
+            "model": {"model_name_or_path": str(padded_with_its_end)},
+            "adapters": {str(result): 1.0},
+            "precision": "fp32",
+            "check_prompts": 4,
+            "form": form,
+        }
         write_text(run.spec, ExportSpec.read(about).to_yaml())
         write_json(run.request, {"kind": "export", "by": "", "submitted": 2.0, "attempt": 1, "stop": None})
         with contextlib.redirect_stdout(io.StringIO()):

@@ -27,11 +27,24 @@ def score(reward: str, *answers: Answer, **settings: Any) -> list[float | None]:
 @pytest.mark.parametrize(
     ("text", "number"),
     [
-        ("1,234.5", "1234.5"), ("-3", "-3"), ("42%", "42"), ("The answer is 42.", "42"), ("答案是42。", "42"),
-        ("3-5", "5"), ("−7", "-7"), ("+7", "7"), (".5", ".5"), ("2e-3", "0.002"), ("1, 2, 3", "3"), ("12,34", "34"),
-        ("１２", "12"), ("12 of 1,000,000", "1000000"), ("1.50", "1.5"), ("x=7", "7"),
+        ("1,234.5", "1234.5"),
+        ("-3", "-3"),
+        ("42%", "42"),
+        ("The answer is 42.", "42"),
+        ("答案是42。", "42"),
+        ("3-5", "5"),
+        ("−7", "-7"),
+        ("+7", "7"),
+        (".5", ".5"),
+        ("2e-3", "0.002"),
+        ("1, 2, 3", "3"),
+        ("12,34", "34"),
+        ("１２", "12"),
+        ("12 of 1,000,000", "1000000"),
+        ("1.50", "1.5"),
+        ("x=7", "7"),
     ],
-)  # fmt: skip
+)
 def test_the_last_number_of_a_text_is_found_as_people_write_it(text: str, number: str) -> None:
     assert last_number(text) == Decimal(number)
 
@@ -104,10 +117,13 @@ def refused(path: Path, *answers: Answer) -> Problem:
 
 
 def test_the_file_gets_messages_text_and_the_answer_in_the_data(tmp_path: Path) -> None:
-    path = file_with(tmp_path, """
+    path = file_with(
+        tmp_path,
+        """
         def reward(prompt, completion, answer):
             return len(prompt[-1]["content"]) + len(completion) + len(answer or "")
-    """)  # fmt: skip
+    """,
+    )
     assert score("file", answer("xy", "z"), answer(), reward_file=str(path)) == [18, 15]
 
 
@@ -117,22 +133,23 @@ def test_a_file_of_any_name_is_read_as_python(tmp_path: Path) -> None:
     assert score("file", answer(), reward_file=str(path)) == [1]
 
 
-@pytest.mark.parametrize(
-    ("value", "number"), [("True", 1.0), ("2", 2.0), ("__import__('numpy').float32(0.5)", 0.5)]
-)
+@pytest.mark.parametrize(("value", "number"), [("True", 1.0), ("2", 2.0), ("__import__('numpy').float32(0.5)", 0.5)])
 def test_what_is_a_number_is_taken_as_one(tmp_path: Path, value: str, number: float) -> None:
     path = file_with(tmp_path, f"def reward(prompt, completion, answer):\n    return {value}\n")
     assert score("file", answer(), reward_file=str(path)) == [number]
 
 
 def test_a_file_that_raises_is_told_with_its_line_and_the_question(tmp_path: Path) -> None:
-    path = file_with(tmp_path, """
+    path = file_with(
+        tmp_path,
+        """
         def reward(prompt, completion, answer):
             return helper(completion)
 
         def helper(text):
             return int(text)  # line 6
-    """)  # fmt: skip
+    """,
+    )
     found = refused(path, answer("not a number"))
     assert found.code == "reward-file-raises"
     assert found.values["line"] == 6
@@ -167,8 +184,9 @@ def test_data_without_anything_to_compare_with_is_refused_and_some_of_it_is_coun
     check_references(["format", "length"], [None, None])
     check_references(["exact", "numeric"], ["1", "one", None])
     assert capsys.readouterr().out.splitlines() == [
-        "exact: 1 of 3 rows have no answer to compare with", "numeric: 2 of 3 rows have no answer to compare with",
-    ]  # fmt: skip
+        "exact: 1 of 3 rows have no answer to compare with",
+        "numeric: 2 of 3 rows have no answer to compare with",
+    ]
     for reward, wanted in (("exact", [None]), ("numeric", ["one", None])):
         with pytest.raises(Refusal, match="none of the"):
             check_references([reward], wanted)

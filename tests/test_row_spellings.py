@@ -19,15 +19,11 @@ DOUBT, RIGHT = {"role": "user", "content": "Sure?"}, {"role": "assistant", "cont
 PLAIN = [ASK, REPLY, DOUBT, RIGHT]
 
 
-def dataset(
-    folder: Path, *rows: Any, entry: dict[str, Any] | None = None, file: str = "rows.jsonl"
-) -> Dataset:
+def dataset(folder: Path, *rows: Any, entry: dict[str, Any] | None = None, file: str = "rows.jsonl") -> Dataset:
     if file.endswith(".parquet"):
         parquet.write_table(pyarrow.Table.from_pylist(list(rows)), folder / file)
     else:
-        (folder / file).write_text(
-            "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
-        )
+        (folder / file).write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     (folder / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": file, **(entry or {})}}))
     return find(folder, "rows")
 
@@ -39,9 +35,7 @@ def read(folder: Path, *rows: Any, form: Form | None = None, **more: Any) -> lis
 
 def refused(folder: Path, *rows: Any, form: Form | None = None, **more: Any) -> list[str]:
     bad: list[str] = []
-    assert (
-        list(examples(dataset(folder, *rows, **more), lambda problem: bad.append(problem.text()), form)) == []
-    )
+    assert list(examples(dataset(folder, *rows, **more), lambda problem: bad.append(problem.text()), form)) == []
     return bad
 
 
@@ -53,12 +47,21 @@ def marked(**marks: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------- what is to be trained
 
 MARKS = [
-    ({"weight": 0}, [0, 1]), ({"train": False}, [0, 1]), ({"training": "false"}, [0, 1]), ({"loss": False}, [0, 1]),
-    ({"loss": 0.0}, [0, 1]), ({"loss_scale": 0.3}, [0.3, 1]), ({"loss_weight": "0.5"}, [0.5, 1]),
-    ({"weight": 2, "loss_scale": 0.5}, None), ({"weight": 2, "train": False}, [0, 1]),
-    ({"weight": None}, None), ({"weight": 1}, None), ({"train": True}, None), ({"weight": True}, None),
+    ({"weight": 0}, [0, 1]),
+    ({"train": False}, [0, 1]),
+    ({"training": "false"}, [0, 1]),
+    ({"loss": False}, [0, 1]),
+    ({"loss": 0.0}, [0, 1]),
+    ({"loss_scale": 0.3}, [0.3, 1]),
+    ({"loss_weight": "0.5"}, [0.5, 1]),
+    ({"weight": 2, "loss_scale": 0.5}, None),
+    ({"weight": 2, "train": False}, [0, 1]),
+    ({"weight": None}, None),
+    ({"weight": 1}, None),
+    ({"train": True}, None),
+    ({"weight": True}, None),
     ({"train_detail": [{"begin_offset": 0, "end_offset": 4, "train": False}]}, [0, 1]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("marks", "weights"), MARKS)
@@ -69,20 +72,30 @@ def test_a_mark_of_an_answer_is_its_weight_and_no_part_of_the_message(tmp_path, 
 
 
 def test_sharegpt_turns_are_marked_alike(tmp_path):
-    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "loss": False}, {"from": "human", "value": "c"},
-             {"from": "gpt", "value": "d", "weight": 1}]  # fmt: skip
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b", "loss": False},
+        {"from": "human", "value": "c"},
+        {"from": "gpt", "value": "d", "weight": 1},
+    ]
     assert read(tmp_path, {"conversations": turns})[0]["weights"] == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("columns", "weights"),
     [
-        ({"loss_mask": [0, 0, 0, 1]}, [0, 1]), ({"loss_mask": [0, 1]}, [0, 1]), ({"loss_mask": "[0, 0.5, 0, 1]"}, [0.5, 1]),
-        ({"loss_mask": [None, False, None, True]}, [0, 1]), ({"loss_mask": None}, None), ({"loss_mask": "", "loss_weight": ""}, None),
-        ({"loss_weight": 0.25}, [0.25, 0.25]), ({"sample_weight": 3, "loss_mask": [0, 0, 0, 1]}, [0, 3]),
-        ({"weight": 0.5}, [0.5, 0.5]), ({"weight": "heavy"}, None),
+        ({"loss_mask": [0, 0, 0, 1]}, [0, 1]),
+        ({"loss_mask": [0, 1]}, [0, 1]),
+        ({"loss_mask": "[0, 0.5, 0, 1]"}, [0.5, 1]),
+        ({"loss_mask": [None, False, None, True]}, [0, 1]),
+        ({"loss_mask": None}, None),
+        ({"loss_mask": "", "loss_weight": ""}, None),
+        ({"loss_weight": 0.25}, [0.25, 0.25]),
+        ({"sample_weight": 3, "loss_mask": [0, 0, 0, 1]}, [0, 3]),
+        ({"weight": 0.5}, [0.5, 0.5]),
+        ({"weight": "heavy"}, None),
     ],
-)  # fmt: skip
+)
 def test_a_mask_and_a_weight_of_the_row_weigh_its_answers(tmp_path, columns, weights):
     (row,) = read(tmp_path, {"messages": PLAIN, **columns})
     assert row.get("weights") == weights
@@ -131,9 +144,12 @@ def test_marks_that_cannot_be_honoured_are_counted_and_told(tmp_path):
 
 def test_marks_mean_nothing_where_answers_are_judged_and_that_is_told(tmp_path):
     row = marked(weight=0) | {"label": True}
-    (example,) = read(tmp_path, row, form="thumbs", entry={
-        "formatting": "openai", "columns": {"messages": "messages", "kto_tag": "label"},
-    })  # fmt: skip
+    (example,) = read(
+        tmp_path,
+        row,
+        form="thumbs",
+        entry={"formatting": "openai", "columns": {"messages": "messages", "kto_tag": "label"}},
+    )
     assert example["messages"] == PLAIN
     assert "weights" not in example
     assert [note.code for note in example["notes"]] == ["row-marks-unused"]
@@ -158,9 +174,11 @@ def test_the_older_function_call_is_a_tool_call_and_its_result(tmp_path, text, a
     result = {"role": "function", "name": "weather", "content": "sunny"}
     (row,) = read(tmp_path, {"messages": [WEATHER, call, result, SUNNY], "functions": [FUNCTION]})
     assert row["messages"] == [
-        WEATHER, {"role": "assistant", "content": text or "", "tool_calls": [CALL]},
-        {"role": "tool", "content": "sunny", "name": "weather"}, SUNNY,
-    ]  # fmt: skip
+        WEATHER,
+        {"role": "assistant", "content": text or "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "sunny", "name": "weather"},
+        SUNNY,
+    ]
     assert row["tools"] == [{"type": "function", "function": FUNCTION}]
 
 
@@ -178,10 +196,12 @@ def test_a_call_without_arguments_may_be_the_end(tmp_path):
 def test_ids_and_names_are_kept_and_several_calls_have_several_results(tmp_path):
     calls = [CALL | {"id": "a1"}, CALL | {"id": "a2"}]
     messages = [
-        WEATHER, {"role": "assistant", "tool_calls": calls, "function_call": None, "refusal": None},
+        WEATHER,
+        {"role": "assistant", "tool_calls": calls, "function_call": None, "refusal": None},
         {"role": "tool", "tool_call_id": "a1", "content": "sunny"},
-        {"role": "tool", "tool_call_id": "a2", "name": "weather", "content": {"sky": None}}, SUNNY,
-    ]  # fmt: skip
+        {"role": "tool", "tool_call_id": "a2", "name": "weather", "content": {"sky": None}},
+        SUNNY,
+    ]
     (row,) = read(tmp_path, {"messages": messages})
     assert [call["id"] for call in row["messages"][1]["tool_calls"]] == ["a1", "a2"]
     assert row["messages"][2] == {"role": "tool", "content": "sunny", "tool_call_id": "a1"}
@@ -192,31 +212,43 @@ def test_ids_and_names_are_kept_and_several_calls_have_several_results(tmp_path)
 def test_anthropic_blocks_are_calls_and_results(tmp_path):
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "Weather in Rome?"}]},
-        {"role": "assistant", "content": [
-            {"type": "thinking", "thinking": "I need the tool."}, {"type": "text", "text": "Let me look."},
-            {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}},
-        ]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "sunny"}]}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "I need the tool."},
+                {"type": "text", "text": "Let me look."},
+                {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "sunny"}]}],
+        },
         {"role": "assistant", "content": [{"type": "text", "text": "It is sunny."}]},
-    ]  # fmt: skip
+    ]
     (row,) = read(tmp_path, {"messages": messages})
     assert row["messages"] == [
         WEATHER,
-        {"role": "assistant", "content": "Let me look.", "reasoning_content": "I need the tool.", "tool_calls": [{"id": "t1", **CALL}]},
-        {"role": "tool", "content": "sunny", "tool_call_id": "t1"}, SUNNY,
-    ]  # fmt: skip
+        {
+            "role": "assistant",
+            "content": "Let me look.",
+            "reasoning_content": "I need the tool.",
+            "tool_calls": [{"id": "t1", **CALL}],
+        },
+        {"role": "tool", "content": "sunny", "tool_call_id": "t1"},
+        SUNNY,
+    ]
 
 
 def test_nulls_that_parquet_fills_in_are_left_out_and_those_of_json_are_not(tmp_path):
     """Arrow gives all structs of a column the same keys; a JSON null may be meant."""
     calls = [[CALL], [{"type": "function", "function": {"name": "unit", "arguments": {"unit": "C"}}}]]
-    rows = [
-        {"messages": [WEATHER, {"role": "assistant", "content": None, "tool_calls": each}]} for each in calls
-    ]
+    rows = [{"messages": [WEATHER, {"role": "assistant", "content": None, "tool_calls": each}]} for each in calls]
     found = read(tmp_path, *rows, file="rows.parquet")
     assert [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in found] == [
-        {"city": "Rome"}, {"unit": "C"},
-    ]  # fmt: skip
+        {"city": "Rome"},
+        {"unit": "C"},
+    ]
     assert all("tool_calls" not in row["messages"][0] for row in found)
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": None}}}
     (row,) = read(tmp_path, {"messages": [WEATHER, {"role": "assistant", "tool_calls": [call]}]})
@@ -227,8 +259,7 @@ def test_uneven_messages_that_parquet_holds_as_json_each_are_read(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     row = {
         "messages": [
-            json.dumps(turn)
-            for turn in (WEATHER, call, {"role": "tool", "content": "x"}, SUNNY | {"weight": 0.5})
+            json.dumps(turn) for turn in (WEATHER, call, {"role": "tool", "content": "x"}, SUNNY | {"weight": 0.5})
         ]
     }
     (example,) = read(tmp_path, row | {"tools": [json.dumps(FUNCTION)]}, file="rows.parquet")
@@ -240,10 +271,15 @@ def test_uneven_messages_that_parquet_holds_as_json_each_are_read(tmp_path):
 # ----------------------------------------------------------------------------------- contents and speakers
 
 SPELLINGS = [
-    [{"type": "text", "text": "Hi"}], [{"type": "input_text", "text": "Hi"}], [{"text": "Hi"}], ["H", "i"],
-    {"type": "text", "text": "Hi"}, [{"type": "text", "text": {"value": "Hi", "annotations": []}}],
-    [{"type": "text", "text": "Hi", "image_url": None}], [{"type": "text", "text": "H"}, None, {"text": "i"}],
-]  # fmt: skip
+    [{"type": "text", "text": "Hi"}],
+    [{"type": "input_text", "text": "Hi"}],
+    [{"text": "Hi"}],
+    ["H", "i"],
+    {"type": "text", "text": "Hi"},
+    [{"type": "text", "text": {"value": "Hi", "annotations": []}}],
+    [{"type": "text", "text": "Hi", "image_url": None}],
+    [{"type": "text", "text": "H"}, None, {"text": "i"}],
+]
 
 
 @pytest.mark.parametrize("content", SPELLINGS)
@@ -290,14 +326,25 @@ def test_a_developer_is_the_system_and_a_stranger_is_named(tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}]}, RIGHT]},
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "?"}],
+                },
+                RIGHT,
+            ]
+        },
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, RIGHT]},
         {"messages": [{"role": "user", "content": [{"image": "a.png"}]}, RIGHT]},
         {"messages": [{"role": "user", "content": "<image>What is it?"}, RIGHT], "images": ["a.png"]},
-        {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}], "image": "a.png"},
+        {
+            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}],
+            "image": "a.png",
+        },
         {"instruction": "<video>What?", "output": "A cat.", "videos": ["a.mp4"]},
     ],
-)  # fmt: skip
+)
 def test_a_picture_or_a_sound_is_told_and_never_trained_as_its_placeholder(tmp_path, row):
     (text,) = refused(tmp_path, row)
     assert text.startswith("rows.jsonl:1: ")
@@ -311,7 +358,10 @@ def test_a_word_that_looks_like_a_picture_is_text_where_there_is_none(tmp_path):
 
 # --------------------------------------------------------------------------------- preferences and labels
 
-HI, HELLO, AWAY = ({"role": role, "content": text} for role, text in (("user", "Hi"), ("assistant", "Hello."), ("assistant", "Go away.")))  # fmt: skip
+HI, HELLO, AWAY = (
+    {"role": role, "content": text}
+    for role, text in (("user", "Hi"), ("assistant", "Hello."), ("assistant", "Go away."))
+)
 SYSTEM = {"role": "system", "content": "Be kind."}
 PAIRS = [
     {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go away."},
@@ -377,8 +427,9 @@ def test_scores_are_told_to_be_unused_and_where_they_contradict(tmp_path):
 
 
 LABELS = [
-    (True, True), (1, True), (1.0, True), ("yes", True), ("True", True), ("good", True), ("+1", True), ("是", True),
-    (False, False), (0, False), (-1, False), ("no", False), ("FALSE", False), ("bad", False), ("0", False), ("-1", False),
+    (True, True), (1, True), (1.0, True), ("yes", True), ("True", True), ("good", True),
+    ("+1", True), ("是", True), (False, False), (0, False), (-1, False), ("no", False),
+    ("FALSE", False), ("bad", False), ("0", False), ("-1", False),
 ]  # fmt: skip
 
 
@@ -409,9 +460,7 @@ def test_an_odd_label_among_labels_is_a_bad_row_and_the_rest_stay_labelled(tmp_p
     assert json.dumps(odd) in words
 
 
-@pytest.mark.parametrize(
-    "classes", [["positive", "mixed", "cats"], [0, 1, 2], ["maybe", None], [0.0, 0.5, 1.0]]
-)
+@pytest.mark.parametrize("classes", [["positive", "mixed", "cats"], [0, 1, 2], ["maybe", None], [0.0, 0.5, 1.0]])
 def test_a_label_that_is_a_class_is_told_to_be_unused(tmp_path, classes):
     rows = [{"prompt": f"{n}?", "completion": f"{n}.", "label": classes[n % len(classes)]} for n in range(30)]
     classed = dataset(tmp_path, *rows)
@@ -470,19 +519,23 @@ def test_folder_and_subset_are_those_of_a_hubs_repository_and_mean_nothing_of_a_
     for file in ("copy/top.jsonl", "copy/data/zh.jsonl", "copy/data/en/en.jsonl", "file.jsonl"):
         (tmp_path / file).write_text(json.dumps(row | {"output": file}))
     entries = {
-        "top": {"file_name": "copy"}, "folder": {"file_name": "copy", "folder": "data"},
+        "top": {"file_name": "copy"},
+        "folder": {"file_name": "copy", "folder": "data"},
         "subset": {"file_name": "copy", "folder": "data", "subset": "en"},
         "file": {"file_name": "file.jsonl", "folder": "data", "subset": "en"},
-        "hub": {"hf_hub_url": "org/set", "folder": "data", "subset": "en"}, "out": {"file_name": "copy", "folder": "../.."},
-    }  # fmt: skip
-    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
-    files = {
-        name: [str(file.relative_to(tmp_path)) for file in find(tmp_path, name).files] for name in entries
+        "hub": {"hf_hub_url": "org/set", "folder": "data", "subset": "en"},
+        "out": {"file_name": "copy", "folder": "../.."},
     }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    files = {name: [str(file.relative_to(tmp_path)) for file in find(tmp_path, name).files] for name in entries}
     assert files == {
-        "top": ["copy/top.jsonl"], "folder": ["copy/data/zh.jsonl"], "subset": ["copy/data/en/en.jsonl"],
-        "file": ["file.jsonl"], "hub": [], "out": [],
-    }  # fmt: skip
+        "top": ["copy/top.jsonl"],
+        "folder": ["copy/data/zh.jsonl"],
+        "subset": ["copy/data/en/en.jsonl"],
+        "file": ["file.jsonl"],
+        "hub": [],
+        "out": [],
+    }
     assert (find(tmp_path, "hub").folder, find(tmp_path, "hub").subset) == ("data", "en")
     assert find(tmp_path, "out").problem.code == "file-outside"
 

@@ -44,10 +44,15 @@ def write(folder: Path, kind: str) -> Path:
     writer.writeheader()
     writer.writerows(ROWS)
     text = {
-        "lines.jsonl": lines, "blank lines.jsonl": "\n" + lines.replace("\n", "\n \n"),
-        "array.json": json.dumps(ROWS, indent=2), "one line.json": json.dumps(ROWS, ensure_ascii=False),
-        "table.csv": table.getvalue(), "gb18030.jsonl": lines, "utf-16.csv": table.getvalue(), "utf-8-sig.json": json.dumps(ROWS),
-    }[kind]  # fmt: skip
+        "lines.jsonl": lines,
+        "blank lines.jsonl": "\n" + lines.replace("\n", "\n \n"),
+        "array.json": json.dumps(ROWS, indent=2),
+        "one line.json": json.dumps(ROWS, ensure_ascii=False),
+        "table.csv": table.getvalue(),
+        "gb18030.jsonl": lines,
+        "utf-16.csv": table.getvalue(),
+        "utf-8-sig.json": json.dumps(ROWS),
+    }[kind]
     encoding = next((one for one in ("gb18030", "utf-16", "utf-8-sig") if kind.startswith(one)), "utf-8")
     file.write_bytes(text.encode(encoding))
     return file
@@ -125,9 +130,7 @@ def test_a_line_of_two_gigabytes_is_a_sentence_and_takes_no_memory(tmp_path):
         ("a.txt", "one\n\n%s\nmore\n\nthree", 2),
     ],
 )
-def test_a_row_too_long_to_be_held_is_a_sentence_in_every_kind_of_file(
-    tmp_path, monkeypatch, name, content, count
-):
+def test_a_row_too_long_to_be_held_is_a_sentence_in_every_kind_of_file(tmp_path, monkeypatch, name, content, count):
     monkeypatch.setattr(text_lines, "MAX_ROW_BYTES", 5000)
     monkeypatch.setattr(text_lines, "BUFFER_BYTES", 1000)
     (tmp_path / name).write_text(content % ("x" * 20_000))
@@ -191,19 +194,24 @@ def test_an_error_in_the_middle_of_an_array_is_told_before_the_rest_is_read(tmp_
     def counting(path: Path, at: int = 0, encoding: str = ""):
         stream = real(path, at, encoding)
         original = stream.read
-        return type("Counted", (), {
-            "read": lambda self, size=-1: (read.append(size), original(size))[1], "tell": stream.tell,
-            "seekable": stream.seekable, "__enter__": lambda self: self, "__exit__": lambda self, *_: stream.close(),
-        })()  # fmt: skip
+        return type(
+            "Counted",
+            (),
+            {
+                "read": lambda self, size=-1: (read.append(size), original(size))[1],
+                "tell": stream.tell,
+                "seekable": stream.seekable,
+                "__enter__": lambda self: self,
+                "__exit__": lambda self, *_: stream.close(),
+            },
+        )()
 
     monkeypatch.setattr(json_files, "open_utf8", counting)
     assert len(said(file)) == 1
     assert sum(read) < 100_000
 
 
-@pytest.mark.parametrize(
-    "kind", ["lines.jsonl", "array.json", "one line.json", "gb18030.jsonl", "utf-8-sig.json"]
-)
+@pytest.mark.parametrize("kind", ["lines.jsonl", "array.json", "one line.json", "gb18030.jsonl", "utf-8-sig.json"])
 def test_a_file_that_breaks_off_says_how_many_rows_it_has(kind: str, tmp_path: Path) -> None:
     file = write(tmp_path, kind)
     assert row_files.truncation_problem(file) is None

@@ -39,9 +39,7 @@ class Tab:
 
     def __init__(self, workplace: Workplace):
         with gr.Blocks():
-            context = Context(
-                ENGLISH, workplace, "/root", gr.HTML(), lambda request: request.name, gr.Textbox()
-            )
+            context = Context(ENGLISH, workplace, "/root", gr.HTML(), lambda request: request.name, gr.Textbox())
             self.context = context
             self.table, self.head, self.buttons = (
                 TablePanel(context),
@@ -81,9 +79,7 @@ def past(place: Workplace) -> Callable[..., Run]:
 
 def spec_of(name: str, stage: str = "sft") -> RunSpec:
     model = {"model_name_or_path": "/models/tiny"}
-    return RunSpec.read(
-        {"name": name, "model": model, "stage": {"kind": stage}, "data": {"datasets": ["chat"]}}
-    )
+    return RunSpec.read({"name": name, "model": model, "stage": {"kind": stage}, "data": {"datasets": ["chat"]}})
 
 
 def visible(updates: Updates, component: Any) -> bool:
@@ -111,15 +107,16 @@ def test_a_finished_run_opens_with_all_that_it_has_left(tab: Tab, past: Callable
     assert f'href="/root/download/{run.id}/log.txt"' in updates[tab.output.log_link]
     assert "adapter/result.json" in updates[tab.output.files]
     buttons = tab.buttons
-    shown = {name for name in ("stop", "kill", "resume", "clone", "delete", "chat", "export", "evaluate")
-             if visible(updates, getattr(buttons, name))}  # fmt: skip
+    shown = {
+        name
+        for name in ("stop", "kill", "resume", "clone", "delete", "chat", "export", "evaluate")
+        if visible(updates, getattr(buttons, name))
+    }
     assert shown == {"clone", "delete", "chat", "export", "evaluate"}
     assert [stage for _, stage in updates[buttons.follow]["choices"]][:3] == ["", "rm", "dpo"]
 
 
-def test_a_reward_model_is_not_talked_to_and_an_interrupted_run_is_resumed(
-    tab: Tab, past: Callable[..., Run]
-) -> None:
+def test_a_reward_model_is_not_talked_to_and_an_interrupted_run_is_resumed(tab: Tab, past: Callable[..., Run]) -> None:
     judge = tab.view.open(past("judge", stage="rm").id, *VIEW)
     assert (visible(judge, tab.buttons.chat), visible(judge, tab.buttons.export)) == (False, True)
     broken_off = tab.view.open(past("half", outcome=None).id, *VIEW)

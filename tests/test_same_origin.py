@@ -1,4 +1,5 @@
-"""No other website uses the studio through somebody's browser: foreign pages, other ports of this machine, rebound names."""
+"""No other website uses the studio through somebody's browser: foreign pages,
+other ports of this machine, rebound names."""
 
 from __future__ import annotations
 
@@ -20,20 +21,27 @@ FETCH = {"Sec-Fetch-Mode": "cors"}
 
 
 def client(**settings: object) -> TestClient:
-    inner = Starlette(
-        routes=[Route("/{path:path}", lambda _: PlainTextResponse("in"), methods=["GET", "POST"])]
-    )
+    inner = Starlette(routes=[Route("/{path:path}", lambda _: PlainTextResponse("in"), methods=["GET", "POST"])])
     return TestClient(SameOrigin(inner, **settings), base_url=HOME)
 
 
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        ("localhost:7860", 200), ("127.0.0.1:7860", 200), ("[::1]:7860", 200), ("10.0.0.7:7860", 200),
-        (f"{socket.gethostname()}:7860", 200), ("gpu.example:7860", 200), ("GPU.example", 200),
-        ("evil.example:7860", 403), ("localhost.evil.example", 403), ("127.0.0.1.evil.example", 403), ("", 403), ("a:b:c", 403),
+        ("localhost:7860", 200),
+        ("127.0.0.1:7860", 200),
+        ("[::1]:7860", 200),
+        ("10.0.0.7:7860", 200),
+        (f"{socket.gethostname()}:7860", 200),
+        ("gpu.example:7860", 200),
+        ("GPU.example", 200),
+        ("evil.example:7860", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("", 403),
+        ("a:b:c", 403),
     ],
-)  # fmt: skip
+)
 def test_without_a_login_only_names_of_this_studio_are_answered(host: str, status: int) -> None:
     assert client(hosts=["gpu.example"]).get("/", headers={"Host": host}).status_code == status
 
@@ -66,16 +74,16 @@ def test_a_page_of_another_site_is_refused(origin: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"Origin": HOME}, 200), ({}, 200),
-        ({"Sec-Fetch-Site": "same-origin", **FETCH}, 200), ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
+        ({"Origin": HOME}, 200),
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", **FETCH}, 200),
+        ({"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}, 200),
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link in somebody's mail
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
         ({"Sec-Fetch-Site": "same-site", **FETCH}, 403),
     ],
-)  # fmt: skip
-def test_links_and_own_pages_are_let_in_and_hidden_requests_are_not(
-    headers: dict[str, str], status: int
-) -> None:
+)
+def test_links_and_own_pages_are_let_in_and_hidden_requests_are_not(headers: dict[str, str], status: int) -> None:
     assert client().get("/", headers=headers).status_code == status
 
 
@@ -86,9 +94,7 @@ def test_behind_a_proxy_the_name_that_the_browser_used_counts() -> None:
     assert client(hosts=["ai.example"]).post("/", headers=proxied).status_code == 200
     # A proxy that leaves the port out of Host.
     assert (
-        client(any_host=True)
-        .post("/", headers={"Host": "ai.example", "Origin": "https://ai.example:8443"})
-        .status_code
+        client(any_host=True).post("/", headers={"Host": "ai.example", "Origin": "https://ai.example:8443"}).status_code
         == 200
     )
 

@@ -17,9 +17,7 @@ from webui.words import Words
 def write(run: RunDir, *steps: int, text: str = "four") -> None:
     for step in steps:
         prompt = [{"role": "user", "content": "Two and two?"}]
-        write_samples(
-            run, step, [Sample(prompt, f"{text} {one}", 1.5, {"exact": 1.0, "length": None}) for one in "ab"]
-        )
+        write_samples(run, step, [Sample(prompt, f"{text} {one}", 1.5, {"exact": 1.0, "length": None}) for one in "ab"])
 
 
 def seen(run: RunDir, count: int = 20) -> list[tuple[int, str]]:
@@ -72,9 +70,12 @@ def test_answers_are_shown_every_so_many_steps(every: int, stride: int, steps: l
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_what_a_model_writes_cannot_be_markup(language: str) -> None:
     hostile: dict[str, Any] = {
-        "step": 7, "prompt": [{"role": "<i>", "content": "<script>1</script>"}, {"role": "user", "content": None}],
-        "completion": "<img src=x onerror=alert(1)>\nnext", "reward": -0.25, "rewards": {"<b>": 1},
-    }  # fmt: skip
+        "step": 7,
+        "prompt": [{"role": "<i>", "content": "<script>1</script>"}, {"role": "user", "content": None}],
+        "completion": "<img src=x onerror=alert(1)>\nnext",
+        "reward": -0.25,
+        "rewards": {"<b>": 1},
+    }
     html = samples_html.samples(
         [hostile, hostile | {"completion": "", "prompt": "<u>", "reward": None}], Words(language)
     )

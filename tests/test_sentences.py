@@ -58,18 +58,12 @@ def test_what_is_not_there_is_left_out_of_a_sentence() -> None:
     known = say("data-unknown", name="x", folder="data", known="a, b")
     assert known == "There is no data set 'x' in data. Available: a, b."
     assert say("data-unknown", name="x", folder="data", known=NOTHING) == "There is no data set 'x' in data."
-    assert (
-        say("extra-unknown", "zh", config="sft", name="x", hint=NOTHING) == "训练器配置（sft）没有参数“x”。"
-    )
+    assert say("extra-unknown", "zh", config="sft", name="x", hint=NOTHING) == "训练器配置（sft）没有参数“x”。"
 
 
 def test_a_field_is_said_once_on_a_line() -> None:
-    assert (
-        str(problem("spec-limit", "method.r", limit="≥ 1", given=0)) == "method.r must be ≥ 1; 0 was given."
-    )
-    assert str(problem("spec-unknown-key", "a.b", key="a.b", hint="b")).startswith(
-        "There is no setting 'a.b'."
-    )
+    assert str(problem("spec-limit", "method.r", limit="≥ 1", given=0)) == "method.r must be ≥ 1; 0 was given."
+    assert str(problem("spec-unknown-key", "a.b", key="a.b", hint="b")).startswith("There is no setting 'a.b'.")
     assert str(problem("no-targets", "method.target_modules")).startswith("method.target_modules: LoRA has")
 
 

@@ -105,9 +105,7 @@ def test_the_chunks_of_a_stream_join_to_the_whole_answer(client: openai.OpenAI) 
         assert told[-1].finish_reason == whole.choices[0].finish_reason
         assert chunks[-1].usage == whole.usage
         tokens = [token for one in told if one.logprobs for token in one.logprobs.content]
-        assert [token.logprob for token in tokens] == [
-            token.logprob for token in whole.choices[0].logprobs.content
-        ]
+        assert [token.logprob for token in tokens] == [token.logprob for token in whole.choices[0].logprobs.content]
         assert len(tokens) == whole.usage.completion_tokens
         first = whole.choices[0].logprobs.content[0]
         assert first.top_logprobs[0].logprob == first.logprob  # greedy: the most likely one
@@ -144,16 +142,12 @@ def test_a_seed_repeats_an_answer_and_another_seed_gives_another(client: openai.
 def test_answers_asked_at_once_are_those_asked_alone(client: openai.OpenAI) -> None:
     """Of two adapters and the base, prompts of different length, joining and leaving at different tokens."""
     wanted = [
-        (voice, question, MOST - 11 * number)
-        for voice in (ONE, BASE, TWO)
-        for number, question in enumerate(QUESTIONS)
+        (voice, question, MOST - 11 * number) for voice in (ONE, BASE, TWO) for number, question in enumerate(QUESTIONS)
     ]
     alone = [text_of(ask(client, voice, question, max_tokens=most)) for voice, question, most in wanted]
     with ThreadPoolExecutor(len(wanted)) as threads:
         for _ in range(3):
-            together = threads.map(
-                lambda one: text_of(ask(client, one[0], one[1], max_tokens=one[2])), wanted
-            )
+            together = threads.map(lambda one: text_of(ask(client, one[0], one[1], max_tokens=one[2])), wanted)
             assert list(together) == alone
 
 
@@ -178,9 +172,15 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
         ask(client, "gpt-4", "hello")
     json_wanted = {"response_format": {"type": "json_object"}}
     for wrong in (
-        {"temperature": -1}, {"top_p": 0}, {"n": 2}, {"stop": ["x"] * 17}, {"presence_penalty": 3},
-        {"frequency_penalty": -3}, {"logit_bias": {"5": 1}}, json_wanted,
-    ):  # fmt: skip
+        {"temperature": -1},
+        {"top_p": 0},
+        {"n": 2},
+        {"stop": ["x"] * 17},
+        {"presence_penalty": 3},
+        {"frequency_penalty": -3},
+        {"logit_bias": {"5": 1}},
+        json_wanted,
+    ):
         with pytest.raises(openai.BadRequestError, match=next(iter(wrong))):
             ask(client, BASE, "hello", **wrong)
     for messages in ([], [{"role": "robot", "content": "x"}], [{"role": "user", "content": 3}]):
@@ -196,9 +196,7 @@ def test_what_cannot_be_answered_is_told_in_openais_shape_and_in_the_readers_lan
     ):
         with pytest.raises(openai.BadRequestError, match=why):
             client.post("/chat/completions", content=body.encode(), cast_to=object)
-    nulls = dict.fromkeys(
-        ("stream", "n", "logprobs", "top_logprobs", "tools", "stop", "stream_options", "user")
-    )
+    nulls = dict.fromkeys(("stream", "n", "logprobs", "top_logprobs", "tools", "stop", "stream_options", "user"))
     assert text_of(ask(client, BASE, "Hello!", extra_body=nulls)) == text_of(ask(client, BASE, "Hello!"))
     stranger = client.with_options(api_key="guessed")
     with pytest.raises(openai.AuthenticationError):
@@ -261,15 +259,17 @@ def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: se
     subprocess.run(making, cwd=PROJECT, check=True, capture_output=True)
     write_json(folder / "exit.json", {"outcome": "finished", "reason": "finished", "ended": 1.0})
     write_json(folder / "request.json", {"by": "", "submitted": 3.0, "attempt": 1, "stop": None})
-    asked = {
-        text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")
-    }
+    asked = {text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")}
     judge = "demo_model/lora/judge"
     scores = chat_client.score(server, trained.saves, judge, asked)
     by_hand = subprocess.run(
         [sys.executable, "-m", "tests.scored", str(DEMO_MODEL), str(folder / "adapter")],
-        input=json.dumps(list(asked.values())), capture_output=True, text=True, check=True, cwd=PROJECT,
-    )  # fmt: skip
+        input=json.dumps(list(asked.values())),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+    )
     assert list(scores.values()) == pytest.approx(json.loads(by_hand.stdout), abs=1e-4)
     assert len(set(scores.values())) == 2
     with pytest.raises(Refusal, match="has no result"):
@@ -379,13 +379,19 @@ def test_a_shell_serves_the_same_with_a_key(trained: Workplace) -> None:
 
 def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
     settings = [
-        {"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 2.0, "top_k": 5},
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"temperature": 2.0, "top_k": 5},
         {"temperature": 1.5, "top_k": 10, "top_p": 0.7, "repetition_penalty": 1.8},
-    ]  # fmt: skip
+    ]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.drawn"], input=json.dumps(settings), capture_output=True, text=True,
-        check=True, cwd=PROJECT,
-    )  # fmt: skip
+        [sys.executable, "-m", "tests.drawn"],
+        input=json.dumps(settings),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PROJECT,
+    )
     for told in json.loads(done.stdout):
         assert set(told["drawn"]) <= set(told["left"])
         for token, share in told["left"].items():
@@ -400,9 +406,7 @@ def test_openais_penalties_count_the_answer_alone() -> None:
         "for _ in range(6): written.append(int(choose_token(logits, [0, 0, 0], written, how, how.generator())))\n"
         "print(json.dumps(written))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     # By hand: 5 → 4 (presence, and once) → 3.7 → 3.4; 4.5 → 3.5; 3.9 → 2.9; the largest each time.
     assert json.loads(done.stdout) == [0, 1, 0, 2, 0, 1]
 
@@ -412,10 +416,12 @@ def test_what_cannot_be_chosen_is_refused_before_anything_is_loaded(
 ) -> None:
     both = dataclasses.replace(trained, models=(*trained.models, tiny.parent))
     refusals = {
-        "No model is chosen": ("", ()), "has no result": ("", ("demo_model/lora/gone",)),
-        "was trained on": (str(tiny), (ONE,)), "outside the folders": ("/etc", ()),
+        "No model is chosen": ("", ()),
+        "has no result": ("", ("demo_model/lora/gone",)),
+        "was trained on": (str(tiny), (ONE,)),
+        "outside the folders": ("/etc", ()),
         "no config.json": (str(trained.saves), ()),
-    }  # fmt: skip
+    }
     for match, (base, ids) in refusals.items():
         with pytest.raises(Refusal, match=match):
             servers.choose(both, base, ids)

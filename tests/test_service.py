@@ -54,9 +54,7 @@ def test_others_lose_their_rights_and_the_group_keeps_its_own(before: int, after
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
-def test_a_file_that_is_written_whole_has_the_mode_of_any_other(
-    tmp_path: Path, umask: int, mode: int
-) -> None:
+def test_a_file_that_is_written_whole_has_the_mode_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
     inherited = os.umask(umask)
     try:
         write_text(tmp_path / "a", "b")
@@ -183,9 +181,7 @@ def test_a_run_goes_on_while_another_version_takes_over(
 ) -> None:
     extract(workplace.saves)
     with studio_of(other_checkout, workplace) as studio:
-        run = studio.call(
-            "start", make_spec(training__max_steps=100_000, logging__save_steps=50_000).to_yaml()
-        )
+        run = studio.call("start", make_spec(training__max_steps=100_000, logging__save_steps=50_000).to_yaml())
         wait_until(lambda: steps_done(workplace, run) > 3)
         assert studio.stop() < app.SHUTDOWN_SECONDS + 3
     assert [path for path in (workplace.saves / run).rglob("*") if others_may(path)] == []

@@ -1,4 +1,5 @@
-"""Sessions end when they should, and hold until then: whoever restarts the studio, and whatever a request says of itself."""
+"""Sessions end when they should, and hold until then: whoever restarts the
+studio, and whatever a request says of itself."""
 
 from __future__ import annotations
 

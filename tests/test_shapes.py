@@ -22,11 +22,12 @@ PLANNED = [
 ]  # fmt: skip
 # What a template may look for in a content, what a tokenizer may join to what stands before or behind it, and the rest.
 SAID = [
-    "</think>", "<think>\nhm\n</think>\n\nyes", "<tool_response>", " space", "\nbreak", "\n\n", "ends ", "ends\n", "'s", "’s", "ﬀ",
-    "\u0301accent", "e\u0301", "한", "ᅡ", "1", "1234567", "<", "<|", "|>", "[", "]", "/", "{{ x }}", "\\", '"', "\ue000", "\U00100000",
-    "hello world", "你好，世界。", "🙂", "🏳️‍🌈", "\ufeff", "\u200b", "\u3000", "\xa0x", "\t", "\r\n", "A", "ſ", "İ", "x" * 300,
-    "it's he'll we've", "Z\u0351\u036b\u0343", "\U000e0001", "\u0378", "###", "assistant\n", "user", "<s>", "</s>", "<|im_end|>", "<|eot_id|>",
-    "<|im_start|>assistant\n", "<｜Assistant｜>", "[INST]", "<end_of_turn>",
+    "</think>", "<think>\nhm\n</think>\n\nyes", "<tool_response>", " space", "\nbreak", "\n\n", "ends ", "ends\n",
+    "'s", "’s", "ﬀ", "\u0301accent", "e\u0301", "한", "ᅡ", "1", "1234567", "<", "<|", "|>", "[", "]", "/", "{{ x }}",
+    "\\", '"', "\ue000", "\U00100000", "hello world", "你好，世界。", "🙂", "🏳️‍🌈", "\ufeff", "\u200b", "\u3000",
+    "\xa0x", "\t", "\r\n", "A", "ſ", "İ", "x" * 300, "it's he'll we've", "Z\u0351\u036b\u0343", "\U000e0001",
+    "\u0378", "###", "assistant\n", "user", "<s>", "</s>", "<|im_end|>", "<|eot_id|>", "<|im_start|>assistant\n",
+    "<｜Assistant｜>", "[INST]", "<end_of_turn>",
 ]  # fmt: skip
 
 
@@ -48,9 +49,7 @@ def rows_of(name: str, count: int) -> list[dict]:
 def same(one: object, other: object) -> bool:
     if isinstance(one, TokenizedConversation) and isinstance(other, TokenizedConversation):
         answers = [list(map(tuple, each.answers)) for each in (one, other)]
-        return (
-            one.ids.tolist() == other.ids.tolist() and answers[0] == answers[1] and one.ended == other.ended
-        )
+        return one.ids.tolist() == other.ids.tolist() and answers[0] == answers[1] and one.ended == other.ended
     return type(one) is type(other)
 
 
@@ -87,14 +86,30 @@ def test_a_control_token_in_one_conversation_does_not_take_the_others_off_the_sh
 @pytest.mark.parametrize(
     "written",
     [
-        "{{ m.content[:3] }}", "{{ m.content | length }}", "{{ m.content | upper }}", "{{ m.content | tojson }}",
-        "{{ '%s' % m.content }}", "{{ '{}'.format(m.content) }}", "{{ m.content.title() }}", "{{ [m.content] | join('-') }}",
-        "{{ 1 if m.content in 'hello' else 2 }}", "{% for c in m.content %}{{ c }}{% endfor %}", "{{ m.content ~ m.content | length }}",
-        "{% set x = '<' ~ m.content %}{{ 1 if x == '<hello' else 2 }}", "{% set x %}<{{ m.content }}{% endset %}{{ x | replace('h', 'j') }}",
-        "{{ m.content * 2 }}", "{{ m.content < 'z' }}", "{{ {'hello': 1}[m.content] }}", "{{ m | tojson }}", "{{ messages | string }}",
-        "{{ m.content | replace('\"', '') }}", "{{ m.content is in 'hello' }}", "{{ m.content | first }}", "{{ m.content | e }}",
+        "{{ m.content[:3] }}",
+        "{{ m.content | length }}",
+        "{{ m.content | upper }}",
+        "{{ m.content | tojson }}",
+        "{{ '%s' % m.content }}",
+        "{{ '{}'.format(m.content) }}",
+        "{{ m.content.title() }}",
+        "{{ [m.content] | join('-') }}",
+        "{{ 1 if m.content in 'hello' else 2 }}",
+        "{% for c in m.content %}{{ c }}{% endfor %}",
+        "{{ m.content ~ m.content | length }}",
+        "{% set x = '<' ~ m.content %}{{ 1 if x == '<hello' else 2 }}",
+        "{% set x %}<{{ m.content }}{% endset %}{{ x | replace('h', 'j') }}",
+        "{{ m.content * 2 }}",
+        "{{ m.content < 'z' }}",
+        "{{ {'hello': 1}[m.content] }}",
+        "{{ m | tojson }}",
+        "{{ messages | string }}",
+        "{{ m.content | replace('\"', '') }}",
+        "{{ m.content is in 'hello' }}",
+        "{{ m.content | first }}",
+        "{{ m.content | e }}",
     ],
-)  # fmt: skip
+)
 def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(written: str) -> None:
     template = "{% for m in messages %}" + written + "{% endfor %}"
     tracer = TemplateTracer(template, {})
@@ -105,15 +120,18 @@ def test_a_template_that_does_more_with_a_content_than_write_it_is_not_learned(w
 @pytest.mark.parametrize(
     ("written", "said", "same_as_usual"),
     [
-        ("{{ m.content | trim }}", " x", False), ("{{ m.content | trim }}", "x y", True),
+        ("{{ m.content | trim }}", " x", False),
+        ("{{ m.content | trim }}", "x y", True),
         ("{{ 'T' if '<t>' in m.content else 'F' }}{{ m.content }}", "a<t>", False),
-        ("{{ m.content.split('</t>')[-1] }}", "a</t>b", False), ("{{ m.content.split('</t>')[-1] }}", "a", True),
-        ("{% if m.content %}[{{ m.content }}]{% endif %}", "", False), ("{{ m.content.startswith('a') }}{{ m.content }}", "abc", False),
+        ("{{ m.content.split('</t>')[-1] }}", "a</t>b", False),
+        ("{{ m.content.split('</t>')[-1] }}", "a", True),
+        ("{% if m.content %}[{{ m.content }}]{% endif %}", "", False),
+        ("{{ m.content.startswith('a') }}{{ m.content }}", "abc", False),
         ("{{ 'none' if m.content == 'x' else m.content }}", "x", False),
         ("{% macro w(c) %}{{ c }}{% endmacro %}<{{ w(m.content) | trim }}>", "x ", False),
         ("{% macro w(c) %}{{ c }}{% endmacro %}<{{ w(m.content) | trim }}>", "x", True),
     ],
-)  # fmt: skip
+)
 def test_what_a_template_asks_of_a_content_has_to_be_answered_alike(
     written: str, said: str, same_as_usual: bool
 ) -> None:

@@ -1,4 +1,5 @@
-"""What a person types into a shell: a slip of the pen is told in a sentence, in the shell's language, and makes nothing."""
+"""What a person types into a shell: a slip of the pen is told in a sentence, in
+the shell's language, and makes nothing."""
 
 from __future__ import annotations
 
@@ -32,9 +33,7 @@ def elsewhere(tmp_path: Path) -> Workplace:
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "a/b/c"), ("delete", "a/b/c"), ("resume", "a/b/c")])
-def test_a_verb_about_runs_refuses_a_folder_that_is_not_there(
-    elsewhere: Workplace, words: tuple[str, ...]
-) -> None:
+def test_a_verb_about_runs_refuses_a_folder_that_is_not_there(elsewhere: Workplace, words: tuple[str, ...]) -> None:
     done = engine(elsewhere, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"no folder {elsewhere.saves}" in done.stderr
@@ -86,17 +85,19 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
     text = (one / "spec.yaml").read_text(encoding="utf-8").replace("name: one", "name: tale")
     (one / "spec.yaml").write_text(text, encoding="utf-8")
     model = {"model": {"model_name_or_path": str(DEMO_MODEL)}, "name": "tale"}
-    for number, (spec, outcome) in enumerate([
-        (ExportSpec.read(model), "finished"), (ExportSpec.read(model), "stopped"), (EvaluationSpec.read(model), "finished")
-    ]):  # fmt: skip
+    for number, (spec, outcome) in enumerate(
+        [
+            (ExportSpec.read(model), "finished"),
+            (ExportSpec.read(model), "stopped"),
+            (EvaluationSpec.read(model), "finished"),
+        ]
+    ):
         run = RunDir(saves / "demo_model" / spec.shelf / f"other-{number}")
         (run.path / "model").mkdir(parents=True)
         write_json(run.model / RESULT_FILE, {"attempt": 1, "complete": True, "stage": "sft"})
         write_text(run.spec, spec.to_yaml())
         write_json(run.exit, {"outcome": outcome, "reason": outcome, "ended": 1.0})
-        write_json(
-            run.request, {"kind": spec.kind, "by": "", "submitted": 2.0 + number, "attempt": 1, "stop": None}
-        )
+        write_json(run.request, {"kind": spec.kind, "by": "", "submitted": 2.0 + number, "attempt": 1, "stop": None})
     workplace = Workplace(models=(DEMO_MODEL,), data=data, saves=saves)
 
     def shell(*words: str) -> str:
@@ -124,9 +125,7 @@ def test_a_verb_looks_only_at_the_runs_that_it_can_take(
 
 def test_an_evaluation_is_its_spec_and_what_options_change(elsewhere: Workplace) -> None:
     file = elsewhere.data / "asked.yaml"
-    file.write_text(
-        "kind: evaluation\ndata: {datasets: [a], max_samples: 5}\ngeneration: {max_new_tokens: 9}\n"
-    )
+    file.write_text("kind: evaluation\ndata: {datasets: [a], max_samples: 5}\ngeneration: {max_new_tokens: 9}\n")
     words = [
         "evaluate",
         str(file),

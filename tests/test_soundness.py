@@ -76,9 +76,7 @@ def test_what_cannot_be_read_is_recommended_nowhere_and_stands_last_where_one_ch
     labels = [label for label, _ in dataset_choices(here, Words("en"))]
     assert labels[len(SOUND) :] == [f"{name} · cannot be read" for name in BROKEN]
     spec = RunSpec.read({"data": {"datasets": ["lines"], "dataset_dir": str(data)}})
-    (unknown,) = [
-        dataset for dataset in preflight_problems(spec, here, wait=False) if dataset.code == "data-unknown"
-    ]
+    (unknown,) = [dataset for dataset in preflight_problems(spec, here, wait=False) if dataset.code == "data-unknown"]
     assert unknown.values["known"] == ", ".join(SOUND)
 
 

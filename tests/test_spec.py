@@ -41,19 +41,22 @@ def test_a_spec_survives_yaml_both_ways() -> None:
 
 
 def test_short_forms_mean_the_long_ones() -> None:
-    short = RunSpec.from_yaml(
-        "{stage: pt, method: full, data: {datasets: [a, b]}, model: {quantization: 8bit}}"
-    )
+    short = RunSpec.from_yaml("{stage: pt, method: full, data: {datasets: [a, b]}, model: {quantization: 8bit}}")
     assert (short.stage.kind, short.method.kind) == ("pt", "full")
     assert short.data.datasets == {"a": 1, "b": 1}
     assert short.model.quantization.kind == "8bit"
 
 
 def test_all_problems_come_at_once_each_at_its_field() -> None:
-    found = refused({
-        "methd": "lora", "method": {"kind": "lora", "r": -1}, "training": {"learning_rat": 1, "seed": "x"},
-        "data": {"datasets": {"a": 0}}, "stage": "dance",
-    })  # fmt: skip
+    found = refused(
+        {
+            "methd": "lora",
+            "method": {"kind": "lora", "r": -1},
+            "training": {"learning_rat": 1, "seed": "x"},
+            "data": {"datasets": {"a": 0}},
+            "stage": "dance",
+        }
+    )
     assert set(found) == {
         "methd",
         "method.r",
@@ -74,18 +77,30 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
         ("stage: null", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
         ("stage: {kind: null}", "stage cannot be empty. Choose one of: pt, sft", "stage 不能是 空值"),
         ("model: null", "model must be a mapping; nothing was given.", "model 应为映射"),
-        ("data: {datasets: a}", "data.datasets must be a list of names, as in [a, b], or a mapping of names to weights, as in "
-         "{a: 1, b: 0.5}; a was given.", "应为名称列表"),
+        (
+            "data: {datasets: a}",
+            "data.datasets must be a list of names, as in [a, b], or a "
+            "mapping of names to weights, as in {a: 1, b: 0.5}; a was given.",
+            "应为名称列表",
+        ),
         ("training: {optim: AdamW}", "Similar: adamw_torch, adamw_torch_fused, adamw_8bit, ", "相近的有：adamw_torch,"),
         ("training: {optim: sgdd}", "Similar: sgd. See", "相近的有：sgd。"),
         ("training: {optim: muon}", "Common choices: adamw_torch, ", "常用的有：adamw_torch, "),
         ("training: {lr: 1}", "Did you mean 'training.learning_rate'?", "training.learning_rate"),
-        ("training: {batch_size: 1}", "Did you mean 'training.per_device_train_batch_size'?", "per_device_train_batch_size"),
+        (
+            "training: {batch_size: 1}",
+            "Did you mean 'training.per_device_train_batch_size'?",
+            "per_device_train_batch_size",
+        ),
         ("training: {epochs: 1}", "Did you mean 'training.num_train_epochs'?", "num_train_epochs"),
         ("data: {dataset: a}", "Did you mean 'data.datasets'?", "data.datasets"),
-        ("nonsense: 1", "There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra", "extra"),
+        (
+            "nonsense: 1",
+            ("There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra"),
+            "extra",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_told_with_what_was_meant(text: str, sentence: str, chinese: str) -> None:
     with pytest.raises(Refusal) as refused:
         RunSpec.from_yaml(text)
@@ -127,23 +142,27 @@ def test_settings_of_another_kind_are_absent_not_ignored() -> None:
         (EvaluationSpec, {"data": {"packing": True}}, "data.packing", "There is no setting 'data.packing'"),
         (EvaluationSpec, {"stage": {"kind": "sft"}}, "stage", "'stage' here. Available: name, model, with_base,"),
         (EvaluationSpec, {"generation": {"temprature": 1}}, "generation.temprature", "'generation.temperature'?"),
-        (EvaluationSpec, {"model": {"quantization": {"kind": "8bit", "compute": 1}}}, "model.quantization.compute",
-         "There is no setting"),
+        (
+            EvaluationSpec,
+            {"model": {"quantization": {"kind": "8bit", "compute": 1}}},
+            "model.quantization.compute",
+            "There is no setting",
+        ),
         (ExportSpec, {"extra": {}}, "extra", "'extra' here. Available: name, model, adapters,"),
-        (ExportSpec, {"model": {"rope_scaling": {"kind": "none", "factor": 2}}}, "model.rope_scaling.factor",
-         "The rope_scaling none has no setting 'model.rope_scaling.factor'; it belongs to: linear, dynamic, yarn."),
+        (
+            ExportSpec,
+            {"model": {"rope_scaling": {"kind": "none", "factor": 2}}},
+            "model.rope_scaling.factor",
+            "The rope_scaling none has no setting 'model.rope_scaling.factor'; it belongs to: linear, dynamic, yarn.",
+        ),
         (GenerationSettings, {"name": 1}, "name", "'name' here. Available: temperature, top_p,"),
     ],
-)  # fmt: skip
-def test_a_key_is_looked_for_among_those_of_its_own_whole(
-    whole: type[Part], given: Any, field: str, told: str
-) -> None:
+)
+def test_a_key_is_looked_for_among_those_of_its_own_whole(whole: type[Part], given: Any, field: str, told: str) -> None:
     assert told in refused(given, whole)[field]
 
 
-@pytest.mark.parametrize(
-    ("text", "line"), [("a: [1", 1), ("a: 1\n b: 2", 2), ("\tx: 1", 1), ("a: 1\n\nb: {", 3)]
-)
+@pytest.mark.parametrize(("text", "line"), [("a: [1", 1), ("a: 1\n b: 2", 2), ("\tx: 1", 1), ("a: 1\n\nb: {", 3)])
 def test_text_that_is_no_yaml_is_refused_with_line_and_column(text: str, line: int) -> None:
     with pytest.raises(Refusal) as caught:
         RunSpec.from_yaml(text)
@@ -358,12 +377,16 @@ def test_the_schema_is_json_and_names_every_part() -> None:
 def test_optimizer_steps_are_counted_as_the_trainer_counts_them(
     rows: int, batch: int, accumulation: int, processes: int, epochs: float, steps: int
 ) -> None:
-    spec = RunSpec.read({
-        "training": {
-            "per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation, "num_train_epochs": epochs,
-        },
-        "hardware": {"num_processes": processes},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "training": {
+                "per_device_train_batch_size": batch,
+                "gradient_accumulation_steps": accumulation,
+                "num_train_epochs": epochs,
+            },
+            "hardware": {"num_processes": processes},
+        }
+    )
     assert optimizer_steps(spec, rows) == steps
 
 
@@ -372,11 +395,10 @@ def test_what_is_offered_is_all_that_the_library_has() -> None:
     ask = (
         "import json; from transformers.training_args import OptimizerNames; from transformers import SchedulerType;"
         "from engine.worker.training.trainer_arguments import arguments, schedules;"
-        "print(json.dumps([[o.value for o in OptimizerNames], [s.value for s in SchedulerType], arguments(), schedules()]))"
+        "print(json.dumps([[o.value for o in OptimizerNames], "
+        "[s.value for s in SchedulerType], arguments(), schedules()]))"
     )
-    asked = subprocess.run(
-        [sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
+    asked = subprocess.run([sys.executable, "-c", ask], cwd=PROJECT, capture_output=True, text=True, check=True)
     optimizers, schedulers, arguments, schedules = json.loads(asked.stdout)
     assert set(Optimizer.__args__) == set(optimizers)
     assert set(Scheduler.__args__) == set(schedulers)

@@ -57,10 +57,7 @@ def test_packed_examples_keep_their_tokens_and_labels_but_the_first():
             at += length
     assert sorted(seen) == list(enumerate(lengths.tolist()))
     everything = [Example((np.arange(4, dtype=np.int32),), trained=[(0, 4)])] * 2
-    assert (
-        pack_examples(examples_table("chat", everything), 8).to_pylist()[0]["labels"]
-        == [IGNORE_INDEX, 1, 2, 3] * 2
-    )
+    assert pack_examples(examples_table("chat", everything), 8).to_pylist()[0]["labels"] == [IGNORE_INDEX, 1, 2, 3] * 2
 
 
 def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a_time(tmp_path, monkeypatch):
@@ -81,9 +78,7 @@ def test_packing_wastes_less_than_two_percent_of_realistic_rows_also_a_part_at_a
 def test_texts_become_windows_without_loss_and_those_left_out_are_counted(tmp_path):
     split = SplitWriter(tmp_path / "train.arrow", "text", 16, packing=False)
     examples = [
-        Example(
-            (np.arange(length, dtype=np.int32),), "kept" if length <= 16 else "cut", trained=[(0, length)]
-        )
+        Example((np.arange(length, dtype=np.int32),), "kept" if length <= 16 else "cut", trained=[(0, length)])
         for length in (16, 40, 3, 33)
     ]
     refused = Example((np.zeros(0, dtype=np.int32),), "refused")
@@ -158,9 +153,9 @@ def test_interleaving_shows_what_the_datasets_library_draws(how: str, stopping: 
     sets = [datasets.Dataset.from_dict({"name": [name] * count}) for name, count in rows.items()]
     drawn = dict.fromkeys(rows, 0.0)
     for seed in range(20):
-        mixed = datasets.interleave_datasets(
-            sets, list(chances.values()), seed=seed, stopping_strategy=stopping
-        )["name"]
+        mixed = datasets.interleave_datasets(sets, list(chances.values()), seed=seed, stopping_strategy=stopping)[
+            "name"
+        ]
         for name in rows:
             drawn[name] += mixed.count(name) / 20
     often = repeats(Data(datasets=chances, mix_strategy=how), rows)
@@ -169,6 +164,7 @@ def test_interleaving_shows_what_the_datasets_library_draws(how: str, stopping: 
 
 
 def test_a_set_without_rows_takes_nothing_from_the_others() -> None:
-    assert repeats(
-        Data(datasets={"a": 0.5, "b": 0.5}, mix_strategy="interleave_under"), {"a": 10, "b": 0}
-    ) == {"a": 1, "b": 0}
+    assert repeats(Data(datasets={"a": 0.5, "b": 0.5}, mix_strategy="interleave_under"), {"a": 10, "b": 0}) == {
+        "a": 1,
+        "b": 0,
+    }

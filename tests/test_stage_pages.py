@@ -24,9 +24,7 @@ def title_stage(page: Path) -> str:
 def blocks(page: Path) -> list[str]:
     """What is set in to be copied."""
     text = page.read_text(encoding="utf-8")
-    return [
-        re.sub(r"^    ", "", one, flags=re.M).strip() for one in re.findall(r"(?:^    .*\n)+", text, re.M)
-    ]
+    return [re.sub(r"^    ", "", one, flags=re.M).strip() for one in re.findall(r"(?:^    .*\n)+", text, re.M)]
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)

@@ -132,9 +132,7 @@ def test_a_data_set_goes_into_the_form(page: Page) -> None:
     assert page.form(updates).data.datasets == {"numbers": 1.0}
 
 
-def test_an_export_goes_into_the_form_and_other_clicks_are_not_meant(
-    page: Page, trained: Callable[..., Run]
-) -> None:
+def test_an_export_goes_into_the_form_and_other_clicks_are_not_meant(page: Page, trained: Callable[..., Run]) -> None:
     run = trained("first")
     updates = page.into_form.use_export(clicked(run=run.id), *page.held())
     assert page.shows(updates) == "train"
@@ -197,9 +195,10 @@ def test_timers_of_tabs_that_are_not_looked_at_rest(place: Workplace) -> None:
     timers = {id: getattr(page.tabs, id).timer for id in ("chat", "compare", "export", "evaluate")}
     for id, item in page.tabs.items.items():
         [pause] = [
-            event for event in blocks.fns.values()
+            event
+            for event in blocks.fns.values()
             if (item._id, "select") in event.targets and set(event.outputs) <= set(timers.values())
-        ]  # fmt: skip
+        ]
         updates = pause.fn()
         assert updates.keys() == {timer for other, timer in timers.items() if other != id}
         assert not any(update.active for update in updates.values())

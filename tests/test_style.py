@@ -51,12 +51,12 @@ def test_no_name_is_a_filler(file: Path) -> None:
     # A field of a dataclass that is written to disk or sent to a browser is a contract.
     fields = {
         (node.target.id, node.lineno)
-        for owner in ast.walk(tree) if isinstance(owner, ast.ClassDef)
-        for node in owner.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }  # fmt: skip
-    assert [
-        (name, line) for name, line in bound(tree) if name in FILLERS and (name, line) not in fields
-    ] == []
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    assert [(name, line) for name, line in bound(tree) if name in FILLERS and (name, line) not in fields] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=label)
@@ -67,9 +67,10 @@ def test_every_module_begins_with_its_one_job(file: Path) -> None:
 @pytest.mark.parametrize("file", ALL_FILES, ids=label)
 def test_a_function_can_be_seen_at_once(file: Path) -> None:
     functions = [
-        node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]  # fmt: skip
+    ]
     lengths = [(node.name, node.end_lineno - node.lineno + 1) for node in functions]
     assert [(name, lines) for name, lines in lengths if lines > MAX_LINES_PER_FUNCTION] == []
 

@@ -65,9 +65,7 @@ def long_spec(make_spec: Callable[..., RunSpec]) -> Callable[..., RunSpec]:
     """A training that is still going when it is interrupted."""
 
     def make(**changes: Any) -> RunSpec:
-        return make_spec(
-            training__max_steps=100_000, logging__save_steps=20, method__lora_dropout=0.1, **changes
-        )
+        return make_spec(training__max_steps=100_000, logging__save_steps=20, method__lora_dropout=0.1, **changes)
 
     return make
 
@@ -124,9 +122,7 @@ def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
     assert broken.state == "finished"
     assert steps_logged(broken) == list(range(1, 25))
     assert weights(broken.dir.adapter) == weights(whole.dir.adapter)
-    assert list(progress.curves(broken)["loss"].value) == pytest.approx(
-        list(progress.curves(whole)["loss"].value)
-    )
+    assert list(progress.curves(broken)["loss"].value) == pytest.approx(list(progress.curves(whole)["loss"].value))
 
 
 def test_kill_nine_of_the_keeper(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
@@ -153,9 +149,7 @@ def test_kill_nine_of_the_launcher(workplace: Workplace, long_spec: Callable[...
     assert "resume" in run.can
 
 
-def test_stopping_a_run_on_two_ranks_leaves_no_process(
-    workplace: Workplace, long_spec: Callable[..., RunSpec]
-) -> None:
+def test_stopping_a_run_on_two_ranks_leaves_no_process(workplace: Workplace, long_spec: Callable[..., RunSpec]) -> None:
     run = runs.submit(long_spec(hardware__num_processes=2), workplace)
     at_step(run, 3)
     assert len([one for one in find_processes(run.path) if "engine.worker.train" in command_line(one)]) == 3
@@ -174,9 +168,7 @@ def test_stopping_a_run_on_two_ranks_leaves_no_process(
     assert find_processes(run.path) == []
 
 
-def test_a_torn_checkpoint_is_not_resumed_from(
-    workplace: Workplace, make_spec: Callable[..., RunSpec]
-) -> None:
+def test_a_torn_checkpoint_is_not_resumed_from(workplace: Workplace, make_spec: Callable[..., RunSpec]) -> None:
     run = ended(runs.submit(make_spec(training__max_steps=9), workplace))
     (run.dir.exit).unlink()  # as if the machine had lost power at the end …
     torn = run.path / "checkpoint-9"
@@ -194,9 +186,7 @@ def test_the_shell_trains_in_the_foreground(
     workplace: Workplace, make_spec: Callable[..., RunSpec], tmp_path: Path
 ) -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(
-        make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml()
-    )
+    spec.write_text(make_spec(training__max_steps=4, data__validation_share=0.1, logging__eval_steps=2).to_yaml())
     done = engine(workplace, "train", str(spec), timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[finished]" in done.stdout

@@ -1,4 +1,5 @@
-"""A conversation with several voices as a value: what each has heard, as a file, and as rows that the Data tab takes."""
+"""A conversation with several voices as a value: what each has heard, as a
+file, and as rows that the Data tab takes."""
 
 from __future__ import annotations
 
@@ -87,10 +88,16 @@ def test_what_a_tool_answered_is_told_to_who_heard_the_call() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[{", "JSON"), ("9" * 5000, "JSON"), ("[" * 100_000, "JSON"), ("3", "list of functions"), ("[null]", "list of functions"),
-        ('{"name": ""}', "list of functions"), ('[{"function": "add"}]', "list of functions"), ('{"function": {}}', "list of functions"),
+        ("[{", "JSON"),
+        ("9" * 5000, "JSON"),
+        ("[" * 100_000, "JSON"),
+        ("3", "list of functions"),
+        ("[null]", "list of functions"),
+        ('{"name": ""}', "list of functions"),
+        ('[{"function": "add"}]', "list of functions"),
+        ('{"function": {}}', "list of functions"),
     ],
-)  # fmt: skip
+)
 def test_tools_that_are_none_are_a_sentence(text: str, told: str) -> None:
     with pytest.raises(Refusal, match=told):
         conversation_tree.parse_tools(text)
@@ -103,10 +110,7 @@ def test_tools_are_taken_bare_or_as_openai_writes_them() -> None:
 
 @pytest.mark.parametrize("conversation", [BOTH, CALLED, BOTH.before(0), Conversation()])
 def test_what_a_browser_has_kept_comes_back(conversation: Conversation) -> None:
-    assert (
-        conversation_tree.read(json.loads(json.dumps(conversation_tree.as_plain(conversation))))
-        == conversation
-    )
+    assert conversation_tree.read(json.loads(json.dumps(conversation_tree.as_plain(conversation)))) == conversation
 
 
 TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user", "tools": [], "after": -1}
@@ -115,16 +119,24 @@ TURN = {"question": "x", "system": "", "said": {}, "alone": False, "role": "user
 @pytest.mark.parametrize(
     "nonsense",
     [
-        None, "", [3], {"a": 1}, {"turns": [3], "tip": 0}, {"turns": [TURN], "tip": 1},
-        {"turns": [TURN], "tip": "last"}, {"turns": [{**TURN, "after": 0}], "tip": 0}, {"turns": [{**TURN, "role": "god"}], "tip": 0},
+        None,
+        "",
+        [3],
+        {"a": 1},
+        {"turns": [3], "tip": 0},
+        {"turns": [TURN], "tip": 1},
+        {"turns": [TURN], "tip": "last"},
+        {"turns": [{**TURN, "after": 0}], "tip": 0},
+        {"turns": [{**TURN, "role": "god"}], "tip": 0},
         {"turns": [{**TURN, "tools": "add"}], "tip": 0},
-        {"turns": [{**TURN, "said": {"a": 1}}], "tip": 0}, {"turns": [{**TURN, "question": 1}], "tip": 0},
+        {"turns": [{**TURN, "said": {"a": 1}}], "tip": 0},
+        {"turns": [{**TURN, "question": 1}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": {"text": "x", "tokens_per_s": "many"}}}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": {"text": "x", "rating": "best"}}}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": {"text": "x", "calls": [3]}}}], "tip": 0},
         {"turns": [{**TURN, "said": {"a": {"text": "x", "calls": [{"name": "f"}]}}}], "tip": 0},
     ],
-)  # fmt: skip
+)
 def test_what_a_browser_made_up_is_nothing(nonsense: object) -> None:
     assert conversation_tree.read(nonsense) == Conversation()
 
@@ -132,19 +144,13 @@ def test_what_a_browser_made_up_is_nothing(nonsense: object) -> None:
 def test_earlier_conversations_are_kept_newest_first_as_long_as_there_is_room() -> None:
     shelf: list[object] = [None, {"turns": []}]
     for number in range(conversation_tree.MAX_HISTORY + 5):
-        shelf = conversation_tree.with_archived(
-            shelf, Conversation().add(Turn(str(number), said={"a": Reply("b")}))
-        )
+        shelf = conversation_tree.with_archived(shelf, Conversation().add(Turn(str(number), said={"a": Reply("b")})))
     assert len(shelf) == conversation_tree.MAX_HISTORY
     assert conversation_tree.read(shelf[0]).turns[0].question == str(conversation_tree.MAX_HISTORY + 4)
     assert conversation_tree.with_archived(shelf, Conversation()) == shelf
-    long = Conversation().add(
-        Turn("x" * (conversation_tree.MAX_HISTORY_CHARACTERS // 3), said={"a": Reply("b")})
-    )
+    long = Conversation().add(Turn("x" * (conversation_tree.MAX_HISTORY_CHARACTERS // 3), said={"a": Reply("b")}))
     assert len(conversation_tree.with_archived([conversation_tree.as_plain(long)] * 5, long)) == 2
-    longer = Conversation().add(
-        Turn("x" * 2 * conversation_tree.MAX_HISTORY_CHARACTERS, said={"a": Reply("b")})
-    )
+    longer = Conversation().add(Turn("x" * 2 * conversation_tree.MAX_HISTORY_CHARACTERS, said={"a": Reply("b")}))
     assert [conversation_tree.read(one) for one in conversation_tree.with_archived(shelf, longer)] == [
         longer
     ]  # it is nowhere else
@@ -198,9 +204,7 @@ def test_a_turn_that_stands_alone_has_heard_nothing_and_can_be_a_pair(data: Path
 
 
 @pytest.mark.parametrize("conversation", [BOTH, CALLED])
-def test_the_exported_conversation_is_a_data_set_whose_form_is_found(
-    data: Path, conversation: Conversation
-) -> None:
+def test_the_exported_conversation_is_a_data_set_whose_form_is_found(data: Path, conversation: Conversation) -> None:
     (data / "talked.jsonl").write_text(conversation_tree.jsonl(conversation), encoding="utf-8")
     info = json.loads((data / "dataset_info.json").read_text())
     info["talked"] = {"file_name": "talked.jsonl"}

@@ -1,4 +1,5 @@
-"""Masks with the templates of families and with miniatures of their habits, judged by an oracle that knows no mask code."""
+"""Masks with the templates of families and with miniatures of their habits,
+judged by an oracle that knows no mask code."""
 
 from __future__ import annotations
 
@@ -28,8 +29,18 @@ NOT_RIGHT = {
     **{
         name: LOSES_CALLS
         for name in (
-            "indented", "always opens", "two steps", "reads thoughts", "marked, no calls", "marked with header",
-            "no last end", "merges", "bos per exchange", "system in the last question", "parts", "parts of contents",
+            "indented",
+            "always opens",
+            "two steps",
+            "reads thoughts",
+            "marked, no calls",
+            "marked with header",
+            "no last end",
+            "merges",
+            "bos per exchange",
+            "system in the last question",
+            "parts",
+            "parts of contents",
             "prompt opens a thought",
         )
     },
@@ -37,7 +48,7 @@ NOT_RIGHT = {
     "text behind the result": {"call, text": "refused"},
     "merges": LOSES_CALLS | {"two answers": "refused"},
     "no tokens": LOSES_CALLS | {kind: "refused" for kind in [*KINDS, FORGED] if kind not in ONE_TURN},
-}  # fmt: skip
+}
 CHATML = next(template for template in installed() if template.name == "qwen2_5")
 
 

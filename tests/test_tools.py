@@ -22,16 +22,20 @@ pytestmark = pytest.mark.slow
 TEMPLATE = (
     "{%- for tool in tools or [] %}{{- '<|im_start|>system\\n' ~ tool.function.name ~ '<|im_end|>\\n' }}{% endfor %}"
     "{%- for m in messages %}{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}"
-    '{%- for call in m.tool_calls or [] %}{{- \'<tool_call>\\n{"name": "\' ~ call.function.name ~ \'", "arguments": \' ~ '
+    "{%- for call in m.tool_calls or [] %}"
+    '{{- \'<tool_call>\\n{"name": "\' ~ call.function.name ~ \'", "arguments": \' ~ '
     "(call.function.arguments | tojson) ~ '}\\n</tool_call>' }}{% endfor %}{{- '<|im_end|>\\n' }}{% endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TOOLS = conversation_tree.parse_tools('[{"name": "add"}, {"name": "take"}]')
 ASKED = {"role": "user", "content": "北京?"}
 SPEC = {
-    "name": "caller", "stage": {"kind": "sft"}, "method": {"kind": "full"}, "data": {"datasets": ["calls"]},
+    "name": "caller",
+    "stage": {"kind": "sft"},
+    "method": {"kind": "full"},
+    "data": {"datasets": ["calls"]},
     "training": {"num_train_epochs": 40, "learning_rate": 0.003, "per_device_train_batch_size": 12},
-}  # fmt: skip
+}
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -153,9 +157,7 @@ def test_the_page_is_told_of_the_call(server: servers.Server) -> None:
     settings = {"temperature": 0, "max_tokens": 60, "tools": list(TOOLS)}
     [*_, [answer]] = chat_client.ask(server, {server.name: [ASKED]}, settings)
     assert (answer.text, answer.calls) == ("", ({"name": "add", "arguments": {"to": "北京"}},))
-    turn = conversation_tree.answered_turn(
-        conversation_tree.Turn(ASKED["content"], tools=TOOLS), [answer], {}
-    )
+    turn = conversation_tree.answered_turn(conversation_tree.Turn(ASKED["content"], tools=TOOLS), [answer], {})
     result = conversation_tree.Turn("1", role="tool", tools=TOOLS)
     messages = conversation_tree.messages_before_answer(
         conversation_tree.Conversation().add(turn).turns_on_path(), server.name, result

@@ -128,9 +128,7 @@ def test_a_spec_that_cannot_run_is_not_started_and_the_card_says_why(
 def test_what_cannot_be_read_or_rendered_is_not_even_submitted(
     tab: Tab, monkeypatch: pytest.MonkeyPatch, refused_by: str
 ) -> None:
-    monkeypatch.setattr(
-        "webui.train_tab.summary_panel.runs.submit", lambda *_, **__: pytest.fail("submitted")
-    )
+    monkeypatch.setattr("webui.train_tab.summary_panel.runs.submit", lambda *_, **__: pytest.fail("submitted"))
     refused = [problem("template-fails", "data.datasets", reason="roles must alternate")]
     monkeypatch.setattr(
         "webui.train_tab.summary_panel.rows_refused_by_template",
@@ -186,8 +184,10 @@ def test_lists_name_what_is_on_disk(tab: Tab, place: Workplace) -> None:
     judge = past_run(place.saves, spec.change("name", "judge").change("stage", {"kind": "rm"})).dir.adapter
     updates = tab.settings.list_choices()
     assert updates.keys() == set(tab.settings.lists)
-    values = {path: [value for _, value in updates[tab.control(path)]["choices"]]
-              for path in (MODEL, DATASETS, ADAPTER, "stage.reward_model")}  # fmt: skip
+    values = {
+        path: [value for _, value in updates[tab.control(path)]["choices"]]
+        for path in (MODEL, DATASETS, ADAPTER, "stage.reward_model")
+    }
     assert values[DATASETS] == ["numbers", "texts"]
     assert set(values[ADAPTER]) == {str(adapter), str(judge)}
     assert set(values[MODEL]) == {str(DEMO_MODEL), str(whole)}
@@ -207,9 +207,7 @@ def test_a_spec_is_loaded_and_one_of_another_program_with_what_it_lost(tab: Tab)
     updates = tab.load.load_text("name: mine\ntraining: {learning_rate: 0.5}")
     assert tab.shown(updates).training.learning_rate == 0.5
     assert (updates[tab.load.imported], updates[tab.load.other]) == ("", "")
-    command = (
-        "llamafactory-cli train --stage sft --learning_rate 0.25 --neftune_noise_alpha 5 --no_such_option 1"
-    )
+    command = "llamafactory-cli train --stage sft --learning_rate 0.25 --neftune_noise_alpha 5 --no_such_option 1"
     updates = tab.load.load_file(command.encode("utf-16"))
     assert tab.shown(updates).training.learning_rate == 0.25
     assert "no_such_option" in updates[tab.load.imported]

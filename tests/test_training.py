@@ -109,7 +109,11 @@ VARIANTS["watched"] = {
 }
 VARIANTS["watched_and_stopped"] = VARIANTS["watched"] | {"logging.watch": "stop"}
 VARIANTS["stopped_early"] = VARIANTS["keep_best"] | {"logging.logging_steps": 100}
-VARIANTS["diverging_unseen"] = VARIANTS["diverging"] | {"logging.logging_steps": 100, "logging.save_steps": 10, "logging.save_total_limit": 1}  # fmt: skip
+VARIANTS["diverging_unseen"] = VARIANTS["diverging"] | {
+    "logging.logging_steps": 100,
+    "logging.save_steps": 10,
+    "logging.save_total_limit": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +125,27 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
     rows = [{"instruction": f"What comes after {n}?", "output": f"{n + 1}."} for n in range(40)]
     write_json(data / "chat.json", rows)
     write_json(data / "text.json", [{"text": f"After {n} comes {n + 1}. " * 12} for n in range(40)])
-    write_json(data / "dataset_info.json", {
-        "chat": {"file_name": "chat.json"}, "text": {"file_name": "text.json", "columns": {"prompt": "text"}},
-    })  # fmt: skip
+    write_json(
+        data / "dataset_info.json",
+        {"chat": {"file_name": "chat.json"}, "text": {"file_name": "text.json", "columns": {"prompt": "text"}}},
+    )
     folders = {}
     for name, changes in VARIANTS.items():
-        spec = RunSpec.read({
-            "model": {"model_name_or_path": str(tiny)},
-            "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
-            "training": {
-                "max_steps": 8, "learning_rate": 5e-3, "per_device_train_batch_size": 4,
-                "gradient_accumulation_steps": 1, "gradient_checkpointing": False,
-            },
-            "logging": {"logging_steps": 1, "save_steps": 100, "probe": False}, "hardware": {"device": "cpu"},
-        })  # fmt: skip
+        spec = RunSpec.read(
+            {
+                "model": {"model_name_or_path": str(tiny)},
+                "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+                "training": {
+                    "max_steps": 8,
+                    "learning_rate": 5e-3,
+                    "per_device_train_batch_size": 4,
+                    "gradient_accumulation_steps": 1,
+                    "gradient_checkpointing": False,
+                },
+                "logging": {"logging_steps": 1, "save_steps": 100, "probe": False},
+                "hardware": {"device": "cpu"},
+            }
+        )
         for path, value in changes.items():
             spec = spec.change(path, value)
         folders[name] = lay_out(RunDir(root / "saves" / "tiny" / spec.method.kind / name), spec)
@@ -207,9 +218,7 @@ def test_lora_plus_learns_faster_at_the_same_learning_rate(trained: dict[str, Ru
 
 
 def test_more_tokens_are_trained_when_the_questions_are_too(trained: dict[str, RunDir]) -> None:
-    few, all_ = (
-        read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "everything")
-    )
+    few, all_ = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "everything"))
     assert 0 < few["trained_tokens"] < all_["trained_tokens"] == all_["tokens"]
 
 
@@ -218,7 +227,8 @@ def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDi
     config = read_json(run.adapter / "adapter_config.json")
     assert (config["init_lora_weights"], config["r"]) == (True, 32)
     score = (
-        "import sys; from datasets import Dataset; from peft import PeftModel; from transformers import AutoModelForCausalLM; import torch;"
+        "import sys; from datasets import Dataset; from peft import PeftModel;"
+        " from transformers import AutoModelForCausalLM; import torch;"
         "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2]);"
         "rows = Dataset.from_file(sys.argv[3]);"
         "print(sum(model(input_ids=torch.tensor([r['input_ids']]), labels=torch.tensor([r['labels']])).loss.item()"
@@ -261,9 +271,9 @@ def test_what_a_pissa_adapter_began_with_is_kept_whole_or_not_at_all(
 ) -> None:
     from engine.worker.models import loading as models
 
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(tiny)}, "method": {"kind": "lora", "init_lora_weights": "pissa"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {"model": {"model_name_or_path": str(tiny)}, "method": {"kind": "lora", "init_lora_weights": "pissa"}}
+    )
     made = models.load_model(spec, str(tiny))
     with monkeypatch.context() as patched:
         patched.setattr("peft.peft_model.safe_save_file", Mock(side_effect=OSError("full")))
@@ -307,9 +317,7 @@ def test_an_epoch_is_where_a_run_by_epochs_measures_and_saves(trained: dict[str,
 
 
 def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[str, RunDir]) -> None:
-    plain, packed = (
-        read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "packed")
-    )
+    plain, packed = (read_json(trained[name].prepared / "summary.json")["train"] for name in ("lora", "packed"))
     assert packed["tokens"] == plain["tokens"]
     assert packed["examples"] < plain["examples"] / 2
 

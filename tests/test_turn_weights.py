@@ -1,4 +1,5 @@
-"""A row's weights decide what of it is trained and how much: in the tokens, on disk, and in the steps of a real training."""
+"""A row's weights decide what of it is trained and how much: in the tokens, on
+disk, and in the steps of a real training."""
 
 from __future__ import annotations
 
@@ -85,9 +86,7 @@ def test_a_row_cut_at_either_end_keeps_the_weights_of_the_answers_it_keeps():
     length = len(encoded([row(1, 1, 1, turns=turns)])[1][0]["input_ids"])
     (example,), _ = encoded([row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_end")
     assert (example.status, example.weights) == ("cut", [0.5, 0.25])
-    (example,), (columns,) = encoded(
-        [row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_start"
-    )
+    (example,), (columns,) = encoded([row(0.5, 0.25, 2, turns=turns)], max_length=length - 4, too_long="cut_start")
     assert (example.status, example.weights) == ("cut", [0.25, 2])
     assert trained_text(columns).startswith("No: four.")
 
@@ -103,16 +102,12 @@ def test_packed_tokens_keep_their_weights_and_so_do_texts_in_windows(tmp_path):
         Example((np.full(n, number, dtype=np.int32),), trained=[(0, n)], weights=[number + 0.5])
         for number, n in enumerate(lengths)
     ]
-    (pack,) = pack_examples(
-        examples_table("chat", examples).select(["input_ids", "labels", "weights"]), 20
-    ).to_pylist()
+    (pack,) = pack_examples(examples_table("chat", examples).select(["input_ids", "labels", "weights"]), 20).to_pylist()
     assert pack["weights"] == [token + 0.5 for token in pack["input_ids"]]
 
     split = SplitWriter(tmp_path / "text.arrow", "text", 4, packing=False, weighted=True)
     split.add(examples_table("text", examples), np.array([1, 1, 1]))
-    split.add(
-        examples_table("text", [Example((np.full(6, 9, dtype=np.int32),), trained=[(0, 6)])]), np.array([1])
-    )
+    split.add(examples_table("text", [Example((np.full(6, 9, dtype=np.int32),), trained=[(0, 6)])]), np.array([1]))
     split.close()
     for window in pa.Table.from_batches(read_tables(tmp_path / "text.arrow")).to_pylist():
         assert window["weights"] == [1.0 if token == 9 else token + 0.5 for token in window["input_ids"]]
@@ -132,17 +127,25 @@ ROWS = [
 def descent(folder: Path, tiny: Path, **data: Any) -> RunSpec:
     """One step of plain gradient descent on all of ROWS."""
     packing = data.get("packing", False)
-    return RunSpec.read({
-        "model": {"model_name_or_path": str(tiny)}, "method": {"kind": "full"},
-        "data": {"datasets": ["rows"], "dataset_dir": str(folder), "max_length": 256, **data},
-        "training": {
-            "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 0.0, "warmup_steps": 0,
-            "per_device_train_batch_size": 1 if packing else 2,
-            "gradient_accumulation_steps": 1 if packing else 2, "gradient_checkpointing": False,
-        },
-        "logging": {"logging_steps": 1, "save_steps": 5, "probe": False, "plot_loss": False},
-        "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    return RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(tiny)},
+            "method": {"kind": "full"},
+            "data": {"datasets": ["rows"], "dataset_dir": str(folder), "max_length": 256, **data},
+            "training": {
+                "max_steps": 1,
+                "learning_rate": 0.1,
+                "optim": "sgd",
+                "max_grad_norm": 0.0,
+                "warmup_steps": 0,
+                "per_device_train_batch_size": 1 if packing else 2,
+                "gradient_accumulation_steps": 1 if packing else 2,
+                "gradient_checkpointing": False,
+            },
+            "logging": {"logging_steps": 1, "save_steps": 5, "probe": False, "plot_loss": False},
+            "hardware": {"device": "cpu"},
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,8 @@ def stepped(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
 
 
 def step_by_hand(model_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and weights after one step, by a loop of its own: row by row, token by token, from the chat template alone."""
+    """Loss and weights after one step, by a loop of its own: row by row, token
+    by token, from the chat template alone."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(model_path).train()
     tok = AutoTokenizer.from_pretrained(model_path)
@@ -172,9 +176,7 @@ def step_by_hand(model_path: Path) -> tuple[float, dict[str, torch.Tensor]]:
             weight = message.get("weight", 1)
             if message["role"] != "assistant" or weight == 0:
                 continue
-            turns = [
-                {"role": turn["role"], "content": turn["content"]} for turn in example["messages"][: at + 1]
-            ]
+            turns = [{"role": turn["role"], "content": turn["content"]} for turn in example["messages"][: at + 1]]
             ask = tok.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
             text = tok.apply_chat_template(turns, tokenize=False).rstrip("\n")
             before = len(tok(ask, add_special_tokens=False).input_ids)

@@ -24,7 +24,8 @@ DAY = 24 * 3600  # seconds
 
 @pytest.fixture
 def put(tmp_path: Path) -> Put:
-    """Writes a file below the folder of the test, which is the data folder with saves in it; `old`: a little more than a day."""
+    """Writes a file below the folder of the test, which is the data folder with
+    saves in it; `old`: a little more than a day."""
 
     def write(name: str, *, old: bool) -> Path:
         file = tmp_path / name
@@ -46,9 +47,12 @@ def test_what_is_old_is_removed_and_all_else_stays(tmp_path: Path, put: Put) -> 
     stale = [put(f"saves/.tmp/{name}", old=True) for name in ("hash1/a.jsonl", "tmpxyz", "hash1/deep/b.csv")]
     stale.append(put(".arriving-x1/half.jsonl", old=True))
     kept = [
-        put("saves/.tmp/hash2/c.jsonl", old=False), put("saves/base/sft/run/log.txt", old=True),
-        put("rows.jsonl", old=True), put(".rows.jsonl.xlsx", old=True), put(".arriving-x2/new.jsonl", old=False),
-    ]  # fmt: skip
+        put("saves/.tmp/hash2/c.jsonl", old=False),
+        put("saves/base/sft/run/log.txt", old=True),
+        put("rows.jsonl", old=True),
+        put(".rows.jsonl.xlsx", old=True),
+        put(".arriving-x2/new.jsonl", old=False),
+    ]
     assert set(remove_old_uploads(saves, tmp_path)) == set(stale)
     assert [file for file in stale if file.exists()] == []
     assert all(file.exists() for file in kept)
@@ -63,9 +67,7 @@ def test_what_is_old_is_removed_and_all_else_stays(tmp_path: Path, put: Put) -> 
 
 def test_a_file_of_a_data_set_stays(tmp_path: Path, put: Put) -> None:
     file = put("saves/.tmp/hash/rows.jsonl", old=True)
-    (tmp_path / "dataset_info.json").write_text(
-        json.dumps({"rows": {"file_name": "saves/.tmp/hash/rows.jsonl"}})
-    )
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"rows": {"file_name": "saves/.tmp/hash/rows.jsonl"}}))
     assert remove_old_uploads(tmp_path / "saves", tmp_path) == []
     (tmp_path / "dataset_info.json").write_text("{}")
     assert remove_old_uploads(tmp_path / "saves", tmp_path) == [file]
@@ -97,9 +99,7 @@ def test_a_file_that_a_job_is_about_to_read_stays(tmp_path: Path, put: Put) -> N
 @pytest.mark.slow
 def test_a_studio_removes_what_is_old_when_it_starts(tmp_path: Path, put: Put) -> None:
     old, new = put("saves/.tmp/a/old.csv", old=True), put("saves/.tmp/a/new.csv", old=False)
-    studio, _ = start_studio(
-        Workplace(models=(tmp_path / "models",), data=tmp_path / "data", saves=tmp_path / "saves")
-    )
+    studio, _ = start_studio(Workplace(models=(tmp_path / "models",), data=tmp_path / "data", saves=tmp_path / "saves"))
     try:
         wait_until(lambda: not old.exists(), 10)
     finally:

@@ -29,15 +29,16 @@ PACKAGE = "http://schemas.openxmlformats.org/package/2006/relationships"
 def related(**targets: str) -> str:
     """What an office file says of its parts: id → part, a worksheet but for the document itself."""
     lines = "".join(
-        f'<Relationship Id="{id}" Type="{RELATIONS}/{"officeDocument" if id == "document" else "worksheet"}" Target="{part}"/>'
+        (
+            f'<Relationship Id="{id}" '
+            f'Type="{RELATIONS}/{"officeDocument" if id == "document" else "worksheet"}" Target="{part}"/>'
+        )
         for id, part in targets.items()
     )
     return f'<Relationships xmlns="{PACKAGE}">{lines}</Relationships>'
 
 
-def workbook(
-    file: Path, sheet: str, shared: str = "", styles: str = "", more: dict[str, str] | None = None
-) -> Path:
+def workbook(file: Path, sheet: str, shared: str = "", styles: str = "", more: dict[str, str] | None = None) -> Path:
     """A workbook as Excel writes it, with this as the rows of its second, only visible sheet."""
     parts = {
         "xl/workbook.xml": f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>'
@@ -79,11 +80,17 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ("names.json", "names.json"), ("../../etc/passwd.txt", "passwd.txt"), ("C:\\files\\x.CSV", "x.csv"),
-        ("数据 集 (1).jsonl", "数据 集 (1).jsonl"), ("it's \"x\"; rm -rf .json", "it_s _x_ rm -rf.json"),
-        (".hidden.json", "hidden.json"), ("...", "data"), ("a\0b\n.txt", "a_b_.txt"), ("день.txt", "день.txt"),
+        ("names.json", "names.json"),
+        ("../../etc/passwd.txt", "passwd.txt"),
+        ("C:\\files\\x.CSV", "x.csv"),
+        ("数据 集 (1).jsonl", "数据 集 (1).jsonl"),
+        ('it\'s "x"; rm -rf .json', "it_s _x_ rm -rf.json"),
+        (".hidden.json", "hidden.json"),
+        ("...", "data"),
+        ("a\0b\n.txt", "a_b_.txt"),
+        ("день.txt", "день.txt"),
     ],
-)  # fmt: skip
+)
 def test_a_name_becomes_a_safe_one_of_the_same_letters(given, name):
     assert safe_name(given) == name
 
@@ -100,8 +107,10 @@ def test_a_file_never_overwrites_another(tmp_path, data):
         source.write_text(content)
         receive(source, "../names.json", data)
     assert {file.name: file.read_text() for file in data.iterdir()} == {
-        "names.json": "[1]", "names-2.json": "[2]", "names-3.json": "[3]",
-    }  # fmt: skip
+        "names.json": "[1]",
+        "names-2.json": "[2]",
+        "names-3.json": "[3]",
+    }
 
 
 @pytest.mark.parametrize("given", ["x.exe", "x", "dataset_info", "x.json.rar", "x.tar"])
@@ -148,9 +157,13 @@ def test_files_that_no_set_names_are_offered(tmp_path, data):
 
 
 def test_a_workbook_becomes_rows_of_text(tmp_path, data):
-    shared = "<si><t>What is it?</t></si><si><r><t xml:space='preserve'>rich </t></r><r><t>text</t></r><rPh><t>reading</t></rPh></si>"
+    shared = (
+        "<si><t>What is it?</t></si><si><r><t xml:space='preserve'>rich </t></r>"
+        "<r><t>text</t></r><rPh><t>reading</t></rPh></si>"
+    )
     styles = (
-        '<numFmts><numFmt numFmtId="164" formatCode="yyyy/mm/dd"/><numFmt numFmtId="165" formatCode="&quot;day&quot; 0"/></numFmts>'
+        '<numFmts><numFmt numFmtId="164" formatCode="yyyy/mm/dd"/>'
+        '<numFmt numFmtId="165" formatCode="&quot;day&quot; 0"/></numFmts>'
         '<cellXfs><xf numFmtId="0"/><xf numFmtId="164"/><xf numFmtId="165"/><xf numFmtId="22"/></cellXfs>'
     )
     sheet = (
@@ -187,21 +200,14 @@ def test_a_zip_bomb_is_refused_before_it_fills_anything(tmp_path, data, where):
 
 
 def test_a_sheet_of_much_text_that_packs_well_is_no_bomb(tmp_path, data):
-    row = (
-        "<row>"
-        + text("A{n}", "Translate the name of this organisation: {n}")
-        + text("B{n}", "答案 {n}")
-        + "</row>"
-    )
+    row = "<row>" + text("A{n}", "Translate the name of this organisation: {n}") + text("B{n}", "答案 {n}") + "</row>"
     sheet = HEADER + "".join(row.replace("{n}", str(n)) for n in range(2, 3000))
     assert len(rows_of(workbook(tmp_path / "x.xlsx", sheet), data)) == 2998
 
 
 def shared_text(file: Path, cells: int) -> Path:
     """A workbook in which one text of 30,000 characters is shared by that many cells, of which each is a row."""
-    return workbook(
-        file, HEADER + '<row><c t="s"><v>0</v></c></row>' * cells, f"<si><t>{'x' * 30_000}</t></si>"
-    )
+    return workbook(file, HEADER + '<row><c t="s"><v>0</v></c></row>' * cells, f"<si><t>{'x' * 30_000}</t></si>")
 
 
 READ = """
@@ -222,9 +228,13 @@ print(json.dumps([rows, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <
 def read_within(file: Path, memory: int, written: int = 1 << 40) -> tuple[Any, int]:
     """How many rows were read, or why none; and the most memory that the reading process took, in bytes."""
     ran = subprocess.run(
-        [sys.executable, "-c", READ, str(file), str(memory), str(written)], cwd=PROJECT, timeout=60,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", READ, str(file), str(memory), str(written)],
+        cwd=PROJECT,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return tuple(json.loads(ran.stdout))
 
 
@@ -247,7 +257,10 @@ def test_a_cell_far_away_takes_no_memory_for_those_between(tmp_path, suffix):
     if suffix == ".xlsx":
         file = workbook(tmp_path / "x.xlsx", f'{HEADER}<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>')
     else:
-        cells = '<table:table-cell office:value-type="string" table:number-columns-repeated="16384"><text:p>x</text:p></table:table-cell>'
+        cells = (
+            '<table:table-cell office:value-type="string" table:number-columns-repeated="16384">'
+            "<text:p>x</text:p></table:table-cell>"
+        )
         file = calc(
             tmp_path / "x.ods",
             f'<table:table-row table:number-rows-repeated="1048576">{cells}</table:table-row>',
@@ -279,33 +292,34 @@ def test_what_a_workbook_says_of_its_size_is_not_believed(tmp_path, data, lie):
 
 def calc(file: Path, rows: str) -> Path:
     """A spreadsheet as LibreOffice writes it, with these as the rows of its only sheet."""
-    names = {
-        name: f"urn:oasis:names:tc:opendocument:xmlns:{name}:1.0" for name in ("office", "table", "text")
-    }
+    names = {name: f"urn:oasis:names:tc:opendocument:xmlns:{name}:1.0" for name in ("office", "table", "text")}
     spaces = " ".join(f'xmlns:{name}="{value}"' for name, value in names.items())
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
         archive.writestr("META-INF/manifest.xml", "<manifest/>")
-        archive.writestr("content.xml", (
-            f'<office:document-content {spaces}><office:body><office:spreadsheet><table:table table:name="one">'
-            f"{rows}</table:table></office:spreadsheet></office:body></office:document-content>"
-        ))  # fmt: skip
+        archive.writestr(
+            "content.xml",
+            (
+                f'<office:document-content {spaces}><office:body><office:spreadsheet><table:table table:name="one">'
+                f"{rows}</table:table></office:spreadsheet></office:body></office:document-content>"
+            ),
+        )
     return file
 
 
 def test_a_sheet_of_libreoffice_becomes_rows_of_text(tmp_path, data):
     def cell(kind: str, value: str = "", name: str = "value", shown: str = "") -> str:
         held = f'office:{name}="{value}"' * bool(value)
-        return f'<table:table-cell office:value-type="{kind}" {held}><text:p>{shown or value}</text:p></table:table-cell>'
+        return (
+            f'<table:table-cell office:value-type="{kind}" {held}><text:p>{shown or value}</text:p></table:table-cell>'
+        )
 
     rows = (
         [cell("string", shown="a"), cell("string", shown="b")],
         [cell("float", "12"), cell("string", shown="007")],
         [cell("boolean", "true", "boolean-value"), cell("date", "2024-02-03", "date-value")],
     )
-    file = calc(
-        tmp_path / "x.ods", "".join(f"<table:table-row>{''.join(row)}</table:table-row>" for row in rows)
-    )
+    file = calc(tmp_path / "x.ods", "".join(f"<table:table-row>{''.join(row)}</table:table-row>" for row in rows))
     assert rows_of(file, data) == [{"a": "12", "b": "007"}, {"a": "true", "b": "2024-02-03"}]
 
 
@@ -313,11 +327,12 @@ def test_a_sheet_of_libreoffice_becomes_rows_of_text(tmp_path, data):
 def test_workbooks_of_older_formats_become_rows_of_text(data, name):
     rows = {
         "table.xls": [
-            {"topic": "numbers", "question": "12", "answer": "007"}, {"topic": "numbers", "question": "0.5", "answer": "true"},
+            {"topic": "numbers", "question": "12", "answer": "007"},
+            {"topic": "numbers", "question": "0.5", "answer": "true"},
             {"topic": "", "question": "2024-02-03", "answer": "2024-02-03 04:05:06"},
         ],
         "date.xlsb": [{"2021-01-01": "2021-01-02", "15": "16"}, {"2021-01-01": "255:10:10", "15": "17"}],
-    }  # fmt: skip
+    }
     assert rows_of(Path(__file__).parent / "workbooks" / name, data) == rows[name]
 
 
@@ -330,11 +345,11 @@ def test_a_workbook_with_macros_keeps_its_kind_beside_its_rows(tmp_path, data):
 
 
 def test_rows_are_counted_from_the_edge_of_the_sheet(tmp_path, data):
-    lines = ('<row r="3">' + text("C3", "x") + text("E3", "y") + "</row>",
-             '<row r="4">' + text("C4", "1") + text("E4", "2") + text("G4", "3") + "</row>")  # fmt: skip
-    assert rows_of(workbook(tmp_path / "x.xlsx", "".join(lines)), data) == [
-        {"x": "1", "y": "2", "column G": "3"}
-    ]
+    lines = (
+        '<row r="3">' + text("C3", "x") + text("E3", "y") + "</row>",
+        '<row r="4">' + text("C4", "1") + text("E4", "2") + text("G4", "3") + "</row>",
+    )
+    assert rows_of(workbook(tmp_path / "x.xlsx", "".join(lines)), data) == [{"x": "1", "y": "2", "column G": "3"}]
 
 
 def test_entities_that_multiply_are_refused(tmp_path, data):
@@ -347,9 +362,7 @@ def test_entities_that_multiply_are_refused(tmp_path, data):
         receive(file, "x.xlsx", data)
 
 
-@pytest.mark.parametrize(
-    "content", [b"PK\x03\x04 not really", b"\xd0\xcf\x11\xe0 an old or locked one", b"a,b\n1,2\n"]
-)
+@pytest.mark.parametrize("content", [b"PK\x03\x04 not really", b"\xd0\xcf\x11\xe0 an old or locked one", b"a,b\n1,2\n"])
 def test_what_only_calls_itself_a_workbook_is_a_sentence(tmp_path, data, content):
     (tmp_path / "x.xlsx").write_bytes(content)
     with pytest.raises(Refusal, match="cannot be read as a workbook"):
@@ -400,9 +413,7 @@ def received(file: Path, folder: Path) -> tuple[list[dict[str, str]], list[str]]
 def test_a_title_above_the_header_is_no_header(tmp_path, data):
     table = (("instruction", "", "output"), ("Hi", "", "Hello."), ("Ho", "", "Hey."))
     rows = [{"instruction": "Hi", "output": "Hello."}, {"instruction": "Ho", "output": "Hey."}]
-    file = workbook(
-        tmp_path / "a.xlsx", sheet(("Questions of 2026",), ("", "by us"), (), *table, merged="A1:C1")
-    )
+    file = workbook(tmp_path / "a.xlsx", sheet(("Questions of 2026",), ("", "by us"), (), *table, merged="A1:C1"))
     assert received(file, data) == (rows, ["sheet-title"])
     assert received(workbook(tmp_path / "b.xlsx", sheet(*table)), data) == (rows, [])
     # In a sheet of one column nothing is a title, whatever stands beside a text of it.
@@ -417,10 +428,15 @@ def test_what_is_merged_downwards_stands_in_each_of_its_rows(tmp_path, data):
     file = workbook(
         tmp_path / "a.xlsx",
         sheet(
-            ("system", "instruction", "output"), ("Be kind.", "Hi", "Hello."), ("", "Ho", "Hey."), (), ("", "He", "Hu."),
-            ("", "Last", "one."), merged="A2:A5 B3:C3",
+            ("system", "instruction", "output"),
+            ("Be kind.", "Hi", "Hello."),
+            ("", "Ho", "Hey."),
+            (),
+            ("", "He", "Hu."),
+            ("", "Last", "one."),
+            merged="A2:A5 B3:C3",
         ),
-    )  # fmt: skip
+    )
     rows, notes = received(file, data)
     assert [row["system"] for row in rows] == ["Be kind.", "Be kind.", "Be kind.", ""]
     assert [row["output"] for row in rows] == ["Hello.", "Hey.", "Hu.", "one."]
@@ -428,15 +444,18 @@ def test_what_is_merged_downwards_stands_in_each_of_its_rows(tmp_path, data):
 
 
 def several_sheets(file: Path) -> Path:
-    rows = {"one": sheet(("Read me first.",), ("Thank you.",)), "two": sheet(("q", "a"), ("1", "2")), "three": sheet(("x", "y"), ("3", "4"))}  # fmt: skip
-    parts = {f"xl/worksheets/{name}.xml": f'<worksheet xmlns="{MAIN}"><sheetData>{text}</sheetData></worksheet>' for name, text in rows.items()}  # fmt: skip
+    rows = {
+        "one": sheet(("Read me first.",), ("Thank you.",)),
+        "two": sheet(("q", "a"), ("1", "2")),
+        "three": sheet(("x", "y"), ("3", "4")),
+    }
+    parts = {
+        f"xl/worksheets/{name}.xml": f'<worksheet xmlns="{MAIN}"><sheetData>{text}</sheetData></worksheet>'
+        for name, text in rows.items()
+    }
     listed = "".join(f'<sheet name="{name} & co" r:id="r{name}"/>'.replace("&", "&amp;") for name in rows)
-    parts["xl/workbook.xml"] = (
-        f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>{listed}</sheets></workbook>'
-    )
-    parts["xl/_rels/workbook.xml.rels"] = related(
-        **{f"r{name}": f"/xl/worksheets/{name}.xml" for name in rows}
-    )
+    parts["xl/workbook.xml"] = f'<workbook xmlns="{MAIN}" xmlns:r="{RELATIONS}"><sheets>{listed}</sheets></workbook>'
+    parts["xl/_rels/workbook.xml.rels"] = related(**{f"r{name}": f"/xl/worksheets/{name}.xml" for name in rows})
     return workbook(file, "", more=parts)
 
 
@@ -458,9 +477,7 @@ def test_of_several_sheets_the_first_table_is_read_and_another_can_be_chosen(tmp
     assert [file.name for file in data.iterdir()] == ["book.jsonl"]
 
 
-def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothing(
-    tmp_path, data, monkeypatch
-):
+def test_a_sheet_that_is_still_read_when_its_workbook_is_forgotten_changes_nothing(tmp_path, data, monkeypatch):
     received(several_sheets(tmp_path / "book.xlsx"), data)
     arrived, read = data / "book.jsonl", uploads.workbooks.to_jsonl
     before = arrived.read_text()

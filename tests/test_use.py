@@ -37,24 +37,20 @@ def test_several_adapters_are_measured_together_with_their_base_and_each_says_it
     workplace: Workplace, demo_results: Path
 ) -> None:
     shutil.copytree(demo_results, workplace.saves, dirs_exist_ok=True)
-    rows = [
-        {"instruction": f"Translate {word} Group", "output": word} for word in ("BSIC", "Ada", "Sea", "10")
-    ]
+    rows = [{"instruction": f"Translate {word} Group", "output": word} for word in ("BSIC", "Ada", "Sea", "10")]
     (workplace.data / "chat.json").write_text(json.dumps(rows), encoding="utf-8")
     workplace = Workplace(models=(DEMO_MODEL,), data=workplace.data, saves=workplace.saves)
     ids = [f"demo_model/lora/{name}" for name in ("two", "one")]
-    spec = EvaluationSpec.read({
-        "results": ids, "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 40}, "hardware": CPU,
-    })  # fmt: skip
+    spec = EvaluationSpec.read(
+        {"results": ids, "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 40}, "hardware": CPU}
+    )
     run = ended(workplace, runs.submit(spec, workplace))
     assert run.state == "finished", failures.explain(run)
     found = report.summary(run.dir)
     assert [one["id"] for one in found["voices"]] == ["base", *ids]
     assert set(found["differences"]) == set(ids)
     told = report.page(run.dir, "asked").rows
-    asked = [
-        {**row, "instruction": one["messages"][-1]["content"]} for row, one in zip(rows, told, strict=True)
-    ]
+    asked = [{**row, "instruction": one["messages"][-1]["content"]} for row, one in zip(rows, told, strict=True)]
     expected = by_hand(DEMO_MODEL, None, *(workplace.saves / one / "adapter" for one in ids), rows=asked)
     for voice, one in zip(("base", *ids), expected, strict=True):
         assert [row["answers"][voice]["text"] for row in told] == one["answers"], voice
@@ -154,18 +150,14 @@ def test_a_server_goes_to_the_card_with_the_most_room_and_says_when_there_is_too
     workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The machine of the tests has no card: what nvidia-smi and torch would say of two is put in their place.
-    cards = tuple(
-        hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 5), (1, 60))
-    )
+    cards = tuple(hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 5), (1, 60)))
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
     folder = workplace.saves / servers.SERVERS_FOLDER / "one"
     given = servers.serve_settings(workplace, servers.choose(workplace, str(tiny)), "ada")
     assert servers._environment(given, folder)["CUDA_VISIBLE_DEVICES"] == "1"
     folder.mkdir(parents=True)
     write_json(folder / "serve.json", given)
-    write_json(
-        folder / "error.json", {"type": "OutOfMemoryError", "message": "CUDA out of memory.", "problems": []}
-    )
+    write_json(folder / "error.json", {"type": "OutOfMemoryError", "message": "CUDA out of memory.", "problems": []})
     [wrong] = servers.Server(folder).problems
     assert "not enough GPU memory for tiny" in wrong.text("en")
     assert "显存不足" in wrong.text("zh")

@@ -82,9 +82,7 @@ def test_rows_that_say_the_same_are_found_wherever_they_are(make):
 
 
 def test_rows_that_cannot_be_read_repeat_nothing(make):
-    assert (
-        list(repeated_rows(make("x", ["a", "a", {"instruction": "b"}, {"instruction": "b"}]))) == [False] * 4
-    )
+    assert list(repeated_rows(make("x", ["a", "a", {"instruction": "b"}, {"instruction": "b"}]))) == [False] * 4
 
 
 def test_the_same_answer_with_another_thumb_is_another_row(make):
@@ -115,9 +113,7 @@ def test_text_that_a_template_has_been_over_is_a_warning(make, written):
     assert report.bad == 0
 
 
-@pytest.mark.parametrize(
-    "written", ["a < b and c > d", "[1, 2]", "<div>Hi</div>", "x <| y", "{ name }", "{{}}"]
-)
+@pytest.mark.parametrize("written", ["a < b and c > d", "[1, 2]", "<div>Hi</div>", "x <| y", "{ name }", "{{}}"])
 def test_ordinary_signs_are_none(make, written):
     assert check(make("x", [{**ALPACA, "output": written}]), "chat").counts == {}
 
@@ -127,19 +123,24 @@ def test_few_answers_in_another_script_stand_out_and_a_mixture_does_not(make):
     report = check(make("x", [*rows(60), russian]), "chat")
     assert report.scripts == {"latin": 60, "cyrillic": 1}
     assert [warning.values["place"] for warning in report.warnings] == ["x.jsonl:61"]
-    assert (
-        check(make("y", [*rows(10), *[{**russian, "instruction": str(n)} for n in range(5)]]), "chat").counts
-        == {}
-    )
+    assert check(make("y", [*rows(10), *[{**russian, "instruction": str(n)} for n in range(5)]]), "chat").counts == {}
 
 
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("Hello", "latin"), ("42, 17.", ""), ("你好 API", "han"), ("これは日本語です", "kana"), ("안녕하세요", "hangul"),
-        ("Grüße", "latin"), ("Привет", "cyrillic"), ("مرحبا", "arabic"), ("", ""), ("🎉", ""),
+        ("Hello", "latin"),
+        ("42, 17.", ""),
+        ("你好 API", "han"),
+        ("これは日本語です", "kana"),
+        ("안녕하세요", "hangul"),
+        ("Grüße", "latin"),
+        ("Привет", "cyrillic"),
+        ("مرحبا", "arabic"),
+        ("", ""),
+        ("🎉", ""),
     ],
-)  # fmt: skip
+)
 def test_the_script_of_a_text_is_that_of_most_of_its_letters(text, script):
     assert script_of(text) == script
 
@@ -173,7 +174,7 @@ CONVERSATION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "conten
         ({"text": "Once.", "title": "A tale"}, {"columns": {"prompt": "text"}}, "title"),
         ({f"c{n:02}": n for n in range(30)} | ALPACA, {}, ", ".join(f"c{n:02}" for n in range(12)) + ", … (30)"),
     ],
-)  # fmt: skip
+)
 def test_columns_that_nothing_is_made_of_are_named_once(make, row, entry, columns):
     wrong = make("x", [row | {"n": None}] * 3, **entry)
     report = check(wrong, wrong.kind)

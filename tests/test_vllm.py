@@ -1,7 +1,7 @@
 """vLLM behind the server: the same voices, asked by the same client, give the answers that transformers gives.
 
-vLLM needs a card, which this machine lacks. `tests/stand_in_vllm.py` stands for its program: it takes the words and requests of
-vLLM 0.33 and no others, with the real weights behind.
+vLLM needs a card, which this machine lacks. `tests/stand_in_vllm.py` stands for its program:
+it takes the words and requests of vLLM 0.33 and no others, with the real weights behind.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def test_every_voice_says_what_it_says_with_transformers(
         asked = {voice: said(QUESTIONS[0]) for voice in (BASE, ONE, TWO)}
         *_, here = chat_client.ask(plain, asked, settings)
         *_, there = chat_client.ask(server, asked, settings)
-        assert [one.problem for one in there] == [None] * 3, (server.path / "vllm.log").read_text(
-            encoding="utf-8"
-        )
+        assert [one.problem for one in there] == [None] * 3, (server.path / "vllm.log").read_text(encoding="utf-8")
         assert [(one.text, one.finish, one.tokens) for one in there] == [
             (one.text, one.finish, one.tokens) for one in here
         ]
@@ -108,9 +106,7 @@ def test_a_stopped_answer_is_aborted_and_what_vllm_cannot_do_is_a_sentence(
     tmp_path: Path,
 ) -> None:
     stopped = False
-    for now in chat_client.ask(
-        server, {ONE: said(QUESTIONS[0])}, {"temperature": 0, "request_id": "me", **ON_AND_ON}
-    ):
+    for now in chat_client.ask(server, {ONE: said(QUESTIONS[0])}, {"temperature": 0, "request_id": "me", **ON_AND_ON}):
         if not stopped and len(now[0].text) > 10:
             chat_client.cancel(server, "me")
             stopped = True
@@ -201,9 +197,7 @@ def test_vllm_ends_with_its_server_and_its_last_words_are_told(
     wait_until(lambda: find_processes(folder) == [])
     # By nobody but the server itself: also what vLLM has left behind.
     alone = servers.Server(tmp_path / "alone")
-    servers.begin(
-        alone, servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key"
-    )
+    servers.begin(alone, servers.serve_settings(trained, servers.choose(trained, "", [ONE], "vllm"), ""), "key")
     servers.wait(alone)
     _inner(alone.path).kill()
     wait_until(lambda: not alone.alive)
@@ -223,9 +217,7 @@ def _inner(folder: Path) -> psutil.Process:
 
 def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine of the tests has no card: what nvidia-smi would say of two is put in their place.
-    cards = tuple(
-        hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60))
-    )
+    cards = tuple(hardware.Gpu(n, f"GPU-{n}", "H100", 80 << 30, free << 30, 9.0) for n, free in ((0, 70), (1, 60)))
     monkeypatch.setattr(hardware, "gpus", lambda: cards)
     choice = servers.choose(workplace, str(tiny))
     # Servers as their folders say: alive is whose lock is held. Nothing is loaded for this.
@@ -234,9 +226,7 @@ def test_vllm_has_its_card_alone(workplace: Workplace, tiny: Path, monkeypatch: 
     lock = try_lock(folder / "lock", ALIVE_BYTE, shared=True)
 
     def placed(other: str, wanted: str) -> int:
-        write_json(
-            folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0}
-        )
+        write_json(folder / "serve.json", {"name": "big", "by": "ada", "started": 1, "engine": other, "card": 0})
         return servers.serve_settings(workplace, replace(choice, engine=wanted), "")["card"]
 
     try:
@@ -284,9 +274,7 @@ def test_what_vllm_would_not_take_is_refused_before_anything_is_started(
 def test_the_last_words_of_a_log_are_those_that_name_an_error(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert vllm.error_line(log) == "—"
-    log.write_text(
-        "(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: too small\nbye\n", encoding="utf-8"
-    )
+    log.write_text("(EngineCore pid=9) ERROR 11-26 02:14:56 [core.py:1] ValueError: too small\nbye\n", encoding="utf-8")
     assert vllm.error_line(log) == "ValueError: too small"
     log.write_text(
         "(EngineCore pid=9) torch.OutOfMemoryError: CUDA out of memory.\n"

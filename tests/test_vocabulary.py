@@ -107,9 +107,7 @@ def test_a_text_without_an_end_is_told_before_pre_training(tiny: Path, tmp_path:
             settings = read_json(folder / name)
             settings.pop("eos_token", None)
             (folder / name).write_text(json.dumps(settings), encoding="utf-8")
-    assert [one.code for one in special_token_problems(inspect_model(folder), "pt")] == [
-        "tokenizer-without-eos"
-    ]
+    assert [one.code for one in special_token_problems(inspect_model(folder), "pt")] == ["tokenizer-without-eos"]
     assert special_token_problems(inspect_model(folder), "sft") == []
 
 
@@ -124,22 +122,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory, grown: Path) -> dict[str, 
     data.mkdir()
     (data / "dataset_info.json").write_text('{"chat": {"file_name": "chat.json"}}')
     place_of(Workplace(data=data), grown)
-    spec = RunSpec.read({
-        "model": {"model_name_or_path": str(grown), "resize_embeddings": True},
-        "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
-        "training": {
-            "max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-            "gradient_checkpointing": False, "lr_scheduler_type": "constant",
-        },
-        "logging": {"probe": False, "save_steps": 100}, "hardware": {"device": "cpu"},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "model": {"model_name_or_path": str(grown), "resize_embeddings": True},
+            "data": {"datasets": ["chat"], "dataset_dir": str(data), "max_length": 64},
+            "training": {
+                "max_steps": 60,
+                "learning_rate": 5e-3,
+                "per_device_train_batch_size": 8,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+                "lr_scheduler_type": "constant",
+            },
+            "logging": {"probe": False, "save_steps": 100},
+            "hardware": {"device": "cpu"},
+        }
+    )
     specs = {
-        "lora": spec, "qlora": spec.change("model.quantization", "4bit"),
-        "freeze": spec.change("method", {"kind": "freeze", "trainable_layers": 1}), "full": spec.change("method", "full"),
-    }  # fmt: skip
-    made = {
-        name: lay_out(RunDir(root / "saves" / "grown" / one.shelf / name), one) for name, one in specs.items()
+        "lora": spec,
+        "qlora": spec.change("model.quantization", "4bit"),
+        "freeze": spec.change("method", {"kind": "freeze", "trainable_layers": 1}),
+        "full": spec.change("method", "full"),
     }
+    made = {name: lay_out(RunDir(root / "saves" / "grown" / one.shelf / name), one) for name, one in specs.items()}
     train_many(*made.values())
     for name, run in made.items():
         assert run.result(), (name, read_json(run.error))
@@ -159,9 +164,7 @@ def greedy(base: Path, adapter: Path | None) -> str:
         model.resize_token_embeddings(len(tokenizer))
         model = PeftModel.from_pretrained(model, adapter)
     chat = [{"role": "user", "content": "How is day 3?"}]
-    asked = tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     config = GenerationConfig.from_pretrained(folder)
     told = model.generate(**asked, generation_config=config, max_new_tokens=8, do_sample=False)
     return tokenizer.decode(told[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -196,12 +199,28 @@ def test_the_result_is_measured_exported_merged_and_gone_on_from(
     cpu = {"device": "cpu"}
     base = {"model_name_or_path": str(grown)}
     specs = {
-        "export": ExportSpec.read({"model": base, "adapters": {str(adapter): 1.0}, "hardware": cpu, "precision": "fp32",
-                                   "prompts": ["How is day 3?"], "check_prompts": 0}),
-        "evaluation": EvaluationSpec.read({"model": base, "results": ["grown/lora/lora"], "hardware": cpu, "with_base": True,
-                                           "data": {"datasets": ["chat"]}, "generation": {"max_new_tokens": 8}}),
+        "export": ExportSpec.read(
+            {
+                "model": base,
+                "adapters": {str(adapter): 1.0},
+                "hardware": cpu,
+                "precision": "fp32",
+                "prompts": ["How is day 3?"],
+                "check_prompts": 0,
+            }
+        ),
+        "evaluation": EvaluationSpec.read(
+            {
+                "model": base,
+                "results": ["grown/lora/lora"],
+                "hardware": cpu,
+                "with_base": True,
+                "data": {"datasets": ["chat"]},
+                "generation": {"max_new_tokens": 8},
+            }
+        ),
         "more": make_spec(model=base | {"adapter_path": str(adapter)}, training__max_steps=2),
-    }  # fmt: skip
+    }
     started = {name: runs.submit(spec, place) for name, spec in specs.items()}
     ended = {
         name: wait_until(lambda run=run: (now := runs.get(place.saves, run.id)).final and now, 240)

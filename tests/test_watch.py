@@ -79,9 +79,7 @@ def test_the_newest_warning_of_each_code_is_read_and_a_spoiled_line_is_not(tmp_p
     write_warning(run, problem("loss-zero", step=9, count=5), 9)
     write_warning(run, DIVERGED, 11)
     with run.warnings.open("a", encoding="utf-8") as file:
-        file.write(
-            '{"code": "of-another-version", "field": "", "values": {}, "step": 1, "at": 1}\n{"code": 1}\n'
-        )
+        file.write('{"code": "of-another-version", "field": "", "values": {}, "step": 1, "at": 1}\n{"code": 1}\n')
         file.write('{"code": "loss-zero", "field": "", "values": 3, "step": 1, "at": 1}\n{"half')
     read = [(warning.problem.code, warning.step) for warning in read_warnings(run)]
     assert read == [("loss-zero", 9), ("loss-diverged", 11)]

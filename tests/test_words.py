@@ -36,9 +36,7 @@ def repeated(node: yaml.Node) -> list[str]:
     if not isinstance(node, yaml.MappingNode):
         return []
     keys = [key.value for key, _ in node.value]
-    return [key for key in keys if keys.count(key) > 1] + [
-        key for _, one in node.value for key in repeated(one)
-    ]
+    return [key for key in keys if keys.count(key) > 1] + [key for _, one in node.value for key in repeated(one)]
 
 
 @pytest.mark.parametrize("file", YAML, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -47,9 +45,7 @@ def test_no_word_is_said_twice(file):
 
 
 def test_no_sentence_is_in_two_files():
-    files = [
-        yaml.safe_load(file.read_text(encoding="utf-8")) for file in YAML if file.parent.name == "sentences"
-    ]
+    files = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in YAML if file.parent.name == "sentences"]
     assert sum(map(len, files)) == len(sentences())
 
 
@@ -68,9 +64,7 @@ def test_a_choice_has_a_chinese_name_or_is_listed_as_a_name_of_its_own(path):
     assert set(settings.choices(path)) <= known, f"webui/words/zh.yaml, choices.{path}"
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ExportSpec.model_fields if name not in ("model", "hardware")]
-)
+@pytest.mark.parametrize("name", [name for name in ExportSpec.model_fields if name not in ("model", "hardware")])
 def test_a_setting_of_an_export_has_a_chinese_label_and_help(name):
     assert set(ZH["export"][name]) == {"label", "help"}
     assert set(ZH["export"]) < set(ExportSpec.model_fields)

@@ -20,10 +20,14 @@ from engine.worker.training.result import generation_config
 def make(model_path: str, folder: Path, seed: int) -> None:
     run = RunDir(folder)
     run.adapter.mkdir(parents=True)
-    spec = RunSpec.read({
-        "name": folder.name, "model": {"model_name_or_path": model_path}, "method": {"kind": "lora", "r": 4},
-        "data": {"datasets": ["chat"]},
-    })  # fmt: skip
+    spec = RunSpec.read(
+        {
+            "name": folder.name,
+            "model": {"model_name_or_path": model_path},
+            "method": {"kind": "lora", "r": 4},
+            "data": {"datasets": ["chat"]},
+        }
+    )
     torch.manual_seed(seed)
     tokenizer, model = load_tokenizer(spec, model_path), load_model(spec, model_path)
     for name, weight in model.named_parameters():

@@ -1,4 +1,5 @@
-"""A finished reward model of the tiny model, without having been trained: `python -m tests.tiny_reward_model MODEL FOLDER`.
+"""A finished reward model of the tiny model, without having been trained:
+`python -m tests.tiny_reward_model MODEL FOLDER`.
 
 FOLDER becomes a run's folder with its result in adapter/. The adapter and the head are random, so its taste is
 arbitrary, but it is a taste: it scores by what a text says. Its held-out pairs are answers as it ranks them.
@@ -41,7 +42,7 @@ def make(model_path: str, folder: Path) -> None:
     pairs = [
         {"prompt_ids": prompt, "chosen_ids": good, "rejected_ids": bad, "chosen_score": high, "rejected_score": low}
         for (low, bad), (high, good) in zip(ranked[:PAIRS], ranked[PAIRS:], strict=True)
-    ]  # fmt: skip
+    ]
     save_weights(spec, model, run.adapter, run.initial)
     tokenizer.save_pretrained(run.adapter)
     write_text(run.adapter / "evaluation_pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))

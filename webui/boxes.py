@@ -18,15 +18,30 @@ from webui.words import Words
 
 
 def number(
-    value: str = "", *, label: str, elem_id: str, elem_classes: str | list[str] = "field", info: str | None = None,
-    placeholder: str | None = None, interactive: bool = True,
-) -> gr.Textbox:  # fmt: skip
+    value: str = "",
+    *,
+    label: str,
+    elem_id: str,
+    elem_classes: str | list[str] = "field",
+    info: str | None = None,
+    placeholder: str | None = None,
+    interactive: bool = True,
+) -> gr.Textbox:
     """A box for one number."""
     attributes = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
     return gr.Textbox(
-        value, label=label, elem_id=elem_id, elem_classes=elem_classes, info=info, placeholder=placeholder,
-        interactive=interactive, lines=1, max_lines=1, min_width=120, html_attributes=attributes,
-    )  # fmt: skip
+        value,
+        label=label,
+        elem_id=elem_id,
+        elem_classes=elem_classes,
+        info=info,
+        placeholder=placeholder,
+        interactive=interactive,
+        lines=1,
+        max_lines=1,
+        min_width=120,
+        html_attributes=attributes,
+    )
 
 
 def typed(raw: Any) -> str:

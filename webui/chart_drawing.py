@@ -36,9 +36,7 @@ def _columns(count: int, max_columns: int) -> list[range]:
     return [range(start, min(start + wide, count)) for start in range(0, count, wide)]
 
 
-def curve_svg(
-    curve: Line, smooth: Sequence[float], across: Scale, up: Scale, max_columns: int, with_raw: bool
-) -> str:
+def curve_svg(curve: Line, smooth: Sequence[float], across: Scale, up: Scale, max_columns: int, with_raw: bool) -> str:
     """The curve through at most `max_columns` points, `with_raw` over what was logged before smoothing."""
     columns = _columns(len(curve.x), max_columns)
     if curve.dots:
@@ -49,13 +47,10 @@ def curve_svg(
     if with_raw and smooth != curve.value:
         # Each column goes down to its lowest and up to its highest value: no spike is lost by drawing fewer points.
         ends = (
-            (column[0], min(curve.low[i] for i in column), max(curve.high[i] for i in column))
-            for column in columns
+            (column[0], min(curve.low[i] for i in column), max(curve.high[i] for i in column)) for column in columns
         )
         pairs = (
-            (x, y)
-            for i, low, high in ends
-            for x, y in ((curve.x[i], low), (curve.x[i], high))[: 1 + (high > low)]
+            (x, y) for i, low, high in ends for x, y in ((curve.x[i], low), (curve.x[i], high))[: 1 + (high > low)]
         )
         raw = f'<path class="raw" d="{path_data((across(x), up(y)) for x, y in pairs)}"/>'
     strong = path_data((across(curve.x[column[-1]]), up(smooth[column[-1]])) for column in columns)
@@ -92,15 +87,12 @@ def axes_svg(across: Scale, up: Scale, x: str, frame: Frame, words: Words) -> st
     # A first or last label that would run out of the picture is left out rather than cut.
     for tick in _across_ticks(across, x):
         label = {"time": clock}.get(x, short)(tick)
-        marks.append(
-            f'<text x="{across(tick):.1f}" y="{frame.height - 14}" text-anchor="middle">{label}</text>'
-        )
+        marks.append(f'<text x="{across(tick):.1f}" y="{frame.height - 14}" text-anchor="middle">{label}</text>')
     marks.append(
-        f'<text class="axis" x="{frame.right}" y="{frame.height - 1}" text-anchor="end">{escape(words(f"x-{x}"))}</text>'
+        f'<text class="axis" x="{frame.right}" y="{frame.height - 1}" text-anchor="end">'
+        f"{escape(words(f'x-{x}'))}</text>"
     )
-    marks.append(
-        f'<line class="base" x1="{MARGIN_LEFT}" x2="{frame.right}" y1="{frame.bottom}" y2="{frame.bottom}"/>'
-    )
+    marks.append(f'<line class="base" x1="{MARGIN_LEFT}" x2="{frame.right}" y1="{frame.bottom}" y2="{frame.bottom}"/>')
     return f'<g class="axes">{"".join(marks)}</g>'
 
 
@@ -109,9 +101,7 @@ def _across_ticks(across: Scale, x: str) -> list[float]:
         return [tick for tick in across.ticks(8) if abs(tick - round(tick)) < 1e-9]
     if x == "time":
         span = max((across.high - across.low) / 6, 1)
-        step = next(
-            (s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400
-        )
+        step = next((s for s in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 86400) if s >= span), 86400)
         step *= max(1, math.ceil(span / step))
         return [i * step for i in range(math.ceil(across.low / step), math.floor(across.high / step) + 1)]
     return across.ticks(6)

@@ -39,9 +39,7 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def over(
-        cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0
-    ) -> Scale:
+    def over(cls, values: Iterable[float], start: float, end: float, log: bool = False, room: float = 0.0) -> Scale:
         """A scale that shows every value, with `room` left at both ends as a share of the range."""
         values = list(values)
         low, high = (min(values), max(values)) if values else (0.0, 1.0)

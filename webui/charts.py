@@ -66,7 +66,8 @@ def no_curves_word(series: Iterable[Any], x: str) -> str:
 
 
 def part_of(zoom: str | None, x: str) -> Part:
-    """The part of the axis `x` that "axis:low:high" names; None, which is all of it, where it is of another axis or no such text."""
+    """The part of the axis `x` that "axis:low:high" names; None, which is all
+    of it, where it is of another axis or no such text."""
     axis, _, numbers = (zoom or "").partition(":")
     try:
         low, high = map(float, numbers.split(":"))
@@ -75,9 +76,7 @@ def part_of(zoom: str | None, x: str) -> Part:
     return (low, high) if axis == x and low < high and math.isfinite(high - low) else None
 
 
-def _figure(
-    base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool, part: Part
-) -> str:
+def _figure(base: str, series: Mapping[str, Any], words: Words, x: str, smoothing: float, log: bool, part: Part) -> str:
     roles = {base: ("train", words("legend-train")), f"eval_{base}": ("eval", words("legend-eval"))}
     lines = [
         line(series[name], x, role, called, log, dots=role == "eval")
@@ -179,12 +178,11 @@ def chart(
     last: str = "",
     part: Part = None,
 ) -> str:
-    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has (name, CSS classes); `raw`
-    draws what was logged under a smoothed curve; `last` is written at the end of the title's line; `part` is the part of the
-    axis that is shown."""
+    """One figure: title, legend, axes and curves, as HTML with an inline SVG. `legend` has
+    (name, CSS classes); `raw` draws what was logged under a smoothed curve; `last` is
+    written at the end of the title's line; `part` is the part of the axis that is shown."""
     smoothed = [
-        (curve, curve.value if curve.dots else exponential_moving_average(curve.value, smoothing))
-        for curve in lines
+        (curve, curve.value if curve.dots else exponential_moving_average(curve.value, smoothing)) for curve in lines
     ]
     shown = [pair for pair in (_within(*pair, part) for pair in smoothed) if pair[0].x]
     across = Scale.over(part or (v for curve, _ in shown for v in curve.x), MARGIN_LEFT, frame.right)
@@ -211,9 +209,7 @@ def _within(curve: Line, smooth: Sequence[float], part: Part) -> tuple[Line, lis
     if part is None:
         return curve, list(smooth)
     inside = [i for i, x in enumerate(curve.x) if part[0] <= x <= part[1]]
-    x, value, low, high = (
-        [column[i] for i in inside] for column in (curve.x, curve.value, curve.low, curve.high)
-    )
+    x, value, low, high = ([column[i] for i in inside] for column in (curve.x, curve.value, curve.low, curve.high))
     return Line(curve.name, curve.role, x, value, low, high, curve.dots), [smooth[i] for i in inside]
 
 
@@ -270,4 +266,7 @@ def sparkline(values: Sequence[float], width: int = 96, height: int = 24) -> str
     across = Scale(0, len(values) - 1, 1, width - 1)
     up = Scale.over(values, height - 2, 2)
     path = path_data((across(i), up(value)) for i, value in enumerate(values))
-    return f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true"><path d="{path}"/></svg>'
+    return (
+        f'<svg class="spark" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
+        f'<path d="{path}"/></svg>'
+    )

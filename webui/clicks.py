@@ -21,7 +21,7 @@ def row_click_js(what: str) -> str:
 KEEP_SCROLL_JS = """
 const places = [];
 const lists = () => [...element.querySelectorAll('ul.sets')];
-element.addEventListener('scroll', (event) => { places[lists().indexOf(event.target)] = event.target.scrollTop; }, true);
+element.addEventListener('scroll', ({ target }) => { places[lists().indexOf(target)] = target.scrollTop; }, true);
 const show = () => requestAnimationFrame(() => lists().forEach((list, at) => {
   list.scrollTop = places[at] ?? 0;
   const chosen = list.querySelector('a.on')?.getBoundingClientRect(), frame = list.getBoundingClientRect();
@@ -30,12 +30,15 @@ const show = () => requestAnimationFrame(() => lists().forEach((list, at) => {
 }));
 watch('value', show);
 let wide = 0;
-new ResizeObserver(() => { if (wide !== element.clientWidth) { wide = element.clientWidth; show(); } }).observe(element);
+new ResizeObserver(() => {
+  if (wide !== element.clientWidth) { wide = element.clientWidth; show(); }
+}).observe(element);
 """
 
 
 def kept_rows_of(what: str) -> str:
-    """The same for a list that scrolls: written anew it stays where the reader has scrolled it, with the chosen row in view."""
+    """The same for a list that scrolls: written anew it stays where the reader
+    has scrolled it, with the chosen row in view."""
     return row_click_js(what) + KEEP_SCROLL_JS
 
 
@@ -58,6 +61,6 @@ watch('value', keep);
 
 
 def keep_folds_js(what: str) -> str:
-    """For lists of `<details data-<what>="…">`, with others in them or not: a list that is written anew is open where the
-    reader has it open. One that comes new is as it is written."""
+    """For lists of `<details data-<what>="…">`, with others in them or not: a list that is
+    written anew is open where the reader has it open. One that comes new is as it is written."""
     return KEEP_FOLDS_JS.replace("WHAT", what)

@@ -1,4 +1,5 @@
-"""Tells reverse proxies to pass event streams on as they come, whatever they do with other answers: an ASGI middleware."""
+"""Tells reverse proxies to pass event streams on as they come, whatever they do
+with other answers: an ASGI middleware."""
 
 from __future__ import annotations
 

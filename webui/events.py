@@ -26,8 +26,11 @@ class EventOptions(TypedDict, total=False):
 # The page calls its handlers by number. Each is named all the same, and by its function unless told otherwise: so one
 # called `start` would take the name of the endpoint that other programs call.
 SILENT: EventOptions = {
-    "show_progress": "hidden", "show_progress_on": [], "api_visibility": "private", "api_name": "page",
-}  # fmt: skip
+    "show_progress": "hidden",
+    "show_progress_on": [],
+    "api_visibility": "private",
+    "api_name": "page",
+}
 
 QUIET: EventOptions = SILENT | {"queue": False}
 

@@ -1,7 +1,8 @@
 """Imports gradio without the type stubs that it writes for editors each time, a second of each start of the studio.
 
-Gradio parses and rewrites a .pyi file beside each of its components as their classes are made, and leaves out those that lie in no file.
-For the time of its import, that is what its components are told to be. Where gradio changes how it looks, stubs are written again.
+Gradio parses and rewrites a .pyi file beside each of its components as their classes are
+made, and leaves out those that lie in no file. For the time of its import, that is what
+its components are told to be. Where gradio changes how it looks, stubs are written again.
 """
 
 from __future__ import annotations

@@ -128,9 +128,7 @@ class LoginRequired:
             self.sessions.begin(name),
             max_age=SESSION_SECONDS,
             path=self.root or "/",
-            secure=_is_https(
-                request
-            ),  # a Secure cookie on a plain-HTTP network would be dropped: a login loop
+            secure=_is_https(request),  # a Secure cookie on a plain-HTTP network would be dropped: a login loop
             httponly=True,
             samesite="lax",
         )
@@ -146,9 +144,7 @@ class LoginRequired:
     async def _turn_away(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await receive()
-            return await send(
-                {"type": "websocket.close", "code": 1008}
-            )  # before accepting: the client sees 403
+            return await send({"type": "websocket.close", "code": 1008})  # before accepting: the client sees 403
         request = Request(scope)
         if request.method in ("GET", "HEAD") and "text/html" in request.headers.get("accept", ""):
             target = quote(self._path(scope)) + f"?{request.url.query}" * bool(request.url.query)
@@ -209,9 +205,7 @@ def _foreign_origin_page(request: Request, root: str) -> Response | None:
     if origin is None:
         return None  # no browser, hence nobody who could be tricked
     hosts = [request.headers.get(header, "") for header in ("host", "x-forwarded-host")]
-    if _hostname(origin) and _hostname(origin) in [
-        _hostname(f"//{host.split(',')[0].strip()}") for host in hosts
-    ]:
+    if _hostname(origin) and _hostname(origin) in [_hostname(f"//{host.split(',')[0].strip()}") for host in hosts]:
         return None
     words = say("login-foreign", language_of(request), origin=origin[:200], host=hosts[0][:200])
     return _page(request, root, words, HTTPStatus.FORBIDDEN)
@@ -276,14 +270,16 @@ PAGE = Template("""<!doctype html>
   }
   * { box-sizing: border-box; }
   body { margin: 0; min-height: 100vh; display: grid; place-items: center; padding: 1rem; color: var(--text);
-         background: var(--back); font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
+         background: var(--back);
+         font: 16px/1.5 system-ui, "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", sans-serif; }
   main { width: 100%; max-width: 25rem; padding: 2.25rem; background: var(--card); border: 1px solid var(--line);
          border-radius: 14px; box-shadow: 0 10px 40px rgb(0 0 0 / .07); }
   img { display: block; width: 2.75rem; height: 2.75rem; margin-bottom: .75rem; }
   h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
   main > p { margin: .15rem 0 1.5rem; color: var(--soft); }
   label { display: block; margin-bottom: 1rem; font-size: .875rem; font-weight: 550; }
-  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem; font: inherit; font-size: 1rem; font-weight: 400; color: inherit;
+  input { display: block; width: 100%; margin-top: .3rem; padding: .6rem .75rem;
+          font: inherit; font-size: 1rem; font-weight: 400; color: inherit;
           background: var(--back); border: 1px solid var(--line); border-radius: 8px; }
   input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
   button { width: 100%; margin-top: .5rem; padding: .7rem; font: inherit; font-weight: 600; color: #fff;

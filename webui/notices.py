@@ -62,18 +62,14 @@ def marks(problems: Iterable[Problem], words: Words) -> str:
         rules.append(f"#{element_id(path)}{{--wrong:1px;--field-edge:var(--bad)}}")
         rules.append(f'#{element_id(path)}::after{{content:"{css_text(" ".join(texts))}"}}')
         if not essential(path):
-            rules.append(
-                f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}'
-            )
+            rules.append(f'#{part_id(path)} .label-wrap>span:first-child::after{{content:"";display:inline-block}}')
     return f"<style>{''.join(rules)}</style>"
 
 
 def css_text(text: str) -> str:
     """`text` inside a CSS string: whatever is not a plain letter or digit is written as its code point."""
     return "".join(
-        character
-        if character.isascii() and (character.isalnum() or character == " ")
-        else f"\\{ord(character):x} "
+        character if character.isascii() and (character.isalnum() or character == " ") else f"\\{ord(character):x} "
         for character in text
     )
 
@@ -104,8 +100,10 @@ def code(id: str, text: str, words: Words, save: bool = False) -> str:
 def changes(before: RunSpec, after: RunSpec, words: Words) -> str:
     """The settings that the second spec has otherwise, each with its new value, as a part of a sentence."""
     named = [
-        words("memory-change", name=words.label(difference.path), value=words.value(difference.path, difference.values[1]))
+        words(
+            "memory-change", name=words.label(difference.path), value=words.value(difference.path, difference.values[1])
+        )
         for difference in differences([before, after])
         if ABSENT not in difference.values
-    ]  # fmt: skip
+    ]
     return words("memory-and").join(named)

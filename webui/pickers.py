@@ -14,8 +14,8 @@ Choice = tuple[str, str]  # label, value
 
 
 def picker(choices: Sequence[Choice], chosen: Sequence[str], info: str, words: Words) -> dict[str, Any]:
-    """The update of a dropdown with these choices, the newest first, of which some are chosen. `info` is what stands below it;
-    where choices are left out, it says so."""
+    """The update of a dropdown with these choices, the newest first, of which some are
+    chosen. `info` is what stands below it; where choices are left out, it says so."""
     offered = list(choices[:MAX_OFFERED])
     offered += [choice for choice in choices[MAX_OFFERED:] if choice[1] in chosen]
     if len(offered) < len(choices):

@@ -12,16 +12,19 @@ from webui.text_html import lines
 from webui.words import Words
 
 ANSWER_WORDS = {
-    "right": "probe-right-word", "not-right": "probe-not-right", "same": "probe-same", "not-same": "probe-not-same",
+    "right": "probe-right-word",
+    "not-right": "probe-not-right",
+    "same": "probe-same",
+    "not-same": "probe-not-same",
     "unknown": "probe-unknown",
-}  # fmt: skip
+}
 # What a loss that is about as it was is called: the same as an answer that is.
 LOSS_WORDS = {name: f"probe-{name}" for name in ("lower", "same", "higher", "forgot")}
 
 
 def probe_html(probe: Mapping[str, Any], words: Words) -> str:
-    """What the small probe at the end of a training says: a sentence about each thing that was measured, and each prompt
-    before and after."""
+    """What the small probe at the end of a training says: a sentence about each
+    thing that was measured, and each prompt before and after."""
     verdict, training, general = probe["verdict"], probe["training"], probe["general"]
     details = []
     if training["answered"] and verdict in ("forgot", "changed"):
@@ -36,12 +39,8 @@ def probe_html(probe: Mapping[str, Any], words: Words) -> str:
     help_ = words(
         "probe-help", tokens=MAX_ANSWER_TOKENS, learned=f"{probe['learned']:g}", forgot=f"{probe['forgot']:g}"
     )
-    first = (
-        f"<b>{escape(words('probe'))}</b> <span>{escape(words(f'probe-run-{verdict}', **training))}</span>"
-    )
-    lines = (
-        f'<span class="verdict {escape(verdict)}">{first} <small>{escape(" ".join(details))}</small></span>'
-    )
+    first = f"<b>{escape(words('probe'))}</b> <span>{escape(words(f'probe-run-{verdict}', **training))}</span>"
+    lines = f'<span class="verdict {escape(verdict)}">{first} <small>{escape(" ".join(details))}</small></span>'
     if beside := probe["general_verdict"]:
         sentence = words(f"probe-general-{beside}", **general)
         lines += f'<span class="verdict {escape(beside)}">{escape(sentence)}</span>'
@@ -53,8 +52,8 @@ def probe_html(probe: Mapping[str, Any], words: Words) -> str:
 
 
 def _shared_affixes(prompts: Sequence[str]) -> tuple[int, int]:
-    """How many characters all prompts begin with, and end with, in whole words: the system message, say, and the mark of
-    the answer. Of one prompt alone none."""
+    """How many characters all prompts begin with, and end with, in whole words: the
+    system message, say, and the mark of the answer. Of one prompt alone none."""
     if len(prompts) < 2:
         return 0, 0
     begins = _common_prefix(prompts)
@@ -72,9 +71,7 @@ def _common_prefix(texts: Sequence[str]) -> str:
 def _prompt_row(row: Mapping[str, Any], shared: tuple[int, int], words: Words) -> str:
     kind = words(f"probe-{row['kind']}")
     reference = (
-        f"<small>{escape(words('report-reference'))}: {escape(row['reference'])}</small>"
-        if row["reference"]
-        else ""
+        f"<small>{escape(words('report-reference'))}: {escape(row['reference'])}</small>" if row["reference"] else ""
     )
     cells = "".join(
         f"<td>{'—' if row[when] is None else escape(row[when]) or escape(words('samples-empty'))}</td>"

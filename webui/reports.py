@@ -45,13 +45,22 @@ def listed(evaluations: Sequence[Run], opened: str, words: Words) -> str:
 
 def _item(run: Run, opened: str, words: Words) -> str:
     spec = run.spec
-    facts = " · ".join(filter(None, [
-        words(f"state-{run.state}"), ", ".join([*spec.data.datasets, *spec.harness.tasks]), run.by, ago(run.submitted, words),
-    ]))  # fmt: skip
+    facts = " · ".join(
+        filter(
+            None,
+            [
+                words(f"state-{run.state}"),
+                ", ".join([*spec.data.datasets, *spec.harness.tasks]),
+                run.by,
+                ago(run.submitted, words),
+            ],
+        )
+    )
     on = "on" if run.id == opened else ""
     return (
         f'<li><a href="{escape(link(run.id))}" data-run="{escape(run.id)}" class="{on}">'
-        f'<b><span class="dot {escape(run.state)}"></span> {escape(run.title)}</b><small>{escape(facts)}</small></a></li>'
+        f'<b><span class="dot {escape(run.state)}"></span> '
+        f"{escape(run.title)}</b><small>{escape(facts)}</small></a></li>"
     )
 
 
@@ -91,9 +100,7 @@ def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
     verdicts = (
         ""
         if too_few(report)
-        else "".join(
-            _verdict(titles[id], differences, words) for id, differences in report["differences"].items()
-        )
+        else "".join(_verdict(titles[id], differences, words) for id, differences in report["differences"].items())
     )
     heads = _heads(models, words)
     body = "".join(_measure_row(name, measure, report, words) for name, measure in report["measures"].items())
@@ -112,11 +119,10 @@ def _rows_summary(report: Mapping[str, Any], words: Words) -> str:
     )
     if report["form"] == "answers" and not report["references"]:
         notes.append(words("report-no-references"))
-    graphs = "".join(
-        _histogram(titles[id], histogram, words) for id, histogram in report.get("histograms", {}).items()
-    )
+    graphs = "".join(_histogram(titles[id], histogram, words) for id, histogram in report.get("histograms", {}).items())
     return (
-        f'{verdicts}<div class="wide"><table class="report"><thead><tr><th>{escape(words("report-measure"))}</th>{heads}</tr>'
+        f'{verdicts}<div class="wide"><table class="report"><thead>'
+        f"<tr><th>{escape(words('report-measure'))}</th>{heads}</tr>"
         f'</thead><tbody>{body}</tbody></table></div>{graphs}<p class="quiet">{escape(" ".join(notes))}</p>'
     )
 
@@ -175,8 +181,9 @@ def task_notes(tasks: Sequence[Task], folder: Path, installed: bool, words: Word
         notes.append(words("tasks-none", folder=folder))
     items = "".join(
         f"<li><b>{escape(task.name)}</b> {escape(notices.sentence(task.problem, words))}</li>"
-        for task in tasks if task.problem
-    )  # fmt: skip
+        for task in tasks
+        if task.problem
+    )
     notes_html = "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
     return notes_html + (f'<ul class="problems">{items}</ul>' if items else "")
 
@@ -186,14 +193,19 @@ def _verdict(title: str, differences: Mapping[str, Any], words: Words) -> str:
     parts = []
     for verdict in ("better", "worse"):
         names = [
-            words(f"measure-{name}")
-            for name, difference in differences.items()
-            if difference["verdict"] == verdict
+            words(f"measure-{name}") for name, difference in differences.items() if difference["verdict"] == verdict
         ]
         if names:
             parts.append(words(f"report-{verdict}", names=words("comma").join(names)))
-    kind = "both" if len(parts) == 2 else "same" if not parts else "worse" if "better" not in {
-        difference["verdict"] for difference in differences.values()} else "better"  # fmt: skip
+    kind = (
+        "both"
+        if len(parts) == 2
+        else "same"
+        if not parts
+        else "worse"
+        if "better" not in {difference["verdict"] for difference in differences.values()}
+        else "better"
+    )
     sentence = words("semicolon").join(parts) if parts else words("report-same")
     return f'<p class="verdict {kind}"><b>{escape(title)}</b> {escape(sentence)}</p>'
 
@@ -206,16 +218,12 @@ def _measure_row(name: str, measure: Mapping[str, Any], report: Mapping[str, Any
         top = choose(values.values())
         winners = [id for id, value in values.items() if value == top]
         best = winners[0] if len(winners) == 1 else None
-    cells = "".join(
-        _cell(name, id, result, report, words, id == best) for id, result in measure["values"].items()
-    )
+    cells = "".join(_cell(name, id, result, report, words, id == best) for id, result in measure["values"].items())
     help = escape(words(f"measure-{name}-help"))
     return f'<tr><th title="{help}">{escape(words(f"measure-{name}"))}</th>{cells}</tr>'
 
 
-def _cell(
-    name: str, id: str, result: Mapping[str, Any], report: Mapping[str, Any], words: Words, best: bool
-) -> str:
+def _cell(name: str, id: str, result: Mapping[str, Any], report: Mapping[str, Any], words: Words, best: bool) -> str:
     between = ""
     if result["low"] is not None:
         between = f"<small>{score(name, result['low'])} – {score(name, result['high'])}</small>"
@@ -226,11 +234,11 @@ def _cell(
         sign = _signed(difference["value"]) if difference["value"] is not None else ""
         title = ""
         if difference["low"] is not None:
-            title = words(
-                "report-difference", low=_signed(difference["low"]), high=_signed(difference["high"])
-            )
+            title = words("report-difference", low=_signed(difference["low"]), high=_signed(difference["high"]))
         verdict_word = "" if too_few(report) else words(f"verdict-{verdict}")
-        difference_html = f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(f"{sign} {verdict_word}".strip())}</em>'
+        difference_html = (
+            f'<em class="{escape(verdict)}" title="{escape(title)}">{escape(f"{sign} {verdict_word}".strip())}</em>'
+        )
     mark = f' class="best" title="{escape(words("report-best"))}"' if best else ""
     return f"<td{mark}><b>{score(name, result['value'])}</b>{between}{difference_html}</td>"
 
@@ -245,9 +253,7 @@ def score(name: str, value: float | None) -> str:
         return "—"
     if name in PERCENT_MEASURES:
         return f"{value:.1f} %"
-    return (
-        f"{value:.1f}" if name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "tokens") else short(value)
-    )
+    return f"{value:.1f}" if name in ("chrf", "bleu", "rouge1", "rouge2", "rougeL", "tokens") else short(value)
 
 
 def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Words) -> str:
@@ -256,8 +262,10 @@ def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Word
     top, wide, high = max(counts) or 1, 480, 120
     step = wide / len(counts)
     bars = "".join(
-        f'<rect class="{"wrong" if edges[at + 1] <= 0 else "right"}" x="{at * step + 1:.1f}" y="{high - high * count / top:.1f}" '
-        f'width="{step - 2:.1f}" height="{high * count / top:.1f}"><title>{edges[at]:.2g} … {edges[at + 1]:.2g}: {count}</title></rect>'
+        f'<rect class="{"wrong" if edges[at + 1] <= 0 else "right"}" '
+        f'x="{at * step + 1:.1f}" y="{high - high * count / top:.1f}" '
+        f'width="{step - 2:.1f}" height="{high * count / top:.1f}">'
+        f"<title>{edges[at]:.2g} … {edges[at + 1]:.2g}: {count}</title></rect>"
         for at, count in enumerate(counts)
     )
     labels = "".join(
@@ -270,7 +278,8 @@ def _histogram(title: str, histogram: Mapping[str, Sequence[float]], words: Word
     )
     return (
         f'<figure class="margins"><figcaption>{escape(words("report-margins", name=title))}</figcaption>'
-        f'<svg viewBox="0 0 {wide} {high + 20}" role="img">{bars}<line x1="{wide / 2}" x2="{wide / 2}" y1="0" y2="{high}"/>{labels}'
+        f'<svg viewBox="0 0 {wide} {high + 20}" role="img">{bars}'
+        f'<line x1="{wide / 2}" x2="{wide / 2}" y1="0" y2="{high}"/>{labels}'
         "</svg></figure>"
     )
 
@@ -286,13 +295,14 @@ def rows(page: Page, models: Sequence[Mapping[str, Any]], words: Words) -> str:
 
 
 def _row(row: Mapping[str, Any], models: Sequence[Mapping[str, Any]], words: Words) -> str:
-    place = (
-        f"<header><b>{row['row']:,}</b><span>{escape(row['set'])} · {escape(row['place'])}</span></header>"
-    )
+    place = f"<header><b>{row['row']:,}</b><span>{escape(row['set'])} · {escape(row['place'])}</span></header>"
     texts = [("prompt", _question_text(row["messages"]))]
     texts += [(name, row[name]) for name in ("reference", "chosen", "rejected") if row.get(name)]
     texts_html = "".join(
-        f'<div class="speech {name}"><span>{escape(words(f"report-{name}"))}</span><div class="said">{_folded(text)}</div></div>'
+        (
+            f'<div class="speech {name}"><span>{escape(words(f"report-{name}"))}</span>'
+            f'<div class="said">{_folded(text)}</div></div>'
+        )
         for name, text in texts
     )
     base = next((row["answers"].get(model["id"]) for model in models if model["base"]), None)
@@ -320,19 +330,16 @@ def _answer(
     scores = answer["scores"]
     facts = [
         f"{escape(words(f'measure-{name}'))} {score(name, scores[name])}"
-        for name in ROW_SCORES if scores.get(name) is not None
-    ]  # fmt: skip
+        for name in ROW_SCORES
+        if scores.get(name) is not None
+    ]
     if scores.get("ended") == 0:
         facts.append(escape(words("answer-cut")))
     if answer.get("problem"):
         text = notices.sentence(Problem(answer["problem"]["code"], "", answer["problem"]["values"]), words)
         body = f'<p class="wrong">{escape(text)}</p>'
     else:
-        body = (
-            ""
-            if is_pair
-            else _folded(answer["text"]) or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
-        )
+        body = "" if is_pair else _folded(answer["text"]) or f'<i class="quiet">{escape(words("samples-empty"))}</i>'
     changed = base is not None and not model["base"] and base["text"] != answer["text"] and not is_pair
     mark = f"<em>{escape(words('report-changed-mark'))}</em>" if changed else ""
     return (
@@ -345,4 +352,7 @@ def _folded(text: str) -> str:
     if len(text) <= CHARACTERS_BEFORE_FOLD:
         return escape(text)
     rest = f"<i>… {len(text) - CHARACTERS_BEFORE_FOLD:,}</i>"
-    return f"<details><summary>{escape(text[:CHARACTERS_BEFORE_FOLD])}{rest}</summary>{escape(text[CHARACTERS_BEFORE_FOLD:])}</details>"
+    return (
+        f"<details><summary>{escape(text[:CHARACTERS_BEFORE_FOLD])}{rest}</summary>"
+        f"{escape(text[CHARACTERS_BEFORE_FOLD:])}</details>"
+    )

@@ -1,9 +1,9 @@
 """Lets no other website use the studio through somebody's browser: an ASGI middleware around the whole app.
 
-A page of another site can make a browser send requests here, with the reader's cookies and from the reader's machine. Browsers say
-where such a request comes from (Origin, Sec-Fetch-Site); programs that are no browsers say nothing and are let through. Without a
-login, a name that its owner points to this machine (DNS rebinding) would make another site look like this one, so the name in
-Host must be one of ours.
+A page of another site can make a browser send requests here, with the reader's cookies and from the
+reader's machine. Browsers say where such a request comes from (Origin, Sec-Fetch-Site); programs that are
+no browsers say nothing and are let through. Without a login, a name that its owner points to this machine
+(DNS rebinding) would make another site look like this one, so the name in Host must be one of ours.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FRAMES = "frame-ancestors 'self'"
 
 
 class SameOrigin:
-    """`hosts` are names by which the studio is reached besides addresses and this machine's own; with `any_host` Host may
-    be any, since a login guards it. Refuses with 403 and a sentence."""
+    """`hosts` are names by which the studio is reached besides addresses and this machine's own;
+    with `any_host` Host may be any, since a login guards it. Refuses with 403 and a sentence."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] = (), *, any_host: bool = False) -> None:
         self.app = app
@@ -71,17 +71,15 @@ class SameOrigin:
         return None
 
     def _is_own(self, origin: SplitResult, headers: Headers) -> bool:
-        """Whether a page of `origin` is one of this studio's. Ports are compared on this machine alone, where others listen,
-        too: many proxies leave them out of Host."""
+        """Whether a page of `origin` is one of this studio's. Ports are compared on this
+        machine alone, where others listen, too: many proxies leave them out of Host."""
         if not origin.hostname:
             return False  # "null": a file, or a frame without a site
         if origin.hostname in self.listed:
             return True
         for name in ("host", "x-forwarded-host"):
             host = _split(f"//{headers.get(name, '').split(',')[0].strip()}")
-            if host.hostname == origin.hostname and (
-                not _is_loopback(host.hostname) or host.port == origin.port
-            ):
+            if host.hostname == origin.hostname and (not _is_loopback(host.hostname) or host.port == origin.port):
                 return True
         return False
 

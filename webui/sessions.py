@@ -1,4 +1,5 @@
-"""Sessions of logged-in users: signed tokens, good for 30 days, until the password changes, or until somebody signs out.
+"""Sessions of logged-in users: signed tokens, good for 30 days, until the
+password changes, or until somebody signs out.
 
 itsdangerous signs and dates them. Which were ended before their time is kept in a file, since a token cannot know; so a
 studio that is started again knows it, and so does another one with the same users.
@@ -20,8 +21,8 @@ SESSION_SECONDS = 30 * 24 * 3600
 
 
 class Sessions:
-    """Tokens of the users in `users_file`, signed with `key`. `ended_file` gets a line for each session that is ended; it is
-    never shortened, as a line is 30 bytes and stands for a login."""
+    """Tokens of the users in `users_file`, signed with `key`. `ended_file` gets a line for each
+    session that is ended; it is never shortened, as a line is 30 bytes and stands for a login."""
 
     def __init__(self, users_file: Path, key: bytes, ended_file: Path) -> None:
         self.users_file, self.key, self.ended_file = users_file, key, ended_file
@@ -33,7 +34,8 @@ class Sessions:
         return self.serializer.dumps([name, self._password_mark(stored), secrets.token_hex(8)])
 
     def user(self, token: str) -> str | None:
-        """Whose session it is; None if the token is forged, expired or ended, or the user is gone or has a new password."""
+        """Whose session it is; None if the token is forged, expired or ended,
+        or the user is gone or has a new password."""
         session = self._read(token)
         return session[0] if session else None
 

@@ -15,17 +15,17 @@ SANS = (
     "Hiragino Sans GB", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif",
 )  # fmt: skip
 MONO = (
-    "ui-monospace", "SF Mono", "Cascadia Mono", "JetBrains Mono", "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC",
-    "monospace",
+    "ui-monospace", "SF Mono", "Cascadia Mono", "JetBrains Mono",
+    "Consolas", "DejaVu Sans Mono", "Noto Sans Mono CJK SC", "monospace",
 )  # fmt: skip
 
 FURNACE = gr.themes.Color(
-    "#fff7ed", "#ffedd5", "#fed7aa", "#fdba74", "#fb923c", "#ea580c", ACCENT, "#9a3412", "#7c2d12", "#5f2410", "#431407",
-    name="furnace",
+    "#fff7ed", "#ffedd5", "#fed7aa", "#fdba74", "#fb923c", "#ea580c",
+    ACCENT, "#9a3412", "#7c2d12", "#5f2410", "#431407", name="furnace",
 )  # fmt: skip
 STONE = gr.themes.Color(
-    "#fafaf9", "#f5f5f4", "#e7e5e4", "#d6d3d1", "#a8a29e", "#78716c", "#57534e", "#44403c", "#292524", "#1c1917", "#0c0a09",
-    name="stone",
+    "#fafaf9", "#f5f5f4", "#e7e5e4", "#d6d3d1", "#a8a29e", "#78716c",
+    "#57534e", "#44403c", "#292524", "#1c1917", "#0c0a09", name="stone",
 )  # fmt: skip
 
 

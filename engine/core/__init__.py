@@ -1,1 +1,2 @@
-"""What everything else stands on: problems and their sentences, the run folder and its lock, this machine, the stages."""
+"""What everything else stands on: problems and their sentences, the run folder
+and its lock, this machine, the stages."""

@@ -1,4 +1,5 @@
-"""What NVIDIA's management library says of the cards, as JSON on standard output: {"gpus": [...], "lost": {...}} or {"error": "..."}.
+"""What NVIDIA's management library says of the cards, as JSON on standard
+output: {"gpus": [...], "lost": {...}} or {"error": "..."}.
 
     python engine/core/gpu_query.py
 
@@ -14,8 +15,8 @@ import pynvml
 
 
 def answer() -> dict[str, Any]:
-    """`gpus` in the order of the PCI bus, as nvidia-smi numbers them, memory in bytes; and `lost`, those that do not answer, by
-    index with the reason. Raises NVMLError."""
+    """`gpus` in the order of the PCI bus, as nvidia-smi numbers them, memory in bytes;
+    and `lost`, those that do not answer, by index with the reason. Raises NVMLError."""
     pynvml.nvmlInit()
     gpus, lost = [], {}
     for index in range(pynvml.nvmlDeviceGetCount()):
@@ -36,20 +37,20 @@ def _gpu(index: int) -> dict[str, Any]:
         pass
     major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
     return {
-        "index": index, "uuid": pynvml.nvmlDeviceGetUUID(handle), "name": pynvml.nvmlDeviceGetName(handle),
-        "memory": memory, "free": free, "capability": float(f"{major}.{minor}"),
-    }  # fmt: skip
+        "index": index,
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "name": pynvml.nvmlDeviceGetName(handle),
+        "memory": memory,
+        "free": free,
+        "capability": float(f"{major}.{minor}"),
+    }
 
 
 def main() -> None:
     try:
         print(json.dumps(answer()))
     except pynvml.NVMLError as error:
-        print(
-            json.dumps(
-                {"error": str(error), "library": not isinstance(error, pynvml.NVMLError_LibraryNotFound)}
-            )
-        )
+        print(json.dumps({"error": str(error), "library": not isinstance(error, pynvml.NVMLError_LibraryNotFound)}))
 
 
 if __name__ == "__main__":

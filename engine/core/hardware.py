@@ -41,14 +41,14 @@ class Gpu:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The cards that may be used here, as of a few seconds ago: those of CUDA_VISIBLE_DEVICES, where somebody has set it,
-    in its order; else all. None where there are none, and where the driver fails (see `gpu_failure`)."""
+    """The cards that may be used here, as of a few seconds ago: those of CUDA_VISIBLE_DEVICES, where somebody has
+    set it, in its order; else all. None where there are none, and where the driver fails (see `gpu_failure`)."""
     return _visible(_cached_query()[0], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def gpu_failure() -> Problem | None:
-    """Why the cards of this machine cannot be asked for, or none of those that CUDA_VISIBLE_DEVICES names is there; None where
-    they can, and where there are none."""
+    """Why the cards of this machine cannot be asked for, or none of those that
+    CUDA_VISIBLE_DEVICES names is there; None where they can, and where there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", *NO_CARDS):
         return None
@@ -75,11 +75,7 @@ def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
     chosen: list[Gpu] = []
     for entry in visible.split(","):
         name = entry.strip()
-        fits = [
-            gpu
-            for gpu in all_gpus
-            if name == str(gpu.index) or (name[:4] == "GPU-" and gpu.uuid.startswith(name))
-        ]
+        fits = [gpu for gpu in all_gpus if name == str(gpu.index) or (name[:4] == "GPU-" and gpu.uuid.startswith(name))]
         if len(fits) != 1 or fits[0] in chosen:
             break
         chosen += fits
@@ -87,9 +83,7 @@ def _visible(all_gpus: tuple[Gpu, ...], visible: str | None) -> tuple[Gpu, ...]:
 
 
 _turn = threading.Lock()
-_last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = (
-    None  # until when it holds, and the answer
-)
+_last_query: tuple[float, tuple[tuple[Gpu, ...], Problem | None]] | None = None  # until when it holds, and the answer
 
 
 def _cached_query() -> tuple[tuple[Gpu, ...], Problem | None]:
@@ -139,18 +133,14 @@ def _ask_driver() -> dict[str, Any]:
         output, errors = child.communicate(timeout=QUERY_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
-        threading.Thread(
-            target=child.wait, daemon=True, name="gpu query"
-        ).start()  # leaves no zombie, if it ever ends
+        threading.Thread(target=child.wait, daemon=True, name="gpu query").start()  # leaves no zombie, if it ever ends
         raise
     return json.loads(output or "null") or {"error": errors.strip().rpartition("\n")[2] or "—"}
 
 
 def threads() -> int:
     """CPU threads for a run: OMP_NUM_THREADS where somebody has set it, else the cores this process may use."""
-    match = re.match(
-        r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", "")
-    )  # 4,2 is 4 outside and 2 inside
+    match = re.match(r"\s*0*([1-9]\d*)", os.environ.get("OMP_NUM_THREADS", ""))  # 4,2 is 4 outside and 2 inside
     return int(match[1]) if match else len(os.sched_getaffinity(0))
 
 

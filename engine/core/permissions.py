@@ -10,7 +10,8 @@ DEFAULT_UMASK = 0o022
 
 
 def apply_umask(path: str | os.PathLike[str]) -> None:
-    """Give a file or folder the mode that one made without more ado would have: a team reads it, if the umask allows."""
+    """Give a file or folder the mode that one made without more ado would have:
+    a team reads it, if the umask allows."""
     os.chmod(path, (0o777 if os.path.isdir(path) else 0o666) & ~_umask())
 
 

@@ -82,9 +82,7 @@ def printable(value: Any) -> Any:
 class _Filling(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> Any:
         singular, slash, plural = format_spec.partition("/")
-        return (
-            (singular if str(value) == "1" else plural) if slash else super().format_field(value, format_spec)
-        )
+        return (singular if str(value) == "1" else plural) if slash else super().format_field(value, format_spec)
 
 
 def fill(text: str, /, **values: Any) -> str:
@@ -114,11 +112,7 @@ class Problem:
     def text(self, language: str = "en") -> str:
         """The sentence; a place that it does not name itself stands before it."""
         text, place = say(self.code, language, field=self.field, **self.values), self.values.get("place")
-        return (
-            f"{printable(place)}: {text}"
-            if place and "{place}" not in sentences()[self.code][language]
-            else text
-        )
+        return f"{printable(place)}: {text}" if place and "{place}" not in sentences()[self.code][language] else text
 
     def at(self, place: object) -> Problem:
         """The same problem, of what stands at this place (file and line)."""

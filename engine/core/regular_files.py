@@ -1,7 +1,7 @@
 """Files that somebody else may have laid down, opened without trust in what they are.
 
-Opening a pipe waits for its other end, a device has no end, and a file of holes takes no disk but all memory: one of them in a folder
-would stop everybody who looks into it. Here each is an OSError.
+Opening a pipe waits for its other end, a device has no end, and a file of holes takes no disk but
+all memory: one of them in a folder would stop everybody who looks into it. Here each is an OSError.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def open_descriptor(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def list_folders(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """The folders in a folder, links to folders included. A link to itself is left out; where the folder cannot be listed, there are none."""
+    """The folders in a folder, links to folders included. A link to itself is
+    left out; where the folder cannot be listed, there are none."""
     return _entries(path, lambda entry: entry.is_dir())
 
 
@@ -59,9 +60,7 @@ def list_files(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     return _entries(path, lambda entry: entry.is_file())
 
 
-def _entries(
-    path: str | os.PathLike[str], fits: Callable[[os.DirEntry[str]], bool]
-) -> list[os.DirEntry[str]]:
+def _entries(path: str | os.PathLike[str], fits: Callable[[os.DirEntry[str]], bool]) -> list[os.DirEntry[str]]:
     fitting = []
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:

@@ -1,4 +1,5 @@
-"""error.json: what ended a process of a run, as codes where it was a refusal, so that it can be told in any language."""
+"""error.json: what ended a process of a run, as codes where it was a refusal,
+so that it can be told in any language."""
 
 from __future__ import annotations
 
@@ -13,11 +14,16 @@ MAX_CAUSES, MAX_CAUSE_CHARS = 20, 4000  # causes that are written down, and char
 
 
 def write_error(run: RunDir, error: Exception, rank: int = 0) -> None:
-    """Write an error that is being handled to error.json. Raises FileExistsError if another rank has written its own."""
+    """Write an error that is being handled to error.json. Raises
+    FileExistsError if another rank has written its own."""
     record = {
-        "type": type(error).__name__, "message": str(error), "rank": rank, "at": time.time(),
-        "traceback": traceback.format_exc(), "causes": _causes(error),
-    }  # fmt: skip
+        "type": type(error).__name__,
+        "message": str(error),
+        "rank": rank,
+        "at": time.time(),
+        "traceback": traceback.format_exc(),
+        "causes": _causes(error),
+    }
     if isinstance(error, Refusal):
         # As codes and values, so that the page can say it in the reader's language.
         record["problems"] = [

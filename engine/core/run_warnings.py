@@ -1,4 +1,5 @@
-"""warnings.jsonl: what is wrong with a run that goes on nevertheless, as codes, so that it can be told in any language."""
+"""warnings.jsonl: what is wrong with a run that goes on nevertheless, as codes,
+so that it can be told in any language."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def write_warning(run: RunDir, problem: Problem, step: int) -> None:
 
 
 def read_warnings(run: RunDir) -> list[RunWarning]:
-    """The newest warning of each code, oldest first; a line that is spoiled, or of a code that is not known here, is left out."""
+    """The newest warning of each code, oldest first; a line that is spoiled, or
+    of a code that is not known here, is left out."""
     newest: dict[str, RunWarning] = {}
     for line in read_lines(run.warnings):
         if (warning := _read(line)) and warning.problem.code in sentences():

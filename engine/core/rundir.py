@@ -98,7 +98,8 @@ def _folder_with_result(*folders: Path) -> Path | None:
 
 
 def distinct_titles(titles: Mapping[str, str]) -> dict[str, str]:
-    """What runs are called beside each other, by their ids: as `titles` has it, with the folder where two have the same."""
+    """What runs are called beside each other, by their ids: as `titles` has it,
+    with the folder where two have the same."""
     titles = dict(titles)
     for disambiguate in (lambda id, title: f"{title} · {id.split('/')[-1]}", lambda id, _: id):
         counts = Counter(titles.values())
@@ -128,9 +129,7 @@ def any_run_alive(saves: Path) -> bool:
 
 
 COMPLETE_FILE = "complete.json"  # marks a checkpoint whose every file is on disk
-WAITING_FOR_SPACE = (
-    "waiting for space"  # the phase of a training whose next checkpoint does not fit on the disk
-)
+WAITING_FOR_SPACE = "waiting for space"  # the phase of a training whose next checkpoint does not fit on the disk
 RESULT_FILE = "result.json"  # marks a result, and says which attempt wrote it
 
 

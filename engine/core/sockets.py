@@ -8,7 +8,8 @@ import socket
 
 from engine.core.problems import Refusal, problem
 
-# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so that none sends a request into one that closes.
+# Longer than a reverse proxy keeps an idle connection (nginx: 60 seconds), so
+# that none sends a request into one that closes.
 KEEP_ALIVE_SECONDS = 75
 
 

@@ -12,9 +12,12 @@ Kind = Literal["text", "chat", "pairs", "thumbs"]  # of a data set
 Form = Literal["text", "chat", "pairs", "thumbs", "prompts"]  # of a row that a stage is given
 # The kinds of data sets whose rows can be made into each form.
 KINDS_BY_FORM: dict[Form, tuple[Kind, ...]] = {
-    "text": ("text",), "chat": ("chat",), "pairs": ("pairs",), "thumbs": ("thumbs",),
+    "text": ("text",),
+    "chat": ("chat",),
+    "pairs": ("pairs",),
+    "thumbs": ("thumbs",),
     "prompts": ("chat", "pairs", "thumbs"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,32 @@ STAGES: dict[str, Stage] = {
     "rm": Stage("pairs", ("accuracy", "margin", "loss"), tells="accuracy", follows=("sft",)),
     "dpo": Stage("pairs", _PREFERENCE, follows=("sft", "ppo", "grpo"), pace=0.1),
     "kto": Stage(
-        "thumbs", ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
-        follows=("sft",), pace=0.1,
+        "thumbs",
+        ("rewards/margins", "kl", "loss", "rewards/chosen", "rewards/rejected"),
+        follows=("sft",),
+        pace=0.1,
     ),
     "orpo": Stage("pairs", _PREFERENCE, follows=("pt", "sft"), pace=0.2),
     "simpo": Stage("pairs", _PREFERENCE, follows=("sft",), pace=0.1),
     "ppo": Stage(
         "prompts",
         ("reward", "kl", "entropy", "value_loss", "clip_fraction", "answer_length"),
-        tells="reward", best="reward", answers=True, follows=("sft", "dpo", "ppo", "grpo"), pace=0.1,
+        tells="reward",
+        best="reward",
+        answers=True,
+        follows=("sft", "dpo", "ppo", "grpo"),
+        pace=0.1,
     ),
     "grpo": Stage(
-        "prompts", ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
-        tells="reward", best="reward", answers=True, follows=("sft", "dpo", "ppo", "grpo"), pace=0.1,
+        "prompts",
+        ("reward", "kl", "entropy", "clip_fraction", "answer_length"),
+        tells="reward",
+        best="reward",
+        answers=True,
+        follows=("sft", "dpo", "ppo", "grpo"),
+        pace=0.1,
     ),
-}  # fmt: skip
+}
 
 
 def next_stages(kind: str) -> list[str]:

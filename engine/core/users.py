@@ -34,11 +34,7 @@ def read_users(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     pairs = (line.strip().partition(":") for line in lines)
-    return {
-        name: stored
-        for name, _, stored in pairs
-        if USER_NAME.fullmatch(name) and stored.startswith("scrypt:")
-    }
+    return {name: stored for name, _, stored in pairs if USER_NAME.fullmatch(name) and stored.startswith("scrypt:")}
 
 
 def add_user(path: Path, name: str, password: str) -> None:
@@ -48,9 +44,7 @@ def add_user(path: Path, name: str, password: str) -> None:
     if not USER_NAME.fullmatch(name):
         problems.append(problem("user-name", "name", given=name[:80]))
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-        problems.append(
-            problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH)
-        )
+        problems.append(problem("user-password", "password", shortest=MIN_PASSWORD_LENGTH, longest=MAX_PASSWORD_LENGTH))
     if problems:
         raise Refusal(problems)
     stored = _hash(password, secrets.token_bytes(16), SCRYPT_COST)

@@ -21,7 +21,8 @@ MAX_PAGE_ROWS = 100  # rows of one page
 
 @dataclass(frozen=True)
 class BrowsedRow:
-    """A row as it is in the file, with what is made of it or what is wrong with it. `number` counts in the set, from 1."""
+    """A row as it is in the file, with what is made of it or what is wrong with
+    it. `number` counts in the set, from 1."""
 
     number: int
     place: Place
@@ -33,10 +34,7 @@ class BrowsedRow:
 def page(dataset: Dataset, first: int, size: int) -> list[BrowsedRow]:
     """The rows from number `first` on. Raises Refusal if the data set cannot be read."""
     size, first = min(max(size, 1), MAX_PAGE_ROWS), max(first, 1)
-    return [
-        _browsed_row(dataset, number, entry)
-        for number, entry in islice(_numbered_entries(dataset, first), size)
-    ]
+    return [_browsed_row(dataset, number, entry) for number, entry in islice(_numbered_entries(dataset, first), size)]
 
 
 def search(
@@ -109,12 +107,7 @@ def sample_entries(dataset: Dataset, size: int) -> tuple[Iterator[Entry], int]:
         return entries(dataset), total
     segments = max(size // PLACE_INTERVAL_ROWS, 1)
     starts = [
-        1 + (total // segments // PLACE_INTERVAL_ROWS * PLACE_INTERVAL_ROWS) * number
-        for number in range(segments)
+        1 + (total // segments // PLACE_INTERVAL_ROWS * PLACE_INTERVAL_ROWS) * number for number in range(segments)
     ]
-    sampled = (
-        entry
-        for start in starts
-        for _, entry in islice(_numbered_entries(dataset, start), PLACE_INTERVAL_ROWS)
-    )
+    sampled = (entry for start in starts for _, entry in islice(_numbered_entries(dataset, start), PLACE_INTERVAL_ROWS))
     return sampled, total

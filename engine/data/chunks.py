@@ -26,9 +26,7 @@ from engine.data.row_files import entries, valid_rows
 from engine.data.text_lines import MAX_ROW_BYTES, Entry, Located, OnBad, Row
 
 CHUNK_BYTES = 1 << 19  # bytes of a block, or about so many
-MAX_BLOCK_ROWS = (
-    2000  # of a file that is read row by row; of long rows, as many as have BLOCK_BYTES characters
-)
+MAX_BLOCK_ROWS = 2000  # of a file that is read row by row; of long rows, as many as have BLOCK_BYTES characters
 FIRST_ROW_START = re.compile(rb"\s*\[\s*(\{\s*\"[^\"\\]*\")")
 ELEMENT_SEPARATOR = re.compile(r"[\s,]*")
 
@@ -82,9 +80,7 @@ class ByteRange:
         """Line and column of each row of an array, as a Place has them. Counted anew: only a row with a problem is
         asked where it is."""
         with self.file.open("rb") as stream:
-            stream.seek(
-                max(self.begin - MAX_ROW_BYTES, 0)
-            )  # a longer line has columns that tell nobody anything
+            stream.seek(max(self.begin - MAX_ROW_BYTES, 0))  # a longer line has columns that tell nobody anything
             before = stream.read(min(self.begin, MAX_ROW_BYTES)).rpartition(b"\n")[2]
         lead = before.decode("utf-8-sig", errors="ignore")
         text = lead + self.data.decode() + self.after.decode()
@@ -151,9 +147,7 @@ def blocks(file: Path, encoding: str = "") -> Iterator[Block]:
     first_row = FIRST_ROW_START.match(start)
     if not first_row:  # an empty array, or no rows in it
         return row_by_row(file, encoding=encoding)
-    return _byte_ranges(
-        file, skipped + first_row.start(1), 1 + start.count(b"\n", 0, first_row.start(1)), first_row[1]
-    )
+    return _byte_ranges(file, skipped + first_row.start(1), 1 + start.count(b"\n", 0, first_row.start(1)), first_row[1])
 
 
 def row_by_row(file: Path, skip: int = 0, encoding: str = "") -> Iterator[ParsedRows]:

@@ -1,7 +1,7 @@
 """What the columns of a file mean, guessed by their names and by what is in them, and held against the first rows.
 
-A guess is a `ColumnMapping`, for a person to correct in the Data tab (`propose`), or for a file of which dataset_info.json says
-nothing (`guess_entry`), where it has to be clear.
+A guess is a `ColumnMapping`, for a person to correct in the Data tab (`propose`), or for
+a file of which dataset_info.json says nothing (`guess_entry`), where it has to be clear.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROLES: dict[Kind, tuple[str, ...]] = {
     "chat": ("messages", "prompt", "query", "response", "history", "system", "tools"),
     "pairs": ("messages", "prompt", "query", "chosen", "rejected", "history", "system", "tools"),
     "thumbs": ("messages", "prompt", "query", "response", "kto_tag", "history", "system", "tools"),
-}  # fmt: skip
+}
 SUFFICIENT_ROLES: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "text": (("prompt",),),
     "chat": (("messages",), ("prompt", "response")),
@@ -38,8 +38,14 @@ SUFFICIENT_ROLES: dict[Kind, tuple[tuple[str, ...], ...]] = {
 BESIDE_MESSAGES = ("messages", "system", "tools", "chosen", "rejected", "kto_tag")
 # Names that people give to columns, the most telling first.
 USUAL_COLUMN_NAMES = {
-    "prompt": ("instruction", "prompt", "question", "query", "ask", "problem", "user", "source", "指令", "问题", "提问", "题目"),
-    "response": ("output", "response", "answer", "completion", "reply", "target", "assistant", "solution", "回答", "答案", "输出", "回复"),
+    "prompt": (
+        "instruction", "prompt", "question", "query", "ask", "problem", "user", "source",
+        "指令", "问题", "提问", "题目",
+    ),
+    "response": (
+        "output", "response", "answer", "completion", "reply", "target", "assistant", "solution",
+        "回答", "答案", "输出", "回复",
+    ),
     "query": ("input", "context", "输入", "上下文", "背景"),
     "system": ("system", "system_prompt", "系统提示"),
     "history": ("history", "历史"),
@@ -110,8 +116,7 @@ def _columns_by_role(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Part → the column that is called as people call it."""
     known = {column.casefold().strip(): column for column in columns_of(rows)}
     named = {
-        role: next((known[name] for name in names if name in known), None)
-        for role, names in USUAL_COLUMN_NAMES.items()
+        role: next((known[name] for name in names if name in known), None) for role, names in USUAL_COLUMN_NAMES.items()
     }
     return {role: column for role, column in named.items() if column}
 
@@ -123,9 +128,7 @@ def label_columns(columns: Iterable[str]) -> list[str]:
 
 def _column_mapping(kind: Kind, named: dict[str, str]) -> ColumnMapping:
     beside = BESIDE_MESSAGES if "messages" in named else [role for role in ROLES[kind] if role != "messages"]
-    return ColumnMapping(
-        kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)}
-    )
+    return ColumnMapping(kind, {role: named[role] for role in ROLES[kind] if role in beside and named.get(role)})
 
 
 def first_turns(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]] | None:
@@ -135,11 +138,7 @@ def first_turns(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]]
         if isinstance(value, str) and value.lstrip().startswith("[{"):
             with contextlib.suppress(json.JSONDecodeError):
                 value = json.loads(value)
-        if (
-            isinstance(value, list)
-            and value
-            and all(isinstance(turn, str) and turn[:1] == "{" for turn in value)
-        ):
+        if isinstance(value, list) and value and all(isinstance(turn, str) and turn[:1] == "{" for turn in value):
             with contextlib.suppress(json.JSONDecodeError):
                 value = [json.loads(turn) for turn in value]
         if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -148,8 +147,8 @@ def first_turns(rows: list[dict[str, Any]], column: str) -> list[dict[str, Any]]
 
 
 def _holds_labels(rows: list[dict[str, Any]], column: str) -> bool:
-    """Whether a column says of most rows that they are good or bad. What says neither is then a bad row; of classes, even
-    of three such as 0, 1 and 2, too many say neither."""
+    """Whether a column says of most rows that they are good or bad. What says neither is
+    then a bad row; of classes, even of three such as 0, 1 and 2, too many say neither."""
     values = [row[column] for row in rows if row.get(column) not in (None, "")]
     labels = sum(label_of(value) is not None for value in values)
     return labels > len(rows) / 2 and labels >= MIN_LABEL_SHARE * len(values)
@@ -202,9 +201,7 @@ def guess_entry(file: Path, encoding: str = "") -> tuple[dict[str, Any], dict[st
 
 
 @lru_cache(maxsize=1024)
-def _guess_entry(
-    file: Path, encoding: str, _mtime_ns: int, _size: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _guess_entry(file: Path, encoding: str, _mtime_ns: int, _size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     rows = first_rows(file, encoding)
     if not rows:
         return {}, {}

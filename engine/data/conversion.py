@@ -1,5 +1,6 @@
-"""Rows of any of the known formats → one canonical form. What a turn means is left to `engine.data.messages`, what its marks
-mean to `engine.data.loss_marks`. Who speaks after whom is left to the model's chat template: what it writes is trained as it is.
+"""Rows of any of the known formats → one canonical form. What a turn means is left to
+`engine.data.messages`, what its marks mean to `engine.data.loss_marks`. Who speaks
+after whom is left to the model's chat template: what it writes is trained as it is.
 
     text    {"text": str, "weights"?: [float]}
     chat    {"messages": [message, ...], "tools": [...] | None, "weights"?: [float for each answer]}
@@ -29,8 +30,10 @@ Remark = tuple[str, dict[str, Any]]  # a code and its values
 # Columns that hold pictures or sounds, and what stands in a text for one of them.
 MEDIA_COLUMNS = {column: f"<{column.rstrip('s')}>" for name in MEDIA for column in (name, name.rstrip("s"))}
 SCORE_COLUMN_PAIRS = (
-    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"),
-)  # fmt: skip
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
 
 
 def convert(row: Row, form: Form) -> Example:
@@ -109,8 +112,12 @@ def _prompts(row: Row) -> Example:
 
 
 CONVERSIONS: Mapping[Form, Callable[[Row], Example]] = {
-    "text": _text, "chat": _chat, "pairs": _pairs, "thumbs": _labelled_answer, "prompts": _prompts,
-}  # fmt: skip
+    "text": _text,
+    "chat": _chat,
+    "pairs": _pairs,
+    "thumbs": _labelled_answer,
+    "prompts": _prompts,
+}
 
 
 # --------------------------------------------------------------------------------------- its messages
@@ -129,15 +136,11 @@ def _conversation(row: Row) -> list[Message]:
     if row.dataset.formatting != "alpaca":
         return messages
     if not isinstance(row.get("prompt"), str):
-        for (
-            message
-        ) in messages:  # of a prompt and its completion only the completion is trained, as TRL has it
+        for message in messages:  # of a prompt and its completion only the completion is trained, as TRL has it
             if message["role"] == "assistant" and "weight" not in message:
                 loss_marks.set_weight(row, message, 0.0, row.column("prompt"))
     value, column = row.need("response"), row.column("response")
-    spoken = _as_messages(row, value, column) or [
-        {"role": "assistant", "content": _nonempty_text(row, value, column)}
-    ]
+    spoken = _as_messages(row, value, column) or [{"role": "assistant", "content": _nonempty_text(row, value, column)}]
     return [*messages, *spoken]
 
 
@@ -182,7 +185,8 @@ def _history_messages(row: Row, history: Any) -> list[Message]:
 
 
 def _with_valid_order(row: Row, messages: list[Message], *, answered: bool = True) -> list[Message]:
-    """The messages, if their order can be meant; what is unusual of it is noted. `answered`: their answers are learned."""
+    """The messages, if their order can be meant; what is unusual of it is
+    noted. `answered`: their answers are learned."""
     wrong, notes = _check_roles(tuple([message["role"] for message in messages]), answered)
     if wrong:
         code, values = wrong
@@ -210,9 +214,7 @@ def _check_roles(roles: tuple[str, ...], answered: bool) -> tuple[Remark | None,
         return ("row-result-without-call", {"number": result + 1}), ()
     if first == "assistant":
         notes.append(("row-answer-first", {}))
-    again = next(
-        (at for at, (role, next_role) in enumerate(pairwise(roles)) if role == next_role != "tool"), None
-    )
+    again = next((at for at, (role, next_role) in enumerate(pairwise(roles)) if role == next_role != "tool"), None)
     if again is not None:
         notes.append(("row-same-speaker", {"number": again + 2, "role": roles[again]}))
     return None, tuple(notes)
@@ -248,9 +250,7 @@ def _preference_pair(row: Row) -> tuple[list[Message], list[Message], list[Messa
 
 def _answer_messages(row: Row, role: str) -> list[Message]:
     value, column = row.need(role), row.column(role)
-    return _as_messages(row, value, column) or [
-        {"role": "assistant", "content": _nonempty_text(row, value, column)}
-    ]
+    return _as_messages(row, value, column) or [{"role": "assistant", "content": _nonempty_text(row, value, column)}]
 
 
 def _common_prefix_length(chosen: list[Message], rejected: list[Message]) -> int:

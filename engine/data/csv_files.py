@@ -1,7 +1,7 @@
 """A table of text (csv, tsv) → its rows: which character separates the cells is found, and proved on the first rows.
 
-A first line `sep=;`, as Excel takes it, decides; else the separator with which the header and the rows have equally many
-cells. A row that has not as many as the header is told with its line, wherever in the file it is.
+A first line `sep=;`, as Excel takes it, decides; else the separator with which the header and the rows have
+equally many cells. A row that has not as many as the header is told with its line, wherever in the file it is.
 """
 
 from __future__ import annotations
@@ -128,12 +128,11 @@ def _column_names(header: list[str]) -> tuple[str, ...]:
 
 def _header_warnings(file: Path, names: tuple[str, ...]) -> list[Problem]:
     data = [
-        name for name in names
+        name
+        for name in names
         if len(name) > MAX_COLUMN_NAME_LENGTH or NUMBER.fullmatch(name) or SENTENCE_END.search(name)
-    ]  # fmt: skip
-    if not data or (
-        len(data) * 2 < len(names) and not any(len(name) > MAX_COLUMN_NAME_LENGTH for name in data)
-    ):
+    ]
+    if not data or (len(data) * 2 < len(names) and not any(len(name) > MAX_COLUMN_NAME_LENGTH for name in data)):
         return []
     shown = data[0] if len(data[0]) <= MAX_COLUMN_NAME_LENGTH else f"{data[0][:MAX_COLUMN_NAME_LENGTH]}…"
     return [problem("table-header-data", file=file.name, name=shown)]
@@ -192,11 +191,7 @@ def _header_problem(start: Place, source: _LineSource) -> Problem:
         return problem("row-quote-open", place=str(place))
     if source.too_long:
         return too_long_problem(place)
-    return (
-        undecodable_problem(place, source.label)
-        if source.undecodable
-        else problem("row-zero", place=str(place))
-    )
+    return undecodable_problem(place, source.label) if source.undecodable else problem("row-zero", place=str(place))
 
 
 def _row_or_problem(place: Place, cells: list[str], names: tuple[str, ...], source: _LineSource) -> object:

@@ -1,9 +1,9 @@
 """Jobs about data that take a while: to check a set, take a workbook in, make one set of another, fetch one from a hub.
 
-Like a run, each is a folder and a child process that fills it; the folder is the truth, so a page that is closed loses
-nothing, and a studio that is restarted finds what was done. Unlike a run it needs no queue and no supervisor: its request
-is hashed into its name, so whoever starts the same job on the same data meanwhile finds it there, and its result if the
-job only reads.
+Like a run, each is a folder and a child process that fills it; the folder is the truth, so a
+page that is closed loses nothing, and a studio that is restarted finds what was done. Unlike a
+run it needs no queue and no supervisor: its request is hashed into its name, so whoever starts
+the same job on the same data meanwhile finds it there, and its result if the job only reads.
 
     request.json    what was asked                  progress.json   how far it is
     lock            held while it goes on           result.json or error.json, last
@@ -150,10 +150,15 @@ def stop(job: DataJob) -> None:
 def _start_process(job: DataJob, module: str, lock: int) -> None:
     with (job.path / "log.txt").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", module, str(job.path)], cwd=PROJECT, pass_fds=(lock,), start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [sys.executable, "-m", module, str(job.path)],
+            cwd=PROJECT,
+            pass_fds=(lock,),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             env=command.inherited_environment() | {command.RUN_VARIABLE: str(job.path), "PYTHONUTF8": "1"},
-        )  # fmt: skip
+        )
     threading.Thread(target=child.wait, daemon=True, name="job").start()  # leaves no zombie
 
 
@@ -162,17 +167,13 @@ def _data_versions(arguments: Mapping[str, Any]) -> list[Any]:
     with contextlib.suppress(Refusal, OSError):
         names = [arguments["name"], *arguments.get("against", ())] if "name" in arguments else []
         datasets = [find(Path(arguments["data"]), name) for name in names]
-        return [[str(file), *version(file)] for dataset in datasets for file in dataset.files] + [
-            repr(datasets)
-        ]
+        return [[str(file), *version(file)] for dataset in datasets for file in dataset.files] + [repr(datasets)]
     return []
 
 
 def _prune(saves: Path) -> None:
     """Delete the oldest finished jobs beyond MAX_FINISHED_JOBS."""
-    finished = [
-        folder for folder in (saves / JOBS_FOLDER).iterdir() if not is_locked(folder / "lock", ALIVE_BYTE)
-    ]
+    finished = [folder for folder in (saves / JOBS_FOLDER).iterdir() if not is_locked(folder / "lock", ALIVE_BYTE)]
     finished.sort(key=lambda folder: folder.stat().st_mtime)
     for folder in finished[: max(len(finished) - MAX_FINISHED_JOBS, 0)]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -200,9 +201,7 @@ def job_process(folder: str) -> Iterator[tuple[Path, Mapping[str, Any], ReportPr
         yield path, read_json(path / "request.json")["given"], report
     except Exception as error:
         traceback.print_exc()
-        problems = (
-            error.problems if isinstance(error, Refusal) else [problem("errand-error", what=repr(error))]
-        )
+        problems = error.problems if isinstance(error, Refusal) else [problem("errand-error", what=repr(error))]
         records = [
             {"code": issue.code, "field": issue.field, "values": {k: str(v) for k, v in issue.values.items()}}
             for issue in problems
@@ -220,26 +219,37 @@ def _check(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -
 
         def keep(place: Any, wrong: Problem, row: Any) -> None:
             record = {
-                "file": place.file.name, "row": place.row, "line": place.line, "code": wrong.code,
-                "problem": wrong.text(arguments["language"]), "content": row,
-            }  # fmt: skip
+                "file": place.file.name,
+                "row": place.row,
+                "line": place.line,
+                "code": wrong.code,
+                "problem": wrong.text(arguments["language"]),
+                "content": row,
+            }
             bad.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
         result = validation.check(
-            dataset, dataset.kind, max_problems=MAX_PROBLEMS_SHOWN, against=against, on_bad=keep,
+            dataset,
+            dataset.kind,
+            max_problems=MAX_PROBLEMS_SHOWN,
+            against=against,
+            on_bad=keep,
             on_rows=lambda done: report(done, None, "rows"),
-        )  # fmt: skip
+        )
 
     return {
-        "good": result.good, "bad": result.bad, "problems": as_records(result.problems), "warnings": as_records(result.warnings),
-        "counts": dict(result.counts), "scripts": dict(result.scripts),
-    }  # fmt: skip
+        "good": result.good,
+        "bad": result.bad,
+        "problems": as_records(result.problems),
+        "warnings": as_records(result.warnings),
+        "counts": dict(result.counts),
+        "scripts": dict(result.scripts),
+    }
 
 
 def as_records(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [
-        {"code": issue.code, "values": {name: str(value) for name, value in issue.values.items()}}
-        for issue in problems
+        {"code": issue.code, "values": {name: str(value) for name, value in issue.values.items()}} for issue in problems
     ]
 
 
@@ -272,11 +282,12 @@ def _split(folder: Path, arguments: Mapping[str, Any], report: ReportProgress) -
 
 
 JOBS: dict[str, Callable[[Path, Mapping[str, Any], ReportProgress], dict[str, Any]]] = {
-    "check": _check, "receive": _receive, "deduplicate": _deduplicate, "split": _split,
-}  # fmt: skip
-JOB_MODULES = {
-    "download": "engine.worker.data.download"
-}  # what needs more than the engine has a module of its own
+    "check": _check,
+    "receive": _receive,
+    "deduplicate": _deduplicate,
+    "split": _split,
+}
+JOB_MODULES = {"download": "engine.worker.data.download"}  # what needs more than the engine has a module of its own
 
 
 def main() -> int:

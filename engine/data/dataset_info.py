@@ -1,7 +1,8 @@
 """Reads dataset_info.json, as LLaMA-Factory's users have it: what data sets a folder has, and what is wrong with which.
 
-An entry is proved on its file as far as that is quick: names in it that mean nothing are told, with the name that was
-meant where one is near. Its rows are read by `engine.data.datasets`, and the file is changed by `engine.data.dataset_info_edits`.
+An entry is proved on its file as far as that is quick: names in it that mean nothing
+are told, with the name that was meant where one is near. Its rows are read by
+`engine.data.datasets`, and the file is changed by `engine.data.dataset_info_edits`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,23 @@ from engine.data.workbooks import WORKBOOK_SUFFIXES
 
 INFO_FILE = "dataset_info.json"
 SPLIT_NAMES = {  # what the names of files call them
-    "train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"),
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
     "test": ("test", "testing", "eval", "evaluation"),
-}  # fmt: skip
+}
 HUB_KEYS = ("hf_hub_url", "ms_hub_url", "om_hub_url")
 KEY_TYPES: dict[str, tuple[type, str]] = {
-    "file_name": (str, "string"), "formatting": (str, "string"), "columns": (dict, "object"),
-    "tags": (dict, "object"), "num_samples": (int, "number"), "ranking": (bool, "true/false"),
-    "folder": (str, "string"), "subset": (str, "string"), "split": (str, "string"),
+    "file_name": (str, "string"),
+    "formatting": (str, "string"),
+    "columns": (dict, "object"),
+    "tags": (dict, "object"),
+    "num_samples": (int, "number"),
+    "ranking": (bool, "true/false"),
+    "folder": (str, "string"),
+    "subset": (str, "string"),
+    "split": (str, "string"),
     "encoding": (str, "string"),
-}  # fmt: skip
+}
 # Keys of an entry: ours, and those of LLaMA-Factory that name a place where nothing is read from here.
 KNOWN_KEYS = (*KEY_TYPES, *HUB_KEYS, "script_url", "cloud_file_name")
 
@@ -74,9 +82,7 @@ class Dataset:
     def read(self) -> frozenset[str]:
         """The columns that rows of its kind are made from."""
         beside = {role for role in columns.ROLES[self.kind] if role != "messages"}
-        roles = (
-            beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
-        )
+        roles = beside if self.formatting == "alpaca" else set(columns.BESIDE_MESSAGES) & {*beside, "messages"}
         names = {column for role, column in self.columns.items() if role in roles or role == "weight"}
         if "tools" in roles & self.columns.keys():
             names.add("functions")  # OpenAI's older name
@@ -163,12 +169,8 @@ def _read_entry(data_dir: Path, name: str, entry: Any) -> Dataset:
             notes.append(problem("guess-uneven", name=name, **unlike))
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in COLUMNS:
-        raise Refusal(
-            problem("entry-formatting", name=name, found=formatting, known=_comma_separated(COLUMNS))
-        )
-    mapped = {
-        role: column for role, column in (entry.get("columns") or {}).items() if isinstance(column, str)
-    }
+        raise Refusal(problem("entry-formatting", name=name, found=formatting, known=_comma_separated(COLUMNS)))
+    mapped = {role: column for role, column in (entry.get("columns") or {}).items() if isinstance(column, str)}
     roles = mapped or COLUMNS[formatting]
     if formatting != "alpaca":
         roles = {"messages": COLUMNS[formatting]["messages"], **roles}
@@ -239,8 +241,8 @@ def _kind(entry: Mapping[str, Any], formatting: str, roles: Mapping[str, str], f
 
 
 def _files(data_dir: Path, name: str, file_name: str, folder: str, subset: str) -> tuple[Path, ...]:
-    """A file, or those of a folder. Where that is a copy of a hub's repository, `folder` is a folder in it, and `subset`
-    the one in that which is called so; of a single file neither says anything, as in LLaMA-Factory.
+    """A file, or those of a folder. Where that is a copy of a hub's repository, `folder` is a folder in it, and
+    `subset` the one in that which is called so; of a single file neither says anything, as in LLaMA-Factory.
 
     Raises Refusal if nothing is there, or if it is outside of the data folder once links are followed.
     """
@@ -280,9 +282,7 @@ def _files_of_split(name: str, files: tuple[Path, ...], split: str) -> tuple[Pat
     named = re.compile(rf"(?<![^\W\d_])(?:{words})(?![^\W\d_])", re.IGNORECASE)
     matching = tuple(file for file in files if named.search(file.stem))
     if split and split != "train" and not matching:
-        raise Refusal(
-            problem("split-missing", name=name, split=split, files=_comma_separated(f.name for f in files))
-        )
+        raise Refusal(problem("split-missing", name=name, split=split, files=_comma_separated(f.name for f in files)))
     return matching or files
 
 

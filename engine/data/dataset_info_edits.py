@@ -1,7 +1,7 @@
 """Changes dataset_info.json: adds, describes, renames and removes data sets, and leaves all else in it as it was.
 
-A description says of a data file what its rows are and which column plays which part; `engine.data.columns` guesses one.
-Reading the file is left to `engine.data.dataset_info`.
+A description says of a data file what its rows are and which column plays which part;
+`engine.data.columns` guesses one. Reading the file is left to `engine.data.dataset_info`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     "remove",
     "save",
     "valid_name",
-]  # fmt: skip
+]
 
 MAX_NAME_LENGTH = 100
 
@@ -45,9 +45,7 @@ MAX_NAME_LENGTH = 100
 def mapping_of(dataset: Dataset) -> ColumnMapping:
     """The mapping that the entry of a data set has."""
     roles = ROLES[dataset.kind]
-    return ColumnMapping(
-        dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles}
-    )
+    return ColumnMapping(dataset.kind, {role: column for role, column in dataset.columns.items() if role in roles})
 
 
 def entry_for_mapping(
@@ -63,9 +61,7 @@ def entry_for_mapping(
         raise Refusal(problem("mapping-incomplete", parts=parts, columns=", ".join(available) or "—"))
     previous = {} if not isinstance(before, dict) else before
     drop = ("file_name", "formatting", "columns", "tags", "ranking")
-    entry: dict[str, Any] = {"file_name": file_name} | {
-        key: previous[key] for key in previous if key not in drop
-    }
+    entry: dict[str, Any] = {"file_name": file_name} | {key: previous[key] for key in previous if key not in drop}
     entry |= columns.dataset_info_entry(mapping, rows)
     if "messages" in chosen and "tags" not in entry and previous.get("tags"):
         entry["tags"] = previous["tags"]

@@ -1,8 +1,8 @@
 """The rows of a data set: as they are in its files, or in the canonical form that a stage needs.
 
-Whatever the files look like (alpaca, sharegpt, openai, TRL's; json, jsonl, csv, tsv, parquet, txt), `examples` yields one
-form, described in `engine.data.conversion`. A row that does not fit is a Problem with file and line, and the others go on. What
-data sets there are is said by `engine.data.dataset_info`; tokens are left to `engine.worker`.
+Whatever the files look like (alpaca, sharegpt, openai, TRL's; json, jsonl, csv, tsv, parquet, txt), `examples`
+yields one form, described in `engine.data.conversion`. A row that does not fit is a Problem with file and line, and
+the others go on. What data sets there are is said by `engine.data.dataset_info`; tokens are left to `engine.worker`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from engine.data.row_values import Row
 from engine.data.text_lines import Located
 
 __all__ = [
-    "INFO_FILE", "Dataset", "Example", "Place", "convert_rows", "count_rows", "dataset_of", "entries", "example", "examples",
-    "files_of", "find", "read_dataset_info", "rows",
+    "INFO_FILE", "Dataset", "Example", "Place", "convert_rows", "count_rows", "dataset_of",
+    "entries", "example", "examples", "files_of", "find", "read_dataset_info", "rows",
 ]  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def count_rows(dataset: Dataset) -> int:
 
 
 def examples(dataset: Dataset, on_bad: OnBad, form: Form | None = None) -> Iterator[Example]:
-    """The rows in a canonical form (see `engine.data.conversion`), that of their own kind if none is named; each bad one goes
-    to `on_bad` and is left out.
+    """The rows in a canonical form (see `engine.data.conversion`), that of their
+    own kind if none is named; each bad one goes to `on_bad` and is left out.
 
     Raises Refusal if the data set itself cannot be used.
     """

@@ -41,9 +41,7 @@ def deduplicate(data_dir: Path, name: str, on_rows: OnRows | None = None) -> Der
     return _write_parts(data_dir, dataset, {f"{name}-unique": (not is_repeat for is_repeat in repeats)})
 
 
-def split(
-    data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None
-) -> DerivedDatasets:
+def split(data_dir: Path, name: str, share: float, seed: int, on_rows: OnRows | None = None) -> DerivedDatasets:
     """Write a share of the rows, drawn by the seed, into one set to measure on, and the others into one to train on."""
     if not 0 < share < 1:
         raise Refusal(problem("split-share", share=share))
@@ -98,9 +96,7 @@ def _write_parts(
         for name, file in files.items():
             placed = uploads.place(file, data_dir)
             made.append(
-                dataset_info_edits.add(
-                    data_dir, name, dataset_info_edits.derived_entry(entry, dataset, placed.name)
-                )
+                dataset_info_edits.add(data_dir, name, dataset_info_edits.derived_entry(entry, dataset, placed.name))
             )
     return DerivedDatasets(
         made,

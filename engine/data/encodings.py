@@ -28,32 +28,31 @@ MIN_CONFIDENCE = 0.005  # below, the bytes are no text that chardet knows
 MAX_DAMAGED_UTF8_SHARE = (
     0.2  # of them: what is UTF-8 to four fifths is no other encoding, whose pairs seldom fit its pattern
 )
-MAX_DAMAGED_SHARE = (
-    0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
-)
+MAX_DAMAGED_SHARE = 0.05  # of the characters beyond ASCII: with more of them undecodable, a file is in another encoding
 
 # Name in dataset_info.json → the name people know, the codec. The wider codec stands for those within it.
 ENCODINGS: dict[str, tuple[str, str]] = {
     "utf-8": ("UTF-8", "utf-8"), "utf-16": ("UTF-16", "utf-16"), "utf-16-le": ("UTF-16 LE", "utf-16-le"),
     "utf-16-be": ("UTF-16 BE", "utf-16-be"), "utf-32": ("UTF-32", "utf-32"), "utf-32-le": ("UTF-32 LE", "utf-32-le"),
-    "utf-32-be": ("UTF-32 BE", "utf-32-be"),
-    "gb18030": ("GB18030", "gb18030"), "big5": ("Big5", "big5hkscs"), "shift_jis": ("Shift-JIS", "cp932"),
-    "euc_jp": ("EUC-JP", "euc_jp"), "iso-2022-jp": ("ISO-2022-JP", "iso2022_jp"), "euc_kr": ("EUC-KR", "cp949"),
-    "windows-1252": ("Windows-1252", "cp1252"), "latin-1": ("Latin-1", "latin-1"), "iso-8859-15": ("ISO-8859-15", "iso8859-15"),
-    "windows-1250": ("Windows-1250", "cp1250"), "iso-8859-2": ("ISO-8859-2", "iso8859-2"),
-    "windows-1251": ("Windows-1251", "cp1251"), "koi8-r": ("KOI8-R", "koi8-r"), "koi8-u": ("KOI8-U", "koi8-u"),
-    "windows-1253": ("Windows-1253", "cp1253"), "windows-1254": ("Windows-1254", "cp1254"),
-    "windows-1255": ("Windows-1255", "cp1255"), "windows-1256": ("Windows-1256", "cp1256"),
-    "windows-1257": ("Windows-1257", "cp1257"), "windows-1258": ("Windows-1258", "cp1258"),
-    "windows-874": ("Windows-874", "cp874"), "mac-roman": ("Mac Roman", "mac-roman"), "cp437": ("CP437", "cp437"),
-    "cp850": ("CP850", "cp850"), "cp866": ("CP866", "cp866"),
+    "utf-32-be": ("UTF-32 BE", "utf-32-be"), "gb18030": ("GB18030", "gb18030"), "big5": ("Big5", "big5hkscs"),
+    "shift_jis": ("Shift-JIS", "cp932"), "euc_jp": ("EUC-JP", "euc_jp"), "iso-2022-jp": ("ISO-2022-JP", "iso2022_jp"),
+    "euc_kr": ("EUC-KR", "cp949"), "windows-1252": ("Windows-1252", "cp1252"), "latin-1": ("Latin-1", "latin-1"),
+    "iso-8859-15": ("ISO-8859-15", "iso8859-15"), "windows-1250": ("Windows-1250", "cp1250"),
+    "iso-8859-2": ("ISO-8859-2", "iso8859-2"), "windows-1251": ("Windows-1251", "cp1251"),
+    "koi8-r": ("KOI8-R", "koi8-r"), "koi8-u": ("KOI8-U", "koi8-u"), "windows-1253": ("Windows-1253", "cp1253"),
+    "windows-1254": ("Windows-1254", "cp1254"), "windows-1255": ("Windows-1255", "cp1255"),
+    "windows-1256": ("Windows-1256", "cp1256"), "windows-1257": ("Windows-1257", "cp1257"),
+    "windows-1258": ("Windows-1258", "cp1258"), "windows-874": ("Windows-874", "cp874"),
+    "mac-roman": ("Mac Roman", "mac-roman"), "cp437": ("CP437", "cp437"), "cp850": ("CP850", "cp850"),
+    "cp866": ("CP866", "cp866"),
 }  # fmt: skip
 WIDER_CODECS = {  # codec → the wider one that stands for it
     "gbk": "gb18030", "gb2312": "gb18030", "hz": "gb18030", "big5": "big5hkscs", "cp950": "big5hkscs",
     "shift_jis": "cp932", "euc_kr": "cp949", "johab": "cp949", "ascii": "utf-8", "utf-8-sig": "utf-8",
     "euc_jis_2004": "euc_jp", "euc_jisx0213": "euc_jp", "shift_jis_2004": "cp932",
 }  # fmt: skip
-# What chardet may propose. Others are so rare in files of training data that they would only mislead; they can be chosen.
+# What chardet may propose. Others are so rare in files of training data that
+# they would only mislead; they can be chosen.
 DETECTABLE_CODECS = (
     "gb18030",
     "big5hkscs",
@@ -65,11 +64,11 @@ DETECTABLE_CODECS = (
     "koi8-r",
     "cp1250",
 )
-DETECTABLE_LABELS = "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
-ASCII_RUN = re.compile(r"[\x00-\x7f]+")
-MIN_BYTE_PAIR_RUNS = (
-    8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
+DETECTABLE_LABELS = (
+    "UTF-8, UTF-16, GB18030, Big5, Shift-JIS, EUC-JP, EUC-KR, Windows-1250, 1251, 1252, KOI8-R"  # what is detected
 )
+ASCII_RUN = re.compile(r"[\x00-\x7f]+")
+MIN_BYTE_PAIR_RUNS = 8  # runs of bytes beyond ASCII, all of even length, that no single-byte encoding has by chance
 SINGLE_BYTE_CODECS = ("cp1252", "cp1251", "koi8-r", "cp1250")
 NON_ASCII_BYTES = re.compile(rb"[\x80-\xff]+")
 UNDECODABLE_MARK = re.compile("[\udc80-\udcff]")  # what an undecodable byte becomes in a text
@@ -155,9 +154,11 @@ def _as_specified(file: Path, name: str, start: bytes) -> Encoding:
 def _detect_by_byte_order_mark(start: bytes) -> Encoding | None:
     """By the byte order mark. UTF-32's little-endian mark begins with that of UTF-16."""
     for mark, name in (
-        (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-    ):  # fmt: skip
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
         if start.startswith(mark):
             return Encoding(name, name, damaged=True)  # believed, and read only row by row
     return None
@@ -168,12 +169,7 @@ def _detect_by_zero_bytes(start: bytes) -> Encoding | None:
     zeros = [start[place::4].count(0) * 4 for place in range(4)]
     full = len(start) * 0.99 - 4  # the last character may be cut
     for name, high, low in (("utf-32-le", (2, 3), 0), ("utf-32-be", (0, 1), 3)):
-        if (
-            len(start) >= 8
-            and zeros[high[0]] >= full
-            and zeros[high[1]] >= full / 2
-            and zeros[low] * 4 < full
-        ):
+        if len(start) >= 8 and zeros[high[0]] >= full and zeros[high[1]] >= full / 2 and zeros[low] * 4 < full:
             return Encoding(name, name, detected=True, damaged=True)
     even, odd = zeros[0] + zeros[2], zeros[1] + zeros[3]
     if max(even, odd) * 2 > len(start) and min(even, odd) * 4 < max(even, odd):
@@ -202,14 +198,20 @@ def _detect_by_content(file: Path, start: bytes, failed_at: tuple[int, int]) -> 
                 continue
         possible = dict.fromkeys(map(encoding_key, DETECTABLE_CODECS), 0.0) | dict(proposed)
         differing = [
-            (other, trust) for other, trust in sorted(possible.items(), key=lambda candidate: -candidate[1])
+            (other, trust)
+            for other, trust in sorted(possible.items(), key=lambda candidate: -candidate[1])
             if other != name and _decode_or_none(sample, other) not in (None, _decode_or_none(sample, name))
-        ]  # fmt: skip
+        ]
         rival = max((trust for _, trust in differing), default=0.0)
         return Encoding(
-            name, codec, True, confidence, sure and place == 0 and _is_certain(confidence, rival), tuple(n for n, _ in differing),
+            name,
+            codec,
+            True,
+            confidence,
+            sure and place == 0 and _is_certain(confidence, rival),
+            tuple(n for n, _ in differing),
             damaged=_first_undecodable(file, codec) is not None,
-        )  # fmt: skip
+        )
     raise Refusal(problem("file-encoding", file=file.name, line=line, known=DETECTABLE_LABELS))
 
 
@@ -233,9 +235,7 @@ def _proposals(sample: bytes) -> list[tuple[str, float]]:
         for candidate in proposed
         if candidate["encoding"]
     }
-    confidences = {
-        name: confidence for name, confidence in confidences.items() if ENCODINGS[name][1] != "utf-8"
-    }
+    confidences = {name: confidence for name, confidence in confidences.items() if ENCODINGS[name][1] != "utf-8"}
     runs = NON_ASCII_BYTES.findall(sample)
     pairs = len(runs) >= MIN_BYTE_PAIR_RUNS and all(len(run) % 2 == 0 for run in runs)
     if pairs and not _is_certain(*[*confidences.values(), 0.0, 0.0][:2]):
@@ -263,7 +263,8 @@ def _blocks(file: Path) -> Iterator[bytes]:
 
 
 def has_zeros(file: Path) -> bool:
-    """Whether a file holds a byte that is zero: asked once, so that not every line of a large table need be looked at."""
+    """Whether a file holds a byte that is zero: asked once, so that not every
+    line of a large table need be looked at."""
     return _has_zeros(file, *version(file))
 
 

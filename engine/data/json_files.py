@@ -1,7 +1,7 @@
 """A file of JSON → its rows, whichever way it is laid out (`engine.data.json_layout`).
 
-Lists and lines are read row by row, so a file of any size fits into memory; what has to be read whole may have MAX_ROW_BYTES
-bytes. What a row means is left to `engine.data.datasets`.
+Lists and lines are read row by row, so a file of any size fits into memory; what has to be
+read whole may have MAX_ROW_BYTES bytes. What a row means is left to `engine.data.datasets`.
 """
 
 from __future__ import annotations
@@ -175,9 +175,7 @@ class _ListReader:
         """What stands behind the end of the list, and was not read."""
         if self.layout.shape == "values":
             return None
-        while len(self.text) - self.at <= text_lines.MAX_ROW_BYTES and (
-            block := self.more(text_lines.BUFFER_BYTES)
-        ):
+        while len(self.text) - self.at <= text_lines.MAX_ROW_BYTES and (block := self.more(text_lines.BUFFER_BYTES)):
             self.text += block
         rest = self.text[self.at + 1 :]
         start = after_space(rest)
@@ -210,6 +208,9 @@ def _next_in_array(text: str, at: int, first: bool) -> tuple[int | None, Any, in
 
 
 LAYOUT_READERS: dict[str, Callable[[Path, Place, str, Layout], Iterator[Entry]]] = {
-    "lines": _read_lines, "array": _read_list, "wrapped": _read_list, "values": _read_list,
+    "lines": _read_lines,
+    "array": _read_list,
+    "wrapped": _read_list,
+    "values": _read_list,
     **dict.fromkeys(json_shapes.ROW_ITERATORS, _read_object),
-}  # fmt: skip
+}

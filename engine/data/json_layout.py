@@ -1,6 +1,8 @@
-"""How a JSON file is laid out, found in its beginning: rows one per line, a list, values one after the other, or one object.
+"""How a JSON file is laid out, found in its beginning: rows one per line, a
+list, values one after the other, or one object.
 
-Whoever reads the file on (`engine.data.json_files`) proves it. What one object means is said by `engine.data.json_shapes`.
+Whoever reads the file on (`engine.data.json_files`) proves it. What one object
+means is said by `engine.data.json_shapes`.
 """
 
 from __future__ import annotations
@@ -184,7 +186,8 @@ def parse_error_reason(error: Exception) -> str:
 
 
 def object_members(text: str, at: int) -> Iterator[tuple[str, int, Any]]:
-    """Key, beginning and value of each member of the object at `at`; the value is None, and the last, where it is broken."""
+    """Key, beginning and value of each member of the object at `at`; the value
+    is None, and the last, where it is broken."""
     at = after_space(text, at + 1)
     while text.startswith('"', at):
         try:
@@ -245,8 +248,8 @@ def advance_position(passed: str, line: int, column: int, at: int) -> tuple[int,
 
 
 def next_value(text: str, at: int, first: bool) -> tuple[int | None, Any, int]:
-    """Where the next value begins, the value and where it ends, of values one after the other, with or without a comma in
-    between; None for the beginning at the end. Raises ValueError or RecursionError."""
+    """Where the next value begins, the value and where it ends, of values one after the other, with or
+    without a comma in between; None for the beginning at the end. Raises ValueError or RecursionError."""
     at = after_space(text, at)
     if not first and text.startswith(",", at):
         at = after_space(text, at + 1)

@@ -13,14 +13,13 @@ ROW_KEYS = frozenset((
     "instruction", "prompt", "question", "query", "problem", "input", "output", "response", "answer", "completion",
     "chosen", "rejected", "messages", "conversations", "text", "system", "指令", "问题", "回答", "答案", "输入", "输出",
 ))  # fmt: skip
-ROW_LIST_KEYS = frozenset(
-    ("messages", "conversations", "history", "tools", "functions", "chosen", "rejected")
-)
+ROW_LIST_KEYS = frozenset(("messages", "conversations", "history", "tools", "functions", "chosen", "rejected"))
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A key of ROW_ITERATORS, or "wrapped": a list of rows stands under `key`, each in its element's `inside` if that is named.
+    """A key of ROW_ITERATORS, or "wrapped": a list of rows stands under `key`,
+    each in its element's `inside` if that is named.
 
     `code` and `values`: the problem with it, if it has no clear meaning.
     """
@@ -35,12 +34,7 @@ class Shape:
 def shape_of(value: Mapping[str, Any]) -> Shape:
     """What an object that a file consists of means."""
     columns, data = value.get("columns"), value.get("data")
-    if (
-        _is_string_list(columns)
-        and isinstance(data, list)
-        and data
-        and all(isinstance(row, list) for row in data)
-    ):
+    if _is_string_list(columns) and isinstance(data, list) and data and all(isinstance(row, list) for row in data):
         if all(len(row) == len(columns) for row in data):
             return Shape("split")
         return Shape(code="file-json-uneven", values={"columns": ", ".join(columns)})
@@ -109,8 +103,7 @@ def _is_row_list(value: list[Any]) -> bool:
 def is_conversation(value: list[Any]) -> bool:
     """Whether a list is a conversation: objects of which each says whose turn it is."""
     return bool(value) and all(
-        isinstance(turn, dict) and any(isinstance(turn.get(role), str) for role in SPEAKER_KEYS)
-        for turn in value
+        isinstance(turn, dict) and any(isinstance(turn.get(role), str) for role in SPEAKER_KEYS) for turn in value
     )
 
 
@@ -121,9 +114,7 @@ def is_closing(rest: str, inside: str) -> bool:
         value = json.loads("{" + (text[1:] if text.startswith(",") else text))
     except (ValueError, RecursionError):
         return False
-    return bool(inside) or not any(
-        isinstance(member, list) and _is_row_list(member) for member in value.values()
-    )
+    return bool(inside) or not any(isinstance(member, list) and _is_row_list(member) for member in value.values())
 
 
 # ------------------------------------------------------------------------------------------------- rows
@@ -145,6 +136,10 @@ def _rows_of_split(value: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 ROW_ITERATORS: dict[str, Callable[[Mapping[str, Any]], Iterator[Any]]] = {
-    "row": lambda value: iter([value]), "nothing": lambda value: iter(()), "columns": _rows_of_columns,
-    "indexed columns": _rows_of_indexed_columns, "index": lambda value: iter(value.values()), "split": _rows_of_split,
-}  # fmt: skip
+    "row": lambda value: iter([value]),
+    "nothing": lambda value: iter(()),
+    "columns": _rows_of_columns,
+    "indexed columns": _rows_of_indexed_columns,
+    "index": lambda value: iter(value.values()),
+    "split": _rows_of_split,
+}

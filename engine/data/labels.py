@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-GOOD_WORDS = ("true", "yes", "y", "1", "+1", "good", "up", "thumbs_up", "like", "liked", "positive", "pos", "desirable", "chosen",
-        "accept", "accepted", "preferred", "win", "是", "好", "赞", "对")  # fmt: skip
-BAD_WORDS = ("false", "no", "n", "0", "-1", "bad", "down", "thumbs_down", "dislike", "disliked", "negative", "neg", "undesirable",
-       "rejected", "reject", "dispreferred", "lose", "loss", "否", "坏", "踩", "错")  # fmt: skip
+GOOD_WORDS = (
+    "true", "yes", "y", "1", "+1", "good", "up", "thumbs_up", "like", "liked", "positive", "pos", "desirable",
+    "chosen", "accept", "accepted", "preferred", "win", "是", "好", "赞", "对",
+)  # fmt: skip
+BAD_WORDS = (
+    "false", "no", "n", "0", "-1", "bad", "down", "thumbs_down", "dislike", "disliked", "negative", "neg",
+    "undesirable", "rejected", "reject", "dispreferred", "lose", "loss", "否", "坏", "踩", "错",
+)  # fmt: skip
 LABEL_OF_WORD = dict.fromkeys(GOOD_WORDS, True) | dict.fromkeys(BAD_WORDS, False)
 LABEL_OF_NUMBER: dict[float, bool] = {1: True, 0: False, -1: False}
 

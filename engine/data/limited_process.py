@@ -1,7 +1,7 @@
 """A file from outside is read by a process of its own, that may take only so much memory, time and disk.
 
-Its question and its answer are JSON, on standard input and output. What is wrong with the file comes back as a Refusal, and so
-does an end of the process: libraries that are not Python's abort where their memory ends.
+Its question and its answer are JSON, on standard input and output. What is wrong with the file comes back as
+a Refusal, and so does an end of the process: libraries that are not Python's abort where their memory ends.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ def ask(module: str, file: Path, *, seconds: int = MAX_SECONDS, **question: Any)
         "written": MAX_WRITTEN_BYTES,
     }
     child = subprocess.run(
-        [sys.executable, "-m", module], cwd=PROJECT, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", module],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
         input=json.dumps({"file": str(file.absolute()), "limits": limits, "question": question}),
         env=os.environ | {"PYTHONUTF8": "1"},
-    )  # fmt: skip
+    )
     if child.returncode < 0:
         raise Refusal(problem("file-takes-too-much", file=file.name))
     if child.returncode:

@@ -1,4 +1,5 @@
-"""What a row says of what is to be trained in it: marks of a message, a mask of the messages, a weight of the whole row.
+"""What a row says of what is to be trained in it: marks of a message, a mask of
+the messages, a weight of the whole row.
 
 A mark is a number from 0 on or true/false: `weight` (OpenAI), `train` (axolotl), `loss` and `loss_scale` (ms-swift),
 `loss_weight`. Several marks of one message multiply, and so does the row's own weight. They become one number for each
@@ -15,9 +16,7 @@ from engine.data.row_formats import COLUMN_ROLES, COLUMNS
 from engine.data.row_values import Row, nth_element
 
 Message = dict[str, Any]
-TURN_MARK_KEYS = frozenset(
-    ("weight", "train", "training", "loss", "loss_weight", "loss_scale", "train_detail")
-)
+TURN_MARK_KEYS = frozenset(("weight", "train", "training", "loss", "loss_weight", "loss_scale", "train_detail"))
 ROW_WEIGHT_COLUMNS = ("loss_weight", "sample_weight", "loss_scale")  # columns that can mean nothing else
 MASK_COLUMN = "loss_mask"
 AMBIGUOUS_WEIGHT_COLUMN = "weight"  # a column that may as well be of what the row is about
@@ -108,9 +107,7 @@ def row_weight(row: Row) -> float:
             weight *= _weight(row, value, column)
     if mapped is None and (value := row.values.get(AMBIGUOUS_WEIGHT_COLUMN)) is not None:
         strangers = [
-            column
-            for column in row.values
-            if column not in CONVERSATION_COLUMNS and column not in row.dataset.used
+            column for column in row.values if column not in CONVERSATION_COLUMNS and column not in row.dataset.used
         ]
         number = weight_of(value)
         if number is not None and not strangers:

@@ -3,8 +3,9 @@
     {"role": "system" | "user" | "assistant" | "tool", "content": str, "reasoning_content"?: str, "tool_call_id"?: str,
      "name"?: str, "tool_calls"?: [{"id"?, "type": "function", "function": {"name", "arguments": object}}]}
 
-Read are ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`; Gemini's `parts`; content as text, or
-as a list of parts: text, thoughts, Anthropic's tool_use and tool_result. A picture or a sound is refused: only text is trained.
+Read are ShareGPT's and OpenAI's turns, with `tool_calls` or the older `function_call`;
+Gemini's `parts`; content as text, or as a list of parts: text, thoughts, Anthropic's
+tool_use and tool_result. A picture or a sound is refused: only text is trained.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def conversation(row: Row, value: Any, column: str) -> list[Message]:
 
 
 def _parsed_objects(row: Row, items: list[Any]) -> list[Any]:
-    """The items of a list; each may be the JSON of an object, as the datasets library stores what is uneven in Parquet."""
+    """The items of a list; each may be the JSON of an object, as the datasets
+    library stores what is uneven in Parquet."""
     if not any([type(item) is str for item in items]):
         return items
     return [row.parsed(item) for item in items]
@@ -89,12 +91,7 @@ def turn_messages(row: Row, turn: Any, column: str, number: int) -> list[Message
     if isinstance(turn, dict) and len(turn) == 2:  # the usual ones, quickly
         content = turn.get(dataset.tags["content_tag"])
         role = dataset.role_of(turn.get(dataset.tags["role_tag"]))
-        if (
-            type(content) is str
-            and role in PLAIN_ROLES
-            and (role == "system" or not content.isspace())
-            and content
-        ):
+        if type(content) is str and role in PLAIN_ROLES and (role == "system" or not content.isspace()) and content:
             return [{"role": role, "content": content}]
     return _full_turn(row, turn, nth_element(column, number))
 
@@ -105,9 +102,7 @@ def _full_turn(row: Row, turn: Any, column: str) -> list[Message]:
     tags = row.dataset.tags
     role_tag = _first_key(turn, (tags["role_tag"], *ROLE_TAGS))
     if role_tag is None:
-        raise row.bad(
-            "row-without-column", column=f"{column}.{tags['role_tag']}", columns=comma_separated(turn)
-        )
+        raise row.bad("row-without-column", column=f"{column}.{tags['role_tag']}", columns=comma_separated(turn))
     role = row.dataset.role_of(turn[role_tag])
     if role is None:
         known = comma_separated(row.dataset.speakers)
@@ -250,7 +245,8 @@ def _add_part(row: Row, part: dict[str, Any], content: Content, column: str) -> 
 
 
 def calls(row: Row, value: Any, column: str) -> list[dict[str, Any]]:
-    """Calls of tools as OpenAI writes them, with the arguments as an object; from one call or several, or their JSON."""
+    """Calls of tools as OpenAI writes them, with the arguments as an object;
+    from one call or several, or their JSON."""
     value = row.parsed(value)
     made = []
     for call in value if isinstance(value, list) else [value]:

@@ -29,8 +29,8 @@ def held_out(data: Data, rows: Mapping[str, int]) -> dict[str, int]:
 def repeats(data: Data, rows: Mapping[str, int]) -> dict[str, float]:
     """How often each row of each set is shown in an epoch, from the number of rows that are trained on.
 
-    concat: as the weights say. interleave_under and interleave_over: the weights are the chances with which the next row
-    is taken from each set, until the first of them is used up, or until all are (`datasets.interleave_datasets`).
+    concat: as the weights say. interleave_under and interleave_over: the weights are the chances with which the next
+    row is taken from each set, until the first of them is used up, or until all are (`datasets.interleave_datasets`).
     """
     weights = {name: data.datasets[name] for name in rows}
     if data.mix_strategy == "concat":

@@ -11,7 +11,8 @@ from engine.data.row_files import PLACE_INTERVAL_ROWS
 
 
 def prove_bounded(file: Path) -> None:
-    """Raises Refusal if reading the file takes more memory or time than it may. Any other damage is its reader's to tell."""
+    """Raises Refusal if reading the file takes more memory or time than it may.
+    Any other damage is its reader's to tell."""
     limited_process.ask(__name__, file)
 
 

@@ -40,30 +40,23 @@ def start_child() -> None:
 
 def ask(what: str, spec: RunSpec, data: Path, name: str, **parameters: Any) -> dict[str, Any]:
     """The answer of `engine.worker.data.preview` to a question about the data set `name`. Raises Refusal."""
-    question = (
-        json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **parameters})
-        + "\n"
-    )
+    question = json.dumps({"what": what, "spec": spec.to_yaml(), "data": str(data), "name": name, **parameters}) + "\n"
     with _lock:
         try:
-            response = _ask_child(question.encode()) or _ask_child(
-                question.encode()
-            )  # an idle one may end just now
+            response = _ask_child(question.encode()) or _ask_child(question.encode())  # an idle one may end just now
         except TimeoutError:
             raise Refusal(problem("preview-too-slow", seconds=int(ANSWER_TIMEOUT_S))) from None
     if response is None:
         raise Refusal(problem("preview-ended"))
     if "problems" in response:
-        raise Refusal(
-            [Problem(record["code"], record["field"], record["values"]) for record in response["problems"]]
-        )
+        raise Refusal([Problem(record["code"], record["field"], record["values"]) for record in response["problems"]])
     return response["answer"]
 
 
 def first_rows(spec: RunSpec, data: Path) -> tuple[list[Problem], list[Problem]]:
-    """What keeps a run from starting in the rows themselves, and what is told of them, by a look at some of each data set:
-    rows that the chat template refuses, and what it leaves out of the others. Nothing where the model is not on this
-    machine, or the rows are plain text. Raises Refusal where no look is possible."""
+    """What keeps a run from starting in the rows themselves, and what is told of them, by a look at some of
+    each data set: rows that the chat template refuses, and what it leaves out of the others. Nothing where
+    the model is not on this machine, or the rows are plain text. Raises Refusal where no look is possible."""
     wrong: list[Problem] = []
     notes: list[Problem] = []
     if STAGES[spec.stage.kind].form == "text" or not Path(spec.model.model_name_or_path).is_dir():
@@ -114,10 +107,16 @@ def _running_child() -> subprocess.Popen[bytes]:
     if _child is None or _child.poll() is not None:
         _end_child()
         _child = subprocess.Popen(
-            [sys.executable, "-m", "engine.worker.data.preview"], cwd=PROJECT, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            env=command.inherited_environment() | command.OFFLINE_VARIABLES | {"PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "true"},
-        )  # fmt: skip
+            [sys.executable, "-m", "engine.worker.data.preview"],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env=command.inherited_environment()
+            | command.OFFLINE_VARIABLES
+            | {"PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "true"},
+        )
     return _child
 
 

@@ -1,8 +1,8 @@
 """A data file → its rows, one after the other, from any place in it.
 
-json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Nothing is held but the row at hand, and
-of that no more than MAX_ROW_BYTES: a file of any size, and a line of any length, fit into memory. What cannot be read
-as a row comes as a Problem in its place. What a row means is left to `engine.data.datasets`.
+json, jsonl, csv, tsv, parquet and txt, in any encoding of `engine.data.encodings`. Nothing is held but the row
+at hand, and of that no more than MAX_ROW_BYTES: a file of any size, and a line of any length, fit into memory.
+What cannot be read as a row comes as a Problem in its place. What a row means is left to `engine.data.datasets`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
     "type_of",
     "valid_rows",
     "version",
-]  # fmt: skip
+]
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 PLACE_INTERVAL_ROWS = 256  # rows from one remembered place to the next
 
@@ -116,9 +116,7 @@ def source_of(file: Path, encoding: str = "") -> FileSource:
             return FileSource(file, detected, json_layout.layout(file, encoding).shape, doubts=doubts)
         if suffix in (".csv", ".tsv"):
             table_dialect = csv_files.dialect(file, encoding)
-            return FileSource(
-                file, detected, separator=table_dialect.label, doubts=(*doubts, *table_dialect.doubts)
-            )
+            return FileSource(file, detected, separator=table_dialect.label, doubts=(*doubts, *table_dialect.doubts))
         return FileSource(file, detected, doubts=doubts)
     except OSError as error:
         why = error.strerror or error
@@ -133,7 +131,8 @@ def json_error_location(error: Exception) -> dict[str, Any]:
 
 
 def places(file: Path, encoding: str = "") -> tuple[list[Place], int]:
-    """The place of every PLACE_INTERVAL_ROWS-th row, the first one's before all, and how many rows there are, good or bad.
+    """The place of every PLACE_INTERVAL_ROWS-th row, the first one's before
+    all, and how many rows there are, good or bad.
 
     Takes one reading of the file, and is remembered until it changes.
     """
@@ -146,7 +145,8 @@ def count(file: Path, encoding: str = "") -> int:
 
 
 def truncation_problem(file: Path) -> Problem | None:
-    """Says so where a JSON file ends in the middle of a row, and how many rows before it can be read. Reads all of it."""
+    """Says so where a JSON file ends in the middle of a row, and how many rows
+    before it can be read. Reads all of it."""
     if file.suffix.lower() not in (".json", ".jsonl"):
         return None
     before: Place | None = None
@@ -258,6 +258,10 @@ def _text_row(place: Place, document: list[str], size: int, encoding: str) -> An
 
 
 READERS: dict[str, Callable[[Path, Place, str], Iterator[Entry]]] = {
-    ".json": json_files.read, ".jsonl": json_files.read, ".csv": csv_files.read, ".tsv": csv_files.read,
-    ".parquet": _read_parquet, ".txt": _read_paragraphs,
-}  # fmt: skip
+    ".json": json_files.read,
+    ".jsonl": json_files.read,
+    ".csv": csv_files.read,
+    ".tsv": csv_files.read,
+    ".parquet": _read_parquet,
+    ".txt": _read_paragraphs,
+}

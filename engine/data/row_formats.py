@@ -5,22 +5,44 @@ from __future__ import annotations
 # LLaMA-Factory's defaults, which users' files rely on. Where an entry gives columns, those it leaves out do not exist.
 COLUMNS = {
     "alpaca": {
-        "prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history",
-        "tools": "tools", "chosen": "chosen", "rejected": "rejected",
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+        "tools": "tools",
+        "chosen": "chosen",
+        "rejected": "rejected",
     },
-    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected"},
+    "sharegpt": {
+        "messages": "conversations",
+        "system": "system",
+        "tools": "tools",
+        "chosen": "chosen",
+        "rejected": "rejected",
+    },
     "openai": {"messages": "messages", "tools": "tools", "chosen": "chosen", "rejected": "rejected"},
-}  # fmt: skip
+}
 TAGS = {
     "sharegpt": {
-        "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt",
-        "observation_tag": "observation", "function_tag": "function_call", "system_tag": "system",
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
     },
     "openai": {
-        "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
-        "observation_tag": "tool", "function_tag": "function_call", "system_tag": "system",
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+        "function_tag": "function_call",
+        "system_tag": "system",
     },
-}  # fmt: skip
+}
 MEDIA = ("images", "videos", "audios")
 # Every role that an entry may give a column to: LLaMA-Factory's, and `weight`, a row's own weight in the loss.
 COLUMN_ROLES = (*COLUMNS["alpaca"], "messages", "kto_tag", *MEDIA, "weight")
@@ -39,6 +61,9 @@ SPEAKERS = {
     "function_call": CALL_ROLE, "tool_call": CALL_ROLE, "tool_calls": CALL_ROLE,
 }  # fmt: skip
 ROLE_OF_TAG = {
-    "system_tag": "system", "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool",
+    "system_tag": "system",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
     "function_tag": CALL_ROLE,
-}  # fmt: skip
+}

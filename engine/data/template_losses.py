@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from engine.core.problems import Problem, problem
 
-# Each loss and the sentence that tells it, in the order in which they are told; a row's losses are stored as bits by it.
+# Each loss and the sentence that tells it, in the order in which they are told;
+# a row's losses are stored as bits by it.
 SENTENCES = {
     "system": "rows-lose-system",
     "reasoning": "rows-lose-reasoning",

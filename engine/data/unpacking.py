@@ -46,8 +46,8 @@ PACKED_SUFFIXES = (*OPENERS, ".zip")
 def unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
     """Unpack `source`, which is called `name`, into `folder`; returns the file, which has the name it was packed under.
 
-    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged, is not one file, or takes too much memory:
-    a dictionary of xz may have 4 GiB.
+    `limit`: bytes that it may have. Raises Refusal if it has more, is damaged,
+    is not one file, or takes too much memory: a dictionary of xz may have 4 GiB.
     """
     question = {"name": name, "folder": str(folder.absolute()), "limit": limit}
     answer = limited_process.ask(__name__, source, seconds=MAX_SECONDS, **question)
@@ -66,9 +66,7 @@ def _unpack(source: Path, name: str, folder: Path, limit: int) -> Path:
         return target
     try:
         with zipfile.ZipFile(source) as packed:
-            members = [
-                member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)
-            ]
+            members = [member for member in packed.infolist() if not member.is_dir() and not _hidden(member.filename)]
             if len(members) != 1:
                 names = ", ".join(member.filename for member in members[:10]) or "(none)"
                 raise Refusal(problem("upload-zip", file=name, names=names))

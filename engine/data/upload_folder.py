@@ -1,4 +1,5 @@
-"""What browsers send lies in saves/.tmp until it is a day old, and what an interrupted upload leaves in the data folder, too."""
+"""What browsers send lies in saves/.tmp until it is a day old, and what an
+interrupted upload leaves in the data folder, too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A file from outside → a data file in the data folder: under a safe name, beside what is there and never over it.
 
-A packed file is unpacked and a workbook turned into JSON lines on the way; a workbook with several tables is kept beside
-what was made of it, hidden, for another sheet to be chosen. What the rows of a file mean is said in `engine.data.dataset_info_edits`.
+A packed file is unpacked and a workbook turned into JSON lines on the way; a workbook
+with several tables is kept beside what was made of it, hidden, for another sheet to
+be chosen. What the rows of a file mean is said in `engine.data.dataset_info_edits`.
 """
 
 from __future__ import annotations
@@ -133,9 +134,7 @@ def choose_sheet(file: Path, sheet: str) -> list[Problem]:
                 _sheet_file(file).write_text(table.sheet, encoding="utf-8")
             return list(table.notes)
     except OSError as error:
-        raise Refusal(
-            problem("data-not-writable", folder=file.parent, why=error.strerror or error)
-        ) from error
+        raise Refusal(problem("data-not-writable", folder=file.parent, why=error.strerror or error)) from error
 
 
 def forget_workbook(file: Path) -> None:
@@ -195,11 +194,7 @@ def unregistered(data_dir: Path, catalogue: Sequence[Dataset]) -> list[str]:
                 continue  # no page could name it
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES or name == INFO_FILE:
                 continue
-            if (
-                file.is_file()
-                and file.resolve() not in known
-                and file.resolve().is_relative_to(data_dir.resolve())
-            ):
+            if file.is_file() and file.resolve() not in known and file.resolve().is_relative_to(data_dir.resolve()):
                 candidates.append((-file.stat().st_mtime, str(file.relative_to(data_dir))))
     return [name for _, name in sorted(candidates)[:MAX_FILES_LISTED]]
 

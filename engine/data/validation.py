@@ -1,4 +1,5 @@
-"""Judges a whole data set before anything is trained on it: every row that cannot be used, and what is odd about the rest.
+"""Judges a whole data set before anything is trained on it: every row that
+cannot be used, and what is odd about the rest.
 
 One pass, one row in memory at a time; what is remembered of a row are some 24 bytes, for finding doubles. A problem
 keeps a row from being trained on; a warning is something that a person would want to know and a run would not say.
@@ -31,14 +32,19 @@ ROWS_TRIED = 100  # rows, of which one at least is good
 RARE_SCRIPT_SHARE = 0.05  # a script that fewer answers are in than this share stands out
 PLACEHOLDER = re.compile(r"\{\{\s*[\w.-]+\s*\}\}")
 # What chat templates write between turns. A text that holds it was most likely rendered by a template already.
-CONTROL_TOKEN = re.compile(
-    r"<\|[\w-]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
-)
+CONTROL_TOKEN = re.compile(r"<\|[\w-]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>")
 SCRIPTS = {
-    "han": "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff", "kana": "\u3040-\u30ff", "hangul": "\uac00-\ud7af\u1100-\u11ff",
-    "cyrillic": "\u0400-\u052f", "arabic": "\u0600-\u06ff\u0750-\u077f", "devanagari": "\u0900-\u097f",
-    "thai": "\u0e00-\u0e7f", "greek": "\u0370-\u03ff", "hebrew": "\u0590-\u05ff", "latin": "A-Za-z\u00c0-\u024f",
-}  # fmt: skip
+    "han": "\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff",
+    "kana": "\u3040-\u30ff",
+    "hangul": "\uac00-\ud7af\u1100-\u11ff",
+    "cyrillic": "\u0400-\u052f",
+    "arabic": "\u0600-\u06ff\u0750-\u077f",
+    "devanagari": "\u0900-\u097f",
+    "thai": "\u0e00-\u0e7f",
+    "greek": "\u0370-\u03ff",
+    "hebrew": "\u0590-\u05ff",
+    "latin": "A-Za-z\u00c0-\u024f",
+}
 SCRIPT_RUN = re.compile("|".join(f"(?P<{name}>[{letters}]+)" for name, letters in SCRIPTS.items()))
 SCORE_COLUMN = re.compile(r"score|rating|reward", re.IGNORECASE)  # columns that an author may think are used
 MAX_COLUMNS_NAMED = 12  # columns that a warning names
@@ -80,9 +86,10 @@ def check(
 ) -> ValidationReport:
     """Reads up to `limit` rows and reports which can be used for a stage that needs `form`.
 
-    At most `max_problems` problems, and as many warnings of each kind, are kept; `bad` counts all. `datasets` is where other
-    data sets are recommended from, if this one is of the wrong kind. `against`: sets whose questions must not occur in
-    this one, since they are measured on. `on_bad` gets every bad row, `on_rows` now and then how many were read.
+    At most `max_problems` problems, and as many warnings of each kind, are kept; `bad`
+    counts all. `datasets` is where other data sets are recommended from, if this one is of
+    the wrong kind. `against`: sets whose questions must not occur in this one, since they
+    are measured on. `on_bad` gets every bad row, `on_rows` now and then how many were read.
     """
     if dataset.problem is None and dataset.kind not in KINDS_BY_FORM[form]:
         fitting = ", ".join(recommended(datasets, form)) or "—"
@@ -92,9 +99,7 @@ def check(
     counts: Counter[str] = Counter()
     read = dataset.read | ROW_MARK_COLUMNS
     try:
-        collector = _WarningCollector(
-            max_problems, {other.name: _question_fingerprints(other) for other in against}
-        )
+        collector = _WarningCollector(max_problems, {other.name: _question_fingerprints(other) for other in against})
         for place, row in islice(entries(dataset), limit):
             if on_rows and (good + bad) % PROGRESS_INTERVAL_ROWS == 0:
                 on_rows(good + bad)
@@ -119,9 +124,7 @@ def check(
     file_warnings = _file_warnings(dataset)
     counts.update(warning.code for warning in file_warnings)
     warnings = (*file_warnings, *collector.warnings(dataset))
-    return ValidationReport(
-        good, bad, tuple(problems), warnings, counts | collector.counts, dict(collector.scripts)
-    )
+    return ValidationReport(good, bad, tuple(problems), warnings, counts | collector.counts, dict(collector.scripts))
 
 
 def _file_warnings(dataset: Dataset) -> list[Problem]:
@@ -135,11 +138,7 @@ def _file_warnings(dataset: Dataset) -> list[Problem]:
 
 def recommended(datasets: Sequence[Dataset], form: Form) -> list[str]:
     """Names of the sound data sets that have a row of that form among their first ones."""
-    return [
-        dataset.name
-        for dataset in datasets
-        if dataset.kind in KINDS_BY_FORM[form] and _has_row(dataset, form)
-    ]
+    return [dataset.name for dataset in datasets if dataset.kind in KINDS_BY_FORM[form] and _has_row(dataset, form)]
 
 
 def _has_row(dataset: Dataset, form: Form) -> bool:
@@ -328,8 +327,7 @@ def example_text(row: Example) -> str:
         return row["text"]
     turns = [*row["messages"], *row.get("chosen", ()), *row.get("rejected", ())]
     parts = [
-        turn["content"] if "tool_calls" not in turn else f"{turn['content']}{turn['tool_calls']}"
-        for turn in turns
+        turn["content"] if "tool_calls" not in turn else f"{turn['content']}{turn['tool_calls']}" for turn in turns
     ]
     if row.get("answer"):
         parts.append(row["answer"])

@@ -1,7 +1,8 @@
 """The process that reads a workbook.
 
-The sheet is the one that is named, or the first with a table; its header is its first row, or the one below a title.
-Cells merged downwards stand in each of their rows. What a packed workbook unpacks to is counted before calamine opens it.
+The sheet is the one that is named, or the first with a table; its header is its
+first row, or the one below a title. Cells merged downwards stand in each of their
+rows. What a packed workbook unpacks to is counted before calamine opens it.
 """
 
 from __future__ import annotations
@@ -23,18 +24,14 @@ from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, Shee
 from engine.core.problems import Problem, Refusal, problem
 from engine.data import limited_process
 
-MAX_UNPACKED_BYTES = (
-    4 << 30
-)  # bytes of all parts of a workbook; a sheet of a million rows has some 500 MB of XML
+MAX_UNPACKED_BYTES = 4 << 30  # bytes of all parts of a workbook; a sheet of a million rows has some 500 MB of XML
 MAX_COMPRESSION_RATIO = 400  # unpacked ÷ packed; real sheets reach some 100
 RATIO_FREE_BYTES = 16 << 20  # bytes of a part that may be packed however well
 BLOCK_BYTES = 1 << 20
 MAX_TITLE_ROWS = 5  # above a header, at the most
 MAX_TITLE_CHARACTERS = 80  # characters
 # What a damaged, cut off or locked file makes the readers raise.
-READ_ERRORS = (
-    CalamineError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError,
-)  # fmt: skip
+READ_ERRORS = (CalamineError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, ValueError, RuntimeError)
 CELL_LIMIT = "Cell limit exceeded"  # how calamine begins to say that a sheet has more than 100 million cells
 Row = dict[int, str]  # column, from 0 → what stands there
 OnNote = Callable[[Problem], None]
@@ -104,9 +101,7 @@ def _visible_sheets(book: CalamineWorkbook, name: str) -> list[str]:
 
 def _tables(book: CalamineWorkbook, sheets: Sequence[str]) -> list[str]:
     """The sheets with several columns and rows; where there is none, those with several rows."""
-    first = {
-        sheet: list(islice(_filled(book.get_sheet_by_name(sheet)), MAX_TITLE_ROWS + 3)) for sheet in sheets
-    }
+    first = {sheet: list(islice(_filled(book.get_sheet_by_name(sheet)), MAX_TITLE_ROWS + 3)) for sheet in sheets}
     wide = [sheet for sheet, rows in first.items() if sum(len(_cell_texts(row)) > 1 for _, row in rows) > 1]
     return wide or [sheet for sheet, rows in first.items() if len(rows) > 1]
 
@@ -124,17 +119,13 @@ def _rows(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[dict[str
     for cells in below:
         row = {label: cells.get(column, "") for column, label in header.items()}
         yield row | {
-            f"column {_letters(column)}": text
-            for column, text in cells.items()
-            if column not in header and text
+            f"column {_letters(column)}": text for column, text in cells.items() if column not in header and text
         }
 
 
 def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]:
     """Every row with something in it; a cell that is merged downwards stands in each of its rows."""
-    merged = {
-        (first, column): last for (first, column), (last, _) in sheet.merged_cell_ranges or () if last > first
-    }
+    merged = {(first, column): last for (first, column), (last, _) in sheet.merged_cell_ranges or () if last > first}
     columns = {column for _, column in merged}
     repeated = 0
     held: dict[int, tuple[int, str]] = {}  # column → last row that is merged, and what stands in it
@@ -151,7 +142,8 @@ def _unmerged(sheet: CalamineSheet, name: str, on_note: OnNote) -> Iterator[Row]
 
 
 def _filled(sheet: CalamineSheet) -> Iterator[tuple[int, Row]]:
-    """Every row with something in it, by its number from 0. calamine gives empty rows above, but no empty columns before."""
+    """Every row with something in it, by its number from 0. calamine gives
+    empty rows above, but no empty columns before."""
     left = sheet.start[1] if sheet.start else 0
     for number, cells in enumerate(sheet.iter_rows()):
         row = {column: _text(value) for column, value in enumerate(cells, left) if value != ""}

@@ -1,5 +1,6 @@
-"""EvaluationSpec: what is measured of a base model and of the results of runs, on which rows; and what stands in the
-way of measuring it. The measuring itself is `engine.worker.evaluate`'s, its findings are read by `engine.evaluation.report`."""
+"""EvaluationSpec: what is measured of a base model and of the results of runs, on
+which rows; and what stands in the way of measuring it. The measuring itself is
+`engine.worker.evaluate`'s, its findings are read by `engine.evaluation.report`."""
 
 from __future__ import annotations
 
@@ -51,9 +52,7 @@ class Questions(Part):
         essential=True,
         max_length=100,
     )
-    dataset_dir: str = setting(
-        "data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024
-    )
+    dataset_dir: str = setting("data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024)
     max_samples: int | None = setting(
         200,
         "Rows",
@@ -64,9 +63,10 @@ class Questions(Part):
     )
     seed: int = setting(42, "Sampling seed", "The same seed picks the same rows.", ge=0, le=2**32 - 1)
     without_references: bool = setting(
-        False, "Evaluate without references",
+        False,
+        "Evaluate without references",
         "With questions alone, only the length of the answers and whether they end can be measured.",
-    )  # fmt: skip
+    )
 
 
 class Generation(Part):
@@ -98,9 +98,12 @@ class Harness(Part):
     """Tasks of lm-evaluation-harness, if that package is installed: YAML files in harness/ in the data folder."""
 
     tasks: list[str] = setting(
-        [], "lm-evaluation-harness tasks", "Names of tasks whose files and data are in harness/ in the data folder.",
-        essential=True, max_length=100,
-    )  # fmt: skip
+        [],
+        "lm-evaluation-harness tasks",
+        "Names of tasks whose files and data are in harness/ in the data folder.",
+        essential=True,
+        max_length=100,
+    )
     num_fewshot: int | None = setting(
         None,
         "Few-shot examples",
@@ -117,10 +120,10 @@ class Harness(Part):
         le=1_000_000,
     )
     apply_chat_template: bool = setting(
-        True, "Use the chat template",
-        "Asks each question as a user turn if the model has a template. Off: as plain text that the model "
-        "continues.",
-    )  # fmt: skip
+        True,
+        "Use the chat template",
+        "Asks each question as a user turn if the model has a template. Off: as plain text that the model continues.",
+    )
 
 
 class EvaluationSpec(Spec):
@@ -128,22 +131,23 @@ class EvaluationSpec(Spec):
 
     kind: ClassVar[str] = "evaluation"
 
-    name: str = setting(
-        "", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH
-    )
+    name: str = setting("", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH)
     model: Model = Field(default_factory=Model)
     with_base: bool = setting(True, "Evaluate the base model too", "The results are compared with it.")
     results: list[str] = setting(
-        [], "Results", "IDs of finished runs, or their result folders: adapters of this base model, or whole models.",
+        [],
+        "Results",
+        "IDs of finished runs, or their result folders: adapters of this base model, or whole models.",
         max_length=16,
-    )  # fmt: skip
+    )
     data: Questions = Field(default_factory=Questions)
     generation: Generation = Field(default_factory=Generation)
     harness: Harness = Field(default_factory=Harness)
     hardware: Hardware = Field(default_factory=Hardware)
 
     def to_yaml(self, *, brief: bool = False) -> str:
-        """As every spec's. Where the model is loaded in a kind of its own, nothing is left out: the kind is a default."""
+        """As every spec's. Where the model is loaded in a kind of its own,
+        nothing is left out: the kind is a default."""
         plain = self.model.quantization.kind == self.model.rope_scaling.kind == "none"
         return super().to_yaml(brief=brief and plain)
 
@@ -220,9 +224,7 @@ def frozen(spec: EvaluationSpec, workplace: Workplace) -> EvaluationSpec:
     results = [result for folder in folders if (result := trained_result(folder))]
     if not spec.model.model_name_or_path.strip() and results:
         spec = spec.change("model", model_part_of_base(results[0]).model_dump())
-    spec = spec.change(
-        BASE_FIELD, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json")
-    )
+    spec = spec.change(BASE_FIELD, absolute_path(spec.model.model_name_or_path, workplace.model_roots, "config.json"))
     if spec.with_base and results and all(result.is_reward_model for result in results):
         spec = spec.change("with_base", False)  # its head would be random
     titles = [result.title for result in results] or [Path(spec.model.model_name_or_path).name]
@@ -287,19 +289,29 @@ def _same_base(base: str, spec: EvaluationSpec) -> bool:
 def _machine_problems(spec: EvaluationSpec, workplace: Workplace) -> list[Problem]:
     """The obstacles that a training of the same model on the same devices would meet: model, GPUs, packages, disk."""
     obstacles = checks.preflight_problems(as_training(spec), workplace)
-    # A base without a template takes that of its adapters; where there are none, loading it says so. And an adapter may bring the embeddings that the base lacks.
+    # A base without a template takes that of its adapters; where there are none,
+    # loading it says so. And an adapter may bring the embeddings that the base lacks.
     templates = ("no-template", "tokens-beyond-embeddings") if spec.results else ()
-    relevant = [obstacle for obstacle in obstacles if obstacle.field in (BASE_FIELD, "model.trust_remote_code", "model.quantization", "")
-             or obstacle.field.startswith(("hardware.", "model."))]  # fmt: skip
+    relevant = [
+        obstacle
+        for obstacle in obstacles
+        if obstacle.field in (BASE_FIELD, "model.trust_remote_code", "model.quantization", "")
+        or obstacle.field.startswith(("hardware.", "model."))
+    ]
     return [obstacle for obstacle in relevant if obstacle.code not in (*templates, checks.NO_GRADIENT_CODE)]
 
 
 def as_training(spec: EvaluationSpec) -> RunSpec:
     """A training of the same model on the same devices: what other modules read from a training's spec."""
-    return RunSpec.read({
-        "model": spec.model.model_dump(), "hardware": spec.hardware.model_dump() | {"num_processes": 1},
-        "data": {"dataset_dir": spec.data.dataset_dir, "max_length": 8}, "stage": "sft", "method": "lora",
-    })  # fmt: skip
+    return RunSpec.read(
+        {
+            "model": spec.model.model_dump(),
+            "hardware": spec.hardware.model_dump() | {"num_processes": 1},
+            "data": {"dataset_dir": spec.data.dataset_dir, "max_length": 8},
+            "stage": "sft",
+            "method": "lora",
+        }
+    )
 
 
 def _data_problems(spec: EvaluationSpec, workplace: Workplace, form: str) -> list[Problem]:
@@ -345,9 +357,7 @@ def references(dataset: Dataset) -> tuple[int, int]:
 def fitting_datasets(sets: list[Dataset], form: str = "answers") -> list[str]:
     """Names of the sets that models of this `form` (a key of DATASET_KINDS) can be measured on."""
     return [
-        dataset.name
-        for dataset in sets
-        if not flaw(dataset) and dataset.files and dataset.kind in DATASET_KINDS[form]
+        dataset.name for dataset in sets if not flaw(dataset) and dataset.files and dataset.kind in DATASET_KINDS[form]
     ]
 
 

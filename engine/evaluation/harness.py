@@ -1,7 +1,8 @@
-"""Tasks of lm-evaluation-harness: YAML files in the data folder, each read, and whether it can run here without a network.
+"""Tasks of lm-evaluation-harness: YAML files in the data folder, each read, and
+whether it can run here without a network.
 
-The package itself is optional and only `engine.worker.evaluation.harness` imports it. What is checked before a start is checked in the
-files alone: a task is what its own keys say, on top of those of the files that it includes.
+The package itself is optional and only `engine.worker.evaluation.harness` imports it. What is checked before a
+start is checked in the files alone: a task is what its own keys say, on top of those of the files that it includes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ TASKS_FIELD = "harness.tasks"
 BUILDERS = ("json", "csv", "parquet", "text")  # of datasets, that read files
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
 METRICS = (
-    "acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte", "bleu", "brier_score",
-    "byte_perplexity", "chrf", "chrf++", "exact_match", "f1", "likelihood", "mcc", "perplexity", "ter", "word_perplexity",
+    "acc", "acc_all", "acc_bytes", "acc_mutual_info", "acc_norm", "bits_per_byte",
+    "bleu", "brier_score", "byte_perplexity", "chrf", "chrf++", "exact_match",
+    "f1", "likelihood", "mcc", "perplexity", "ter", "word_perplexity",
 )  # fmt: skip
 PYTHON_FUNCTION = re.compile(r"!function\b")
 UNSUPPORTED_KEYS = ("doc_to_image", "doc_to_audio", "use_prompt", "custom_dataset")
@@ -50,8 +52,8 @@ def installed() -> bool:
 
 
 def tasks(data: Path) -> list[Task]:
-    """What the files in the harness folder of the data folder `data` describe, by name. A sound file that others include
-    and that names no task is not a task; every other file is one, sound or not."""
+    """What the files in the harness folder of the data folder `data` describe, by name. A sound file
+    that others include and that names no task is not a task; every other file is one, sound or not."""
     folder = data / TASKS_FOLDER
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml") and path.is_file())
     read = [_TaskFile(data, folder, file) for file in files]
@@ -63,9 +65,11 @@ def tasks(data: Path) -> list[Task]:
     ]
     counts = Counter(task.name for task in described)
     checked = [
-        replace(task, config={}, problem=problem("harness-twice", TASKS_FIELD, name=task.name)) if counts[task.name] > 1 else task
+        replace(task, config={}, problem=problem("harness-twice", TASKS_FIELD, name=task.name))
+        if counts[task.name] > 1
+        else task
         for task in described
-    ]  # fmt: skip
+    ]
     return sorted(checked, key=lambda task: task.name)
 
 
@@ -74,9 +78,7 @@ def problems(names: list[str], data: Path) -> list[Problem]:
     if not names:
         return []
     missing = (
-        []
-        if installed()
-        else [problem("package-missing", TASKS_FIELD, what="lm-evaluation-harness", package=PACKAGE)]
+        [] if installed() else [problem("package-missing", TASKS_FIELD, what="lm-evaluation-harness", package=PACKAGE)]
     )
     known = {task.name: task for task in tasks(data)}
     for name in names:
@@ -120,7 +122,8 @@ class _TaskFile:
             return Task(name, self.file, problem=replace(refusal.problems[0], field=TASKS_FIELD))
 
     def _read(self, file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """The keys of a file on top of those of its includes. Data files are looked for beside the file that names them."""
+        """The keys of a file on top of those of its includes. Data files are
+        looked for beside the file that names them."""
         name = file.name
         if file in above:
             raise Refusal(problem("harness-circle", TASKS_FIELD, file=name))
@@ -164,9 +167,7 @@ class _TaskFile:
             raise Refusal(problem("harness-hub", TASKS_FIELD, name=file.name, given=text))
         path = _within(self.data, file.parent / text)
         if not os.path.isfile(path):  # False, too, of a name that no file can have, where Path.is_file raises
-            raise Refusal(
-                problem("harness-file", TASKS_FIELD, name=file.name, given=text, folder=file.parent)
-            )
+            raise Refusal(problem("harness-file", TASKS_FIELD, name=file.name, given=text, folder=file.parent))
         return str(path)
 
     def _sound(self) -> dict[str, Any]:
@@ -177,20 +178,12 @@ class _TaskFile:
         if not self.name:
             raise Refusal(problem("harness-no-task", TASKS_FIELD, file=file))
         arguments = keys.get("dataset_kwargs")
-        if (
-            keys.get("dataset_path") not in BUILDERS
-            or not isinstance(arguments, dict)
-            or "data_files" not in arguments
-        ):
-            raise Refusal(
-                problem("harness-hub", TASKS_FIELD, name=self.name, given=keys.get("dataset_path") or "—")
-            )
+        if keys.get("dataset_path") not in BUILDERS or not isinstance(arguments, dict) or "data_files" not in arguments:
+            raise Refusal(problem("harness-hub", TASKS_FIELD, name=self.name, given=keys.get("dataset_path") or "—"))
         output = keys.get("output_type", OUTPUT_TYPES[-1])
         if output not in OUTPUT_TYPES:
             raise Refusal(
-                problem(
-                    "harness-output", TASKS_FIELD, name=self.name, given=output, known=", ".join(OUTPUT_TYPES)
-                )
+                problem("harness-output", TASKS_FIELD, name=self.name, given=output, known=", ".join(OUTPUT_TYPES))
             )
         if other := next((key for key in UNSUPPORTED_KEYS if keys.get(key)), None):
             raise Refusal(problem("harness-key", TASKS_FIELD, name=self.name, given=other))
@@ -201,9 +194,7 @@ class _TaskFile:
             metric = entry.get("metric")
             if metric not in METRICS or entry.get("hf_evaluate"):
                 raise Refusal(
-                    problem(
-                        "harness-metric", TASKS_FIELD, name=self.name, given=metric, known=", ".join(METRICS)
-                    )
+                    problem("harness-metric", TASKS_FIELD, name=self.name, given=metric, known=", ".join(METRICS))
                 )
         if keys.get("unsafe_code"):
             raise Refusal(problem("harness-code", TASKS_FIELD, file=file))

@@ -1,10 +1,11 @@
 """The small probe at the end of an SFT run: what its verdicts mean, and how its file is read. Pure.
 
-A few prompts of the training and a few general ones are answered greedily by the model as it was before the run and as
-it is after it; `engine.worker.evaluation.probe` does it. Three things are measured, and each has a verdict of its own: whether the answer
-to a training prompt is the one in the data; how likely that one is (its loss in nats per token); and whether the model still
-says to general prompts what it said before. The verdict is what a person reading the answers would say: a loss that fell is
-never called "learned" where no answer is right. What became of general prompts is a verdict beside it. The bounds were chosen by `python -m bench.probe`.
+A few prompts of the training and a few general ones are answered greedily by the model as it was before the run and
+as it is after it; `engine.worker.evaluation.probe` does it. Three things are measured, and each has a verdict of its
+own: whether the answer to a training prompt is the one in the data; how likely that one is (its loss in nats per
+token); and whether the model still says to general prompts what it said before. The verdict is what a person reading
+the answers would say: a loss that fell is never called "learned" where no answer is right. What became of general
+prompts is a verdict beside it. The bounds were chosen by `python -m bench.probe`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ MAX_REFERENCE_TOKENS = 256  # of a reference, of which the loss is taken
 MAX_PROMPT_TOKENS = 1024  # a longer one is not taken
 BUDGET_SHARE, MIN_BUDGET_S, MAX_BUDGET_S = 0.1, 3.0, 30.0
 
-# A tenth of a nat: on average every token of the reference is a tenth likelier than it was (e^0.1 = 1.105). What one step
-# of training does to a text that it did not see is far less; what an epoch does to one that it saw is mostly more.
+# A tenth of a nat: on average every token of the reference is a tenth likelier
+# than it was (e^0.1 = 1.105). What one step of training does to a text that it
+# did not see is far less; what an epoch does to one that it saw is mostly more.
 CHANGED_LOSS_NATS = 0.1
 # Two nats: on average every token of the answer that the model would have given is seven times less likely than it was
 # (e^2 = 7.4). A new tone or a new length costs some tenths; a model that lost its language costs five and more, as
@@ -51,8 +53,9 @@ def general_prompts() -> list[str]:
 
 
 def matches(reference: str, answer: str | None, *, cut: bool = False, full: bool = False) -> bool | None:
-    """Whether an answer is the reference, but for blanks. Of one that is `full`, as long as a probe's answer may be, the
-    reference need only begin with it. None where that is not known: it was not asked, or `cut` while it was still right."""
+    """Whether an answer is the reference, but for blanks. Of one that is `full`, as
+    long as a probe's answer may be, the reference need only begin with it. None
+    where that is not known: it was not asked, or `cut` while it was still right."""
     if answer is None:
         return None
     written, expected = " ".join(answer.split()), " ".join(reference.split())
@@ -89,11 +92,9 @@ def loss_verdict(before: float | None, after: float | None) -> LossVerdict | Non
 
 
 def summary(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The verdicts and the counts they are made from: {"verdict": on the training prompts, "general_verdict", "training": {…},
-    "general": {…}}."""
-    kinds = {
-        kind: [prompt for prompt in prompts if prompt["kind"] == kind] for kind in ("training", "general")
-    }
+    """The verdicts and the counts they are made from: {"verdict": on the
+    training prompts, "general_verdict", "training": {…}, "general": {…}}."""
+    kinds = {kind: [prompt for prompt in prompts if prompt["kind"] == kind] for kind in ("training", "general")}
     training, general = kinds["training"], kinds["general"]
     counts: dict[str, Any] = {
         "training": {
@@ -127,9 +128,7 @@ def _loss_counts(prompts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _mean(prompts: Sequence[Mapping[str, Any]], name: str) -> float | None:
     known = [
-        prompt[name]
-        for prompt in prompts
-        if prompt["loss_before"] is not None and prompt["loss_after"] is not None
+        prompt[name] for prompt in prompts if prompt["loss_before"] is not None and prompt["loss_after"] is not None
     ]
     return sum(known) / len(known) if known else None
 
@@ -154,8 +153,8 @@ def training_verdict(counts: Mapping[str, Any]) -> TrainingVerdict:
 
 
 def general_verdict(counts: Mapping[str, Any]) -> GeneralVerdict | None:
-    """About the general prompts: "forgot" if at least half of the answers given before have become very unlikely, "same" if
-    all are answered as before, else "changed". None if there was no time for any."""
+    """About the general prompts: "forgot" if at least half of the answers given before have become very
+    unlikely, "same" if all are answered as before, else "changed". None if there was no time for any."""
     if counts["losses"] and 2 * counts["forgot"] >= counts["losses"]:
         return "forgot"
     if not counts["compared"]:
@@ -187,6 +186,8 @@ def with_verdicts(prompt: Mapping[str, Any]) -> dict[str, Any]:
             reference, full = prompt["reference"] or "", finish[when] == "length"
             right[name] = matches(reference, prompt[when], cut=cut[when], full=full)
     return {
-        **prompt, **right, "same": same(prompt["before"], prompt["after"], cut=any(cut.values())),
+        **prompt,
+        **right,
+        "same": same(prompt["before"], prompt["after"], cut=any(cut.values())),
         "loss": loss_verdict(prompt["loss_before"], prompt["loss_after"]),
-    }  # fmt: skip
+    }

@@ -71,11 +71,13 @@ def matches(row: Row, text: str) -> bool:
     words = text.casefold().split()
     if not words:
         return True
-    haystack = " ".join([
-        *(str(message.get("content")) for message in row["messages"]),
-        *(str(row.get(name) or "") for name in ("reference", "chosen", "rejected")),
-        *(answer["text"] for answer in row["answers"].values()),
-    ]).casefold()  # fmt: skip
+    haystack = " ".join(
+        [
+            *(str(message.get("content")) for message in row["messages"]),
+            *(str(row.get(name) or "") for name in ("reference", "chosen", "rejected")),
+            *(answer["text"] for answer in row["answers"].values()),
+        ]
+    ).casefold()
     return all(word in haystack for word in words)
 
 
@@ -100,9 +102,7 @@ def _sorting_score(row: Row, model: str) -> float:
 def _score(row: Row) -> float:
     names = list(row["answers"])
     return (
-        _sorting_score(row, names[1] if names[:1] == ["base"] and len(names) > 1 else names[0])
-        if names
-        else math.nan
+        _sorting_score(row, names[1] if names[:1] == ["base"] and len(names) > 1 else names[0]) if names else math.nan
     )
 
 
@@ -129,10 +129,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
         (name, measure["values"], {id: apart[name] for id, apart in summary["differences"].items()})
         for name, measure in summary["measures"].items()
     ]
-    tasks = [
-        (f"{task['task']}: {task['measure']}", task["values"], task["differences"])
-        for task in tasks_of(summary)
-    ]
+    tasks = [(f"{task['task']}: {task['measure']}", task["values"], task["differences"]) for task in tasks_of(summary)]
     first = max([16, *(len(name) + 1 for name, _, _ in tasks)])
     lines.append(" " * first + "".join(f"{model['title']:>{width}}" for model in models))
     for name, values, apart in measured + tasks:

@@ -40,8 +40,10 @@ QUANTIZED_SHARE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
 LIBRARIES_BYTES = 500_000_000  # bytes of memory that the libraries take, and a few answers
 SLACK_BYTES = 50_000_000  # bytes: tokenizer, configuration, and the file system's own
 EQUAL_RANK_COMBINATIONS = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
-PRUNING_COMBINATIONS = ("ties", "dare_linear", "dare_ties", "magnitude_prune", "ties_svd", "dare_linear_svd", "dare_ties_svd",
-           "magnitude_prune_svd")  # fmt: skip
+PRUNING_COMBINATIONS = (
+    "ties", "dare_linear", "dare_ties", "magnitude_prune",
+    "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd",
+)  # fmt: skip
 Combination = Literal[
     "cat", "svd", "linear", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
@@ -53,37 +55,34 @@ class ExportSpec(Spec):
 
     kind: ClassVar[str] = "export"
 
-    name: str = setting(
-        "", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH
-    )
+    name: str = setting("", "Name", "A few words to help you find it later. Optional.", max_length=MAX_NAME_LENGTH)
     model: Model = Field(default_factory=Model)
-    adapters: Annotated[
-        dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(named_weights)
-    ] = setting(
-        {}, "Adapters",
+    adapters: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(named_weights)] = setting(
+        {},
+        "Adapters",
         "Result folders of finished runs of this base model, each with its weight. Leave empty to export the "
-        "base alone."
-    )  # fmt: skip
+        "base alone.",
+    )
     form: Literal["merged", "adapter"] = setting(
         "merged",
         "Form",
         "A merged model is complete. A LoRA adapter alone needs its base model wherever it is used.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = setting(
-        "auto", "Precision",
+        "auto",
+        "Precision",
         "Precision of the exported weights. Auto: that of the base model; for LoRA alone fp32, as in "
         "training. The merge itself is computed in fp32.",
-    )  # fmt: skip
+    )
     quantize: Literal["none", "8bit", "4bit"] = setting(
         "none", "Quantize", "Writes the merged model in fewer bits with bitsandbytes, after merging in full precision."
-    )  # fmt: skip
-    shard_gb: float = setting(
-        5.0, "Shard size", "Maximum size of a weight file in gigabytes.", ge=0.0001, le=1000
     )
+    shard_gb: float = setting(5.0, "Shard size", "Maximum size of a weight file in gigabytes.", ge=0.0001, le=1000)
     combination: Combination = setting(
-        "cat", "Combination",
-        "How several adapters are combined. cat adds them exactly; svd compresses the sum to a single rank."
-    )  # fmt: skip
+        "cat",
+        "Combination",
+        "How several adapters are combined. cat adds them exactly; svd compresses the sum to a single rank.",
+    )
     density: float = setting(
         0.5, "Density", "Share of the weights that ties, dare and magnitude_prune keep.", gt=0, le=1
     )
@@ -96,10 +95,14 @@ class ExportSpec(Spec):
     )
     gguf: Literal["none", "f32", "f16", "bf16", "q8_0"] = setting(
         "none", "GGUF", "Also writes a GGUF file for llama.cpp and Ollama. Run `make gguf` once beforehand."
-    )  # fmt: skip
+    )
     check_prompts: int = setting(
-        8, "Prompts to compare", "Answered before and after the export; the answers are compared token by token.", ge=0, le=200
-    )  # fmt: skip
+        8,
+        "Prompts to compare",
+        "Answered before and after the export; the answers are compared token by token.",
+        ge=0,
+        le=200,
+    )
     prompts: list[Annotated[str, Field(max_length=20_000)]] = setting(
         [], "Own prompts", "Also compared, before those from the data.", max_length=200
     )
@@ -124,14 +127,13 @@ def precision(spec: ExportSpec) -> str:
     """The precision of the weights that are written, with "auto" decided by the base."""
     if spec.precision != "auto":
         return spec.precision
-    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(
-        inspect_model(spec.model.model_name_or_path).dtype, "fp32"
-    )
+    stored = {"bfloat16": "bf16", "float16": "fp16"}.get(inspect_model(spec.model.model_name_or_path).dtype, "fp32")
     return "fp32" if spec.form == "adapter" else stored
 
 
 def problems(spec: ExportSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
-    """Everything that would keep it from running here. Without `wait`, not what is still being tried (`engine.preflight.doctor`)."""
+    """Everything that would keep it from running here. Without `wait`, not what
+    is still being tried (`engine.preflight.doctor`)."""
     all_problems = (
         _base_problems(spec, workplace)
         + _adapter_problems(spec, workplace)
@@ -176,17 +178,14 @@ def _adapter_problems(spec: ExportSpec, workplace: Workplace) -> list[Problem]:
             base = spec.model.model_name_or_path
             wrong = adapter_problems(folder, base, {}, ADAPTERS_FIELD, scorer=True)
             problems += [
-                _named_problem(fault, folder, base) if fault.code == "adapter-other-base" else fault
-                for fault in wrong
+                _named_problem(fault, folder, base) if fault.code == "adapter-other-base" else fault for fault in wrong
             ]
     return problems
 
 
 def _named_problem(other: Problem, folder: str, base: str) -> Problem:
     """That an adapter is of another base, with the name of its run: there may be several adapters."""
-    return problem(
-        "chat-other-base", ADAPTERS_FIELD, name=model_title(folder), theirs=other.values["base"], base=base
-    )
+    return problem("chat-other-base", ADAPTERS_FIELD, name=model_title(folder), theirs=other.values["base"], base=base)
 
 
 def _unfinished(folder: Path, field: str) -> Problem | None:
@@ -289,9 +288,7 @@ def disk_needed(spec: ExportSpec) -> int:
     meanwhile. 0 for a base that cannot be counted."""
     adapters = sum(_size(Path(folder) / ADAPTER_FILES[1]) for folder in spec.adapters)
     if spec.form == "adapter":
-        return (
-            3 * adapters + SLACK_BYTES
-        )  # of fp32, zipped once more; a combination is as large as its parts together
+        return 3 * adapters + SLACK_BYTES  # of fp32, zipped once more; a combination is as large as its parts together
     whole = weights(spec) * BYTES_PER_WEIGHT[precision(spec)]
     if not whole:
         return 0
@@ -317,8 +314,8 @@ def memory_problems(spec: ExportSpec, waits: bool = False) -> list[Problem]:
 
 
 def memory_needed(spec: ExportSpec) -> int:
-    """The most bytes that the export has in memory: the base once, as it is loaded, its adapters, and one layer merged in
-    fp32. 0 for a base that cannot be counted."""
+    """The most bytes that the export has in memory: the base once, as it is loaded,
+    its adapters, and one layer merged in fp32. 0 for a base that cannot be counted."""
     if not (count := weights(spec)):
         return 0
     base = inspect_model(spec.model.model_name_or_path)
@@ -338,11 +335,7 @@ def memory_needed(spec: ExportSpec) -> int:
 def _largest_layer(adapter: Mapping[str, Tensor]) -> int:
     """Weights of the largest layer that the adapter's matrices belong to: B has its rows, A its columns."""
     pairs = ((name, name.replace("lora_A", "lora_B")) for name in adapter if name.endswith("lora_A.weight"))
-    sizes = (
-        adapter[b].shape[0] * adapter[a].shape[1]
-        for a, b in pairs
-        if b in adapter and len(adapter[a].shape) == 2
-    )
+    sizes = (adapter[b].shape[0] * adapter[a].shape[1] for a, b in pairs if b in adapter and len(adapter[a].shape) == 2)
     return max(sizes, default=0)
 
 
@@ -353,9 +346,7 @@ def weights(spec: ExportSpec) -> int:
     for folder in spec.adapters if base.tied else ():
         tensors = read_header(Path(folder) / ADAPTER_FILES[1])
         if not isinstance(tensors, Problem):
-            sizes = [
-                math.prod(tensor.shape) for name, tensor in tensors.items() if "embed_tokens.weight" in name
-            ]
+            sizes = [math.prod(tensor.shape) for name, tensor in tensors.items() if "embed_tokens.weight" in name]
             untied = max([untied, *sizes])
     return (base.parameters or 0) + untied
 

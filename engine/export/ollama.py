@@ -1,9 +1,9 @@
 """An Ollama Modelfile for an export, its Go template derived from the jinja one. Pure: nothing is started.
 
-Ollama writes a conversation with a Go template, transformers with a jinja template. There is no list of model families: a
-few conversations of sentinels are rendered with the jinja template, what stands between the sentinels becomes the Go
-template, and both are compared on conversations of every shape that Ollama hands over. A template that does more than
-put text around the turns is refused.
+Ollama writes a conversation with a Go template, transformers with a jinja template. There is no list
+of model families: a few conversations of sentinels are rendered with the jinja template, what stands
+between the sentinels becomes the Go template, and both are compared on conversations of every shape
+that Ollama hands over. A template that does more than put text around the turns is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from itertools import takewhile
 from engine.core.problems import Problem, Refusal, problem
 
 Message = dict[str, str]
-Render = Callable[
-    [list[Message], bool], str
-]  # (messages, whether an answer is opened) → text; may raise anything
+Render = Callable[[list[Message], bool], str]  # (messages, whether an answer is opened) → text; may raise anything
 
 SYSTEM, QUESTION, ANSWER, QUESTION_2, ANSWER_2, QUESTION_3 = map(chr, range(0xE000, 0xE006))
 
@@ -68,9 +66,12 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
     except Exception as error:  # a template is a program of its own, and may raise anything
         raise Refusal(problem("ollama-template-fails", why=str(error)[:200])) from error
     result = TemplatePieces(
-        head=_between(alone, "", QUESTION), between=_between(turns, QUESTION, ANSWER),
-        opening=_between(alone, QUESTION, ""), after=_between(turns, ANSWER, QUESTION_2), system=None,
-    )  # fmt: skip
+        head=_between(alone, "", QUESTION),
+        between=_between(turns, QUESTION, ANSWER),
+        opening=_between(alone, QUESTION, ""),
+        after=_between(turns, ANSWER, QUESTION_2),
+        system=None,
+    )
     try:
         with_system = rendered(message("system", SYSTEM), ask, reply, ask_again)
     except Exception:
@@ -80,7 +81,8 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
         last = QUESTION_2 if late else QUESTION
         before = "" if late else _between(with_system, "", SYSTEM)
         result = TemplatePieces(
-            result.head, result.between, result.opening, result.after, (before, _between(with_system, SYSTEM, last)), late
+            result.head, result.between, result.opening, result.after,
+            (before, _between(with_system, SYSTEM, last)), late
         )  # fmt: skip
     for conversation in _conversations(result.system is not None):
         try:
@@ -106,9 +108,12 @@ def _between(text: str, first: str, second: str) -> str:
 def _conversations(system: bool) -> list[list[Message]]:
     """Conversations of one to three questions, with and without a system message."""
     turns = [
-        message("user", QUESTION), message("assistant", ANSWER), message("user", QUESTION_2), message("assistant", ANSWER_2),
+        message("user", QUESTION),
+        message("assistant", ANSWER),
+        message("user", QUESTION_2),
+        message("assistant", ANSWER_2),
         message("user", QUESTION_3),
-    ]  # fmt: skip
+    ]
     plain = [turns[:1], turns[:3], turns]
     return [
         *plain,

@@ -1,7 +1,7 @@
 """What other programs train with → a spec of ours, and what could not be carried over, each with the reason.
 
-A command line, a YAML file or a saved LLaMA Board form of LLaMA-Factory, or an axolotl YAML. The keys and what becomes of them
-stand in tables beside this module; a key that cannot be taken never keeps the others from it.
+A command line, a YAML file or a saved LLaMA Board form of LLaMA-Factory, or an axolotl YAML. The keys and what
+becomes of them stand in tables beside this module; a key that cannot be taken never keeps the others from it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Imported:
 
 
 def decoded(content: bytes, name: str = "") -> str:
-    """The text of a file: UTF-8, UTF-16 as PowerShell writes it, or the GB18030 of a Chinese Windows. Raises Refusal."""
+    """The text of a file: UTF-8, UTF-16 as PowerShell writes it, or the GB18030
+    of a Chinese Windows. Raises Refusal."""
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     for encoding in ("utf-16",) if wide else ("utf-8-sig", "gb18030"):
         try:
@@ -74,8 +75,7 @@ def is_spec_yaml(text: str) -> bool:
         plain = read_yaml(text)
     except Refusal:
         return (
-            bool(re.search(r"^(model|training|data|method|logging|hardware|extra):", text, re.M))
-            and "--" not in text
+            bool(re.search(r"^(model|training|data|method|logging|hardware|extra):", text, re.M)) and "--" not in text
         )
     if not isinstance(plain, dict):
         return False
@@ -100,8 +100,8 @@ def read(
 ) -> Imported:
     """A pasted command, YAML file or both as a spec of the kind that it is for.
 
-    `reader` answers the text of a file that a command names; `context_of` how many tokens a model takes, if it can be looked
-    into. Raises Refusal if there is nothing that could be a setting, or nothing that a spec could stand for.
+    `reader` answers the text of a file that a command names; `context_of` how many tokens a model takes, if it can be
+    looked into. Raises Refusal if there is nothing that could be a setting, or nothing that a spec could stand for.
     """
     source = read_source(normalized(text), reader)
     settings = source.settings

@@ -15,18 +15,29 @@ from engine.spec.run_spec import RunSpec, Scheduler
 
 # What is theirs where nothing is said, changes what is learned, and is other than ours (axolotl 0.17, utils/schemas).
 DEFAULTS: dict[str, Any] = {
-    "data.max_length": 512, "data.too_long": "drop", "training.num_train_epochs": 1.0, "training.gradient_accumulation_steps": 1,
-    "training.per_device_train_batch_size": 1, "training.gradient_checkpointing": False, "method.kind": "full",
+    "data.max_length": 512,
+    "data.too_long": "drop",
+    "training.num_train_epochs": 1.0,
+    "training.gradient_accumulation_steps": 1,
+    "training.per_device_train_batch_size": 1,
+    "training.gradient_checkpointing": False,
+    "method.kind": "full",
     "logging.save_total_limit": 4,
-}  # fmt: skip
+}
 STAGE_OF_RL = {"dpo": "dpo", "ipo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo"}
 TRL_SETTINGS = {
-    "beta": "stage.grpo_beta", "max_completion_length": "stage.max_new_tokens", "num_generations": "stage.num_generations",
-    "temperature": "stage.temperature", "top_p": "stage.top_p", "epsilon": "stage.epsilon",
-    "epsilon_high": "stage.epsilon_high", "loss_type": "stage.grpo_loss", "num_iterations": "stage.num_iterations",
+    "beta": "stage.grpo_beta",
+    "max_completion_length": "stage.max_new_tokens",
+    "num_generations": "stage.num_generations",
+    "temperature": "stage.temperature",
+    "top_p": "stage.top_p",
+    "epsilon": "stage.epsilon",
+    "epsilon_high": "stage.epsilon_high",
+    "loss_type": "stage.grpo_loss",
+    "num_iterations": "stage.num_iterations",
     "importance_sampling_level": "stage.importance_sampling_level",
     "mask_truncated_completions": "stage.mask_truncated_completions",
-}  # fmt: skip
+}
 
 
 def is_axolotl_key(name: str) -> bool:
@@ -127,9 +138,11 @@ def init_lora_weights(draft: Draft, name: str, value: Any) -> None:
 
 def attention_switch(draft: Draft, name: str, value: Any) -> None:
     kinds = {
-        "flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "flex_attention": "flex_attention",
+        "flash_attention": "flash_attention_2",
+        "sdp_attention": "sdpa",
+        "flex_attention": "flex_attention",
         "eager_attention": "eager",
-    }  # fmt: skip
+    }
     if value is True:
         draft.put("model.attn_implementation", kinds[name], name)
     else:
@@ -270,9 +283,7 @@ def _unless_auto(draft: Draft, name: str, value: Any) -> None:
 
 def per_epoch(draft: Draft, name: str, value: Any) -> None:
     if value == 1:
-        draft.put(
-            "logging.eval_strategy" if name.startswith("eval") else "logging.save_strategy", "epoch", name
-        )
+        draft.put("logging.eval_strategy" if name.startswith("eval") else "logging.save_strategy", "epoch", name)
     elif value == 0:
         draft.needless(name, value, "nothing-asked")
     else:
@@ -301,7 +312,8 @@ def _add_tracker(draft: Draft, name: str, value: Any, tracker: str) -> None:
 
 
 CONVERTERS = SHARED_CONVERTERS | converters_by_name(
-    adapter, four_bits, eight_bits, bnb_config, all_linear, targets, init_lora_weights, attention_switch, template, gradient_checkpointing,
-    datasets, test_datasets, too_long, stage_switch, dpo_loss, label_smoothing, trl, lr_scheduler, cosine_min_lr_ratio, optimizer_arguments,
-    fp32, tf32, torch_compile, per_epoch, tensorboard, wandb, mlflow,
+    adapter, four_bits, eight_bits, bnb_config, all_linear, targets, init_lora_weights,
+    attention_switch, template, gradient_checkpointing, datasets, test_datasets, too_long,
+    stage_switch, dpo_loss, label_smoothing, trl, lr_scheduler, cosine_min_lr_ratio,
+    optimizer_arguments, fp32, tf32, torch_compile, per_epoch, tensorboard, wandb, mlflow,
 )  # fmt: skip

@@ -11,21 +11,32 @@ from engine.importer.table import EMPTY_VALUES, entries
 
 FORM_PARTS = ("top", "train", "eval", "infer", "export")
 STAGE_OF_TITLE = {
-    "Supervised Fine-Tuning": "sft", "Reward Modeling": "rm", "PPO": "ppo", "DPO": "dpo", "KTO": "kto", "Pre-Training": "pt",
-}  # fmt: skip
-# Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5); those that are called as their key need no row.
+    "Supervised Fine-Tuning": "sft",
+    "Reward Modeling": "rm",
+    "PPO": "ppo",
+    "DPO": "dpo",
+    "KTO": "kto",
+    "Pre-Training": "pt",
+}
+# Controls whose key has another name (webui/runner.py of LLaMA-Factory 0.9.5);
+# those that are called as their key need no row.
 KEY_OF_CONTROL = {
-    "training_stage": "stage", "train_seed": "seed", "eval_seed": "seed", "batch_size": "per_device_train_batch_size",
-    "neftune_alpha": "neftune_noise_alpha", "use_pissa": "pissa_init", "checkpoint_path": "adapter_name_or_path",
+    "training_stage": "stage",
+    "train_seed": "seed",
+    "eval_seed": "seed",
+    "batch_size": "per_device_train_batch_size",
+    "neftune_alpha": "neftune_noise_alpha",
+    "use_pissa": "pissa_init",
+    "checkpoint_path": "adapter_name_or_path",
     "model_path": "model_name_or_path",
-}  # fmt: skip
+}
 # Parts of the page, which are no settings.
-PAGE_CONTROLS = ("lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload", "resume_btn", "progress_bar",
-        "swanlab_link", "loss_viewer", "output_box", "predict")  # fmt: skip
+PAGE_CONTROLS = (
+    "lang", "hub_name", "current_time", "output_dir", "config_path", "device_count", "ds_offload",
+    "resume_btn", "progress_bar", "swanlab_link", "loss_viewer", "output_box", "predict",
+)  # fmt: skip
 # What belongs to a switch or a stage, and is no setting without it.
-SWITCH_OF_PREFIX = {
-    "galore_": "use_galore", "apollo_": "use_apollo", "badam_": "use_badam", "swanlab_": "use_swanlab",
-}  # fmt: skip
+SWITCH_OF_PREFIX = {"galore_": "use_galore", "apollo_": "use_apollo", "badam_": "use_badam", "swanlab_": "use_swanlab"}
 
 
 def is_board_key(name: str) -> bool:
@@ -33,9 +44,7 @@ def is_board_key(name: str) -> bool:
 
 
 def is_board(settings: Mapping[str, Any]) -> bool:
-    return any(
-        is_board_key(str(name)) and str(name).startswith(("top.", "train.", "eval.")) for name in settings
-    )
+    return any(is_board_key(str(name)) and str(name).startswith(("top.", "train.", "eval.")) for name in settings)
 
 
 def board_settings(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, Any]:
@@ -67,9 +76,7 @@ def board_settings(form: Mapping[str, Any], notes: list[Problem]) -> dict[str, A
 
 
 def _controls_of_part(form: Mapping[str, Any], part: str) -> dict[str, Any]:
-    return {
-        str(name).partition(".")[2]: value for name, value in form.items() if str(name).startswith(f"{part}.")
-    }
+    return {str(name).partition(".")[2]: value for name, value in form.items() if str(name).startswith(f"{part}.")}
 
 
 def _extra_arguments(text: Any, notes: list[Problem]) -> dict[str, Any]:

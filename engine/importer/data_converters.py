@@ -98,6 +98,6 @@ def neat_packing(draft: Draft, name: str, value: Any) -> None:
 
 
 CONVERTERS = converters_by_name(
-    datasets, eval_datasets, dataset_dir, template, train_on_prompt, train_on_last_answer, mix_strategy, probabilities, validation_size,
-    packing, neat_packing,
+    datasets, eval_datasets, dataset_dir, template, train_on_prompt, train_on_last_answer,
+    mix_strategy, probabilities, validation_size, packing, neat_packing,
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""A spec in the making: which key of theirs put what where, and what could not be taken. One key never spoils the others."""
+"""A spec in the making: which key of theirs put what where, and what could not
+be taken. One key never spoils the others."""
 
 from __future__ import annotations
 
@@ -28,25 +29,21 @@ class Draft:
     def __init__(self, spec_type: type[Spec], kind: str, settings: Mapping[str, Any]):
         self.spec_type, self.kind, self.settings = spec_type, kind, settings
         self.values: dict[str, Any] = {}
-        self.origins: dict[
-            str, tuple[str, Any]
-        ] = {}  # our path → their key and value; of defaults there is none
+        self.origins: dict[str, tuple[str, Any]] = {}  # our path → their key and value; of defaults there is none
         self.defaults: dict[str, Any] = {}  # our path → what is theirs where nothing is said
         self.notes: list[Problem] = []
 
     # -------------------------------------------------------------------------------- put in
 
     def put(self, path: str, value: Any, name: str = "", *, beside: bool = False) -> None:
-        """Set the setting at `path`; `name` is the key of theirs that asks for it. Where another key has asked before, the
-        later one counts, and that is told; unless they stand `beside` each other."""
+        """Set the setting at `path`; `name` is the key of theirs that asks for it. Where another key has
+        asked before, the later one counts, and that is told; unless they stand `beside` each other."""
         before = self.origins.get(path)
         if name and before and before[0] != name and not beside:
             if self.get(path) == value:
                 self.needless(*before, "said-by-both")
             else:
-                self.notes.append(
-                    problem("import-overruled", name=before[0], value=shortened(before[1]), by=name)
-                )
+                self.notes.append(problem("import-overruled", name=before[0], value=shortened(before[1]), by=name))
         *parents, last = path.split(".")
         place = self.values
         for step in parents:
@@ -104,8 +101,8 @@ class Draft:
     # -------------------------------------------------------------------------------- finish
 
     def spec(self) -> Spec:
-        """The spec. What it does not take is left out, each with a line of its own. Raises Refusal only where something is
-        wrong that no key has said."""
+        """The spec. What it does not take is left out, each with a line of its
+        own. Raises Refusal only where something is wrong that no key has said."""
         self._drop_other_kinds()
         while True:
             try:

@@ -39,14 +39,15 @@ SETTINGS_SUFFIXES = (".yaml", ".yml", ".json")
 SECRET_NAME = re.compile(r"token|key|secret|passw", re.I)
 # Variables that libraries read; others are the script's own.
 LIBRARY_VARIABLE = re.compile(
-    r"(NCCL|WANDB|HF|HUGGING|TORCH|CUDA|PYTORCH|SWANLAB|MLFLOW|TRANSFORMERS|TRITON|VLLM|MODELSCOPE|RAY|ASCEND|HCCL|GLOO|TRACKIO)_?\w*"
+    r"(NCCL|WANDB|HF|HUGGING|TORCH|CUDA|PYTORCH|SWANLAB|MLFLOW|TRANSFORMERS"
+    r"|TRITON|VLLM|MODELSCOPE|RAY|ASCEND|HCCL|GLOO|TRACKIO)_?\w*"
 )
 
 
 @dataclass
 class Launch:
-    """A command. `verb` is what LLaMA-Factory is told to do ("" where nothing is said); `settings` are name and value as they
-    stand, `files` those that hold more of them; `flags` and `environment` are the launcher's."""
+    """A command. `verb` is what LLaMA-Factory is told to do ("" where nothing is said); `settings` are name and
+    value as they stand, `files` those that hold more of them; `flags` and `environment` are the launcher's."""
 
     verb: str = ""
     axolotl: bool = False
@@ -89,9 +90,7 @@ def read_command(words: Sequence[str], exported: Mapping[str, str]) -> Launch | 
     else:
         name = script.replace("\\", "/").rpartition("/")[2].removesuffix(".py").rpartition(".")[2]
         launch.verb = next((verb for begin, verb in VERB_OF_SCRIPT if name.startswith(begin)), "train")
-    launch.verb = {"preprocess": "train", "merge-lora": "export", "inference": "chat"}.get(
-        launch.verb, launch.verb
-    )
+    launch.verb = {"preprocess": "train", "merge-lora": "export", "inference": "chat"}.get(launch.verb, launch.verb)
     _add_arguments(launch, behind)
     return launch
 
@@ -130,8 +129,8 @@ def _is_flag(word: str) -> bool:
 
 
 def parse_flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]:
-    """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag are no flag's. And the files
-    among `--c x.yaml key=value`, which stand behind a switch."""
+    """`--a 1 --b=2 --c --d x y` is a: 1, b: 2, c: true, d: "x,y"; words before the first flag
+    are no flag's. And the files among `--c x.yaml key=value`, which stand behind a switch."""
     words_by_flag: list[tuple[str, list[str]]] = []
     files: list[str] = []
     for word in words:
@@ -143,9 +142,7 @@ def parse_flags(words: Sequence[str]) -> tuple[list[tuple[str, Any]], list[str]]
             words_by_flag.append((name, [value]))
         elif words_by_flag:
             words_by_flag[-1][1].append(word)
-    return [
-        (name, parse_value(",".join(values)) if values else True) for name, values in words_by_flag
-    ], files
+    return [(name, parse_value(",".join(values)) if values else True) for name, values in words_by_flag], files
 
 
 def parse_value(word: str) -> Any:

@@ -1,4 +1,5 @@
-"""Keys of LLaMA-Factory on the model and the method whose value changes its form, or whose meaning depends on others."""
+"""Keys of LLaMA-Factory on the model and the method whose value changes its
+form, or whose meaning depends on others."""
 
 from __future__ import annotations
 
@@ -44,9 +45,16 @@ def split_special_tokens(draft: Draft, name: str, value: Any) -> None:
 
 def attention_implementation(draft: Draft, name: str, value: Any) -> None:
     kinds = {
-        "fa2": "flash_attention_2", "sdpa": "sdpa", "disabled": "eager", "auto": "auto", "True": "flash_attention_2",
-        "False": "auto", "flash_attention_2": "flash_attention_2", "eager": "eager", "flex_attention": "flex_attention",
-    }  # fmt: skip
+        "fa2": "flash_attention_2",
+        "sdpa": "sdpa",
+        "disabled": "eager",
+        "auto": "auto",
+        "True": "flash_attention_2",
+        "False": "auto",
+        "flash_attention_2": "flash_attention_2",
+        "eager": "eager",
+        "flex_attention": "flex_attention",
+    }
     if str(value) == "fa3":
         draft.missing(name, value, "flash-3")
     else:
@@ -54,8 +62,8 @@ def attention_implementation(draft: Draft, name: str, value: Any) -> None:
 
 
 def rope(draft: Draft, name: str, value: Any) -> None:
-    """LLaMA-Factory computes the factor itself (model/model_utils/rope.py): the context that the rows need ÷ the model's
-    own, rounded up; and does nothing where they fit."""
+    """LLaMA-Factory computes the factor itself (model/model_utils/rope.py): the context
+    that the rows need ÷ the model's own, rounded up; and does nothing where they fit."""
     if value not in ("linear", "dynamic", "yarn"):
         draft.missing(name, value, "rope-llama3")
         return
@@ -173,6 +181,7 @@ def disable_shuffling(draft: Draft, name: str, value: Any) -> None:
 
 
 CONVERTERS = converters_by_name(
-    adapter, subfolder, split_special_tokens, attention_implementation, rope, disable_gradient_checkpointing, gradient_checkpointing, remote_code, quantization_bit, quantization_method,
-    method, targets, positive_number, pissa, pure_bf16, bf16, fp16, disable_shuffling,
+    adapter, subfolder, split_special_tokens, attention_implementation, rope,
+    disable_gradient_checkpointing, gradient_checkpointing, remote_code, quantization_bit,
+    quantization_method, method, targets, positive_number, pissa, pure_bf16, bf16, fp16, disable_shuffling,
 )  # fmt: skip

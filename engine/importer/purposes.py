@@ -1,4 +1,5 @@
-"""What a file is for: a training, an evaluation (`do_predict`, `llamafactory-cli eval`) or an export; and the latter two."""
+"""What a file is for: a training, an evaluation (`do_predict`,
+`llamafactory-cli eval`) or an export; and the latter two."""
 
 from __future__ import annotations
 
@@ -16,15 +17,21 @@ from engine.importer.training import CONVERSION_ERRORS, put_unknown
 
 # Keys that mean the same in an evaluation or an export, beside those that the table names for it.
 EVALUATION_PATHS = {
-    "model_name_or_path": "model.model_name_or_path", "model_revision": "model.model_revision",
+    "model_name_or_path": "model.model_name_or_path",
+    "model_revision": "model.model_revision",
     "quantization_type": "model.quantization.bnb_4bit_quant_type",
-    "double_quantization": "model.quantization.bnb_4bit_use_double_quant", "dataset_dir": "data.dataset_dir",
-    "max_samples": "data.max_samples", "per_device_eval_batch_size": "generation.batch_size", "seed": "data.seed",
+    "double_quantization": "model.quantization.bnb_4bit_use_double_quant",
+    "dataset_dir": "data.dataset_dir",
+    "max_samples": "data.max_samples",
+    "per_device_eval_batch_size": "generation.batch_size",
+    "seed": "data.seed",
     "run_name": "name",
-}  # fmt: skip
+}
 EXPORT_PATHS = {
-    "model_name_or_path": "model.model_name_or_path", "model_revision": "model.model_revision", "run_name": "name",
-}  # fmt: skip
+    "model_name_or_path": "model.model_name_or_path",
+    "model_revision": "model.model_revision",
+    "run_name": "name",
+}
 PRECISIONS = {"auto": "auto", "float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 TRAINING_KEYS = (
     "stage",
@@ -65,11 +72,15 @@ def spec_kind(settings: Mapping[str, Any], verb: str) -> str:
 
 
 def evaluation_draft(settings: Mapping[str, Any]) -> Draft:
-    """An evaluation of what the file predicts with. Theirs answers by temperature 0.95 and top_p 0.7 where nothing is said,
-    and takes all rows."""
+    """An evaluation of what the file predicts with. Theirs answers by
+    temperature 0.95 and top_p 0.7 where nothing is said, and takes all rows."""
     draft = Draft(EvaluationSpec, "evaluation", settings)
-    for path, value in {"data.max_samples": None, "generation.temperature": 0.95, "generation.top_p": 0.7,
-                        "generation.max_new_tokens": 1024}.items():  # fmt: skip
+    for path, value in {
+        "data.max_samples": None,
+        "generation.temperature": 0.95,
+        "generation.top_p": 0.7,
+        "generation.max_new_tokens": 1024,
+    }.items():
         draft.put(path, value)
     sets = "eval_dataset" if settings.get("eval_dataset") is not None else "dataset"
     for name, value in settings.items():
@@ -118,9 +129,9 @@ def _put_key(draft: Draft, name: str, value: Any, paths: Mapping[str, str]) -> N
         draft.needless(name, value, "empty")
     elif path := paths.get(name) or entry.paths.get(draft.kind):
         try:
-            CONVERTERS[entry.converter](
-                draft, name, value
-            ) if entry.converter and name not in paths else draft.put(path, value, name)
+            CONVERTERS[entry.converter](draft, name, value) if entry.converter and name not in paths else draft.put(
+                path, value, name
+            )
         except CONVERSION_ERRORS as error:
             draft.note("import-value", name, value, {"en": str(error), "zh": str(error)})
     elif name == "trust_remote_code" or (entry.none and not entry.paths):

@@ -1,7 +1,8 @@
-"""Shell text → the commands in it, each as its words: what bash, cmd and PowerShell mean by quotes, line ends and variables.
+"""Shell text → the commands in it, each as its words: what bash, cmd and
+PowerShell mean by quotes, line ends and variables.
 
-Nothing is run. A variable that the text itself sets is filled in; what only a shell could know (`$1`, `$(date)`) stays as it
-is written, and its name is kept for whoever tells the user.
+Nothing is run. A variable that the text itself sets is filled in; what only a shell could know
+(`$1`, `$(date)`) stays as it is written, and its name is kept for whoever tells the user.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ ASSIGNMENT_REWRITES = (
 
 @dataclass
 class Script:
-    """What a text says: `commands` as lists of words, the `exported` variables, `documents` (the here-documents that it writes
-    to files, name → text), and the names in `unknown` that it uses without setting them."""
+    """What a text says: `commands` as lists of words, the `exported` variables, `documents` (the here-documents
+    that it writes to files, name → text), and the names in `unknown` that it uses without setting them."""
 
     commands: list[list[str]] = field(default_factory=list)
     exported: dict[str, str] = field(default_factory=dict)
@@ -56,11 +57,7 @@ def read_script(text: str) -> Script:
     lexer = _Lexer(text, windows, script)
     while (words := lexer.command()) is not None:
         inner = next(
-            (
-                words[index + 1]
-                for index, word in enumerate(words[:-1])
-                if word == "-c" and _is_shell(words[index - 1])
-            ),
+            (words[index + 1] for index, word in enumerate(words[:-1]) if word == "-c" and _is_shell(words[index - 1])),
             None,
         )
         if inner is not None:  # bash -c "…"
@@ -84,9 +81,7 @@ def _keep_command(words: list[str], variables: dict[str, str | list[str]], scrip
     if all(assigned) or exports:
         for match in filter(None, assigned):
             variables[match[1]] = match[2]
-        names = [match[1] for match in assigned if match] + [
-            word for word in rest if VARIABLE_NAME.fullmatch(word)
-        ]
+        names = [match[1] for match in assigned if match] + [word for word in rest if VARIABLE_NAME.fullmatch(word)]
         if exports:
             script.exported |= {name: str(variables[name]) for name in names if name in variables}
         return
@@ -196,12 +191,7 @@ class _Lexer:
             if here == sign:
                 self.at += 1
                 return text
-            if (
-                here == "\\"
-                and sign == '"'
-                and not self.windows
-                and self.text[self.at + 1 : self.at + 2] in '"\\$`\n'
-            ):
+            if here == "\\" and sign == '"' and not self.windows and self.text[self.at + 1 : self.at + 2] in '"\\$`\n':
                 text[-1] += self.text[self.at + 1].strip("\n")
                 self.at += 2
             elif here in "$%`" and sign == '"' and (value := self._value()) is not None:

@@ -1,4 +1,5 @@
-"""A pasted text → what it is: YAML, a command line, or both; and all settings in it, in the order in which they count."""
+"""A pasted text → what it is: YAML, a command line, or both; and all settings
+in it, in the order in which they count."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from engine.spec.yaml_text import MAX_YAML_DEPTH, read_yaml
 YAML_KEY = re.compile(r"['\"]?[A-Za-z_][\w.\-]*['\"]?")
 YAML_LINE = re.compile(r"^(?:['\"]?[A-Za-z_][\w.\-]*['\"]?\s*:(?:\s|$)|---\s*$)")
 COMMAND_LINE = re.compile(
-    r"(?:^|[\s/\\])(?:llamafactory-cli|lmf|torchrun|deepspeed|accelerate|python3?|axolotl)(?:\.exe)?\s|\.py(?:\s|$)|^\s*--?\w"
+    r"(?:^|[\s/\\])(?:llamafactory-cli|lmf|torchrun|deepspeed|accelerate|python3?|axolotl)(?:\.exe)?\s"
+    r"|\.py(?:\s|$)|^\s*--?\w"
 )
 FENCE = re.compile(r"^\s*```[\w-]*\s*$", re.M)
 SPEC_VERBS = ("train", "export", "eval", "")  # verbs that a spec can stand for
@@ -42,17 +44,14 @@ def normalized(text: str) -> str:
 
 
 def read_source(text: str, reader: Reader) -> Source:
-    """All settings of a text. `reader` answers the text of a file that a command names, or None. Raises Refusal where there
-    is nothing that could be a setting."""
+    """All settings of a text. `reader` answers the text of a file that a command
+    names, or None. Raises Refusal where there is nothing that could be a setting."""
     source = Source()
     if _is_yaml(text):
         _add_yaml(source, text)
         return source
     command, document = _split_command_and_yaml(text)
-    if (
-        not COMMAND_LINE.search(command)
-        and len(re.findall(YAML_LINE.pattern, text, re.M)) > len(text.splitlines()) / 3
-    ):
+    if not COMMAND_LINE.search(command) and len(re.findall(YAML_LINE.pattern, text, re.M)) > len(text.splitlines()) / 3:
         _add_yaml(source, text)  # meant as YAML, and broken: it says where
         return source
     try:
@@ -64,14 +63,10 @@ def read_source(text: str, reader: Reader) -> Source:
     if not launches and not document:
         raise Refusal(problem("import-nothing"))
     source.notes += [
-        problem("import-variable", name=name)
-        for name in dict.fromkeys(script.unknown)
-        if _is_used(name, source.launch)
+        problem("import-variable", name=name) for name in dict.fromkeys(script.unknown) if _is_used(name, source.launch)
     ]
     for index, file in enumerate(source.launch.files):
-        content = (
-            document if index == 0 and document else _here_document(script.documents, file) or reader(file)
-        )
+        content = document if index == 0 and document else _here_document(script.documents, file) or reader(file)
         if content is None:
             source.notes.append(problem("import-file", file=file))
         else:
@@ -111,8 +106,8 @@ def _here_document(documents: Mapping[str, str], file: str) -> str | None:
 
 
 def _is_yaml(text: str) -> bool:
-    """Whether the text is YAML that says settings: a mapping whose keys are names. `llamafactory-cli train --x {a: 1}` is a
-    mapping, too, to YAML."""
+    """Whether the text is YAML that says settings: a mapping whose keys are
+    names. `llamafactory-cli train --x {a: 1}` is a mapping, too, to YAML."""
     try:
         names = _top_level_keys(_without_tabs(text)[0])
     except (yaml.YAMLError, ValueError):
@@ -121,8 +116,8 @@ def _is_yaml(text: str) -> bool:
 
 
 def _top_level_keys(text: str) -> list[str]:
-    """The keys of all documents of a text, at their top; [""] where one is no mapping. Read from events: nothing is built of a
-    text that is nested a thousand times. Raises yaml.YAMLError."""
+    """The keys of all documents of a text, at their top; [""] where one is no mapping. Read from
+    events: nothing is built of a text that is nested a thousand times. Raises yaml.YAMLError."""
     names: list[str] = []
     depth, key = 0, False
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
@@ -160,7 +155,8 @@ def _split_command_and_yaml(text: str) -> tuple[str, str]:
 
 
 def _without_tabs(text: str) -> tuple[str, int]:
-    """The text with tabs at the beginning of lines as blanks, which YAML wants, and the first line that has one (0: none)."""
+    """The text with tabs at the beginning of lines as blanks, which YAML wants,
+    and the first line that has one (0: none)."""
     tabbed = next((number for number, line in enumerate(text.split("\n"), 1) if re.match(r" *\t", line)), 0)
     return re.sub(r"^[ \t]+", lambda blanks: blanks[0].replace("\t", "  "), text, flags=re.M), tabbed
 
@@ -178,18 +174,14 @@ def _add_yaml(source: Source, text: str) -> None:
         if not isinstance(settings, dict):
             raise Refusal(problem("import-nothing"))
         _add_settings(source, [(str(name), settings[name]) for name in settings], over=False)
-        source.notes += [
-            problem("import-twice", name=name, value=settings[name]) for name in _repeated_keys(document)
-        ]
+        source.notes += [problem("import-twice", name=name, value=settings[name]) for name in _repeated_keys(document)]
 
 
 def _documents(text: str) -> list[str]:
     """The parts between `---`; one of comments alone is none."""
     parts = re.split(r"^---(?:[ \t].*)?$|^\.\.\.[ \t]*$", text, flags=re.M)
     held = [
-        part
-        for part in parts
-        if any(line.strip() and not line.lstrip().startswith("#") for line in part.split("\n"))
+        part for part in parts if any(line.strip() and not line.lstrip().startswith("#") for line in part.split("\n"))
     ]
     return held or [text]
 

@@ -16,8 +16,8 @@ EMPTY_VALUES = (None, False, "", "none", "None", "null")  # what asks for nothin
 
 @dataclass(frozen=True)
 class Entry:
-    """What becomes of one key. `paths`: for which stage (or "evaluation", "export") it goes where; under "" for all. The
-    other fields are told in llamafactory.yaml."""
+    """What becomes of one key. `paths`: for which stage (or "evaluation", "export") it
+    goes where; under "" for all. The other fields are told in llamafactory.yaml."""
 
     paths: Mapping[str, str] = field(default_factory=dict)
     converter: str = ""

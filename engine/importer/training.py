@@ -18,9 +18,14 @@ from engine.spec.trainer_arguments import trainer_arguments
 
 # What is theirs where nothing is said, changes what is learned or kept, and is other than ours (LLaMA-Factory 0.9.5).
 DEFAULTS: dict[str, Any] = {
-    "learning_rate": 5e-5, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-    "lr_scheduler_type": "linear", "num_train_epochs": 3.0, "cutoff_len": 2048, "lora_rank": 8,
-}  # fmt: skip
+    "learning_rate": 5e-5,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "lr_scheduler_type": "linear",
+    "num_train_epochs": 3.0,
+    "cutoff_len": 2048,
+    "lora_rank": 8,
+}
 # Of a stage: PPOConfig of TRL 0.9 and GeneratingArguments; packing is on by itself in pre-training alone.
 STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "pt": {"packing": True},

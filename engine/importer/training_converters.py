@@ -1,4 +1,5 @@
-"""Keys of LLaMA-Factory on how is trained, logged and answered whose value changes its form, or whose meaning depends on others."""
+"""Keys of LLaMA-Factory on how is trained, logged and answered whose value
+changes its form, or whose meaning depends on others."""
 
 from __future__ import annotations
 
@@ -9,12 +10,21 @@ from engine.importer.table import EMPTY_VALUES, reasons
 from engine.spec.run_spec import Logging
 
 OPTIMIZER_ARGUMENTS = {
-    "galore": {"galore_rank": ("rank", 16), "galore_update_interval": ("update_proj_gap", 200),
-               "galore_scale": ("scale", 2.0), "galore_proj_type": ("proj_type", "std")},
-    "apollo": {"apollo_rank": ("rank", 16), "apollo_update_interval": ("update_proj_gap", 200),
-               "apollo_scale": ("scale", 32.0), "apollo_proj": ("proj", "random"), "apollo_proj_type": ("proj_type", "std"),
-               "apollo_scale_type": ("scale_type", "channel")},
-}  # fmt: skip
+    "galore": {
+        "galore_rank": ("rank", 16),
+        "galore_update_interval": ("update_proj_gap", 200),
+        "galore_scale": ("scale", 2.0),
+        "galore_proj_type": ("proj_type", "std"),
+    },
+    "apollo": {
+        "apollo_rank": ("rank", 16),
+        "apollo_update_interval": ("update_proj_gap", 200),
+        "apollo_scale": ("scale", 32.0),
+        "apollo_proj": ("proj", "random"),
+        "apollo_proj_type": ("proj_type", "std"),
+        "apollo_scale_type": ("scale_type", "channel"),
+    },
+}
 
 
 def run_kind(draft: Draft, name: str, value: Any) -> None:
@@ -90,13 +100,7 @@ def adafactor(draft: Draft, name: str, value: Any) -> None:
 
 def galore(draft: Draft, name: str, value: Any) -> None:
     base = str(draft.settings.get("optim", "adamw"))
-    kind = (
-        "galore_adafactor"
-        if "adafactor" in base
-        else "galore_adamw_8bit"
-        if "8bit" in base
-        else "galore_adamw"
-    )
+    kind = "galore_adafactor" if "adafactor" in base else "galore_adamw_8bit" if "8bit" in base else "galore_adamw"
     _projected(draft, name, value, "galore", kind)
 
 
@@ -112,16 +116,9 @@ def _projected(draft: Draft, name: str, value: Any, family: str, kind: str) -> N
     layerwise = draft.settings.get(f"{family}_layerwise") is True
     draft.put("training.optim", kind + "_layerwise" * layerwise, name)
     targets = as_list(draft.settings.get(f"{family}_target", "all"))
-    draft.put(
-        "extra.optim_target_modules", "all-linear" if targets == ["all"] else targets, f"{family}_target"
-    )
-    numbers = {
-        ours: draft.settings.get(theirs, usual)
-        for theirs, (ours, usual) in OPTIMIZER_ARGUMENTS[family].items()
-    }
-    draft.put(
-        "extra.optim_args", ",".join(f"{key}={number}" for key, number in numbers.items()), f"{family}_rank"
-    )
+    draft.put("extra.optim_target_modules", "all-linear" if targets == ["all"] else targets, f"{family}_target")
+    numbers = {ours: draft.settings.get(theirs, usual) for theirs, (ours, usual) in OPTIMIZER_ARGUMENTS[family].items()}
+    draft.put("extra.optim_args", ",".join(f"{key}={number}" for key, number in numbers.items()), f"{family}_rank")
 
 
 def dft_loss(draft: Draft, name: str, value: Any) -> None:
@@ -174,7 +171,8 @@ def use_cpu(draft: Draft, name: str, value: Any) -> None:
 
 
 def step_interval(draft: Draft, name: str, value: Any) -> None:
-    """A number of steps. transformers takes a share of all steps, too, which is known only when the rows are counted."""
+    """A number of steps. transformers takes a share of all steps, too, which is
+    known only when the rows are counted."""
     if isinstance(value, float) and 0 < value < 1:
         draft.missing(name, value, "whole-number")
     else:
@@ -263,7 +261,8 @@ def export_name(draft: Draft, name: str, value: Any) -> None:
 
 
 CONVERTERS = converters_by_name(
-    run_kind, preference_loss, label_smoothing, reference_model, ppo_buffer_size, accumulation, optimizer, adafactor, galore,
-    apollo, dft_loss, max_steps, warmup, warmup_ratio, data_seed, use_cpu, step_interval, save_total_limit, logging_strategy, eval_strategy,
-    save_strategy, trackers, swanlab, run_name, metric_for_best_model, greater_is_better, do_sample, harness_task, export_name,
+    run_kind, preference_loss, label_smoothing, reference_model, ppo_buffer_size, accumulation,
+    optimizer, adafactor, galore, apollo, dft_loss, max_steps, warmup, warmup_ratio, data_seed,
+    use_cpu, step_interval, save_total_limit, logging_strategy, eval_strategy, save_strategy, trackers,
+    swanlab, run_name, metric_for_best_model, greater_is_better, do_sample, harness_task, export_name,
 )  # fmt: skip

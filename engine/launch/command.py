@@ -28,8 +28,8 @@ def on_cpu(spec: Spec, gpu_count: int) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One child of a run. One that `waits` is started with the first and begins when it is its turn, told by a line on its
-    standard input. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
+    """One child of a run. One that `waits` is started with the first and begins when it is its turn, told by a line
+    on its standard input. One that `saves` is given time to when it is asked to stop; any other is ended at once."""
 
     arguments: list[str]
     waits: bool = False
@@ -59,9 +59,13 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
     """
     processes = spec.hardware.num_processes
     flags = {
-        "num_processes": processes, "num_machines": 1, "machine_rank": 0, "main_process_port": port,
-        "mixed_precision": "no", "dynamo_backend": "no",
-    }  # fmt: skip
+        "num_processes": processes,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "main_process_port": port,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
     # accelerate takes --cpu with several processes for one process; the environment says CPU instead.
     mode = ["--multi_gpu"] if processes > 1 else ["--cpu"] if on_cpu(spec, gpu_count) else []
     return [
@@ -74,8 +78,8 @@ def train_command(spec: RunSpec, folder: Path | str, port: int, gpu_count: int) 
 def environment(spec: Spec, folder: Path | str, gpu_indices: Sequence[int], threads: int) -> dict[str, str]:
     """What the run's processes find in their environment besides what the studio's own has.
 
-    `gpu_indices`: of the cards that may be used, as nvidia-smi numbers them; `threads`: of the CPU, for all processes of
-    the run together.
+    `gpu_indices`: of the cards that may be used, as nvidia-smi numbers them;
+    `threads`: of the CPU, for all processes of the run together.
     """
     variables = {
         RUN_VARIABLE: str(folder),
@@ -120,6 +124,4 @@ def shell_command(command: Sequence[str], added: Mapping[str, str]) -> str:
 
 def inherited_environment() -> dict[str, str]:
     """The studio's environment as its children get it: without what only the studio needs."""
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", RUN_VARIABLE))
-    }
+    return {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", RUN_VARIABLE))}

@@ -40,19 +40,15 @@ def wake_supervisor(run: RunDir) -> None:
     written = read_object(run.keeper)
     with contextlib.suppress(psutil.Error, OSError, TypeError, ValueError):
         supervisor = psutil.Process(written.get("pid"))
-        if supervisor.status() == psutil.STATUS_STOPPED and start_ticks(supervisor.pid) == written.get(
-            "start_ticks"
-        ):
+        if supervisor.status() == psutil.STATUS_STOPPED and start_ticks(supervisor.pid) == written.get("start_ticks"):
             supervisor.resume()
 
 
 def start_ticks(pid: int) -> int:
-    """When a process began, in clock ticks since the machine did: unlike a time of day, no correction of the clock moves it.
-    Raises OSError if there is none."""
+    """When a process began, in clock ticks since the machine did: unlike a time of
+    day, no correction of the clock moves it. Raises OSError if there is none."""
     # Its name, in parentheses, may hold anything; behind it the fields are numbers, of which this is the 22nd.
-    fields = (
-        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    )
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return int(fields[19])
 
 
@@ -74,7 +70,8 @@ def end_processes(folder: Path, kill_timeout_s: float = KILL_TIMEOUT_SECONDS) ->
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still holds anything: what is left of a zombie is its exit code, once its last thread has ended, too."""
+    """Whether it still holds anything: what is left of a zombie is its exit
+    code, once its last thread has ended, too."""
     try:
         ended = process.status() == psutil.STATUS_ZOMBIE and len(os.listdir(f"/proc/{process.pid}/task")) == 1
         return process.is_running() and not ended  # the pid may be another's by now

@@ -1,8 +1,9 @@
 """The Python stacks of a run's processes, each written by faulthandler in the process itself when a signal asks for it.
 
-So nothing has to look into a process from outside. py-spy does: it needs ptrace, which a container without SYS_PTRACE or a
-system with a strict yama.ptrace_scope denies, and it has to know the layout of each version of Python. The handler is C code, which
-answers while the interpreter waits in a system call or for a card; it writes into memory, whatever a disk or a pipe does.
+So nothing has to look into a process from outside. py-spy does: it needs ptrace, which a container
+without SYS_PTRACE or a system with a strict yama.ptrace_scope denies, and it has to know the
+layout of each version of Python. The handler is C code, which answers while the interpreter waits
+in a system call or for a card; it writes into memory, whatever a disk or a pipe does.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def offer_stacks() -> None:
 
 
 def read_stacks(folder: Path) -> str:
-    """What every thread of each process of the run is doing, the innermost call first; processes that do not offer their
-    stacks are left out."""
+    """What every thread of each process of the run is doing, the innermost call
+    first; processes that do not offer their stacks are left out."""
     parts = []
     for process in find_processes(folder):
         with contextlib.suppress(OSError, psutil.Error):  # it has ended meanwhile

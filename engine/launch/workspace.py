@@ -27,11 +27,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 PRESETS = Path(__file__).parent / "presets"
 # Data sets and the demo model that come with Athanor: in the checkout, or where pip puts what is no module.
 SHIPPED_DATA = next(
-    (
-        folder
-        for folder in (PROJECT / "data", Path(sys.prefix) / "share" / "athanor" / "data")
-        if folder.is_dir()
-    ),
+    (folder for folder in (PROJECT / "data", Path(sys.prefix) / "share" / "athanor" / "data") if folder.is_dir()),
     PROJECT / "data",
 )
 # Below it an installation keeps its own: the checkout, or, installed by pip, the folder that it is started in.
@@ -139,23 +135,35 @@ def template_file(spec: RunSpec) -> str | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that place an installation, each with its environment variable."""
     parser.add_argument(
-        "--models", metavar="DIR", type=Path, nargs="+", action="extend",
+        "--models",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        action="extend",
         help="folders to search for models [ATHANOR_MODELS, separated by ':'; default: models and data]",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--data", metavar="DIR", type=Path, help="folder with dataset_info.json [ATHANOR_DATA; default: data]"
     )
+    parser.add_argument("--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]")
     parser.add_argument(
-        "--saves", metavar="DIR", type=Path, help="where runs are kept [ATHANOR_SAVES; default: saves]"
+        "--reward-files",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        action="extend",
+        help=(
+            "folders whose Python files may be used as GRPO rewards "
+            "[ATHANOR_REWARD_FILES, separated by ':'; default: none]"
+        ),
     )
     parser.add_argument(
-        "--reward-files", metavar="DIR", type=Path, nargs="+", action="extend",
-        help="folders whose Python files may be used as GRPO rewards [ATHANOR_REWARD_FILES, separated by ':'; default: none]",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-remote-code", metavar="MODEL", nargs="+", action="extend",
+        "--allow-remote-code",
+        metavar="MODEL",
+        nargs="+",
+        action="extend",
         help="models (paths or hub IDs) whose own Python code may run [ATHANOR_ALLOW_REMOTE_CODE, separated by ',']",
-    )  # fmt: skip
+    )
 
 
 def from_arguments(arguments: argparse.Namespace) -> Workplace:
@@ -174,9 +182,7 @@ def from_arguments(arguments: argparse.Namespace) -> Workplace:
         models=roots,
         data=Path(arguments.data or environment("ATHANOR_DATA") or default.data).resolve(),
         saves=Path(arguments.saves or environment("ATHANOR_SAVES") or default.saves).resolve(),
-        reward_files=tuple(
-            path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")
-        ),
+        reward_files=tuple(path.resolve() for path in folders(arguments.reward_files, "ATHANOR_REWARD_FILES")),
         remote_code=tuple(identity(absolute_path(model.strip(), roots)) for model in remote if model.strip()),
     )
 
@@ -193,8 +199,8 @@ def make_saves(workplace: Workplace) -> Problem | None:
 
 
 def make_data(workplace: Workplace) -> Problem | None:
-    """Make the data folder with the sample data sets if it is not there, and say so: it may be a slip of the pen. Raises
-    Refusal."""
+    """Make the data folder with the sample data sets if it is not there, and
+    say so: it may be a slip of the pen. Raises Refusal."""
     if workplace.data.is_dir():
         return None
     try:

@@ -89,11 +89,7 @@ def adapter_embedding_rows(folder: str | Path) -> int:
     )
     tensors = {} if isinstance(weights, Problem) else weights
     return max(
-        (
-            tensor.shape[0]
-            for name, tensor in tensors.items()
-            if name.endswith(names) and len(tensor.shape) == 2
-        ),
+        (tensor.shape[0] for name, tensor in tensors.items() if name.endswith(names) and len(tensor.shape) == 2),
         default=0,
     )
 

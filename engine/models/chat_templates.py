@@ -44,9 +44,7 @@ def template_problem(file: str, text: str) -> Problem | None:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    jinja = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
+    jinja = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     try:
         jinja.compile(text)  # nothing of it is run
     except TemplateSyntaxError as error:

@@ -1,4 +1,5 @@
-"""What keeps a model folder from being trained: missing or damaged files, formats and architectures that are not supported."""
+"""What keeps a model folder from being trained: missing or damaged files,
+formats and architectures that are not supported."""
 
 from __future__ import annotations
 
@@ -117,9 +118,7 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
         if not scorer:
             problems.append(problem("model-is-scorer", architecture=model.architecture))
     elif not is_language_model(folder):
-        problems.append(
-            problem("model-not-language", architecture=model.architecture or model.model_type or "?")
-        )
+        problems.append(problem("model-not-language", architecture=model.architecture or model.model_type or "?"))
     elif any(part in config for part in MULTIMODAL_KEYS) and not _loads_as_causal_lm(model):
         problems.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
     tensors, damaged = tensors_of(folder)
@@ -128,9 +127,7 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
 
 def _loads_as_causal_lm(model: ModelFacts) -> bool:
     """Whether the part of the model that writes is loaded without those that see or hear."""
-    return model.needs_remote_code or auto_classes("CAUSAL_LM").get(model.model_type, "").endswith(
-        "ForCausalLM"
-    )
+    return model.needs_remote_code or auto_classes("CAUSAL_LM").get(model.model_type, "").endswith("ForCausalLM")
 
 
 def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:
@@ -156,9 +153,7 @@ def _tokenizer_problems(folder: Path) -> list[Problem]:
     problems = []
     if "tokenizer.json" in names:
         status = (folder / "tokenizer.json").stat()
-        problems.append(
-            _tokenizer_json_problem(folder / "tokenizer.json", status.st_mtime_ns, status.st_size)
-        )
+        problems.append(_tokenizer_json_problem(folder / "tokenizer.json", status.st_mtime_ns, status.st_size))
     if "tokenizer_config.json" in names and isinstance(
         config := read_json_object(folder / "tokenizer_config.json"), Problem
     ):

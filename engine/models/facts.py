@@ -22,9 +22,7 @@ from engine.models.json_objects import MAX_JSON_BYTES, files_in, read_json_objec
 from engine.models.safetensors_headers import Tensor, tensors_of
 
 # The same fact under the names different families gave it; the first one present wins.
-CONTEXT_KEYS = (
-    "max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx",
-)  # fmt: skip
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 TEXT_CONFIG_KEYS = (
@@ -35,9 +33,7 @@ TEXT_CONFIG_KEYS = (
 GENERATOR_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "WithLMHead")
 SCORER_CLASSES = ("ForSequenceClassification", "ForTokenClassification", "RewardModel")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "chat_templates", "additional_chat_templates")
-DTYPE_NAMES = {
-    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn",
-}  # fmt: skip
+DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "F8_E4M3": "float8_e4m3fn"}
 
 
 @dataclass(frozen=True)
@@ -100,8 +96,7 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
         rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
         quantized=quantized,
-        needs_remote_code="auto_map" in config
-        and not _known_to_transformers(as_text(config.get("model_type"))),
+        needs_remote_code="auto_map" in config and not _known_to_transformers(as_text(config.get("model_type"))),
         adapter_of=base_of_adapter(folder),
     )
 
@@ -147,9 +142,7 @@ def may_be_quantized(path: str, kind: str = "none") -> bool:
 def _quantized(folder: Path, config: Mapping[str, Any]) -> str | None:
     how = config.get("quantization_config")
     if isinstance(how, dict):
-        return (
-            as_text(how.get("quant_method")) or "bitsandbytes"
-        )  # its first releases did not name themselves
+        return as_text(how.get("quant_method")) or "bitsandbytes"  # its first releases did not name themselves
     if os.path.isfile(folder / "quantize_config.json"):
         return "gptq"  # AutoGPTQ and AutoAWQ kept it in a file of their own at first
     return "awq" if os.path.isfile(folder / "quant_config.json") else None

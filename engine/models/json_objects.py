@@ -1,4 +1,5 @@
-"""JSON objects in a model folder, read with a limit on their size; what is wrong with one is a Problem, not an exception."""
+"""JSON objects in a model folder, read with a limit on their size; what is
+wrong with one is a Problem, not an exception."""
 
 from __future__ import annotations
 
@@ -27,9 +28,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any] 
             return problem("model-json-too-large", file=path.name, limit=limit >> 20)
         value = json.loads(regular_files.read_text(path, "utf-8-sig"))
     except json.JSONDecodeError as error:
-        return problem(
-            "model-json-broken", file=path.name, line=error.lineno, column=error.colno, what=error.msg
-        )
+        return problem("model-json-broken", file=path.name, line=error.lineno, column=error.colno, what=error.msg)
     except OSError as error:
         return problem("model-file-unreadable", file=path.name, what=error.strerror)
     except (ValueError, RecursionError):  # not UTF-8, a number of ten thousand digits, nested without end

@@ -1,10 +1,12 @@
 """The tensors of a model by name, type and shape, from the headers of its safetensors files.
 
-Weights are never read. Nothing in a header is trusted: the size it claims is checked against the file before a byte is allocated.
+Weights are never read. Nothing in a header is trusted: the size it claims is
+checked against the file before a byte is allocated.
 
-Why not `safetensors.safe_open`, which needs numpy alone: the engine gets by without the training stack's packages; it says
-"header too large" of what git leaves where `git lfs pull` was never run, and "file not fully covered" of a file cut off,
-where a person has to be told which of both it is and how many bytes are missing; and it knows no type newer than itself.
+Why not `safetensors.safe_open`, which needs numpy alone: the engine gets by without the
+training stack's packages; it says "header too large" of what git leaves where `git lfs pull`
+was never run, and "file not fully covered" of a file cut off, where a person has to be told
+which of both it is and how many bytes are missing; and it knows no type newer than itself.
 """
 
 from __future__ import annotations
@@ -76,9 +78,7 @@ def _no_weights(folder: Path) -> Problem:
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return problem("model-gguf", file=gguf[0])
     pickles = [
-        name
-        for name in names
-        if name.endswith(PICKLE_SUFFIXES) and name not in ("training_args.bin", "optimizer.pt")
+        name for name in names if name.endswith(PICKLE_SUFFIXES) and name not in ("training_args.bin", "optimizer.pt")
     ]
     if pickles:
         return problem("model-pickled", file=pickles[0])
@@ -130,12 +130,8 @@ def _read_header(path: Path, modified: int, size: int) -> Mapping[str, Tensor] |
             entries = json.loads(file.read(length))
             if not all(map(str.isprintable, entries)):  # names are shown on the page
                 raise ValueError(path)
-            tensors = {
-                name: _parse_tensor(entry) for name, entry in entries.items() if name != "__metadata__"
-            }
-            end = max(
-                (entry["data_offsets"][1] for name, entry in entries.items() if name in tensors), default=0
-            )
+            tensors = {name: _parse_tensor(entry) for name, entry in entries.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for name, entry in entries.items() if name in tensors), default=0)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return problem("model-header-broken", file=path.name)
         if 8 + length + end != size:
@@ -167,9 +163,7 @@ def _packed_shape(state: bytes) -> tuple[int, ...] | None:
         shape = json.loads(state)["shape"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    sane = (
-        isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in shape)
-    )
+    sane = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in shape)
     return tuple(shape) if sane else None
 
 

@@ -1,4 +1,5 @@
-"""What a method trains in a model: the modules LoRA can target, the layers freeze keeps, and how many parameters that is.
+"""What a method trains in a model: the modules LoRA can target, the layers
+freeze keeps, and how many parameters that is.
 
 Read from the safetensors headers, by peft's own rules.
 """
@@ -43,9 +44,7 @@ def linear_modules(model: ModelFacts) -> list[str]:
 def fully_trainable_modules(model: ModelFacts) -> list[str]:
     """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
     linear = set(_linear_names(model))
-    return list(
-        dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model) if name not in linear)
-    )
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model) if name not in linear))
 
 
 def lora_problems(
@@ -65,24 +64,25 @@ def lora_problems(
         try:
             missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in named)
         except re.error as error:
-            problems.append(
-                problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg)
-            )
+            problems.append(problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg))
             continue
         if missing:
             near = difflib.get_close_matches(target, linear, n=1, cutoff=0.0)
             problems.append(
-                problem("lora-target-missing", f"{part}.target_modules", given=target, nearest=near[0],
-                        modules=names_in_line(linear, 12))
-            )  # fmt: skip
+                problem(
+                    "lora-target-missing",
+                    f"{part}.target_modules",
+                    given=target,
+                    nearest=near[0],
+                    modules=names_in_line(linear, 12),
+                )
+            )
     names = module_names(model)
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     for saved in modules_to_save:
         if not any(name.endswith(saved) for name in names):
             near = difflib.get_close_matches(saved, ends, n=1, cutoff=0.0)
-            problems.append(
-                problem("lora-saved-missing", f"{part}.modules_to_save", given=saved, nearest=near[0])
-            )
+            problems.append(problem("lora-saved-missing", f"{part}.modules_to_save", given=saved, nearest=near[0]))
     return problems
 
 
@@ -94,9 +94,7 @@ def freeze_problems(
     unknown = [module for module in trainable_modules if not any(is_or_below(name, module) for name in names)]
     known = _module_names(name for name in names if not ROUTED_EXPERT.search(name))
     return [
-        problem(
-            "freeze-unknown", field, given=module, nearest=difflib.get_close_matches(module, known, 1, 0.0)[0]
-        )
+        problem("freeze-unknown", field, given=module, nearest=difflib.get_close_matches(module, known, 1, 0.0)[0])
         for module in unknown
         if known
     ]
@@ -139,9 +137,7 @@ def trainable_parameters(
     def freeze() -> int:
         if trainable_modules:
             return sum(
-                size
-                for name, size in sizes.items()
-                if any(is_or_below(name, module) for module in trainable_modules)
+                size for name, size in sizes.items() if any(is_or_below(name, module) for module in trainable_modules)
             )
         layer = {name: int(match[1]) for name in sizes if (match := LAYER_INDEX.search(name))}
         trained = trained_layers(len(set(layer.values())), trainable_layers)
@@ -188,15 +184,11 @@ def weight_matrices(model: ModelFacts) -> dict[str, tuple[int, ...]]:
 def _linear_names(model: ModelFacts) -> list[str]:
     ends = {name: name.rpartition(".")[2] for name in weight_matrices(model)}
     return [
-        name
-        for name, end in ends.items()
-        if "emb" not in end and end not in HEAD_MODULES and end not in ("wte", "wpe")
+        name for name, end in ends.items() if "emb" not in end and end not in HEAD_MODULES and end not in ("wte", "wpe")
     ]
 
 
-def targeted_shapes(
-    model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]
-) -> list[tuple[int, ...]]:
+def targeted_shapes(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> list[tuple[int, ...]]:
     """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
     pattern = isinstance(targets, str) and targets != ALL_LINEAR
     targets = [targets] if isinstance(targets, str) else targets
@@ -211,9 +203,7 @@ def targeted_shapes(
 
 def _matches(target: str, module: str, pattern: bool) -> bool:
     """peft's rule: one string is a pattern for the whole name, names in a list are the name or its end."""
-    return (
-        bool(re.fullmatch(target, module)) if pattern else module == target or module.endswith(f".{target}")
-    )
+    return bool(re.fullmatch(target, module)) if pattern else module == target or module.endswith(f".{target}")
 
 
 def _is_inside(tensor: str, module: str) -> bool:

@@ -57,9 +57,7 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 @lru_cache(maxsize=64)
 def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabulary:
-    contents = {
-        name: json_object_or_empty(folder / name, MAX_TOKENIZER_BYTES) for name in TOKENIZER_JSON_FILES
-    }
+    contents = {name: json_object_or_empty(folder / name, MAX_TOKENIZER_BYTES) for name in TOKENIZER_JSON_FILES}
     whole, config = contents["tokenizer.json"], contents["tokenizer_config.json"]
     model = whole.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
@@ -73,8 +71,7 @@ def _vocabulary(folder: Path, _stamps: tuple[tuple[int, int], ...]) -> Vocabular
         rows, known = max(ids, default=-1) + 1, words.keys()
     rows = max([rows, *(number + 1 for number in added)]) if rows else 0
     special = {
-        name: _text(contents["special_tokens_map.json"].get(name) or config.get(name))
-        for name in SPECIAL_TOKENS
+        name: _text(contents["special_tokens_map.json"].get(name) or config.get(name)) for name in SPECIAL_TOKENS
     }
     for token in dict.fromkeys(special.values()):
         # Named and in no list: transformers gives it the next id when it loads the tokenizer.

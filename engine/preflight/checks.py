@@ -24,8 +24,8 @@ NO_GRADIENT_CODE = "attention-not-trained-on-cpu"
 
 
 def preflight_problems(spec: RunSpec, workplace: Workplace, *, wait: bool = True) -> list[Problem]:
-    """Everything on this machine that would keep `spec` from running. Empty: it can start. Without `wait`, what a package
-    does on this machine is not told while it is still being tried (`engine.preflight.doctor`)."""
+    """Everything on this machine that would keep `spec` from running. Empty: it can start. Without `wait`, what
+    a package does on this machine is not told while it is still being tried (`engine.preflight.doctor`)."""
     problems = workplace.problems(spec)
     outside = {problem.field for problem in problems}  # not looked at, not even whether it is there
     problems += chosen_model_problems(spec, workplace, outside)
@@ -73,9 +73,7 @@ def _gpu_problems(spec: RunSpec) -> list[Problem]:
     if missing := missing_gpus(chosen):
         return missing
     if chosen.num_processes > len(gpus):
-        return [
-            problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))
-        ]
+        return [problem("too-few-cards", "hardware.num_processes", wanted=chosen.num_processes, there=len(gpus))]
     first = hardware.chosen_gpus(chosen.devices, 1)[0]
     if doctor.torch_cuda() == "":
         return [problem("torch-without-cuda", "hardware.device", name=first.name)]
@@ -104,9 +102,7 @@ def _disk_problems(spec: RunSpec, workplace: Workplace, trained: int) -> list[Pr
         return [problem("saves-not-writable", folder=saves, why=os.strerror(errno.EACCES))]
     needed, free = disk_needed(spec, trained), hardware.free_disk(saves)
     if needed > free:
-        return [
-            problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")
-        ]
+        return [problem("disk-full", folder=saves, needed=f"{needed / 1e9:.2f} GB", free=f"{free / 1e9:.2f} GB")]
     return []
 
 

@@ -60,9 +60,7 @@ def _label_problems(spec: RunSpec, known: Mapping[str, Dataset], folder: Path) -
     """What KTO misses in data sets whose answers are all good, or all bad."""
     if spec.stage.kind != "kto":
         return []
-    counts = (
-        _label_counts(folder, name, _dataset_stamps(folder, known[name])) for name in spec.data.datasets
-    )
+    counts = (_label_counts(folder, name, _dataset_stamps(folder, known[name])) for name in spec.data.datasets)
     marks = sum(counts, Counter())
     # Of more rows than these, all are looked at when the run begins.
     if len(marks) == 1 and marks.total() < ROWS_CHECKED:
@@ -107,12 +105,8 @@ def any_dataset_has_answers(spec: RunSpec) -> bool:
     folder = Path(spec.data.dataset_dir)
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(folder)[0]}
     chosen = [catalogue[name] for name in spec.data.datasets if name in catalogue]
-    usable = [
-        dataset for dataset in chosen if dataset.problem is None and dataset.kind in KINDS_BY_FORM["prompts"]
-    ]
-    return not usable or any(
-        _has_answers(folder, dataset.name, _dataset_stamps(folder, dataset)) for dataset in usable
-    )
+    usable = [dataset for dataset in chosen if dataset.problem is None and dataset.kind in KINDS_BY_FORM["prompts"]]
+    return not usable or any(_has_answers(folder, dataset.name, _dataset_stamps(folder, dataset)) for dataset in usable)
 
 
 @lru_cache(maxsize=256)

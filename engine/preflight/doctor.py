@@ -1,8 +1,9 @@
 """Whether a package that can be installed and still not work does work on the device a run would use.
 
-Only trying tells: bitsandbytes without the library for this CUDA imports well and fails hours into a queue, in the words of
-whoever called it. So it is tried in a child (`engine.worker.runtime.doctor`), never in this process, which opens no device. What the
-child saw is kept in a file until the environment changes, and concurrent callers share one child.
+Only trying tells: bitsandbytes without the library for this CUDA imports well and fails hours
+into a queue, in the words of whoever called it. So it is tried in a child
+(`engine.worker.runtime.doctor`), never in this process, which opens no device. What the child
+saw is kept in a file until the environment changes, and concurrent callers share one child.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ REPOSITORY = "https://github.com/bitsandbytes-foundation/bitsandbytes.git"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial of a package saw. `failed` has a reason for each check that did not pass ("import", "library", "4bit",
-    "8bit", "optimizer"); `facts` are versions, the CUDA of PyTorch and the libraries that are shipped. One that is not
-    `certain` ended without an answer, and keeps nobody from starting."""
+    """What a trial of a package saw. `failed` has a reason for each check that did not pass ("import",
+    "library", "4bit", "8bit", "optimizer"); `facts` are versions, the CUDA of PyTorch and the libraries
+    that are shipped. One that is not `certain` ended without an answer, and keeps nobody from starting."""
 
     module: str
     failed: Mapping[str, str] = field(default_factory=dict)
@@ -79,8 +80,8 @@ _uncertain: dict[str, tuple[float, TrialResult]] = {}  # key → when, and what 
 
 
 def trial_result(module: str, device: Device, *, wait: bool) -> TrialResult | None:
-    """What a trial of `module` on `device` saw: from the file if the environment is the same, else by a new one. Without
-    `wait` a new trial goes on beside, and the answer is None until it has ended."""
+    """What a trial of `module` on `device` saw: from the file if the environment is the same, else by
+    a new one. Without `wait` a new trial goes on beside, and the answer is None until it has ended."""
     file = _folder() / f"{_key(module, device)}.json"
     if known := _saved_result(file):
         return known
@@ -124,15 +125,21 @@ def _try_in_child(module: str, device: Device) -> TrialResult:
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch, "answer.json")
         variables = {
-            "PYTHONPATH": command.python_path(), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONUTF8": "1",
+            "PYTHONPATH": command.python_path(),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "PYTHONUTF8": "1",
             "CUDA_VISIBLE_DEVICES": "" if device.index is None else str(device.index),
-        }  # fmt: skip
+        }
         with Path(scratch, "log.txt").open("w+", encoding="utf-8", errors="replace") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "engine.worker.runtime.doctor", module, device.kind, str(answer)],
-                cwd=PROJECT, env=command.inherited_environment() | command.OFFLINE_VARIABLES | variables, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                cwd=PROJECT,
+                env=command.inherited_environment() | command.OFFLINE_VARIABLES | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
             try:
                 code = child.wait(TRIAL_LIMIT_S)
             except subprocess.TimeoutExpired:
@@ -198,8 +205,8 @@ def _driver_version() -> str:
 
 @cache
 def _folder() -> Path:
-    """Where answers are kept: with the user's other caches, or where there is no home, in a folder of one's own among the
-    temporary files."""
+    """Where answers are kept: with the user's other caches, or where there is
+    no home, in a folder of one's own among the temporary files."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for folder in (
         caches / "athanor" / "doctor",
@@ -213,7 +220,8 @@ def _folder() -> Path:
 
 
 def torch_cuda() -> str | None:
-    """The CUDA (or ROCm) that the installed PyTorch was built for; "" for a build without, None if that cannot be read."""
+    """The CUDA (or ROCm) that the installed PyTorch was built for; "" for a
+    build without, None if that cannot be read."""
     place = _package_folder("torch")
     try:
         text = (place / "version.py").read_text(encoding="utf-8") if place else ""
@@ -232,17 +240,23 @@ def bitsandbytes_problem(seen: TrialResult, why: str, device: Device, setting: s
     cuda = facts.get("cuda") or "—"
     libraries = facts.get("libraries") or []
     values = {
-        "what": what, "why": why, "device": device.name, "torch": facts.get("torch", "?"), "cuda": cuda,
+        "what": what,
+        "why": why,
+        "device": device.name,
+        "torch": facts.get("torch", "?"),
+        "cuda": cuda,
         "version": facts.get("version", "?"),
-        "libraries": ", ".join(libraries) or "(none)", "repository": REPOSITORY,
-    }  # fmt: skip
+        "libraries": ", ".join(libraries) or "(none)",
+        "repository": REPOSITORY,
+    }
     if device.kind == "cpu":
         return problem("bitsandbytes-broken-cpu", setting, **values)
     return problem("bitsandbytes-broken", setting, **values, override=_nearest_cuda(cuda, libraries))
 
 
 def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
-    """The digits of the shipped library that is nearest to the CUDA of PyTorch: of its major version if there is one."""
+    """The digits of the shipped library that is nearest to the CUDA of PyTorch:
+    of its major version if there is one."""
     shipped = [match[1] for name in libraries if (match := re.search(r"_cuda(\d+)", name))]
     major = cuda.partition(".")[0]
     same = [digits for digits in shipped if digits[:-1] == major]
@@ -251,6 +265,4 @@ def _nearest_cuda(cuda: str, libraries: list[str]) -> str:
 
 def import_problem(seen: TrialResult, setting: str, what: str, package: str) -> Problem:
     """That a package is installed and cannot be imported."""
-    return problem(
-        "package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values()))
-    )
+    return problem("package-broken", setting, what=what, package=package, why=next(iter(seen.failed.values())))

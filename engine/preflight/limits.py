@@ -1,7 +1,7 @@
 """Each number of a spec held against the rows there are and against this machine: arithmetic alone, in bounded time.
 
-`exceeded` keeps a run from starting: what cannot be, or cannot fit. `doubts` are told beside it: what is an estimate, or runs
-and does not do what whoever set it expects.
+`exceeded` keeps a run from starting: what cannot be, or cannot fit. `doubts` are told
+beside it: what is an estimate, or runs and does not do what whoever set it expects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ WORKER_BYTES = (
     100 << 20
 )  # bytes that a preparing process has for itself: its part of the tokenizer, and the rows of a block
 SHORT_ROW_TOKENS = 16  # tokens of an example that hardly any row is shorter than
-LOGIT_BYTES = 6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
+LOGIT_BYTES = (
+    6  # bytes for each word of the vocabulary and token that is measured: the scores, and what is computed of them
+)
 MIN_VALIDATION_ROWS = 2  # rows on which a validation says anything at all
 
 
@@ -48,7 +50,8 @@ class RowCounts:
 
 
 def row_counts(spec: RunSpec) -> RowCounts | None:
-    """Counted as preparation splits them (`engine.worker.data.splits`); None if one of the data sets cannot be counted."""
+    """Counted as preparation splits them (`engine.worker.data.splits`); None if
+    one of the data sets cannot be counted."""
     catalogue = {dataset.name: dataset for dataset in read_dataset_info(Path(spec.data.dataset_dir))[0]}
     there: dict[str, int] = {}
     for name in (*spec.data.datasets, *spec.data.eval_datasets):
@@ -60,16 +63,15 @@ def row_counts(spec: RunSpec) -> RowCounts | None:
     aside = held_out(spec.data, rows)
     left = {name: max(count - aside[name], 0) for name, count in rows.items()}
     often = repeats(spec.data, left)
-    trained = {
-        name: count * int(often[name]) + round(count * (often[name] % 1)) for name, count in left.items()
-    }
+    trained = {name: count * int(often[name]) + round(count * (often[name] % 1)) for name, count in left.items()}
     measured = sum(min(aside[name], rows[name]) for name in rows)
     measured += sum(there[name] for name in spec.data.eval_datasets)
     return RowCounts(there, trained, measured)
 
 
 def limit_problems(spec: RunSpec, workplace: Workplace, known_problems: list[Problem]) -> list[Problem]:
-    """What keeps the run from being what the numbers say. `known_problems`: what is wrong already, and is not counted here."""
+    """What keeps the run from being what the numbers say. `known_problems`:
+    what is wrong already, and is not counted here."""
     wrong_fields = {problem.field for problem in known_problems}
     problems: list[Problem] = []
     rows = None if any(field.startswith("data.") for field in wrong_fields) else row_counts(spec)
@@ -104,14 +106,10 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         )
     loading = spec.extra.get("dataloader_num_workers")
     if isinstance(loading, int) and loading > cores:
-        warnings.append(
-            problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores)
-        )
+        warnings.append(problem("more-workers-than-cores", "extra.dataloader_num_workers", given=loading, cores=cores))
     if on_cpu(spec, len(hardware.gpus())) and spec.hardware.num_processes > cores:
         processes = spec.hardware.num_processes
-        warnings.append(
-            problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores)
-        )
+        warnings.append(problem("more-processes-than-cores", "hardware.num_processes", given=processes, cores=cores))
     schedule = spec.training.lr_scheduler_type
     if schedule in SCHEDULES_WITHOUT_WARMUP and spec.training.warmup_steps:
         warnings.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
@@ -141,10 +139,7 @@ def _row_problems(spec: RunSpec, rows: RowCounts) -> list[Problem]:
         weights = ", ".join(f"{name}: {weight:g}" for name, weight in spec.data.datasets.items())
         return [problem("weights-leave-nothing", "data.datasets", weights=weights)]
     batch = spec.training.per_device_train_batch_size
-    if (
-        spec.extra.get("dataloader_drop_last") is True
-        and 0 < rows.total < batch * spec.hardware.num_processes
-    ):
+    if spec.extra.get("dataloader_drop_last") is True and 0 < rows.total < batch * spec.hardware.num_processes:
         values = {
             "rows": rows.total,
             "given": batch,
@@ -197,9 +192,7 @@ def _validation_warnings(spec: RunSpec, rows: RowCounts) -> list[Problem]:
     steps = optimizer_steps(spec, rows.total) if rows.total else 0
     by_steps = rows.measured and logging.eval_strategy == "steps"
     if by_steps and logging.eval_steps > steps:
-        problems.append(
-            problem("validation-after-end", "logging.eval_steps", given=logging.eval_steps, steps=steps)
-        )
+        problems.append(problem("validation-after-end", "logging.eval_steps", given=logging.eval_steps, steps=steps))
     patience = logging.early_stopping_patience
     if by_steps and patience and steps // logging.eval_steps <= patience:
         values = {
@@ -264,9 +257,7 @@ def _batch_problems(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) ->
 
 def _memory_warnings(spec: RunSpec, model: ModelFacts, rows: RowCounts | None) -> list[Problem]:
     """What does not fit if rows are as long as they may be."""
-    problems = _batch_size_problems(spec, spec, model, rows, "batch-may-not-fit") or _length_problems(
-        spec, model
-    )
+    problems = _batch_size_problems(spec, spec, model, rows, "batch-may-not-fit") or _length_problems(spec, model)
     return problems + _eval_batch_problems(spec, model, rows)
 
 
@@ -276,9 +267,7 @@ def _batch_size_problems(
     path, batch_size = "training.per_device_train_batch_size", spec.training.per_device_train_batch_size
     # No batch has more rows than there are; of answers that a model writes, as many as are wanted.
     largest = (
-        min(batch_size, rows.total)
-        if rows and rows.total and spec.stage.kind not in ("ppo", "grpo")
-        else batch_size
+        min(batch_size, rows.total) if rows and rows.total and spec.stage.kind not in ("ppo", "grpo") else batch_size
     )
     room = memory.available_memory(spec)
     if room is None or largest == 1:

@@ -1,7 +1,7 @@
 """What works on this machine and what does not: each finding with its level and, where it is not good, the exact fix.
 
-`python -m engine doctor` and the System tab show the same findings, as they come. What needs PyTorch is tried in a child
-(`engine.worker.runtime.machine`), so that this process opens no device.
+`python -m engine doctor` and the System tab show the same findings, as they come. What needs
+PyTorch is tried in a child (`engine.worker.runtime.machine`), so that this process opens no device.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `fix` is what to do where something is not good; it is said in the language that is asked for."""
+    """One line of the report. `fix` is what to do where something is not good;
+    it is said in the language that is asked for."""
 
     level: Level
     code: str
@@ -137,11 +138,7 @@ def _shared_memory() -> Iterator[Finding]:
         whole = shutil.disk_usage("/dev/shm").total
         small = whole < LOW_SHARED_MEMORY_BYTES
         values = {"size": _size(whole)}
-        yield (
-            Finding("doubtful", "machine-shm-small", values)
-            if small
-            else Finding("good", "machine-shm", values)
-        )
+        yield (Finding("doubtful", "machine-shm-small", values) if small else Finding("good", "machine-shm", values))
 
 
 def _open_files() -> Finding:
@@ -186,9 +183,17 @@ def _gpus() -> Iterator[Finding]:
         yield Finding("broken", failure.code, problem=failure)
         return
     for gpu in hardware.gpus():
-        yield Finding("good", "machine-gpu", {
-            "index": gpu.index, "name": gpu.name, "free": _size(gpu.free), "memory": _size(gpu.memory), "capability": gpu.capability,
-        })  # fmt: skip
+        yield Finding(
+            "good",
+            "machine-gpu",
+            {
+                "index": gpu.index,
+                "name": gpu.name,
+                "free": _size(gpu.free),
+                "memory": _size(gpu.memory),
+                "capability": gpu.capability,
+            },
+        )
     if not hardware.gpus():
         yield Finding("doubtful", "machine-no-gpus")
 
@@ -197,15 +202,23 @@ def _in_child(hub: bool) -> Iterator[Finding]:
     """What a child sees that imports PyTorch, as it sees it."""
     indices = [gpu.index for gpu in hardware.gpus()]
     variables = {
-        "PYTHONPATH": command.python_path(), "PYTHONUTF8": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "PYTHONPATH": command.python_path(),
+        "PYTHONUTF8": "1",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, indices)),
-    }  # fmt: skip
+    }
     words = [sys.executable, "-m", "engine.worker.runtime.machine", json.dumps({"gpus": indices, "hub": hub})]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
-            words, cwd=PROJECT, env=command.inherited_environment() | variables, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
-        )  # fmt: skip
+            words,
+            cwd=PROJECT,
+            env=command.inherited_environment() | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
         limit = threading.Timer(CHILD_LIMIT_SECONDS, _end_session, [child])
         limit.start()
         try:
@@ -216,9 +229,7 @@ def _in_child(hub: bool) -> Iterator[Finding]:
             _end_session(child)
         if code:
             log.seek(0)
-            last = next(
-                (line for line in reversed(log.read().splitlines()) if line.strip()), f"exit code {code}"
-            )
+            last = next((line for line in reversed(log.read().splitlines()) if line.strip()), f"exit code {code}")
             yield Finding("broken", "machine-child-silent", {"why": last[:300]})
 
 
@@ -238,9 +249,7 @@ def _lines(child: subprocess.Popen[str]) -> Iterator[Finding]:
 
 
 def _bitsandbytes() -> Iterator[Finding]:
-    for device in [doctor.Device(gpu.index, gpu.name, gpu.uuid) for gpu in hardware.gpus()] or [
-        doctor.Device()
-    ]:
+    for device in [doctor.Device(gpu.index, gpu.name, gpu.uuid) for gpu in hardware.gpus()] or [doctor.Device()]:
         problems = bitsandbytes_problems(device, wait=True) or {}
         trial = doctor.trial_result("bitsandbytes", device, wait=True)
         if trial and not trial.certain:
@@ -249,9 +258,9 @@ def _bitsandbytes() -> Iterator[Finding]:
             yield Finding("good", "machine-bitsandbytes", {"device": device.name})
         reasons: dict[str, list[Problem]] = {}
         for problem in problems.values():
-            reasons.setdefault(
-                replace(problem, field="", values={**problem.values, "what": ""}).text(), []
-            ).append(problem)
+            reasons.setdefault(replace(problem, field="", values={**problem.values, "what": ""}).text(), []).append(
+                problem
+            )
         for alike in reasons.values():
             names = ", ".join(str(problem.values.get("what", "")) for problem in alike)
             first = replace(alike[0], values={**alike[0].values, "what": names})

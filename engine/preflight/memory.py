@@ -1,8 +1,8 @@
 """What a training will need of a card's memory, or of the machine's where it computes on the CPU.
 
-Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models on a
-card (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. Of those, what is allocated came within 5 %; all else is
-arithmetic alone. Lengths are taken as long as they may be, so a run over shorter rows needs less.
+Arithmetic over the model's headers and the settings, with four constants fitted to trainings of 1.5B and 7B models
+on a card (bench/RESULTS.md): pre-training, LoRA and freeze, in bf16. Of those, what is allocated came within 5 %;
+all else is arithmetic alone. Lengths are taken as long as they may be, so a run over shorter rows needs less.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LOSS_BYTES = 3072
 CUDA_CONTEXT_BYTES, ALLOCATOR_FACTOR = 1200 << 20, 1.02
 CPU_LIBRARY_BYTES = 700 << 20  # the same on a CPU
 CRITIC_RANK = 16  # rank of the adapter that is PPO's critic beside a policy without one
-# Bytes for each word of the vocabulary and each token of an answer, of PPO and GRPO: logits in fp32, their logarithms, and
-# what goes back through them.
+# Bytes for each word of the vocabulary and each token of an answer, of PPO and
+# GRPO: logits in fp32, their logarithms, and what goes back through them.
 ANSWER_TOKEN_BYTES = 14
 # Bytes of a quantized weight, with its scales.
 QUANTIZED_WEIGHT_BYTES = {"4bit": 0.52, "8bit": 1.05}
@@ -68,9 +68,7 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
     policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
     weights = policy + 4.0 * (critic + reference) + plain * _reward_model_parameters(spec)
-    exchanged = (
-        4.0 if spec.hardware.num_processes > 1 else 0.0
-    )  # gradients, once more, on their way to the others
+    exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # gradients, once more, on their way to the others
     learning = (trained + critic) * (4.0 + exchanged + _optimizer_state_bytes(spec.training.optim))
     activations = _activation_bytes(spec, model, width, half)
     held = weights + learning + activations
@@ -107,8 +105,8 @@ def _optimizer_state_bytes(optimizer: str) -> float:
 
 
 def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) -> float:
-    """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a layer keeps its input alone, and one layer at
-    a time all the rest."""
+    """Of the longest batch. Recomputed (Chen et al. 2016, arXiv:1604.06174), a
+    layer keeps its input alone, and one layer at a time all the rest."""
     training, batch = spec.training, spec.training.per_device_train_batch_size
     answer = getattr(spec.stage, "max_new_tokens", 0)
     tokens = batch * (spec.data.max_length * (2 if STAGES[spec.stage.kind].form == "pairs" else 1) + answer)
@@ -116,11 +114,7 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
     assert model.hidden_size
     # No gradient goes below the lowest layer that is trained.
     top = getattr(spec.method, "trainable_layers", model.layers) or model.layers
-    depth = (
-        (model.layers if top < 0 else min(top, model.layers))
-        if spec.method.kind == "freeze"
-        else model.layers
-    )
+    depth = (model.layers if top < 0 else min(top, model.layers)) if spec.method.kind == "freeze" else model.layers
     kept = tokens * width / model.layers * ACTIVATION_BYTES * (1 if half else 2)
     # Embeddings that are trained are in fp32, and so is what they put out.
     stream = 2 if half and spec.method.kind == "lora" else 4
@@ -154,9 +148,9 @@ def available_memory(spec: RunSpec) -> AvailableMemory | None:
 def fit_to_memory(
     spec: RunSpec, model: ModelFacts, gpu_count: int, available: float, without: Collection[str] = ()
 ) -> RunSpec | None:
-    """The spec with the fewest changes found by which it fits into `available` bytes, those that cost little before the
-    others; itself if it fits as it is, None if nothing helps. `without`: what of bitsandbytes ("4bit", "optimizer") does
-    not work here."""
+    """The spec with the fewest changes found by which it fits into `available` bytes,
+    those that cost little before the others; itself if it fits as it is, None if nothing
+    helps. `without`: what of bitsandbytes ("4bit", "optimizer") does not work here."""
 
     def total(changes: list[tuple[str, Any]]) -> float:
         need = memory_needed(_changed(spec, changes), model, gpu_count)
@@ -167,9 +161,7 @@ def fit_to_memory(
     for change in _memory_savers(spec, without):
         if total(changes_made) <= available:
             break
-        with contextlib.suppress(
-            Refusal
-        ):  # a number beyond its limit, or two settings that exclude each other
+        with contextlib.suppress(Refusal):  # a number beyond its limit, or two settings that exclude each other
             allowed = codes.issuperset(
                 problem.code for problem in spec_problems(_changed(spec, [*changes_made, change]))
             )
@@ -189,9 +181,7 @@ def _changed(spec: RunSpec, changes: list[tuple[str, Any]]) -> RunSpec:
     many = examples_per_step(spec) // spec.hardware.num_processes
     for path, value in changes:
         spec = spec.change(path, value)
-    return spec.change(
-        "training.gradient_accumulation_steps", many // spec.training.per_device_train_batch_size
-    )
+    return spec.change("training.gradient_accumulation_steps", many // spec.training.per_device_train_batch_size)
 
 
 def _memory_savers(spec: RunSpec, without: Collection[str]) -> Iterator[tuple[str, Any]]:

@@ -46,9 +46,7 @@ def chosen_model_problems(spec: RunSpec, workplace: Workplace, outside: set[str]
         return []  # engine.spec.contradictions.spec_problems has said so
     allowed = spec.model.trust_remote_code and workplace.allows_code_of(chosen)
     is_reward_model = spec.stage.kind == "rm"
-    if problems := model_problems(
-        chosen, workplace.model_roots, allow_remote_code=allowed, scorer=is_reward_model
-    ):
+    if problems := model_problems(chosen, workplace.model_roots, allow_remote_code=allowed, scorer=is_reward_model):
         return problems
     problems = []
     if spec.model.trust_remote_code and not allowed:

@@ -1,4 +1,5 @@
-"""The packages that a spec needs and not every installation has: whether they are there, and work on the device of the run."""
+"""The packages that a spec needs and not every installation has: whether they
+are there, and work on the device of the run."""
 
 from __future__ import annotations
 
@@ -12,13 +13,24 @@ from engine.spec.run_spec import RunSpec
 
 # What an optimizer's name holds → the modules it imports. The first that fits is the one.
 OPTIMIZER_MODULES = {
-    "adamw_torch_4bit": ("torchao",), "adamw_torch_8bit": ("torchao",), "adamw_torch_xla": ("torch_xla",),
-    "adamw_torch_npu_fused": ("torch_npu",), "adamw_anyprecision": ("torchdistx",),
-    "galore_adamw_8bit": ("galore_torch", "bitsandbytes"), "galore": ("galore_torch",), "apollo": ("apollo_torch",),
-    "lomo": ("lomo_optim",), "grokadamw": ("grokadamw",), "schedule_free": ("schedulefree",),
-    "stable_adamw": ("optimi",), "8bit": ("bitsandbytes",), "paged": ("bitsandbytes",), "lion": ("bitsandbytes",),
-    "bnb": ("bitsandbytes",), "ademamix": ("bitsandbytes",),
-}  # fmt: skip
+    "adamw_torch_4bit": ("torchao",),
+    "adamw_torch_8bit": ("torchao",),
+    "adamw_torch_xla": ("torch_xla",),
+    "adamw_torch_npu_fused": ("torch_npu",),
+    "adamw_anyprecision": ("torchdistx",),
+    "galore_adamw_8bit": ("galore_torch", "bitsandbytes"),
+    "galore": ("galore_torch",),
+    "apollo": ("apollo_torch",),
+    "lomo": ("lomo_optim",),
+    "grokadamw": ("grokadamw",),
+    "schedule_free": ("schedulefree",),
+    "stable_adamw": ("optimi",),
+    "8bit": ("bitsandbytes",),
+    "paged": ("bitsandbytes",),
+    "lion": ("bitsandbytes",),
+    "bnb": ("bitsandbytes",),
+    "ademamix": ("bitsandbytes",),
+}
 PACKAGE_NAMES = {
     "optimi": "torch-optimi",
     "flash_attn": "flash-attn",
@@ -56,30 +68,23 @@ def package_problems(spec: RunSpec, wait: bool) -> list[Problem]:
     device, problems = doctor.device_of(spec), []
     for what, module, field in required_packages(spec):
         if importlib.util.find_spec(module) is None:
-            problems.append(
-                problem("package-missing", field, what=what, package=PACKAGE_NAMES.get(module, module))
-            )
+            problems.append(problem("package-missing", field, what=what, package=PACKAGE_NAMES.get(module, module)))
         elif module == QUANTIZER:
             check = "optimizer" if field == "training.optim" else what
             broken = (bitsandbytes_problems(device, wait=wait) or {}).get(check)
-            problems += (
-                [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
-            )
-        elif (
-            (finding := doctor.trial_result(module, device, wait=wait)) and finding.certain and finding.failed
-        ):
+            problems += [replace(broken, field=field, values={**broken.values, "what": what})] if broken else []
+        elif (finding := doctor.trial_result(module, device, wait=wait)) and finding.certain and finding.failed:
             problems.append(doctor.import_problem(finding, field, what, PACKAGE_NAMES.get(module, module)))
     return problems
 
 
 def bitsandbytes_problems(device: doctor.Device, *, wait: bool) -> dict[str, Problem] | None:
-    """What of bitsandbytes ("4bit", "8bit", "optimizer") cannot be used on the device, and why; None while that is tried
-    and nobody wants to `wait`."""
+    """What of bitsandbytes ("4bit", "8bit", "optimizer") cannot be used on the
+    device, and why; None while that is tried and nobody wants to `wait`."""
     checks = {"4bit": "model.quantization", "8bit": "model.quantization", "optimizer": "training.optim"}
     if importlib.util.find_spec(QUANTIZER) is None:
         return {
-            check: problem("package-missing", field, what=check, package=QUANTIZER)
-            for check, field in checks.items()
+            check: problem("package-missing", field, what=check, package=QUANTIZER) for check, field in checks.items()
         }
     finding = doctor.trial_result(QUANTIZER, device, wait=wait)
     if finding is None or not finding.certain:
@@ -87,6 +92,5 @@ def bitsandbytes_problems(device: doctor.Device, *, wait: bool) -> dict[str, Pro
     whole = next((finding.failed[name] for name in ("import", "library") if name in finding.failed), "")
     failed = dict.fromkeys(checks, whole) if whole else finding.failed
     return {
-        check: doctor.bitsandbytes_problem(finding, why, device, checks[check], check)
-        for check, why in failed.items()
+        check: doctor.bitsandbytes_problem(finding, why, device, checks[check], check) for check, why in failed.items()
     }

@@ -1,7 +1,7 @@
 """What a person should know of a spec's data before the start, though nothing of it keeps the run from starting.
 
-What does is in `engine.preflight.checks`. Each remark is about a data set and stands for all rows of a kind: its place is that of
-the first, with how many there are of how many that were looked at.
+What does is in `engine.preflight.checks`. Each remark is about a data set and stands for all rows
+of a kind: its place is that of the first, with how many there are of how many that were looked at.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from engine.spec.run_spec import RunSpec
 # Sorts of rows that a training treats otherwise than their author may think. What is odd about a text itself, such as a
 # repeated row, is told where data is checked.
 REMARK_CODES = (
-    "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear", "row-weighted", "row-pair-turns",
-    "row-answer-first", "row-same-speaker", "row-open-question", "row-answers-joined", "row-scores-disagree", "scores-unread",
-    "labels-unread", "columns-unread", "entry-keys-unread", "guess-uneven",
-    "table-separator-unsure", "table-header-data",
+    "row-mark-elsewhere", "row-mark-partial", "row-marks-unused", "row-weight-unclear",
+    "row-weighted", "row-pair-turns", "row-answer-first", "row-same-speaker", "row-open-question",
+    "row-answers-joined", "row-scores-disagree", "scores-unread", "labels-unread", "columns-unread",
+    "entry-keys-unread", "guess-uneven", "table-separator-unsure", "table-header-data",
 )  # fmt: skip
 
 
@@ -36,11 +36,7 @@ def remarks(spec: RunSpec) -> list[Problem]:
         if name in known and not known[name].problem and known[name].files:
             report = check_first_rows(folder, known[name], spec.stage.kind)
             remarks += _dataset_remarks(report)
-            if (
-                spec.stage.kind == "sft"
-                and report.counts.get("row-weighted")
-                and spec.stage.train_on != "answers"
-            ):
+            if spec.stage.kind == "sft" and report.counts.get("row-weighted") and spec.stage.train_on != "answers":
                 values = {
                     "name": name,
                     "rows": report.counts["row-weighted"],

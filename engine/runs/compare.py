@@ -54,8 +54,10 @@ def select_runs(saves: Path, ids: Sequence[str]) -> tuple[list[Run], list[str]]:
 def siblings(run: Run, known: Sequence[Run], most: int = 10) -> list[Run]:
     """The run, then the newest others of the same base and stage."""
     alike = [
-        other for other in known if run.facts.stage and other.id != run.id and _base_and_stage(other) == _base_and_stage(run)
-    ]  # fmt: skip
+        other
+        for other in known
+        if run.facts.stage and other.id != run.id and _base_and_stage(other) == _base_and_stage(run)
+    ]
     return [run, *alike][:most]
 
 
@@ -81,8 +83,7 @@ def spec_of(run: Run) -> RunSpec | None:
 def stamp(chosen: Sequence[Run]) -> str:
     """Changes when anything that is compared changes."""
     return "|".join(
-        f"{run.id} {run.state} {rundir.stamp((run.dir.metrics, run.dir.spec, run.dir.exit))}"
-        for run in chosen
+        f"{run.id} {run.state} {rundir.stamp((run.dir.metrics, run.dir.spec, run.dir.exit))}" for run in chosen
     )
 
 
@@ -115,9 +116,7 @@ def differences(specs: Sequence[RunSpec | None]) -> list[Difference]:
         if path == "name":
             continue
         values = tuple(ABSENT if settings is None else _value(settings, path) for settings in plain)
-        known = [
-            _comparable(value) for value, settings in zip(values, plain, strict=True) if settings is not None
-        ]
+        known = [_comparable(value) for value, settings in zip(values, plain, strict=True) if settings is not None]
         if any(value != known[0] for value in known):
             differing.append(Difference(path, values))
     return differing
@@ -208,10 +207,7 @@ def _key_curves(specs: Sequence[RunSpec | None], logged: Sequence[Mapping[str, S
     quantities += [STAGES[stage].best for stage in stages if stage in STAGES]
     known = {name for curve in logged for name in curve}
     return [
-        curve_name
-        for name in dict.fromkeys(quantities)
-        for curve_name in (name, f"eval_{name}")
-        if curve_name in known
+        curve_name for name in dict.fromkeys(quantities) for curve_name in (name, f"eval_{name}") if curve_name in known
     ]
 
 
@@ -300,7 +296,8 @@ def mean_and_spread(values: Sequence[float], group: Group) -> tuple[float, float
 
 
 def curves_csv(chosen: Sequence[Run], metric: str) -> str:
-    """One curve of every run, a line for each point that is kept: its mean, and the lowest and highest it stands for."""
+    """One curve of every run, a line for each point that is kept: its mean, and
+    the lowest and highest it stands for."""
     rows: list[Sequence[Any]] = [("run", "step", "epoch", "time_s", "tokens", metric, "low", "high")]
     for name, logged in zip(display_names(chosen), curves(chosen), strict=True):
         if series := logged.get(metric):

@@ -1,4 +1,5 @@
-"""What lists show of a run, read without validating its spec or reading its curves: cheap enough for ten thousand runs."""
+"""What lists show of a run, read without validating its spec or reading its
+curves: cheap enough for ten thousand runs."""
 
 from __future__ import annotations
 
@@ -79,9 +80,7 @@ def newest_value(metrics: Path, name: str) -> float | None:
             text = end_of(metrics, size)
         except OSError:  # not a file, or not ours to read
             return None
-        values = [
-            value for _, value in zip(range(NEWEST_VALUES), _values_backwards(text, name), strict=False)
-        ]
+        values = [value for _, value in zip(range(NEWEST_VALUES), _values_backwards(text, name), strict=False)]
         if values or len(text) < size:
             return next((value for value in values if math.isfinite(value)), None)
     return None
@@ -113,7 +112,8 @@ def _listed_parts(path: Path) -> dict[str, Any]:
         text = regular_files.read_text(path)
     except (OSError, UnicodeDecodeError):
         return {}
-    # A text with line breaks in it is written with empty lines, a key that is long with a question mark: then all of it is read.
+    # A text with line breaks in it is written with empty lines, a key that is
+    # long with a question mark: then all of it is read.
     plain_layout = "\n\n" not in text and "  ? " not in text
     listed = (
         ""

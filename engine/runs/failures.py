@@ -1,8 +1,8 @@
 """Known ways to fail → what happened and what to do about it, in the reader's language.
 
-The signatures are looked for in the first failing rank's error with its causes, and where that says nothing particular, in
-the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about something else. Where an
-error only says that another rank has gone, and that one was killed, the kill is the cause.
+The signatures are looked for in the first failing rank's error with its causes, and where that says nothing
+particular, in the whole log of the attempt: a library may catch the reason, print it, and raise a sentence about
+something else. Where an error only says that another rank has gone, and that one was killed, the kill is the cause.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def explain(run: Run) -> Explanation | None:
     if (killed := _killed_rank(log, error.get("rank"))) and re.search(ECHO_PATTERN, text):
         return Explanation("rank-killed", values | killed, traceback)
     particular = {code: pattern for code, pattern in PATTERNS.items() if code not in GENERIC_CODES}
-    code, what = (
-        _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
-    )
+    code, what = _match(particular, text) or _match_in_log(run, bool(error)) or _match(PATTERNS, text) or ("", "")
     # A disk that filled up may have kept the supervisor itself from saying so: then only the log knows.
     known_end = error or exit["reason"] == "exit" or (code == "disk-full" and exit["reason"] == "interrupted")
     if code and known_end:
@@ -85,15 +83,19 @@ def _read_error(run: Run) -> dict[str, Any]:
         [*value] if isinstance(value := error.get(name), list) else [] for name in ("problems", "causes")
     )
     whole = [
-        entry for entry in problems
-        if isinstance(entry, dict) and isinstance(entry.get("code"), str) and isinstance(entry.get("values"), dict) and isinstance(entry.get("field"), str)
-    ]  # fmt: skip
+        entry
+        for entry in problems
+        if isinstance(entry, dict)
+        and isinstance(entry.get("code"), str)
+        and isinstance(entry.get("values"), dict)
+        and isinstance(entry.get("field"), str)
+    ]
     return {"rank": error.get("rank"), **texts, "problems": whole, "causes": [str(cause) for cause in causes]}
 
 
 def _killed_rank(log: str, but: int | None) -> dict[str, Any] | None:
-    """The first rank, other than the one that reported the error, that a signal ended: its number and the signal. SIGTERM is
-    what the launcher sends to those that are left."""
+    """The first rank, other than the one that reported the error, that a signal ended: its
+    number and the signal. SIGTERM is what the launcher sends to those that are left."""
     for rank, code in RANK_END.findall(log):
         number = -int(code)
         if int(rank) != but and number in set(signal.Signals) and number != signal.SIGTERM:
@@ -118,8 +120,8 @@ def _match_in_log(run: Run, has_error: bool) -> tuple[str, str] | None:
 
 @lru_cache(maxsize=64)
 def _search_log(log: Path, begins: int, size: int, _modified: int, has_error: bool) -> tuple[str, str] | None:
-    """Of a log longer than twice LOG_SEARCH_BYTES the middle is not read. Without an error.json a process died in the middle of what
-    it printed, and every pattern counts in the first traceback."""
+    """Of a log longer than twice LOG_SEARCH_BYTES the middle is not read. Without an error.json a
+    process died in the middle of what it printed, and every pattern counts in the first traceback."""
     try:
         with regular_files.open_regular(log) as file:
             file.seek(begins)

@@ -1,8 +1,9 @@
 """Which runs there are, answered in milliseconds for ten thousand of them.
 
-A run that has ended changes only by resume or deletion, so what was read of it is kept: in memory, and in a file of the saves
-folder for the next process. The folders stay the truth. Each look asks the file system whether a run's folder has changed, and
-once in a while whether a file in it has; the index can be deleted at any time, and is made again.
+A run that has ended changes only by resume or deletion, so what was read of it is kept:
+in memory, and in a file of the saves folder for the next process. The folders stay the
+truth. Each look asks the file system whether a run's folder has changed, and once in a
+while whether a file in it has; the index can be deleted at any time, and is made again.
 """
 
 from __future__ import annotations
@@ -23,18 +24,15 @@ from engine.runs.run import Run, has_ended, read
 
 FILE = ".runs.json"  # below the saves folder
 VERSION = 1  # of the file; rises with RunFacts
-RECHECK_SECONDS = (
-    30.0  # after which the files of a run are asked for, too: only a person changes them in place
-)
-SETTLED_SECONDS = (
-    2.0  # a folder that changed since may change again within the same tick of the file system's clock
-)
+RECHECK_SECONDS = 30.0  # after which the files of a run are asked for, too: only a person changes them in place
+SETTLED_SECONDS = 2.0  # a folder that changed since may change again within the same tick of the file system's clock
 WRITE_AFTER_RUNS = 200  # read anew, before the file is worth writing again
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A run that has ended: when its folder was changed (ns), the stamp of its files, and when that was last compared."""
+    """A run that has ended: when its folder was changed (ns), the stamp of its
+    files, and when that was last compared."""
 
     changed: int
     stamp: str
@@ -43,7 +41,8 @@ class _Entry:
 
 
 class RunIndex:
-    """The runs of one saves folder. Safe to share among threads: whoever asks while it is read waits for that answer."""
+    """The runs of one saves folder. Safe to share among threads: whoever asks
+    while it is read waits for that answer."""
 
     def __init__(self, saves: Path):
         self.saves, self.busy = saves, threading.Lock()
@@ -104,9 +103,16 @@ class RunIndex:
     def _write(self, entries: dict[str, _Entry]) -> None:
         """Write the file, whole or not at all."""
         written = {
-            id: (entry.changed, entry.stamp, entry.run.state, entry.run.request, entry.run.exit, asdict(entry.run.facts))
+            id: (
+                entry.changed,
+                entry.stamp,
+                entry.run.state,
+                entry.run.request,
+                entry.run.exit,
+                asdict(entry.run.facts),
+            )
             for id, entry in entries.items()
-        }  # fmt: skip
+        }
         with contextlib.suppress(OSError):  # then each process reads the folders again
             write_text(self.saves / FILE, json.dumps({"version": VERSION, "runs": written}))
         self.unwritten = 0

@@ -24,9 +24,9 @@ from engine.spec.yaml_text import read_yaml
 
 @dataclass(frozen=True)
 class Kind:
-    """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from running here;
-    `steps` are its child processes in order: (spec, folder, port, number of GPUs) → steps; `doubts` are warnings that do
-    not keep it from starting: (spec, problems) → warnings."""
+    """`frozen` makes every path absolute; `problems` is everything that would keep such a spec from
+    running here; `steps` are its child processes in order: (spec, folder, port, number of GPUs) →
+    steps; `doubts` are warnings that do not keep it from starting: (spec, problems) → warnings."""
 
     spec: type[Spec]
     frozen: Callable[[Any, Workplace], Any]

@@ -28,9 +28,7 @@ def trainings(folders: Iterable[str | Path]) -> list[Training]:
 
     def follow(folder: str | Path) -> None:
         run = RunDir(Path(os.path.realpath(folder)).parent)
-        if (
-            run.path in seen
-        ):  # two lines may have a run in common, and a spec may have been written to name itself
+        if run.path in seen:  # two lines may have a run in common, and a spec may have been written to name itself
             return
         seen.add(run.path)
         spec = _spec(run)
@@ -47,9 +45,7 @@ def trainings(folders: Iterable[str | Path]) -> list[Training]:
 def learned(folders: Iterable[str | Path]) -> set[tuple[str, str]]:
     """The data sets that the weights in `folders` were trained on, each as (data folder, name)."""
     return {
-        (os.path.realpath(spec.data.dataset_dir), name)
-        for _, spec in trainings(folders)
-        for name in spec.data.datasets
+        (os.path.realpath(spec.data.dataset_dir), name) for _, spec in trainings(folders) for name in spec.data.datasets
     }
 
 

@@ -24,9 +24,7 @@ def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     folder = run.left()
     result = read_object(folder / RESULT_FILE) if folder else {}
     written = bool(result) and result["attempt"] == run.attempt()
-    reported = (
-        run.error.exists()
-    )  # a program that reports an error was not killed, whatever happened to its siblings
+    reported = run.error.exists()  # a program that reports an error was not killed, whatever happened to its siblings
     killed_by = None if reported else _signal(code, run)
     stopped = {"kill": True, "save": not reported}.get(requested_stop(run) or "", False)
     if code == 0 and written and result["complete"]:
@@ -38,9 +36,14 @@ def determine_outcome(run: RunDir, code: int) -> dict[str, Any]:
     else:
         outcome, reason = "failed", "killed" if killed_by else "exit"
     return {
-        "outcome": outcome, "reason": reason, "code": code, "signal": killed_by, "ended": time.time(),
-        "attempt": run.attempt(), "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
-    }  # fmt: skip
+        "outcome": outcome,
+        "reason": reason,
+        "code": code,
+        "signal": killed_by,
+        "ended": time.time(),
+        "attempt": run.attempt(),
+        "peak_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+    }
 
 
 def _signal(code: int, run: RunDir) -> str | None:

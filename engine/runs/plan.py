@@ -45,15 +45,11 @@ class Summary:
     problems: list[Problem]
     needed: memory.MemoryNeed | None = None  # of each GPU, or of the machine
     room: memory.AvailableMemory | None = None
-    fits: RunSpec | None = (
-        None  # the spec, changed where it needs more than there is; None if no change helps
-    )
-    # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices of the run, whether it is chosen or
-    # not; None while that is being tried.
+    fits: RunSpec | None = None  # the spec, changed where it needs more than there is; None if no change helps
+    # What of bitsandbytes ("4bit", "8bit", "optimizer") does not work on the devices
+    # of the run, whether it is chosen or not; None while that is being tried.
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
-    doubts: list[Problem] = field(
-        default_factory=list
-    )  # that keep nobody from starting, memory left out: see `fits`
+    doubts: list[Problem] = field(default_factory=list)  # that keep nobody from starting, memory left out: see `fits`
     remarks: list[Problem] = field(default_factory=list)  # what of the data is worth knowing, and no obstacle
 
 
@@ -78,11 +74,7 @@ def start_from(workplace: Workplace, preset: str) -> tuple[RunSpec, Problem | No
         return spec, None
     instead = recommended(catalogue, STAGES[spec.stage.kind].form)[:1]
     gone = {"names": ", ".join(missing), "folder": workplace.data}
-    notice = (
-        problem("preset-other-data", instead=instead[0], **gone)
-        if instead
-        else problem("preset-no-data", **gone)
-    )
+    notice = problem("preset-other-data", instead=instead[0], **gone) if instead else problem("preset-no-data", **gone)
     return spec.change("data.datasets", instead), notice
 
 
@@ -98,8 +90,8 @@ def refitted(spec: RunSpec, workplace: Workplace) -> tuple[RunSpec, Problem | No
 
 
 def summary(spec: RunSpec, workplace: Workplace) -> Summary:
-    """Everything the page shows beside the Start button. Waits for nothing: what is still being tried on this machine is
-    shown once it is known (`engine.preflight.doctor`)."""
+    """Everything the page shows beside the Start button. Waits for nothing: what is still
+    being tried on this machine is shown once it is known (`engine.preflight.doctor`)."""
     spec = workplace.frozen(spec)
     gpu_indices = [gpu.index for gpu in hardware.gpus()]
     gpu_count = len(gpu_indices)
@@ -112,9 +104,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
     counted = None if "data.dataset_dir" in wrong else limits.row_counts(spec)
     rows = counted.total if counted else None
     model = inspect_model(spec.model.model_name_or_path) if model_is_readable(wrong) else None
-    need = (
-        memory.memory_needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
-    )
+    need = memory.memory_needed(spec, model, gpu_count) if model and "stage.reward_model" not in wrong else None
     room, data = memory.available_memory(spec), spec.data
     all_problems = spec_problems(spec) + all_problems
     all_problems += limits.limit_problems(spec, workplace, all_problems)
@@ -125,16 +115,10 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         trainable=trained_parameters(spec) if model else None,
         parameters=model.parameters if model else None,
         command=training,
-        shell=command.shell_command(
-            training, command.environment(spec, folder, gpu_indices, hardware.threads())
-        ),
+        shell=command.shell_command(training, command.environment(spec, folder, gpu_indices, hardware.threads())),
         yaml=spec.to_yaml(brief=True),
         problems=all_problems,
-        doubts=[
-            doubt
-            for doubt in limits.limit_warnings(spec, all_problems)
-            if doubt.code not in MEMORY_WARNING_CODES
-        ],
+        doubts=[doubt for doubt in limits.limit_warnings(spec, all_problems) if doubt.code not in MEMORY_WARNING_CODES],
         needed=need,
         room=room,
         fits=memory.fit_to_memory(spec, model, gpu_count, room.bytes, without=broken or ())

@@ -32,7 +32,8 @@ CACHE_FILE = ".curves.npz"  # beside a metrics file
 CACHE_AFTER_BYTES = 4 << 20  # the cache is rewritten after so many new bytes
 MIN_ROWS_FOR_PYARROW = 500  # with fewer lines, importing pyarrow is not worth the memory
 NUMBER_BYTES = b"0123456789.+-eE"
-NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '  # bytes that appear in names and never in numbers, which may have an e
+# Bytes that appear in names and never in numbers, which may have an e.
+NAME_BYTES = b'abcdfghijklmnopqrstuvwxyzABCDFGHIJKLMNOPQRSTUVWXYZ_/{}" '
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,7 @@ def _with_token_counts(tables: Mapping[str, np.ndarray]) -> dict[str, Series]:
     counts = counts[np.isfinite(counts[:, 5])]
     steps, counted = (np.append(0.0, counts[:, column]) for column in (0, 5))
     return {
-        name: _series(
-            table, np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan)
-        )
+        name: _series(table, np.interp(table[:, 0], steps, counted) if len(counts) else np.full(len(table), np.nan))
         for name, table in tables.items()
     }
 
@@ -258,7 +257,8 @@ def _points(text: bytes) -> dict[str, np.ndarray]:
 
 
 def _lines_by_shape(text: bytes) -> Iterator[tuple[np.ndarray, bytes]]:
-    """Of each kind of lines, equal but for what numbers are written with: their numbers among all lines, and their text."""
+    """Of each kind of lines, equal but for what numbers are written with: their
+    numbers among all lines, and their text."""
     bare = text.translate(None, NUMBER_BYTES)
     first = bare[: bare.index(b"\n") + 1]
     count = len(bare) // len(first)
@@ -304,8 +304,8 @@ def _columns(numbers: np.ndarray, alike: bytes) -> Iterator[tuple[np.ndarray, di
 def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
     """The values by name, if there are many lines, of the same names, with nothing but numbers; else None.
 
-    Without the letters of its names such a line is a row between commas, which pyarrow reads faster than JSON: in turn what
-    is left of a name, which is what a kind does not tell of it, and a number.
+    Without the letters of its names such a line is a row between commas, which pyarrow reads faster
+    than JSON: in turn what is left of a name, which is what a kind does not tell of it, and a number.
     """
     line = alike[: alike.find(b"\n")]
     first = _parse_line(line) if count >= MIN_ROWS_FOR_PYARROW else None
@@ -316,12 +316,8 @@ def _as_rows(alike: bytes, count: int) -> dict[str, np.ndarray] | None:
     from pyarrow import ArrowInvalid, binary, csv, dictionary, float64, int32
 
     rows = alike.translate(bytes.maketrans(b":", b","), NAME_BYTES)
-    name_columns, number_columns = (
-        [f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1)
-    )
-    types = dict.fromkeys(name_columns, dictionary(int32(), binary())) | dict.fromkeys(
-        number_columns, float64()
-    )
+    name_columns, number_columns = ([f"f{column}" for column in range(begin, 2 * len(first), 2)] for begin in (0, 1))
+    types = dict.fromkeys(name_columns, dictionary(int32(), binary())) | dict.fromkeys(number_columns, float64())
     try:
         table = csv.read_csv(
             io.BytesIO(rows),

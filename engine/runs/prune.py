@@ -1,7 +1,7 @@
 """What can be removed from the saves folder without losing a result: listed first, removed when somebody says so.
 
-Of finished runs: checkpoints, and prepared rows, which are made again if they are ever needed. Of nobody: rows that were prepared
-for runs since gone, and what deletions left behind. Runs that can be resumed keep everything.
+Of finished runs: checkpoints, and prepared rows, which are made again if they are ever needed. Of nobody: rows
+that were prepared for runs since gone, and what deletions left behind. Runs that can be resumed keep everything.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ DAY_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go: of which kind, and what its run is called ("" if it is of none). `bytes` are those of its
-    files; rows that a run and the cache share are counted with the run, and with the cache where no run has them."""
+    """A file or folder that can go: of which kind, and what its run is called (""
+    if it is of none). `bytes` are those of its files; rows that a run and the cache
+    share are counted with the run, and with the cache where no run has them."""
 
     kind: str
     path: Path
@@ -44,15 +45,16 @@ def removable(
     every = [item for kind in kinds for item in _LISTED[kind](saves)]
     needed = _needed_folders(saves) if any(item.kind == "checkpoints" for item in every) else set()
     fitting = [
-        item for item in every
+        item
+        for item in every
         if item.changed <= before and item.bytes >= at_least_bytes and not _stands_on(item.path, needed)
-    ]  # fmt: skip
+    ]
     return sorted(fitting, key=lambda item: item.bytes, reverse=True)
 
 
 def remove(saves: Path, items: Iterable[Removable]) -> list[Removable]:
-    """Remove them, but nothing of a run that is not finished any more, and nothing that another run stands on since. Returns what
-    is gone; what a kill interrupts is listed as remains of deletions the next time."""
+    """Remove them, but nothing of a run that is not finished any more, and nothing that another run stands on
+    since. Returns what is gone; what a kill interrupts is listed as remains of deletions the next time."""
     gone = []
     needed = _needed_folders(saves)
     for item in items:
@@ -64,8 +66,8 @@ def remove(saves: Path, items: Iterable[Removable]) -> list[Removable]:
 
 
 def _take_away(saves: Path, item: Removable, needed: Collection[str]) -> Path | None:
-    """Where it lies now, in one step: nobody finds half of it. Under the lock of the queue, so that nobody resumes the run in
-    between, and no longer than that: many gigabytes take minutes."""
+    """Where it lies now, in one step: nobody finds half of it. Under the lock of the queue, so that
+    nobody resumes the run in between, and no longer than that: many gigabytes take minutes."""
     if item.path.is_symlink() or _stands_on(item.path, needed):
         return None
     folder = saves / DELETED_FOLDER
@@ -84,9 +86,7 @@ def _needed_folders(saves: Path) -> set[str]:
     for run in runs.find(saves):
         with contextlib.suppress(Refusal):
             model = run.spec.model
-            needed |= {
-                os.path.realpath(path) for path in (model.model_name_or_path, model.adapter_path) if path
-            }
+            needed |= {os.path.realpath(path) for path in (model.model_name_or_path, model.adapter_path) if path}
     return needed
 
 

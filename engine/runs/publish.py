@@ -34,9 +34,15 @@ def publish(run: Run, repo: str, token: str, *, private: bool = True, by: str = 
         raise Refusal(problem("upload-no-token"))
     request = json.dumps({"repo": repo, "private": private, "token": token})
     done = subprocess.run(
-        [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)], input=request, capture_output=True, text=True, check=False,
-        cwd=PROJECT, env=command.inherited_environment() | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
-    )  # fmt: skip
+        [sys.executable, "-m", "engine.worker.exporting.upload", str(folder)],
+        input=request,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+        env=command.inherited_environment()
+        | {"PYTHONUTF8": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0"},
+    )
     try:
         reply = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

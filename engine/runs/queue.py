@@ -88,7 +88,15 @@ def _start(folder: Path) -> bool:
 
 def give_up(run: RunDir, code: int) -> None:
     """Put a run aside that could not be supervised, so that it does not stand at the head of the queue for ever."""
-    write_json(run.exit, {
-        "outcome": "failed", "reason": "no-keeper", "code": code, "signal": None, "ended": time.time(),
-        "attempt": run.attempt(), "peak_memory": 0,
-    })  # fmt: skip
+    write_json(
+        run.exit,
+        {
+            "outcome": "failed",
+            "reason": "no-keeper",
+            "code": code,
+            "signal": None,
+            "ended": time.time(),
+            "attempt": run.attempt(),
+            "peak_memory": 0,
+        },
+    )

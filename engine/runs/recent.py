@@ -1,4 +1,5 @@
-"""What the page begins with: the model used last, and the finished run that is newest. Read from the folders each time."""
+"""What the page begins with: the model used last, and the finished run that is
+newest. Read from the folders each time."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ BUNDLED = (PROJECT / "data",)  # models that come with Athanor or are made by it
 
 
 def models(workplace: Workplace) -> list[ModelFacts]:
-    """Whole models of the model folders: the one used last, the operator's by name, the bundled ones, the demo model."""
+    """Whole models of the model folders: the one used last, the operator's by
+    name, the bundled ones, the demo model."""
     there = [model for model in find_models(workplace.models) if not model.adapter_of]
     last = model_used_last(workplace, there)
     demo = os.path.realpath(DEMO_MODEL)

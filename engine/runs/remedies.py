@@ -17,8 +17,8 @@ MIN_MAX_LENGTH = 512  # a shorter one cuts what people train on
 
 
 def remedy(run: Run) -> RunSpec | None:
-    """The spec of a failed training with the first change that helps against its failure and that is allowed in it; None
-    where no change of the spec would help, or none is known."""
+    """The spec of a failed training with the first change that helps against its failure and
+    that is allowed in it; None where no change of the spec would help, or none is known."""
     why = explain(run)
     if why is None or run.kind != "training":
         return None
@@ -32,11 +32,7 @@ def remedy(run: Run) -> RunSpec | None:
     before = {problem.code for problem in spec_problems(spec)}
     for change in REMEDIES[codes[0]](spec):
         changed = _changed(spec, change)
-        if (
-            changed
-            and changed != spec
-            and before.issuperset(problem.code for problem in spec_problems(changed))
-        ):
+        if changed and changed != spec and before.issuperset(problem.code for problem in spec_problems(changed)):
             return changed
     return None
 

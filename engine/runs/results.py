@@ -81,16 +81,16 @@ def new_export_spec(workplace: Workplace, weights: Mapping[str, float], **settin
         raise Refusal(problem("export-whole-beside", name=whole.run.title))
     model = chosen[0].run.spec.model
     changes: dict[str, Any] = {
-        "model_name_or_path": str(whole.folder if whole else base_of(chosen[0])), "adapter_path": None,
-        "chat_template": None, "quantization": NoQuantization(),
+        "model_name_or_path": str(whole.folder if whole else base_of(chosen[0])),
+        "adapter_path": None,
+        "chat_template": None,
+        "quantization": NoQuantization(),
         "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(model.model_name_or_path),
-    }  # fmt: skip
+    }
     if whole:
         changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
     adapters = {str(result.folder): weights[result.run.id] for result in chosen if result.adapter}
-    return ExportSpec.read(
-        {"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings
-    )
+    return ExportSpec.read({"model": model.model_copy(update=changes).model_dump(), "adapters": adapters} | settings)
 
 
 def possible_next_stages(run: Run) -> list[str]:
@@ -99,9 +99,7 @@ def possible_next_stages(run: Run) -> list[str]:
     if not result or run.kind != "training":
         return []
     after = (
-        [name for name, stage in STAGES.items() if stage.answers]
-        if result.stage == "rm"
-        else next_stages(result.stage)
+        [name for name, stage in STAGES.items() if stage.answers] if result.stage == "rm" else next_stages(result.stage)
     )
     return [stage for stage in after if stage in PARTS]
 
@@ -111,8 +109,9 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
 
     It keeps the model, the method and the sizes; the learning rate moves by the ratio of what is usual, a later stage
     takes few epochs, and one that answers enough answers a step; data sets that do not fit give way to the first that
-    does. The answers are scored by the result itself if that is a reward model, and begins from the newest SFT adapter
-    if that began from none; else they are scored by the newest reward model of the same base. Raises Refusal where `stage` is none of `possible_next_stages(run)`.
+    does. The answers are scored by the result itself if that is a reward model, and begins from the newest SFT
+    adapter if that began from none; else they are scored by the newest reward model of the same base. Raises Refusal
+    where `stage` is none of `possible_next_stages(run)`.
     """
     if stage not in possible_next_stages(run):
         raise Refusal(problem("stage-cannot-follow", "stage", stage=stage, run=run.title))
@@ -131,7 +130,8 @@ def next_spec(run: Run, stage: str, workplace: Workplace) -> RunSpec:
             plain["stage"]["rewards"] = {"reward_model": 1.0}
     start: Result | None = result
     if result.stage == "rm":
-        # It scores answers of a model that is trained: the one it began from itself, or the newest one that has learned to answer.
+        # It scores answers of a model that is trained: the one it began from
+        # itself, or the newest one that has learned to answer.
         fresh = before.method.kind == "lora" and not before.model.adapter_path
         start = _newest(before, workplace, "sft", adapter=True) if fresh else None
     if start and start.adapter:

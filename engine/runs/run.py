@@ -59,7 +59,8 @@ class Run:
 
     @property
     def spec(self) -> Any:
-        """A RunSpec, or the spec of the run's kind; read anew, since a list of runs does not hold thousands. Raises Refusal."""
+        """A RunSpec, or the spec of the run's kind; read anew, since a list of
+        runs does not hold thousands. Raises Refusal."""
         return _spec(self.dir.spec, stamp([self.dir.spec]))
 
     @cached_property
@@ -148,8 +149,7 @@ def state(run: RunDir) -> str:
         phase = read_object(run.progress).get("phase")
         return (
             "running"
-            if phase
-            in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
+            if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
             else "preparing"
         )
     return "interrupted" if os.path.lexists(run.keeper) else "queued"
@@ -160,9 +160,8 @@ def read(folder: Path, saves: Path) -> Run:
     run = RunDir(folder)
     now = state(run)
     return Run(
-        id=folder.relative_to(saves).as_posix(), path=folder, state=now,
-        request=_request_of(run), exit=_exit_of(run),
-    )  # fmt: skip
+        id=folder.relative_to(saves).as_posix(), path=folder, state=now, request=_request_of(run), exit=_exit_of(run)
+    )
 
 
 def has_ended(run: Run) -> bool:

@@ -130,9 +130,14 @@ def stop(run: Run, how: str = "save", by: str = "") -> None:
     elif how == "kill":
         # The supervisor is gone but a process of the run lives: another process has to end it.
         subprocess.Popen(
-            [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)], cwd=PROJECT, env=command.inherited_environment(),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "engine.runs.supervisor", "end", str(run.path)],
+            cwd=PROJECT,
+            env=command.inherited_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def resume(run: Run, by: str = "") -> None:

@@ -11,7 +11,8 @@ TAIL_BYTES = 512 * 1024  # bytes
 
 
 def latest(run: RunDir, count: int = 20) -> list[dict[str, Any]]:
-    """The newest `count` samples, newest first, as engine.worker.training.samples wrote them; spoiled lines are left out.
+    """The newest `count` samples, newest first, as
+    engine.worker.training.samples wrote them; spoiled lines are left out.
 
     A resumed run goes back to its checkpoint: what it writes from there replaces what stood there.
     """

@@ -1,4 +1,5 @@
-"""How long a training will take: as fast as the last run of the same model was, else a rough guess from the arithmetic."""
+"""How long a training will take: as fast as the last run of the same model was,
+else a rough guess from the arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from engine.runs import progress, runs
 from engine.spec.run_spec import RunSpec
 
 MAX_RUNS_SEARCHED = 30  # newest runs
-# Share of the speed of plain matrix products that a training reaches, and what a GPU of each generation reaches in them.
+# Share of the speed of plain matrix products that a training reaches, and what
+# a GPU of each generation reaches in them.
 REACHED_SHARE = 0.35
 GPU_OPERATIONS_PER_S = {
     12.0: 400e12,
@@ -33,15 +35,16 @@ class TimeEstimate:
     like: str
 
 
-def training_time(
-    spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace
-) -> TimeEstimate | None:
+def training_time(spec: RunSpec, tokens: float, parameters: int | None, workplace: Workplace) -> TimeEstimate | None:
     """For so many tokens, all epochs together; None if nothing is known to go by."""
     for run in runs.find(workplace.saves, "training")[:MAX_RUNS_SEARCHED]:
         try:
             alike = (run.spec.model, run.spec.method, run.spec.stage.kind, run.spec.hardware) == (
-                spec.model, spec.method, spec.stage.kind, spec.hardware,
-            )  # fmt: skip
+                spec.model,
+                spec.method,
+                spec.stage.kind,
+                spec.hardware,
+            )
             rate = progress.progress(run).tokens_per_s if alike else None
         except (Refusal, OSError):
             continue
@@ -59,9 +62,7 @@ def _speed(spec: RunSpec) -> float:
     gpus = hardware.gpus()
     if on_cpu(spec, len(gpus)) or not gpus:
         return _cpu_speed()
-    best = next(
-        speed for capability, speed in GPU_OPERATIONS_PER_S.items() if gpus[0].capability >= capability
-    )
+    best = next(speed for capability, speed in GPU_OPERATIONS_PER_S.items() if gpus[0].capability >= capability)
     return best * spec.hardware.num_processes
 
 

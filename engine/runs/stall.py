@@ -16,7 +16,8 @@ FIRST_STEP_FACTOR = 3  # how much longer loading, compiling and the first step o
 
 
 class StallWatch:
-    """Looks whether a run still writes progress.json or metrics.jsonl. `minutes`: without that until it has stalled; 0 = never."""
+    """Looks whether a run still writes progress.json or metrics.jsonl.
+    `minutes`: without that until it has stalled; 0 = never."""
 
     def __init__(self, run: RunDir, minutes: float, clock: Callable[[], float] = time.monotonic):
         self.run, self.minutes, self.clock = run, minutes, clock
@@ -44,7 +45,5 @@ class StallWatch:
 
 
 def _patience(progress: dict[str, Any]) -> int:
-    moves = progress.get("phase") in ("training", "evaluating") and progress.get("done") != progress.get(
-        "began_with"
-    )
+    moves = progress.get("phase") in ("training", "evaluating") and progress.get("done") != progress.get("began_with")
     return 1 if moves else FIRST_STEP_FACTOR

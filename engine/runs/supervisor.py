@@ -1,8 +1,8 @@
 """The small detached parent of one run.
 
-It is a session of its own, so it outlives the studio. It holds the run's lock; starts what the run's kind says (for a
-training, `prepare` and the launcher); obeys stop requests; notes where it stalls; ends every process of the run that is left; and writes exit.json
-last. What it saw is judged by `engine.runs.outcome`.
+It is a session of its own, so it outlives the studio. It holds the run's lock; starts what the run's kind
+says (for a training, `prepare` and the launcher); obeys stop requests; notes where it stalls; ends every
+process of the run that is left; and writes exit.json last. What it saw is judged by `engine.runs.outcome`.
 
     python -m engine.runs.supervisor keep FOLDER    become the supervisor of a run; returns once it holds the lock
     python -m engine.runs.supervisor end FOLDER     end every process of a run whose supervisor is gone
@@ -55,14 +55,22 @@ def supervise(run: RunDir) -> None:
     if spec.hardware.device != "cpu" and (failure := hardware.gpu_failure()):
         raise Refusal(failure)  # it worked when the run was submitted; "auto" is no CPU now
     steps = kinds.KINDS[spec.kind].steps(spec, run.path, port, len(gpu_indices))
-    environment = command.inherited_environment() | command.environment(
-        spec, run.path, gpu_indices, hardware.threads()
-    )
+    environment = command.inherited_environment() | command.environment(spec, run.path, gpu_indices, hardware.threads())
     log_from = run.log.stat().st_size  # what stands before it is an earlier attempt's
-    write_json(run.keeper, {
-        "pid": os.getpid(), "started": time.time(), "process_started": psutil.Process().create_time(), "start_ticks": start_ticks(os.getpid()),
-        "attempt": run.attempt(), "port": port, "log_from": log_from, "devices": environment["CUDA_VISIBLE_DEVICES"], "command": steps[-1].arguments,
-    })  # fmt: skip
+    write_json(
+        run.keeper,
+        {
+            "pid": os.getpid(),
+            "started": time.time(),
+            "process_started": psutil.Process().create_time(),
+            "start_ticks": start_ticks(os.getpid()),
+            "attempt": run.attempt(),
+            "port": port,
+            "log_from": log_from,
+            "devices": environment["CUDA_VISIBLE_DEVICES"],
+            "command": steps[-1].arguments,
+        },
+    )
     watch = StallWatch(run, spec.logging.stall_minutes if isinstance(spec, RunSpec) else 0)
     code, early = (
         0,
@@ -81,13 +89,14 @@ def _start(step: Step, environment: dict[str, str], run: RunDir) -> subprocess.P
     # The descriptor of the lock goes along: what takes no lock itself must count as alive, too.
     lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert lock is not None  # nobody locks this byte for itself alone
-    child_environment = (
-        environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
-    )
+    child_environment = environment | dict(step.environment) | ({command.WAIT_VARIABLE: "1"} if step.waits else {})
     child = subprocess.Popen(
-        step.arguments, env=child_environment, cwd=PROJECT, stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
+        step.arguments,
+        env=child_environment,
+        cwd=PROJECT,
+        stdin=subprocess.PIPE if step.waits else subprocess.DEVNULL,
         pass_fds=(lock,),
-    )  # fmt: skip
+    )
     os.close(lock)
     return child
 
@@ -166,7 +175,8 @@ def main() -> int:
 
 
 def end_orphans(folder: Path) -> int:
-    """End what lives of a run without a supervisor, supervise it for that long, and start who waits. Returns 1 if it has one."""
+    """End what lives of a run without a supervisor, supervise it for that long,
+    and start who waits. Returns 1 if it has one."""
     run = RunDir(folder)
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:

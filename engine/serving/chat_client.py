@@ -33,8 +33,8 @@ class ToolCall(TypedDict):
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of one served model, as far as it is written. `first_s` to its first piece, `tokens_per_s` from there on. `calls`
-    are the calls of tools in it."""
+    """The answer of one served model, as far as it is written. `first_s` to its first
+    piece, `tokens_per_s` from there on. `calls` are the calls of tools in it."""
 
     model: str
     text: str = ""
@@ -66,9 +66,7 @@ def score(
 
     It is loaded by the same server, as a model of its own, when it is first asked.
     """
-    folder = next(
-        (reward_model.folder for reward_model in reward_models(saves) if reward_model.run.id == judge), None
-    )
+    folder = next((reward_model.folder for reward_model in reward_models(saves) if reward_model.run.id == judge), None)
     if folder is None:
         raise Refusal(problem("chat-no-result", id=judge))
     body = {
@@ -88,7 +86,8 @@ def cancel(server: Server, request_id: str) -> None:
 def ask(
     server: Server, questions: Mapping[str, Sequence[Mapping[str, Any]]], settings: Mapping[str, Any]
 ) -> Iterator[list[Answer]]:
-    """Have each served model answer its conversation, all at once; yields snapshots of the answers until all have ended.
+    """Have each served model answer its conversation, all at once; yields
+    snapshots of the answers until all have ended.
 
     `settings` are those of POST /v1/chat/completions. Closing the iterator ends the answers. What goes wrong with one
     is in its `problem`, and the others go on.
@@ -98,9 +97,7 @@ def ask(
     threads = []
     for (model, messages), connection in zip(questions.items(), connections, strict=True):
         body = {**settings, "model": model, "messages": list(messages), "stream": True}
-        threads.append(
-            threading.Thread(target=_read, args=(server, connection, body, answers.put), daemon=True)
-        )
+        threads.append(threading.Thread(target=_read, args=(server, connection, body, answers.put), daemon=True))
     for thread in threads:
         thread.start()
     latest = {model: Answer(model) for model in questions}
@@ -112,9 +109,7 @@ def ask(
             answer = answers.get()
             latest[answer.model] = answer
             with contextlib.suppress(queue.Empty):
-                while (left := due - time.monotonic()) > 0 and not all(
-                    snapshot.finish for snapshot in latest.values()
-                ):
+                while (left := due - time.monotonic()) > 0 and not all(snapshot.finish for snapshot in latest.values()):
                     answer = answers.get(timeout=left)
                     latest[answer.model] = answer
             yield list(latest.values())
@@ -204,8 +199,4 @@ def _problem(reply: Mapping[str, Any]) -> Problem:
     error = reply["error"]
     details = error.get("problem") or {}
     known = details.get("code") in sentences()
-    return (
-        Problem(details["code"], "", details["values"])
-        if known
-        else problem("chat-error", why=error["message"])
-    )
+    return Problem(details["code"], "", details["values"]) if known else problem("chat-error", why=error["message"])

@@ -1,4 +1,5 @@
-"""A conversation of one person with several served models: the messages of each so far, as a file, and as rows to learn from.
+"""A conversation of one person with several served models: the messages of each
+so far, as a file, and as rows to learn from.
 
 It is kept by the browser, so everything here is a value, and what comes back is read with care.
 Requests are left to `engine.serving.chat_client`.
@@ -24,9 +25,7 @@ RATINGS_DATASET, PREFERENCES_DATASET = "chat_thumbs", "chat_pairs"  # the data s
 MAX_HISTORY = 40  # earlier conversations that are kept, and
 MAX_HISTORY_CHARACTERS = 1_000_000  # characters of them: a browser holds some five million
 # How a tool is written down, shortly.
-TOOL_EXAMPLE = (
-    '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
-)
+TOOL_EXAMPLE = '[{"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}]'
 Message = dict[str, Any]
 Tools = tuple[dict[str, Any], ...]
 Rating = Literal["", "up", "down"]
@@ -81,8 +80,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A tree of turns, each in its place behind the one it follows. What is shown is the path from a first turn to `tip`.
-    Another question at any of them begins another branch."""
+    """A tree of turns, each in its place behind the one it follows. What is shown is the path
+    from a first turn to `tip`. Another question at any of them begins another branch."""
 
     turns: tuple[Turn, ...] = ()
     tip: int = -1
@@ -104,7 +103,8 @@ class Conversation:
         return tuple(number for number, turn in enumerate(self.turns) if turn.after == place)
 
     def last_models(self) -> list[str]:
-        """The models that answered last on the path to the tip; before its first answer, those that answered last anywhere."""
+        """The models that answered last on the path to the tip; before its
+        first answer, those that answered last anywhere."""
         turns = [*self.turns, *self.turns_on_path()]
         return next((list(turn.said) for turn in reversed(turns) if turn.said), [])
 
@@ -134,11 +134,17 @@ def answered_turn(question: Turn, answers: Sequence[Answer], scores: Mapping[str
     """A question with what has been answered; None if there is no answer at all."""
     replies = {
         answer.model: Reply(
-            answer.text, answer.tokens, answer.first_s, answer.tokens_per_s, answer.finish, scores.get(answer.model), calls=answer.calls
+            answer.text,
+            answer.tokens,
+            answer.first_s,
+            answer.tokens_per_s,
+            answer.finish,
+            scores.get(answer.model),
+            calls=answer.calls,
         )
         for answer in answers
         if answer.text or answer.calls or not answer.problem
-    }  # fmt: skip
+    }
     return replace(question, said=replies) if replies else None
 
 
@@ -149,9 +155,7 @@ def parse_tools(text: str) -> Tools:
     try:
         definitions = json.loads(text)
     except json.JSONDecodeError as error:
-        raise Refusal(
-            problem("chat-tools-json", why=error.msg, line=error.lineno, column=error.colno)
-        ) from error
+        raise Refusal(problem("chat-tools-json", why=error.msg, line=error.lineno, column=error.colno)) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise Refusal(problem("chat-tools-json", why=type(error).__name__, line=1, column=1)) from error
     tools = [
@@ -191,18 +195,15 @@ def as_plain(conversation: Conversation) -> dict[str, Any]:
 
 
 def with_archived(history: Sequence[Any], conversation: Conversation) -> list[Any]:
-    """Earlier conversations as a browser keeps them, with one more in front; the oldest leave when there are too many."""
+    """Earlier conversations as a browser keeps them, with one more in front;
+    the oldest leave when there are too many."""
     known = [
-        entry
-        for entry in ([as_plain(conversation)] if conversation.turns else []) + list(history)
-        if read(entry).turns
+        entry for entry in ([as_plain(conversation)] if conversation.turns else []) + list(history) if read(entry).turns
     ][:MAX_HISTORY]
     sizes = [len(json.dumps(entry)) for entry in known]
     # The one that was just put away stays, however long it is: it is nowhere else.
     return [
-        entry
-        for number, entry in enumerate(known)
-        if not number or sum(sizes[: number + 1]) <= MAX_HISTORY_CHARACTERS
+        entry for number, entry in enumerate(known) if not number or sum(sizes[: number + 1]) <= MAX_HISTORY_CHARACTERS
     ]
 
 
@@ -234,8 +235,8 @@ def messages_before_answer(before: Sequence[Turn], model: str, turn: Turn) -> li
 
 
 def jsonl(conversation: Conversation) -> str:
-    """The path to the tip as JSONL, a line for each model and for each turn that stands alone, {"messages", "tools", "model"}: a data
-    set as it is."""
+    """The path to the tip as JSONL, a line for each model and for each turn
+    that stands alone, {"messages", "tools", "model"}: a data set as it is."""
     turns = [turn for turn in conversation.turns_on_path() if turn.said]
     models = dict.fromkeys(model for turn in turns for model in turn.said)
     ends = [end for end in range(1, len(turns) + 1) if end == len(turns) or turns[end].alone]
@@ -243,7 +244,7 @@ def jsonl(conversation: Conversation) -> str:
         {"messages": messages(turns[:end], model, turns[end - 1].system), **_tools(turns[end - 1]), "model": model}
         for end in ends
         for model in models
-    )  # fmt: skip
+    )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -286,15 +287,17 @@ def prefer(data_dir: Path, conversation: Conversation, place: int, model: str) -
         raise Refusal(problem("rating-alone"))
     rows = [
         {
-            "messages": question, "chosen": reply.message, "rejected": alternative.message, **_tools(turn), "model": model,
+            "messages": question,
+            "chosen": reply.message,
+            "rejected": alternative.message,
+            **_tools(turn),
+            "model": model,
             "rejected_model": other,
         }
         for other, alternative in others.items()
-    ]  # fmt: skip
+    ]
     columns = {name: name for name in ("messages", "chosen", "rejected", "tools")}
-    _append(
-        data_dir, PREFERENCES_DATASET, rows, {"formatting": "openai", "ranking": True, "columns": columns}
-    )
+    _append(data_dir, PREFERENCES_DATASET, rows, {"formatting": "openai", "ranking": True, "columns": columns})
     return _with_marks(conversation, place, model, preferred=True)
 
 

@@ -1,4 +1,5 @@
-"""The studio's side of the chat servers: start one, find it again, end it. Requests to it: `engine.serving.chat_client`.
+"""The studio's side of the chat servers: start one, find it again, end it.
+Requests to it: `engine.serving.chat_client`.
 
 A server is a folder `saves/.chat/<id>/` and a child process of its own (`engine.worker.serve`) with one base model in
 memory and any number of its adapters. As with a run, the folder is the truth: a studio that is restarted finds its
@@ -97,9 +98,7 @@ class Server:
         error = read_json(self.path / "error.json")
         if error is None:
             return [problem("chat-died", name=self.name)]
-        reported = [
-            Problem(entry["code"], entry["field"], entry["values"]) for entry in error.get("problems", ())
-        ]
+        reported = [Problem(entry["code"], entry["field"], entry["values"]) for entry in error.get("problems", ())]
         if known := [entry for entry in reported if entry.code in sentences()]:
             return known
         if "OutOfMemoryError" in error["type"] or "out of memory" in error["message"]:
@@ -120,9 +119,7 @@ class Choice:
     adapters: Mapping[str, Path] = field(default_factory=dict)  # name → folder of the result
     model: Mapping[str, Any] = field(default_factory=dict)
     engine: str = "transformers"  # what writes the answers: one of vllm.ENGINES
-    rank: int = (
-        vllm.DEFAULT_LORA_RANK
-    )  # that vLLM has room for: the largest of this base's adapters, wanted or not
+    rank: int = vllm.DEFAULT_LORA_RANK  # that vLLM has room for: the largest of this base's adapters, wanted or not
 
 
 def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str = "transformers") -> Choice:
@@ -149,23 +146,25 @@ def choose(workplace: Workplace, base: str, ids: Sequence[str] = (), engine: str
         theirs = result.run.facts.base if result.adapter else str(result.folder)
         if identity(theirs) != identity(str(folder)):
             raise Refusal(problem("chat-other-base", name=result.run.title, theirs=theirs, base=folder))
-    whole = next(
-        (result for result in by_id.values() if not result.adapter and result.folder == folder), None
-    )
+    whole = next((result for result in by_id.values() if not result.adapter and result.folder == folder), None)
     if whole:
         _result(by_id, whole.run.id)
     choice = Choice(
-        folder, whole.run.id if whole else identity(str(folder)) if _cached(folder) else folder.name,
-        {result.run.id: result.folder for result in adapters}, _model_part(workplace, folder, whole, adapters), engine,
-    )  # fmt: skip
+        folder,
+        whole.run.id if whole else identity(str(folder)) if _cached(folder) else folder.name,
+        {result.run.id: result.folder for result in adapters},
+        _model_part(workplace, folder, whole, adapters),
+        engine,
+    )
     if engine != "vllm":
         return choice
     if problems := vllm.problems(choice.model, choice.adapters):
         raise Refusal(problems)
     fitting = [
-        result.folder for result in by_id.values()
+        result.folder
+        for result in by_id.values()
         if result.adapter and identity(result.run.facts.base) == identity(str(folder))
-    ]  # fmt: skip
+    ]
     return replace(choice, rank=vllm.rank(fitting))
 
 
@@ -189,16 +188,16 @@ def _cached(folder: Path) -> bool:
     return is_hub_id(identity(str(folder)))
 
 
-def _model_part(
-    workplace: Workplace, folder: Path, whole: Result | None, adapters: Sequence[Result]
-) -> dict[str, Any]:
+def _model_part(workplace: Workplace, folder: Path, whole: Result | None, adapters: Sequence[Result]) -> dict[str, Any]:
     """The `model` part of a spec by which the base is loaded: as the run that made the result had it."""
     made_by = [*filter(None, [whole]), *adapters]
     model = made_by[0].run.spec.model if made_by else Model(model_name_or_path=str(folder))
     changes: dict[str, Any] = {
-        "model_name_or_path": str(folder), "adapter_path": None, "chat_template": None,
+        "model_name_or_path": str(folder),
+        "adapter_path": None,
+        "chat_template": None,
         "trust_remote_code": model.trust_remote_code and workplace.allows_code_of(str(folder)),
-    }  # fmt: skip
+    }
     if whole:
         changes["rope_scaling"] = NoRopeScaling()  # its configuration has been stretched already
     return model.model_copy(update=changes).model_dump()
@@ -226,9 +225,7 @@ def hold_studio_lock(saves: Path) -> int | None:
 def servers(saves: Path) -> list[Server]:
     """All servers that there are or were and have left their folder, the newest last."""
     known = [Server(path.parent) for path in (saves / SERVERS_FOLDER).glob("[!.]*/serve.json")]
-    return sorted(
-        (server for server in known if server.settings), key=lambda server: server.settings["started"]
-    )
+    return sorted((server for server in known if server.settings), key=lambda server: server.settings["started"])
 
 
 def find(saves: Path, choice: Choice) -> Server | None:
@@ -273,17 +270,26 @@ def serve_settings(workplace: Workplace, choice: Choice, by: str) -> dict[str, A
     loaded = [Model(**choice.model), *(model.run.spec.model for model in reward_models(workplace.saves))]
     return {
         "quantized": any(may_be_quantized(model.model_name_or_path, model.quantization.kind) for model in loaded),
-        "base": str(choice.base), "name": choice.name, "model": dict(choice.model),
+        "base": str(choice.base),
+        "name": choice.name,
+        "model": dict(choice.model),
         "adapters": {name: str(folder) for name, folder in choice.adapters.items()},
-        "roots": [str(root) for root in workplace.model_roots], "host": "127.0.0.1", "port": 0, "idle_s": IDLE_S,
-        "studios": None, "by": by, "started": time.time(), "engine": choice.engine,
+        "roots": [str(root) for root in workplace.model_roots],
+        "host": "127.0.0.1",
+        "port": 0,
+        "idle_s": IDLE_S,
+        "studios": None,
+        "by": by,
+        "started": time.time(),
+        "engine": choice.engine,
         "card": _free_gpu(workplace.saves, choice.engine),
         "vllm": {"command": [vllm.program()], "rank": choice.rank} if choice.engine == "vllm" else None,
-    }  # fmt: skip
+    }
 
 
 def _free_gpu(saves: Path, engine: str) -> int | None:
-    """The index of the GPU with the most free memory; None where there is none. vLLM takes nine tenths of one, so it has it alone.
+    """The index of the GPU with the most free memory; None where there is none.
+    vLLM takes nine tenths of one, so it has it alone.
 
     Raises Refusal with the servers on them if every GPU is taken, or if the driver does not tell which there are.
     """
@@ -293,16 +299,12 @@ def _free_gpu(saves: Path, engine: str) -> int | None:
     occupants = {server.settings.get("card"): server for server in alive if "vllm" in (engine, server.engine)}
     left = [gpu for gpu in gpus if gpu.index not in occupants]
     if gpus and not left:
-        who = "; ".join(
-            f"{occupants[gpu.index].name} ({occupants[gpu.index].settings['by'] or '—'})" for gpu in gpus
-        )
+        who = "; ".join(f"{occupants[gpu.index].name} ({occupants[gpu.index].settings['by'] or '—'})" for gpu in gpus)
         raise Refusal(problem("chat-card-taken", who=who))
     return max(left, key=lambda gpu: gpu.free).index if left else None
 
 
-def begin(
-    server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False
-) -> subprocess.Popen[bytes]:
+def begin(server: Server, settings: Mapping[str, Any], key: str, foreground: bool = False) -> subprocess.Popen[bytes]:
     """Start the process of a server whose folder is new. In the `foreground` it prints to this terminal and ends
     with it; else into its log, and it outlives the process that started it."""
     server.path.mkdir(parents=True)
@@ -316,9 +318,15 @@ def begin(
     log = None if foreground else (server.path / "log.txt").open("ab")
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "engine.worker.serve", str(server.path)], cwd=PROJECT, env=_environment(settings, server.path),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=not foreground, pass_fds=(lock,),
-        )  # fmt: skip
+            [sys.executable, "-m", "engine.worker.serve", str(server.path)],
+            cwd=PROJECT,
+            env=_environment(settings, server.path),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=not foreground,
+            pass_fds=(lock,),
+        )
     finally:
         os.close(lock)
         if log:

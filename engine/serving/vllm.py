@@ -23,9 +23,7 @@ BASE_NAME = "base"  # name of the model itself; adapters are adapter0, adapter1,
 MAX_LORAS = 4  # adapters in one batch: one more than the page asks at once
 DEFAULT_LORA_RANK = 16
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-LOG_PREFIX = re.compile(
-    r"^(\([^)]*pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?"
-)
+LOG_PREFIX = re.compile(r"^(\([^)]*pid=\d+\)\s*)?((INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\]\s*)?")
 ERROR_LINE = re.compile(r"[\w.]*(Error|Exception)\b: ")
 ROOT_CAUSE_ABOVE = "See root cause above"  # its last line where one of its processes has logged the cause
 
@@ -35,9 +33,7 @@ def program() -> str | None:
     return shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
 
 
-def command(
-    words: Sequence[str], base: str, port: int, rank: int, precision: str, remote_code: bool
-) -> list[str]:
+def command(words: Sequence[str], base: str, port: int, rank: int, precision: str, remote_code: bool) -> list[str]:
     """What starts it: `words` are the program, `rank` is the largest that an adapter may have."""
     return [
         *words, "serve", base, "--served-model-name", BASE_NAME, "--host", "127.0.0.1", "--port", str(port),
@@ -51,9 +47,12 @@ def environment(key: str) -> dict[str, str]:
     """Its variables: its key, that adapters come and go, no usage statistics, and that its
     processes keep their environment when they rename themselves: by the marker in it they are found and ended."""
     return {
-        "VLLM_API_KEY": key, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_API_KEY": key,
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
         "SPT_NOENV": "1",
-    }  # fmt: skip
+    }
 
 
 def rank(folders: Iterable[Path]) -> int:
@@ -62,16 +61,12 @@ def rank(folders: Iterable[Path]) -> int:
     return max([DEFAULT_LORA_RANK, *filter(None, map(max_lora_rank, taken))])
 
 
-def problems(
-    model: Mapping[str, Any], adapters: Mapping[str, Path], most: int | None = None
-) -> list[Problem]:
+def problems(model: Mapping[str, Any], adapters: Mapping[str, Path], most: int | None = None) -> list[Problem]:
     """What of a base, as its run loads it, and of adapters vLLM would refuse or misread. `most`
     is the rank that a server which runs already has room for."""
     obstacles = [] if program() else [problem("vllm-missing")]
     kinds = {name: (model.get(name) or {}).get("kind", "none") for name in ("quantization", "rope_scaling")}
-    obstacles += [
-        problem("vllm-loading", name=name, kind=kind) for name, kind in kinds.items() if kind != "none"
-    ]
+    obstacles += [problem("vllm-loading", name=name, kind=kind) for name, kind in kinds.items() if kind != "none"]
     for name, folder in adapters.items():
         config = adapter_config(folder)
         if untaken := adapter_problems(config):

@@ -29,14 +29,10 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
     quantized = spec.model.quantization.kind != "none"
     if quantized and spec.method.kind != "lora":
         problems.append(
-            problem(
-                "quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind
-            )
+            problem("quantized-needs-lora", "method", bits=spec.model.quantization.kind, method=spec.method.kind)
         )
     if quantized and spec.method.kind == "lora" and spec.method.init_lora_weights in ("pissa", "olora"):
-        problems.append(
-            problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights)
-        )
+        problems.append(problem("quantized-svd-init", "method.init_lora_weights", init=spec.method.init_lora_weights))
     if spec.model.adapter_path and spec.method.kind != "lora":
         problems.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
@@ -49,9 +45,7 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("cards-twice", "hardware.devices", given=", ".join(map(str, devices))))
     if devices and len(devices) != spec.hardware.num_processes:
         problems.append(
-            problem(
-                "cards-count", "hardware.devices", cards=len(devices), processes=spec.hardware.num_processes
-            )
+            problem("cards-count", "hardware.devices", cards=len(devices), processes=spec.hardware.num_processes)
         )
     if spec.hardware.device == "cpu" and spec.training.precision == "fp16":
         problems.append(problem("fp16-on-cpu", "training.precision"))
@@ -96,8 +90,13 @@ def _stage_problems(spec: RunSpec) -> list[Problem]:
         smoothed = stage.loss_type in LABEL_SMOOTHING_LOSSES
         if stage.label_smoothing and not smoothed:
             problems.append(
-                problem("smoothing-not-here", "stage.label_smoothing", loss=stage.loss_type, known=", ".join(LABEL_SMOOTHING_LOSSES))
-            )  # fmt: skip
+                problem(
+                    "smoothing-not-here",
+                    "stage.label_smoothing",
+                    loss=stage.loss_type,
+                    known=", ".join(LABEL_SMOOTHING_LOSSES),
+                )
+            )
         if stage.loss_type == "exo_pair" and not stage.label_smoothing:
             problems.append(problem("smoothing-needed", "stage.label_smoothing", loss=stage.loss_type))
         if stage.loss_type == "bco_pair" and (
@@ -131,20 +130,26 @@ def _grpo_problems(spec: RunSpec, stage: Grpo) -> list[Problem]:
         problems += _pattern_problems(stage.reward_pattern)
     if "length" in stage.rewards and (stage.reward_length or 0) > stage.max_new_tokens:
         problems.append(
-            problem("length-unreachable", "stage.reward_length", given=stage.reward_length, longest=stage.max_new_tokens)
-        )  # fmt: skip
+            problem(
+                "length-unreachable", "stage.reward_length", given=stage.reward_length, longest=stage.max_new_tokens
+            )
+        )
     answers, group = examples_per_step(spec), stage.num_generations
     if answers % group:
         accumulation = spec.training.gradient_accumulation_steps
         step = group // math.gcd(group, answers // accumulation)  # every multiple of it fits
         problems.append(
-            problem("group-does-not-divide", "stage.num_generations", group=group, answers=answers,
-                    nearest=_nearest_divisor(answers, group) or "—", accumulation=-(-accumulation // step) * step)
-        )  # fmt: skip
-    if stage.grpo_loss == "cispo" and (stage.epsilon_high or 0) < 1:
-        problems.append(
-            problem("cispo-clips-all", "stage.epsilon_high", given=stage.epsilon_high or stage.epsilon)
+            problem(
+                "group-does-not-divide",
+                "stage.num_generations",
+                group=group,
+                answers=answers,
+                nearest=_nearest_divisor(answers, group) or "—",
+                accumulation=-(-accumulation // step) * step,
+            )
         )
+    if stage.grpo_loss == "cispo" and (stage.epsilon_high or 0) < 1:
+        problems.append(problem("cispo-clips-all", "stage.epsilon_high", given=stage.epsilon_high or stage.epsilon))
     if stage.grpo_loss == "luspo" and stage.importance_sampling_level != "sequence":
         problems.append(problem("luspo-needs-sequence", "stage.importance_sampling_level"))
     return problems

@@ -25,9 +25,7 @@ def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
         location = location[:-2]
     unions = {path.rpartition(".")[2]: kinds for path, kinds in choices_of(whole).items()}
     steps = [
-        step
-        for before, step in zip(["", *location], location, strict=False)
-        if step not in unions.get(before, {})
+        step for before, step in zip(["", *location], location, strict=False) if step not in unions.get(before, {})
     ]
     path, kind, context = ".".join(steps), error["type"], error.get("ctx", {})
     value = shortened(error.get("input"))
@@ -36,9 +34,7 @@ def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
             union = next(step for step in location if step in unions)
             chosen = next(step for step in location if step in unions[union])
             owners = [name for name, part in unions[union].items() if steps[-1] in part.model_fields]
-            return problem(
-                "spec-other-kind", path, key=path, what=union, chosen=chosen, kinds=", ".join(owners)
-            )
+            return problem("spec-other-kind", path, key=path, what=union, chosen=chosen, kinds=", ".join(owners))
         if hint := _did_you_mean(path, whole):
             return problem("spec-unknown-key", path, key=path, hint=hint)
         if "extra" in fields_of(whole):
@@ -53,9 +49,7 @@ def problem_from_error(error: Any, whole: type[BaseModel]) -> Problem:
     if error.get("input") is None and path in choices_of(whole):
         return _choice_problem(path, value, ", ".join(choices_of(whole)[path]))
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[
-            kind
-        ]
+        sign = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}[kind]
         limit = next(iter(context.values()))
         return problem("spec-limit", path, given=value, limit=f"{sign} {limit:.12g}")
     if kind == "string_too_long":
@@ -94,9 +88,7 @@ def _nearest(value: str, options: list[str]) -> list[str]:
         return []
     begin = [choice for choice in options if choice.startswith(text)]
     inside = [choice for choice in options if text in choice]
-    return (begin or inside)[:MAX_NEAREST_LISTED] or difflib.get_close_matches(
-        text, options, MAX_NEAREST_LISTED, 0.6
-    )
+    return (begin or inside)[:MAX_NEAREST_LISTED] or difflib.get_close_matches(text, options, MAX_NEAREST_LISTED, 0.6)
 
 
 def _did_you_mean(path: str, whole: type[BaseModel]) -> str:

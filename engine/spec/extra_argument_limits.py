@@ -1,4 +1,5 @@
-"""Limits of the further arguments of a trainer, which their types do not tell: beyond these the first step fails, or never is.
+"""Limits of the further arguments of a trainer, which their types do not tell:
+beyond these the first step fails, or never is.
 
 From the checks in transformers' TrainingArguments and in the constructors of PyTorch's optimizers.
 """
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 
 # Smallest and largest value; an upper limit of a momentum is itself too large.
 EXTRA_ARGUMENT_LIMITS = {
-    "adam_beta1": (0, 0.999999), "adam_beta2": (0, 0.9999999), "adam_epsilon": (0, 1), "label_smoothing_factor": (0, 0.999999),
-    "dataloader_num_workers": (0, 1024), "dataloader_prefetch_factor": (1, 10**6), "eval_delay": (0, 10**9),
-    "eval_accumulation_steps": (1, 10**9), "ddp_bucket_cap_mb": (1, 10**6), "ddp_timeout": (1, 10**9),
+    "adam_beta1": (0, 0.999999),
+    "adam_beta2": (0, 0.9999999),
+    "adam_epsilon": (0, 1),
+    "label_smoothing_factor": (0, 0.999999),
+    "dataloader_num_workers": (0, 1024),
+    "dataloader_prefetch_factor": (1, 10**6),
+    "eval_delay": (0, 10**9),
+    "eval_accumulation_steps": (1, 10**9),
+    "ddp_bucket_cap_mb": (1, 10**6),
+    "ddp_timeout": (1, 10**9),
     "torch_empty_cache_steps": (1, 10**9),
-}  # fmt: skip
+}
 EXTRA_ARGUMENT_CHOICES = {"ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl")}
 
 

@@ -8,9 +8,7 @@ from engine.spec.parts import Part, setting
 class GenerationSettings(Part):
     """How answers are written: None is as the model's own settings have it."""
 
-    temperature: float | None = setting(
-        None, "Temperature", "0 always picks the most likely token.", ge=0, le=10
-    )
+    temperature: float | None = setting(None, "Temperature", "0 always picks the most likely token.", ge=0, le=10)
     top_p: float | None = setting(
         None, "Top-p", "Samples only from the most likely tokens that add up to this probability.", gt=0, le=1
     )

@@ -27,13 +27,17 @@ class Freeze(Part):
 
     kind: Literal["freeze"] = "freeze"
     trainable_layers: Annotated[int, AfterValidator(_not_zero)] = setting(
-        2, "Trained layers", "Trains the last n transformer layers; a negative number means the first n.",
-        ge=-1000, le=1000,
-    )  # fmt: skip
+        2,
+        "Trained layers",
+        "Trains the last n transformer layers; a negative number means the first n.",
+        ge=-1000,
+        le=1000,
+    )
     trainable_modules: list[str] = setting(
-        [], "Trained modules",
+        [],
+        "Trained modules",
         "Trains these modules instead, such as model.layers.3 or lm_head. Overrides the number of layers.",
-    )  # fmt: skip
+    )
 
 
 class Lora(Part):
@@ -41,9 +45,13 @@ class Lora(Part):
 
     kind: Literal["lora"] = "lora"
     r: int = setting(
-        16, "LoRA rank", "Dimension of the adapter, usually 8 to 64. A higher rank can learn more and uses more memory.",
-        essential=True, ge=1, le=4096,
-    )  # fmt: skip
+        16,
+        "LoRA rank",
+        "Dimension of the adapter, usually 8 to 64. A higher rank can learn more and uses more memory.",
+        essential=True,
+        ge=1,
+        le=4096,
+    )
     lora_alpha: int = setting(
         32, "LoRA alpha", "The adapter's output is scaled by alpha ÷ rank.", essential=True, ge=1, le=65536
     )
@@ -51,9 +59,10 @@ class Lora(Part):
         0.0, "LoRA dropout", "Share of the adapter's inputs dropped during training.", ge=0, lt=1
     )
     target_modules: list[str] = setting(
-        ["all-linear"], "Target modules",
+        ["all-linear"],
+        "Target modules",
         "Layers that get an adapter. all-linear means every linear layer except the output head.",
-    )  # fmt: skip
+    )
     modules_to_save: list[str] = setting(
         [],
         "Fully trained modules",
@@ -73,10 +82,12 @@ class Lora(Part):
         "PiSSA starts from the principal singular vectors of the weights (Meng et al. 2024).",
     )
     loraplus_lr_ratio: float | None = setting(
-        None, "LoRA+ ratio",
+        None,
+        "LoRA+ ratio",
         "Learning rate of B divided by that of A (Hayou et al. 2024), typically 16. Leave empty for equal rates.",
-        ge=1, le=1024,
-    )  # fmt: skip
+        ge=1,
+        le=1024,
+    )
 
 
 AnyMethod = Lora | Freeze | Full

@@ -45,9 +45,7 @@ class NoRopeScaling(Part):
 class RopeScaling(Part):
     """Stretch the rotary position embedding, so that the model can handle texts longer than it was trained on."""
 
-    factor: float = setting(
-        2.0, "Scaling factor", "New context length divided by the original one.", gt=1, le=64
-    )
+    factor: float = setting(2.0, "Scaling factor", "New context length divided by the original one.", gt=1, le=64)
 
 
 class LinearRope(RopeScaling):
@@ -72,31 +70,36 @@ class Model(Part):
     """Model: what is fine-tuned, and how it is loaded."""
 
     model_name_or_path: str = setting(
-        "", "Model", "A folder in one of the model folders, or a hub ID such as Qwen/Qwen3-8B.",
-        essential=True, max_length=1024,
-    )  # fmt: skip
+        "",
+        "Model",
+        "A folder in one of the model folders, or a hub ID such as Qwen/Qwen3-8B.",
+        essential=True,
+        max_length=1024,
+    )
     hub: Literal["huggingface", "modelscope"] = setting(
         "huggingface", "Hub", "Where a hub ID is downloaded from. A local folder never uses the network."
     )
-    model_revision: str | None = setting(
-        None, "Revision", "Branch, tag or commit of a hub model.", max_length=200
-    )
+    model_revision: str | None = setting(None, "Revision", "Branch, tag or commit of a hub model.", max_length=200)
     adapter_path: str | None = setting(
-        None, "Continue from adapter",
-        "LoRA adapter of a finished run, of this stage or another, to train further. Leave empty to start a "
-        "new one.",
-        essential=True, max_length=1024,
-    )  # fmt: skip
+        None,
+        "Continue from adapter",
+        "LoRA adapter of a finished run, of this stage or another, to train further. Leave empty to start a new one.",
+        essential=True,
+        max_length=1024,
+    )
     chat_template: str | None = setting(
-        None, "Chat template",
+        None,
+        "Chat template",
         "Leave empty for the tokenizer's own. For a base model without one, use chatml, alpaca, plain or a "
         ".jinja file.",
         max_length=1024,
-    )  # fmt: skip
+    )
     quantization: OneOf[NoQuantization | EightBit | FourBit] = setting(
-        NoQuantization(), "Quantization", "Loads the frozen weights in fewer bits. LoRA on 4-bit weights is QLoRA.",
+        NoQuantization(),
+        "Quantization",
+        "Loads the frozen weights in fewer bits. LoRA on 4-bit weights is QLoRA.",
         essential=True,
-    )  # fmt: skip
+    )
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = setting(
         "auto",
         "Attention",
@@ -106,12 +109,14 @@ class Model(Part):
         NoRopeScaling(), "RoPE scaling", "For texts longer than the model's context length."
     )
     resize_embeddings: bool = setting(
-        False, "Resize embeddings",
+        False,
+        "Resize embeddings",
         "Adds the missing rows if the tokenizer has more tokens than the model has embeddings. With LoRA, "
         "the embeddings and the output head are then trained in full and saved with the adapter.",
-    )  # fmt: skip
+    )
     trust_remote_code: bool = setting(
-        False, "Trust remote code",
+        False,
+        "Trust remote code",
         "Runs Python code that comes with the model. Only for models that the operator has allowed with "
         "--allow-remote-code.",
-    )  # fmt: skip
+    )

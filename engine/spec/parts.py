@@ -52,9 +52,7 @@ def _booleans_as_numbers(plain: dict[str, Any], whole: type[Part]) -> Iterator[P
         values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         numbers = _plain_types(info.annotation) & {int, float}
         if numbers and any(isinstance(number, bool) for number in values):
-            yield problem(
-                "spec-type-int" if int in numbers else "spec-type-float", path, given=shortened(value)
-            )
+            yield problem("spec-type-int" if int in numbers else "spec-type-float", path, given=shortened(value))
 
 
 def _plain_types(annotation: Any) -> set[type]:
@@ -65,8 +63,8 @@ def _plain_types(annotation: Any) -> set[type]:
 
 
 def _unwritable_texts(value: Any, path: str, seen: set[int]) -> Iterator[Problem]:
-    """Every text in plain data, a key or a value, that no file can hold or that ends a file's name in its middle. What is in
-    several places is looked at once."""
+    """Every text in plain data, a key or a value, that no file can hold or that ends
+    a file's name in its middle. What is in several places is looked at once."""
     if isinstance(value, str):
         if broken := UNWRITABLE.search(value):
             yield problem("spec-unwritable", path, found=ascii(broken[0])[1:-1])
@@ -82,14 +80,17 @@ MAX_ENTRIES = 1000  # data sets, modules, rewards: each is looked up before the 
 
 
 def setting(default: Any, label: str, help: str, *, essential: bool = False, **limits: Any) -> Any:
-    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed groups. A list or a mapping
-    has at most `MAX_ENTRIES` unless its limits say otherwise."""
+    """Declare one setting. `essential` puts it in plain view on the page; the rest is in collapsed
+    groups. A list or a mapping has at most `MAX_ENTRIES` unless its limits say otherwise."""
     if isinstance(default, (list, dict)):
         limits = {"max_length": MAX_ENTRIES} | limits
         return Field(
-            default_factory=lambda: default.copy(), title=label, description=help,
-            json_schema_extra={"essential": essential}, **limits,
-        )  # fmt: skip
+            default_factory=lambda: default.copy(),
+            title=label,
+            description=help,
+            json_schema_extra={"essential": essential},
+            **limits,
+        )
     return Field(default, title=label, description=help, json_schema_extra={"essential": essential}, **limits)
 
 

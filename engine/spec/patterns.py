@@ -1,5 +1,5 @@
-"""How large a regular expression becomes when it is compiled, told from its text: `(?:[a-z]{500}){500}` is short to type and
-a quarter of a million states, and nested once more it takes all memory of whoever compiles it."""
+"""How large a regular expression becomes when it is compiled, told from its text: `(?:[a-z]{500}){500}` is short
+to type and a quarter of a million states, and nested once more it takes all memory of whoever compiles it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ESCAPE_OR_CLASS = re.compile(r"\\.|\[\^?\]?(?:\\.|\[:\w+:\]|[^\]\\])*\]", re.DOT
 
 
 def pattern_states(pattern: str) -> int:
-    """At least how many states a pattern has: its characters, each as often as the repeats around it say. Bounded in time by
-    its length; what it does not understand it counts once."""
+    """At least how many states a pattern has: its characters, each as often as the repeats
+    around it say. Bounded in time by its length; what it does not understand it counts once."""
     groups: list[int] = [0]  # states of each group that is open
     last, place = 0, 0  # states of what a quantifier would repeat
     while place < len(pattern):

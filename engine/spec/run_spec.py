@@ -46,19 +46,19 @@ class Data(Part):
         dict[str, Annotated[float, Field(gt=0, le=1000)]],
         BeforeValidator(named_weights, json_schema_input_type=list[str] | dict[str, float]),
     ] = setting(
-        {}, "Data sets",
+        {},
+        "Data sets",
         "Names from dataset_info.json, with weights: 2 uses each row twice per epoch, 0.5 uses half of the rows.",
         essential=True,
-    )  # fmt: skip
-    dataset_dir: str = setting(
-        "data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024
     )
+    dataset_dir: str = setting("data", "Data folder", "Folder that contains dataset_info.json.", max_length=1024)
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = setting(
-        "concat", "Mixing",
+        "concat",
+        "Mixing",
         "concat: all rows, repeated according to the weights. interleave: the next row comes from a random "
         "data set, with the weights as probabilities, until the first set is used up (under) or all are "
         "(over).",
-    )  # fmt: skip
+    )
     max_samples: int | None = setting(
         None,
         "Max rows",
@@ -67,43 +67,53 @@ class Data(Part):
         le=10**10,
     )
     max_length: int = setting(
-        2048, "Max length", "Maximum length of an example in tokens. Longer rows are truncated or dropped, and counted.",
-        essential=True, ge=8, le=10**7,
-    )  # fmt: skip
+        2048,
+        "Max length",
+        "Maximum length of an example in tokens. Longer rows are truncated or dropped, and counted.",
+        essential=True,
+        ge=8,
+        le=10**7,
+    )
     too_long: Literal["cut_end", "cut_start", "drop"] = setting(
-        "cut_end", "Over-length rows",
+        "cut_end",
+        "Over-length rows",
         "cut_end: drops the last turns that do not fit, and truncates the first answer if necessary. "
         "cut_start: keeps the end and drops the oldest turns after the system message. drop: skips the row.",
-    )  # fmt: skip
+    )
     end_last_answer: bool = setting(
-        True, "Add missing end token",
+        True,
+        "Add missing end token",
         "Some chat templates write nothing after the last answer. This adds the stop token there and trains "
         "on it; otherwise the model would not learn to stop.",
-    )  # fmt: skip
+    )
     train_empty_thoughts: bool = setting(
-        True, "Train on empty thinking",
+        True,
+        "Train on empty thinking",
         "Templates of thinking models write an empty thinking block (<think></think>) before an answer "
         "without reasoning. On: it is trained on, and the model learns not to think. Off: it is only "
         "context, as in a chat with thinking off.",
-    )  # fmt: skip
+    )
     skip_bad_rows: bool = setting(
         False,
         "Skip bad rows",
         "Rows with problems are skipped and counted. Off: a run does not start if there are any.",
     )
     preprocessing_num_workers: int | None = setting(
-        None, "Preprocessing workers",
+        None,
+        "Preprocessing workers",
         "Processes that turn rows into tokens before training. Leave empty to use all cores.",
-        ge=1, le=256,
-    )  # fmt: skip
+        ge=1,
+        le=256,
+    )
     packing: bool = setting(
         False, "Packing", "Puts several short examples into one sequence; they cannot see each other."
     )
     group_by_length: bool = setting(
-        True, "Group by length",
+        True,
+        "Group by length",
         "Puts examples of similar length into the same batch to reduce padding; each is still seen once per "
         "epoch. Only without packing.",
-    )  # fmt: skip
+    )
     validation_share: float = setting(
         0.0,
         "Validation share",
@@ -148,12 +158,14 @@ class Training(Part):
         le=65536,
     )
     gradient_accumulation_steps: int = setting(
-        8, "Gradient accumulation", "Forward passes per optimizer step. Same effect as a larger batch, with less memory.",
-        essential=True, ge=1, le=65536,
-    )  # fmt: skip
-    lr_scheduler_type: Scheduler = setting(
-        "cosine", "Schedule", "How the learning rate changes during training."
+        8,
+        "Gradient accumulation",
+        "Forward passes per optimizer step. Same effect as a larger batch, with less memory.",
+        essential=True,
+        ge=1,
+        le=65536,
     )
+    lr_scheduler_type: Scheduler = setting("cosine", "Schedule", "How the learning rate changes during training.")
     warmup_steps: float = setting(
         0.0,
         "Warm-up",
@@ -188,17 +200,13 @@ class Training(Part):
     per_device_eval_batch_size: int = setting(
         2, "Validation batch size", "Examples per device during validation.", ge=1, le=65536
     )
-    seed: int = setting(
-        42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1
-    )
+    seed: int = setting(42, "Seed", "The same seed on the same machine gives the same run.", ge=0, le=2**32 - 1)
 
 
 class Logging(Part):
     """Logging and checkpoints: what is written down, and how often."""
 
-    logging_steps: int = setting(
-        5, "Log every", "Optimizer steps between two points on the curves.", ge=1, le=10**9
-    )
+    logging_steps: int = setting(5, "Log every", "Optimizer steps between two points on the curves.", ge=1, le=10**9)
     eval_strategy: Literal["steps", "epoch"] = setting(
         "steps", "Validate by", "At a fixed interval of steps, or at the end of each epoch."
     )
@@ -210,9 +218,10 @@ class Logging(Part):
         le=10**9,
     )
     save_strategy: Literal["steps", "epoch", "no"] = setting(
-        "steps", "Save by",
+        "steps",
+        "Save by",
         "A checkpoint at a fixed interval of steps, at the end of each epoch, or never. The result is always saved.",
-    )  # fmt: skip
+    )
     save_steps: int = setting(100, "Save every", "Optimizer steps between two checkpoints.", ge=1, le=10**9)
     save_total_limit: int | None = setting(
         2,
@@ -234,24 +243,25 @@ class Logging(Part):
         ge=1,
         le=10**6,
     )
-    report_to: list[
-        Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]
-    ] = setting(
+    report_to: list[Literal["tensorboard", "wandb", "swanlab", "mlflow", "comet_ml", "clearml", "trackio"]] = setting(
         [], "Report to", "Experiment trackers besides Athanor's own curves. Each needs its own package."
     )
     watch: Literal["warn", "stop", "off"] = setting(
-        "warn", "If the loss goes wrong",
+        "warn",
+        "If the loss goes wrong",
         "If the loss is exactly 0 for several points, or rises far above its best: show a warning on the run's "
         "page, or save a checkpoint and stop the run. Not for PPO and GRPO, whose loss says little. A loss that "
         "is no number always stops the run.",
-    )  # fmt: skip
+    )
     stall_minutes: float = setting(
-        30.0, "Stall warning after",
+        30.0,
+        "Stall warning after",
         "Minutes without a new step after which the run's page shows a warning, and stalled.txt in the run's "
         "folder what each process is doing. The run is not stopped. Loading and the first step may take three "
         "times as long. 0 turns it off.",
-        ge=0, le=100_000,
-    )  # fmt: skip
+        ge=0,
+        le=100_000,
+    )
     plot_loss: bool = setting(True, "Plot the loss", "Saves training_loss.png next to the result.")
     probe: bool = setting(
         True,

@@ -1,6 +1,7 @@
 """What a learning-rate schedule takes, and what it cannot be: told before the start, where it would end the first step.
 
-Names, types and defaults are those of transformers' own functions, as `python -m engine.worker.training.trainer_arguments` wrote them down.
+Names, types and defaults are those of transformers' own functions, as
+`python -m engine.worker.training.trainer_arguments` wrote them down.
 """
 
 from __future__ import annotations
@@ -20,23 +21,36 @@ SCHEDULE_ARGUMENTS_FILE = Path(__file__).parent / "schedule_arguments.json"
 SCHEDULE_FIELD, KEYWORDS_FIELD = "training.lr_scheduler_type", "extra.lr_scheduler_kwargs"
 # What a schedule cannot do without: exactly one of these.
 REQUIRED_KEYWORDS = {
-    "cosine_with_min_lr": ("min_lr", "min_lr_rate"), "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
     "warmup_stable_decay": ("num_decay_steps",),
-}  # fmt: skip
+}
 VALIDATION_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # move by what validation shows
 SCHEDULES_WITHOUT_WARMUP = ("constant", *VALIDATION_SCHEDULES)
 DECAY_SHAPES = ("linear", "cosine", "1-sqrt")
 KEYWORD_CHOICES = {
-    "warmup_type": DECAY_SHAPES, "decay_type": DECAY_SHAPES, "mode": ("min", "max"), "threshold_mode": ("rel", "abs"),
-}  # fmt: skip
+    "warmup_type": DECAY_SHAPES,
+    "decay_type": DECAY_SHAPES,
+    "mode": ("min", "max"),
+    "threshold_mode": ("rel", "abs"),
+}
 # Smallest and largest value of what has the same meaning in every schedule; (low, high, whether low itself is allowed).
 # The highest learning rate is the spec's own.
 KEYWORD_LIMITS = {
-    "min_lr_rate": (0, 1, True), "min_lr_ratio": (0, 1, True), "warmup_lr_rate": (0, 1, True), "factor": (0, 1, False),
-    "num_cycles": (0, 1e9, False), "power": (0, 1e3, False), "timescale": (0, 1e9, False),
-    "num_decay_steps": (0, 1e9, True), "num_stable_steps": (0, 1e9, True), "patience": (0, 1e9, True),
-    "cooldown": (0, 1e9, True), "eps": (0, 1, True), "threshold": (0, 1e9, True),
-}  # fmt: skip
+    "min_lr_rate": (0, 1, True),
+    "min_lr_ratio": (0, 1, True),
+    "warmup_lr_rate": (0, 1, True),
+    "factor": (0, 1, False),
+    "num_cycles": (0, 1e9, False),
+    "power": (0, 1e3, False),
+    "timescale": (0, 1e9, False),
+    "num_decay_steps": (0, 1e9, True),
+    "num_stable_steps": (0, 1e9, True),
+    "patience": (0, 1e9, True),
+    "cooldown": (0, 1e9, True),
+    "eps": (0, 1, True),
+    "threshold": (0, 1e9, True),
+}
 LEARNING_RATE_KEYWORDS = ("min_lr", "lr_end")  # learning rates at which a schedule ends
 
 
@@ -57,9 +71,7 @@ def schedule_problems(spec: RunSpec) -> list[Problem]:
     needed = REQUIRED_KEYWORDS.get(schedule, ())
     if needed and sum(keywords.get(name) is not None for name in needed) != 1:
         problems.append(
-            problem(
-                "schedule-needs", SCHEDULE_FIELD, schedule=schedule, name=needed[0], needed=" / ".join(needed)
-            )
+            problem("schedule-needs", SCHEDULE_FIELD, schedule=schedule, name=needed[0], needed=" / ".join(needed))
         )
     known = schedule_arguments()[schedule]
     for name, value in keywords.items():
@@ -75,9 +87,7 @@ def _value_problem(name: str, value: Any, types: str, rate: float) -> Problem | 
     kind = {"NoneType": "null"}.get(type(value).__name__, type(value).__name__)
     allowed = types.split("|")
     if "any" not in allowed and kind not in allowed and not (kind == "int" and "float" in allowed):
-        return problem(
-            "extra-type", KEYWORDS_FIELD, name=name, types=types.replace("|", ", "), given=str(value)[:60]
-        )
+        return problem("extra-type", KEYWORDS_FIELD, name=name, types=types.replace("|", ", "), given=str(value)[:60])
     if name in KEYWORD_CHOICES and value not in KEYWORD_CHOICES[name]:
         return problem(
             "spec-choice", KEYWORDS_FIELD, given=f"{name}: {value}", choices=", ".join(KEYWORD_CHOICES[name])
@@ -104,9 +114,5 @@ def warmup_problems(spec: RunSpec, steps: int) -> list[Problem]:
     decay = keywords.get("num_decay_steps") if isinstance(keywords, dict) else None
     if schedule == "warmup_stable_decay" and isinstance(decay, int) and warm + decay > steps:
         largest = max(int(steps - warm), 0)
-        return [
-            problem(
-                "decay-too-long", KEYWORDS_FIELD, given=decay, warm=int(warm), steps=steps, largest=largest
-            )
-        ]
+        return [problem("decay-too-long", KEYWORDS_FIELD, given=decay, warm=int(warm), steps=steps, largest=largest)]
     return []

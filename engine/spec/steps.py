@@ -10,11 +10,7 @@ from engine.spec.run_spec import RunSpec
 def examples_per_step(spec: RunSpec) -> int:
     """How many examples, or answers that the model writes, one optimizer step is made from, on all devices."""
     training = spec.training
-    return (
-        training.per_device_train_batch_size
-        * training.gradient_accumulation_steps
-        * spec.hardware.num_processes
-    )
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * spec.hardware.num_processes
 
 
 def optimizer_steps(spec: RunSpec, rows: int) -> int:

@@ -44,9 +44,7 @@ def read_yaml(text: str, field: str = "") -> Any:
     `MAX_YAML_CHARACTERS`.
     """
     if len(text) > MAX_YAML_CHARACTERS:
-        raise Refusal(
-            problem("yaml-too-large", field, size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}")
-        )
+        raise Refusal(problem("yaml-too-large", field, size=f"{len(text):,}", limit=f"{MAX_YAML_CHARACTERS:,}"))
     try:
         depth = 0
         for event in yaml.parse(text, Loader=_Loader):
@@ -56,7 +54,8 @@ def read_yaml(text: str, field: str = "") -> Any:
                 code = "yaml-too-deep" if depth > MAX_YAML_DEPTH else "yaml-alias"
                 raise Refusal(problem(code, field, line=event.start_mark.line + 1))
         return yaml.load(text, Loader=_Loader)
-    # A date that does not exist, a tag that its text does not fit: PyYAML's constructors raise what they happen to meet.
+    # A date that does not exist, a tag that its text does not fit: PyYAML's
+    # constructors raise what they happen to meet.
     except (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)

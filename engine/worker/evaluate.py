@@ -1,8 +1,8 @@
 """An evaluation, top to bottom: `python -m engine.worker.evaluate FOLDER`.
 
-Leaves in the run's report/: questions.jsonl, the rows that were drawn; answers.jsonl, a line for whatever is known of one
-model on one row, and tasks.jsonl, one for each task and model, written as soon as it is known, so that a resumed run asks
-nothing twice; and at last what `engine.worker.evaluation.findings` makes of them, with result.json.
+Leaves in the run's report/: questions.jsonl, the rows that were drawn; answers.jsonl, a line for whatever is known
+of one model on one row, and tasks.jsonl, one for each task and model, written as soon as it is known, so that a
+resumed run asks nothing twice; and at last what `engine.worker.evaluation.findings` makes of them, with result.json.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def spec_of(run: RunDir) -> EvaluationSpec:
 
 
 class AnswerLog:
-    """What is known of each model on each row, in answers.jsonl. It reports the progress of the run, counted in answers."""
+    """What is known of each model on each row, in answers.jsonl. It reports the
+    progress of the run, counted in answers."""
 
     def __init__(self, run: RunDir, report: ProgressReport, total: int):
         self.file, self.report, self.total = run.report / "answers.jsonl", report, total
@@ -119,27 +120,31 @@ def answer_questions(
     with_answer = [question for question in questions if question.chat]
     for group in model_groups(spec, results):
         names = [*group.adapters, *([group.base] if group.base else [])]
-        owed = [
-            log.missing(name, questions, "answer") + log.missing(name, with_answer, "loss") for name in names
-        ]
+        owed = [log.missing(name, questions, "answer") + log.missing(name, with_answer, "loss") for name in names]
         if not any(owed) and not tasks.missing(names):
             continue
         path = model_path(spec, group.model, log.report)
         loaded = LoadedModels.load(group.model, path, group.adapters, group.base, spec.generation.batch_size)
         for name in names if questions else ():
             for batch in loaded.losses(name, log.missing(name, with_answer, "loss")):
-                log.add(*(
-                    {"voice": name, "row": question.row, "loss": loss, "loss_tokens": tokens}
-                    for question, loss, tokens in batch
-                ))  # fmt: skip
-            for question, reply in loaded.answers(
-                name, log.missing(name, questions, "answer"), spec.generation
-            ):
+                log.add(
+                    *(
+                        {"voice": name, "row": question.row, "loss": loss, "loss_tokens": tokens}
+                        for question, loss, tokens in batch
+                    )
+                )
+            for question, reply in loaded.answers(name, log.missing(name, questions, "answer"), spec.generation):
                 why = reply.problem and {"code": reply.problem.code, "values": _as_text(reply.problem.values)}
-                log.add({
-                    "voice": name, "row": question.row, "answer": reply.text, "tokens": reply.tokens, "ended": reply.ended,
-                    **({"problem": why} if why else {}),
-                })  # fmt: skip
+                log.add(
+                    {
+                        "voice": name,
+                        "row": question.row,
+                        "answer": reply.text,
+                        "tokens": reply.tokens,
+                        "ended": reply.ended,
+                        **({"problem": why} if why else {}),
+                    }
+                )
         for name in names:
             tasks.measure(loaded, name)
         loaded.end()
@@ -163,18 +168,16 @@ def score_pairs(
             encoded = [example.values for example in encoder.examples([pair.chat for pair in batch])]
             sound = [values for values in encoded if len(values[0])]
             better, worse = (
-                score_conversations(model, [[*values[0], *values[side]] for values in sound]).tolist()
-                if sound
-                else []
+                score_conversations(model, [[*values[0], *values[side]] for values in sound]).tolist() if sound else []
                 for side in (1, 2)
             )
             pair_scores = iter(zip(better, worse, strict=True))
             for pair, values in zip(batch, encoded, strict=True):
                 good, bad = next(pair_scores) if len(values[0]) else (None, None)
                 margin = None if good is None else good - bad
-                log.add({
-                    "voice": result.id, "row": pair.row, "chosen_score": good, "rejected_score": bad, "margin": margin,
-                })  # fmt: skip
+                log.add(
+                    {"voice": result.id, "row": pair.row, "chosen_score": good, "rejected_score": bad, "margin": margin}
+                )
         del model
 
 
@@ -193,9 +196,7 @@ def model_path(spec: EvaluationSpec, model: Model, report: ProgressReport) -> st
 def may_use_quantized(spec: EvaluationSpec) -> bool:
     """Whether a model that is measured may have quantized weights."""
     results = [result for folder in spec.results if (result := trained_result(folder))]
-    return any(
-        map(quantized, [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results)])
-    )
+    return any(map(quantized, [spec.model, *map(model_part_of_base, results), *map(model_part_of_whole, results)]))
 
 
 def _as_text(values: Any) -> dict[str, str]:

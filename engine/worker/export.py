@@ -1,9 +1,9 @@
 """Exporting, top to bottom: python -m engine.worker.export FOLDER
 
-Base and adapters become one model, or one adapter; what was written is loaded again and asked what base and adapters
-were asked before. All of it happens in a hidden folder that is renamed at the end, so whatever cuts it off leaves
-nothing half. One model is in memory at a time. Then comes what is wanted besides, a GGUF file: the result is in its place by
-then, and an export that lacks that file alone is gone on with there.
+Base and adapters become one model, or one adapter; what was written is loaded again and asked what base and
+adapters were asked before. All of it happens in a hidden folder that is renamed at the end, so whatever
+cuts it off leaves nothing half. One model is in memory at a time. Then comes what is wanted besides, a GGUF
+file: the result is in its place by then, and an export that lacks that file alone is gone on with there.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
 
 
 def output_folders(run: RunDir, spec: ExportSpec) -> tuple[Path, Path, Path]:
-    """Where the result will be, where it is made, and a place for what is only needed meanwhile; both of these empty."""
+    """Where the result will be, where it is made, and a place for what is only
+    needed meanwhile; both of these empty."""
     folder = run.adapter if spec.form == "adapter" else run.model
     partial, scratch = folder.with_name(f".{folder.name}.partial"), folder.with_name(".whole.partial")
     for left in (partial, scratch):

@@ -2,9 +2,9 @@
 
     python -m engine.worker.launch --config_file FILE … --module engine.worker.train FOLDER
 
-The supervisor starts it beside the preparation of the rows. It imports the libraries of the training meanwhile, and begins
-when it reads a line from standard input (see `engine.runs.supervisor`). And where there is one process, it is this one: accelerate
-would start another, which imports torch again.
+The supervisor starts it beside the preparation of the rows. It imports the libraries of the training
+meanwhile, and begins when it reads a line from standard input (see `engine.runs.supervisor`). And
+where there is one process, it is this one: accelerate would start another, which imports torch again.
 """
 
 from __future__ import annotations

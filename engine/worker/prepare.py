@@ -4,9 +4,10 @@ Leaves in the run's prepared/: train.arrow, validation.arrow (if there is one), 
 kept, cut and dropped. It needs no GPU and holds none while it works. What was prepared before is not prepared again
 (`engine.worker.data.cache`).
 
-The rows go through three steps, and no list of them is ever kept: a file is cut into blocks (`engine.data.chunks`); each block
-becomes a table of examples, on disk, by one of several processes (`engine.worker.data.examples`); and when the last is done and
-it is known how many rows there are, the tables are written into the splits (`engine.worker.data.splits`).
+The rows go through three steps, and no list of them is ever kept: a file is cut into blocks
+(`engine.data.chunks`); each block becomes a table of examples, on disk, by one of several
+processes (`engine.worker.data.examples`); and when the last is done and it is known how
+many rows there are, the tables are written into the splits (`engine.worker.data.splits`).
 """
 
 from __future__ import annotations
@@ -88,9 +89,7 @@ def _model_path(spec: RunSpec, report: ProgressReport) -> str:
     return fetch_model(spec, report)
 
 
-def build(
-    spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: ProgressReport
-) -> None:
+def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path, report: ProgressReport) -> None:
     """Prepare the rows of `datasets` (those to train on, then those to measure on) in `folder`."""
     size = sum(file.stat().st_size for dataset in datasets for file in files_of(dataset))
     cores = len(os.sched_getaffinity(0))
@@ -107,10 +106,7 @@ def build(
     if missing := token_id_problem(max(tokenizer.get_vocab().values()), spec, model_path):
         raise Refusal(missing)
     encoder = Encoder.of(spec, tokenizer)
-    sources = [
-        tables.DatasetTables(dataset, number, spec.data.max_samples)
-        for number, dataset in enumerate(datasets)
-    ]
+    sources = [tables.DatasetTables(dataset, number, spec.data.max_samples) for number, dataset in enumerate(datasets)]
     drafts = folder / "tables"
     drafts.mkdir()
     paths = (drafts / str(number) for number in count())
@@ -137,29 +133,42 @@ def build(
     if bad_count and not spec.data.skip_bad_rows:
         names = ", ".join([*spec.data.datasets, *spec.data.eval_datasets])
         raise Refusal([problem("bad-rows", "data.datasets", name=names, bad=bad_count), *bad])
-    write_json(folder / cache.SUMMARY_FILE, {
-        "splits": list(summary), **summary, "bad_rows": bad_count, "bad_rows_shown": [str(bad_row) for bad_row in bad],
-        "notes": [
-            {"dataset": source.dataset.name, "rows": count, "of": source.read, "first": str(first)}
-            for source in sources for count, first in source.notes.values()
-        ],
-    })  # fmt: skip
+    write_json(
+        folder / cache.SUMMARY_FILE,
+        {
+            "splits": list(summary),
+            **summary,
+            "bad_rows": bad_count,
+            "bad_rows_shown": [str(bad_row) for bad_row in bad],
+            "notes": [
+                {"dataset": source.dataset.name, "rows": count, "of": source.read, "first": str(first)}
+                for source in sources
+                for count, first in source.notes.values()
+            ],
+        },
+    )
 
 
 def token_id_problem(highest: int, spec: RunSpec, model_path: str) -> Problem | None:
-    """That the tokenizer as it was loaded writes ids up to `highest`, for which the model has no embeddings and gets none."""
+    """That the tokenizer as it was loaded writes ids up to `highest`, for which
+    the model has no embeddings and gets none."""
     rows = embedding_rows(inspect_model(model_path))
     brings = adapter_embedding_rows(spec.model.adapter_path) if spec.model.adapter_path else 0
     if not rows or spec.model.resize_embeddings or highest < max(rows, brings):
         return None
     return problem(
-        "tokens-beyond-embeddings", "model.resize_embeddings", highest=highest, rows=rows, missing=highest + 1 - rows,
+        "tokens-beyond-embeddings",
+        "model.resize_embeddings",
+        highest=highest,
+        rows=rows,
+        missing=highest + 1 - rows,
         tokens=f"{rows} … {highest}",
-    )  # fmt: skip
+    )
 
 
 def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of all data sets (`engine.worker.data.tables.DatasetTables`), each where it belongs; returns the counts."""
+    """The rows of all data sets (`engine.worker.data.tables.DatasetTables`),
+    each where it belongs; returns the counts."""
     from engine.worker.data.splits import SplitWriter, read_tables, repetitions, validation_rows
 
     names = ["train", "validation"] if has_validation(spec) else ["train"]
@@ -169,9 +178,7 @@ def write_splits(spec: RunSpec, sources: list[Any], folder: Path) -> dict[str, d
         name: SplitWriter(folder / f"{name}.arrow", form, spec.data.max_length, spec.data.packing, weighted)
         for name in names
     }
-    rows = {
-        source.dataset.name: source.good for source in sources if source.dataset.name in spec.data.datasets
-    }
+    rows = {source.dataset.name: source.good for source in sources if source.dataset.name in spec.data.datasets}
     kept = held_out(spec.data, rows)
     weights = repeats(spec.data, {name: count - kept[name] for name, count in rows.items()})
     for source in sources:
@@ -193,9 +200,7 @@ def _no_examples_problems(
 ) -> list[Problem]:
     """Why there is not one example to learn from."""
     if counts.get("rows_too_long"):
-        why = problem(
-            "all-too-long", "data.max_length", rows=counts["rows_too_long"], length=spec.data.max_length
-        )
+        why = problem("all-too-long", "data.max_length", rows=counts["rows_too_long"], length=spec.data.max_length)
     elif counts.get("rows_untrained"):
         why = problem("none-trained", "data.datasets", rows=counts["rows_untrained"])
     else:

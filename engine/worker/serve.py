@@ -1,4 +1,5 @@
-"""Serves a base model and adapters of it to other programs, as OpenAI's interface does: python -m engine.worker.serve FOLDER
+"""Serves a base model and adapters of it to other programs, as OpenAI's
+interface does: python -m engine.worker.serve FOLDER
 
 The answers are written by transformers in this process, or by vLLM in one behind it: as `engine` in serve.json says.
 

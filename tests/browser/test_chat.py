@@ -52,9 +52,14 @@ def type_numbers_out_of_bounds(page: Page) -> None:
     page.locator("#prompt textarea").fill("What is wrong?")
     page.locator("#chat-greedy input").uncheck()
     for box, called, value in (
-        ("longest", "Max tokens", "0"), ("longest", "Max tokens", "<b>many</b>"), ("temperature", "Temperature", "11"),
-        ("top-p", "Top-p", "1.01"), ("top-k", "Top-k", "2.5"), ("seed", "Seed", "1e99"), ("penalty", "Repetition penalty", "nan"),
-    ):  # fmt: skip
+        ("longest", "Max tokens", "0"),
+        ("longest", "Max tokens", "<b>many</b>"),
+        ("temperature", "Temperature", "11"),
+        ("top-p", "Top-p", "1.01"),
+        ("top-k", "Top-k", "2.5"),
+        ("seed", "Seed", "1e99"),
+        ("penalty", "Repetition penalty", "nan"),
+    ):
         field = page.locator(f"#chat-{box} input")
         held = field.input_value()
         field.fill(value)

@@ -109,9 +109,7 @@ def drop_and_save(page: Page, place: Workplace) -> None:
 def see_what_the_check_finds(page: Page) -> None:
     """Rows that cannot be used, to download, and rows that look odd."""
     part(page, 1)
-    expect(page.locator("#found .finding.bad")).to_contain_text(
-        "'answer' must be of type string, but is: number"
-    )
+    expect(page.locator("#found .finding.bad")).to_contain_text("'answer' must be of type string, but is: number")
     expect(page.locator("#found")).to_contain_text("{{NAME}}")
     expect(page.locator("#found")).to_contain_text("the row is the same as")
     with page.expect_download() as download:
@@ -202,9 +200,7 @@ def test_a_broken_catalogue_is_shown_where_it_is_broken_and_a_bad_upload_is_a_se
     drop(page, "book.xlsx", "not a workbook")
     expect(page.locator("#told .bad")).to_contain_text("cannot be read as a workbook")
     drop(page, "cut.json", '[{"instruction": "a", "output": "b"}, {"instruction": "c", "out')
-    expect(page.locator("#told .bad")).to_contain_text(
-        "cut.json breaks off at line 1: 1 row before that can be read"
-    )
+    expect(page.locator("#told .bad")).to_contain_text("cut.json breaks off at line 1: 1 row before that can be read")
     expect(page.locator("#set-name input").first).to_have_value("cut")
     (place.data / "dataset_info.json").write_text('{\n "a": {"file_name": "a.json"},\n "b" {}\n}')
     page.reload()

@@ -13,9 +13,12 @@ from tests.browser.conftest import studio_on
 
 
 def test_the_page_greys_out_what_does_not_work_says_why_and_lets_lora_start(
-    workplace: Workplace, without_library: Path, open_page: Callable[..., Page], tmp_path: Path,
+    workplace: Workplace,
+    without_library: Path,
+    open_page: Callable[..., Page],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # nobody has tried it yet
     monkeypatch.setenv("PYTHONPATH", str(without_library))
     with studio_on(workplace) as address:

@@ -125,16 +125,12 @@ def test_a_gguf_file_that_failed_is_tried_again_by_a_click(
 ) -> None:
     run = RunDir(trained.saves / "demo_model" / "export" / "small")
     shutil.copytree(DEMO_MODEL, run.model)
-    spec = ExportSpec.read(
-        {"name": "small", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0"}
-    )
+    spec = ExportSpec.read({"name": "small", "model": {"model_name_or_path": str(DEMO_MODEL)}, "gguf": "q8_0"})
     write_text(run.spec, spec.to_yaml())
     write_json(run.model / "result.json", {"attempt": 1, "complete": True, "stage": "sft"})
     write_json(run.gguf, {"status": "failed", "problems": [{"code": "export-gguf-cut-off", "values": {}}]})
     write_json(run.exit, {"outcome": "finished", "reason": "finished", "ended": 2.0})
-    write_json(
-        run.request, {"kind": "export", "by": "", "submitted": 1.0, "queued": 1, "attempt": 1, "stop": None}
-    )
+    write_json(run.request, {"kind": "export", "by": "", "submitted": 1.0, "queued": 1, "attempt": 1, "stop": None})
     nowhere = str(tmp_path / "nowhere")
     studio, address = start_studio(trained, ATHANOR_LLAMA_CPP=nowhere)
     try:

@@ -1,4 +1,5 @@
-"""What was made for another program is pasted into the Train tab: it fills the form, or the tab that it is for, or says why not."""
+"""What was made for another program is pasted into the Train tab: it fills the
+form, or the tab that it is for, or says why not."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ TRAINING = """CUDA_VISIBLE_DEVICES=0 llamafactory-cli train \\
   --stage sft --model_name_or_path demo_model --dataset alpaca_translate_zh --finetuning_type lora \\
   --lora_rank 12 --val_size 7 --deepspeed ds_z3_config.json --overwrite_cache --learning_rat 1 <b>
 """
-EVALUATION = "model_name_or_path: demo_model\nstage: sft\ndo_predict: true\neval_dataset: alpaca_translate_zh\nmax_samples: 37\n"
+EVALUATION = (
+    "model_name_or_path: demo_model\nstage: sft\ndo_predict: true\neval_dataset: alpaca_translate_zh\nmax_samples: 37\n"
+)
 EXPORT = "model_name_or_path: demo_model\nadapter_name_or_path: elsewhere/adapter\nexport_dir: out/merged\n"
 
 

@@ -134,9 +134,7 @@ def measures(page: Page) -> None:
     page.keyboard.press("Escape")
     page.locator("#evaluate-longest input").fill("24")
     page.locator("#evaluate-start").click()
-    expect(page.locator("#report .verdict.better")).to_contain_text(
-        "is better than the base", timeout=120_000
-    )
+    expect(page.locator("#report .verdict.better")).to_contain_text("is better than the base", timeout=120_000)
     expect(page.locator("#report .verdict.caution")).to_contain_text("was trained on alpaca_translate_zh")
     expect(page.locator("#report .verdict.better")).to_contain_text("Exact match")
 
@@ -159,8 +157,10 @@ def served(workplace: Workplace, run: Run) -> str:
     """What OpenAI's client is answered by `python -m engine serve`, greedily."""
     serving = subprocess.Popen(
         [sys.executable, "-m", "engine", "serve", run.id, "--port", "0", *flags_of(workplace)],
-        cwd=PROJECT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         line = next(line for line in serving.stdout if line.startswith("serving"))
         client = openai.OpenAI(base_url=line.split()[-1], api_key="none", max_retries=0)

@@ -87,9 +87,7 @@ def test_bad_values_are_told_at_their_fields_and_start_nothing(
     assert alerts == []
 
 
-def test_on_a_narrow_screen_start_stays_in_view_and_in_front(
-    untouched: tuple[str, Path], open_page: OpenPage
-) -> None:
+def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[str, Path], open_page: OpenPage) -> None:
     page = ready(open_page(untouched[0], width=800))
     seen = "([x, y]) => document.elementFromPoint(x, y).closest('#start, .state')?.textContent.trim() ?? ''"
     for offset in range(0, 1800, 150):  # past labels, fields and folds
@@ -200,9 +198,7 @@ def test_nobody_gets_in_without_a_name_and_a_password(
         assert run.by == "ada"
         runs.stop(run, "kill")
         anonymous = page.context.browser.new_context()
-        assert (
-            anonymous.request.get(address.replace("0.0.0.0", "127.0.0.1") + "/gradio_api/info").status == 401
-        )
+        assert anonymous.request.get(address.replace("0.0.0.0", "127.0.0.1") + "/gradio_api/info").status == 401
         anonymous.close()
     finally:
         studio.kill()
@@ -222,8 +218,6 @@ def test_no_address_leads_out_of_the_runs(untouched: tuple[str, Path], browser: 
 def test_the_stages_stand_in_one_row(studio: str, open_page: OpenPage, locale: str, width: int) -> None:
     page = open_page(studio, locale=locale, width=width)
     expect(page.locator("#f-stage label").first).to_be_visible()
-    tops = page.locator("#f-stage label").evaluate_all(
-        "all => all.map(one => one.getBoundingClientRect().top)"
-    )
+    tops = page.locator("#f-stage label").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
     assert len(tops) == 9
     assert len(set(tops)) == 1

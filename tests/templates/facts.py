@@ -67,9 +67,7 @@ class Facts:
         """The same of a few plain messages, in parts if the template wants contents so; empty if it raises."""
         word = messages[0]["content"]
         parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        texts = [
-            text for each in (messages, parts) if (text := self.render(each, None, generate)) is not None
-        ]
+        texts = [text for each in (messages, parts) if (text := self.render(each, None, generate)) is not None]
         return next((text for text in texts if word in text), texts[0] if texts else "")
 
     @cached_property
@@ -80,15 +78,14 @@ class Facts:
     def _special(self) -> re.Pattern[str]:
         texts = sorted(
             (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special),
-            key=len, reverse=True,
-        )  # fmt: skip
+            key=len,
+            reverse=True,
+        )
         return re.compile("|".join(map(re.escape, texts)))
 
     @cached_property
     def _unit(self) -> re.Pattern[str]:
-        texts = sorted(
-            (token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True
-        )
+        texts = sorted((token.content for token in self.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         return re.compile("|".join([*map(re.escape, texts), r"\S"]))
 
     def units(self, text: str) -> list[Unit]:

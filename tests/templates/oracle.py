@@ -1,8 +1,8 @@
 """Whether exactly that of a conversation is trained which has to be, by unique words in each message.
 
-An example is right if its ids are the template's own rendering, every word of an answer that is rendered is trained and no
-other message's word is, each answer is a run of its own that begins where the generation prompt ends, and behind it
-exactly one end of turn is trained, at which generation stops.
+An example is right if its ids are the template's own rendering, every word of an answer that is
+rendered is trained and no other message's word is, each answer is a run of its own that begins where
+the generation prompt ends, and behind it exactly one end of turn is trained, at which generation stops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from tests.templates.rows import Conversation
 
 @dataclass
 class Verdict:
-    """`state`: right, refused, raises (the template itself does), or wrong; then `rule` is the one that does not hold."""
+    """`state`: right, refused, raises (the template itself does), or wrong;
+    then `rule` is the one that does not hold."""
 
     state: str
     rule: str = ""
@@ -161,9 +162,7 @@ def check_words(facts: Facts, conversation: Conversation, text: str, tokens: lis
                 raise Wrong("forged", f"message {message + 1} writes a control token")
 
 
-def check_runs(
-    facts: Facts, text: str, tokens: list[Token], expected: list[Expected], stops: set[int]
-) -> None:
+def check_runs(facts: Facts, text: str, tokens: list[Token], expected: list[Expected], stops: set[int]) -> None:
     """Raises Wrong where a run begins or ends elsewhere than expected, is missing, or is one too many."""
     runs = runs_of(tokens)
     for group in joined(expected, runs):

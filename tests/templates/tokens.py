@@ -24,7 +24,8 @@ SPECIAL = re.compile(
 )
 # What a model writes inside its answer: added to the vocabulary in most tokenizers, but not special.
 OWN = re.compile(
-    r"</?(?:think|thinking|tool_calls?|tool_response|arg_key|arg_value|tool_sep|TOOLCALL|longcat_(?!s>|user|assistant|system)\w+|seed:(?!bos|eos)\w+|minimax:\w+)>"
+    r"</?(?:think|thinking|tool_calls?|tool_response|arg_key|arg_value|tool_sep|TOOLCALL"
+    r"|longcat_(?!s>|user|assistant|system)\w+|seed:(?!bos|eos)\w+|minimax:\w+)>"
     r"|\[/?THINK\]"
 )
 
@@ -59,9 +60,7 @@ def tokenizer_for(template: Template, eos: str = "</s>", rendering: str = "") ->
     backend.add_tokens([AddedToken(token, normalized=False) for token in own])
     for token in dict.fromkeys(["<s>", "</s>", eos, *special]):
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token=eos, pad_token="</s>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos, pad_token="</s>")
     tokenizer.chat_template = template.text
     return tokenizer
 

@@ -5,9 +5,9 @@
     question_panel      the box for the question            history_panel   earlier conversations
     tab_view            opening the tab                     api_panel       how other programs use the same models
 
-The web process keeps no state: the browser stores the conversations, and the models are in the process of a server that
-`engine.serving.servers` finds again. `chat_models`, `chat_settings`, `questions`, `exchange` and the modules that write HTML
-have no components.
+The web process keeps no state: the browser stores the conversations, and the models are in
+the process of a server that `engine.serving.servers` finds again. `chat_models`,
+`chat_settings`, `questions`, `exchange` and the modules that write HTML have no components.
 """
 
 from __future__ import annotations

@@ -35,7 +35,10 @@ def live(answer: Answer, titles: Titles, words: Words) -> str:
 def finished(turn: Turn, place: int, model: str, titles: Titles, words: Words) -> str:
     """The complete answer of a model to the turn in `place`, with its buttons."""
     reply, id = turn.said[model], f"said-{place}-{list(turn.said).index(model)}"
-    copy = f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">{escape(words("copy"))}</button>'
+    copy = (
+        f'<button type="button" data-copy="#{id}" data-done="{escape(words("copied"))}">'
+        f"{escape(words('copy'))}</button>"
+    )
     cut = f'<span class="cut">{escape(words("answer-cut"))}</span>' if reply.finish == "length" else ""
     whole = "\n".join(filter(str.strip, [reply.text, *map(_call_text, reply.calls)]))
     return (
@@ -85,8 +88,8 @@ def _body(text: str, calls: Sequence[Mapping[str, Any]], words: Words, writing: 
 
 
 def reasoning(text: str) -> tuple[str, str, bool]:
-    """The reasoning, the answer, and whether the model is still reasoning. The template may have written the opening tag, so
-    that only the closing one is in the text."""
+    """The reasoning, the answer, and whether the model is still reasoning. The template
+    may have written the opening tag, so that only the closing one is in the text."""
     opened = text.lstrip().startswith("<think>")
     rest = text.partition("<think>")[2] if opened else text
     if "</think>" in rest:
@@ -98,9 +101,7 @@ def reasoning(text: str) -> tuple[str, str, bool]:
 def _call_text(call: Mapping[str, Any]) -> str:
     """A tool call as it would be written in Python."""
     arguments = call["arguments"] if isinstance(call["arguments"], dict) else {}
-    arguments_text = ", ".join(
-        f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items()
-    )
+    arguments_text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
     return f"{call['name']}({arguments_text})"
 
 

@@ -48,9 +48,13 @@ watch('value', () => {
 
 class AnswersPanel(Panel):
     def __init__(
-        self, context: Context, question: QuestionPanel, conversation: ConversationPanel, model: ModelPanel,
+        self,
+        context: Context,
+        question: QuestionPanel,
+        conversation: ConversationPanel,
+        model: ModelPanel,
         settings: SettingsPanel,
-    ):  # fmt: skip
+    ):
         super().__init__(context)
         self.question, self.conversation = question, conversation
         self.model, self.settings = model, settings
@@ -61,8 +65,12 @@ class AnswersPanel(Panel):
     def wire(self) -> None:
         question, answers = self.question, concurrent("answers", MAX_CONCURRENT_ANSWERS)
         inputs = {
-            self.current.component, question.prompt, question.is_tool_result, *self.model.inputs, *self.settings.inputs,
-        }  # fmt: skip
+            self.current.component,
+            question.prompt,
+            question.is_tool_result,
+            *self.model.inputs,
+            *self.settings.inputs,
+        }
         gr.on([question.send.click, question.prompt.submit], self.ask, inputs, self.outputs, **answers)
         question.again.click(self.ask_again, inputs, self.outputs, **answers)
         question.stop.click(self.stop, None, None, **QUIET)
@@ -70,8 +78,8 @@ class AnswersPanel(Panel):
     @property
     def outputs(self) -> list[Block]:
         return [
-            self.message, self.current.component, self.live, self.question.prompt, self.question.send, self.question.stop,
-            *self.conversation.outputs, *self.model.memory_outputs,
+            self.message, self.current.component, self.live, self.question.prompt, self.question.send,
+            self.question.stop, *self.conversation.outputs, *self.model.memory_outputs,
         ]  # fmt: skip
 
     # ---- asking
@@ -155,7 +163,7 @@ class AnswersPanel(Panel):
 
     def _ended(
         self, exchange: Exchange, conversation: Conversation, problems: Sequence[Problem], server: Server | None
-    ) -> Updates:  # fmt: skip
+    ) -> Updates:
         refused: Updates = {self.message: notices.refused(problems, self.words)} if problems else {}
         memory = self.model.memory(server) if server else self.model.memory_buttons(None)
         return {

@@ -75,11 +75,7 @@ class ChatModels:
 
     def adapters_of(self, base: str | None) -> list[Result]:
         identity_of = functools.cache(identity)  # thousands of runs have a few bases
-        return [
-            result
-            for result in self.every_adapter()
-            if identity_of(_base_path(result)) == identity_of(base or "")
-        ]
+        return [result for result in self.every_adapter() if identity_of(_base_path(result)) == identity_of(base or "")]
 
     def selected_adapters(self, selection: ModelSelection) -> list[Result]:
         """The selected adapters that belong to the selected base."""
@@ -102,9 +98,7 @@ class ChatModels:
     def reward_model_choices(self) -> list[tuple[str, str]]:
         """The reward models as (label, id of its run)."""
         titles = self.titles()
-        return [
-            (titles[result.run.id], result.run.id) for result in servers.reward_models(self.workplace.saves)
-        ]
+        return [(titles[result.run.id], result.run.id) for result in servers.reward_models(self.workplace.saves)]
 
     # ---- selections
 

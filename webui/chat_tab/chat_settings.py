@@ -11,9 +11,13 @@ from webui import boxes
 
 # The label of each of GenerationSettings in page.yaml, which is also the id of its box.
 SETTING_LABELS = {
-    "temperature": "chat-temperature", "top_p": "chat-top-p", "top_k": "chat-top-k", "seed": "chat-seed",
-    "max_tokens": "chat-longest", "repetition_penalty": "chat-penalty",
-}  # fmt: skip
+    "temperature": "chat-temperature",
+    "top_p": "chat-top-p",
+    "top_k": "chat-top-k",
+    "seed": "chat-seed",
+    "max_tokens": "chat-longest",
+    "repetition_penalty": "chat-penalty",
+}
 SAMPLING_SETTINGS = ("temperature", "top_p", "top_k", "seed")  # not used for greedy answers
 
 

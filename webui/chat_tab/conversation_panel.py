@@ -32,7 +32,8 @@ element.addEventListener('click', (event) => {
 
 @dataclass(frozen=True)
 class Click:
-    """A click on a button: its action, the place of the turn (-1 for none), and the model whose answer it belongs to."""
+    """A click on a button: its action, the place of the turn (-1 for none), and
+    the model whose answer it belongs to."""
 
     action: str
     place: int

@@ -42,7 +42,8 @@ class Exchange:
     def scores(
         self, server: Server, saves: Path, prompts: Mapping[str, list[Message]], replies: Sequence[Answer]
     ) -> tuple[dict[str, float], list[Problem]]:
-        """The scores of the answers by the selected reward model, if any, and the problems if it could not score them."""
+        """The scores of the answers by the selected reward model, if any, and
+        the problems if it could not score them."""
         conversations = {
             reply.model: [*prompts[reply.model], Reply(reply.text, calls=reply.calls).message]
             for reply in replies

@@ -25,17 +25,13 @@ class HistoryPanel(Panel):
 
     def layout(self) -> None:
         title = self.words("chat-earlier")
-        with gr.Accordion(
-            title, open=False, visible=False, elem_classes="fold", elem_id="chat-earlier"
-        ) as self.fold:
+        with gr.Accordion(title, open=False, visible=False, elem_classes="fold", elem_id="chat-earlier") as self.fold:
             self.list = gr.HTML(js_on_load=CLICK_JS, elem_id="chat-shelf")
 
     def wire(self, new: gr.Button) -> None:
         """`new` is the button for a new conversation."""
         kept = [self.current.component, self.earlier.component, *self.model.inputs]
-        changed = [
-            self.current.component, *self.conversation.outputs, self.earlier.component, *self.outputs,
-        ]  # fmt: skip
+        changed = [self.current.component, *self.conversation.outputs, self.earlier.component, *self.outputs]
         new.click(self.start_new, kept, changed, **QUIET)
         self.list.select(self.click, kept, [*self.model.outputs, *changed], **QUIET)
 
@@ -61,9 +57,7 @@ class HistoryPanel(Panel):
             **self.show(conversations),
         }
 
-    def click(
-        self, event: gr.EventData, request: gr.Request, stored: Any, earlier: Any, *selected: Any
-    ) -> Updates:
+    def click(self, event: gr.EventData, request: gr.Request, stored: Any, earlier: Any, *selected: Any) -> Updates:
         """Open an earlier conversation with the models that answered in it, or delete it."""
         conversations, click = self.earlier.read(earlier, request), Click.of(event)
         conversation, selection = self.current.read(stored, request), ModelSelection(*selected)

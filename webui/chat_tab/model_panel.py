@@ -34,30 +34,46 @@ class ModelPanel(Panel):
     def layout(self) -> None:
         words = self.words
         self.base = gr.Dropdown(
-            [], value=None, label=words("chat-base"), elem_classes="field", elem_id="chat-base",
-            allow_custom_value=True, interactive=True,
-        )  # fmt: skip
+            [],
+            value=None,
+            label=words("chat-base"),
+            elem_classes="field",
+            elem_id="chat-base",
+            allow_custom_value=True,
+            interactive=True,
+        )
         self.adapters = gr.Dropdown(
-            [], value=[], label=words("chat-adapters"), info=words("chat-adapters-help"), multiselect=True,
-            max_choices=MAX_ADAPTERS_ASKED, elem_classes="field", elem_id="chat-adapters", interactive=True,
-        )  # fmt: skip
+            [],
+            value=[],
+            label=words("chat-adapters"),
+            info=words("chat-adapters-help"),
+            multiselect=True,
+            max_choices=MAX_ADAPTERS_ASKED,
+            elem_classes="field",
+            elem_id="chat-adapters",
+            interactive=True,
+        )
         self.engine = gr.Radio(
-            list(ENGINES), value=ENGINES[0], label=words("chat-engine"), info=words("chat-engine-help"),
-            visible=program() is not None, elem_classes="field", elem_id="chat-engine", interactive=True,
-        )  # fmt: skip
+            list(ENGINES),
+            value=ENGINES[0],
+            label=words("chat-engine"),
+            info=words("chat-engine-help"),
+            visible=program() is not None,
+            elem_classes="field",
+            elem_id="chat-engine",
+            interactive=True,
+        )
         with gr.Row(elem_classes="held-row"):
             self.status = gr.HTML(elem_id="held")
             self.load = gr.Button(words("chat-load"), size="sm", elem_id="chat-load", scale=0)
-            self.unload = gr.Button(
-                words("chat-unload"), size="sm", visible=False, elem_id="chat-unload", scale=0
-            )
+            self.unload = gr.Button(words("chat-unload"), size="sm", visible=False, elem_id="chat-unload", scale=0)
 
     def wire(self, timer: gr.Timer) -> None:
         """`timer` ticks while the tab is open."""
         acted = [self.message, *self.memory_outputs]
-        gr.on(
-            [self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **QUIET
-        ).then(self.show_memory, self.inputs, self.memory_outputs, **QUIET)  # fmt: skip
+        gr.on([self.base.input, self.engine.input], self.show, self.inputs, self.outputs, **QUIET).then(
+            self.show_memory, self.inputs, self.memory_outputs, **QUIET
+        )
         self.adapters.input(self.choose_adapters, self.inputs, self.outputs, **QUIET).then(
             self.show_memory, self.inputs, self.memory_outputs, **QUIET
         )
@@ -114,11 +130,7 @@ class ModelPanel(Panel):
 
     def memory(self, server: Server | None) -> Updates:
         """Show the state of a server, and what other servers are running."""
-        others = [
-            other
-            for other in servers.servers(self.workplace.saves)
-            if not server or other.path != server.path
-        ]
+        others = [other for other in servers.servers(self.workplace.saves) if not server or other.path != server.path]
         since = time.time() - server.settings["started"] if server else 0
         status = server_html.status(server, others, self.models.titles(), since, self.words)
         return {self.status: status, **self.memory_buttons(server)}

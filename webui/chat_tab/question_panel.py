@@ -19,12 +19,15 @@ class QuestionPanel(Panel):
         words = self.words
         with gr.Column(elem_classes="ask"):
             self.prompt = gr.Textbox(
-                placeholder=words("chat-prompt"), show_label=False, container=False, lines=1, max_lines=10,
-                elem_id="prompt", label=words("chat-prompt"),
-            )  # fmt: skip
-            self.is_tool_result = gr.Checkbox(
-                True, label=words("chat-result"), visible=False, elem_id="chat-result"
+                placeholder=words("chat-prompt"),
+                show_label=False,
+                container=False,
+                lines=1,
+                max_lines=10,
+                elem_id="prompt",
+                label=words("chat-prompt"),
             )
+            self.is_tool_result = gr.Checkbox(True, label=words("chat-result"), visible=False, elem_id="chat-result")
             with gr.Row(elem_classes="buttons"):
                 self.send = gr.Button(words("chat-send"), variant="primary", size="sm", elem_id="send")
                 self.stop = gr.Button(words("chat-stop"), size="sm", visible=False, elem_id="chat-stop")

@@ -49,8 +49,8 @@ def called_tool_last(conversation: Conversation) -> bool:
 
 
 def models_to_ask(models: Sequence[str], turn: Turn, before: Conversation) -> list[str]:
-    """All of the served `models`; for the result of a tool, those that called one in the last turn. Raises Refusal if there
-    are none."""
+    """All of the served `models`; for the result of a tool, those that called
+    one in the last turn. Raises Refusal if there are none."""
     if turn.role == "user":
         return list(models)
     replies = {model: reply for last in before.turns_on_path()[-1:] for model, reply in last.said.items()}

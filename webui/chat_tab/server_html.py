@@ -12,9 +12,7 @@ from webui.numbers import duration
 from webui.words import Words
 
 
-def status(
-    server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words
-) -> str:
+def status(server: Server | None, others: Sequence[Server], titles: Titles, seconds: float, words: Words) -> str:
     """Whether the models are loaded, the reason if that failed, and what else is loaded."""
     state = server.state if server else "ended"
     dot = {"loading": "running", "ready": "finished", "failed": "failed", "ended": "queued"}[state]
@@ -25,9 +23,7 @@ def status(
         for other in others
         if other.alive
     )
-    beside = (
-        f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
-    )
+    beside = f'<p class="quiet">{escape(words("chat-others"))}</p><ul class="plain">{rows}</ul>' if rows else ""
     return f'<p class="held"><span class="dot {dot}"></span>{escape(state_text)}</p>{wrong}{beside}'
 
 

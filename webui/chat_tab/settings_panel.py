@@ -39,20 +39,30 @@ class SettingsPanel(Panel):
         self.remember = gr.Checkbox(
             True, label=words("chat-remember"), info=words("chat-remember-help"), elem_id="chat-remember"
         )
-        self.thinking = gr.Checkbox(
-            True, label=words("chat-thinking"), visible=False, elem_id="chat-thinking"
-        )
+        self.thinking = gr.Checkbox(True, label=words("chat-thinking"), visible=False, elem_id="chat-thinking")
         self.reward_model = gr.Dropdown(
-            [], value=None, label=words("chat-judge"), info=words("chat-judge-help"), visible=False,
-            elem_classes="field", elem_id="chat-judge", interactive=True,
-        )  # fmt: skip
+            [],
+            value=None,
+            label=words("chat-judge"),
+            info=words("chat-judge-help"),
+            visible=False,
+            elem_classes="field",
+            elem_id="chat-judge",
+            interactive=True,
+        )
         with gr.Accordion(
             words("chat-tools"), open=False, visible=False, elem_classes="fold", elem_id="chat-tools-fold"
         ) as self.tools_fold:
             self.tools = gr.Textbox(
-                label=words("chat-tools"), show_label=False, info=words("chat-tools-help"),
-                placeholder=TOOL_EXAMPLE, lines=4, max_lines=16, elem_classes="field mono", elem_id="chat-tools",
-            )  # fmt: skip
+                label=words("chat-tools"),
+                show_label=False,
+                info=words("chat-tools-help"),
+                placeholder=TOOL_EXAMPLE,
+                lines=4,
+                max_lines=16,
+                elem_classes="field mono",
+                elem_id="chat-tools",
+            )
 
     def _number(self, name: str, value: str = "", placeholder: str | None = None) -> gr.Textbox:
         code = SETTING_LABELS[name]
@@ -65,7 +75,8 @@ class SettingsPanel(Panel):
     def inputs(self) -> list[Block]:
         """The controls whose values `read` takes."""
         return [
-            self.system, self.greedy, *self.numbers.values(), self.remember, self.thinking, self.reward_model, self.tools,
+            self.system, self.greedy, *self.numbers.values(),
+            self.remember, self.thinking, self.reward_model, self.tools,
         ]  # fmt: skip
 
     @property

@@ -20,8 +20,13 @@ class TabView(Panel):
     """`timer` ticks while the tab is open."""
 
     def __init__(
-        self, context: Context, timer: gr.Timer, model: ModelPanel, conversation: ConversationPanel, history: HistoryPanel
-    ):  # fmt: skip
+        self,
+        context: Context,
+        timer: gr.Timer,
+        model: ModelPanel,
+        conversation: ConversationPanel,
+        history: HistoryPanel,
+    ):
         super().__init__(context)
         self.timer, self.model = timer, model
         self.conversation, self.history = conversation, history
@@ -33,8 +38,12 @@ class TabView(Panel):
     @property
     def outputs(self) -> list[Block]:
         return [
-            self.timer, *self.model.outputs, *self.model.memory_outputs, *self.conversation.outputs, *self.history.outputs,
-        ]  # fmt: skip
+            self.timer,
+            *self.model.outputs,
+            *self.model.memory_outputs,
+            *self.conversation.outputs,
+            *self.history.outputs,
+        ]
 
     def arrive(self, request: gr.Request, stored: Any, earlier: Any, *selected: Any) -> Updates:
         """Refresh the lists, and show the conversations stored by the browser."""

@@ -19,7 +19,10 @@ def past_turns(conversation: Conversation, titles: Titles, words: Words, answeri
     later = conversation.children(conversation.tip)
     if not later or answering:
         return turns
-    onward = f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">{escape(words("chat-onward"))}</button>'
+    onward = (
+        f'<button type="button" class="plain" data-do="go" data-turn="{later[-1]}">'
+        f"{escape(words('chat-onward'))}</button>"
+    )
     return f'{turns}<p class="onward">{onward}</p>'
 
 
@@ -44,7 +47,8 @@ def export_html(conversation: Conversation, words: Words) -> str:
     if conversation.tip < 0:
         return ""
     return (
-        f'<pre id="talk-jsonl" hidden>{escape(conversation_tree.jsonl(conversation))}</pre><button type="button" class="plain" '
+        f'<pre id="talk-jsonl" hidden>{escape(conversation_tree.jsonl(conversation))}</pre>'
+        '<button type="button" class="plain" '
         f'data-save="#talk-jsonl" data-name="chat.jsonl">{escape(words("chat-export"))}</button>'
     )
 
@@ -53,7 +57,8 @@ def conversation_list(conversations: Sequence[Conversation], words: Words) -> st
     """The first questions of earlier conversations, with buttons to open and delete them."""
     return "".join(
         f'<div class="earlier"><button type="button" class="plain" data-do="open" data-turn="{number}">'
-        f"{escape(_first_question(conversation))}</button>{_small_button('drop', number, '×', words('chat-drop'))}</div>"
+        f"{escape(_first_question(conversation))}</button>"
+        f"{_small_button('drop', number, '×', words('chat-drop'))}</div>"
         for number, conversation in enumerate(conversations)
     )
 
@@ -68,9 +73,7 @@ def _turn(conversation: Conversation, place: int, titles: Titles, words: Words) 
     cells = "".join(answer_html.finished(turn, place, model, titles, words) for model in turn.said)
     tools = _branch_buttons(conversation, place, words)
     tools += _small_button("edit", place, words("chat-edit"), words("chat-edit-title"))
-    return (
-        f'<section class="turn">{_question(turn, words, tools)}<div class="answers">{cells}</div></section>'
-    )
+    return f'<section class="turn">{_question(turn, words, tools)}<div class="answers">{cells}</div></section>'
 
 
 def _branch_buttons(conversation: Conversation, place: int, words: Words) -> str:
@@ -98,6 +101,7 @@ def _question(turn: Turn, words: Words, tools: str = "") -> str:
 
 def _small_button(action: str, place: int, label: str, title: str, off: bool = False) -> str:
     return (
-        f'<button type="button" data-do="{action}" data-turn="{place}" title="{escape(title)}" aria-label="{escape(title)}"'
+        f'<button type="button" data-do="{action}" data-turn="{place}" '
+        f'title="{escape(title)}" aria-label="{escape(title)}"'
         f"{' disabled' if off else ''}>{escape(label)}</button>"
     )

@@ -48,6 +48,10 @@ def build(words: Words, workplace: Workplace, root: str) -> CompareTab:
         panel.layout()
     comparison.wire()
     return CompareTab(
-        timer, comparison.inputs, comparison.arrive, [runs.runs, *comparison.outputs], comparison.from_address,
+        timer,
+        comparison.inputs,
+        comparison.arrive,
+        [runs.runs, *comparison.outputs],
+        comparison.from_address,
         comparison.with_siblings,
-    )  # fmt: skip
+    )

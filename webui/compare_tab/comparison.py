@@ -42,11 +42,7 @@ class Comparison:
         """Titles of the runs that have not logged the selected curve; empty if no run has logged any."""
         if not self.metrics:
             return []
-        return [
-            title
-            for title, curves in zip(self.titles, self.curves, strict=True)
-            if self.view.metric not in curves
-        ]
+        return [title for title, curves in zip(self.titles, self.curves, strict=True) if self.view.metric not in curves]
 
     @property
     def titles_without_spec(self) -> list[str]:
@@ -66,8 +62,8 @@ def compared(runs: Sequence[Run], view: View) -> Comparison:
 
 
 def metrics_of(specs: Sequence[RunSpec | None], curves: Sequence[Mapping[str, Series]]) -> list[str]:
-    """The names of all curves: first those that matter most in these stages, each followed by its validation curve, then the
-    rest in alphabetical order."""
+    """The names of all curves: first those that matter most in these stages, each
+    followed by its validation curve, then the rest in alphabetical order."""
     known = {name for logged in curves for name in logged}
     stages = dict.fromkeys(spec.stage.kind for spec in specs if spec)
     of_stages = [name for stage in stages if stage in STAGES for name in STAGES[stage].curves]

@@ -45,9 +45,7 @@ class ComparisonPanel(Panel):
             runs.input, view.metric.input, view.x.input, view.log.input, view.by.input, view.smoothing.input,
             view.zoom.input,
         ]  # fmt: skip
-        gr.on(
-            changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET
-        )
+        gr.on(changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET)
         self.timer.tick(self.tick, [self.stamp, *self.inputs], self.outputs, **QUIET)
 
     @property

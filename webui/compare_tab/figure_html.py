@@ -64,12 +64,13 @@ def _save_row(link: str, words: Words, picture: bool) -> str:
         f'<button type="button" class="plain" data-save="#compare-csv" data-name="compare.csv">{tables}</button>'
     ]
     if link:
-        buttons.insert(
-            0, f'<a class="plain" id="compare-curves-csv" download href="{escape(link)}">{curves}</a>'
-        )
+        buttons.insert(0, f'<a class="plain" id="compare-curves-csv" download href="{escape(link)}">{curves}</a>')
     if picture:
         buttons.insert(
             0,
-            f'<button type="button" class="plain" data-png="#compare-chart .chart" data-name="compare.png">{png}</button>',
+            (
+                '<button type="button" class="plain" data-png="#compare-chart .chart" data-name="compare.png">'
+                f"{png}</button>"
+            ),
         )
     return f'<div class="save-row">{"".join(buttons)}</div>'

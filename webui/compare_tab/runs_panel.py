@@ -20,9 +20,16 @@ class RunsPanel(Panel):
     def layout(self) -> None:
         words, most = self.words, compare.MAX_RUNS_COMPARED
         self.runs = gr.Dropdown(
-            [], value=[], label=words("compare-runs"), info=words("compare-runs-help", most=most),
-            multiselect=True, max_choices=most, interactive=True, elem_id="compare-runs", elem_classes="field",
-        )  # fmt: skip
+            [],
+            value=[],
+            label=words("compare-runs"),
+            info=words("compare-runs-help", most=most),
+            multiselect=True,
+            max_choices=most,
+            interactive=True,
+            elem_id="compare-runs",
+            elem_classes="field",
+        )
         self.note = gr.HTML(elem_id="compare-note")
 
     def choices(self) -> list[tuple[str, str]]:

@@ -96,9 +96,14 @@ def _number(figure: Figure, value: float, words: Words) -> str:
     if not np.isfinite(value):
         return NO_VALUE
     write: Mapping[str, Callable[[float], str]] = {
-        "steps": "{:,.0f}".format, "epochs": "{:.2f}".format, "tokens": human, "tokens_per_s": human,
-        "duration": lambda seconds: duration(seconds, words), "peak_memory": size, "peak_device_memory": size,
-    }  # fmt: skip
+        "steps": "{:,.0f}".format,
+        "epochs": "{:.2f}".format,
+        "tokens": human,
+        "tokens_per_s": human,
+        "duration": lambda seconds: duration(seconds, words),
+        "peak_memory": size,
+        "peak_device_memory": size,
+    }
     return write.get(figure.name, short)(value)
 
 

@@ -27,21 +27,18 @@ class View:
 
     @classmethod
     def of_controls(cls, metric: Any, x: Any, smoothing: Any, log: Any, by: Any, zoom: Any = "") -> View:
-        return cls(
-            metric or "", known_axis(x), smoothing_of(str(smoothing)), bool(log), by or "", str(zoom or "")
-        )
+        return cls(metric or "", known_axis(x), smoothing_of(str(smoothing)), bool(log), by or "", str(zoom or ""))
 
     @classmethod
     def of_address(cls, parameters: Mapping[str, Sequence[str]]) -> View:
         """Read the parameters that page.js writes into the address."""
         last = {name: values[-1] for name, values in parameters.items()}
         smoothing = smoothing_of(last.get("smooth", ""))
-        return cls(
-            last.get("curve", ""), known_axis(last.get("x")), smoothing, "log" in last, last.get("by", "")
-        )
+        return cls(last.get("curve", ""), known_axis(last.get("x")), smoothing, "log" in last, last.get("by", ""))
 
     def fitted(self, metrics: Sequence[str], group_paths: Collection[str]) -> View:
-        """Replace a curve that is not in `metrics` by the first that is, and a grouping that is not in `group_paths` by none."""
+        """Replace a curve that is not in `metrics` by the first that is, and a
+        grouping that is not in `group_paths` by none."""
         metric = self.metric if self.metric in metrics else next(iter(metrics), "")
         return replace(self, metric=metric, by=self.by if self.by in group_paths else "")
 

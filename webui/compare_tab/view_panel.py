@@ -22,23 +22,24 @@ class ViewPanel(Panel):
         words = self.words
         with gr.Row(elem_classes="chart-tools", visible=False) as self.row:
             self.metric = gr.Dropdown(
-                [], value=None, label=words("compare-metric"), elem_id="compare-metric", interactive=True,
-                min_width=220,
-            )  # fmt: skip
+                [], value=None, label=words("compare-metric"), elem_id="compare-metric", interactive=True, min_width=220
+            )
             self.by = gr.Dropdown(
-                [], value=None, label=words("compare-group"), elem_id="compare-by", interactive=True,
-                min_width=180,
-            )  # fmt: skip
+                [], value=None, label=words("compare-group"), elem_id="compare-by", interactive=True, min_width=180
+            )
             self.x = gr.Radio(
-                [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
-                elem_classes="field-union", elem_id="compare-x", scale=0, min_width=300,
-            )  # fmt: skip
+                [(words(f"x-{axis}"), axis) for axis in charts.AXES],
+                value="step",
+                label=words("x-axis"),
+                elem_classes="field-union",
+                elem_id="compare-x",
+                scale=0,
+                min_width=300,
+            )
             self.smoothing = gr.Slider(
                 0, MAX_SMOOTHING, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=220
             )
-            self.log = gr.Checkbox(
-                False, label=words("log-scale"), scale=0, min_width=120, elem_id="compare-log"
-            )
+            self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=120, elem_id="compare-log")
 
         # page.js writes the part of the axis into it that somebody drags over.
         self.zoom = hidden_value("", elem_id="compare-zoom")
@@ -72,10 +73,6 @@ class ViewPanel(Panel):
         """Set the controls to a view, before the runs have been read."""
         alone = {self.metric: view.metric, self.by: view.by}
         chosen: Updates = {
-            control: gr.update(choices=[(value, value)], value=value)
-            for control, value in alone.items()
-            if value
+            control: gr.update(choices=[(value, value)], value=value) for control, value in alone.items() if value
         }
-        return {
-            self.x: view.x, self.smoothing: view.smoothing, self.log: view.log, self.zoom: view.zoom, **chosen,
-        }  # fmt: skip
+        return {self.x: view.x, self.smoothing: view.smoothing, self.log: view.log, self.zoom: view.zoom, **chosen}

@@ -7,8 +7,8 @@
     job_panel       a job that goes on                  columns_panel   its description
     set_view        opening a set, in all of these
 
-`data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the modules that write HTML hold no components:
-they are functions of what they get.
+`data_folder`, `set_entry`, `dataset_specs`, `token_facts`, `sources` and the
+modules that write HTML hold no components: they are functions of what they get.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ def build(
 
     folder = DataFolder(workplace.data)
     return DataTab(
-        context.chosen, sets.arrive, [context.chosen, sets.html], head.use,
+        context.chosen,
+        sets.arrive,
+        [context.chosen, sets.html],
+        head.use,
         lambda id, spec: training_spec(spec, folder.saved_set(id)),
-    )  # fmt: skip
+    )

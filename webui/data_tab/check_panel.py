@@ -33,12 +33,16 @@ class CheckPanel(Panel):
         words = self.words
         with gr.Row(elem_classes="tools-row"):
             self.against = gr.Dropdown(
-                [], value=[], multiselect=True, label=words("against"), info=words("against-help"),
-                elem_classes="field field-names", scale=3, elem_id="against",
-            )  # fmt: skip
-            self.check_button = gr.Button(
-                words("check-all"), size="sm", scale=0, min_width=140, elem_id="check-all"
+                [],
+                value=[],
+                multiselect=True,
+                label=words("against"),
+                info=words("against-help"),
+                elem_classes="field field-names",
+                scale=3,
+                elem_id="against",
             )
+            self.check_button = gr.Button(words("check-all"), size="sm", scale=0, min_width=140, elem_id="check-all")
         self.findings = gr.HTML(elem_id="found")
 
     def wire(self, tab: gr.Tab) -> None:

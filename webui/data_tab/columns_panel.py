@@ -49,9 +49,7 @@ class ColumnsPanel(Panel):
         with gr.Column(elem_classes="grid grid-4"):
             self.roles = {role: self._role(role) for role in ALL_ROLES}
         with gr.Row(elem_classes="buttons"):
-            self.save_button = gr.Button(
-                self.words("save-set"), variant="primary", size="sm", elem_id="save-set"
-            )
+            self.save_button = gr.Button(self.words("save-set"), variant="primary", size="sm", elem_id="save-set")
         gr.HTML(f"<h2>{escape(self.words('mapped-rows'))}</h2>", elem_classes="section-title")
         self.mapped = gr.HTML(elem_id="mapped")
 
@@ -63,25 +61,36 @@ class ColumnsPanel(Panel):
                 label=words("set-name"), max_lines=1, elem_classes="field field-choice", elem_id="set-name"
             )
             self.kind = choice(
-                [(words(f"set-{kind}"), kind) for kind in ROLES], value="chat", label=words("set-kind"),
+                [(words(f"set-{kind}"), kind) for kind in ROLES],
+                value="chat",
+                label=words("set-kind"),
                 elem_id="set-kind",
-            )  # fmt: skip
+            )
             self.encoding = choice(
-                [("", "")], value="", label=words("encoding"), info=words("encoding-help"), visible=False,
+                [("", "")],
+                value="",
+                label=words("encoding"),
+                info=words("encoding-help"),
+                visible=False,
                 elem_id="set-encoding",
-            )  # fmt: skip
+            )
             self.sheet = choice(
-                [], value=None, label=words("sheet"), info=words("sheet-help"), visible=False,
-                elem_id="set-sheet",
-            )  # fmt: skip
+                [], value=None, label=words("sheet"), info=words("sheet-help"), visible=False, elem_id="set-sheet"
+            )
 
     def _role(self, role: str) -> gr.Dropdown:
         """The control for the column that plays a role."""
         return gr.Dropdown(
-            [], value="", label=self.words(f"role-{role}"), info=self.words(f"role-{role}-help"),
-            elem_classes="field field-choice", elem_id=f"role-{role.replace('_', '-')}", interactive=True,
-            allow_custom_value=True, min_width=120,
-        )  # fmt: skip
+            [],
+            value="",
+            label=self.words(f"role-{role}"),
+            info=self.words(f"role-{role}-help"),
+            elem_classes="field field-choice",
+            elem_id=f"role-{role.replace('_', '-')}",
+            interactive=True,
+            allow_custom_value=True,
+            min_width=120,
+        )
 
     @property
     def controls(self) -> list[Block]:
@@ -96,13 +105,17 @@ class ColumnsPanel(Panel):
             [self.message, self.head.title, self.kind, *roles],
             **QUIET,
         ).then(self.show_mapped, described, self.mapped, **QUIET)
-        self.kind.input(
-            self.change_kind, [self.chosen, self.kind, self.encoding, *roles], roles, **QUIET
-        ).then(self.show_mapped, described, self.mapped, **QUIET)
+        self.kind.input(self.change_kind, [self.chosen, self.kind, self.encoding, *roles], roles, **QUIET).then(
+            self.show_mapped, described, self.mapped, **QUIET
+        )
         gr.on(
-            [role.input for role in roles], self.show_mapped, described, self.mapped, trigger_mode="always_last",
+            [role.input for role in roles],
+            self.show_mapped,
+            described,
+            self.mapped,
+            trigger_mode="always_last",
             **QUIET,
-        )  # fmt: skip
+        )
         self.save_button.click(self.save, described, [self.message, self.chosen, self.sets.html], **QUIET)
 
     # What the controls show

@@ -93,7 +93,8 @@ class DataFolder:
         return dataset_of(self.path, Path(name).stem, entry | {"encoding": encoding})
 
     def saved_set(self, id: str) -> Dataset:
-        """The set that an id names. Raises Refusal for a file, too: jobs ask by name, and a set may have the file's name."""
+        """The set that an id names. Raises Refusal for a file, too: jobs ask by
+        name, and a set may have the file's name."""
         selection = self.select(id)
         if not selection.is_set:
             raise Refusal(unsaved(selection))

@@ -59,7 +59,7 @@ def _groups(result: Mapping[str, Any], bad_codes: set[str], words: Words) -> str
     groups = "".join(
         _group(code, count, [finding for finding in findings if finding["code"] == code], code in bad_codes, words)
         for code, count in counts
-    )  # fmt: skip
+    )
     if "dataset-empty" in bad_codes:
         groups += _group("dataset-empty", 1, findings, True, words)
     return groups
@@ -72,7 +72,10 @@ def _group(code: str, count: int, findings: Sequence[Mapping[str, Any]], bad: bo
     ]
     rest = ""
     if len(lines) > FINDINGS_UNFOLDED:
-        rest = f"<details><summary>{escape(words('findings-more'))}</summary><ul>{''.join(lines[FINDINGS_UNFOLDED:])}</ul></details>"
+        rest = (
+            f"<details><summary>{escape(words('findings-more'))}</summary>"
+            f"<ul>{''.join(lines[FINDINGS_UNFOLDED:])}</ul></details>"
+        )
     name = words(f"found-{code}") if words.knows(f"found-{code}") else words("found-other")
     return (
         f'<section class="finding {"bad" if bad else ""}"><h3>{escape(name)}<span>{count:,}</span></h3>'

@@ -31,14 +31,10 @@ class HeadPanel(Panel):
         with gr.Row(elem_classes="buttons actions", visible=False) as self.actions:
             self.use = gr.Button(words("use-set"), variant="primary", size="sm", elem_id="use-set")
             self.fetch = gr.Button(words("hub-fetch"), size="sm", visible=False, elem_id="get-set")
-            self.remove = gr.Button(
-                words("remove-set"), size="sm", elem_classes="hurts", elem_id="remove-set"
-            )
+            self.remove = gr.Button(words("remove-set"), size="sm", elem_classes="hurts", elem_id="remove-set")
         with gr.Row(visible=False, elem_classes="sure") as self.question:
             gr.HTML(f"<p>{escape(words('sure-remove'))}</p>")
-            self.yes = gr.Button(
-                words("yes-remove"), variant="stop", size="sm", elem_id="yes-remove", scale=0
-            )
+            self.yes = gr.Button(words("yes-remove"), variant="stop", size="sm", elem_id="yes-remove", scale=0)
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
 
     def wire(self) -> None:

@@ -24,9 +24,11 @@ class HubPanel(Panel):
                 label=words("hub-id"), info=words("hub-id-help"), max_lines=1, elem_classes="field"
             )
             self.hub = gr.Radio(
-                [("Hugging Face", "huggingface"), ("ModelScope", "modelscope")], value="huggingface",
-                label=words("hub-which"), elem_classes="field-union",
-            )  # fmt: skip
+                [("Hugging Face", "huggingface"), ("ModelScope", "modelscope")],
+                value="huggingface",
+                label=words("hub-which"),
+                elem_classes="field-union",
+            )
             self.subset = gr.Textbox(
                 label=words("hub-subset"), info=words("hub-subset-help"), max_lines=1, elem_classes="field"
             )
@@ -46,7 +48,7 @@ class HubPanel(Panel):
         """Start to fetch a data set by its id on a hub."""
         return self.jobs.start(
             "download", id=hub_id.strip(), hub=hub, subset=subset.strip(), split=split.strip() or "train", into=""
-        )  # fmt: skip
+        )
 
     @refusal_as_message
     def fetch_rows(self, id: str) -> Updates:
@@ -54,6 +56,11 @@ class HubPanel(Panel):
         dataset = self.folder.saved_set(id)
         entry = dataset_info_edits.entry_of(self.folder.path, dataset.name)
         return self.jobs.start(
-            "download", id=dataset.hub, hub="modelscope" if entry.get("ms_hub_url") else "huggingface",
-            folder=dataset.folder, subset=dataset.subset, split=dataset.split, into=dataset.name,
-        )  # fmt: skip
+            "download",
+            id=dataset.hub,
+            hub="modelscope" if entry.get("ms_hub_url") else "huggingface",
+            folder=dataset.folder,
+            subset=dataset.subset,
+            split=dataset.split,
+            into=dataset.name,
+        )

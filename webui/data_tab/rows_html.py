@@ -33,8 +33,7 @@ def _row(row: BrowsedRow, words: Words, text: str) -> str:
         return f'<article class="bad">{place}{wrong}{f"<pre>{_marked(raw, text)}</pre>" if raw else ""}</article>'
     assert row.example is not None  # as there is no problem
     notes = "".join(
-        f'<p class="quiet">{escape(notices.sentence(note, words))}</p>'
-        for note in row.example.get("notes", ())
+        f'<p class="quiet">{escape(notices.sentence(note, words))}</p>' for note in row.example.get("notes", ())
     )
     return f"<article>{place}{conversation(row.example, words, text)}{notes}</article>"
 
@@ -51,9 +50,7 @@ def conversation(example: Mapping[str, Any], words: Words, text: str = "") -> st
     for side in ("chosen", "rejected"):
         turns += [_turn(side, turn, words, text) for turn in example.get(side, ())]
     if example.get("label") is not None:
-        turns.append(
-            _turn("label", {"content": words("thumb-up" if example["label"] else "thumb-down")}, words, "")
-        )
+        turns.append(_turn("label", {"content": words("thumb-up" if example["label"] else "thumb-down")}, words, ""))
     if example.get("tools"):
         names = ", ".join(str(tool.get("function", {}).get("name", "")) for tool in example["tools"])
         turns.insert(0, _turn("tools", {"content": names}, words, text))
@@ -88,6 +85,4 @@ def _marked(content: str, text: str) -> str:
     if not searched:
         return escape(content)
     parts = re.split(f"({'|'.join(searched)})", content, flags=re.IGNORECASE)
-    return "".join(
-        f"<mark>{escape(part)}</mark>" if number % 2 else escape(part) for number, part in enumerate(parts)
-    )
+    return "".join(f"<mark>{escape(part)}</mark>" if number % 2 else escape(part) for number, part in enumerate(parts))

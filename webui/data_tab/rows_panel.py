@@ -23,21 +23,22 @@ class RowsPanel(Panel):
     def __init__(self, context: Context):
         super().__init__(context)
         self.first = hidden_value()  # number of the first row of the page, or of the first that was searched
-        self.searched_to = (
-            hidden_value()
-        )  # number of the last row that was searched; "" = nothing is searched for
+        self.searched_to = hidden_value()  # number of the last row that was searched; "" = nothing is searched for
 
     def layout(self) -> None:
         with gr.Row(elem_classes="bar-row"):
             self.text = gr.Textbox(
-                placeholder=self.words("rows-search"), show_label=False, container=False, max_lines=1,
-                elem_id="search-rows", scale=1,
-            )  # fmt: skip
+                placeholder=self.words("rows-search"),
+                show_label=False,
+                container=False,
+                max_lines=1,
+                elem_id="search-rows",
+                scale=1,
+            )
             self.back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="rows-back")
             self.where = gr.Textbox(
-                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110,
-                elem_id="rows-where",
-            )  # fmt: skip
+                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110, elem_id="rows-where"
+            )
             self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="rows-on")
         self.html = gr.HTML(elem_id="rows")
         self.further = gr.Button(self.words("search-on"), size="sm", visible=False, elem_id="search-on")
@@ -74,9 +75,12 @@ class RowsPanel(Panel):
             html = rows_html.page(rows, self.words) if rows else _empty(self.words("rows-end"))
             searched_to, more = "", False
         return {
-            self.first: str(number), self.searched_to: searched_to, self.where: str(number), self.html: html,
+            self.first: str(number),
+            self.searched_to: searched_to,
+            self.where: str(number),
+            self.html: html,
             self.further: gr.update(visible=more),
-        }  # fmt: skip
+        }
 
     def _no_match(self, text: str, number: int, last: int | None) -> str:
         if last:

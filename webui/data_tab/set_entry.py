@@ -16,15 +16,13 @@ from engine.data.encodings import encoding_key
 from webui.data_tab.data_folder import DataFolder
 from webui.words import Words
 
-ALL_ROLES = (
-    "prompt", "query", "response", "chosen", "rejected", "kto_tag", "messages", "history", "system", "tools",
-)  # fmt: skip
+ALL_ROLES = ("prompt", "query", "response", "chosen", "rejected", "kto_tag", "messages", "history", "system", "tools")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What is chosen in the controls: the kind of the rows, the encoding ("" = as found), a column for each of ALL_ROLES
-    ("" = none)."""
+    """What is chosen in the controls: the kind of the rows, the encoding ("" =
+    as found), a column for each of ALL_ROLES ("" = none)."""
 
     kind: str
     encoding: str
@@ -40,9 +38,7 @@ def known_kind(kind: str) -> Kind:
     return next((known for known in ROLES if known == kind), "chat")
 
 
-def entry_from(
-    folder: DataFolder, id: str, description: Description, words: Words
-) -> tuple[Dataset, dict[str, Any]]:
+def entry_from(folder: DataFolder, id: str, description: Description, words: Words) -> tuple[Dataset, dict[str, Any]]:
     """The set or file as it is, and the entry that describes it anew. Raises Refusal at what is missing."""
     encoding = encoding_key(description.encoding) if description.encoding else ""
     selection = folder.select(id, encoding)
@@ -70,9 +66,7 @@ def _with_role_labels(refused: Problem, words: Words) -> Problem:
 
 def columns_for(dataset: Dataset) -> tuple[list[str], dict[str, str]]:
     """The columns that the first file has, and those of them that the set's entry gives a role."""
-    existing = dataset_info_edits.columns_of(
-        dataset_info_edits.first_rows(dataset.files[0], dataset.encoding)
-    )
+    existing = dataset_info_edits.columns_of(dataset_info_edits.first_rows(dataset.files[0], dataset.encoding))
     mapping = dataset_info_edits.mapping_of(dataset)
     return existing, {role: column for role, column in mapping.columns.items() if column in existing}
 
@@ -85,8 +79,7 @@ def columns_for_kind(dataset: Dataset, description: Description) -> tuple[list[s
     guessed = dataset_info_edits.propose(rows).columns if rows else {}
     chosen = dict(zip(ALL_ROLES, description.columns, strict=True))
     return existing, {
-        role: column if column and column in existing else guessed.get(role, "")
-        for role, column in chosen.items()
+        role: column if column and column in existing else guessed.get(role, "") for role, column in chosen.items()
     }
 
 

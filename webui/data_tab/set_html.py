@@ -17,16 +17,23 @@ from webui.words import Words
 
 
 def listed(
-    sets: Sequence[Dataset], counts: Mapping[str, int | None], broken: Sequence[Problem], files: Sequence[str],
-    chosen: str, words: Words,
-) -> str:  # fmt: skip
+    sets: Sequence[Dataset],
+    counts: Mapping[str, int | None],
+    broken: Sequence[Problem],
+    files: Sequence[str],
+    chosen: str,
+    words: Words,
+) -> str:
     """Every data set of the folder, those that cannot be used with the reason; then files that none of them names."""
     wrong = notices.listed(broken, words) if broken else ""
     entries = "".join(_entry(dataset, counts.get(dataset.name), chosen, words) for dataset in sets)
     if not sets and not broken:
         entries = f'<li class="none">{escape(words("sets-none"))}</li>'
     loose = "".join(
-        f'<li><a href="#" data-set="file:{escape(name)}" class="{_on(file_id(name), chosen)}"><b>{escape(name)}</b></a></li>'
+        (
+            f'<li><a href="#" data-set="file:{escape(name)}" class="{_on(file_id(name), chosen)}">'
+            f"<b>{escape(name)}</b></a></li>"
+        )
         for name in files
     )
     if loose:
@@ -76,10 +83,16 @@ def head(dataset: Dataset, count: int | None, words: Words) -> str:
     wrong = notices.listed([problem], words) if problem else ""
     if dataset.problem:
         chips = ""
-    return f'<div class="run-title"><h1>{escape(dataset.name)}</h1></div><p class="chips">{chips}</p>{wrong}{sources.described(dataset, words)}'
+    return (
+        f'<div class="run-title"><h1>{escape(dataset.name)}</h1></div>'
+        f'<p class="chips">{chips}</p>{wrong}{sources.described(dataset, words)}'
+    )
 
 
 def file_head(name: str, dataset: Dataset, words: Words) -> str:
     """What is known of a file that is in no set yet."""
     read = sources.described(dataset, words)
-    return f'<div class="run-title"><h1>{escape(name)}</h1></div><p class="quiet">{escape(words("file-loose-help"))}</p>{read}'
+    return (
+        f'<div class="run-title"><h1>{escape(name)}</h1></div>'
+        f'<p class="quiet">{escape(words("file-loose-help"))}</p>{read}'
+    )

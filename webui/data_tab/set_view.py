@@ -25,9 +25,8 @@ class SetView(Panel):
 
     def wire(self, sheet: gr.Dropdown) -> None:
         self.chosen.change(
-            self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", trigger_mode="always_last",
-            **QUIET,
-        )  # fmt: skip
+            self.open, self.chosen, self.outputs, js="(id) => athanorSet(id)", trigger_mode="always_last", **QUIET
+        )
         sheet.input(self.choose_sheet, [self.chosen, sheet], self.outputs, **QUIET)
 
     @property

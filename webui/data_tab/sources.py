@@ -26,9 +26,7 @@ def described(dataset: Dataset, words: Words) -> str:
             continue  # the reason stands where the rows would be
         doubts += source.doubts
         if not number:
-            facts = words(
-                "read-as", how=" · ".join((_format(source, words), *_encoding(source, dataset, words)))
-            )
+            facts = words("read-as", how=" · ".join((_format(source, words), *_encoding(source, dataset, words))))
     facts_html = f'<p class="quiet" id="read-as">{escape(facts)}</p>' if facts else ""
     return facts_html + (notices.listed(doubts, words) if doubts else "")
 

@@ -33,9 +33,10 @@ def training_estimate(statistics: Mapping[str, Any], spec: RunSpec, workplace: W
         trained_on = max(math.ceil(statistics["tokens"] * scale / spec.data.max_length), 1)
     steps = optimizer_steps(spec, trained_on)
     examples_per_step = (
-        spec.training.per_device_train_batch_size * spec.training.gradient_accumulation_steps
+        spec.training.per_device_train_batch_size
+        * spec.training.gradient_accumulation_steps
         * spec.hardware.num_processes
-    )  # fmt: skip
+    )
     epochs = min(steps * examples_per_step / trained_on, 1e6)
     tokens = statistics["tokens"] * scale * epochs
     parameters = inspect_model(spec.model.model_name_or_path).parameters

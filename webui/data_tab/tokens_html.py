@@ -18,8 +18,7 @@ def tokens(answer: Mapping[str, Any], words: Words) -> str:
     if any(not isinstance(trained, bool) for _, _, trained, _ in pieces):
         kinds.insert(1, ("on weighted", "weighted"))
     legend = "".join(
-        f'<span class="tok {kind}" style="--weight:1">{escape(words(f"legend-{name}"))}</span>'
-        for kind, name in kinds
+        f'<span class="tok {kind}" style="--weight:1">{escape(words(f"legend-{name}"))}</span>' for kind, name in kinds
     )
     rows = "".join(_row(row, words) for row in answer["rows"])
     return f'<p class="legend">{legend}</p><div class="rows">{rows}</div>'
@@ -58,9 +57,7 @@ def _piece(id: int, text: str, trained: bool | float, special: bool) -> str:
     kind = " ".join(name for name, true in (("on", trained), ("sp", special)) if true)
     shown = escape(text).replace("\n", "<i>↵</i>\n") if text else "<i>·</i>"
     weighted = trained is not True and trained is not False
-    style, title = (
-        (f' style="--weight:{min(trained, 2):g}"', f"{id} × {trained:g}") if weighted else ("", str(id))
-    )
+    style, title = (f' style="--weight:{min(trained, 2):g}"', f"{id} × {trained:g}") if weighted else ("", str(id))
     return f'<span class="tok {kind}{" weighted" if weighted else ""}"{style} title="{title}">{shown}</span>'
 
 

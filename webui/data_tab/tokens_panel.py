@@ -43,10 +43,15 @@ class TokensPanel(Panel):
         words = self.words
         with gr.Column(elem_classes="grid grid-4"):
             self.model = gr.Dropdown(
-                [], value="", allow_custom_value=True, label=words.label("model.model_name_or_path"),
-                elem_classes="field field-choice", elem_id="seen-model", interactive=True,
+                [],
+                value="",
+                allow_custom_value=True,
+                label=words.label("model.model_name_or_path"),
+                elem_classes="field field-choice",
+                elem_id="seen-model",
+                interactive=True,
                 min_width=120,
-            )  # fmt: skip
+            )
             self.stage = gr.Dropdown(
                 [],
                 value=None,
@@ -56,20 +61,27 @@ class TokensPanel(Panel):
                 min_width=120,
             )
             self.max_length = gr.Textbox(
-                label=words.label("data.max_length"), max_lines=1, elem_classes="field field-number",
-                elem_id="seen-length", interactive=True, min_width=120,
-            )  # fmt: skip
+                label=words.label("data.max_length"),
+                max_lines=1,
+                elem_classes="field field-number",
+                elem_id="seen-length",
+                interactive=True,
+                min_width=120,
+            )
             self.template = gr.Textbox(
-                label=words.label("model.chat_template"), placeholder=words("template-own"), max_lines=1,
-                elem_classes="field field-choice", interactive=True, min_width=120,
-            )  # fmt: skip
+                label=words.label("model.chat_template"),
+                placeholder=words("template-own"),
+                max_lines=1,
+                elem_classes="field field-choice",
+                interactive=True,
+                min_width=120,
+            )
         self.numbers = gr.HTML(elem_id="seen-numbers")
         with gr.Row(elem_classes="bar-row"):
             self.back = gr.Button("‹", size="sm", scale=0, min_width=40)
             self.where = gr.Textbox(
-                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110,
-                elem_id="seen-where",
-            )  # fmt: skip
+                "1", show_label=False, container=False, max_lines=1, scale=0, min_width=110, elem_id="seen-where"
+            )
             self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="seen-on")
         self.html = gr.HTML(elem_id="seen")
 
@@ -84,9 +96,13 @@ class TokensPanel(Panel):
             self.show_rows, of_page, page, **QUIET
         ).then(self.show_numbers, of_set, self.numbers, **QUIET)
         changes = [
-            self.model.input, self.stage.input, self.max_length.submit, self.max_length.blur, self.template.submit,
+            self.model.input,
+            self.stage.input,
+            self.max_length.submit,
+            self.max_length.blur,
+            self.template.submit,
             self.template.blur,
-        ]  # fmt: skip
+        ]
         gr.on(changes, self.show_rows, of_page, page, trigger_mode="always_last", **QUIET).then(
             self.show_numbers, of_set, self.numbers, **QUIET
         )
@@ -128,9 +144,7 @@ class TokensPanel(Panel):
         try:
             dataset = self.folder.saved_set(id)
             spec = self._spec(dataset, model, stage, max_length, template, form_values)
-            answer = preview_client.ask(
-                "page", spec, self.folder.path, dataset.name, first=first, size=ROWS_PER_PAGE
-            )
+            answer = preview_client.ask("page", spec, self.folder.path, dataset.name, first=first, size=ROWS_PER_PAGE)
             html = tokens_html.tokens(answer, self.words)
         except Refusal as refusal:
             html = notices.listed(refusal.problems, self.words)
@@ -161,9 +175,8 @@ class TokensPanel(Panel):
         return {self.numbers: lengths + notices.noted(notes, self.words)}
 
     def _spec(
-        self, dataset: Dataset, model: str, stage: str, max_length: str, template: str,
-        form_values: Sequence[Any],
-    ) -> RunSpec:  # fmt: skip
+        self, dataset: Dataset, model: str, stage: str, max_length: str, template: str, form_values: Sequence[Any]
+    ) -> RunSpec:
         """The form's spec with what is chosen here. Raises Refusal."""
         settings = {
             "model.model_name_or_path": _text(model),

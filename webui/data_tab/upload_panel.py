@@ -25,9 +25,7 @@ class UploadPanel(Panel):
         self.sets = sets
 
     def layout(self) -> None:
-        self.button = gr.UploadButton(
-            self.words("upload"), type="filepath", elem_id="upload", elem_classes="drop"
-        )
+        self.button = gr.UploadButton(self.words("upload"), type="filepath", elem_id="upload", elem_classes="drop")
         gr.HTML(f'<p class="quiet">{escape(self.words("upload-help"))}</p>', elem_classes="under-drop")
 
     def wire(self) -> None:
@@ -45,17 +43,18 @@ class UploadPanel(Panel):
             return gr.skip()
         source = Path(path)
         settings = {
-            "data": str(self.folder.path), "source": str(source), "called": source.name,
+            "data": str(self.folder.path),
+            "source": str(source),
+            "called": source.name,
             "at": source.stat().st_mtime_ns,
-        }  # fmt: skip
+        }
         result = data_jobs.wait(data_jobs.start(self.workplace.saves, "receive", settings))
         source.unlink(missing_ok=True)
         return self.sets.opening(file_id(result["file"])) | {self.message: self._message(result)}
 
     def _message(self, result: Mapping[str, Any]) -> str:
         problems, notes = (
-            [Problem(entry["code"], "", entry["values"]) for entry in result[key]]
-            for key in ("problems", "notes")
+            [Problem(entry["code"], "", entry["values"]) for entry in result[key]] for key in ("problems", "notes")
         )
         if problems:
             return notices.refused(problems, self.words)

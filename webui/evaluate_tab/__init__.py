@@ -87,4 +87,4 @@ def build(
     view = TabView(context, measured, tasks, report)
     return EvaluateTab(
         context.opened, report.timer, view.arrive, view.inputs, view.outputs, models.of_run, form.inputs, form.fill
-    )  # fmt: skip
+    )

@@ -20,20 +20,31 @@ from webui.panels import Updates
 
 # The label of each setting in page.yaml, for problems. Limits are declared in EvaluationSpec.
 SETTING_LABELS = {
-    "name": "evaluate-name", "data.max_samples": "evaluate-rows", "data.seed": "evaluate-seed",
-    "generation.max_new_tokens": "evaluate-longest", "generation.temperature": "evaluate-temperature",
-    "generation.top_p": "evaluate-top-p", "generation.seed": "evaluate-seed", "generation.batch_size": "evaluate-batch",
-    "harness.num_fewshot": "evaluate-shots", "harness.limit": "evaluate-limit",
-}  # fmt: skip
+    "name": "evaluate-name",
+    "data.max_samples": "evaluate-rows",
+    "data.seed": "evaluate-seed",
+    "generation.max_new_tokens": "evaluate-longest",
+    "generation.temperature": "evaluate-temperature",
+    "generation.top_p": "evaluate-top-p",
+    "generation.seed": "evaluate-seed",
+    "generation.batch_size": "evaluate-batch",
+    "harness.num_fewshot": "evaluate-shots",
+    "harness.limit": "evaluate-limit",
+}
 
 
 class FormPanel(Panel):
     """The controls are in the panels `measured`, `questions`, `tasks` and `sampling`."""
 
     def __init__(
-        self, context: Context, measured: ModelsPanel, questions: QuestionsPanel, tasks: TasksPanel, sampling: SamplingPanel,
+        self,
+        context: Context,
+        measured: ModelsPanel,
+        questions: QuestionsPanel,
+        tasks: TasksPanel,
+        sampling: SamplingPanel,
         report: ReportPanel,
-    ):  # fmt: skip
+    ):
         super().__init__(context)
         self.measured, self.questions, self.tasks = measured, questions, tasks
         self.sampling, self.report = sampling, report
@@ -57,13 +68,15 @@ class FormPanel(Panel):
 
     def read(self, values: Values) -> EvaluationSpec:
         """The spec that the controls describe. Raises Refusal."""
-        return EvaluationSpec.read({
-            "name": self.sampling.read_name(values),
-            **self.measured.read(values),
-            "data": self.questions.read_data(values) | self.sampling.read_data(values),
-            "generation": self.questions.read_generation(values) | self.sampling.read_generation(values),
-            "harness": self.tasks.read(values),
-        })  # fmt: skip
+        return EvaluationSpec.read(
+            {
+                "name": self.sampling.read_name(values),
+                **self.measured.read(values),
+                "data": self.questions.read_data(values) | self.sampling.read_data(values),
+                "generation": self.questions.read_generation(values) | self.sampling.read_generation(values),
+                "harness": self.tasks.read(values),
+            }
+        )
 
     def fill(self, spec: EvaluationSpec) -> Updates:
         """Set the form to a spec."""

@@ -28,13 +28,25 @@ class ModelsPanel(Panel):
     def layout(self) -> None:
         words = self.words
         self.base = gr.Dropdown(
-            [], value=None, label=words("chat-base"), allow_custom_value=True, elem_id="evaluate-base",
-            elem_classes="field", interactive=True,
-        )  # fmt: skip
+            [],
+            value=None,
+            label=words("chat-base"),
+            allow_custom_value=True,
+            elem_id="evaluate-base",
+            elem_classes="field",
+            interactive=True,
+        )
         self.results = gr.Dropdown(
-            [], value=[], label=words("evaluate-results"), info=words("evaluate-results-help"), multiselect=True,
-            max_choices=MAX_RESULTS_MEASURED, elem_id="evaluate-results", elem_classes="field", interactive=True,
-        )  # fmt: skip
+            [],
+            value=[],
+            label=words("evaluate-results"),
+            info=words("evaluate-results-help"),
+            multiselect=True,
+            max_choices=MAX_RESULTS_MEASURED,
+            elem_id="evaluate-results",
+            elem_classes="field",
+            interactive=True,
+        )
         self.with_base = gr.Checkbox(True, label=words("evaluate-with-base"), elem_id="evaluate-with-base")
 
     def wire(self) -> None:
@@ -54,11 +66,9 @@ class ModelsPanel(Panel):
         bases = gr.update(choices=self.models.bases(), value=base)
         return {self.base: bases} | self.show_results(base, folders, names)
 
-    def show_results(
-        self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
-    ) -> Updates:
-        """Update the lists of results and of data sets; of the selected ones, `folders` and `names`, those that still fit
-        are kept."""
+    def show_results(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
+        """Update the lists of results and of data sets; of the selected ones,
+        `folders` and `names`, those that still fit are kept."""
         chosen = [str(result.folder) for result in self.models.selected_results(base, folders)]
         reward_models = self.models.only_reward_models(base, folders)
         return {
@@ -69,9 +79,7 @@ class ModelsPanel(Panel):
             **self.questions.fitting(base, folders, names),
         }
 
-    def choose_results(
-        self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
-    ) -> Updates:
+    def choose_results(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
         """Switch to the base of the result that was selected last."""
         base = self.models.base_of_last(base, folders)
         return {self.base: base} | self.show_results(base, folders, names)
@@ -79,7 +87,8 @@ class ModelsPanel(Panel):
     # ---- part of the spec
 
     def read(self, values: Values) -> dict[str, Any]:
-        """The models as parts of the spec. The base is loaded with the settings of the run that made the first result."""
+        """The models as parts of the spec. The base is loaded with the settings
+        of the run that made the first result."""
         folders = list(values[self.results] or ())
         result = trained_result(folders[0]) if folders else None
         model = model_part_of_base(result).model_dump() if result else {}
@@ -90,7 +99,8 @@ class ModelsPanel(Panel):
         }
 
     def fill(self, spec: EvaluationSpec) -> Updates:
-        """Set the controls to a spec. Results that do not exist here are left out; if none is left, the base is evaluated."""
+        """Set the controls to a spec. Results that do not exist here are left
+        out; if none is left, the base is evaluated."""
         shown = self.show(spec.model.model_name_or_path, spec.results, spec.data.datasets)
         with_base = spec.with_base or not shown[self.results]["value"]
         return shown | {self.with_base: gr.update(value=with_base)}

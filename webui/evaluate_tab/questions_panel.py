@@ -23,9 +23,15 @@ class QuestionsPanel(Panel):
     def layout(self) -> None:
         words = self.words
         self.datasets = gr.Dropdown(
-            [], value=[], label=words("evaluate-data"), info=words("evaluate-data-help"), multiselect=True,
-            elem_id="evaluate-data", elem_classes="field", interactive=True,
-        )  # fmt: skip
+            [],
+            value=[],
+            label=words("evaluate-data"),
+            info=words("evaluate-data-help"),
+            multiselect=True,
+            elem_id="evaluate-data",
+            elem_classes="field",
+            interactive=True,
+        )
         self.upload = gr.UploadButton(
             words("evaluate-upload"), type="filepath", size="sm", elem_id="evaluate-upload", file_types=None
         )
@@ -45,15 +51,12 @@ class QuestionsPanel(Panel):
     def inputs(self) -> list[Block]:
         return [self.datasets, self.rows, self.max_tokens, self.without_references]
 
-    def fitting(
-        self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None
-    ) -> Updates:
-        """Offer the data sets that suit the selected models; of the selected ones, `names`, those that suit are kept."""
+    def fitting(self, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None) -> Updates:
+        """Offer the data sets that suit the selected models; of the selected
+        ones, `names`, those that suit are kept."""
         form = "pairs" if self.models.only_reward_models(base, folders) else "answers"
         known = fitting_datasets(read_dataset_info(self.data)[0], form)
-        return {
-            self.datasets: gr.update(choices=known, value=[name for name in names or () if name in known])
-        }
+        return {self.datasets: gr.update(choices=known, value=[name for name in names or () if name in known])}
 
     @refusal_as_message
     def receive(

@@ -40,9 +40,7 @@ class ReportPanel(Panel):
 
     def wire(self) -> None:
         listed = [self.listing.html, *self.outputs]
-        self.listing.html.select(
-            self.open_clicked, self.rows.view, [self.opened, *listed], **QUIET
-        )  # fmt: skip
+        self.listing.html.select(self.open_clicked, self.rows.view, [self.opened, *listed], **QUIET)
         self.timer.tick(self.tick, [self.opened, self.stamp, *self.rows.view], listed, **QUIET)
         self.opened.change(
             lambda id: None, self.opened, None, js="(id) => { athanorReport(id); return [id]; }", **QUIET
@@ -50,9 +48,7 @@ class ReportPanel(Panel):
 
     @property
     def outputs(self) -> list[Block]:
-        return [
-            self.stamp, self.timer, self.nothing, self.head, self.failure, self.summary, *self.rows.outputs,
-        ]  # fmt: skip
+        return [self.stamp, self.timer, self.nothing, self.head, self.failure, self.summary, *self.rows.outputs]
 
     def open(self, id: str, order: str, text: str, number: str) -> Updates:
         """Show an evaluation and a page of its rows; nothing if there is none with the id."""

@@ -23,18 +23,36 @@ class RowsPanel(Panel):
             with gr.Row(elem_classes="bar-row"):
                 orders = [(words(f"order-{order}"), order) for order in report.ORDERS]
                 self.order = gr.Dropdown(
-                    orders, value="asked", show_label=False, container=False, elem_id="report-order",
-                    interactive=True, scale=0, min_width=170, label=words("report-order"),
-                )  # fmt: skip
+                    orders,
+                    value="asked",
+                    show_label=False,
+                    container=False,
+                    elem_id="report-order",
+                    interactive=True,
+                    scale=0,
+                    min_width=170,
+                    label=words("report-order"),
+                )
                 self.text = gr.Textbox(
-                    placeholder=words("report-search"), show_label=False, container=False, max_lines=1,
-                    elem_id="report-search", scale=1, label=words("report-search"),
-                )  # fmt: skip
+                    placeholder=words("report-search"),
+                    show_label=False,
+                    container=False,
+                    max_lines=1,
+                    elem_id="report-search",
+                    scale=1,
+                    label=words("report-search"),
+                )
                 self.back = gr.Button("‹", size="sm", scale=0, min_width=40, elem_id="report-back")
                 self.where = gr.Textbox(
-                    "1", show_label=False, container=False, max_lines=1, scale=0, min_width=70,
-                    elem_id="report-where", label=words("report-page"),
-                )  # fmt: skip
+                    "1",
+                    show_label=False,
+                    container=False,
+                    max_lines=1,
+                    scale=0,
+                    min_width=70,
+                    elem_id="report-where",
+                    label=words("report-page"),
+                )
                 self.on = gr.Button("›", size="sm", scale=0, min_width=40, elem_id="report-on")
                 self.count = gr.HTML(elem_classes="report-count")
             self.html = gr.HTML(elem_id="report-rows")
@@ -42,9 +60,13 @@ class RowsPanel(Panel):
     def wire(self) -> None:
         page, at = [self.where, self.count, self.html], [self.opened, *self.view]
         gr.on(
-            [self.order.change, self.text.change], self.show, [self.opened, self.order, self.text], page,
-            trigger_mode="always_last", **QUIET,
-        )  # fmt: skip
+            [self.order.change, self.text.change],
+            self.show,
+            [self.opened, self.order, self.text],
+            page,
+            trigger_mode="always_last",
+            **QUIET,
+        )
         self.where.submit(self.show, at, page, **QUIET)
         self.back.click(self.previous_page, at, page, **QUIET)
         self.on.click(self.next_page, at, page, **QUIET)

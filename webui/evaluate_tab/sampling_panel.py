@@ -17,9 +17,7 @@ class SamplingPanel(Panel):
     def layout(self) -> None:
         words = self.words
         with gr.Accordion(words("more"), open=False, elem_classes="fold"):
-            self.name = gr.Textbox(
-                label=words("evaluate-name"), max_lines=1, elem_classes="field", interactive=True
-            )
+            self.name = gr.Textbox(label=words("evaluate-name"), max_lines=1, elem_classes="field", interactive=True)
             with gr.Column(elem_classes="grid grid-2"):
                 self.temperature = self.number("temperature", "0", info=words("evaluate-temperature-help"))
                 self.top_p = self.number("top-p", "1")
@@ -41,10 +39,14 @@ class SamplingPanel(Panel):
         return boxes.typed_values({"seed": values[self.seed]})
 
     def read_generation(self, values: Values) -> dict[str, Any]:
-        return boxes.typed_values({
-            "temperature": values[self.temperature], "top_p": values[self.top_p], "seed": values[self.seed],
-            "batch_size": values[self.batch_size],
-        })  # fmt: skip
+        return boxes.typed_values(
+            {
+                "temperature": values[self.temperature],
+                "top_p": values[self.top_p],
+                "seed": values[self.seed],
+                "batch_size": values[self.batch_size],
+            }
+        )
 
     def fill(self, spec: EvaluationSpec) -> Updates:
         settings = spec.generation

@@ -21,21 +21,36 @@ class TabView(Panel):
     @property
     def inputs(self) -> list[Block]:
         return [
-            self.opened, self.measured.base, self.measured.results, self.measured.questions.datasets, self.tasks.tasks,
+            self.opened,
+            self.measured.base,
+            self.measured.results,
+            self.measured.questions.datasets,
+            self.tasks.tasks,
             *self.report.rows.view,
-        ]  # fmt: skip
+        ]
 
     @property
     def outputs(self) -> list[Block]:
         return [
-            *self.measured.inputs, self.measured.questions.datasets, self.tasks.tasks, self.tasks.unusable,
-            self.report.listing.html, *self.report.outputs,
-        ]  # fmt: skip
+            *self.measured.inputs,
+            self.measured.questions.datasets,
+            self.tasks.tasks,
+            self.tasks.unusable,
+            self.report.listing.html,
+            *self.report.outputs,
+        ]
 
     def arrive(
-        self, id: str, base: str | None, folders: Sequence[str] | None, names: Sequence[str] | None,
-        tasks: Sequence[str] | None, order: str, text: str, number: str,
-    ) -> Updates:  # fmt: skip
+        self,
+        id: str,
+        base: str | None,
+        folders: Sequence[str] | None,
+        names: Sequence[str] | None,
+        tasks: Sequence[str] | None,
+        order: str,
+        text: str,
+        number: str,
+    ) -> Updates:
         """`folders` are those of the selected results, `names` the selected data sets."""
         if not base:
             base, folders = self.models.first(folders)

@@ -20,24 +20,33 @@ class TasksPanel(Panel):
         words = self.words
         with gr.Accordion(words("tasks"), open=False, elem_classes="fold", elem_id="tasks-fold"):
             self.tasks = gr.Dropdown(
-                [], value=[], label=words("evaluate-tasks"), info=words("evaluate-tasks-help"), multiselect=True,
-                elem_id="evaluate-tasks", elem_classes="field", interactive=True,
-            )  # fmt: skip
+                [],
+                value=[],
+                label=words("evaluate-tasks"),
+                info=words("evaluate-tasks-help"),
+                multiselect=True,
+                elem_id="evaluate-tasks",
+                elem_classes="field",
+                interactive=True,
+            )
             self.unusable = gr.HTML(elem_id="evaluate-unfit")
             with gr.Column(elem_classes="grid grid-2"):
                 self.shots = self.number("shots", "", info=words("evaluate-shots-help"))
                 self.limit = self.number("limit", "", info=words("evaluate-limit-help"))
             self.chat_template = gr.Checkbox(
-                True, label=words("evaluate-templated"), info=words("evaluate-templated-help"),
+                True,
+                label=words("evaluate-templated"),
+                info=words("evaluate-templated-help"),
                 elem_id="evaluate-templated",
-            )  # fmt: skip
+            )
 
     @property
     def inputs(self) -> list[Block]:
         return [self.tasks, self.shots, self.limit, self.chat_template]
 
     def show(self, names: Sequence[str] | None) -> Updates:
-        """Offer the tasks that can be run, and say why others cannot; of the selected ones, `names`, those that can are kept."""
+        """Offer the tasks that can be run, and say why others cannot; of the
+        selected ones, `names`, those that can are kept."""
         known = harness.tasks(self.data)
         usable = [task.name for task in known if not task.problem]
         chosen = [name for name in names or () if name in usable]

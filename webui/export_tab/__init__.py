@@ -4,8 +4,8 @@
     export_list     the exports, and how far they are
     upload_panel    one of them is uploaded to a hub
 
-`export_specs`, `controls` and the modules that write HTML hold no components: they are functions of what they get. What is
-shown of an export is what `engine.worker.export` has left in its folder.
+`export_specs`, `controls` and the modules that write HTML hold no components: they are functions
+of what they get. What is shown of an export is what `engine.worker.export` has left in its folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Answers of two models beside each other as HTML: before and after a merge, or of the merged model and its GGUF file."""
+"""Answers of two models beside each other as HTML: before and after a merge, or
+of the merged model and its GGUF file."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from webui.words import Words
 
 
 def comparison(compared: Mapping[str, Any], words: Words) -> str:
-    """How many answers are equal, and each pair with the place where it parts; `compared` is what an export has left in its
-    comparison.json."""
+    """How many answers are equal, and each pair with the place where it parts;
+    `compared` is what an export has left in its comparison.json."""
     if not compared.get("prompts"):
         return f'<p class="quiet">{escape(words("export-not-compared"))}</p>'
     equal, count = compared["equal"], compared["prompts"]
@@ -36,9 +37,15 @@ def answers_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], wor
 
 def _pair(row: Mapping[str, Any], words: Words) -> str:
     if row["equal"]:
-        return f'<td colspan="2">{_text_html(row["before"], words)}<small class="right">{escape(words("export-same"))}</small></td>'
+        return (
+            f'<td colspan="2">{_text_html(row["before"], words)}'
+            f'<small class="right">{escape(words("export-same"))}</small></td>'
+        )
     at = words("export-differs", token=row["differs_at"] + 1)
-    return f"<td>{_text_html(row['before'], words)}</td><td>{_text_html(row['after'], words)}<small>{escape(at)}</small></td>"
+    return (
+        f"<td>{_text_html(row['before'], words)}</td>"
+        f"<td>{_text_html(row['after'], words)}<small>{escape(at)}</small></td>"
+    )
 
 
 def _text_html(text: str, words: Words) -> str:

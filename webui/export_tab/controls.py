@@ -19,9 +19,13 @@ def choices(name: str, words: Words) -> list[tuple[str, str]]:
 def choice(name: str, words: Words, visible: bool = True) -> gr.Dropdown:
     value = ExportSpec.model_fields[name].default
     return gr.Dropdown(
-        choices(name, words), value=value, elem_classes="field field-choice", visible=visible, interactive=True,
+        choices(name, words),
+        value=value,
+        elem_classes="field field-choice",
+        visible=visible,
+        interactive=True,
         **_attributes(name, words),
-    )  # fmt: skip
+    )
 
 
 def text(name: str, words: Words, lines: int = 1, visible: bool = True, help: str = "") -> gr.Textbox:
@@ -31,7 +35,7 @@ def text(name: str, words: Words, lines: int = 1, visible: bool = True, help: st
     kind = "field field-number" if isinstance(default, (int, float)) or default is None else "field"
     return gr.Textbox(
         shown, lines=lines, max_lines=max(lines, 1) * 4 if lines > 1 else 1, elem_classes=kind, visible=visible, **about
-    )  # fmt: skip
+    )
 
 
 def _attributes(name: str, words: Words) -> dict[str, Any]:

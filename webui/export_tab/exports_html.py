@@ -54,7 +54,10 @@ def _export(run: Run, number: int, root: str, words: Words) -> str:
     )
     body = _finished(run, result_folder, number, root, words) if result_folder else _unfinished(run, words)
     opened = " open" if number == 0 or not run.final else ""
-    return f'<details class="export" data-export="{escape(run.id)}"{opened}>{head}<div class="inside">{body}</div></details>'
+    return (
+        f'<details class="export" data-export="{escape(run.id)}"{opened}>'
+        f'{head}<div class="inside">{body}</div></details>'
+    )
 
 
 def _unfinished(run: Run, words: Words) -> str:
@@ -66,9 +69,7 @@ def _unfinished(run: Run, words: Words) -> str:
         return f'<p class="wrong">{what}</p><p class="told">{link}</p>'
     now = progress.progress(run)
     phase = (
-        words("queue-position", position=queue.position(run))
-        if run.state == "queued"
-        else words(f"phase-{now.phase}")
+        words("queue-position", position=queue.position(run)) if run.state == "queued" else words(f"phase-{now.phase}")
     )
     wide = 100 * min(now.fraction or 0.0, 1.0)
     unknown = " unknown" if now.fraction is None and run.state != "queued" else ""

@@ -49,29 +49,41 @@ class FormPanel(Panel):
         with gr.Column(scale=4, min_width=300, elem_classes="side"), gr.Column(elem_classes="card"):
             name = controls.text("name", words)
             self.plan = gr.HTML(elem_id="export-card")
-            self.start_button = gr.Button(
-                words("export-start"), variant="primary", size="lg", elem_id="export-start"
-            )
+            self.start_button = gr.Button(words("export-start"), variant="primary", size="lg", elem_id="export-start")
         self.controls = essential | others | {"name": name}
 
     def _essential_controls(self) -> dict[str, Block]:
         words = self.words
         return {
             "runs": gr.Dropdown(
-                [], value=[], multiselect=True, label=words("export-runs"), info=words("export-runs-help"),
-                elem_id="export-runs", elem_classes="field", interactive=True,
+                [],
+                value=[],
+                multiselect=True,
+                label=words("export-runs"),
+                info=words("export-runs-help"),
+                elem_id="export-runs",
+                elem_classes="field",
+                interactive=True,
             ),
             "weights": gr.Textbox(
-                label=words("export-weights"), info=words("export-weights-help"), max_lines=1, visible=False,
-                elem_id="export-weights", elem_classes="field",
+                label=words("export-weights"),
+                info=words("export-weights-help"),
+                max_lines=1,
+                visible=False,
+                elem_id="export-weights",
+                elem_classes="field",
             ),
             "combination": controls.choice("combination", words, visible=False),
             "form": gr.Radio(
-                controls.choices("form", words), value="merged", label=words.of_export("form", "label"),
-                info=words.of_export("form", "help"), elem_id="export-form", elem_classes="field field-union",
+                controls.choices("form", words),
+                value="merged",
+                label=words.of_export("form", "label"),
+                info=words.of_export("form", "help"),
+                elem_id="export-form",
+                elem_classes="field field-union",
             ),
             **{name: controls.choice(name, words) for name in ("precision", "quantize", "gguf")},
-        }  # fmt: skip
+        }
 
     def _other_controls(self) -> dict[str, Block]:
         words = self.words
@@ -80,21 +92,30 @@ class FormPanel(Panel):
             "shard_gb": controls.text("shard_gb", words),
             "license": controls.text("license", words),
             "device": gr.Dropdown(
-                devices, value="auto", label=words.label("hardware.device"), info=words.help("hardware.device"),
-                elem_id="export-device", elem_classes="field field-choice",
+                devices,
+                value="auto",
+                label=words.label("hardware.device"),
+                info=words.help("hardware.device"),
+                elem_id="export-device",
+                elem_classes="field field-choice",
             ),
             "check_prompts": controls.text("check_prompts", words),
             "density": controls.text("density", words, visible=False),
             "svd_rank": controls.text("svd_rank", words, visible=False),
             "prompts": controls.text("prompts", words, lines=3, help=words("export-prompts-help")),
             "remark": controls.text("remark", words, lines=2),
-        }  # fmt: skip
+        }
 
     def wire(self) -> None:
         gr.on(
-            changes(self.inputs), self.look, self.inputs, self.changing,
-            trigger_mode="always_last", js="(...held) => athanorSettled(held)", **QUIET,
-        )  # fmt: skip
+            changes(self.inputs),
+            self.look,
+            self.inputs,
+            self.changing,
+            trigger_mode="always_last",
+            js="(...held) => athanorSettled(held)",
+            **QUIET,
+        )
         outputs = [self.message, *self.changing, *self.exports.outputs]
         self.start_button.click(self.start, self.inputs, outputs, **QUIET)
 
@@ -125,7 +146,8 @@ class FormPanel(Panel):
         return self._choosing(labels, ids) | self.look(ids, *others) | self.exports.listed()
 
     def fill(self, spec: ExportSpec) -> Updates | None:
-        """The form as a spec has it; None where its adapters are not results of runs here, which is what this tab exports."""
+        """The form as a spec has it; None where its adapters are not results of
+        runs here, which is what this tab exports."""
         spec, finished = export_spec.frozen(spec, self.workplace), results(self.saves)
         ids = [result.run.id for result in finished if str(result.folder) in spec.adapters]
         if not ids or len(ids) < len(spec.adapters):

@@ -26,14 +26,14 @@ def gguf_file(run: Run, result_folder: Path, number: int, root: str, words: Word
     problems = [Problem(problem["code"], "", problem["values"]) for problem in made.get("problems", ())]
     listed = notices.listed(problems, words) if problems else ""
     if made["status"] == "failed":
-        again = f'<button type="button" class="plain" data-retry="{escape(run.id)}">{escape(words("gguf-retry"))}</button>'
+        again = (
+            f'<button type="button" class="plain" data-retry="{escape(run.id)}">{escape(words("gguf-retry"))}</button>'
+        )
         stays = f'<p class="quiet">{escape(words("gguf-stays"))}</p>'
         return f'{listed}{stays}<p class="buttons-row">{again if "resume" in run.can else ""}</p>'
     where = f"{root}/download/{quote(run.id)}/model/{quote(made['file'])}"
     file = f'<a download href="{escape(where)}">{escape(made["file"])}</a> · {size(made["bytes"])}'
-    return (
-        f'<p class="folder">{file}</p>{listed}{_read_back(made, words) if made["status"] == "made" else ""}'
-    )
+    return f'<p class="folder">{file}</p>{listed}{_read_back(made, words) if made["status"] == "made" else ""}'
 
 
 def _read_back(made: Mapping[str, Any], words: Words) -> str:

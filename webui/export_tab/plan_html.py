@@ -23,7 +23,10 @@ def plan(spec: ExportSpec | None, problems: Sequence[Problem], words: Words) -> 
     stats = _stats(spec, words) if spec else ""
     if problems:
         count = escape(notices.counted(problems, words))
-        state = f'<p class="state wrong">{count}</p>{notices.listed([_with_label(problem, words) for problem in problems], words)}'
+        state = (
+            f'<p class="state wrong">{count}</p>'
+            f"{notices.listed([_with_label(problem, words) for problem in problems], words)}"
+        )
     else:
         state = f'<p class="state right">{escape(words("ready"))}</p>'
     return title + stats + state
@@ -49,8 +52,6 @@ def _with_label(problem: Problem, words: Words) -> Problem:
     if name == "adapters" and inner:
         return replace(problem, field=words("export-weights"))
     label = (
-        words.of_export(name, "label")
-        if name in ExportSpec.model_fields and name not in ("model", "hardware")
-        else ""
+        words.of_export(name, "label") if name in ExportSpec.model_fields and name not in ("model", "hardware") else ""
     )
     return replace(problem, field=label)

@@ -30,17 +30,27 @@ class UploadPanel(Panel):
             gr.HTML(f'<p class="quiet">{escape(words("publish-help"))}</p>')
             with gr.Column(elem_classes="grid grid-3"):
                 self.which = gr.Dropdown(
-                    [], value=None, label=words("upload-which"), elem_id="upload-which",
-                    elem_classes="field field-choice", interactive=True,
-                )  # fmt: skip
+                    [],
+                    value=None,
+                    label=words("upload-which"),
+                    elem_id="upload-which",
+                    elem_classes="field field-choice",
+                    interactive=True,
+                )
                 self.repo = gr.Textbox(
-                    label=words("upload-repo"), placeholder="owner/name", max_lines=1, elem_id="upload-repo",
+                    label=words("upload-repo"),
+                    placeholder="owner/name",
+                    max_lines=1,
+                    elem_id="upload-repo",
                     elem_classes="field field-number",
-                )  # fmt: skip
+                )
                 self.token = gr.Textbox(
-                    label=words("upload-token"), type="password", max_lines=1, elem_id="upload-token",
+                    label=words("upload-token"),
+                    type="password",
+                    max_lines=1,
+                    elem_id="upload-token",
                     elem_classes="field field-number",
-                )  # fmt: skip
+                )
                 self.private = gr.Checkbox(True, label=words("upload-private"), elem_id="upload-private")
             with gr.Row(elem_classes="buttons"):
                 self.button = gr.Button(words("upload-start"), size="sm", elem_id="upload-start")
@@ -62,9 +72,7 @@ class UploadPanel(Panel):
     def offering(self, export_runs: Sequence[Run]) -> Updates:
         """The finished ones of these to choose from; nothing where there is none."""
         done = [
-            (f"{run.title} · {moment(run.submitted)}", run.id)
-            for run in export_runs
-            if run.final and run.dir.result()
+            (f"{run.title} · {moment(run.submitted)}", run.id) for run in export_runs if run.final and run.dir.result()
         ]
         return {self.column: gr.update(visible=bool(done)), self.which: gr.update(choices=done)}
 
@@ -80,9 +88,7 @@ class UploadPanel(Panel):
         }
         try:
             run = runs.get(self.saves, id or "")
-            published = publish.publish(
-                run, repo or "", token or "", private=bool(private), by=self.user(request)
-            )
+            published = publish.publish(run, repo or "", token or "", private=bool(private), by=self.user(request))
             uploaded = escape(self.words("uploaded", url=published["url"]))
             status = f'<p class="state right">{uploaded}</p>'
         except Refusal as refusal:

@@ -19,7 +19,8 @@ from webui.words import Words
 
 
 class Form:
-    """The controls of one page, holding `spec`. `place` puts one where it is called; every setting must be placed once."""
+    """The controls of one page, holding `spec`. `place` puts one where it is
+    called; every setting must be placed once."""
 
     def __init__(self, words: Words, spec: RunSpec):
         self.words = words
@@ -59,9 +60,7 @@ class Form:
         """The same for a page that has just been opened: each value costs the browser some milliseconds, so only those
         that the page was not built with are sent."""
         now = control_values(spec)
-        return {
-            control: now[path] for path, control in self.controls.items() if now[path] != self.built[path]
-        }
+        return {control: now[path] for path, control in self.controls.items() if now[path] != self.built[path]}
 
 
 def kinds_css() -> str:
@@ -92,9 +91,7 @@ def _attributes(path: str, words: Words, value: Any) -> _Attributes:
         union = element_id(choice)
         classes += [f"of-{union}", *(f"of-{union}-{kind}" for kind in kinds)]
     return {
-        "label": words("weights-of", what=words.label(WEIGHTS[path]))
-        if path in WEIGHTS
-        else words.label(path),
+        "label": words("weights-of", what=words.label(WEIGHTS[path])) if path in WEIGHTS else words.label(path),
         "info": words("weights-help") if path in WEIGHTS else words.help(path),
         "elem_id": element_id(path),
         "elem_classes": classes,
@@ -124,17 +121,13 @@ def _choice(path: str, words: Words, value: Any) -> gr.Dropdown:
 
 
 def _choices(path: str, words: Words, value: Any) -> gr.Dropdown:
-    return gr.Dropdown(
-        _labelled(path, words), multiselect=True, **_attributes(path, words, value), min_width=120
-    )
+    return gr.Dropdown(_labelled(path, words), multiselect=True, **_attributes(path, words, value), min_width=120)
 
 
 def _names(path: str, words: Words, value: Any) -> gr.Dropdown:
     # Any name is let through here: a clone may name what is gone, and engine says so in a sentence. The choices
     # are what is on disk, and the page fills them in.
-    return gr.Dropdown(
-        [], multiselect=True, allow_custom_value=True, **_attributes(path, words, value), min_width=120
-    )
+    return gr.Dropdown([], multiselect=True, allow_custom_value=True, **_attributes(path, words, value), min_width=120)
 
 
 def _model(path: str, words: Words, value: Any) -> gr.Dropdown:
@@ -152,7 +145,17 @@ def _yaml(path: str, words: Words, value: Any) -> gr.Textbox:
 
 
 CONTROLS: dict[str, Callable[[str, Words, Any], Any]] = {
-    "text": _text, "number": _number, "tick": _checkbox, "choice": _choice, "choices": _choices, "list": _text,
-    "names": _names, "modules": _names, "weights": _text, "model": _model, "result": _model, "union": _union,
+    "text": _text,
+    "number": _number,
+    "tick": _checkbox,
+    "choice": _choice,
+    "choices": _choices,
+    "list": _text,
+    "names": _names,
+    "modules": _names,
+    "weights": _text,
+    "model": _model,
+    "result": _model,
+    "union": _union,
     "yaml": _yaml,
-}  # fmt: skip
+}

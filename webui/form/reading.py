@@ -48,11 +48,20 @@ def _read_weights(path: str, raw: Any) -> Any:
 
 
 PARSERS: dict[str, Callable[[str, Any], Any]] = {
-    "text": _read_text, "number": _read_number, "tick": lambda path, raw: raw, "choice": lambda path, raw: raw,
-    "choices": _read_several, "list": _read_list, "names": _read_several, "modules": _read_modules,
+    "text": _read_text,
+    "number": _read_number,
+    "tick": lambda path, raw: raw,
+    "choice": lambda path, raw: raw,
+    "choices": _read_several,
+    "list": _read_list,
+    "names": _read_several,
+    "modules": _read_modules,
     "weights": _read_weights,
-    "model": _read_text, "result": _read_text, "union": lambda path, raw: raw, "yaml": _read_yaml,
-}  # fmt: skip
+    "model": _read_text,
+    "result": _read_text,
+    "union": lambda path, raw: raw,
+    "yaml": _read_yaml,
+}
 
 
 def read(values: Mapping[str, Any]) -> tuple[RunSpec, list[Problem]]:

@@ -19,11 +19,20 @@ def number_text(value: float | None) -> str:
 
 
 FORMATTERS: dict[str, Callable[[Any], Any]] = {
-    "text": lambda value: value or "", "number": number_text, "tick": bool, "choice": str, "choices": list,
-    "list": lambda value: ", ".join(map(str, value)), "names": list, "modules": list, "model": str, "union": str, "result": lambda value: value or "",
+    "text": lambda value: value or "",
+    "number": number_text,
+    "tick": bool,
+    "choice": str,
+    "choices": list,
+    "list": lambda value: ", ".join(map(str, value)),
+    "names": list,
+    "modules": list,
+    "model": str,
+    "union": str,
+    "result": lambda value: value or "",
     "yaml": lambda value: write_yaml(value) if value else "",
     "weights": lambda value: ", ".join(f"{name}: {number_text(w)}" for name, w in value.items() if w != 1),
-}  # fmt: skip
+}
 
 
 def control_values(spec: RunSpec) -> dict[str, Any]:

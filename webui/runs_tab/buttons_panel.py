@@ -36,9 +36,17 @@ class ButtonsPanel(Panel):
         self.export = button(words("export-it"), elem_id="export-it", visible=False)
         self.evaluate = button(words("evaluate-it"), elem_id="evaluate-it", visible=False)
         self.follow = gr.Dropdown(
-            [], value=None, show_label=False, container=False, visible=False, elem_id="follow", scale=0,
-            min_width=190, interactive=True, label=words("follow"),
-        )  # fmt: skip
+            [],
+            value=None,
+            show_label=False,
+            container=False,
+            visible=False,
+            elem_id="follow",
+            scale=0,
+            min_width=190,
+            interactive=True,
+            label=words("follow"),
+        )
         self.clone_changed = button("", elem_id="clone-changed", variant="primary", visible=False)
         self.clone = button(words("clone"), elem_id="clone")
         self.compare = button(words("compare"), elem_id="compare")

@@ -24,12 +24,14 @@ class CurvesPanel(Panel):
         words = self.words
         with gr.Row(elem_classes="chart-tools") as self.tools:
             self.x = gr.Radio(
-                [(words(f"x-{axis}"), axis) for axis in charts.AXES], value="step", label=words("x-axis"),
-                elem_classes="field-union", scale=0, min_width=340,
-            )  # fmt: skip
-            self.smoothing = gr.Slider(
-                0, 0.99, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=260
+                [(words(f"x-{axis}"), axis) for axis in charts.AXES],
+                value="step",
+                label=words("x-axis"),
+                elem_classes="field-union",
+                scale=0,
+                min_width=340,
             )
+            self.smoothing = gr.Slider(0, 0.99, SMOOTHING, step=0.01, label=words("smoothing"), scale=0, min_width=260)
             self.log = gr.Checkbox(False, label=words("log-scale"), scale=0, min_width=140)
         self.html = gr.HTML(elem_id="curves")
         # page.js writes the part of the axis into it that somebody drags over.
@@ -42,9 +44,8 @@ class CurvesPanel(Panel):
 
     def wire(self) -> None:
         gr.on(
-            changes(self.view), self.redraw, [self.selected, *self.view], self.html,
-            trigger_mode="always_last", **QUIET,
-        )  # fmt: skip
+            changes(self.view), self.redraw, [self.selected, *self.view], self.html, trigger_mode="always_last", **QUIET
+        )
 
     @property
     def moving(self) -> list[Block]:

@@ -26,17 +26,19 @@ def status(run: Run, words: Words) -> tuple[str, str, str]:
 def head(run: Run, words: Words) -> str:
     facts, now = run_facts(run), progress.progress(run)
     fields = {
-        "fact-model": facts["model"], "fact-method": kind_of(run, facts, words), "fact-data": facts["data"], "fact-owner": run.by,
+        "fact-model": facts["model"],
+        "fact-method": kind_of(run, facts, words),
+        "fact-data": facts["data"],
+        "fact-owner": run.by,
         "fact-submitted": moment(run.submitted),
-    }  # fmt: skip
+    }
     rows = "".join(
-        f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>"
-        for code, value in fields.items()
-        if value
+        f"<div><dt>{escape(words(code))}</dt><dd>{escape(value)}</dd></div>" for code, value in fields.items() if value
     )
     return (
         f'<a class="back" href="?tab=runs" data-run="">← {escape(words("all-runs"))}</a>'
-        f'<div class="run-title"><h1>{escape(facts["title"])}</h1><span class="badge">{state_html(run, words)}</span></div>'
+        f'<div class="run-title"><h1>{escape(facts["title"])}</h1>'
+        f'<span class="badge">{state_html(run, words)}</span></div>'
         f"{progress_bar(run, now, words)}"
         f'<dl class="facts-row">{rows}</dl>'
     )
@@ -83,8 +85,13 @@ def failure(run: Run, words: Words) -> str:
     if advice:
         advice = f"<p><b>{escape(words('what-to-do'))}</b> {lines(advice)}</p>"
     if why.traceback:
-        traceback = f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
-    return f'<div class="failure" role="alert"><p class="what">{lines(why.what(words.language))}</p>{advice}{traceback}</div>'
+        traceback = (
+            f"<details><summary>{escape(words('traceback'))}</summary><pre>{escape(why.traceback)}</pre></details>"
+        )
+    return (
+        '<div class="failure" role="alert"><p class="what">'
+        f"{lines(why.what(words.language))}</p>{advice}{traceback}</div>"
+    )
 
 
 def waiting_for_space(run: Run, words: Words) -> str:
@@ -100,7 +107,10 @@ def cautions(run: Run, words: Words) -> str:
     """What went wrong while the run went on, and what to do about it; what it failed of is said already."""
     ended_by = {entry["code"] for entry in read_object(run.dir.error).get("problems", ())}
     return waiting_for_space(run, words) + "".join(
-        f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> {lines(notices.sentence(warning.problem, words))}</p></div>'
+        (
+            f'<div class="failure caution" role="status"><p><b>{moment(warning.at)}</b> '
+            f"{lines(notices.sentence(warning.problem, words))}</p></div>"
+        )
         for warning in read_warnings(run.dir)
         if warning.problem.code not in ended_by
     )

@@ -41,7 +41,10 @@ def files(run: Run, root: str, words: Words) -> str:
     if not of_run:
         return f'<p class="quiet">{escape(words("files-none"))}</p>'
     rows = "".join(
-        f'<tr><td><a download href="{escape(address(run, name, root))}">{escape(name)}</a></td><td>{size(count)}</td></tr>'
+        (
+            f'<tr><td><a download href="{escape(address(run, name, root))}">'
+            f"{escape(name)}</a></td><td>{size(count)}</td></tr>"
+        )
         for name, count in of_run[:MAX_FILES_LISTED]
     )
     rest = (

@@ -25,7 +25,8 @@ class Context(panels.Context):
 
 
 class CurveView(NamedTuple):
-    """How the curves are drawn: over which axis, how smooth, whether logarithmically, and which part (see `charts.part_of`)."""
+    """How the curves are drawn: over which axis, how smooth, whether
+    logarithmically, and which part (see `charts.part_of`)."""
 
     x: str
     smoothing: float

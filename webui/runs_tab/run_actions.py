@@ -28,9 +28,11 @@ class RunActions(Panel):
     def wire(self) -> None:
         buttons, inputs = self.buttons, [self.selected, *self.run_view.view]
         actions = {
-            buttons.stop: self.stop, buttons.yes_kill: self.kill, buttons.resume: self.resume,
+            buttons.stop: self.stop,
+            buttons.yes_kill: self.kill,
+            buttons.resume: self.resume,
             buttons.yes_delete: self.delete,
-        }  # fmt: skip
+        }
         for button, action in actions.items():
             button.click(action, inputs, self.run_view.outputs, **QUIET)
 

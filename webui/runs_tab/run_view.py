@@ -27,9 +27,8 @@ class RunView(Panel):
     """The open run in place of the table, or the table; `panels` show the run, `buttons` and `curves` among them."""
 
     def __init__(
-        self, context: Context, table: TablePanel, buttons: ButtonsPanel, curves: CurvesPanel,
-        panels: Sequence[Panel],
-    ):  # fmt: skip
+        self, context: Context, table: TablePanel, buttons: ButtonsPanel, curves: CurvesPanel, panels: Sequence[Panel]
+    ):
         super().__init__(context)
         self.table, self.buttons, self.curves, self.panels = table, buttons, curves, panels
         self.stamp = hidden_value()  # of what is shown of the run
@@ -101,6 +100,7 @@ def stamp_of(run: Run) -> str:
     """Changes when anything that the page shows of the run changes."""
     here = run.dir
     files = (
-        here.progress, here.metrics, here.warnings, here.samples, here.log, here.exit, here.error, here.report, here.probe, run.path,
+        here.progress, here.metrics, here.warnings, here.samples, here.log,
+        here.exit, here.error, here.report, here.probe, run.path,
     )  # fmt: skip
     return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"

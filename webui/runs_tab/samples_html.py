@@ -34,9 +34,7 @@ def _prompt_text(prompt: Any) -> str:
     """The messages of a prompt; the roles are named where there is more than one."""
     if isinstance(prompt, str):
         return prompt
-    messages = (
-        [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
-    )
+    messages = [message for message in prompt if isinstance(message, dict)] if isinstance(prompt, list) else []
     if len(messages) == 1:
         return str(messages[0].get("content", ""))
     return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in messages)
@@ -45,9 +43,7 @@ def _prompt_text(prompt: Any) -> str:
 def _reward(sample: Mapping[str, Any], words: Words) -> str:
     """The reward, and under it what it is made of."""
     parts = sample["rewards"] if isinstance(sample["rewards"], dict) else {}
-    parts_text = " · ".join(
-        f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items()
-    )
+    parts_text = " · ".join(f"{words.choice('stage.rewards', name)} {_number(value)}" for name, value in parts.items())
     return f"{_number(sample['reward'])}<small>{escape(parts_text)}</small>"
 
 

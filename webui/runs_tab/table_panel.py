@@ -30,9 +30,13 @@ class TablePanel(Panel):
         with gr.Column(elem_classes="list") as self.column:
             with gr.Row(elem_classes="bar-row"):
                 self.search = gr.Textbox(
-                    placeholder=words("runs-search"), show_label=False, container=False, elem_id="search",
-                    max_lines=1, scale=1,
-                )  # fmt: skip
+                    placeholder=words("runs-search"),
+                    show_label=False,
+                    container=False,
+                    elem_id="search",
+                    max_lines=1,
+                    scale=1,
+                )
             self.table = gr.HTML(js_on_load=clicks.row_click_js("run"), elem_id="runs")
             self.limit = hidden_value(str(TABLE_ROWS))  # number of rows
             self.more = gr.Button(words("runs-more", count=0), size="sm", visible=False, elem_id="runs-more")

@@ -33,8 +33,8 @@ def application(
     root_path: str = "",
     hosts: Collection[str] | None = None,
 ) -> ASGIApp:
-    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for the outside; `hosts` are names
-    that it goes by, as `SameOrigin` means them; None: any name."""
+    """The studio as an ASGI app. `auth` wraps it in a login; `root_path` is the path it has for
+    the outside; `hosts` are names that it goes by, as `SameOrigin` means them; None: any name."""
     root = root_path.rstrip("/")
     pages = {language: _mounted(page(workplace, language, root), root) for language in LANGUAGES}
 
@@ -60,10 +60,20 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
     # one it would hand any file of this machine to a handler.
     blocks.has_launched = True
     return gr.mount_gradio_app(
-        FastAPI(openapi_url=None), blocks, "/", root_path=root or None, theme=theme.theme(), css=theme.css(),
-        head=theme.head(), footer_links=[], max_file_size=uploads.MAX_UPLOAD_BYTES, run_history=False, favicon_path=str(theme.FOLDER / "favicon.svg"),
-        app_kwargs={"openapi_url": None}, ssr_mode=False,
-    )  # fmt: skip
+        FastAPI(openapi_url=None),
+        blocks,
+        "/",
+        root_path=root or None,
+        theme=theme.theme(),
+        css=theme.css(),
+        head=theme.head(),
+        footer_links=[],
+        max_file_size=uploads.MAX_UPLOAD_BYTES,
+        run_history=False,
+        favicon_path=str(theme.FOLDER / "favicon.svg"),
+        app_kwargs={"openapi_url": None},
+        ssr_mode=False,
+    )
 
 
 class _ByLanguage:

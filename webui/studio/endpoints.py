@@ -35,9 +35,7 @@ def add_endpoints(workplace: Workplace) -> None:
     def stop_run(run: str, how: str, request: gr.Request) -> str:
         """Stop a run: how = "save" writes a checkpoint first, "kill" does not."""
         _or_gradio_error(
-            lambda: runs.stop(
-                runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request)
-            )
+            lambda: runs.stop(runs.get(workplace.saves, run), "kill" if how == "kill" else "save", user(request))
         )
         return _or_gradio_error(lambda: runs.get(workplace.saves, run)).state
 

@@ -25,9 +25,11 @@ def header(words: Words, name: str, root: str) -> str:
             f"<button>{escape(words('sign-out'))}</button></form>"
         )
     return (
-        f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b><span>{escape(words("subtitle"))}</span></div>'
+        f'<header><div class="brand">{MARK}<b>{escape(words("title"))}</b>'
+        f"<span>{escape(words('subtitle'))}</span></div>"
         f'<nav>{out}<span class="switch">{languages}</span>'
-        f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" aria-label="{escape(words("theme"))}">◐</button>'
+        f'<button class="theme" data-theme-switch title="{escape(words("theme"))}" '
+        f'aria-label="{escape(words("theme"))}">◐</button>'
         "</nav></header>"
     )
 

@@ -38,9 +38,7 @@ class Navigation:
     def _wire_arrival(self, blocks: gr.Blocks) -> None:
         frame, tabs = self.frame, self.tabs
         train, evaluate = tabs.train, tabs.evaluate
-        inputs = [
-            frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened,
-        ]  # fmt: skip
+        inputs = [frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened]
         outputs = [
             frame.head, frame.selected, tabs.data.chosen, evaluate.opened, *train.begins, *tabs.compare.chosen,
             tabs.tabs,
@@ -55,28 +53,26 @@ class Navigation:
         frame.selected.change(self.open_run, run, [tabs.tabs, *tabs.runs.outputs], js=RUNS_JS, **QUIET)
         items["runs"].select(tabs.runs.open, run, tabs.runs.outputs, js=RUNS_JS, **QUIET)
         items["data"].select(self.open_data, tabs.data.chosen, tabs.data.listed, js=DATA_JS, **QUIET)
-        items["compare"].select(
-            tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET
-        )
+        items["compare"].select(tabs.compare.arrive, tabs.compare.chosen, tabs.compare.outputs, js=COMPARE_JS, **QUIET)
         for id, tab, js in (
-            ("chat", tabs.chat, CHAT_JS), ("evaluate", tabs.evaluate, EVALUATE_JS), ("export", tabs.export, EXPORT_JS),
-        ):  # fmt: skip
+            ("chat", tabs.chat, CHAT_JS),
+            ("evaluate", tabs.evaluate, EVALUATE_JS),
+            ("export", tabs.export, EXPORT_JS),
+        ):
             items[id].select(tab.arrive, tab.inputs, tab.outputs, js=js, **QUIET)
 
     def _wire_timers(self) -> None:
         """Only what is looked at is asked about."""
         tabs, items = self.tabs, self.tabs.items
-        items["train"].select(
-            partial(paused, tabs.runs.timers), None, tabs.runs.timers, js=TRAIN_JS, **QUIET
-        ).then(tabs.train.list_choices, None, tabs.train.lists, **QUIET)
+        items["train"].select(partial(paused, tabs.runs.timers), None, tabs.runs.timers, js=TRAIN_JS, **QUIET).then(
+            tabs.train.list_choices, None, tabs.train.lists, **QUIET
+        )
         timers = {id: getattr(tabs, id).timer for id in ("chat", "compare", "export", "evaluate")}
         for id, item in items.items():
             others = [timer for other, timer in timers.items() if other != id]
             item.select(partial(paused, others), None, others, **QUIET)
 
-    def arrive(
-        self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str
-    ) -> Updates:
+    def arrive(self, request: gr.Request, run_id: str, tab: str, chosen: str, query: str, report: str) -> Updates:
         """The page as its address says: the form with the default spec, a run, some runs, a data set, or a report."""
         frame, tabs = self.frame, self.tabs
         tab = "runs" if run_id else tab

@@ -77,9 +77,7 @@ def lay_out_tabs(frame: Frame) -> Tabs:
                 words, workplace, root, message, train.inputs, train.read, lambda: model_choices(workplace)
             )
         with item("chat"):
-            chat = chat_tab.build(
-                words, workplace, message, user, lambda: models_and_results(workplace, words)
-            )
+            chat = chat_tab.build(words, workplace, message, user, lambda: models_and_results(workplace, words))
         with item("evaluate"):
             evaluate = evaluate_tab.build(
                 words, workplace, root, message, user, lambda: models_and_results(workplace, words),

@@ -1,4 +1,5 @@
-"""From one tab into another, with what was chosen in the first: a run into the form, into a chat, an evaluation, and so on."""
+"""From one tab into another, with what was chosen in the first: a run into the
+form, into a chat, an evaluation, and so on."""
 
 from __future__ import annotations
 
@@ -107,9 +108,7 @@ class FromRun(Transfer):
         tabs, selected = self.tabs, self.frame.selected
         tabs.runs.chat.click(self.chat, [selected, *tabs.chat.inputs], self.into(tabs.chat.outputs), **QUIET)
         tabs.runs.compare.click(self.compare, selected, self.into(tabs.compare.chosen), **QUIET)
-        tabs.runs.export.click(
-            self.export, [selected, *tabs.export.inputs], [tabs.tabs, *tabs.export.outputs], **QUIET
-        )
+        tabs.runs.export.click(self.export, [selected, *tabs.export.inputs], [tabs.tabs, *tabs.export.outputs], **QUIET)
         tabs.runs.evaluate.click(
             self.evaluate, [selected, *tabs.evaluate.inputs], self.into(tabs.evaluate.outputs), **QUIET
         )
@@ -117,7 +116,7 @@ class FromRun(Transfer):
     @refusal_as_message
     def chat(
         self, request: gr.Request, run_id: str, kept: Any, earlier: Any, _base: Any, _adapters: Any, engine: str
-    ) -> Updates:  # fmt: skip
+    ) -> Updates:
         """The Chat tab with the run and its base chosen."""
         base, adapters = self.tabs.chat.pick(self.run(run_id))
         return self.showing("chat") | self.tabs.chat.arrive(request, kept, earlier, base, adapters, engine)

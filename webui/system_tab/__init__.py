@@ -1,5 +1,5 @@
-"""The System tab: what works on this machine and what does not, with the fix, as `python -m engine doctor` says it; and disk space
-to get back (`storage_panel`), as `python -m engine prune` does it."""
+"""The System tab: what works on this machine and what does not, with the fix, as `python -m engine doctor`
+says it; and disk space to get back (`storage_panel`), as `python -m engine prune` does it."""
 
 from __future__ import annotations
 
@@ -31,16 +31,12 @@ class ReportPanel(Panel):
         words = self.words
         gr.HTML(f'<p class="lead">{escape(words("system-help"))}</p>')
         with gr.Row(elem_classes="buttons"):
-            self.look = gr.Button(
-                words("system-check"), variant="primary", size="sm", elem_id="system-check", scale=0
-            )
+            self.look = gr.Button(words("system-check"), variant="primary", size="sm", elem_id="system-check", scale=0)
             self.hub = gr.Checkbox(False, label=words("system-hub"), scale=0, min_width=280)
         self.report = gr.HTML(elem_id="system-report")
 
     def wire(self) -> None:
-        self.look.click(
-            self.check, self.hub, [self.report, self.look], **concurrent("system", MAX_REPORTS_AT_ONCE)
-        )
+        self.look.click(self.check, self.hub, [self.report, self.look], **concurrent("system", MAX_REPORTS_AT_ONCE))
 
     def check(self, hub: bool) -> Iterator[Updates]:
         """The report, growing; at its end as text to copy, too."""
@@ -55,7 +51,8 @@ class ReportPanel(Panel):
 
 
 def report_html(seen: list[Finding], words: Words, done: bool = False) -> str:
-    """A line for each finding, with a dot for its level and the fix below it; at the end the counts, and the text to copy."""
+    """A line for each finding, with a dot for its level and the fix below it;
+    at the end the counts, and the text to copy."""
     lines = "".join(_line(finding, words.language) for finding in seen)
     if not done:
         return f'<ul class="findings">{lines}</ul><p class="empty">{escape(words("system-looking"))}</p>'
@@ -69,7 +66,10 @@ def report_html(seen: list[Finding], words: Words, done: bool = False) -> str:
 def _line(finding: Finding, language: str) -> str:
     fix = finding.fix(language)
     below = f"<small>{escape(fix)}</small>" if fix else ""
-    return f'<li data-level="{finding.level}"><span class="dot {DOTS[finding.level]}"></span><div>{escape(finding.text(language))}{below}</div></li>'
+    return (
+        f'<li data-level="{finding.level}"><span class="dot {DOTS[finding.level]}"></span>'
+        f"<div>{escape(finding.text(language))}{below}</div></li>"
+    )
 
 
 def build(words: Words, workplace: Workplace, message: gr.HTML) -> None:

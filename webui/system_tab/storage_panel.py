@@ -1,4 +1,5 @@
-"""Disk space to get back: what can be removed without losing a result, listed first and removed when somebody says so."""
+"""Disk space to get back: what can be removed without losing a result, listed
+first and removed when somebody says so."""
 
 from __future__ import annotations
 
@@ -49,9 +50,7 @@ class StoragePanel(Panel):
             )
         with gr.Row(visible=False, elem_classes="sure") as self.sure:
             gr.HTML(f"<p>{escape(words('storage-sure'))}</p>")
-            self.yes = gr.Button(
-                words("storage-yes"), variant="stop", size="sm", elem_id="storage-yes", scale=0
-            )
+            self.yes = gr.Button(words("storage-yes"), variant="stop", size="sm", elem_id="storage-yes", scale=0)
             self.no = gr.Button(words("cancel"), size="sm", scale=0)
         self.items = gr.HTML(elem_id="storage-items")
         self.listed = hidden_value()  # paths of what was listed, as JSON: that, and nothing else, is removed
@@ -66,9 +65,7 @@ class StoragePanel(Panel):
 
     def list_items(self, kinds: list[str] | None, days: float | None) -> Updates:
         if days is None or days < 0:
-            return self.nothing() | {
-                self.items: f'<p class="empty">{escape(self.words("storage-days-bad"))}</p>'
-            }
+            return self.nothing() | {self.items: f'<p class="empty">{escape(self.words("storage-days-bad"))}</p>'}
         items = self._chosen(kinds, days)
         return {
             self.items: items_html(items, self.words),
@@ -92,9 +89,7 @@ class StoragePanel(Panel):
         return {self.message: toast} | self.list_items(kinds, days)
 
     def _chosen(self, kinds: list[str] | None, days: float | None) -> list[Removable]:
-        return prune.removable(
-            self.saves, [kind for kind in kinds or () if kind in prune.KINDS], max(days or 0, 0)
-        )
+        return prune.removable(self.saves, [kind for kind in kinds or () if kind in prune.KINDS], max(days or 0, 0))
 
 
 def items_html(items: Sequence[Removable], words: Words) -> str:

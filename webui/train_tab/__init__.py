@@ -49,8 +49,8 @@ def build(
     user: Callable[[gr.Request], str],
     selected: gr.Textbox,
 ) -> TrainTab:
-    """The tab in the current context. `message` shows messages; `user` says who asks; `selected` is to hold the id of a run
-    that was started."""
+    """The tab in the current context. `message` shows messages; `user` says who
+    asks; `selected` is to hold the id of a run that was started."""
     context = Context(words, workplace, message, user, selected)
     preset = first_preset(workplace)
     settings = SettingsPanel(context, start_from(workplace, preset)[0])

@@ -30,8 +30,8 @@ def models_and_results(workplace: Workplace, words: Words) -> list[tuple[str, st
 
 
 def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[tuple[str, str]]:
-    """What finished runs left that can stand at `path`: adapters to go on from, reward models, or whole models; of very many the
-    newest. Any other can be typed."""
+    """What finished runs left that can stand at `path`: adapters to go on from, reward
+    models, or whole models; of very many the newest. Any other can be typed."""
     fits: dict[str, Callable[[Result], bool]] = {
         ADAPTER: lambda result: result.adapter,
         MODEL: lambda result: not result.adapter and result.stage != "rm",
@@ -51,8 +51,7 @@ def result_choices(finished: Sequence[Result], path: str, words: Words) -> list[
 def dataset_choices(workplace: Workplace, words: Words) -> list[tuple[str, str]]:
     """The data sets; those that cannot be read are called so and stand last."""
     return [
-        (dataset_label(dataset, words), dataset.name)
-        for dataset in sound_first(read_dataset_info(workplace.data)[0])
+        (dataset_label(dataset, words), dataset.name) for dataset in sound_first(read_dataset_info(workplace.data)[0])
     ]
 
 
@@ -68,7 +67,5 @@ def dataset_label(dataset: Dataset, words: Words) -> str:
 def local_model(name_or_path: str, workplace: Workplace) -> ModelFacts | None:
     """The model that the text means, if it is a folder that the studio may look into."""
     folder = Path(absolute_path(name_or_path or "", workplace.model_roots, "config.json"))
-    known = os.path.isfile(folder / "config.json") and is_inside(
-        folder, (*workplace.model_roots, hub_cache())
-    )
+    known = os.path.isfile(folder / "config.json") and is_inside(folder, (*workplace.model_roots, hub_cache()))
     return inspect_model(folder) if known else None

@@ -11,15 +11,13 @@ from webui.words import Words
 
 
 def imported(loaded: importer.Imported, words: Words) -> str:
-    """What an import has left out or taken otherwise, and folded below it what was not needed; and a spec that is no training's,
-    as a file to be submitted."""
+    """What an import has left out or taken otherwise, and folded below it what was
+    not needed; and a spec that is no training's, as a file to be submitted."""
     needless = [problem for problem in loaded.left_out if problem not in loaded.lost]
     html = notices.listed(loaded.lost, words) if loaded.lost else ""
     if needless:
         title = escape(words("loaded-needless", count=len(needless)))
-        html += (
-            f'<details class="needless"><summary>{title}</summary>{notices.listed(needless, words)}</details>'
-        )
+        html += f'<details class="needless"><summary>{title}</summary>{notices.listed(needless, words)}</details>'
     if not isinstance(loaded.spec, RunSpec):
         help = escape(words(f"loaded-{loaded.spec.kind}-help"))
         yaml = notices.code("imported-yaml", loaded.spec.to_yaml(brief=True), words, save=True)

@@ -57,9 +57,7 @@ def unusable_packages(unusable: Mapping[str, Problem] | None, words: Words) -> s
     named: dict[str, list[str]] = {}  # one sentence for all that fail alike
     for check, error in unusable.items():
         sentence = notices.sentence(replace(error, values={**error.values, "what": "{what}"}), words)
-        label = (
-            words.choice(QUANTIZATION, check) if check in choices(QUANTIZATION) else words("optimizers-8bit")
-        )
+        label = words.choice(QUANTIZATION, check) if check in choices(QUANTIZATION) else words("optimizers-8bit")
         named.setdefault(sentence, []).append(label)
     texts = (sentence.replace("{what}", " / ".join(names)) for sentence, names in named.items())
     return "".join(f'<p class="doubtful">{escape(text)}</p>' for text in texts)

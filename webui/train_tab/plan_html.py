@@ -23,16 +23,19 @@ class Statistic(NamedTuple):
 
 
 def plan(spec: RunSpec, summary: Summary, problems: Sequence[Problem], words: Words, known: bool) -> str:
-    """The numbers of the plan, and what stands in its way; without numbers unless the spec is `known` to be what the form
-    says."""
+    """The numbers of the plan, and what stands in its way; without numbers
+    unless the spec is `known` to be what the form says."""
     cells = "".join(_cell(statistic, words, known) for statistic in _statistics(spec, summary, words))
     if problems:
-        state = f'<p class="state wrong">{escape(notices.counted(problems, words))}</p>{notices.listed(problems, words)}'
+        state = (
+            f'<p class="state wrong">{escape(notices.counted(problems, words))}</p>{notices.listed(problems, words)}'
+        )
     else:
-        state = f'<p class="state right">{escape(words("ready"))}</p>{_doubts(summary, words)}{memory(summary, spec, words)}'
-    return (
-        f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}{_remarks(summary, words)}'
-    )
+        state = (
+            f'<p class="state right">{escape(words("ready"))}</p>'
+            f"{_doubts(summary, words)}{memory(summary, spec, words)}"
+        )
+    return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}{_remarks(summary, words)}'
 
 
 def _statistics(spec: RunSpec, summary: Summary, words: Words) -> list[Statistic]:
@@ -76,9 +79,7 @@ def _remarks(summary: Summary, words: Words) -> str:
 
 def _doubts(summary: Summary, words: Words) -> str:
     """What runs, and may not do what is expected of it."""
-    return "".join(
-        f'<p class="doubtful">{escape(notices.sentence(doubt, words))}</p>' for doubt in summary.doubts
-    )
+    return "".join(f'<p class="doubtful">{escape(notices.sentence(doubt, words))}</p>' for doubt in summary.doubts)
 
 
 def memory(summary: Summary, spec: RunSpec, words: Words) -> str:

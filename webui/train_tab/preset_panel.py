@@ -30,13 +30,16 @@ class PresetPanel(Panel):
 
     def layout(self) -> None:
         words = self.words
-        titles = {
-            settings["title"][words.language]: name for name, settings in self.workplace.presets().items()
-        }
+        titles = {settings["title"][words.language]: name for name, settings in self.workplace.presets().items()}
         self.preset = gr.Dropdown(
-            list(titles.items()), label=words("preset"), info=words("preset-help"), value=self.name,
-            elem_id="preset", elem_classes="field", interactive=True,
-        )  # fmt: skip
+            list(titles.items()),
+            label=words("preset"),
+            info=words("preset-help"),
+            value=self.name,
+            elem_id="preset",
+            elem_classes="field",
+            interactive=True,
+        )
 
     def wire(self) -> None:
         controls = self.settings.form.controls

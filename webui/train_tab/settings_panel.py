@@ -1,4 +1,5 @@
-"""The form: a control for every setting, and what there is to choose from in those that list models, data sets and results."""
+"""The form: a control for every setting, and what there is to choose from in
+those that list models, data sets and results."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ class SettingsPanel(Panel):
         self.form.place(RUN_NAME)
 
     def _layout_of_essentials(self) -> None:
-        """The settings in plain view, one section for each part; what is known of the model under its field, and what is
-        wrong with the package that quantizes under that."""
+        """The settings in plain view, one section for each part; what is known of the model
+        under its field, and what is wrong with the package that quantizes under that."""
         in_view = [path for path in fields() if essential(path)]
         lines: dict[str, gr.HTML] = {}
         for part in parts_of(in_view):
@@ -72,17 +73,15 @@ class SettingsPanel(Panel):
         with gr.Column(elem_classes="folds"):
             for part in parts_of(others):
                 with (
-                    gr.Accordion(
-                        self.words.part(part), open=False, elem_id=part_id(part), elem_classes="fold"
-                    ),
+                    gr.Accordion(self.words.part(part), open=False, elem_id=part_id(part), elem_classes="fold"),
                     gr.Column(elem_classes="grid grid-3"),
                 ):
                     for path in (path for path in others if part_of(path) == part):
                         self.form.place(path)
 
     def wire(self) -> None:
-        """Before `SummaryPanel`, which looks at the form at the same event: the page makes the calls of an event one after
-        the other, and an overtaken call of that look never ends."""
+        """Before `SummaryPanel`, which looks at the form at the same event: the page makes the
+        calls of an event one after the other, and an overtaken call of that look never ends."""
         model: Any = self.form.controls[MODEL]
         named = [self.form.controls[path] for path in (TARGET_MODULES, SAVED_MODULES)]
         model.change(self.list_modules, model, named, trigger_mode="always_last", **QUIET)

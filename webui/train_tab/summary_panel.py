@@ -50,10 +50,16 @@ class SummaryPanel(Panel):
         # `change` and not `input`: a text box tells of typed letters by `input`, but not of pasting and deleting. The
         # script lets only the last of many changes through, so that a filled form is looked at once.
         gr.on(
-            changes(inputs), self.look, inputs, self.outputs, trigger_mode="always_last",
-            js="(...held) => athanorSettled(held)", **QUIET,
-        )  # fmt: skip
-        # A package that is being tried says what it is worth when the trial ends, whether or not anybody types meanwhile.
+            changes(inputs),
+            self.look,
+            inputs,
+            self.outputs,
+            trigger_mode="always_last",
+            js="(...held) => athanorSettled(held)",
+            **QUIET,
+        )
+        # A package that is being tried says what it is worth when the trial
+        # ends, whether or not anybody types meanwhile.
         self.trial_timer.tick(self.look, inputs, self.outputs, **QUIET)
         outputs = [self.message, self.context.selected, *self.outputs]
         self.start.click(self.submit, inputs, outputs, **QUIET)
@@ -81,15 +87,11 @@ class SummaryPanel(Panel):
         words, plan = self.words, summary(spec, self.workplace)
         hidden = {setting_of(problem.field) for problem in unreadable}
         problems = [*unreadable] + [
-            problem
-            for problem in plan.problems
-            if setting_of(problem.field) not in hidden or not problem.field
+            problem for problem in plan.problems if setting_of(problem.field) not in hidden or not problem.field
         ]
         disabled = model_html.disabled_choices_css(plan.unusable or {}, words)
         return {
-            self.settings.model_facts: model_html.model_facts(
-                spec.model.model_name_or_path, self.workplace, words
-            ),
+            self.settings.model_facts: model_html.model_facts(spec.model.model_name_or_path, self.workplace, words),
             self.settings.packages: model_html.unusable_packages(plan.unusable, words),
             self.plan: plan_html.plan(spec, plan, problems, words, known=not unreadable),
             self.marks: notices.marks(problems, words) + disabled,
@@ -113,8 +115,8 @@ class SummaryPanel(Panel):
 
 
 def rows_refused_by_template(spec: RunSpec, workplace: Workplace) -> list[Problem]:
-    """Rows that the chat template would refuse once the run has been started. Where no look at them is possible, what is
-    wrong with the spec says why, or the run does."""
+    """Rows that the chat template would refuse once the run has been started. Where no
+    look at them is possible, what is wrong with the spec says why, or the run does."""
     try:
         spec = workplace.frozen(spec)
         return preview_client.first_rows(spec, Path(spec.data.dataset_dir))[0]

@@ -1,7 +1,8 @@
 """Every word that the page shows, in one language.
 
-English labels and help of the settings are in `engine/spec/` (`run_spec.py` and `*_settings.py`); `zh.yaml` has their Chinese, `en.yaml` English
-for choices whose bare value is no label, and `page.yaml` the page's own words side by side.
+English labels and help of the settings are in `engine/spec/` (`run_spec.py` and
+`*_settings.py`); `zh.yaml` has their Chinese, `en.yaml` English for choices
+whose bare value is no label, and `page.yaml` the page's own words side by side.
 """
 
 from __future__ import annotations

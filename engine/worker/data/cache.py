@@ -1,8 +1,8 @@
 """What was prepared before and is still right: found by what it was made of, in `saves/.prepared/`.
 
-The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and of the
-settings that matter; so an edited file is never stale, whatever its time says. A run gets hard links, and stays whole when
-the cache is pruned. This module imports nothing heavy: a run whose rows are here starts at once.
+The key is made of the contents of the data files and of the tokenizer, of the entries in dataset_info.json, and
+of the settings that matter; so an edited file is never stale, whatever its time says. A run gets hard links, and
+stays whole when the cache is pruned. This module imports nothing heavy: a run whose rows are here starts at once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from engine.launch.workspace import template_file
 from engine.models.chat_templates import TEMPLATE_FOLDER
 from engine.spec.run_spec import RunSpec
 
-# Of the code that prepares: one more whenever it makes something else of the same rows (ids, labels, weights, what is cut).
-# tests/test_mask_fingerprints.py fails where the mask has changed and this has not.
+# Of the code that prepares: one more whenever it makes something else of the same rows (ids, labels,
+# weights, what is cut). tests/test_mask_fingerprints.py fails where the mask has changed and this has not.
 PREPARATION_VERSION = 5
 MAX_CACHE_BYTES = 20 * 10**9  # what was not used for longest goes first
 SUMMARY_FILE = "summary.json"
@@ -151,9 +151,7 @@ def prune(cache: Path, most: int = MAX_CACHE_BYTES) -> None:
         total += size
         if total > most:
             with contextlib.suppress(OSError):
-                gone = folder.rename(
-                    cache / f".partial-{folder.name}"
-                )  # in one step, so that nobody finds half
+                gone = folder.rename(cache / f".partial-{folder.name}")  # in one step, so that nobody finds half
                 shutil.rmtree(gone)
 
 

@@ -1,9 +1,9 @@
 """A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, a data job
 (engine.data.data_jobs).
 
-Its data files are fetched, never code; the datasets library, with no network, picks subset and split from them as it
-would anywhere; what comes out is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own
-variables say where the hubs are.
+Its data files are fetched, never code; the datasets library, with no network, picks subset and
+split from them as it would anywhere; what comes out is Parquet, described in dataset_info.json
+like an upload. HF_ENDPOINT and ModelScope's own variables say where the hubs are.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def download(request: Mapping[str, Any], report: ReportProgress) -> dict[str, An
         placed = uploads.place(file, data)
     first = dataset_info_edits.first_rows(placed)
     if request["into"]:
-        entry = {"file_name": placed.name} | _without_location(
-            dataset_info_edits.entry_of(data, request["into"])
-        )
+        entry = {"file_name": placed.name} | _without_location(dataset_info_edits.entry_of(data, request["into"]))
         made = dataset_info_edits.save(data, request["into"], entry, instead_of=request["into"])
     else:
         made = dataset_info_edits.add(data, title, _entry_of(placed.name, first))
@@ -76,9 +74,7 @@ def _entry_of(file_name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _without_location(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry says of the rows, and not of where they were; where they were is in its `hf_hub_url` still."""
     return {
-        key: value
-        for key, value in entry.items()
-        if key not in ("file_name", "folder", "subset", "split", "encoding")
+        key: value for key, value in entry.items() if key not in ("file_name", "folder", "subset", "split", "encoding")
     }
 
 
@@ -89,7 +85,8 @@ def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -
     from datasets import load_dataset_builder
 
     builder = load_dataset_builder(str(folder), subset or None, data_dir=inside or None, cache_dir=str(cache))
-    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots or link.
+    # Which files are read is the set's own word (README.md), and may name any
+    # file of this machine, by path, dots or link.
     outside = [
         path
         for paths in (builder.config.data_files or {}).values()
@@ -105,9 +102,7 @@ def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -
 def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
     from huggingface_hub import snapshot_download
 
-    download = partial(
-        snapshot_download, name, repo_type="dataset", allow_patterns=FILE_PATTERNS, local_dir=folder
-    )
+    download = partial(snapshot_download, name, repo_type="dataset", allow_patterns=FILE_PATTERNS, local_dir=folder)
     coming: Any = download(dry_run=True)
     total = sum(file.file_size for file in coming if file.will_download)
     if not total:

@@ -7,7 +7,8 @@
     thumbs   → prompt_ids, completion_ids, label
     prompts  → prompt_ids, prompt (JSON of the messages), answer        ends where an answer has to begin
 
-No form is longer than `max_length`. Reading the data is left to `engine.data.datasets`, storing to `engine.worker.prepare`.
+No form is longer than `max_length`. Reading the data is left to
+`engine.data.datasets`, storing to `engine.worker.prepare`.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ COLUMNS: dict[Form, dict[str, pa.DataType]] = {
     "pairs": {"prompt_ids": IDS_TYPE, "chosen_ids": IDS_TYPE, "rejected_ids": IDS_TYPE},
     "thumbs": {"prompt_ids": IDS_TYPE, "completion_ids": IDS_TYPE, "label": pa.bool_()},
     "prompts": {"prompt_ids": IDS_TYPE, "prompt": pa.string(), "answer": pa.string()},
-}  # fmt: skip
+}
 
 
 class Example(NamedTuple):
     """One row. Of one that cannot be used, the values are empty.
 
-    `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat template left out,
-    as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes the token
-    that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
+    `trained`: spans of the first value that are trained (text, chat). `lost`: what of the row the chat
+    template left out, as words of `engine.data.template_losses.LOSSES`. `ended`: every trained answer includes
+    the token that ends it; a model never shown one never stops. `weights`: of each span, if not all are 1.
     """
 
     values: tuple[Any, ...]
@@ -87,9 +88,7 @@ class Encoder:
     too_long: TooLong = "cut_end"
     chat_template: str | None = None
     mask: MaskSettings = DEFAULT_MASK
-    conversations: ConversationEncoder = field(
-        init=False, repr=False, compare=False
-    )  # of all forms but texts
+    conversations: ConversationEncoder = field(init=False, repr=False, compare=False)  # of all forms but texts
     escaping: TokenEscaping = field(init=False, repr=False, compare=False)  # of texts
 
     @classmethod
@@ -130,9 +129,7 @@ class Encoder:
                         examples[n] = example
                 else:
                     most[n] = tried[n] - 1
-                    examples[n] = example._replace(
-                        status="cut" if example.status == "kept" else example.status
-                    )
+                    examples[n] = example._replace(status="cut" if example.status == "kept" else example.status)
 
 
 def _too_long(example: Example) -> bool:
@@ -140,8 +137,8 @@ def _too_long(example: Example) -> bool:
 
 
 def _turn_starts(row: Row) -> list[int]:
-    """Where each question is, and with it all that belongs to its answer. What comes before the first, a greeting, is a turn
-    of its own; a last question that nothing answers belongs to the turn before."""
+    """Where each question is, and with it all that belongs to its answer. What comes before the first, a
+    greeting, is a turn of its own; a last question that nothing answers belongs to the turn before."""
     roles = [message["role"] for message in row["messages"]]
     if "chosen" not in row and "answer" not in row:  # its answers are among them
         roles = roles[: len(roles) - roles[::-1].index("assistant")]
@@ -288,13 +285,16 @@ def _prompt_examples(encoder: Encoder, rows: Sequence[Row]) -> list[Example]:
 
 
 EXAMPLES_OF_FORM: dict[Form, Callable[[Encoder, Sequence[Row]], list[Example]]] = {
-    "text": _text_examples, "chat": _chat_examples, "pairs": _pair_examples, "thumbs": _kto_examples, "prompts": _prompt_examples,
-}  # fmt: skip
+    "text": _text_examples,
+    "chat": _chat_examples,
+    "pairs": _pair_examples,
+    "thumbs": _kto_examples,
+    "prompts": _prompt_examples,
+}
 
 NO_IDS = np.zeros(0, dtype=np.int32)
 EMPTY_VALUES: dict[Form, tuple[Any, ...]] = {
-    form: tuple(NO_IDS if kind == IDS_TYPE else None for kind in columns.values())
-    for form, columns in COLUMNS.items()
+    form: tuple(NO_IDS if kind == IDS_TYPE else None for kind in columns.values()) for form, columns in COLUMNS.items()
 }
 
 
@@ -341,7 +341,8 @@ def list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:
 
 
 def labels_from_spans(input_ids: pa.ListArray, examples: Sequence[Example]) -> pa.ListArray:
-    """The labels of the loss: each id in a span that is trained, IGNORE_INDEX elsewhere (the loss mask, or assistant mask).
+    """The labels of the loss: each id in a span that is trained, IGNORE_INDEX
+    elsewhere (the loss mask, or assistant mask).
 
     What comes out for the same rows may change only with `engine.worker.data.cache.PREPARATION_VERSION`.
     """

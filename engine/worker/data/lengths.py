@@ -20,8 +20,8 @@ BATCHES_PER_POOL, MIN_POOLS = 100, 4
 class LengthGroupedSampler(Sampler[int]):
     """The order of an epoch. Every example once; by seed and epoch alone, so that a resumed run finds its place.
 
-    `batch` examples, those of all processes together, are of similar length; the batches come in any order, but that with
-    the longest example is first: what does not fit into memory shows at once.
+    `batch` examples, those of all processes together, are of similar length; the batches come in any
+    order, but that with the longest example is first: what does not fit into memory shows at once.
     """
 
     def __init__(self, lengths: np.ndarray, batch: int, seed: int):

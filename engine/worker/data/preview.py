@@ -1,4 +1,5 @@
-"""What a model would see of a data set, for the page: `python -m engine.worker.data.preview`, one JSON line per question.
+"""What a model would see of a data set, for the page:
+`python -m engine.worker.data.preview`, one JSON line per question.
 
 A warm child of the studio: it holds transformers and a few tokenizers, so that a look takes a moment. It ends when its
 parent's pipe closes, or after ten idle minutes. Rows become tokens by the very functions that preparation uses; only
@@ -102,8 +103,12 @@ def _whole_side(example: Any) -> tuple[Side, ...]:
 
 
 SIDES: dict[Form, Callable[[Any], tuple[Side, ...]]] = {
-    "text": _whole_side, "chat": _whole_side, "pairs": _pair_sides, "thumbs": _kto_side, "prompts": _whole_side,
-}  # fmt: skip
+    "text": _whole_side,
+    "chat": _whole_side,
+    "pairs": _pair_sides,
+    "thumbs": _kto_side,
+    "prompts": _whole_side,
+}
 
 
 # ------------------------------------------------------------------------------------------ questions
@@ -142,15 +147,17 @@ def page(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
             continue
         all_of_it, left = next(whole), next(kept)
         encoded = left if left.sides else all_of_it
-        spread = (
-            form == "text" and left.status == "cut"
-        )  # into one example after another; nothing of it is lost
-        rows.append({
-            "number": entry.number, "place": str(entry.place), "fate": "spread" if spread else left.status,
-            "reason": _problem_as_json(left.reason) if left.reason else None,
-            "sides": [_side(tokenizer, side, special) for side in encoded.sides],
-            "whole": max((len(side.ids) for side in all_of_it.sides), default=0),
-        })  # fmt: skip
+        spread = form == "text" and left.status == "cut"  # into one example after another; nothing of it is lost
+        rows.append(
+            {
+                "number": entry.number,
+                "place": str(entry.place),
+                "fate": "spread" if spread else left.status,
+                "reason": _problem_as_json(left.reason) if left.reason else None,
+                "sides": [_side(tokenizer, side, special) for side in encoded.sides],
+                "whole": max((len(side.ids) for side in all_of_it.sides), default=0),
+            }
+        )
     return {"rows": rows, "form": form}
 
 
@@ -161,12 +168,14 @@ def _side(tokenizer: Any, side: Side, special: set[int]) -> dict[str, Any]:
         trained[begin:end] = [True if weight == 1 else weight] * (end - begin)
     texts = token_texts(tokenizer, list(side.ids[:MAX_TOKENS_SHOWN]))
     return {
-        "name": side.name, "tokens": len(side.ids), "trained": sum(map(bool, trained)),
+        "name": side.name,
+        "tokens": len(side.ids),
+        "trained": sum(map(bool, trained)),
         "pieces": [
             [int(token), text, is_trained, int(token) in special]
             for token, text, is_trained in zip(side.ids, texts, trained, strict=False)
         ],
-    }  # fmt: skip
+    }
 
 
 def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -220,21 +229,24 @@ def statistics(spec: RunSpec, question: Mapping[str, Any]) -> dict[str, Any]:
             status_counts.update(encoded.status for encoded in kept)
             examples += sum(bool(encoded.sides) for encoded in kept)
         lost.update(loss for encoded in kept for loss in encoded.lost)
-        reasons = [
-            encoded.reason.at(place)
-            for (place, _), encoded in zip(placed, kept, strict=True)
-            if encoded.reason
-        ]
+        reasons = [encoded.reason.at(place) for (place, _), encoded in zip(placed, kept, strict=True) if encoded.reason]
         refused += reasons[: MAX_REFUSALS_SHOWN - len(refused)]
         tokens += sum(len(side.ids) for encoded in kept for side in encoded.sides)
-        trained += sum(
-            end - begin for encoded in kept for side in encoded.sides for begin, end in side.trained
-        )
+        trained += sum(end - begin for encoded in kept for side in encoded.sides for begin, end in side.trained)
     return {
-        "total": total, "seen": seen, "fates": dict(status_counts), "examples": examples, "tokens": tokens, "trained": trained,
-        "lost": dict(lost), "usable": status_counts["kept"] + status_counts["cut"], "refused": [_problem_as_json(reason) for reason in refused],
-        "max_length": spec.data.max_length, "form": form, **_histogram(lengths, spec.data.max_length),
-    }  # fmt: skip
+        "total": total,
+        "seen": seen,
+        "fates": dict(status_counts),
+        "examples": examples,
+        "tokens": tokens,
+        "trained": trained,
+        "lost": dict(lost),
+        "usable": status_counts["kept"] + status_counts["cut"],
+        "refused": [_problem_as_json(reason) for reason in refused],
+        "max_length": spec.data.max_length,
+        "form": form,
+        **_histogram(lengths, spec.data.max_length),
+    }
 
 
 def _canonical_rows(
@@ -267,8 +279,11 @@ def _histogram(lengths: list[int], max_length: int) -> dict[str, Any]:
     edges = np.arange(0, top + 1 + wide, wide)
     counts, edges = np.histogram(np.minimum(tokens, edges[-1]), bins=edges)
     return {
-        "edges": edges.tolist(), "counts": counts.tolist(), "longest": int(tokens.max()), "median": float(np.median(tokens)),
-    }  # fmt: skip
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "longest": int(tokens.max()),
+        "median": float(np.median(tokens)),
+    }
 
 
 def encoders(spec: RunSpec) -> tuple[Any, Any]:
@@ -324,9 +339,7 @@ def answer(line: str) -> dict[str, Any]:
         return {"problems": [_problem_as_json(reason) for reason in refusal.problems]}
     except Exception as error:
         traceback.print_exc()
-        return {
-            "problems": [_problem_as_json(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]
-        }
+        return {"problems": [_problem_as_json(problem("preview-failed", what=f"{type(error).__name__}: {error}"))]}
 
 
 def main() -> None:

@@ -82,9 +82,7 @@ class SplitWriter:
             chosen = table.take(pa.array(np.repeat(usable, repeats[usable])))
         self._count(chosen)
         if self.weighted and "weights" not in chosen.schema.names:
-            chosen = chosen.append_column(
-                "weights", weights_column(chosen.column("labels"), IGNORE_INDEX, ())
-            )
+            chosen = chosen.append_column("weights", weights_column(chosen.column("labels"), IGNORE_INDEX, ()))
         chosen = chosen.select(self.columns)
         if self.form == "text":
             chosen = windows(chosen, self.max_length)
@@ -155,9 +153,7 @@ def windows(batch: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
     offsets = ids.offsets.to_numpy()
     lengths = np.diff(offsets)
     counts = -(-lengths // max_length)
-    number = np.arange(counts.sum()) - np.repeat(
-        counts.cumsum() - counts, counts
-    )  # of a window in its document
+    number = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # of a window in its document
     starts = np.repeat(offsets[:-1], counts) + number * max_length
     starts[counts.cumsum()[(counts > 1) & (lengths % max_length == 1)] - 1] -= 1
     cuts = pa.array(np.append(starts, offsets[-1]).astype(np.int32))

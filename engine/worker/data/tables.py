@@ -45,9 +45,7 @@ class Part:
     end: int = 0
     broken: bool = False
     weighted: bool = False  # the table has weights
-    notes: tuple[
-        tuple[str, int, Problem], ...
-    ] = ()  # of rows that are used all the same: code, how many, the first
+    notes: tuple[tuple[str, int, Problem], ...] = ()  # of rows that are used all the same: code, how many, the first
 
 
 def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Part:
@@ -61,21 +59,27 @@ def make_table(encoder: Encoder, datasets: Sequence[Dataset], task: Task) -> Par
         return Part(task.path, broken=True)
     finally:
         gc.enable()
-    refused = {
-        number: example.reason for number, example in zip(rows.good, made, strict=True) if example.reason
-    }
+    refused = {number: example.reason for number, example in zip(rows.good, made, strict=True) if example.reason}
     rows.bad += _problems_with_places(refused, task.block)
     batch = examples_table(encoder.form, made).append_column("row", pa.array(rows.good, pa.uint32()))
     with pa.OSFile(str(task.path), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as stream:
         stream.write_batch(batch)
     return Part(
-        task.path, len(made), rows.read, rows.read + rows.no_rows, tuple(rows.bad[:MAX_PROBLEMS_SHOWN]), len(rows.bad),
-        task.block.end if isinstance(task.block, ByteRange) else 0, weighted="weights" in batch.schema.names, notes=_notes_by_code(examples),
-    )  # fmt: skip
+        task.path,
+        len(made),
+        rows.read,
+        rows.read + rows.no_rows,
+        tuple(rows.bad[:MAX_PROBLEMS_SHOWN]),
+        len(rows.bad),
+        task.block.end if isinstance(task.block, ByteRange) else 0,
+        weighted="weights" in batch.schema.names,
+        notes=_notes_by_code(examples),
+    )
 
 
 def _problems_with_places(refused: dict[int, Problem], block: Block) -> list[tuple[int, Problem]]:
-    """The reasons with the places of their rows, for which the block is read once more: a place is good until the next."""
+    """The reasons with the places of their rows, for which the block is read
+    once more: a place is good until the next."""
     rows = enumerate(block.rows(lambda _: None), start=1) if refused else ()
     return [(number, refused[number].at(place)) for number, (place, _) in rows if number in refused]
 

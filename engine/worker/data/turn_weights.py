@@ -1,12 +1,12 @@
 """How much each answer of a row counts in the loss: from the row's weights to spans of tokens, and to a column of them.
 
-A row's `weights` has a number for each of its answers, in order (`engine.data.loss_marks`); 0 is not trained, 1 is as usual. The
-loss of a step is
+A row's `weights` has a number for each of its answers, in order
+(`engine.data.loss_marks`); 0 is not trained, 1 is as usual. The loss of a step is
 
     L = Σ w(t) · -log p(t) / N,    over the trained tokens t, those with w(t) > 0; N of them in the step
 
-with N counted over all micro-batches and all processes, as transformers and TRL count it without weights. N is not the sum
-of the weights: if it were, a batch of one row would weigh the same whatever the row's weight.
+with N counted over all micro-batches and all processes, as transformers and TRL count it without weights. N
+is not the sum of the weights: if it were, a batch of one row would weigh the same whatever the row's weight.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def without_oldest(row: Mapping[str, Any], begin: int, end: int) -> dict[str, An
     shorter = {**row, "messages": messages[:begin] + messages[end:]}
     if weights is not None:
         before, inside = (
-            sum(message["role"] == "assistant" for message in part)
-            for part in (messages[:begin], messages[begin:end])
+            sum(message["role"] == "assistant" for message in part) for part in (messages[:begin], messages[begin:end])
         )
         shorter["weights"] = [*weights[:before], *weights[before + inside :]]
     return shorter
 
 
 def weights_column(labels: pa.ListArray, ignored: int, examples: Sequence[Any]) -> pa.ListArray:
-    """The weight of each token's loss: that of its span for examples that have some, 1 for other trained tokens, else 0."""
+    """The weight of each token's loss: that of its span for examples that have
+    some, 1 for other trained tokens, else 0."""
     offsets = labels.offsets.to_numpy()
     weights = (labels.values.to_numpy() != ignored).astype(np.float32)
     for start, example in zip(offsets.tolist(), examples, strict=False):

@@ -1,9 +1,9 @@
 """Whether a difference is real: intervals and paired differences of any measure by resampling rows.
 
-Rows are drawn again with replacement, as many as there are, two thousand times (Efron 1979; for comparing two systems on
-one test set Koehn 2004, "Statistical significance tests for machine translation evaluation"). Both models are measured on
-the same draws, since what is hard for one is mostly hard for the other. What the measure is does not matter, see
-`engine.worker.evaluation.metrics`.
+Rows are drawn again with replacement, as many as there are, two thousand times (Efron 1979; for
+comparing two systems on one test set Koehn 2004, "Statistical significance tests for machine
+translation evaluation"). Both models are measured on the same draws, since what is hard for one is
+mostly hard for the other. What the measure is does not matter, see `engine.worker.evaluation.metrics`.
 """
 
 from __future__ import annotations

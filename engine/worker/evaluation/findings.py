@@ -1,6 +1,7 @@
 """What an evaluation has found, from the answers: a summary with intervals and verdicts, and every row with its scores.
 
-summary.json   models ("voices"), rows, measures with intervals, differences to the base with verdicts; of reward models histograms
+summary.json   models ("voices"), rows, measures with intervals, differences to the base with verdicts;
+               of reward models histograms
 rows.jsonl     for each row the question, the reference, and each model's answer with its scores
 rows.csv       the same as a table
 result.json    last, of which attempt they are
@@ -30,36 +31,45 @@ Outputs = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def write_findings(
-    run: RunDir, spec: EvaluationSpec, form: str, models: Sequence[TrainedResult | str], questions: Sequence[Question], outputs: Outputs,
+    run: RunDir,
+    spec: EvaluationSpec,
+    form: str,
+    models: Sequence[TrainedResult | str],
+    questions: Sequence[Question],
+    outputs: Outputs,
     tasks: Mapping[tuple[str, str], Mapping[str, Any]],
-) -> None:  # fmt: skip
+) -> None:
     """Everything that is in the report. Raises Refusal if there is nothing to report of."""
     entries = [_model_entry(spec, model) for model in models]
     titles = distinct_titles({entry["id"]: entry["title"] for entry in entries})
     entries = [entry | {"title": titles[entry["id"]]} for entry in entries]
     names = [entry["id"] for entry in entries]
     comparable = [
-        question
-        for question in questions
-        if all(_is_comparable(outputs[name, question.row]) for name in names)
+        question for question in questions if all(_is_comparable(outputs[name, question.row]) for name in names)
     ]
     if not comparable and not spec.harness.tasks:
         raise Refusal(_nothing_measured(questions, names, outputs))
-    rows, model_metrics, extra = (
-        FORMS[form](names, questions, comparable, outputs) if comparable else ([], {}, {})
-    )
+    rows, model_metrics, extra = FORMS[form](names, questions, comparable, outputs) if comparable else ([], {}, {})
     print(f"{len(comparable)} rows measured, {len(questions) - len(comparable)} left out", flush=True)
     summary = {
-        "form": form, "voices": entries, "rows": len(comparable), "left_out": len(questions) - len(comparable),
-        "references": sum(question.reference is not None for question in comparable), "resamples": RESAMPLES, "fewest": MIN_ROWS,
-        **_metric_comparisons(names, model_metrics), **extra, "tasks": task_comparisons(spec.harness.tasks, names, tasks),
-    }  # fmt: skip
+        "form": form,
+        "voices": entries,
+        "rows": len(comparable),
+        "left_out": len(questions) - len(comparable),
+        "references": sum(question.reference is not None for question in comparable),
+        "resamples": RESAMPLES,
+        "fewest": MIN_ROWS,
+        **_metric_comparisons(names, model_metrics),
+        **extra,
+        "tasks": task_comparisons(spec.harness.tasks, names, tasks),
+    }
     write_text(run.report / "rows.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_text(run.report / "rows.csv", as_csv(csv_rows(rows, entries)))
     write_json(run.report / "summary.json", summary)
-    write_json(run.report / RESULT_FILE, {
-        "attempt": run.attempt(), "complete": True, "saved": time.time(), "base": spec.model.model_name_or_path,
-    })  # fmt: skip
+    write_json(
+        run.report / RESULT_FILE,
+        {"attempt": run.attempt(), "complete": True, "saved": time.time(), "base": spec.model.model_name_or_path},
+    )
 
 
 def _model_entry(spec: EvaluationSpec, model: TrainedResult | str) -> dict[str, Any]:
@@ -86,9 +96,7 @@ def _is_comparable(line: Mapping[str, Any]) -> bool:
 
 
 def _nothing_measured(questions: Sequence[Question], names: Sequence[str], outputs: Outputs) -> Any:
-    codes = [
-        outputs[name, question.row].get("problem", {}).get("code") for name in names for question in questions
-    ]
+    codes = [outputs[name, question.row].get("problem", {}).get("code") for name in names for question in questions]
     values = {"too_long": codes.count("chat-too-long"), "rows": len(questions)}
     refused = len([code for code in codes if code]) - values["too_long"]
     return problem("evaluate-nothing-left", "data.datasets", refused=refused, bad=0, **values)
@@ -111,11 +119,13 @@ def _answer_report(
         for name in names
     }
     rows = [
-        _row(question) | {"reference": question.reference, "answers": {
-            name: _answer(outputs[name, question.row], question.reference, labels) for name in names
-        }}
+        _row(question)
+        | {
+            "reference": question.reference,
+            "answers": {name: _answer(outputs[name, question.row], question.reference, labels) for name in names},
+        }
         for question in questions
-    ]  # fmt: skip
+    ]
     return rows, model_metrics, {"labels": labels}
 
 
@@ -129,9 +139,7 @@ def _row(question: Question) -> dict[str, Any]:
 
 
 def _model_answer(line: Mapping[str, Any]) -> ModelAnswer:
-    return ModelAnswer(
-        line["answer"], line["tokens"], line["ended"], line.get("loss", 0.0), line.get("loss_tokens", 0)
-    )
+    return ModelAnswer(line["answer"], line["tokens"], line["ended"], line.get("loss", 0.0), line.get("loss_tokens", 0))
 
 
 def _answer(line: Mapping[str, Any], reference: str | None, labels: Sequence[str] | None) -> dict[str, Any]:
@@ -149,11 +157,10 @@ def _pair_report(
         lines = {name: outputs[name, question.row] for name in names}
         answers = {
             name: {"text": "", "scores": {key: line[key] for key in ("margin", "chosen_score", "rejected_score")}}
-            for name, line in lines.items() if line["margin"] is not None
-        }  # fmt: skip
-        rows.append(
-            _row(question) | {"chosen": question.chosen, "rejected": question.rejected, "answers": answers}
-        )
+            for name, line in lines.items()
+            if line["margin"] is not None
+        }
+        rows.append(_row(question) | {"chosen": question.chosen, "rejected": question.rejected, "answers": answers})
     model_metrics = {name: metrics.margin_metrics(margins[name]) for name in names}
     return rows, model_metrics, {"histograms": {name: metrics.histogram(margins[name]) for name in names}}
 
@@ -161,9 +168,7 @@ def _pair_report(
 FORMS = {"answers": _answer_report, "pairs": _pair_report}
 
 
-def _metric_comparisons(
-    names: Sequence[str], model_metrics: Mapping[str, Mapping[str, Metric]]
-) -> dict[str, Any]:
+def _metric_comparisons(names: Sequence[str], model_metrics: Mapping[str, Mapping[str, Metric]]) -> dict[str, Any]:
     """Intervals of every measure, and each model's differences to the first, if that is the base."""
     base = names[0] if names[0] == "base" else ""
     comparisons: dict[str, Any] = {
@@ -174,9 +179,7 @@ def _metric_comparisons(
         draws = {name: resampled(model_metrics[name][metric_name]) for name in names}
         comparisons["measures"][metric_name] = {
             "better": metric.better,
-            "values": {
-                name: interval(model_metrics[name][metric_name], draws[name])._asdict() for name in names
-            },
+            "values": {name: interval(model_metrics[name][metric_name], draws[name])._asdict() for name in names},
         }
         for name in comparisons["differences"]:
             delta = difference(
@@ -193,12 +196,10 @@ def csv_rows(rows: Sequence[Mapping[str, Any]], models: Sequence[Mapping[str, An
     """A line of cells for each row, after that of their names."""
     pairs = bool(rows) and "chosen" in rows[0]
     texts = ["chosen", "rejected"] if pairs else ["reference"]
-    scores = list(dict.fromkeys(
-        name for row in rows for answer in row["answers"].values() for name in answer["scores"]
-    ))  # fmt: skip
-    heads = [
-        f"{model['title']}: {name}" for model in models for name in ([] if pairs else ["answer"]) + scores
-    ]
+    scores = list(
+        dict.fromkeys(name for row in rows for answer in row["answers"].values() for name in answer["scores"])
+    )
+    heads = [f"{model['title']}: {name}" for model in models for name in ([] if pairs else ["answer"]) + scores]
     lines: list[list[Any]] = [["row", "set", "place", "prompt", *texts, *heads]]
     for row in rows:
         cells: list[Any] = [row["row"], row["set"], row["place"], prompt_text(row["messages"])]

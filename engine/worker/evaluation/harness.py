@@ -1,7 +1,8 @@
 """Tasks of lm-evaluation-harness, run on a model that is in memory already; the only place that imports the package.
 
-What each task has found of each model is a line of `report/tasks.jsonl`, written when it is known, so that a resumed run
-measures no task of a model twice. Nothing is asked of a network: `engine.evaluation.harness` has refused what would be.
+What each task has found of each model is a line of `report/tasks.jsonl`, written
+when it is known, so that a resumed run measures no task of a model twice. Nothing
+is asked of a network: `engine.evaluation.harness` has refused what would be.
 """
 
 from __future__ import annotations
@@ -57,12 +58,7 @@ class Tasks:
     def missing(self, models: Sequence[str] | None = None) -> list[tuple[str, str]]:
         """Pairs of task and model (of all models, or of some) without a result yet."""
         selected = self.models if models is None else models
-        return [
-            (task, model)
-            for model in selected
-            for task in self.settings.tasks
-            if (task, model) not in self.lines
-        ]
+        return [(task, model) for model in selected for task in self.settings.tasks if (task, model) not in self.lines]
 
     def measure(self, loaded: LoadedModels, model: str) -> None:
         """Run the tasks that have no result of this model yet."""
@@ -74,9 +70,7 @@ class Tasks:
                 with isolated_harness():
                     result = loaded.with_model(model, partial(self._measure, name, loaded, model))
             except Exception as error:
-                raise Refusal(
-                    problem("harness-failed", name=name, voice=model, why=_error_line(error))
-                ) from error
+                raise Refusal(problem("harness-failed", name=name, voice=model, why=_error_line(error))) from error
             line = {"task": name, "voice": model, **result}
             append_lines(self.file, [line])
             self.lines[name, model] = line
@@ -94,9 +88,7 @@ class Tasks:
                 task.set_config(key="num_fewshot", value=self.settings.num_fewshot or 0)
             task.set_fewshot_seed(seed=self.generation.seed)
         except Exception as error:  # whatever a task's file has made it stumble over
-            raise Refusal(
-                problem("harness-broken", harness.TASKS_FIELD, name=name, why=_error_line(error))
-            ) from error
+            raise Refusal(problem("harness-broken", harness.TASKS_FIELD, name=name, why=_error_line(error))) from error
         return task
 
     def _measure(self, name: str, loaded: LoadedModels, model: str) -> dict[str, Any]:
@@ -109,15 +101,19 @@ class Tasks:
             task.set_config(key="generation_kwargs", value=greedy, update=True)
         results = evaluate(
             lm=harness_model(loaded, tokenizer, self.generation.max_new_tokens, self.generation.batch_size),
-            task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}}, limit=self.settings.limit,
-            bootstrap_iters=RESAMPLES, log_samples=False, fewshot_as_multiturn=True,
+            task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+            limit=self.settings.limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+            fewshot_as_multiturn=True,
             apply_chat_template=bool(tokenizer.chat_template) and self.settings.apply_chat_template,
-        )  # fmt: skip
+        )
         better = results["higher_is_better"].get(name, {})
         return {
-            "rows": results["n-samples"][name]["effective"], "shown": results["n-shot"].get(name) or 0,
+            "rows": results["n-samples"][name]["effective"],
+            "shown": results["n-shot"].get(name) or 0,
             "measures": list(_measures(results["results"][name], better)),
-        }  # fmt: skip
+        }
 
 
 @contextlib.contextmanager
@@ -130,9 +126,7 @@ def isolated_harness() -> Iterator[None]:
     from lm_eval import utils
 
     theirs, hub = utils.env, huggingface_hub.constants
-    ours = SandboxedEnvironment(
-        undefined=theirs.undefined, keep_trailing_newline=theirs.keep_trailing_newline
-    )
+    ours = SandboxedEnvironment(undefined=theirs.undefined, keep_trailing_newline=theirs.keep_trailing_newline)
     ours.filters.update(theirs.filters)
     before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
@@ -167,10 +161,11 @@ def _measures(results: Mapping[str, Any], better: Mapping[str, bool | None]) -> 
             continue
         stderr = results.get(f"{name}_stderr,{filtered}")
         yield {
-            "name": name if filtered == "none" else f"{name} ({filtered})", "value": float(value),
+            "name": name if filtered == "none" else f"{name} ({filtered})",
+            "value": float(value),
             "stderr": float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None,
             "better": DIRECTIONS[better.get(name)],
-        }  # fmt: skip
+        }
 
 
 def _error_line(error: Exception) -> str:
@@ -191,15 +186,23 @@ def task_comparisons(
         for at, measure in enumerate(first["measures"]):
             values = {model: lines[task, model]["measures"][at] for model in models}
             base = values[models[0]] if models[0] == "base" else None
-            comparisons.append({
-                "task": task, "measure": measure["name"], "rows": first["rows"], "shown": first["shown"],
-                "better": measure["better"],
-                "values": {name: {"value": result["value"], "stderr": result["stderr"]} for name, result in values.items()},
-                "differences": {
-                    name: difference(result, base, measure["better"], first["rows"]) for name, result in values.items()
-                    if base and name != "base"
-                },
-            })  # fmt: skip
+            comparisons.append(
+                {
+                    "task": task,
+                    "measure": measure["name"],
+                    "rows": first["rows"],
+                    "shown": first["shown"],
+                    "better": measure["better"],
+                    "values": {
+                        name: {"value": result["value"], "stderr": result["stderr"]} for name, result in values.items()
+                    },
+                    "differences": {
+                        name: difference(result, base, measure["better"], first["rows"])
+                        for name, result in values.items()
+                        if base and name != "base"
+                    },
+                }
+            )
     return comparisons
 
 

@@ -1,8 +1,9 @@
 """What an answer is worth: numbers of one row, and of many rows together. Pure functions over texts and numpy arrays.
 
-A measure of many rows is always a function of *sums over rows*: n-gram counts for BLEU and chrF, losses and tokens for
-perplexity, hits and misses of each label for F1, and for a plain mean the values and their number. So whatever can be
-said of all rows can be said of any resample of them, and `engine.worker.evaluation.bootstrap` needs to know no measure in particular.
+A measure of many rows is always a function of *sums over rows*: n-gram counts for BLEU and chrF,
+losses and tokens for perplexity, hits and misses of each label for F1, and for a plain mean the
+values and their number. So whatever can be said of all rows can be said of any resample of them,
+and `engine.worker.evaluation.bootstrap` needs to know no measure in particular.
 """
 
 from __future__ import annotations
@@ -85,9 +86,7 @@ def labels_of(references: Sequence[str]) -> list[str] | None:
     """The labels, where the references are labels: each of at most four words, two to twenty different ones, and each
     about twice or more often. None where they are answers."""
     labels = sorted({normalize(reference) for reference in references})
-    if not 2 <= len(labels) <= min(MAX_LABELS, len(references) // 2) or any(
-        len(label) > 40 for label in labels
-    ):
+    if not 2 <= len(labels) <= min(MAX_LABELS, len(references) // 2) or any(len(label) > 40 for label in labels):
         return None
     return labels if all(len(words(label)) <= MAX_LABEL_WORDS for label in labels) else None
 
@@ -98,9 +97,7 @@ def labels_of(references: Sequence[str]) -> list[str] | None:
 def bleu_sums(answer: str, reference: str) -> list[int]:
     """Lengths, matched and all n-grams, as sacrebleu counts them: its tokenizer "zh" where the reference is Chinese,
     "13a" else."""
-    return _bleu("zh" if is_chinese(reference) else "13a")._extract_corpus_statistics(
-        [answer], [[reference]]
-    )[0]
+    return _bleu("zh" if is_chinese(reference) else "13a")._extract_corpus_statistics([answer], [[reference]])[0]
 
 
 def chrf_sums(answer: str, reference: str) -> list[int]:
@@ -145,9 +142,7 @@ def rouge(answer: str, reference: str) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------ many rows
 
 
-def mean(
-    values: Sequence[float | None] | np.ndarray, better: Better = "higher", scale: float = 1.0
-) -> Metric:
+def mean(values: Sequence[float | None] | np.ndarray, better: Better = "higher", scale: float = 1.0) -> Metric:
     """A plain mean over the rows that have a value."""
     there = np.array([value is not None for value in values])
     numbers = np.array([0.0 if value is None else float(value) for value in values])
@@ -253,9 +248,7 @@ def answer_metrics(
     there = [reference is not None for reference in references]
     if any(there):
         pairs = list(zip(answers, references, strict=True))
-        same = [
-            None if right is None else normalize(answer.text) == normalize(right) for answer, right in pairs
-        ]
+        same = [None if right is None else normalize(answer.text) == normalize(right) for answer, right in pairs]
         metrics["accuracy" if labels else "exact"] = mean(same, scale=100)
         if labels:
             metrics["f1"] = macro_f1([answer.text for answer in answers], references, labels)
@@ -277,9 +270,7 @@ def answer_metrics(
 def _stacked(
     pairs: Sequence[tuple[ModelAnswer, str | None]], count: Callable[[str, str], list[int]], width: int
 ) -> np.ndarray:
-    return np.array(
-        [[0] * width if right is None else count(answer.text, right) for answer, right in pairs], float
-    )
+    return np.array([[0] * width if right is None else count(answer.text, right) for answer, right in pairs], float)
 
 
 def margin_metrics(margins: Sequence[float]) -> dict[str, Metric]:

@@ -1,8 +1,9 @@
 """The small probe at the end of an SFT run: a few prompts, answered by the model as it was and as it is.
 
-What it means is in `engine.evaluation.probe`. It is asked on rank 0, after the result has been saved; whatever goes wrong in it is
-printed and nothing more; and it leaves the state of chance as it was. Where the trained weights are an adapter of their own,
-the model as it was is the one without it; else its answers are taken before the training begins.
+What it means is in `engine.evaluation.probe`. It is asked on rank 0, after the result has
+been saved; whatever goes wrong in it is printed and nothing more; and it leaves the state
+of chance as it was. Where the trained weights are an adapter of their own, the model as
+it was is the one without it; else its answers are taken before the training begins.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from engine.worker.runtime.process_lifecycle import rank
 from engine.worker.templates.conversations import end_of_turn_ids
 
 MAX_EXAMPLES_EXAMINED = 64  # spread over the data: some of them should be short enough
-# Shares of the time that one model has: until when prompts are read, and until when answers are written; the rest is for
-# losses.
+# Shares of the time that one model has: until when prompts are read, and until
+# when answers are written; the rest is for losses.
 PREFILL_TIME_SHARE, ANSWER_TIME_SHARE = 0.4, 0.8
 EXTRA_LOSS_SECONDS = 2.0  # beyond the budget, for losses without which general prompts would have no verdict
 BEFORE_TRAINING_SECONDS = 10.0  # budget before the training, whose length is not known yet
@@ -47,8 +48,8 @@ BEFORE_TRAINING_SECONDS = 10.0  # budget before the training, whose length is no
 
 @dataclass
 class ProbePrompt:
-    """One prompt. `reference`: token ids that the loss is of; of a general prompt the model's own answer before. `ids`: the
-    tokens of the prompt."""
+    """One prompt. `reference`: token ids that the loss is of; of a general
+    prompt the model's own answer before. `ids`: the tokens of the prompt."""
 
     kind: str
     ids: list[int]
@@ -110,9 +111,7 @@ def finish(run_probe: Probe | None, model: Any) -> None:
             with model.disable_adapter():
                 _measure_model(run_probe, model, "before", allowed - (time.monotonic() - began))
         with _evaluation_mode(model) as inner:
-            answered = [
-                prompt for prompt in run_probe.prompts if prompt.kind == "general" and prompt.reference
-            ]
+            answered = [prompt for prompt in run_probe.prompts if prompt.kind == "general" and prompt.reference]
             _take_losses(inner, answered, "after", began + allowed + EXTRA_LOSS_SECONDS)
         report = _probe_report(run_probe) | {
             "budget_s": round(allowed, 2),
@@ -143,9 +142,7 @@ def _isolated() -> Iterator[None]:
 def _training_prompts(rows: Any, tokenizer: Any) -> list[ProbePrompt]:
     """Prompts of some training examples, spread over the data, each with its first answer."""
     prompts: list[ProbePrompt] = []
-    for at in dict.fromkeys(
-        np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()
-    ):
+    for at in dict.fromkeys(np.linspace(0, len(rows) - 1, min(MAX_EXAMPLES_EXAMINED, len(rows))).astype(int).tolist()):
         for ids, labels in _examples(rows[at]):
             begin, end = _span(labels)
             if begin <= 1:  # everything is trained: the second half is what the first is answered with
@@ -205,9 +202,7 @@ def _measure_model(run_probe: Probe, model: Any, when: str, seconds: float) -> N
     looks at. All are written side by side, so that time that is short cuts all of them and drops none."""
     began = time.monotonic()
     with _evaluation_mode(model) as inner:
-        answers = _answers(
-            run_probe, inner, began + PREFILL_TIME_SHARE * seconds, began + ANSWER_TIME_SHARE * seconds
-        )
+        answers = _answers(run_probe, inner, began + PREFILL_TIME_SHARE * seconds, began + ANSWER_TIME_SHARE * seconds)
         for prompt, answer in answers:
             setattr(prompt, when, answer.text)
             setattr(prompt, f"finish_{when}", answer.finish)
@@ -219,8 +214,8 @@ def _measure_model(run_probe: Probe, model: Any, when: str, seconds: float) -> N
 
 
 def _take_losses(model: Any, prompts: Sequence[ProbePrompt], when: str, deadline: float) -> None:
-    """The losses of the references, of the first of each kind in any case. One by one: a few, and never more in memory than one of
-    the training's."""
+    """The losses of the references, of the first of each kind in any case. One
+    by one: a few, and never more in memory than one of the training's."""
     taken: set[str] = set()
     for prompt in prompts:
         if prompt.kind in taken and time.monotonic() > deadline:
@@ -242,9 +237,7 @@ class GreedyAnswer:
     finish: str
 
 
-def _answers(
-    run_probe: Probe, model: Any, joining: float, deadline: float
-) -> list[tuple[ProbePrompt, GreedyAnswer]]:
+def _answers(run_probe: Probe, model: Any, joining: float, deadline: float) -> list[tuple[ProbePrompt, GreedyAnswer]]:
     """The answers to as many prompts as are read until `joining`, the first of each kind in any case."""
     ends = model.generation_config.eos_token_id
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
@@ -258,9 +251,14 @@ def _answers(
                 continue
             texts: list[str] = []
             answer = Answer(
-                adapter=None, prompt=prompt.ids, max_tokens=MAX_ANSWER_TOKENS, stop_token_ids=stops, sampling=Sampling(),
-                detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer), on_piece=partial(_keep_text, texts),
-            )  # fmt: skip
+                adapter=None,
+                prompt=prompt.ids,
+                max_tokens=MAX_ANSWER_TOKENS,
+                stop_token_ids=stops,
+                sampling=Sampling(),
+                detokenizer=Detokenizer(run_probe.tokenizer.backend_tokenizer),
+                on_piece=partial(_keep_text, texts),
+            )
             begun.append((prompt, answer, texts))
             batch.join(answer)
         while batch.rows:
@@ -268,10 +266,7 @@ def _answers(
                 for _, answer, _ in begun:
                     answer.cancelled = True
             batch.step()
-    return [
-        (prompt, GreedyAnswer(answer.written, "".join(texts), answer.finish))
-        for prompt, answer, texts in begun
-    ]
+    return [(prompt, GreedyAnswer(answer.written, "".join(texts), answer.finish)) for prompt, answer, texts in begun]
 
 
 def _keep_text(texts: list[str], piece: Piece) -> None:
@@ -280,9 +275,7 @@ def _keep_text(texts: list[str], piece: Piece) -> None:
 
 def _interleaved(prompts: Sequence[ProbePrompt]) -> Iterator[ProbePrompt]:
     """Two of the training, one general, and so on: the time may not suffice for all."""
-    training, general = (
-        [prompt for prompt in prompts if prompt.kind == kind] for kind in ("training", "general")
-    )
+    training, general = ([prompt for prompt in prompts if prompt.kind == kind] for kind in ("training", "general"))
     turns = zip_longest(training[::2], training[1::2], general)
     return filter(None, chain.from_iterable(turns))
 
@@ -294,15 +287,23 @@ def _probe_report(run_probe: Probe) -> dict[str, Any]:
     """The content of probe.json. What there was no time for is left out."""
     decode = run_probe.tokenizer.decode
     prompts = [
-        probe.with_verdicts({
-            "kind": prompt.kind, "prompt": prompt.text, "before": prompt.before, "after": prompt.after,
-            "finish_before": prompt.finish_before, "finish_after": prompt.finish_after,
-            "reference": decode(prompt.reference, skip_special_tokens=True) if prompt.kind == "training" else None,
-            # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
-            "loss_before": prompt.loss_before if prompt.took_after else None, "loss_after": prompt.loss_after,
-        })
-        for prompt in run_probe.prompts if prompt.after is not None or (prompt.took_before and prompt.took_after)
-    ]  # fmt: skip
+        probe.with_verdicts(
+            {
+                "kind": prompt.kind,
+                "prompt": prompt.text,
+                "before": prompt.before,
+                "after": prompt.after,
+                "finish_before": prompt.finish_before,
+                "finish_after": prompt.finish_after,
+                "reference": decode(prompt.reference, skip_special_tokens=True) if prompt.kind == "training" else None,
+                # A loss that was taken before and is no number now is one; a loss for which there was no time is none.
+                "loss_before": prompt.loss_before if prompt.took_after else None,
+                "loss_after": prompt.loss_after,
+            }
+        )
+        for prompt in run_probe.prompts
+        if prompt.after is not None or (prompt.took_before and prompt.took_after)
+    ]
     return probe.summary(prompts) | {
         "prompts": prompts,
         "learned": probe.CHANGED_LOSS_NATS,

@@ -1,4 +1,5 @@
-"""The rows that an evaluation asks: drawn from its data sets once and kept, so that a resumed run asks the same ones."""
+"""The rows that an evaluation asks: drawn from its data sets once and kept, so
+that a resumed run asks the same ones."""
 
 from __future__ import annotations
 
@@ -42,9 +43,7 @@ def load_questions(spec: EvaluationSpec, file: Path, form: str) -> list[Question
     if not file.exists():
         folder = Path(spec.data.dataset_dir)
         drawn = list(_draw_questions(spec, [find(folder, name) for name in spec.data.datasets], form))
-        write_text(
-            file, "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in drawn)
-        )
+        write_text(file, "".join(json.dumps(asdict(question), ensure_ascii=False) + "\n" for question in drawn))
     return [Question(**line) for line in read_lines(file)]
 
 
@@ -74,9 +73,7 @@ def _question(dataset: Dataset, place: Any, row: Any, number: int) -> Question:
         chat = example(dataset, place, row, "chat")
     except Refusal:  # it has no answer
         chat = None
-    return Question(
-        number, dataset.name, str(place), prompt["messages"], prompt["tools"], prompt["answer"], chat
-    )
+    return Question(number, dataset.name, str(place), prompt["messages"], prompt["tools"], prompt["answer"], chat)
 
 
 def _pair_question(dataset: Dataset, place: Any, row: Any, number: int) -> Question:

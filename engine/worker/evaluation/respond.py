@@ -45,8 +45,8 @@ class Reply(NamedTuple):
 class LoadedModels:
     """A model in memory with its adapters. Call `end` before the next is loaded.
 
-    `settings` is how the model in `path` was loaded; `adapters` are folders by name, and `base` is the name of the model
-    itself, if it is to be asked."""
+    `settings` is how the model in `path` was loaded; `adapters` are folders by
+    name, and `base` is the name of the model itself, if it is to be asked."""
 
     generator: Generator
     settings: RunSpec
@@ -87,8 +87,8 @@ class LoadedModels:
         return models
 
     def tokenizer(self, name: str) -> PreTrainedTokenizerFast:
-        """The tokenizer of a model by name, read anew. As in `models`, a base without a template has the tokenizer of its first
-        adapter."""
+        """The tokenizer of a model by name, read anew. As in `models`, a base
+        without a template has the tokenizer of its first adapter."""
         if name in self.adapters:
             return load_tokenizer(self.adapter_settings, self.adapters[name])
         own = load_tokenizer(self.settings, self.path)
@@ -115,9 +115,7 @@ class LoadedModels:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def answers(
-        self, name: str, questions: Sequence[Question], how: Generation
-    ) -> Iterator[tuple[Question, Reply]]:
+    def answers(self, name: str, questions: Sequence[Question], how: Generation) -> Iterator[tuple[Question, Reply]]:
         """The answers of the model called `name`, as they come. Raises Refusal where memory does not suffice."""
         model, arrived, pending = self.models[name], queue.SimpleQueue[tuple[Question, Reply]](), []
         for question in questions:
@@ -129,11 +127,17 @@ class LoadedModels:
                 arrived.put((question, Reply(problem=refusal.problems[0])))
                 continue
             room = model.context - len(prompt) if model.context else DEFAULT_CONTEXT
-            pending.append(Answer(
-                adapter=model.adapter, prompt=prompt, max_tokens=min(how.max_new_tokens, room), stop_token_ids=model.stop_token_ids,
-                sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row),
-                detokenizer=Detokenizer(model.backend_tokenizer), on_piece=_collector(question, arrived.put),
-            ))  # fmt: skip
+            pending.append(
+                Answer(
+                    adapter=model.adapter,
+                    prompt=prompt,
+                    max_tokens=min(how.max_new_tokens, room),
+                    stop_token_ids=model.stop_token_ids,
+                    sampling=Sampling(how.temperature, how.top_p, seed=how.seed + question.row),
+                    detokenizer=Detokenizer(model.backend_tokenizer),
+                    on_piece=_collector(question, arrived.put),
+                )
+            )
         self.generator.submit_all(pending)
         for _ in questions:
             question, reply = arrived.get()
@@ -205,9 +209,7 @@ def _summed_losses(model: Any, examples: Sequence[Example]) -> list[tuple[float,
     # A base beside an adapter that brings embeddings has no probability for what the adapter has learned to write.
     unknown = (targets >= logits.shape[-1]).any(1, keepdim=True)
     targets = targets.masked_fill(unknown, IGNORE_INDEX)
-    token_losses = cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
-    )
+    token_losses = cross_entropy(logits.float().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
     sums, counts = token_losses.double().sum(1).tolist(), (targets != IGNORE_INDEX).sum(1).tolist()
     return list(zip(sums, counts, strict=True))
 

@@ -36,9 +36,9 @@ class Sources:
         results = list(adapters) or [base]
         contents = (read_object(folder / RESULT_FILE) for folder in results)
         result = next(filter(None, contents), {})
-        is_reward_model = any(
-            adapter_config(folder).get("task_type") == "SEQ_CLS" for folder in adapters
-        ) or (not adapters and "ForSequenceClassification" in inspect_model(base).architecture)
+        is_reward_model = any(adapter_config(folder).get("task_type") == "SEQ_CLS" for folder in adapters) or (
+            not adapters and "ForSequenceClassification" in inspect_model(base).architecture
+        )
         stage = "rm" if is_reward_model else result.get("stage", "sft")
         return cls(base, adapters, results[0], stage, tuple(trainings([*adapters, base])))
 
@@ -53,9 +53,7 @@ class Sources:
         return RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft", "model": plain})
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return load_tokenizer(
-            RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings)
-        )
+        return load_tokenizer(RunSpec.read({"stage": "rm" if self.stage == "rm" else "sft"}), str(self.settings))
 
     def save_settings(self, folder: Path) -> None:
         """Tokenizer, chat template and generation config into `folder`."""

@@ -1,7 +1,8 @@
 """The optional last step of an export: its merged model as one GGUF file, read back before it counts.
 
-llama.cpp's converter and the reading back are children of this process, so that nothing they do can harm the merged model,
-which is finished and in its place. Whatever goes wrong is written into gguf.json and printed; the step can be tried again.
+llama.cpp's converter and the reading back are children of this process, so that
+nothing they do can harm the merged model, which is finished and in its place. Whatever
+goes wrong is written into gguf.json and printed; the step can be tried again.
 """
 
 from __future__ import annotations
@@ -53,9 +54,7 @@ def _scratch(run: RunDir) -> Path:
 
 def _problems_json(problems: list[Problem]) -> dict[str, Any]:
     """Problems as codes, so that the page can show them in the reader's language."""
-    plain = [
-        {"code": reason.code, "values": {k: str(v) for k, v in reason.values.items()}} for reason in problems
-    ]
+    plain = [{"code": reason.code, "values": {k: str(v) for k, v in reason.values.items()}} for reason in problems]
     return {"problems": plain}
 
 
@@ -96,7 +95,8 @@ def _convert(converter: Converter, spec: ExportSpec, model: Path, file: Path) ->
 
 
 def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]:
-    """Run a child with `text` as its input; its exit code, and the last line that it printed. All of it is printed here."""
+    """Run a child with `text` as its input; its exit code, and the last line
+    that it printed. All of it is printed here."""
     print("$", *command, flush=True)
     with log.open("wb") as output:
         done = subprocess.run(
@@ -112,16 +112,20 @@ def _run_child(command: list[str], log: Path, text: str = "") -> tuple[int, str]
 
 
 def _read_back(converter: Converter, spec: ExportSpec, run: RunDir, file: Path) -> dict[str, Any]:
-    """What `engine.worker.exporting.gguf_check` has found in the file; `status` "unread" where it could not be read here, though
-    it may be right. Raises Refusal if it is no GGUF file."""
+    """What `engine.worker.exporting.gguf_check` has found in the file; `status` "unread" where
+    it could not be read here, though it may be right. Raises Refusal if it is no GGUF file."""
     needed, (free, _) = READ_BACK_BYTES_PER_WEIGHT * weights(spec), hardware.memory()
     if needed > free:
         sizes = {"needed": f"{needed / 1e9:.2f} GB", "free": f"{free / 1e9:.2f} GB"}
         return {"status": "unread"} | _problems_json([problem("export-gguf-no-memory", "gguf", **sizes)])
     answer = file.with_name("check.json")
     question = {
-        "run": str(run.path), "model": str(run.model), "file": str(file), "answer": str(answer), "precision": inspect_model(run.model).dtype,
-    }  # fmt: skip
+        "run": str(run.path),
+        "model": str(run.model),
+        "file": str(file),
+        "answer": str(answer),
+        "precision": inspect_model(run.model).dtype,
+    }
     command = [converter.python, "-m", "engine.worker.exporting.gguf_check"]
     code, last = _run_child(command, file.with_name("check.log"), json.dumps(question))
     check = read_json(answer)

@@ -1,11 +1,12 @@
 """Read a GGUF file back and compare it with the model that it was made of: python -m engine.worker.exporting.gguf_check
 
-A child of an export, run by the Python that has the package `gguf`. Standard input says what to compare, as JSON; the answer
-is a JSON file. transformers dequantizes the file, so what is compared is the file, not llama.cpp's arithmetic.
+A child of an export, run by the Python that has the package `gguf`. Standard input says what to compare, as JSON; the
+answer is a JSON file. transformers dequantizes the file, so what is compared is the file, not llama.cpp's arithmetic.
 
-Three things are compared, since each alone misleads. Weights: a greedy answer may be equal though a layer is wrong. Whole
-answers: what a user sees, but one near tie that rounding decides otherwise changes all that follows. And the next token
-given the merged model's own answer so far, for each of its tokens: that counts near ties and nothing that follows from them.
+Three things are compared, since each alone misleads. Weights: a greedy answer may be equal
+though a layer is wrong. Whole answers: what a user sees, but one near tie that rounding decides
+otherwise changes all that follows. And the next token given the merged model's own answer so
+far, for each of its tokens: that counts near ties and nothing that follows from them.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def check(model: Path, file: Path, precision: str, report: ProgressReport) -> di
 
 
 def compare_weights(read: dict[str, Any], model: Path) -> dict[str, Any]:
-    """How far each tensor is from the merged one: root mean square of the difference over that of the tensor. `largest` is
-    the furthest of them and `name` its name; `compared` of `count` tensors of the merged model are in the file."""
+    """How far each tensor is from the merged one: root mean square of the
+    difference over that of the tensor. `largest` is the furthest of them and `name`
+    its name; `compared` of `count` tensors of the merged model are in the file."""
     from safetensors import safe_open
 
     largest, name, compared, count = 0.0, "", 0, 0
@@ -88,23 +90,23 @@ def compare_answers(read: Any, model: Path, report: ProgressReport) -> dict[str,
 
     rows = [row for row in read_object(model / "comparison.json").get("rows", ()) if row.get("answer")]
     prompts = [Prompt(row["source"], row["messages"]) for row in rows]
-    merged = [
-        ModelOutput(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows
-    ]
+    merged = [ModelOutput(row["after"], tuple(row["answer"]["tokens"]), row["answer"]["finish"]) for row in rows]
     ids = prompt_ids(model, prompts, read).ids if prompts else []
     equal_tokens = 0
     for prompt, answer in zip(ids, merged, strict=True):
         assert prompt is not None  # the merged model has answered it
         equal_tokens += count_matching_tokens(read, prompt, answer.tokens)
-    comparison = compare_outputs(
-        ExportSpec(), prompts, merged, model_outputs(read, "sft", model, prompts, report)
-    )
+    comparison = compare_outputs(ExportSpec(), prompts, merged, model_outputs(read, "sft", model, prompts, report))
     return {
-        "prompts": comparison["prompts"], "equal": comparison["equal"],
+        "prompts": comparison["prompts"],
+        "equal": comparison["equal"],
         "same_tokens": equal_tokens,
         "tokens": sum(len(answer.tokens) for answer in merged),
-        "rows": [{key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")} for row in comparison["rows"]],
-    }  # fmt: skip
+        "rows": [
+            {key: row[key] for key in ("source", "prompt", "before", "after", "equal", "differs_at")}
+            for row in comparison["rows"]
+        ],
+    }
 
 
 def count_matching_tokens(read: Any, prompt: Sequence[int], answer: Sequence[int]) -> int:

@@ -69,9 +69,13 @@ def _add_adapters(spec: ExportSpec, sources: Sources, model: PreTrainedModel) ->
         pruning = {"density": spec.density} if spec.combination in PRUNING_COMBINATIONS else {}
         tuner: Any = adapted.base_model
         tuner.add_weighted_adapter(
-            names, list(sources.adapters.values()), ADAPTER_NAME, combination_type=spec.combination, svd_rank=spec.svd_rank,
+            names,
+            list(sources.adapters.values()),
+            ADAPTER_NAME,
+            combination_type=spec.combination,
+            svd_rank=spec.svd_rank,
             **pruning,
-        )  # fmt: skip
+        )
         for name in names:
             adapted.delete_adapter(name)
     adapted.set_adapter(ADAPTER_NAME, inference_mode=True)
@@ -145,9 +149,7 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
             bnb_4bit_compute_dtype=dtype,
         )
     )
-    model = _auto_class(sources).from_pretrained(
-        whole, quantization_config=how, dtype=dtype, device_map=_device()
-    )
+    model = _auto_class(sources).from_pretrained(whole, quantization_config=how, dtype=dtype, device_map=_device())
     model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
 
 

@@ -30,9 +30,7 @@ from engine.worker.templates.conversations import end_of_turn_ids
 CHECKSUMS_FILE = "SHA256SUMS"
 
 
-def write(
-    spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
-) -> None:
+def write(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]) -> None:
     """Everything but result.json and the checksums, into `folder`; `lasting` is where it will lie."""
     for number, (run, _) in enumerate(sources.trainings, start=1):
         name = "spec.yaml" if len(sources.trainings) == 1 else f"spec-{number}.yaml"
@@ -45,9 +43,15 @@ def write(
 def result_record(spec: ExportSpec, sources: Sources, weighed: Mapping[str, Any]) -> dict[str, Any]:
     """What result.json says besides the attempt."""
     return {
-        "saved": time.time(), "base": spec.model.model_name_or_path, "stage": sources.stage, "form": spec.form,
-        "precision": spec.precision, "quantize": spec.quantize, "adapters": dict(spec.adapters), **weighed,
-    }  # fmt: skip
+        "saved": time.time(),
+        "base": spec.model.model_name_or_path,
+        "stage": sources.stage,
+        "form": spec.form,
+        "precision": spec.precision,
+        "quantize": spec.quantize,
+        "adapters": dict(spec.adapters),
+        **weighed,
+    }
 
 
 def write_checksums(folder: Path) -> None:
@@ -57,9 +61,7 @@ def write_checksums(folder: Path) -> None:
         if file.is_file() and file.name != CHECKSUMS_FILE:
             apply_umask(file)  # safetensors writes for the owner alone
             with file.open("rb") as content:
-                lines.append(
-                    f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder)}\n"
-                )
+                lines.append(f"{hashlib.file_digest(content, 'sha256').hexdigest()}  {file.relative_to(folder)}\n")
     (folder / CHECKSUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
@@ -115,16 +117,19 @@ def _json(file: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------ the model card
 
 
-def _readme(
-    spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]
-) -> str:
+def _readme(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, compared: Mapping[str, Any]) -> str:
     """A model card as hubs read it: front matter, then what it is, what it learned from, and how it is used."""
     title = spec.name or sources.base.name
     parts = [
-        _front_matter(spec, sources), f"# {title}", spec.remark.strip(), _description(spec, sources), _training_sections(sources),
-        _comparison_sentence(spec, compared), _usage(spec, sources, folder, lasting, title),
+        _front_matter(spec, sources),
+        f"# {title}",
+        spec.remark.strip(),
+        _description(spec, sources),
+        _training_sections(sources),
+        _comparison_sentence(spec, compared),
+        _usage(spec, sources, folder, lasting, title),
         f"Files are listed with their checksums in `{CHECKSUMS_FILE}`: `sha256sum -c {CHECKSUMS_FILE}`.\n",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -202,8 +207,8 @@ def _comparison_sentence(spec: ExportSpec, comparison: Mapping[str, Any]) -> str
         return ""
     what = "scores" if comparison["rows"] and not comparison["rows"][0]["tokens"] else "greedy answers"
     return (
-        f"Loaded again and compared with what it was made of: {comparison['equal']} of {comparison['prompts']} {what} equal "
-        f"(`comparison.json`)."
+        "Loaded again and compared with what it was made of: "
+        f"{comparison['equal']} of {comparison['prompts']} {what} equal (`comparison.json`)."
     )
 
 
@@ -213,14 +218,23 @@ def _scoring_code(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     pad = [f"model.config.get_text_config().pad_token_id = {tokenizer.pad_token_id}"]
     if tokenizer.pad_token_id in ends:
         pad = [
-            "# The padding token ends a turn, too, and transformers would read over it: score one conversation at a time.",
+            (
+                "# The padding token ends a turn, too, and transformers "
+                "would read over it: score one conversation at a time."
+            ),
             "model.config.get_text_config().pad_token_id = None",
         ]
     return [
         *pad,
-        'chat = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! What can I do for you?"}]',
+        (
+            'chat = [{"role": "user", "content": "Hello!"}, {"role": '
+            '"assistant", "content": "Hello! What can I do for you?"}]'
+        ),
         'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]',
-        f"end = max(at for at, id in enumerate(ids[0].tolist()) if id in {sorted(ends)})  # the score is that of this token",
+        (
+            "end = max(at for at, id in enumerate(ids[0].tolist()) if "
+            f"id in {sorted(ends)})  # the score is that of this token"
+        ),
         "print(model(input_ids=ids[:, : end + 1]).logits.item())",
     ]
 
@@ -250,7 +264,10 @@ def _usage(spec: ExportSpec, sources: Sources, folder: Path, lasting: Path, titl
     if sources.stage != "rm":
         lines += [
             'chat = [{"role": "user", "content": "Hello!"}]',
-            'inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            (
+                "inputs = tokenizer.apply_chat_template(chat, "
+                'add_generation_prompt=True, return_tensors="pt", return_dict=True)'
+            ),
             "answer = model.generate(**inputs, max_new_tokens=256)",
             'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))',
         ]

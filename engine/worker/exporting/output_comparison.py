@@ -107,8 +107,7 @@ class EncodedPrompts:
 def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> EncodedPrompts:
     """The prompts as the tokenizer and template in `folder` write them; `model` says what else ends its answers."""
     conversations = [
-        prompt.messages[:-1] if prompt.messages[-1]["role"] == "assistant" else prompt.messages
-        for prompt in prompts
+        prompt.messages[:-1] if prompt.messages[-1]["role"] == "assistant" else prompt.messages for prompt in prompts
     ]
     tokenizer = load_tokenizer(RunSpec(), str(folder))
     if tokenizer.chat_template:
@@ -123,9 +122,7 @@ def prompt_ids(folder: Path, prompts: Sequence[Prompt], model: Any = None) -> En
     return EncodedPrompts(ids, frozenset({tokenizer.eos_token_id}), tokenizer.backend_tokenizer)
 
 
-def _generate(
-    model: Any, folder: Path, prompts: Sequence[Prompt], report: ProgressReport
-) -> list[ModelOutput | None]:
+def _generate(model: Any, folder: Path, prompts: Sequence[Prompt], report: ProgressReport) -> list[ModelOutput | None]:
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     encoded = prompt_ids(folder, prompts, inner)
     ids, stop_token_ids, tokenizer = encoded.ids, encoded.stop_token_ids, encoded.tokenizer
@@ -157,9 +154,7 @@ def _generate(
                 "prompts",
             )
     return [
-        ModelOutput(
-            tokenizer.decode(answer.written, skip_special_tokens=True), tuple(answer.written), answer.finish
-        )
+        ModelOutput(tokenizer.decode(answer.written, skip_special_tokens=True), tuple(answer.written), answer.finish)
         if answer
         else None
         for answer in answers
@@ -183,9 +178,7 @@ def _reward_scores(
     )
     complete = [row for row in encoded if not isinstance(row, Problem) and row.answers]
     with torch.inference_mode():
-        scores = iter(
-            score_conversations(model, [row.ids[: row.answers[-1][1]].tolist() for row in complete]).tolist()
-        )
+        scores = iter(score_conversations(model, [row.ids[: row.answers[-1][1]].tolist() for row in complete]).tolist())
     report("exporting", len(prompts), len(prompts), "prompts")
     return [
         None
@@ -201,30 +194,41 @@ def compare_outputs(
     before: Sequence[ModelOutput | None],
     after: Sequence[ModelOutput | None],
 ) -> dict[str, Any]:
-    """The content of comparison.json: how many are equal, and each with both answers and the first token that differs."""
+    """The content of comparison.json: how many are equal, and each with both
+    answers and the first token that differs."""
     rows = []
     for prompt, expected, actual in zip(prompts, before, after, strict=True):
         if expected and actual:
             at = _first_difference(expected, actual)
             question = next((m["content"] for m in reversed(prompt.messages) if m["role"] == "user"), "")
-            rows.append({
-                "source": prompt.source, "prompt": question, "before": expected.text, "after": actual.text,
-                "equal": at is None, "differs_at": at, "tokens": len(expected.tokens),
-                # What a GGUF file is compared with later.
-                "messages": prompt.messages, "answer": {"tokens": actual.tokens, "finish": actual.finish},
-            })  # fmt: skip
+            rows.append(
+                {
+                    "source": prompt.source,
+                    "prompt": question,
+                    "before": expected.text,
+                    "after": actual.text,
+                    "equal": at is None,
+                    "differs_at": at,
+                    "tokens": len(expected.tokens),
+                    # What a GGUF file is compared with later.
+                    "messages": prompt.messages,
+                    "answer": {"tokens": actual.tokens, "finish": actual.finish},
+                }
+            )
     return {
-        "precision": spec.precision, "quantize": spec.quantize, "most_tokens": MAX_ANSWER_TOKENS, "prompts": len(rows),
-        "equal": sum(row["equal"] for row in rows), "rows": rows,
-    }  # fmt: skip
+        "precision": spec.precision,
+        "quantize": spec.quantize,
+        "most_tokens": MAX_ANSWER_TOKENS,
+        "prompts": len(rows),
+        "equal": sum(row["equal"] for row in rows),
+        "rows": rows,
+    }
 
 
 def _first_difference(expected: ModelOutput, actual: ModelOutput) -> int | None:
     """The number of the first token that differs, from 0; None if nothing does. Of scores 0 stands for "differ"."""
     if expected.score is not None and actual.score is not None:
-        return (
-            None if abs(expected.score - actual.score) <= SCORE_TOLERANCE * max(1, abs(expected.score)) else 0
-        )
+        return None if abs(expected.score - actual.score) <= SCORE_TOLERANCE * max(1, abs(expected.score)) else 0
     ours, theirs = (*expected.tokens, expected.finish), (*actual.tokens, actual.finish)
     differ = (at for at, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
     return next(differ, None)

@@ -39,7 +39,8 @@ TOKENS_PER_TURN = 4  # tokens that a batch writes before another batch has its t
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token of an answer: its log-probability of all that the model gave it, and the most likely ones in its place."""
+    """One token of an answer: its log-probability of all that the model gave
+    it, and the most likely ones in its place."""
 
     id: int
     logprob: float
@@ -68,9 +69,7 @@ class Answer:
     sampling: Sampling
     detokenizer: Detokenizer
     on_piece: Callable[[Piece], None]
-    logprobs: int | None = (
-        None  # how many likely tokens to report at each position; None: no log-probabilities
-    )
+    logprobs: int | None = None  # how many likely tokens to report at each position; None: no log-probabilities
     cancelled: bool = False
     wake: Callable[[], None] | None = None  # has a writer that waits for something look at `cancelled`
     # while it is being written
@@ -147,9 +146,7 @@ class Batch:
             for ours, theirs in layers:
                 ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
                 ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
-            self.mask = torch.cat(
-                [pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)]
-            )
+            self.mask = torch.cat([pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)])
             self.last = torch.cat([self.last, token[None]])
         else:
             self.cache, self.mask, self.last = cache, mask, token[None]
@@ -188,13 +185,14 @@ class Batch:
 
     def _write(self, rows: list[Answer], logits: Tensor) -> list[Tensor | None]:
         """The next token of each row; None for a row that has ended with it."""
-        chosen = torch.stack([
-            choose_token(row_logits, row.prompt, row.written, row.sampling, row.source)
-            for row, row_logits in zip(rows, logits, strict=True)
-        ])  # fmt: skip
+        chosen = torch.stack(
+            [
+                choose_token(row_logits, row.prompt, row.written, row.sampling, row.source)
+                for row, row_logits in zip(rows, logits, strict=True)
+            ]
+        )
         logprobs = [
-            _token_logprob(row, row_logits, token)
-            for row, row_logits, token in zip(rows, logits, chosen, strict=True)
+            _token_logprob(row, row_logits, token) for row, row_logits, token in zip(rows, logits, chosen, strict=True)
         ]
         ids = chosen.tolist()  # the one moment that waits for the device
         return [
@@ -233,7 +231,8 @@ def _token_logprob(row: Answer, logits: Tensor, chosen: Tensor) -> TokenLogprob 
 
 
 class Generator:
-    """The thread that uses the model. `submit` for an answer; `call` has something else done with the model meanwhile."""
+    """The thread that uses the model. `submit` for an answer; `call` has
+    something else done with the model meanwhile."""
 
     def __init__(self, model: PreTrainedModel, max_batch_size: int = MAX_BATCH_SIZE):
         self.model = model  # adapters are put into its layers: it stays the object that is called
@@ -310,7 +309,8 @@ class Generator:
             self.batches = [batch for batch in self.batches if batch.rows]
 
     def _take_requests(self, pending: list[Answer]) -> list[Answer]:
-        """Do what was asked for meanwhile; wait for it where there is nothing else to do. Returns the answers that found no room."""
+        """Do what was asked for meanwhile; wait for it where there is nothing
+        else to do. Returns the answers that found no room."""
         with suppress(queue.Empty):
             while True:
                 request = self.requests.get(block=not self.batches and not pending)
@@ -358,11 +358,7 @@ class Generator:
         except Exception as error:
             traceback.print_exc()
             short = isinstance(error, torch.OutOfMemoryError)
-            why = (
-                problem("chat-memory")
-                if short
-                else problem("chat-error", why=f"{type(error).__name__}: {error}")
-            )
+            why = problem("chat-memory") if short else problem("chat-error", why=f"{type(error).__name__}: {error}")
             # Only the one that joins is lost if it fails while its prompt is read; the others have not been touched.
             for answer in [joining] if joining else batch.rows:
                 answer.end("error", why=why)

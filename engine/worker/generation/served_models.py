@@ -1,4 +1,5 @@
-"""The models that are served by name: a base, and each adapter of it with the tokenizer, template and settings of its run.
+"""The models that are served by name: a base, and each adapter of it with the
+tokenizer, template and settings of its run.
 
 A served model turns a conversation into the tokens of a prompt, and knows what ends its answers and how it samples by
 default. All of this comes from the folder of the result, so that it is the same where the result is used elsewhere.
@@ -89,8 +90,10 @@ class ServedModel:
         own = self.config
         defaults = {
             "temperature": (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0,
-            "top_p": own.top_p, "top_k": own.top_k, "repetition_penalty": own.repetition_penalty,
-        }  # fmt: skip
+            "top_p": own.top_p,
+            "top_k": own.top_k,
+            "repetition_penalty": own.repetition_penalty,
+        }
         chosen = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
         return Sampling(**chosen)
 
@@ -103,8 +106,8 @@ def load_served_model(
     adapter: bool,
     fallback: ServedModel | None = None,
 ) -> ServedModel:
-    """The model whose tokenizer and settings are in `folder`. A base that has no chat template takes that of `fallback`, so
-    that it can be compared with its adapters. Raises Refusal if there is no usable template."""
+    """The model whose tokenizer and settings are in `folder`. A base that has no chat template takes that of
+    `fallback`, so that it can be compared with its adapters. Raises Refusal if there is no usable template."""
     tokenizer = load_tokenizer(spec, folder)
     if not tokenizer.chat_template and fallback:
         tokenizer = fallback.tokenizer
@@ -123,8 +126,12 @@ def load_served_model(
     known = [] if ends is None else [ends] if isinstance(ends, int) else ends
     turns = ids_of_tokens(tokenizer, conversations.end_tokens)
     return ServedModel(
-        name=name, adapter=folder if adapter else None, conversations=conversations, unthinking=unthinking,
-        calls=ToolCallFormat.of(tokenizer, template), config=config,
+        name=name,
+        adapter=folder if adapter else None,
+        conversations=conversations,
+        unthinking=unthinking,
+        calls=ToolCallFormat.of(tokenizer, template),
+        config=config,
         stop_token_ids=frozenset([*known, *turns]),
         context=getattr(model.config.get_text_config(), "max_position_embeddings", None),
-    )  # fmt: skip
+    )

@@ -1,4 +1,5 @@
-"""Rows for tokens that a model was not made for: added before a training, and made room for where its result is used."""
+"""Rows for tokens that a model was not made for: added before a training, and
+made room for where its result is used."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from engine.worker.models.tokenizer import load_tokenizer
 
 
 def resize(spec: RunSpec, model: PreTrainedModel, path: str) -> None:
-    """Give the model a row for every id of the tokenizer in `path`, if it lacks any. The new rows are drawn around the mean
-    of the others (Hewitt 2021), by the seed that the process has set."""
+    """Give the model a row for every id of the tokenizer in `path`, if it lacks any. The new rows
+    are drawn around the mean of the others (Hewitt 2021), by the seed that the process has set."""
     ids = load_tokenizer(spec, path).get_vocab().values()
     if max(ids) >= _row_count(model):
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=True)
@@ -40,8 +41,8 @@ def vocabulary_modules(model: PreTrainedModel) -> list[str]:
 def fit_vocabulary(model: PreTrainedModel, adapters: Iterable[str | Path]) -> None:
     """Make embeddings and head as long as those that the adapters bring: their trainings had added tokens.
 
-    Without its adapter the model stays what it was: its own head answers with as many logits as before, so that it neither
-    writes a token it never learned, nor shares its probability with one.
+    Without its adapter the model stays what it was: its own head answers with as many logits as
+    before, so that it neither writes a token it never learned, nor shares its probability with one.
     """
     rows = max((adapter_embedding_rows(folder) for folder in adapters), default=0)
     had = _row_count(model)

@@ -48,8 +48,8 @@ def fetch_model(spec: RunSpec, report: ProgressReport) -> str:
 
 
 class DownloadProgress:
-    """Reports how many bytes of all files have arrived, twice a second for as long as the context lasts: a hub's client may
-    be silent for long, and downloads in threads."""
+    """Reports how many bytes of all files have arrived, twice a second for as long as the
+    context lasts: a hub's client may be silent for long, and downloads in threads."""
 
     def __init__(self, report: ProgressReport):
         self.report, self.over, self.lock = report, threading.Event(), threading.Lock()
@@ -178,9 +178,7 @@ def _modelscope(name: str, spec: RunSpec, progress: DownloadProgress) -> str:
             "hub-silent": isinstance(error, CacheError),
         }
         where = os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn"
-        raise _refusal(
-            kinds, error, spec, progress, where, "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"
-        ) from error
+        raise _refusal(kinds, error, spec, progress, where, "MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT") from error
 
 
 FETCH = {"huggingface": _huggingface, "modelscope": _modelscope}
@@ -217,13 +215,16 @@ def _refusal(
     variable: str,
 ) -> Refusal:
     """The first of `kinds` that the error is, as a sentence; else that the hub broke off, or just could not."""
-    kind = next(
-        (kind for kind, true in kinds.items() if true), "hub-broke-off" if progress.done else "hub-failed"
-    )
+    kind = next((kind for kind, true in kinds.items() if true), "hub-broke-off" if progress.done else "hub-failed")
     message = str(error.__cause__ or error).strip() or type(error).__name__
     values = {
-        "name": spec.model.model_name_or_path, "revision": spec.model.model_revision, "hub": spec.model.hub,
-        "endpoint": endpoint, "token": token, "variable": variable, "why": message.splitlines()[0][:200],
+        "name": spec.model.model_name_or_path,
+        "revision": spec.model.model_revision,
+        "hub": spec.model.hub,
+        "endpoint": endpoint,
+        "token": token,
+        "variable": variable,
+        "why": message.splitlines()[0][:200],
         "done": f"{progress.done / 1e6:,.1f} MB",
-    }  # fmt: skip
+    }
     return Refusal(problem(kind, "model.model_revision" if kind == "hub-revision" else MODEL_FIELD, **values))

@@ -71,11 +71,7 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
         device_map={"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() else None,
         trust_remote_code=spec.model.trust_remote_code,
         use_safetensors=True,
-        **(
-            {}
-            if spec.model.attn_implementation == "auto"
-            else {"attn_implementation": spec.model.attn_implementation}
-        ),
+        **({} if spec.model.attn_implementation == "auto" else {"attn_implementation": spec.model.attn_implementation}),
     )
     for part in model.modules():
         if hasattr(part, "support_avx512bf16_for_cpu"):
@@ -156,19 +152,28 @@ def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:
 def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     method = spec.method
     assert isinstance(method, Lora)
-    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32, which for a vocabulary of 152,000 words and
-    # a hidden size of 4,096 is 2.3 GiB more than in bf16, and the activations between the layers twice as large.
+    # Not prepare_model_for_kbit_training: it keeps what is not quantized in fp32,
+    # which for a vocabulary of 152,000 words and a hidden size of 4,096 is 2.3 GiB
+    # more than in bf16, and the activations between the layers twice as large.
     if spec.model.adapter_path:
         return _continued(spec, method, model, spec.model.adapter_path)
     targets = method.target_modules
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
     whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
-    adapted = get_peft_model(model, LoraConfig(
-        task_type="SEQ_CLS" if is_reward_model(spec) else "CAUSAL_LM", r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-        modules_to_save=whole or None, use_dora=method.use_dora, use_rslora=method.use_rslora,
-        init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
-    ))  # fmt: skip
+    adapted = get_peft_model(
+        model,
+        LoraConfig(
+            task_type="SEQ_CLS" if is_reward_model(spec) else "CAUSAL_LM",
+            r=method.r,
+            lora_alpha=method.lora_alpha,
+            lora_dropout=method.lora_dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            modules_to_save=whole or None,
+            use_dora=method.use_dora,
+            use_rslora=method.use_rslora,
+            init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
+        ),
+    )
     if vocabulary_modules(model):
         # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
@@ -205,15 +210,13 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
         trained += parameter.requires_grad
     if not trained:
         names = ", ".join(name for name, _ in model.named_children())
-        raise Refusal(
-            problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names)
-        )
+        raise Refusal(problem("freeze-nothing", "method.trainable_modules", given=", ".join(chosen), known=names))
     return model
 
 
 def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers, of a negative count the first: the stack is the list of as many modules
-    as the config says."""
+    """Names of the last `count` transformer layers, of a negative count the
+    first: the stack is the list of as many modules as the config says."""
     layers = model.config.get_text_config().num_hidden_layers
     stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
     name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)

@@ -29,9 +29,7 @@ def score_conversations(model: Any, conversations: Sequence[Sequence[int]]) -> T
         batch = [torch.tensor(ids, device=device) for ids in conversations[start : start + SCORE_BATCH_SIZE]]
         ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in batch], batch_first=True)
-        batch_scores.append(
-            model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu()
-        )
+        batch_scores.append(model(input_ids=ids, attention_mask=mask, use_cache=False).logits.squeeze(-1).float().cpu())
     return torch.cat(batch_scores)
 
 

@@ -1,8 +1,9 @@
-"""Try one package on one device, and write down what happened: `python -m engine.worker.runtime.doctor MODULE DEVICE FILE`.
+"""Try one package on one device, and write down what happened:
+`python -m engine.worker.runtime.doctor MODULE DEVICE FILE`.
 
-A child of `engine.preflight.doctor`. Of bitsandbytes each thing that a run may need of it is done once, for real, on few numbers:
-a product of 4-bit weights and one of 8-bit weights with the gradient through it, and a step of an 8-bit optimizer.
-Of any other package it is tried that it can be imported.
+A child of `engine.preflight.doctor`. Of bitsandbytes each thing that a run may need of it is done
+once, for real, on few numbers: a product of 4-bit weights and one of 8-bit weights with the gradient
+through it, and a step of an 8-bit optimizer. Of any other package it is tried that it can be imported.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ def main(module: str, device: str, file: Path) -> None:
     """Write `failed`, `facts` and `certain`, as `engine.preflight.doctor.TrialResult` has them, to `file`."""
     silence_warnings()
     seen: dict[str, Any] = {"failed": {}, "facts": {}}
-    checks = (
-        BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
-    )
+    checks = BITSANDBYTES if module == "bitsandbytes" else {"import": lambda _: importlib.import_module(module)}
     certain = True
     try:
         if module == "bitsandbytes":
@@ -76,23 +75,23 @@ def facts() -> dict[str, Any]:
         raise ModuleNotFoundError("No module named 'bitsandbytes'")
     folder = Path(package.origin).parent
     return {
-        "torch": torch.__version__, "cuda": torch.version.cuda or torch.version.hip or "",
-        "folder": str(folder), "version": _version(folder),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or torch.version.hip or "",
+        "folder": str(folder),
+        "version": _version(folder),
         "libraries": sorted(path.name for path in folder.glob("libbitsandbytes*")),
-    }  # fmt: skip
+    }
 
 
 def _version(folder: Path) -> str:
     """As the package itself says it: a copy has no metadata of its own."""
-    version = re.search(
-        r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8")
-    )
+    version = re.search(r"""__version__ = ["']([^"']+)""", (folder / "__init__.py").read_text(encoding="utf-8"))
     return version[1] if version else "?"
 
 
 def library(device: str) -> None:
-    """The native library is loaded, and made for the device. Without it bitsandbytes imports well, and has its operations
-    compiled one by one by PyTorch on a CPU, if a compiler is there; on a GPU it fails at the first one."""
+    """The native library is loaded, and made for the device. Without it bitsandbytes imports well, and has its
+    operations compiled one by one by PyTorch on a CPU, if a compiler is there; on a GPU it fails at the first one."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -122,9 +121,7 @@ def eight_bits(device: str) -> None:
     """A product of 8-bit weights, and the gradient of its input."""
     import bitsandbytes
 
-    _product(
-        bitsandbytes.nn.Linear8bitLt(MATRIX_SIZE, MATRIX_SIZE, bias=False, has_fp16_weights=False), device
-    )
+    _product(bitsandbytes.nn.Linear8bitLt(MATRIX_SIZE, MATRIX_SIZE, bias=False, has_fp16_weights=False), device)
 
 
 def _product(layer: Any, device: str) -> None:
@@ -154,8 +151,11 @@ def optimizer(device: str) -> None:
 
 
 BITSANDBYTES: dict[str, Callable[[str], Any]] = {
-    "library": library, "4bit": four_bits, "8bit": eight_bits, "optimizer": optimizer,
-}  # fmt: skip
+    "library": library,
+    "4bit": four_bits,
+    "8bit": eight_bits,
+    "optimizer": optimizer,
+}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""What PyTorch can do on this machine, tried for real: `python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
+"""What PyTorch can do on this machine, tried for real:
+`python -m engine.worker.runtime.machine '{"gpus": [0], "hub": false}'`.
 
-A child of `engine.preflight.machine`. Prints a line of JSON for each finding: its level, the code of its sentence, and values.
+A child of `engine.preflight.machine`. Prints a line of JSON for each finding:
+its level, the code of its sentence, and values.
 """
 
 from __future__ import annotations
@@ -124,16 +126,15 @@ def try_gpu(place: int, index: int) -> None:
 
 
 def _is_built_for(major: int, minor: int, built: list[str]) -> bool:
-    """Code for a capability runs on later ones of the same major number (sm_), or is compiled for any later (compute_)."""
+    """Code for a capability runs on later ones of the same major number (sm_),
+    or is compiled for any later (compute_)."""
     for name in built:
         kind, _, number = name.partition("_")
         digits = "".join(filter(str.isdigit, number))
         if len(digits) < 2:
             return True  # another maker's names
         has = int(digits[:-1]), int(digits[-1])
-        if (kind == "sm" and has[0] == major and has[1] <= minor) or (
-            kind == "compute" and has <= (major, minor)
-        ):
+        if (kind == "sm" and has[0] == major and has[1] <= minor) or (kind == "compute" and has <= (major, minor)):
             return True
     return not built
 
@@ -183,9 +184,7 @@ def all_reduce(rank: int, count: int, backend: str, port: int) -> None:
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed, device = torch.distributed, f"cuda:{rank}" if backend == "nccl" else "cpu"
-    distributed.init_process_group(
-        backend, rank=rank, world_size=count, timeout=timedelta(seconds=RANKS_LIMIT_SECONDS)
-    )
+    distributed.init_process_group(backend, rank=rank, world_size=count, timeout=timedelta(seconds=RANKS_LIMIT_SECONDS))
     number = torch.full((1024,), float(rank + 1), device=device)
     distributed.all_reduce(number)
     distributed.destroy_process_group()
@@ -204,9 +203,7 @@ def try_hubs() -> None:
 
     for address in (ENDPOINT, "https://modelscope.cn"):
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(address, method="HEAD"), timeout=HUB_LIMIT_SECONDS
-            ):
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_LIMIT_SECONDS):
                 say("good", "machine-hub", address=address)
         except urllib.error.HTTPError:  # it answers, if not what was asked
             say("good", "machine-hub", address=address)

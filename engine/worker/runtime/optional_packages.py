@@ -15,7 +15,8 @@ QUANTIZATION_PACKAGE = "bitsandbytes"
 def hide_unused_packages(quantizes: bool) -> None:
     """Hide from this process, for good, what others import wherever it is installed.
 
-    bitsandbytes takes a second and fails where it does not fit the driver: a run that quantizes nothing does not see it.
+    bitsandbytes takes a second and fails where it does not fit the driver: a
+    run that quantizes nothing does not see it.
     """
     if not quantizes:
         sys.modules[QUANTIZATION_PACKAGE] = None  # type: ignore[assignment]  # as if it were not installed
@@ -29,11 +30,7 @@ def is_quantization_hidden() -> bool:
 def trains_quantized(spec: RunSpec) -> bool:
     """Whether a training may meet quantized weights, those of a reward model included."""
     modules = {module for _, module, _ in required_packages(spec)}
-    return (
-        QUANTIZATION_PACKAGE in modules
-        or bool(getattr(spec.stage, "reward_model", ""))
-        or quantized(spec.model)
-    )
+    return QUANTIZATION_PACKAGE in modules or bool(getattr(spec.stage, "reward_model", "")) or quantized(spec.model)
 
 
 def quantized(model: Model) -> bool:

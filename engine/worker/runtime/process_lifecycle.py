@@ -54,21 +54,23 @@ class ProgressReport:
 
     def __init__(self, run: RunDir):
         self.run, self.due, self.last = run, 0.0, ""
-        self.begun: dict[
-            str, tuple[float, int]
-        ] = {}  # phase → when it first began, and how much was done then
+        self.begun: dict[str, tuple[float, int]] = {}  # phase → when it first began, and how much was done then
 
-    def __call__(
-        self, phase: str, done: int = 0, total: int | None = None, unit: str = "", **details: int
-    ) -> None:
+    def __call__(self, phase: str, done: int = 0, total: int | None = None, unit: str = "", **details: int) -> None:
         if rank() or (phase == self.last and time.monotonic() < self.due and done != total):
             return
         self.last, self.due = phase, time.monotonic() + 0.5
         began, began_with = self.begun.setdefault(phase, (time.time(), done))
         progress = {
-            "phase": phase, "done": done, "total": total, "unit": unit, "began": began, "began_with": began_with,
-            "at": time.time(), **details,
-        }  # fmt: skip
+            "phase": phase,
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "began": began,
+            "began_with": began_with,
+            "at": time.time(),
+            **details,
+        }
         with contextlib.suppress(OSError):  # a full disk is no reason to lose a training
             try:
                 write_json(self.run.progress, progress)
@@ -76,8 +78,8 @@ class ProgressReport:
                 self._overwrite(json.dumps(progress))
 
     def _overwrite(self, text: str) -> None:
-        """Write into the file that is there, since a disk that is full has no space for another: a run that waits for space
-        must be able to say so."""
+        """Write into the file that is there, since a disk that is full has no
+        space for another: a run that waits for space must be able to say so."""
         with self.run.progress.open("r+", encoding="utf-8") as file:
             file.write(text)
             file.truncate()

@@ -26,8 +26,8 @@ class ProcessPool:
     A fork knows all that this process knows; only tasks and results are sent, and they should be small. What `work`
     raises is raised here, where its result would have come. The forks die with this process, whatever ends it.
 
-    concurrent.futures.ProcessPoolExecutor would not do: its `map` reads all tasks before it yields a result, `work` would
-    have to be picklable, and its processes outlive a parent that is killed.
+    concurrent.futures.ProcessPoolExecutor would not do: its `map` reads all tasks before it yields
+    a result, `work` would have to be picklable, and its processes outlive a parent that is killed.
     """
 
     def __init__(self, count: int, work: Callable[[Any], Any]):

@@ -50,9 +50,7 @@ OPENAI_CODES = {"chat-too-long": "context_length_exceeded", "chat-unknown-voice"
 # ------------------------------------------------------------------------------------------ chat completions
 
 
-def _answer(
-    state: ServerState, chat_request: ChatCompletionRequest, on_piece: Callable[[Piece], None]
-) -> Answer:
+def _answer(state: ServerState, chat_request: ChatCompletionRequest, on_piece: Callable[[Piece], None]) -> Answer:
     """The answer to a request, not yet begun. Raises Refusal if it cannot be given."""
     model = state.models.get(chat_request.model)
     if model is None:
@@ -62,21 +60,21 @@ def _answer(
     begun = model.begun(chat_request.call).prompt
     prompt = model.prompt(chat_request.messages, chat_request.usable_tools, chat_request.thinking, begun)
     room = model.context - len(prompt) if model.context else 2**31
-    max_tokens = (
-        chat_request.max_completion_tokens or chat_request.max_tokens or model.config.max_new_tokens or room
-    )
+    max_tokens = chat_request.max_completion_tokens or chat_request.max_tokens or model.config.max_new_tokens or room
     names = [setting.name for setting in fields(Sampling)]
     return Answer(
-        adapter=model.adapter, prompt=prompt, max_tokens=min(max_tokens, room), stop_token_ids=frozenset() if chat_request.ignore_eos else model.stop_token_ids,
+        adapter=model.adapter,
+        prompt=prompt,
+        max_tokens=min(max_tokens, room),
+        stop_token_ids=frozenset() if chat_request.ignore_eos else model.stop_token_ids,
         sampling=model.sampling({name: getattr(chat_request, name) for name in names}),
-        detokenizer=Detokenizer(model.backend_tokenizer, chat_request.stop), on_piece=on_piece,
+        detokenizer=Detokenizer(model.backend_tokenizer, chat_request.stop),
+        on_piece=on_piece,
         logprobs=chat_request.top_logprobs if chat_request.logprobs else None,
-    )  # fmt: skip
+    )
 
 
-async def _pieces(
-    state: ServerState, chat_request: ChatCompletionRequest
-) -> AsyncGenerator[tuple[Answer, Piece]]:
+async def _pieces(state: ServerState, chat_request: ChatCompletionRequest) -> AsyncGenerator[tuple[Answer, Piece]]:
     """An answer as it comes. When its reader stops, the generation is cancelled."""
     loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Piece]()
 
@@ -128,9 +126,7 @@ async def chat_completions(request: Request) -> Response:
     return JSONResponse(completion.response())
 
 
-async def _read_to_end(
-    completion: ChatCompletion, pieces: AsyncIterator[tuple[Answer, Piece]]
-) -> ChatCompletion:
+async def _read_to_end(completion: ChatCompletion, pieces: AsyncIterator[tuple[Answer, Piece]]) -> ChatCompletion:
     async for answer, piece in pieces:
         completion.add(answer, piece)
     return completion
@@ -178,9 +174,7 @@ async def _events(
         if completion.calls:
             numbered = [{"index": number, **call} for number, call in enumerate(completion.calls)]
             yield _event(completion.chunk({"tool_calls": numbered}))
-        yield _event(
-            completion.chunk({}, finish=completion.finish_reason()) | {"timing": completion.timing()}
-        )
+        yield _event(completion.chunk({}, finish=completion.finish_reason()) | {"timing": completion.timing()})
         if completion.request.stream_options.include_usage:
             yield _event(completion.chunk(None) | {"choices": [], "usage": completion.usage()})
         yield "data: [DONE]\n\n"
@@ -200,11 +194,15 @@ async def models(request: Request) -> Response:
     state: ServerState = request.app.state.server
     entries = [
         {
-            "id": name, "object": "model", "created": int(state.settings["started"]), "owned_by": "athanor",
-            "max_model_len": model.context, "thinking": model.unthinking is not None,
+            "id": name,
+            "object": "model",
+            "created": int(state.settings["started"]),
+            "owned_by": "athanor",
+            "max_model_len": model.context,
+            "thinking": model.unthinking is not None,
         }
         for name, model in state.models.items()
-    ]  # fmt: skip
+    ]
     return JSONResponse({"object": "list", "data": entries})
 
 
@@ -270,11 +268,7 @@ def _error(reason: Problem) -> dict[str, Any]:
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
-    reason = (
-        error.problems[0]
-        if isinstance(error, Refusal)
-        else problem("chat-request", **_validation_values(error))
-    )
+    reason = error.problems[0] if isinstance(error, Refusal) else problem("chat-request", **_validation_values(error))
     return JSONResponse(_error(reason), HTTP_STATUS.get(reason.code, 400))
 
 
@@ -310,13 +304,15 @@ def application(state: ServerState, key: str = "") -> ASGIApp:
     """The server as an ASGI app; with a `key`, every request has to carry it."""
     app = Starlette(
         routes=[
-            Route("/health", health), Route("/v1/models", models),
+            Route("/health", health),
+            Route("/v1/models", models),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/adapters", adapters, methods=["POST"]), Route("/v1/cancel", cancel, methods=["POST"]),
+            Route("/v1/adapters", adapters, methods=["POST"]),
+            Route("/v1/cancel", cancel, methods=["POST"]),
             Route("/v1/score", score, methods=["POST"]),
         ],
         exception_handlers={Refusal: _refused, ValidationError: _refused, Exception: _failed},
-    )  # fmt: skip
+    )
     app.state.server = state
     return _RequireKey(app, key) if key else app
 

@@ -22,14 +22,10 @@ class ChatCompletion:
     (`ResponseReader`), or in the form that the chat template writes them in.
     """
 
-    def __init__(
-        self, model: ServedModel, request: ChatCompletionRequest, stamp: dict[str, Any], began: float
-    ):
+    def __init__(self, model: ServedModel, request: ChatCompletionRequest, stamp: dict[str, Any], began: float):
         self.model, self.request, self.stamp, self.began = model, request, stamp, began
         self.call_form = model.calls if request.usable_tools else None
-        self.plain = model.begun(
-            request.call
-        ).read  # all of it, as it is; first what it has not written itself
+        self.plain = model.begun(request.call).read  # all of it, as it is; first what it has not written itself
         self.reader: ResponseReader | None = None
         self.text = self.plain  # without what may be a call
         self.tokens: list[TokenLogprob] = []
@@ -68,9 +64,7 @@ class ChatCompletion:
         if read and self.reader and self.reader.calls:
             return text.rstrip(), self.reader.calls
         form = self.call_form
-        plain, calls = (
-            form.parse_tool_calls(self.plain, self.request.usable_tools) if form else (self.plain, [])
-        )
+        plain, calls = form.parse_tool_calls(self.plain, self.request.usable_tools) if form else (self.plain, [])
         return (text, []) if read and not calls else (plain, calls)
 
     def streamable_text(self) -> str:
@@ -90,18 +84,17 @@ class ChatCompletion:
         return "stop" if self.finish == "cancelled" else self.finish
 
     def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt, "completion_tokens": self.count, "total_tokens": self.prompt + self.count,
-        }  # fmt: skip
+        return {"prompt_tokens": self.prompt, "completion_tokens": self.count, "total_tokens": self.prompt + self.count}
 
     def timing(self) -> dict[str, Any]:
         """Seconds to the first piece of the answer, and tokens a second from there on."""
         first = self.first or self.last
         spent = self.last - first
         return {
-            "first_s": round(first - self.began, 4), "tokens": self.count,
+            "first_s": round(first - self.began, 4),
+            "tokens": self.count,
             "tokens_per_s": round((self.count - 1) / spent, 2) if spent > 0 and self.count > 1 else None,
-        }  # fmt: skip
+        }
 
     def chunk(
         self, delta: dict[str, Any] | None, tokens: tuple[TokenLogprob, ...] = (), finish: str | None = None
@@ -121,13 +114,19 @@ class ChatCompletion:
         if self.calls:
             message = {"role": "assistant", "content": self.text.strip() or None, "tool_calls": self.calls}
         choice = {
-            "index": 0, "message": message, "finish_reason": self.finish_reason(),
+            "index": 0,
+            "message": message,
+            "finish_reason": self.finish_reason(),
             "logprobs": self._logprobs(self.tokens) if self.request.logprobs else None,
-        }  # fmt: skip
+        }
         return {
-            **self.stamp, "object": "chat.completion", "model": self.model.name, "choices": [choice],
-            "usage": self.usage(), "timing": self.timing(),
-        }  # fmt: skip
+            **self.stamp,
+            "object": "chat.completion",
+            "model": self.model.name,
+            "choices": [choice],
+            "usage": self.usage(),
+            "timing": self.timing(),
+        }
 
     def _logprobs(self, tokens: Any) -> dict[str, Any]:
         def entry(id: int, logprob: float) -> dict[str, Any]:

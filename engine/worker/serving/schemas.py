@@ -67,8 +67,8 @@ class StreamOptions(BaseModel):
 
 
 class ChatCompletionRequest(GenerationSettings):
-    """The body of POST /v1/chat/completions. Of OpenAI's other settings those that would change the answer are refused, and
-    the rest is ignored; null means that a setting is absent."""
+    """The body of POST /v1/chat/completions. Of OpenAI's other settings those that would change
+    the answer are refused, and the rest is ignored; null means that a setting is absent."""
 
     model_config = ConfigDict(extra="ignore")
 

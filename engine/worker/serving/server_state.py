@@ -30,9 +30,7 @@ class ServerState:
     models: dict[str, ServedModel] = field(default_factory=dict)
     reward_models: dict[str, Any] = field(default_factory=dict)  # by folder: model and conversations
     answering: dict[str, list[Answer]] = field(default_factory=dict)  # by request_id
-    last_activity: float = field(
-        default_factory=time.monotonic
-    )  # time.monotonic() of the last request or answer
+    last_activity: float = field(default_factory=time.monotonic)  # time.monotonic() of the last request or answer
 
     def add_adapter(self, name: str, folder: str) -> None:
         """Serve the adapter in `folder`, too. Raises Refusal if it cannot be served."""
@@ -50,12 +48,11 @@ class ServerState:
         self.models[name] = model
 
     def add_base(self) -> None:
-        """Serve the base itself, first in the list. Without a template of its own it takes that of the first adapter."""
+        """Serve the base itself, first in the list. Without a template of its
+        own it takes that of the first adapter."""
         fallback = next(iter(self.models.values()), None)
         name, folder = self.settings["name"], self.settings["base"]
-        base = load_served_model(
-            name, folder, self.spec, self.generator.model, adapter=False, fallback=fallback
-        )
+        base = load_served_model(name, folder, self.spec, self.generator.model, adapter=False, fallback=fallback)
         self.models = {name: base, **self.models}
 
     def score(self, folder: str, conversations: list[list[dict[str, Any]]]) -> list[float]:
@@ -70,17 +67,13 @@ class ServerState:
             model, tokenizer = load_reward_model(folder)
             self.reward_models[str(folder)] = model, ConversationEncoder(tokenizer)
         model, templates = self.reward_models[str(folder)]
-        encoded = templates.encode(
-            [{"messages": conversation, "tools": None} for conversation in conversations]
-        )
+        encoded = templates.encode([{"messages": conversation, "tools": None} for conversation in conversations])
         if bad := [row for row in encoded if isinstance(row, Problem)]:
             raise Refusal(bad)
         # As it was trained: up to the token that ends the last answer.
         if any(not row.answers for row in encoded):
             raise Refusal(problem("score-without-answer"))
-        return score_conversations(
-            model, [row.ids[: row.answers[-1][1]].tolist() for row in encoded]
-        ).tolist()
+        return score_conversations(model, [row.ids[: row.answers[-1][1]].tolist() for row in encoded]).tolist()
 
     def _check_allowed(self, folder: str) -> None:
         if not is_inside(Path(folder), tuple(map(Path, self.settings["roots"]))):
@@ -100,8 +93,8 @@ GENERATORS: dict[str, StartGenerator] = {"transformers": _in_this_process, "vllm
 
 
 def load(run: RunDir, settings: dict[str, Any], closing: contextlib.ExitStack) -> ServerState:
-    """The model and its adapters in memory; `closing` ends what holds it, if that is another process. Raises Refusal, or
-    whatever a library raises at a broken model."""
+    """The model and its adapters in memory; `closing` ends what holds it, if that is
+    another process. Raises Refusal, or whatever a library raises at a broken model."""
     spec = RunSpec.read({"model": settings["model"]})
     state = ServerState(run, settings, spec, GENERATORS[settings["engine"]](run, settings, spec, closing))
     for name, folder in settings["adapters"].items():

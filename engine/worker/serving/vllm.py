@@ -1,9 +1,10 @@
 """Answers written by vLLM: a process of its own behind the same server and served models.
 
-It takes the place of `engine.worker.generation.generator.Generator`. A served model renders its prompt here, with the template of its own
-result, and vLLM is given the tokens: so every adapter keeps its template, a control token in a question stays text, and
-thinking and tools are as with transformers. What comes back are tokens again, and what they say, and where an answer
-ends, is decided where it always is. vLLM listens on loopback with a key of this process's own.
+It takes the place of `engine.worker.generation.generator.Generator`. A served model renders its prompt here, with the
+template of its own result, and vLLM is given the tokens: so every adapter keeps its template, a control token in a
+question stays text, and thinking and tools are as with transformers. What comes back are tokens again, and what they
+say, and where an answer ends, is decided where it always is. vLLM listens on loopback with a key of this process's
+own.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ VLLM_KILL_TIMEOUT_SECONDS = 10.0  # between asking it to end and ending it
 class VllmGenerator:
     """vLLM's process. `submit` for an answer; `load_adapter` has it take in another adapter."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], port: int, key: str, settings: dict[str, Any], log: Path
-    ):
+    def __init__(self, process: subprocess.Popen[bytes], port: int, key: str, settings: dict[str, Any], log: Path):
         self.process, self.port, self.key, self.settings, self.log = process, port, key, settings, log
         self.names: dict[str, str] = {}  # folder of an adapter → what it is asked as
         self.loading = threading.Lock()  # one adapter at a time: each takes the next name
@@ -70,16 +69,18 @@ class VllmGenerator:
         )
         with log.open("ab") as file:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, preexec_fn=_die_with_us,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                preexec_fn=_die_with_us,
                 env=os.environ | vllm.environment(key),
                 start_new_session=True,  # Ctrl-C is for the server, which ends it; and its group is what is left to end
-            )  # fmt: skip
+            )
         generator = cls(process, port, key, settings, log)
         closing.callback(generator.close)
         generator._wait()
-        [base] = [
-            model for model in generator._call("GET", "/v1/models")["data"] if model["id"] == vllm.BASE_NAME
-        ]
+        [base] = [model for model in generator._call("GET", "/v1/models")["data"] if model["id"] == vllm.BASE_NAME]
         generator.model = _model_without_weights(
             settings["base"], spec.model.trust_remote_code, base.get("max_model_len")
         )
@@ -143,9 +144,7 @@ class VllmGenerator:
             if folder in self.names:
                 return
             name = f"adapter{len(self.names)}"
-            if problems := vllm.problems(
-                {}, {Path(folder).parent.name: Path(folder)}, self.settings["vllm"]["rank"]
-            ):
+            if problems := vllm.problems({}, {Path(folder).parent.name: Path(folder)}, self.settings["vllm"]["rank"]):
                 raise Refusal(problems)
             self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder})
             self.names[folder] = name
@@ -180,12 +179,21 @@ class VllmGenerator:
         """What is new each time: the tokens, what they had of probability, and how the answer has ended."""
         how = answer.sampling
         body = {
-            "model": self.names[answer.adapter] if answer.adapter else vllm.BASE_NAME, "prompt": answer.prompt,
-            "max_tokens": answer.max_tokens, "temperature": how.temperature, "top_p": how.top_p, "top_k": how.top_k,
-            "repetition_penalty": how.repetition_penalty, "presence_penalty": how.presence_penalty,
-            "frequency_penalty": how.frequency_penalty, "seed": how.seed, "stop_token_ids": sorted(answer.stop_token_ids),
-            "ignore_eos": not answer.stop_token_ids, "stream": True, "return_token_ids": True,
-        }  # fmt: skip
+            "model": self.names[answer.adapter] if answer.adapter else vllm.BASE_NAME,
+            "prompt": answer.prompt,
+            "max_tokens": answer.max_tokens,
+            "temperature": how.temperature,
+            "top_p": how.top_p,
+            "top_k": how.top_k,
+            "repetition_penalty": how.repetition_penalty,
+            "presence_penalty": how.presence_penalty,
+            "frequency_penalty": how.frequency_penalty,
+            "seed": how.seed,
+            "stop_token_ids": sorted(answer.stop_token_ids),
+            "ignore_eos": not answer.stop_token_ids,
+            "stream": True,
+            "return_token_ids": True,
+        }
         if answer.logprobs is not None:
             body |= {"logprobs": answer.logprobs, "return_tokens_as_token_ids": True}
         connection = self._connection()
@@ -266,7 +274,8 @@ def _tokens(ids: list[int], logprobs: Any, count: int | None) -> list[TokenLogpr
     for id, logprob, likely in zip(
         ids, logprobs["token_logprobs"], logprobs["top_logprobs"] or [{}] * len(ids), strict=True
     ):
-        top = sorted(((int(name.rpartition(":")[2]), value) for name, value in (likely or {}).items()),
-                     key=lambda pair: -pair[1])  # fmt: skip
+        top = sorted(
+            ((int(name.rpartition(":")[2]), value) for name, value in (likely or {}).items()), key=lambda pair: -pair[1]
+        )
         tokens.append(TokenLogprob(id, logprob, top[:count]))
     return tokens

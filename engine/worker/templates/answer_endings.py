@@ -45,7 +45,8 @@ class Endings:
 
 
 class EndingProbes:
-    """Learns what ends an answer. `generation_stops`: the tokens at which generation stops by the model's own configuration.
+    """Learns what ends an answer. `generation_stops`: the tokens at which
+    generation stops by the model's own configuration.
 
     `opening`: what the generation prompt adds to a question. `openers`: the control tokens that open a turn.
     Whatever the template raises is raised.
@@ -118,9 +119,7 @@ class EndingProbes:
         """Control tokens in the text behind an answer; behind a call only special ones: others close the call."""
         control = self.template.control
         return [
-            token
-            for token in self.template.any_control.findall(text)
-            if control[token] or not answer.get("tool_calls")
+            token for token in self.template.any_control.findall(text) if control[token] or not answer.get("tool_calls")
         ]
 
     def _chosen(self, plain: EndPair, call: EndPair | None) -> Endings:
@@ -128,9 +127,7 @@ class EndingProbes:
         stops = dict.fromkeys(token for token in (last, call_last) if token)
         # A last answer that nothing ends: the mark of who speaks next ends the others, and generation stops at it.
         stops |= dict.fromkeys(
-            token
-            for token in ((middle if not last else None), (call_middle if not call_last else None))
-            if token
+            token for token in ((middle if not last else None), (call_middle if not call_last else None)) if token
         )
         stops |= dict.fromkeys(token for token in self.generation_stops if token in self.template.source)
 

@@ -1,7 +1,7 @@
 """Where the answers are in a rendered conversation, from its provenance, and proof that they are there.
 
-What belongs to an answer is known from `engine.worker.templates.provenance`. What the template writes around it is cut where
-generation begins and ends:
+What belongs to an answer is known from `engine.worker.templates.provenance`.
+What the template writes around it is cut where generation begins and ends:
 
     … question <|im_end|>\\n<|im_start|>assistant\\n   answer   <|im_end|>\\n<|im_start|>user\\n question …
                                                   └── start            └── end
@@ -9,8 +9,8 @@ generation begins and ends:
 An answer starts where the generation prompt of the conversation before it ends; where history is written otherwise
 than the generation prompt, where the two part. It ends behind the token at which generation stops.
 
-These spans are the loss mask (assistant mask): `engine.worker.data.examples.labels_from_spans` makes labels of them. Whatever changes
-them raises `engine.worker.data.cache.PREPARATION_VERSION`.
+These spans are the loss mask (assistant mask): `engine.worker.data.examples.labels_from_spans`
+makes labels of them. Whatever changes them raises `engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class AnswerSpans:
         self.generation_stops = tuple(generation_stops)
 
     def find(self, row: Row, text: str, traced: Provenance | None) -> tuple[str, Answers]:
-        """The answers in `text`, the rendering of `row`, and the text with the end of the last one added where it lacks one.
-        `traced`: where the text comes from, if that is known.
+        """The answers in `text`, the rendering of `row`, and the text with the end of the last
+        one added where it lacks one. `traced`: where the text comes from, if that is known.
 
         Raises Refusal where it cannot be proved that the answers are where they seem to be.
         """
@@ -83,10 +83,11 @@ class AnswerSpans:
         return self._with_end_token(row, text, answers)
 
     def are_independent_of(self, answer: str) -> bool:
-        """Whether the spans found for any other answer of the kind hold for this one, too (`template_cache` uses them again).
+        """Whether the spans found for any other answer of the kind hold for
+        this one, too (`template_cache` uses them again).
 
-        It has to say something, without reasoning in its text, and must not begin as the generation prompt ends, of which
-        its beginning would be a part.
+        It has to say something, without reasoning in its text, and must not begin
+        as the generation prompt ends, of which its beginning would be a part.
         """
         words = answer.lstrip()
         thinks = "think" in answer and THINK_TAG.search(answer)
@@ -97,7 +98,8 @@ class AnswerSpans:
         return tuple(self.atoms.findall(self.opening)) or ("\0",)
 
     def _from_proposals(self, row: Row, text: str) -> Answers:
-        """The answers where it is not known where everything comes from. Raises Refusal if no other way proves itself."""
+        """The answers where it is not known where everything comes from. Raises
+        Refusal if no other way proves itself."""
         for proposal in proposed_spans(self.template, row, text):
             words = verified_answers(row, text, proposal, self.template.any_control)
             if words is None:
@@ -175,10 +177,7 @@ class AnswerSpans:
         to be trained."""
         if self.settings.train_empty_thoughts:
             return spans
-        return [
-            (match.end() if (match := EMPTY_THOUGHT.match(text, *span)) else span[0], span[1])
-            for span in spans
-        ]
+        return [(match.end() if (match := EMPTY_THOUGHT.match(text, *span)) else span[0], span[1]) for span in spans]
 
     def _span(self, rendering: Rendering, number: int, after: int) -> tuple[Span, bool]:
         """Of the answer in message `number`, behind the answer that ends at `after`; and whether a stop ends it."""
@@ -203,9 +202,7 @@ class AnswerSpans:
         if not stop and high < len(text) and not self.template.any_control.search(text, last, high):
             raise Refusal(problem("answer-without-end", message=number + 1))
         end = stop.end() if stop else last + self._closed(rendering.row, number, text[last:high])
-        closing = (
-            self.template.any_control.sub("", text[last:end]) if own and own[-1].field == "content" else ""
-        )
+        closing = self.template.any_control.sub("", text[last:end]) if own and own[-1].field == "content" else ""
         if sum(map(str.isalnum, closing)) > MAX_CLOSING_CHARACTERS:
             raise Refusal(problem("answer-end-hidden", message=number + 1))
         if any(start < piece.end and piece.start < end for piece in others):
@@ -223,7 +220,8 @@ class AnswerSpans:
             return True
 
     def _closed(self, row: Row, number: int, rest: str) -> int:
-        """How much of `rest`, the text behind an answer that no stop ends, closes it: what is there without the next."""
+        """How much of `rest`, the text behind an answer that no stop ends,
+        closes it: what is there without the next."""
         following = row["messages"][number + 1 :]
         alone = self._tail({**row, "messages": row["messages"][: number + 1]}) if following else rest
         shared = rest[: common_prefix_length(rest, alone or "", self.atoms)]
@@ -245,8 +243,8 @@ class AnswerSpans:
         return self.starts[key]
 
     def _start_behind(self, rendering: Rendering, number: int, low: int, first: int) -> int | None:
-        """The same where nothing shows where the message before the answer is, as of a blank one: `low` is then earlier,
-        and the prompt is compared from there."""
+        """The same where nothing shows where the message before the answer is, as of
+        a blank one: `low` is then earlier, and the prompt is compared from there."""
         row, gap = rendering.row, rendering.text[low:first]
         before = row["messages"][:number]
         if before[-1]["role"] == "assistant":
@@ -298,13 +296,13 @@ class AnswerSpans:
         assert first is not None  # a text that does not begin with a space
         head = re.escape(first[0])
         lengths = {
-            match.start(): self._parting(gap[match.start() :], self.opening)[0]
-            for match in re.finditer(head, gap)
+            match.start(): self._parting(gap[match.start() :], self.opening)[0] for match in re.finditer(head, gap)
         }
         return max((length, at + length) for at, length in lengths.items())[1] if lengths else None
 
     def _tail(self, row: Row, *, add_generation_prompt: bool = False, until: str = "") -> str | None:
-        """What the template writes behind the last text of the conversation, or before `until`, behind the one before."""
+        """What the template writes behind the last text of the conversation, or
+        before `until`, behind the one before."""
         try:
             text = self.template.render(row["messages"], row.get("tools"), add_generation_prompt)
         except Exception:  # a template may refuse half a conversation

@@ -26,9 +26,7 @@ Span = tuple[int, int]
 Row = Mapping[str, Any]  # {"messages": [...], "tools": [...] | None}
 Message = dict[str, Any]
 
-GENERATION_TAG = re.compile(
-    r"\{%-?\s*generation\s*-?%\}"
-)  # a template's own marks around what is to be trained
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")  # a template's own marks around what is to be trained
 REASONING = "reasoning_content"  # the key of reasoning in canonical rows
 REASONING_KEYS = (REASONING, "reasoning", "thinking")  # what templates call it
 INLINE_REASONING = re.compile(r"\A\s*<think>(.*?)</think>\s*", re.DOTALL)
@@ -60,9 +58,7 @@ class ChatTemplate:
         self.tokenizer, self.source = tokenizer, source
         # A template may put a token together from parts, which only what it writes shows.
         turns = [{"role": role, "content": QUESTION} for role in ("user", "assistant", "user")]
-        written = (
-            [self._attempt(turns[:end], add_generation_prompt=True) or "" for end in (1, 3)] if source else []
-        )
+        written = [self._attempt(turns[:end], add_generation_prompt=True) or "" for end in (1, 3)] if source else []
         self.control = control_tokens(tokenizer, "\n".join([source, *written]))
         self.any_control = any_of(self.control)
         self.has_generation_marks = GENERATION_TAG.search(source) is not None
@@ -107,9 +103,7 @@ class ChatTemplate:
     @cached_property
     def writes_names(self) -> bool:
         """Whether it writes the name of a call; of Kimi K2's it is a part of the id."""
-        text = self._call_probe({"key": PROBE}, "", PROBE_2) or self._call_probe(
-            {"key": PROBE}, None, PROBE_2
-        )
+        text = self._call_probe({"key": PROBE}, "", PROBE_2) or self._call_probe({"key": PROBE}, None, PROBE_2)
         return not text or PROBE_2 in text
 
     @cached_property
@@ -168,9 +162,7 @@ class ChatTemplate:
 
     def _attempt(self, messages: list[Message], add_generation_prompt: bool = False) -> str | None:
         try:
-            return render(self.tokenizer, self.source, messages, add_generation_prompt=add_generation_prompt)[
-                0
-            ]
+            return render(self.tokenizer, self.source, messages, add_generation_prompt=add_generation_prompt)[0]
         except Exception:  # a template is a program of its own, and may refuse anything in any way
             return None
 
@@ -250,16 +242,13 @@ def with_short_ids(messages: list[Message]) -> list[Message]:
 
 
 def _with_ids(messages: list[Message], named: bool) -> Iterator[Message]:
-    """Each call with an id, and each result with the id and the name of its call, in their order. Unless calls are `named`
-    elsewhere, the id has the name in it, as Kimi K2 writes it."""
+    """Each call with an id, and each result with the id and the name of its call, in their order.
+    Unless calls are `named` elsewhere, the id has the name in it, as Kimi K2 writes it."""
     numbers = count()
     waiting: dict[str, str] = {}  # id of a call → its name
     for message in messages:
         if calls := message.get("tool_calls"):
-            calls = [
-                {**call, "id": call.get("id") or _synthetic_call_id(call, next(numbers), named)}
-                for call in calls
-            ]
+            calls = [{**call, "id": call.get("id") or _synthetic_call_id(call, next(numbers), named)} for call in calls]
             waiting = {call["id"]: call["function"]["name"] for call in calls}
             message = {**message, "tool_calls": calls}
         elif message["role"] == "tool":
@@ -329,8 +318,8 @@ def render(
     tools: Any = None,
     add_generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
-    """The text of one conversation and the character spans its template itself marks with {% generation %}. Raises whatever the
-    template raises, and RenderTimeout."""
+    """The text of one conversation and the character spans its template itself marks
+    with {% generation %}. Raises whatever the template raises, and RenderTimeout."""
     special_tokens: dict[str, Any] = tokenizer.special_tokens_map
     with time_limit(template):
         # Annotated as a text; it gives the texts, and the spans of each.

@@ -1,13 +1,14 @@
 """Conversations → token ids, and where in them the answers are.
 
-The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data contains
-the text of a control token, that text stays text; and where the template writes nothing behind the last answer, the token
-at which generation stops may be added there. A conversation is rendered and tokenized as a whole. Most come from the cache
-(`engine.worker.templates.template_cache`), which writes what the template would write without running it; whatever the cache is not sure to
-do right is rendered by the template itself, once plainly and once to see where everything comes from.
+The ids are exactly those `tokenizer.apply_chat_template` gives, with two exceptions: where a *value* of the data
+contains the text of a control token, that text stays text; and where the template writes nothing behind the last
+answer, the token at which generation stops may be added there. A conversation is rendered and tokenized as a whole.
+Most come from the cache (`engine.worker.templates.template_cache`), which writes what the template would write
+without running it; whatever the cache is not sure to do right is rendered by the template itself, once plainly and
+once to see where everything comes from.
 
-The spans of the answers become labels in `engine.worker.data.examples.labels_from_spans`. Whatever changes ids or spans here raises
-`engine.worker.data.cache.PREPARATION_VERSION`.
+The spans of the answers become labels in `engine.worker.data.examples.labels_from_spans`.
+Whatever changes ids or spans here raises `engine.worker.data.cache.PREPARATION_VERSION`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ from engine.worker.templates.token_escaping import TokenEscaping
 
 CONVERSATIONS_COMPARED = 8  # conversations of each shape that are compared with what the template gives
 WRITES_NO_CALLS = "template-without-tool-calls"
-TOOL_TEMPLATE_NAME = (
-    "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
-)
+TOOL_TEMPLATE_NAME = "tool_use"  # the name of a tokenizer's second template, which is for conversations with tools
 
 
 class TokenizedConversation(NamedTuple):
@@ -183,9 +182,7 @@ class TemplateEncoder:
                 results[number] = refusal.problems[0]
         return cast("list[TokenizedConversation | Problem]", results)  # each has one by now
 
-    def _tokens(
-        self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any
-    ) -> TokenizedConversation:
+    def _tokens(self, text: str, answers: Answers, hidden: dict[str, str], encoding: Any) -> TokenizedConversation:
         ids, spans = (
             encoding.ids,
             [_token_span(encoding, span, self.escaping.control) for span in answers.spans],
@@ -215,9 +212,7 @@ def generation_stops(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     Only added tokens: where any other stands in a text, it may be a part of a word.
     """
     try:
-        config = json.loads(
-            Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8")
-        )
+        config = json.loads(Path(tokenizer.name_or_path, "generation_config.json").read_text(encoding="utf-8"))
         ends = config.get("eos_token_id")
     except (OSError, ValueError, AttributeError):
         ends = None
@@ -240,9 +235,7 @@ def _chat_templates(tokenizer: PreTrainedTokenizerFast, chat_template: str | Non
         return source, source
     plain: str = several.get("default") or (next(iter(several.values())) if len(several) == 1 else "")
     if not plain:
-        raise Refusal(
-            problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING)
-        )
+        raise Refusal(problem("templates-without-default", "model.chat_template", names=", ".join(several) or NOTHING))
     return plain, several.get(TOOL_TEMPLATE_NAME, plain)
 
 

@@ -1,9 +1,10 @@
 """Which characters of a rendered conversation come from which message.
 
 The conversation is rendered once more with marks around its texts: rare characters, different for each text. What is
-left when they are taken out again has to be the first rendering, to the letter; then the marks changed nothing, and what
-stands between two of them is that text. A template that looks into a text (`'</think>' in content`) is given each part
-between what it looks for with marks of its own, so that it decides as it did, and what it leaves out is seen to be gone.
+left when they are taken out again has to be the first rendering, to the letter; then the marks changed nothing, and
+what stands between two of them is that text. A template that looks into a text (`'</think>' in content`) is given
+each part between what it looks for with marks of its own, so that it decides as it did, and what it leaves out is
+seen to be gone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from engine.worker.templates.chat_template import (
     texts_in,
 )
 
-# Where marks are taken from. Printable ones first, since a template that writes an object as Python does escapes others.
+# Where marks are taken from. Printable ones first, since a template that writes
+# an object as Python does escapes others.
 MARK_RANGES = ((0x20000, 0x2A6DF), (0xF0000, 0xFFFFD))
 FIELD_OF_KEY = {"content": "content", **dict.fromkeys(REASONING_KEYS, "reasoning"), "name": "name"}
 
@@ -49,8 +51,11 @@ class Provenance(NamedTuple):
 # What is marked, and whether texts of nothing but spaces are, too: less and less, as a template may mind it.
 ALL_FIELDS = frozenset({"content", "reasoning", "call", "arguments", "name"})
 TRACE_ATTEMPTS = (
-    (ALL_FIELDS, True), (ALL_FIELDS, False), (ALL_FIELDS - {"arguments", "name"}, False), ({"content", "reasoning"}, False),
-)  # fmt: skip
+    (ALL_FIELDS, True),
+    (ALL_FIELDS, False),
+    (ALL_FIELDS - {"arguments", "name"}, False),
+    ({"content", "reasoning"}, False),
+)
 
 
 def trace_provenance(
@@ -62,9 +67,7 @@ def trace_provenance(
         if marker is None:
             return None
         try:
-            marked = template.render(
-                marker.messages(row["messages"]), row.get("tools"), add_generation_prompt
-            )
+            marked = template.render(marker.messages(row["messages"]), row.get("tools"), add_generation_prompt)
         except Exception:  # the template minds the marks
             continue
         if traced := marker.read(marked, text):
@@ -75,9 +78,7 @@ def trace_provenance(
 def losses_in(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
     """What of `row` is not in `text`, as words of `engine.data.template_losses.LOSSES`."""
     messages = row["messages"]
-    last = max(
-        [number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1
-    )
+    last = max([number for number, message in enumerate(messages) if message["role"] == "assistant"], default=-1)
     # Who asks may have a name, too; and that of a result says nothing more where its call has been written.
     called = {call["function"]["name"] for message in messages for call in message.get("tool_calls") or ()}
     missing = [
@@ -96,9 +97,7 @@ def losses_in(row: Row, text: str, traced: Provenance) -> tuple[str, ...]:
 
 def _loss_kind(message: Message, field: str, is_last: bool) -> str:
     role = message["role"]
-    if field == "reasoning" or (
-        role == "assistant" and field == "content" and "</think>" in message["content"]
-    ):
+    if field == "reasoning" or (role == "assistant" and field == "content" and "</think>" in message["content"]):
         return "reasoning" if is_last else "earlier_reasoning"
     if field == "content" and role == "assistant" and message.get("tool_calls"):
         return "text_beside_calls"
@@ -139,9 +138,7 @@ class _Marker:
             for key, value in message.items()
         }
         if calls := message.get("tool_calls"):
-            marked["tool_calls"] = [
-                {**call, "function": self._function(number, call["function"])} for call in calls
-            ]
+            marked["tool_calls"] = [{**call, "function": self._function(number, call["function"])} for call in calls]
         return marked
 
     def _function(self, number: int, function: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -202,9 +199,7 @@ class _Marker:
     def _with_spaces(self, owner: int, start: int, end: int, text: str) -> Piece:
         """The piece with the spaces behind it that are its text's own, as far as the template has left them."""
         behind = self.behind[owner]
-        more = next(
-            (n for n, space in enumerate(behind) if text[end + n : end + n + 1] != space), len(behind)
-        )
+        more = next((n for n, space in enumerate(behind) if text[end + n : end + n + 1] != space), len(behind))
         return Piece(*self.owners[owner], start, end + more, owner)
 
 

@@ -1,4 +1,5 @@
-"""A rendered conversation with its provenance, and what has to be in the span of an answer, or must not be outside of it."""
+"""A rendered conversation with its provenance, and what has to be in the span
+of an answer, or must not be outside of it."""
 
 from __future__ import annotations
 
@@ -40,12 +41,8 @@ class Rendering:
         traits = []
         for message in self.row["messages"]:
             keys = [key for key, value in message.items() if value]
-            traits.append(
-                {message["role"], *keys, *self.separators.findall(texts_in(message.get("content")))}
-            )
-        again = accumulate(
-            traits, lambda before, own: before | own | {f"{trait}, again" for trait in before & own}
-        )
+            traits.append({message["role"], *keys, *self.separators.findall(texts_in(message.get("content")))})
+        again = accumulate(traits, lambda before, own: before | own | {f"{trait}, again" for trait in before & own})
         return [frozenset(), *map(frozenset, again)]
 
     def check_written(self, number: int, own: list[Piece]) -> None:
@@ -70,9 +67,7 @@ class Rendering:
         nameless = "call" not in fields and "arguments" in fields
         for function in (call["function"] for call in calls if not nameless):
             words = _argument_words(function.get("arguments"), texts="arguments" not in fields)
-            if not all(
-                any(form in answer for form in _written_forms(word)) for word in (function["name"], *words)
-            ):
+            if not all(any(form in answer for form in _written_forms(word)) for word in (function["name"], *words)):
                 raise Refusal(problem("template-without-tool-calls", message=number + 1))
         for piece in own:
             outside = piece.end > end or piece.start < start

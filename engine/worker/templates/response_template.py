@@ -20,8 +20,8 @@ CALL_FIELD = "tool_calls"
 
 
 class ResponseReader:
-    """One answer as its tokens come. `calls`: those that are whole; `failed`: the answer is not what the template says, so
-    that neither calls nor text can be relied on."""
+    """One answer as its tokens come. `calls`: those that are whole; `failed`: the answer
+    is not what the template says, so that neither calls nor text can be relied on."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools):
         """Raises ValueError if the template is none."""
@@ -33,9 +33,7 @@ class ResponseReader:
         self.failed = False
 
     @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools
-    ) -> ResponseReader | None:
+    def of(cls, tokenizer: PreTrainedTokenizerFast, prompt: Sequence[int], tools: Tools) -> ResponseReader | None:
         """None if the tokenizer does not say how to read its answers, or not so that it can be read."""
         if not getattr(tokenizer, "response_template", None):
             return None

@@ -1,14 +1,15 @@
 """A cache of what a template writes: neither is it run again nor its frame tokenized, only what is said.
 
-Conversations in which the same roles speak in the same order have one shape: what the template writes around the
-contents (`engine.worker.templates.template_tracing`) and, where a control token closes every content off from the frame, the frame's ids.
-Then the contents alone are tokenized, many at a time, and the ids of frame and contents are put together.
+Conversations in which the same roles speak in the same order have one shape: what the
+template writes around the contents (`engine.worker.templates.template_tracing`) and, where
+a control token closes every content off from the frame, the frame's ids. Then the contents
+alone are tokenized, many at a time, and the ids of frame and contents are put together.
 
-This is exact for a reason, not by luck: a tokenizer splits a text at control tokens before it does anything else, so what
-is between two of them is tokenized as if it were alone. A content that follows text of the frame ("user\\n") is only
-taken if the tokenizer splits between the two as well, which is asked of it for each first character. A conversation of
-which this is not known is left to `engine.worker.templates.conversations`; so is a whole shape, if the first of its conversations
-do not come out as the template gives them.
+This is exact for a reason, not by luck: a tokenizer splits a text at control tokens before it does anything else, so
+what is between two of them is tokenized as if it were alone. A content that follows text of the frame ("user\\n") is
+only taken if the tokenizer splits between the two as well, which is asked of it for each first character. A
+conversation of which this is not known is left to `engine.worker.templates.conversations`; so is a whole shape, if
+the first of its conversations do not come out as the template gives them.
 """
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ class TemplateCache:
             (
                 (token.content, number)
                 for number, token in tokenizer.added_tokens_decoder.items()
-                if token.special
-                and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+                if token.special and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
             ),
             ("", -1),
         )
@@ -74,9 +74,7 @@ class TemplateCache:
     def tracer(self) -> TemplateTracer:
         return TemplateTracer(self.template.source, self.template.tokenizer.special_tokens_map)
 
-    def of(
-        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False
-    ) -> TemplateShape | None:
+    def of(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False) -> TemplateShape | None:
         """The shape of a conversation of plain messages; None if the template has to be asked each time."""
         key = add_generation_prompt, tuple([message["role"] for message in messages])
         if key not in self.known:
@@ -166,9 +164,7 @@ class TemplateCache:
         except Exception:  # a template is a program, and may refuse these roles in any way it likes
             return None
 
-    def _shape(
-        self, outline: Outline, contents: list[str], text: str, answers: Answers
-    ) -> TemplateShape | None:
+    def _shape(self, outline: Outline, contents: list[str], text: str, answers: Answers) -> TemplateShape | None:
         """None if an answer begins or ends within a content, or is empty."""
         cut = _cut_at_answers(outline.parts, contents, answers.spans)
         if cut is None:

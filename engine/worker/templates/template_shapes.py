@@ -1,4 +1,5 @@
-"""What a template writes for one order of speakers, as text and, where contents can be tokenized apart from it, as ids."""
+"""What a template writes for one order of speakers, as text and, where contents
+can be tokenized apart from it, as ids."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from engine.worker.templates.template_tracing import Check
 class TemplateShape:
     """What the template writes for one order of speakers: texts of its own and, as numbers, the contents.
 
-    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`: the last has a token that
-    ends it. `lost`: what the template leaves out of such conversations. `plan` is there if the contents can be tokenized
-    apart from the frame.
+    `answers` are spans of parts, and no answer begins or ends within a part. `is_ended`:
+    the last has a token that ends it. `lost`: what the template leaves out of such
+    conversations. `plan` is there if the contents can be tokenized apart from the frame.
     """
 
     parts: tuple[str | int, ...]
@@ -48,9 +49,7 @@ class TokenPlan:
     frame: np.ndarray  # the ids of the template's own texts, one after the other
     parts: tuple[Span | int, ...]  # where in `frame`; of a content, the number of its slot
     slots: tuple[int, ...]  # which content goes where
-    edges: tuple[
-        tuple[int, EdgeCheck, EdgeCheck], ...
-    ]  # of each slot: its content, how that may begin, how it may end
+    edges: tuple[tuple[int, EdgeCheck, EdgeCheck], ...]  # of each slot: its content, how that may begin, how it may end
 
     def takes(self, contents: Sequence[str]) -> bool:
         for number, first, last in self.edges:

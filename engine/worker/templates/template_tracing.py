@@ -33,15 +33,16 @@ HARMLESS_TESTS = {
     "false", "eq", "equalto", "==", "ne", "!=",
 }  # fmt: skip
 
-# What may be asked of a content, what may be done to it where that does nothing, and splits where there is nothing to split.
+# What may be asked of a content, what may be done to it where that does
+# nothing, and splits where there is nothing to split.
 QUESTIONS = ("__contains__", "startswith", "endswith", "__eq__", "__ne__")
 CHANGES = ("strip", "lstrip", "rstrip", "replace")
 SPLITS = ("split", "rsplit", "partition", "rpartition")
 # What Python itself does with any object, and joining.
 HARMLESS_OPERATIONS = {
-    "__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__", "__subclasshook__", "__getattribute__",
-    "__setattr__", "__delattr__", "__dir__", "__add__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__",
-    "__getstate__",
+    "__new__", "__init__", "__str__", "__class__", "__doc__", "__init_subclass__",
+    "__subclasshook__", "__getattribute__", "__setattr__", "__delattr__", "__dir__",
+    "__add__", "__sizeof__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getstate__",
 }  # fmt: skip
 
 
@@ -78,8 +79,7 @@ class TemplateTracer:
         """
         recorder = self.recorder.again()
         messages = [
-            {"role": role, "content": recorder.content(sentinel(number), number)}
-            for number, role in enumerate(roles)
+            {"role": role, "content": recorder.content(sentinel(number), number)} for number, role in enumerate(roles)
         ]
         try:
             written = self.template.render(
@@ -217,9 +217,7 @@ class _ExposeOperators(NodeTransformer):
         self.generic_visit(node)
         for operand in node.ops:
             if operand.op in ("in", "notin"):
-                operand.expr = nodes.Call(
-                    nodes.EnvironmentAttribute("searched"), [operand.expr], [], None, None
-                )
+                operand.expr = nodes.Call(nodes.EnvironmentAttribute("searched"), [operand.expr], [], None, None)
         return node
 
 
@@ -247,12 +245,10 @@ def _traceable_template(template: str, recorder: _TraceRecorder) -> Any:
     environment.spliced = lambda *parts: spliced(parts)
     environment.searched = lambda where: Searched(where) if type(where) is str else where
     environment.filters = {
-        name: _guarded(name, function, HARMLESS_FILTERS, recorder)
-        for name, function in environment.filters.items()
+        name: _guarded(name, function, HARMLESS_FILTERS, recorder) for name, function in environment.filters.items()
     }
     environment.tests = {
-        name: _guarded(name, function, HARMLESS_TESTS, recorder)
-        for name, function in environment.tests.items()
+        name: _guarded(name, function, HARMLESS_TESTS, recorder) for name, function in environment.tests.items()
     }
     environment.filters["trim"] = lambda text, chars=None: str(text).strip(chars)
     environment.filters["string"] = lambda text: text if isinstance(text, str) else str(text)

@@ -26,9 +26,10 @@ class RenderTimeout(TemplateError):
 
 @contextmanager
 def time_limit(template: str) -> Iterator[None]:
-    """Raises RenderTimeout where the block, which renders `template`, takes longer; at once where the template has done so
-    before. In a thread that is not the main one, which gets no signals, there is no limit. What counts is the time of the processor:
-    a busy machine, or a process that was suspended, must not make a sound template look endless."""
+    """Raises RenderTimeout where the block, which renders `template`, takes longer; at once
+    where the template has done so before. In a thread that is not the main one, which gets
+    no signals, there is no limit. What counts is the time of the processor: a busy machine,
+    or a process that was suspended, must not make a sound template look endless."""
     if _timeouts[template] >= MAX_TIMEOUTS:
         raise RenderTimeout
     if threading.current_thread() is not threading.main_thread():

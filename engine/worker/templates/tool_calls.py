@@ -32,7 +32,8 @@ class JsonArguments:
     """The arguments of a call as one JSON object."""
 
     def read(self, text: str, at: int, texts: Set[str]) -> tuple[dict[str, Any], int] | None:
-        """The arguments that begin at `at`, and where they end; None if they are not whole. Those in `texts` are texts."""
+        """The arguments that begin at `at`, and where they end; None if they
+        are not whole. Those in `texts` are texts."""
         try:
             arguments, ends = DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
@@ -124,8 +125,8 @@ class ToolCallFormat:
 
 
 class _AfterName(NamedTuple):
-    """What stands behind the name of a call: the `text` up to the arguments and a pattern of it, how these are read, and
-    where they end."""
+    """What stands behind the name of a call: the `text` up to the arguments and
+    a pattern of it, how these are read, and where they end."""
 
     text: str
     between: str
@@ -159,11 +160,15 @@ class _FormatProbe:
         """What follows a question that is answered so."""
         called = [
             {
-                "id": f"call0000{number}", "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False) if self.encoded else arguments},
+                "id": f"call0000{number}",
+                "type": "function",
+                "function": {
+                    "name": name,
+                    "arguments": json.dumps(arguments, ensure_ascii=False) if self.encoded else arguments,
+                },
             }
             for number, (name, arguments) in enumerate(calls)
-        ]  # fmt: skip
+        ]
         spoken = {"role": "assistant", "content": content} | ({"tool_calls": called} if called else {})
         text, _ = render(self.tokenizer, self.template, [{"role": "user", "content": QUESTION}, spoken])
         return text.partition(QUESTION)[2]
@@ -176,9 +181,7 @@ class _FormatProbe:
         read, each, joined = map(self.read, (before, each, joined))
         if not each.strip():
             raise ValueError("nothing tells a call")
-        call = (
-            rf"{_spaced_pattern(each)}\s*(?P<name>[^\s\"]{{1,{MAX_NAME_CHARACTERS}}}?)\s*{behind.between}\s*"
-        )
+        call = rf"{_spaced_pattern(each)}\s*(?P<name>[^\s\"]{{1,{MAX_NAME_CHARACTERS}}}?)\s*{behind.between}\s*"
         form = ToolCallFormat(
             first=regex.compile(_optional_pattern(read.removesuffix(each)) + call),
             further=regex.compile(r"\s*" + _optional_pattern(joined) + call),
@@ -274,20 +277,14 @@ def _text_arguments_by_tool(tools: Tools) -> dict[str, Set[str]]:
     """Name of each tool → its arguments that its description says are texts. What users write may have any shape."""
     functions = [tool.get("function") for tool in tools]
     named = [
-        function
-        for function in functions
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str)
+        function for function in functions if isinstance(function, Mapping) and isinstance(function.get("name"), str)
     ]
     return {function["name"]: _text_arguments(function.get("parameters")) for function in named}
 
 
 def _text_arguments(parameters: Any) -> Set[str]:
     known = parameters.get("properties") if isinstance(parameters, Mapping) else None
-    return (
-        {key for key, schema in known.items() if _may_be_text(schema)}
-        if isinstance(known, Mapping)
-        else set()
-    )
+    return {key for key, schema in known.items() if _may_be_text(schema)} if isinstance(known, Mapping) else set()
 
 
 def _may_be_text(schema: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Ids of text word by word: a byte-level BPE tokenizer does the same with the same word, so each is tokenized only once.
+"""Ids of text word by word: a byte-level BPE tokenizer does the same with the
+same word, so each is tokenized only once.
 
-Such a tokenizer cuts a text into words by one regular expression and merges within words only. The same expression cuts
-them here. It is another program that reads it, so each character is tried in many contexts before texts that hold it are
-taken; a text with a character that the two treat differently, with an added token, or not in the tokenizer's normal
-form, is left to the tokenizer.
+Such a tokenizer cuts a text into words by one regular expression and merges within words only. The
+same expression cuts them here. It is another program that reads it, so each character is tried in
+many contexts before texts that hold it are taken; a text with a character that the two treat
+differently, with an added token, or not in the tokenizer's normal form, is left to the tokenizer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from engine.worker.templates.chat_template import any_of
 
 # The pattern of ByteLevel by default.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PROBE_TEXT = "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
+PROBE_TEXT = (
+    "{0}a{0}{0}A{0}1{0} {0}  {0}\n{0}\n\n{0}\r{0}\t{0}.{0}!{0}'{0}s{0}'s{0}'{0}t{0}'l{0}l{0}'re{0}中{0}é{0}_{0}"
+)
 MAX_WORDS_REMEMBERED = 400_000
 
 
@@ -78,9 +81,7 @@ class WordCache:
             self.known.clear()
         if unknown := list(set(all_words) - self.known.keys()):
             encodings = self.speller.encode_batch_fast(unknown, add_special_tokens=False)
-            self.known.update(
-                (word, tuple(encoding.ids)) for word, encoding in zip(unknown, encodings, strict=True)
-            )
+            self.known.update((word, tuple(encoding.ids)) for word, encoding in zip(unknown, encodings, strict=True))
         known = list(map(self.known.__getitem__, all_words))
         each = np.fromiter(map(len, known), np.int64, len(known))
         ends = np.concatenate([[0], each.cumsum()])[np.cumsum([len(some) for some in words])]
@@ -92,9 +93,7 @@ class WordCache:
         for character in characters:
             text = PROBE_TEXT.format(character)
             try:
-                theirs = [
-                    text[slice(*offsets)] for _, offsets in self.backend.pre_tokenizer.pre_tokenize_str(text)
-                ]
+                theirs = [text[slice(*offsets)] for _, offsets in self.backend.pre_tokenizer.pre_tokenize_str(text)]
             except UnicodeError:  # half a surrogate
                 theirs = []
             # A normal form is for ever, but only of characters that this version of Unicode has.

@@ -84,9 +84,7 @@ class ActorCritic(nn.Module):
         base: Any = model.get_base_model()
         return base
 
-    def forward(
-        self, texts: Tensor, attention: Tensor, length: int, temperature: float
-    ) -> tuple[Tensor, ...]:
+    def forward(self, texts: Tensor, attention: Tensor, length: int, temperature: float) -> tuple[Tensor, ...]:
         """Of the last `length` tokens of texts (B, L): log-probabilities, entropies and values, each (B, length)."""
         log_probs, entropy = self.log_probs_and_entropy("policy", texts, attention, length, temperature)
         backbone = self.activate("critic").base_model
@@ -149,10 +147,7 @@ def _add_adapter_copy(model: PeftModel, name: str, config: PeftConfig, **changes
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for path, weight in weights.items():
-            if (
-                f".{name}" in path
-                and (source := weights.get(path.replace(f".{name}", ".default"))) is not None
-            ):
+            if f".{name}" in path and (source := weights.get(path.replace(f".{name}", ".default"))) is not None:
                 weight.copy_(source)
 
 

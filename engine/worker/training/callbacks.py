@@ -30,13 +30,16 @@ from engine.worker.training.disk_space import CheckpointSpace, checkpoint_bytes,
 from engine.worker.training.loss_watch import LossWatch
 
 NOT_PLOTTED = re.compile(
-    r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
+    r".*(_runtime|_per_second)|eval_num_tokens|total_flos|step_time"
+    r"|eval_frac_reward_zero_std|(eval_)?(completions|clip_ratio)/.*|.*/std"
 )
 # What TRL calls what the stages share → what it is called here.
 CURVE_NAMES = {
-    "completions/mean_length": "answer_length", "completions/clipped_ratio": "cut_answers",
-    "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction",
-}  # fmt: skip
+    "completions/mean_length": "answer_length",
+    "completions/clipped_ratio": "cut_answers",
+    "clip_ratio/region_mean": "clip_fraction",
+    "cispo_clip_ratio": "clip_fraction",
+}
 
 
 def curve_name(name: str) -> str:
@@ -57,9 +60,7 @@ class RunCallback(TrainerCallback):
         self.stopping = False
         self.began, self.time_before, self.tokens_before = time.monotonic(), 0.0, 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run goes on where its checkpoint was: in steps, in seconds and in tokens."""
         self.began = time.monotonic()
         for line in read_lines(self.run.metrics):
@@ -178,9 +179,7 @@ class LossWatchCallback(TrainerCallback):
         self.run, self.stops = run, stops
         self.reason: Problem | None = None  # for which the run is to stop
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run remembers what its loss was; what was noted then is not noted again."""
         self.watch = LossWatch(args.get_warmup_steps(state.max_steps))
         for line in read_lines(self.run.metrics):
@@ -204,16 +203,15 @@ class LossWatchCallback(TrainerCallback):
         if problem and self.stops:
             self.reason, control.should_save = problem, True
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Raises Refusal where the run is to stop."""
         if self.reason:
             raise Refusal(self.reason)
 
 
 def loss_watch(spec: RunSpec, run: RunDir) -> list[LossWatchCallback]:
-    """The watch of a run's loss, if it is to have one; the loss of a stage that learns from its own answers says nothing."""
+    """The watch of a run's loss, if it is to have one; the loss of a stage that
+    learns from its own answers says nothing."""
     watched = spec.logging.watch != "off" and not STAGES[spec.stage.kind].answers
     return [LossWatchCallback(run, stops=spec.logging.watch == "stop")] if watched else []
 

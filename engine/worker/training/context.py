@@ -22,7 +22,8 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """A run with all that is loaded for it. `data`: "train", and "validation" where there is one, → a `datasets.Dataset`."""
+    """A run with all that is loaded for it. `data`: "train", and "validation"
+    where there is one, → a `datasets.Dataset`."""
 
     spec: RunSpec
     run: RunDir
@@ -36,10 +37,9 @@ class TrainingContext:
         common = common_arguments(self.spec, self.run, measured="validation" in self.data)
         return config(**common | stage_arguments(self.spec) | changes)
 
-    def trainer(
-        self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any
-    ) -> AnyTrainer:
-        """A trainer of this kind that has not begun. `own`: arguments of its constructor besides those that all have."""
+    def trainer(self, kind: Callable[..., AnyTrainer], arguments: TrainingArguments, **own: Any) -> AnyTrainer:
+        """A trainer of this kind that has not begun. `own`: arguments of its
+        constructor besides those that all have."""
         patience = self.spec.logging.early_stopping_patience
         stopping = [EarlyStoppingCallback(patience)] if patience else []
         with exact_adapter(self.model):
@@ -56,9 +56,7 @@ class TrainingContext:
         return adjust_trainer(trainer)
 
 
-def loraplus_optimizer(
-    spec: RunSpec, arguments: TrainingArguments, model: Any
-) -> torch.optim.Optimizer | None:
+def loraplus_optimizer(spec: RunSpec, arguments: TrainingArguments, model: Any) -> torch.optim.Optimizer | None:
     """LoRA+ (Hayou et al. 2024, arXiv:2402.12354): B learns `loraplus_lr_ratio` times as fast as A."""
     ratio = getattr(spec.method, "loraplus_lr_ratio", None)
     if not ratio:
@@ -66,9 +64,13 @@ def loraplus_optimizer(
     optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(arguments)
     keywords.pop("lr")
     return create_loraplus_optimizer(
-        model, optimizer, lr=arguments.learning_rate, loraplus_lr_ratio=ratio,
-        loraplus_weight_decay=arguments.weight_decay, **keywords,
-    )  # fmt: skip
+        model,
+        optimizer,
+        lr=arguments.learning_rate,
+        loraplus_lr_ratio=ratio,
+        loraplus_weight_decay=arguments.weight_decay,
+        **keywords,
+    )
 
 
 @contextlib.contextmanager
@@ -76,9 +78,7 @@ def exact_adapter(model: Any) -> Iterator[None]:
     """Undo that TRL rounds the adapter of a quantized model to bf16: one that is continued would begin as another."""
     quantized = getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
     kept = (
-        {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad}
-        if quantized
-        else {}
+        {parameter: parameter.data for parameter in model.parameters() if parameter.requires_grad} if quantized else {}
     )
     yield
     for parameter, value in kept.items():

@@ -25,8 +25,8 @@ MARGIN_SHARE = 0.05  # of a checkpoint, for what it may have grown by
 class CheckpointSpace:
     """Space for the checkpoints of one run.
 
-    `agree` tells every rank what rank 0 has found, which alone looks at the disk; `stop_requested` says, to all ranks alike,
-    whether the run is to stop.
+    `agree` tells every rank what rank 0 has found, which alone looks at the
+    disk; `stop_requested` says, to all ranks alike, whether the run is to stop.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class CheckpointSpace:
     def wait(self, estimate: Callable[[], int], step: int, max_steps: int, best: str) -> bool:
         """Return once there is space for a checkpoint: True; False where the run is to stop before there is.
 
-        `estimate`: bytes of the first checkpoint; later ones are as large as the last. `best`: name of the checkpoint that is
-        kept in any case.
+        `estimate`: bytes of the first checkpoint; later ones are as large as
+        the last. `best`: name of the checkpoint that is kept in any case.
         """
         needed = self._needed(estimate) if rank() == 0 else 0
         waits = False
@@ -98,8 +98,8 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def checkpoint_bytes(trainer: Any, *, adapter: bool) -> int:
-    """About how large a checkpoint will be: of an adapter the trained weights, else all of them, the optimizer's state, and
-    the tokenizer."""
+    """About how large a checkpoint will be: of an adapter the trained weights,
+    else all of them, the optimizer's state, and the tokenizer."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad or not adapter]
     states = getattr(trainer.optimizer, "state", {}).values()
     return _bytes(weights) + _bytes(_tensors(states)) + TOKENIZER_BYTES
@@ -118,9 +118,7 @@ def _bytes(tensors: Any) -> int:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(
-        os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names
-    )
+    return sum(os.lstat(os.path.join(place, name)).st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def _size(count: int) -> str:

@@ -43,9 +43,7 @@ def grpo_trainer(context: TrainingContext) -> Trainer:
     assert isinstance(stage, Grpo)
     questions = examples_per_step(spec) // stage.num_generations
     if rows < questions:
-        raise Refusal(
-            problem("too-few-prompts", "training.gradient_accumulation_steps", rows=rows, needed=questions)
-        )
+        raise Refusal(problem("too-few-prompts", "training.gradient_accumulation_steps", rows=rows, needed=questions))
     for split in context.data.values():
         check_references(list(stage.rewards), split["answer"])
     rewards = [_trl_reward_function(name, score_function(name, stage, tokenizer)) for name in stage.rewards]
@@ -79,9 +77,13 @@ def _trl_reward_function(name: str, score: ScoreFunction) -> Callable[..., list[
     """A reward function as TRL calls it, with its name as that of the curve."""
 
     def function(
-        prompts: list[list[int]], completions: list[str], completion_ids: list[list[int]], messages: list[str],
-        answer: list[str | None], **_: Any,
-    ) -> list[float | None]:  # fmt: skip
+        prompts: list[list[int]],
+        completions: list[str],
+        completion_ids: list[list[int]],
+        messages: list[str],
+        answer: list[str | None],
+        **_: Any,
+    ) -> list[float | None]:
         conversations = map(json.loads, messages)
         rows = zip(conversations, prompts, completions, completion_ids, answer, strict=True)
         return score([Answer(*row) for row in rows])
@@ -154,9 +156,7 @@ class GroupTrainer(GRPOTrainer):
         for row in range(0, len(inputs), max(len(inputs) // SAMPLES_PER_STEP, 1)):
             rewards = {name: values[row] for name, values in scores.items()}
             known = [value * weights[name] for name, value in rewards.items() if value == value]
-            yield Sample(
-                json.loads(inputs[row]["messages"]), texts[row], sum(known) if known else None, rewards
-            )
+            yield Sample(json.loads(inputs[row]["messages"]), texts[row], sum(known) if known else None, rewards)
 
     # -- a resumed run goes on as if nothing had been
 
@@ -177,9 +177,7 @@ class GroupTrainer(GRPOTrainer):
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
             kept = self._answers_in(Path(checkpoint))
             if kept.exists():
-                self._buffered_inputs = torch.load(
-                    kept, map_location=self.accelerator.device, weights_only=True
-                )
+                self._buffered_inputs = torch.load(kept, map_location=self.accelerator.device, weights_only=True)
 
     def _answers_in(self, checkpoint: Path) -> Path:
         return checkpoint / f"answers-{self.accelerator.process_index}.pt"

@@ -10,7 +10,8 @@ RISE_FACTOR, MIN_RISE = 3.0, 1.0  # a smoothed loss is far above its best if it 
 
 
 class LossWatch:
-    """Takes the logged losses one after the other. What is wrong is told once, and again only after it was right meanwhile."""
+    """Takes the logged losses one after the other. What is wrong is told once,
+    and again only after it was right meanwhile."""
 
     def __init__(self, warmup_steps: int):
         self.warmup_steps = warmup_steps

@@ -69,10 +69,15 @@ class PpoTrainer(Trainer):
         super().__init__(model=model, data_collator=_collate_prompts, **arguments)
         self.settings, self.reward, self.run = settings, reward, run
         self.generation = GenerationConfig(
-            do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=0, use_cache=True,
-            max_new_tokens=settings.max_new_tokens, eos_token_id=generation.eos_token_id,
+            do_sample=True,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=0,
+            use_cache=True,
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=generation.eos_token_id,
             pad_token_id=generation.pad_token_id,
-        )  # fmt: skip
+        )
         ends = generation.eos_token_id
         self.ends = [ends] if isinstance(ends, int) else ends
         self.kl_coef = settings.init_kl_coef
@@ -110,7 +115,8 @@ class PpoTrainer(Trainer):
     def make_rollout(
         self, prompts: list[list[int]], step: int, *, keep_samples: bool = False
     ) -> tuple[Rollout, dict[str, float]]:
-        """Answers to the prompts, with their advantages, and the metrics of them. `keep_samples`: a few are written to samples.jsonl."""
+        """Answers to the prompts, with their advantages, and the metrics of
+        them. `keep_samples`: a few are written to samples.jsonl."""
         settings, actor_critic = self.settings, self.model
         actor_critic.eval()
         prompt_ids, prompt_mask = _padded_left(prompts, self.generation.pad_token_id, self.args.device)
@@ -123,9 +129,7 @@ class PpoTrainer(Trainer):
             parts_scored = []
             for rows in torch.arange(len(prompts)).split(self.args.per_device_train_batch_size):
                 part = texts[rows], attention[rows], length, temperature
-                parts_scored.append(
-                    (*actor_critic(*part), actor_critic.log_probs_and_entropy("reference", *part)[0])
-                )
+                parts_scored.append((*actor_critic(*part), actor_critic.log_probs_and_entropy("reference", *part)[0]))
         log_probs, entropy, values, reference = (torch.cat(each) for each in zip(*parts_scored, strict=True))
         answer_ids = [row[own].tolist() for row, own in zip(answers, mask, strict=True)]
         scores = self.reward(prompts, answer_ids).to(self.args.device, torch.float32)
@@ -134,23 +138,23 @@ class PpoTrainer(Trainer):
         rewards = ppo_math.token_rewards(final, kl, mask, self.kl_coef)
         if settings.whiten_rewards:
             rewards = ppo_math.whiten(rewards, mask, self._total, keep_mean=True)
-        advantages, returns = ppo_math.advantages_and_returns(
-            rewards, values, mask, settings.gamma, settings.lam
-        )
+        advantages, returns = ppo_math.advantages_and_returns(rewards, values, mask, settings.gamma, settings.lam)
         mean, variance = ppo_math.moments(advantages, mask, self._total)
         kl_of_answers = torch.where(mask, kl, 0.0).sum(1)
         metrics = {
             **self._means(reward=scores, kl=kl_of_answers, answer_length=mask.sum(1), ended=ended),
             "entropy": ppo_math.moments(entropy, mask, self._total)[0].item(),
-            "advantage_mean": mean.item(), "advantage_std": variance.sqrt().item(),
-        }  # fmt: skip
+            "advantage_mean": mean.item(),
+            "advantage_std": variance.sqrt().item(),
+        }
         if keep_samples and self.is_world_process_zero():
             self._write_samples(step, prompts, answer_ids, scores)
         advantages = ppo_math.whiten(advantages, mask, self._total)
         return Rollout(texts, attention, mask, log_probs, values, advantages, returns), metrics
 
     def update(self, model: nn.Module, rollout: Rollout, step: int) -> tuple[Tensor, dict[str, float]]:
-        """All updates of a step but the last, whose gradient is left in place. Returns the mean loss, and what to tell."""
+        """All updates of a step but the last, whose gradient is left in place.
+        Returns the mean loss, and what to tell."""
         model.train()
         optimizer: Any = self.optimizer
         if callable(getattr(optimizer, "train", None)):
@@ -173,8 +177,10 @@ class PpoTrainer(Trainer):
         policy, value, clipped = (self._total(totals) / len(updates)).tolist()
         loss = policy + settings.vf_coef * value
         return torch.tensor(loss, device=self.args.device), {
-            "policy_loss": policy, "value_loss": value, "clip_fraction": clipped,
-        }  # fmt: skip
+            "policy_loss": policy,
+            "value_loss": value,
+            "clip_fraction": clipped,
+        }
 
     def _gradient(self, model: nn.Module, rollout: Rollout, chosen: Tensor) -> Tensor:
         """Add the gradient of one update: the mean over all tokens of these answers, on all processes.
@@ -189,9 +195,7 @@ class PpoTrainer(Trainer):
             last = number == len(parts)
             mask, returns = rollout.mask[rows], rollout.returns[rows]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                log_probs, _, values = model(
-                    rollout.texts[rows], rollout.attention[rows], length, settings.temperature
-                )
+                log_probs, _, values = model(rollout.texts[rows], rollout.attention[rows], length, settings.temperature)
                 policy, clipped = ppo_math.policy_loss(
                     log_probs, rollout.log_probs[rows], rollout.advantages[rows], settings.cliprange
                 )
@@ -224,19 +228,17 @@ class PpoTrainer(Trainer):
             torch.manual_seed(self._seed(step))
             yield
 
-    def _write_samples(
-        self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor
-    ) -> None:
+    def _write_samples(self, step: int, prompts: list[list[int]], answers: list[list[int]], scores: Tensor) -> None:
         tokenizer: Any = self.processing_class
         words = tokenizer.batch_decode
         few = slice(SAMPLES_PER_STEP)
         shown = zip(
-            words(prompts[few], skip_special_tokens=True), words(answers[few], skip_special_tokens=True),
-            scores[few].tolist(), strict=True,
-        )  # fmt: skip
-        write_samples(
-            self.run, step, (Sample(prompt, completion, score, {}) for prompt, completion, score in shown)
+            words(prompts[few], skip_special_tokens=True),
+            words(answers[few], skip_special_tokens=True),
+            scores[few].tolist(),
+            strict=True,
         )
+        write_samples(self.run, step, (Sample(prompt, completion, score, {}) for prompt, completion, score in shown))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's own points of the curves, and the means of ours since the last."""
@@ -257,9 +259,7 @@ class PpoTrainer(Trainer):
         for batch in self.get_eval_dataloader(eval_dataset):
             prompts = batch["prompt_ids"]
             _, of_batch = self.make_rollout(prompts, step=0)
-            sums = {
-                name: old + len(prompts) * of_batch[name.removeprefix("eval_")] for name, old in sums.items()
-            }
+            sums = {name: old + len(prompts) * of_batch[name.removeprefix("eval_")] for name, old in sums.items()}
             count += len(prompts)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         metrics = {name: value / count for name, value in sums.items()}

@@ -1,4 +1,5 @@
-"""The arithmetic of PPO, on tensors and nothing else: masks, rewards of tokens, advantages, clipped losses, the KL's weight.
+"""The arithmetic of PPO, on tensors and nothing else: masks, rewards of tokens,
+advantages, clipped losses, the KL's weight.
 
 Shapes: B answers of at most T tokens, padded at the end; `mask` (B, T) is true on an answer's own tokens. What a padded
 place holds is never looked at. Logarithms are natural, so a KL is in nats.

@@ -9,9 +9,7 @@ from engine.core.problems import Problem, problem
 
 BATCHES_MONITORED = 5  # batches in a row that have to look bad
 MIN_KL = -1.0  # nats an answer. A KL is never negative; a mean of samples this far below zero is no accident
-MAX_KL_PER_TOKEN = (
-    5.0  # nats a token: what the model writes, the reference would write one time in 150 a token
-)
+MAX_KL_PER_TOKEN = 5.0  # nats a token: what the model writes, the reference would write one time in 150 a token
 MIN_ANSWER_TOKENS = 1.1  # tokens an answer, the end among them
 
 
@@ -35,9 +33,7 @@ class PpoMonitor:
             return None
         kl, kl_of_token = sum(self.kl) / BATCHES_MONITORED, sum(self.kl_of_token) / BATCHES_MONITORED
         if kl < MIN_KL:
-            return problem(
-                "ppo-negative-kl", "stage.temperature", step=step, kl=f"{kl:.2f}", batches=BATCHES_MONITORED
-            )
+            return problem("ppo-negative-kl", "stage.temperature", step=step, kl=f"{kl:.2f}", batches=BATCHES_MONITORED)
         if kl_of_token > MAX_KL_PER_TOKEN:
             return problem(
                 "ppo-runaway-kl",

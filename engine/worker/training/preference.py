@@ -135,8 +135,9 @@ def kto_trainer(context: TrainingContext) -> Trainer:
     rows = context.data["train"]
     if (good := sum(rows["label"])) in (0, len(rows)):
         raise Refusal(single_label_problem(bool(good), len(rows)))
-    # TRL wants the rows one after the other, since it pairs up the answers of a batch before the training; our collator
-    # does it when the batch is formed. So rows may be shuffled, and a data set with all good answers first is learned from as well.
+    # TRL wants the rows one after the other, since it pairs up the answers of a batch
+    # before the training; our collator does it when the batch is formed. So rows may
+    # be shuffled, and a data set with all good answers first is learned from as well.
     arguments = context.arguments(KTOConfig, train_sampling_strategy="sequential")
     collator = _KlCollator(context.tokenizer.pad_token_id, spares=list(islice(rows, 16)))
     trainer = _reference_trainer(context, _Kto, arguments, collator)
@@ -154,15 +155,15 @@ class _KlCollator(DataCollatorForUnpairedPreference):
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         before = [examples[-1], *examples[:-1]]
         if len(examples) == 1:
-            before = [
-                example
-                for example in self.spares
-                if example["completion_ids"] != examples[0]["completion_ids"]
-            ][:1] or before
-        return super().torch_call([
-            {**example, "KL_completion_ids": other["completion_ids"]}
-            for example, other in zip(examples, before, strict=True)
-        ])  # fmt: skip
+            before = [example for example in self.spares if example["completion_ids"] != examples[0]["completion_ids"]][
+                :1
+            ] or before
+        return super().torch_call(
+            [
+                {**example, "KL_completion_ids": other["completion_ids"]}
+                for example, other in zip(examples, before, strict=True)
+            ]
+        )
 
 
 # --------------------------------------------------------------------------------------- the reference
@@ -267,25 +268,32 @@ class _ReferenceFreeTrainer(Trainer):
             self.model.enable_input_require_grads()
         self.can_return_loss, self.label_names = True, []  # by these a validation knows that there is a loss
         self.tokens = 0
-        self.curve_values: dict[bool, dict[str, list[Tensor]]] = {
-            mode: defaultdict(list) for mode in (True, False)
-        }
+        self.curve_values: dict[bool, dict[str, list[Tensor]]] = {mode: defaultdict(list) for mode in (True, False)}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Any:
         answers = inputs["completion_mask"][:, 1:]
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         scored = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-            use_cache=False, fused_lm_head=True,
-        )  # fmt: skip
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=labels,
+            use_cache=False,
+            fused_lm_head=True,
+        )
         chosen, rejected = (scored.log_probs.float().sum(1) / answers.sum(1).clamp(min=1)).chunk(2)
         result = self.loss_function(self.stage, chosen, rejected)
-        self._record_metrics(inputs["attention_mask"].sum(), {
-            "rewards/chosen": result.chosen, "rewards/rejected": result.rejected,
-            "rewards/margins": result.chosen - result.rejected,
-            "rewards/accuracies": (result.chosen > result.rejected).float(),
-            "logps/chosen": chosen, "logps/rejected": rejected, **result.more,
-        })  # fmt: skip
+        self._record_metrics(
+            inputs["attention_mask"].sum(),
+            {
+                "rewards/chosen": result.chosen,
+                "rewards/rejected": result.rejected,
+                "rewards/margins": result.chosen - result.rejected,
+                "rewards/accuracies": (result.chosen > result.rejected).float(),
+                "logps/chosen": chosen,
+                "logps/rejected": rejected,
+                **result.more,
+            },
+        )
         return result.loss.mean()
 
     def _record_metrics(self, tokens: Tensor, values: dict[str, Tensor]) -> None:

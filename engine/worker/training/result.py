@@ -34,11 +34,18 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
         write_evaluation(trainer, partial)
     else:
         generation_config(spec, model, tokenizer).save_pretrained(partial)
-    write_json(partial / RESULT_FILE, {
-        "attempt": run.attempt(), "complete": complete, "step": trainer.state.global_step, "saved": time.time(),
-        "base": spec.model.model_name_or_path, "stage": spec.stage.kind,
-        "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-    })  # fmt: skip
+    write_json(
+        partial / RESULT_FILE,
+        {
+            "attempt": run.attempt(),
+            "complete": complete,
+            "step": trainer.state.global_step,
+            "saved": time.time(),
+            "base": spec.model.model_name_or_path,
+            "stage": spec.stage.kind,
+            "peak_device_memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        },
+    )
     for file in partial.iterdir():
         apply_umask(file)  # safetensors writes for the owner alone
     shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,9 @@ from engine.worker.models.reward_model import score_conversations
 from engine.worker.training.context import TrainingContext
 
 MAX_PAIRS_SCORED = 1024  # held-out pairs that are scored at the end, at most
-MAX_PAIRS_SHOWN = 64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
+MAX_PAIRS_SHOWN = (
+    64  # of them, written down with their scores; of training pairs, where none are held out, no more are scored
+)
 
 
 class _PreparedRewardTrainer(RewardTrainer):
@@ -62,13 +64,18 @@ def write_evaluation(trainer: Trainer, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).eval()
     sides = ("chosen", "rejected")
     side_scores = {
-        side: score_conversations(model, [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs])
-        for side in sides
+        side: score_conversations(model, [pair["prompt_ids"] + pair[f"{side}_ids"] for pair in pairs]) for side in sides
     }
     lead = side_scores["chosen"] - side_scores["rejected"]
-    write_json(folder / "evaluation.json", {
-        "split": split, "pairs": len(pairs), "accuracy": (lead > 0).double().mean().item(), "margin": lead.mean().item(),
-    })  # fmt: skip
+    write_json(
+        folder / "evaluation.json",
+        {
+            "split": split,
+            "pairs": len(pairs),
+            "accuracy": (lead > 0).double().mean().item(),
+            "margin": lead.mean().item(),
+        },
+    )
     shown = [
         {**pair, **{f"{side}_score": side_scores[side][index].item() for side in sides}}
         for index, pair in enumerate(pairs[:MAX_PAIRS_SHOWN])

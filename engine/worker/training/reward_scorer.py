@@ -1,7 +1,7 @@
 """A finished reward model as what scores answers, and the proof that it can score this model's.
 
-How it is trained is in `engine.worker.training.reward`, how it is loaded and asked in `engine.worker.models.reward_model`; what its run says
-of itself, in `engine.models.reward_models`.
+How it is trained is in `engine.worker.training.reward`, how it is loaded and asked in
+`engine.worker.models.reward_model`; what its run says of itself, in `engine.models.reward_models`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from engine.worker.models.reward_model import load_reward_model, score_conversat
 
 # Of its pairs, how many may come out the other way round, since another machine rounds differently.
 MAX_FLIPPED_SHARE = 0.05
-TOKENIZER_PROBE = "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
+TOKENIZER_PROBE = (
+    "Ünïcode, 12345 and <|im_end|>\n\n  two spaces；你好，世界。🙂"  # whatever a tokenizer may treat in its own way
+)
 
 # Token ids of prompts and of their answers, the token that ends it included → a score (B,) for each.
 RewardFunction = Callable[[list[list[int]], list[list[int]]], Tensor]

@@ -1,6 +1,7 @@
 """What makes an answer good: reward functions, from answers that a model wrote to a number for each.
 
-Which of them a run uses, and with what weight, is in its spec; what is learned from them, in `engine.worker.training.grpo`.
+Which of them a run uses, and with what weight, is in its spec; what is learned
+from them, in `engine.worker.training.grpo`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ import regex
 from engine.core.problems import Refusal, problem
 from engine.spec.stage_settings import Answering
 
-PATTERN_TIMEOUT_S = (
-    1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
-)
+PATTERN_TIMEOUT_S = 1.0  # for the pattern, per answer: some patterns take longer than anybody lives on some texts
 REWARD_FILE_FIELD = "stage.reward_file"
 
 
@@ -88,9 +87,7 @@ def _format_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
         try:
             return float(pattern.fullmatch(answer.text, timeout=PATTERN_TIMEOUT_S) is not None)
         except TimeoutError:
-            print(
-                f"The pattern took longer than {PATTERN_TIMEOUT_S:g} s and counts as not matched: {answer.text!r}"
-            )
+            print(f"The pattern took longer than {PATTERN_TIMEOUT_S:g} s and counts as not matched: {answer.text!r}")
             return 0.0
 
     return _per_answer(score)
@@ -116,9 +113,7 @@ def _numeric_reward(*_: Any) -> ScoreFunction:
 
 
 # 7 · -3 · 1,234.5 · .5 · 2e-3; a minus sign behind a digit is a dash, as in 3-5.
-NUMBER = re.compile(
-    r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
-)
+NUMBER = re.compile(r"(?<![\d.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
 ASCII_SIGNS = str.maketrans("−－＋．", "--+.")
 
 
@@ -144,9 +139,7 @@ def _reward_model_score(stage: Answering, tokenizer: Any) -> ScoreFunction:
     )
 
     score = load_reward_function(Path(stage.reward_model), tokenizer)
-    return lambda answers: score(
-        [answer.prompt_ids for answer in answers], [answer.ids for answer in answers]
-    ).tolist()
+    return lambda answers: score([answer.prompt_ids for answer in answers], [answer.ids for answer in answers]).tolist()
 
 
 # --------------------------------------------------------------------------------------- from a file
@@ -166,8 +159,15 @@ def _file_reward(stage: Any, _tokenizer: Any) -> ScoreFunction:
             value = function(answer.prompt, answer.text, answer.reference)
         except (Exception, SystemExit) as error:  # a file of somebody else's may raise anything
             raise Refusal(
-                problem("reward-file-raises", REWARD_FILE_FIELD, file=path, line=_line_in(path, error), why=_error_text(error), row=_question_excerpt(answer))
-            ) from error  # fmt: skip
+                problem(
+                    "reward-file-raises",
+                    REWARD_FILE_FIELD,
+                    file=path,
+                    line=_line_in(path, error),
+                    why=_error_text(error),
+                    row=_question_excerpt(answer),
+                )
+            ) from error
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise Refusal(
                 problem(
@@ -222,9 +222,13 @@ def _question_excerpt(answer: Answer) -> str:
 
 
 REWARDS: dict[str, Callable[[Any, Any], ScoreFunction]] = {
-    "format": _format_reward, "exact": _exact_match_reward, "numeric": _numeric_reward, "length": _length_reward, "reward_model": _reward_model_score,
+    "format": _format_reward,
+    "exact": _exact_match_reward,
+    "numeric": _numeric_reward,
+    "length": _length_reward,
+    "reward_model": _reward_model_score,
     "file": _file_reward,
-}  # fmt: skip
+}
 
 # Whether an answer in the data is one that the reward can compare with.
 HAS_REFERENCE: dict[str, Callable[[str | None], bool]] = {
@@ -239,9 +243,7 @@ def check_references(rewards: Sequence[str], references: Sequence[str | None]) -
         if reward in HAS_REFERENCE:
             there = sum(map(HAS_REFERENCE[reward], references))
             if not there:
-                raise Refusal(
-                    problem("references-missing", "stage.rewards", reward=reward, rows=len(references))
-                )
+                raise Refusal(problem("references-missing", "stage.rewards", reward=reward, rows=len(references)))
             if there < len(references):
                 print(
                     f"{reward}: {len(references) - there} of {len(references)} rows have no answer to compare with",

@@ -28,6 +28,7 @@ def samples_are_due(step: int, every: int, stride: int = 1) -> bool:
 
 
 def write_samples(run: RunDir, step: int, samples: Iterable[Sample]) -> None:
-    """Add the answers of a step, of which there had better be no more than `SAMPLES_PER_STEP`. A full disk loses them and no more."""
+    """Add the answers of a step, of which there had better be no more than
+    `SAMPLES_PER_STEP`. A full disk loses them and no more."""
     with contextlib.suppress(OSError):
         append_lines(run.samples, ({"step": step, **asdict(sample)} for sample in samples))

@@ -25,7 +25,8 @@ class _WeightedBatches(DataCollatorForLanguageModeling):
 
 
 class _WeightedSFT(SFTTrainer):
-    """TRL's trainer with each token's loss multiplied by its weight; see `engine.worker.data.turn_weights` for the formula.
+    """TRL's trainer with each token's loss multiplied by its weight; see
+    `engine.worker.data.turn_weights` for the formula.
 
     TRL sums the log-probabilities of a model's output and divides by the number of trained tokens of the whole step; so
     they are multiplied where they come out of the model, and all else is TRL's.

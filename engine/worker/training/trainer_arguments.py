@@ -1,5 +1,6 @@
-"""Write down which arguments each stage's configuration class and each schedule have, so that `engine.spec.run_spec` can check `extra`
-without importing torch. `python -m engine.worker.training.trainer_arguments` renews the files; a test compares them."""
+"""Write down which arguments each stage's configuration class and each schedule have, so that
+`engine.spec.run_spec` can check `extra` without importing torch.
+`python -m engine.worker.training.trainer_arguments` renews the files; a test compares them."""
 
 import dataclasses
 import enum
@@ -17,9 +18,16 @@ from engine.spec.schedules import SCHEDULE_ARGUMENTS_FILE as SCHEDULE_ARGUMENTS
 from engine.spec.trainer_arguments import TRAINER_ARGUMENTS_FILE
 
 CONFIGS = {
-    "pt": SFTConfig, "sft": SFTConfig, "rm": RewardConfig, "dpo": DPOConfig, "kto": KTOConfig,
-    "orpo": TrainingArguments, "simpo": TrainingArguments, "ppo": TrainingArguments, "grpo": GRPOConfig,
-}  # fmt: skip
+    "pt": SFTConfig,
+    "sft": SFTConfig,
+    "rm": RewardConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "orpo": TrainingArguments,
+    "simpo": TrainingArguments,
+    "ppo": TrainingArguments,
+    "grpo": GRPOConfig,
+}
 TYPE_NAMES = {
     int: "int",
     float: "float",
@@ -54,9 +62,7 @@ def _keywords(function: Any) -> dict[str, str]:
     keywords = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in SET_BY_RUN:
-            keywords[name] = (
-                _type_names(hints[name]) if name in hints else _type_name(type(parameter.default))
-            )
+            keywords[name] = _type_names(hints[name]) if name in hints else _type_name(type(parameter.default))
     return keywords
 
 

@@ -16,8 +16,8 @@ from engine.spec.run_spec import RunSpec
 from engine.spec.trainer_arguments import RENAMED_ARGUMENTS
 from engine.worker.models.loading import precision
 
-# Stage → where its function is: TrainingContext → a transformers Trainer that has not begun. Named and not imported: the
-# trainers of TRL take a second or more each, and a run needs one of them.
+# Stage → where its function is: TrainingContext → a transformers Trainer that has not begun. Named
+# and not imported: the trainers of TRL take a second or more each, and a run needs one of them.
 TRAINERS = {
     "pt": "engine.worker.training.sft:sft_trainer",
     "sft": "engine.worker.training.sft:sft_trainer",
@@ -49,7 +49,8 @@ def common_arguments(spec: RunSpec, run: RunDir, *, measured: bool) -> dict[str,
     )  # fmt: skip
     return {
         **{name: getattr(training, name) for name in names},
-        # The products of 8-bit weights keep their inputs where only the reentrant kind of recomputing does without them.
+        # The products of 8-bit weights keep their inputs where only the
+        # reentrant kind of recomputing does without them.
         "gradient_checkpointing_kwargs": {"use_reentrant": spec.model.quantization.kind == "8bit"},
         "max_steps": training.max_steps or -1,
         "bf16": numbers == "bf16",
@@ -144,9 +145,7 @@ def assert_effective(spec: RunSpec, run: RunDir, trainer: Trainer) -> None:
         if name == "report_to":
             effective, value = list(effective or []), [] if value == "none" else value
         same = (
-            math.isclose(effective, value)
-            if isinstance(value, float) and effective is not None
-            else effective == value
+            math.isclose(effective, value) if isinstance(value, float) and effective is not None else effective == value
         )
         if not same:
             differing.append(f"{name}: the spec says {value!r}, the trainer has {effective!r}")
