@@ -1,9 +1,9 @@
 """A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, a data job
 (engine.data.data_jobs).
 
-Its data files are fetched, never code; the datasets library, with no network, picks subset and
-split from them as it would anywhere; what comes out is Parquet, described in dataset_info.json
-like an upload. HF_ENDPOINT and ModelScope's own variables say where the hubs are.
+Its data files are fetched, never code; the datasets library, with no network, picks subset and split from them as it
+would anywhere; what comes out is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own
+variables say where the hubs are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,19 +84,44 @@ def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     from datasets import load_dataset_builder
 
+    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots or link.
+    # Patterns first: to look for one's matches would be to walk through all folders of the machine.
+    if outside := next(filter(_leads_outside, _stated_files(folder / "README.md")), ""):
+        raise Refusal(problem("hub-set-outside", file=outside))
     builder = load_dataset_builder(str(folder), subset or None, data_dir=inside or None, cache_dir=str(cache))
-    # Which files are read is the set's own word (README.md), and may name any
-    # file of this machine, by path, dots or link.
-    outside = [
-        path
-        for paths in (builder.config.data_files or {}).values()
-        for path in map(str, paths)
-        if "://" in path or not Path(path).resolve().is_relative_to(folder.resolve())
-    ]
-    if outside:
-        raise Refusal(problem("hub-set-outside", file=outside[0]))
+    for paths in (builder.config.data_files or {}).values():
+        for path in map(str, paths):
+            if "://" in path or not Path(path).resolve().is_relative_to(folder.resolve()):
+                raise Refusal(problem("hub-set-outside", file=path))
     builder.download_and_prepare()
     return builder.as_dataset(split=split)
+
+
+def _stated_files(card: Path) -> Iterator[str]:
+    """The files, patterns and folders of rows that a set's README.md names."""
+    from huggingface_hub import DatasetCard
+
+    if not card.is_file():
+        return
+    configs = DatasetCard.load(str(card)).data.to_dict().get("configs")
+    for config in configs if isinstance(configs, list) else ():
+        if isinstance(config, dict):
+            yield from _texts([config.get("data_files"), config.get("data_dir")])
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested lists and mappings, names of splits and other keys aside."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([inner for key, inner in value.items() if key != "split"])
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _leads_outside(pattern: str) -> bool:
+    return "://" in pattern or Path(pattern).is_absolute() or ".." in Path(pattern).parts
 
 
 def _fetch_huggingface(name: str, folder: Path, report: ReportProgress) -> None:
