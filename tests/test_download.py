@@ -137,7 +137,15 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
-    "files", ["{secret}", "../secret.csv", "[{secret}, train.csv]", "file://{secret}", "/**/secret.csv", "{{train: [[/**/secret.csv]]}}"]
+    "files",
+    [
+        "{secret}",
+        "../secret.csv",
+        "[{secret}, train.csv]",
+        "file://{secret}",
+        "/**/secret.csv",
+        "{{train: [[/**/secret.csv]]}}",
+    ],
 )
 def test_a_set_reads_its_own_files_and_no_others(tmp_path, files):
     """A set whose README leads to a file of the server."""

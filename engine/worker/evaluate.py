@@ -26,7 +26,7 @@ from engine.evaluation.evaluation_spec import (
 from engine.runs.kinds import read
 from engine.spec.model_settings import Model
 from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
-from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 BASE_NAME = "base"  # the name of the base itself
 SCORE_BATCH_SIZE = 64  # pairs that a reward model scores between two reports of progress
@@ -36,9 +36,10 @@ def evaluate(run: RunDir) -> None:
     """Measure what the run in its folder says, going on where an earlier attempt was."""
     report = ProgressReport(run)
     report("loading")
-    from engine.worker.evaluation.findings import write_findings
-    from engine.worker.evaluation.harness import Tasks
-    from engine.worker.evaluation.questions import load_questions
+    with library_imports():
+        from engine.worker.evaluation.findings import write_findings
+        from engine.worker.evaluation.harness import Tasks
+        from engine.worker.evaluation.questions import load_questions
 
     spec = spec_of(run)
     results = [result for folder in spec.results if (result := trained_result(folder))]
@@ -115,7 +116,8 @@ def answer_questions(
     spec: EvaluationSpec, results: list[TrainedResult], questions: list[Any], log: AnswerLog, tasks: Any
 ) -> None:
     """Every answer, every loss and every task that is not known yet. A model that owes none is not loaded."""
-    from engine.worker.evaluation.respond import LoadedModels
+    with library_imports():
+        from engine.worker.evaluation.respond import LoadedModels
 
     with_answer = [question for question in questions if question.chat]
     for group in model_groups(spec, results):

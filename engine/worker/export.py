@@ -19,7 +19,7 @@ from engine.export import gguf
 from engine.export.export_spec import ExportSpec, memory_problems
 from engine.runs import kinds
 from engine.worker.runtime.optional_packages import hide_unused_packages, quantized
-from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 
 def export(run: RunDir) -> None:
@@ -47,10 +47,11 @@ def write_result(run: RunDir, spec: ExportSpec, report: ProgressReport) -> None:
     report("loading")
 
     # Imported here: the lock is held and the progress written before torch has even begun to load.
-    from engine.worker.exporting import model_card
-    from engine.worker.exporting.base_model import Sources
-    from engine.worker.exporting.merge import WRITE, load, peak_memory, quantize, reload
-    from engine.worker.exporting.output_comparison import compare_outputs, model_outputs, prompts_of
+    with library_imports():
+        from engine.worker.exporting import model_card
+        from engine.worker.exporting.base_model import Sources
+        from engine.worker.exporting.merge import WRITE, load, peak_memory, quantize, reload
+        from engine.worker.exporting.output_comparison import compare_outputs, model_outputs, prompts_of
 
     sources = Sources.of(spec)
     if problems := memory_problems(spec):

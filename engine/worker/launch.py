@@ -18,7 +18,7 @@ from engine.core.rundir import RunDir
 from engine.launch.command import WAIT_VARIABLE
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
-from engine.worker.runtime.process_lifecycle import silence_warnings
+from engine.worker.runtime.process_lifecycle import library_imports, silence_warnings
 from engine.worker.training.preload import import_libraries
 
 
@@ -30,8 +30,10 @@ def main() -> None:
     silence_warnings()
     if alone:
         hide_unused_packages(trains_quantized(spec))
-        import_libraries(spec)
-    from accelerate.commands import launch
+    with library_imports():
+        if alone:
+            import_libraries(spec)
+        from accelerate.commands import launch
 
     if os.environ.pop(WAIT_VARIABLE, "") and not sys.stdin.readline():
         return  # the supervisor is gone, or the rows could not be prepared

@@ -32,7 +32,7 @@ from engine.models.vocabulary import embedding_rows
 from engine.spec.contradictions import has_validation
 from engine.spec.run_spec import RunSpec
 from engine.worker.data import cache
-from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 BYTES_PER_PROCESS = 1 << 20  # bytes of data for which one more process pays
 MAX_BAD_ROWS_SHOWN = 20  # with their problems in full
@@ -97,10 +97,11 @@ def build(spec: RunSpec, model_path: str, datasets: list[Dataset], folder: Path,
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if processes > 1 else "true"
 
     # Imported here: the progress is written before transformers has begun to load, and a cached run never loads it.
-    from engine.worker.data import tables
-    from engine.worker.data.examples import Encoder
-    from engine.worker.models.tokenizer import load_tokenizer
-    from engine.worker.runtime.process_pool import ProcessPool
+    with library_imports():
+        from engine.worker.data import tables
+        from engine.worker.data.examples import Encoder
+        from engine.worker.models.tokenizer import load_tokenizer
+        from engine.worker.runtime.process_pool import ProcessPool
 
     tokenizer = load_tokenizer(spec, model_path)
     if missing := token_id_problem(max(tokenizer.get_vocab().values()), spec, model_path):

@@ -20,7 +20,7 @@ from engine.core.problems import Refusal
 from engine.core.rundir import read_json, write_json
 from engine.core.sockets import listen
 from engine.worker.runtime.optional_packages import hide_unused_packages
-from engine.worker.runtime.process_lifecycle import ProgressReport, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, run_lifecycle
 
 
 def main() -> None:
@@ -30,8 +30,9 @@ def main() -> None:
         sock = listen(settings["host"], settings["port"])
         ProgressReport(run)("loading")
         hide_unused_packages(settings["quantized"])
-        from engine.worker.serving.openai_api import serve
-        from engine.worker.serving.server_state import load
+        with library_imports():
+            from engine.worker.serving.openai_api import serve
+            from engine.worker.serving.server_state import load
 
         with contextlib.ExitStack() as closing:
             if settings["engine"] != "transformers":

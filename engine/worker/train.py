@@ -9,7 +9,7 @@ from typing import Any
 from engine.core.rundir import COMPLETE_FILE, RunDir, read_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.runtime.optional_packages import hide_unused_packages, trains_quantized
-from engine.worker.runtime.process_lifecycle import ProgressReport, rank, run_lifecycle
+from engine.worker.runtime.process_lifecycle import ProgressReport, library_imports, rank, run_lifecycle
 from engine.worker.training.preload import import_libraries
 
 
@@ -19,17 +19,18 @@ def train(run: RunDir) -> None:
     report("loading")
 
     # Imported here: the lock is held before torch has even begun to load.
-    from datasets import Dataset
-    from transformers import set_seed
+    with library_imports():
+        from datasets import Dataset
+        from transformers import set_seed
 
-    from engine.worker.data.lengths import group_by_length
-    from engine.worker.evaluation import probe
-    from engine.worker.models.loading import keep_initial, load_model
-    from engine.worker.models.tokenizer import load_tokenizer
-    from engine.worker.training.callbacks import RunCallback, loss_watch, save_where_there_is_space
-    from engine.worker.training.context import TrainingContext
-    from engine.worker.training.result import save_result
-    from engine.worker.training.trainers import assert_effective, trainer_of
+        from engine.worker.data.lengths import group_by_length
+        from engine.worker.evaluation import probe
+        from engine.worker.models.loading import keep_initial, load_model
+        from engine.worker.models.tokenizer import load_tokenizer
+        from engine.worker.training.callbacks import RunCallback, loss_watch, save_where_there_is_space
+        from engine.worker.training.context import TrainingContext
+        from engine.worker.training.result import save_result
+        from engine.worker.training.trainers import assert_effective, trainer_of
 
     spec = spec_of(run)
     set_seed(spec.training.seed)  # before the model: an adapter begins with random weights
@@ -79,5 +80,6 @@ def resume_or_begin(run: RunDir, trainer: Any) -> None:
 if __name__ == "__main__":
     with run_lifecycle(sys.argv[1]) as training_run:
         hide_unused_packages(trains_quantized(spec_of(training_run)))
-        import_libraries(spec_of(training_run))  # for the ranks of a launcher that is a process of its own
+        with library_imports():  # for the ranks of a launcher that is a process of its own
+            import_libraries(spec_of(training_run))
         train(training_run)

@@ -1,9 +1,9 @@
 """A data set of a hub → a file in the data folder: `python -m engine.worker.data.download FOLDER`, a data job
 (engine.data.data_jobs).
 
-Its data files are fetched, never code; the datasets library, with no network, picks subset and split from them as it
-would anywhere; what comes out is Parquet, described in dataset_info.json like an upload. HF_ENDPOINT and ModelScope's own
-variables say where the hubs are.
+Its data files are fetched, never code; the datasets library, with no network, picks subset and
+split from them as it would anywhere; what comes out is Parquet, described in dataset_info.json
+like an upload. HF_ENDPOINT and ModelScope's own variables say where the hubs are.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def load_rows(folder: Path, cache: Path, subset: str, split: str, inside: str) -
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     from datasets import load_dataset_builder
 
-    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots or link.
-    # Patterns first: to look for one's matches would be to walk through all folders of the machine.
+    # Which files are read is the set's own word (README.md), and may name any file of this machine, by path, dots
+    # or link. Patterns first: to look for one's matches would be to walk through all folders of the machine.
     if outside := next(filter(_leads_outside, _stated_files(folder / "README.md")), ""):
         raise Refusal(problem("hub-set-outside", file=outside))
     builder = load_dataset_builder(str(folder), subset or None, data_dir=inside or None, cache_dir=str(cache))
