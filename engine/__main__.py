@@ -34,11 +34,25 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
     subparsers = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     takes = {
-        verbs.train: "spec", verbs.submit: "spec", verbs.evaluate: "", verbs.check: "spec", verbs.list_: "",
-        verbs.show: "run", verbs.stop: "run", verbs.resume: "run", verbs.clone: "run", verbs.follow: "run",
-        verbs.delete: "run", verbs.import_: "file", verbs.export: "", verbs.serve: "", verbs.schema: "", verbs.user: "",
-        verbs.doctor: "", verbs.prune_: "",
-    }  # fmt: skip
+        verbs.train: "spec",
+        verbs.submit: "spec",
+        verbs.evaluate: "",
+        verbs.check: "spec",
+        verbs.list_: "",
+        verbs.show: "run",
+        verbs.stop: "run",
+        verbs.resume: "run",
+        verbs.clone: "run",
+        verbs.follow: "run",
+        verbs.delete: "run",
+        verbs.import_: "file",
+        verbs.export: "",
+        verbs.serve: "",
+        verbs.schema: "",
+        verbs.user: "",
+        verbs.doctor: "",
+        verbs.prune_: "",
+    }
     for function, operand in takes.items():
         verb = subparsers.add_parser(function.__name__.rstrip("_"), help=function.__doc__, description=function.__doc__)
         verb.set_defaults(function=function)

@@ -78,8 +78,14 @@ class Tab:
             self.history = HistoryPanel(context, self.model, self.conversation)
             self.answers = AnswersPanel(context, self.question, self.conversation, self.model, self.settings)
             for panel in (
-                self.conversation, self.answers, self.question, self.model, self.settings, self.history, self.api,
-            ):  # fmt: skip
+                self.conversation,
+                self.answers,
+                self.question,
+                self.model,
+                self.settings,
+                self.history,
+                self.api,
+            ):
                 panel.layout()
             self.view = TabView(context, gr.Timer(active=False), self.model, self.conversation, self.history)
 

@@ -83,9 +83,15 @@ class Tab:
             self.sampling, self.measured = SamplingPanel(context), ModelsPanel(context, self.questions)
             self.form = FormPanel(context, self.measured, self.questions, self.tasks, self.sampling, self.report)
             for panel in (
-                self.measured, self.questions, self.tasks, self.sampling,
-                self.form, self.listing, self.report, self.rows,
-            ):  # fmt: skip
+                self.measured,
+                self.questions,
+                self.tasks,
+                self.sampling,
+                self.form,
+                self.listing,
+                self.report,
+                self.rows,
+            ):
                 panel.layout()
             self.view = TabView(context, self.measured, self.tasks, self.report)
 

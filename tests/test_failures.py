@@ -42,14 +42,14 @@ PRINTED: dict[str, tuple[str, ...]] = {
     ),
     "threads": (
         "RuntimeError: can't start new thread",
-        ("libgomp: Thread creation failed: Resource temporarily unavailable"),
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
     ),
     "host-memory": (
         (
             "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: "
             "can't allocate memory: you tried to allocate 274877906944 bytes. Error code 12 (Cannot allocate memory)"
         ),
-        ("numpy._core._exceptions._ArrayMemoryError: Unable to allocate 512. GiB for an array: MemoryError"),
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 512. GiB for an array: MemoryError",
         "MemoryError: ",
         "terminate called after throwing an instance of 'std::bad_alloc'",
     ),
@@ -58,7 +58,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "open-files": ("OSError: [Errno 24] Too many open files: '/data/train.arrow'",),
     "storage": (
         "OSError: [Errno 116] Stale file handle",
-        ("OSError: [Errno 5] Input/output error: '/mnt/models/model-00001-of-00004.safetensors'"),
+        "OSError: [Errno 5] Input/output error: '/mnt/models/model-00001-of-00004.safetensors'",
     ),
     "port": (
         (
@@ -83,7 +83,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     ),
     "card-busy": ("RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",),
     "card-fault": (
-        ("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered"),
+        "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
         "NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, GPU has fallen off the bus.",
     ),
     "card-index": ("RuntimeError: CUDA error: invalid device ordinal",),
@@ -104,7 +104,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
         ),
     ),
     "cublas": (
-        ("RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`"),
+        "RuntimeError: CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`",
         "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
     ),
     "nccl-duplicate": (
@@ -126,7 +126,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
         ),
     ),
     "unused-parameters": (
-        ("RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one."),
+        "RuntimeError: Expected to have finished reduction in the prior iteration before starting a new one.",
     ),
     "bitsandbytes": (
         "RuntimeError: Configured CUDA binary not found at /venv/bitsandbytes/libbitsandbytes_cuda128.so",
@@ -143,12 +143,12 @@ PRINTED: dict[str, tuple[str, ...]] = {
         "fatal error: Python.h: No such file or directory",
     ),
     "binaries": (
-        ("ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE"),
+        "ImportError: /venv/flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2ENS_14SourceLocationE",
         "ImportError: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.34' not found",
     ),
     "attention": (
         "RuntimeError: FlashAttention only supports Ampere GPUs or newer.",
-        ("ValueError: FlashAttention2 has been toggled on, but it cannot be used due to the following error"),
+        "ValueError: FlashAttention2 has been toggled on, but it cannot be used due to the following error",
     ),
     "determinism": (
         (
@@ -159,10 +159,10 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "precision": (
         ("RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'"),
         "ValueError: Attempting to unscale FP16 gradients.",
-        ("RuntimeError: expected scalar type BFloat16 but found Float"),
+        "RuntimeError: expected scalar type BFloat16 but found Float",
     ),
     "tracker": (
-        ("wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])"),
+        "wandb.errors.errors.UsageError: api_key not configured (no-tty). call wandb.login(key=[your_api_key])",
     ),
     "certificate": (
         (
@@ -187,7 +187,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     "package": ("ModuleNotFoundError: No module named 'liger_kernel'",),
     "configuration": ("AssertionError: learning_rate is 0.1 where the spec says 0.2",),
     "nothing-trained": (
-        ("RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn"),
+        "RuntimeError: element 0 of tensors does not require grad and does not have a grad_fn",
         "ValueError: optimizer got an empty parameter list",
     ),
     "not-finite": ("RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",),
@@ -207,7 +207,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
     ),
     "pickled": (
         "_pickle.UnpicklingError: Weights only load failed. This file can still be loaded",
-        ("RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory"),
+        "RuntimeError: PytorchStreamReader failed reading zip archive: failed finding central directory",
     ),
     "weights-cut": (
         (

@@ -231,5 +231,11 @@ def test_marks_cannot_break_out_of_their_style_sheet():
 
 def test_numbers_are_written_as_people_write_them():
     assert [writing.number_text(value) for value in (3.0, 1e-5, 0.0001, 0.05, 1e20, None, 42)] == [
-        "3", "1e-5", "0.0001", "0.05", "1e20", "", "42",
-    ]  # fmt: skip
+        "3",
+        "1e-5",
+        "0.0001",
+        "0.05",
+        "1e20",
+        "",
+        "42",
+    ]

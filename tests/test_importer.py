@@ -93,9 +93,16 @@ def test_how_a_model_is_spread_over_cards_is_left_out_and_told() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["dataset: [a, b]", "dataset: 1", "datasets: [[1]]", "lora_target: {a: 1}",
-     "quantization: x\nquantization_bit: y", "cutoff_len: *a", "report_to: null"],
-)  # fmt: skip
+    [
+        "dataset: [a, b]",
+        "dataset: 1",
+        "datasets: [[1]]",
+        "lora_target: {a: 1}",
+        "quantization: x\nquantization_bit: y",
+        "cutoff_len: *a",
+        "report_to: null",
+    ],
+)
 def test_values_of_another_type_are_read_or_refused_and_never_an_error(text: str) -> None:
     try:
         outcome: RunSpec | Refusal = read(text).spec

@@ -96,7 +96,7 @@ def test_all_problems_come_at_once_each_at_its_field() -> None:
         ("data: {dataset: a}", "Did you mean 'data.datasets'?", "data.datasets"),
         (
             "nonsense: 1",
-            ("There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra"),
+            "There is no setting 'nonsense'. If it is an argument of the trainer, put it under extra",
             "extra",
         ),
     ],

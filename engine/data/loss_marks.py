@@ -23,9 +23,17 @@ AMBIGUOUS_WEIGHT_COLUMN = "weight"  # a column that may as well be of what the r
 ROW_MARK_COLUMNS = frozenset((*ROW_WEIGHT_COLUMNS, MASK_COLUMN, AMBIGUOUS_WEIGHT_COLUMN))
 # Columns of a row that is nothing but a conversation.
 CONVERSATION_COLUMNS = frozenset(
-    (*COLUMN_ROLES, *(name for names in COLUMNS.values() for name in names.values()), *ROW_MARK_COLUMNS,
-     "functions", "completion", "text", "label", "id")
-)  # fmt: skip
+    (
+        *COLUMN_ROLES,
+        *(name for names in COLUMNS.values() for name in names.values()),
+        *ROW_MARK_COLUMNS,
+        "functions",
+        "completion",
+        "text",
+        "label",
+        "id",
+    )
+)
 
 
 def turn_weight(row: Row, turn: Message, column: str) -> float | None:

@@ -81,9 +81,13 @@ def template_pieces(render: Render, bos: str = "") -> TemplatePieces:
         last = QUESTION_2 if late else QUESTION
         before = "" if late else _between(with_system, "", SYSTEM)
         result = TemplatePieces(
-            result.head, result.between, result.opening, result.after,
-            (before, _between(with_system, SYSTEM, last)), late
-        )  # fmt: skip
+            result.head,
+            result.between,
+            result.opening,
+            result.after,
+            (before, _between(with_system, SYSTEM, last)),
+            late,
+        )
     for conversation in _conversations(result.system is not None):
         try:
             expected = rendered(*conversation)

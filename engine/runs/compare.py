@@ -160,11 +160,18 @@ def _format_entry(name: str, value: Any) -> str:
 LOWER, HIGHER = "lower", "higher"
 BETTER = dict.fromkeys(("loss", "nll_loss", "odds_ratio_loss", "value_loss", "perplexity"), LOWER) | dict.fromkeys(
     (
-        "mean_token_accuracy", "accuracy", "margin", "rewards/margins", "rewards/accuracies", "reward", "mean_reward",
-        "log_odds_ratio", "tokens_per_s",
+        "mean_token_accuracy",
+        "accuracy",
+        "margin",
+        "rewards/margins",
+        "rewards/accuracies",
+        "reward",
+        "mean_reward",
+        "log_odds_ratio",
+        "tokens_per_s",
     ),
     HIGHER,
-)  # fmt: skip
+)
 BETTER["peak_memory"] = BETTER["peak_device_memory"] = LOWER
 
 

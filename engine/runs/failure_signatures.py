@@ -136,16 +136,26 @@ FATAL_PATTERNS = {
     **{
         code: PATTERNS[code]
         for code in (
-            "device-memory", "shared-memory", "worker-killed", "disk-full", "kernels", "driver",
-            "card-fault", "token-beyond", "nccl-duplicate", "nccl-timeout", "time-limit",
+            "device-memory",
+            "shared-memory",
+            "worker-killed",
+            "disk-full",
+            "kernels",
+            "driver",
+            "card-fault",
+            "token-beyond",
+            "nccl-duplicate",
+            "nccl-timeout",
+            "time-limit",
         )
     },
-    "bitsandbytes": (r"libbitsandbytes_\w+\.so(?:: cannot open| not found)"
+    "bitsandbytes": (
+        r"libbitsandbytes_\w+\.so(?:: cannot open| not found)"
         r"|bitsandbytes library load error|CUDA Setup failed"
-    r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
-    r"|not available in CPU-only version of bitsandbytes"
+        r"|bitsandbytes native library functionality but it's not available|Native code method attempted to call"
+        r"|not available in CPU-only version of bitsandbytes"
     ),
-}  # fmt: skip
+}
 # What a rank says when another one has gone. Then the other's end is the cause.
 ECHO_PATTERN = (
     r"Connection closed by peer|Connection reset by peer|Broken pipe"

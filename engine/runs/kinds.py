@@ -53,17 +53,23 @@ KINDS = {
     "training": Kind(
         RunSpec,
         lambda spec, workplace: workplace.frozen(spec),
-        training_problems, training_steps, training_doubts,
+        training_problems,
+        training_steps,
+        training_doubts,
     ),
     "evaluation": Kind(
-        evaluation_spec.EvaluationSpec, evaluation_spec.frozen, evaluation_spec.problems,
+        evaluation_spec.EvaluationSpec,
+        evaluation_spec.frozen,
+        evaluation_spec.problems,
         lambda _spec, folder, _port, _gpu_count: [worker_step("evaluate", folder)],
     ),
     "export": Kind(
-        export_spec.ExportSpec, export_spec.frozen, export_spec.problems,
+        export_spec.ExportSpec,
+        export_spec.frozen,
+        export_spec.problems,
         lambda _spec, folder, _port, _gpu_count: [worker_step("export", folder)],
     ),
-}  # fmt: skip
+}
 
 
 def read(text: str, default: str = RunSpec.kind) -> Spec:

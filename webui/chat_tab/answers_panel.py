@@ -78,9 +78,15 @@ class AnswersPanel(Panel):
     @property
     def outputs(self) -> list[Block]:
         return [
-            self.message, self.current.component, self.live, self.question.prompt, self.question.send,
-            self.question.stop, *self.conversation.outputs, *self.model.memory_outputs,
-        ]  # fmt: skip
+            self.message,
+            self.current.component,
+            self.live,
+            self.question.prompt,
+            self.question.send,
+            self.question.stop,
+            *self.conversation.outputs,
+            *self.model.memory_outputs,
+        ]
 
     # ---- asking
 

@@ -75,9 +75,14 @@ class SettingsPanel(Panel):
     def inputs(self) -> list[Block]:
         """The controls whose values `read` takes."""
         return [
-            self.system, self.greedy, *self.numbers.values(),
-            self.remember, self.thinking, self.reward_model, self.tools,
-        ]  # fmt: skip
+            self.system,
+            self.greedy,
+            *self.numbers.values(),
+            self.remember,
+            self.thinking,
+            self.reward_model,
+            self.tools,
+        ]
 
     @property
     def outputs(self) -> list[Block]:

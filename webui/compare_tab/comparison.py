@@ -55,10 +55,16 @@ def compared(runs: Sequence[Run], view: View) -> Comparison:
     differences, metrics = compare.differences(specs), metrics_of(specs, curves)
     view = view.fitted(metrics, group_paths(differences))
     return Comparison(
-        runs, compare.display_names(runs), specs, curves, metrics, differences, view,
+        runs,
+        compare.display_names(runs),
+        specs,
+        curves,
+        metrics,
+        differences,
+        view,
         groups=compare.group_runs(runs, view.by) if view.by else [],
         figures=compare.figures(runs, curves),
-    )  # fmt: skip
+    )
 
 
 def metrics_of(specs: Sequence[RunSpec | None], curves: Sequence[Mapping[str, Series]]) -> list[str]:

@@ -42,9 +42,14 @@ class ComparisonPanel(Panel):
     def wire(self) -> None:
         runs, view = self.runs.runs, self.view
         changes = [
-            runs.input, view.metric.input, view.x.input, view.log.input, view.by.input, view.smoothing.input,
+            runs.input,
+            view.metric.input,
+            view.x.input,
+            view.log.input,
+            view.by.input,
+            view.smoothing.input,
             view.zoom.input,
-        ]  # fmt: skip
+        ]
         gr.on(changes, self.draw, self.inputs, self.outputs, js=REMEMBER_JS, trigger_mode="always_last", **QUIET)
         self.timer.tick(self.tick, [self.stamp, *self.inputs], self.outputs, **QUIET)
 

@@ -60,6 +60,12 @@ def build(
     for panel in (form, exports, uploads):
         panel.wire()
     return ExportTab(
-        exports.timer, form.arrive, form.inputs, form.outputs, exports.html, form.filled, form.fill,
+        exports.timer,
+        form.arrive,
+        form.inputs,
+        form.outputs,
+        exports.html,
+        form.filled,
+        form.fill,
         lambda id, spec: with_export(runs.get(workplace.saves, id), spec),
-    )  # fmt: skip
+    )

@@ -73,6 +73,15 @@ def build(
     for panel in (run_view, table, curves, head, buttons, actions):
         panel.wire()
     return RunsTab(
-        run_view.open, run_view.view, run_view.outputs, [run_view.timer, table.timer], buttons.clone,
-        buttons.clone_changed, buttons.compare, buttons.chat, buttons.export, buttons.evaluate, buttons.follow,
-    )  # fmt: skip
+        run_view.open,
+        run_view.view,
+        run_view.outputs,
+        [run_view.timer, table.timer],
+        buttons.clone,
+        buttons.clone_changed,
+        buttons.compare,
+        buttons.chat,
+        buttons.export,
+        buttons.evaluate,
+        buttons.follow,
+    )

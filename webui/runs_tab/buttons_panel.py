@@ -70,9 +70,17 @@ class ButtonsPanel(Panel):
     @property
     def moving(self) -> list[Block]:
         return [
-            self.stop, self.kill, self.resume, self.clone_changed, self.clone, self.delete, self.chat, self.export,
-            self.evaluate, self.follow,
-        ]  # fmt: skip
+            self.stop,
+            self.kill,
+            self.resume,
+            self.clone_changed,
+            self.clone,
+            self.delete,
+            self.chat,
+            self.export,
+            self.evaluate,
+            self.follow,
+        ]
 
     @property
     def still(self) -> list[Block]:

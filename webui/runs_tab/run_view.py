@@ -100,7 +100,15 @@ def stamp_of(run: Run) -> str:
     """Changes when anything that the page shows of the run changes."""
     here = run.dir
     files = (
-        here.progress, here.metrics, here.warnings, here.samples, here.log,
-        here.exit, here.error, here.report, here.probe, run.path,
-    )  # fmt: skip
+        here.progress,
+        here.metrics,
+        here.warnings,
+        here.samples,
+        here.log,
+        here.exit,
+        here.error,
+        here.report,
+        here.probe,
+        run.path,
+    )
     return f"{run.state} {queue.position(run)} {rundir.stamp(files)}"

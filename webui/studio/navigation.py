@@ -40,9 +40,14 @@ class Navigation:
         train, evaluate = tabs.train, tabs.evaluate
         inputs = [frame.selected, frame.address_tab, tabs.data.chosen, frame.address_query, evaluate.opened]
         outputs = [
-            frame.head, frame.selected, tabs.data.chosen, evaluate.opened, *train.begins, *tabs.compare.chosen,
+            frame.head,
+            frame.selected,
+            tabs.data.chosen,
+            evaluate.opened,
+            *train.begins,
+            *tabs.compare.chosen,
             tabs.tabs,
-        ]  # fmt: skip
+        ]
         blocks.load(train.list_choices, None, train.lists, **QUIET).then(
             self.arrive, inputs, outputs, js=ARRIVE_JS, **QUIET
         )

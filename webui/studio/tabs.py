@@ -80,9 +80,14 @@ def lay_out_tabs(frame: Frame) -> Tabs:
             chat = chat_tab.build(words, workplace, message, user, lambda: models_and_results(workplace, words))
         with item("evaluate"):
             evaluate = evaluate_tab.build(
-                words, workplace, root, message, user, lambda: models_and_results(workplace, words),
+                words,
+                workplace,
+                root,
+                message,
+                user,
+                lambda: models_and_results(workplace, words),
                 lambda run: head_html.status(run, words),
-            )  # fmt: skip
+            )
         with item("compare", render_children=True):
             compare = compare_tab.build(words, workplace, root)
         with item("export"):

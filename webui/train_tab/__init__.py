@@ -70,6 +70,13 @@ def build(
     for panel in (settings, summary, presets, load):
         panel.wire()
     return TrainTab(
-        settings.inputs, lambda held: settings.read(held)[0], summary.filled, summary.fill, presets.begins,
-        presets.begin, settings.lists, settings.list_choices, load.other,
-    )  # fmt: skip
+        settings.inputs,
+        lambda held: settings.read(held)[0],
+        summary.filled,
+        summary.fill,
+        presets.begins,
+        presets.begin,
+        settings.lists,
+        settings.list_choices,
+        load.other,
+    )

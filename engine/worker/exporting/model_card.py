@@ -227,13 +227,13 @@ def _scoring_code(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [
         *pad,
         (
-            'chat = [{"role": "user", "content": "Hello!"}, {"role": '
-            '"assistant", "content": "Hello! What can I do for you?"}]'
+            'chat = [{"role": "user", "content": "Hello!"}, '
+            '{"role": "assistant", "content": "Hello! What can I do for you?"}]'
         ),
         'ids = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)["input_ids"]',
         (
-            "end = max(at for at, id in enumerate(ids[0].tolist()) if "
-            f"id in {sorted(ends)})  # the score is that of this token"
+            f"end = max(at for at, id in enumerate(ids[0].tolist()) if id in {sorted(ends)})"
+            "  # the score is that of this token"
         ),
         "print(model(input_ids=ids[:, : end + 1]).logits.item())",
     ]
