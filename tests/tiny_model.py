@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,8 +16,8 @@ CHATML = (
 )
 
 
-def make(folder: Path) -> None:
-    torch.manual_seed(0)
+def tokenizer(**settings: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 800 tokens that a sample trained; `settings` go to the tokenizer's class."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -28,9 +29,16 @@ def make(folder: Path) -> None:
         show_progress=False,
     )
     bpe.train_from_iterator([row["instruction"] + row["output"] for row in rows], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
+    trained = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", **settings
+    )
+    trained.chat_template = CHATML
+    return trained
+
+
+def make(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer().save_pretrained(folder)
     config = Qwen2Config(
         vocab_size=800,
         hidden_size=64,
