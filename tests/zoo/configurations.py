@@ -184,7 +184,7 @@ def shrunk(config: PreTrainedConfig, tokens: SpecialTokens) -> PreTrainedConfig:
     chosen = chosen_layers(values, count)
     small: dict[str, Any] = {}
     for name, value in values.items():
-        sub = config.__dict__.get(name)
+        sub = config.__dict__.get(name) or absent_part(config, name)
         if isinstance(sub, PreTrainedConfig):
             small[name] = shrunk(sub, tokens)
         elif value is None:
@@ -200,6 +200,12 @@ def shrunk(config: PreTrainedConfig, tokens: SpecialTokens) -> PreTrainedConfig:
     if isinstance(small.get("rope_parameters"), dict):
         small["rope_parameters"] = shrink_rope(with_sections(small["rope_parameters"], config), small)
     return type(config)(**small | OVERRIDES.get(config.model_type, {}))
+
+
+def absent_part(config: PreTrainedConfig, name: str) -> PreTrainedConfig | None:
+    """The configuration of a tower that the defaults leave out, although published models have it."""
+    cls = config.sub_configs.get(name) if name in ("vision_config", "audio_config") else None
+    return cls() if cls is not None and dataclasses.is_dataclass(cls) else None
 
 
 def undeclared_ids(config: PreTrainedConfig) -> list[str]:

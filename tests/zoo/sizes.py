@@ -118,6 +118,5 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "inkling_vision": {"patch_size": 2, "num_hidden_layers": 3},  # wide as the patch squared; fewer layers need SciPy
     "reformer": {"axial_pos_embds": False},  # with them every training sequence has one fixed length
-    # It rounds widths to multiples of 64 in one place only, and is for inference by default.
-    "xlstm": {"qk_dim_factor": 1.0, "mode": "train_with_padding", "return_last_states": False},
+    "xlstm": {"qk_dim_factor": 1.0},  # or widths are rounded to multiples of 64 in one place only
 }  # fmt: skip
