@@ -175,27 +175,13 @@ def test_weights_that_bitsandbytes_packed_have_their_true_shape(root):
     assert model_problems(folder, [root]) == []
 
 
-def test_of_a_model_that_also_sees_the_part_that_writes_is_counted_and_named(root):
-    writing = {
-        f"model.language_model{name[5:]}" if name != "lm_head.weight" else name: shape for name, shape in QWEN.items()
-    }
-    seeing = {"model.visual.blocks.0.attn.qkv.weight": (48, 16), "model.visual.pos_embed.weight": (9, 16)}
-    config = {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
-        "vision_config": {},
-    }
-    folder = make_model(root / "sees", writing | seeing, **config)
-    assert model_problems(folder, [root]) == []
-    assert inspect_model(folder).parameters == inspect_model(make_model(root / "plain")).parameters
-    assert trainable_modules.linear_modules(inspect_model(folder)) == LINEAR
-    assert trainable_modules.freeze_problems(inspect_model(folder), ["model.layers.1"]) == []
-
-
-@pytest.mark.parametrize("model_type", ["gemma3", "qwen2_vl", "a_family_of_tomorrow"])
-def test_a_model_whose_part_that_writes_is_not_loaded_alone_is_refused(root, model_type):
-    config = {"architectures": ["XForConditionalGeneration"], "model_type": model_type, "vision_config": {}}
-    assert codes(make_model(root / "sees", **config), [root]) == ["model-with-senses"]
+@pytest.mark.parametrize(
+    ("model_type", "code"), [("qwen2_audio", "model-with-senses"), ("a_family_of_tomorrow", "model-unknown")]
+)
+def test_a_model_that_transformers_loads_as_none_that_writes_is_refused(root, model_type, code):
+    config = {"architectures": ["XForConditionalGeneration"], "model_type": model_type}
+    parts = {"audio_config": {"model_type": "y"}}
+    assert codes(make_model(root / "hears", **config, **parts), [root]) == [code]
 
 
 @pytest.mark.parametrize(
@@ -524,16 +510,6 @@ def test_the_linear_layers_are_listed_without_embeddings_and_head(root):
     assert {"model.layers.0.mlp", "model.layers.2.self_attn.q_proj", "lm_head"} <= set(
         trainable_modules.module_names(model)
     )
-
-
-def test_routers_and_routed_experts_are_no_linear_layers(root):
-    moe = {
-        "model.layers.0.mlp.gate.weight": (8, 16),
-        "model.layers.0.mlp.experts.0.up_proj.weight": (40, 16),
-        "model.layers.0.self_attn.q_proj.weight": (16, 16),
-        "model.layers.0.mlp.shared_expert.w.weight": (4, 16),
-    }
-    assert trainable_modules.linear_modules(inspect_model(make_model(root / "m", moe))) == ["q_proj", "w"]
 
 
 def test_a_target_that_is_not_there_is_told_with_those_that_are(root):

@@ -4,6 +4,7 @@ formats and architectures that are not supported."""
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from engine.models.facts import (
     base_of_adapter,
     first_number,
     inspect_model,
+    is_known_to_transformers,
     is_language_model,
 )
 from engine.models.json_objects import files_in, read_json_object
@@ -33,7 +35,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
     "tekken.json",
 )  # fmt: skip
-MULTIMODAL_KEYS = ("vision_config", "audio_config")
 
 
 def model_problems(
@@ -119,15 +120,19 @@ def _folder_problems(folder: Path, allow_remote_code: bool, scorer: bool) -> lis
             problems.append(problem("model-is-scorer", architecture=model.architecture))
     elif not is_language_model(folder):
         problems.append(problem("model-not-language", architecture=model.architecture or model.model_type or "?"))
-    elif any(part in config for part in MULTIMODAL_KEYS) and not _loads_as_causal_lm(model):
+    elif not is_known_to_transformers(model.model_type) and not model.needs_remote_code:
+        version = importlib.metadata.version("transformers")
+        problems.append(problem("model-unknown", model_type=model.model_type, version=version))
+    elif model.has_towers and not _can_write(model):
         problems.append(problem("model-with-senses", architecture=model.architecture or model.model_type))
     tensors, damaged = tensors_of(folder)
     return problems + damaged + _shape_problems(config, tensors) + _tokenizer_problems(folder)
 
 
-def _loads_as_causal_lm(model: ModelFacts) -> bool:
-    """Whether the part of the model that writes is loaded without those that see or hear."""
-    return model.needs_remote_code or auto_classes("CAUSAL_LM").get(model.model_type, "").endswith("ForCausalLM")
+def _can_write(model: ModelFacts) -> bool:
+    """Whether transformers loads the model as one that writes, with what it reads besides text or without."""
+    tables = (auto_classes("CAUSAL_LM"), auto_classes("IMAGE_TEXT_TO_TEXT"))
+    return model.needs_remote_code or any(model.model_type in table for table in tables)
 
 
 def _shape_problems(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Problem]:

@@ -57,6 +57,7 @@ class ModelFacts:
     quantized: str | None = None  # "gptq", "awq", "bitsandbytes", "fp8", …
     needs_remote_code: bool = False
     adapter_of: str | None = None  # the folder is an adapter, of this base
+    has_towers: bool = False  # it sees or hears besides
 
 
 def is_language_model(folder: Path) -> bool:
@@ -65,7 +66,8 @@ def is_language_model(folder: Path) -> bool:
         return True  # shown, so that somebody repairs it, rather than silently absent
     architecture = architecture_of(config)
     if architecture:
-        return any(word in architecture for word in (*GENERATOR_CLASSES, *SCORER_CLASSES))
+        known = {*auto_classes("CAUSAL_LM").values(), *auto_classes("IMAGE_TEXT_TO_TEXT").values()}
+        return architecture in known or any(word in architecture for word in (*GENERATOR_CLASSES, *SCORER_CLASSES))
     return bool(config.get("model_type")) and first_number(config, ("vocab_size",)) is not None
 
 
@@ -96,8 +98,17 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
         rope=_rope(config),
         has_chat_template=_has_chat_template(folder),
         quantized=quantized,
-        needs_remote_code="auto_map" in config and not _known_to_transformers(as_text(config.get("model_type"))),
+        needs_remote_code="auto_map" in config and not is_known_to_transformers(as_text(config.get("model_type"))),
         adapter_of=base_of_adapter(folder),
+        has_towers=_has_towers(config),
+    )
+
+
+def _has_towers(config: Mapping[str, Any]) -> bool:
+    """Whether the model has a part with a configuration of its own beside that of the language part."""
+    parts = {key for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    return any(
+        "hidden_size" in config[key] or "model_type" in config[key] for key in parts.difference(TEXT_CONFIG_KEYS)
     )
 
 
@@ -193,14 +204,20 @@ def base_of_adapter(folder: Path) -> str | None:
 
 
 @cache
-def _known_to_transformers(model_type: str) -> bool:
+def is_known_to_transformers(model_type: str) -> bool:
     """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks
     for the folder; importing transformers would take seconds."""
     package = importlib.util.find_spec("transformers")
     folder = model_type.replace("-", "_")
     if not package or not re.fullmatch(r"\w+", folder):
         return False
-    return any(Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ())
+    parts = {
+        *auto_classes("CAUSAL_LM"),
+        *auto_classes("IMAGE_TEXT_TO_TEXT"),
+    }  # a language part lies in its family's folder
+    return model_type in parts or any(
+        Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ()
+    )
 
 
 @cache

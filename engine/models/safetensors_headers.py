@@ -30,7 +30,6 @@ DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
 }  # fmt: skip
-LANGUAGE_MODEL_PART = ".language_model."
 PACKED_WEIGHT = re.compile(r"(.+\.weight)\.quant_state\.bitsandbytes__\w+")
 AUXILIARY_TENSOR = re.compile(r".+\.(weight\..+|SCB|weight_format|weight_scale\w*|rotary_emb\.inv_freq)")
 
@@ -95,13 +94,6 @@ def tensors_of(folder: Path) -> tuple[dict[str, Tensor], list[Problem]]:
             problems.append(file_tensors)
         else:
             tensors.update(file_tensors)
-    # Of a model that also sees or hears, the part that writes is loaded, under the names of a model that only writes.
-    if any(LANGUAGE_MODEL_PART in name for name in tensors):
-        tensors = {
-            name.replace(LANGUAGE_MODEL_PART, ".", 1): tensor
-            for name, tensor in tensors.items()
-            if LANGUAGE_MODEL_PART in name or name.startswith("lm_head.")
-        }
     return tensors, problems
 
 

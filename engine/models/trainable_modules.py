@@ -1,31 +1,31 @@
 """What a method trains in a model: the modules LoRA can target, the layers
 freeze keeps, and how many parameters that is.
 
-Read from the safetensors headers, by peft's own rules.
+By peft's own rules, on the structure of the model (`engine.models.structure`). What is beside its language
+part (a tower that sees, what connects it) stays as it is, whatever the method, unless it is named in full.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from engine.core.problems import Problem, problem
 from engine.models.facts import ModelFacts
-from engine.models.safetensors_headers import Tensor, names_in_line, tensors_of
+from engine.models.safetensors_headers import names_in_line
+from engine.models.structure import HEAD_MODULES, LAYER_INDEX, ROUTED_EXPERT, Shape, Structure, structure_of
 
 ALL_LINEAR = "all-linear"
-HEAD_MODULES = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
-ROUTER_MODULES = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
-ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
-LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 CONV1D_FAMILIES = {"gpt2", "openai-gpt", "gpt-sw3"}  # keep their linear weights as (in, out)
 
 
 def module_names(model: ModelFacts) -> list[str]:
     """Full names of all modules that hold weights, containers included: model.layers.0.mlp, …mlp.up_proj."""
-    return _module_names(_tensors(model))
+    return _module_names(_named_shapes(model))
 
 
 def _module_names(tensors: Iterable[str]) -> list[str]:
@@ -38,12 +38,12 @@ def _module_names(tensors: Iterable[str]) -> list[str]:
 
 def linear_modules(model: ModelFacts) -> list[str]:
     """Short names of what LoRA is usually put on: q_proj, k_proj, …; no embeddings, heads or routers."""
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in _linear_names(model)))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in structure_of(model).linear))
 
 
 def fully_trainable_modules(model: ModelFacts) -> list[str]:
     """Short names of what is usually trained in full beside LoRA: embeddings and the head."""
-    linear = set(_linear_names(model))
+    linear = set(structure_of(model).linear)
     return list(dict.fromkeys(name.rpartition(".")[2] for name in weight_matrices(model) if name not in linear))
 
 
@@ -57,12 +57,13 @@ def lora_problems(
     Returns [] where the headers cannot be read: `model_problems` speaks of that."""
     linear = linear_modules(model)
     if not linear:
-        return []
-    problems, named = [], list(weight_matrices(model))
+        # Where there is nothing at all, the headers cannot be read.
+        return [problem("lora-no-linear", f"{part}.target_modules")] if structure_of(model).shapes else []
+    problems, structure = [], _with_tied_head(model)
     for target in [target_modules] if isinstance(target_modules, str) else target_modules:
         pattern = isinstance(target_modules, str) and target != ALL_LINEAR
         try:
-            missing = target != ALL_LINEAR and not any(_matches(target, name, pattern) for name in named)
+            missing = not targeted_modules(structure, target if pattern else [target])
         except re.error as error:
             problems.append(problem("lora-pattern-broken", f"{part}.target_modules", given=target, what=error.msg))
             continue
@@ -77,6 +78,8 @@ def lora_problems(
                     modules=names_in_line(linear, 12),
                 )
             )
+    if refused := _refused_targets(structure, target_modules):
+        problems.append(problem("lora-target-refused", f"{part}.target_modules", given=names_in_line(refused)))
     names = module_names(model)
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     for saved in modules_to_save:
@@ -86,11 +89,24 @@ def lora_problems(
     return problems
 
 
+def _refused_targets(structure: Structure, target_modules: str | Sequence[str]) -> list[str]:
+    """Short names of targets that peft would not adapt, or not as the modules they are."""
+    if target_modules == ALL_LINEAR:
+        return []
+    chosen = (
+        target_modules if isinstance(target_modules, str) else [name for name in target_modules if name != ALL_LINEAR]
+    )
+    with contextlib.suppress(re.error):  # which has been told
+        names = targeted_modules(structure, chosen) if chosen else {}
+        return list(dict.fromkeys(name.rpartition(".")[2] for name in names if name in structure.refused))
+    return []
+
+
 def freeze_problems(
     model: ModelFacts, trainable_modules: Sequence[str], field: str = "method.trainable_modules"
 ) -> list[Problem]:
     """Names that are of no parameter and of no module. Returns [] where the headers cannot be read."""
-    names = list(_parameter_counts(model))
+    names = list(structure_of(model).shapes)
     unknown = [module for module in trainable_modules if not any(is_or_below(name, module) for name in names)]
     known = _module_names(name for name in names if not ROUTED_EXPERT.search(name))
     return [
@@ -118,15 +134,17 @@ def trainable_parameters(
     target_modules: str | Sequence[str] = (ALL_LINEAR,),
     modules_to_save: Sequence[str] = (),
     use_dora: bool = False,
+    expert_r: int | None = None,
     trainable_layers: int = 2,
     trainable_modules: Sequence[str] = (),
     scorer: bool = False,
 ) -> int:
-    """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them: LoRA has
-    r × (in + out) per matrix (Hu et al. 2021), DoRA one magnitude per output more (Liu et al. 2024).
-    A `scorer` has one score in place of the output head. 0 where the headers cannot be read. Raises KeyError for
-    another method."""
-    sizes, score = _parameter_counts(model), 0
+    """How many weights `method` ("full", "freeze" or "lora") trains, as peft would count them:
+    LoRA has r × (in + out) per matrix (Hu et al. 2021), `expert_r` × (in + out) per matrix of an
+    expert, DoRA one magnitude per output more (Liu et al. 2024). A `scorer` has one score in place
+    of the output head. 0 where the headers cannot be read. Raises KeyError for another method."""
+    structure, score = structure_of(model), 0
+    sizes = {name: math.prod(shape) for name, shape in structure.shapes.items() if not structure.is_in_tower(name)}
     if scorer and sizes:
         sizes = {name: size for name, size in sizes.items() if HEAD_MODULES.isdisjoint(name.split(".")[:-1])}
         score = model.hidden_size or 0
@@ -137,16 +155,20 @@ def trainable_parameters(
     def freeze() -> int:
         if trainable_modules:
             return sum(
-                size for name, size in sizes.items() if any(is_or_below(name, module) for module in trainable_modules)
+                math.prod(shape)
+                for name, shape in structure.shapes.items()
+                if any(is_or_below(name, module) for module in trainable_modules)
             )
         layer = {name: int(match[1]) for name in sizes if (match := LAYER_INDEX.search(name))}
         trained = trained_layers(len(set(layer.values())), trainable_layers)
         return sum(sizes[name] for name, number in layer.items() if number in trained)
 
     def lora() -> int:
-        whole = {name: math.prod(tensor.shape) for name, tensor in _tensors(model).items()}
-        saved = sum(size for name, size in whole.items() if _is_saved(name, modules_to_save))
+        whole = _named_shapes(model)
+        saved = sum(math.prod(shape) for name, shape in whole.items() if _is_saved(name, modules_to_save))
         out = 1 if model.model_type in CONV1D_FAMILIES else 0
+        experts = (structure.shapes[name] for name in structure.experts if expert_r)
+        saved += sum((expert_r or 0) * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in experts)
         return saved + sum(
             r * sum(shape) + (shape[out] if use_dora else 0)
             for shape in targeted_shapes(model, target_modules, modules_to_save)
@@ -155,55 +177,52 @@ def trainable_parameters(
     return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
 
 
-def _tensors(model: ModelFacts) -> Mapping[str, Tensor]:
-    """All tensors by name. A tied head is not in the file, yet it is a module that can be named."""
-    tensors, _ = tensors_of(model.path)
-    embedding = next((name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))), "")
-    if model.tied and embedding and "lm_head.weight" not in tensors:
-        tensors["lm_head.weight"] = tensors[embedding]
-    return tensors
+def _with_tied_head(model: ModelFacts) -> Structure:
+    """The structure, with a head that is the embedding as a parameter of its own: it is a module that can be named."""
+    structure = structure_of(model)
+    ends = ("embed_tokens.weight", "wte.weight")
+    embedding = next((name for name in structure.shapes if name.endswith(ends) and not structure.is_in_tower(name)), "")
+    if not (model.tied and embedding) or "lm_head.weight" in structure.shapes:
+        return structure
+    return replace(structure, shapes={**structure.shapes, "lm_head.weight": structure.shapes[embedding]})
 
 
-def _parameter_counts(model: ModelFacts) -> dict[str, int]:
-    """Size of every parameter by name; a tied head is no parameter of its own."""
-    head = "lm_head.weight" if model.tied else ""
-    return {name: math.prod(tensor.shape) for name, tensor in _tensors(model).items() if name != head}
+def _named_shapes(model: ModelFacts) -> Mapping[str, Shape]:
+    return _with_tied_head(model).shapes
 
 
-def weight_matrices(model: ModelFacts) -> dict[str, tuple[int, ...]]:
-    """Modules that peft can put an adapter on, with the shape of their weight: linear layers and embeddings."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in _tensors(model).items():
-        module, _, kind = name.rpartition(".")
-        router = module.rpartition(".")[2] in ROUTER_MODULES
-        if kind == "weight" and len(tensor.shape) == 2 and not router and not ROUTED_EXPERT.search(module):
-            shapes[module] = tensor.shape
-    return shapes
+def weight_matrices(model: ModelFacts) -> dict[str, Shape]:
+    """Modules of the language part that peft can put an adapter on, with the shape of their weight: linear layers and
+    embeddings."""
+    structure = _with_tied_head(model)
+    return {name: shape for name, shape in structure.matrices().items() if not structure.is_in_tower(name)}
 
 
-def _linear_names(model: ModelFacts) -> list[str]:
-    ends = {name: name.rpartition(".")[2] for name in weight_matrices(model)}
-    return [
-        name for name, end in ends.items() if "emb" not in end and end not in HEAD_MODULES and end not in ("wte", "wpe")
-    ]
-
-
-def targeted_shapes(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> list[tuple[int, ...]]:
-    """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
+def targeted_modules(structure: Structure, targets: str | Sequence[str], saved: Sequence[str] = ()) -> dict[str, Shape]:
+    """The matrices that LoRA is put on, by full name. A single text other than "all-linear" is a pattern for the whole
+    name; a list has names or their ends, and means the language part, except for full names."""
     pattern = isinstance(targets, str) and targets != ALL_LINEAR
-    targets = [targets] if isinstance(targets, str) else targets
-    chosen = set(_linear_names(model)) if ALL_LINEAR in targets else set()
-    return [
-        shape
-        for name, shape in weight_matrices(model).items()
-        if (name in chosen or any(_matches(target, name, pattern) for target in targets))
-        and not any(_is_inside(f"{name}.weight", module) for module in saved)
-    ]
+    names = [targets] if isinstance(targets, str) else targets
+    usual = set(structure.linear) if ALL_LINEAR in names else set()
+
+    def is_meant(module: str) -> bool:
+        if pattern:
+            return re.fullmatch(names[0], module) is not None
+        end_counts = not structure.is_in_tower(module)
+        return module in usual or any(
+            module == target or (end_counts and module.endswith(f".{target}")) for target in names
+        )
+
+    return {
+        name: shape
+        for name, shape in structure.matrices().items()
+        if is_meant(name) and not any(_is_inside(f"{name}.weight", module) for module in saved)
+    }
 
 
-def _matches(target: str, module: str, pattern: bool) -> bool:
-    """peft's rule: one string is a pattern for the whole name, names in a list are the name or its end."""
-    return bool(re.fullmatch(target, module)) if pattern else module == target or module.endswith(f".{target}")
+def targeted_shapes(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> list[Shape]:
+    """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
+    return list(targeted_modules(_with_tied_head(model), targets, saved).values())
 
 
 def _is_inside(tensor: str, module: str) -> bool:

@@ -13,6 +13,7 @@ from engine.models.chat_templates import TEMPLATE_FOLDER, template_file_problem,
 from engine.models.checks import model_problems
 from engine.models.discovery import is_hub_id
 from engine.models.facts import ModelFacts, chat_template, has_reward_model, inspect_model
+from engine.models.structure import structure_of, structure_problems
 from engine.models.trainable_modules import (
     freeze_problems,
     lora_problems,
@@ -73,6 +74,8 @@ def chosen_template_problems(spec: RunSpec) -> list[Problem]:
 
 def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
     """What of the settings does not go with a model that is sound in itself."""
+    if problems := structure_problems(model, "model.model_name_or_path"):
+        return problems
     problems, template = [], spec.model.chat_template
     known = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
     if spec.stage.kind == "rm" and not has_reward_model(model.model_type):
@@ -88,6 +91,10 @@ def model_setting_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
         problems.append(problem("model-has-rope", "model.rope_scaling", own=model.rope, context=context))
     if spec.method.kind == "lora":
         problems += lora_problems(model, spec.method.target_modules, spec.method.modules_to_save)
+        if spec.method.expert_r and not structure_of(model).experts:
+            problems.append(
+                problem("no-experts", "method.expert_r", architecture=model.architecture or model.model_type)
+            )
         problems += [] if problems else rank_problems(spec.method, model, spec.model.adapter_path)
     if spec.method.kind == "freeze":
         problems += freeze_problems(model, spec.method.trainable_modules)
@@ -131,7 +138,15 @@ def trained_parameters(spec: RunSpec) -> int | None:
         head = (model.hidden_size or 0) if is_reward_model and not adapter_has_score_head(adapter) else 0
         return adapter_parameters(adapter) + head or None
     chosen = spec.method.model_dump()
-    names = ("r", "target_modules", "modules_to_save", "use_dora", "trainable_layers", "trainable_modules")
+    names = (
+        "r",
+        "target_modules",
+        "modules_to_save",
+        "use_dora",
+        "expert_r",
+        "trainable_layers",
+        "trainable_modules",
+    )
     chosen = {name: chosen[name] for name in names if name in chosen}
     grown = 0
     if spec.model.resize_embeddings and (missing := missing_rows(model)):

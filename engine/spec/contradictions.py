@@ -11,6 +11,7 @@ from engine.core import stages
 from engine.core.problems import Problem, problem
 from engine.spec.explanations import shortened
 from engine.spec.extra_argument_limits import limit_problems
+from engine.spec.method_settings import Lora
 from engine.spec.patterns import MAX_STATES, pattern_states
 from engine.spec.run_spec import RunSpec
 from engine.spec.schedules import schedule_problems
@@ -36,7 +37,7 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
     if spec.model.adapter_path and spec.method.kind != "lora":
         problems.append(problem("adapter-needs-lora", "model.adapter_path", method=spec.method.kind))
     if spec.method.kind == "lora":
-        problems += _target_problems(spec.method.target_modules)
+        problems += _target_problems(spec.method.target_modules) + _expert_problems(spec.method)
     problems += _validation_problems(spec) + schedule_problems(spec)
     if spec.training.optim.startswith(("galore", "apollo")) and not spec.extra.get("optim_target_modules"):
         problems.append(problem("optimizer-needs-targets", "training.optim", optim=spec.training.optim))
@@ -51,6 +52,18 @@ def spec_problems(spec: RunSpec) -> list[Problem]:
         problems.append(problem("fp16-on-cpu", "training.precision"))
     problems += [*_stage_problems(spec), *extra_problems(spec), *limit_problems(spec, has_validation(spec))]
     return problems
+
+
+def _expert_problems(method: Lora) -> list[Problem]:
+    """What peft cannot do with adapters on experts that lie in one tensor."""
+    if method.expert_r is None:
+        return []
+    exclusive = {
+        "method.lora_dropout": method.lora_dropout > 0,
+        "method.use_dora": method.use_dora,
+        "method.init_lora_weights": method.init_lora_weights in ("pissa", "olora"),
+    }
+    return [problem("experts-exclude", field) for field, chosen in exclusive.items() if chosen]
 
 
 def has_validation(spec: RunSpec) -> bool:

@@ -61,7 +61,16 @@ class Lora(Part):
     target_modules: list[str] = setting(
         ["all-linear"],
         "Target modules",
-        "Layers that get an adapter. all-linear means every linear layer except the output head.",
+        "Layers that get an adapter. all-linear means the matrices of attention and MLP: not the output head, "
+        "routers, routed experts, or what reads images.",
+    )
+    expert_r: int | None = setting(
+        None,
+        "Rank of experts",
+        "Rank of the adapters on the routed experts of a mixture-of-experts model, each expert with its own. "
+        "Leave empty to leave the experts as they are, which takes far less memory.",
+        ge=1,
+        le=1024,
     )
     modules_to_save: list[str] = setting(
         [],

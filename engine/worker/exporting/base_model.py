@@ -15,6 +15,7 @@ from engine.models.facts import inspect_model
 from engine.models.reward_models import EVALUATION_FILE, PAIRS_FILE
 from engine.runs.lineage import Training, trainings
 from engine.spec.run_spec import RunSpec
+from engine.worker.models.processor_files import copy_processor_files
 from engine.worker.models.tokenizer import load_tokenizer
 
 
@@ -58,6 +59,7 @@ class Sources:
     def save_settings(self, folder: Path) -> None:
         """Tokenizer, chat template and generation config into `folder`."""
         self.tokenizer().save_pretrained(folder)
+        copy_processor_files(self.base, folder)
         if (self.settings / "generation_config.json").exists():
             GenerationConfig.from_pretrained(self.settings).save_pretrained(folder)
         for name in (

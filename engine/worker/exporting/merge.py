@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
+    AutoConfig,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
@@ -30,6 +30,7 @@ from engine.models.facts import inspect_model
 from engine.worker.exporting.base_model import Sources
 from engine.worker.models.embeddings import fit_vocabulary
 from engine.worker.models.loading import DTYPES, load_base
+from engine.worker.models.structure import model_class
 
 ADAPTER_NAME = "default"  # what peft calls the adapter whose files lie in the folder itself
 
@@ -90,7 +91,9 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
     dtype = DTYPES[spec.precision]
     if isinstance(model, PeftModel):
         for name, part in model.named_modules():
-            if isinstance(part, LoraLayer) and hasattr(part.get_base_layer(), "weight"):
+            if isinstance(part, ParamWrapper):
+                _merge_experts(name, part, dtype)
+            elif isinstance(part, LoraLayer) and hasattr(part.get_base_layer(), "weight"):
                 _merge_layer(name, part, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that all layers are merged already
@@ -98,6 +101,17 @@ def merge(spec: ExportSpec, model: PreTrainedModel | PeftModel, folder: Path) ->
     for name, weight in model.named_parameters():
         weight.data = rounded(name, weight.data, dtype)
     model.save_pretrained(str(folder), max_shard_size=int(spec.shard_gb * 10**9))
+
+
+def _merge_experts(name: str, part: Any, dtype: torch.dtype) -> None:
+    """One tensor of (experts, …, …); several of a module are wrapped in each other."""
+    weight = part.get_param()
+    weight.data = weight.data.float()
+    try:
+        part.merge(safe_merge=True)
+    except ValueError as error:  # NaN or infinite
+        raise Refusal(problem("export-broken-adapter", name=name)) from error
+    weight.data = rounded(name, weight.data, dtype)
 
 
 def _merge_layer(name: str, part: Any, dtype: torch.dtype) -> None:
@@ -149,7 +163,9 @@ def quantize(spec: ExportSpec, sources: Sources, whole: Path, folder: Path) -> N
             bnb_4bit_compute_dtype=dtype,
         )
     )
-    model = _auto_class(sources).from_pretrained(whole, quantization_config=how, dtype=dtype, device_map=_device())
+    model = _auto_class(spec, sources, whole).from_pretrained(
+        whole, quantization_config=how, dtype=dtype, device_map=_device()
+    )
     model.save_pretrained(folder, max_shard_size=int(spec.shard_gb * 10**9))
 
 
@@ -161,7 +177,7 @@ def reload(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
         model: Any = PeftModel.from_pretrained(base, folder)
     else:
         remote = {"trust_remote_code": spec.model.trust_remote_code}
-        model = _auto_class(sources).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
+        model = _auto_class(spec, sources, folder).from_pretrained(folder, dtype="auto", device_map=_device(), **remote)
         _disable_weight_packing(model)
     return model.requires_grad_(False).eval()
 
@@ -173,8 +189,9 @@ def _disable_weight_packing(model: PreTrainedModel) -> None:
             part.support_avx512bf16_for_cpu = False  # see engine.worker.models.loading.load_base
 
 
-def _auto_class(sources: Sources) -> Any:
-    return AutoModelForSequenceClassification if sources.stage == "rm" else AutoModelForCausalLM
+def _auto_class(spec: ExportSpec, sources: Sources, folder: Path) -> Any:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=spec.model.trust_remote_code)
+    return model_class(config, scorer=sources.stage == "rm")
 
 
 def _device() -> dict[str, int] | None:

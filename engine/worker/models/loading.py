@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
 
 from engine.core.problems import Refusal, problem
-from engine.models.trainable_modules import is_or_below, trained_layers
+from engine.models.structure import remember
+from engine.models.trainable_modules import ALL_LINEAR, is_or_below, targeted_modules, trained_layers
+from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
+from engine.worker.models.structure import model_class, structure_of
 
 
 def precision(spec: RunSpec) -> str:
@@ -56,15 +58,26 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     it has one score in place of the next token; a head that is not in `path` begins with random weights."""
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
-    return PREPARE_METHOD[spec.method.kind](spec, load_base(spec, path, dtype))
+    base = load_base(spec, path, dtype)
+    remember(Path(path), structure_of(base))
+    model = PREPARE_METHOD[spec.method.kind](spec, base)
+    _assert_trained_as_planned(spec, path, model)
+    return model
+
+
+def _assert_trained_as_planned(spec: RunSpec, path: str, model: torch.nn.Module) -> None:
+    """So many parameters are trained as the page says before the start."""
+    planned = trained_parameters(spec.change("model.model_name_or_path", path))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert planned in (None, trained), f"{trained} parameters are trained, and the plan says {planned}"
 
 
 def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The model in `path` as the spec's `model` part says: stretched, quantized, and on its GPU."""
-    auto = AutoModelForSequenceClassification if is_reward_model(spec) else AutoModelForCausalLM
-    model = auto.from_pretrained(
+    config = _config(spec, path)
+    model = model_class(config, scorer=is_reward_model(spec)).from_pretrained(
         path,
-        config=_config(spec, path),
+        config=config,
         dtype=dtype,
         quantization_config=_quantization(spec),
         # Straight to the GPU it stays on: several ranks would else hold as many copies in main memory.
@@ -157,7 +170,6 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
     # more than in bf16, and the activations between the layers twice as large.
     if spec.model.adapter_path:
         return _continued(spec, method, model, spec.model.adapter_path)
-    targets = method.target_modules
     # What is new begins as noise, and an adapter beside it could not give it a meaning: it is trained itself.
     whole = list(dict.fromkeys([*method.modules_to_save, *vocabulary_modules(model)]))
     adapted = get_peft_model(
@@ -167,17 +179,45 @@ def _lora(spec: RunSpec, model: PreTrainedModel) -> PeftModel:
             r=method.r,
             lora_alpha=method.lora_alpha,
             lora_dropout=method.lora_dropout,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            target_modules=_targets(method, model, whole),
             modules_to_save=whole or None,
             use_dora=method.use_dora,
             use_rslora=method.use_rslora,
             init_lora_weights=True if method.init_lora_weights == "default" else method.init_lora_weights,
+            **_expert_targets(method, model),
         ),
     )
     if vocabulary_modules(model):
         # peft sees that the vocabulary has grown, and would save the embeddings twice more beside the trained ones.
         adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)  # type: ignore[method-assign]  # of this model alone
     return adapted
+
+
+def _targets(method: Lora, model: PreTrainedModel, whole: Sequence[str]) -> str | list[str]:
+    """The modules to adapt, as peft takes them: a pattern as it is, otherwise short names if they mean
+    the same modules, and full ones if others are called the same (those of a tower, a router)."""
+    if isinstance(method.target_modules, str) and method.target_modules != ALL_LINEAR:
+        return method.target_modules
+    structure = structure_of(model)
+    names = list(targeted_modules(structure, method.target_modules, whole))
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    alike = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends]
+    return ends if set(alike) == set(names) else names
+
+
+def _expert_targets(method: Lora, model: PreTrainedModel) -> dict[str, Any]:
+    """peft's arguments for adapters on the experts, each a tensor of (experts, …, …), scaled as the others are."""
+    if not method.expert_r:
+        return {}
+    experts = structure_of(model).experts
+    ends = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in experts))
+    share = method.expert_r / method.r
+    alpha = method.lora_alpha * (math.sqrt(share) if method.use_rslora else share)
+    return {
+        "target_parameters": ends,
+        "rank_pattern": dict.fromkeys(ends, method.expert_r),
+        "alpha_pattern": dict.fromkeys(ends, alpha),
+    }
 
 
 def _continued(spec: RunSpec, method: Lora, model: PreTrainedModel, folder: str) -> PeftModel:
@@ -215,15 +255,19 @@ def _freeze(spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _last_layers(model: PreTrainedModel, count: int) -> tuple[str, ...]:
-    """Names of the last `count` transformer layers, of a negative count the
-    first: the stack is the list of as many modules as the config says."""
+    """Names of the last `count` transformer layers, of a negative count the first: the
+    stack is the list of as many modules as the config says, in the language part."""
     layers = model.config.get_text_config().num_hidden_layers
+    towers = structure_of(model)
     stacks = ((name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.ModuleList))
-    name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers)
+    name, stack = next((name, stack) for name, stack in stacks if len(stack) == layers and not towers.is_in_tower(name))
     return tuple(f"{name}.{index}" for index in trained_layers(len(stack), count))
 
 
 def _full(_spec: RunSpec, model: PreTrainedModel) -> PreTrainedModel:
+    structure = structure_of(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = not structure.is_in_tower(name)
     return model
 
 

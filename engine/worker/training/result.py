@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from engine.core.permissions import apply_umask
 from engine.core.rundir import RESULT_FILE, RunDir, read_lines, write_json
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.loading import is_reward_model, save_weights
+from engine.worker.models.processor_files import copy_processor_files
 from engine.worker.templates.conversations import end_of_turn_ids
 
 
@@ -28,6 +30,7 @@ def save_result(spec: RunSpec, run: RunDir, trainer: Trainer, tokenizer: Any, *,
     model = getattr(model, "policy", model)  # PPO trains a critic beside it
     save_weights(spec, model, partial, run.initial)
     tokenizer.save_pretrained(partial)
+    copy_processor_files(Path(model.name_or_path), partial)
     if is_reward_model(spec):
         from engine.worker.training.reward import write_evaluation
 

@@ -1,0 +1,147 @@
+"""The modules and parameters of a model as they are in memory, and what each of them is for.
+
+For most families the safetensors headers tell, since the tensors are named as the modules are.
+Where a model is put together otherwise (a tower that sees beside the part that writes, experts
+in one tensor, state-space layers), a child builds it without memory for its weights and lists
+what there is: `engine.worker.models.skeleton`, by the rules that a training goes by, too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from engine.core.problems import Problem, problem
+from engine.models.facts import ModelFacts
+from engine.models.safetensors_headers import tensors_of
+
+PROJECT = Path(__file__).resolve().parents[2]
+MAX_SKELETON_SECONDS = 90  # for the imports, and for a model of a hundred layers
+HEAD_MODULES = {"lm_head", "output", "output_layer", "score", "classifier", "v_head"}
+COMMON_MATRICES = {
+    "embed_tokens", "q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj",
+    "down_proj", "lm_head", "score",
+}  # fmt: skip
+ROUTER_MODULES = {"gate", "router"}  # plain parameters in transformers 5, although two-dimensional
+ROUTED_EXPERT = re.compile(r"\.experts\.\d")  # transformers 5 fuses routed experts into 3-D parameters
+LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Full names throughout, as `named_parameters` and `named_modules` of transformers' model have them."""
+
+    shapes: Mapping[str, Shape]  # of every parameter; a tied head is none of its own
+    linear: tuple[str, ...] = ()  # the modules that "all-linear" means
+    experts: tuple[str, ...] = ()  # parameters that hold a matrix for each routed expert: (experts, …, …)
+    refused: tuple[str, ...] = ()  # linear layers on which an adapter would not work, or learn nothing
+    towers: tuple[str, ...] = ()  # modules and parameters beside the language part: what sees, hears or connects them
+    needs: str = ""  # the arguments besides a text that the model's forward pass cannot do without
+    error: str = ""  # why transformers cannot build the model; the rest is empty then
+
+    def is_in_tower(self, name: str) -> bool:
+        """Whether a module or parameter belongs to no language part."""
+        return any(name == tower or name.startswith(f"{tower}.") for tower in self.towers)
+
+    def matrices(self) -> dict[str, Shape]:
+        """Modules that an adapter can be put on, with the shape of their weight: linear layers and embeddings."""
+        matrices: dict[str, Shape] = {}
+        for name, shape in self.shapes.items():
+            module, _, kind = name.rpartition(".")
+            router = module.rpartition(".")[2] in ROUTER_MODULES
+            if kind == "weight" and len(shape) == 2 and not router and not ROUTED_EXPERT.search(module):
+                matrices[module] = shape
+        return matrices
+
+
+def structure_of(model: ModelFacts) -> Structure:
+    """The structure of the model in a folder; empty where its headers cannot be
+    read, which `model_problems` speaks of."""
+    tensors, problems = tensors_of(model.path)
+    if problems or not tensors:
+        return Structure({})
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if is_named_otherwise(model, shapes) and not model.needs_remote_code:
+        return _remembered.get(model.path) or _skeleton(model.path, *_stamp(model.path / "config.json"))
+    return structure_of_headers(shapes, tied=model.tied)
+
+
+def remember(folder: Path, structure: Structure) -> None:
+    """Take this for the structure of the model in `folder`: a process that has loaded it need not ask another."""
+    _remembered[folder] = structure
+
+
+_remembered: dict[Path, Structure] = {}
+
+
+def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
+    """That transformers cannot build the model, or that it reads no text alone."""
+    structure, architecture = structure_of(model), model.architecture or model.model_type
+    if structure.error:
+        return [problem("model-not-built", field, architecture=architecture, why=structure.error)]
+    if structure.needs:
+        return [problem("model-needs-inputs", field, architecture=architecture, inputs=structure.needs)]
+    return []
+
+
+def is_named_otherwise(model: ModelFacts, shapes: Mapping[str, Shape]) -> bool:
+    """Whether the names in the files may be others than those in memory, or do not tell what a matrix
+    is for: all but a stack of layers whose matrices have the names that most families give them."""
+    stacks = {name[: match.start(1)] for name in shapes if (match := LAYER_INDEX.search(name))}
+    ends = {name.split(".")[-2] for name, shape in shapes.items() if len(shape) > 1 and "." in name}
+    plain = all(len(shape) <= 2 for shape in shapes.values()) and ends <= COMMON_MATRICES
+    return not plain or model.has_towers or len(stacks) > 1
+
+
+def structure_of_headers(shapes: Mapping[str, Shape], *, tied: bool) -> Structure:
+    """Of a model whose tensors are named as its modules are."""
+    plain = Structure({name: shape for name, shape in shapes.items() if not (tied and name == "lm_head.weight")})
+    return Structure(plain.shapes, tuple(name for name in plain.matrices() if _is_usual_target(name)))
+
+
+def _is_usual_target(name: str) -> bool:
+    end = name.rpartition(".")[2]
+    return "emb" not in end and end not in HEAD_MODULES and end not in ("wte", "wpe")
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=64)
+def _skeleton(folder: Path, _modified: int, _size: int) -> Structure:
+    command = [sys.executable, "-m", "engine.worker.models.skeleton", str(folder.absolute())]
+    try:
+        child = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=MAX_SKELETON_SECONDS,
+            env=os.environ | {"PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Structure({}, error=f"> {MAX_SKELETON_SECONDS} s")
+    if child.returncode:
+        return Structure({}, error=child.stderr.strip().rpartition("\n")[2][:300] or f"exit code {child.returncode}")
+    return structure_from_json(child.stdout)
+
+
+def structure_as_json(structure: Structure) -> str:
+    return json.dumps(vars(structure))
+
+
+def structure_from_json(text: str) -> Structure:
+    content: dict[str, Any] = json.loads(text)
+    shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
+    lists = {key: tuple(content[key]) for key in ("linear", "experts", "refused", "towers")}
+    return Structure(shapes, **lists, needs=content["needs"], error=content["error"])

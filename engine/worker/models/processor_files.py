@@ -1,0 +1,15 @@
+"""The files by which images, videos and sounds are made into numbers, kept beside a model trained on text."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+PROCESSOR_FILES = "*processor_config.json"  # of the processor as a whole, and of each kind of input
+
+
+def copy_processor_files(base: Path, folder: Path) -> None:
+    """Copy them from the folder of a base model, if it has any, into that of a result."""
+    for file in base.glob(PROCESSOR_FILES):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,205 @@
+"""What the modules of a model are for, seen on the model itself: the part that writes,
+towers, experts, routers, and the matrices that an adapter is usually put on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
+
+from engine.models.structure import Shape, Structure
+
+# What families call the number of their experts in the configuration.
+EXPERT_COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+HEADS = {"lm_head", "score", "v_head"}
+
+
+def model_class(config: Any, *, scorer: bool = False) -> Any:
+    """The auto class that loads a model whole, as it is saved and exported again: one that writes, or one that scores.
+
+    Some families can be loaded with their language part alone; what they would be saved as is another model then.
+    """
+    if scorer:
+        return AutoModelForSequenceClassification
+    sees = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(config.model_type)
+    if sees and sees in (config.architectures or [sees]):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def structure_of(model: Any) -> Structure:
+    """The structure of a transformers model, before any adapter is put on it."""
+    names = {part: name for name, part in model.named_modules()}
+    towers = tuple(_towers(model, names))
+    shapes = {name: _shape(model, name, parameter) for name, parameter in model.named_parameters()}
+    beside = Structure({}, towers=towers)
+    experts = tuple(
+        name for name, shape in shapes.items() if not beside.is_in_tower(name) and _is_of_experts(name, shape)
+    )
+    linear = list(_linear(model, names, beside))
+    refused = tuple(name for name in linear if not _is_adaptable(model, name))
+    linear = [name for name in linear if name not in refused]
+    return Structure(shapes, tuple(linear), experts, refused, towers, needs=_missing_inputs(model))
+
+
+def _missing_inputs(model: Any) -> str:
+    """The arguments of the forward pass that a text does not fill."""
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    named = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    required = [parameter.name for parameter in named if parameter.default is parameter.empty]
+    others = [name for name in required if name not in ("self", "input_ids", "attention_mask", "labels")]
+    return ", ".join(others)
+
+
+def _shape(model: nn.Module, name: str, parameter: Any) -> Shape:
+    """The true shape of a weight, which bitsandbytes packs."""
+    owner: Any = model.get_submodule(name.rpartition(".")[0])
+    packed = name.endswith(".weight") and isinstance(owner, nn.Linear)
+    return (owner.out_features, owner.in_features) if packed else tuple(parameter.shape)
+
+
+def _towers(model: Any, names: dict[nn.Module, str]) -> Iterator[str]:
+    """The topmost modules and parameters that belong to no language part: what lies beside it, the output
+    head aside, of a model that is made of several; and whole models of another configuration inside it."""
+    decoder = _language_part(model)
+    language, head = names[decoder], names.get(model.get_output_embeddings(), "")
+    if model.config.get_text_config() is not model.config:
+        path = language.split(".") if language else []
+        for depth in range(len(path)):
+            for name in _children(model, ".".join(path[:depth])):
+                if not any(f"{kept}.".startswith(f"{name}.") for kept in (language, head) if kept):
+                    yield name
+    last = ""
+    for part, name in names.items():
+        nested = isinstance(part, PreTrainedModel) and part.config is not decoder.config
+        if nested and name.startswith(f"{language}.") and not (last and name.startswith(f"{last}.")):
+            last = name
+            yield name
+
+
+def _language_part(model: Any) -> Any:
+    decoder = model.get_decoder()
+    return model.base_model if decoder is model.get_output_embeddings() else decoder
+
+
+def _children(model: nn.Module, name: str) -> Iterator[str]:
+    """Full names of what lies directly in a module and holds weights."""
+    owner = model.get_submodule(name)
+    for child, part in owner.named_children():
+        if any(True for _ in part.parameters()):
+            yield f"{name}.{child}".lstrip(".")
+    for parameter, _ in owner.named_parameters(recurse=False):
+        yield f"{name}.{parameter}".lstrip(".")
+
+
+def _is_of_experts(name: str, shape: Shape) -> bool:
+    parts = name.split(".")
+    return "experts" in parts and len(shape) == 3
+
+
+def _linear(model: Any, names: dict[nn.Module, str], towers: Structure) -> Iterator[str]:
+    """The matrices of attention and MLP: no embeddings, heads, towers, routed experts or what chooses among them."""
+    head = names.get(model.get_output_embeddings(), "")
+    for part, name in names.items():
+        if not isinstance(part, (nn.Linear, Conv1D)) or name == head or towers.is_in_tower(name):
+            continue
+        path = name.split(".")
+        usual = HEADS.isdisjoint(path) and "experts" not in path and not _is_top_level(model, name)
+        if usual and not _chooses_experts(model, name):
+            yield name
+
+
+def _is_adaptable(model: Any, name: str) -> bool:
+    """Whether an adapter on this linear layer is one and learns: peft accepts it and does not take its name
+    for that of the experts; the layer is called, is an ordinary product, and the loss depends on it."""
+    owner, _, end = name.rpartition(".")
+    kind: Any = type(model.get_submodule(owner))
+    accepted = _is_accepted(model, end) and not _means_experts(model, end)
+    # What picks the tokens to attend to (DeepSeek V3.2) is trained by a loss of its own, which no library computes.
+    picks = "indexer" in name.split(".")
+    return accepted and not picks and _is_product(model.get_submodule(name)) and not _is_bypassed(kind, end)
+
+
+def _is_product(layer: Any) -> bool:
+    """Whether a linear layer of a family's own class maps inputs to outputs of its sizes, as an adapter does."""
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    inputs = torch.empty(1, 1, layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+    try:
+        with torch.no_grad():
+            outputs = layer(inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return isinstance(outputs, torch.Tensor) and outputs.shape == (1, 1, layer.out_features)
+
+
+def _means_experts(model: Any, end: str) -> bool:
+    """Whether peft turns this name into that of fused experts, as adapters of transformers 4 need it."""
+    family = _MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type, "")
+    return end in _MOE_TARGET_MODULE_MAPPING.get(family, ())
+
+
+def _chooses_experts(model: Any, name: str) -> bool:
+    """Whether a linear layer is a router, or a gate: called so, or beside experts with one output for each of them, or
+    one for all."""
+    path = name.split(".")
+    if any(part == "router" or part.endswith("_router") for part in path):
+        return True
+    for depth in range(len(path) - 2, len(path)):
+        owner = model.get_submodule(".".join(path[:depth]))
+        if any(child == "experts" for child, _ in owner.named_children()):
+            outputs = getattr(model.get_submodule(name), "out_features", 0)
+            gate = path[depth] == "gate" or path[depth].endswith("_gate")
+            return gate or (depth == len(path) - 1 and outputs in _expert_counts(model))
+    return False
+
+
+def _expert_counts(model: Any) -> set[int]:
+    config = model.config.get_text_config()
+    return {number for key in EXPERT_COUNT_KEYS if isinstance(number := getattr(config, key, None), int)}
+
+
+def _is_top_level(model: Any, name: str) -> bool:
+    """A head beside the base model, such as a score's."""
+    prefix = model.base_model_prefix
+    return "." not in name and bool(prefix) and hasattr(model, prefix)
+
+
+def _is_accepted(model: Any, end: str) -> bool:
+    """Whether peft puts an adapter on modules of this name in this family."""
+
+    class Config:
+        peft_type = "LORA"
+
+    try:
+        _check_lora_target_modules_mamba(Config, model, end)  # type: ignore[arg-type]  # reads nothing else
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _is_bypassed(owner: Any, name: str) -> bool:
+    """Whether the owner's code hands the weight of its module `name` to a kernel instead of calling
+    the module, as the fused kernels of state-space layers do: an adapter on it would learn nothing."""
+    try:
+        source = inspect.getsource(owner)
+    except (OSError, TypeError):
+        return False
+    used = rf"(?<!isinstance\()\bself\.{re.escape(name)}\.weight\b(?!\.(?:dtype|device|shape|size|data_ptr)|\[)"
+    return re.search(used, source) is not None
