@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from engine.launch.command import Step
-from engine.launch.workspace import PROJECT
 from engine.runs import kinds, queue, supervisor
 from engine.spec.run_spec import Spec
 
@@ -24,12 +23,9 @@ def finish():
 """
 
 
-def start(folder: Path, source: str) -> int:
-    """What `queue._start` does, with `source` in place of the training."""
-    import subprocess
-
-    words = [sys.executable, "-m", "tests.stand_in", str(folder), source]
-    return subprocess.run(words, cwd=PROJECT, stdin=subprocess.DEVNULL, check=False).returncode == 0
+def supervisor_command(folder: Path, source: str) -> list[str]:
+    """In place of `queue.supervisor_command`: a supervisor with `source` for its training."""
+    return [sys.executable, "-m", "tests.stand_in", str(folder), source]
 
 
 def stand_in(source: str) -> None:
@@ -40,7 +36,7 @@ def stand_in(source: str) -> None:
         return [Step([*program, str(folder)], saves=True)]
 
     kinds.KINDS["training"] = dataclasses.replace(kinds.KINDS["training"], steps=steps)
-    queue._start = lambda folder: start(folder, source)
+    queue.supervisor_command = lambda folder: supervisor_command(folder, source)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_a_disk_that_fills_up_during_a_run_is_named_as_the_reason(
         "for _ in range(64):\n    file.write(b'x' * 65536); file.flush()\n"
         "raise OSError(errno.ENOSPC, 'No space left on device')"
     )
-    monkeypatch.setattr(queue, "_start", lambda folder: stand_in.start(folder, source))
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, source))
     run = runs.submit(make_spec(), workplace)
     run = wait_until(lambda: (now := runs.get(workplace.saves, run.id)).final and now, 30)
     why = failures.explain(run)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 from engine.core.rundir import RunDir, write_json
 from engine.launch.processes import end_processes, find_processes
 from engine.launch.workspace import Workplace
-from engine.runs import failures, progress, queue, runs
+from engine.runs import failures, progress, queue, runs, supervisor
+from engine.runs.run import ALIVE_STATES, state
 from engine.spec.run_spec import RunSpec
 from tests import stand_in
 from tests.conftest import command_line, wait_until
@@ -29,7 +31,7 @@ def run_program(
     """Submit a run whose training is the given program."""
 
     def run(source: str) -> runs.Run:
-        monkeypatch.setattr(queue, "_start", lambda folder: stand_in.start(folder, source))
+        monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, source))
         return runs.submit(make_spec(), workplace, by="ada")
 
     return run
@@ -296,6 +298,96 @@ def test_many_studios_at_once_start_a_waiting_run_once(
     assert [one.wait(60) for one in studios] == [0] * 6
     assert ended(run).state == "finished"
     assert Path(workplace.saves, "started").read_text() == "x"
+
+
+ALONE = """
+import fcntl, time
+try: fcntl.flock(lane := open(folder.parent / "lane", "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError: (folder.parent / "two at once").touch()
+while not (folder.parent / "enough").exists(): time.sleep(0.05)
+finish()
+"""
+LATE = """
+import pathlib, subprocess, sys, time
+while not pathlib.Path({go!r}).exists(): time.sleep(0.05)
+sys.exit(subprocess.call({words!r}))
+"""
+ADVANCE = """
+from pathlib import Path
+from engine.runs import queue
+queue.supervisor_command = lambda _: {words!r}
+queue.advance(Path({saves!r}))
+"""
+
+
+def test_no_two_runs_are_alive_where_who_starts_the_first_is_killed(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The supervisor of the first is on its way then; meanwhile somebody takes that run back, and asks for it again."""
+    go = workplace.saves / "go"
+    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    first, second = (runs.submit(make_spec(name=name), workplace) for name in ("first", "second"))
+    monkeypatch.undo()
+    words = stand_in.supervisor_command(first.path, ALONE)
+    late = [sys.executable, "-c", LATE.format(go=str(go), words=words)]
+    start = ADVANCE.format(words=late, saves=str(workplace.saves))
+    starter = subprocess.Popen([sys.executable, "-c", start])
+    on_its_way = wait_until(lambda: psutil.Process(starter.pid).children(), 30)[0]
+    starter.kill()
+    starter.wait()
+    words = stand_in.supervisor_command(second.path, ALONE)
+    monkeypatch.setattr(queue, "supervisor_command", lambda _: words)
+
+    def ask_again() -> None:
+        runs.stop(first, "kill")
+        queue.advance(workplace.saves)
+        wait_until(lambda: fresh(second).state in ALIVE_STATES, 60)
+        runs.resume(fresh(first))
+
+    other = threading.Thread(target=ask_again)
+    other.start()
+    other.join(4)
+    go.touch()
+    other.join(60)
+    wait_until(lambda: not on_its_way.is_running(), 30)
+    Path(first.path.parent, "enough").touch()
+    assert [ended(run).state for run in (second, first)] == ["finished", "finished"]
+    assert not Path(first.path.parent, "two at once").exists()
+
+
+def test_a_run_with_a_supervisor_is_not_given_up_where_what_started_that_was_killed(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "{ " + sys.executable + ' -m tests.stand_in "$0" "import time; time.sleep(600)"; kill -9 $$; }'
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: ["sh", "-c", words, str(folder)])
+    run = runs.submit(make_spec(), workplace)
+    assert run.state == "preparing"
+    assert not run.dir.exit.exists()
+
+
+class Starting(RunDir):
+    """A run whose supervisor comes in the moment after it was looked whether it is there."""
+
+    def alive(self) -> bool:
+        alive = super().alive()
+        write_json(self.keeper, {"pid": 1})
+        return alive
+
+
+def test_a_run_that_starts_while_it_is_looked_at_was_not_interrupted(tmp_path: Path) -> None:
+    write_json(RunDir(tmp_path).request, {"submitted": 0.0, "attempt": 1})
+    assert state(Starting(tmp_path)) == "queued"
+    assert state(RunDir(tmp_path)) == "interrupted"  # nobody holds the lock, and there was a supervisor
+
+
+def test_the_end_of_orphans_ends_no_run_that_waits(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked for before the run was resumed, and comes late."""
+    monkeypatch.setattr(queue, "advance", lambda saves: None)
+    run = runs.submit(make_spec(), workplace)
+    supervisor.end_orphans(run.path)
+    assert fresh(run).state == "queued"
 
 
 def test_the_curves_of_a_long_run_are_read_when_it_ends(run_program: Callable[[str], runs.Run]) -> None:

@@ -105,7 +105,7 @@ def test_a_limit_of_nothing_is_no_limit(tmp_path: Path) -> None:
 def test_a_training_that_hangs_says_where_and_goes_on_hanging(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "_start", lambda folder: stand_in.start(folder, HANGING))
+    monkeypatch.setattr(queue, "supervisor_command", lambda folder: stand_in.supervisor_command(folder, HANGING))
     run = runs.submit(make_spec(logging__stall_minutes=0.01), workplace)
     stalled = wait_until(lambda: run.dir.stalled.exists() and run.dir.stalled.read_text(encoding="utf-8"), 30)
     assert "in wait_for_a_card_that_never_answers" in stalled
@@ -117,7 +117,11 @@ def test_a_training_that_hangs_says_where_and_goes_on_hanging(
 def test_a_process_that_offers_no_stack_is_not_ended_by_being_asked(
     workplace: Workplace, make_spec: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(queue, "_start", lambda folder: stand_in.start(folder, "import time; time.sleep(600)"))
+    monkeypatch.setattr(
+        queue,
+        "supervisor_command",
+        lambda folder: stand_in.supervisor_command(folder, "import time; time.sleep(600)"),
+    )
     run = runs.submit(make_spec(logging__stall_minutes=0.005), workplace)
     stalled = wait_until(lambda: run.dir.stalled.exists() and run.dir.stalled.read_text(encoding="utf-8"), 30)
     assert "process " not in stalled.split("\n\n", 1)[1]

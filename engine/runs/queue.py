@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine.core import regular_files
-from engine.core.rundir import RunDir, wait_for_lock, write_json
+from engine.core.rundir import SUPERVISED_BYTE, RunDir, is_locked, wait_for_lock, write_json
 from engine.launch import command
 from engine.launch.workspace import PROJECT
 from engine.runs import index
@@ -29,11 +29,11 @@ def saves_of(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(saves: Path) -> Iterator[None]:
-    """Nobody else starts, resumes or deletes a run meanwhile."""
+def locked(saves: Path) -> Iterator[int]:
+    """Nobody else starts, resumes or deletes a run meanwhile, nor while a child has the descriptor of the lock."""
     lock = wait_for_lock(saves / ".queue.lock")
     try:
-        yield
+        yield lock
     finally:
         os.close(lock)
 
@@ -62,28 +62,43 @@ def position(run: Run) -> int | None:
 
 def advance(saves: Path) -> None:
     """Start the first waiting run if the lane is free."""
-    with locked(saves):
+    with locked(saves) as lock:
         open_runs = index.open_runs(saves)
         # The longest-waiting run that cannot even get a supervisor is put aside, and the next one has its turn.
         for folder in _waiting(open_runs):
             if any(run.dir.alive() for run in open_runs):
                 return
-            if _start(folder):
+            if _start(RunDir(folder), lock):
                 return
 
 
-def _start(folder: Path) -> bool:
-    arguments = [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
+def supervisor_command(folder: Path) -> list[str]:
+    """What starts the supervisor of a run, and returns once it holds the run's lock."""
+    return [sys.executable, "-m", "engine.runs.supervisor", "keep", str(folder)]
+
+
+def _start(run: RunDir, lock: int) -> bool:
+    """Whether the run has a supervisor from now on.
+
+    The supervisor's standard input is the lock of the queue, until it holds the run's: if this process is killed in
+    between, nobody takes the run for one that still waits.
+    """
     environment = command.inherited_environment() | {"PYTHONPATH": command.python_path(), "PYTHONUTF8": "1"}
     done = subprocess.run(
-        arguments, cwd=PROJECT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+        supervisor_command(run.path),
+        cwd=PROJECT,
+        env=environment,
+        stdin=lock,
+        capture_output=True,
+        check=False,
     )
-    if done.returncode:
-        run = RunDir(folder)
-        with contextlib.suppress(OSError), regular_files.append_to_regular(run.log) as log:
-            log.write(done.stderr)
-        give_up(run, done.returncode)
-    return done.returncode == 0
+    # What was killed after the supervisor had forked away from it has started it all the same.
+    if done.returncode == 0 or is_locked(run.lock, SUPERVISED_BYTE):
+        return True
+    with contextlib.suppress(OSError), regular_files.append_to_regular(run.log) as log:
+        log.write(done.stderr)
+    give_up(run, done.returncode)
+    return False
 
 
 def give_up(run: RunDir, code: int) -> None:

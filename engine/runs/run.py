@@ -139,8 +139,10 @@ def _changed(path: Path) -> float:
 
 def state(run: RunDir) -> str:
     """What the folder says: see docs/architecture.md."""
+    # In this order: a supervisor takes the lock, writes keeper.json, then exit.json, and lets go of the lock. Whoever
+    # looks at keeper.json only at the end may see that of a supervisor that came after the look at the lock.
+    supervised = os.path.lexists(run.keeper)
     alive = run.alive()
-    # Read after the lock: the supervisor writes exit.json first and lets go of the lock then.
     if exit := _exit_of(run):
         return exit["outcome"]
     if alive:
@@ -152,7 +154,8 @@ def state(run: RunDir) -> str:
             if phase in ("training", "evaluating", "tasks", "exporting", "saving", "converting", WAITING_FOR_SPACE)
             else "preparing"
         )
-    return "interrupted" if os.path.lexists(run.keeper) else "queued"
+    # Both times: resume takes keeper.json away before exit.json.
+    return "interrupted" if supervised and os.path.lexists(run.keeper) else "queued"
 
 
 def read(folder: Path, saves: Path) -> Run:

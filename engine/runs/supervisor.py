@@ -143,7 +143,7 @@ def become_supervisor(folder: Path) -> int:
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     assert alive_lock is not None  # nobody locks this byte for itself alone
     log = regular_files.open_descriptor(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    null = os.open(os.devnull, os.O_RDONLY)
+    null = os.open(os.devnull, os.O_RDONLY)  # and no longer the lock of the queue: see `queue._start`
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.write(write_end, b"held")
@@ -176,14 +176,17 @@ def main() -> int:
 
 def end_orphans(folder: Path) -> int:
     """End what lives of a run without a supervisor, supervise it for that long,
-    and start who waits. Returns 1 if it has one."""
+    and start who waits. Returns 1 if it has one.
+
+    A run that has ended by itself and was resumed meanwhile is left to wait.
+    """
     run = RunDir(folder)
     supervisor_lock = try_lock(run.lock, SUPERVISED_BYTE, shared=False)
     if supervisor_lock is None:
         return 1
     alive_lock = try_lock(run.lock, ALIVE_BYTE, shared=True)
     end_processes(folder)
-    if not run.exit.exists():
+    if run.keeper.exists() and not run.exit.exists():
         write_json(run.exit, determine_outcome(run, -signal.SIGKILL))
     for lock in filter(None, (alive_lock, supervisor_lock)):
         os.close(lock)
