@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.core.problems import Problem
-from engine.core.rundir import RunDir, read_json
+from engine.core.rundir import RunDir, read_json, write_json
 from engine.evaluation.evaluation_spec import EvaluationSpec
 from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import Workplace
@@ -194,8 +194,10 @@ def test_the_result_is_measured_exported_merged_and_gone_on_from(
     workplace: Workplace, trained: dict[str, RunDir], grown: Path, make_spec: Callable[..., RunSpec]
 ) -> None:
     place = place_of(workplace, grown)
-    shutil.copytree(trained["lora"].path.parents[2], place.saves, dirs_exist_ok=True)
-    adapter = place.saves / "grown" / "lora" / "lora" / "adapter"
+    copy = RunDir(place.saves / "grown" / "lora" / "lora")
+    shutil.copytree(trained["lora"].path, copy.path)
+    write_json(copy.exit, {"outcome": "finished", "reason": "finished", "ended": 1.0})  # else it would be trained again
+    adapter = copy.adapter
     cpu = {"device": "cpu"}
     base = {"model_name_or_path": str(grown)}
     specs = {
