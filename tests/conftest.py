@@ -24,9 +24,12 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.models.discovery import SMOLLM2
 from engine.runs import supervisor
 from engine.spec.run_spec import RunSpec
+from tests.preloaded import run_python
 
 # Two tests at a time on two cores: a training with two threads would wait for its other thread, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Hundreds of child processes would each compile the same modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, module: str, *words: str) -> Path:
@@ -38,12 +41,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, module: str, 
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             partial = root / f"{name}.partial"
-            subprocess.run(
-                [sys.executable, "-m", module, str(partial), *words],
-                cwd=PROJECT,
-                check=True,
-                capture_output=True,
-            )
+            run_python("-m", module, partial, *words)
             partial.rename(folder)
     return folder
 
@@ -161,9 +159,8 @@ def wait_until(what: Callable[[], Any], seconds: float = 90, every: float = 0.1)
 
 def by_hand(model: Path, *adapters: Path | None, rows: list[dict[str, str]]) -> list[dict[str, Any]]:
     """What `tests.ask` says of the model with each adapter (None: without one), in a process that has not trained."""
-    words = [sys.executable, "-m", "tests.ask", str(model), *(str(one or "-") for one in adapters)]
-    asked = subprocess.run(words, input=json.dumps(rows), cwd=PROJECT, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in asked.stdout.splitlines()[-len(adapters) :]]
+    printed = run_python("-m", "tests.ask", model, *(one or "-" for one in adapters), input=json.dumps(rows))
+    return [json.loads(line) for line in printed.splitlines()[-len(adapters) :]]
 
 
 def command_line(process: psutil.Process) -> list[str]:

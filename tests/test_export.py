@@ -9,7 +9,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from engine.runs.results import new_export_spec, results
 from engine.runs.runs import Run
 from engine.spec.run_spec import RunSpec
 from tests.conftest import command_line, engine, wait_until
+from tests.preloaded import run_python
 from webui.train_tab.choices import models_and_results
 from webui.words import Words
 
@@ -91,8 +91,7 @@ def ended(workplace: Workplace, run: Run) -> Run:
 def many(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, dict[str, Any]]:
     """Results of every kind and their exports: the folder of all, and what each says of itself."""
     saves = tmp_path_factory.mktemp("many")
-    made = [sys.executable, "-m", "tests.export_many", str(tiny), str(saves)]
-    told = subprocess.run(made, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    told = run_python("-m", "tests.export_many", tiny, saves)
     return saves / "tiny", json.loads(told.splitlines()[-1])
 
 

@@ -25,6 +25,7 @@ from engine.export.export_spec import ExportSpec
 from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import runs
 from tests.conftest import engine, wait_until
+from tests.preloaded import run_python
 from webui.export_tab import exports_html
 from webui.words import Words
 
@@ -69,15 +70,8 @@ def exported(workplace: Workplace) -> RunDir:
 
 def step(run: RunDir) -> dict[str, Any]:
     """What gguf.json says after the worker has gone on with the export."""
-    done = subprocess.run(
-        [sys.executable, "-m", "engine.worker.export", str(run.path)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return read_json(run.gguf) | {"printed": done.stdout}
+    printed = run_python("-m", "engine.worker.export", run.path)
+    return read_json(run.gguf) | {"printed": printed}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -242,14 +236,7 @@ print(json.dumps({name: compare_weights(read, Path(sys.argv[1])) for name, read 
 
 @pytest.mark.slow
 def test_weights_in_a_wrong_place_are_not_mistaken_for_rounding(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARE, str(tmp_path)],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(run_python("-c", COMPARE, tmp_path).splitlines()[-1])
     assert told["same"] == {"largest": 0.0, "name": "", "compared": 3, "count": 3}
     assert 0 < told["rounded"]["largest"] < gguf.ROUNDING_TOLERANCE["f16"]
     assert told["rounded"]["name"] == "b"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,14 @@ import pytest
 
 from engine.core.rundir import RunDir, read_json, read_lines, write_json, write_text
 from engine.core.stages import STAGES
-from engine.launch.workspace import PROJECT, Workplace
+from engine.launch.workspace import Workplace
 from engine.runs import failures, queue, runs, samples
 from engine.runs.progress import curves
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
 from tests.conftest import by_hand, wait_until
+from tests.preloaded import run_python
+from tests.train_many import train_many
 
 pytestmark = pytest.mark.slow
 
@@ -118,14 +118,7 @@ def place(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     info = {name: {"file_name": f"{name}.json"} for name in sets}
     info["unanswered"] |= {"formatting": "openai"}
     write_json(root / "dataset_info.json", info)
-    judge = [
-        sys.executable,
-        "-m",
-        "tests.tiny_reward_model",
-        str(root / "tiny"),
-        str(root / "saves" / "tiny" / "lora" / "rm"),
-    ]
-    subprocess.run(judge, cwd=PROJECT, check=True, capture_output=True)
+    run_python("-m", "tests.tiny_reward_model", root / "tiny", root / "saves" / "tiny" / "lora" / "rm")
     write_text(root / "vowels.py", VOWELS)
     write_text(root / "raises.py", "def reward(prompt, completion, answer):\n    return 1 / 0\n")
     return root
@@ -160,14 +153,6 @@ def spec_for(place: Path, **changes: Any) -> RunSpec:
     return spec
 
 
-def train(folders: list[Path]) -> None:
-    """All of them, one after the other, in one child process."""
-    words = [sys.executable, "-m", "tests.train_many", *map(str, folders)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    write_text(folders[0].parent / "log.txt", done.stdout)
-
-
 @pytest.fixture(scope="module")
 def trained(place: Path) -> dict[str, RunDir]:
     found = {}
@@ -191,7 +176,7 @@ def trained(place: Path) -> dict[str, RunDir]:
     workplace = Workplace()
     write_text(found["demo"].spec, workplace.frozen(workplace.preset("demo_grpo")).to_yaml())
     write_json(found["demo"].request, {"by": "", "submitted": 0, "queued": 0, "attempt": 1, "stop": None})
-    train([run.path for run in found.values()])
+    write_text(found["vowels"].path.parent / "log.txt", train_many(*found.values()))
     return found
 
 
@@ -387,7 +372,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(trained: di
         write_text(broken.spec, whole.spec.read_text().replace(str(whole.path), str(broken.path)))
         cut_back(broken, step)
         copies[broken] = whole
-    train([run.path for run in copies])
+    train_many(*copies)
     for broken, whole in copies.items():
         assert read_json(broken.error) is None
         assert weights(broken.adapter) == weights(whole.adapter), broken.path.name

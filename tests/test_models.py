@@ -3,8 +3,6 @@
 import json
 import os
 import struct
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +12,7 @@ from engine.models.checks import model_problems
 from engine.models.discovery import find_models, is_hub_id
 from engine.models.facts import inspect_model
 from engine.models.trainable_modules import lora_problems, trainable_parameters
+from tests.preloaded import run_python
 
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -568,13 +567,10 @@ def test_peft_counts_the_same(root, tied):
         {"r": 4, "target_modules": ["q_proj", "embed_tokens", "lm_head"]},
     ]
     folder = make_model(root / "m", shapes=None, tie_word_embeddings=tied)
-    command = [sys.executable, "-c", PEFT, str(folder), json.dumps(cases)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    printed = run_python("-c", PEFT, folder, json.dumps(cases))
     model = inspect_model(folder)
     ours = [
         trainable_parameters(model, "full"),
         *(trainable_parameters(model, "lora", **case) for case in cases),
     ]
-    assert ours == json.loads(done.stdout.splitlines()[-1])
+    assert ours == json.loads(printed.splitlines()[-1])

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from engine.spec.run_spec import RunSpec
 from engine.worker.training import ppo_math
 from engine.worker.training.ppo_monitor import BATCHES_MONITORED, PpoMonitor
 from tests.conftest import by_hand, wait_until
+from tests.preloaded import run_python
+from tests.train_many import train_many
 
 NAN = float("nan")
 
@@ -142,10 +143,8 @@ def test_log_probabilities_and_entropy_of_a_coin() -> None:
 
 def story(name: str, tiny: Path, folder: Path, **changes: Any) -> Any:
     """One of the stories of tests.ppo_toy, told by a child process."""
-    words = [sys.executable, "-m", "tests.ppo_toy", name, str(tiny), str(folder), json.dumps(changes)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = run_python("-m", "tests.ppo_toy", name, tiny, folder, json.dumps(changes))
+    return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -220,8 +219,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(
 def judge(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a reward-model run on the tiny model."""
     folder = tmp_path_factory.mktemp("judge")
-    maker = [sys.executable, "-m", "tests.tiny_reward_model", str(tiny), str(folder)]
-    subprocess.run(maker, cwd=PROJECT, check=True, capture_output=True)
+    run_python("-m", "tests.tiny_reward_model", tiny, folder)
     return folder / "adapter"
 
 
@@ -354,8 +352,7 @@ def test_a_reward_model_that_is_not_what_it_was_is_not_learned_from(
         shutil.copytree(workplace.saves / "judge", folder.parent)
         spoil(folder)
         told[spoil.__name__] = runs.submit(spec.change("stage.reward_model", str(folder)), workplace)
-    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in told.values())]
-    subprocess.run(words, cwd=PROJECT, capture_output=True, timeout=300, check=True)
+    train_many(*(run.dir for run in told.values()))
     assert {name: read_json(run.dir.error)["problems"][0]["code"] for name, run in told.items()} == {
         "spoil_pairs": "reward-model-changed",
         "spoil_template": "reward-other-reading",

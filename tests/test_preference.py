@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from engine.runs import supervisor
 from engine.spec.contradictions import spec_problems
 from engine.spec.run_spec import RunSpec
 from engine.spec.stage_settings import LABEL_SMOOTHING_LOSSES, Dpo
+from tests.preloaded import run_python
+from tests.train_many import train_many
 
 pytestmark = pytest.mark.slow
 
@@ -135,10 +136,7 @@ def judged(tiny: Path) -> dict[str, dict[str, Any]]:
     cases = [
         {"stage": stage, "rows": thumbs(6, seed=0) if stage["kind"] == "kto" else ROWS} for stage in CASES.values()
     ]
-    words = [sys.executable, "-m", "tests.judged", str(tiny)]
-    done = subprocess.run(words, input=json.dumps(cases), cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(run_python("-m", "tests.judged", tiny, input=json.dumps(cases)).splitlines()[-1])
     arrays = ({name: np.array(value) for name, value in one.items()} for one in told)
     return dict(zip(CASES, arrays, strict=True))
 
@@ -353,9 +351,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def train(*folders: RunDir) -> None:
     """Train them one after the other in one child process, which pays for its imports once, as far as they go."""
-    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in folders)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_many(*folders)
     failed = [read_json(run.error) for run in folders if run.error.exists() and run.path.name not in FAILING]
     assert not failed, failed[0]["traceback"]
 
@@ -391,10 +387,8 @@ def resumed(trained: dict[str, RunDir]) -> dict[str, RunDir]:
 @pytest.fixture(scope="module")
 def reread(trained: dict[str, RunDir]) -> dict[str, dict[str, list[float]]]:
     """What a process that did not train finds in each result."""
-    words = [sys.executable, "-m", "tests.reread", *(str(trained[name].result()) for name in EVERY)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(EVERY, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    printed = run_python("-m", "tests.reread", *(trained[name].result() for name in EVERY))
+    return dict(zip(EVERY, json.loads(printed.splitlines()[-1]), strict=True))
 
 
 def curve(run: RunDir, name: str) -> list[float]:

@@ -6,8 +6,6 @@ import contextlib
 import io
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,6 @@ from transformers import (
 
 from engine.core.rundir import RunDir, write_json, write_text
 from engine.export.export_spec import ExportSpec
-from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import RunSpec
 from engine.worker.export import export
 from engine.worker.exporting import model_card
@@ -39,6 +36,7 @@ from engine.worker.models.tokenizer import load_tokenizer, padding_beside_ends
 from engine.worker.training.context import TrainingContext
 from engine.worker.training.reward import reward_trainer
 from tests import tiny_reward_model
+from tests.preloaded import run_python
 
 END = 2  # <|im_end|> of the tiny model
 
@@ -189,8 +187,7 @@ def test_a_merged_export_scores_the_same_in_a_program_of_its_own(result: Path, p
             export(run)
         text = (run.left() / "README.md").read_text(encoding="utf-8")
         program = text.partition("```python\n")[2].partition("```")[0]
-        printed = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True)
-        assert printed.returncode == 0, printed.stderr[-2000:]
+        printed = run_python("-c", program)
         model, tokenizer = load_reward_model(result)
         chat = [
             {"role": "user", "content": "Hello!"},
@@ -198,7 +195,7 @@ def test_a_merged_export_scores_the_same_in_a_program_of_its_own(result: Path, p
         ]
         ids = tokenizer.apply_chat_template(chat, return_dict=False)
         assert ids[-2] == END  # a line break follows, which is not scored
-        assert float(printed.stdout) == pytest.approx(score_conversations(model, [ids[:-1]]).item(), abs=1e-4)
+        assert float(printed) == pytest.approx(score_conversations(model, [ids[:-1]]).item(), abs=1e-4)
     # A batch in a program that knows nothing of masks: the padding that was saved does not hide the end.
     merged = RunDir(saves / "tiny" / "export" / "merged").left()
     other = AutoModelForSequenceClassification.from_pretrained(merged).eval()

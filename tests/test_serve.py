@@ -26,6 +26,7 @@ from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.serving import chat_client, servers
 from engine.spec.run_spec import RunSpec
 from tests.conftest import by_hand, flags_of, wait_until
+from tests.preloaded import run_python
 from tests.served import client_of, serving
 
 pytestmark = pytest.mark.slow
@@ -255,22 +256,15 @@ def test_one_more_adapter_is_taken_in_while_it_serves(trained: Workplace, client
 
 def test_a_reward_model_scores_answers_as_by_hand(trained: Workplace, server: servers.Server) -> None:
     folder = trained.saves / "demo_model" / "lora" / "judge"
-    making = [sys.executable, "-m", "tests.tiny_reward_model", str(DEMO_MODEL), str(folder)]
-    subprocess.run(making, cwd=PROJECT, check=True, capture_output=True)
+    run_python("-m", "tests.tiny_reward_model", DEMO_MODEL, folder)
     write_json(folder / "exit.json", {"outcome": "finished", "reason": "finished", "ended": 1.0})
     write_json(folder / "request.json", {"by": "", "submitted": 3.0, "attempt": 1, "stop": None})
     asked = {text: [*said("Hello!"), {"role": "assistant", "content": text}] for text in ("Yes.", "No, and why?")}
     judge = "demo_model/lora/judge"
     scores = chat_client.score(server, trained.saves, judge, asked)
-    by_hand = subprocess.run(
-        [sys.executable, "-m", "tests.scored", str(DEMO_MODEL), str(folder / "adapter")],
-        input=json.dumps(list(asked.values())),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=PROJECT,
-    )
-    assert list(scores.values()) == pytest.approx(json.loads(by_hand.stdout), abs=1e-4)
+    conversations = json.dumps(list(asked.values()))
+    scores_by_hand = json.loads(run_python("-m", "tests.scored", DEMO_MODEL, folder / "adapter", input=conversations))
+    assert list(scores.values()) == pytest.approx(scores_by_hand, abs=1e-4)
     assert len(set(scores.values())) == 2
     with pytest.raises(Refusal, match="has no result"):
         chat_client.score(server, trained.saves, "demo_model/lora/nobody", asked)
@@ -384,15 +378,7 @@ def test_tokens_are_drawn_as_transformers_would_draw_them() -> None:
         {"temperature": 2.0, "top_k": 5},
         {"temperature": 1.5, "top_k": 10, "top_p": 0.7, "repetition_penalty": 1.8},
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.drawn"],
-        input=json.dumps(settings),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=PROJECT,
-    )
-    for told in json.loads(done.stdout):
+    for told in json.loads(run_python("-m", "tests.drawn", input=json.dumps(settings))):
         assert set(told["drawn"]) <= set(told["left"])
         for token, share in told["left"].items():
             assert told["drawn"].get(token, 0) == pytest.approx(share, abs=0.04)
@@ -406,9 +392,8 @@ def test_openais_penalties_count_the_answer_alone() -> None:
         "for _ in range(6): written.append(int(choose_token(logits, [0, 0, 0], written, how, how.generator())))\n"
         "print(json.dumps(written))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
     # By hand: 5 → 4 (presence, and once) → 3.7 → 3.4; 4.5 → 3.5; 3.9 → 2.9; the largest each time.
-    assert json.loads(done.stdout) == [0, 1, 0, 2, 0, 1]
+    assert json.loads(run_python("-c", code)) == [0, 1, 0, 2, 0, 1]
 
 
 def test_what_cannot_be_chosen_is_refused_before_anything_is_loaded(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,11 +15,11 @@ from safetensors.torch import load_file
 
 from engine.core.run_warnings import read_warnings
 from engine.core.rundir import RunDir, read_json, read_lines, write_json
-from engine.launch.workspace import PROJECT
 from engine.runs import runs
 from engine.runs.progress import curves
 from engine.spec.run_spec import RunSpec
 from engine.spec.steps import optimizer_steps
+from tests.preloaded import run_python
 from tests.train_many import lay_out, train_many
 
 pytestmark = pytest.mark.slow
@@ -234,8 +232,7 @@ def test_a_pissa_adapter_is_right_on_the_untouched_base(trained: dict[str, RunDi
         "print(sum(model(input_ids=torch.tensor([r['input_ids']]), labels=torch.tensor([r['labels']])).loss.item()"
         " for r in rows) / len(rows))"
     )
-    words = [sys.executable, "-c", score, str(tiny), str(run.adapter), str(run.prepared / "train.arrow")]
-    loss = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    loss = float(run_python("-c", score, tiny, run.adapter, run.prepared / "train.arrow"))
     assert loss == pytest.approx(losses(run)[-1], abs=0.15)
 
 
@@ -323,8 +320,7 @@ def test_packing_makes_fewer_longer_examples_of_the_same_tokens(trained: dict[st
 
 
 def test_packed_examples_do_not_see_each_other(tiny: Path) -> None:
-    words = [sys.executable, "-m", "tests.packed_alike", str(tiny)]
-    told = json.loads(subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, check=True).stdout)
+    told = json.loads(run_python("-m", "tests.packed_alike", tiny))
     assert told["packed"] == pytest.approx(told["plain"], rel=1e-5)
     assert told["one_text"] != pytest.approx(told["plain"], rel=1e-4)  # as it would be if they saw each other
 

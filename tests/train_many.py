@@ -5,12 +5,11 @@ its error.json, as always, and the next one begins.
 """
 
 import contextlib
-import subprocess
 import sys
 
 from engine.core.rundir import RunDir, write_json, write_text
-from engine.launch.workspace import PROJECT
 from engine.spec.run_spec import RunSpec
+from tests.preloaded import run_python
 
 
 def lay_out(run: RunDir, spec: RunSpec) -> RunDir:
@@ -21,11 +20,9 @@ def lay_out(run: RunDir, spec: RunSpec) -> RunDir:
     return run
 
 
-def train_many(*runs: RunDir) -> None:
-    """Train them in one child process."""
-    words = [sys.executable, "-m", "tests.train_many", *(str(run.path) for run in runs)]
-    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def train_many(*runs: RunDir) -> str:
+    """Train them in one child process; what it prints."""
+    return run_python("-m", "tests.train_many", *(run.path for run in runs))
 
 
 def main() -> None:
