@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,10 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
+# Chosen by the browser's driver: each request that had to be let through here would cost as much as its answer.
+ELSEWHERE = re.compile(r"^(?!http://127\.0\.0\.1:|data:|blob:)")
+
+
 class Outside(list[str]):
     """Addresses outside the studio that a page asked for."""
 
@@ -46,17 +51,14 @@ def open_page(browser: Browser, outside: Outside) -> Iterator[Callable[..., Page
     """Open a page as a new person would: own cookies, own language, own screen."""
     contexts = []
 
-    def guard(route: Route) -> None:
-        if route.request.url.startswith(("http://127.0.0.1:", "data:", "blob:")):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
+    def refuse(route: Route) -> None:
+        outside.append(route.request.url)
+        route.abort()
 
     def open_(address: str, locale: str = "en-US", width: int = 1280, **settings: Any) -> Page:
         context = browser.new_context(locale=locale, viewport={"width": width, "height": 900}, **settings)
         contexts.append(context)
-        context.route("**/*", guard)
+        context.route(ELSEWHERE, refuse)
         page = context.new_page()
         page.set_default_timeout(30_000)
         page.goto(address)
@@ -112,6 +114,29 @@ def studio(demo_workplace: Workplace) -> Iterator[str]:
     """Address of a studio on a fresh workplace."""
     with studio_on(demo_workplace) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def lasting_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workplace]]:
+    """A studio for all tests of a module, and the folders that it looks into."""
+    folder = tmp_path_factory.mktemp("lasting")
+    workplace = Workplace(models=(DEMO_MODEL,), data=folder / "data", saves=folder / "saves")
+    for path in (workplace.data, workplace.saves):
+        path.mkdir()
+    with studio_on(workplace) as address:
+        yield address, workplace
+
+
+@pytest.fixture
+def refilled(lasting_studio: tuple[str, Workplace]) -> tuple[str, Workplace]:
+    """The module's studio as it would be if it had just begun: with the bundled data, and without runs."""
+    _, workplace = lasting_studio
+    for path in (workplace.data, workplace.saves):
+        for entry in path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    bundled = shutil.ignore_patterns("demo_model*")
+    shutil.copytree(PROJECT / "data", workplace.data, ignore=bundled, dirs_exist_ok=True)
+    return lasting_studio
 
 
 @pytest.fixture(scope="session")

@@ -22,14 +22,20 @@ OpenPage = Callable[..., Page]
 
 
 @pytest.fixture
-def pair(demo_workplace: Workplace) -> tuple[Run, Run]:
+def studio(refilled: tuple[str, Workplace]) -> str:
+    return refilled[0]
+
+
+@pytest.fixture
+def pair(refilled: tuple[str, Workplace]) -> tuple[Run, Run]:
     """Two runs that differ in their learning rate; the second was interrupted."""
-    spec = demo_workplace.default_spec()
+    _, workplace = refilled
+    spec = workplace.default_spec()
     slow, fast = spec.change("name", "slow"), spec.change("name", "快的")
     return (
-        past_run(demo_workplace.saves, slow, falling(120, end=1.0), at=1e9),
+        past_run(workplace.saves, slow, falling(120, end=1.0), at=1e9),
         past_run(
-            demo_workplace.saves,
+            workplace.saves,
             fast.change("training.learning_rate", 5e-3),
             falling(200, end=0.5),
             None,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
+from engine.launch.workspace import Workplace
 from tests.browser.conftest import Outside
-from tests.conftest import start_studio
 from tests.test_uploads import several_sheets
 
 OpenPage = Callable[..., Page]
@@ -29,22 +27,19 @@ ROWS = [{"question": f"What comes after {n}?", "answer": f"{n + 1}."} for n in r
 
 
 @pytest.fixture
-def place(demo_workplace: Workplace, tmp_path: Path) -> Workplace:
-    """The bundled data in a folder of this test's own, with an entry that is broken."""
-    folder = tmp_path / "own"
-    shutil.copytree(PROJECT / "data", folder, ignore=shutil.ignore_patterns("demo_model*"))
-    info = json.loads((folder / "dataset_info.json").read_text())
+def place(refilled: tuple[str, Workplace]) -> Workplace:
+    """The bundled data, with an entry that is broken."""
+    _, workplace = refilled
+    file = workplace.data / "dataset_info.json"
+    info = json.loads(file.read_text())
     info["gone"] = {"file_name": "gone.json"}
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return Workplace(models=(DEMO_MODEL,), data=folder, saves=demo_workplace.saves)
+    file.write_text(json.dumps(info))
+    return workplace
 
 
 @pytest.fixture
-def data_studio(place: Workplace) -> Iterator[str]:
-    process, address = start_studio(place)
-    yield address
-    process.kill()
-    process.wait()
+def data_studio(refilled: tuple[str, Workplace]) -> str:
+    return refilled[0]
 
 
 def part(page: Page, number: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,11 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from engine.core import users
-from engine.launch.workspace import DEMO_MODEL, Workplace
+from engine.launch.workspace import DEMO_MODEL, PROJECT, Workplace
 from engine.runs import runs
 from engine.spec.run_spec import fields
 from tests.browser.conftest import Outside
-from tests.conftest import start_studio, wait_until
+from tests.conftest import end_runs, start_studio, wait_until
 from webui.words import Words
 
 OpenPage = Callable[..., Page]
@@ -101,24 +101,32 @@ def test_on_a_narrow_screen_start_stays_in_view_and_in_front(untouched: tuple[st
     expect(page.locator("#summary .state")).to_be_in_viewport()
 
 
-def test_after_login_a_link_to_a_run_shows_that_run(
-    demo_workplace: Workplace, open_page: OpenPage, tmp_path: Path
-) -> None:
-    file = tmp_path / "users.txt"
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Workplace]]:
+    """A studio into which only Ada may, reachable from everywhere, and its workplace."""
+    folder = tmp_path_factory.mktemp("guarded")
+    file, saves = folder / "users.txt", folder / "saves"
     users.add_user(file, "ada", "correct horse")
-    spec = demo_workplace.default_spec().change("name", "中文 & run")
-    run = runs.submit(spec, demo_workplace)
-    runs.stop(runs.get(demo_workplace.saves, run.id), "kill")
-    studio, address = start_studio(demo_workplace, "--auth", str(file))
+    saves.mkdir()
+    workplace = Workplace(models=(DEMO_MODEL,), data=PROJECT / "data", saves=saves)
+    studio, address = start_studio(workplace, "--auth", str(file), "--host", "0.0.0.0")
     try:
-        page = open_page(f"{address}/?run={quote(run.id)}")
-        page.locator("input[name=name]").fill("ada")
-        page.locator("input[name=password]").fill("correct horse")
-        page.keyboard.press("Enter")
-        expect(page.locator("#run-head h1")).to_have_text("中文 & run")
+        yield address.replace("0.0.0.0", "127.0.0.1"), workplace
     finally:
         studio.kill()
         studio.wait()
+        end_runs(saves)
+
+
+def test_after_login_a_link_to_a_run_shows_that_run(guarded: tuple[str, Workplace], open_page: OpenPage) -> None:
+    address, workplace = guarded
+    run = runs.submit(workplace.default_spec().change("name", "中文 & run"), workplace)
+    runs.stop(runs.get(workplace.saves, run.id), "kill")
+    page = open_page(f"{address}/?run={quote(run.id)}")
+    page.locator("input[name=name]").fill("ada")
+    page.locator("input[name=password]").fill("correct horse")
+    page.keyboard.press("Enter")
+    expect(page.locator("#run-head h1")).to_have_text("中文 & run")
 
 
 def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(
@@ -135,8 +143,8 @@ def test_a_studio_with_data_of_its_own_begins_with_a_set_that_is_there(
         studio.wait()
 
 
-def test_a_stage_that_is_chosen_takes_a_data_set_that_fits_it(studio: str, open_page: OpenPage) -> None:
-    page = ready(open_page(studio))
+def test_a_stage_that_is_chosen_takes_a_data_set_that_fits_it(untouched: tuple[str, Path], open_page: OpenPage) -> None:
+    page = ready(open_page(untouched[0]))
     for stage, name in (("DPO", "translate_pairs_zh"), ("KTO", "translate_thumbs_zh")):
         page.locator("#f-stage").get_by_text(stage, exact=True).click()
         expect(page.locator("#told")).to_contain_text(f"so {name} is chosen")
@@ -174,35 +182,28 @@ def test_a_hostile_name_is_just_a_name_and_a_run_can_be_stopped_resumed_cloned_a
     assert runs.find(demo_workplace.saves) == []
 
 
-def test_nobody_gets_in_without_a_name_and_a_password(
-    demo_workplace: Workplace, open_page: OpenPage, tmp_path: Path
-) -> None:
-    file = tmp_path / "users.txt"
-    users.add_user(file, "ada", "correct horse")
-    studio, address = start_studio(demo_workplace, "--auth", str(file), "--host", "0.0.0.0")
-    try:
-        page = open_page(address.replace("0.0.0.0", "127.0.0.1"))
-        for name, password in (("ada", "wrong"), ("", ""), ("' or 1=1", "x")):
-            page.locator("input[name=name]").evaluate("(box, text) => { box.value = text }", name)
-            page.locator("input[name=password]").evaluate("(box, text) => { box.value = text }", password)
-            page.locator("form").first.evaluate("form => form.submit()")
-            page.wait_for_load_state()
-            expect(page.locator("input[name=password]")).to_be_visible()
-        page.locator("input[name=name]").fill("ada")
-        page.locator("input[name=password]").fill("correct horse")
-        page.keyboard.press("Enter")
-        ready(page)
-        expect(page.locator("#head")).to_contain_text("ada")
-        page.locator("#start").click()
-        run = wait_until(lambda: runs.find(demo_workplace.saves), 30)[0]
-        assert run.by == "ada"
-        runs.stop(run, "kill")
-        anonymous = page.context.browser.new_context()
-        assert anonymous.request.get(address.replace("0.0.0.0", "127.0.0.1") + "/gradio_api/info").status == 401
-        anonymous.close()
-    finally:
-        studio.kill()
-        studio.wait()
+def test_nobody_gets_in_without_a_name_and_a_password(guarded: tuple[str, Workplace], open_page: OpenPage) -> None:
+    address, workplace = guarded
+    before = {run.id for run in runs.find(workplace.saves)}
+    page = open_page(address)
+    for name, password in (("ada", "wrong"), ("", ""), ("' or 1=1", "x")):
+        page.locator("input[name=name]").evaluate("(box, text) => { box.value = text }", name)
+        page.locator("input[name=password]").evaluate("(box, text) => { box.value = text }", password)
+        page.locator("form").first.evaluate("form => form.submit()")
+        page.wait_for_load_state()
+        expect(page.locator("input[name=password]")).to_be_visible()
+    page.locator("input[name=name]").fill("ada")
+    page.locator("input[name=password]").fill("correct horse")
+    page.keyboard.press("Enter")
+    ready(page)
+    expect(page.locator("#head")).to_contain_text("ada")
+    page.locator("#start").click()
+    [run] = wait_until(lambda: [run for run in runs.find(workplace.saves) if run.id not in before], 30)
+    assert run.by == "ada"
+    runs.stop(run, "kill")
+    anonymous = page.context.browser.new_context()
+    assert anonymous.request.get(f"{address}/gradio_api/info").status == 401
+    anonymous.close()
 
 
 @pytest.mark.parametrize(
@@ -215,8 +216,8 @@ def test_no_address_leads_out_of_the_runs(untouched: tuple[str, Path], browser: 
 
 
 @pytest.mark.parametrize(("locale", "width"), [("en-US", 1280), ("en-US", 800), ("zh-CN", 1280)])
-def test_the_stages_stand_in_one_row(studio: str, open_page: OpenPage, locale: str, width: int) -> None:
-    page = open_page(studio, locale=locale, width=width)
+def test_the_stages_stand_in_one_row(untouched: tuple[str, Path], open_page: OpenPage, locale: str, width: int) -> None:
+    page = open_page(untouched[0], locale=locale, width=width)
     expect(page.locator("#f-stage label").first).to_be_visible()
     tops = page.locator("#f-stage label").evaluate_all("all => all.map(one => one.getBoundingClientRect().top)")
     assert len(tops) == 9
