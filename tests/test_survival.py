@@ -98,11 +98,16 @@ def test_a_run_survives_kill_nine_of_the_studio(
     assert run.dir.result() == run.dir.adapter  # stop-and-save leaves something that can be used
 
 
-def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
-    workplace: Workplace, make_spec: Callable[..., RunSpec]
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kill_and_resume_give_the_weights_of_an_uninterrupted_run(
+    workplace: Workplace, make_spec: Callable[..., RunSpec], ranks: int
 ) -> None:
-    """Dropout is on, so the random state, the optimizer and the place in the data must all come back."""
-    changes = {"training__max_steps": 24, "logging__save_steps": 5, "method__lora_dropout": 0.1}
+    """Dropout is on, so the random state, the optimizer and the place in the data must all come back. That is in the
+    midst of an epoch that is not the first, of which each has an order of its own."""
+    changes = {
+        "training__max_steps": 36, "logging__save_steps": 12, "method__lora_dropout": 0.1,
+        "hardware__num_processes": ranks,
+    }  # fmt: skip
     whole = ended(runs.submit(make_spec(**changes), workplace))
     assert whole.state == "finished"
     first, last = progress.curves(whole)["loss"].value[[0, -1]]
@@ -111,16 +116,16 @@ def test_stop_and_resume_give_the_weights_of_an_uninterrupted_run(
 
     broken = runs.submit(make_spec(**changes), workplace)
     wait_until(lambda: broken.dir.checkpoints(), every=0.01)
-    worker(broken).kill()
+    launcher(broken).kill()
     broken = ended(broken)
     assert broken.state == "failed"
     assert broken.exit["signal"] == "SIGKILL"
     reached = steps_logged(broken)[-1]
-    assert reached < 24
+    assert reached < 36
     runs.resume(broken)
     broken = ended(broken)
     assert broken.state == "finished"
-    assert steps_logged(broken) == list(range(1, 25))
+    assert steps_logged(broken) == list(range(1, 37))
     assert weights(broken.dir.adapter) == weights(whole.dir.adapter)
     assert list(progress.curves(broken)["loss"].value) == pytest.approx(list(progress.curves(whole)["loss"].value))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,19 @@ class LengthGroupedSampler(Sampler[int]):
 
     `batch` examples, those of all processes together, are of similar length; the batches come in any
     order, but that with the longest example is first: what does not fit into memory shows at once.
+
+    `epoch` is asked for the epoch that begins. A `set_epoch` would not do: accelerate's does not reach a sampler from
+    which several processes skip the batches that were trained on before a resume.
     """
 
-    def __init__(self, lengths: np.ndarray, batch: int, seed: int):
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
+    def __init__(self, lengths: np.ndarray, batch: int, seed: int, epoch: Callable[[], int]):
+        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        return iter(length_grouped_order(self.lengths, self.batch, self.seed, self.epoch).tolist())
+        return iter(length_grouped_order(self.lengths, self.batch, self.seed, self.epoch()).tolist())
 
 
 def length_grouped_order(lengths: np.ndarray, batch: int, seed: int, epoch: int) -> np.ndarray:
@@ -68,5 +68,6 @@ def group_by_length(spec: RunSpec, trainer: Trainer) -> None:
     if not spec.data.group_by_length or spec.data.packing or own_order:
         return
     batch = arguments.per_device_train_batch_size * arguments.world_size
-    sampler = LengthGroupedSampler(lengths_of(trainer.train_dataset), batch, spec.training.seed)
+    lengths = lengths_of(trainer.train_dataset)
+    sampler = LengthGroupedSampler(lengths, batch, spec.training.seed, lambda: int(trainer.state.epoch or 0))
     trainer._get_train_sampler = lambda *_: sampler  # type: ignore[method-assign]  # no argument sets it
