@@ -35,9 +35,22 @@ SEEN = {
 }
 
 
-def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
-    """A model of this shape of which only the header is written: the weights are a hole in the file."""
+def header_only(folder: Path, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> Path:
+    """A folder of which only config and header are written, in bf16: the weights are a hole in the file."""
     folder.mkdir()
+    header, at = {}, 0
+    for name, size in sizes.items():
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [at, at := at + 2 * math.prod(size)]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
+    """A model of this shape of which only the header is written."""
     hidden, inner, words = (shape[name] for name in ("hidden_size", "intermediate_size", "vocab_size"))
     keys = hidden // shape["num_attention_heads"] * shape["num_key_value_heads"]
     linear = {
@@ -54,20 +67,8 @@ def make_model(folder: Path, shape: Mapping[str, Any]) -> Path:
         sizes["lm_head.weight"] = (words, hidden)
     for layer in range(shape["num_hidden_layers"]):
         sizes |= {f"model.layers.{layer}.{name}.weight": size for name, size in linear.items()}
-    header, at = {}, 0
-    for name, size in sizes.items():
-        header[name] = {
-            "dtype": "BF16",
-            "shape": size,
-            "data_offsets": [at, at := at + 2 * math.prod(size)],
-        }
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + at)
     config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **shape}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return header_only(folder, config, sizes)
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +195,81 @@ def test_on_a_cpu_it_is_the_machines_memory(models: dict[str, Path]) -> None:
     )
     assert here.weights > 4 * 1.5e9  # fp32
     assert memory.available_memory(asked.change("hardware.device", "cpu")).card == ""
+
+
+@pytest.fixture(scope="module")
+def qwen3_30b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shape of Qwen3-30B-A3B, with its experts one by one as they are published."""
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "dtype": "bfloat16", "hidden_size": 2048,
+        "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+        "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "vocab_size": 151936,
+        "intermediate_size": 6144, "max_position_embeddings": 40960, "tie_word_embeddings": False,
+    }  # fmt: skip
+    sizes: dict[str, tuple[int, ...]] = {
+        name: (151936, 2048) for name in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    for layer in range(48):
+        start = f"model.layers.{layer}"
+        attention = {"q_proj": (4096, 2048), "k_proj": (512, 2048), "v_proj": (512, 2048), "o_proj": (2048, 4096)}
+        sizes |= {f"{start}.self_attn.{name}.weight": size for name, size in attention.items()}
+        sizes[f"{start}.mlp.gate.weight"] = (128, 2048)
+        for expert in range(128):
+            matrices = {"gate_proj": (768, 2048), "up_proj": (768, 2048), "down_proj": (2048, 768)}
+            sizes |= {f"{start}.mlp.experts.{expert}.{name}.weight": size for name, size in matrices.items()}
+    return header_only(tmp_path_factory.mktemp("moe") / "qwen3-30b", config, sizes)
+
+
+@pytest.mark.slow
+def test_the_experts_of_a_quantized_model_are_counted_as_they_stay(qwen3_30b: Path) -> None:
+    """4-bit Qwen3-30B-A3B has 55.6 GiB of weights, not 18; an adapter of rank 16 on attention has 13 million."""
+    changes = {"quantization": {"kind": "4bit"}, "model_name_or_path": str(qwen3_30b)}
+    run = RunSpec.read({"model": changes, "method": {"kind": "lora", "r": 16}, "data": {"datasets": ["chat"]}})
+    model = inspect_model(qwen3_30b)
+    need = memory.memory_needed(run, model, gpu_count=1)
+    adapter = 4 * 48 * 16 * (2 * (2048 + 4096) + 2 * (2048 + 512))
+    assert need is not None
+    assert (need.weights - adapter) / GIB == pytest.approx(55.6, abs=0.1)
+    assert adapter / 4 == pytest.approx(13.4e6, rel=0.01)
+    plain = memory.memory_needed(run.change("model.quantization", {"kind": "none"}), model, gpu_count=1)
+    assert plain is not None
+    assert plain.weights / GIB == pytest.approx(2 * 30.5e9 / GIB, rel=0.01)
+
+
+def test_answers_that_are_written_at_once_keep_their_keys_and_values(models: dict[str, Path], tmp_path: Path) -> None:
+    """32 answers of 2,048 tokens of a model like Llama 2 7B, whose 32 heads each have their own: 32 GiB."""
+    shape = dict(SHAPES["7B"]) | {
+        "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "intermediate_size": 11008, "vocab_size": 32000,
+    }  # fmt: skip
+    folder = make_model(tmp_path / "llama", shape)
+    run = RunSpec.read({
+        "stage": {"kind": "grpo", "max_new_tokens": 1024, "num_generations": 8},
+        "model": {"model_name_or_path": str(folder)},
+        "data": {"datasets": ["chat"], "max_length": 1024},
+        "training": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 32},
+    })  # fmt: skip
+    need = memory.memory_needed(run, inspect_model(folder), gpu_count=1)
+    assert need is not None
+    assert need.activations / GIB == pytest.approx(32, rel=0.01)
+
+
+def test_scales_that_are_not_quantized_and_attention_written_out_need_more(models: dict[str, Path]) -> None:
+    case = next(iter(CASES))
+    run = spec(case, models).change("model.quantization", {"kind": "4bit"}).change("method", {"kind": "lora"})
+    model = inspect_model(run.model.model_name_or_path)
+
+    def need(**changes: Any) -> memory.MemoryNeed:
+        changed = run
+        for path, value in changes.items():
+            changed = changed.change(path.replace("__", "."), value)
+        answer = memory.memory_needed(changed, model, gpu_count=1)
+        assert answer is not None
+        return answer
+
+    base = need()
+    plain_scales = need(model__quantization__bnb_4bit_use_double_quant=False)
+    quantized = model.parameters - memory.unquantized_parameters(model)
+    # 32 bits for 64 weights, instead of 8 bits for 64 and 32 bits for 64 × 256 (Dettmers et al. 2023).
+    assert plain_scales.weights - base.weights == pytest.approx(quantized * (32 - 8 - 32 / 256) / 64 / 8)
+    assert need(model__attn_implementation="eager").activations > base.activations

@@ -25,6 +25,8 @@ from engine.models.safetensors_headers import Tensor, tensors_of
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
 HIDDEN_SIZE_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+HEAD_COUNT_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+EXPERTS_PER_TOKEN_KEYS = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
 TEXT_CONFIG_KEYS = (
     "text_config",
     "llm_config",
@@ -58,6 +60,9 @@ class ModelFacts:
     needs_remote_code: bool = False
     adapter_of: str | None = None  # the folder is an adapter, of this base
     has_towers: bool = False  # it sees or hears besides
+    cache_width: int | None = None  # numbers that one layer keeps of each token while an answer is written
+    experts_per_token: int = 0
+    heads: int | None = None  # of attention
 
 
 def is_language_model(folder: Path) -> bool:
@@ -101,7 +106,19 @@ def inspect_model(path: str | Path, name: str = "") -> ModelFacts:
         needs_remote_code="auto_map" in config and not is_known_to_transformers(as_text(config.get("model_type"))),
         adapter_of=base_of_adapter(folder),
         has_towers=_has_towers(config),
+        cache_width=_cache_width(config),
+        heads=first_number(config, HEAD_COUNT_KEYS),
+        experts_per_token=first_number(config, EXPERTS_PER_TOKEN_KEYS) or 0,
     )
+
+
+def _cache_width(config: Mapping[str, Any]) -> int | None:
+    """Keys and values of all heads that have their own (Ainslie et al. 2023, arXiv:2305.13245)."""
+    heads, hidden = first_number(config, HEAD_COUNT_KEYS), first_number(config, HIDDEN_SIZE_KEYS)
+    if not (heads and hidden):
+        return None
+    size = first_number(config, ("head_dim",)) or hidden // heads
+    return 2 * size * (first_number(config, ("num_key_value_heads",)) or heads)
 
 
 def _has_towers(config: Mapping[str, Any]) -> bool:

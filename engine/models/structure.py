@@ -45,6 +45,7 @@ class Structure:
     experts: tuple[str, ...] = ()  # parameters that hold a matrix for each routed expert: (experts, …, …)
     refused: tuple[str, ...] = ()  # linear layers on which an adapter would not work, or learn nothing
     towers: tuple[str, ...] = ()  # modules and parameters beside the language part: what sees, hears or connects them
+    writes: bool = True  # it generates text, a token after the other
     needs: str = ""  # the arguments besides a text that the model's forward pass cannot do without
     error: str = ""  # why transformers cannot build the model; the rest is empty then
 
@@ -88,6 +89,8 @@ def structure_problems(model: ModelFacts, field: str) -> list[Problem]:
     structure, architecture = structure_of(model), model.architecture or model.model_type
     if structure.error:
         return [problem("model-not-built", field, architecture=architecture, why=structure.error)]
+    if not structure.writes:
+        return [problem("model-not-language", field, architecture=architecture)]
     if structure.needs:
         return [problem("model-needs-inputs", field, architecture=architecture, inputs=structure.needs)]
     return []
@@ -144,4 +147,4 @@ def structure_from_json(text: str) -> Structure:
     content: dict[str, Any] = json.loads(text)
     shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
     lists = {key: tuple(content[key]) for key in ("linear", "experts", "refused", "towers")}
-    return Structure(shapes, **lists, needs=content["needs"], error=content["error"])
+    return Structure(shapes, **lists, writes=content["writes"], needs=content["needs"], error=content["error"])

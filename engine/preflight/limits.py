@@ -115,11 +115,20 @@ def limit_warnings(spec: RunSpec, known_problems: list[Problem]) -> list[Problem
         warnings.append(problem("warmup-not-here", "training.warmup_steps", schedule=schedule))
     if model_is_readable(wrong_fields) and not known_problems:
         model = inspect_model(spec.model.model_name_or_path)
-        warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model)
+        warnings += _memory_warnings(spec, model, rows) + _padding_warnings(model) + _expert_warnings(spec, model)
         rank, width = getattr(spec.method, "r", 0), model.hidden_size or 0
         if width and rank > width:
             warnings.append(problem("rank-beyond-width", "method.r", given=rank, width=width))
     return warnings
+
+
+def _expert_warnings(spec: RunSpec, model: ModelFacts) -> list[Problem]:
+    """That a quantized model of experts stays nearly as large as it is."""
+    experts, kind = memory.expert_parameters(model), spec.model.quantization.kind
+    if kind == "none" or not experts or not model.parameters:
+        return []
+    share, size = experts / model.parameters, 2 * experts / 2**30
+    return [problem("experts-not-quantized", "model.quantization", kind=kind, share=f"{share:.0%}", size=f"{size:.1f}")]
 
 
 # ------------------------------------------------------------------------------------------ rows and steps

@@ -8,6 +8,7 @@ all else is arithmetic alone. Lengths are taken as long as they may be, so a run
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from engine.core.problems import Refusal
 from engine.core.stages import STAGES
 from engine.launch.command import on_cpu
 from engine.models.facts import ModelFacts, inspect_model
+from engine.models.structure import structure_of
 from engine.models.trainable_modules import trainable_parameters
 from engine.preflight.model_checks import trained_parameters
 from engine.spec.contradictions import spec_problems
@@ -35,8 +37,12 @@ CRITIC_RANK = 16  # rank of the adapter that is PPO's critic beside a policy wit
 # Bytes for each word of the vocabulary and each token of an answer, of PPO and
 # GRPO: logits in fp32, their logarithms, and what goes back through them.
 ANSWER_TOKEN_BYTES = 14
-# Bytes of a quantized weight, with its scales.
-QUANTIZED_WEIGHT_BYTES = {"4bit": 0.52, "8bit": 1.05}
+# Bytes of a quantized weight, with its scales: in 4 bits one of 4 bytes for 64 weights, or of 1 byte
+# and 4 more for 256 of them where scales are quantized, too (Dettmers et al. 2023, arXiv:2305.14314).
+QUANTIZED_WEIGHT_BYTES = {"4bit": 0.5 + 4 / 64, "4bit, scales too": 0.5 + 1 / 64 + 4 / (64 * 256), "8bit": 1.05}
+# What attention that is written out keeps of each pair of tokens and head, in
+# half precision: scores, and their softmax, which is computed in fp32.
+EAGER_PAIR_BYTES = 8
 # What an optimizer's name holds → bytes that it keeps for each trained weight. Adam's two moments if none fits.
 OPTIMIZER_STATE_BYTES = {"4bit": 1.0, "8bit": 2.0, "adafactor": 0.1, "lomo": 0.0, "sgd": 0.0, "lion": 4.0}
 
@@ -57,20 +63,22 @@ class MemoryNeed:
 
 def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNeed | None:
     """For one process of the run on a machine with this many cards; None if the model cannot be counted."""
-    width, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
-    if not (width and trained and model.parameters and model.layers and model.hidden_size):
+    adapted, trained = trainable_parameters(model, "lora", r=1), trained_parameters(spec)
+    if not (adapted and trained and model.parameters and model.layers and model.hidden_size):
         return None
     cpu, lora = on_cpu(spec, gpu_count), spec.method.kind == "lora"
     half = spec.training.precision != "fp32" and not (cpu and spec.training.precision == "auto")
     plain = 2.0 if half else 4.0
     # Beside the policy of PPO a critic learns: an adapter of its own. A reference is a copy, or an adapter turned off.
-    critic = (trained if lora else CRITIC_RANK * width) if spec.stage.kind == "ppo" else 0
+    critic = (trained if lora else CRITIC_RANK * adapted) if spec.stage.kind == "ppo" else 0
     reference = 0 if lora or spec.stage.kind not in ("dpo", "kto", "ppo", "grpo") else model.parameters
     policy = _base_bytes(spec, model, plain) + 4.0 * trained if lora else 4.0 * model.parameters
     weights = policy + 4.0 * (critic + reference) + plain * _reward_model_parameters(spec)
     exchanged = 4.0 if spec.hardware.num_processes > 1 else 0.0  # gradients, once more, on their way to the others
     learning = (trained + critic) * (4.0 + exchanged + _optimizer_state_bytes(spec.training.optim))
-    activations = _activation_bytes(spec, model, width, half)
+    activations = max(
+        _activation_bytes(spec, model, adapted + _expert_width(model), half), _generation_bytes(spec, model, plain)
+    )
     held = weights + learning + activations
     return MemoryNeed(
         weights,
@@ -78,6 +86,12 @@ def memory_needed(spec: RunSpec, model: ModelFacts, gpu_count: int) -> MemoryNee
         activations,
         (CPU_LIBRARY_BYTES if cpu else CUDA_CONTEXT_BYTES) + (ALLOCATOR_FACTOR - 1) * held,
     )
+
+
+def _expert_width(model: ModelFacts) -> int:
+    """Inputs and outputs of the experts that a token goes through, in all layers together."""
+    structure = structure_of(model)
+    return model.experts_per_token * sum(sum(structure.shapes[name][-2:]) for name in structure.experts)
 
 
 def _reward_model_parameters(spec: RunSpec) -> int:
@@ -90,14 +104,38 @@ def _reward_model_parameters(spec: RunSpec) -> int:
 
 
 def _base_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
-    """Bytes of the base under an adapter: embeddings and head are not quantized."""
+    """Bytes of the base under an adapter."""
     assert model.parameters  # as `memory_needed` has made sure
-    assert model.hidden_size
-    kind = spec.model.quantization.kind
-    if kind == "none":
+    quantization = spec.model.quantization
+    if quantization.kind == "none":
         return plain * model.parameters
-    words = (model.vocab_size or 0) * model.hidden_size * (1 if model.tied else 2)
-    return QUANTIZED_WEIGHT_BYTES[kind] * (model.parameters - words) + plain * words
+    scales_too = quantization.kind == "4bit" and quantization.bnb_4bit_use_double_quant
+    each = QUANTIZED_WEIGHT_BYTES["4bit, scales too" if scales_too else quantization.kind]
+    whole = unquantized_parameters(model)
+    return each * (model.parameters - whole) + plain * whole
+
+
+def unquantized_parameters(model: ModelFacts) -> int:
+    """How many parameters bitsandbytes leaves as they are: embeddings, head, and experts that lie in one tensor."""
+    words = (model.vocab_size or 0) * (model.hidden_size or 0) * (1 if model.tied else 2)
+    return words + expert_parameters(model)
+
+
+def expert_parameters(model: ModelFacts) -> int:
+    """Parameters of the routed experts."""
+    structure = structure_of(model)
+    return sum(math.prod(structure.shapes[name]) for name in structure.experts)
+
+
+def _generation_bytes(spec: RunSpec, model: ModelFacts, plain: float) -> float:
+    """Keys and values of the answers that are written at a time, at their
+    longest. They are gone when learning begins."""
+    stage, training = spec.stage, spec.training
+    if stage.kind not in ("ppo", "grpo"):
+        return 0.0
+    at_once = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    tokens = at_once * (spec.data.max_length + stage.max_new_tokens)
+    return tokens * plain * (model.layers or 0) * (model.cache_width or 0)
 
 
 def _optimizer_state_bytes(optimizer: str) -> float:
@@ -120,6 +158,8 @@ def _activation_bytes(spec: RunSpec, model: ModelFacts, width: int, half: bool) 
     stream = 2 if half and spec.method.kind == "lora" else 4
     # PPO recomputes in the kind that the products of 8 bits escape: see engine.worker.training.trainers.
     escapes = spec.stage.kind == "ppo" and spec.model.quantization.kind == "8bit"
+    if spec.model.attn_implementation == "eager" and model.heads:
+        kept += tokens * (tokens // batch) * model.heads * EAGER_PAIR_BYTES * (1 if half else 2)
     if training.gradient_checkpointing and not escapes:
         layers = tokens * depth * model.hidden_size * stream + kept
     else:

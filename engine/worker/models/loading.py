@@ -36,7 +36,7 @@ from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
-from engine.worker.models.structure import model_class, structure_of
+from engine.worker.models.structure import EXPERT_COUNT_KEYS, model_class, structure_of
 
 
 def precision(spec: RunSpec) -> str:
@@ -59,7 +59,11 @@ def load_model(spec: RunSpec, path: str) -> PreTrainedModel | PeftModel:
     # Weights that are trained are kept in fp32, since an update of 1e-5 is lost in bf16; a frozen base is not.
     dtype = DTYPES[precision(spec)] if spec.method.kind == "lora" else torch.float32
     base = load_base(spec, path, dtype)
-    remember(Path(path), structure_of(base))
+    structure = structure_of(base)
+    remember(Path(path), structure)
+    text_config = base.config.get_text_config()
+    if not structure.experts and hasattr(text_config, "router_aux_loss_coef"):
+        text_config.router_aux_loss_coef = 0.0  # a family with and without experts: here is no router to balance
     model = PREPARE_METHOD[spec.method.kind](spec, base)
     _assert_trained_as_planned(spec, path, model)
     return model
@@ -135,6 +139,7 @@ def _score_at_the_end(model: PreTrainedModel) -> None:
 
 def _config(spec: RunSpec, path: str) -> Any:
     config = AutoConfig.from_pretrained(path, trust_remote_code=spec.model.trust_remote_code)
+    _name_experts(config.get_text_config())
     rope = spec.model.rope_scaling
     if rope.kind != "none":
         parameters = dict(getattr(config, "rope_parameters", None) or {})
@@ -145,6 +150,13 @@ def _config(spec: RunSpec, path: str) -> Any:
     if is_reward_model(spec):
         config.num_labels = 1
     return config
+
+
+def _name_experts(config: Any) -> None:
+    """Some families' code of the router's loss asks for the number of experts under another name than they give it."""
+    counts = (getattr(config, key, None) for key in EXPERT_COUNT_KEYS)
+    if hasattr(config, "output_router_logits") and not hasattr(config, "num_experts"):
+        config.num_experts = next((count for count in counts if isinstance(count, int)), None)
 
 
 def _quantization(spec: RunSpec) -> BitsAndBytesConfig | None:

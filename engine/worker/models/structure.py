@@ -54,7 +54,9 @@ def structure_of(model: Any) -> Structure:
     linear = list(_linear(model, names, beside))
     refused = tuple(name for name in linear if not _is_adaptable(model, name))
     linear = [name for name in linear if name not in refused]
-    return Structure(shapes, tuple(linear), experts, refused, towers, needs=_missing_inputs(model))
+    # A model that scores is asked for what it is; it is loaded as one only where that is wanted.
+    writes = hasattr(model, "prepare_inputs_for_generation") or hasattr(model, "score")
+    return Structure(shapes, tuple(linear), experts, refused, towers, writes, _missing_inputs(model))
 
 
 def _missing_inputs(model: Any) -> str:
