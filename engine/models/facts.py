@@ -222,19 +222,15 @@ def base_of_adapter(folder: Path) -> str | None:
 
 @cache
 def is_known_to_transformers(model_type: str) -> bool:
-    """Whether the installed transformers has this family's code, so that the model's own is not needed. Looks
-    for the folder; importing transformers would take seconds."""
+    """Whether the installed transformers has this family's code, so that the model's own is not needed.
+    Looks for the folder, or the name in a table; importing transformers would take seconds."""
     package = importlib.util.find_spec("transformers")
+    if model_type in auto_classes("CAUSAL_LM") or model_type in auto_classes("IMAGE_TEXT_TO_TEXT"):
+        return True  # also a language part, which lies in its family's folder
     folder = model_type.replace("-", "_")
     if not package or not re.fullmatch(r"\w+", folder):
         return False
-    parts = {
-        *auto_classes("CAUSAL_LM"),
-        *auto_classes("IMAGE_TEXT_TO_TEXT"),
-    }  # a language part lies in its family's folder
-    return model_type in parts or any(
-        Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ()
-    )
+    return any(Path(place, "models", folder).is_dir() for place in package.submodule_search_locations or ())
 
 
 @cache
@@ -247,7 +243,7 @@ def auto_classes(table: str) -> Mapping[str, str]:
         source = Path(place, "models", "auto", "modeling_auto.py").read_text(encoding="utf-8")
         start = rf"^MODEL_FOR_{table}_MAPPING_NAMES = .*?^\)"
         if match := re.search(start, source, re.MULTILINE | re.DOTALL):
-            return dict(re.findall(r'\("([\w-]+)", "(\w+)"\)', match[0]))
+            return dict(re.findall(r'\("([\w.-]+)", "(\w+)"\)', match[0]))
     return {}
 
 

@@ -171,7 +171,7 @@ def trainable_parameters(
         saved += sum((expert_r or 0) * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in experts)
         return saved + sum(
             r * sum(shape) + (shape[out] if use_dora else 0)
-            for shape in targeted_shapes(model, target_modules, modules_to_save)
+            for shape in adapter_targets(model, target_modules, modules_to_save).values()
         )
 
     return {"full": full, "freeze": freeze, "lora": lora}[method]() + score
@@ -220,9 +220,9 @@ def targeted_modules(structure: Structure, targets: str | Sequence[str], saved: 
     }
 
 
-def targeted_shapes(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> list[Shape]:
-    """Shapes of the matrices that LoRA is put on; [] where the headers cannot be read."""
-    return list(targeted_modules(_with_tied_head(model), targets, saved).values())
+def adapter_targets(model: ModelFacts, targets: str | Sequence[str], saved: Sequence[str]) -> dict[str, Shape]:
+    """The matrices that LoRA is put on, by full name; empty where the headers cannot be read."""
+    return targeted_modules(_with_tied_head(model), targets, saved)
 
 
 def _is_inside(tensor: str, module: str) -> bool:

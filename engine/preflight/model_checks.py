@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from engine.models.discovery import is_hub_id
 from engine.models.facts import ModelFacts, chat_template, has_reward_model, inspect_model
 from engine.models.structure import structure_of, structure_problems
 from engine.models.trainable_modules import (
+    adapter_targets,
     freeze_problems,
     lora_problems,
-    targeted_shapes,
     trainable_parameters,
 )
 from engine.models.vocabulary import (
@@ -108,7 +109,7 @@ def rank_problems(method: Lora, model: ModelFacts, adapter: str | None) -> list[
     """A rank beyond the number of singular vectors that an initialization begins with; none where an `adapter` is
     continued."""
     init, rank = method.init_lora_weights, method.r
-    shapes = targeted_shapes(model, method.target_modules, method.modules_to_save)
+    shapes = adapter_targets(model, method.target_modules, method.modules_to_save).values()
     largest = min((min(shape) for shape in shapes), default=rank)
     if init not in ("pissa", "olora") or rank <= largest or adapter:
         return []
@@ -129,6 +130,16 @@ def _context_problems(spec: RunSpec, model: ModelFacts) -> list[Problem]:
         }
         return [problem("context-without-answer", "data.max_length", **values)]
     return []
+
+
+def adapted_modules(spec: RunSpec) -> dict[str, int]:
+    """Short names of the modules that get a new adapter, and how many are called so; experts count as tensors."""
+    if spec.method.kind != "lora" or spec.model.adapter_path:
+        return {}
+    model = inspect_model(spec.model.model_name_or_path)
+    names = [*adapter_targets(model, spec.method.target_modules, spec.method.modules_to_save)]
+    names += structure_of(model).experts if spec.method.expert_r else ()
+    return dict(Counter(name.rpartition(".")[2] for name in names))
 
 
 def trained_parameters(spec: RunSpec) -> int | None:

@@ -15,7 +15,7 @@ from engine.launch.workspace import Workplace
 from engine.models.facts import inspect_model
 from engine.preflight import doctor, limits, memory
 from engine.preflight.checks import preflight_problems
-from engine.preflight.model_checks import model_is_readable, trained_parameters
+from engine.preflight.model_checks import adapted_modules, model_is_readable, trained_parameters
 from engine.preflight.package_checks import bitsandbytes_problems
 from engine.preflight.remarks import remarks
 from engine.runs import recent
@@ -51,6 +51,8 @@ class Summary:
     unusable: Mapping[str, Problem] | None = field(default_factory=dict)
     doubts: list[Problem] = field(default_factory=list)  # that keep nobody from starting, memory left out: see `fits`
     remarks: list[Problem] = field(default_factory=list)  # what of the data is worth knowing, and no obstacle
+    # Modules that get an adapter: short name → how many; empty for other methods.
+    adapted: Mapping[str, int] = field(default_factory=dict)
 
 
 def first_preset(workplace: Workplace) -> str:
@@ -114,6 +116,7 @@ def summary(spec: RunSpec, workplace: Workplace) -> Summary:
         exact=not (spec.stage.kind == "pt" or data.packing or data.skip_bad_rows or data.too_long == "drop"),
         trainable=trained_parameters(spec) if model else None,
         parameters=model.parameters if model else None,
+        adapted=adapted_modules(spec) if model else {},
         command=training,
         shell=command.shell_command(training, command.environment(spec, folder, gpu_indices, hardware.threads())),
         yaml=spec.to_yaml(brief=True),

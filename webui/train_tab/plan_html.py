@@ -35,7 +35,8 @@ def plan(spec: RunSpec, summary: Summary, problems: Sequence[Problem], words: Wo
             f'<p class="state right">{escape(words("ready"))}</p>'
             f"{_doubts(summary, words)}{memory(summary, spec, words)}"
         )
-    return f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>{state}{_remarks(summary, words)}'
+    numbers = f'<h2>{escape(words("summary"))}</h2><dl class="stats">{cells}</dl>'
+    return f"{numbers}{_adapted(summary, words)}{state}{_remarks(summary, words)}"
 
 
 def _statistics(spec: RunSpec, summary: Summary, words: Words) -> list[Statistic]:
@@ -66,6 +67,14 @@ def _cell(statistic: Statistic, words: Words, known: bool) -> str:
     note = statistic.note if known else ""
     label = escape(words(statistic.label))
     return f"<div><dt>{label}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+
+
+def _adapted(summary: Summary, words: Words) -> str:
+    """The modules that get an adapter, by the names that training gives peft."""
+    if not summary.adapted:
+        return ""
+    names = ", ".join(f"{name} × {count}" for name, count in summary.adapted.items())
+    return f'<p class="adapted">{escape(words("adapted", names=names))}</p>'
 
 
 def _remarks(summary: Summary, words: Words) -> str:

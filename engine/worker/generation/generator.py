@@ -10,6 +10,7 @@ Requests and responses over HTTP are left to `engine.worker.serving.openai_api`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import queue
 import threading
@@ -120,7 +121,9 @@ class Batch:
     def clear(self) -> None:
         """Forget every row."""
         self.rows: list[Answer] = []
-        self.cache = DynamicCache(config=self.model.config)
+        # What the layers keep of the tokens that were read; None: they keep
+        # nothing here, and all is read again each time.
+        self.cache: DynamicCache | None = DynamicCache(config=self.model.config)
         self.mask = torch.empty(0, 0, dtype=torch.long, device=self.model.device)  # (B, T): 0 where padded
         self.last = torch.empty(0, dtype=torch.long, device=self.model.device)  # (B,): not yet read
 
@@ -128,22 +131,25 @@ class Batch:
         """Whether another answer can join."""
         if not self.rows:
             return True
-        plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        return plain and len(self.rows) < self.max_batch_size
+        plain = self.cache and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+        return bool(plain) and len(self.rows) < self.max_batch_size
 
     def join(self, answer: Answer) -> None:
         """Read the prompt of an answer and write its first token; if it is not its last, it is a row from now on."""
         prompt = torch.tensor([answer.prompt], device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
         mask = torch.ones_like(prompt)
-        logits = self._read(prompt, mask, cache)
+        logits, cache = self._read_prompt(prompt, mask)
         [token] = self._write([answer], logits)
         if token is None:
             return
         if self.rows:
             width = max(self.mask.shape[1], mask.shape[1])
+            assert self.cache  # as `has_room` has made sure
+            assert cache
             layers: Iterator[tuple[Any, Any]] = zip(self.cache.layers, cache.layers, strict=True)
             for ours, theirs in layers:
+                if ours.keys is None:
+                    continue  # of a layer that reads images, and there are none
                 ours.keys = torch.cat([_pad_left(ours.keys, width), _pad_left(theirs.keys, width)])
                 ours.values = torch.cat([_pad_left(ours.values, width), _pad_left(theirs.values, width)])
             self.mask = torch.cat([pad(rows_mask, (width - rows_mask.shape[1], 0)) for rows_mask in (self.mask, mask)])
@@ -163,12 +169,25 @@ class Batch:
         if not self.rows:
             return
         self.mask = pad(self.mask, (0, 1), value=1)
-        tokens = self._write(self.rows, self._read(self.last[:, None], self.mask, self.cache))
+        ids = self.last[:, None]
+        if self.cache is None:
+            ids = torch.tensor([[*row.prompt, *row.written] for row in self.rows], device=self.model.device)
+        tokens = self._write(self.rows, self._read(ids, self.mask, self.cache))
         self._keep_rows([token is not None for token in tokens])
         if self.rows:
             self.last = torch.stack([token for token in tokens if token is not None])
 
-    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _read_prompt(self, prompt: Tensor, mask: Tensor) -> tuple[Tensor, DynamicCache | None]:
+        """The logits behind a prompt, and the cache that has read it; None if the model has a cache of its
+        own kind or none at all: a model that ignores the cache would go on from the last token alone."""
+        cache = DynamicCache(config=self.model.config)
+        with contextlib.suppress(ValueError, TypeError):
+            logits = self._read(prompt, mask, cache)
+            if any(map(_holds_state, cache.layers)):
+                return logits, cache
+        return self._read(prompt, mask, None), None
+
+    def _read(self, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
         """The logits (B, V) behind the last of `ids` (B, t), in fp32."""
         extra: dict[str, Any] = {}
         if self.takes_positions:
@@ -177,7 +196,7 @@ class Batch:
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
-            use_cache=True,
+            use_cache=cache is not None,
             logits_to_keep=1,
             **extra,
         )
@@ -211,9 +230,18 @@ class Batch:
         self.last, mask = self.last[kept], self.mask[kept]
         empty = int((mask.sum(0) == 0).cumprod(0).sum())  # columns that only those who left had
         self.mask = mask[:, empty:]
-        layers: list[Any] = self.cache.layers
+        layers: list[Any] = self.cache.layers if self.cache else []
         for layer in layers:
+            if layer.keys is None:
+                continue
             layer.keys, layer.values = layer.keys[kept][:, :, empty:], layer.values[kept][:, :, empty:]
+
+
+def _holds_state(layer: Any) -> bool:
+    """Whether a layer of the cache keeps anything: keys, or the states of convolutions and recurrences."""
+    states = [getattr(layer, name, None) for name in ("keys", "conv_states", "recurrent_states")]
+    flat = [part for state in states for part in (state if isinstance(state, list) else [state])]
+    return any(isinstance(part, Tensor) for part in flat)
 
 
 def _pad_left(states: Tensor, width: int) -> Tensor:

@@ -36,7 +36,7 @@ from engine.preflight.model_checks import trained_parameters
 from engine.spec.method_settings import Freeze, Lora
 from engine.spec.run_spec import RunSpec
 from engine.worker.models.embeddings import fit_vocabulary, resize, vocabulary_modules
-from engine.worker.models.structure import EXPERT_COUNT_KEYS, model_class, structure_of
+from engine.worker.models.structure import EXPERT_COUNT_KEYS, expose_backbone, model_class, structure_of
 
 
 def precision(spec: RunSpec) -> str:
@@ -95,6 +95,8 @@ def load_base(spec: RunSpec, path: str, dtype: torch.dtype) -> PreTrainedModel:
             # On a CPU bitsandbytes would pack 4-bit weights anew in the first evaluation, round their scales for good,
             # and could not train through them then.
             part.support_avx512bf16_for_cpu = False
+    if not is_reward_model(spec):
+        expose_backbone(model)
     if is_reward_model(spec):
         _in_fp32(model.get_submodule(SCORE_HEAD))
         _score_at_the_end(model)

@@ -42,6 +42,25 @@ def model_class(config: Any, *, scorer: bool = False) -> Any:
     return AutoModelForCausalLM
 
 
+def expose_backbone(model: Any) -> None:
+    """Let `base_model` be what comes before the output head. TRL takes it for the hidden states of a loss
+    without logits; in a few families it is the whole model, or a language model with its head (Llama 4)."""
+    head = model.get_output_embeddings()
+    if head is None or all(part is not head for part in model.base_model.modules()):
+        return
+    backbone = model.base_model
+    while any(part is head for part in backbone.modules()):
+        models = [part for part in backbone.children() if isinstance(part, PreTrainedModel)]
+        holding = [part for part in models if any(inner is head for inner in part.modules())]
+        if not models:
+            return
+        backbone = (holding or sorted(models, key=lambda part: part is not backbone.get_decoder()))[0]
+    name = next(name for name, part in model.named_modules() if part is backbone)
+    own: Any = type(model)
+    exposed = {"base_model": property(lambda self: self.get_submodule(name)), "__module__": own.__module__}
+    model.__class__ = type(own.__name__, (own,), exposed)
+
+
 def structure_of(model: Any) -> Structure:
     """The structure of a transformers model, before any adapter is put on it."""
     names = {part: name for name, part in model.named_modules()}
@@ -65,7 +84,19 @@ def _missing_inputs(model: Any) -> str:
     named = [parameter for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     required = [parameter.name for parameter in named if parameter.default is parameter.empty]
     others = [name for name in required if name not in ("self", "input_ids", "attention_mask", "labels")]
-    return ", ".join(others)
+    return ", ".join(others) or _images_demanded(model)
+
+
+def _images_demanded(model: Any) -> str:
+    """The argument for images, where the code itself refuses a text without them."""
+    if model.device.type != "meta" or model.config.get_text_config() is model.config:
+        return ""
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    try:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:  # what else does not work without memory says nothing
+        return "pixel_values" if isinstance(error, ValueError) and "pixel_values" in str(error) else ""
+    return ""
 
 
 def _shape(model: nn.Module, name: str, parameter: Any) -> Shape:
