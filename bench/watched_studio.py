@@ -1,0 +1,99 @@
+"""The studio as `python app.py` starts it, with a second port on loopback that tells what its process holds.
+
+`WATCH_PORT=… python -m bench.watched_studio --port … --saves …`; then `GET /` answers counts as JSON, `/collect` the same after
+a garbage collection, `/trim` after the C library has given back what it can, `/types` objects by type, `/lines` the lines that allocated
+most since the last such question (with `WATCH_TRACE=1`, which makes everything several times as slow).
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import functools
+import gc
+import json
+import os
+import sys
+import threading
+import tracemalloc
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
+
+import app
+
+FRAMES, LINES, TYPES = 8, 40, 60
+
+
+class Mallinfo2(ctypes.Structure):
+    """As in malloc.h of glibc 2.33; all in bytes but `ordblks`, `smblks` and `hblks`, which count."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t) for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+@functools.cache
+def state_holders() -> list[Any]:
+    """Where gradio keeps its sessions; there are as many as pages, and never more."""
+    return [item for item in gc.get_objects() if type(item).__name__ == "StateHolder"]
+
+
+def counts() -> dict[str, Any]:
+    """What the process holds, as far as it can be counted without walking over all objects."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Mallinfo2
+    malloc = libc.mallinfo2()
+    return {
+        "sessions": sum(len(holder.session_data) for holder in state_holders()),
+        "python_blocks": sys.getallocatedblocks(),
+        "malloc_used": malloc.uordblks + malloc.hblkhd,
+        "malloc_free": malloc.fordblks,
+        "collections": [generation["collections"] for generation in gc.get_stats()],
+    }
+
+
+def types() -> dict[str, int]:
+    counter = collections.Counter(type(item).__name__ for item in gc.get_objects())
+    return dict(counter.most_common(TYPES))
+
+
+def lines(before: list[tracemalloc.Snapshot]) -> list[str]:
+    """Where memory was allocated that is still held and was not at the last question."""
+    snapshot = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(False, tracemalloc.__file__)])
+    grown = snapshot.compare_to(before[-1], "traceback") if before else snapshot.statistics("traceback")
+    before[:] = [snapshot]
+    return ["\n".join([str(entry)[:200], *entry.traceback.format()]) for entry in grown[:LINES]]
+
+
+class Counts(BaseHTTPRequestHandler):
+    """Answers the questions above."""
+
+    before: ClassVar[list[tracemalloc.Snapshot]] = []
+
+    def do_GET(self) -> None:
+        if self.path in ("/collect", "/trim"):
+            gc.collect()
+        if self.path == "/trim":
+            ctypes.CDLL(None).malloc_trim(0)
+        answers = {"/types": types, "/lines": lambda: lines(self.before)}
+        body = json.dumps(answers.get(self.path, counts)()).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing is written for each request."""
+
+
+def main() -> int:
+    if os.environ.get("WATCH_TRACE"):
+        tracemalloc.start(FRAMES)
+    server = HTTPServer(("127.0.0.1", int(os.environ["WATCH_PORT"])), Counts)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return app.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
