@@ -13,6 +13,7 @@ from __future__ import annotations
 import gradio as gr
 
 from engine.launch.workspace import Workplace
+from webui.page_blocks import PageBlocks
 from webui.studio.endpoints import add_endpoints
 from webui.studio.navigation import Navigation
 from webui.studio.tabs import lay_out_frame, lay_out_tabs
@@ -23,7 +24,7 @@ from webui.words import Words
 def page(workplace: Workplace, language: str, root: str = "") -> gr.Blocks:
     """The whole page in one language."""
     words = Words(language)
-    with gr.Blocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
+    with PageBlocks(title=words("title"), analytics_enabled=False, fill_width=True) as blocks:
         frame = lay_out_frame(words, workplace, root)
         tabs = lay_out_tabs(frame)
         Navigation(frame, tabs).wire(blocks)

@@ -20,6 +20,7 @@ from engine.launch.workspace import Workplace
 from webui import downloads, theme
 from webui.body_limit import BodyLimit
 from webui.event_streams import UnbufferedEventStreams
+from webui.page_sessions import keep_little
 from webui.reader_language import language_of
 from webui.same_origin import SameOrigin
 from webui.studio import page
@@ -59,7 +60,7 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
     # Only of a page that was launched does gradio look whether a file that a request names was uploaded; of a mounted
     # one it would hand any file of this machine to a handler.
     blocks.has_launched = True
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         FastAPI(openapi_url=None),
         blocks,
         "/",
@@ -74,6 +75,8 @@ def _mounted(blocks: gr.Blocks, root: str) -> FastAPI:
         app_kwargs={"openapi_url": None},
         ssr_mode=False,
     )
+    keep_little(app, blocks)
+    return app
 
 
 class _ByLanguage:

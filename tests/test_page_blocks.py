@@ -1,0 +1,219 @@
+"""`PageBlocks` gives handlers and browsers what `gr.Blocks` gives them, and holds next to nothing of each page."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import gc
+import json
+import weakref
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import gradio as gr
+import httpx
+import pytest
+from gradio.block_function import BlockFunction
+from gradio.blocks import Block
+from gradio.state_holder import SessionState
+
+from engine.launch.workspace import Workplace
+from webui import page_sessions
+from webui.page_blocks import PageBlocks
+from webui.page_sessions import PageSession
+from webui.studio import page
+from webui.studio.application import _mounted
+
+VISITORS = 200
+
+
+class Controls:
+    """A page with one control of each kind that handlers answer into."""
+
+    def __init__(self) -> None:
+        with PageBlocks() as self.blocks:
+            self.text = gr.Textbox("before", label="text")
+            self.choice = gr.Dropdown(["a", "b"], value="a", interactive=True)
+            self.several = gr.Dropdown([], value=[], multiselect=True, info="none")
+            self.kind = gr.Radio([("One", "1"), ("Two", "2")], value="1")
+            self.number = gr.Slider(0, 10, 3)
+            self.on = gr.Checkbox(False)
+            self.html = gr.HTML("before", elem_id="html")
+            self.button = gr.Button("go", visible=False)
+            self.timer = gr.Timer(2, active=False)
+            with gr.Tabs() as self.tabs:
+                gr.Tab("first", id="first")
+            self.column = gr.Column(visible=False)
+            self.upload = gr.UploadButton()
+            self.all: list[Block] = [value for value in vars(self).values() if isinstance(value, Block)][1:]
+            self.inputs = [
+                self.text,
+                self.choice,
+                self.several,
+                self.kind,
+                self.number,
+                self.on,
+            ]
+            self.text.change(lambda *held: None, self.inputs, self.all)
+        self.event: BlockFunction = self.blocks.fns[0]
+
+
+@pytest.fixture
+def controls() -> Controls:
+    return Controls()
+
+
+def answers(controls: Controls) -> Iterator[dict[Any, Any]]:
+    """What handlers answer, one after the other; the later build on the earlier."""
+    yield gr.skip()
+    yield {controls.html: "after", controls.text: "after", controls.number: 4, controls.on: True}
+    yield {
+        controls.choice: gr.update(choices=[("A", "a"), "c"], value="c"),
+        controls.several: gr.update(choices=[("X", "x"), ("Y", "y")], value=["y"], info="two"),
+        controls.kind: gr.update(value="2"),
+    }
+    yield {controls.choice: gr.update(visible=False), controls.button: gr.update(value="stop", visible=True)}
+    yield {controls.timer: gr.Timer(active=True), controls.tabs: gr.Tabs(selected="first")}
+    yield {controls.column: gr.update(visible=True), controls.html: gr.update(value="<b>", visible=None)}
+    yield {controls.text: None, controls.upload: gr.update(label="other")}
+    yield {controls.several: gr.update(choices=[], value=[]), controls.timer: gr.Timer(active=False)}
+
+
+def as_sent(answers: list[Any]) -> str:
+    """As JSON, without what gradio adds to each HTML of which nothing is to change: the type of the update as a property, for
+    which the browser would write the HTML again."""
+    return json.dumps(
+        [gr.skip() if value == gr.skip() | {"props": gr.skip()} else value for value in answers]
+    )
+
+
+def of_gradio(blocks: gr.Blocks, event: BlockFunction, answer: Any, session: SessionState) -> list[Any]:
+    return asyncio.run(gr.Blocks.postprocess_data(blocks, event, answer, session))
+
+
+def test_browsers_are_sent_what_gradio_would_send(controls: Controls) -> None:
+    gradios, ours = SessionState(controls.blocks), PageSession(controls.blocks)
+    for answer, same in zip(answers(controls), answers(controls), strict=True):  # gradio takes answers apart
+        expected = of_gradio(controls.blocks, controls.event, answer, gradios)
+        sent = asyncio.run(controls.blocks.postprocess_data(controls.event, same, ours))
+        assert as_sent(sent) == as_sent(expected)
+
+
+def test_plain_answers_are_not_left_to_gradio(controls: Controls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(gr.Blocks, "postprocess_data")
+    monkeypatch.delattr(gr.Blocks, "preprocess_data")
+    session = PageSession(controls.blocks)
+    for answer in list(answers(controls))[:-2]:
+        asyncio.run(controls.blocks.postprocess_data(controls.event, answer, session))
+    held = ["typed", "c", ["x"], "2", 5, True]
+    assert asyncio.run(controls.blocks.preprocess_data(controls.event, held, session)) == held
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        ["typed", "b", [], "2", 5, True],
+        [None, None, None, None, 0, None],
+        ["typed", "c", [], "1", 5, True],  # no such choice
+        ["typed", "a", ["x"], "1", 5, True],
+        ["typed", "a", [], "3", 5, True],
+        ["typed", "a", [], "1", 11, True],  # above the slider
+        ["typed", "a"],  # too few
+        [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, "a", [], "1", 5, True],
+    ],
+)
+def test_handlers_are_given_what_gradio_would_give_them(controls: Controls, held: list[Any]) -> None:
+    def outcome(preprocess: Any, session: SessionState) -> Any:
+        try:
+            return asyncio.run(preprocess(controls.event, list(held), session))
+        except Exception as error:
+            return type(error), str(error)
+
+    gradios = outcome(
+        lambda *given: gr.Blocks.preprocess_data(controls.blocks, *given), SessionState(controls.blocks)
+    )
+    assert outcome(controls.blocks.preprocess_data, PageSession(controls.blocks)) == gradios
+
+
+def test_a_choice_that_an_event_has_offered_is_valid_on_that_page_alone(controls: Controls) -> None:
+    offered, other = PageSession(controls.blocks), PageSession(controls.blocks)
+    answer = {controls.choice: gr.update(choices=["c"])}
+    asyncio.run(controls.blocks.postprocess_data(controls.event, answer, offered))
+    held = ["typed", "c", [], "1", 5, True]
+    assert asyncio.run(controls.blocks.preprocess_data(controls.event, held, offered))[1] == "c"
+    with pytest.raises(gr.Error, match="not in the list of choices"):
+        asyncio.run(controls.blocks.preprocess_data(controls.event, held, other))
+
+
+def test_whole_tabs_are_answered_as_gradio_would(workplace: Workplace) -> None:
+    blocks = page(workplace, "en")
+    events = {getattr(event.fn, "__qualname__", ""): event for event in blocks.fns.values()}
+    arrive = events["Navigation.open_run"]
+    answer, same = (arrive.fn("", "step", 0.6, False, "", "", "100") for _ in range(2))
+    expected = of_gradio(blocks, arrive, answer, SessionState(blocks))
+    sent = asyncio.run(blocks.postprocess_data(arrive, same, PageSession(blocks)))
+    assert as_sent(sent) == as_sent(expected)
+
+
+class Visits:
+    """The English page, and pages that ask it for the table of runs, each in a session of its own."""
+
+    def __init__(self, workplace: Workplace):
+        self.blocks = page(workplace, "en")
+        self.transport = httpx.ASGITransport(_mounted(self.blocks, ""))
+        self.event = next(event for event in self.blocks.fns.values() if event.name == "open_run")
+        self.sessions = self.blocks.state_holder
+
+    def come_and_go(self, names: Iterable[str]) -> None:
+        asyncio.run(self._ask(names))
+        gc.collect()
+
+    async def _ask(self, names: Iterable[str]) -> None:
+        async with httpx.AsyncClient(transport=self.transport, base_url="http://127.0.0.1") as client:
+            for name in names:
+                held = ["", "step", 0.6, False, "", "", "100"]
+                body = {"data": held, "fn_index": self.event._id, "session_hash": name}
+                answer = await client.post(f"/gradio_api/run/{self.event.api_name}", json=body)
+                assert answer.status_code == 200, answer.text
+
+
+@pytest.fixture
+def visits(workplace: Workplace) -> Visits:
+    return Visits(workplace)
+
+
+def test_pages_that_came_and_went_leave_next_to_nothing(visits: Visits) -> None:
+    visits.come_and_go(["first"])
+    before = collections.Counter(isinstance(item, Block) for item in gc.get_objects())
+    visits.come_and_go(f"visitor {number}" for number in range(VISITORS))
+    after = collections.Counter(isinstance(item, Block) for item in gc.get_objects())
+    assert after[True] == before[True]  # no component of its own for any of them
+    assert after[False] - before[False] < 20 * VISITORS
+    assert len(visits.sessions.session_data) == VISITORS + 1
+
+
+def test_pages_that_were_silent_for_long_are_forgotten(
+    visits: Visits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"visitor {number}" for number in range(VISITORS)]
+    visits.come_and_go(names)
+    sessions = [weakref.ref(visits.sessions[name]) for name in names]
+    visits.come_and_go(["within the time"])
+    assert all(session() for session in sessions)
+    monkeypatch.setattr(page_sessions, "KEPT", timedelta(0))
+    visits.come_and_go(["later"])
+    assert not any(session() for session in sessions)
+    assert list(visits.sessions.session_data) == list(visits.sessions.time_last_used) == ["later"]
+
+
+def test_a_page_that_was_forgotten_goes_on(visits: Visits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_sessions, "KEPT", timedelta(0))
+    visits.come_and_go(["early", "late", "early"])
+    assert list(visits.sessions.session_data) == ["early"]
+
+
+def test_no_more_sessions_are_held_than_a_number(visits: Visits) -> None:
+    visits.sessions.capacity = 3
+    visits.come_and_go(["a", "b", "c", "a", "d", "e"])
+    assert list(visits.sessions.session_data) == ["a", "d", "e"]

@@ -1,0 +1,135 @@
+"""`gr.Blocks` whose events do for each other page only what is new to it.
+
+Gradio hands every value of an event to a thread of its own accord, 119 times for a look at the form, and makes a component anew for
+each output, changed or not, for each page: half of what a tick took, and most of what a page held. Here plain values are treated on
+the spot, what is not in an answer is passed over, and equal components are one. What a browser gets is the same to the byte; any
+event that is not plain is left to gradio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import gradio as gr
+from gradio.block_function import BlockFunction
+from gradio.blocks import Block, postprocess_update_dict
+from gradio.components import Component
+from gradio.state_holder import SessionState
+from gradio.utils import delete_none, is_prop_update
+
+SCALARS = (str, int, float, bool, type(None))
+
+
+class PageBlocks(gr.Blocks):
+    """The components of the page, and those that events have made of them for any page that is still held."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.changed_components: WeakValueDictionary[tuple[int, str], Block] = WeakValueDictionary()
+
+    async def preprocess_data(
+        self, block_fn: BlockFunction, inputs: list[Any], state: SessionState | None, explicit_call: bool = False
+    ) -> list[Any]:  # fmt: skip
+        """What the handler is given for what the browser has sent."""
+        if state is not None and not explicit_call and _takes_plain(block_fn, inputs):
+            with contextlib.suppress(Exception):  # gradio meets it again, and says what is wrong
+                return [
+                    state.get(block._id, block).preprocess(value)
+                    for block, value in zip(block_fn.inputs, inputs, strict=False)
+                ]
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+
+    async def postprocess_data(
+        self, block_fn: BlockFunction, predictions: Any, state: SessionState | None
+    ) -> list[Any]:
+        """What the browser is sent for what the handler has answered."""
+        updates = _updates_by_place(block_fn, predictions)
+        if state is not None and updates is not None:
+            with contextlib.suppress(Exception):  # as above
+                answers: list[Any] = [gr.skip() for _ in block_fn.outputs]
+                for place, value in updates.items():
+                    answers[place] = self._answer(block_fn.outputs[place], value, state)
+                return answers
+        return await super().postprocess_data(block_fn, predictions, state)
+
+    def _answer(self, block: Block, value: Any, state: SessionState) -> Any:
+        if not _is_update(value):
+            return state.get(block._id, block).postprocess(value)
+        changes = (
+            value.constructor_args.copy() if isinstance(value, Block) else delete_none(value.copy(), skip_value=True)
+        )
+        component = self._changed(block._id, state.get(block._id, block), changes)
+        state[block._id] = component
+        return postprocess_update_dict(component, changes)  # type: ignore[arg-type]  # nothing else is ever an output
+
+    def _changed(self, id: int, component: Block, changes: Mapping[str, Any]) -> Block:
+        """The component with these arguments besides those that it has; the one that another page has, if there is one."""
+        arguments = {**component.constructor_args, **changes, "render": False}
+        for name in ("value", "__type__"):
+            arguments.pop(name, None)
+        try:
+            key = id, json.dumps(arguments, sort_keys=True)
+        except TypeError:  # something that is no JSON
+            return type(component)(**arguments)
+        if (known := self.changed_components.get(key)) is None:
+            known = self.changed_components[key] = type(component)(**arguments)
+        return known
+
+
+def _takes_plain(block_fn: BlockFunction, inputs: Sequence[Any]) -> bool:
+    """Whether the inputs of an event are values that gradio would hand to the components as they are."""
+    return (
+        block_fn.preprocess
+        and not block_fn.component_prop_inputs
+        and len(inputs) >= len(block_fn.inputs)
+        and all(isinstance(block, Component) and _holds_plain(block) for block in block_fn.inputs)
+        and all(map(_is_plain, inputs))
+    )
+
+
+def _updates_by_place(block_fn: BlockFunction, predictions: Any) -> dict[int, Any] | None:
+    """What is new, by the place of its component among the outputs; None if gradio has to say what it means."""
+    if not block_fn.postprocess or block_fn.is_validator_function or not isinstance(predictions, dict):
+        return None
+    if not predictions:
+        return None
+    if predictions == gr.skip():
+        return {}
+    places: dict[int, int] = {}
+    for place, block in enumerate(block_fn.outputs):
+        places.setdefault(block._id, place)
+    updates = {}
+    for block, value in predictions.items():
+        if not isinstance(block, Block) or block._id not in places or not _holds_plain(block):
+            return None
+        if not _is_plain_answer(value):
+            return None
+        updates[places[block._id]] = value
+    return updates
+
+
+def _holds_plain(block: Block) -> bool:
+    """Whether its values are neither files nor kept by the server."""
+    return not block.stateful and getattr(block, "data_model", None) is None
+
+
+def _is_update(value: Any) -> bool:
+    return isinstance(value, Block) or is_prop_update(value)
+
+
+def _is_plain_answer(value: Any) -> bool:
+    if _is_update(value):
+        changes = value.constructor_args if isinstance(value, Block) else value
+        return all(map(_is_plain, changes.values()))
+    return _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether no file can be in it."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, SCALARS)

@@ -1,0 +1,79 @@
+"""What the server keeps of each page that was opened: little, and not for ever.
+
+Gradio keeps a copy of the configuration of every component for each page, with its last value, for "deep links", which the
+studio does not have: 1 MB and 46 ms. It keeps those of ten thousand pages, since a page without `gr.State` does not tell that it is
+closed. Kept here are only the components that events have changed, since choices that an event has offered are valid later on.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from datetime import datetime, timedelta
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from gradio.blocks import BlocksConfig
+from gradio.routes import App
+from gradio.state_holder import SessionState, StateHolder
+from starlette.routing import Mount
+
+# A page that was left open and is used after that must be reloaded before what it chooses from lists is believed. Browsers
+# suspend a page that is not looked at, so silence does not mean that it is closed.
+KEPT = timedelta(days=7)
+MAX_SESSIONS = 5_000  # of one language; those are ended first that have been silent for longest
+
+
+class PageSession(SessionState):
+    """The components that events have changed for one page, before those that all pages have."""
+
+    def __init__(self, blocks: gr.Blocks):
+        common = blocks.default_config
+        self.blocks_config = BlocksConfig(blocks)
+        self.blocks_config.blocks = ChainMap({}, common.blocks)  # type: ignore[assignment]  # used as the dict that it stands for
+        self.blocks_config.fns, self.blocks_config.fn_id = common.fns, common.fn_id
+        self.config_values: dict[int, dict[str, Any]] = {}
+        self.state_data: dict[int, Any] = {}
+        self._state_ttl: dict[int, Any] = {}
+        self.is_closed = False
+        self.STATE_TTL_WHEN_CLOSED = 3600
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if isinstance(self.blocks_config.blocks.get(key), gr.State):
+            super().__setitem__(key, value)
+        else:
+            self.blocks_config.blocks[key] = value
+
+    def _update_config(self, key: int) -> None:
+        """No configuration is kept."""
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        """No value is kept."""
+
+
+class PageSessions(StateHolder):
+    """The sessions of one page app, by session hash, those that were used last at the end."""
+
+    def __getitem__(self, session_id: str) -> SessionState:
+        if session_id not in self.session_data:
+            self._end_old()
+            self.session_data[session_id] = PageSession(self.blocks)
+        return super().__getitem__(session_id)
+
+    def _end_old(self) -> None:
+        with self.lock:
+            while self.session_data:
+                oldest = next(iter(self.session_data))
+                if datetime.now() - self.time_last_used.get(oldest, datetime.min) < KEPT:
+                    return
+                del self.session_data[oldest]
+                self.time_last_used.pop(oldest, None)
+
+
+def keep_little(app: FastAPI, blocks: gr.Blocks) -> None:
+    """Have gradio keep its sessions here, for `blocks` that are mounted in `app`."""
+    blocks.state_session_capacity = MAX_SESSIONS
+    for route in app.routes:
+        if isinstance(route, Mount) and isinstance(route.app, App):
+            route.app.state_holder = PageSessions()
+            route.app.state_holder.set_blocks(blocks)
